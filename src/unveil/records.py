@@ -1,0 +1,158 @@
+"""The nouns: what the parts of a masked model hand to one another. All frozen, none knows a model.
+
+Shapes: B batch, C channels, N tokens, V visible, P predicted, Q queries, R prefix, D width, M modalities.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from .chance import Chance
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True)
+class Modality:
+    """One kind of map that a sample carries, and the statistics that normalise it.
+
+    `mean` and `std` are per channel, in units of [0, 1] images.
+    """
+
+    name: str = "rgb"
+    channels: int = 3
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    std: tuple[float, ...] = IMAGENET_STD
+
+    def __post_init__(self) -> None:
+        if not len(self.mean) == len(self.std) == self.channels:
+            raise ValueError(
+                f"modality {self.name!r} has {self.channels} channels, so it needs {self.channels} means and stds;"
+                f" got {len(self.mean)} and {len(self.std)}"
+            )
+
+
+RGB = Modality()
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Samples as the model reads them.
+
+    `maps` has one tensor per modality, `B C H W`, float in [0, 1] (uint8 in 0..255 until `on` moves it to a device).
+    `key` is each sample's source of chance, `progress` the share of training done, a 0-d tensor in [0, 1].
+    """
+
+    maps: Mapping[str, Tensor]
+    key: Int[Tensor, " B"]
+    progress: Float[Tensor, ""]
+
+    def __len__(self) -> int:
+        return len(self.key)
+
+    @property
+    def chance(self) -> Chance:
+        return Chance(self.key)
+
+    def __getitem__(self, samples: slice) -> Batch:
+        """Some of the samples: the micro-batches of an accumulated step."""
+        return Batch({name: m[samples] for name, m in self.maps.items()}, self.key[samples], self.progress)
+
+    def on(self, device: torch.device | str) -> Batch:
+        """The same batch on a device, its maps in [0, 1]. Bytes travel as bytes and are scaled where they arrive."""
+        return Batch(
+            {name: unit(m.to(device, non_blocking=True)) for name, m in self.maps.items()},
+            self.key.to(device, non_blocking=True),
+            self.progress.to(device, non_blocking=True),
+        )
+
+
+def unit(image: Tensor) -> Float[Tensor, "..."]:
+    """An image in [0, 1], float32: uint8 is divided by 255, float passes."""
+    return image.float() / 255 if image.dtype == torch.uint8 else image.float()
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where each modality sits on one sequence of token ids, and the grid of cells they share."""
+
+    spans: Mapping[str, slice]
+    grid: tuple[int, int]
+
+    @property
+    def num_cells(self) -> int:
+        return self.grid[0] * self.grid[1]
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.spans) * self.num_cells
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Some of the tokens of a sequence; `ids` says which they are (id = modality x cells + cell)."""
+
+    values: Float[Tensor, "B V D"]
+    ids: Int[Tensor, "B V"]
+    layout: Layout
+
+    @property
+    def cells(self) -> Int[Tensor, "B V"]:
+        return self.ids % self.layout.num_cells
+
+    def take(self, places: Int[Tensor, "B K"]) -> Tokens:
+        """The tokens at these places of the sequence."""
+        return replace(self, values=take(self.values, places), ids=take(self.ids, places))
+
+
+@dataclass(frozen=True)
+class Mask:
+    """The token ids that the encoder reads, and those that the decoders are asked for."""
+
+    visible: Int[Tensor, "B V"]
+    predicted: Int[Tensor, "B P"]
+
+
+@dataclass(frozen=True)
+class Queries:
+    """What one decoder is asked: token ids, their cells on its modality's grid, and how much each counts."""
+
+    ids: Int[Tensor, "B Q"]
+    cells: Int[Tensor, "B Q"]
+    weight: Float[Tensor, "B Q"]
+
+
+@dataclass(frozen=True)
+class Observation:
+    """What a teacher saw in the whole, unmasked input."""
+
+    attention: Float[Tensor, "B N"]
+    features: Float[Tensor, "B N D"]
+
+
+Observations = Mapping[str, Observation]
+
+
+@dataclass(frozen=True)
+class Latents:
+    """The encoder's output: R prefix tokens, then the tokens it read, in the order of `tokens`.
+
+    `layers` holds the maps that were asked for: 0 is the input of the first block, k the output of block k.
+    """
+
+    final: Float[Tensor, "B R+V D"]
+    layers: Mapping[int, Float[Tensor, "B R+V D"]]
+    tokens: Tokens
+    num_prefix: int
+
+
+def take(x: Tensor, places: Int[Tensor, "B K"]) -> Tensor:
+    """Gather along dim 1: (B, N, ...) at (B, K) -> (B, K, ...)."""
+    index = places.reshape(*places.shape, *[1] * (x.dim() - 2)).expand(*places.shape, *x.shape[2:])
+    return x.gather(1, index)
