@@ -1,0 +1,39 @@
+"""The report of one or several runs: read from their folders, written as one HTML file that needs no network."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from .files import write_whole
+from .page import page
+from .run_folder import Run, read_run
+
+__all__ = ["write_report"]
+
+
+def write_report(runs: Sequence[str | Path], out: str | Path | None = None) -> Path:
+    """Write `report.html` from run folders into the first of them, or to `out` (a file or a folder); returns its path.
+
+    FileNotFoundError or ValueError where a folder is missing or is no run.
+    """
+    folders = list({Path(run).resolve(): Path(run) for run in runs}.values())
+    if not folders:
+        raise ValueError("a report needs at least one run folder; got none")
+    read = _told_apart([read_run(folder) for folder in folders])
+    path = Path(out) if out is not None else folders[0] / "report.html"
+    if path.is_dir():
+        path = path / "report.html"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(path, page(read).encode())
+    return path
+
+
+def _told_apart(runs: Sequence[Run]) -> list[Run]:
+    """Runs whose folders share a name get the parent's name in front."""
+    names = [run.name for run in runs]
+    return [
+        replace(run, name=f"{run.path.resolve().parent.name}/{run.name}") if names.count(run.name) > 1 else run
+        for run in runs
+    ]

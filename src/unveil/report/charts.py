@@ -1,0 +1,202 @@
+"""Line charts as inline SVG: light, crisp at any size, readable without script, with a read-out where there is one."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float
+
+from .markup import Markup, figure, tag
+
+NUM_COLOURS = 7
+WIDTH, HEIGHT = 460, 270
+LEFT, RIGHT, TOP, BOTTOM = 56, 450, 12, 226  # the plot's edges inside the picture
+_MOST_POINTS = 400
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line of a chart. `noisy` values are drawn thin below a thick smoothed line."""
+
+    name: str
+    x: Sequence[float]
+    y: Sequence[float]
+    colour: int = 0
+    noisy: bool = False
+    is_dashed: bool = False
+
+
+@dataclass(frozen=True)
+class Scale:
+    """Values on an axis of pixels, linear or logarithmic."""
+
+    low: float
+    high: float
+    start: float
+    end: float
+    is_log: bool = False
+
+    def __call__(self, values: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
+        """Where the values lie, in pixels."""
+        low, high = self.low, self.high
+        if self.is_log:
+            low, high, values = math.log(low), math.log(high), np.log(np.maximum(values, 1e-300))
+        return self.start + (values - low) / (high - low) * (self.end - self.start)
+
+
+def line_chart(
+    title: str,
+    lines: Sequence[Line],
+    *,
+    x_label: str = "epoch",
+    note: str = "",
+    is_log: bool = False,
+    offers_log: bool = False,
+    from_zero: bool = False,
+) -> Markup | None:
+    """A figure with a title, axes, the lines and their legend; None where no line has a finite value.
+
+    `offers_log` adds a switch between a linear and a logarithmic axis.
+    """
+    drawn = [(line, *_finite(line, is_log)) for line in lines]
+    drawn = [(line, x, y) for line, x, y in drawn if len(x)]
+    if not drawn:
+        return None
+    pictures = [_svg(title, drawn, x_label, is_log, from_zero)]
+    switch = None
+    if offers_log and all((y > 0).all() for _, _, y in drawn):
+        pictures.append(_svg(title, drawn, x_label, not is_log, from_zero))
+        switch = tag("label", tag("input", type="checkbox"), " log scale", class_="switch")
+    names = [
+        tag("span", tag("i", class_="dash" if line.is_dashed else None), line.name, class_=f"key s{_slot(line.colour)}")
+        for line, _, _ in drawn
+    ]
+    legend = tag("div", *names, class_="legend") if len(drawn) > 1 else None
+    caption = tag("figcaption", tag("strong", title), tag("span", note, class_="aside") if note else None, switch)
+    return tag("figure", caption, legend, *pictures, class_="chart")
+
+
+def smoothed(y: Float[np.ndarray, " n"], half_width: int) -> Float[np.ndarray, " n"]:
+    """A centred moving average whose window shrinks towards both ends, so that neither end is bent."""
+    n = len(y)
+    half = np.minimum(half_width, np.minimum(np.arange(n), np.arange(n)[::-1]))
+    total = np.concatenate([[0.0], np.cumsum(y, dtype=np.float64)])
+    places = np.arange(n)
+    return (total[places + half + 1] - total[places - half]) / (2 * half + 1)
+
+
+def nice_ticks(low: float, high: float, about: int = 5) -> list[float]:
+    """Round values (1, 2, 2.5 or 5 times a power of ten) inside [low, high]."""
+    rough = (high - low) / about
+    power = 10.0 ** math.floor(math.log10(rough))
+    step = next(m * power for m in (1, 2, 2.5, 5, 10) if m * power >= rough * 0.999)
+    first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
+    return [float(f"{i * step:.12g}") for i in range(first, last + 1)]
+
+
+def log_ticks(low: float, high: float) -> list[float]:
+    """Round values for a logarithmic axis: 1, 2, 5 times powers of ten, fewer over many decades."""
+    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    wide = math.log10(high / low) > 3
+    stride = max(1, round(len(powers) / 6))
+    factors = (1,) if wide else (1, 2, 5)
+    ticks = [float(f"{m}e{p}") for p in powers for m in factors if not wide or p % stride == 0]
+    ticks = [t for t in ticks if low <= t <= high]
+    return ticks if len(ticks) >= 3 else nice_ticks(low, high)
+
+
+def _finite(line: Line, is_log: bool) -> tuple[Float[np.ndarray, " n"], Float[np.ndarray, " n"]]:
+    x, y = np.asarray(line.x, np.float64), np.asarray(line.y, np.float64)
+    kept = np.isfinite(x) & np.isfinite(y) & ((y > 0) if is_log else True)
+    return x[kept], y[kept]
+
+
+def _slot(colour: int) -> int:
+    return colour % NUM_COLOURS
+
+
+def _range(values: Float[np.ndarray, " n"], is_log: bool, from_zero: bool) -> tuple[float, float]:
+    low, high = float(values.min()), float(values.max())
+    if is_log:
+        margin = max((high / low) ** 0.05, 1.05)
+        return low / margin, high * margin
+    low = min(low, 0.0) if from_zero else low
+    margin = (high - low) * 0.06 or abs(high) * 0.1 or 1.0
+    return low if from_zero and low == 0 else low - margin, high + margin
+
+
+def _svg(
+    title: str, drawn: Sequence[tuple[Line, np.ndarray, np.ndarray]], x_label: str, is_log: bool, from_zero: bool
+) -> Markup:
+    all_x, all_y = (np.concatenate([d[i] for d in drawn]) for i in (1, 2))
+    x_low, x_high = float(all_x.min()), float(all_x.max())
+    across = Scale(x_low, x_high if x_high > x_low else x_low + 1, LEFT, RIGHT)
+    up = Scale(*_range(all_y, is_log, from_zero), BOTTOM, TOP, is_log)
+    said = "; ".join(f"{line.name} from {figure(y[0])} to {figure(y[-1])}" for line, _, y in drawn)
+    return tag(
+        "svg",
+        tag("title", f"{title} over {x_label}: {said}"),
+        *_axes(across, up, x_label),
+        *(part for line, x, y in drawn for part in _paths(line, across, up, x, y)),
+        tag("line", class_="cursor", y1=TOP, y2=BOTTOM),
+        viewBox=f"0 0 {WIDTH} {HEIGHT}",
+        role="img",
+        class_="log" if is_log else "linear",
+        data_x=f"{across.low} {across.high} {across.start} {across.end}",
+        data_y=f"{up.low} {up.high} {up.start} {up.end}",
+        data_label=x_label,
+    )
+
+
+def _axes(across: Scale, up: Scale, x_label: str) -> list[Markup]:
+    y_ticks = log_ticks(up.low, up.high) if up.is_log else nice_ticks(up.low, up.high)
+    x_ticks = nice_ticks(across.low, across.high, 6)
+    parts = []
+    for value, y in zip(y_ticks, up(np.array(y_ticks)), strict=True):
+        parts.append(tag("line", class_="grid", x1=LEFT, x2=RIGHT, y1=f"{y:.1f}", y2=f"{y:.1f}"))
+        parts.append(tag("text", _short(value), x=LEFT - 8, y=f"{y + 4:.1f}", text_anchor="end"))
+    for value, x in zip(x_ticks, across(np.array(x_ticks)), strict=True):
+        parts.append(tag("line", class_="tick", x1=f"{x:.1f}", x2=f"{x:.1f}", y1=BOTTOM, y2=BOTTOM + 4))
+        parts.append(tag("text", _short(value), x=f"{x:.1f}", y=BOTTOM + 18, text_anchor="middle"))
+    parts.append(tag("line", class_="axis", x1=LEFT, x2=RIGHT, y1=BOTTOM, y2=BOTTOM))
+    parts.append(tag("text", x_label, x=(LEFT + RIGHT) / 2, y=HEIGHT - 6, text_anchor="middle", class_="label"))
+    return parts
+
+
+def _short(value: float) -> str:
+    """A tick's value in few characters."""
+    if value and (abs(value) < 1e-3 or abs(value) >= 1e6):
+        mantissa, exponent = f"{value:.3g}".split("e") if "e" in f"{value:.3g}" else f"{value:.2e}".split("e")
+        mantissa = mantissa.rstrip("0").rstrip(".") if "." in mantissa else mantissa
+        return f"{mantissa}e{int(exponent)}"
+    if abs(value) >= 10_000:
+        return f"{value / 1000:g}k"
+    return f"{value:g}"
+
+
+def _paths(line: Line, across: Scale, up: Scale, x: np.ndarray, y: np.ndarray) -> list[Markup]:
+    classes = f"line s{_slot(line.colour)}" + (" dash" if line.is_dashed or line.colour >= NUM_COLOURS else "")
+    order = np.argsort(x, kind="stable")
+    x, y = x[order], y[order]
+    parts = []
+    if line.noisy and len(x) > 8:
+        parts.append(tag("path", d=_path(across(x), up(y)), class_=f"raw s{_slot(line.colour)}"))
+        y = smoothed(y, max(1, len(y) // 40))
+    elif len(x) <= 30:
+        dot = f"dot s{_slot(line.colour)}"
+        places = zip(across(x), up(y), strict=True)
+        parts += [tag("circle", cx=f"{a:.1f}", cy=f"{b:.1f}", r=2.6, class_=dot) for a, b in places]
+    parts.append(tag("path", d=_path(across(x), up(y)), class_=classes, data_name=line.name))
+    return parts
+
+
+def _path(x: Float[np.ndarray, " n"], y: Float[np.ndarray, " n"]) -> str:
+    """The points as path data; of very many, the lowest and the highest of each stretch, so that no spike is lost."""
+    if len(x) > _MOST_POINTS:
+        stretches = np.array_split(np.arange(len(x)), _MOST_POINTS // 2)
+        kept = sorted({int(i) for s in stretches for i in (s[y[s].argmin()], s[y[s].argmax()])} | {0, len(x) - 1})
+        x, y = x[kept], y[kept]
+    return "M" + "L".join(f"{a:.1f} {b:.2f}" for a, b in zip(x, y, strict=True))

@@ -1,0 +1,107 @@
+"""HTML as values: plain text is escaped wherever it enters, so no name in a run can become markup."""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+import math
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from PIL import Image
+
+_VOID = frozenset({"img", "meta", "input", "br"})
+
+
+class Markup(str):
+    """Text that is HTML already. Only the functions of this room make it."""
+
+    __slots__ = ()
+
+
+def tag(name: str, /, *children: object, **attributes: object) -> Markup:
+    """An element. Children that are not Markup are escaped, None is left out.
+
+    An attribute's trailing underscore is dropped and the others become hyphens; None and False leave it out.
+    """
+    written = "".join(
+        f" {key.rstrip('_').replace('_', '-')}" + ("" if value is True else f'="{html.escape(str(value))}"')
+        for key, value in attributes.items()
+        if value is not None and value is not False
+    )
+    return Markup(f"<{name}{written}>" if name in _VOID else f"<{name}{written}>{join(children)}</{name}>")
+
+
+def join(children: Iterable[object]) -> Markup:
+    """Children one after another, escaped unless they are Markup; None is left out."""
+    return Markup("".join(c if isinstance(c, Markup) else html.escape(str(c)) for c in children if c is not None))
+
+
+def table(head: Sequence[object], rows: Iterable[Sequence[object]], **attributes: object) -> Markup:
+    """A table whose first column names its rows; too wide a one scrolls in its own box."""
+    header = tag("tr", *(tag("th", h, scope="col") for h in head))
+    body = [tag("tr", tag("th", row[0], scope="row"), *(tag("td", cell) for cell in row[1:])) for row in rows]
+    whole = tag("table", tag("thead", header), tag("tbody", *body), **attributes)
+    return tag("div", whole, class_="scroll", tabindex="0")
+
+
+def figure(value: float, digits: int = 3) -> str:
+    """A number for reading: significant digits, thousands apart, a dash for what is not known."""
+    if not math.isfinite(value):
+        return "–" if math.isnan(value) else "∞" if value > 0 else "−∞"
+    if abs(value) >= 10 ** (digits - 1) and abs(value) < 1e9:
+        return f"{value:,.0f}"
+    if value and (abs(value) < 1e-3 or abs(value) >= 1e9):
+        mantissa, exponent = f"{value:.{digits - 1}e}".split("e")
+        return f"{mantissa.rstrip('0').rstrip('.') if '.' in mantissa else mantissa}e{int(exponent)}"
+    return f"{value:#.{digits}g}".rstrip(".")
+
+
+def percent(share: float) -> str:
+    """A share in [0, 1] as percent."""
+    return f"{100 * share:.1f} %" if math.isfinite(share) else "–"
+
+
+def count(value: float) -> str:
+    """A large count, rounded: 86.1 M."""
+    for size, unit in ((1e9, " G"), (1e6, " M"), (1e4, " k")):
+        if abs(value) >= size:
+            return f"{value / (size if unit != ' k' else 1e3):.1f}{unit}"
+    return figure(value, 5)
+
+
+def duration(seconds: float) -> str:
+    """Seconds as a person says them."""
+    if not math.isfinite(seconds):
+        return "–"
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def picture(path: Path | None, alt: str, longest: int = 256) -> Markup:
+    """An image with its bytes inside the page, small ones without loss, larger ones as JPEG; else a box that says so.
+
+    `longest` bounds its longer side in pixels.
+    """
+    try:
+        if path is None:
+            raise FileNotFoundError("no file named")
+        with Image.open(path) as opened:
+            image = opened.convert("RGB")
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        return tag("span", "no picture", class_="gone", role="img", aria_label=f"{alt}: the picture cannot be read")
+    image.thumbnail((longest, longest), Image.Resampling.LANCZOS)
+    small = max(image.size) <= 128
+    buffer = io.BytesIO()
+    if small:
+        image.save(buffer, "PNG", optimize=True)
+    else:
+        image.save(buffer, "JPEG", quality=86, optimize=True)
+    source = f"data:image/{'png' if small else 'jpeg'};base64,{base64.b64encode(buffer.getvalue()).decode()}"
+    return tag(
+        "img", src=source, alt=alt, width=image.width, height=image.height,
+        class_="pixels" if max(image.size) <= 96 else None,
+    )  # fmt: skip

@@ -1,0 +1,201 @@
+"""The picture files that a run leaves for its report, and the few image operations that make them.
+
+Images are uint8 arrays `H W 3`; a grid is (rows, columns) of patches, numbered row by row.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Float, Int, UInt8
+from PIL import Image
+
+from .files import write_whole
+
+Picture = UInt8[np.ndarray, "H W 3"]
+Grid = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Probe:
+    """One fixed image as the model met it at one epoch: what it is, what was visible, what came back."""
+
+    name: str
+    original: Picture
+    hidden: Picture
+    reconstructed: Picture
+    attention: Picture | None = None
+
+
+@dataclass(frozen=True)
+class Near:
+    """One image, for a neighbour with its distance from the query, and its label where there is one."""
+
+    image: Picture
+    distance: float = 0.0
+    label: str | None = None
+
+
+def write_probes(
+    run_dir: str | Path, epoch: float, step: int, items: Sequence[Probe], norm_pix: bool, note: str = ""
+) -> None:
+    """Add the probes of one step to `pictures/` in a run folder; the same step again replaces them.
+
+    `note` is a sentence for the reader, such as how the channels are shown.
+    """
+    folder = _pictures(run_dir)
+    entries = []
+    for i, item in enumerate(items):
+        entry: dict[str, Any] = {"probe": i, "attention": None}
+        for role in ("original", "hidden", "reconstructed", "attention"):
+            image = getattr(item, role)
+            if image is not None:
+                entry[role] = f"step{step:08d}-probe{i}-{role}.png"
+                write_whole(folder / entry[role], png(image))
+        entries.append(entry)
+    epochs = [e for e in _epochs_so_far(folder / "index.json") if e.get("step") != step]
+    epochs.append({"epoch": epoch, "step": step, "items": entries})
+    epochs.sort(key=lambda e: e.get("step", 0))
+    index = {"probes": [{"name": i.name} for i in items], "epochs": epochs, "norm_pix": norm_pix, "note": note}
+    write_whole(folder / "index.json", json.dumps(index, indent=1).encode())
+
+
+def write_neighbours(run_dir: str | Path, rows: Sequence[tuple[Near, Sequence[Near]]]) -> None:
+    """Write `pictures/neighbours.json` and its images: per row a query and its neighbours, nearest first."""
+    folder = _pictures(run_dir)
+    described = []
+    for q, (query, neighbours) in enumerate(rows):
+        write_whole(folder / f"query{q}.png", png(query.image))
+        found = []
+        for n, near in enumerate(neighbours):
+            name = f"query{q}-near{n}.png"
+            write_whole(folder / name, png(near.image))
+            found.append({"image": name, "distance": float(near.distance), "label": near.label})
+        described.append({"query": f"query{q}.png", "query_label": query.label, "neighbours": found})
+    write_whole(folder / "neighbours.json", json.dumps(described, indent=1).encode())
+
+
+def viewable(
+    image: Float[np.ndarray, "C H W"], like: Float[np.ndarray, "C H W"] | None = None
+) -> UInt8[np.ndarray, "H W 3"]:
+    """An image of any number of channels, in [0, 1], as one to look at.
+
+    One channel is grey, three are RGB. Of any other number the first three bands are shown (of two: both, and their
+    mean), each stretched from its 1st to its 99th percentile; `like` lends the percentiles, so that a reconstruction
+    is stretched as its original is.
+    """
+    if image.ndim != 3 or not len(image):
+        raise ValueError(f"an image to view has the shape C H W with at least one channel; got {image.shape}")
+    image = np.nan_to_num(image.astype(np.float32))
+    if len(image) == 1:
+        bands = np.repeat(image, 3, axis=0)
+    elif len(image) == 3:
+        bands = image
+    else:
+        bands = _first_bands(image)
+        reference = bands if like is None else _first_bands(np.nan_to_num(like.astype(np.float32)))
+        low, high = np.percentile(reference, (1, 99), axis=(1, 2), keepdims=True)
+        bands = (bands - low) / np.maximum(high - low, 1e-6)
+    return (bands.clip(0, 1) * 255 + 0.5).astype(np.uint8).transpose(1, 2, 0)
+
+
+def how_viewed(channels: int) -> str:
+    """The sentence that says what `viewable` did to an image with this many channels; empty for grey and RGB."""
+    if channels in (1, 3):
+        return ""
+    shown = "both bands and their mean" if channels == 2 else f"the first three of {channels} bands"
+    return f"Pictures show {shown} as red, green and blue, each with its contrast stretched."
+
+
+def hide_patches(
+    image: Picture, hidden: Int[np.ndarray, " K"] | Sequence[int], grid: Grid, shade: int = 128
+) -> Picture:
+    """The image with the hidden patches grey."""
+    return np.where(_pixels(image, hidden, grid)[..., None], np.uint8(shade), image)
+
+
+def paste(image: Picture, reconstructed: Picture, hidden: Int[np.ndarray, " K"] | Sequence[int], grid: Grid) -> Picture:
+    """The image with the hidden patches taken from the reconstruction."""
+    return np.where(_pixels(image, hidden, grid)[..., None], reconstructed, image)
+
+
+def attention_overlay(image: Picture, attention: Float[np.ndarray, "h w"], strength: float = 0.65) -> Picture:
+    """An attention map, scaled from its lowest to its highest value, in colours over the image in grey."""
+    attention = attention.astype(np.float32)
+    spread = float(attention.max() - attention.min())
+    unit = (attention - attention.min()) / (spread or 1.0)
+    height, width = image.shape[:2]
+    smooth = np.asarray(Image.fromarray(unit).resize((width, height), Image.Resampling.BILINEAR))
+    grey = image.astype(np.float32) @ np.array([0.299, 0.587, 0.114], np.float32)
+    blend = strength * colours(smooth) + (1 - strength) * grey[..., None]
+    return (blend + 0.5).astype(np.uint8)
+
+
+def colours(values: Float[np.ndarray, "*shape"]) -> UInt8[np.ndarray, "*shape 3"]:
+    """Values in [0, 1] as colours from deep violet to pale yellow, lightness rising evenly.
+
+    The map is a straight line in lightness and a sweep of hue in Oklab (Ottosson, 2020).
+    """
+    t = np.clip(np.nan_to_num(values), 0, 1).astype(np.float32)
+    hue, chroma = np.radians(290 + 180 * t), 0.04 + 0.13 * np.sin(np.pi * (0.12 + 0.74 * t))
+    lab = np.stack([0.2 + 0.75 * t, chroma * np.cos(hue), chroma * np.sin(hue)], axis=-1)
+    linear = (lab @ _LAB_TO_LMS.T) ** 3 @ _LMS_TO_RGB.T
+    linear = linear.clip(0, 1)
+    srgb = np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
+    return (srgb * 255 + 0.5).astype(np.uint8)
+
+
+def png(image: Picture) -> bytes:
+    """The image as the bytes of a PNG file."""
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+        raise ValueError(f"a picture is uint8 of shape H W 3; got {image.dtype} of shape {image.shape}")
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+# Oklab to cone responses, and cone responses to linear sRGB (Ottosson, 2020).
+_LAB_TO_LMS = np.array(
+    [[1, 0.3963377774, 0.2158037573], [1, -0.1055613458, -0.0638541728], [1, -0.0894841775, -1.2914855480]]
+)
+_LMS_TO_RGB = np.array(
+    [
+        [4.0767416621, -3.3077115913, 0.2309699292],
+        [-1.2684380046, 2.6097574011, -0.3413193965],
+        [-0.0041960863, -0.7034186147, 1.7076147010],
+    ]
+)
+
+
+def _first_bands(image: Float[np.ndarray, "C H W"]) -> Float[np.ndarray, "3 H W"]:
+    return np.concatenate([image, image.mean(axis=0, keepdims=True)]) if len(image) == 2 else image[:3]
+
+
+def _pixels(image: Picture, patches: Int[np.ndarray, " K"] | Sequence[int], grid: Grid) -> Bool[np.ndarray, "H W"]:
+    """Which pixels lie in the patches."""
+    (height, width), (rows, columns) = image.shape[:2], grid
+    if height % rows or width % columns:
+        raise ValueError(f"a grid of {rows} x {columns} patches does not divide an image of {height} x {width} pixels")
+    inside = np.zeros(rows * columns, bool)
+    inside[np.asarray(patches, np.int64)] = True
+    return np.kron(inside.reshape(rows, columns), np.ones((height // rows, width // columns), bool))
+
+
+def _pictures(run_dir: str | Path) -> Path:
+    folder = Path(run_dir) / "pictures"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def _epochs_so_far(index: Path) -> list[dict[str, Any]]:
+    """What the index lists already; an index that cannot be read is begun again."""
+    try:
+        return [e for e in json.loads(index.read_text())["epochs"] if isinstance(e, dict)]
+    except (OSError, ValueError, KeyError, TypeError):
+        return []

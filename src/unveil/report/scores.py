@@ -1,0 +1,113 @@
+"""The sections that compare: runs with one another, and features with their baselines. One function a section."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+
+from .charts import NUM_COLOURS
+from .markup import Markup, duration, figure, percent, table, tag
+from .run import Evaluation, Run
+from .sections import Runs, section
+
+
+def comparison(runs: Runs) -> Markup | None:
+    """A table of several runs, the best value of each row in bold."""
+    if len(runs) < 2:
+        return None
+    dials = sorted({str(k) for run in runs for k in run.mapping("dials")} - {"size", "epochs"})
+    differing = [d for d in dials if len({run.text("dials", d) for run in runs}) > 1]
+    alike = len({(run.text("model", "norm_pix"), run.text("dials", "target"), _share_hidden(run)) for run in runs}) == 1
+    words = [("recipe", [run.text("recipe") for run in runs]), ("size", [run.text("dials", "size") for run in runs])]
+    words += [(d, [run.text("dials", d) for run in runs]) for d in differing]
+    words += [("status", [run.text("status") for run in runs])]
+    rows: list[list[object]] = [[name, *(v or "–" for v in values)] for name, values in words if any(values)]
+    better_if_less = min if alike else None
+    measures: list[tuple[str, list[float], Callable[..., float] | None, Callable[[float], str]]] = [
+        ("epochs", [run.epochs_done for run in runs], None, figure),
+        ("time", [run.seconds for run in runs], min, duration),
+        ("images/s", [run.images_per_second for run in runs], max, figure),
+        ("final loss", [run.final_loss for run in runs], better_if_less, figure),
+        ("held-out loss", [run.last_signals.heldout_loss for run in runs], better_if_less, figure),
+        ("RankMe", [run.last_signals.rankme for run in runs], max, figure),
+    ]
+    for key in sorted({(e.protocol, e.data) for run in runs for e in run.evaluations}):
+        name = f"{key[0]} accuracy"
+        measures.append((name, [_accuracy(run, key) for run in runs], max, percent))
+    rows += [[name, *_best_bold(values, best, shown)] for name, values, best, shown in measures if _any(values)]
+    head = ["", *(tag("span", tag("i", class_=f"spot s{i % NUM_COLOURS}"), r.name) for i, r in enumerate(runs))]
+    explained = "The best value of a row is bold. " + (
+        "All runs share target and share hidden, so their losses compare."
+        if alike
+        else "The runs differ in target or in the share hidden, so their losses do not compare, and none is bold."
+    )
+    return section("Side by side", table(head, rows, class_="compare"), explained=explained)
+
+
+def evaluations(runs: Runs) -> Markup | None:
+    """What frozen features are worth: bars for the runs and their baselines, a card per protocol."""
+    keys = list(dict.fromkeys((e.protocol, e.data) for run in runs for e in run.evaluations))
+    blocks = [_protocol(runs, *key) for key in keys]
+    if not blocks:
+        return None
+    explained = "Baselines see the same images through the same protocol: raw pixels, and the same encoder untrained."
+    return section("Evaluation", *blocks, explained=explained)
+
+
+def _share_hidden(run: Run) -> str:
+    visible, tokens = run.number("model", "num_visible"), run.number("model", "num_tokens")
+    return f"{visible / tokens:.3f}" if tokens > 0 else run.text("dials", "visible")
+
+
+def _accuracy(run: Run, key: tuple[str, str]) -> float:
+    found = [e for e in run.evaluations if (e.protocol, e.data) == key]
+    return found[0].metrics.get("accuracy", math.nan) if found else math.nan
+
+
+def _any(values: Iterable[float]) -> bool:
+    return any(math.isfinite(v) for v in values)
+
+
+def _best_bold(
+    values: Sequence[float], best: Callable[..., float] | None, shown: Callable[[float], str]
+) -> list[object]:
+    known = [v for v in values if math.isfinite(v)]
+    top = best(known) if best and len(known) > 1 else None
+    return [tag("strong", shown(v)) if v == top else shown(v) for v in values]
+
+
+def _protocol(runs: Runs, protocol: str, data: str) -> Markup:
+    key = (protocol, data)
+    told = [(i, run, e) for i, run in enumerate(runs) for e in run.evaluations if (e.protocol, e.data) == key]
+    metrics = list(dict.fromkeys(name for _, _, e in told for name in e.metrics))
+    bars = [_bars(metric, told) for metric in metrics]
+    card = next((e.card for _, _, e in told if e.card), "")
+    heading = tag("h3", protocol, tag("span", f" on {data}" if data else "", class_="aside"))
+    return tag("article", heading, *bars, tag("p", card, class_="remark") if card else None, class_="protocol")
+
+
+def _bars(metric: str, told: Sequence[tuple[int, Run, Evaluation]]) -> Markup:
+    """One bar per baseline, said once where runs agree on it, then one per run."""
+    rows: dict[str, tuple[float, str]] = {}
+    for _, run, evaluation in told:
+        for name, values in evaluation.baselines.items():
+            value = values.get(metric, math.nan)
+            agreed = all(e.baselines.get(name, {}).get(metric) == value for _, _, e in told)
+            rows[name if agreed else f"{name}, as {run.name}"] = (value, "base")
+    for place, run, evaluation in told:
+        name = f"trained, {run.name}" if len(told) > 1 else "trained"
+        rows[name] = (evaluation.metrics.get(metric, math.nan), f"s{place % NUM_COLOURS}")
+    known = [v for v, _ in rows.values() if math.isfinite(v)]
+    is_share = metric.startswith(("accuracy", "top", "miou")) and all(0 <= v <= 1 for v in known)
+    longest = 1.0 if is_share else max(map(abs, known), default=1.0) or 1.0
+    drawn = [
+        tag(
+            "div",
+            tag("span", name, class_="who"),
+            tag("span", tag("i", class_=colour, style=f"width:{100 * min(abs(v) / longest, 1):.1f}%"), class_="bar"),
+            tag("span", percent(v) if is_share else figure(v), class_="value"),
+        )
+        for name, (v, colour) in rows.items()
+        if math.isfinite(v)
+    ]
+    return tag("div", tag("p", metric.replace("_", " "), class_="metric"), *drawn, class_="bars")
