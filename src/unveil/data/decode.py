@@ -1,0 +1,225 @@
+"""Encoded bytes to pixels: simplejpeg for plain JPEG, Pillow for the rest, always by content, never by extension."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+import simplejpeg
+import torch
+from jaxtyping import Shaped
+from PIL import Image, UnidentifiedImageError
+from PIL.TiffImagePlugin import TiffImageFile
+from torch import Tensor
+
+from .tiff import ChannelTiff, in_unit, is_tiff
+
+T = TypeVar("T")
+
+EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif")
+MAX_PIXELS = 178_956_970  # where Pillow, too, refuses an image as a decompression bomb
+LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, as JPEG and Pillow weigh red, green and blue
+
+# Tags of EXIF and TIFF.
+_WIDTH, _HEIGHT, _BITS_PER_SAMPLE, _ORIENTATION, _SAMPLES_PER_PIXEL = 0x0100, 0x0101, 0x0102, 0x0112, 0x0115
+_GREY = ("1", "L", "LA", "La", "I", "I;16", "I;16L", "I;16B", "I;16N", "F")
+_FLOAT = ("I", "I;16", "I;16L", "I;16B", "I;16N", "F")
+
+
+class Unreadable(ValueError):  # noqa: N818, the field says that an image is unreadable
+    """An image that cannot be decoded: `name` says which, `reason` why."""
+
+    def __init__(self, name: str, reason: str) -> None:
+        super().__init__(name, reason)
+        self.name, self.reason = name, reason
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.reason}"
+
+
+@dataclass(frozen=True)
+class Header:
+    """What an image says of itself before it is decoded; `size` is (height, width) as it will be delivered."""
+
+    format: str
+    mode: str
+    size: tuple[int, int]
+    channels: int
+    bits: int
+    has_alpha: bool
+
+
+def decode(data: bytes, name: str = "image") -> Shaped[Tensor, "C H W"]:
+    """The pixels of an encoded image: uint8 in 0..255, or float32 in [0, 1] for 16-bit grey and float files.
+
+    Grey has 1 channel, everything of colour 3 (palettes, CMYK; alpha is dropped; colour of 16 bits keeps the high 8,
+    which is what Pillow reads), a TIFF of several equal grey pages one per page, any other TIFF as many as `tifffile`
+    finds. The first frame of an animation counts, and EXIF orientation is applied. Pixels that are NaN, infinite or
+    outside [0, 1] are refused: no scale is guessed. Raises `Unreadable`.
+    """
+    return _told(name, _decode, data)
+
+
+def read_header(data: bytes, name: str = "image") -> Header:
+    """What the header says, without decoding the pixels. Raises `Unreadable`."""
+    return _told(name, _read_header, data)
+
+
+def to_channels(image: Shaped[Tensor, "C H W"], channels: int, name: str = "image") -> Shaped[Tensor, "{channels} H W"]:
+    """The image with this many channels: grey is repeated to 3, colour weighed to 1 (luma); else `Unreadable`."""
+    if len(image) == channels:
+        return image
+    if len(image) == 1 and channels == 3:
+        return image.repeat(3, 1, 1)
+    if len(image) == 3 and channels == 1:
+        luma = torch.tensordot(torch.tensor(LUMA), image.float(), dims=1)[None]
+        return luma.round().to(torch.uint8) if image.dtype == torch.uint8 else luma
+    raise Unreadable(name, f"has {_count(len(image))}; {channels} are needed")
+
+
+def _told(name: str, read: Callable[[bytes], T], data: bytes) -> T:
+    """Run a reader; whatever it trips over becomes `Unreadable`. Decoders of foreign bytes may raise anything."""
+    if not data:
+        raise Unreadable(name, "the file is empty (0 bytes)")
+    try:
+        return read(data)
+    except UnidentifiedImageError as error:
+        raise Unreadable(name, f"not an image in a format that can be read (it starts with {data[:8]!r})") from error
+    except Exception as error:
+        raise Unreadable(name, str(error) or type(error).__name__) from error
+
+
+def _decode(data: bytes) -> Tensor:
+    if data[:3] == b"\xff\xd8\xff":
+        pixels = _decode_jpeg(data)
+        if pixels is not None:
+            return pixels
+    image = _open(data)
+    if isinstance(image, ChannelTiff):
+        return torch.from_numpy(image.pixels())
+    if image.format == "TIFF" and image.mode in _GREY:
+        return torch.cat([_pixels(image, page) for page in range(_num_channels(image))])
+    return _pixels(image, 0)
+
+
+def _decode_jpeg(data: bytes) -> Tensor | None:
+    """The pixels of a grey or YCbCr JPEG, or None where Pillow should look at it."""
+    try:
+        height, width, colorspace, _ = simplejpeg.decode_jpeg_header(data)
+        if colorspace not in ("Gray", "YCbCr") or height * width > MAX_PIXELS:
+            return None
+        pixels = simplejpeg.decode_jpeg(data, "GRAY" if colorspace == "Gray" else "RGB")
+    except ValueError as error:
+        # Strict decoding also refuses harmless oddities (stray bytes between markers), which Pillow reads well.
+        # Missing data it would fill with grey.
+        if "premature end" in str(error).lower():
+            raise ValueError(f"the file is truncated or damaged ({error})") from error
+        return None
+    image = torch.from_numpy(pixels).permute(2, 0, 1)
+    if data.find(b"Exif\0\0", 0, 1 << 18) < 0:
+        return image
+    with Image.open(io.BytesIO(data)) as header:
+        return _upright(image, _orientation(header))
+
+
+def _open(data: bytes) -> Image.Image | ChannelTiff:
+    """The image as Pillow opens it or, for a TIFF with more channels than Pillow knows, as `tifffile` does."""
+    try:
+        image = Image.open(io.BytesIO(data))
+    except UnidentifiedImageError:
+        if is_tiff(data):
+            return ChannelTiff(data)
+        raise
+    width, height = image.size
+    if width * height > MAX_PIXELS:
+        raise ValueError(f"{width} x {height} pixels are more than {MAX_PIXELS:,}: a decompression bomb?")
+    if isinstance(image, TiffImageFile) and image.mode != "P":
+        samples = image.tag_v2.get(_SAMPLES_PER_PIXEL, 1)
+        if samples > len(image.getbands()):  # Pillow would drop the rest without a word
+            return ChannelTiff(data)
+    return image
+
+
+def _pixels(image: Image.Image, page: int) -> Tensor:
+    if page:
+        image.seek(page)
+    image.load()
+    orientation = _orientation(image)
+    if image.mode == "1":
+        image = image.convert("L")
+    elif image.mode in ("LA", "La"):
+        image = image.getchannel("L")
+    elif image.mode == "P" and "transparency" in image.info:
+        image = image.convert("RGBA").convert("RGB")
+    elif image.mode not in _GREY and image.mode != "RGB" and not _has_fourth_band(image):
+        image = image.convert("RGB")
+    elif image.mode == "I" and image.format != "PNG":
+        raise ValueError("its 32-bit or signed integers have no known range; save it as 16 bit or as float in [0, 1]")
+    array = np.array(image)
+    if image.mode in _FLOAT:
+        array = in_unit(array) if image.mode == "F" else (array / 65535.0).astype(np.float32)
+    array = array[:, :, None] if array.ndim == 2 else array
+    return _upright(torch.from_numpy(array).permute(2, 0, 1), orientation)
+
+
+def _orientation(image: Image.Image) -> int:
+    """The EXIF orientation, 1..8; 1 where the EXIF block is absent or damaged, for that spoils no pixel."""
+    try:
+        return int(image.getexif().get(_ORIENTATION, 1))
+    except Exception:
+        return 1
+
+
+def _upright(image: Tensor, orientation: int) -> Tensor:
+    """The image turned as EXIF orientation 1..8 asks (TIFF 6.0, section 8, tag Orientation)."""
+    if orientation in (5, 6, 7, 8):
+        image = image.transpose(1, 2)
+    dims = {2: (2,), 3: (1, 2), 4: (1,), 6: (2,), 7: (1, 2), 8: (1,)}.get(orientation, ())
+    return image.flip(dims) if dims else image
+
+
+def _read_header(data: bytes) -> Header:
+    image = _open(data)
+    if isinstance(image, ChannelTiff):
+        mode, bits = f"{image.channels} x {image.dtype}", 8 * image.dtype.itemsize
+        return Header("TIFF", mode, image.size, image.channels, bits, has_alpha=False)
+    width, height = image.size
+    if isinstance(image, TiffImageFile):  # recent versions of Pillow have turned its size already
+        width, height = image.tag_v2[_WIDTH], image.tag_v2[_HEIGHT]
+    size = (width, height) if _orientation(image) in (5, 6, 7, 8) else (height, width)
+    has_alpha = image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info
+    return Header(str(image.format), image.mode, size, _num_channels(image), _num_bits(image, data), has_alpha)
+
+
+def _num_bits(image: Image.Image, data: bytes) -> int:
+    """Bits per channel in the file."""
+    if image.format == "PNG":
+        return data[24]  # of the header chunk, which comes first
+    if isinstance(image, TiffImageFile):
+        return int(image.tag_v2.get(_BITS_PER_SAMPLE, (1,))[0])
+    return 1 if image.mode == "1" else 8
+
+
+def _has_fourth_band(image: Image.Image) -> bool:
+    """Whether this is a TIFF of colour and one band more that is no alpha, such as near infrared."""
+    return image.mode == "RGBX" and image.format == "TIFF"
+
+
+def _num_channels(image: Image.Image) -> int:
+    """Grey 1, colour 3, and a TIFF of several grey pages of one size as many as pages."""
+    if image.mode not in _GREY:
+        return 4 if _has_fourth_band(image) else 3
+    pages = getattr(image, "n_frames", 1) if image.format == "TIFF" else 1
+    kinds = set()
+    for page in range(pages):
+        image.seek(page)
+        kinds.add((image.mode, image.size))
+    image.seek(0)
+    return pages if len(kinds) == 1 else 1  # pages that differ are previews or a pyramid
+
+
+def _count(channels: int) -> str:
+    return f"{channels} channel{'s' * (channels > 1)}"

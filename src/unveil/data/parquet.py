@@ -1,0 +1,174 @@
+"""Images in Parquet files of the Hugging Face layout, read by row group."""
+
+from __future__ import annotations
+
+import bisect
+import json
+import threading
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from jaxtyping import Shaped
+from torch import Tensor
+
+from .decode import Unreadable, decode, to_channels
+
+_HELD_BYTES = 1 << 30  # of encoded row groups kept in memory
+_LABEL_NAMES = ("label", "labels", "fine_label", "class", "target", "coarse_label")
+
+
+class ParquetSource:
+    """The images of one or several Parquet files, in order; `name` is file[row].
+
+    The image column is a struct {bytes, path} (or plain bytes), the label column an integer one; class names come from
+    the schema metadata that the `datasets` library writes. Row groups are read when they are asked for, and the latest
+    are kept, up to 1 GB of encoded images, so a big file need not fit in memory. Threads may share one; a process
+    that receives it opens the files anew. Raises `ValueError` where a file is damaged or has no image column.
+    """
+
+    def __init__(self, address: str, paths: list[Path], channels: int) -> None:
+        self.address, self.paths, self.channels = address, paths, channels
+        self._open()
+        schema = self._files[0].schema_arrow
+        for path, file in zip(paths, self._files, strict=True):
+            if file.schema_arrow.names != schema.names:
+                raise ValueError(f"{path} has other columns than {paths[0]}; give files of one dataset")
+        features = _features(schema)
+        self._column = _image_column(schema, features, address)
+        self._ends = []  # the row after the last, for each row group
+        self._groups = []  # (file, row group) of each
+        self._starts = []  # the first row of each file
+        rows = 0
+        for f, file in enumerate(self._files):
+            self._starts.append(rows)
+            for g in range(file.num_row_groups):
+                rows += file.metadata.row_group(g).num_rows
+                self._ends.append(rows)
+                self._groups.append((f, g))
+        if rows == 0:
+            raise ValueError(f"{address!r} has no rows")
+        self.labels, self.classes = self._read_labels(schema, features)
+
+    def _open(self) -> None:
+        self._lock = threading.Lock()
+        self._held: OrderedDict[int, pa.Array] = OrderedDict()
+        self._files = []
+        for path in self.paths:
+            try:
+                self._files.append(pq.ParquetFile(path, memory_map=True))
+            except pa.ArrowInvalid as error:
+                raise ValueError(f"{path} is no Parquet file, or a damaged one: {error}") from error
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {k: v for k, v in self.__dict__.items() if k not in ("_lock", "_held", "_files")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._open()
+
+    def __len__(self) -> int:
+        return self._ends[-1]
+
+    def name(self, index: int) -> str:
+        """File[row]."""
+        group, _ = self._locate(index)
+        f, _ = self._groups[group]
+        return f"{self.paths[f].name}[{index - self._starts[f]}]"
+
+    def encoded(self, index: int) -> bytes:
+        """The bytes in the row, or of the file that it names."""
+        group, row = self._locate(index)
+        cell = self._rows(group, index)[row].as_py()
+        if isinstance(cell, dict):
+            cell = cell.get("bytes") or self._beside(index, cell.get("path"))
+        if cell is None:
+            raise Unreadable(self.name(index), "the row is empty (null)")
+        return cell
+
+    def image(self, index: int) -> Shaped[Tensor, "C H W"]:
+        """The decoded row."""
+        name = self.name(index)
+        return to_channels(decode(self.encoded(index), name), self.channels, name)
+
+    def _locate(self, index: int) -> tuple[int, int]:
+        """Row group and row in it."""
+        if not 0 <= index < len(self):
+            raise IndexError(f"image {index} of {len(self)}")
+        group = bisect.bisect_right(self._ends, index)
+        return group, index - (self._ends[group - 1] if group else 0)
+
+    def _rows(self, group: int, index: int) -> pa.Array:
+        with self._lock:
+            if group in self._held:
+                self._held.move_to_end(group)
+                return self._held[group]
+            f, g = self._groups[group]
+            try:
+                rows = self._files[f].read_row_group(g, columns=[self._column])[self._column].combine_chunks()
+            except (pa.ArrowInvalid, OSError) as error:
+                raise Unreadable(self.name(index), f"its row group is damaged ({error})") from error
+            self._held[group] = rows
+            while len(self._held) > 1 and sum(held.nbytes for held in self._held.values()) > _HELD_BYTES:
+                self._held.popitem(last=False)
+            return rows
+
+    def _beside(self, index: int, path: str | None) -> bytes | None:
+        """The file that a row names instead of holding its bytes, looked for beside the Parquet file."""
+        if not path:
+            return None
+        f, _ = self._groups[self._locate(index)[0]]
+        try:
+            return (self.paths[f].parent / path).read_bytes()
+        except OSError as error:
+            raise Unreadable(self.name(index), f"names the file {path!r}: {error.strerror}") from error
+
+    def _read_labels(self, schema: pa.Schema, features: dict[str, Any]) -> tuple[list[int] | None, list[str] | None]:
+        column = _label_column(schema, features)
+        if column is None:
+            return None, None
+        labels = [
+            -1 if label is None else label
+            for file in self._files
+            for label in file.read(columns=[column])[column].to_pylist()
+        ]
+        if all(label < 0 for label in labels):  # the layout's way of saying that a test set has none
+            return None, None
+        return labels, features.get(column, {}).get("names")
+
+
+def _features(schema: pa.Schema) -> dict[str, Any]:
+    """Column -> feature, as the `datasets` library describes them in the schema; {} where it did not."""
+    try:
+        return json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
+    except (KeyError, TypeError, ValueError):
+        return {}
+
+
+def _image_column(schema: pa.Schema, features: dict[str, Any], address: str) -> str:
+    def holds_bytes(kind: pa.DataType) -> bool:
+        return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+
+    def is_image(column: pa.Field) -> bool:
+        if pa.types.is_struct(column.type):
+            at = column.type.get_field_index("bytes")
+            return at >= 0 and holds_bytes(column.type.field(at).type)
+        return holds_bytes(column.type)
+
+    columns = [column.name for column in schema if is_image(column)]
+    if not columns:
+        kinds = ", ".join(f"{column.name} ({column.type})" for column in schema)
+        raise ValueError(f"{address!r} has no column of images, a struct of bytes and path; its columns: {kinds}")
+    declared = [name for name in columns if features.get(name, {}).get("_type") == "Image"]
+    return (declared or columns)[0]
+
+
+def _label_column(schema: pa.Schema, features: dict[str, Any]) -> str | None:
+    integers = [column.name for column in schema if pa.types.is_integer(column.type)]
+    declared = [name for name in integers if features.get(name, {}).get("_type") == "ClassLabel"]
+    for names in (declared, integers):
+        if known := [name for name in _LABEL_NAMES if name in names]:
+            return known[0]
+    return declared[0] if declared else None

@@ -1,0 +1,298 @@
+"""Sources of images by address: a folder, a Parquet file in the Hugging Face image layout, scenes made here."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol, runtime_checkable
+
+from jaxtyping import Shaped
+from torch import Tensor
+
+from ..chance import Chance, sample_keys
+from .decode import EXTENSIONS, Unreadable, decode, read_header, to_channels
+
+_HEADERS_READ = 64  # files that decide how many channels a source has
+_MAX_HELD_OUT = 1000
+_SPLITS = {"train", "training", "val", "valid", "validation", "test", "testing"}
+
+
+class Source(Protocol):
+    """Numbered images of one number of channels, with integer labels or none."""
+
+    @property
+    def address(self) -> str:
+        """Where it was opened, as the user wrote it."""
+        ...
+
+    @property
+    def channels(self) -> int:
+        """How many channels every image is delivered with."""
+        ...
+
+    @property
+    def labels(self) -> list[int] | None:
+        """The class of each image (-1 where unknown), or None."""
+        ...
+
+    @property
+    def classes(self) -> list[str] | None:
+        """The names of the classes, or None."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def image(self, index: int) -> Shaped[Tensor, "C H W"]:
+        """One image: uint8 in 0..255, or float32 in [0, 1]; raises `Unreadable` for a broken one."""
+        ...
+
+    def name(self, index: int) -> str:
+        """What a person would call this image."""
+        ...
+
+
+@runtime_checkable
+class EncodedSource(Source, Protocol):
+    """A source whose images are files, or bytes of files."""
+
+    def encoded(self, index: int) -> bytes:
+        """The undecoded bytes; raises `Unreadable`."""
+        ...
+
+
+def open_source(address: str | Path, channels: int | None = None) -> Source:
+    """The source at an address: a folder of images, a `.parquet` file (folder, pattern of them), or `scenes[:k=v,...]`.
+
+    `channels` overrides what the images' headers say: 1 weighs colour to grey, 3 repeats grey. Raises
+    FileNotFoundError where nothing is there, `ValueError` where no images are.
+    """
+    text = str(address)
+    if channels is not None and channels < 1:
+        raise ValueError(f"{channels} channels are too few; give 1 for grey, 3 for colour, or leave it to the images")
+    if text == "scenes" or text.startswith("scenes:"):
+        from .scenes import parse
+
+        source = parse(text)
+        if channels not in (None, source.channels):
+            raise ValueError(f"scenes have {source.channels} channels, not {channels}; leave the number out")
+        return source
+    path = Path(text).expanduser()
+    if not path.exists():
+        shards = sorted(path.parent.glob(path.name)) if "*" in path.name else []
+        if not shards:
+            raise FileNotFoundError(_missing(path))
+        return _open_parquet(text, shards, channels)
+    if path.is_dir():
+        return _open_folder(text, path, channels)
+    if path.suffix.lower() == ".parquet":
+        return _open_parquet(text, [path], channels)
+    advice = "give the folder it is in" if path.suffix.lower() in EXTENSIONS else "no images are read from such a file"
+    raise ValueError(f"{text!r} is a file: {advice}. Data is a folder of images, a .parquet file, or scenes")
+
+
+@dataclass(frozen=True)
+class FolderSource:
+    """The images in a folder and its sub-folders, in the order of their paths; `name` is the path in the folder.
+
+    When every image lies in a sub-folder and there are at least two, their names are the classes, unless they are
+    those of splits (train, val, test).
+    """
+
+    address: str
+    root: Path
+    files: list[str] = field(repr=False)
+    channels: int
+    labels: list[int] | None = field(repr=False)
+    classes: list[str] | None = field(repr=False)
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def name(self, index: int) -> str:
+        """The path in the folder."""
+        return self.files[index]
+
+    def encoded(self, index: int) -> bytes:
+        """The bytes of the file."""
+        return _read(self.root / self.files[index], self.files[index])
+
+    def image(self, index: int) -> Shaped[Tensor, "C H W"]:
+        """The decoded file."""
+        name = self.files[index]
+        return to_channels(decode(self.encoded(index), name), self.channels, name)
+
+
+@dataclass(frozen=True)
+class Subset:
+    """Some of the images of a source, in the order of `indices`."""
+
+    source: Source
+    indices: Sequence[int] = field(repr=False)
+
+    @property
+    def address(self) -> str:
+        """The address of the whole and how much of it this is."""
+        return f"{self.source.address} ({len(self)} of {len(self.source)})"
+
+    @property
+    def channels(self) -> int:
+        """Those of the whole."""
+        return self.source.channels
+
+    @property
+    def labels(self) -> list[int] | None:
+        """The labels of these images."""
+        labels = self.source.labels
+        return None if labels is None else [labels[i] for i in self.indices]
+
+    @property
+    def classes(self) -> list[str] | None:
+        """Those of the whole."""
+        return self.source.classes
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def image(self, index: int) -> Shaped[Tensor, "C H W"]:
+        """An image of the whole."""
+        return self.source.image(self.indices[index])
+
+    def name(self, index: int) -> str:
+        """Its name in the whole."""
+        return self.source.name(self.indices[index])
+
+
+def split(source: Source, fraction: float, seed: int) -> tuple[Subset, Subset]:
+    """The source in two, (train, held out): one image at random from each of so many equal stretches is held out.
+
+    That is `fraction` of the images, at least 1 and at most 1000; the same for the same seed.
+    """
+    if not 0 < fraction < 1:
+        raise ValueError(f"a held-out fraction of {fraction} leaves one part empty; give a number between 0 and 1")
+    n = len(source)
+    if n < 2:
+        raise ValueError(f"{source.address} has {n} image; to hold one out, at least 2 are needed")
+    count = min(max(1, round(fraction * n)), _MAX_HELD_OUT, n - 1)
+    draws = Chance(sample_keys(seed, 0, range(count))).uniform("held out", 1)[:, 0].tolist()
+    edges = [k * n // count for k in range(count + 1)]
+    held_out = [low + int(u * (high - low)) for low, high, u in zip(edges, edges[1:], draws, strict=False)]
+    chosen = set(held_out)
+    return Subset(source, [i for i in range(n) if i not in chosen]), Subset(source, held_out)
+
+
+def most_common_channels(encoded: Iterable[tuple[bytes, str]]) -> int:
+    """How many channels most of these images have; 3 where none can be read (the reader of pixels says why)."""
+    counts: Counter[int] = Counter()
+    for data, name in encoded:
+        try:
+            counts[read_header(data, name).channels] += 1
+        except Unreadable:
+            continue
+    # A tie goes to more channels: grey is repeated, colour is not lost.
+    return max(counts, key=lambda c: (counts[c], c), default=3)
+
+
+def spread(n: int, limit: int) -> list[int]:
+    """At most `limit` of the numbers 0..n-1, evenly spread."""
+    count = min(n, limit)
+    return [k * n // count for k in range(count)]
+
+
+def _open_folder(address: str, root: Path, channels: int | None) -> Source:
+    files, others = _list_images(root)
+    shards = sorted(path for path in root.rglob("*.parquet") if path.is_file()) if not files else []
+    if shards:
+        return _open_parquet(address, shards, channels)
+    if not files:
+        found = ", ".join(f"{n} {kind}" for kind, n in others.most_common(5)) or "nothing"
+        raise ValueError(f"no images in {address!r}: found {found}. What counts: {' '.join(EXTENSIONS)}, or .parquet")
+    labels, classes = _folder_labels(files)
+    source = FolderSource(address, root, files, channels or 3, labels, classes)
+    if channels is None:
+        channels = most_common_channels(_readable(source, spread(len(files), _HEADERS_READ)))
+    return FolderSource(address, root, files, channels, labels, classes)
+
+
+def _open_parquet(address: str, paths: list[Path], channels: int | None) -> Source:
+    from .parquet import ParquetSource
+
+    names = {path.name.split("-")[0] for path in paths} & _SPLITS
+    if len(names) > 1:
+        one = max(names, key=lambda name: (name.startswith("train"), name))
+        raise ValueError(
+            f"{address!r} holds the splits {', '.join(sorted(names))}; training on all would spoil the test."
+            f" Name one, such as {paths[0].parent / f'{one}-*.parquet'}"
+        )
+    source = ParquetSource(address, paths, channels or 3)
+    if channels is None:
+        channels = most_common_channels(_readable(source, spread(len(source), _HEADERS_READ)))
+        source = ParquetSource(address, paths, channels)
+    return source
+
+
+def _readable(source: EncodedSource, indices: Iterable[int]) -> Iterable[tuple[bytes, str]]:
+    for i in indices:
+        try:
+            yield source.encoded(i), source.name(i)
+        except Unreadable:
+            continue
+
+
+def _read(path: Path, name: str) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise Unreadable(name, error.strerror or str(error)) from error
+
+
+def _list_images(root: Path) -> tuple[list[str], Counter[str]]:
+    """The images below a folder, sorted, and what else is there by extension; hidden names are passed over.
+
+    Links to folders are followed, each real folder once, so a circle of links ends.
+    """
+    files, others, seen = [], Counter[str](), set()
+
+    def refused(error: OSError) -> None:
+        raise PermissionError(f"cannot list {error.filename!r}: {error.strerror}. Make it readable or leave it out")
+
+    for folder, subfolders, names in os.walk(root, followlinks=True, onerror=refused):
+        if (real := os.path.realpath(folder)) in seen:
+            subfolders.clear()
+            continue
+        seen.add(real)
+        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
+        for name in names:
+            if name.startswith("."):
+                continue
+            extension = os.path.splitext(name)[1].lower()
+            if extension in EXTENSIONS:
+                files.append(os.path.relpath(os.path.join(folder, name), root))
+            else:
+                others[extension or "without extension"] += 1
+    return sorted(path.replace(os.sep, "/") for path in files), others
+
+
+def _folder_labels(files: list[str]) -> tuple[list[int] | None, list[str] | None]:
+    if any("/" not in path for path in files):
+        return None, None
+    tops = [path.split("/", 1)[0] for path in files]
+    classes = sorted(set(tops))
+    if len(classes) < 2 or {name.lower() for name in classes} <= _SPLITS:
+        return None, None
+    number = {name: i for i, name in enumerate(classes)}
+    return [number[top] for top in tops], classes
+
+
+def _missing(path: Path) -> str:
+    parent = next(folder for folder in path.absolute().parents if folder.is_dir())
+    wanted = path.absolute().relative_to(parent).parts[0]
+    try:
+        similar = difflib.get_close_matches(wanted, sorted(os.listdir(parent)), n=3)
+    except OSError:
+        similar = []
+    hint = f"did you mean {' or '.join(str(parent / name) for name in similar)}?" if similar else f"{parent} is there."
+    return f"no data at {str(path)!r}: {hint} Data is a folder of images, a .parquet file, or scenes"
