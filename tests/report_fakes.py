@@ -151,7 +151,10 @@ def _fake_pictures(
             )
         write_probes(folder, float(round(at)), round(at) * steps_per_epoch, items, norm_pix=True)
     rows = [
-        (Near(image, label="dog"), [Near(images[(q + n) % len(images)], 0.1 * n, "dog" if n % 2 else "cat") for n in range(1, 7)])
+        (
+            Near(image, label="dog"),
+            [Near(images[(q + n) % len(images)], 0.1 * n, "dog" if n % 2 else "cat") for n in range(1, 7)],
+        )
         for q, image in enumerate(images)
     ]
     write_neighbours(folder, rows)

@@ -80,12 +80,17 @@ def line_chart(
 
 
 def smoothed(y: Float[np.ndarray, " n"], half_width: int) -> Float[np.ndarray, " n"]:
-    """A centred moving average whose window shrinks towards both ends, so that neither end is bent."""
-    n = len(y)
-    half = np.minimum(half_width, np.minimum(np.arange(n), np.arange(n)[::-1]))
-    total = np.concatenate([[0.0], np.cumsum(y, dtype=np.float64)])
-    places = np.arange(n)
-    return (total[places + half + 1] - total[places - half]) / (2 * half + 1)
+    """A moving straight-line fit: a centred average inside, and at the ends bent by no single value."""
+    places = np.arange(len(y))
+    first, last = np.maximum(places - half_width, 0), np.minimum(places + half_width, len(y) - 1)
+
+    def mean(values: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
+        total = np.concatenate([[0.0], np.cumsum(values, dtype=np.float64)])
+        return (total[last + 1] - total[first]) / (last - first + 1)
+
+    middle, variance = (first + last) / 2, ((last - first + 1) ** 2 - 1) / 12
+    slope = (mean(places * y) - middle * mean(y)) / np.maximum(variance, 1e-12)
+    return mean(y) + slope * (places - middle)
 
 
 def nice_ticks(low: float, high: float, about: int = 5) -> list[float]:
@@ -124,7 +129,7 @@ def _range(values: Float[np.ndarray, " n"], is_log: bool, from_zero: bool) -> tu
         margin = max((high / low) ** 0.05, 1.05)
         return low / margin, high * margin
     low = min(low, 0.0) if from_zero else low
-    margin = (high - low) * 0.06 or abs(high) * 0.1 or 1.0
+    margin = max((high - low) * 0.06, abs(high) * 1e-3) or 1.0  # ticks of an almost flat line still differ
     return low if from_zero and low == 0 else low - margin, high + margin
 
 

@@ -63,7 +63,7 @@ def attention_maps(runs: Runs) -> Markup | None:
 def nearest_neighbours(runs: Runs) -> Markup | None:
     """For some queries the images with the most similar features."""
     blocks: list[Markup | None] = []
-    most_rows, most_neighbours = (8, 7) if len(runs) == 1 else (4, 7)
+    most_rows, most_neighbours = (6, 7) if len(runs) == 1 else (4, 7)
     for place, run in enumerate(runs):
         rows = [_neighbour_row(row, i, most_neighbours) for i, row in enumerate(run.neighbours[:most_rows])]
         if rows:
@@ -109,8 +109,8 @@ def _how_to_read(run: Run) -> Markup:
         return tag("span", f"Predictions are pixels.{note}")
     label = tag("strong", "Norm-pix: ")
     told = (
-        "each patch is predicted relative to its own mean and standard deviation. To be viewable, predictions are shown "
-        "with the mean and the standard deviation of the true patch, which the model never saw: judge their structure, "
-        f"not their brightness.{note}"
+        "each patch is predicted relative to its own mean and standard deviation. To be viewable, it is shown with "
+        "the mean and the standard deviation of the true patch, which the model never saw: judge the structure, "
+        f"not the brightness.{note}"
     )
     return tag("span", label, told)

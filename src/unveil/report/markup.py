@@ -58,6 +58,11 @@ def figure(value: float, digits: int = 3) -> str:
     return f"{value:#.{digits}g}".rstrip(".")
 
 
+def brief(value: float) -> str:
+    """A number without trailing zeros, as a person writes an epoch: 30, 12.5."""
+    return f"{value:,.4g}" if math.isfinite(value) and abs(value) < 1e4 else figure(value)
+
+
 def percent(share: float) -> str:
     """A share in [0, 1] as percent."""
     return f"{100 * share:.1f} %" if math.isfinite(share) else "–"

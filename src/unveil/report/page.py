@@ -7,7 +7,7 @@ import hashlib
 from collections.abc import Callable
 
 from .galleries import attention_maps, nearest_neighbours, reconstructions
-from .markup import Markup, figure, join, tag
+from .markup import Markup, brief, join, tag
 from .scores import comparison, evaluations
 from .sections import (
     Runs,
@@ -65,5 +65,5 @@ def _under(runs: Runs) -> Markup:
     run = runs[0]
     recipe = " ".join(filter(None, (run.text("recipe") or "a run", run.text("dials", "size"))))
     data, when = run.text("data", "address"), run.text("started")[:16].replace("T", " ")
-    epochs = f"{figure(run.epochs_done)} epochs" if run.steps else ""
+    epochs = f"{brief(run.epochs_done)} epochs" if run.steps else ""
     return tag("p", " · ".join(filter(None, (recipe + (f" on {data}" if data else ""), epochs, when))), class_="under")

@@ -90,8 +90,6 @@ def viewable(
     mean), each stretched from its 1st to its 99th percentile; `like` lends the percentiles, so that a reconstruction
     is stretched as its original is.
     """
-    if image.ndim != 3 or not len(image):
-        raise ValueError(f"an image to view has the shape C H W with at least one channel; got {image.shape}")
     image = np.nan_to_num(image.astype(np.float32))
     if len(image) == 1:
         bands = np.repeat(image, 3, axis=0)
@@ -153,8 +151,6 @@ def colours(values: Float[np.ndarray, "*shape"]) -> UInt8[np.ndarray, "*shape 3"
 
 def png(image: Picture) -> bytes:
     """The image as the bytes of a PNG file."""
-    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
-        raise ValueError(f"a picture is uint8 of shape H W 3; got {image.dtype} of shape {image.shape}")
     buffer = io.BytesIO()
     Image.fromarray(image).save(buffer, "PNG")
     return buffer.getvalue()

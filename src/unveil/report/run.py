@@ -19,6 +19,11 @@ def number(value: Any) -> float:
         return NAN
 
 
+def protocol_name(protocol: str) -> str:
+    """A protocol as people write it: k-NN for knn."""
+    return protocol.replace("knn", "k-NN")
+
+
 @dataclass(frozen=True)
 class Step:
     """One logged training step. `time` in seconds since the start, `data_wait` a share in [0, 1]; NaN = not logged."""
@@ -58,6 +63,11 @@ class Evaluation:
     metrics: Mapping[str, float]
     baselines: Mapping[str, Mapping[str, float]]
     card: str
+
+    @property
+    def name(self) -> str:
+        """The protocol as people write it."""
+        return protocol_name(self.protocol)
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,8 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 
 from .charts import NUM_COLOURS
-from .markup import Markup, duration, figure, percent, table, tag
-from .run import Evaluation, Run
+from .markup import Markup, brief, duration, figure, percent, table, tag
+from .run import Evaluation, Run, protocol_name
 from .sections import Runs, section
 
 
@@ -24,7 +24,7 @@ def comparison(runs: Runs) -> Markup | None:
     rows: list[list[object]] = [[name, *(v or "–" for v in values)] for name, values in words if any(values)]
     better_if_less = min if alike else None
     measures: list[tuple[str, list[float], Callable[..., float] | None, Callable[[float], str]]] = [
-        ("epochs", [run.epochs_done for run in runs], None, figure),
+        ("epochs", [run.epochs_done for run in runs], None, brief),
         ("time", [run.seconds for run in runs], min, duration),
         ("images/s", [run.images_per_second for run in runs], max, figure),
         ("final loss", [run.final_loss for run in runs], better_if_less, figure),
@@ -32,7 +32,7 @@ def comparison(runs: Runs) -> Markup | None:
         ("RankMe", [run.last_signals.rankme for run in runs], max, figure),
     ]
     for key in sorted({(e.protocol, e.data) for run in runs for e in run.evaluations}):
-        name = f"{key[0]} accuracy"
+        name = f"{protocol_name(key[0])} accuracy"
         measures.append((name, [_accuracy(run, key) for run in runs], max, percent))
     rows += [[name, *_best_bold(values, best, shown)] for name, values, best, shown in measures if _any(values)]
     head = ["", *(tag("span", tag("i", class_=f"spot s{i % NUM_COLOURS}"), r.name) for i, r in enumerate(runs))]
@@ -72,7 +72,7 @@ def _best_bold(
     values: Sequence[float], best: Callable[..., float] | None, shown: Callable[[float], str]
 ) -> list[object]:
     known = [v for v in values if math.isfinite(v)]
-    top = best(known) if best and len(known) > 1 else None
+    top = best(known) if best and len(set(known)) > 1 else None
     return [tag("strong", shown(v)) if v == top else shown(v) for v in values]
 
 
@@ -82,7 +82,7 @@ def _protocol(runs: Runs, protocol: str, data: str) -> Markup:
     metrics = list(dict.fromkeys(name for _, _, e in told for name in e.metrics))
     bars = [_bars(metric, told) for metric in metrics]
     card = next((e.card for _, _, e in told if e.card), "")
-    heading = tag("h3", protocol, tag("span", f" on {data}" if data else "", class_="aside"))
+    heading = tag("h3", protocol_name(protocol), tag("span", f" on {data}" if data else "", class_="aside"))
     return tag("article", heading, *bars, tag("p", card, class_="remark") if card else None, class_="protocol")
 
 

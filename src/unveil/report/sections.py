@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 
 from .charts import NUM_COLOURS, Line, line_chart
-from .markup import Markup, count, duration, figure, percent, table, tag
+from .markup import Markup, brief, count, duration, figure, percent, table, tag
 from .run import Run, Signals, Step
 from .verdict import headline, judge
 
@@ -54,8 +54,8 @@ def key_figures(runs: Runs) -> Markup | None:
     run = runs[0]
     signals = run.last_signals
     tiles = [
-        ("final loss", figure(run.final_loss), f"{figure(run.epochs_done)} epochs"),
-        ("held-out loss", figure(signals.heldout_loss), "images never trained on"),
+        ("final loss", figure(run.final_loss), f"{brief(run.epochs_done)} epochs"),
+        ("held-out loss", figure(signals.heldout_loss), "on images kept apart"),
         ("images/s", figure(run.images_per_second), duration(run.seconds)),
         ("RankMe", figure(signals.rankme), f"of {figure(signals.feature_dim)} dimensions"),
     ]
@@ -63,7 +63,7 @@ def key_figures(runs: Runs) -> Markup | None:
         accuracy = evaluation.metrics.get("accuracy", math.nan)
         untrained = evaluation.baselines.get("untrained", {}).get("accuracy", math.nan)
         beside = "" if math.isnan(untrained) else f"untrained {percent(untrained)}"
-        tiles.append((f"{evaluation.protocol} accuracy", percent(accuracy), beside))
+        tiles.append((f"{evaluation.name} accuracy", percent(accuracy), beside))
     tiles = [tile for tile in tiles if tile[1] != "–"]
     if not tiles:
         return None
@@ -96,7 +96,8 @@ def curves(runs: Runs) -> Markup | None:
         for name in sorted(several):
             parts = lines(lambda s, name=name: s.losses.get(name, math.nan))  # type: ignore[misc]
             charts.append(line_chart(f"Loss: {name}", parts, x_label=axis, offers_log=True))
-    if len(runs) > 1:
+    is_alone = len(runs) == 1
+    if not is_alone:
         minutes = [
             Line(r.name, [s.time / 60 for s in r.steps], [s.loss for s in r.steps], i, noisy=True)
             for i, r in enumerate(runs)
@@ -106,6 +107,9 @@ def curves(runs: Runs) -> Markup | None:
         line_chart("Images per second", lines(lambda s: s.images_per_second), x_label=axis, from_zero=True),
         line_chart("Waiting for data", lines(lambda s: s.data_wait), x_label=axis, note="share", from_zero=True),
         line_chart("Gradient norm", lines(lambda s: s.grad_norm), x_label=axis, is_log=True),
+        line_chart("Memory", lines(lambda s: s.memory_mb), x_label=axis, note="MB", from_zero=True)
+        if is_alone
+        else None,
         line_chart("Learning rate", [_plain(line) for line in lines(lambda s: s.lr)], x_label=axis, from_zero=True),
     ]
     explained = "Thin: every logged step. Thick: a moving average. Point at a chart to read its values."
@@ -120,16 +124,16 @@ def label_free(runs: Runs) -> Markup | None:
         return [Line(r.name, [at(s) for s in r.signals], [value(s) for s in r.signals], i) for i, r in enumerate(runs)]
 
     charts = [
-        line_chart("Held-out loss", lines(lambda s: s.heldout_loss), x_label=axis, note="images never trained on"),
+        line_chart("Held-out loss", lines(lambda s: s.heldout_loss), x_label=axis, note="on images kept apart"),
         line_chart("RankMe", lines(lambda s: s.rankme), x_label=axis, note="dimensions that the features use"),
         line_chart("Feature spread", lines(lambda s: s.feature_std), x_label=axis, note="std", from_zero=True),
     ]
     if not any(charts):
         return None
     explained = (
-        "Measured on held-out images while training. RankMe is the effective number of dimensions of the features "
-        "(the exponential of the entropy of their singular values). A fall to a few, or a spread over images near zero, "
-        "is collapse."
+        "Measured on held-out images while training. RankMe is the effective number of dimensions of the features: "
+        "the exponential of the entropy of their singular values. A fall to a few is collapse, and so is a spread "
+        "over images near zero."
     )
     return section("Signals that need no labels", _grid(charts), explained=explained)
 
@@ -171,7 +175,7 @@ def _one_run(run: Run, place: int, runs: Runs) -> Markup:
     ]
     held_out = run.number("data", "held_out")
     images = f"{data:,.0f}" + (f", {held_out:,.0f} held out" if held_out > 0 else "") if math.isfinite(data) else ""
-    epochs = f"{figure(run.epochs_done)} of {run.text('dials', 'epochs') or '?'}" if run.steps else ""
+    epochs = f"{brief(run.epochs_done)} of {run.text('dials', 'epochs') or '?'}" if run.steps else ""
     facts = _facts(
         [
             ("recipe", run.text("recipe")),
@@ -217,7 +221,7 @@ def _dials(run: Run) -> Markup | None:
 
 def _said(value: object) -> str:
     if isinstance(value, float):
-        return figure(value)
+        return brief(value)
     return " ".join(_said(v) for v in value) if isinstance(value, list) else "–" if value is None else str(value)
 
 

@@ -41,7 +41,7 @@ section{margin:0 0 52px}article>h3:first-child{margin-top:0}
 .s0{--c:var(--s0)}.s1{--c:var(--s1)}.s2{--c:var(--s2)}.s3{--c:var(--s3)}.s4{--c:var(--s4)}.s5{--c:var(--s5)}
 .s6{--c:var(--s6)}.base{--c:var(--base)}
 .spot{display:inline-block;width:.68em;height:.68em;border-radius:50%;background:var(--c);margin-right:.45em}
-.health{display:grid;gap:16px;grid-template-columns:repeat(auto-fit,minmax(min(100%,420px),1fr));margin-bottom:28px}
+.health{display:grid;gap:16px;grid-template-columns:repeat(auto-fit,minmax(min(100%,330px),1fr));margin-bottom:28px}
 .verdict{background:var(--card);border:1px solid var(--line);border-left:5px solid var(--v);border-radius:10px;
 padding:18px 22px}
 .ok{--v:var(--ok)}.note{--v:var(--note)}.warning{--v:var(--warning)}.problem{--v:var(--problem)}
@@ -66,11 +66,12 @@ summary{cursor:pointer;color:var(--soft);margin:6px 0}details .facts{padding-top
 table{border-collapse:collapse;width:100%;font-size:.92rem}
 th,td{text-align:right;padding:7px 14px 7px 0;border-bottom:1px solid var(--line);vertical-align:top;font-weight:400}
 td,.compare th{overflow-wrap:normal}thead th{color:var(--soft);font-size:.82rem}th:first-child{text-align:left}
-.words th,.words td{text-align:left}.compare tbody th{color:var(--soft)}.compare thead th{color:var(--ink);
+.words th,.words td{text-align:left;overflow-wrap:break-word}
+.compare tbody th{color:var(--soft)}.compare thead th{color:var(--ink);
 font-weight:600;font-size:.92rem;min-width:84px}td strong{font-weight:700;color:var(--ok)}
-.charts{display:grid;gap:18px;grid-template-columns:repeat(auto-fit,minmax(min(100%,400px),1fr))}
+.charts{display:grid;gap:18px;grid-template-columns:repeat(auto-fit,minmax(min(100%,330px),1fr))}
 figure{margin:0}.chart{background:var(--card);border:1px solid var(--line);border-radius:10px;padding:14px 14px 8px;
-position:relative;max-width:660px}
+position:relative;max-width:640px}
 .chart figcaption{display:flex;gap:10px;align-items:baseline;padding:0 4px}.chart figcaption strong{font-weight:600}
 .chart .switch{margin-left:auto;color:var(--soft);font-size:.82rem;cursor:pointer;white-space:nowrap}
 .legend{display:flex;flex-wrap:wrap;gap:2px 16px;font-size:.82rem;padding:2px 4px}
@@ -79,7 +80,7 @@ position:relative;max-width:660px}
 .key .ramp{width:110px;height:10px;border:0;border-radius:3px;margin:0 4px;background:linear-gradient(90deg,RAMP)}
 .chart svg{display:block;width:100%;height:auto;overflow:visible}
 .chart svg~svg,.chart:has(.switch :checked) svg{display:none}.chart:has(.switch :checked) svg~svg{display:block}
-.chart text{font-size:11.5px;fill:var(--soft)}
+.chart text{font-size:14px;fill:var(--soft)}
 .grid{stroke:var(--line);stroke-width:1}.axis,.tick{stroke:var(--soft);stroke-width:1}
 .line{fill:none;stroke:var(--c);stroke-width:2.2;stroke-linejoin:round;stroke-linecap:round}
 .raw{fill:none;stroke:var(--c);stroke-width:.8;opacity:.3}.line.dash{stroke-dasharray:6 5}.dot{fill:var(--c)}
@@ -87,13 +88,15 @@ position:relative;max-width:660px}
 .readout{position:absolute;pointer-events:none;background:var(--ink);color:var(--bg);border-radius:6px;padding:5px 10px;
 font-size:.8rem;line-height:1.45;white-space:nowrap;z-index:2}
 .gallery{display:grid;gap:8px}.strip{display:grid;grid-template-columns:repeat(var(--columns),minmax(0,1fr));gap:8px}
-.strip{max-width:calc(var(--columns) * 176px)}
+.strip{max-width:calc(var(--columns) * 152px)}
+.strip figure{display:flex;flex-direction:column}.gallery:not(.near) figcaption{order:-1}
 .strip img,.gone{display:block;width:100%;height:auto;border-radius:5px}.pixels{image-rendering:pixelated}
 .gone{aspect-ratio:1;background:var(--faint);color:var(--soft);font-size:.78rem;display:grid;place-items:center}
 .strip figcaption{font-size:.78rem;color:var(--soft);line-height:1.35;padding:3px 0 2px;text-align:center}
-.gallery:not(.near) .strip:not(:last-child) figcaption{position:absolute;clip-path:inset(50%);width:1px;height:1px;
+.gallery:not(.near) .strip:not(:first-child) figcaption{position:absolute;clip-path:inset(50%);width:1px;height:1px;
 overflow:hidden}
-.near .strip figure:first-child{border-right:1px solid var(--line);padding-right:8px}
+.near figure:first-child img{box-shadow:0 0 0 3px var(--s0)}
+.near figure:first-child figcaption{font-weight:600;color:var(--ink)}
 .same figcaption{color:var(--ok)}
 .protocol{margin-bottom:26px}.bars{max-width:760px;margin-bottom:12px}.metric{margin:0 0 4px;color:var(--soft);
 font-size:.85rem}
@@ -101,10 +104,10 @@ font-size:.85rem}
 .bar{background:var(--faint);border-radius:4px;height:16px;overflow:hidden}.bar i{display:block;height:100%;
 background:var(--c);border-radius:4px}.who{font-size:.9rem}.value{text-align:right;font-weight:600;font-size:.92rem}
 @media (max-width:600px){header,main{padding-left:16px;padding-right:16px}header{padding-top:26px;gap:14px}
-.logo{width:40px}section{margin-bottom:40px}.chart text{font-size:14px}.verdict{padding:14px 16px}
+.logo{width:40px}section{margin-bottom:40px}.verdict{padding:14px 16px}
 .verdict li{flex-direction:column;gap:0}.tiles{grid-template-columns:1fr 1fr}.strip{grid-template-columns:repeat(4,1fr)}
-.gallery{gap:16px}.gallery:not(.near) .strip:not(:last-child) figcaption{position:static;clip-path:none;width:auto;
-height:auto}.near .strip figure:first-child{border:0;padding:0}.bars>div{grid-template-columns:96px 1fr 62px;gap:8px}
+.gallery{gap:16px}.gallery:not(.near) .strip:not(:first-child) figcaption{position:static;clip-path:none;width:auto;
+height:auto}.bars>div{grid-template-columns:96px 1fr 62px;gap:8px}
 .words td,.words th{font-size:.85rem}}
 @media print{:root{--bg:#fff;--card:#fff;--ink:#000;--soft:#555;--line:#ccc;--faint:#eee;--ok:#1a7f4b;--note:#3767a6;
 --warning:#a86400;--problem:#b3261e;--s0:#0067a5;--s1:#c44e00;--s2:#00805f;--s3:#a8487f;--s4:#8a6d00;--s5:#2f8fc4;

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float
 
-from .markup import figure, percent
+from .markup import brief, figure, percent
 from .run import Run, Signals
 
 LEVELS = ("problem", "warning", "note", "ok")
@@ -51,7 +51,7 @@ def headline(verdicts: Sequence[Verdict]) -> Verdict:
 
 def failed(run: Run) -> Verdict | None:
     """The run ended with an error, was stopped, or is still going."""
-    status, where = run.text("status"), f"at epoch {figure(run.epochs_done)} of {figure(run.number('dials', 'epochs'))}"
+    status, where = run.text("status"), f"at epoch {brief(run.epochs_done)} of {brief(run.number('dials', 'epochs'))}"
     if status == "failed":
         return Verdict("problem", f"The run failed {where}: {run.text('error') or 'no error was noted'}.")
     if status == "stopped":
@@ -155,7 +155,7 @@ def overfitting(run: Run) -> Verdict | None:
     if last.heldout_loss > 1.03 * best.heldout_loss:
         return Verdict(
             "warning",
-            f"Over-fitting: the held-out loss was lowest at epoch {figure(best.epoch)} ({figure(best.heldout_loss)}) "
+            f"Over-fitting: the held-out loss was lowest at epoch {brief(best.epoch)} ({figure(best.heldout_loss)}) "
             f"and rose to {figure(last.heldout_loss)}, while the training loss is {figure(train)}.",
             advice,
         )
@@ -233,7 +233,7 @@ def poor_features(run: Run) -> Verdict | None:
         if trained <= untrained:
             return Verdict(
                 "warning",
-                f"The features are no better than an untrained encoder's: {evaluation.protocol} accuracy is "
+                f"The features are no better than an untrained encoder's: {evaluation.name} accuracy is "
                 f"{percent(trained)}, untrained {percent(untrained)}.",
                 "A low loss does not help here: train longer, hide more (a lower --visible), or use more images.",
             )
@@ -261,7 +261,7 @@ def healthy(run: Run, found: Sequence[Verdict]) -> Verdict | None:
     if any(v.level in ("problem", "warning") for v in found) or not _is_telling(run):
         return None
     first, last = _ends(_losses(run))
-    told = [f"the loss fell from {figure(first)} to {figure(last)} in {figure(run.epochs_done)} epochs"]
+    told = [f"the loss fell from {figure(first)} to {figure(last)} in {brief(run.epochs_done)} epochs"]
     if not run.steps[-1].skipped > 0:
         told.append("no update was skipped")
     if run.signals and math.isfinite(run.signals[-1].heldout_loss):

@@ -1,0 +1,276 @@
+"""The report as a user gets it: run folders in, one HTML file out, and a look at it in a real browser."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from report_fakes import fake_images, fake_run
+from unveil.report import write_report
+from unveil.report.galleries import spread
+from unveil.report.run_folder import read_run
+
+CHROMIUM = Path("/usr/bin/chromium")
+FLAGS = [
+    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+    "--disable-component-update", "--disable-sync",
+]  # fmt: skip
+HOSTILE = "<script>alert('x')</script>\"&'"
+
+
+@pytest.fixture(scope="module")
+def run_a(tmp_path_factory) -> Path:
+    return fake_run(tmp_path_factory.mktemp("runs") / "a")
+
+
+def small_run(folder: Path) -> Path:
+    """A whole run that is quick to report on."""
+    return fake_run(folder, epochs=2, steps_per_epoch=12, images=fake_images(1, (8, 8)), grid=(2, 2), picture_epochs=1)
+
+
+class Reader(HTMLParser):
+    """Collects tags with their attributes, and the visible text."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self.open: list[str] = []
+        self.feed(page)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        if tag not in ("meta", "img", "input", "br"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag, f"</{tag}> closes nothing"
+
+    def handle_data(self, data):
+        if not self.open or self.open[-1] not in ("style", "script"):
+            self.text += data + " "
+
+    def named(self, tag: str) -> list[dict[str, str | None]]:
+        return [attributes for name, attributes in self.tags if name == tag]
+
+
+def report(*runs: Path, out: Path | None = None) -> Reader:
+    reader = Reader(write_report(runs, out).read_text())
+    assert reader.open == []
+    return reader
+
+
+def test_everything_that_was_asked_for_is_on_the_page(run_a):
+    page = report(run_a)
+    for words in (
+        "Training looks healthy", "What was run", "unveil pretrain crossmae --data ~/photos", "7 steps an epoch at 256",
+        "Curves", "Images per second", "Signals that need no labels", "RankMe", "Held-out loss", "Reconstructions",
+        "Norm-pix:", "epoch 30", "Attention", "Nearest neighbours", "Evaluation", "43.1 %", "untrained", "pixels",
+        "Broken files", "IMG_0042.jpg", "Environment", "2.13.0", "7b115ff",
+    ):  # fmt: skip
+        assert words in page.text, words
+    assert all(image["alt"] for image in page.named("img"))
+
+
+def test_the_page_needs_nothing_but_itself(run_a):
+    path = write_report([run_a])
+    page = Reader(path.read_text())
+    assert path == run_a / "report.html"
+    assert path.stat().st_size < 3_000_000
+    assert not re.findall(r"https?:|[\"'(]//|url\(|@import", path.read_text())
+    for _, attributes in page.tags:
+        assert "href" not in attributes
+        assert (attributes.get("src") or "data:image/").startswith("data:image/")
+    assert "default-src 'none'" in str(page.named("meta"))
+    assert not [p for p in run_a.iterdir() if p.name.endswith(".part")]
+
+
+def test_several_runs_are_laid_over_one_another_and_compared(run_a, tmp_path):
+    b = fake_run(tmp_path / "b", seed=1, floor=0.5, accuracy=0.38, recipe="mae")
+    path = write_report([run_a, b], tmp_path / "both.html")
+    text = path.read_text()
+    page = Reader(text)
+    assert "Side by side" in page.text
+    assert text.index("Side by side") < text.index("What was run")
+    assert "<strong>43.1 %</strong>" in text
+    assert "<strong>38.0 %</strong>" not in text
+    assert "Loss over time" in page.text
+    assert 'data-name="a"' in text
+    assert 'data-name="b"' in text
+    assert len(page.named("tr")) > 8
+
+
+def test_losses_of_different_targets_are_not_ranked(run_a, tmp_path):
+    b = fake_run(tmp_path / "b", floor=0.1, model={"norm_pix": False})
+    text = write_report([run_a, b], tmp_path).read_text()
+    row = text[text.index('<th scope="row">final loss</th>') :].split("</tr>")[0]
+    assert "<strong>" not in row
+    assert "their losses do not compare" in text
+
+
+def test_the_same_folder_is_shown_once_and_equal_names_are_told_apart(run_a, tmp_path):
+    assert "Side by side" not in report(run_a, run_a.parent / "." / "a", out=tmp_path).text
+    twin = fake_run(tmp_path / "other" / "a", epochs=6)
+    assert "other/a" in report(run_a, twin, out=tmp_path).text
+
+
+def test_no_name_can_become_markup(tmp_path):
+    run = fake_run(
+        tmp_path / "<b>run",
+        epochs=6,
+        recipe=HOSTILE,
+        command=HOSTILE,
+        error=HOSTILE,
+        status="failed",
+        dials={HOSTILE: HOSTILE, "epochs": HOSTILE},
+        data={"address": HOSTILE},
+        versions={HOSTILE: HOSTILE},
+        changes=[{"dial": HOSTILE, "paper": HOSTILE, "used": HOSTILE, "why": HOSTILE}],
+    )
+    (run / "broken.json").write_text(json.dumps({HOSTILE: HOSTILE}))
+    evaluation = {"protocol": HOSTILE, "data": HOSTILE, "metrics": {HOSTILE: 1}, "baselines": {HOSTILE: {HOSTILE: 1}}}
+    (run / "eval" / "x.json").write_text(json.dumps(evaluation | {"card": HOSTILE}))
+    index = json.loads((run / "pictures/index.json").read_text())
+    index["probes"], index["note"] = [{"name": HOSTILE}] * 4, HOSTILE
+    (run / "pictures/index.json").write_text(json.dumps(index))
+    for runs in ([run], [run, fake_run(tmp_path / "c", epochs=6)]):
+        page = report(*runs, out=tmp_path)
+        assert len(page.named("script")) == 1
+        assert not page.named("b")
+        assert page.text.count(HOSTILE) > 10
+
+
+def test_a_run_that_has_only_begun_still_has_a_page(tmp_path):
+    (tmp_path / "new").mkdir()
+    (tmp_path / "new" / "run.json").write_text('{"recipe": "mae", "status": "running"}')
+    page = report(tmp_path / "new")
+    assert "No training step was logged yet" in page.text
+    assert "metrics.jsonl is missing" in page.text
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old" / "metrics.jsonl").write_text('{"kind": "step", "step": 1, "loss": 1.0}\n')
+    assert "run.json is missing" in report(tmp_path / "old").text
+    assert "Side by side" in report(tmp_path / "new", tmp_path / "old").text
+
+
+@pytest.mark.parametrize(
+    "rubbish", ["", "{", "[]", "null", "3", '{"a": [1, {"b": null}]}', '[{"query": 5}, 7]', "\x00\xff"]
+)
+def test_rubbish_in_any_file_is_survived(tmp_path, rubbish):
+    run = small_run(tmp_path / "a")
+    for path in sorted(run.rglob("*.json*")):
+        whole = path.read_bytes()
+        path.write_text(rubbish)
+        report(run)
+        path.write_bytes(whole)
+
+
+@pytest.mark.parametrize("wrong", [None, 5, "x", [None], {"x": None}])
+def test_a_key_of_the_wrong_type_is_survived(tmp_path, wrong):
+    run = small_run(tmp_path / "a")
+    for path in sorted(run.rglob("*.json")):
+        told = json.loads(path.read_text())
+        for key in told if isinstance(told, dict) else range(len(told)):
+            path.write_text(json.dumps(({**told, key: wrong}) if isinstance(told, dict) else [wrong]))
+            report(run)
+        path.write_text(json.dumps(told))
+    fields = json.loads((run / "metrics.jsonl").read_text().splitlines()[0])
+    (run / "metrics.jsonl").write_text("".join(json.dumps(fields | {f: wrong}) + "\n" for f in fields))
+    report(run)
+
+
+def test_a_picture_that_cannot_be_read_leaves_a_box(tmp_path):
+    run = fake_run(tmp_path / "a", epochs=4, picture_epochs=2)
+    before = len(report(run).named("img"))
+    files = sorted((run / "pictures").glob("*reconstructed.png"))
+    files[0].write_bytes(files[0].read_bytes()[:200])
+    files[1].unlink()
+    page = report(run)
+    assert len(page.named("img")) == before - 2
+    assert page.text.count("no picture") == 2
+
+
+def test_a_picture_outside_the_run_folder_is_not_read(tmp_path):
+    run = fake_run(tmp_path / "a", epochs=4, picture_epochs=1)
+    (run / "pictures" / "query0.png").rename(tmp_path / "secret.png")
+    rows = json.loads((run / "pictures/neighbours.json").read_text())
+    rows[0]["query"] = "../../secret.png"
+    (run / "pictures/neighbours.json").write_text(json.dumps(rows))
+    assert read_run(run).neighbours[0].query is None
+
+
+def test_a_cut_off_line_is_left_out_and_a_resumed_run_follows_its_last_course(tmp_path):
+    steps = [(10, 0.9), (20, 0.8), (30, 0.7), (15, 0.6), (25, 0.5)]
+    lines = [json.dumps({"kind": "step", "step": s, "epoch": s / 10, "loss": x}) for s, x in steps]
+    lines.insert(3, json.dumps({"kind": "signals", "step": 30, "rankme": 5}))
+    lines.insert(1, json.dumps({"kind": "signals", "step": 10, "rankme": 4}))
+    (tmp_path / "metrics.jsonl").write_text("\n".join(lines) + '\n{"kind": "step", "step": 30, "lo')
+    run = read_run(tmp_path)
+    assert [(s.step, s.loss) for s in run.steps] == [(10, 0.9), (15, 0.6), (25, 0.5)]
+    assert [s.step for s in run.signals] == [10]
+    assert any("1 line could not be read" in remark for remark in run.remarks)
+
+
+def test_a_folder_that_is_no_run_is_named_with_the_runs_inside(tmp_path, run_a):
+    with pytest.raises(FileNotFoundError, match="does not exist"):
+        write_report([tmp_path / "none"])
+    with pytest.raises(ValueError, match=r"neither run.json nor metrics.jsonl; these folders inside it are runs: .*a"):
+        write_report([run_a.parent])
+    with pytest.raises(ValueError, match="give the folder of a run"):
+        write_report([tmp_path])
+    with pytest.raises(ValueError, match="at least one"):
+        write_report([])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_photographs_of_many_epochs_stay_small(tmp_path):
+    run = fake_run(tmp_path / "a", epochs=40, picture_epochs=7, images=fake_images(8, (224, 224)), grid=(14, 14))
+    path = write_report([run])
+    assert path.stat().st_size < 3_000_000
+    shown = set(re.findall(r">(epoch \d+)<", path.read_text()))
+    assert len(shown) <= 6
+    assert {"epoch 1", "epoch 40"} <= shown
+
+
+def test_spread_keeps_the_ends():
+    assert spread(range(100), 6) == [0, 20, 40, 59, 79, 99]
+    assert spread([1, 2], 6) == [1, 2]
+
+
+def test_the_room_imports_no_torch():
+    rooms = sorted(Path(sys.modules["unveil.report"].__path__[0]).glob("*.py"))
+    imported = {name for room in rooms for name in re.findall(r"^\s*(?:from|import) ([\w.]+)", room.read_text(), re.M)}
+    ours = {name for name in imported if name.startswith(".")}
+    assert not [name for name in ours if name.startswith("..")]
+    assert {name.split(".")[0] for name in imported - ours} <= {*sys.stdlib_module_names, "numpy", "jaxtyping", "PIL"}
+
+
+@pytest.mark.skipif(not CHROMIUM.exists(), reason=f"no browser at {CHROMIUM}")
+def test_in_a_real_browser(run_a, tmp_path):
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    b = fake_run(tmp_path / "b", seed=1, epochs=6, recipe="mae")
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=str(CHROMIUM), args=FLAGS)
+        for i, runs in enumerate(([run_a], [run_a, b])):
+            page = browser.new_page(viewport={"width": 390, "height": 844}, offline=True)
+            said: list[str] = []
+            asked: list[str] = []
+            page.on("console", lambda message, said=said: said.append(message.text))
+            page.on("pageerror", lambda error, said=said: said.append(str(error)))
+            page.on("request", lambda request, asked=asked: asked.append(request.url))
+            page.goto(write_report(runs, tmp_path / f"{i}.html").as_uri())
+            assert page.evaluate("[...document.images].every(i => i.complete && i.naturalWidth > 0)")
+            assert page.evaluate("document.images.length") > 20
+            assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+            page.hover("figure.chart svg")
+            assert "epoch" in page.inner_text("figure.chart .readout")
+            page.check("figure.chart .switch input")
+            assert page.locator("figure.chart").first.locator("svg.log").is_visible()
+            assert not page.locator("figure.chart").first.locator("svg.linear").is_visible()
+            assert said == []
+            assert [url for url in asked if not url.startswith(("file:", "data:"))] == []
+        browser.close()

@@ -1,0 +1,164 @@
+"""Every branch of the verdict, on logs made for it."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from unveil.report.run import Evaluation, Run, Signals, Step
+from unveil.report.verdict import LEVELS, headline, judge
+
+
+def log(losses, *, per_row: int = 5, **fields) -> list[Step]:
+    rows = enumerate(losses, start=1)
+    return [
+        Step(i * per_row, i / 10, i, float(x), lr=1e-3, **({"skipped": 0, "data_wait": 0.05} | fields)) for i, x in rows
+    ]
+
+
+def falling(n: int = 100, start: float = 1.0, end: float = 0.4, speed: float = 8.0) -> np.ndarray:
+    noise = 0.005 * np.random.default_rng(0).standard_normal(n)
+    return end + (start - end) * np.exp(-speed * np.arange(n) / n) + noise
+
+
+def run(losses=None, *, info=None, **parts) -> Run:
+    parts.setdefault("steps", log(falling() if losses is None else losses))
+    return Run(Path("a"), "a", info or {"status": "finished", "dials": {"epochs": 10}}, **parts)
+
+
+def only(found: list, level: str):
+    (one,) = [v for v in found if v.level == level]
+    return one
+
+
+def signals(**columns) -> list[Signals]:
+    length = len(next(iter(columns.values())))
+    return [Signals(50 * (i + 1), float(i), **{k: v[i] for k, v in columns.items()}) for i in range(length)]
+
+
+def test_a_good_run_is_healthy_and_says_why():
+    good = run(
+        signals=signals(heldout_loss=[0.6, 0.42], rankme=[20, 60], feature_std=[0.3, 0.4], feature_dim=[192, 192])
+    )
+    found = judge(good)
+    assert [v.level for v in found] == ["ok"]
+    for number in ("0.399", "0.420", "60.0 of 192", "10 epochs", "no update was skipped"):
+        assert number in found[0].sentence
+    assert headline(found).sentence == "Training looks healthy."
+
+
+def test_no_metrics():
+    found = judge(run(steps=[]))
+    assert "No training step" in only(found, "note").sentence
+    assert headline(found).sentence == "Too early to tell."
+
+
+def test_too_short_to_tell():
+    found = judge(run(falling(10)))
+    assert "too few" in only(found, "note").sentence
+    assert headline(found).sentence == "Too early to tell."
+
+
+@pytest.mark.parametrize(
+    ("status", "level", "words"),
+    [("failed", "problem", "out of <memory>"), ("stopped", "note", "10 of 20"), ("running", "note", "still going")],
+)
+def test_a_run_that_did_not_finish(status, level, words):
+    info = {"status": status, "error": "out of <memory>", "dials": {"epochs": 20}}
+    assert words in only(judge(run(info=info)), level).sentence
+
+
+def test_a_loss_that_is_no_number():
+    found = judge(run([*falling(60), math.nan]))
+    assert "at the last step" in only(found, "problem").sentence
+    assert headline(found).level == "problem"
+
+
+def test_a_loss_that_climbed_has_diverged():
+    losses = np.concatenate([falling(80), np.linspace(0.4, 1.5, 40)])
+    bad = only(judge(run(losses)), "problem")
+    assert "diverged" in bad.sentence
+    assert "lower learning rate" in bad.advice
+
+
+def test_a_passing_spike_is_no_divergence():
+    losses = falling()
+    losses[50] = 3.0
+    assert headline(judge(run(losses))).level == "ok"
+
+
+@pytest.mark.parametrize(("skipped", "level"), [(1, "note"), (30, "problem")])
+def test_skipped_updates(skipped, level):
+    found = only(judge(run(steps=log(falling(), skipped=skipped))), level)
+    assert f"{skipped} of 500 update" in found.sentence
+
+
+def test_a_flat_loss():
+    noise = 1 + 0.01 * np.random.default_rng(0).standard_normal(100)
+    assert "did not fall" in only(judge(run(noise)), "problem").sentence
+
+
+def test_a_loss_that_still_falls_asks_for_more_epochs():
+    found = judge(run(np.linspace(1, 0.5, 100)))
+    assert "--epochs" in only(found, "note").advice
+    assert headline(found).level == "ok"
+
+
+def test_noise_at_the_end_is_not_still_falling():
+    assert [v.level for v in judge(run(falling()))] == ["ok"]
+
+
+def test_a_rising_heldout_loss_is_overfitting():
+    found = only(judge(run(signals=signals(heldout_loss=[0.6, 0.45, 0.55]))), "warning")
+    assert "Over-fitting" in found.sentence
+    assert "0.450" in found.sentence
+    assert "epoch 1 " in found.sentence
+
+
+def test_a_gap_to_the_heldout_loss_is_noted():
+    found = only(judge(run(signals=signals(heldout_loss=[0.7, 0.6]))), "note")
+    assert "above the training loss" in found.sentence
+
+
+def test_features_without_spread_have_collapsed():
+    assert "collapsed" in only(judge(run(signals=signals(feature_std=[0.4, 1e-5]))), "problem").sentence
+
+
+def test_features_of_two_dimensions_have_collapsed():
+    sick = run(signals=signals(rankme=[30.0, 1.8], feature_dim=[192, 192]))
+    assert "1.80 of 192 dimensions" in only(judge(sick), "problem").sentence
+
+
+def test_a_falling_rankme_is_a_warning():
+    sick = run(signals=signals(rankme=[60.0, 12.0], feature_dim=[192, 192]))
+    assert "fell from 60.0 to 12.0 of 192" in only(judge(sick), "warning").sentence
+
+
+def test_waiting_for_data():
+    found = only(judge(run(steps=log(falling(), data_wait=0.45), info={"settings": {"workers": 2}})), "warning")
+    assert found.sentence.startswith("45.0 % of the time")
+    assert "with 2 workers" in found.sentence
+    assert "--workers" in found.advice
+
+
+@pytest.mark.parametrize(("count", "level"), [(10_000, "note"), (100, "warning"), (None, "note")])
+def test_broken_files(count, level):
+    found = only(judge(run(broken={f"{i}.jpg": "cut" for i in range(3)}, info={"data": {"count": count}})), level)
+    assert found.sentence.startswith("3 broken files")
+
+
+def test_features_no_better_than_untrained():
+    poor = Evaluation("knn", "d", {"accuracy": 0.3}, {"untrained": {"accuracy": 0.31}}, "")
+    good = Evaluation("knn", "d", {"accuracy": 0.4}, {"untrained": {"accuracy": 0.31}}, "")
+    assert "k-NN accuracy is 30.0 %, untrained 31.0 %" in only(judge(run(evaluations=[poor])), "warning").sentence
+    assert headline(judge(run(evaluations=[good]))).level == "ok"
+
+
+def test_the_gravest_comes_first():
+    sick = run([*falling(60), math.nan], broken={"a": "b"}, signals=signals(heldout_loss=[0.4, 0.6]))
+    order = [LEVELS.index(v.level) for v in judge(sick)]
+    assert order == sorted(order)
+    assert headline(judge(sick)).level == "problem"
