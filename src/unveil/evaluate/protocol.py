@@ -1,0 +1,45 @@
+"""What a protocol is given and what it gives back.
+
+A protocol is a function `(Split, seed) -> Score` in a file of the same name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from jaxtyping import Float, Int
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Split:
+    """Features to learn from and features to be judged on, both labelled 0 .. num_classes - 1."""
+
+    train: Float[Tensor, "N D"]
+    train_labels: Int[Tensor, " N"]
+    test: Float[Tensor, "M D"]
+    test_labels: Int[Tensor, " M"]
+    num_classes: int
+
+
+@dataclass(frozen=True)
+class Score:
+    """What a protocol found (shares in [0, 1]), with which settings, and what it did in plain words."""
+
+    metrics: dict[str, float]
+    settings: dict[str, object]
+    card: str
+
+
+Protocol = Callable[[Split, int], Score]
+
+
+def accuracies(scores: Float[Tensor, "M K"], labels: Int[Tensor, " M"]) -> dict[str, float]:
+    """The share of samples whose class scores highest, and, beyond 5 classes, among the highest 5. A tie is a miss."""
+    own = scores.gather(1, labels[:, None])
+    rivals = scores.shape[1] - 1 - (scores < own).sum(1)  # so NaN, which is below nothing, is a miss too
+    found = {"accuracy": (rivals < 1).double().mean().item()}
+    if scores.shape[1] > 5:
+        found["top5"] = (rivals < 5).double().mean().item()
+    return found

@@ -1,0 +1,63 @@
+"""What an evaluation leaves behind: a JSON file per protocol in the run folder, and a table on the terminal."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Result:
+    """One protocol's outcome on one encoder, beside that of the baselines; metrics are shares in [0, 1]."""
+
+    protocol: str
+    data: str
+    test_data: str | None
+    pool: str
+    metrics: Mapping[str, float]
+    baselines: Mapping[str, Mapping[str, float]]
+    settings: Mapping[str, object]
+    card: str
+    seconds: float
+    date: str
+
+    def to_dict(self) -> dict[str, object]:
+        """The content of `eval/<protocol>.json`."""
+        return asdict(self)
+
+
+def write_results(run_dir: Path | str, results: Iterable[Result]) -> list[Path]:
+    """Write `eval/<protocol>.json` for each result; a file is replaced whole or not at all, others stay as they are."""
+    folder = Path(run_dir) / "eval"
+    folder.mkdir(parents=True, exist_ok=True)
+    written = []
+    for result in results:
+        path = folder / f"{result.protocol}.json"
+        unfinished = path.with_suffix(f".{os.getpid()}.tmp")
+        try:
+            with unfinished.open("w", encoding="utf-8") as file:
+                json.dump(result.to_dict(), file, indent=2)
+                file.flush()
+                os.fsync(file.fileno())
+            unfinished.replace(path)
+        finally:
+            unfinished.unlink(missing_ok=True)
+        written.append(path)
+    return written
+
+
+def table(results: Sequence[Result]) -> str:
+    """Accuracies in per cent as plain text: one row per protocol, one column per baseline, this run last."""
+    columns = list(dict.fromkeys(name for result in results for name in result.baselines))
+    rows = [["protocol", *columns, "this run"]]
+    for result in results:
+        found = [result.baselines.get(name, {}) for name in columns] + [result.metrics]
+        rows.append([result.protocol, *(f"{100 * m['accuracy']:.1f} %" if m else "-" for m in found)])
+    first, *others = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join(
+        "  ".join([name.ljust(first), *(cell.rjust(width) for cell, width in zip(cells, others, strict=True))])
+        for name, *cells in rows
+    )

@@ -1,0 +1,189 @@
+"""k-NN and the linear probes, each against an independent computation."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+from torch.nn import functional as F
+
+from unveil.evaluate.knn import TEMPERATURE, knn, knn_votes
+from unveil.evaluate.labels import stratified_split
+from unveil.evaluate.lars import LARS
+from unveil.evaluate.linear import _Probe, linear
+from unveil.evaluate.linear_lbfgs import linear_lbfgs, logistic_regression
+from unveil.evaluate.protocol import Split, accuracies
+
+PROTOCOLS = [knn, linear, linear_lbfgs]
+
+
+def clouds(apart: float, num_classes: int = 3, per_class: int = 40, dim: int = 8, seed: int = 0) -> Split:
+    """Gaussian clouds round random centres that lie `apart` standard deviations from the origin."""
+    chance = torch.Generator().manual_seed(seed)
+    centres = F.normalize(torch.randn(num_classes, dim, generator=chance), dim=1) * apart
+
+    def draw() -> tuple[torch.Tensor, torch.Tensor]:
+        labels = torch.arange(num_classes).repeat(per_class)
+        return centres[labels] + torch.randn(len(labels), dim, generator=chance), labels
+
+    return Split(*draw(), *draw(), num_classes)
+
+
+def votes_by_hand(split: Split, k: int) -> np.ndarray:
+    train, test = split.train.double().numpy(), split.test.double().numpy()
+    votes = np.zeros((len(test), split.num_classes))
+    for i, x in enumerate(test):
+        cosines = [x @ y / (np.linalg.norm(x) * np.linalg.norm(y)) for y in train]
+        for j in sorted(range(len(train)), key=lambda j: -cosines[j])[:k]:
+            votes[i, split.train_labels[j]] += math.exp(cosines[j] / TEMPERATURE)
+    return votes
+
+
+@pytest.mark.parametrize("k", [1, 7, 120])
+def test_knn_votes_equal_a_sort_of_all_pairs(k):
+    split = clouds(apart=2)
+    (votes,) = knn_votes(split, [k])
+    np.testing.assert_allclose(votes.numpy(), votes_by_hand(split, k), rtol=1e-4)
+
+
+def test_knn_agrees_with_sklearn():
+    neighbors = pytest.importorskip("sklearn.neighbors")
+    split = clouds(apart=2)
+    theirs = neighbors.KNeighborsClassifier(
+        20, metric="cosine", algorithm="brute", weights=lambda distance: np.exp((1 - distance) / TEMPERATURE)
+    ).fit(split.train.numpy(), split.train_labels.numpy())
+    assert knn(split).metrics["accuracy"] == pytest.approx(theirs.score(split.test.numpy(), split.test_labels.numpy()))
+
+
+@settings(max_examples=15, deadline=None)
+@given(budget=st.integers(1, 5000), seed=st.integers(0, 9))
+def test_knn_does_not_depend_on_the_chunks(budget, seed):
+    split = clouds(apart=1, per_class=12, seed=seed)
+    for chunked, whole in zip(knn_votes(split, [1, 5, 20], budget), knn_votes(split, [1, 5, 20]), strict=True):
+        torch.testing.assert_close(chunked, whole, rtol=1e-4, atol=0)
+
+
+def test_knn_never_asks_for_more_neighbours_than_there_are():
+    found = knn(clouds(apart=5, per_class=4))
+    assert found.settings["k"] == 12
+    assert set(found.metrics) == {"accuracy", "accuracy_k1", "accuracy_k5", "accuracy_k10", "accuracy_k12"}
+    assert "top5" in knn(clouds(apart=5, num_classes=6)).metrics
+
+
+def test_a_tie_or_nan_is_a_miss():
+    scores = torch.tensor([[1.0, 1.0, 0.0], [0.0, 2.0, 1.0], [math.nan, math.nan, math.nan]])
+    assert accuracies(scores, torch.tensor([0, 1, 2])) == {"accuracy": pytest.approx(1 / 3)}
+    ranks = torch.arange(7.0).repeat(7, 1)
+    assert accuracies(ranks, torch.arange(7)) == {"accuracy": pytest.approx(1 / 7), "top5": pytest.approx(5 / 7)}
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_what_is_apart_is_told_apart(protocol):
+    assert protocol(clouds(apart=12), 0).metrics["accuracy"] > 0.97
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_labels_that_features_know_nothing_of_give_chance(protocol):
+    found = protocol(clouds(apart=0, num_classes=4, per_class=100), 0).metrics["accuracy"]
+    assert found == pytest.approx(0.25, abs=0.08)  # 400 guesses: nearly four standard deviations
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_the_same_call_gives_the_same_score(protocol):
+    split = clouds(apart=1.5)
+    torch.manual_seed(1)
+    first = protocol(split, 3)
+    torch.manual_seed(2)
+    assert protocol(split, 3) == first
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_dimensions_that_never_vary_do_no_harm(protocol):
+    split = clouds(apart=12)
+    train, test = (torch.cat([x, torch.full_like(x, 7.3)], 1) for x in (split.train, split.test))
+    assert protocol(Split(train, split.train_labels, test, split.test_labels, 3), 0).metrics["accuracy"] > 0.95
+
+
+def test_one_lars_step_by_hand():
+    weight, bias = nn.Parameter(torch.tensor([[3.0, 4.0]])), nn.Parameter(torch.tensor([2.0]))
+    optimizer = LARS([weight, bias], lr=0.5, momentum=0.9, weight_decay=0.1, trust=0.01)
+    for _ in range(2):
+        weight.grad, bias.grad = torch.tensor([[0.3, -0.4]]), torch.tensor([1.0])
+        optimizer.step()
+    w, v = np.array([3.0, 4.0]), np.zeros(2)
+    for _ in range(2):
+        update = np.array([0.3, -0.4]) + 0.1 * w
+        v = 0.9 * v + update * 0.01 * np.linalg.norm(w) / np.linalg.norm(update)
+        w = w - 0.5 * v
+    np.testing.assert_allclose(weight.detach().numpy()[0], w, rtol=1e-6)
+    assert bias.item() == pytest.approx(2 - 0.5 * 1 - 0.5 * 1.9)  # no trust ratio and no decay
+
+
+def test_lars_moves_a_weight_of_zeros():
+    weight = nn.Parameter(torch.zeros(1, 2))
+    weight.grad = torch.ones(1, 2)
+    LARS([weight], lr=0.5).step()
+    assert weight.tolist() == [[-0.5, -0.5]]
+
+
+def test_the_card_and_the_settings_say_what_a_small_set_changes():
+    small = linear(clouds(apart=3))
+    assert (small.settings["epochs"], small.settings["batch_size"], small.settings["lr"]) == (270, 120, 6.4)
+    assert "raised from 90 to 270. A batch is the whole set" in small.card
+    full = linear(clouds(apart=3, num_classes=2, per_class=3 * 8192, dim=2))
+    assert (full.settings["epochs"], full.settings["batch_size"], full.settings["lr"]) == (90, 16384, 6.4)
+    assert "raised" not in full.card
+
+
+def test_the_folded_probe_is_batchnorm_then_linear():
+    x, labels = torch.randn(300, 6) * 3 + 2, torch.arange(300) % 4
+    probe = _Probe.fresh(6, 4, torch.Generator().manual_seed(0), torch.device("cpu"))
+    norm, head = nn.BatchNorm1d(6, affine=False, eps=1e-6), nn.Linear(6, 4)
+    head.load_state_dict({"weight": probe.weight.detach(), "bias": probe.bias.detach()})
+    ours, theirs = probe.train_logits(x), head(norm(x))
+    torch.testing.assert_close(ours, theirs)
+    F.cross_entropy(ours, labels).backward()
+    F.cross_entropy(theirs, labels).backward()
+    torch.testing.assert_close(probe.weight.grad, head.weight.grad)
+    torch.testing.assert_close(probe.bias.grad, head.bias.grad)
+    torch.testing.assert_close(probe.logits(x, probe.mean, probe.var), head(norm.eval()(x)))
+
+
+def test_logistic_regression_agrees_with_sklearn():
+    linear_model = pytest.importorskip("sklearn.linear_model")
+    split = clouds(apart=1.5)
+    penalty = 1e-2
+    theirs = linear_model.LogisticRegression(C=1 / (penalty * len(split.train)), tol=1e-8, max_iter=1000)
+    theirs.fit(split.train.numpy(), split.train_labels.numpy())
+    weight, bias = logistic_regression(split.train, split.train_labels, 3, penalty)
+    np.testing.assert_allclose(weight.numpy(), theirs.coef_, atol=2e-3)
+    np.testing.assert_allclose((bias - bias.mean()).numpy(), theirs.intercept_ - theirs.intercept_.mean(), atol=2e-3)
+
+
+def test_lbfgs_chooses_a_penalty_that_noise_calls_for():
+    chance = torch.Generator().manual_seed(0)
+    labels = torch.arange(200) % 2
+    x = torch.randn(200, 150, generator=chance)
+    x[:, 0] += labels * 1.5
+    noisy = linear_lbfgs(Split(x[:100], labels[:100], x[100:], labels[100:], 2))
+    assert noisy.settings["penalty"] >= 1e-2
+    assert noisy.settings["penalty"] in map(float, noisy.settings["penalties_tried"])
+
+
+@settings(max_examples=50, deadline=None)
+@given(labels=st.lists(st.integers(0, 4), min_size=1, max_size=60), share=st.floats(0.05, 0.95), seed=st.integers(0))
+def test_the_split_holds_out_a_share_of_every_class(labels, share, seed):
+    y = torch.tensor(labels)
+    kept, held = stratified_split(y, share, seed)
+    assert sorted([*kept.tolist(), *held.tolist()]) == list(range(len(y)))
+    for label in set(labels):
+        count, out = labels.count(label), int((y[held] == label).sum())
+        assert out == min(max(1, int(share * count)), count - 1)
+    again = stratified_split(y, share, seed)
+    assert torch.equal(again[0], kept)
+    assert torch.equal(again[1], held)
