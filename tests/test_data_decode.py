@@ -190,8 +190,10 @@ def test_empty_and_foreign_bytes_are_unreadable():
         decode(b"")
     with pytest.raises(Unreadable, match="not an image"):
         decode(b"<html>not found</html>")
-    error = pytest.raises(Unreadable, decode, b"", "a.png").value
-    assert (error.name, error.reason, str(error)) == ("a.png", "the file is empty (0 bytes)", f"a.png: {error.reason}")
+    with pytest.raises(Unreadable) as caught:
+        decode(b"", "a.png")
+    assert (caught.value.name, caught.value.reason) == ("a.png", "the file is empty (0 bytes)")
+    assert str(caught.value) == "a.png: the file is empty (0 bytes)"
 
 
 def test_decompression_bombs_are_unreadable():

@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from unveil.data import inspect_source, open_source, split
-
-DATA = Path(os.environ.get("UNVEIL_DATA", Path(__file__).parents[2] / "shared" / "data"))
 
 
 @pytest.fixture
@@ -97,9 +93,8 @@ def test_nothing_readable_is_no_crash(tmp_path):
     assert "a.jpg: the file is empty" in str(found)
 
 
-@pytest.mark.skipif(not DATA.is_dir(), reason=f"no data at {DATA}; set UNVEIL_DATA")
-def test_photographs_look_like_photographs():
-    found = inspect_source(open_source(DATA / "photos"), limit=200)
+def test_photographs_look_like_photographs(data_folder):
+    found = inspect_source(open_source(data_folder / "photos"), limit=200)
     assert (found.count, found.unreadable) == (1000, {})
     np.testing.assert_allclose(found.mean, (0.485, 0.456, 0.406), atol=0.03)
     np.testing.assert_allclose(found.std, (0.229, 0.224, 0.225), atol=0.07)

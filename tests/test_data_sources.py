@@ -20,8 +20,6 @@ from PIL import Image
 from unveil.data import Subset, Unreadable, open_source, split
 from unveil.data import parquet as parquet_module
 
-DATA = Path(os.environ.get("UNVEIL_DATA", Path(__file__).parents[2] / "shared" / "data"))
-
 
 def write(path: Path, value: int, mode: str = "RGB", size: tuple[int, int] = (8, 6)) -> Path:
     """An image of one colour, by which it is known again."""
@@ -305,13 +303,12 @@ def test_a_split_is_spread_and_seeded():
         split(Numbers(1), 0.5, 0)
 
 
-@pytest.mark.skipif(not DATA.is_dir(), reason=f"no data at {DATA}; set UNVEIL_DATA")
-def test_real_data_opens():
-    cifar = open_source(DATA / "cifar10" / "test-00000-of-00001.parquet")
+def test_real_data_opens(data_folder):
+    cifar = open_source(data_folder / "cifar10" / "test-00000-of-00001.parquet")
     assert (len(cifar), cifar.channels, cifar.classes[3], cifar.image(9_999).shape) == (10_000, 3, "cat", (3, 32, 32))
-    depth = open_source(DATA / "rgbd" / "depth")
+    depth = open_source(data_folder / "rgbd" / "depth")
     assert depth.channels == 1
     assert 500 < depth.image(0).max() * 65535 < 10_000  # millimetres
-    photos = open_source(DATA / "photos")
+    photos = open_source(data_folder / "photos")
     assert len(photos) == 1000
     assert all(photos.image(i).shape[0] == 3 for i in range(0, 1000, 100))

@@ -170,14 +170,14 @@ class Loader:
         )
 
 
-def _joined(parts: list[Shaped[Tensor, "b C H W"]]) -> Shaped[Tensor, "B C H W"]:
+def _joined(parts: list[Shaped[Tensor, "_ _ _ _"]]) -> Shaped[Tensor, "B C H W"]:
     """The parts as one; in float where some are, for a folder may mix 8 and 16 bits."""
-    parts = [part for part in parts if len(part)]
+    parts = [part for part in parts if len(part)] or [torch.empty(0, 0, 0, 0)]
     if len(parts) == 1:
         return parts[0]
     if len({part.dtype for part in parts}) > 1:
         parts = [unit(part) for part in parts]
-    return torch.cat(parts) if parts else torch.empty(0)
+    return torch.cat(parts)
 
 
 def _num_cores() -> int:

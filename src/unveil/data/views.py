@@ -23,8 +23,9 @@ class View:
     """How random views are drawn: a crop of random area and shape, resized to `image_size` (height, width), flipped.
 
     `crop_scale` bounds the share of the image's area, `crop_ratio` the stretch: width over height of the box, divided
-    by that of `image_size` (Szegedy et al., 2015; the defaults are MAE's, appendix A.1). `flip` is "none"; "h": mirrored half of the time; "hv": also upside down half of
-    the time; "turns": also turned by a quarter half of the time, so that all eight poses are equally likely.
+    by that of `image_size` (Szegedy et al., 2015; the defaults are MAE's, appendix A.1). `flip` is "none"; "h":
+    mirrored half of the time; "hv": also upside down half of the time; "turns": also turned by a quarter half of the
+    time, so that all eight poses are equally likely.
     """
 
     image_size: tuple[int, int]
