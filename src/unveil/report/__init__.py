@@ -14,7 +14,10 @@ __all__ = ["write_report"]
 
 
 def write_report(runs: Sequence[str | Path], out: str | Path | None = None) -> Path:
-    """Write `report.html` from run folders into the first of them, or to `out` (a file or a folder); returns its path.
+    """Write one page about one or several runs, which needs no network; returns its path.
+
+    runs: folders that `unveil pretrain` wrote
+    out: a file or a folder; report.html in the first run's folder where not given
 
     FileNotFoundError or ValueError where a folder is missing or is no run.
     """

@@ -37,7 +37,7 @@ h2{font-size:1.3rem;letter-spacing:-.01em;margin:0 0 2px}h3{font-size:1rem;margi
 p{margin:0 0 10px}.kind{color:var(--soft);font-size:.8rem;letter-spacing:.02em;margin:0}
 .under,.lead,.aside,.remark{color:var(--soft)}.under{margin:4px 0 0}.lead{max-width:72ch;margin-bottom:16px}
 .aside{font-weight:400;font-size:.85em}.remark{font-size:.88rem;max-width:80ch;margin-top:12px}
-section{margin:0 0 52px}article>h3:first-child{margin-top:0}
+section{margin:0 0 52px}article>h3:first-child{margin-top:0}section:not(.health)>article+article{margin-top:34px}
 .s0{--c:var(--s0)}.s1{--c:var(--s1)}.s2{--c:var(--s2)}.s3{--c:var(--s3)}.s4{--c:var(--s4)}.s5{--c:var(--s5)}
 .s6{--c:var(--s6)}.base{--c:var(--base)}
 .spot{display:inline-block;width:.68em;height:.68em;border-radius:50%;background:var(--c);margin-right:.45em}
