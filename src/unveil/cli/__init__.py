@@ -1,0 +1,80 @@
+"""The command line: `unveil COMMAND ...`. Results go to stdout, everything else to stderr.
+
+A user's mistake is one line and exit code 2, never a traceback; a fault of ours keeps its traceback and exits with 1.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+
+from .commands import COMMANDS, HelpAsked
+from .flags import UsageError, nearest
+from .help import columns
+
+_HERE = Path(__file__).resolve().parents[1]
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code: 0 done, 1 our fault, 2 the user's mistake, 130 interrupted."""
+    try:
+        return _dispatch(list(sys.argv[1:] if words is None else words))
+    except HelpAsked as answer:
+        print(answer)
+        return 0
+    except BrokenPipeError:  # `unveil recipes | head`: nobody reads any more
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except KeyboardInterrupt:
+        print("\nstopped", file=sys.stderr)
+        return 130
+    except (ValueError, OSError) as error:
+        _say_mistake(error)
+        return 2
+    except Exception:
+        traceback.print_exc()
+        print("this is a fault of unveil: please report it with the lines above and `unveil doctor`", file=sys.stderr)
+        return 1
+
+
+def _dispatch(words: list[str]) -> int:
+    if not words or words[0] in ("-h", "--help"):
+        print(_overview())
+        return 0
+    if words[0] in ("-V", "--version"):
+        print(f"unveil {version('unveil')}")
+        return 0
+    command = COMMANDS.get(words[0])
+    if command is None:
+        close = nearest(words[0], COMMANDS)
+        hint = f"did you mean unveil {close[0]}?" if close else f"there are {', '.join(COMMANDS)}"
+        raise UsageError(f"there is no command {words[0]}", hint)
+    return command.run(command, words[1:])
+
+
+def _overview() -> str:
+    uses = columns([(f"{c.name} {c.places}".strip(), c.summary) for c in COMMANDS.values()])
+    return (
+        "unveil: hide a part of your images, predict it, measure what was learned\n\n"
+        f"{uses}\n\nunveil COMMAND --help tells more.\nnext: unveil demo"
+    )
+
+
+def _say_mistake(error: ValueError | OSError) -> None:
+    """One line on what is wrong, one on what to do; where the message is not ours, one on where it comes from."""
+    message = str(error) or type(error).__name__
+    if isinstance(error, OSError) and error.strerror:
+        message = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    print(f"error: {message}", file=sys.stderr)
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    if isinstance(error, UsageError):
+        if error.hint:
+            print(f"hint: {error.hint}", file=sys.stderr)
+    elif isinstance(error, ValueError) and _HERE not in Path(frame.filename).resolve().parents:
+        print(
+            f"hint: said by {frame.filename}, line {frame.lineno}; if yours is right, please report it", file=sys.stderr
+        )

@@ -1,0 +1,201 @@
+"""The commands. Each reads its words, calls the function of its name and says what to do next.
+
+What a command needs is imported when it runs: `unveil --help` never waits for torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from . import next_steps
+from .flags import Flag, UsageError, flags_of, is_flag, parse, spell
+from .foreign_flags import refuse_foreign
+from .help import columns, help_text
+from .recipe_files import load_recipe, recipe_cards
+
+Function = Callable[..., Any]
+
+
+class HelpAsked(Exception):  # noqa: N818  it is no error
+    """A command was asked what it does; the text is the answer."""
+
+
+@dataclass(frozen=True)
+class Command:
+    """A word after `unveil`: what it stands on, what it does, one use of it, and its code, which returns the exit code."""
+
+    name: str
+    places: str
+    summary: str
+    example: str
+    run: Callable[[Command, list[str]], int]
+
+    def read(
+        self, words: list[str], groups: Mapping[str, Sequence[Flag]], many: bool = False
+    ) -> tuple[list[str], dict[str, Any]]:
+        """The words in the command's places, and the arguments given by flags."""
+        if not {"-h", "--help"}.isdisjoint(words):
+            head = " ".join(filter(None, ["unveil", self.name, self.places, "[--flag X ...]"]))
+            raise HelpAsked(help_text(head, self.summary, groups, self.example))
+        flags = [flag for group in groups.values() for flag in group]
+        refuse_foreign(self.name, words, flags)
+        plain, given = parse(words, flags)
+        if not plain and self.places:
+            raise UsageError(f"{self.name} needs {self.places}", f"for example {self.example}")
+        if len(plain) > bool(self.places) and not many:
+            extra = plain[bool(self.places)]
+            raise UsageError(f"{extra!r} is one word too many for {self.name}", f"for example {self.example}")
+        return plain, given
+
+
+def say_next(step: str) -> None:
+    """The last line of a command."""
+    print(f"next: {step}", flush=True)
+
+
+def _flags(function: Function, skip: Collection[str] = ()) -> dict[str, list[Flag]]:
+    return {"flags": flags_of(function, skip)}
+
+
+def _demo(command: Command, words: list[str]) -> int:
+    from ..demo import demo
+
+    _, given = command.read(words, _flags(demo))
+    demo(**given)
+    say_next(next_steps.after_demo())
+    return 0
+
+
+def _pretrain(command: Command, words: list[str]) -> int:
+    name, rest = _take_recipe(words)
+    if name is None:
+        if {"-h", "--help"}.isdisjoint(words):
+            raise UsageError(f"pretrain needs a recipe:\n{_list_recipes()}", f"for example {command.example}")
+        raise HelpAsked(f"unveil pretrain RECIPE --help tells all flags and the dials of the recipe, one of\n{_list_recipes()}")
+    recipe = load_recipe(name)
+    from ..pretraining import pretrain
+
+    groups = {"flags": flags_of(pretrain, skip=("recipe",))}
+    dials = flags_of(recipe, skip=("modality",))
+    taken = {flag.name for flag in groups["flags"]} & {dial.name for dial in dials}
+    if taken:
+        raise UsageError(f"{name} has a dial {min(taken)!r}, which is a flag of pretrain: give the dial another name")
+    note = "the defaults are the paper's; without --paper, batch, size and epochs are fitted to data and machine"
+    _, given = command.read([name, *rest], groups | {f"dials of {name} ({note})": dials})
+    run = pretrain(name, **given)
+    say_next(next_steps.after_pretrain(run))
+    return 0
+
+
+def _take_recipe(words: list[str]) -> tuple[str | None, list[str]]:
+    """The recipe among the words: the first of them, or the one that names a recipe where a flag comes first."""
+    known = recipe_cards()
+    for i, word in enumerate(words):
+        if (i == 0 and not is_flag(word)) or word in known or word.endswith(".py"):
+            return word, words[:i] + words[i + 1 :]
+    return None, words
+
+
+def _list_recipes() -> str:
+    return columns([(card.name, card.summary) for card in recipe_cards().values()])
+
+
+def _evaluate(command: Command, words: list[str]) -> int:
+    from ..evaluation import evaluate
+
+    (run,), given = command.read(words, _flags(evaluate, skip=("run",)))
+    evaluate(run, **given)
+    say_next(next_steps.after_evaluate(run))
+    return 0
+
+
+def _report(command: Command, words: list[str]) -> int:
+    from ..report import write_report
+
+    runs, given = command.read(words, _flags(write_report, skip=("runs",)), many=True)
+    print(f"report: {write_report(runs, **given)}")
+    say_next(next_steps.after_report(runs))
+    return 0
+
+
+def _embed(command: Command, words: list[str]) -> int:
+    from ..embedding import embed
+
+    (run,), given = command.read(words, _flags(embed, skip=("run",)))
+    features = embed(run, **given)
+    say_next(next_steps.after_embed(features))
+    return 0
+
+
+def _inspect(command: Command, words: list[str]) -> int:
+    from ..data.inspection import inspect_source
+    from ..data.sources import open_source
+
+    (data,), given = command.read(words, _flags(inspect_source, skip=("source",)))
+    print(inspect_source(open_source(data), **given))
+    say_next(next_steps.after_inspect(data))
+    return 0
+
+
+def _bench(command: Command, words: list[str]) -> int:
+    from ..bench import bench
+
+    _, given = command.read(words, _flags(bench))
+    bench(**given)
+    say_next(next_steps.after_bench())
+    return 0
+
+
+def _doctor(command: Command, words: list[str]) -> int:
+    from .doctor import examine
+
+    _, given = command.read(words, _flags(examine))
+    is_well = examine(**given)
+    say_next(next_steps.after_doctor(is_well))
+    return 0 if is_well else 1
+
+
+def _recipes(command: Command, words: list[str]) -> int:
+    command.read(words, {})
+    cards = recipe_cards()
+    for card in cards.values():
+        dials = ", ".join(f"{dial.replace('_', '-')} {spell(default)}" for dial, default in card.dials.items())
+        print(f"{card.name}\n" + columns([("", card.summary), ("", dials)]))
+    say_next(next_steps.after_recipes(next(iter(cards))))
+    return 0
+
+
+_ALL = (
+    Command("demo", "", "the whole way on built-in images: pretrain, evaluate, report", "unveil demo", _demo),
+    Command(
+        "pretrain",
+        "RECIPE",
+        "learn from a folder of images by hiding a part and predicting it",
+        "unveil pretrain crossmae --data ~/photos --out runs/a",
+        _pretrain,
+    ),
+    Command(
+        "evaluate",
+        "RUN",
+        "measure a run's frozen features on labelled images",
+        "unveil evaluate runs/a --data cifar10.parquet --protocol knn linear",
+        _evaluate,
+    ),
+    Command(
+        "report", "RUN [RUN ...]", "one self-contained page on one run or several", "unveil report runs/a", _report
+    ),
+    Command(
+        "embed",
+        "RUN",
+        "the features of every image, as a file",
+        "unveil embed runs/a --data ~/photos --out features.npz",
+        _embed,
+    ),
+    Command("inspect", "DATA", "what a folder or a file of images holds", "unveil inspect ~/photos", _inspect),
+    Command("recipes", "", "the recipes and their dials", "unveil recipes", _recipes),
+    Command("bench", "", "the time and memory of a training step on this machine", "unveil bench", _bench),
+    Command("doctor", "", "whether this machine is ready, and what to do if not", "unveil doctor --full", _doctor),
+)
+COMMANDS = {command.name: command for command in _ALL}

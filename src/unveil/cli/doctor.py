@@ -1,0 +1,237 @@
+"""`unveil doctor`: what this machine has, what it can do, and what to do about what it cannot."""
+
+from __future__ import annotations
+
+import importlib.util
+import io
+import os
+import platform
+import shutil
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from ..model import MaskedModel
+    from ..records import Batch
+
+GIB = 2**30
+NEEDS = ("torch", "numpy", "pillow", "simplejpeg", "pyarrow", "safetensors", "einops", "jaxtyping", "psutil", "rich")
+EXTRAS = {
+    "tensorboard": "metrics in TensorBoard beside metrics.jsonl",
+    "tifffile": "TIFF files of any number of channels",
+    "transformers": "comparison with other implementations in tests and unveil bench",
+}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the examination, and what to do about it."""
+
+    level: Literal["ok", "note", "problem"]
+    text: str
+    advice: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.level:8}{self.text}" + (f"\n{'':8}-> {self.advice}" if self.advice else "")
+
+
+def examine(*, full: bool = False) -> bool:
+    """Print every finding as it is made; whether nothing is broken.
+
+    full: compile a small model too, which takes up to a minute
+    """
+    checks: list[Callable[[], Iterator[Finding]]] = [_packages, _processor, _devices, _memory, _folder, _decoding]
+    checks += [_step, _compiling] if full else [_step]
+    is_well = True
+    for check in checks:
+        for finding in _guarded(check):
+            print(finding, flush=True)
+            is_well &= finding.level != "problem"
+    return is_well
+
+
+def _guarded(check: Callable[[], Iterator[Finding]]) -> Iterator[Finding]:
+    """The findings of a check; one that falls over has found a problem, and the others still run."""
+    try:
+        yield from check()
+    except Exception as error:
+        name = check.__name__.strip("_")
+        advice = 'install again: pip install -c constraints.txt -e ".[test]"; if it stays, please report it'
+        yield Finding("problem", f"{name}: {type(error).__name__}: {error}", advice)
+
+
+def _packages() -> Iterator[Finding]:
+    yield Finding("ok", f"unveil {version('unveil')}, Python {platform.python_version()}, {platform.platform()}")
+    missing = []
+    found = []
+    for name in NEEDS:
+        try:
+            found.append(f"{name} {version(name)}")
+        except PackageNotFoundError:
+            missing.append(name)
+    yield Finding("ok", ", ".join(found))
+    if missing:
+        yield Finding("problem", f"not installed: {', '.join(missing)}", f"pip install {' '.join(missing)}")
+    for name, use in EXTRAS.items():
+        if importlib.util.find_spec(name):
+            yield Finding("ok", f"{name} {version(name)}: {use}")
+        else:
+            yield Finding("note", f"no {name}", f"pip install {name} gives {use}")
+
+
+def _processor() -> Iterator[Finding]:
+    import torch
+
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    yield Finding("ok", f"{allowed} cores, torch uses {torch.get_num_threads()} threads")
+    capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    native = [name for name in ("avx512_bf16", "amx_bf16", "bf16") if capabilities.get(name)]
+    if native:
+        yield Finding("ok", f"bf16 is native on this processor ({', '.join(native)})")
+    else:
+        yield Finding("note", "this processor has no native bf16: float32 is used on it")
+
+
+def _devices() -> Iterator[Finding]:
+    import torch
+
+    for i in range(torch.cuda.device_count()):
+        free, total = torch.cuda.mem_get_info(i)
+        bf16 = "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "no native bf16"
+        name = torch.cuda.get_device_name(i)
+        yield Finding("ok", f"cuda:{i} {name}, {free / GIB:.1f} of {total / GIB:.1f} GiB free, {bf16}")
+    if torch.backends.mps.is_available():
+        yield Finding("ok", "mps: the GPU of this Mac")
+    elif not torch.cuda.is_available():
+        has_driver = shutil.which("nvidia-smi") is not None
+        advice = "this torch is built without CUDA: install the CUDA build" if has_driver else ""
+        yield Finding("note", "no GPU: runs go on the processor, so keep models and images small", advice)
+
+
+def _memory() -> Iterator[Finding]:
+    import psutil
+
+    memory = psutil.virtual_memory()
+    level: Literal["ok", "note"] = "ok" if memory.available > 2 * GIB else "note"
+    advice = "" if level == "ok" else "close what is not needed, or choose --size tiny and a small --micro-batch"
+    yield Finding(level, f"memory: {memory.available / GIB:.1f} of {memory.total / GIB:.1f} GiB free", advice)
+
+
+def _folder() -> Iterator[Finding]:
+    """Where runs would be written: room, permission, speed of a synced write."""
+    here = Path.cwd()
+    free = shutil.disk_usage(here).free / GIB
+    try:
+        with tempfile.TemporaryFile(dir=here) as file:
+            block = os.urandom(2**20)
+            start = time.perf_counter()
+            for _ in range(64):
+                file.write(block)
+            file.flush()
+            os.fsync(file.fileno())
+            speed = 64 / (time.perf_counter() - start)
+    except OSError as error:
+        yield Finding("note", f"{here}: {error.strerror}", "write runs elsewhere: --out FOLDER")
+        return
+    told = f"{here}: {free:.1f} GiB free, {speed:.0f} MiB/s written"
+    yield (
+        Finding("ok", told) if free > 2 else Finding("note", told, "a run of ViT-B needs 2 GiB: --out on another disk")
+    )
+
+
+def _decoding() -> Iterator[Finding]:
+    import numpy as np
+    import simplejpeg
+    from PIL import Image, features
+
+    side, count = 512, 20
+    ramp = np.linspace(0, 255, side, dtype=np.uint8)
+    image = np.stack(np.broadcast_arrays(ramp[:, None], ramp[None], np.uint8(128)), axis=-1)
+    jpeg = simplejpeg.encode_jpeg(np.ascontiguousarray(image), quality=90)
+    decoders: dict[str, Callable[[], object]] = {
+        "simplejpeg": lambda: simplejpeg.decode_jpeg(jpeg),
+        "Pillow": lambda: Image.open(io.BytesIO(jpeg)).convert("RGB"),
+    }
+    rates = []
+    for name, decode in decoders.items():
+        start = time.perf_counter()
+        for _ in range(count):
+            decode()
+        rates.append(f"{name} {count / (time.perf_counter() - start):.0f}/s")
+    off = float(np.abs(simplejpeg.decode_jpeg(jpeg).astype(int) - image).mean())
+    if off > 4:
+        yield Finding(
+            "problem", f"a decoded JPEG is {off:.1f} grey levels off", "pip install --force-reinstall simplejpeg"
+        )
+    yield Finding("ok", f"JPEG of {side} px on one core: {', '.join(rates)}")
+    for name in ("webp", "libtiff"):
+        if not features.check(name):
+            yield Finding("note", f"this Pillow cannot read {name}", "pip install --upgrade pillow")
+
+
+def _step() -> Iterator[Finding]:
+    """One update of the smallest MAE: the whole chain from bytes to gradients."""
+    import torch
+
+    from ..model import mean_loss
+
+    model, batch = _smallest()
+    start = time.perf_counter()
+    loss = mean_loss(model(batch))
+    loss.backward()
+    took = time.perf_counter() - start
+    gradients = [p.grad for p in model.parameters() if p.grad is not None]
+    if gradients and loss.isfinite() and all(g.isfinite().all() for g in gradients):
+        yield Finding(
+            "ok", f"a training step works: loss {loss.item():.3f}, {took:.2f} s for {len(batch)} images of 32 px"
+        )
+    else:
+        yield Finding(
+            "problem", f"a training step gives loss {loss.item()}", f"torch {torch.__version__} is at fault here"
+        )
+
+
+def _compiling() -> Iterator[Finding]:
+    import torch
+
+    from ..model import mean_loss
+
+    model, batch = _smallest()
+    expected = mean_loss(model(batch)).item()
+    start = time.perf_counter()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            found = mean_loss(torch.compile(model)(batch)).item()
+    except Exception as error:  # every toolchain fails in its own way; the run does without
+        reason = str(error).strip().partition("\n")[0]
+        compiler = "a C++ compiler" if sys.platform != "win32" else "the MSVC compiler"
+        yield Finding(
+            "note", f"torch.compile does not work: {reason}", f"install {compiler}, or train with --compile off"
+        )
+        return
+    if abs(found - expected) > 1e-3 * abs(expected):
+        yield Finding("problem", f"compiled, the loss is {found}, not {expected}", "train with --compile off")
+    else:
+        yield Finding("ok", f"torch.compile works: {time.perf_counter() - start:.0f} s for the smallest model")
+
+
+def _smallest() -> tuple[MaskedModel, Batch]:
+    """A tiny MAE on 32 px and eight grey images."""
+    import torch
+
+    from ..chance import sample_keys
+    from ..recipes.mae import recipe
+    from ..records import Batch
+
+    torch.manual_seed(0)
+    model = recipe(size="tiny", patch=8, image_size=(32,), decoder_dim=64, decoder_depth=1).stages[0].build()
+    images = torch.rand(8, 3, 32, 32)
+    return model, Batch({"rgb": images}, sample_keys(0, 0, range(8)), torch.tensor(0.0))

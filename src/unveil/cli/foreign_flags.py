@@ -1,0 +1,205 @@
+"""Flags of the public MAE, CrossMAE, MultiMAE, SimMIM, Pixio and Hugging Face scripts, answered with ours.
+
+Nothing is translated silently: some of them mean something else there (a batch per GPU, an absolute learning rate,
+a share that is hidden), so the answer shows each flag with its counterpart and the whole command, ready to copy.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Callable, Sequence
+
+from .flags import Flag, UsageError, flag_name, split
+
+Answer = tuple[list[str], str]  # our words, none where there is nothing to say, and why
+
+RENAMED = {
+    "kept_mask_ratio": ("--predicted", "share of all patches that is predicted"),
+    "blr": ("--lr", "per 256 images of the batch"),
+    "base_learning_rate": ("--lr", "per 256 images of the batch"),
+    "clip_grad": ("--clip", "largest norm of the gradient"),
+    "max_grad_norm": ("--clip", "largest norm of the gradient"),
+    "decoder_num_heads": ("--decoder-heads", ""),
+    "patch_size": ("--patch", "in pixels"),
+    "model_patch_size": ("--patch", "in pixels"),
+    "mask_patch_size": ("--mask-unit", "in pixels"),
+    "input_size": ("--image-size", "or height and width"),
+    "img_size": ("--image-size", "or height and width"),
+    "image_height": ("--image-size", "or height and width"),
+    "num_train_epochs": ("--epochs", ""),
+    "warmup_epochs": ("--warmup-epochs", ""),
+    "weight_decay": ("--weight-decay", ""),
+    "decoder_depth": ("--decoder-depth", ""),
+    "decoder_dim": ("--decoder-dim", ""),
+    "data_path": ("--data", "any folder of images, no class folders needed"),
+    "train_dir": ("--data", "any folder of images, no class folders needed"),
+    "dataset_name": ("--data", "a folder or a Parquet file: nothing is downloaded"),
+    "output_dir": ("--out", "the run folder"),
+    "output": ("--out", "the run folder"),
+    "resume": ("--init-from", "starts from weights; an unfinished run goes on when its command is repeated"),
+    "finetune": ("--init-from", "starts from weights"),
+    "model_name_or_path": ("--init-from", "starts from weights"),
+    "num_workers": ("--workers", ""),
+    "dataloader_num_workers": ("--workers", ""),
+}
+
+SWITCHES = {
+    "norm_pix_loss": ("--norm-pix", ""),
+    "extra_norm_pix_loss": ("--norm-pix", ""),
+    "use_input": ("--use-input", ""),
+    "self_attn": ("--self-attention", ""),
+    "weight_fm": ("--blend linear", "the blend of encoder maps"),
+    "no_lr_scale": ("--lr-scale none", "the rate is not scaled by predicted / hidden"),
+    "inverse_lr": ("--lr-scale inverse", ""),
+    "overwrite_output_dir": ("--overwrite", ""),
+    "global_pool": ("--pool mean", ""),
+    "cls_token": ("--pool cls", ""),
+}
+
+_ACCUMULATION = ("accum_iter", "accumulation_steps", "gradient_accumulation_steps")
+_BATCH = ("batch_size", "batch_size_per_gpu", "per_device_train_batch_size")
+_GOES_ON = "an unfinished run in --out goes on when its command is repeated"
+_ONE_PROCESS = "not needed: a run is one process"
+_FINE_TUNING = "belongs to fine-tuning; unveil evaluate measures frozen features"
+_MODALITIES = "unveil has no recipe for several modalities yet"
+_DONE = "done where it helps"
+NEEDLESS = (
+    dict.fromkeys(_ACCUMULATION, "--batch-size is the whole effective batch; memory decides how it is cut")
+    | dict.fromkeys(("log_dir", "log_wandb", "wandb_project", "tag"), "metrics.jsonl is always in the run folder")
+    | dict.fromkeys(("start_epoch", "auto_resume", "no_auto_resume"), _GOES_ON)
+    | dict.fromkeys(("world_size", "local_rank", "dist_on_itp", "dist_url", "dist_backend"), _ONE_PROCESS)
+    | dict.fromkeys(("job_dir", "nodes", "ngpus", "partition", "timeout", "use_volta32"), _ONE_PROCESS)
+    | dict.fromkeys(("drop_path", "layer_decay", "mixup", "cutmix", "smoothing", "reprob", "nb_classes"), _FINE_TUNING)
+    | dict.fromkeys(("in_domains", "out_domains", "alphas", "sample_tasks_uniformly", "standardize_depth"), _MODALITIES)
+    | dict.fromkeys(("num_global_tokens", "n_cls_tokens"), "there is one class token")
+    | dict.fromkeys(("loss_on_unmasked", "no_loss_on_unmasked"), "only hidden patches are predicted")
+    | dict.fromkeys(("pin_mem", "no_pin_mem", "multi_epochs_dataloader", "fp32_output_adapters"), _DONE)
+    | dict.fromkeys(("enable_flash_attention2", "use_flash_attn"), "torch's own fast attention is used")
+    | dict.fromkeys(("amp_opt_level", "fp16", "bf16", "dtype"), "--precision auto takes bf16 where the device has it")
+    | dict.fromkeys(("min_lr", "warmup_lr", "lr_scheduler_type"), "linear warm-up from 0, then a cosine to 0")
+    | dict.fromkeys(("opt", "opt_betas", "opt_eps", "momentum"), "AdamW, with the recipe's betas")
+    | dict.fromkeys(("save_ckpt_freq", "save_freq", "save_steps", "save_strategy"), "see --save-minutes")
+    | dict.fromkeys(("config", "cfg", "opts"), "flags and a recipe's defaults are all there is")
+    | {"warmup_ratio": "see --warmup-epochs", "do_train": "", "do_eval": "", "train_interpolation": "always bicubic"}
+)
+
+
+def _mask_ratio(values: Sequence[str]) -> Answer:
+    return ["--visible", f"{1 - float(values[0]):.6g}"], "share that the encoder sees: 1 - mask_ratio"
+
+
+def _model(values: Sequence[str]) -> Answer:
+    name = values[0]
+    size = re.search(r"tiny|small|base|large|huge", name)
+    patch, image = re.search(r"patch(\d+)", name), re.search(r"patch\d+_(\d+)", name)
+    words = ["--size", size[0]] if size else []
+    words += ["--patch", patch[1]] if patch else []
+    words += ["--image-size", image[1]] if image else []
+    return words, "the method is the word after pretrain"
+
+
+def _use_fm(values: Sequence[str]) -> Answer:
+    maps = [int(v) for v in values]
+    if maps == [-1]:
+        return [], "all blocks are blended by default"
+    if min(maps) < 0:
+        return [], "give the blocks counted from 1: --maps 6 12"
+    return ["--maps", *(str(m + 1) for m in maps)], "blocks are counted from 1"
+
+
+def _num_encoded_tokens(values: Sequence[str]) -> Answer:
+    return ["--visible", f"{int(values[0]) / 196:.6g}"], "as a share of the 196 patches of 16 px in 224 x 224"
+
+
+def _mask_grid(values: Sequence[str]) -> Answer:
+    return ["--mask-unit", str(16 * int(values[0]))], "side in pixels of what is hidden whole, for patches of 16"
+
+
+def _hflip(values: Sequence[str]) -> Answer:
+    return ["--flip", "none" if values and float(values[0]) == 0 else "h"], ""
+
+
+CONVERTED: dict[str, Callable[[Sequence[str]], Answer]] = {
+    "mask_ratio": _mask_ratio,
+    "model": _model,
+    "use_fm": _use_fm,
+    "num_encoded_tokens": _num_encoded_tokens,
+    "mask_grid": _mask_grid,
+    "hflip": _hflip,
+}
+
+
+def refuse_foreign(command: str, words: Sequence[str], flags: Sequence[Flag]) -> None:
+    """Raise `UsageError` when words hold another project's flags: each with ours, and the whole command in ours."""
+    ours = {f.name: f for f in flags} | {f"no_{f.name}": f for f in flags if f.is_switch}
+    pieces = list(split(words, flags))
+    if not any(_is_foreign(word, ours) for word, _ in pieces):
+        return
+    batch = _effective_batch(pieces)
+    rows: list[tuple[str, str, str]] = []
+    corrected: list[str] = []
+    for word, values in pieces:
+        name = flag_name(word)
+        if name in _BATCH and batch:
+            new, why = ["--batch-size", str(batch)], "the whole effective batch: times the number of your GPUs"
+        elif name in ("lr", "learning_rate"):
+            new = ["--lr", f"{float(values[0]) * 256 / batch:.4g}"] if batch and values else []
+            why = "ours is per 256 images of the batch, theirs the final rate"
+        elif _is_foreign(word, ours):
+            new, why = _in_recipe(*_answer(name, values), ours)
+        else:
+            corrected += [word] * bool(word) + values
+            continue
+        corrected += new
+        rows.append((" ".join([word, *values]), " ".join(new) or "(leave out)", why))
+    widths = [max(len(row[i]) for row in rows) for i in (0, 1)]
+    table = "\n".join(f"  {a:{widths[0]}}   {b:{widths[1]}}   {why}".rstrip() for a, b, why in rows)
+    several = "these flags are" if len(rows) > 1 else "this flag is"
+    raise UsageError(
+        f"{several} from another project's script; in unveil's words:\n{table}",
+        f"the whole command: unveil {command} {shlex.join(corrected)}",
+    )
+
+
+def _is_foreign(word: str, ours: dict[str, Flag]) -> bool:
+    name = flag_name(word)
+    found = name in RENAMED or name in SWITCHES or name in NEEDLESS or name in CONVERTED or name in _BATCH[1:]
+    return bool(word) and name not in ours and found
+
+
+def _effective_batch(pieces: Sequence[tuple[str, list[str]]]) -> int | None:
+    """Their batch per GPU times their accumulation, on one GPU."""
+    given = {flag_name(word): values[0] for word, values in pieces if word and values and values[0].isdigit()}
+    batch = next((int(given[name]) for name in _BATCH if name in given), None)
+    steps = next((int(given[name]) for name in _ACCUMULATION if name in given), 1)
+    return batch * steps if batch else None
+
+
+def _answer(name: str, values: Sequence[str]) -> Answer:
+    if name in CONVERTED:
+        try:
+            return CONVERTED[name](values)
+        except (ValueError, IndexError):
+            return [], "its value could not be read"
+    if name in SWITCHES:
+        words, why = SWITCHES[name]
+        return words.split(), why
+    if name in RENAMED:
+        word, why = RENAMED[name]
+        return [word, *values], why
+    return [], NEEDLESS.get(name, "see --batch-size")
+
+
+def _in_recipe(words: list[str], why: str, ours: dict[str, Flag]) -> Answer:
+    """The answer as far as this command has the dial: not at all, by default already, or as given."""
+    kept: list[str] = []
+    for word, values in split(words, list(ours.values())):
+        flag = ours.get(flag_name(word))
+        if flag is None:
+            why = f"this command has no {word}"
+        elif flag.is_switch and flag.default is True:
+            why = f"on by default; --no-{word[2:]} turns it off"
+        else:
+            kept += [word, *values]
+    return kept, why

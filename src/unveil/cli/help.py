@@ -1,0 +1,56 @@
+"""The texts of `--help`: what a command does, its flags with their defaults, one use of it."""
+
+from __future__ import annotations
+
+import shutil
+import textwrap
+import typing
+from collections.abc import Mapping, Sequence
+
+from .flags import REQUIRED, Flag, alternatives, spell
+
+
+def help_text(head: str, summary: str, groups: Mapping[str, Sequence[Flag]], example: str) -> str:
+    """The help of one command."""
+    parts = [f"{head}\n\n{summary}"]
+    for title, flags in groups.items():
+        if flags:
+            parts.append(f"{title}:\n" + columns([(_usage(f), _explained(f)) for f in flags]))
+    return "\n\n".join([*parts, f"for example:\n  {example}"])
+
+
+def columns(rows: Sequence[tuple[str, str]]) -> str:
+    """Two columns, the second wrapped to the terminal."""
+    width = min(max(len(left) for left, _ in rows), 26)
+    room = max(40, min(shutil.get_terminal_size().columns, 110) - width - 4)
+    lines = []
+    for left, right in rows:
+        first, *more = textwrap.wrap(right, room) or [""]
+        if len(left) > width:
+            lines.append(f"  {left}")
+            left = ""
+        lines.append(f"  {left:{width}}  {first}".rstrip())
+        lines += [" " * (width + 4) + line for line in more]
+    return "\n".join(lines)
+
+
+def _usage(flag: Flag) -> str:
+    if flag.is_switch:
+        return f"{flag.spelling}, --no-{flag.name.replace('_', '-')}" if flag.default is True else flag.spelling
+    return f"{flag.spelling} X ..." if flag.takes_many else f"{flag.spelling} X"
+
+
+def _explained(flag: Flag) -> str:
+    choices = [
+        str(choice)
+        for kind in alternatives(flag.kind)
+        for inner in (typing.get_args(kind) if typing.get_origin(kind) is tuple else (kind,))
+        if typing.get_origin(inner) is typing.Literal
+        for choice in typing.get_args(inner)
+    ]
+    told = [flag.meaning, f"one of {', '.join(choices)}" if choices else ""]
+    if flag.default is REQUIRED:
+        told.append("required")
+    elif flag.default is not None and flag.default is not False and flag.default != ():
+        told.append(f"default {'yes' if flag.default is True else spell(flag.default)}")
+    return "; ".join(filter(None, told))

@@ -1,0 +1,85 @@
+"""Recipes by name or by file: found and described without importing them, loaded when one is used."""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import importlib
+import importlib.util
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+PACKAGE = "unveil.recipes"
+
+
+@dataclass(frozen=True)
+class RecipeCard:
+    """What a recipe's source says of it: the first line of its docstring, and its dials with their defaults."""
+
+    name: str
+    summary: str
+    dials: dict[str, Any]
+
+
+def recipe_cards() -> dict[str, RecipeCard]:
+    """The package's recipes by name, read as text: nothing is imported, so a list of them is instant."""
+    spec = importlib.util.find_spec(PACKAGE)
+    folders = (spec and spec.submodule_search_locations) or []
+    cards = (read_card(file) for folder in folders for file in sorted(Path(folder).glob("*.py")))
+    return {card.name: card for card in cards if card}
+
+
+def read_card(file: Path) -> RecipeCard | None:
+    """The card of a file that holds a function `recipe`; None for any other file."""
+    module = ast.parse(file.read_text(encoding="utf-8"), str(file))
+    for node in module.body:
+        if isinstance(node, ast.FunctionDef) and node.name == "recipe":
+            text = ast.get_docstring(node) or ast.get_docstring(module) or ""
+            arguments = zip(node.args.kwonlyargs, node.args.kw_defaults, strict=True)
+            dials = {a.arg: _value(d) for a, d in arguments if d and a.arg != "modality"}
+            return RecipeCard(file.stem, text.partition("\n")[0], dials)
+    return None
+
+
+def _value(default: ast.expr) -> Any:
+    try:
+        return ast.literal_eval(default)
+    except ValueError:
+        return ast.unparse(default)  # a name or an expression, as it is written
+
+
+def load_recipe(name: str) -> Callable[..., Any]:
+    """The function `recipe` of a recipe of the package, or of a user's own `.py` file.
+
+    Raises FileNotFoundError and ValueError that say what there is instead, or where the user's file fails.
+    """
+    if name.endswith(".py"):
+        return _from_file(Path(name).expanduser())
+    known = recipe_cards()
+    if name not in known:
+        close = difflib.get_close_matches(name, known, n=1)
+        meant = f"; did you mean {close[0]}?" if close else ";"
+        raise ValueError(f"there is no recipe {name}{meant} there are {', '.join(known)}, or give a file such as my.py")
+    return importlib.import_module(f"{PACKAGE}.{name}").recipe
+
+
+def _from_file(path: Path) -> Callable[..., Any]:
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no recipe file {path}")
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec
+    assert spec.loader
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:  # whatever the user's file does wrong is told in its own terms, with its own line
+        lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == str(path)]
+        line = error.lineno if isinstance(error, SyntaxError) else lines[-1] if lines else 0
+        raise ValueError(f"{path}, line {line}: {type(error).__name__}: {error}") from error
+    recipe = getattr(module, "recipe", None)
+    if not callable(recipe):
+        raise ValueError(f"{path} has no function `recipe`; write `def recipe(*, ...) -> Recipe:` in it")
+    return recipe

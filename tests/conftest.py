@@ -1,0 +1,68 @@
+"""What all tests share: shapes checked as the code runs, a seed, the real data where there is some, `--slow`."""
+
+from __future__ import annotations
+
+import os
+import pkgutil
+from importlib.util import find_spec
+from pathlib import Path
+
+import jaxtyping
+
+ROOT = Path(__file__).resolve().parents[1]
+
+# Shape annotations are checked at every call, which needs the hook before the first import. Two places go without:
+# the command line, whose signatures are read as data, and the modules whose records are built inside a compiled
+# forward, because torch.compile cannot trace the check of a dataclass. While torch.compile traces, no call is checked.
+_UNCHECKED = {"cli", "records", "chance", "model"}
+_package = find_spec("unveil")
+assert _package
+_modules = pkgutil.iter_modules(_package.submodule_search_locations)
+jaxtyping.install_import_hook([f"unveil.{m.name}" for m in _modules if m.name not in _UNCHECKED], "shapes.check")
+
+import pytest  # noqa: E402
+import torch  # noqa: E402
+
+
+class _OffWhileTracing(type(jaxtyping.config)):  # type: ignore[misc]
+    """Jaxtyping's switch, turned off for as long as torch.compile traces."""
+
+    @property
+    def jaxtyping_disable(self) -> bool:
+        return torch.compiler.is_compiling()
+
+    @jaxtyping_disable.setter
+    def jaxtyping_disable(self, value: bool) -> None:
+        raise AssertionError("the tests decide by themselves when shapes are checked")
+
+
+jaxtyping.config.__class__ = _OffWhileTracing
+
+torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", min(4, torch.get_num_threads()))))
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--slow", action="store_true", help="run the proofs that take minutes, too")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("--slow"):
+        return
+    for item in items:
+        if item.get_closest_marker("slow"):
+            item.add_marker(pytest.mark.skip(reason="a proof that takes minutes: --slow runs it"))
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    """Every test starts from the same chance, alone or among others."""
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def data_folder() -> Path:
+    """The folder of real images (UNVEIL_DATA, by default ../shared/data beside the repository); skips without it."""
+    folder = Path(os.environ.get("UNVEIL_DATA", ROOT.parent / "shared" / "data"))
+    if not folder.is_dir():
+        pytest.skip(f"no real data at {folder}: UNVEIL_DATA says where it is")
+    return folder
