@@ -18,7 +18,7 @@ from .world import SEMANTIC_CLASSES, SKY, WALL, World, draw_world
 
 FAR = 60.0  # metres: the depth of the sky and of whatever is beyond
 HAZE = np.float32(45)  # metres: the floor fades into the horizon
-PROBE = 32  # pixels a side of the small view that decides whether the main thing is seen
+PROBE = 24  # pixels a side of the small view that decides whether the main thing is seen
 MIN_SHARE, MIN_UNCOVERED = 0.05, 0.55
 
 
@@ -109,9 +109,7 @@ def _spans(places: Float[ndarray, "P 8"], length: int) -> list[slice]:
     return [slice(a, b) for a, b in zip(low.tolist(), high.tolist(), strict=True)]
 
 
-def _shade(
-    world: World, height: int, width: int, samples: int
-) -> Float[ndarray, "3 {height}*{samples} {width}*{samples}"]:
+def _shade(world: World, height: int, width: int, samples: int) -> Float[ndarray, "3 H W"]:
     """The linear colour, in [0, 1], that each of samples x samples rays per pixel sees."""
     rays = world.camera.rays(height * samples, width * samples)
     depth, hit = _cast(world, rays)
@@ -168,9 +166,7 @@ def _reflect(
     return albedo * (sunlight * sun + (below + (above - below) * up) * open_) + sunlight * (shine * gloss * (sun > 0))
 
 
-def _lights(
-    world: World, height: int, width: int, samples: int
-) -> Float[ndarray, "3 {height}*{samples} {width}*{samples}"]:
+def _lights(world: World, height: int, width: int, samples: int) -> Float[ndarray, "3 H W"]:
     """Towards the sun: each ray of a pixel looks at its own place of the disc, so that shadows have soft edges."""
     place = (np.arange(samples) - (samples - 1) / 2) * (2 * world.light.spread / samples)
     side, other = _across(world.light.direction)

@@ -137,10 +137,10 @@ def mug(rng: Generator) -> list[Shape]:
     """A cup with a ring for a handle and something dark to drink."""
     u = rng.uniform
     radius, half, ring = u(0.28, 0.4), u(0.3, 0.45), u(0.2, 0.27)
-    drink = radius * 0.86
+    drink, handle = radius * 0.86, rng.choice((-1, 1)) * (radius + ring * 0.35)
     return [
         shape(Frustum(u(0.9, 1.0)) if u() < 0.7 else Frustum(), (0, 0, half), (radius, radius, half)),
-        shape(Torus(u(0.18, 0.28)), (radius + ring * 0.35, 0, half * u(0.95, 1.1)), (ring, ring, ring), 1, TO_Y),
+        shape(Torus(u(0.18, 0.28)), (handle, 0, half * u(0.95, 1.1)), (ring, ring, ring), 1, TO_Y),
         shape(Frustum(), (0, 0, 2 * half), (drink * 0.95, drink * 0.95, 0.012), 2),
     ]
 
@@ -234,8 +234,8 @@ def stand(shapes: list[Shape], size: float, angle: float, x: float, y: float) ->
 
 
 def draw_main(rng: Generator, label: int) -> list[Shape]:
-    """A member of a category about 1 m tall, turned any way, at the origin."""
-    return stand(CATEGORIES[label](rng), rng.uniform(0.85, 1.15), rng.uniform(0, 2 * np.pi), 0, 0)
+    """A member of a category about 1 m tall, at the origin, its front towards -y."""
+    return stand(CATEGORIES[label](rng), rng.uniform(0.85, 1.15), 0, 0, 0)
 
 
 def draw_clutter(rng: Generator, size: float, x: float, y: float) -> tuple[str, list[Shape]]:

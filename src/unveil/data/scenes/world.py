@@ -121,13 +121,13 @@ def _contact(shapes: list[Shape]) -> Contact:
 
 
 def _camera(rng: Generator, main: list[Shape]) -> Camera:
-    """A view of the main thing from a random side: it spans most of the image and is off the middle."""
+    """A view of the main thing within 57 degrees of its front: it spans most of the image and is off the middle."""
     corners = np.concatenate([s.corners for s in main], axis=1)
     middle = (corners.min(1) + corners.max(1)) / 2
     reach = np.linalg.norm(corners - middle[:, None], axis=0).max()
     half, share = np.tan(np.radians(rng.uniform(32, 58)) / 2), rng.uniform(0.7, 1.05)
     distance = reach / half / share
-    turn, lift, roll = rng.uniform(0, 2 * np.pi), np.radians(rng.uniform(5, 32)), rng.normal(0, 0.05)
+    turn, lift, roll = -np.pi / 2 + rng.uniform(-1, 1), np.radians(rng.uniform(5, 32)), rng.normal(0, 0.05)
     forward = -np.array([np.cos(turn) * np.cos(lift), np.sin(turn) * np.cos(lift), np.sin(lift)])
     right = _unit(np.cross(forward, [0, 0, 1]))
     down = np.cross(forward, right)
