@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from jaxtyping import UInt8
@@ -42,7 +43,7 @@ class SceneSource:
         """Red, green, blue."""
         return 3
 
-    @property
+    @cached_property
     def labels(self) -> list[int]:
         """The class of every scene; nothing is rendered for it."""
         return [label_of(self.seed, index) for index in range(self.count)]
