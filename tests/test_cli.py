@@ -214,7 +214,7 @@ class TestFlags:
         import inspect
 
         from unveil.cli.flags import flags_of
-        from unveil.cli.recipe_files import load_recipe
+        from unveil.recipe_files import load_recipe
 
         recipe = load_recipe(name)
         flags = flags_of(recipe, skip=("modality",))

@@ -9,11 +9,11 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ..recipe_files import load_recipe, recipe_cards
 from . import next_steps
 from .flags import Flag, UsageError, flags_of, is_flag, parse, spell
 from .foreign_flags import refuse_foreign
 from .help import columns, help_text
-from .recipe_files import load_recipe, recipe_cards
 
 Function = Callable[..., Any]
 
@@ -24,7 +24,7 @@ class HelpAsked(Exception):  # noqa: N818  it is no error
 
 @dataclass(frozen=True)
 class Command:
-    """A word after `unveil`: what it stands on, what it does, one use of it, and its code, which returns the exit code."""
+    """A word after `unveil`: what it stands on, what it does, one use of it, and its code."""
 
     name: str
     places: str
@@ -73,7 +73,9 @@ def _pretrain(command: Command, words: list[str]) -> int:
     if name is None:
         if {"-h", "--help"}.isdisjoint(words):
             raise UsageError(f"pretrain needs a recipe:\n{_list_recipes()}", f"for example {command.example}")
-        raise HelpAsked(f"unveil pretrain RECIPE --help tells all flags and the dials of the recipe, one of\n{_list_recipes()}")
+        raise HelpAsked(
+            f"unveil pretrain RECIPE --help tells all flags and the dials of the recipe, one of\n{_list_recipes()}"
+        )
     recipe = load_recipe(name)
     from ..pretraining import pretrain
 

@@ -48,7 +48,8 @@ def _explained(flag: Flag) -> str:
         if typing.get_origin(inner) is typing.Literal
         for choice in typing.get_args(inner)
     ]
-    told = [flag.meaning, f"one of {', '.join(choices)}" if choices else ""]
+    is_told = all(choice in flag.meaning for choice in choices)
+    told = [flag.meaning, "" if is_told else f"one of {', '.join(choices)}"]
     if flag.default is REQUIRED:
         told.append("required")
     elif flag.default is not None and flag.default is not False and flag.default != ():
