@@ -1,0 +1,37 @@
+"""unveil: masked image modelling on your own images."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_ROOMS = {  # public name -> its room, opened when used, so that `import unveil` is quick
+    "bench": "bench",
+    "demo": "demo",
+    "embed": "embedding",
+    "evaluate": "evaluation",
+    "inspect": "embedding",
+    "load": "loading",
+    "pretrain": "pretraining",
+    "report": "report",
+}
+_NAMES = {"report": "write_report"}
+
+if TYPE_CHECKING:
+    from .bench import bench
+    from .demo import demo
+    from .embedding import embed, inspect
+    from .evaluation import evaluate
+    from .loading import load
+    from .pretraining import pretrain
+    from .report import write_report as report
+
+__all__ = ["__version__", "bench", "demo", "embed", "evaluate", "inspect", "load", "pretrain", "report"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _ROOMS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}; there are {', '.join(sorted(_ROOMS))}")
+    return getattr(importlib.import_module(f"{__name__}.{_ROOMS[name]}"), _NAMES.get(name, name))

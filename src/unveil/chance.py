@@ -26,7 +26,7 @@ def _shift(x: Tensor, bits: int) -> Tensor:
     return (x >> bits) & ((1 << (64 - bits)) - 1)
 
 
-def mix(x: Int[Tensor, "..."]) -> Int[Tensor, "..."]:
+def mix(x: Int[Tensor, ...]) -> Int[Tensor, ...]:
     """SplitMix64's finaliser: a bijection of int64 that looks random."""
     x = (x ^ _shift(x, 30)) * _MIX1
     x = (x ^ _shift(x, 27)) * _MIX2
@@ -40,6 +40,12 @@ def sample_keys(seed: int, epoch: int, samples: Sequence[int] | Tensor) -> Int[T
     return mix(key + (torch.as_tensor(samples, dtype=torch.int64) + 1) * _GOLDEN)
 
 
+@torch.compiler.assume_constant_result
+def _salt(purpose: str) -> int:
+    """A number that stands for a purpose; a constant to the compiler."""
+    return zlib.crc32(purpose.encode()) * 0x7FFFFFFF + 1
+
+
 @dataclass(frozen=True)
 class Chance:
     """The draws of a batch of samples. The same purpose gives the same draw; another purpose an independent one."""
@@ -48,7 +54,7 @@ class Chance:
 
     def fold(self, purpose: str) -> Chance:
         """An independent source of chance."""
-        return Chance(mix(self.key ^ (zlib.crc32(purpose.encode()) * 0x7FFFFFFF + 1)))
+        return Chance(mix(self.key ^ _salt(purpose)))
 
     def uniform(self, purpose: str, n: int) -> Float[Tensor, "B {n}"]:
         """`n` numbers per sample, uniform in [0, 1), with 24 random bits each."""

@@ -73,7 +73,7 @@ class Batch:
         )
 
 
-def unit(image: Tensor) -> Float[Tensor, "..."]:
+def unit(image: Tensor) -> Float[Tensor, ...]:
     """An image in [0, 1], float32: uint8 is divided by 255, float passes."""
     return image.float() / 255 if image.dtype == torch.uint8 else image.float()
 
@@ -146,8 +146,8 @@ class Latents:
     `layers` holds the maps that were asked for: 0 is the input of the first block, k the output of block k.
     """
 
-    final: Float[Tensor, "B R+V D"]
-    layers: Mapping[int, Float[Tensor, "B R+V D"]]
+    final: Float[Tensor, "B K D"]
+    layers: Mapping[int, Float[Tensor, "B K D"]]
     tokens: Tokens
     num_prefix: int
 

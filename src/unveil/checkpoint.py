@@ -1,0 +1,165 @@
+"""Checkpoints: safetensors and JSON, written whole or not at all, checked when read.
+
+A checkpoint is a folder `checkpoints/step-00000123` with `model.safetensors` (what is trained or averaged),
+`optimizer.safetensors` (moments, by parameter name) and `state.json` (where training is, and the checksum of both
+files). It is written under a temporary name, synced and renamed, so a crash at any moment leaves the previous one.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+KEPT = 2  # checkpoints of a run; the older one is there in case the newer is damaged
+_MOMENTS = ("step", "exp_avg", "exp_avg_sq")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint as it was read."""
+
+    path: Path
+    model: dict[str, Tensor]
+    optimizer: dict[str, Tensor]
+    state: dict[str, Any]
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Replace a JSON file in one step: a reader sees the old one or the new one, whole."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with temporary.open("w") as file:
+            json.dump(content, file, indent=1)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def save(
+    run: Path,
+    step: int,
+    model: Mapping[str, Tensor],
+    optimizer: Mapping[str, Tensor],
+    state: Mapping[str, Any],
+    metadata: Mapping[str, str],
+) -> Path:
+    """Write the checkpoint of a step and drop all but the newest `KEPT`.
+
+    Raises OSError when it cannot be written (a full disk, a lost mount); nothing half-written stays and the previous
+    checkpoints are untouched.
+    """
+    folder = run / "checkpoints"
+    folder.mkdir(exist_ok=True)
+    for left_over in folder.glob(".step-*"):  # of a process that was killed while it wrote
+        shutil.rmtree(left_over, ignore_errors=True)
+    final = folder / f"step-{step:08d}"
+    temporary = folder / f".step-{step:08d}"
+    try:
+        temporary.mkdir()
+        checksums = {}
+        for name, tensors in (("model", model), ("optimizer", optimizer)):
+            file = temporary / f"{name}.safetensors"
+            _save_tensors(file, tensors, dict(metadata) if name == "model" else {})
+            checksums[file.name] = _checksum(file)
+            _sync(file)
+        write_json(temporary / "state.json", {**state, "step": step, "checksums": checksums})
+        _sync(temporary)
+        if final.exists():  # the same step once more: after a run that was continued and stopped at once
+            shutil.rmtree(final)
+        temporary.rename(final)
+        _sync(folder)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    for old in _all(run)[:-KEPT]:
+        shutil.rmtree(old, ignore_errors=True)
+    return final
+
+
+def _save_tensors(file: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
+    own = {
+        name: tensor.detach().to("cpu", copy=tensor.device.type == "cpu").contiguous()
+        for name, tensor in tensors.items()
+    }
+    try:
+        save_file(own, file, metadata=metadata)
+    except Exception as error:  # safetensors wraps the system's error in its own type
+        raise OSError(f"{file} could not be written: {error}") from error
+
+
+def read(path: Path) -> Checkpoint:
+    """Read one checkpoint folder. Raises ValueError, naming the file, when it is not whole."""
+    try:
+        state = json.loads((path / "state.json").read_text())
+        for name, expected in state["checksums"].items():
+            if _checksum(path / name) != expected:
+                raise ValueError(f"{path / name} is damaged: its checksum is not the one that was written")
+        return Checkpoint(path, load_file(path / "model.safetensors"), load_file(path / "optimizer.safetensors"), state)
+    except (OSError, json.JSONDecodeError, KeyError) as error:
+        raise ValueError(f"checkpoint {path} is not whole: {error}") from error
+
+
+def read_latest(run: Path) -> tuple[Checkpoint | None, list[str]]:
+    """The newest whole checkpoint of a run, and what was wrong with newer ones."""
+    complaints: list[str] = []
+    for path in reversed(_all(run)):
+        try:
+            return read(path), complaints
+        except ValueError as error:
+            complaints.append(str(error))
+    return None, complaints
+
+
+def _all(run: Path) -> list[Path]:
+    return sorted((run / "checkpoints").glob("step-*"))
+
+
+def _checksum(file: Path) -> str:
+    value = 0
+    with file.open("rb") as content:
+        while block := content.read(1 << 22):
+            value = zlib.crc32(block, value)
+    return f"crc32:{value:08x}"
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """An Adam's moments under the names of their parameters."""
+    names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
+    return {
+        f"{names[parameter]}:{moment}": torch.as_tensor(value)
+        for parameter, moments in optimizer.state.items()
+        for moment, value in moments.items()
+        if moment in _MOMENTS
+    }
+
+
+def restore_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
+    """Moments by name: shared parameters carry them over, new ones start at zero."""
+    for name, parameter in model.named_parameters():
+        found = {m: tensors[f"{name}:{m}"] for m in _MOMENTS if f"{name}:{m}" in tensors}
+        if len(found) == len(_MOMENTS):
+            optimizer.state[parameter] = {
+                # a fused Adam keeps its step count beside the parameter, the others on the processor
+                moment: value.to(parameter.device, copy=True)
+                for moment, value in found.items()
+            }

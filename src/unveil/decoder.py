@@ -1,0 +1,184 @@
+"""Decoders: given latents, answer queries. One contract: `(Latents, Queries) -> B Q D`.
+
+A decoder knows the modality it answers for, which encoder maps it reads (`reads`), and what it asks of a mask.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from .encoder import Encoder
+from .layers import Block, CrossBlock, Positions, in_order, initialise, norm, token
+from .masking import ask
+from .records import Latents, Layout, Mask, Queries, take
+
+
+class Decoder(nn.Module):
+    """What all decoders share: the modality they answer for and the encoder maps they read."""
+
+    reads: tuple[int, ...] = ()
+
+    def __init__(self, modality: str):
+        super().__init__()
+        self.modality = modality
+
+    def asks(self, mask: Mask, layout: Layout) -> Queries:
+        """The predicted tokens of this decoder's modality."""
+        return ask(mask, layout, self.modality)
+
+
+def choose_maps(
+    depth: int, num_maps: int | None = None, maps: Sequence[int] | None = None, use_input: bool = True
+) -> tuple[int, ...]:
+    """Encoder maps to blend: 0 is the input of the first block, k the output of block k.
+
+    `num_maps` blocks are spread evenly and end at the last one (CrossMAE does not say which it took, table 3d);
+    `maps` are the blocks themselves, counted from 1; with neither, every block.
+    """
+    if maps is not None and num_maps is not None:
+        raise ValueError("maps names the blocks to blend and num_maps counts them; give one of the two")
+    if maps is not None:
+        chosen = tuple(maps)
+    else:
+        count = depth if num_maps is None else num_maps
+        chosen = tuple(depth - round(i * depth / max(1, count)) for i in reversed(range(count)))
+    if not chosen or len(set(chosen)) != len(chosen) or not all(1 <= m <= depth for m in chosen):
+        raise ValueError(f"maps are blocks of the encoder, each once, from 1 to {depth}; got {chosen or num_maps}")
+    return ((0,) if use_input else ()) + chosen
+
+
+class Blend(nn.Module):
+    """Inter-block attention: each output is a learned weighted sum of encoder maps.
+
+    CrossMAE (arXiv 2401.14391), section 3.4 and equation 2. Weights are unconstrained by default; `softmax` makes them
+    a convex blend (table 8), `project` gives every map a linear layer first (table 9). `init` draws the weights from
+    N(0, 1/k) as the paper says, or Xavier-uniform as the released code does.
+    """
+
+    def __init__(
+        self,
+        maps: Sequence[int],
+        outputs: int,
+        dim: int,
+        softmax: bool = False,
+        project: bool = False,
+        init: Literal["paper", "released"] = "paper",
+    ):
+        super().__init__()
+        self.maps, self.softmax = tuple(maps), softmax
+        self.weight = nn.Parameter(torch.empty(outputs, len(maps)))
+        self.projections = in_order(nn.Linear(dim, dim) for _ in maps) if project else None
+        self.apply(initialise)
+        if init == "paper":
+            nn.init.normal_(self.weight, std=1 / math.sqrt(len(maps)))
+        else:
+            nn.init.xavier_uniform_(self.weight)
+
+    def forward(self, layers: Mapping[int, Float[Tensor, "B K D"]]) -> Sequence[Float[Tensor, "B K D"]]:
+        chosen = [layers[m] for m in self.maps]
+        if self.projections is not None:
+            chosen = [project(x) for project, x in zip(self.projections, chosen, strict=True)]
+        weight = self.weight.softmax(dim=1) if self.softmax else self.weight
+        blends = weight @ torch.stack(chosen).flatten(1)  # outputs B*K*D: one matrix product for all blocks
+        return blends.unflatten(1, chosen[0].shape).unbind()
+
+
+class SelfDecoder(Decoder):
+    """MAE: latents and mask tokens attend to one another. With `blend` it reads a blend of encoder maps (table 7)."""
+
+    def __init__(self, modality: str, encoder: Encoder, dim: int, depth: int, heads: int, blend: Blend | None = None):
+        super().__init__(modality)
+        self.reads = blend.maps if blend else ()
+        self.embed = nn.Linear(encoder.dim, dim)
+        self.mask_token = token(dim)
+        self.positions = Positions(encoder.grid, dim)
+        self.blocks = in_order(Block(dim, heads) for _ in range(depth))
+        self.norm = norm(dim)
+        self.apply(initialise)
+        self.blend = blend
+        self.blend_norm = norm(encoder.dim) if blend else None
+
+    def forward(self, latents: Latents, queries: Queries) -> Float[Tensor, "B Q D"]:
+        read = latents.final
+        if self.blend is not None and self.blend_norm is not None:
+            read = self.blend_norm(self.blend(latents.layers)[0])
+        places = self.positions(latents.tokens.layout.grid)
+        prefix, visible = self.embed(read).tensor_split([latents.num_prefix], dim=1)
+        asked = self.mask_token + places[queries.cells]
+        x = torch.cat([prefix, visible + places[latents.tokens.cells], asked.to(visible.dtype)], dim=1)
+        for block in self.blocks:
+            x = block(x)
+        return self.norm(x[:, -queries.ids.shape[1] :])
+
+
+class CrossDecoder(Decoder):
+    """CrossMAE: each query reads the latents alone, and each block its own blend of encoder maps.
+
+    Without a blend every block reads the encoder's last map, which then needs the encoder's final norm (table 3d,
+    one map).
+    """
+
+    def __init__(
+        self,
+        modality: str,
+        encoder: Encoder,
+        dim: int,
+        depth: int,
+        heads: int,
+        blend: Blend | None,
+        self_attention: bool = False,
+    ):
+        super().__init__(modality)
+        self.reads = blend.maps if blend else ()
+        self.mask_token = token(dim)
+        self.positions = Positions(encoder.grid, dim)
+        self.context_norms = in_order(norm(encoder.dim) for _ in range(depth)) if blend else None
+        self.blocks = in_order(CrossBlock(dim, heads, encoder.dim, self_attention) for _ in range(depth))
+        self.norm = norm(dim)
+        self.apply(initialise)
+        self.blend = blend
+
+    def contexts(self, latents: Latents) -> Sequence[Float[Tensor, "B K D"]]:
+        """What each block reads."""
+        if self.blend is None or self.context_norms is None:
+            return [latents.final] * len(self.blocks)
+        blends = self.blend(latents.layers)
+        return [normalise(x) for normalise, x in zip(self.context_norms, blends, strict=True)]
+
+    def forward(self, latents: Latents, queries: Queries) -> Float[Tensor, "B Q D"]:
+        x = self.mask_token + self.positions(latents.tokens.layout.grid)[queries.cells]
+        for block, context in zip(self.blocks, self.contexts(latents), strict=True):
+            x = block(x, context)
+        return self.norm(x)
+
+
+class Readout(Decoder):
+    """The answer is read at the asked tokens' own places: for encoders that saw mask tokens there.
+
+    With no blocks this is SimMIM's one-layer head (arXiv 2111.09886, section 3.3); with blocks, MAE's decoder over an
+    encoder with mask tokens (MAE, table 1c).
+    """
+
+    def __init__(self, modality: str, encoder: Encoder, dim: int | None = None, depth: int = 0, heads: int = 1):
+        super().__init__(modality)
+        dim = dim or encoder.dim
+        self.embed = nn.Linear(encoder.dim, dim) if depth else nn.Identity()
+        self.positions = Positions(encoder.grid, dim) if depth else None
+        self.blocks = in_order(Block(dim, heads) for _ in range(depth))
+        self.norm = norm(dim) if depth else nn.Identity()
+        self.apply(initialise)
+
+    def forward(self, latents: Latents, queries: Queries) -> Float[Tensor, "B Q D"]:
+        x = self.embed(latents.final)
+        if self.positions is not None:
+            prefix, slots = x.tensor_split([latents.num_prefix], dim=1)
+            x = torch.cat([prefix, slots + self.positions(latents.tokens.layout.grid)[latents.tokens.cells]], dim=1)
+        for block in self.blocks:
+            x = block(x)
+        return self.norm(take(x[:, latents.num_prefix :], queries.ids))

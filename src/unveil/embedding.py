@@ -1,0 +1,67 @@
+"""`unveil embed`: features of any images, with their names, in one file."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .data.inspection import Inspection, inspect_source
+from .data.sources import open_source
+from .evaluate.features import extract
+from .loading import load
+from .pretrained import Pool
+from .runs import check_writable
+
+
+def embed(
+    run: str,
+    *,
+    data: str,
+    out: str = "features.npz",
+    pool: Pool = "mean",
+    limit: int | None = None,
+    batch_size: int = 256,
+    device: str = "auto",
+) -> Path:
+    """Write the features of images to an .npz file: `features` N x D, `names`, and `labels` where there are any.
+
+    data: a folder of images, a Parquet file, or scenes
+    out: the file to write
+    pool: cls, mean, or both
+    limit: embed at most so many images, evenly spread
+    batch_size: images at once
+    device: cpu, cuda, mps; auto takes the best
+    """
+    path = Path(out).expanduser()
+    if path.suffix != ".npz":
+        raise ValueError(f"--out {out} is to be an .npz file; give a name that ends so")
+    check_writable(path.parent)
+    encoder = load(run, pool=pool, device=device)
+    found = extract(encoder, open_source(data, encoder.channels), pool, batch_size, limit=limit)
+    content: dict[str, Any] = {"features": found.values.numpy(), "names": np.array(found.names)}
+    if found.labels is not None:
+        content["labels"] = found.labels.numpy()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.npz")
+    try:
+        np.savez(temporary, **content)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    for name in found.unreadable[:10]:
+        print(f"left out, unreadable: {name}", file=sys.stderr)
+    print(f"{path}: {found.values.shape[0]:,} features of {found.values.shape[1]} numbers")
+    return path
+
+
+def inspect(data: str, *, limit: int | None = None) -> Inspection:
+    """Look at images before training on them: `print(unveil.inspect("~/photos"))`.
+
+    data: a folder of images, a Parquet file, or scenes
+    limit: decode at most so many images for the statistics of pixels
+    """
+    return inspect_source(open_source(data), limit)

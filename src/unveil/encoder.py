@@ -1,0 +1,143 @@
+"""The encoder: adapters turn each modality into tokens, one ViT reads them all."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+
+import torch
+from einops import rearrange
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from .layers import Block, Positions, by_name, in_order, initialise, norm, token
+from .records import RGB, Batch, Latents, Layout, Modality, Observation, Tokens
+
+SIZES = {  # width, depth, heads
+    "tiny": (192, 12, 3),
+    "small": (384, 12, 6),
+    "base": (768, 12, 12),
+    "large": (1024, 24, 16),
+    "huge": (1280, 32, 16),
+}
+
+
+def patchify(image: Float[Tensor, "B C H W"], patch: int) -> Float[Tensor, "B N T"]:
+    """Patches in raster order, each laid out row, column, channel (MAE's order)."""
+    return rearrange(image, "b c (h p) (w q) -> b (h w) (p q c)", p=patch, q=patch)
+
+
+def unpatchify(patches: Float[Tensor, "B N T"], patch: int, grid: tuple[int, int]) -> Float[Tensor, "B C H W"]:
+    """The inverse of `patchify`."""
+    return rearrange(patches, "b (h w) (p q c) -> b c (h p) (w q)", h=grid[0], p=patch, q=patch)
+
+
+def token_grid(image_size: Sequence[int], patch: int) -> tuple[int, int]:
+    """Image size in pixels (one number, or height and width) -> the grid of tokens; the patch must divide it."""
+    if len(image_size) not in (1, 2) or patch < 1:
+        raise ValueError(
+            f"an image size is one number or height and width, a patch at least 1; got {image_size}, {patch}"
+        )
+    height, width = image_size[0], image_size[-1]
+    if min(height, width) < patch or height % patch or width % patch:
+        near = sorted({max(patch, side // patch * patch + up) for side in (height, width) for up in (0, patch)})
+        raise ValueError(
+            f"a patch of {patch} does not divide an image of {height} x {width};"
+            f" use sides that are multiples of {patch}, such as {', '.join(map(str, near))}, or another --patch"
+        )
+    return height // patch, width // patch
+
+
+class PatchAdapter(nn.Module):
+    """Patches of a continuous map, normalised by the modality's statistics -> tokens without positions."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, modality: Modality, patch: int, dim: int):
+        super().__init__()
+        self.modality, self.patch = modality, patch
+        self.register_buffer("mean", torch.tensor(modality.mean)[:, None, None], persistent=False)
+        self.register_buffer("std", torch.tensor(modality.std)[:, None, None], persistent=False)
+        self.proj = nn.Linear(modality.channels * patch**2, dim)
+
+    def forward(self, image: Float[Tensor, "B C H W"]) -> Float[Tensor, "B N D"]:
+        return self.proj(patchify((image - self.mean) / self.std, self.patch))
+
+
+class Encoder(nn.Module):
+    """A ViT: prefix tokens, pre-norm blocks, a final norm where the paper has one (CrossMAE has none)."""
+
+    def __init__(
+        self,
+        modalities: Sequence[Modality],
+        image_size: Sequence[int],
+        patch: int,
+        dim: int,
+        depth: int,
+        heads: int,
+        final_norm: bool = True,
+    ):
+        super().__init__()
+        self.dim, self.depth, self.patch = dim, depth, patch
+        self.modalities = tuple(modalities)
+        self.grid = token_grid(image_size, patch)
+        self.adapters = by_name({m.name: PatchAdapter(m, patch, dim) for m in modalities})
+        self.prefix = token(1, dim)
+        self.positions = Positions(self.grid, dim)
+        self.blocks = in_order(Block(dim, heads) for _ in range(depth))
+        self.norm = norm(dim) if final_norm else nn.Identity()
+        self.apply(initialise)
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """Height and width in pixels of the images it was built for; others that the patch divides work too."""
+        return self.grid[0] * self.patch, self.grid[1] * self.patch
+
+    def embed(self, batch: Batch) -> Tokens:
+        """Every token of every modality, in one sequence."""
+        maps = {m.name: batch.maps[m.name] for m in self.modalities}
+        sizes = {tuple(image.shape[-2:]) for image in maps.values()}
+        if len(sizes) != 1:
+            raise ValueError(f"modalities of one batch need one size; got {sizes}")
+        grid = token_grid(sizes.pop(), self.patch)
+        places = self.positions(grid)
+        values = torch.cat([self.adapters[name](image) + places for name, image in maps.items()], dim=1)
+        spans = {name: slice(i * len(places), (i + 1) * len(places)) for i, name in enumerate(maps)}
+        ids = torch.arange(values.shape[1], device=values.device).expand(values.shape[:2])
+        return Tokens(values, ids, Layout(spans, grid))
+
+    def forward(self, tokens: Tokens, keep: Collection[int] = ()) -> Latents:
+        """Read tokens. `keep` names the maps to hand on besides the last: 0 the input, k the output of block k."""
+        x = torch.cat([self.prefix.expand(len(tokens.values), -1, -1), tokens.values], dim=1)
+        layers = {0: x} if 0 in keep else {}
+        for depth, block in enumerate(self.blocks, start=1):
+            x = block(x)
+            if depth in keep:
+                layers[depth] = x
+        return Latents(self.norm(x), layers, tokens, len(self.prefix))
+
+    def observe(self, tokens: Tokens) -> Observation:
+        """What the encoder sees in the whole input: the class token's attention in the last block, and features.
+
+        Attention is the mean over heads and sums to one over the patches of a sample.
+        """
+        latents = self(tokens, keep=(self.depth - 1,))
+        last = self.blocks[-1]
+        query = torch.zeros(1, dtype=torch.long, device=tokens.ids.device)
+        rows = last.attn.rows(last.norm1(latents.layers[self.depth - 1]), query)  # B H 1 R+N
+        attention = rows.float().mean(dim=1)[:, 0, latents.num_prefix :]
+        return Observation(attention / attention.sum(dim=1, keepdim=True), latents.final[:, latents.num_prefix :])
+
+
+def vit(
+    size: str = "base",
+    patch: int = 16,
+    image_size: Sequence[int] = (224,),
+    modalities: Sequence[Modality] = (RGB,),
+    final_norm: bool = True,
+) -> Encoder:
+    """A ViT of a standard size (tiny, small, base, large, huge) that reads the given modalities."""
+    if size not in SIZES:
+        raise ValueError(f"size must be one of {', '.join(SIZES)}; got {size!r}")
+    dim, depth, heads = SIZES[size]
+    return Encoder(modalities, image_size, patch, dim, depth, heads, final_norm)

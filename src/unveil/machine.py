@@ -1,0 +1,99 @@
+"""What this machine can do: device, precision, cores, memory."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+from pathlib import Path
+from typing import Any, Literal
+
+import psutil
+import torch
+
+Precision = Literal["auto", "float32", "bf16"]
+
+
+def choose_device(name: str = "auto") -> torch.device:
+    """The named device, or the best there is: CUDA, then Apple's, then the processor."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"device {name!r} cannot be used here ({reason}); give --device cpu, or auto") from error
+    return device
+
+
+def has_native_bf16(device: torch.device) -> bool:
+    """Whether a device multiplies bfloat16 in hardware; where it only emulates it, float32 is faster."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type == "cpu":
+        can = torch.cpu.get_capabilities()
+        return bool(can.get("amx_bf16") or can.get("avx512_bf16"))
+    return False
+
+
+def choose_precision(precision: Precision, device: torch.device) -> Literal["float32", "bf16"]:
+    """bf16 where the device has it in hardware, unless told otherwise."""
+    if precision == "auto":
+        return "bf16" if has_native_bf16(device) else "float32"
+    return precision
+
+
+def num_cores() -> int:
+    """The cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def memory_used(device: torch.device) -> float:
+    """Megabytes at the highest so far on a GPU, and now for the process on a processor."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    return psutil.Process().memory_info().rss / 2**20
+
+
+def memory_total(device: torch.device) -> float:
+    """Megabytes that a run may use: the GPU's own, or what the machine has free."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory / 2**20
+    return psutil.virtual_memory().available / 2**20
+
+
+def processor_name() -> str:
+    """The processor in words."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    except OSError:
+        pass  # not Linux: the platform's own word has to do
+    return platform.processor() or platform.machine()
+
+
+def versions(device: torch.device) -> dict[str, Any]:
+    """What a run was made with, for its folder."""
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "platform": platform.platform(),
+        "processor": processor_name(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+    }
+
+
+def git_commit() -> str | None:
+    """The commit of the working folder's repository, with a plus when there are changes; None where there is none."""
+    try:
+        found = subprocess.run(
+            ["git", "describe", "--always", "--dirty=+", "--abbrev=12", "--exclude=*"],
+            capture_output=True,
+            text=True,
+            timeout=10,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return found.stdout.strip() or None if found.returncode == 0 else None

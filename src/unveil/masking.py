@@ -1,0 +1,185 @@
+"""Masking: score every token, sort once, keep the lowest visible, ask for some of the rest.
+
+A score is `(Tokens, Observations, Batch) -> B N`, high = hide first. It reads the batch's chance and progress, never
+its pixels, and imports no model.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+from einops import rearrange, reduce, repeat
+from jaxtyping import Float
+from torch import Tensor
+
+from .records import Batch, Layout, Mask, Observations, Queries, Tokens, take
+
+
+class Score(Protocol):
+    """The order in which tokens are hidden: high = first."""
+
+    def __call__(self, tokens: Tokens, observations: Observations, batch: Batch) -> Float[Tensor, "B N"]: ...
+
+
+@dataclass(frozen=True)
+class Uniform:
+    """Every token is equally likely to be hidden (MAE, arXiv 2111.06377, section 3)."""
+
+    purpose: str = "mask"
+
+    def __call__(self, tokens: Tokens, observations: Observations, batch: Batch) -> Float[Tensor, "B N"]:
+        return batch.chance.uniform(self.purpose, tokens.ids.shape[1])
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A regular pattern: in every `stride` x `stride` cell the same places are hidden first, another draw per sample.
+
+    At a quarter visible and a stride of 2 one token of every four is seen (MAE, figure 6; CrossMAE, table 15).
+    """
+
+    stride: int = 2
+
+    def __call__(self, tokens: Tokens, observations: Observations, batch: Batch) -> Float[Tensor, "B N"]:
+        rows, columns = tokens.layout.grid
+        places = batch.chance.uniform("grid", self.stride**2).argsort(dim=1).argsort(dim=1)
+        tiles = (-(-rows // self.stride), -(-columns // self.stride))
+        pattern = repeat(places, "b (s t) -> b (h s) (w t)", s=self.stride, h=tiles[0], w=tiles[1])
+        pattern = pattern[:, :rows, :columns].flatten(1).repeat(1, len(tokens.layout.spans))
+        return pattern + batch.chance.uniform("ties", tokens.ids.shape[1])
+
+
+@dataclass(frozen=True)
+class Block:
+    """Random rectangles, one after another, are hidden whole (BEiT, arXiv 2106.08254, algorithm 1).
+
+    A token's score is the order of the first of `count` rectangles that covers it, so every share of hidden tokens is
+    met exactly; the rectangle that the share cuts is cut along its rows. Areas are shares of the grid.
+    """
+
+    area: tuple[float, float] = (0.08, 0.38)
+    aspect: tuple[float, float] = (0.3, 1 / 0.3)
+    count: int = 32
+
+    def __call__(self, tokens: Tokens, observations: Observations, batch: Batch) -> Float[Tensor, "B N"]:
+        rows, columns = tokens.layout.grid
+        area, aspect, top, left = batch.chance.uniform("block", 4 * self.count).chunk(4, dim=1)  # each B count
+        area = (self.area[0] + area * (self.area[1] - self.area[0])) * rows * columns
+        low, high = (torch.tensor(a).log() for a in self.aspect)
+        aspect = (low + aspect * (high - low)).exp()
+        height = (area * aspect).sqrt().round().clamp(1, rows)
+        width = (area / aspect).sqrt().round().clamp(1, columns)
+        top = (top * (rows - height + 1)).floor()
+        left = (left * (columns - width + 1)).floor()
+        y = torch.arange(rows, device=top.device)
+        x = torch.arange(columns, device=top.device)
+        in_rows = (y >= top[..., None]) & (y < (top + height)[..., None])  # B count rows
+        in_columns = (x >= left[..., None]) & (x < (left + width)[..., None])
+        covered = (in_rows[..., :, None] & in_columns[..., None, :]).flatten(2)  # B count cells
+        first = torch.where(covered.any(dim=1), covered.int().argmax(dim=1), self.count)
+        within = torch.arange(rows * columns, device=top.device) / (rows * columns)  # ties: along the rows
+        return (-(first + within)).repeat(1, len(tokens.layout.spans))
+
+
+@dataclass(frozen=True)
+class InverseBlock:
+    """Random rectangles stay visible and all around them is hidden (as CAPI, arXiv 2502.08769)."""
+
+    block: Block = field(default_factory=Block)
+
+    def __call__(self, tokens: Tokens, observations: Observations, batch: Batch) -> Float[Tensor, "B N"]:
+        return -self.block(tokens, observations, batch)
+
+
+@dataclass(frozen=True)
+class Units:
+    """Hides squares of `side` x `side` tokens as one, by the mean of their scores (SimMIM's 32 px units)."""
+
+    score: Score
+    side: int
+
+    def __call__(self, tokens: Tokens, observations: Observations, batch: Batch) -> Float[Tensor, "B N"]:
+        rows, columns = tokens.layout.grid
+        score = rearrange(self.score(tokens, observations, batch), "b (m h w) -> b m h w", h=rows, w=columns)
+        units = reduce(score, "b m (h s) (w t) -> b m h w", "mean", s=self.side, t=self.side)
+        return repeat(units, "b m h w -> b (m h s w t)", s=self.side, t=self.side)
+
+
+@dataclass(frozen=True)
+class Masker:
+    """Which tokens the encoder reads and which the decoders are asked for, as shares of all N tokens.
+
+    The tokens with the lowest scores are visible. Of the hidden ones, those that `ask` scores highest are predicted:
+    a uniform subset by default, for which a partial loss is unbiased (CrossMAE, section 3.3). Counts are floors. With
+    `unit` above 1 whole squares of tokens are hidden.
+    """
+
+    score: Score
+    visible: float = 0.25
+    predicted: float = 0.75
+    ask: Score = field(default_factory=Uniform)
+    unit: int = 1
+
+    def __post_init__(self) -> None:
+        if not 0 < self.visible < 1:
+            raise ValueError(
+                f"visible is the share of tokens that the encoder reads, between 0 and 1; got {self.visible}"
+            )
+        if not 0 < self.predicted <= 1 - self.visible + 1e-9:
+            raise ValueError(
+                f"predicted is a share of all tokens, above 0 and at most the hidden share 1 - visible ="
+                f" {1 - self.visible:.4g}; got {self.predicted}"
+            )
+
+    def counts(self, layout: Layout) -> tuple[int, int]:
+        """How many tokens of a layout are visible, and how many predicted."""
+        if layout.grid[0] % self.unit or layout.grid[1] % self.unit:
+            raise ValueError(f"masking units of {self.unit} x {self.unit} tokens do not tile a grid of {layout.grid}")
+        units = layout.num_tokens // self.unit**2
+        visible = floor(self.visible * units)
+        skipped = floor((1 - self.visible - self.predicted) * units)
+        predicted = units - visible - skipped
+        if visible < 1 or predicted < 1:
+            raise ValueError(
+                f"of {units} masking units, visible={self.visible} leaves {visible} to read and predicted="
+                f"{self.predicted} leaves {predicted} to predict; both need one: use more tokens or other shares"
+            )
+        return visible * self.unit**2, predicted * self.unit**2
+
+    def __call__(self, tokens: Tokens, observations: Observations, batch: Batch) -> Mask:
+        num_visible, num_predicted = self.counts(tokens.layout)
+        score = Units(self.score, self.unit) if self.unit > 1 else self.score
+        order = score(tokens, observations, batch).argsort(dim=1, stable=True)
+        visible, hidden = order[:, :num_visible], order[:, num_visible:]
+        if num_predicted < hidden.shape[1]:
+            asked = take(self.ask(tokens, observations, batch), hidden).argsort(dim=1, stable=True)
+            hidden = take(hidden, asked[:, -num_predicted:])
+        return Mask(visible, hidden)
+
+
+def floor(share: float) -> int:
+    """A count from a share of tokens; 49.0 stored as 48.999999 is 49."""
+    return int(share + 1e-6)
+
+
+def ask(mask: Mask, layout: Layout, modality: str) -> Queries:
+    """The predicted tokens of one modality, in raster order.
+
+    The number asked is the most that any sample can need, so shapes stay static; tokens beyond a sample's own number
+    have weight 0.
+    """
+    span = layout.spans[modality]
+    asked = torch.zeros(len(mask.predicted), layout.num_tokens, dtype=torch.int32, device=mask.predicted.device)
+    asked = asked.scatter(1, mask.predicted, 1)[:, span]
+    num_queries = min(mask.predicted.shape[1], asked.shape[1])
+    cells = asked.argsort(dim=1, descending=True, stable=True)[:, :num_queries]
+    return Queries(cells + span.start, cells, asked.gather(1, cells).float())
+
+
+def units_of(side: int, patch: int) -> int:
+    """A masking unit's side in pixels -> in tokens; the patch must divide it."""
+    if side < patch or side % patch:
+        raise ValueError(f"mask_unit is a side in pixels that the patch divides; got {side} with a patch of {patch}")
+    return side // patch

@@ -1,0 +1,139 @@
+"""Masked image modelling, in one forward: embed, observe, mask, encode, decode, compare."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol, cast
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from .decoder import Decoder
+from .encoder import Encoder
+from .layers import Positions, by_name, in_order, initialise, token
+from .losses import Loss, l2
+from .masking import Masker
+from .records import Batch, Latents, Mask, Observation, Observations, Queries, Tokens, take
+from .targets import Target
+
+Losses = dict[str, tuple[Float[Tensor, ""], Float[Tensor, ""]]]
+
+
+class Hide(Protocol):
+    """How hidden tokens are kept from the encoder."""
+
+    def __call__(self, tokens: Tokens, mask: Mask) -> Tokens: ...
+
+
+class Teacher(Protocol):
+    """A module that sees the whole input, once a step, and follows the student or stays where it is."""
+
+    def observe(self, batch: Batch, tokens: Tokens) -> Observation: ...
+
+    def after_step(self) -> None: ...
+
+
+def drop(tokens: Tokens, mask: Mask) -> Tokens:
+    """Hide tokens by leaving them out (MAE)."""
+    return tokens.take(mask.visible)
+
+
+class Blank(nn.Module):
+    """Hide tokens behind a learned mask token, their places kept (SimMIM, arXiv 2111.09886, section 3.1)."""
+
+    def __init__(self, encoder: Encoder):
+        super().__init__()
+        self.mask_token = token(encoder.dim)
+        self.positions = Positions(encoder.grid, encoder.dim)
+
+    def forward(self, tokens: Tokens, mask: Mask) -> Tokens:
+        blank = self.mask_token + self.positions(tokens.layout.grid)[tokens.cells]
+        seen = torch.zeros_like(tokens.ids, dtype=torch.bool).scatter(1, mask.visible, True)
+        return replace(tokens, values=torch.where(seen[..., None], tokens.values, blank.to(tokens.values.dtype)))
+
+
+class Objective(nn.Module):
+    """A target, the head that guesses it from a decoder's answers, and how far the guess is off.
+
+    Returns the sum over samples of each sample's mean error, and the number of samples that count.
+    """
+
+    def __init__(self, name: str, decoder: str, dim: int, target: Target, loss: Loss = l2, weight: float = 1.0):
+        super().__init__()
+        self.name, self.decoder = name, decoder
+        self.target, self.loss, self.weight = target, loss, weight
+        self.head = nn.Linear(dim, target.dim)
+        self.apply(initialise)
+
+    def forward(
+        self, decoded: Float[Tensor, "B Q D"], queries: Queries, batch: Batch, observations: Observations
+    ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
+        truth, valid = self.target(batch, observations)
+        valid = queries.weight[..., None] * valid.expand(*truth.shape[:2], -1).gather(
+            1, queries.cells[..., None].expand(-1, -1, valid.shape[-1])
+        )
+        total, count = self.loss(self.head(decoded).float(), take(truth, queries.cells), valid)
+        counted = count > 0
+        mean = total / count.clamp_min(1)
+        return self.weight * (mean * counted).sum(), counted.sum()
+
+
+@dataclass(frozen=True)
+class Imagined:
+    """All that one forward makes on its way to the losses."""
+
+    observations: Observations
+    mask: Mask
+    latents: Latents
+    queries: Mapping[str, Queries]
+    decoded: Mapping[str, Float[Tensor, "B Q D"]]
+
+
+class MaskedModel(nn.Module):
+    """The sentence: hide part of the input, predict it. A paper is a choice of its words."""
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        masker: Masker,
+        decoders: Mapping[str, Decoder],
+        objectives: Sequence[Objective],
+        teachers: Mapping[str, Teacher] | None = None,
+        hide: Hide = drop,
+    ):
+        super().__init__()
+        self.encoder, self.masker, self.hide = encoder, masker, hide
+        self.decoders = by_name(decoders)
+        self.objectives = in_order(objectives)
+        self.teachers = cast("Mapping[str, Teacher]", nn.ModuleDict(cast("dict[str, nn.Module]", dict(teachers or {}))))
+        self.keep = sorted({m for decoder in decoders.values() for m in decoder.reads})
+
+    def imagine(self, batch: Batch, masker: Masker | None = None) -> Imagined:
+        """Embed, observe, mask, encode, decode. Another masker may ask for more than training does."""
+        tokens = self.encoder.embed(batch)
+        observations = {name: teacher.observe(batch, tokens) for name, teacher in self.teachers.items()}
+        mask = (masker or self.masker)(tokens, observations, batch)
+        latents = self.encoder(self.hide(tokens, mask), self.keep)
+        queries = {name: decoder.asks(mask, tokens.layout) for name, decoder in self.decoders.items()}
+        decoded = {name: decoder(latents, queries[name]) for name, decoder in self.decoders.items()}
+        return Imagined(observations, mask, latents, queries, decoded)
+
+    def forward(self, batch: Batch) -> Losses:
+        """Each objective's weighted loss, as the sum over samples and the number of samples that count."""
+        seen = self.imagine(batch)
+        return {
+            o.name: o(seen.decoded[o.decoder], seen.queries[o.decoder], batch, seen.observations)
+            for o in self.objectives
+        }
+
+    def after_step(self) -> None:
+        """Teachers that average the student do so here."""
+        for teacher in self.teachers.values():
+            teacher.after_step()
+
+
+def mean_loss(losses: Losses) -> Float[Tensor, ""]:
+    """The objectives' mean losses, added up."""
+    return torch.stack([total / count.clamp_min(1) for total, count in losses.values()]).sum()

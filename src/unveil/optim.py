@@ -1,0 +1,56 @@
+"""Optimisation as MAE does it: AdamW, two parameter groups, warm-up and cosine per step."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+
+@dataclass(frozen=True)
+class Optim:
+    """How a recipe is optimised. `lr` is per 256 images: the peak rate is lr x lr_factor x batch_size / 256."""
+
+    lr: float = 1.5e-4
+    batch_size: int = 4096
+    warmup_epochs: float = 40
+    weight_decay: float = 0.05
+    betas: tuple[float, float] = (0.9, 0.95)
+    clip: float | None = None
+    lr_factor: float = 1.0
+
+    @property
+    def peak_lr(self) -> float:
+        """The learning rate after warm-up."""
+        return self.lr * self.lr_factor * self.batch_size / 256
+
+
+def warmup_cosine(step: float, steps: int, warmup_steps: float) -> float:
+    """The share of the peak rate at a step: linear warm-up from 0, then a half cosine to 0 (MAE, table 8)."""
+    if step < warmup_steps:
+        return step / warmup_steps
+    return 0.5 * (1 + math.cos(math.pi * (step - warmup_steps) / max(1e-9, steps - warmup_steps)))
+
+
+def parameter_groups(named: Iterable[tuple[str, nn.Parameter]], weight_decay: float) -> list[dict]:
+    """Two groups: matrices and tokens decay; vectors (biases, norms) do not.
+
+    Class and mask tokens decay as they do in the public recipes, whatever shape they are kept in here.
+    """
+    decayed: list[nn.Parameter] = []
+    free: list[nn.Parameter] = []
+    for name, parameter in named:
+        if parameter.requires_grad:
+            is_token = name.endswith("mask_token") or name.endswith("prefix")
+            (decayed if parameter.ndim > 1 or is_token else free).append(parameter)
+    return [{"params": decayed, "weight_decay": weight_decay}, {"params": free, "weight_decay": 0.0}]
+
+
+def adamw(model: nn.Module, optim: Optim) -> torch.optim.AdamW:
+    """AdamW over the trained parameters, in one fused kernel."""
+    return torch.optim.AdamW(
+        parameter_groups(model.named_parameters(), optim.weight_decay), lr=0.0, betas=optim.betas, fused=True
+    )

@@ -1,0 +1,138 @@
+"""Fitting a recipe to the data and the machine: what the command changes from the paper's defaults, and why.
+
+A paper's defaults are for a million images and a cluster. Where a dial is not given, the plan takes what trains well on
+this many images of this size, within the time there is; each change is told with its reason.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from .chance import sample_keys
+from .data.inspection import Inspection
+from .machine import memory_total
+from .optim import Optim
+from .recipe import Recipe
+from .records import Batch
+from .training import Settings, Trainer
+
+MINUTES = {"cpu": 10.0, "mps": 30.0, "cuda": 120.0}  # of training when the user gives neither epochs nor minutes
+MAX_EPOCHS = 800  # as long as the papers train
+_IMAGE_SIZES = ((40, 32, 4), (96, 64, 8), (160, 128, 16), (math.inf, 224, 16))  # median side up to -> size, patch
+
+
+@dataclass(frozen=True)
+class Change:
+    """A dial that the plan set."""
+
+    dial: str
+    paper: Any
+    used: Any
+    why: str
+
+
+class Plan:
+    """Dials as they are settled, one after another; those that the user gave are never touched."""
+
+    def __init__(self, recipe: Callable[..., Recipe], given: Mapping[str, Any]):
+        self.defaults = {
+            name: p.default for name, p in inspect.signature(recipe).parameters.items() if name != "modality"
+        }
+        self.given = dict(given)
+        self.dials = {**self.defaults, **given}
+        self.changes: list[Change] = []
+
+    def set(self, dial: str, value: Any, why: str) -> None:
+        """Set a dial that the recipe has and the user left open."""
+        if dial in self.defaults and dial not in self.given and self.dials[dial] != value:
+            self.changes = [c for c in self.changes if c.dial != dial]
+            self.dials[dial] = value
+            if value != self.defaults[dial]:
+                self.changes.append(Change(dial, self.defaults[dial], value, why))
+
+
+def fit_shape(plan: Plan, data: Inspection, num_train: int, device: torch.device) -> None:
+    """Size of image, patch and model, and the batch: before anything is built."""
+    height, width = data.median or (224, 224)
+    side = min(height, width)
+    image_size = next(size for limit, size, _ in _IMAGE_SIZES if side <= limit)
+    why = f"the images are {width} x {height} pixels in the middle"
+    plan.set("image_size", (image_size,), why)
+    taken = plan.dials.get("image_size", (image_size,))
+    if "patch" in plan.defaults and "patch" not in plan.given:
+        fitting = next(p for limit, _, p in _IMAGE_SIZES if min(taken) <= limit)
+        if all(s % fitting == 0 for s in taken):
+            plan.set("patch", fitting, f"{taken[0] // fitting} x {taken[-1] // fitting} patches in an image")
+    if plan.dials.get("mask_unit") and plan.dials["mask_unit"] % plan.dials.get("patch", 1) == 0:
+        unit = 2 * plan.dials["patch"]
+        plan.set("mask_unit", unit, "two patches, as in the paper")
+    if device.type != "cuda":
+        plan.set("size", "tiny", "a processor trains a tiny ViT in minutes; --size base takes a GPU")
+    elif num_train < 20_000:
+        plan.set("size", "small", f"{num_train:,} images are few for a larger model")
+    _fit_decoder(plan)
+    batch = max(8, min(256 if device.type != "cuda" else 1024, 2 ** round(math.log2(max(8, num_train / 64)))))
+    plan.set("batch_size", min(batch, num_train), f"{num_train:,} images give {num_train // batch:,} updates an epoch")
+
+
+def _fit_decoder(plan: Plan) -> None:
+    narrow = {"tiny": (128, 4, 4), "small": (256, 8, 8)}.get(str(plan.dials.get("size")))
+    if narrow:
+        why = "in proportion to the encoder"
+        for dial, value in zip(("decoder_dim", "decoder_depth", "decoder_heads"), narrow, strict=True):
+            if plan.defaults.get(dial, 0) > value:
+                plan.set(dial, value, why)
+
+
+def fit_schedule(plan: Plan, steps_per_epoch: int, step_seconds: float, minutes: float) -> None:
+    """Epochs that fit the time, and a rate and warm-up for a run of that length."""
+    epochs = minutes * 60 / max(1e-9, steps_per_epoch * step_seconds)
+    epochs = min(MAX_EPOCHS, epochs)
+    epochs = round(epochs) if epochs >= 10 else max(1 / steps_per_epoch, round(epochs, 2))
+    plan.set("epochs", epochs, f"fits {minutes:g} minutes here; --epochs or --minutes say otherwise")
+    length = plan.dials.get("epochs", epochs)
+    share = 0.05 if length >= 100 else 0.1
+    plan.set("warmup_epochs", round(share * length, 2), f"{share:.0%} of the run")
+    if steps_per_epoch * length < 100_000 and "lr" in plan.defaults:
+        batch = plan.dials.get("batch_size", 256)
+        plan.set("lr", SHORT_RUN_LR * 256 / batch, "short runs of small models learn faster at a higher rate")
+        plan.set("lr_scale", "none", "the rate is for this length of run as it stands")
+
+
+SHORT_RUN_LR = 2e-3  # peak; docs/results.md has the sweep
+
+
+def measure_step(recipe: Recipe, settings: Settings, batch_size: int, channels: int) -> float:
+    """Seconds of one update on random images, the median of three after one that does not count.
+
+    On a GPU that runs out of memory the error passes on: the caller takes a smaller micro-batch.
+    """
+    height, width = recipe.view.image_size
+    size = min(batch_size, settings.micro_batch)
+    trainer = Trainer(recipe.stages[0].build(), Optim(batch_size=size), settings)
+    name = recipe.encoder.modalities[0].name
+    batch = Batch({name: torch.rand(size, channels, height, width)}, sample_keys(0, 0, range(size)), torch.zeros(()))
+    seconds = []
+    for _ in range(4):
+        began = time.perf_counter()
+        trainer.update(batch, 0.0)
+        if settings.device.startswith("cuda"):
+            torch.cuda.synchronize()
+        seconds.append(time.perf_counter() - began)
+    return sorted(seconds[1:])[1] * batch_size / size
+
+
+def first_micro_batch(recipe: Recipe, batch_size: int, device: torch.device) -> int:
+    """A micro-batch to try first, from the bytes that one image's activations take."""
+    tokens = recipe.encoder.grid[0] * recipe.encoder.grid[1]
+    per_image = 4 * 60 * recipe.encoder.depth * recipe.encoder.dim * tokens / 2**20  # MB, an upper estimate
+    share = 0.8 if device.type == "cuda" else 0.4
+    limit = 128 if device.type == "cpu" else 2048
+    return max(1, min(batch_size, limit, int(share * memory_total(device) / per_image)))

@@ -1,0 +1,72 @@
+"""A pretrained encoder as a function of images: its normalisation included, nothing hidden, the same every time."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from .encoder import Encoder
+from .layers import EPS
+from .records import Batch
+
+Pool = Literal["cls", "mean", "both"]
+
+
+def pooled(encoder: Encoder, images: Float[Tensor, "B C H W"], pool: Pool) -> Float[Tensor, "B D"]:
+    """The class token of whole images, the mean of their patch tokens, or both side by side.
+
+    An encoder without a final norm (CrossMAE's) has its last map normalised without parameters, token by token.
+    """
+    key = torch.zeros(len(images), dtype=torch.int64, device=images.device)
+    batch = Batch({encoder.modalities[0].name: images}, key, torch.ones((), device=images.device))
+    latents = encoder(encoder.embed(batch))
+    x = latents.final
+    if isinstance(encoder.norm, nn.Identity):
+        x = F.layer_norm(x, x.shape[-1:], eps=EPS)
+    cls, mean = x[:, 0], x[:, latents.num_prefix :].mean(dim=1)
+    if pool == "both":
+        return torch.cat([cls, mean], dim=1)
+    return cls if pool == "cls" else mean
+
+
+class Pretrained(nn.Module):
+    """Images in [0, 1] -> features. What `unveil.load` returns; also a `FeatureEncoder` of the evaluate room."""
+
+    def __init__(self, encoder: Encoder, pool: Pool = "mean"):
+        super().__init__()
+        self.encoder, self.pool = encoder, pool
+        self.eval().requires_grad_(False)
+
+    @property
+    def channels(self) -> int:
+        """Channels of the images it reads."""
+        return self.encoder.modalities[0].channels
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """Height and width it was trained at; other sizes that the patch divides work too."""
+        return self.encoder.image_size
+
+    @property
+    def device(self) -> torch.device:
+        """Where its weights are."""
+        return self.encoder.prefix.device
+
+    @property
+    def dim(self) -> int:
+        """Width of a token's features; a pool of both has twice as many."""
+        return self.encoder.dim
+
+    def features(self, images: Float[Tensor, "B C H W"], pool: Pool) -> Float[Tensor, "B D"]:
+        """The class token, the mean of the patch tokens, or both side by side."""
+        if images.ndim != 4 or images.shape[1] != self.channels:
+            raise ValueError(f"images are B x {self.channels} x H x W in [0, 1]; got {tuple(images.shape)}")
+        return pooled(self.encoder, images, pool)
+
+    @torch.inference_mode()
+    def forward(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B D"]:
+        return self.features(images.to(self.device), self.pool)

@@ -1,0 +1,60 @@
+"""The progress line: in place on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Mapping
+from typing import Any
+
+_PLAIN_SECONDS = 10.0  # between two lines where there is no terminal
+
+
+def duration(seconds: float) -> str:
+    """A time in the unit that a person would use."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    if seconds < 90 * 60:
+        return f"{seconds / 60:.0f} min"
+    if seconds < 48 * 3600:
+        return f"{seconds / 3600:.1f} h"
+    return f"{seconds / 86400:.1f} days"
+
+
+class Progress:
+    """Says where training is: step, epoch, loss, rate, gradient, speed, waiting for data, memory, time left."""
+
+    def __init__(self, total: int, per_epoch: int):
+        self.total, self.per_epoch = total, per_epoch
+        self.is_terminal = sys.stderr.isatty()
+        self.began: tuple[float, int] | None = None
+        self.shown = 0.0
+        self.width = 0
+
+    def show(self, line: Mapping[str, Any]) -> None:
+        """Tell a line of metrics; too soon after the last one it is left out."""
+        now, step = time.monotonic(), line["step"]
+        if self.began is None:
+            self.began = (now, step)
+        is_last = step == self.total
+        if not is_last and self.shown and now - self.shown < (0.2 if self.is_terminal else _PLAIN_SECONDS):
+            return
+        self.shown = now
+        done = step - self.began[1]
+        left = (now - self.began[0]) / done * (self.total - step) if done else 0.0
+        text = (
+            f"step {step}/{self.total}  epoch {line['epoch']:.1f}/{self.total / self.per_epoch:.0f}"
+            f"  loss {line['loss']:.4f}  lr {line['lr']:.1e}  grad {line['grad_norm']:.2f}"
+            f"  {line['images_per_second']:.0f} images/s  data wait {line['data_wait']:.0%}"
+            f"  {line['memory_mb'] / 1024:.1f} GB" + (f"  {duration(left)} left" if done and not is_last else "")
+        )
+        if self.is_terminal:
+            print("\r" + text.ljust(self.width), end="", file=sys.stderr, flush=True)
+            self.width = len(text)
+        else:
+            print(text, file=sys.stderr, flush=True)
+
+    def close(self) -> None:
+        """End the line."""
+        if self.is_terminal and self.width:
+            print(file=sys.stderr)

@@ -1,0 +1,36 @@
+"""A recipe: one encoder taken through stages, how it is optimised and how images become views."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from .data.views import Flip, View
+from .encoder import Encoder
+from .model import MaskedModel
+from .optim import Optim
+
+__all__ = ["Flip", "Recipe", "Stage", "View"]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A part of the training. Its model is built when it is reached, so it starts from what the encoder has become."""
+
+    build: Callable[[], MaskedModel]
+    epochs: float
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A paper as data: the encoder that all stages share, the stages, the optimiser and the views."""
+
+    encoder: Encoder
+    stages: tuple[Stage, ...]
+    optim: Optim
+    view: View
+
+    @property
+    def epochs(self) -> float:
+        """The length of all stages together."""
+        return sum(stage.epochs for stage in self.stages)

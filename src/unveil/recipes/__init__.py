@@ -1,0 +1,1 @@
+"""Recipes: one file per paper. Each composes parts and holds no loop."""

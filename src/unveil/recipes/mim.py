@@ -1,0 +1,140 @@
+"""The sentence itself: one dial for every word, so that any combination runs from the command line."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from ..decoder import Blend, CrossDecoder, Decoder, Readout, SelfDecoder, choose_maps
+from ..encoder import vit
+from ..losses import Loss, l1, l2, smooth_l1
+from ..masking import Block, Grid, InverseBlock, Masker, Score, Uniform, units_of
+from ..model import Blank, MaskedModel, Objective, drop
+from ..optim import Optim
+from ..recipe import Flip, Recipe, Stage, View
+from ..records import RGB, Modality
+from ..targets import Pixels
+
+SCORES: dict[str, Score] = {"uniform": Uniform(), "block": Block(), "inverse-block": InverseBlock(), "grid": Grid()}
+LOSSES: dict[str, Loss] = {"l2": l2, "l1": l1, "smooth-l1": smooth_l1}
+
+
+def recipe(
+    *,
+    modality: Modality = RGB,
+    size: str = "base",
+    patch: int = 16,
+    image_size: tuple[int, ...] = (224,),
+    masking: Literal["uniform", "block", "inverse-block", "grid"] = "uniform",
+    mask_unit: int | None = None,
+    visible: float = 0.25,
+    predicted: float | None = None,
+    ask: Literal["uniform", "hardest"] = "uniform",
+    hide: Literal["drop", "blank"] = "drop",
+    decoder: Literal["self", "cross", "cross-self", "linear"] = "self",
+    blend: Literal["linear", "softmax", "project", "none"] = "none",
+    blend_init: Literal["paper", "released"] = "paper",
+    num_maps: int | None = None,
+    maps: tuple[int, ...] | None = None,
+    use_input: bool = True,
+    decoder_dim: int = 512,
+    decoder_depth: int = 8,
+    decoder_heads: int = 16,
+    target: Literal["norm-pixels", "pixels"] = "norm-pixels",
+    loss: Literal["l2", "l1", "smooth-l1"] = "l2",
+    epochs: float = 800,
+    warmup_epochs: float = 40,
+    batch_size: int = 4096,
+    lr: float = 1.5e-4,
+    lr_scale: Literal["predicted", "inverse", "none"] = "none",
+    weight_decay: float = 0.05,
+    clip: float | None = None,
+    crop_scale: float = 0.2,
+    flip: Flip = "h",
+) -> Recipe:
+    """Masked image modelling: choose a word for every part. As it stands it is MAE.
+
+    size: width and depth of the ViT: tiny, small, base, large, huge
+    patch: side of a patch in pixels
+    image_size: side of a training view in pixels, or its height and width
+    masking: the order in which tokens are hidden
+    mask_unit: side in pixels of the squares that are hidden whole; by default one patch
+    visible: share of the patches that the encoder reads
+    predicted: share of all patches that is predicted; by default all that are hidden
+    ask: which of the hidden patches are predicted: a uniform draw, or those that masking hides first
+    hide: leave hidden tokens out, or put a mask token in their place
+    decoder: self-attention, cross-attention, both, or one linear layer
+    blend: how encoder maps are blended for the decoder; none reads the last map alone
+    blend_init: first weights of the blend, as the paper says or as the released code draws them
+    num_maps: how many encoder blocks are blended, evenly spread; by default all
+    maps: which encoder blocks are blended, counted from 1; instead of num_maps
+    use_input: blend the patch embeddings too
+    decoder_dim: width of the decoder
+    decoder_depth: number of the decoder's blocks
+    decoder_heads: number of the decoder's attention heads
+    target: what is predicted: pixels, or pixels normalised patch by patch
+    loss: squared, absolute or smooth absolute error
+    epochs: passes over the data
+    warmup_epochs: epochs in which the learning rate rises
+    batch_size: images per update, over all devices and micro-batches
+    lr: learning rate per 256 images of the batch
+    lr_scale: multiply the rate by predicted/hidden, by its inverse, or not
+    weight_decay: of AdamW, on matrices and tokens
+    clip: largest norm of the gradient; none by default
+    crop_scale: smallest share of the image's area that a view shows
+    flip: none, h, hv, or turns (flips and quarter turns: satellite, microscopy)
+    """
+    if decoder == "linear" and hide == "drop":
+        raise ValueError("decoder=linear reads hidden patches at their own places, so it needs --hide blank")
+    if blend != "none" and (decoder == "linear" or (decoder == "self" and hide == "blank")):
+        raise ValueError(f"blend={blend} has no place in decoder={decoder} with hide={hide}; use --decoder cross")
+    encoder = vit(size, patch, image_size, (modality,), final_norm=blend == "none")
+    score = SCORES[masking]
+    masker = Masker(
+        score,
+        visible,
+        1 - visible if predicted is None else predicted,
+        ask=score if ask == "hardest" else Uniform(),
+        unit=units_of(mask_unit, patch) if mask_unit else 1,
+    )
+    blended = choose_maps(encoder.depth, num_maps, maps, use_input)
+
+    def build_decoder() -> Decoder:
+        if decoder == "linear":
+            return Readout(modality.name, encoder)
+        if decoder == "self" and hide == "blank":
+            return Readout(modality.name, encoder, decoder_dim, decoder_depth, decoder_heads)
+        shape = (modality.name, encoder, decoder_dim, decoder_depth, decoder_heads)
+        outputs = 1 if decoder == "self" else decoder_depth
+        blender = None
+        if blend != "none":
+            blender = Blend(blended, outputs, encoder.dim, blend == "softmax", blend == "project", blend_init)
+        if decoder == "self":
+            return SelfDecoder(*shape, blend=blender)
+        return CrossDecoder(*shape, blend=blender, self_attention=decoder == "cross-self")
+
+    def build() -> MaskedModel:
+        width = encoder.dim if decoder == "linear" else decoder_dim
+        return MaskedModel(
+            encoder,
+            masker,
+            decoders={"pixels": build_decoder()},
+            objectives=[
+                Objective("pixels", "pixels", width, Pixels(modality, patch, target == "norm-pixels"), LOSSES[loss])
+            ],
+            hide=Blank(encoder) if hide == "blank" else drop,
+        )
+
+    share = masker.predicted / (1 - visible)
+    return Recipe(
+        encoder,
+        stages=(Stage(build, epochs),),
+        optim=Optim(
+            lr,
+            batch_size,
+            warmup_epochs,
+            weight_decay,
+            clip=clip,
+            lr_factor={"predicted": share, "inverse": 1 / share, "none": 1.0}[lr_scale],
+        ),
+        view=View(encoder.image_size, (crop_scale, 1.0), flip=flip),
+    )

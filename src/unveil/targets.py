@@ -1,0 +1,66 @@
+"""Targets: the truth at every token. One contract: `(Batch, Observations) -> values B N T, valid`.
+
+`valid` broadcasts to the values: 0 where there is no truth, 1 where there is.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from .encoder import patchify
+from .records import Batch, Modality, Observations
+
+Truth = tuple[Tensor, Tensor]
+
+
+class Target(Protocol):
+    """The truth at every token, `dim` numbers each."""
+
+    @property
+    def dim(self) -> int: ...
+
+    def __call__(self, batch: Batch, observations: Observations) -> Truth: ...
+
+
+NORM_PIX_EPS = 1e-6
+
+
+def patch_statistics(patches: Float[Tensor, "B N T"]) -> tuple[Float[Tensor, "B N 1"], Float[Tensor, "B N 1"]]:
+    """Mean and standard deviation of each patch, as norm-pix uses them (unbiased variance plus 1e-6)."""
+    var, mean = torch.var_mean(patches, dim=-1, keepdim=True)
+    return mean, (var + NORM_PIX_EPS).sqrt()
+
+
+@dataclass(frozen=True)
+class Pixels:
+    """The pixels of each patch, normalised by the modality's statistics and, with `norm_pix`, by the patch's own.
+
+    MAE (arXiv 2111.06377), section 3. T = patch x patch x channels, laid out row, column, channel.
+    """
+
+    modality: Modality
+    patch: int
+    norm_pix: bool = True
+
+    @property
+    def dim(self) -> int:
+        """T, the numbers of one patch."""
+        return self.modality.channels * self.patch**2
+
+    def patches(self, batch: Batch) -> Float[Tensor, "B N T"]:
+        """The patches, before norm-pix."""
+        image = batch.maps[self.modality.name]
+        mean, std = (image.new_tensor(s)[:, None, None] for s in (self.modality.mean, self.modality.std))
+        return patchify((image - mean) / std, self.patch)
+
+    def __call__(self, batch: Batch, observations: Observations) -> Truth:
+        patches = self.patches(batch)
+        if self.norm_pix:
+            mean, std = patch_statistics(patches)
+            patches = (patches - mean) / std
+        return patches, patches.new_ones(1, 1, 1)

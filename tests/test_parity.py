@@ -1,0 +1,134 @@
+"""The public implementations' numbers, through the real importer: tests/parity/README.md says how they were made."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from formulas import formula, noise, weights
+from unveil.decoder import Blend, CrossDecoder, SelfDecoder, choose_maps
+from unveil.encoder import Encoder
+from unveil.foreign import load_weights, translate
+from unveil.layers import sincos_positions
+from unveil.masking import Masker
+from unveil.model import MaskedModel, Objective, mean_loss
+from unveil.records import Batch, Modality
+from unveil.targets import Pixels
+
+FOLDER = Path(os.environ.get("UNVEIL_PARITY", Path(__file__).parent / "parity"))
+CASES = [case for file in sorted(FOLDER.glob("*.json")) for case in json.loads(file.read_text())]
+PLAIN = Modality("rgb", 3, (0.0,) * 3, (1.0,) * 3)  # the cases' images are normalised already
+OURS = {  # gradients are compared under the public names
+    "patch_embed.proj.weight": "encoder.adapters.rgb.proj.weight",
+    "blocks.0.attn.qkv.weight": "encoder.blocks.0.attn.qkv.weight",
+    "cls_token": "encoder.prefix",
+    "mask_token": "decoders.pixels.mask_token",
+    "wfm.linear.weight": "decoders.pixels.blend.weight",
+    "decoder_pred.weight": "objectives.0.head.weight",
+}
+
+
+@dataclass(frozen=True)
+class Given:
+    """A score that was given."""
+
+    values: Tensor
+
+    def __call__(self, tokens, observations, batch) -> Tensor:
+        return self.values
+
+
+def build(case: dict) -> MaskedModel:
+    cross = case["method"] == "crossmae"
+    encoder = Encoder(
+        (PLAIN,), (case["image_size"],), case["patch"], case["dim"], case["depth"], case["heads"], final_norm=not cross
+    )
+    shape = ("rgb", encoder, case["decoder_dim"], case["decoder_depth"], case["decoder_heads"])
+    if cross:
+        maps = None if case["use_fm"] == [-1] else [m + 1 for m in case["use_fm"]]  # theirs count blocks from 0
+        blend = Blend(
+            choose_maps(case["depth"], maps=maps, use_input=case["use_input"]), case["decoder_depth"], encoder.dim
+        )
+        decoder = CrossDecoder(*shape, blend=blend, self_attention=case["self_attn"])
+    else:
+        decoder = SelfDecoder(*shape)
+    score = Given(noise((case["batch"], encoder.grid[0] * encoder.grid[1]), case["seed"]))
+    masker = Masker(score, 1 - case["mask_ratio"], case.get("kept_mask_ratio", case["mask_ratio"]), ask=score)
+    target = Pixels(PLAIN, case["patch"], case["norm_pix"])
+    return MaskedModel(
+        encoder, masker, {"pixels": decoder}, [Objective("pixels", "pixels", case["decoder_dim"], target)]
+    )
+
+
+def batch_of(case: dict) -> Batch:
+    rgb = 1.5 * formula("image", (case["batch"], 3, case["image_size"], case["image_size"]), case["seed"])
+    return Batch({"rgb": rgb}, torch.arange(case["batch"]), torch.zeros(()))
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case["name"])
+def test_public_numbers(case: dict):
+    if case["method"] not in ("mae", "crossmae"):
+        pytest.skip(f"no recipe speaks {case['method']} yet")
+    model, batch = build(case), batch_of(case)
+    report = load_weights(model, translate(weights(case["state_dict"], case["seed"])))
+    assert not report.missing, report
+    assert not report.unexpected, report
+    assert not report.reshaped, report
+
+    seen = model.imagine(batch)
+    if "visible_first_sample" in case:
+        assert sorted(seen.mask.visible[0].tolist()) == case["visible_first_sample"]
+    if "predicted_first_sample" in case:
+        assert sorted(seen.mask.predicted[0].tolist()) == case["predicted_first_sample"]
+    if "latent_mean_abs" in case:
+        assert seen.latents.final.abs().mean().item() == pytest.approx(case["latent_mean_abs"], rel=1e-5)
+        assert seen.latents.final[0, 0, :6].tolist() == pytest.approx(case["latent_cls_head"], rel=1e-4, abs=1e-6)
+    if "last_feature_mean_abs" in case:
+        assert seen.latents.final.abs().mean().item() == pytest.approx(case["last_feature_mean_abs"], rel=1e-5)
+
+    loss = mean_loss(model(batch))
+    loss.backward()
+    assert loss.item() == pytest.approx(case["loss"], rel=1e-5)
+    parameters = dict(model.named_parameters())
+    for name, expected in case["grad_norm"].items():
+        assert parameters[OURS[name]].grad.norm().item() == pytest.approx(expected, rel=1e-4), name
+
+
+@pytest.mark.parametrize("norm_pix", [True, False])
+def test_transformers_vit_mae(norm_pix: bool):
+    """ViTMAE of transformers at shared random weights: the same loss and the same gradients."""
+    transformers = pytest.importorskip("transformers", reason="the parity with ViTMAE needs transformers")
+    torch.manual_seed(0)
+    theirs = transformers.ViTMAEForPreTraining(
+        transformers.ViTMAEConfig(
+            hidden_size=48, num_hidden_layers=3, num_attention_heads=4, intermediate_size=192, decoder_hidden_size=32,
+            decoder_num_hidden_layers=2, decoder_num_attention_heads=4, decoder_intermediate_size=128, image_size=64,
+            patch_size=8, mask_ratio=0.75, norm_pix_loss=norm_pix, layer_norm_eps=1e-6,
+        )
+    )  # fmt: skip
+    for tables, dim in ((theirs.vit.embeddings.position_embeddings, 48), (theirs.decoder.decoder_pos_embed, 32)):
+        tables.data[:, 1:] = sincos_positions((8, 8), dim)  # a model made without a checkpoint starts with zeros here
+    case = {
+        "method": "mae", "image_size": 64, "patch": 8, "dim": 48, "depth": 3, "heads": 4, "decoder_dim": 32,
+        "decoder_depth": 2, "decoder_heads": 4, "mask_ratio": 0.75, "norm_pix": norm_pix, "batch": 3, "seed": 1,
+    }  # fmt: skip
+    ours, batch = build(case), batch_of(case)
+    report = load_weights(ours, translate(theirs.state_dict()))
+    assert not report.missing, report
+    assert not report.unexpected, report
+
+    expected = theirs(batch.maps["rgb"], noise=noise((3, 64), 1)).loss
+    expected.backward()
+    loss = mean_loss(ours(batch))
+    loss.backward()
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+    grads = translate({name: p.grad for name, p in theirs.named_parameters() if p.grad is not None})
+    parameters = dict(ours.named_parameters())
+    for name in ("encoder.blocks.0.attn.qkv.weight", "encoder.adapters.rgb.proj.weight", "objectives.0.head.bias"):
+        torch.testing.assert_close(parameters[name].grad, grads[name], rtol=1e-4, atol=1e-7)
