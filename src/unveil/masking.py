@@ -6,6 +6,7 @@ its pixels, and imports no model.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -56,7 +57,9 @@ class Block:
     """Random rectangles, one after another, are hidden whole (BEiT, arXiv 2106.08254, algorithm 1).
 
     A token's score is the order of the first of `count` rectangles that covers it, so every share of hidden tokens is
-    met exactly; the rectangle that the share cuts is cut along its rows. Areas are shares of the grid.
+    met exactly. The rectangle that the share cuts is cut from one of its four sides, drawn per sample, so no side of
+    the image is hidden more often; tokens that no rectangle covers follow in random order. Areas are shares of the
+    grid.
     """
 
     area: tuple[float, float] = (0.08, 0.38)
@@ -67,7 +70,7 @@ class Block:
         rows, columns = tokens.layout.grid
         area, aspect, top, left = batch.chance.uniform("block", 4 * self.count).chunk(4, dim=1)  # each B count
         area = (self.area[0] + area * (self.area[1] - self.area[0])) * rows * columns
-        low, high = (torch.tensor(a).log() for a in self.aspect)
+        low, high = (math.log(a) for a in self.aspect)
         aspect = (low + aspect * (high - low)).exp()
         height = (area * aspect).sqrt().round().clamp(1, rows)
         width = (area / aspect).sqrt().round().clamp(1, columns)
@@ -79,13 +82,17 @@ class Block:
         in_columns = (x >= left[..., None]) & (x < (left + width)[..., None])
         covered = (in_rows[..., :, None] & in_columns[..., None, :]).flatten(2)  # B count cells
         first = torch.where(covered.any(dim=1), covered.int().argmax(dim=1), self.count)
-        within = torch.arange(rows * columns, device=top.device) / (rows * columns)  # ties: along the rows
+        cells = torch.arange(rows * columns, device=top.device)
+        down, right = cells, cells % columns * rows + cells // columns
+        sides = torch.stack([down, right, cells.flip(0), right.flip(0)]) / len(cells)  # 4 cells
+        cut = sides[(4 * batch.chance.uniform("cut", 1)[:, 0]).long()]
+        within = torch.where(first < self.count, cut, batch.chance.uniform("ties", len(cells)))
         return (-(first + within)).repeat(1, len(tokens.layout.spans))
 
 
 @dataclass(frozen=True)
 class InverseBlock:
-    """Random rectangles stay visible and all around them is hidden (as CAPI, arXiv 2502.08769)."""
+    """Random rectangles stay visible and all around them is hidden (CAPI, arXiv 2502.08769, without its roll)."""
 
     block: Block = field(default_factory=Block)
 

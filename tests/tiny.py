@@ -1,0 +1,33 @@
+"""Models small enough to build by the dozen, made by the real recipes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from unveil.chance import sample_keys
+from unveil.encoder import SIZES
+from unveil.model import MaskedModel
+from unveil.recipes import mim
+from unveil.records import Batch, Modality
+
+DIALS = {"size": "tiny", "patch": 4, "image_size": (16, 24), "decoder_dim": 16, "decoder_depth": 2, "decoder_heads": 2}
+
+
+def modality(channels: int) -> Modality:
+    return Modality("rgb", channels, (0.4,) * channels, (0.3,) * channels)
+
+
+def build(depth: int = 2, channels: int = 3, **dials: Any) -> MaskedModel:
+    """The model of the recipe `mim` with these dials, on an encoder of two heads that is 24 wide."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(SIZES, "tiny", (24, depth, 2))
+        return mim.recipe(modality=modality(channels), **{**DIALS, **dials}).stages[0].build()
+
+
+def batch(count: int = 3, channels: int = 3, size: tuple[int, int] = (16, 24), epoch: int = 0) -> Batch:
+    """Random images of the samples 0, 1, ..."""
+    images = torch.rand(count, channels, *size, generator=torch.Generator().manual_seed(1))
+    return Batch({"rgb": images}, sample_keys(0, epoch, range(count)), torch.zeros(()))
