@@ -1,0 +1,155 @@
+"""Who is timed: transformers' ViTMAE, our MAE, and the ladder from MAE to CrossMAE.
+
+Every contender is a module that maps a batch to its loss. All do the same work: the same ViT, images, batch, share of
+hidden patches, norm-pix target, and the same AdamW.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from ..chance import sample_keys
+from ..encoder import SIZES, token_grid
+from ..model import MaskedModel, mean_loss
+from ..recipe import Recipe
+from ..recipes.crossmae import recipe as crossmae
+from ..recipes.mae import recipe as mae
+from ..records import RGB, Batch
+
+Name = Literal["mae", "transformers", "cross-attention", "partial", "inter-block"]
+
+
+@dataclass(frozen=True)
+class Work:
+    """What every contender does: a step of a ViT of this size on so many images of this size."""
+
+    size: str
+    patch: int
+    image_size: tuple[int, ...]
+    batch_size: int
+    seed: int
+
+    def __post_init__(self) -> None:
+        if self.size not in SIZES:
+            raise ValueError(f"size must be one of {', '.join(SIZES)}; got {self.size!r}")
+        if self.batch_size < 1:
+            raise ValueError(f"batch_size is a number of images, at least 1; got {self.batch_size}")
+        token_grid(self.image_size, self.patch)
+
+    @property
+    def sides(self) -> tuple[int, int]:
+        """Height and width of an image in pixels."""
+        return self.image_size[0], self.image_size[-1]
+
+    def batch(self, device: torch.device | str) -> Batch:
+        """The images that all contenders are given: random numbers, the same for the same seed."""
+        torch.manual_seed(self.seed)
+        images = torch.rand(self.batch_size, RGB.channels, *self.sides)
+        return Batch({RGB.name: images}, sample_keys(self.seed, 0, range(self.batch_size)), torch.zeros(())).on(device)
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A way to train the ViT, and what is said of it in one line."""
+
+    name: Name
+    summary: str
+    make: Callable[[Work], nn.Module]
+
+    def build(self, work: Work) -> nn.Module:
+        """The module `Batch -> loss`, initialised from the seed."""
+        torch.manual_seed(work.seed)
+        return self.make(work)
+
+
+class Ours(nn.Module):
+    """A recipe's model and its loss."""
+
+    def __init__(self, model: MaskedModel):
+        super().__init__()
+        self.model = model
+
+    def forward(self, batch: Batch) -> Float[Tensor, ""]:
+        return mean_loss(self.model(batch))
+
+
+class Theirs(nn.Module):
+    """ViTMAE of transformers. It is given the images as they are, so normalising them costs only ours."""
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.model = model
+
+    def forward(self, batch: Batch) -> Float[Tensor, ""]:
+        return self.model(batch.maps[RGB.name]).loss
+
+
+def _ours(recipe: Callable[..., Recipe], **dials: Any) -> Callable[[Work], nn.Module]:
+    def make(work: Work) -> nn.Module:
+        built = recipe(size=work.size, patch=work.patch, image_size=work.image_size, **dials)
+        return Ours(built.stages[0].build())
+
+    return make
+
+
+def _vit_mae(work: Work) -> nn.Module:
+    from transformers import ViTMAEConfig, ViTMAEForPreTraining
+
+    dim, depth, heads = SIZES[work.size]
+    config = ViTMAEConfig(  # its decoder's defaults are the paper's, as ours are
+        hidden_size=dim,
+        num_hidden_layers=depth,
+        num_attention_heads=heads,
+        intermediate_size=4 * dim,
+        image_size=work.sides[0],
+        patch_size=work.patch,
+        mask_ratio=0.75,
+        norm_pix_loss=True,
+        layer_norm_eps=1e-6,
+    )
+    return Theirs(ViTMAEForPreTraining(config))
+
+
+# The rungs of CrossMAE's table 5; all three have the paper's 12 decoder blocks, MAE has its own 8.
+_ALL = (
+    Contender("mae", "our MAE", _ours(mae)),
+    Contender("transformers", "transformers' ViTMAE", _vit_mae),
+    Contender(
+        "cross-attention", "+ cross-attention decoder", _ours(crossmae, blend="none", visible=0.25, predicted=0.75)
+    ),
+    Contender("partial", "+ partial reconstruction, 25 %", _ours(crossmae, blend="none", visible=0.25, predicted=0.25)),
+    Contender("inter-block", "+ inter-block attention: CrossMAE", _ours(crossmae, visible=0.25, predicted=0.25)),
+)
+CONTENDERS: dict[str, Contender] = {contender.name: contender for contender in _ALL}
+
+
+def present(names: Sequence[str], work: Work) -> tuple[list[Contender], dict[str, str]]:
+    """The contenders that can run here, each once, in the order asked for; and why the others cannot."""
+    unknown = [name for name in names if name not in CONTENDERS]
+    if unknown or not names:
+        raise ValueError(
+            f"contenders are one or more of {', '.join(CONTENDERS)}; got {', '.join(unknown) or 'none of them'}"
+        )
+    absent = {}
+    if "transformers" in names and (why := _why_no_vit_mae(work)):
+        absent["transformers"] = why
+    found = [CONTENDERS[name] for name in dict.fromkeys(names) if name not in absent]
+    if not found:
+        raise ValueError(f"nobody is left to time; transformers is left out: {absent['transformers']}")
+    return found, absent
+
+
+def _why_no_vit_mae(work: Work) -> str:
+    try:
+        from transformers import ViTMAEForPreTraining  # noqa: F401
+    except (ImportError, RuntimeError) as error:  # RuntimeError: it is there but does not fit this torch
+        return f"it cannot be imported ({str(error).splitlines()[0]}); pip install 'transformers>=5'"
+    if work.sides[0] != work.sides[1]:
+        return f"its ViTMAE reads square images only; these are {work.sides[0]} x {work.sides[1]}"
+    return ""

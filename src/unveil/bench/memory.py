@@ -1,0 +1,85 @@
+"""The memory of a step, measured in a process of its own, so that nothing else is in the figure."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+import psutil
+import torch
+
+from .contenders import CONTENDERS, Contender, Work
+from .timing import Precision, Stepper
+
+MEANING = {
+    "cuda": "most bytes that torch had allocated on the GPU at once (max_memory_allocated)",
+    "cpu": "growth of the process's resident memory from before the model is built to its highest point",
+}
+_STEPS = 2  # AdamW's moments are there from the end of the first on, so the second has the peak
+_CODE = "from unveil.bench.memory import _child; _child()"
+
+
+def peak(contender: Contender, work: Work, precision: Precision, device: torch.device, compile: bool) -> float | None:
+    """Megabytes that a training takes at its highest point; None where the device cannot say.
+
+    Weights, gradients, moments and activations. Raises ValueError when the process does not survive.
+    """
+    if device.type not in MEANING:
+        return None
+    order = {
+        "name": contender.name,
+        "work": asdict(work),
+        "precision": precision,
+        "device": str(device),
+        "compile": compile,
+        "threads": torch.get_num_threads(),
+    }
+    done = subprocess.run([sys.executable, "-c", _CODE, json.dumps(order)], capture_output=True, text=True)
+    if done.returncode:
+        lines = done.stderr.strip().splitlines()
+        why = lines[-1] if lines else f"its process ended with {done.returncode}, as when memory runs out"
+        raise ValueError(
+            f"a step of {contender.name} with {work.batch_size} images could not be made ({why});"
+            " if memory ran out, give a smaller --batch-size or --size"
+        )
+    return float(done.stdout.splitlines()[-1])
+
+
+def _child() -> None:
+    """The other process: two steps of one contender; the last line of stdout is the answer."""
+    order = json.loads(sys.argv[1])
+    torch.set_num_threads(order["threads"])
+    device = torch.device(order["device"])
+    work = Work(**order["work"] | {"image_size": tuple(order["work"]["image_size"])})
+    contender = CONTENDERS[order["name"]]
+    with torch.device("meta"):
+        contender.build(work)  # imports what it needs, which is no part of a training's memory
+    batch = work.batch(device)
+    before = psutil.Process().memory_info().rss
+    stepper = Stepper(contender.build(work), batch, device, order["compile"])
+    for _ in range(_STEPS):
+        stepper.step(order["precision"])
+    most = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else highest_resident() - before
+    print(most / 2**20)
+
+
+def highest_resident() -> int:
+    """Bytes of this process's resident memory at its highest.
+
+    Linux's getrusage is no use here: it starts from the memory of the process that made this one.
+    """
+    status = Path("/proc/self/status")
+    if status.exists():
+        found = re.search(r"VmHWM:\s+(\d+) kB", status.read_text())
+        assert found
+        return 1024 * int(found[1])
+    info = psutil.Process().memory_info()
+    if hasattr(info, "peak_wset"):  # Windows
+        return int(info.peak_wset)
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # bytes on macOS

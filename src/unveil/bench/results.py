@@ -1,0 +1,182 @@
+"""What a bench found: every raw time, the table that is read, and whether the project's goals are met."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from .contenders import Work
+from .timing import Precision, Seconds, Spread, speed, spread
+
+GOAL_WORK = ("base", 16, (224, 224))  # the goals are set for ViT-B/16 at 224
+
+
+@dataclass(frozen=True)
+class Entry:
+    """All that was measured of one contender; times and megabytes by precision."""
+
+    name: str
+    summary: str
+    parameters: int
+    flops: int
+    megabytes: Mapping[str, float | None]
+    seconds: Mapping[str, Sequence[Seconds]]
+
+
+@dataclass(frozen=True)
+class Results:
+    """One run of the bench; the first entry is the base of all ratios."""
+
+    work: Work
+    precisions: tuple[Precision, ...]
+    entries: tuple[Entry, ...]
+    facts: Mapping[str, Any]
+    skipped: Mapping[str, str] = field(default_factory=dict)
+
+    def __getitem__(self, name: str) -> Entry:
+        return next(entry for entry in self.entries if entry.name == name)
+
+    def __contains__(self, name: str) -> bool:
+        return any(entry.name == name for entry in self.entries)
+
+    def speed(self, base: str, other: str, precision: Precision) -> Spread:
+        """How many times as fast as `base` another contender is, round by round."""
+        return speed(self[base].seconds[precision], self[other].seconds[precision])
+
+    def saving(self, base: str, other: str) -> float:
+        """How many times the counted operations of another contender `base` needs."""
+        return self[base].flops / self[other].flops
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything, as JSON takes it."""
+        base = self.entries[0].name
+        return {
+            **self.facts,
+            "work": asdict(self.work),
+            "base": base,
+            "skipped": dict(self.skipped),
+            "contenders": {entry.name: asdict(entry) for entry in self.entries},
+            "ratios": {
+                precision: {
+                    entry.name: {
+                        "speed": asdict(self.speed(base, entry.name, precision)),
+                        "flops": self.saving(base, entry.name),
+                    }
+                    for entry in self.entries
+                }
+                for precision in self.precisions
+            },
+            "goals": [asdict(verdict) for verdict in verdicts(self)],
+        }
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A goal of the project and whether this run reaches it; None where it cannot say."""
+
+    goal: str
+    reached: bool | None
+    figures: str
+
+    def __str__(self) -> str:
+        word = {True: "reached", False: "NOT reached", None: "not judged"}[self.reached]
+        return f"{word}: {self.goal}: {self.figures}"
+
+
+def _spelled(ratio: Spread) -> str:
+    return f"{ratio.median:.2f} ({ratio.low:.2f} to {ratio.high:.2f})"
+
+
+def verdicts(results: Results) -> list[Verdict]:
+    """The three goals for ViT-B/16 at 224, judged by medians."""
+    if (results.work.size, results.work.patch, results.work.sides) != GOAL_WORK:
+        return [Verdict("the goals are set for ViT-B/16 at 224", None, "this run had another size")]
+    return [_as_fast_as_transformers(results), *_worth_its_flops(results), _faster_in_bf16(results)]
+
+
+def _lacking(results: Results, precisions: Sequence[Precision], names: Sequence[str]) -> str:
+    lacking = [x for x in (*precisions, *names) if x not in results.precisions and x not in results]
+    return ", ".join(f"{x} was not timed" + (f": {why}" if (why := results.skipped.get(x)) else "") for x in lacking)
+
+
+def _as_fast_as_transformers(results: Results) -> Verdict:
+    goal = "float32 MAE is at least as fast as transformers' ViTMAE"
+    if lacking := _lacking(results, ("float32",), ("mae", "transformers")):
+        return Verdict(goal, None, lacking)
+    ratio = results.speed("transformers", "mae", "float32")
+    return Verdict(goal, ratio.median >= 1, f"{_spelled(ratio)} times as fast")
+
+
+def _worth_its_flops(results: Results) -> list[Verdict]:
+    goal = "CrossMAE at 25 % gains at least 0.9 of the ratio of counted FLOPs"
+    if lacking := _lacking(results, (), ("mae", "inter-block")):
+        return [Verdict(goal, None, lacking)]
+    saving = results.saving("mae", "inter-block")
+    found = []
+    for precision in results.precisions:
+        ratio = results.speed("mae", "inter-block", precision)
+        share = ratio.median / saving
+        figures = f"{_spelled(ratio)} times as fast as MAE at {saving:.2f} times fewer FLOPs, a share of {share:.2f}"
+        found.append(Verdict(f"{goal}, {precision}", share >= 0.9, figures))
+    return found
+
+
+def _faster_in_bf16(results: Results) -> Verdict:
+    goal = "bf16 MAE is at least 2 times as fast as float32"
+    if lacking := _lacking(results, ("float32", "bf16"), ("mae",)):
+        return Verdict(goal, None, lacking)
+    seconds = results["mae"].seconds
+    ratio = speed(seconds["float32"], seconds["bf16"])
+    return Verdict(goal, ratio.median >= 2, f"{_spelled(ratio)} times as fast")
+
+
+def table(results: Results, precision: Precision) -> str:
+    """One precision as plain text, a row for each contender."""
+    base = results.entries[0].name
+    has_both = precision == "bf16" and "float32" in results.precisions
+    rows = [["", "step", "forward", "backward", "update", "times as fast", "FLOPs", "fewer", "share", "memory"]]
+    rows[0] += ["than float32"] if has_both else []
+    for entry in results.entries:
+        times = entry.seconds[precision]
+        parts = ([getattr(t, part) for t in times] for part in ("step", "forward", "backward", "update"))
+        ratio, saving = results.speed(base, entry.name, precision), results.saving(base, entry.name)
+        megabytes = entry.megabytes[precision]
+        row = [
+            entry.summary,
+            *(f"{1000 * spread(values).median:.0f} ms" for values in parts),
+            _spelled(ratio),
+            f"{entry.flops / 1e9:.3g} G",
+            f"{saving:.2f}",
+            f"{ratio.median / saving:.2f}",
+            "-" if megabytes is None else f"{megabytes / 1024:.2f} GB",
+        ]
+        row += [_spelled(speed(entry.seconds["float32"], times))] if has_both else []
+        rows.append(row)
+    first, *others = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join(
+        "  ".join([name.ljust(first), *(cell.rjust(width) for cell, width in zip(cells, others, strict=True))])
+        for name, *cells in rows
+    )
+
+
+def text(results: Results) -> str:
+    """All that is said on the terminal."""
+    work, facts = results.work, results.facts
+    height, width = work.sides
+    machine = facts["machine"]
+    processor = machine["processor"] if machine["device"] == "cpu" else machine["device"]
+    lines = [
+        facts["command"],
+        f"  on {processor}, {facts['threads']} of {machine['cores']} cores, torch {machine['torch']},"
+        f" commit {facts['git'] or 'unknown'}, others busy {facts['busy_before']:.0%}",
+        f"  ViT-{work.size}/{work.patch}, {work.batch_size} images of {height} x {width} a step, {facts['rounds']} rounds,"
+        f" seed {work.seed}{', compiled' if facts['compile'] else ''}",
+        f"  times as fast, fewer FLOPs: than {results.entries[0].summary}; medians, the middle half in brackets",
+        "  share: how much of the ratio of FLOPs is gained in time",
+        f"  memory: {facts['memory_is']}",
+    ]
+    for precision in results.precisions:
+        lines += ["", precision, table(results, precision)]
+    lines += ["", *(f"not timed: {name}: {why}" for name, why in results.skipped.items())]
+    return "\n".join([*lines, *map(str, verdicts(results))])
