@@ -170,8 +170,8 @@ def text(results: Results) -> str:
         facts["command"],
         f"  on {processor}, {facts['threads']} of {machine['cores']} cores, torch {machine['torch']},"
         f" commit {facts['git'] or 'unknown'}, others busy {facts['busy_before']:.0%}",
-        f"  ViT-{work.size}/{work.patch}, {work.batch_size} images of {height} x {width} a step, {facts['rounds']} rounds,"
-        f" seed {work.seed}{', compiled' if facts['compile'] else ''}",
+        f"  ViT-{work.size}/{work.patch}, {work.batch_size} images of {height} x {width} a step,"
+        f" {facts['rounds']} rounds, seed {work.seed}{', compiled' if facts['compile'] else ''}",
         f"  times as fast, fewer FLOPs: than {results.entries[0].summary}; medians, the middle half in brackets",
         "  share: how much of the ratio of FLOPs is gained in time",
         f"  memory: {facts['memory_is']}",
