@@ -49,8 +49,17 @@ def choose_maps(
         count = depth if num_maps is None else num_maps
         chosen = tuple(depth - round(i * depth / max(1, count)) for i in reversed(range(count)))
     if not chosen or len(set(chosen)) != len(chosen) or not all(1 <= m <= depth for m in chosen):
-        raise ValueError(f"maps are blocks of the encoder, each once, from 1 to {depth}; got {chosen or num_maps}")
+        got = f"num_maps={num_maps}" if maps is None else tuple(maps)
+        raise ValueError(f"maps are blocks of the encoder, each once, from 1 to {depth}; got {got}")
+    if depth not in chosen:
+        raise ValueError(f"block {depth} must be among the maps, or the blocks after {max(chosen)} learn nothing")
     return ((0,) if use_input else ()) + chosen
+
+
+def check_depth(depth: int) -> None:
+    """Raise ValueError for a decoder without blocks: it would read no latents."""
+    if depth < 1:
+        raise ValueError(f"a decoder needs at least one block; got decoder_depth={depth}")
 
 
 class Blend(nn.Module):
@@ -94,6 +103,7 @@ class SelfDecoder(Decoder):
 
     def __init__(self, modality: str, encoder: Encoder, dim: int, depth: int, heads: int, blend: Blend | None = None):
         super().__init__(modality)
+        check_depth(depth)
         self.reads = blend.maps if blend else ()
         self.embed = nn.Linear(encoder.dim, dim)
         self.mask_token = token(dim)
@@ -135,6 +145,7 @@ class CrossDecoder(Decoder):
         self_attention: bool = False,
     ):
         super().__init__(modality)
+        check_depth(depth)
         self.reads = blend.maps if blend else ()
         self.mask_token = token(dim)
         self.positions = Positions(encoder.grid, dim)
@@ -167,6 +178,8 @@ class Readout(Decoder):
 
     def __init__(self, modality: str, encoder: Encoder, dim: int | None = None, depth: int = 0, heads: int = 1):
         super().__init__(modality)
+        if dim is not None:
+            check_depth(depth)
         dim = dim or encoder.dim
         self.embed = nn.Linear(encoder.dim, dim) if depth else nn.Identity()
         self.positions = Positions(encoder.grid, dim) if depth else None

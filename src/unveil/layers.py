@@ -33,13 +33,18 @@ def norm(dim: int) -> nn.LayerNorm:
     return nn.LayerNorm(dim, eps=EPS)
 
 
+def check_heads(dim: int, heads: int) -> None:
+    """Raise ValueError where heads do not share a width evenly."""
+    if dim < 1 or heads < 1 or dim % heads:
+        raise ValueError(f"{heads} heads do not divide a width of {dim}; use a number of heads that does")
+
+
 class Attention(nn.Module):
     """Multi-head self-attention with one fused query-key-value projection."""
 
     def __init__(self, dim: int, heads: int):
         super().__init__()
-        if dim % heads:
-            raise ValueError(f"{heads} heads do not divide a width of {dim}; use a number of heads that does")
+        check_heads(dim, heads)
         self.heads = heads
         self.qkv = nn.Linear(dim, 3 * dim)
         self.proj = nn.Linear(dim, dim)
@@ -63,8 +68,7 @@ class CrossAttention(nn.Module):
 
     def __init__(self, dim: int, heads: int, context_dim: int):
         super().__init__()
-        if dim % heads:
-            raise ValueError(f"{heads} heads do not divide a width of {dim}; use a number of heads that does")
+        check_heads(dim, heads)
         self.heads = heads
         self.q = nn.Linear(dim, dim)
         self.kv = nn.Linear(context_dim, 2 * dim)

@@ -71,9 +71,7 @@ class Objective(nn.Module):
         self, decoded: Float[Tensor, "B Q D"], queries: Queries, batch: Batch, observations: Observations
     ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
         truth, valid = self.target(batch, observations)
-        valid = queries.weight[..., None] * valid.expand(*truth.shape[:2], -1).gather(
-            1, queries.cells[..., None].expand(-1, -1, valid.shape[-1])
-        )
+        valid = queries.weight[..., None] * take(valid.expand(*truth.shape[:2], -1), queries.cells)
         total, count = self.loss(self.head(decoded).float(), take(truth, queries.cells), valid)
         counted = count > 0
         mean = total / count.clamp_min(1)

@@ -22,6 +22,17 @@ class Optim:
     clip: float | None = None
     lr_factor: float = 1.0
 
+    def __post_init__(self) -> None:
+        for name, value, is_fine, need in (
+            ("lr", self.lr, 0 <= self.lr < math.inf, "at least 0"),
+            ("batch_size", self.batch_size, self.batch_size >= 1, "at least 1"),
+            ("warmup_epochs", self.warmup_epochs, 0 <= self.warmup_epochs < math.inf, "at least 0"),
+            ("weight_decay", self.weight_decay, 0 <= self.weight_decay < math.inf, "at least 0"),
+            ("clip", self.clip, self.clip is None or self.clip > 0, "above 0, or none"),
+        ):
+            if not is_fine:
+                raise ValueError(f"{name} is a number {need}; got {value}")
+
     @property
     def peak_lr(self) -> float:
         """The learning rate after warm-up."""

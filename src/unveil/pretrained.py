@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from .encoder import Encoder
 from .layers import EPS
-from .records import Batch
+from .records import Batch, unit
 
 Pool = Literal["cls", "mean", "both"]
 
@@ -34,7 +34,7 @@ def pooled(encoder: Encoder, images: Float[Tensor, "B C H W"], pool: Pool) -> Fl
 
 
 class Pretrained(nn.Module):
-    """Images in [0, 1] -> features. What `unveil.load` returns; also a `FeatureEncoder` of the evaluate room."""
+    """Images, float in [0, 1] or bytes -> features. What `unveil.load` returns; also a `FeatureEncoder` of the evaluate room."""
 
     def __init__(self, encoder: Encoder, pool: Pool = "mean"):
         super().__init__()
@@ -63,10 +63,10 @@ class Pretrained(nn.Module):
 
     def features(self, images: Float[Tensor, "B C H W"], pool: Pool) -> Float[Tensor, "B D"]:
         """The class token, the mean of the patch tokens, or both side by side."""
-        if images.ndim != 4 or images.shape[1] != self.channels:
-            raise ValueError(f"images are B x {self.channels} x H x W in [0, 1]; got {tuple(images.shape)}")
         return pooled(self.encoder, images, pool)
 
-    @torch.inference_mode()
-    def forward(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B D"]:
-        return self.features(images.to(self.device), self.pool)
+    @torch.no_grad()  # not inference_mode: a head may be trained on the features
+    def forward(self, images: Tensor) -> Float[Tensor, "B D"]:
+        if images.ndim != 4 or images.shape[1] != self.channels:
+            raise ValueError(f"images are B x {self.channels} x H x W in [0, 1]; got {tuple(images.shape)}")
+        return self.features(unit(images.to(self.device)), self.pool)

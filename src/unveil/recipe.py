@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -19,6 +20,10 @@ class Stage:
 
     build: Callable[[], MaskedModel]
     epochs: float
+
+    def __post_init__(self) -> None:
+        if not 0 < self.epochs < math.inf:
+            raise ValueError(f"epochs is a number of passes over the data, above 0; got {self.epochs}")
 
 
 @dataclass(frozen=True)
