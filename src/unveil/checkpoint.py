@@ -1,8 +1,8 @@
 """Checkpoints: safetensors and JSON, written whole or not at all, checked when read.
 
 A checkpoint is a folder `checkpoints/step-00000123` with `model.safetensors` (what is trained or averaged),
-`optimizer.safetensors` (moments, by parameter name) and `state.json` (where training is, and the checksum of both
-files). It is written under a temporary name, synced and renamed, so a crash at any moment leaves the previous one.
+`optimizer.safetensors` (moments, by parameter name) and `state.json` (where training is, and the checksums of all
+three). It is written under a temporary name, synced and renamed, so a crash at any moment leaves the previous one.
 """
 
 from __future__ import annotations
@@ -36,13 +36,15 @@ class Checkpoint:
 
 def write_json(path: Path, content: Any) -> None:
     """Replace a JSON file in one step: a reader sees the old one or the new one, whole."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    text = json.dumps(content, indent=1)
+    temporary = path.with_name(f".{path.name}.part")
     try:
         with temporary.open("w") as file:
-            json.dump(content, file, indent=1)
+            file.write(text)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
+        _sync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -55,15 +57,14 @@ def save(
     state: Mapping[str, Any],
     metadata: Mapping[str, str],
 ) -> Path:
-    """Write the checkpoint of a step and drop all but the newest `KEPT`.
+    """Write the checkpoint of a step; drop all but the newest `KEPT`, and any of a later step: this run went back.
 
     Raises OSError when it cannot be written (a full disk, a lost mount); nothing half-written stays and the previous
     checkpoints are untouched.
     """
     folder = run / "checkpoints"
     folder.mkdir(exist_ok=True)
-    for left_over in folder.glob(".step-*"):  # of a process that was killed while it wrote
-        shutil.rmtree(left_over, ignore_errors=True)
+    remove_left_overs(run)
     final = folder / f"step-{step:08d}"
     temporary = folder / f".step-{step:08d}"
     try:
@@ -74,18 +75,28 @@ def save(
             _save_tensors(file, tensors, dict(metadata) if name == "model" else {})
             checksums[file.name] = _checksum(file)
             _sync(file)
-        write_json(temporary / "state.json", {**state, "step": step, "checksums": checksums})
+        content = {**state, "step": step, "checksums": checksums}
+        write_json(temporary / "state.json", {**content, "checksum": _checksum_of(content)})
         _sync(temporary)
-        if final.exists():  # the same step once more: after a run that was continued and stopped at once
+        if final.exists():  # a damaged one, which the run went back behind
             shutil.rmtree(final)
         temporary.rename(final)
         _sync(folder)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
-    for old in _all(run)[:-KEPT]:
-        shutil.rmtree(old, ignore_errors=True)
+    found = _all(run)
+    kept = found[: found.index(final) + 1][-KEPT:]
+    for other in found:
+        if other not in kept:
+            shutil.rmtree(other, ignore_errors=True)
     return final
+
+
+def remove_left_overs(run: Path) -> None:
+    """Remove what a process that was killed while it saved has left half-written."""
+    for left_over in (run / "checkpoints").glob(".step-*"):
+        shutil.rmtree(left_over, ignore_errors=True)
 
 
 def _save_tensors(file: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
@@ -103,12 +114,17 @@ def read(path: Path) -> Checkpoint:
     """Read one checkpoint folder. Raises ValueError, naming the file, when it is not whole."""
     try:
         state = json.loads((path / "state.json").read_text())
+        if _checksum_of({k: v for k, v in state.items() if k != "checksum"}) != state["checksum"]:
+            raise ValueError("its checksum is not the one that was written")
+    except (OSError, ValueError, KeyError, AttributeError) as error:
+        raise ValueError(f"{path / 'state.json'} is damaged: {error}") from error
+    try:
         for name, expected in state["checksums"].items():
             if _checksum(path / name) != expected:
                 raise ValueError(f"{path / name} is damaged: its checksum is not the one that was written")
         return Checkpoint(path, load_file(path / "model.safetensors"), load_file(path / "optimizer.safetensors"), state)
-    except (OSError, json.JSONDecodeError, KeyError) as error:
-        raise ValueError(f"checkpoint {path} is not whole: {error}") from error
+    except OSError as error:
+        raise ValueError(f"checkpoint {path} cannot be read: {error}") from error
 
 
 def read_latest(run: Path) -> tuple[Checkpoint | None, list[str]]:
@@ -132,6 +148,10 @@ def _checksum(file: Path) -> str:
         while block := content.read(1 << 22):
             value = zlib.crc32(block, value)
     return f"crc32:{value:08x}"
+
+
+def _checksum_of(content: Mapping[str, Any]) -> str:
+    return f"crc32:{zlib.crc32(json.dumps(content, sort_keys=True).encode()):08x}"
 
 
 def _sync(path: Path) -> None:

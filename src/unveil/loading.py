@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from .checkpoint import read_latest
+from .facts import part, read_dials, read_modality
 from .machine import choose_device
 from .pretrained import Pool, Pretrained
-from .pretraining import read_dials, read_modality
 from .recipe import Recipe
 from .recipe_files import load_recipe
 from .runs import read_facts
@@ -40,9 +40,9 @@ def rebuild(path: Path) -> Recipe:
     """A run's recipe with its dials, freshly initialised just as the run began."""
     facts = known_facts(path)
     own = path / "recipe.py"
-    recipe = load_recipe(str(own) if own.exists() else facts["recipe"])
-    seed_stage(facts["seed"], -1)
-    return recipe(modality=read_modality(facts), **read_dials(facts))
+    recipe = load_recipe(str(own) if own.exists() else part(facts, "recipe", path))
+    seed_stage(part(facts, "seed", path), -1)
+    return recipe(modality=read_modality(facts, path), **read_dials(facts, path))
 
 
 def known_facts(path: Path) -> dict[str, Any]:

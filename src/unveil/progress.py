@@ -1,4 +1,4 @@
-"""The progress line: in place on a terminal, plain lines elsewhere."""
+"""What a person is told while a command runs, on stderr: notes, and the progress line."""
 
 from __future__ import annotations
 
@@ -8,6 +8,12 @@ from collections.abc import Mapping
 from typing import Any
 
 _PLAIN_SECONDS = 10.0  # between two lines where there is no terminal
+_TERMINAL_SECONDS = 0.2
+
+
+def say(text: str) -> None:
+    """What a person should know while the command runs: to stderr, results go to stdout."""
+    print(text, file=sys.stderr, flush=True)
 
 
 def duration(seconds: float) -> str:
@@ -22,7 +28,10 @@ def duration(seconds: float) -> str:
 
 
 class Progress:
-    """Says where training is: step, epoch, loss, rate, gradient, speed, waiting for data, memory, time left."""
+    """Where training is: step, epoch, loss, rate, gradient, speed, waiting for data, memory, time left.
+
+    In place on a terminal, plain lines elsewhere.
+    """
 
     def __init__(self, total: int, per_epoch: int):
         self.total, self.per_epoch = total, per_epoch
@@ -37,24 +46,35 @@ class Progress:
         if self.began is None:
             self.began = (now, step)
         is_last = step == self.total
-        if not is_last and self.shown and now - self.shown < (0.2 if self.is_terminal else _PLAIN_SECONDS):
+        if (
+            not is_last
+            and self.shown
+            and now - self.shown < (_TERMINAL_SECONDS if self.is_terminal else _PLAIN_SECONDS)
+        ):
             return
         self.shown = now
         done = step - self.began[1]
         left = (now - self.began[0]) / done * (self.total - step) if done else 0.0
         text = (
-            f"step {step}/{self.total}  epoch {line['epoch']:.1f}/{self.total / self.per_epoch:.0f}"
-            f"  loss {line['loss']:.4f}  lr {line['lr']:.1e}  grad {line['grad_norm']:.2f}"
+            f"step {step}/{self.total}  epoch {line['epoch']:.1f}/{self.total / self.per_epoch:.3g}"
+            f"  loss {_number(line['loss'], '.4f')}  lr {line['lr']:.1e}  grad {_number(line['grad_norm'], '.2f')}"
             f"  {line['images_per_second']:.0f} images/s  data wait {line['data_wait']:.0%}"
-            f"  {line['memory_mb'] / 1024:.1f} GB" + (f"  {duration(left)} left" if done and not is_last else "")
+            f"  {line['memory_mb'] / 1024:.1f} GB"
+            + (f"  {line['skipped']} refused" if line["skipped"] else "")
+            + (f"  {duration(left)} left" if done and not is_last else "")
         )
         if self.is_terminal:
             print("\r" + text.ljust(self.width), end="", file=sys.stderr, flush=True)
             self.width = len(text)
         else:
-            print(text, file=sys.stderr, flush=True)
+            say(text)
 
     def close(self) -> None:
         """End the line."""
         if self.is_terminal and self.width:
-            print(file=sys.stderr)
+            say("")
+            self.width = 0
+
+
+def _number(value: float | None, form: str) -> str:
+    return "-" if value is None else format(value, form)

@@ -1,20 +1,29 @@
-"""The run folder: the interface between the rooms. What a run is, whether to begin or continue it, its journal."""
+"""The run folder: the interface between the rooms. Its place, its lock, its journal, and which run it holds."""
 
 from __future__ import annotations
 
 import json
 import os
-import sys
-from collections.abc import Mapping
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
-from .checkpoint import write_json
+from .checkpoint import remove_left_overs, write_json
+from .progress import say
 
 try:
     import fcntl
 except ImportError:  # Windows: two processes in one folder are not noticed there
     fcntl = None  # type: ignore[assignment]
+
+_LOCK = ".lock"
+_OURS = (  # what a run writes, and all that --overwrite removes; run.json first: without it the rest is no run
+    *("run.json", "metrics.jsonl", "broken.json", "nonfinite.json", "inspection.json", "recipe.py", "report.html"),
+    *("checkpoints", "pictures", "eval", "tensorboard"),
+)
 
 
 class RunFolder:
@@ -22,8 +31,7 @@ class RunFolder:
 
     def __init__(self, path: Path):
         self.path = path
-        self._lock: IO[str] | None = None
-        self._complained = False
+        self._complained: set[str] = set()
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -34,44 +42,104 @@ class RunFolder:
         """Add to `run.json`, or replace what it says."""
         write_json(self.path / "run.json", {**self.facts, **facts})
 
+    def mark(self, status: str, **facts: Any) -> None:
+        """Say in `run.json` where the run stands, if that can be done."""
+        with self.spared("run.json"):
+            self.write_facts(status=status, **facts)
+
+    def note(self, name: str, content: Any) -> None:
+        """Replace a JSON file that training can do without: a disk that is full costs the file, not the run."""
+        with self.spared(name):
+            write_json(self.path / name, content)
+
+    def read(self, name: str, default: Any) -> Any:
+        """What such a file says; the default where there is none."""
+        try:
+            return json.loads((self.path / name).read_text())
+        except (OSError, ValueError):
+            return default
+
     def log(self, line: Mapping[str, Any]) -> None:
-        """Add a line to the journal. A disk that is full costs the line, not the run."""
-        try:
-            with (self.path / "metrics.jsonl").open("a") as journal:
-                journal.write(json.dumps(line) + "\n")
-        except OSError as error:
-            if not self._complained:
-                print(f"warning: metrics cannot be written ({error}); training goes on", file=sys.stderr)
-            self._complained = True
+        """Add a line to the journal, if that can be done."""
+        with self.spared("metrics.jsonl"), (self.path / "metrics.jsonl").open("a") as journal:
+            journal.write(json.dumps(line) + "\n")
 
-    def lock(self) -> None:
-        """Keep other processes out for as long as this one lives. Raises ValueError when one is in."""
-        if fcntl is None:
-            return
-        self._lock = (self.path / ".lock").open("w")
+    @contextmanager
+    def spared(self, what: str) -> Iterator[None]:
+        """A disk that is full or gone while this is written is told once, and training goes on."""
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            yield
         except OSError as error:
-            raise ValueError(
-                f"another process is training in {self.path}; wait for it, or give another --out"
-            ) from error
+            if what not in self._complained:
+                say(f"warning: {self.path / what} cannot be written ({error}); training goes on")
+            self._complained.add(what)
 
-    def unlock(self) -> None:
-        """Let others in."""
-        if self._lock is not None:
-            self._lock.close()
-            (self.path / ".lock").unlink(missing_ok=True)
-            self._lock = None
+    def rewind(self, step: int) -> None:
+        """Drop from the journal what was logged after a step, and a line that was cut off: training goes on there."""
+        journal = self.path / "metrics.jsonl"
+        text = journal.read_text(errors="replace") if journal.exists() else ""
+        kept = "".join(line for line in text.splitlines(keepends=True) if _step_of(line) <= step)
+        if kept != text:
+            with self.spared(journal.name):
+                part = journal.with_name(f".{journal.name}.part")
+                part.write_text(kept)
+                part.replace(journal)
+
+    def clear(self) -> None:
+        """Remove what a run has written here, and nothing else."""
+        for name in _OURS:
+            path = self.path / name
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+
+    def remove_left_overs(self) -> None:
+        """Remove half-written files of a process that was killed."""
+        remove_left_overs(self.path)
+        for part in self.path.rglob(".*.part"):
+            part.unlink(missing_ok=True)
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep other processes out. Raises ValueError when one is in.
+
+        The file stays: were it removed, one process could lock the old file and another the new one.
+        """
+        with (self.path / _LOCK).open("a+") as file:
+            if fcntl is not None:
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError as error:
+                    file.seek(0)
+                    raise ValueError(
+                        f"another process ({file.read().strip()}) is training in {self.path}; wait for it, or give"
+                        " another --out"
+                    ) from error
+                except OSError as error:
+                    say(f"note: {self.path} cannot be locked ({error}); see that only one process trains in it")
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {os.uname().nodename if hasattr(os, 'uname') else 'this machine'}\n")
+            file.flush()
+            yield
+
+
+def _step_of(line: str) -> float:
+    """The step of a line of the journal; infinity for a line that was cut off."""
+    try:
+        return float(json.loads(line)["step"]) if line.endswith("\n") else float("inf")
+    except (ValueError, KeyError, TypeError):
+        return float("inf")
 
 
 def read_facts(path: Path) -> dict[str, Any]:
     """What a run's `run.json` says; empty when there is none. Raises ValueError when it is damaged."""
     try:
-        return json.loads((path / "run.json").read_text())
+        facts = json.loads((path / "run.json").read_text())
     except FileNotFoundError:
         return {}
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path / 'run.json'} is damaged ({error}); give another --out, or --overwrite") from error
+    if not isinstance(facts, dict):
+        raise ValueError(f"{path / 'run.json'} is damaged (it is no JSON object); give another --out, or --overwrite")
+    return facts
 
 
 def choose_folder(out: str | None, recipe: str) -> Path:
@@ -85,14 +153,17 @@ def choose_folder(out: str | None, recipe: str) -> Path:
 
 
 def check_writable(path: Path) -> None:
-    """Raise PermissionError or NotADirectoryError when a folder cannot be made or written; writes nothing."""
+    """Raise PermissionError or NotADirectoryError when a folder cannot be made or written; leaves nothing behind."""
     place = path
     while not place.exists() and place != place.parent:
         place = place.parent
     if not place.is_dir():
-        raise NotADirectoryError(f"--out {path} cannot be made: {place} is a file; give another folder")
-    if not os.access(place, os.W_OK | os.X_OK):
-        raise PermissionError(f"--out {path} cannot be written: no permission in {place}; give another folder")
+        raise NotADirectoryError(f"{path} cannot be made: {place} is a file; give another --out")
+    try:  # permissions alone say little: to root, on network drives, or when the disk is full
+        with tempfile.TemporaryDirectory(dir=place, prefix=".unveil-"):
+            pass
+    except OSError as error:
+        raise PermissionError(f"{path} cannot be written: {error.strerror} in {place}; give another --out") from error
 
 
 def is_continuation(path: Path, asked: Mapping[str, Any], overwrite: bool) -> bool:
@@ -100,11 +171,15 @@ def is_continuation(path: Path, asked: Mapping[str, Any], overwrite: bool) -> bo
 
     Raises ValueError when it holds something else, and says what differs.
     """
-    if overwrite or not path.exists() or not any(path.iterdir()):
+    if not path.exists() or not any(path.iterdir()):
+        return False
+    if not (path / "run.json").exists():
+        if (path / _LOCK).exists():  # a run that was killed before it began
+            return False
+        raise ValueError(f"{path} holds files that are no run; give another --out, or an empty folder")
+    if overwrite:
         return False
     facts = read_facts(path)
-    if not facts:
-        raise ValueError(f"{path} holds files that are no run; give another --out, or --overwrite to replace them")
     before = facts.get("asked", {})
     differs = sorted(k for k in {*before, *asked} if before.get(k) != asked.get(k))
     if differs:

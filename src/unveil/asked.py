@@ -1,0 +1,114 @@
+"""What a person asks of `unveil pretrain`, checked as far as it can be before anything is opened."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import math
+import shlex
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from .machine import Precision
+
+Compile = Literal["auto", "on", "off"]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """The arguments of `pretrain`. Raises ValueError for a number that no run could have."""
+
+    recipe: str
+    data: str = "scenes"
+    out: str | None = None
+    init_from: str | None = None
+    overwrite: bool = False
+    paper: bool = False
+    minutes: float | None = None
+    seed: int = 0
+    device: str = "auto"
+    precision: Precision = "auto"
+    compile: Compile = "auto"
+    micro_batch: int | None = None
+    workers: int | None = None
+    save_minutes: float = 10.0
+    signals_every: float | None = None
+    max_broken: float = 0.05
+    tensorboard: bool = False
+    dials: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        need(self.minutes is None or 0 < self.minutes < math.inf, "--minutes", self.minutes, "a time above 0")
+        need(0 <= self.seed < 2**62, "--seed", self.seed, "a whole number, 0 or more")
+        need(self.precision in get_args(Precision), "--precision", self.precision, _one_of(Precision))
+        need(self.compile in get_args(Compile), "--compile", self.compile, _one_of(Compile))
+        need(self.micro_batch is None or self.micro_batch >= 1, "--micro-batch", self.micro_batch, "1 image or more")
+        need(self.workers is None or self.workers >= 1, "--workers", self.workers, "1 thread or more")
+        need(0 <= self.save_minutes < math.inf, "--save-minutes", self.save_minutes, "a time, 0 for every step")
+        every = self.signals_every
+        need(every is None or 0 < every < math.inf, "--signals-every", every, "a number of epochs above 0")
+        need(0 <= self.max_broken <= 1, "--max-broken", self.max_broken, "a share between 0 and 1")
+        if self.paper and self.minutes is not None:
+            raise ValueError("--paper keeps the paper's epochs, --minutes sets them; give one of the two")
+
+    @property
+    def name(self) -> str:
+        """The recipe's name."""
+        return Path(self.recipe).stem
+
+    @property
+    def is_own_recipe(self) -> bool:
+        """Whether the recipe is a file of the user's."""
+        return self.recipe.endswith(".py")
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What makes a run this run, as JSON holds it; how it uses the machine, and where its images lie, does not."""
+        own = {name: getattr(self, name) for name in ("seed", "paper", "minutes", "init_from")}
+        return {"recipe": self.name, **own, **{name: json_like(value) for name, value in self.dials.items()}}
+
+    def check_dials(self, recipe: Callable[..., Any]) -> None:
+        """Raise ValueError, with the nearest names, for a dial that the recipe has not."""
+        known = [name for name in inspect.signature(recipe).parameters if name != "modality"]
+        for dial in self.dials:
+            if dial not in known:
+                close = difflib.get_close_matches(dial, known, n=3)
+                hint = f"did you mean {', '.join(close)}?" if close else f"it has {', '.join(known)}"
+                raise ValueError(f"the recipe {self.name} has no dial {dial!r}; {hint}")
+
+    def command(self, run: Path) -> str:
+        """The line that continues this run, or begins it in an empty folder."""
+        words = ["unveil", "pretrain", self.recipe, "--data", self.data, "--out", str(run)]
+        for f in fields(self):
+            value = getattr(self, f.name)
+            if f.name not in ("recipe", "data", "out", "overwrite", "dials") and value != f.default:
+                words += _flag(f.name, value)
+        for name, value in self.dials.items():
+            words += _flag(name, value)
+        return shlex.join(words)
+
+
+def need(holds: bool, name: str, came: object, needed: str) -> None:
+    """Raise ValueError, in the words that all such errors use, unless a condition holds."""
+    if not holds:
+        raise ValueError(f"{name} {came}: {needed} is needed")
+
+
+def json_like(value: Any) -> Any:
+    """A value as JSON gives it back: it has no tuples."""
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _one_of(kind: Any) -> str:
+    return f"one of {', '.join(get_args(kind))}"
+
+
+def _flag(name: str, value: Any) -> list[str]:
+    word = name.replace("_", "-")
+    if isinstance(value, bool):
+        return [f"--{word}" if value else f"--no-{word}"]
+    if isinstance(value, (tuple, list)):
+        return [f"--{word}", *map(str, value)]
+    return [f"--{word}", "none" if value is None else str(value)]

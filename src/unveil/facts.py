@@ -1,0 +1,101 @@
+"""What `run.json` says of a run, and how it is read back."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .data.sources import EncodedSource, Source
+from .encoder import Encoder
+from .model import MaskedModel
+from .recipe import Recipe
+from .records import Layout, Modality
+from .targets import Pixels
+from .trainer import Settings
+
+
+def data_facts(source: Source, train: Source, held_out: Source, built: Recipe, modality: Modality) -> dict[str, Any]:
+    """Which images, and how they are read."""
+    return {
+        "address": source.address,
+        "count": len(source),
+        "names": names_digest(source),
+        "train": len(train),
+        "held_out": len(held_out),
+        "image_size": list(built.view.image_size),
+        "channels": modality.channels,
+        "mean": list(modality.mean),
+        "std": list(modality.std),
+    }
+
+
+def names_digest(source: Source) -> str:
+    """Tells one set of images from another by their names and order, wherever they lie."""
+    digest = hashlib.sha256()
+    if not isinstance(source, EncodedSource):  # images that are made: their names do not say how large they are
+        digest.update(source.address.encode())
+    for i in range(len(source)):
+        digest.update(source.name(i).encode(errors="surrogateescape") + b"\0")
+    return digest.hexdigest()[:16]
+
+
+def layout_of(encoder: Encoder) -> Layout:
+    """The encoder's tokens: one span of cells for each modality."""
+    cells = encoder.grid[0] * encoder.grid[1]
+    spans = {m.name: slice(i * cells, (i + 1) * cells) for i, m in enumerate(encoder.modalities)}
+    return Layout(spans, encoder.grid)
+
+
+def model_facts(model: MaskedModel) -> dict[str, Any]:
+    """Parameters and tokens, counted."""
+
+    def count(module: torch.nn.Module) -> int:
+        return sum(p.numel() for p in module.parameters() if p.requires_grad)
+
+    layout = layout_of(model.encoder)
+    visible, predicted = model.masker.counts(layout)
+    return {
+        "parameters": {"encoder": count(model.encoder), "decoder": count(model) - count(model.encoder)},
+        "num_tokens": layout.num_tokens,
+        "num_visible": visible,
+        "num_predicted": predicted,
+        "norm_pix": any(isinstance(o.target, Pixels) and o.target.norm_pix for o in model.objectives),
+    }
+
+
+def settings_facts(settings: Settings, batch_size: int, workers: int) -> dict[str, Any]:
+    """How the run uses the machine."""
+    return asdict(settings) | {
+        "accumulation": -(-batch_size // settings.micro_batch),
+        "threads": torch.get_num_threads(),
+        "workers": workers,
+    }
+
+
+def part(facts: Mapping[str, Any], name: str, run: Path) -> Any:
+    """A part of `run.json`. Raises ValueError when it is not there."""
+    if name not in facts:
+        raise ValueError(f"{run / 'run.json'} is not whole: it has no {name!r}; give another run, or another --out")
+    return facts[name]
+
+
+def read_modality(facts: Mapping[str, Any], run: Path) -> Modality:
+    """The modality of a run."""
+    told = part(facts, "modality", run)
+    return Modality(told["name"], told["channels"], tuple(told["mean"]), tuple(told["std"]))
+
+
+def read_dials(facts: Mapping[str, Any], run: Path) -> dict[str, Any]:
+    """The dials of a run; JSON has no tuples."""
+    return {name: tuple(v) if isinstance(v, list) else v for name, v in part(facts, "dials", run).items()}
+
+
+def read_settings(facts: Mapping[str, Any], run: Path) -> Settings:
+    """How the run used its machine."""
+    told = part(facts, "settings", run)
+    return Settings(**{name: told[name] for name in Settings.__dataclass_fields__})

@@ -1,0 +1,288 @@
+"""From what was asked to a run that is known to be possible. Nothing is written here, so a mistake leaves no trace."""
+
+from __future__ import annotations
+
+import math
+import traceback
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from . import __version__
+from .asked import Asked, json_like, need
+from .checkpoint import Checkpoint, read_latest
+from .data.inspection import Inspection, inspect_source
+from .data.sources import Source, Subset, open_source, split, spread
+from .facts import (
+    data_facts,
+    layout_of,
+    model_facts,
+    names_digest,
+    part,
+    read_dials,
+    read_modality,
+    read_settings,
+    settings_facts,
+)
+from .foreign import State, load_weights, read_weights, translate
+from .machine import choose_device, choose_precision, git_commit, num_cores, versions
+from .plan import MINUTES, Change, Plan, first_micro_batch, fit_schedule, fit_shape, measure_step
+from .progress import duration, say
+from .recipe import Recipe
+from .recipe_files import load_recipe
+from .records import Modality
+from .runs import read_facts
+from .trainer import Settings
+from .training import seed_stage
+
+HELD_OUT = 0.05  # of the images, never trained on: label-free signals and pictures
+_GLANCE = 100  # images that show most mistakes before all are read
+
+Load = Callable[..., Recipe]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """All that training takes. `facts` is what `run.json` is to say; `inspection` comes with a new run only."""
+
+    recipe: Recipe
+    train: Source
+    held_out: Source
+    modality: Modality
+    settings: Settings
+    facts: dict[str, Any]
+    inspection: Inspection | None = None
+    weights: State | None = None
+    resume: Checkpoint | None = None
+
+
+def prepare_new(asked: Asked) -> Prepared:
+    """A new run: the data looked at, the recipe fitted to data and machine, its step tried and timed."""
+    load = load_recipe(asked.recipe)
+    asked.check_dials(load)
+    device = choose_device(asked.device)
+    source = open_source(asked.data)
+    weights = read_initial(asked.init_from) if asked.init_from else None
+    if len(source) > 2 * _GLANCE:
+        glance = Subset(source, spread(len(source), _GLANCE))
+        _first_plan(asked, load, inspect_source(glance), len(source), device)
+    say(f"looking at {asked.data} ...")
+    found = inspect_source(source)
+    for line in found.lines():
+        say(f"  {line}")
+    train, held_out = split(source, HELD_OUT, asked.seed)
+    check_broken(found, train, asked.max_broken)
+    plan, modality, built = _first_plan(asked, load, found, len(train), device)
+    if weights is not None:
+        weights = _fitting(weights, built, modality)
+    settings, seconds = _time_a_step(asked, built, device, len(train))
+    image_seconds = seconds / min(built.optim.batch_size, len(train))
+    if not asked.paper:
+        fit_schedule(plan, len(train), image_seconds, asked.minutes or MINUTES.get(device.type, 30.0))
+    built = _build(asked, load, plan.dials, modality, len(train))
+    check_recipe(built)
+    epochs = float(built.epochs)
+    per_epoch = max(1, len(train) // built.optim.batch_size)
+    settings = replace(
+        settings,
+        micro_batch=min(settings.micro_batch, built.optim.batch_size),
+        signals_every=asked.signals_every or max(1 / per_epoch, epochs / 10),
+    )
+    _tell(plan.changes, built, settings, len(train), epochs * len(train) * image_seconds)
+    facts = {
+        "unveil": __version__,
+        "recipe": asked.name,
+        "asked": asked.identity,
+        "dials": {dial: json_like(value) for dial, value in plan.dials.items()},
+        "modality": asdict(modality),
+        "changes": [asdict(change) for change in plan.changes],
+        "data": data_facts(source, train, held_out, built, modality),
+        "model": model_facts(built.stages[0].build()),
+        "settings": settings_facts(settings, built.optim.batch_size, asked.workers or num_cores()),
+        "optim": asdict(built.optim) | {"peak_lr": built.optim.peak_lr},
+        "seed": asked.seed,
+        "versions": versions(device),
+        "git": git_commit(),
+    }
+    return Prepared(built, train, held_out, modality, settings, facts, found, weights)
+
+
+def prepare_again(asked: Asked, folder: Path) -> Prepared:
+    """An unfinished run, taken up where its newest whole checkpoint left it, with the plan that it was begun with."""
+    facts = read_facts(folder)
+    own = folder / "recipe.py"
+    if asked.is_own_recipe and own.exists() and own.read_bytes() != Path(asked.recipe).expanduser().read_bytes():
+        raise ValueError(
+            f"{asked.recipe} has changed since {folder} was begun with what is now {own}; give another --out"
+        )
+    load = load_recipe(str(own) if own.exists() else asked.recipe)
+    device = choose_device(asked.device)
+    source = open_source(asked.data)
+    data = part(facts, "data", folder)
+    if names_digest(source) != data["names"]:
+        raise ValueError(
+            f"{folder} was begun on the {data['count']} images of {data['address']}; the {len(source)} of"
+            f" {source.address} are others. Give the same images, another --out, or --overwrite"
+        )
+    resume, complaints = read_latest(folder)
+    if complaints and resume is None:
+        raise ValueError(
+            f"{folder} has no whole checkpoint to go on from: {'; '.join(complaints)}; --overwrite starts anew"
+        )
+    for complaint in complaints:
+        say(f"warning: {complaint}; the checkpoint before it is used")
+    train, held_out = split(source, HELD_OUT, part(facts, "seed", folder))
+    modality = read_modality(facts, folder)
+    built = _build(asked, load, read_dials(facts, folder), modality, len(train))
+    weights = None
+    if resume is None and asked.init_from:  # stopped before its first checkpoint
+        weights = _fitting(read_initial(asked.init_from), built, modality)
+    settings = replace(read_settings(facts, folder), device=str(device), save_minutes=asked.save_minutes)
+    if asked.precision != "auto":
+        settings = replace(settings, precision=asked.precision)
+    if asked.compile != "auto":
+        settings = replace(settings, compile=asked.compile == "on")
+    if asked.micro_batch:
+        settings = replace(settings, micro_batch=asked.micro_batch)
+    facts["settings"] = settings_facts(settings, built.optim.batch_size, asked.workers or num_cores())
+    say(f"continuing {folder} at step {resume.state['step'] if resume else 0}")
+    return Prepared(built, train, held_out, modality, settings, facts, weights=weights, resume=resume)
+
+
+def read_initial(address: str) -> State:
+    """The tensors of a run or a weight file."""
+    path = Path(address).expanduser()
+    if not path.is_dir():
+        return read_weights(path)
+    found, complaints = read_latest(path)
+    if found is None:
+        raise ValueError(f"{path} has no whole checkpoint to start from" + "".join(f"; {c}" for c in complaints))
+    return found.model
+
+
+def check_broken(found: Inspection, train: Source, max_broken: float) -> None:
+    """Raise ValueError when more of the images to train on are unreadable than is accepted."""
+    broken = [name for name in (train.name(i) for i in range(len(train))) if name in found.unreadable]
+    if len(broken) > max_broken * len(train):
+        told = "; ".join(f"{name}: {found.unreadable[name]}" for name in broken[:10])
+        raise ValueError(
+            f"{len(broken)} of {len(train)} images of {found.address} cannot be read ({told});"
+            " mend or remove them, or raise --max-broken"
+        )
+
+
+def check_recipe(built: Recipe) -> None:
+    """Raise ValueError for a schedule or a rate that cannot be trained with, or a stage that cannot be built."""
+    for stage in built.stages:
+        need(0 < stage.epochs < math.inf, "epochs", stage.epochs, "a number above 0")
+    optim = built.optim
+    need(optim.batch_size >= 1, "batch_size", optim.batch_size, "1 image or more")
+    need(0 < optim.peak_lr < math.inf, "lr", optim.lr, "a number above 0")
+    need(0 <= optim.weight_decay < math.inf, "weight_decay", optim.weight_decay, "a number, 0 or more")
+    need(0 <= optim.warmup_epochs < math.inf, "warmup_epochs", optim.warmup_epochs, "a number, 0 or more")
+    need(optim.clip is None or optim.clip > 0, "clip", optim.clip, "a number above 0, or none")
+
+
+def _first_plan(
+    asked: Asked, load: Load, found: Inspection, num_train: int, device: torch.device
+) -> tuple[Plan, Modality, Recipe]:
+    """The plan as far as the data decide it, and a recipe that is known to build."""
+    modality = Modality("rgb", found.channels, _rounded(found.mean), _rounded(found.std, least=1e-3))
+    plan = Plan(load, asked.dials)
+    if not asked.paper:
+        fit_shape(plan, found, num_train, device)
+    wanted = plan.dials.get("batch_size", 0)
+    if wanted > num_train:
+        plan.dials["batch_size"] = num_train
+        plan.changes.append(Change("batch_size", wanted, num_train, "there are no more images"))
+    built = _build(asked, load, plan.dials, modality, num_train)
+    check_recipe(built)
+    try:
+        for stage in built.stages:
+            model = stage.build()
+            model.masker.counts(layout_of(model.encoder))
+    except (ArithmeticError, RuntimeError, TypeError) as error:
+        raise _cannot_build(asked, error) from error
+    return plan, modality, _build(asked, load, plan.dials, modality, num_train)
+
+
+def _build(asked: Asked, load: Load, dials: Mapping[str, Any], modality: Modality, num_train: int) -> Recipe:
+    """The recipe as training begins with it: its batch is at most all images."""
+    seed_stage(asked.seed, -1)
+    try:
+        built = load(modality=modality, **dials)
+    except (ArithmeticError, RuntimeError, TypeError) as error:
+        raise _cannot_build(asked, error) from error
+    return replace(built, optim=replace(built.optim, batch_size=min(built.optim.batch_size, num_train)))
+
+
+def _cannot_build(asked: Asked, error: Exception) -> ValueError:
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    given = ", ".join(f"{name}={value}" for name, value in asked.dials.items()) or "its defaults"
+    return ValueError(
+        f"the recipe {asked.recipe} cannot be built with {given}: {type(error).__name__}: {error}"
+        f" ({frame.filename}, line {frame.lineno})"
+    )
+
+
+def _fitting(weights: State, built: Recipe, modality: Modality) -> State:
+    """The weights under our names, with a table of keys told. Raises ValueError when the encoder takes none."""
+    state = translate(weights, modality.name)
+    report = load_weights(built.stages[0].build(), state)
+    say(str(report))
+    if not any(name.startswith("encoder.blocks.") for name in report.loaded):
+        raise ValueError(
+            "nothing in --init-from fits this encoder; give a checkpoint of the same size, or another --size"
+        )
+    return state
+
+
+def _time_a_step(asked: Asked, built: Recipe, device: torch.device, num_train: int) -> tuple[Settings, float]:
+    """Settings that work, and the seconds of an update.
+
+    On a GPU that is the largest micro-batch that fits; where compilation fails, there is none.
+    """
+    batch = built.optim.batch_size
+    settings = Settings(
+        str(device),
+        choose_precision(asked.precision, device),
+        min(batch, asked.micro_batch or first_micro_batch(built, batch, device)),
+        compile=asked.compile == "on" or (asked.compile == "auto" and device.type == "cuda"),
+        save_minutes=asked.save_minutes,
+        signals_every=1.0,
+    )
+    while True:
+        try:
+            return settings, measure_step(built, settings, batch, built.encoder.modalities[0].channels)
+        except torch.OutOfMemoryError:
+            if asked.micro_batch or settings.micro_batch == 1:
+                raise
+            torch.cuda.empty_cache()
+            settings = replace(settings, micro_batch=settings.micro_batch // 2)
+        except Exception as error:  # a compiler fails in many ways; a fault that is none of its own comes again
+            if not settings.compile:
+                raise
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            say(f"note: torch.compile does not work here ({reason}); training goes on without it")
+            settings = replace(settings, compile=False)
+
+
+def _tell(changes: list[Change], built: Recipe, settings: Settings, num_train: int, seconds: float) -> None:
+    for change in changes:
+        used, paper = (" ".join(map(str, v)) if isinstance(v, tuple) else v for v in (change.used, change.paper))
+        say(f"  --{change.dial.replace('_', '-')} {used}  (paper: {paper}; {change.why})")
+    optim = built.optim
+    times = -(-optim.batch_size // settings.micro_batch)
+    say(
+        f"  batch of {optim.batch_size} images per update, {settings.micro_batch} at once"
+        f"{f', {times} times' if times > 1 else ''}; peak learning rate {optim.peak_lr:.2e}; "
+        f"{settings.precision} on {settings.device}"
+    )
+    say(f"training {built.epochs:g} epochs of {num_train:,} images: about {duration(seconds)}")
+
+
+def _rounded(values: tuple[float, ...], least: float = 0.0) -> tuple[float, ...]:
+    return tuple(max(least, round(float(v), 4)) for v in values)
