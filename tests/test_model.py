@@ -8,20 +8,20 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from tiny import batch, build
 from unveil.decoder import Blend, CrossDecoder, SelfDecoder, choose_maps
-from unveil.encoder import Encoder, PatchAdapter, patchify, token_grid, unpatchify
-from unveil.layers import Attention, CrossAttention, Positions, initialise, sincos_positions
+from unveil.encoder import Encoder, patchify, token_grid, unpatchify
+from unveil.layers import Attention, CrossAttention, initialise, sincos_positions
 from unveil.losses import l1, l2, smooth_l1
 from unveil.masking import Masker, Uniform
-from unveil.model import MaskedModel, mean_loss
+from unveil.model import mean_loss
 from unveil.optim import Optim, adamw, parameter_groups, warmup_cosine
 from unveil.pretrained import Pretrained
-from unveil.records import Batch, Modality, Tokens, take
+from unveil.records import Batch, Modality, take
 from unveil.targets import Pixels, patch_statistics
 
 PAIRS = {  # every legal pair of hide and decoder

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
-from einops import rearrange, reduce, repeat
+from einops import reduce, repeat
 from jaxtyping import Float
 from torch import Tensor
 
@@ -100,18 +100,11 @@ class InverseBlock:
         return -self.block(tokens, observations, batch)
 
 
-@dataclass(frozen=True)
-class Units:
-    """Hides squares of `side` x `side` tokens as one, by the mean of their scores (SimMIM's 32 px units)."""
-
-    score: Score
-    side: int
-
-    def __call__(self, tokens: Tokens, observations: Observations, batch: Batch) -> Float[Tensor, "B N"]:
-        rows, columns = tokens.layout.grid
-        score = rearrange(self.score(tokens, observations, batch), "b (m h w) -> b m h w", h=rows, w=columns)
-        units = reduce(score, "b m (h s) (w t) -> b m h w", "mean", s=self.side, t=self.side)
-        return repeat(units, "b m h w -> b (m h s w t)", s=self.side, t=self.side)
+def as_units(score: Float[Tensor, "B N"], layout: Layout, side: int) -> Float[Tensor, "B N"]:
+    """One score for each square of `side` x `side` tokens, their mean, so that it is hidden whole (SimMIM's units)."""
+    rows, columns = layout.grid
+    units = reduce(score, "b (m h s w t) -> b m h w", "mean", h=rows // side, s=side, w=columns // side, t=side)
+    return repeat(units, "b m h w -> b (m h s w t)", s=side, t=side)
 
 
 @dataclass(frozen=True)
@@ -157,8 +150,10 @@ class Masker:
 
     def __call__(self, tokens: Tokens, observations: Observations, batch: Batch) -> Mask:
         num_visible, num_predicted = self.counts(tokens.layout)
-        score = Units(self.score, self.unit) if self.unit > 1 else self.score
-        order = score(tokens, observations, batch).argsort(dim=1, stable=True)
+        score = self.score(tokens, observations, batch)
+        if self.unit > 1:
+            score = as_units(score, tokens.layout, self.unit)
+        order = score.argsort(dim=1, stable=True)
         visible, hidden = order[:, :num_visible], order[:, num_visible:]
         if num_predicted < hidden.shape[1]:
             asked = take(self.ask(tokens, observations, batch), hidden).argsort(dim=1, stable=True)

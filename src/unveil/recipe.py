@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from .data.views import Flip, View
 from .encoder import Encoder
 from .model import MaskedModel
 from .optim import Optim
 
-__all__ = ["Flip", "Recipe", "Stage", "View"]
+__all__ = ["Flip", "Recipe", "Stage", "View", "check_words"]
+
+
+def check_words(recipe: Callable[..., Recipe], dials: Mapping[str, Any]) -> None:
+    """Raise ValueError for a dial that is none of the words that the recipe's annotation lists for it."""
+    for dial, hint in get_type_hints(recipe).items():
+        if get_origin(hint) is Literal and dials[dial] not in get_args(hint):
+            raise ValueError(f"{dial} must be one of {', '.join(get_args(hint))}; got {dials[dial]!r}")
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from ..encoder import vit
 from ..masking import Masker, Uniform
 from ..model import MaskedModel, Objective
 from ..optim import Optim
-from ..recipe import Flip, Recipe, Stage, View
+from ..recipe import Flip, Recipe, Stage, View, check_words
 from ..records import RGB, Modality
 from ..targets import Pixels
 
@@ -69,27 +69,20 @@ def recipe(
     crop_scale: smallest share of the image's area that a view shows
     flip: none, h, hv, or turns (flips and quarter turns: satellite, microscopy)
     """
-    last_map_only = blend == "none"
-    encoder = vit(size, patch, image_size, (modality,), final_norm=last_map_only)  # else the decoder normalises
-
+    check_words(recipe, locals())
+    encoder = vit(size, patch, image_size, (modality,), final_norm=blend == "none")  # else the decoder normalises
     masker = Masker(Uniform(), visible, predicted)
-    blended = choose_maps(encoder.depth, num_maps, maps, use_input)
+    read = choose_maps(encoder.depth, num_maps, maps, use_input)
 
     def build() -> MaskedModel:
-        blender = Blend(blended, decoder_depth, encoder.dim, blend == "softmax", blend == "project", blend_init)
-        decoder = CrossDecoder(
-            modality.name,
-            encoder,
-            decoder_dim,
-            decoder_depth,
-            decoder_heads,
-            blend=None if last_map_only else blender,
-            self_attention=self_attention,
-        )
+        blended = None
+        if blend != "none":
+            blended = Blend(read, decoder_depth, encoder.dim, blend == "softmax", blend == "project", blend_init)
+        shape = (modality.name, encoder, decoder_dim, decoder_depth, decoder_heads)
         return MaskedModel(
             encoder,
             masker,
-            decoders={"pixels": decoder},
+            decoders={"pixels": CrossDecoder(*shape, blended, self_attention)},
             objectives=[Objective("pixels", "pixels", decoder_dim, Pixels(modality, patch, norm_pix))],
         )
 

@@ -10,7 +10,7 @@ from ..losses import Loss, l1, l2, smooth_l1
 from ..masking import Block, Grid, InverseBlock, Masker, Score, Uniform, units_of
 from ..model import Blank, MaskedModel, Objective, drop
 from ..optim import Optim
-from ..recipe import Flip, Recipe, Stage, View
+from ..recipe import Flip, Recipe, Stage, View, check_words
 from ..records import RGB, Modality
 from ..targets import Pixels
 
@@ -83,6 +83,7 @@ def recipe(
     crop_scale: smallest share of the image's area that a view shows
     flip: none, h, hv, or turns (flips and quarter turns: satellite, microscopy)
     """
+    check_words(recipe, locals())
     if decoder == "linear" and hide == "drop":
         raise ValueError("decoder=linear reads hidden patches at their own places, so it needs --hide blank")
     if blend != "none" and (decoder == "linear" or (decoder == "self" and hide == "blank")):
@@ -96,7 +97,7 @@ def recipe(
         ask=score if ask == "hardest" else Uniform(),
         unit=units_of(mask_unit, patch) if mask_unit else 1,
     )
-    blended = choose_maps(encoder.depth, num_maps, maps, use_input)
+    read = choose_maps(encoder.depth, num_maps, maps, use_input)
 
     def build_decoder() -> Decoder:
         if decoder == "linear":
@@ -105,12 +106,12 @@ def recipe(
             return Readout(modality.name, encoder, decoder_dim, decoder_depth, decoder_heads)
         shape = (modality.name, encoder, decoder_dim, decoder_depth, decoder_heads)
         outputs = 1 if decoder == "self" else decoder_depth
-        blender = None
+        blended = None
         if blend != "none":
-            blender = Blend(blended, outputs, encoder.dim, blend == "softmax", blend == "project", blend_init)
+            blended = Blend(read, outputs, encoder.dim, blend == "softmax", blend == "project", blend_init)
         if decoder == "self":
-            return SelfDecoder(*shape, blend=blender)
-        return CrossDecoder(*shape, blend=blender, self_attention=decoder == "cross-self")
+            return SelfDecoder(*shape, blended)
+        return CrossDecoder(*shape, blended, self_attention=decoder == "cross-self")
 
     def build() -> MaskedModel:
         width = encoder.dim if decoder == "linear" else decoder_dim
