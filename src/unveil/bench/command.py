@@ -67,8 +67,8 @@ def bench(
     began = datetime.now(UTC).isoformat(timespec="seconds")
     chosen = choose_device(device)
     rounds = (10 if chosen.type == "cpu" else 30) if rounds is None else rounds
-    for name, number in {"rounds": rounds, "threads": threads or 1}.items():
-        if number < 1:
+    for name, number in {"rounds": rounds, "threads": threads}.items():
+        if number is not None and number < 1:
             raise ValueError(f"{name} is a whole number, at least 1; got {number}")
     file = _writable(out) if out else None
     work = Work(size, patch, tuple(image_size), _fitting_batch(chosen) if batch_size is None else batch_size, seed)
@@ -222,8 +222,9 @@ def _version(package: str) -> str | None:
 
 
 def _command() -> str:
-    is_command_line = Path(sys.argv[0]).name in ("unveil", "__main__.py")
-    return shlex.join(["unveil", *sys.argv[1:]]) if is_command_line else "unveil.bench(...)"
+    program = Path(sys.argv[0])
+    is_ours = "unveil" in (program.name, program.parent.name)
+    return shlex.join(["unveil", *sys.argv[1:]]) if is_ours else "unveil.bench(...)"
 
 
 def _say(line: str) -> None:

@@ -1,0 +1,358 @@
+"""The bench: who takes turns, on what, and what is made of the times. No test looks at how long anything took."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from unveil.bench import bench, memory
+from unveil.bench import command as commands
+from unveil.bench.contenders import CONTENDERS, Name, Ours, Work, present
+from unveil.bench.flops import Cost, count
+from unveil.bench.memory import peak
+from unveil.bench.results import Entry, Results, table, text, verdicts
+from unveil.bench.timing import Seconds, Spread, Stepper, interleave, speed, spread
+from unveil.cli.flags import flags_of
+from unveil.decoder import CrossDecoder, SelfDecoder
+from unveil.encoder import SIZES
+
+CPU = torch.device("cpu")
+SMALL = Work("tiny", 8, (32,), 2, 0)
+BASE = Work("base", 16, (224,), 8, 0)
+LADDER: tuple[Name, ...] = ("mae", "cross-attention", "partial", "inter-block")
+quick = {"size": "tiny", "patch": 8, "image_size": (32,), "batch_size": 2, "memory": False, "device": "cpu"}
+
+
+class TestContenders:
+    """Each is what its name says, and all do the same work."""
+
+    @pytest.mark.parametrize(
+        ("name", "decoder", "depth", "num_predicted", "reads"),
+        [
+            ("mae", SelfDecoder, 8, 147, ()),
+            ("cross-attention", CrossDecoder, 12, 147, ()),
+            ("partial", CrossDecoder, 12, 49, ()),
+            ("inter-block", CrossDecoder, 12, 49, tuple(range(13))),
+        ],
+    )
+    def test_the_ladder(self, name: str, decoder: type, depth: int, num_predicted: int, reads: tuple[int, ...]):
+        with torch.device("meta"):
+            built = CONTENDERS[name].build(BASE)
+            assert isinstance(built, Ours)
+            seen = built.model.imagine(replace(BASE, batch_size=1).batch("meta"))
+        (found,) = built.model.decoders.values()
+        assert type(found) is decoder
+        assert len(found.blocks) == depth
+        assert (seen.mask.visible.shape[1], seen.mask.predicted.shape[1]) == (49, num_predicted)
+        assert found.reads == reads
+        assert (found.blend is None) == (not reads)
+        assert isinstance(built.model.encoder.norm, torch.nn.Identity) == bool(reads)
+
+    def test_transformers_trains_the_same_network_on_the_same_terms(self):
+        pytest.importorskip("transformers", reason="the comparison needs transformers")
+        assert count(CONTENDERS["transformers"], BASE).parameters == count(CONTENDERS["mae"], BASE).parameters
+        config = CONTENDERS["transformers"].build(SMALL).model.config
+        assert (config.mask_ratio, config.norm_pix_loss, config._attn_implementation) == (0.75, True, "sdpa")
+
+    def test_the_seed_alone_decides_images_and_weights(self):
+        one, same = (CONTENDERS["mae"].build(SMALL) for _ in range(2))
+        assert all(torch.equal(a, b) for a, b in zip(one.parameters(), same.parameters(), strict=True))
+        assert torch.equal(SMALL.batch(CPU).maps["rgb"], SMALL.batch(CPU).maps["rgb"])
+        assert not torch.equal(SMALL.batch(CPU).maps["rgb"], replace(SMALL, seed=1).batch(CPU).maps["rgb"])
+
+    def test_without_transformers_the_others_run(self, monkeypatch: pytest.MonkeyPatch):
+        monkeypatch.setitem(sys.modules, "transformers", None)
+        found, absent = present(("transformers", "mae", "mae"), SMALL)
+        assert [c.name for c in found] == ["mae"]
+        assert "pip install" in absent["transformers"]
+        with pytest.raises(ValueError, match="nobody is left"):
+            present(("transformers",), SMALL)
+
+    def test_images_that_transformers_cannot_read(self):
+        pytest.importorskip("transformers", reason="the comparison needs transformers")
+        found, absent = present(("mae", "transformers"), replace(SMALL, image_size=(32, 48)))
+        assert [c.name for c in found] == ["mae"]
+        assert "square" in absent["transformers"]
+        CONTENDERS["mae"].build(replace(SMALL, image_size=(32, 48)))
+
+
+def formula(name: str, work: Work) -> int:
+    """Floating-point operations of a step, from the papers' shapes: a product of (a, b) and (b, c) is 2abc.
+
+    A backward pass costs two forwards, but the images need no gradient.
+    """
+    dim, depth, _ = SIZES[work.size]
+    height, width = work.sides
+    tokens, values = (height // work.patch) * (width // work.patch), 3 * work.patch**2
+    visible = tokens // 4
+    hidden = tokens - visible
+    read, narrow = 1 + visible, 512
+
+    def block(n: int, d: int) -> int:
+        return 12 * n * d**2 + 2 * n**2 * d
+
+    def cross_block(n: int) -> int:
+        return (2 + 8) * n * narrow**2 + 2 * read * dim * narrow + 2 * n * read * narrow
+
+    total = depth * block(read, dim)
+    if name in ("mae", "transformers"):
+        answered = 1 + tokens if name == "transformers" else hidden  # theirs guess the visible patches too
+        total += read * dim * narrow + 8 * block(1 + tokens, narrow) + answered * narrow * values
+    else:
+        asked = hidden if name == "cross-attention" else tokens // 4
+        total += 12 * cross_block(asked) + asked * narrow * values
+    if name == "inter-block":
+        total += 12 * (depth + 1) * read * dim
+    return 2 * work.batch_size * (3 * total + 2 * tokens * values * dim)
+
+
+class TestFlops:
+    @pytest.mark.parametrize("work", [SMALL, BASE], ids=lambda work: work.size)
+    @pytest.mark.parametrize("name", LADDER)
+    def test_counted_is_calculated(self, name: str, work: Work):
+        assert count(CONTENDERS[name], work).flops == formula(name, work)
+
+    def test_transformers_counted_is_calculated(self):
+        pytest.importorskip("transformers", reason="the comparison needs transformers")
+        assert count(CONTENDERS["transformers"], BASE).flops == formula("transformers", BASE)
+
+
+class TestTiming:
+    def test_all_take_turns_and_warming_up_does_not_count(self):
+        calls: list[str] = []
+
+        def step(name: str, took: float) -> Seconds:
+            calls.append(name)
+            return Seconds(took, len(calls), 0.0)
+
+        told: list[tuple[int, int]] = []
+        times = interleave(
+            {name: lambda name=name: step(name, 1.0) for name in "abc"}, 3, 2, lambda *at: told.append(at)
+        )
+        assert "".join(calls) == "abc" * 5
+        assert [s.backward for s in times["b"]] == [8, 11, 14]
+        assert told == [(-2, 3), (-1, 3), (0, 3), (1, 3), (2, 3)]
+
+    def test_a_ratio_is_taken_within_each_round_so_drift_cancels(self):
+        base = [Seconds(t, t, 2 * t) for t in (1.0, 5.0, 2.0)]
+        half = [Seconds(0.0, t, t) for t in (1.0, 5.0, 2.0)]
+        assert speed(base, half) == Spread(2.0, 2.0, 2.0)
+
+    def test_spread_is_median_and_quartiles(self):
+        assert spread([4.0, 1.0, 3.0, 2.0, 5.0]) == Spread(3.0, 2.0, 4.0)
+        assert spread([7.0]) == Spread(7.0, 7.0, 7.0)
+
+    def test_a_step_trains(self):
+        stepper = Stepper(CONTENDERS["inter-block"].build(SMALL), SMALL.batch(CPU), CPU)
+        before = [p.detach().clone() for p in stepper.model.parameters()]
+        seconds = stepper.step("float32")
+        assert min(seconds.forward, seconds.backward, seconds.update) > 0
+        for old, new in zip(before, stepper.model.parameters(), strict=True):
+            assert new.grad is None
+            assert not torch.equal(old, new)
+        assert len(stepper.optimizer.state) == len(before)
+        assert all(group["fused"] for group in stepper.optimizer.param_groups)
+
+    @pytest.mark.parametrize("name", ["mae", "transformers"])
+    def test_precision_is_what_the_products_are_made_in(self, name: str):
+        if name == "transformers":
+            pytest.importorskip("transformers", reason="the comparison needs transformers")
+        stepper = Stepper(CONTENDERS[name].build(SMALL), SMALL.batch(CPU), CPU)
+        made: set[torch.dtype] = set()
+        for module in stepper.model.modules():
+            if isinstance(module, torch.nn.Linear):
+                module.register_forward_hook(lambda _, __, output: made.add(output.dtype))
+        stepper.step("float32")
+        assert made == {torch.float32}
+        made.clear()
+        stepper.step("bf16")
+        assert made == {torch.bfloat16}
+        assert {p.dtype for p in stepper.model.parameters()} == {torch.float32}
+
+    @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+    def test_on_a_gpu_the_parts_are_timed_by_events(self):
+        device = torch.device("cuda")
+        stepper = Stepper(CONTENDERS["mae"].build(SMALL), SMALL.batch(device), device)
+        assert min(vars(stepper.step("bf16")).values()) > 0
+
+
+class TestMemory:
+    def test_a_process_of_its_own_holds_weights_gradients_and_moments(self):
+        megabytes = peak(CONTENDERS["mae"], SMALL, "float32", CPU, compile=False)
+        assert megabytes is not None
+        weights = 4 * count(CONTENDERS["mae"], SMALL).parameters / 2**20
+        assert 4 * weights < megabytes < 4 * weights + 300
+
+    @pytest.mark.parametrize(
+        ("code", "said"), [("raise MemoryError('all gone')", "all gone"), ("import os; os.abort()", "ended with -")]
+    )
+    def test_a_process_that_fails_says_why(self, code: str, said: str, monkeypatch: pytest.MonkeyPatch):
+        monkeypatch.setattr(memory, "_CODE", code)
+        with pytest.raises(ValueError, match=f"mae with 2 images.*{said}.*--batch-size"):
+            peak(CONTENDERS["mae"], SMALL, "float32", CPU, compile=False)
+
+    def test_a_device_that_cannot_tell(self):
+        assert peak(CONTENDERS["mae"], SMALL, "float32", torch.device("mps"), compile=False) is None
+
+
+def made_up(
+    steps: dict[str, Sequence[float]],
+    work: Work = BASE,
+    precisions: tuple[str, ...] = ("float32",),
+    bf16: float = 0.4,
+) -> Results:
+    """Results with given times; bf16 takes a given share of them. Operations are those that were counted."""
+    flops = {"mae": 300, "inter-block": 200}
+    entries = tuple(
+        Entry(
+            name,
+            CONTENDERS[name].summary,
+            1,
+            flops.get(name, 300),
+            dict.fromkeys(precisions, 1536.0),
+            {p: [Seconds(0, 0, t * (bf16 if p == "bf16" else 1)) for t in times] for p in precisions},
+        )
+        for name, times in steps.items()
+    )
+    machine = {"processor": "Z", "device": "cpu", "torch": "2", "cores": 2}
+    facts = {"command": "unveil bench", "machine": machine, "threads": 2, "git": None, "rounds": 3, "compile": False}
+    facts |= {"memory_is": "resident", "busy_before": 0.0}
+    return Results(work, precisions, entries, facts)  # type: ignore[arg-type]
+
+
+class TestVerdicts:
+    @pytest.mark.parametrize(
+        ("theirs", "cross", "reached"),
+        [
+            ((1.0, 1.1, 1.2), (0.7, 0.7, 0.7), [True, True]),
+            ((0.9, 0.99, 1.2), (0.8, 0.75, 0.7), [False, False]),
+            ((1.0, 1.0, 1.0), (1 / 1.36,) * 3, [True, True]),  # goals met exactly, or by a hair: 0.9 x 300/200 = 1.35
+            ((1.0, 1.0, 1.0), (1 / 1.34,) * 3, [True, False]),
+        ],
+    )
+    def test_goals_are_judged_by_medians(self, theirs, cross, reached):
+        results = made_up({"mae": (1.0, 1.0, 1.0), "transformers": theirs, "inter-block": cross})
+        assert [v.reached for v in verdicts(results)] == [*reached, None]
+
+    @pytest.mark.parametrize(("share", "reached"), [(0.5, True), (0.51, False)])
+    def test_bf16_is_held_against_float32(self, share: float, reached: bool):
+        results = made_up({"mae": (1.0, 2.0)}, precisions=("float32", "bf16"), bf16=share)
+        assert verdicts(results)[-1].reached is reached
+
+    def test_what_was_not_timed_is_not_judged(self):
+        results = replace(made_up({"mae": (1.0, 2.0)}), skipped={"bf16": "only emulated", "transformers": "not there"})
+        said = [str(v) for v in verdicts(results)]
+        assert all(line.startswith("not judged: ") for line in said)
+        assert "transformers was not timed: not there" in said[0]
+        assert "inter-block was not timed" in said[1]
+        assert "bf16 was not timed: only emulated" in said[2]
+
+    def test_goals_are_for_one_size(self):
+        assert [v.reached for v in verdicts(made_up({"mae": (1.0, 1.0)}, SMALL))] == [None]
+
+
+def test_the_table_has_the_ratios_of_time_and_of_flops_side_by_side():
+    results = made_up({"mae": (1.0, 2.0), "inter-block": (0.8, 1.6)}, precisions=("float32", "bf16"))
+    row = table(results, "float32").splitlines()[2]
+    for part in ("CrossMAE", "1200 ms", "1.25 (1.25 to 1.25)", "1.50", "0.83", "1.50 GB"):
+        assert part in row
+    assert "than float32" not in table(results, "float32")
+    assert table(results, "bf16").splitlines()[2].endswith("2.50 (2.50 to 2.50)")
+    said = text(results)
+    assert said.splitlines()[0] == "unveil bench"
+    assert "2 of 2 cores" in said
+
+
+class TestCommand:
+    def test_from_flags_to_file(self, tmp_path: Path, capsys, monkeypatch):
+        seen = []
+
+        class Watched(Stepper):
+            def __init__(self, model, batch, device, compile):
+                seen.append((batch, torch.get_num_threads()))
+                super().__init__(model, batch, device, compile)
+
+        monkeypatch.setattr(commands, "Stepper", Watched)
+        monkeypatch.setattr(commands, "has_native_bf16", lambda device: False)
+        threads = torch.get_num_threads()
+        out = tmp_path / "bench.json"
+        found = bench(**quick, contenders=("mae", "inter-block"), rounds=2, threads=1, out=str(out))
+        assert len(seen) == 2
+        assert seen[0][0] is seen[1][0], "all contenders are given the same batch"
+        assert {used for _, used in seen} == {1}
+        assert torch.get_num_threads() == threads
+
+        kept = json.loads(out.read_text())
+        assert kept == json.loads(json.dumps(found))
+        assert kept["base"] == "mae"
+        assert kept["work"] == {"size": "tiny", "patch": 8, "image_size": [32], "batch_size": 2, "seed": 0}
+        assert {"command", "started", "git", "unveil", "threads", "busy_before", "goals", "memory_is"} <= set(kept)
+        assert {"processor", "torch", "python", "cores", "transformers"} <= set(kept["machine"])
+        times = {name: entry["seconds"]["float32"] for name, entry in kept["contenders"].items()}
+        assert {name: len(t) for name, t in times.items()} == {"mae": 2, "inter-block": 2}
+        assert set(times["mae"][0]) == {"forward", "backward", "update"}
+        ratios = [sum(a.values()) / sum(b.values()) for a, b in zip(*times.values(), strict=True)]
+        assert kept["ratios"]["float32"]["inter-block"]["speed"]["median"] == pytest.approx(sum(ratios) / 2)
+        assert kept["ratios"]["float32"]["mae"] == {"speed": {"median": 1, "low": 1, "high": 1}, "flops": 1}
+
+        told = capsys.readouterr()
+        assert "inter-block attention" in told.out
+        assert "round 2 of 2" in told.err
+        assert "bf16 is left out" in told.err
+        assert "not timed: bf16" in told.out
+        assert str(out) in told.err
+
+    @pytest.mark.parametrize(
+        ("asked", "native", "timed"),
+        [
+            ("both", True, ("float32", "bf16")),
+            ("both", False, ("float32",)),
+            ("float32", True, ("float32",)),
+            ("bf16", False, ("bf16",)),
+        ],
+    )
+    def test_bf16_is_timed_where_it_is_native_or_asked_for(self, asked, native, timed, monkeypatch):
+        monkeypatch.setattr(commands, "has_native_bf16", lambda device: native)
+        precisions, refused = commands._precisions(asked, CPU)
+        assert precisions == timed
+        assert ("bf16" in refused) == (asked == "both" and not native)
+
+    @pytest.mark.parametrize(
+        ("flags", "message"),
+        [
+            ({"rounds": 0}, "rounds is a whole number, at least 1; got 0"),
+            ({"threads": 0}, "threads is a whole number, at least 1; got 0"),
+            ({"batch_size": 0}, "batch_size is a number of images"),
+            ({"size": "medium"}, "size must be one of tiny"),
+            ({"image_size": (30,)}, "does not divide"),
+            ({"image_size": (32, 32, 32)}, "height and width"),
+            ({"contenders": ("mae", "beit")}, "one or more of mae, .*; got beit"),
+            ({"contenders": ()}, "got none"),
+            ({"device": "abacus"}, "cannot be used here"),
+            ({"out": "."}, "--out is a JSON file"),
+            ({"out": "nowhere/bench.json"}, "a folder that exists"),
+        ],
+    )
+    def test_a_mistake_is_found_before_anything_is_timed(self, flags, message, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(commands, "interleave", lambda *_: pytest.fail("it began to time"))
+        with pytest.raises(ValueError, match=message):
+            bench(**quick | flags)
+        assert list(tmp_path.iterdir()) == []
+
+    def test_too_much_for_the_memory(self):
+        costs = {"mae": Cost(1, 10**9), "partial": Cost(1, 10**9)}
+        with pytest.raises(ValueError, match=r"needs about 26\.1 GB, .*fewer --contenders"):
+            commands._check_room(costs, {}, CPU)
+        commands._check_room({"mae": Cost(1, 10**6)}, {("mae", "float32"): 20.0, ("mae", "bf16"): None}, CPU)
+
+    def test_every_argument_is_a_flag_with_a_meaning(self):
+        flags = flags_of(bench)
+        assert {f.name for f in flags} == set(bench.__annotations__) - {"return"}
+        assert all(f.meaning for f in flags)
