@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
@@ -12,7 +11,7 @@ from typing import Any
 import torch
 
 from . import __version__
-from .asked import Asked, json_like, need
+from .asked import Asked, json_like
 from .checkpoint import Checkpoint, read_latest
 from .data.inspection import Inspection, inspect_source
 from .data.sources import Source, Subset, open_source, split, spread
@@ -78,20 +77,17 @@ def prepare_new(asked: Asked) -> Prepared:
     plan, modality, built = _first_plan(asked, load, found, len(train), device)
     if weights is not None:
         weights = _fitting(weights, built, modality)
-    settings, seconds = _time_a_step(asked, built, device, len(train))
-    image_seconds = seconds / min(built.optim.batch_size, len(train))
+    settings, image_seconds = _time_an_image(asked, built, device)
     if not asked.paper:
         fit_schedule(plan, len(train), image_seconds, asked.minutes or MINUTES.get(device.type, 30.0))
     built = _build(asked, load, plan.dials, modality, len(train))
-    check_recipe(built)
-    epochs = float(built.epochs)
     per_epoch = max(1, len(train) // built.optim.batch_size)
     settings = replace(
         settings,
         micro_batch=min(settings.micro_batch, built.optim.batch_size),
-        signals_every=asked.signals_every or max(1 / per_epoch, epochs / 10),
+        signals_every=asked.signals_every or max(1 / per_epoch, built.epochs / 10),
     )
-    _tell(plan.changes, built, settings, len(train), epochs * len(train) * image_seconds)
+    _tell(plan.changes, built, settings, len(train), len(train) * built.epochs * image_seconds)
     facts = {
         "unveil": __version__,
         "recipe": asked.name,
@@ -174,18 +170,6 @@ def check_broken(found: Inspection, train: Source, max_broken: float) -> None:
         )
 
 
-def check_recipe(built: Recipe) -> None:
-    """Raise ValueError for a schedule or a rate that cannot be trained with, or a stage that cannot be built."""
-    for stage in built.stages:
-        need(0 < stage.epochs < math.inf, "epochs", stage.epochs, "a number above 0")
-    optim = built.optim
-    need(optim.batch_size >= 1, "batch_size", optim.batch_size, "1 image or more")
-    need(0 < optim.peak_lr < math.inf, "lr", optim.lr, "a number above 0")
-    need(0 <= optim.weight_decay < math.inf, "weight_decay", optim.weight_decay, "a number, 0 or more")
-    need(0 <= optim.warmup_epochs < math.inf, "warmup_epochs", optim.warmup_epochs, "a number, 0 or more")
-    need(optim.clip is None or optim.clip > 0, "clip", optim.clip, "a number above 0, or none")
-
-
 def _first_plan(
     asked: Asked, load: Load, found: Inspection, num_train: int, device: torch.device
 ) -> tuple[Plan, Modality, Recipe]:
@@ -199,7 +183,6 @@ def _first_plan(
         plan.dials["batch_size"] = num_train
         plan.changes.append(Change("batch_size", wanted, num_train, "there are no more images"))
     built = _build(asked, load, plan.dials, modality, num_train)
-    check_recipe(built)
     try:
         for stage in built.stages:
             model = stage.build()
@@ -240,8 +223,8 @@ def _fitting(weights: State, built: Recipe, modality: Modality) -> State:
     return state
 
 
-def _time_a_step(asked: Asked, built: Recipe, device: torch.device, num_train: int) -> tuple[Settings, float]:
-    """Settings that work, and the seconds of an update.
+def _time_an_image(asked: Asked, built: Recipe, device: torch.device) -> tuple[Settings, float]:
+    """Settings that work, and the seconds that an image of an update takes.
 
     On a GPU that is the largest micro-batch that fits; where compilation fails, there is none.
     """
@@ -256,7 +239,7 @@ def _time_a_step(asked: Asked, built: Recipe, device: torch.device, num_train: i
     )
     while True:
         try:
-            return settings, measure_step(built, settings, batch, built.encoder.modalities[0].channels)
+            return settings, measure_step(built, settings, batch, built.encoder.modalities[0].channels) / batch
         except torch.OutOfMemoryError:
             if asked.micro_batch or settings.micro_batch == 1:
                 raise

@@ -1,0 +1,116 @@
+"""Runs small enough for tests: a user's recipe file of a ViT with two blocks, 40 images of 32 pixels, a few steps."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Callable, Collection
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+RECIPE = '''
+"""Tiny: a ViT of two blocks, trained in one stage or in two that share the encoder."""
+
+from unveil.decoder import CrossDecoder, SelfDecoder
+from unveil.encoder import Encoder
+from unveil.masking import Masker, Uniform
+from unveil.model import MaskedModel, Objective
+from unveil.optim import Optim
+from unveil.recipe import Recipe, Stage, View
+from unveil.records import RGB
+from unveil.targets import Pixels
+
+
+def recipe(*, modality=RGB, image_size: tuple[int, ...] = (16,), patch: int = 4, visible: float = 0.25,
+           predicted: float = 0.5, decoder_heads: int = 2, stages: int = 1, epochs: float = 3, warmup_epochs: float = 1,
+           batch_size: int = 10, lr: float = 0.05, clip: float | None = None) -> Recipe:
+    encoder = Encoder([modality], image_size, patch, dim=16, depth=2, heads=2)
+    masker = Masker(Uniform(), visible, predicted)
+
+    def model(decoder, dim):
+        return MaskedModel(encoder, masker, {"pixels": decoder}, [Objective("pixels", "pixels", dim, Pixels(modality, patch))])
+
+    def first():
+        return model(SelfDecoder(modality.name, encoder, 16, 1, decoder_heads), 16)
+
+    def second():
+        return model(CrossDecoder(modality.name, encoder, 32, 1, decoder_heads, None), 32)
+
+    built = (first, second)[:stages]
+    return Recipe(encoder, tuple(Stage(b, epochs / stages) for b in built), Optim(lr, batch_size, warmup_epochs, clip=clip),
+                  View(encoder.image_size))
+'''
+EPOCHS, PER_EPOCH = 3, 3  # 38 images to train on, in batches of 10
+STEPS = EPOCHS * PER_EPOCH
+
+
+def write_recipe(folder: Path) -> str:
+    """The recipe as a user's file."""
+    file = folder / "tiny.py"
+    file.write_text(RECIPE)
+    return str(file)
+
+
+def write_images(folder: Path, count: int = 40) -> Path:
+    """Images of smooth colours, no two alike, in two classes."""
+    rng = np.random.default_rng(0)
+    for i in range(count):
+        place = folder / ("even", "odd")[i % 2] / f"{i:03}.png"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        small = Image.fromarray(rng.integers(0, 256, (4, 4, 3), np.uint8))
+        small.resize((32, 32), Image.Resampling.BICUBIC).save(place)
+    return folder
+
+
+def weights(run: Path, step: int = STEPS) -> tuple[bytes, bytes]:
+    """The bytes of a run's checkpoint at a step: the model's and the optimizer's."""
+    folder = run / "checkpoints" / f"step-{step:08d}"
+    return (folder / "model.safetensors").read_bytes(), (folder / "optimizer.safetensors").read_bytes()
+
+
+def facts(run: Path) -> dict[str, Any]:
+    return json.loads((run / "run.json").read_text())
+
+
+def journal(run: Path, kind: str) -> list[dict[str, Any]]:
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [line for line in lines if line["kind"] == kind]
+
+
+def listing(folder: Path) -> dict[str, float]:
+    """Everything below a folder, with the time it was last written: what has changed shows."""
+    return {str(p.relative_to(folder)): p.stat().st_mtime_ns for p in sorted(folder.rglob("*")) if p.is_file()} | {
+        str(p.relative_to(folder)): 0 for p in folder.rglob("*") if p.is_dir()
+    }
+
+
+class Killed(BaseException):
+    """Stands for a process that ends where it is, with nothing tidied up."""
+
+
+def at_steps(monkeypatch: pytest.MonkeyPatch, steps: Collection[int], do: Callable[[], None]) -> None:
+    """Do something in the middle of certain steps of training, once each."""
+    from unveil.journal import Refusals
+
+    rest, add = set(steps), Refusals.add
+
+    def added(self: Any, update: Any, epoch: int, step: int) -> None:
+        add(self, update, epoch, step)
+        if step in rest:
+            rest.remove(step)
+            do()
+
+    monkeypatch.setattr(Refusals, "add", added)
+
+
+def interrupt() -> None:
+    os.kill(os.getpid(), signal.SIGINT)
+
+
+def kill() -> None:
+    raise Killed
