@@ -133,8 +133,7 @@ def test_the_compiled_step_is_the_plain_one(dials: dict):
 )
 def test_an_illegal_choice_gets_one_clear_error(dials: dict, told: str):
     with pytest.raises(ValueError, match=told):
-        model = build(**dials)
-        model.masker.counts(layout(model.encoder.grid))
+        build(**dials).imagine(batch())
 
 
 # The papers' numbers

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 
 import torch
-from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from .layers import Block, Positions, by_name, in_order, initialise, norm, token
+from .patches import patchify
 from .records import RGB, Batch, Latents, Layout, Modality, Observation, Tokens
 
 SIZES = {  # width, depth, heads
@@ -19,16 +19,6 @@ SIZES = {  # width, depth, heads
     "large": (1024, 24, 16),
     "huge": (1280, 32, 16),
 }
-
-
-def patchify(image: Float[Tensor, "B C H W"], patch: int) -> Float[Tensor, "B N T"]:
-    """Patches in raster order, each laid out row, column, channel (MAE's order)."""
-    return rearrange(image, "b c (h p) (w q) -> b (h w) (p q c)", p=patch, q=patch)
-
-
-def unpatchify(patches: Float[Tensor, "B N T"], patch: int, grid: tuple[int, int]) -> Float[Tensor, "B C H W"]:
-    """The inverse of `patchify`."""
-    return rearrange(patches, "b (h w) (p q c) -> b c (h p) (w q)", h=grid[0], p=patch, q=patch)
 
 
 def token_grid(image_size: Sequence[int], patch: int) -> tuple[int, int]:

@@ -7,7 +7,6 @@ MAE and CrossMAE keys and transformers' ViTMAE are translated into ours; whateve
 from __future__ import annotations
 
 import argparse
-import pickle
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,6 +15,8 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
+
+from .layers import sincos_positions
 
 State = dict[str, Tensor]
 
@@ -44,14 +45,13 @@ _TRANSFORMERS = (  # a ViTMAE layer's names -> the public ones
     (r"(?<!attention\.)output\.dense\.", "mlp.fc2."),
     (r"layernorm_before\.", "norm1."),
     (r"layernorm_after\.", "norm2."),
-    (r"^vit\.encoder\.layer\.", "blocks."),
-    (r"^vit\.layers\.", "blocks."),
-    (r"^vit\.layernorm\.", "norm."),
-    (r"^vit\.embeddings\.cls_token", "cls_token"),
-    (r"^vit\.embeddings\.position_embeddings", "pos_embed"),
-    (r"^vit\.embeddings\.patch_embeddings\.projection\.", "patch_embed.proj."),
-    (r"^decoder\.decoder_layers\.", "decoder_blocks."),
-    (r"^decoder\.layers\.", "decoder_blocks."),
+    (r"^vit\.", ""),  # the encoder saved alone goes without
+    (r"^(encoder\.layer|layers)\.", "blocks."),
+    (r"^layernorm\.", "norm."),
+    (r"^embeddings\.cls_token", "cls_token"),
+    (r"^embeddings\.position_embeddings", "pos_embed"),
+    (r"^embeddings\.patch_embeddings\.projection\.", "patch_embed.proj."),
+    (r"^decoder\.(decoder_layers|decoder_encoder\.layer|layers)\.", "decoder_blocks."),
     (r"^decoder\.", ""),
 )
 
@@ -94,8 +94,10 @@ def read_weights(path: str | Path) -> State:
     try:
         with torch.serialization.safe_globals([argparse.Namespace]):
             content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
-        reason = str(error).splitlines()[0]
+    except OSError:
+        raise
+    except Exception as error:  # a damaged file trips the reader in many ways
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise ValueError(f"{path} was refused: it is damaged or holds more than tensors ({reason})") from error
     for wrapper in ("model", "state_dict", "module"):
         if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
@@ -109,15 +111,17 @@ def read_weights(path: str | Path) -> State:
 def translate(state: Mapping[str, Tensor], modality: str = "rgb") -> State:
     """Public MAE, CrossMAE or transformers' ViTMAE weights under our names; our own pass as they are.
 
-    Fixed sine-cosine tables are left out: they are computed. Patch projections are laid out row, column, channel.
+    Fixed sine-cosine tables are left out: they are computed. A learned one stays under its own name, which no model
+    has, so that the table of keys tells of it. Patch projections are laid out row, column, channel.
     """
     if any(name.startswith("encoder.adapters.") for name in state):
         return dict(state)
-    if any(name.startswith("vit.") for name in state):
+    state = {name.removeprefix("module."): tensor for name, tensor in state.items()}  # of a distributed run
+    if any(name.startswith(("vit.", "embeddings.")) for name in state):
         state = _fuse(_from_transformers(state))
     ours: State = {}
     for name, tensor in state.items():
-        if name in ("pos_embed", "decoder_pos_embed"):
+        if name in ("pos_embed", "decoder_pos_embed") and _is_sincos(tensor):
             continue
         new = _rename(name).replace("adapters.rgb.", f"adapters.{modality}.")
         if name == "patch_embed.proj.weight":
@@ -128,6 +132,15 @@ def translate(state: Mapping[str, Tensor], modality: str = "rgb") -> State:
             tensor = tensor.flatten(0, 1)
         ours[new] = tensor
     return ours
+
+
+def _is_sincos(table: Tensor) -> bool:
+    """Whether a table of positions, 1 x (1 + N) x D, is the fixed one of some grid."""
+    if table.ndim != 3 or table.shape[1] < 2 or table.shape[2] % 4:
+        return False
+    cells = table[0, 1:].float()
+    grids = [(rows, len(cells) // rows) for rows in range(1, len(cells) + 1) if len(cells) % rows == 0]
+    return any(torch.allclose(cells, sincos_positions(grid, cells.shape[1]), atol=1e-2) for grid in grids)
 
 
 def _rename(name: str) -> str:

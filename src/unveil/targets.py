@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from .encoder import patchify
+from .patches import patchify
 from .records import Batch, Modality, Observations
 
 Truth = tuple[Tensor, Tensor]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections import deque
 from collections.abc import Iterator
@@ -15,6 +14,7 @@ from jaxtyping import Int, Shaped
 from torch import Tensor
 
 from ..chance import Chance, mix, sample_keys
+from ..machine import num_cores
 from ..records import Batch, unit
 from .decode import Unreadable
 from .sources import Source
@@ -67,7 +67,7 @@ class Loader:
             raise ValueError(f"{source.address} has no images; give a source with at least one")
         self.source, self.view, self.seed, self.modality = source, view, seed, modality
         self.batch_size = min(batch_size, len(source))
-        self.workers = max(1, _num_cores() if workers is None else workers)
+        self.workers = max(1, num_cores() if workers is None else workers)
         self.max_broken = max_broken
         self.wait_seconds = 0.0
         self.broken: dict[str, str] = {}
@@ -178,8 +178,3 @@ def _joined(parts: list[Shaped[Tensor, "_ _ _ _"]]) -> Shaped[Tensor, "B C H W"]
     if len({part.dtype for part in parts}) > 1:
         parts = [unit(part) for part in parts]
     return torch.cat(parts)
-
-
-def _num_cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -16,6 +15,7 @@ from torch import Tensor
 from ..data.decode import Unreadable
 from ..data.sources import Source, spread
 from ..data.views import center_view
+from ..machine import has_native_bf16, num_cores
 from ..records import unit
 
 Pool = Literal["cls", "mean", "both"]
@@ -120,16 +120,6 @@ def check_channels(encoder: FeatureEncoder, source: Source) -> None:
         )
 
 
-def has_native_bf16(device: torch.device) -> bool:
-    """Whether a device multiplies bfloat16 in hardware; where it only emulates it, float32 is faster."""
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    if device.type == "cpu":
-        can = torch.cpu.get_capabilities()
-        return bool(can.get("amx_bf16") or can.get("avx512_bf16"))
-    return False
-
-
 @dataclass(frozen=True)
 class _Decoded:
     images: Tensor | None
@@ -139,7 +129,7 @@ class _Decoded:
 
 def _decoded(source: Source, chosen: list[int], batch_size: int, size: tuple[int, int]) -> Iterator[_Decoded]:
     """The batches in order, decoded by threads that stay at most one batch each ahead of the reader."""
-    workers = min(8, os.cpu_count() or 1)
+    workers = min(8, num_cores())
     pool = ThreadPoolExecutor(workers)
     waiting: deque = deque()
     try:
