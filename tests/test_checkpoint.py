@@ -91,6 +91,15 @@ def test_nothing_there_is_no_damage(tmp_path: Path):
 _CHANGES = ("fsync", "mkdir", "rename", "replace", "unlink", "rmdir")
 
 
+def _counted(do: Callable, left: Iterator[int]) -> Callable:
+    def done(*words: object, **named: object) -> object:
+        if next(left, None) is None:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return do(*words, **named)
+
+    return done
+
+
 def dying(act: Callable[[], object]) -> Iterator[None]:
     """For n = 0, 1, ...: `act` in a process that dies before its n-th change of the disk, without a word."""
     n = code = -1
@@ -99,18 +108,9 @@ def dying(act: Callable[[], object]) -> Iterator[None]:
         pid = os.fork()
         if pid == 0:
             left = iter(range(n))
-
-            def counted(do: Callable) -> Callable:
-                def done(*words: object, **named: object) -> object:
-                    if next(left, None) is None:
-                        os.kill(os.getpid(), signal.SIGKILL)
-                    return do(*words, **named)
-
-                return done
-
             for owner, names in ((checkpoint, ("save_file",)), (os, _CHANGES)):
                 for name in names:
-                    setattr(owner, name, counted(getattr(owner, name)))
+                    setattr(owner, name, _counted(getattr(owner, name), left))
             try:
                 act()
             finally:

@@ -38,7 +38,7 @@ class TestIntents:
 
     def test_a_finished_run_is_left_alone(self, tmp_path: Path):
         begun(tmp_path, status="finished")
-        with pytest.raises(ValueError, match="finished.*--overwrite"):
+        with pytest.raises(ValueError, match=r"finished.*--overwrite"):
             is_continuation(tmp_path, ASKED, overwrite=False)
 
     def test_another_run_is_refused_with_what_differs(self, tmp_path: Path):
@@ -133,7 +133,10 @@ class TestLock:
         with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
             assert other.stdout
             assert other.stdout.readline() == "in\n"
-            with pytest.raises(ValueError, match=rf"process {other.pid} on .* is training in"), RunFolder(tmp_path).locked():
+            with (
+                pytest.raises(ValueError, match=rf"process {other.pid} on .* is training in"),
+                RunFolder(tmp_path).locked(),
+            ):
                 pass
             other.kill()
         with RunFolder(tmp_path).locked():  # a killed process keeps nobody out

@@ -33,7 +33,8 @@ def recipe(*, modality=RGB, image_size: tuple[int, ...] = (16,), patch: int = 4,
     masker = Masker(Uniform(), visible, predicted)
 
     def model(decoder, dim):
-        return MaskedModel(encoder, masker, {"pixels": decoder}, [Objective("pixels", "pixels", dim, Pixels(modality, patch))])
+        objective = Objective("pixels", "pixels", dim, Pixels(modality, patch))
+        return MaskedModel(encoder, masker, {"pixels": decoder}, [objective])
 
     def first():
         return model(SelfDecoder(modality.name, encoder, 16, 1, decoder_heads), 16)
@@ -41,9 +42,8 @@ def recipe(*, modality=RGB, image_size: tuple[int, ...] = (16,), patch: int = 4,
     def second():
         return model(CrossDecoder(modality.name, encoder, 32, 1, decoder_heads, None), 32)
 
-    built = (first, second)[:stages]
-    return Recipe(encoder, tuple(Stage(b, epochs / stages) for b in built), Optim(lr, batch_size, warmup_epochs, clip=clip),
-                  View(encoder.image_size))
+    parts = tuple(Stage(build, epochs / stages) for build in (first, second)[:stages])
+    return Recipe(encoder, parts, Optim(lr, batch_size, warmup_epochs, clip=clip), View(encoder.image_size))
 '''
 EPOCHS, PER_EPOCH = 3, 3  # 38 images to train on, in batches of 10
 STEPS = EPOCHS * PER_EPOCH

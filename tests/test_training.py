@@ -1,0 +1,362 @@
+"""Updates and the loop: what a micro-batch may change, what a number that is not finite may not, one stage after
+another."""
+
+from __future__ import annotations
+
+import copy
+import json
+import threading
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tiny_runs import write_images, write_recipe
+from unveil.chance import sample_keys
+from unveil.data.loader import Loader
+from unveil.data.sources import open_source
+from unveil.journal import MAX_REFUSED, Window
+from unveil.progress import Progress, duration
+from unveil.recipe import Recipe
+from unveil.recipe_files import load_recipe
+from unveil.records import Batch, Observation, Tokens
+from unveil.runs import RunFolder
+from unveil.trainer import Settings, Trainer, Update
+from unveil.training import Diverged, Loop, seed_stage, stop_on_signal
+
+CPU = Settings("cpu", "float32", micro_batch=64, compile=False, save_minutes=10, signals_every=100)
+
+
+def build(tmp_path: Path, **dials: Any) -> Recipe:
+    seed_stage(0, -1)
+    return load_recipe(write_recipe(tmp_path))(**dials)
+
+
+def trainer_of(recipe: Recipe, settings: Settings = CPU, teachers: Callable[[Any], dict] | None = None) -> Trainer:
+    seed_stage(0, 0)
+    model = recipe.stages[0].build()
+    if teachers:
+        model.teachers = nn.ModuleDict(teachers(model))  # type: ignore[assignment]
+    return Trainer(model, recipe.optim, settings)
+
+
+def batches(count: int, size: int = 16) -> list[Batch]:
+    generator = torch.Generator().manual_seed(0)
+    return [
+        Batch(
+            {"rgb": torch.rand(size, 3, 16, 16, generator=generator)}, sample_keys(0, i, range(size)), torch.tensor(0.5)
+        )
+        for i in range(count)
+    ]
+
+
+def state_of(trainer: Trainer) -> dict[str, Tensor]:
+    """Weights, buffers and everything that the optimizer remembers."""
+    moments = {
+        f"{i}:{name}": value
+        for i, p in enumerate(trainer.parameters)
+        for name, value in trainer.optimizer.state.get(p, {}).items()
+    }
+    return {name: value.clone() for name, value in {**trainer.model.state_dict(), **moments}.items()}
+
+
+def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def assert_close(a: Trainer, b: Trainer) -> None:
+    """Equal weights but for rounding; not keys' biases: their true gradient is 0, and Adam scales up its noise."""
+    for (name, x), (_, y) in zip(a.model.named_parameters(), b.model.named_parameters(), strict=True):
+        if name.endswith("qkv.bias"):
+            x, y = (torch.cat([v.chunk(3)[0], v.chunk(3)[2]]) for v in (x, y))
+        torch.testing.assert_close(x, y, rtol=1e-3, atol=1e-5, msg=lambda told, name=name: f"{name}: {told}")
+
+
+class TestMicroBatches:
+    @pytest.mark.parametrize("size", [8, 5, 4, 1])
+    def test_losses_and_weights_do_not_depend_on_them(self, tmp_path: Path, size: int):
+        whole = trainer_of(build(tmp_path, clip=0.5))
+        parts = trainer_of(build(tmp_path, clip=0.5), replace(CPU, micro_batch=size))
+        for batch in batches(4):
+            one, many = whole.update(batch, 0.01), parts.update(batch, 0.01)
+            torch.testing.assert_close(many.losses["pixels"], one.losses["pixels"], rtol=1e-5, atol=1e-6)
+            torch.testing.assert_close(many.norm, one.norm, rtol=1e-4, atol=1e-6)
+        assert_close(whole, parts)
+
+    def test_what_is_hidden_of_a_sample_is_its_own_affair(self, tmp_path: Path):
+        model = trainer_of(build(tmp_path)).model
+        batch = batches(1)[0]
+        whole = model.imagine(batch).mask
+        for samples in (slice(0, 5), slice(5, 16)):
+            part = model.imagine(batch[samples]).mask
+            assert torch.equal(part.visible, whole.visible[samples])
+            assert torch.equal(part.predicted, whole.predicted[samples])
+
+
+class Average(nn.Module):
+    """A teacher that follows the student."""
+
+    def __init__(self, student: nn.Module):
+        super().__init__()
+        self.weights = copy.deepcopy(student).requires_grad_(False)
+        self.student = [student]
+
+    def observe(self, batch: Batch, tokens: Tokens) -> Observation:
+        return Observation(tokens.values.mean(-1), tokens.values)
+
+    def after_step(self) -> None:
+        with torch.no_grad():
+            for mine, its in zip(self.weights.parameters(), self.student[0].parameters(), strict=True):
+                mine.lerp_(its, 0.1)
+
+
+def spoil_input(trainer: Trainer, batch: Batch, monkeypatch: pytest.MonkeyPatch) -> Batch:
+    spoilt = batch.maps["rgb"].clone()
+    spoilt[3, 1, 5, 5] = torch.nan
+    return Batch({"rgb": spoilt}, batch.key, batch.progress)
+
+
+def spoil_loss(trainer: Trainer, batch: Batch, monkeypatch: pytest.MonkeyPatch) -> Batch:
+    forward = trainer.forward
+    # a constant: the loss is infinite, every gradient finite
+    monkeypatch.setattr(
+        trainer, "forward", lambda b: {k: (total + torch.inf, count) for k, (total, count) in forward(b).items()}
+    )
+    return batch
+
+
+def spoil_gradient(trainer: Trainer, batch: Batch, monkeypatch: pytest.MonkeyPatch) -> Batch:
+    handle = trainer.parameters[-1].register_hook(lambda gradient: gradient * torch.nan)
+    monkeypatch.setattr(trainer, "unhook", handle.remove, raising=False)
+    return batch
+
+
+class TestNotFinite:
+    @pytest.mark.parametrize("spoil", [spoil_input, spoil_loss, spoil_gradient])
+    @pytest.mark.parametrize("clip", [None, 1.0])
+    @pytest.mark.parametrize("micro_batch", [16, 5])
+    def test_an_update_that_is_not_finite_changes_nothing_at_all(
+        self, tmp_path: Path, spoil: Callable, clip: float | None, micro_batch: int
+    ):
+        trainer = trainer_of(
+            build(tmp_path, clip=clip),
+            replace(CPU, micro_batch=micro_batch),
+            lambda model: {"average": Average(model.encoder)},
+        )
+        first, second, third = batches(3)
+        assert not trainer.update(first, 0.01).refused
+        before = state_of(trainer)
+        with pytest.MonkeyPatch.context() as patch:
+            assert trainer.update(spoil(trainer, second, patch), 0.01).refused
+            if hasattr(trainer, "unhook"):
+                trainer.unhook()
+        assert same(state_of(trainer), before)
+        # and it recovers: the next update is the one that would have come had there been no bad batch
+        assert not trainer.update(third, 0.01).refused
+        after = state_of(trainer)
+        assert not same(after, before)
+        untroubled = trainer_of(
+            build(tmp_path, clip=clip),
+            replace(CPU, micro_batch=micro_batch),
+            lambda model: {"average": Average(model.encoder)},
+        )
+        untroubled.update(first, 0.01), untroubled.update(third, 0.01)
+        assert same(state_of(untroubled), after)
+
+    def test_the_average_does_move_with_a_good_update(self, tmp_path: Path):
+        trainer = trainer_of(build(tmp_path), CPU, lambda model: {"average": Average(model.encoder)})
+        name = "teachers.average.weights.blocks.0.attn.qkv.weight"
+        before = trainer.model.state_dict()[name].clone()
+        trainer.update(batches(1)[0], 0.01)
+        assert not torch.equal(trainer.model.state_dict()[name], before)
+
+
+def loop_of(tmp_path: Path, recipe: Recipe, settings: Settings = CPU, watch: Callable | None = None) -> Loop:
+    run = tmp_path / "run"
+    run.mkdir(exist_ok=True)
+    source = open_source(write_images(tmp_path / "images", 20))
+    loader = Loader(source, recipe.view, recipe.optim.batch_size, seed=0, workers=1)
+    return Loop(RunFolder(run), recipe, loader, settings, 0, watch or (lambda *_: None), {})
+
+
+def train(loop: Loop) -> Any:
+    return loop.train(threading.Event(), lambda model: None)
+
+
+class TestLoop:
+    def test_it_takes_the_steps_and_rates_of_the_recipe(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+        rates, progress = [], []
+        update = Trainer.update
+
+        def noted(self: Trainer, batch: Batch, lr: float) -> Update:
+            rates.append(lr)
+            progress.append(float(batch.progress))
+            return update(self, batch, lr)
+
+        monkeypatch.setattr(Trainer, "update", noted)
+        train(loop_of(tmp_path, build(tmp_path, epochs=4, warmup_epochs=2, batch_size=5, lr=0.256)))
+        assert len(rates) == 16
+        peak = 0.256 * 5 / 256
+        assert rates[:9] == pytest.approx([peak * i / 8 for i in range(9)])
+        assert max(rates) == rates[8] == pytest.approx(peak)
+        assert rates[9:] == sorted(rates[9:], reverse=True)
+        assert progress == pytest.approx([i / 16 for i in range(16)])
+
+    def test_held_out_looks_come_at_their_epochs(self, tmp_path: Path):
+        seen: list[tuple[float, int]] = []
+        recipe = build(tmp_path, epochs=5, batch_size=10)
+        train(
+            loop_of(tmp_path, recipe, replace(CPU, signals_every=2), lambda m, epoch, step: seen.append((epoch, step)))
+        )
+        assert seen == [(0, 0), (2, 4), (4, 8), (5, 10)]
+
+    def test_a_stage_starts_from_what_the_encoder_has_become_with_its_moments_and_new_ones_for_new_parts(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ):
+        made: list[tuple[Trainer, dict[str, Tensor], int]] = []
+        adopt = Trainer.adopt
+
+        def noted(self: Trainer, moments: Any) -> None:
+            adopt(self, moments)
+            steps = [int(m["step"]) for m in self.optimizer.state.values()]
+            assert set(steps) == {4}
+            made.append((self, {k: v.clone() for k, v in self.model.state_dict().items()}, len(steps)))
+
+        monkeypatch.setattr(Trainer, "adopt", noted)
+        recipe = build(tmp_path, stages=2, epochs=4, batch_size=10)
+        model = train(loop_of(tmp_path, recipe))
+        ((second, begun, carried),) = made
+        assert model is second.model
+        assert carried == len(list(recipe.encoder.parameters()))
+        fresh = build(tmp_path, stages=2).encoder.state_dict()
+        name = "encoder.blocks.0.attn.qkv.weight"
+        assert not torch.equal(begun[name], fresh[name.removeprefix("encoder.")])
+
+    def test_every_stage_has_a_step_however_short(self, tmp_path: Path):
+        loop = loop_of(tmp_path, build(tmp_path, stages=2, epochs=0.02, batch_size=10))
+        assert loop.ends == [1, 2]
+        train(loop)
+
+    def test_twenty_in_a_row_end_the_run_with_the_last_good_weights(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ):
+        good: dict[str, Tensor] = {}
+        update, count = Trainer.update, 0
+
+        def spoilt(self: Trainer, batch: Batch, lr: float) -> Update:
+            nonlocal count
+            count += 1
+            if count == 4:
+                good.update({k: v.clone() for k, v in self.model.state_dict().items()})
+            if count >= 4:
+                batch = Batch({"rgb": batch.maps["rgb"].float() * torch.nan}, batch.key, batch.progress)
+            return update(self, batch, lr)
+
+        monkeypatch.setattr(Trainer, "update", spoilt)
+        with pytest.raises(Diverged, match=r"20 updates in a row were not finite.*lower --lr.*nonfinite.json"):
+            train(loop_of(tmp_path, build(tmp_path, epochs=50, batch_size=10)))
+        assert count == 3 + MAX_REFUSED
+        from unveil.checkpoint import read_latest
+
+        found, _ = read_latest(tmp_path / "run")
+        assert found
+        assert found.state["skipped"] == MAX_REFUSED
+        assert all(torch.equal(found.model[name], value) for name, value in good.items())
+
+    def test_refused_updates_are_counted_and_their_images_named(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+        read = []
+        recipe = build(tmp_path, epochs=4, batch_size=5)
+        loop = loop_of(tmp_path, recipe)
+        loop.log_every = 4
+        image, poisoned = loop.loader._image, 7
+
+        def spoilt(index: int) -> Tensor:
+            read.append(index)
+            return image(index).float() / 255 * (torch.nan if index == poisoned else 1.0)
+
+        monkeypatch.setattr(loop.loader, "_image", spoilt)
+        train(loop)
+        told = json.loads((tmp_path / "run" / "nonfinite.json").read_text())
+        lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+        assert [line["skipped"] for line in lines] == [1, 2, 3, 4]  # once in each epoch of 4 steps
+        assert [1 + (u["step"] - 1) // 4 for u in told] == [1, 2, 3, 4]
+        name = loop.loader.source.name(poisoned)
+        assert all(name in u["images"] and len(u["images"]) == 5 for u in told)
+        assert all(line["loss"] < 5 for line in lines)  # means over the others
+
+    def test_a_thread_of_its_own_trains_without_touching_signals(self, tmp_path: Path):
+        def use() -> None:
+            with stop_on_signal() as stop:
+                found.append(stop.is_set())
+
+        found: list[bool] = []
+        thread = threading.Thread(target=use)
+        thread.start()
+        thread.join()
+        assert found == [False]
+
+    def test_no_threads_are_left(self, tmp_path: Path):
+        before = threading.active_count()
+        train(loop_of(tmp_path, build(tmp_path, epochs=2, batch_size=10)))
+        assert threading.active_count() == before
+
+
+class TestPrecision:
+    def test_bf16_trains_here_too_and_keeps_its_weights_in_float32(self, tmp_path: Path):
+        trainer = trainer_of(build(tmp_path), replace(CPU, precision="bf16"))
+        batch = batches(1)[0]
+        losses = [float(trainer.update(batch, 0.01).losses["pixels"]) for _ in range(10)]
+        assert losses[-1] < losses[0]
+        assert {p.dtype for p in trainer.parameters} == {torch.float32}
+        exact = trainer_of(build(tmp_path)).update(batch, 0.01).losses["pixels"]
+        assert losses[0] != float(exact)
+        assert losses[0] == pytest.approx(float(exact), rel=0.02)
+
+
+LINE = {
+    **{"step": 5, "epoch": 2.5, "loss": 0.5, "lr": 1e-3, "grad_norm": 1.5, "images_per_second": 321.4},
+    **{"data_wait": 0.25, "memory_mb": 2048, "skipped": 0},
+}
+
+
+class TestTelling:
+    def test_a_window_without_a_single_update_made_says_so(self):
+        window = Window(0.0)
+        window.add(Update({"pixels": torch.tensor(torch.nan)}, torch.tensor(1.0), torch.tensor(True)), 4)
+        line = window.line(0.0)
+        assert (line["loss"], line["losses"], line["grad_norm"]) == (None, {}, None)
+        json.dumps(line, allow_nan=False)
+
+    def test_plain_lines_hold_every_item_and_come_now_and_then(self, capsys: pytest.CaptureFixture[str]):
+        progress = Progress(total=10, per_epoch=2)
+        for step in (4, 5, 6, 10):
+            progress.show({**LINE, "step": step})
+        progress.close()
+        first, last = capsys.readouterr().err.splitlines()
+        items = ("epoch 2.5/5", "loss 0.5000", "lr 1.0e-03", "grad 1.50", "321 images/s", "data wait 25%", "2.0 GB")
+        for item in ("step 4/10", *items):
+            assert item in first
+        assert "step 10/10" in last
+
+    def test_refused_updates_show(self, capsys: pytest.CaptureFixture[str]):
+        Progress(10, 2).show({**LINE, "loss": None, "grad_norm": None, "skipped": 3})
+        told = capsys.readouterr().err
+        assert "loss -" in told
+        assert "3 refused" in told
+
+    @pytest.mark.parametrize(("seconds", "words"), [(12, "12 s"), (600, "10 min"), (7200, "2.0 h"), (3e5, "3.5 days")])
+    def test_times_are_in_the_unit_of_a_person(self, seconds: float, words: str):
+        assert duration(seconds) == words
+
+
+@pytest.mark.slow
+def test_a_compiled_step_makes_the_same_updates(tmp_path: Path):
+    plain, fast = trainer_of(build(tmp_path)), trainer_of(build(tmp_path), replace(CPU, compile=True, micro_batch=5))
+    for batch in batches(2):
+        one, two = plain.update(batch, 0.01), fast.update(batch, 0.01)
+        torch.testing.assert_close(two.losses["pixels"], one.losses["pixels"], rtol=1e-4, atol=1e-5)
+    assert_close(plain, fast)
