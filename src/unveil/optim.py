@@ -55,8 +55,8 @@ def parameter_groups(named: Iterable[tuple[str, nn.Parameter]], weight_decay: fl
     free: list[nn.Parameter] = []
     for name, parameter in named:
         if parameter.requires_grad:
-            is_token = name.endswith("mask_token") or name.endswith("prefix")
-            (decayed if parameter.ndim > 1 or is_token else free).append(parameter)
+            is_decayed = parameter.ndim > 1 or name.endswith("mask_token")
+            (decayed if is_decayed else free).append(parameter)
     return [{"params": decayed, "weight_decay": weight_decay}, {"params": free, "weight_decay": 0.0}]
 
 
