@@ -65,7 +65,8 @@ class Watcher:
             }
             if all(math.isfinite(value) for value in signals.values()):
                 self.run.log({"kind": "signals", "step": step, "epoch": epoch, **signals})
-            self._picture(model, epoch, step)
+            with self.run.spared("pictures"):
+                self._picture(model, epoch, step)
         finally:
             model.train(was_training)
 
@@ -86,7 +87,8 @@ class Watcher:
                 for i, similarity in zip(near.indices[q].tolist(), near.values[q].tolist(), strict=True)
             ]
             rows.append((Near(self._view(queries[q]), label=self.names[q]), found))
-        write_neighbours(self.run.path, rows)
+        with self.run.spared("pictures"):
+            write_neighbours(self.run.path, rows)
 
     def _batch(self, model: MaskedModel, images: Tensor) -> Batch:
         key = sample_keys(0, 0, range(len(images)))
