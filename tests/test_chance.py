@@ -122,8 +122,17 @@ def test_draws_are_independent(one, other):
     assert abs(correlation) < 5 / a.numel() ** 0.5
 
 
+@given(ints, st.integers(1, 40))
+def test_a_draw_is_the_published_stream(key: int, n: int):
+    chance = Chance(torch.tensor([key]))
+    root = chance.fold("mask").key.item()
+    expected = [(splitmix(root + k * GOLDEN) >> 40) * 2.0**-24 for k in range(1, n + 1)]
+    assert chance.uniform("mask", n)[0].tolist() == expected
+
+
 @pytest.mark.slow
 def test_the_compiled_draw_has_the_same_bits():
+    """Also where only a part of a draw is read: the compiler then works with its last steps alone."""
     chance = Chance(sample_keys(0, 0, range(7)))
-    compiled = torch.compile(lambda key: Chance(key).uniform("mask", 33), fullgraph=True)
-    assert torch.equal(compiled(chance.key), chance.uniform("mask", 33))
+    compiled = torch.compile(lambda key: [x * 2 for x in Chance(key).uniform("mask", 128).split(32, 1)], fullgraph=True)
+    assert torch.equal(torch.cat(compiled(chance.key), dim=1), chance.uniform("mask", 128) * 2)

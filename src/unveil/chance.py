@@ -17,6 +17,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 _GOLDEN = 0x9E3779B97F4A7C15 - (1 << 64)
+_GOLDEN_INVERSE = pow(_GOLDEN, -1, 1 << 64) - (1 << 64)
 _MIX1 = 0xBF58476D1CE4E5B9 - (1 << 64)
 _MIX2 = 0x94D049BB133111EB - (1 << 64)
 
@@ -58,8 +59,9 @@ class Chance:
 
     def uniform(self, purpose: str, n: int) -> Float[Tensor, "B {n}"]:
         """`n` numbers per sample, uniform in [0, 1), with 24 random bits each."""
-        steps = torch.arange(1, n + 1, device=self.key.device) * _GOLDEN
-        bits = mix(self.fold(purpose).key[:, None] + steps)
+        # key + step * golden, written so that a compiler, whose index arithmetic does not wrap, cannot fold the product
+        key = self.fold(purpose).key[:, None] * _GOLDEN_INVERSE
+        bits = mix((key + torch.arange(1, n + 1, device=key.device)) * _GOLDEN)
         return _shift(bits, 40).to(torch.float32) * 2.0**-24
 
     def normal(self, purpose: str, n: int) -> Float[Tensor, "B {n}"]:
