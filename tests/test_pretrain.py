@@ -251,9 +251,7 @@ class TestIntents:
         projection = ours["encoder.adapters.rgb.proj.weight"].reshape(16, 4, 4, 3).permute(0, 3, 1, 2)
         theirs = {
             "cls_token": ours["encoder.prefix"][None],
-            "patch_embed.proj.weight": ours["encoder.adapters.rgb.proj.weight"]
-            .reshape(16, 4, 4, 3)
-            .permute(0, 3, 1, 2),
+            "patch_embed.proj.weight": projection,
             "patch_embed.proj.bias": ours["encoder.adapters.rgb.proj.bias"],
             "head.weight": torch.zeros(10, 16),
         }
@@ -549,6 +547,28 @@ class TestTelling:
         found, _ = checkpoint.read_latest(place.run)
         assert found
         assert all(v.isfinite().all() for v in found.model.values())
+
+
+class TestTensorBoard:
+    def test_it_reads_what_the_journal_says(self, place: Place, monkeypatch: pytest.MonkeyPatch):
+        pytest.importorskip("tensorboard", reason="the extra is not installed")
+        at_steps(monkeypatch, [5], kill)
+        with pytest.raises(Killed):
+            place.pretrain(*TRAIN, "--tensorboard")
+        assert place.pretrain(*TRAIN, "--tensorboard") == 0
+        from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+        events = EventAccumulator(str(place.run / "tensorboard"))
+        events.Reload()
+        for kind, name in (("step", "loss"), ("step", "lr"), ("signals", "rankme")):
+            told = [(e.step, e.value) for e in events.Scalars(f"{kind}/{name}")]
+            assert told == [(line["step"], pytest.approx(line[name])) for line in journal(place.run, kind)]
+
+    def test_without_the_extra_it_is_asked_for(self, place: Place, monkeypatch: pytest.MonkeyPatch, capsys):
+        monkeypatch.setattr("unveil.board.find_spec", lambda name: None)
+        assert place.pretrain(*TRAIN, "--tensorboard") == 2
+        assert "pip install 'unveil[tensorboard]'" in capsys.readouterr().err
+        assert not place.run.exists()
 
 
 class TestUsing:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from .asked import Asked, Compile
+from .board import Board, check_board
 from .checkpoint import write_json
 from .data.loader import Loader
 from .foreign import load_weights
@@ -64,6 +65,8 @@ def pretrain(
     tensorboard: write the metrics as TensorBoard's event files too
     """
     asked = Asked(**locals())
+    if tensorboard:
+        check_board()
     folder = choose_folder(out, asked.name)
     check_writable(folder)
     if is_continuation(folder, asked.identity, overwrite):
@@ -115,7 +118,6 @@ def _begin(run: RunFolder, prepared: Prepared, asked: Asked) -> None:
 def _train(run: RunFolder, prepared: Prepared, asked: Asked) -> Path:
     """Train to the end, or to where it is stopped; `run.json` says which."""
     command = asked.command(run.path)
-    run.write_facts(status="running", error=None, command=command, settings=prepared.facts["settings"])
     built, modality = prepared.recipe, prepared.modality
 
     def start(model: MaskedModel) -> None:
@@ -123,6 +125,9 @@ def _train(run: RunFolder, prepared: Prepared, asked: Asked) -> Path:
             load_weights(model, prepared.weights)
 
     try:
+        run.write_facts(status="running", error=None, command=command, settings=prepared.facts["settings"])
+        if asked.tensorboard:
+            run.board = Board(run.path, prepared.resume.state["step"] if prepared.resume else -1)
         loader = Loader(
             prepared.train,
             built.view,
@@ -145,5 +150,8 @@ def _train(run: RunFolder, prepared: Prepared, asked: Asked) -> Path:
     except BaseException as error:
         run.mark("failed", error=f"{type(error).__name__}: {error}"[:500])
         raise
+    finally:
+        if run.board is not None:
+            run.board.close()
     run.mark("finished", seconds=loop.seconds)
     return run.path

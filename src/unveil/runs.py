@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from .board import FOLDER, Board
 from .checkpoint import remove_left_overs, write_json
 from .progress import say
 
@@ -22,7 +23,7 @@ except ImportError:  # Windows: two processes in one folder are not noticed ther
 _LOCK = ".lock"
 _OURS = (  # what a run writes, and all that --overwrite removes; run.json first: without it the rest is no run
     *("run.json", "metrics.jsonl", "broken.json", "nonfinite.json", "inspection.json", "recipe.py", "report.html"),
-    *("checkpoints", "pictures", "eval", "tensorboard"),
+    *("checkpoints", "pictures", "eval", FOLDER),
 )
 
 
@@ -31,6 +32,7 @@ class RunFolder:
 
     def __init__(self, path: Path):
         self.path = path
+        self.board: Board | None = None  # told every line of the journal, where there is one
         self._complained: set[str] = set()
 
     @property
@@ -63,6 +65,9 @@ class RunFolder:
         """Add a line to the journal, if that can be done."""
         with self.spared("metrics.jsonl"), (self.path / "metrics.jsonl").open("a") as journal:
             journal.write(json.dumps(line) + "\n")
+        if self.board is not None:
+            with self.spared(FOLDER):
+                self.board.add(line)
 
     @contextmanager
     def spared(self, what: str) -> Iterator[None]:
