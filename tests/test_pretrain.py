@@ -227,9 +227,10 @@ class TestIntents:
         assert "--overwrite" not in facts(place.run)["command"]
 
     def test_a_folder_of_other_files_is_never_touched(self, place: Place, capsys):
+        write_images(place.path / "mine", 1)
         before = listing(place.path)
         for words in ([], ["--overwrite"]):
-            assert place.pretrain(*TRAIN, *words, out="images") == 2
+            assert place.pretrain(*TRAIN, *words, out="mine") == 2
             assert "holds files that are no run" in capsys.readouterr().err
         assert listing(place.path) == before
 
@@ -330,6 +331,8 @@ BAD = [
     ("--compile maybe", "expected one of auto, on, off"),
     ("--out tiny.py", "is a file"),
     ("--out images/even/000.png/run", "is a file"),
+    ("--out images/run", "would be taken for images"),
+    ("--data .", "would be taken for images"),
 ]
 
 
@@ -355,6 +358,13 @@ class TestBadInput:
         (place.path / "fixed").mkdir()
         assert place.pretrain("--out", str(read_only(place.path / "fixed"))) == 2
         assert "cannot be written" in capsys.readouterr().err
+
+    def test_a_mistake_shows_before_all_of_many_images_are_read(self, place: Place, capsys):
+        for words in ("--visible 1.7", "--decoder-heads 3", "--lr nan"):
+            assert place.pretrain("--data", "scenes:count=201,size=32", *words.split()) == 2
+            told = capsys.readouterr().err
+            assert "looking at" not in told
+            assert told.startswith("error: ")
 
     def test_one_image_is_too_few(self, place: Place, capsys):
         write_images(place.path / "one", 1)

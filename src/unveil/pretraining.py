@@ -17,7 +17,7 @@ from .machine import Precision
 from .model import MaskedModel
 from .preparation import Prepared, prepare_again, prepare_new
 from .progress import say
-from .runs import RunFolder, check_writable, choose_folder, is_continuation
+from .runs import RunFolder, check_apart, check_writable, choose_folder, is_continuation
 from .training import Loop, stop_on_signal
 from .watch import Watcher
 
@@ -69,6 +69,7 @@ def pretrain(
         check_board()
     folder = choose_folder(out, asked.name)
     check_writable(folder)
+    check_apart(folder, data)
     if is_continuation(folder, asked.identity, overwrite):
         run = RunFolder(folder)
         with run.locked():

@@ -171,6 +171,15 @@ def check_writable(path: Path) -> None:
         raise PermissionError(f"{path} cannot be written: {error.strerror} in {place}; give another --out") from error
 
 
+def check_apart(path: Path, data: str) -> None:
+    """Raise ValueError when a run would lie among its images: its pictures would be taken for some of them."""
+    images = Path(data).expanduser()
+    if images.is_dir() and path.resolve().is_relative_to(images.resolve()):
+        raise ValueError(
+            f"{path} lies in {data}: its pictures would be taken for images; give an --out elsewhere"
+        )
+
+
 def is_continuation(path: Path, asked: Mapping[str, Any], overwrite: bool) -> bool:
     """Whether the folder holds an unfinished run of just this recipe and these dials, which is then continued.
 
