@@ -17,6 +17,7 @@ import torch
 
 from .chance import sample_keys
 from .data.inspection import Inspection
+from .encoder import SIZES
 from .machine import memory_total
 from .optim import Optim
 from .recipe import Recipe
@@ -25,6 +26,9 @@ from .training import Settings, Trainer
 
 MINUTES = {"cpu": 10.0, "mps": 30.0, "cuda": 120.0}  # of training when the user gives neither epochs nor minutes
 MAX_EPOCHS = 800  # as long as the papers train
+UPDATES = 3000  # that a run should have: below it, batches of half the size learn more from the same images
+MIN_BATCH, MAX_BATCH = 16, 4096
+SHORT_RUN_LR = 1e-3  # peak of a tiny ViT at small batches; docs/results.md has the sweep
 _IMAGE_SIZES = ((40, 32, 4), (96, 64, 8), (160, 128, 16), (math.inf, 224, 16))  # median side up to -> size, patch
 
 
@@ -59,18 +63,20 @@ class Plan:
 
 
 def fit_shape(plan: Plan, data: Inspection, num_train: int, device: torch.device) -> None:
-    """Size of image, patch and model, and the batch: before anything is built."""
+    """Size of image, patch and model: before anything is built."""
     height, width = data.median or (224, 224)
     side = min(height, width)
     image_size = next(size for limit, size, _ in _IMAGE_SIZES if side <= limit)
     why = f"the images are {width} x {height} pixels in the middle"
+    patch = max(1, plan.given.get("patch", 1))
+    image_size = max(patch, image_size // patch * patch)
     plan.set("image_size", (image_size,), why)
     taken = plan.dials.get("image_size", (image_size,))
     if "patch" in plan.defaults and "patch" not in plan.given:
         fitting = next(p for limit, _, p in _IMAGE_SIZES if min(taken) <= limit)
         if all(s % fitting == 0 for s in taken):
             plan.set("patch", fitting, f"{taken[0] // fitting} x {taken[-1] // fitting} patches in an image")
-    if plan.dials.get("mask_unit") and plan.dials["mask_unit"] % plan.dials.get("patch", 1) == 0:
+    if plan.dials.get("mask_unit") and plan.dials["mask_unit"] % max(1, plan.dials.get("patch", 1)) == 0:
         unit = 2 * plan.dials["patch"]
         plan.set("mask_unit", unit, "two patches, as in the paper")
     if device.type != "cuda":
@@ -78,8 +84,6 @@ def fit_shape(plan: Plan, data: Inspection, num_train: int, device: torch.device
     elif num_train < 20_000:
         plan.set("size", "small", f"{num_train:,} images are few for a larger model")
     _fit_decoder(plan)
-    batch = max(8, min(256 if device.type != "cuda" else 1024, 2 ** round(math.log2(max(8, num_train / 64)))))
-    plan.set("batch_size", min(batch, num_train), f"{num_train:,} images give {num_train // batch:,} updates an epoch")
 
 
 def _fit_decoder(plan: Plan) -> None:
@@ -91,22 +95,26 @@ def _fit_decoder(plan: Plan) -> None:
                 plan.set(dial, value, why)
 
 
-def fit_schedule(plan: Plan, steps_per_epoch: int, step_seconds: float, minutes: float) -> None:
-    """Epochs that fit the time, and a rate and warm-up for a run of that length."""
-    epochs = minutes * 60 / max(1e-9, steps_per_epoch * step_seconds)
-    epochs = min(MAX_EPOCHS, epochs)
-    epochs = round(epochs) if epochs >= 10 else max(1 / steps_per_epoch, round(epochs, 2))
+def fit_schedule(plan: Plan, num_train: int, image_seconds: float, minutes: float) -> None:
+    """Epochs that fit the time, a batch that leaves enough updates, and a rate for a run of that length."""
+    epochs = min(MAX_EPOCHS, minutes * 60 / max(1e-9, num_train * image_seconds))
+    epochs = round(epochs) if epochs >= 10 else max(0.01, round(epochs, 2))
     plan.set("epochs", epochs, f"fits {minutes:g} minutes here; --epochs or --minutes say otherwise")
     length = plan.dials.get("epochs", epochs)
+    images = length * num_train
+    paper = plan.defaults.get("batch_size", MAX_BATCH)
+    wanted = 2 ** round(math.log2(max(1.0, images / UPDATES)))
+    batch = max(1, min(max(MIN_BATCH, wanted), paper, num_train))
+    plan.set("batch_size", batch, f"{images:,.0f} views make {images // batch:,.0f} updates; few updates learn little")
     share = 0.05 if length >= 100 else 0.1
-    plan.set("warmup_epochs", round(share * length, 2), f"{share:.0%} of the run")
-    if steps_per_epoch * length < 100_000 and "lr" in plan.defaults:
-        batch = plan.dials.get("batch_size", 256)
-        plan.set("lr", SHORT_RUN_LR * 256 / batch, "short runs of small models learn faster at a higher rate")
-        plan.set("lr_scale", "none", "the rate is for this length of run as it stands")
-
-
-SHORT_RUN_LR = 2e-3  # peak; docs/results.md has the sweep
+    plan.set("warmup_epochs", round(share * length, 4), f"{share:.0%} of the run")
+    batch = plan.dials.get("batch_size", batch)
+    floor = SHORT_RUN_LR * math.sqrt(192 / SIZES.get(str(plan.dials.get("size")), SIZES["base"])[0])
+    scaled = plan.defaults.get("lr", 0.0) * batch / 256
+    if "lr" in plan.defaults and scaled < floor:
+        peak = f"a peak of {floor:.1e}, for a short run with small batches"
+        plan.set("lr", float(f"{floor * 256 / batch:.3g}"), peak)
+        plan.set("lr_scale", "none", "the peak is for this run as it stands")
 
 
 def measure_step(recipe: Recipe, settings: Settings, batch_size: int, channels: int) -> float:

@@ -1,0 +1,152 @@
+"""The demo as a user gets it, small: scenes rendered, two runs trained, measured on held-out scenes, one report."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from unveil.data import open_source
+from unveil.data.scenes import SceneSource
+from unveil.demo import IMAGE_SIZE, RECIPES, begin, conclusion, demo, render_scenes
+from unveil.evaluate import Result
+from unveil.runs import read_facts
+
+SMALL = {"minutes": 0.005, "scenes": 20}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> Path:
+    """The folder of a small demo that ran to its end."""
+    folder = tmp_path_factory.mktemp("demos") / "demo"
+    assert demo(str(folder), **SMALL) == folder / "report.html"
+    return folder
+
+
+def scored(learned: float, untrained: float, images: int = 1000) -> Result:
+    """A k-NN result with these accuracies."""
+    baselines = {"pixels": {"accuracy": 0.25}, "untrained": {"accuracy": untrained}}
+    settings = {"test_images": images}
+    return Result("knn", "a", "b", "mean", {"accuracy": learned}, baselines, settings, "", 0.0, "")
+
+
+def test_it_leaves_two_finished_runs_measured_on_other_scenes_and_one_report_of_both(finished):
+    page = (finished / "report.html").read_text()
+    for name in RECIPES:
+        assert read_facts(finished / name)["status"] == "finished"
+        result = json.loads((finished / name / "eval" / "knn.json").read_text())
+        assert (result["data"], result["test_data"]) == tuple(
+            str(finished / f"{which}.parquet") for which in ("scenes", "held-out-scenes")
+        )
+        assert {"pixels", "untrained"} <= set(result["baselines"])
+        assert name in page
+
+
+def test_the_scenes_are_a_file_that_any_command_reads(finished):
+    source, scenes = open_source(finished / "scenes.parquet"), SceneSource(20, IMAGE_SIZE, 0)
+    assert len(source) == 20
+    assert source.classes == scenes.classes
+    assert source.labels == scenes.labels
+    assert source.image(7).equal(scenes.image(7))
+    held_out = open_source(finished / "held-out-scenes.parquet")
+    assert not held_out.image(7).equal(source.image(7))
+    assert not list(finished.glob("*.part"))
+
+
+def test_the_same_again_keeps_the_scenes_and_begins_the_rest_anew(finished, tmp_path):
+    folder = Path(shutil.copytree(finished, tmp_path / "demo"))
+    scenes = folder / "scenes.parquet"
+    before = scenes.read_bytes()
+    begin(folder, {**SMALL, "seed": 0})
+    assert {p.name for p in folder.iterdir()} == {"demo.json", "scenes.parquet", "held-out-scenes.parquet"}
+    render_scenes(SceneSource(20, IMAGE_SIZE, 0), scenes)
+    assert scenes.read_bytes() == before
+
+
+def test_other_settings_begin_all_anew_and_other_folders_are_left_alone(tmp_path):
+    begin(tmp_path / "a", {"scenes": 20})
+    for name in ("scenes.parquet", "mae/run.json", "notes.txt"):
+        (tmp_path / "a" / name).parent.mkdir(exist_ok=True)
+        (tmp_path / "a" / name).touch()
+    begin(tmp_path / "a", {"scenes": 20})
+    assert (tmp_path / "a" / "mae" / "run.json").exists()
+    begin(tmp_path / "a", {"scenes": 30})
+    assert sorted(p.name for p in (tmp_path / "a").iterdir()) == ["demo.json", "notes.txt"]
+
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "thesis.tex").touch()
+    with pytest.raises(ValueError, match="no demo"):
+        demo(str(tmp_path / "b"))
+    assert [p.name for p in (tmp_path / "b").iterdir()] == ["thesis.tex"]
+
+
+def test_stopped_by_ctrl_c_it_goes_on_where_it_was(tmp_path):
+    words = [sys.executable, "-m", "unveil", "demo", "--out", str(tmp_path / "demo"), "--scenes", "20"]
+    process = subprocess.Popen([*words, "--minutes", "0.05"], stderr=subprocess.PIPE, text=True)
+    assert process.stderr
+    for line in process.stderr:  # until training is on its way
+        if line.startswith("step "):
+            process.send_signal(signal.SIGINT)
+            break
+    told = process.stderr.read()
+    assert process.wait(60) == 130, told
+    assert "Traceback" not in told
+    assert read_facts(tmp_path / "demo" / "mae")["status"] == "stopped"
+    (saved,) = (tmp_path / "demo" / "mae" / "checkpoints").iterdir()
+    step = int(saved.name.removeprefix("step-"))
+    assert step > 0
+
+    again = subprocess.run([*words, "--minutes", "0.05"], capture_output=True, text=True, check=True)
+    assert f"continuing {tmp_path / 'demo' / 'mae'} at step {step}" in again.stderr
+    assert again.stdout.splitlines()[-2] == f"report: {tmp_path / 'demo' / 'report.html'}"
+    assert again.stdout.splitlines()[-1].startswith("next: ")
+
+
+@pytest.mark.parametrize(("left", "overwrite"), [("metrics.jsonl", True), ("run.json", False)])
+def test_a_run_that_was_cut_off_is_begun_again_or_gone_on_with(tmp_path, monkeypatch, left, overwrite):
+    class Called(Exception):
+        pass
+
+    def called(recipe, **given):
+        assert (recipe, given["overwrite"]) == ("mae", overwrite)
+        raise Called
+
+    begin(tmp_path, {**SMALL, "seed": 0})
+    (tmp_path / "mae").mkdir()
+    (tmp_path / "mae" / left).write_text('{"status": "stopped"}')
+    monkeypatch.setattr("unveil.demo.pretrain", called)
+    with pytest.raises(Called):
+        demo(str(tmp_path), **SMALL)
+
+
+def test_rendering_leaves_nothing_when_it_is_stopped(tmp_path, monkeypatch):
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("unveil.demo.write_parquet", stop)
+    with pytest.raises(KeyboardInterrupt):
+        render_scenes(SceneSource(4, 32, 0), tmp_path / "scenes.parquet")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_conclusion_says_what_the_numbers_carry():
+    told = conclusion({"mae": scored(0.30, 0.20), "crossmae": scored(0.21, 0.20)})
+    assert "1,000 held-out scenes: mae 30.0 %, crossmae 21.0 %, raw pixels 25.0 %" in told
+    # the error of 0.30 - 0.20 is sqrt(0.3 x 0.7 / 1000 + 0.2 x 0.8 / 1000) = 0.0192
+    assert "mae is above the untrained encoder (20.0 %; the difference is 5.2 standard errors)." in told
+    assert "crossmae is above the untrained encoder, but no more than chance may explain (20.0 %; the" in told
+    assert "chance may explain" in conclusion({"mae": scored(0.30, 0.20, images=50)})
+    assert "mae is no better than the untrained encoder (20.0 %)." in conclusion({"mae": scored(0.1, 0.2)})
+    assert "mae is no better than the untrained encoder (0.0 %)." in conclusion({"mae": scored(0.0, 0.0)})
+
+
+@pytest.mark.parametrize(("given", "told"), [({"scenes": 19}, "too few"), ({"minutes": 0}, "no time")])
+def test_what_cannot_be_is_said_before_anything_is_written(tmp_path, given, told):
+    with pytest.raises(ValueError, match=told):
+        demo(str(tmp_path / "demo"), **given)
+    assert not (tmp_path / "demo").exists()

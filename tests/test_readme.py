@@ -1,0 +1,153 @@
+"""What the documents say is what the code does: every block runs, every table is the code's own."""
+
+from __future__ import annotations
+
+import ast
+import functools
+import inspect
+import re
+import shlex
+import subprocess
+import textwrap
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import unveil
+from test_house import FILES, imports, room_of
+from unveil.cli import main
+from unveil.cli.commands import COMMANDS
+from unveil.cli.flags import flags_of, spell
+from unveil.model import MaskedModel
+from unveil.pretraining import pretrain
+from unveil.recipe_files import load_recipe, recipe_cards
+
+ROOT = Path(__file__).resolve().parents[1]
+RUN = ("README.md", "docs/recipes.md")
+DOCUMENTS = (*RUN, "docs/design.md", "docs/images/README.md", "CONTRIBUTING.md")
+SHORT = ["--minutes", "0.002"]  # for commands that train, so that a block takes seconds
+ADDED = {"pretrain": SHORT, "demo": [*SHORT, "--scenes", "20"]}
+
+
+def blocks(document: str) -> Iterator[tuple[str, str]]:
+    """The fenced blocks of a document: language and text."""
+    return iter(re.findall(r"^```(\w*)\n(.*?)^```", (ROOT / document).read_text(), re.M | re.S))
+
+
+def tables(document: str) -> list[list[list[str]]]:
+    """The tables of a document, as rows of cells, the head first."""
+    found = re.findall(r"(?:^\|.*\n)+", (ROOT / document).read_text(), re.M)
+    rows = [[re.split(r"(?<!\\)\|", line.strip())[1:-1] for line in table.splitlines()] for table in found]
+    return [[[cell.strip() for cell in row] for row in (table[0], *table[2:])] for table in rows]
+
+
+def table(document: str, first: str) -> list[list[str]]:
+    """The rows below the head of the one table whose first head is this word."""
+    (found,) = [rows[1:] for rows in tables(document) if rows[0][0] == first]
+    return found
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory) -> Path:
+    """A home with photos, nested, and labelled images, a folder per class."""
+    home = tmp_path_factory.mktemp("home")
+    chance = np.random.default_rng(0)
+    for name in (*(f"photos/{i % 2}/{i}" for i in range(12)), *(f"labelled/{c}/{i}" for c in "ab" for i in range(5))):
+        file = home / f"{name}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(chance.integers(0, 256, (64, 64, 3), np.uint8)).save(file)
+    return home
+
+
+@pytest.mark.parametrize("document", RUN)
+def test_every_block_runs(document, home, monkeypatch, capsys):
+    """In order, in one home: `unveil` lines through the command's own entry, those that train for a moment only."""
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.chdir(home)
+    monkeypatch.setattr(unveil, "pretrain", functools.partial(pretrain, minutes=0.002), raising=False)
+    languages = []
+    for language, text in blocks(document):
+        languages.append(language)
+        if language == "bash":
+            for line in text.splitlines():
+                run_line(line)
+        elif re.search(r"^def recipe\(", text, re.M):
+            (home / "my_recipe.py").write_text(text)
+        else:
+            assert language == "python"
+            scope: dict[str, object] = {}
+            exec(compile(text, document, "exec"), scope)
+            assert tuple(scope["features"].shape) == (8, 192)  # type: ignore[attr-defined]
+    assert {"bash", "python"} <= set(languages)
+
+
+def run_line(line: str) -> None:
+    """One line of a bash block."""
+    words = shlex.split(line)
+    if line == "./go test":  # which is what runs this
+        assert line in subprocess.run([ROOT / "go"], capture_output=True, text=True, check=True).stdout
+        return
+    if line == "./go demo":  # whose set-up has made what this runs in
+        words = ["unveil", "demo"]
+    assert words[0] == "unveil", f"{line!r} is no command that a test runs"
+    if "--help" not in words:
+        words += ADDED.get(words[1], [])
+    assert main(words[1:]) == 0, line
+
+
+def test_the_dials_are_those_of_the_code():
+    rows = table("docs/recipes.md", "dial")
+    for place, name in enumerate(("mae", "crossmae", "simmim", "mim"), start=1):
+        told = {row[0].strip("`"): row[place] for row in rows if row[place]}
+        spelled = {True: "yes", False: "no"}
+        flags = flags_of(load_recipe(name), skip=("modality",))
+        assert told == {f.name.replace("_", "-"): spelled.get(f.default, spell(f.default)) for f in flags}, name
+
+
+def test_recipes_and_commands_are_those_of_the_code():
+    named = [row[0].strip("`") for row in table("README.md", "recipe")]
+    assert sorted(named[:-1]) == sorted(recipe_cards())
+    assert sorted(row[0].strip("`") for row in table("docs/recipes.md", "recipe")) == sorted(recipe_cards())
+    told = [row[0].strip("`").split() for row in table("README.md", "command")]
+    assert [words[1] for words in told] == [*COMMANDS]
+
+
+def test_the_rooms_are_those_of_the_code_in_the_order_of_their_imports():
+    rows = [re.findall(r"`(\w+)`", row[0]) for row in table("README.md", "room")]
+    place = {room: i for i, row in enumerate(rows) for room in row}
+    assert {"__init__", "__main__", *place} == {room_of(path) for path in FILES}
+    for path in FILES:
+        room = room_of(path)
+        above = {other for other in imports(path)[0] if room in place and place[other] < place[room]}
+        assert not above, f"{room} imports {above}, which the README's table has above it"
+
+
+def test_the_sentence_in_the_design_is_the_code():
+    told = next(text for language, text in blocks("docs/design.md") if language == "python")
+    source = ast.parse(textwrap.dedent(inspect.getsource(inspect.unwrap(MaskedModel.imagine)))).body[0]
+    assert isinstance(source, ast.FunctionDef)
+    source.body = source.body[1:]  # without the docstring
+    assert ast.dump(ast.parse(told).body[0]) == ast.dump(source)
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_links_lead_somewhere(document):
+    text = (ROOT / document).read_text()
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        if target.startswith("https://"):
+            continue
+        path, _, anchor = target.partition("#")
+        file = (ROOT / document).parent / path if path else ROOT / document
+        assert file.exists(), f"{document} links to {target}"
+        if anchor:
+            headings = re.findall(r"^#+ (.*)$", file.read_text(), re.M)
+            assert anchor in {re.sub(r"[^\w -]", "", h).strip().lower().replace(" ", "-") for h in headings}, target
+
+
+def test_pictures_are_small():
+    pictures = [p for p in (ROOT / "docs" / "images").iterdir() if p.suffix in (".png", ".jpg")]
+    assert pictures
+    assert all(p.stat().st_size < 300_000 for p in pictures)
