@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from unveil.report.pictures import (
+from unveil.reporting.pictures import (
     Near,
     Probe,
     attention_overlay,

@@ -11,13 +11,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from unveil.bench import bench, memory
-from unveil.bench import command as commands
-from unveil.bench.contenders import CONTENDERS, Name, Ours, Work, present
-from unveil.bench.flops import Cost, count
-from unveil.bench.memory import peak
-from unveil.bench.results import Entry, Results, table, text, verdicts
-from unveil.bench.timing import Seconds, Spread, Stepper, interleave, speed, spread
+from unveil.benchmark import bench, memory
+from unveil.benchmark import command as commands
+from unveil.benchmark.contenders import CONTENDERS, Name, Ours, Work, present
+from unveil.benchmark.flops import Cost, count
+from unveil.benchmark.memory import peak
+from unveil.benchmark.results import Entry, Results, table, text, verdicts
+from unveil.benchmark.timing import Seconds, Spread, Stepper, interleave, speed, spread
 from unveil.cli.flags import flags_of
 from unveil.decoder import CrossDecoder, SelfDecoder
 from unveil.encoder import SIZES

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from unveil.demo import RECIPES, demo
+from unveil.demonstration import RECIPES, demo
 
 CHROMIUM = Path("/usr/bin/chromium")
 FLAGS = [

@@ -13,8 +13,8 @@ import pytest
 
 from unveil.data import open_source
 from unveil.data.scenes import SceneSource
-from unveil.demo import IMAGE_SIZE, RECIPES, begin, conclusion, demo, render_scenes
-from unveil.evaluate import Result
+from unveil.demonstration import IMAGE_SIZE, RECIPES, begin, conclusion, demo, render_scenes
+from unveil.protocols import Result
 from unveil.runs import read_facts
 
 SMALL = {"minutes": 0.005, "scenes": 20}
@@ -109,18 +109,18 @@ def test_stopped_by_ctrl_c_it_goes_on_where_it_was(tmp_path):
 
 @pytest.mark.parametrize(("left", "overwrite"), [("metrics.jsonl", True), ("run.json", False)])
 def test_a_run_that_was_cut_off_is_begun_again_or_gone_on_with(tmp_path, monkeypatch, left, overwrite):
-    class Called(Exception):
+    class CalledError(Exception):
         pass
 
     def called(recipe, **given):
         assert (recipe, given["overwrite"]) == ("mae", overwrite)
-        raise Called
+        raise CalledError
 
     begin(tmp_path, {**SMALL, "seed": 0})
     (tmp_path / "mae").mkdir()
     (tmp_path / "mae" / left).write_text('{"status": "stopped"}')
-    monkeypatch.setattr("unveil.demo.pretrain", called)
-    with pytest.raises(Called):
+    monkeypatch.setattr("unveil.demonstration.pretrain", called)
+    with pytest.raises(CalledError):
         demo(str(tmp_path), **SMALL)
 
 
@@ -128,7 +128,7 @@ def test_rendering_leaves_nothing_when_it_is_stopped(tmp_path, monkeypatch):
     def stop(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("unveil.demo.write_parquet", stop)
+    monkeypatch.setattr("unveil.demonstration.write_parquet", stop)
     with pytest.raises(KeyboardInterrupt):
         render_scenes(SceneSource(4, 32, 0), tmp_path / "scenes.parquet")
     assert list(tmp_path.iterdir()) == []

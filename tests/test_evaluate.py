@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from unveil.data.sources import Unreadable, open_source
-from unveil.evaluate import (
+from unveil.protocols import (
     RawPixels,
     Result,
     extract,

@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
 
-from unveil.evaluate.knn import TEMPERATURE, knn, knn_votes
-from unveil.evaluate.labels import stratified_split
-from unveil.evaluate.lars import LARS
-from unveil.evaluate.linear import _Probe, linear
-from unveil.evaluate.linear_lbfgs import linear_lbfgs, logistic_regression
-from unveil.evaluate.protocol import Split, accuracies
+from unveil.protocols.knn import TEMPERATURE, knn, knn_votes
+from unveil.protocols.labels import stratified_split
+from unveil.protocols.lars import LARS
+from unveil.protocols.linear import _Probe, linear
+from unveil.protocols.linear_lbfgs import linear_lbfgs, logistic_regression
+from unveil.protocols.protocol import Split, accuracies
 
 PROTOCOLS = [knn, linear, linear_lbfgs]
 

@@ -14,31 +14,31 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "src" / "unveil"
 
 LEVELS = (  # each room may import rooms of the levels above it in this list, and no other room of its own level
-    "chance machine patches losses layers optim checkpoint progress report board",
+    "chance machine patches losses layers optim checkpoint progress reporting board",
     "records runs asked foreign",
     "masking targets encoder data",
-    "decoder pretrained evaluate",
+    "decoder pretrained protocols",
     "model",
     "recipe trainer",
     "recipes recipe_files facts journal",
-    "training watch bench",
+    "training watch benchmark",
     "plan loading",
     "preparation evaluation embedding",
     "pretraining",
-    "demo",
+    "demonstration",
     "__init__ cli",
     "__main__",
 )
 LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms.split()}
 ONLY = {  # rooms that know less than their level would let them
-    "report": set(),
+    "reporting": set(),
     "foreign": {"layers"},
     "data": {"chance", "machine", "records"},
     "masking": {"records"},
     "targets": {"patches", "records"},
     "encoder": {"layers", "patches", "records"},
     "decoder": {"encoder", "layers", "masking", "records"},
-    "evaluate": {"data", "machine", "records"},
+    "protocols": {"data", "machine", "records"},
     "recipe": {"data", "encoder", "model", "optim"},
     "recipes": {"decoder", "encoder", "losses", "masking", "model", "optim", "recipe", "records", "targets"},
 }
@@ -98,13 +98,13 @@ def test_pure_rooms_hold_functions_of_tensors(room: str):
 
 
 def test_a_report_is_made_without_torch():
-    for path in (PACKAGE / "report").rglob("*.py"):
+    for path in (PACKAGE / "reporting").rglob("*.py"):
         assert not imports(path)[1] & {"torch", "einops", "safetensors"}, path.name
 
 
 def test_the_command_starts_without_torch():
     """`unveil --help` and `unveil report` answer at once: what they import by themselves is light."""
-    code = "import sys, unveil.report, unveil.cli.flags; sys.exit('torch' in sys.modules)"
+    code = "import sys, unveil.reporting, unveil.cli.flags; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

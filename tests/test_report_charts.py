@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from unveil.report.charts import BOTTOM, LEFT, RIGHT, TOP, Line, line_chart, log_ticks, nice_ticks, smoothed
+from unveil.reporting.charts import BOTTOM, LEFT, RIGHT, TOP, Line, line_chart, log_ticks, nice_ticks, smoothed
 
 SIZES = st.floats(1e-6, 1e6)
 

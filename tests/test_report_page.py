@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from report_fakes import fake_images, fake_run
-from unveil.report import write_report
-from unveil.report.galleries import spread
-from unveil.report.run_folder import read_run
+from unveil.reporting import write_report
+from unveil.reporting.galleries import spread
+from unveil.reporting.run_folder import read_run
 
 CHROMIUM = Path("/usr/bin/chromium")
 FLAGS = [
@@ -242,7 +242,7 @@ def test_spread_keeps_the_ends():
 
 
 def test_the_room_imports_no_torch():
-    rooms = sorted(Path(sys.modules["unveil.report"].__path__[0]).glob("*.py"))
+    rooms = sorted(Path(sys.modules["unveil.reporting"].__path__[0]).glob("*.py"))
     imported = {name for room in rooms for name in re.findall(r"^\s*(?:from|import) ([\w.]+)", room.read_text(), re.M)}
     ours = {name for name in imported if name.startswith(".")}
     assert not [name for name in ours if name.startswith("..")]

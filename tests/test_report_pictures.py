@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from report_fakes import fake_images
-from unveil.report.pictures import (
+from unveil.reporting.pictures import (
     Near,
     Probe,
     attention_overlay,

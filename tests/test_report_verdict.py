@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from unveil.report.run import Evaluation, Run, Signals, Step
-from unveil.report.verdict import LEVELS, headline, judge
+from unveil.reporting.run import Evaluation, Run, Signals, Step
+from unveil.reporting.verdict import LEVELS, headline, judge
 
 
 def log(losses, *, per_row: int = 5, **fields) -> list[Step]:

@@ -7,26 +7,26 @@ from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 
-_ROOMS = {  # public name -> its room, opened when used, so that `import unveil` is quick
-    "bench": "bench",
-    "demo": "demo",
+_ROOMS = {  # public name -> its room (of another name), opened when used, so that `import unveil` is quick
+    "bench": "benchmark",
+    "demo": "demonstration",
     "embed": "embedding",
     "evaluate": "evaluation",
     "inspect": "embedding",
     "load": "loading",
     "pretrain": "pretraining",
-    "report": "report",
+    "report": "reporting",
 }
 _NAMES = {"report": "write_report"}
 
 if TYPE_CHECKING:
-    from .bench import bench
-    from .demo import demo
+    from .benchmark import bench
+    from .demonstration import demo
     from .embedding import embed, inspect
     from .evaluation import evaluate
     from .loading import load
     from .pretraining import pretrain
-    from .report import write_report as report
+    from .reporting import write_report as report
 
 __all__ = ["__version__", "bench", "demo", "embed", "evaluate", "inspect", "load", "pretrain", "report"]
 

@@ -11,9 +11,9 @@ import numpy as np
 
 from .data.inspection import Inspection, inspect_source
 from .data.sources import open_source
-from .evaluate.features import extract
 from .loading import load
 from .pretrained import Pool
+from .protocols.features import extract
 from .runs import check_writable
 
 

@@ -6,9 +6,9 @@ import sys
 from pathlib import Path
 
 from .data.sources import open_source
-from .evaluate import FeatureEncoder, RawPixels, Result, run_protocols, table, write_results
 from .loading import load, untrained
 from .pretrained import Pool
+from .protocols import FeatureEncoder, RawPixels, Result, run_protocols, table, write_results
 
 
 def evaluate(

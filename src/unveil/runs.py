@@ -175,9 +175,7 @@ def check_apart(path: Path, data: str) -> None:
     """Raise ValueError when a run would lie among its images: its pictures would be taken for some of them."""
     images = Path(data).expanduser()
     if images.is_dir() and path.resolve().is_relative_to(images.resolve()):
-        raise ValueError(
-            f"{path} lies in {data}: its pictures would be taken for images; give an --out elsewhere"
-        )
+        raise ValueError(f"{path} lies in {data}: its pictures would be taken for images; give an --out elsewhere")
 
 
 def is_continuation(path: Path, asked: Mapping[str, Any], overwrite: bool) -> bool:

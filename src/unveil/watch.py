@@ -14,12 +14,12 @@ from .chance import sample_keys
 from .data.decode import Unreadable
 from .data.sources import Source, spread
 from .data.views import center_view
-from .evaluate.signals import feature_std, rankme
 from .model import MaskedModel, Objective
 from .patches import unpatchify
 from .pretrained import pooled
+from .protocols.signals import feature_std, rankme
 from .records import Batch, Modality, Observations, unit
-from .report.pictures import (
+from .reporting.pictures import (
     Near,
     Probe,
     attention_overlay,

@@ -60,7 +60,7 @@ def _flags(function: Function, skip: Collection[str] = ()) -> dict[str, list[Fla
 
 
 def _demo(command: Command, words: list[str]) -> int:
-    from ..demo import demo
+    from ..demonstration import demo
 
     _, given = command.read(words, _flags(demo))
     demo(**given)
@@ -114,7 +114,7 @@ def _evaluate(command: Command, words: list[str]) -> int:
 
 
 def _report(command: Command, words: list[str]) -> int:
-    from ..report import write_report
+    from ..reporting import write_report
 
     runs, given = command.read(words, _flags(write_report, skip=("runs",)), many=True)
     print(f"report: {write_report(runs, **given)}")
@@ -142,7 +142,7 @@ def _inspect(command: Command, words: list[str]) -> int:
 
 
 def _bench(command: Command, words: list[str]) -> int:
-    from ..bench import bench
+    from ..benchmark import bench
 
     _, given = command.read(words, _flags(bench))
     bench(**given)

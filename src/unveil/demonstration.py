@@ -20,13 +20,13 @@ import pyarrow.parquet as pq
 from .checkpoint import write_json
 from .data.scenes import CLASSES, SceneSource, render
 from .data.scenes.raycast import label_of
-from .evaluate import Result
 from .evaluation import evaluate
 from .machine import num_cores
 from .pretraining import pretrain
 from .progress import duration, say
-from .report import write_report
-from .report.pictures import png
+from .protocols import Result
+from .reporting import write_report
+from .reporting.pictures import png
 from .runs import check_writable, read_facts
 
 RECIPES = ("mae", "crossmae")
