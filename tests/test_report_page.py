@@ -12,7 +12,8 @@ import pytest
 
 from report_fakes import fake_images, fake_run
 from unveil.reporting import write_report
-from unveil.reporting.galleries import spread
+from unveil.reporting.galleries import _epoch, spread
+from unveil.reporting.run import ProbeEpoch
 from unveil.reporting.run_folder import read_run
 
 CHROMIUM = Path("/usr/bin/chromium")
@@ -234,6 +235,13 @@ def test_photographs_of_many_epochs_stay_small(tmp_path):
     shown = set(re.findall(r">(epoch \d+)<", path.read_text()))
     assert len(shown) <= 6
     assert {"epoch 1", "epoch 40"} <= shown
+
+
+@pytest.mark.parametrize(
+    ("epoch", "shown"), [(2.987, "3"), (1.494, "1.5"), (120.02, "120"), (0.0517, "0.052"), (0, "0")]
+)
+def test_epochs_of_pictures_are_short(epoch, shown):
+    assert _epoch(ProbeEpoch(epoch, 7, {})) == f"epoch {shown}"
 
 
 def test_spread_keeps_the_ends():

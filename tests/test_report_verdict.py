@@ -133,8 +133,12 @@ def test_features_of_two_dimensions_have_collapsed():
 
 
 def test_a_falling_rankme_is_a_warning():
-    sick = run(signals=signals(rankme=[60.0, 12.0], feature_dim=[192, 192]))
+    sick = run(signals=signals(rankme=[90.0, 60.0, 12.0], feature_dim=[192, 192, 192]))
     assert "fell from 60.0 to 12.0 of 192" in only(judge(sick), "warning").sentence
+
+
+def test_a_rankme_below_the_untrained_one_is_no_warning():
+    assert [v.level for v in judge(run(signals=signals(rankme=[60.0, 12.0], feature_dim=[192, 192])))] == ["ok"]
 
 
 def test_waiting_for_data():

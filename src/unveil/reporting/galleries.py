@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeVar
 
-from .markup import Markup, figure, join, picture, tag
+from .markup import Markup, brief, figure, join, picture, tag
 from .run import NeighbourRow, ProbeEpoch, Run
 from .sections import Runs, named, section
 
@@ -100,7 +100,9 @@ def _strip(cells: Sequence[Markup], columns: int) -> Markup:
 
 
 def _epoch(at: ProbeEpoch) -> str:
-    return f"step {at.step}" if math.isnan(at.epoch) else f"epoch {at.epoch:.4g}"
+    if math.isnan(at.epoch):
+        return f"step {at.step}"
+    return f"epoch {brief(round(at.epoch, 1))}" if at.epoch >= 1 else f"epoch {at.epoch:.2g}"
 
 
 def _how_to_read(run: Run) -> Markup:

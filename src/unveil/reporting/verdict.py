@@ -184,7 +184,8 @@ def collapse(run: Run) -> Verdict | None:
     ranks = [s for s in run.signals if math.isfinite(s.rankme)]
     if not ranks:
         return None
-    last, peak = ranks[-1], max(s.rankme for s in ranks)
+    # What stands at epoch 0 is chance, not learning: training always takes some of it away.
+    last, peak = ranks[-1], max((s.rankme for s in ranks if s.epoch > 0), default=math.nan)
     many = last.feature_dim if math.isfinite(last.feature_dim) else math.inf
     if last.rankme < 3 and many >= 16:
         return Verdict("problem", f"The features have collapsed to {_dimensions(last)}.", advice)
