@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from tiny_runs import write_images, write_recipe
 from unveil.chance import sample_keys
+from unveil.checkpoint import read_latest
 from unveil.data.loader import Loader
 from unveil.data.sources import open_source
 from unveil.journal import MAX_REFUSED, Window
@@ -213,6 +214,20 @@ class TestLoop:
             loop_of(tmp_path, recipe, replace(CPU, signals_every=2), lambda m, epoch, step: seen.append((epoch, step)))
         )
         assert seen == [(0, 0), (2, 4), (4, 8), (5, 10)]
+
+    def test_a_stop_that_is_asked_for_in_the_middle_of_a_step_leaves_a_checkpoint(self, tmp_path: Path):
+        stop = threading.Event()
+
+        def ask(model: nn.Module, epoch: float, step: int) -> None:
+            if step:
+                stop.set()
+
+        loop = loop_of(tmp_path, build(tmp_path, epochs=5, batch_size=5), replace(CPU, signals_every=0.01), ask)
+        with pytest.raises(KeyboardInterrupt):
+            loop.train(stop, lambda model: None)
+        found, _ = read_latest(tmp_path / "run")
+        assert found is not None
+        assert found.state["step"] == 2  # the step after the one in which it was asked
 
     def test_a_stage_starts_from_what_the_encoder_has_become_with_its_moments_and_new_ones_for_new_parts(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

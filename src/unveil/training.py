@@ -137,7 +137,8 @@ class Loop:
             window.add(update, len(batch))
             self.refusals.add(update, epoch, step)
             self.seconds = before + time.monotonic() - began
-            is_last = step == end or stop.is_set()
+            stops = stop.is_set()  # asked once: a signal later in this step stops after the next, with all saved
+            is_last = step == end or stops
             if step % self.log_every == 0 or is_last:
                 self._log(window, progress, step, lr)
                 window = Window(self.loader.wait_seconds)
@@ -150,7 +151,7 @@ class Loop:
             if is_last or time.monotonic() - saved > 60 * self.settings.save_minutes:
                 self._save(trainer, index, step, must=is_last)
                 saved = time.monotonic()
-            if stop.is_set() and step < self.total:
+            if stops and step < self.total:
                 progress.close()
                 raise KeyboardInterrupt
         progress.close()
