@@ -13,7 +13,7 @@ import pytest
 
 from unveil.data import open_source
 from unveil.data.scenes import SceneSource
-from unveil.demonstration import IMAGE_SIZE, RECIPES, begin, conclusion, demo, render_scenes
+from unveil.demonstration import RECIPES, SCENE_SIZE, begin, conclusion, demo, render_scenes
 from unveil.protocols import Result
 from unveil.runs import read_facts
 
@@ -48,7 +48,7 @@ def test_it_leaves_two_finished_runs_measured_on_other_scenes_and_one_report_of_
 
 
 def test_the_scenes_are_a_file_that_any_command_reads(finished):
-    source, scenes = open_source(finished / "scenes.parquet"), SceneSource(20, IMAGE_SIZE, 0)
+    source, scenes = open_source(finished / "scenes.parquet"), SceneSource(20, SCENE_SIZE, 0)
     assert len(source) == 20
     assert source.classes == scenes.classes
     assert source.labels == scenes.labels
@@ -64,7 +64,7 @@ def test_the_same_again_keeps_the_scenes_and_begins_the_rest_anew(finished, tmp_
     before = scenes.read_bytes()
     begin(folder, {**SMALL, "seed": 0})
     assert {p.name for p in folder.iterdir()} == {"demo.json", "scenes.parquet", "held-out-scenes.parquet"}
-    render_scenes(SceneSource(20, IMAGE_SIZE, 0), scenes)
+    render_scenes(SceneSource(20, SCENE_SIZE, 0), scenes)
     assert scenes.read_bytes() == before
 
 

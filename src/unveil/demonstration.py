@@ -30,12 +30,14 @@ from .reporting.pictures import png
 from .runs import check_writable, read_facts
 
 RECIPES = ("mae", "crossmae")
-IMAGE_SIZE = 32  # pixels: a tiny ViT learns something from these within a minute
+SCENE_SIZE = 64  # pixels of a rendered scene
+# So few tokens that a tiny ViT learns something within two minutes
+VIEW: dict[str, Any] = {"image_size": (48,), "patch": 8}
 FEWEST = 20  # scenes: two of every class
 SURE = 3.0  # standard errors that a difference must exceed before it is called one
 
 
-def demo(out: str = "runs/demo", *, minutes: float = 1.25, scenes: int = 3000, seed: int = 0) -> Path:
+def demo(out: str = "runs/demo", *, minutes: float = 1.5, scenes: int = 3000, seed: int = 0) -> Path:
     """Pretrain MAE and CrossMAE on rendered scenes, measure both on scenes of another seed; returns the report's path.
 
     A demo that was stopped goes on where it was; one that is finished begins anew and keeps only its scenes.
@@ -61,15 +63,16 @@ def demo(out: str = "runs/demo", *, minutes: float = 1.25, scenes: int = 3000, s
 
 def _demo(folder: Path, minutes: float, scenes: int, seed: int, began: float) -> Path:
     learned, held_out = folder / "scenes.parquet", folder / "held-out-scenes.parquet"
-    render_scenes(SceneSource(scenes, IMAGE_SIZE, seed), learned)
-    render_scenes(SceneSource(max(FEWEST, scenes // 3), IMAGE_SIZE, seed + 1), held_out)
+    render_scenes(SceneSource(scenes, SCENE_SIZE, seed), learned)
+    render_scenes(SceneSource(max(FEWEST, scenes // 3), SCENE_SIZE, seed + 1), held_out)
 
     found: dict[str, Result] = {}
     runs = [folder / name for name in RECIPES]
     for name, run in zip(RECIPES, runs, strict=True):
         if read_facts(run).get("status") != "finished":
             say(f"\npretraining {name}")
-            pretrain(name, data=str(learned), out=str(run), minutes=minutes, seed=seed, overwrite=not read_facts(run))
+            begun = bool(read_facts(run))
+            pretrain(name, data=str(learned), out=str(run), minutes=minutes, seed=seed, overwrite=not begun, **VIEW)
         say(f"\nevaluating {name}")
         results = evaluate(str(run), data=str(learned), test_data=str(held_out), protocol=("knn", "linear"), seed=seed)
         found[name] = next(result for result in results if result.protocol == "knn")

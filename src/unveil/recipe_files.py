@@ -6,6 +6,7 @@ import ast
 import difflib
 import importlib
 import importlib.util
+import sys
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -69,10 +70,11 @@ def load_recipe(name: str) -> Callable[..., Any]:
 def _from_file(path: Path) -> Callable[..., Any]:
     if not path.is_file():
         raise FileNotFoundError(f"there is no recipe file {path}")
-    spec = importlib.util.spec_from_file_location(path.stem, path)
+    spec = importlib.util.spec_from_file_location(f"unveil_recipe_{path.stem}", path)
     assert spec
     assert spec.loader
     module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up there
     try:
         spec.loader.exec_module(module)
     except Exception as error:  # whatever the user's file does wrong is told in its own terms, with its own line

@@ -45,7 +45,8 @@ class Watcher:
     def __init__(self, run: RunFolder, train: Source, held_out: Source, modality: Modality, size: tuple[int, int]):
         self.run, self.modality, self.size = run, modality, size
         self.train, self.held_out = train, held_out
-        self.names, self.probes = _read(held_out, PROBES, size)
+        self.shown, self.probes = _read(held_out, PROBES, size)
+        self.names = [held_out.name(i) for i in self.shown]
         self.unseen = _read(held_out, SIGNAL_IMAGES, size)[1]
         self.more = _read(train, max(0, SIGNAL_IMAGES - len(self.unseen)), size)[1]
 
@@ -73,7 +74,7 @@ class Watcher:
     @torch.no_grad()
     def finish(self, model: MaskedModel) -> None:
         """The nearest neighbours of a few held-out images among the training images."""
-        names, images = _read(self.train, NEIGHBOUR_IMAGES, self.size)
+        places, images = _read(self.train, NEIGHBOUR_IMAGES, self.size)
         queries = self.probes[:QUERIES]
         if not len(images) or not len(queries):
             return
@@ -83,10 +84,10 @@ class Watcher:
         rows = []
         for q in range(len(queries)):
             found = [
-                Near(self._view(images[i]), 1 - float(similarity), names[i])
+                Near(self._view(images[i]), 1 - float(similarity), _class_of(self.train, places[i]))
                 for i, similarity in zip(near.indices[q].tolist(), near.values[q].tolist(), strict=True)
             ]
-            rows.append((Near(self._view(queries[q]), label=self.names[q]), found))
+            rows.append((Near(self._view(queries[q]), label=_class_of(self.held_out, self.shown[q])), found))
         with self.run.spared("pictures"):
             write_neighbours(self.run.path, rows)
 
@@ -167,13 +168,21 @@ def restore(objective: Objective, batch: Batch, decoded: Tensor, cells: Tensor, 
     return (whole * std + mean).clamp(0, 1)
 
 
-def _read(source: Source, limit: int, size: Sequence[int]) -> tuple[list[str], Tensor]:
-    """Centre views of a few images, evenly spread over a source; those that cannot be read are left out."""
-    names, images = [], []
+def _read(source: Source, limit: int, size: Sequence[int]) -> tuple[list[int], Tensor]:
+    """Centre views of a few images, evenly spread, and their places in the source; unreadable ones are left out."""
+    places, images = [], []
     for index in spread(len(source), limit) if limit else []:
         try:
             images.append(center_view(source.image(index), (size[0], size[1])))
         except Unreadable:
             continue
-        names.append(source.name(index))
-    return names, torch.stack([unit(i) for i in images]) if images else torch.empty(0, source.channels, *size)
+        places.append(index)
+    return places, torch.stack([unit(i) for i in images]) if images else torch.empty(0, source.channels, *size)
+
+
+def _class_of(source: Source, index: int) -> str | None:
+    """An image's class in words, where its source has any."""
+    if source.labels is None or source.labels[index] < 0:
+        return None
+    number = source.labels[index]
+    return source.classes[number] if source.classes else str(number)
