@@ -94,7 +94,7 @@ def test_stopped_by_ctrl_c_it_goes_on_where_it_was(tmp_path):
             process.send_signal(signal.SIGINT)
             break
     told = process.stderr.read()
-    assert process.wait(60) == 130, told
+    assert process.wait(120) == 130, told
     assert "Traceback" not in told
     assert read_facts(tmp_path / "demo" / "mae")["status"] == "stopped"
     (saved,) = (tmp_path / "demo" / "mae" / "checkpoints").iterdir()

@@ -115,7 +115,7 @@ def test_a_signal_saves_says_how_to_go_on_and_ends_in_order(
     process = command.start()
     command.met(process, 5)
     process.send_signal(number)
-    _, told = process.communicate(timeout=60)
+    _, told = process.communicate(timeout=120)
     assert process.returncode == 130
     assert "Traceback" not in told
     assert "stopping after this step" in told
@@ -151,7 +151,7 @@ def test_a_second_signal_stops_at_once(command: Command):
     time.sleep(0.5)
     process.send_signal(signal.SIGINT)
     began = time.monotonic()
-    _, told = process.communicate(timeout=60)
+    _, told = process.communicate(timeout=120)
     assert time.monotonic() - began < 20  # the step itself would have taken a minute
     assert process.returncode == 130
     assert "Traceback" not in told
