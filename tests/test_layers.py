@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
@@ -18,7 +19,7 @@ from unveil.encoder import Encoder
 from unveil.layers import Attention, CrossAttention, sincos_positions
 from unveil.masking import Masker, Uniform
 from unveil.patches import patchify, unpatchify
-from unveil.records import Modality, take
+from unveil.records import Modality, Reading, take
 
 
 def test_patches_are_laid_out_row_column_channel():
@@ -60,7 +61,7 @@ def test_attention_is_the_formula_and_its_rows_are_the_map_s():
     layer, x = Attention(24, 3), torch.randn(2, 7, 24)
     output, whole = naive_attention(layer, x)
     torch.testing.assert_close(layer(x), output)
-    rows = layer.rows(x, torch.tensor([4, 0]))
+    rows = layer.rows(x, x[:, [4, 0]])
     torch.testing.assert_close(rows, whole[:, :, [4, 0]])
 
 
@@ -82,7 +83,7 @@ def test_heads_divide_the_width(layer):
 
 @pytest.mark.parametrize("final_norm", [True, False])
 @pytest.mark.parametrize("depth", [1, 3])
-def test_observation_is_the_class_token_s_mean_attention_in_the_last_block(final_norm: bool, depth: int):
+def test_observation_is_attention_of_the_last_block_and_its_features(final_norm: bool, depth: int):
     encoder = Encoder((Modality(),), (16, 24), 4, 24, depth, 3, final_norm)
     encoder.prefix.data.normal_()
     on = batch()
@@ -91,11 +92,37 @@ def test_observation_is_the_class_token_s_mean_attention_in_the_last_block(final
     for block in encoder.blocks[:-1]:
         x = block(x)
     _, whole = naive_attention(encoder.blocks[-1].attn, encoder.blocks[-1].norm1(x))
-    naive = whole.mean(dim=1)[:, 0, 1:]
-    seen = encoder.observe(tokens)
-    torch.testing.assert_close(seen.attention, naive / naive.sum(dim=1, keepdim=True))
-    torch.testing.assert_close(seen.attention.sum(dim=1), torch.ones(3))
+    rows = {"cls": whole[:, :, 0], "all": whole[:, :, 1:].mean(dim=2)}
+    for query, row in rows.items():
+        for features in (0, 1):
+            seen = encoder.observe(tokens, Reading(query, features=features))
+            torch.testing.assert_close(seen.attention, row[:, :, 1:])
+    assert encoder.observe(tokens, Reading(features=0)).features is None
     torch.testing.assert_close(seen.features, encoder.norm(encoder.blocks[-1](x))[:, 1:])
+
+
+def test_an_earlier_block_is_read_and_the_later_ones_are_not_run(monkeypatch: pytest.MonkeyPatch):
+    encoder = Encoder((Modality(),), (16, 24), 4, 24, 4, 3)
+    tokens = encoder.embed(batch())
+    x = torch.cat([encoder.prefix.expand(3, -1, -1), tokens.values], dim=1)
+    x = encoder.blocks[0](x)
+    layer = encoder.blocks[1]
+    q, k, _ = layer.attn.qkv(layer.norm1(x)).unflatten(-1, (3, 3, -1)).unbind(2)  # each B N H d
+    mean = torch.einsum("bhd,bnhd->bhn", q[:, 1:].mean(dim=1), k) / q.shape[-1] ** 0.5
+    run = []
+    for index, block in enumerate(encoder.blocks):
+        block.register_forward_hook(lambda *_, index=index: run.append(index))
+    seen = encoder.observe(tokens, Reading("mean", layer=1, features=0))
+    torch.testing.assert_close(seen.attention, mean.softmax(dim=-1)[:, :, 1:])
+    assert run == [0]
+    deep = encoder.observe(tokens, Reading(attention=None, features=2))
+    assert deep.attention is None
+    maps = encoder(tokens, keep=(3, 4)).layers
+    normed = [F.layer_norm(maps[m][:, 1:], (24,), eps=1e-6) for m in (3, 4)]
+    torch.testing.assert_close(deep.features, sum(normed) / 2)
+    for wrong in (Reading(layer=4), Reading(features=5), Reading(projected=True)):
+        with pytest.raises(ValueError, match="encoder"):
+            encoder.observe(tokens, wrong)
 
 
 @given(st.integers(1, 6), st.integers(0, 9))

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from hypothesis import assume, given
+from hypothesis import assume, example, given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -231,6 +231,7 @@ def test_the_inverse_block_is_the_block_s_mirror(rows: int, columns: int, visibl
 
 
 @given(st.integers(2, 6), st.integers(2, 6), st.sampled_from([2, 3, 4]), st.sampled_from(SCORES))
+@example(rows=5, columns=2, unit=2, score=Block())  # two squares of one mean score
 def test_units_hide_whole_squares(rows: int, columns: int, unit: int, score):
     on = layout(unit * rows, unit * columns)
     picture = as_picture(draw(Masker(score, 0.5, 0.5, unit=unit), on, 4).visible, on)

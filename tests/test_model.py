@@ -190,11 +190,18 @@ def test_a_sample_without_an_answer_does_not_count():
     objective, queries = model.objectives[0], seen.queries["pixels"]
     weight = queries.weight.clone()
     weight[1] = 0
-    total, count = objective(seen.decoded["pixels"], replace(queries, weight=weight), on, {})
-    alone = [objective(seen.decoded["pixels"][i : i + 1], part(queries, i), on[i : i + 1], {})[0] for i in (0, 2)]
+    total, count = objective(replace(seen, queries={"pixels": replace(queries, weight=weight)}), on)
+    alone = [
+        objective(
+            replace(seen, queries={"pixels": part(queries, i)}, decoded={"pixels": seen.decoded["pixels"][i : i + 1]}),
+            on[i : i + 1],
+        )[0]
+        for i in (0, 2)
+    ]
     assert count == 2
     torch.testing.assert_close(total, sum(alone))
-    total, count = objective(seen.decoded["pixels"], replace(queries, weight=torch.zeros_like(weight)), on, {})
+    nothing = replace(queries, weight=torch.zeros_like(weight))
+    total, count = objective(replace(seen, queries={"pixels": nothing}), on)
     total.backward()
     assert count == 0
     assert mean_loss({"pixels": (total, count)}) == 0

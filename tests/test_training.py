@@ -6,7 +6,7 @@ from __future__ import annotations
 import copy
 import json
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -107,12 +107,12 @@ class Average(nn.Module):
         self.student = [student]
 
     def observe(self, batch: Batch, tokens: Tokens) -> Observation:
-        return Observation(tokens.values.mean(-1), tokens.values)
+        return Observation(tokens.layout, features=tokens.values)
 
-    def after_step(self) -> None:
+    def after_step(self, losses: Mapping[str, torch.Tensor], made: torch.Tensor) -> None:
         with torch.no_grad():
             for mine, its in zip(self.weights.parameters(), self.student[0].parameters(), strict=True):
-                mine.lerp_(its, 0.1)
+                mine.lerp_(its, 0.1 * made)
 
 
 def spoil_input(trainer: Trainer, batch: Batch, monkeypatch: pytest.MonkeyPatch) -> Batch:

@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from .layers import Block, Positions, by_name, in_order, initialise, norm, token
+from .layers import EPS, Block, Positions, by_name, in_order, initialise, norm, token
 from .patches import patchify
-from .records import RGB, Batch, Latents, Layout, Modality, Observation, Tokens
+from .records import RGB, Batch, Latents, Layout, Modality, Observation, Reading, Tokens
+
+READING = Reading()
 
 SIZES = {  # width, depth, heads
     "tiny": (192, 12, 3),
@@ -106,17 +109,36 @@ class Encoder(nn.Module):
                 layers[depth] = x
         return Latents(self.norm(x), layers, tokens, len(self.prefix))
 
-    def observe(self, tokens: Tokens) -> Observation:
-        """What the encoder sees in the whole input: the class token's attention in the last block, and features.
+    def observe(self, tokens: Tokens, reading: Reading = READING) -> Observation:
+        """What the encoder sees in the whole input: attention of one block, features of the last ones.
 
-        Attention is the mean over heads and sums to one over the patches of a sample.
+        A single map of features is the final one; of several, each is normalised without parameters and the mean is
+        taken. Blocks are run only as far as the reading needs.
         """
-        latents = self(tokens, keep=(self.depth - 1,))
-        last = self.blocks[-1]
-        query = torch.zeros(1, dtype=torch.long, device=tokens.ids.device)
-        rows = last.attn.rows(last.norm1(latents.layers[self.depth - 1]), query)  # B H 1 R+N
-        attention = rows.float().mean(dim=1)[:, 0, latents.num_prefix :]
-        return Observation(attention / attention.sum(dim=1, keepdim=True), latents.final[:, latents.num_prefix :])
+        if reading.projected:
+            raise ValueError("this encoder has no output projection to read features from; ask for projected=False")
+        looked = reading.layer % self.depth if -self.depth <= reading.layer < self.depth else -1
+        if looked < 0 or not 0 <= reading.features <= self.depth:
+            raise ValueError(
+                f"an encoder of {self.depth} blocks has layers from {-self.depth} to {self.depth - 1} and features of"
+                f" up to {self.depth} blocks; got {reading.layer} and {reading.features}"
+            )
+        x = torch.cat([self.prefix.expand(len(tokens.values), -1, -1), tokens.values], dim=1)
+        attention, maps = None, []
+        for index, block in enumerate(self.blocks):
+            if index == looked and reading.attention is not None:
+                attention = block.attn.seen(block.norm1(x), reading.attention, len(self.prefix))
+                if not reading.features:
+                    break
+            x = block(x)
+            if index >= self.depth - reading.features:
+                maps.append(x[:, len(self.prefix) :])
+        features = None
+        if reading.features == 1:
+            features = self.norm(maps[0])
+        elif maps:
+            features = torch.stack([F.layer_norm(m, m.shape[-1:], eps=EPS) for m in maps]).mean(dim=0)
+        return Observation(tokens.layout, attention, features)
 
 
 def vit(

@@ -10,12 +10,13 @@ from typing import TypeVar, cast
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 
 M = TypeVar("M", bound=nn.Module)
 
 EPS = 1e-6  # LayerNorm's, in every paper here
+ROWS = 64  # of attention that are computed at once
 
 
 def in_order(modules: Iterable[M]) -> Sequence[M]:
@@ -54,13 +55,23 @@ class Attention(nn.Module):
         x = F.scaled_dot_product_attention(q, k, v)
         return self.proj(x.transpose(1, 2).flatten(2))
 
-    def rows(self, x: Float[Tensor, "B N D"], queries: Int[Tensor, " Q"]) -> Float[Tensor, "B H Q N"]:
-        """Attention weights of a few query rows only: never the whole N x N map."""
+    def rows(self, x: Float[Tensor, "B N D"], asking: Float[Tensor, "B Q D"]) -> Float[Tensor, "B H Q N"]:
+        """How much a few queries, computed from `asking`, attend to each of x: never the whole N x N map."""
         dim = x.shape[-1]
         weight, bias = self.qkv.weight, self.qkv.bias
-        q = F.linear(x[:, queries], weight[:dim], bias[:dim]).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        q = F.linear(asking, weight[:dim], bias[:dim]).unflatten(-1, (self.heads, -1)).transpose(1, 2)
         k = F.linear(x, weight[dim : 2 * dim], bias[dim : 2 * dim]).unflatten(-1, (self.heads, -1)).transpose(1, 2)
-        return (q @ k.mT / q.shape[-1] ** 0.5).softmax(dim=-1)
+        return (q @ k.mT / q.shape[-1] ** 0.5).float().softmax(dim=-1)
+
+    def seen(self, x: Float[Tensor, "B N D"], query: str, num_prefix: int) -> Float[Tensor, "B H M"]:
+        """The attention that the tokens after the prefix get, head by head; `query` as in `Reading.attention`."""
+        tokens = x[:, num_prefix:]
+        if query == "all":  # some rows at a time: the map of all of them would be the largest tensor of the step
+            parts = tokens.split(ROWS, dim=1)
+            rows = torch.stack([self.rows(x, part).sum(dim=2) for part in parts]).sum(dim=0) / tokens.shape[1]
+        else:
+            rows = self.rows(x, x[:, :1] if query == "cls" else tokens.mean(dim=1, keepdim=True))[:, :, 0]
+        return rows[:, :, num_prefix:]
 
 
 class CrossAttention(nn.Module):

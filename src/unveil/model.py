@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol, cast
+from typing import Protocol, cast, runtime_checkable
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from .decoder import Decoder
@@ -28,11 +28,18 @@ class Hide(Protocol):
 
 
 class Teacher(Protocol):
-    """A module that sees the whole input, once a step, and follows the student or stays where it is."""
+    """A module that sees the whole input, once a step."""
 
     def observe(self, batch: Batch, tokens: Tokens) -> Observation: ...
 
-    def after_step(self) -> None: ...
+
+@runtime_checkable
+class Follower(Protocol):
+    """A part, a teacher or a score, that moves after each update: an average of the student, of losses."""
+
+    def after_step(self, losses: Mapping[str, Float[Tensor, ""]], made: Bool[Tensor, ""]) -> None:
+        """`losses` are the objectives' means over the batch; where the update was not `made`, nothing moves."""
+        ...
 
 
 def drop(tokens: Tokens, mask: Mask) -> Tokens:
@@ -54,6 +61,17 @@ class Blank(nn.Module):
         return replace(tokens, values=torch.where(seen[..., None], tokens.values, blank.to(tokens.values.dtype)))
 
 
+@dataclass(frozen=True)
+class Imagined:
+    """All that one forward makes on its way to the losses."""
+
+    observations: Observations
+    mask: Mask
+    latents: Latents
+    queries: Mapping[str, Queries]
+    decoded: Mapping[str, Float[Tensor, "B Q D"]]
+
+
 class Objective(nn.Module):
     """A target, the head that guesses it from a decoder's answers, and how far the guess is off.
 
@@ -67,26 +85,15 @@ class Objective(nn.Module):
         self.head = nn.Linear(dim, target.dim)
         self.apply(initialise)
 
-    def forward(
-        self, decoded: Float[Tensor, "B Q D"], queries: Queries, batch: Batch, observations: Observations
-    ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
-        truth, valid = self.target(batch, observations)
+    def forward(self, seen: Imagined, batch: Batch) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
+        queries = seen.queries[self.decoder]
+        truth, valid = self.target(batch, seen.observations)
         valid = queries.weight[..., None] * take(valid.expand(*truth.shape[:2], -1), queries.cells)
-        total, count = self.loss(self.head(decoded).float(), take(truth, queries.cells), valid)
+        guess = self.head(seen.decoded[self.decoder]).float()
+        total, count = self.loss(guess, take(truth, queries.cells), valid)
         counted = count > 0
         mean = total / count.clamp_min(1)
         return self.weight * (mean * counted).sum(), counted.sum()
-
-
-@dataclass(frozen=True)
-class Imagined:
-    """All that one forward makes on its way to the losses."""
-
-    observations: Observations
-    mask: Mask
-    latents: Latents
-    queries: Mapping[str, Queries]
-    decoded: Mapping[str, Float[Tensor, "B Q D"]]
 
 
 class MaskedModel(nn.Module):
@@ -106,6 +113,7 @@ class MaskedModel(nn.Module):
         self.decoders = by_name(decoders)
         self.objectives = in_order(objectives)
         self.teachers = cast("Mapping[str, Teacher]", nn.ModuleDict(cast("dict[str, nn.Module]", dict(teachers or {}))))
+        self.scores = in_order(part for part in (masker.score, masker.ask) if isinstance(part, nn.Module))
         self.keep = sorted({m for decoder in decoders.values() for m in decoder.reads})
 
     def imagine(self, batch: Batch, masker: Masker | None = None) -> Imagined:
@@ -121,15 +129,13 @@ class MaskedModel(nn.Module):
     def forward(self, batch: Batch) -> Losses:
         """Each objective's weighted loss, as the sum over samples and the number of samples that count."""
         seen = self.imagine(batch)
-        return {
-            o.name: o(seen.decoded[o.decoder], seen.queries[o.decoder], batch, seen.observations)
-            for o in self.objectives
-        }
+        return {o.name: o(seen, batch) for o in self.objectives}
 
-    def after_step(self) -> None:
-        """Teachers that average the student do so here."""
-        for teacher in self.teachers.values():
-            teacher.after_step()
+    def after_step(self, losses: Mapping[str, Float[Tensor, ""]], made: Bool[Tensor, ""]) -> None:
+        """Parts that follow the training move here."""
+        for part in (*self.teachers.values(), *self.scores):
+            if isinstance(part, Follower):
+                part.after_step(losses, made)
 
 
 def mean_loss(losses: Losses) -> Float[Tensor, ""]:

@@ -6,10 +6,11 @@ Shapes: B batch, C channels, N tokens, V visible, P predicted, Q queries, R pref
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from typing import Literal
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from .chance import Chance
@@ -20,21 +21,33 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 @dataclass(frozen=True)
 class Modality:
-    """One kind of map that a sample carries, and the statistics that normalise it.
+    """One kind of map that a sample carries.
 
-    `mean` and `std` are per channel, in units of [0, 1] images.
+    `mean` and `std` are per channel, in units of [0, 1] images, and normalise a continuous map; `normalise` says
+    whether they do so alone (fixed) or each image by its own pixels first (robust: MultiMAE's truncated mean and
+    variance of depth). A categorical map has one channel of class ids below `num_classes`. A map has one pixel for
+    each `stride` x `stride` pixels of the view (MultiMAE's semantics: 4).
     """
 
     name: str = "rgb"
     channels: int = 3
     mean: tuple[float, ...] = IMAGENET_MEAN
     std: tuple[float, ...] = IMAGENET_STD
+    kind: Literal["continuous", "categorical"] = "continuous"
+    num_classes: int = 0
+    normalise: Literal["fixed", "robust"] = "fixed"
+    stride: int = 1
 
     def __post_init__(self) -> None:
         if not len(self.mean) == len(self.std) == self.channels:
             raise ValueError(
                 f"modality {self.name!r} has {self.channels} channels, so it needs {self.channels} means and stds;"
                 f" got {len(self.mean)} and {len(self.std)}"
+            )
+        if (self.kind == "categorical") != (self.num_classes > 0):
+            raise ValueError(
+                f"a categorical modality has a number of classes and a continuous one has none; {self.name!r} is"
+                f" {self.kind} with {self.num_classes}"
             )
 
 
@@ -45,13 +58,17 @@ RGB = Modality()
 class Batch:
     """Samples as the model reads them.
 
-    `maps` has one tensor per modality, `B C H W`, float in [0, 1] (uint8 in 0..255 until `on` moves it to a device).
+    `maps` has one tensor per modality, `B C H W`: continuous ones float in [0, 1] (uint8 in 0..255 until `on` moves
+    them to a device), categorical ones int64 class ids. `valid` says of a modality's pixels, `B 1 H W`, where there is
+    a truth, and `present` of its samples, `B`, whether they have it at all; a modality that is in neither is whole.
     `key` is each sample's source of chance, `progress` the share of training done, a 0-d tensor in [0, 1].
     """
 
     maps: Mapping[str, Tensor]
     key: Int[Tensor, " B"]
     progress: Float[Tensor, ""]
+    valid: Mapping[str, Bool[Tensor, "B 1 H W"]] = field(default_factory=dict)
+    present: Mapping[str, Bool[Tensor, " B"]] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.key)
@@ -62,15 +79,17 @@ class Batch:
 
     def __getitem__(self, samples: slice) -> Batch:
         """Some of the samples: the micro-batches of an accumulated step."""
-        return Batch({name: m[samples] for name, m in self.maps.items()}, self.key[samples], self.progress)
+        parts = ({name: m[samples] for name, m in every.items()} for every in (self.maps, self.valid, self.present))
+        maps, valid, present = parts
+        return Batch(maps, self.key[samples], self.progress, valid, present)
 
     def on(self, device: torch.device | str) -> Batch:
         """The same batch on a device, its maps in [0, 1]. Bytes travel as bytes and are scaled where they arrive."""
-        return Batch(
-            {name: unit(m.to(device, non_blocking=True)) for name, m in self.maps.items()},
-            self.key.to(device, non_blocking=True),
-            self.progress.to(device, non_blocking=True),
-        )
+        groups = (self.maps, self.valid, self.present)
+        maps, valid, present = ({n: m.to(device, non_blocking=True) for n, m in group.items()} for group in groups)
+        maps = {name: m if m.dtype == torch.int64 else unit(m) for name, m in maps.items()}
+        key, progress = (x.to(device, non_blocking=True) for x in (self.key, self.progress))
+        return Batch(maps, key, progress, valid, present)
 
 
 def unit(image: Tensor) -> Float[Tensor, ...]:
@@ -129,11 +148,33 @@ class Queries:
 
 
 @dataclass(frozen=True)
-class Observation:
-    """What a teacher saw in the whole, unmasked input."""
+class Reading:
+    """What is read off an encoder that sees the whole input: nothing else of its last blocks is computed.
 
-    attention: Float[Tensor, "B N"]
-    features: Float[Tensor, "B N D"]
+    `attention` names the queries whose attention is read, in block `layer` (from the end below 0): `cls`, the first
+    prefix token (a class or global token); `mean`, one query that is the mean of all patches'; `all`, the mean over
+    the rows of all patches. `features` counts the last blocks whose normalised outputs are averaged (data2vec's
+    top-k), 0 for none; `projected` sends them through the output projection that some teachers have (CLIP).
+    """
+
+    attention: Literal["cls", "mean", "all"] | None = "cls"
+    layer: int = -1
+    features: int = 1
+    projected: bool = False
+
+
+@dataclass(frozen=True)
+class Observation:
+    """What a teacher saw in the whole, unmasked input, at the tokens of `layout`; None where nobody asked.
+
+    `attention` is that of each head, after softmax over prefix and tokens, without the prefix: a row sums to at most
+    one. `error` is how far off a guess of the token was, or is expected to be.
+    """
+
+    layout: Layout
+    attention: Float[Tensor, "B H N"] | None = None
+    features: Float[Tensor, "B N D"] | None = None
+    error: Float[Tensor, "B N"] | None = None
 
 
 Observations = Mapping[str, Observation]

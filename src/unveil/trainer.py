@@ -79,8 +79,7 @@ class Trainer:
         self.optimizer.found_inf = refused.float()  # type: ignore[attr-defined]
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        if self.model.teachers and not refused:  # an average takes no step that was not made
-            self.model.after_step()
+        self.model.after_step(means, ~refused)  # an average takes no step that was not made
         return Update(means, norm, refused)
 
 

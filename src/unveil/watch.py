@@ -18,7 +18,7 @@ from .model import MaskedModel, Objective
 from .patches import unpatchify
 from .pretrained import pooled
 from .protocols.signals import feature_std, rankme
-from .records import Batch, Modality, Observations, unit
+from .records import Batch, Modality, Observations, Reading, unit
 from .reporting.pictures import (
     Near,
     Probe,
@@ -117,7 +117,9 @@ class Watcher:
         pixels, target = found[0]
         batch = self._batch(model, self.probes)
         seen = model.imagine(batch, replace(model.masker, predicted=1 - model.masker.visible))
-        attention = model.encoder.observe(model.encoder.embed(batch)).attention.cpu().numpy()
+        heads = model.encoder.observe(model.encoder.embed(batch), Reading(features=0)).attention
+        assert heads is not None
+        attention = heads.mean(dim=1).cpu().numpy()
         restored = restore(
             pixels, batch, seen.decoded[pixels.decoder], seen.queries[pixels.decoder].cells, seen.observations
         )

@@ -1,24 +1,15 @@
-"""Weights of other projects: the one room that knows their names.
-
-Reads safetensors, or `.pth` through torch's weights-only loader with an allow-list, so that no pickle runs code. Public
-MAE and CrossMAE keys and transformers' ViTMAE are translated into ours; whatever is loaded comes with a table of keys.
-"""
+"""Public MAE and CrossMAE weights, and transformers' ViTMAE, under our names."""
 
 from __future__ import annotations
 
-import argparse
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
-from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import Tensor
 
-from .layers import sincos_positions
-
-State = dict[str, Tensor]
+from ..layers import sincos_positions
+from .files import State
 
 _BLOCK = (("mlp.fc1.", "mlp.0."), ("mlp.fc2.", "mlp.2."))
 
@@ -54,58 +45,6 @@ _TRANSFORMERS = (  # a ViTMAE layer's names -> the public ones
     (r"^decoder\.(decoder_layers|decoder_encoder\.layer|layers)\.", "decoder_blocks."),
     (r"^decoder\.", ""),
 )
-
-
-@dataclass(frozen=True)
-class KeyReport:
-    """What became of every key when weights were loaded."""
-
-    loaded: tuple[str, ...]
-    missing: tuple[str, ...]
-    unexpected: tuple[str, ...]
-    reshaped: tuple[str, ...]
-
-    def __str__(self) -> str:
-        rows = [f"{len(self.loaded)} tensors loaded"]
-        for title, keys in (
-            ("missing (start fresh)", self.missing),
-            ("unexpected (left out)", self.unexpected),
-            ("of another shape (start fresh)", self.reshaped),
-        ):
-            if keys:
-                rows.append(f"{len(keys)} {title}: {', '.join(keys[:6])}{', ...' if len(keys) > 6 else ''}")
-        return "\n".join(rows)
-
-
-def read_weights(path: str | Path) -> State:
-    """The tensors of a weight file, under the names that the file gives them.
-
-    Raises FileNotFoundError when there is no such file, ValueError for a file that holds no weights, or a pickle with
-    code in it, which is refused and not run.
-    """
-    path = Path(path).expanduser()
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no weight file at {path}; give a .safetensors or .pth file, or a run folder")
-    if path.suffix == ".safetensors":
-        try:
-            return load_file(path)
-        except Exception as error:  # safetensors raises its own bare exception type
-            raise ValueError(f"{path} is not a whole safetensors file: {error}") from error
-    try:
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except OSError:
-        raise
-    except Exception as error:  # a damaged file trips the reader in many ways
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise ValueError(f"{path} was refused: it is damaged or holds more than tensors ({reason})") from error
-    for wrapper in ("model", "state_dict", "module"):
-        if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
-            content = content[wrapper]
-    state = {k: v for k, v in content.items() if isinstance(v, Tensor)} if isinstance(content, dict) else {}
-    if not state:
-        raise ValueError(f"{path} holds no weights: a state dict was expected, or a dict with one under 'model'")
-    return state
 
 
 def translate(state: Mapping[str, Tensor], modality: str = "rgb") -> State:
@@ -173,17 +112,3 @@ def _fuse(state: Mapping[str, Tensor]) -> State:
         elif not re.search(r"\.attn\.(key|value|k_proj|v_proj)\.", name):
             fused[name] = tensor
     return fused
-
-
-def load_weights(model: nn.Module, state: Mapping[str, Tensor]) -> KeyReport:
-    """Copy what fits by name and shape into a model; say what did not."""
-    own = model.state_dict()
-    fits = {k: v for k, v in state.items() if k in own and v.shape == own[k].shape}
-    reshaped = tuple(k for k in state if k in own and k not in fits)
-    model.load_state_dict(fits, strict=False)
-    return KeyReport(
-        loaded=tuple(fits),
-        missing=tuple(k for k in own if k not in state),
-        unexpected=tuple(k for k in state if k not in own),
-        reshaped=reshaped,
-    )

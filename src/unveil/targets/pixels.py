@@ -1,31 +1,16 @@
-"""Targets: the truth at every token. One contract: `(Batch, Observations) -> values B N T, valid`.
-
-`valid` broadcasts to the values: 0 where there is no truth, 1 where there is.
-"""
+"""Pixels as the truth."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from .patches import patchify
-from .records import Batch, Modality, Observations
-
-Truth = tuple[Tensor, Tensor]
-
-
-class Target(Protocol):
-    """The truth at every token, `dim` numbers each."""
-
-    @property
-    def dim(self) -> int: ...
-
-    def __call__(self, batch: Batch, observations: Observations) -> Truth: ...
-
+from ..patches import patchify
+from ..records import Batch, Modality, Observations
+from .target import Truth
 
 NORM_PIX_EPS = 1e-6
 
