@@ -24,9 +24,11 @@ class Modality:
     """One kind of map that a sample carries.
 
     `mean` and `std` are per channel, in units of [0, 1] images, and normalise a continuous map; `normalise` says
-    whether they do so alone (fixed) or each image by its own pixels first (robust: MultiMAE's truncated mean and
-    variance of depth). A categorical map has one channel of class ids below `num_classes`. A map has one pixel for
-    each `stride` x `stride` pixels of the view (MultiMAE's semantics: 4).
+    whether they do so alone (fixed) or each image by its own pixels (robust: MultiMAE's truncated mean and variance
+    of depth; percentile: its 2nd and 98th to 0 and 1). A categorical map has one channel of class ids below
+    `num_classes`. A map has one pixel for each `stride` x `stride` pixels of the view (MultiMAE's semantics: 4).
+    `role` says whether the encoder reads it, decoders predict it, or both; `loss` how a prediction is compared
+    (auto: what its paper uses for its kind) and `weight` how much that counts.
     """
 
     name: str = "rgb"
@@ -35,8 +37,11 @@ class Modality:
     std: tuple[float, ...] = IMAGENET_STD
     kind: Literal["continuous", "categorical"] = "continuous"
     num_classes: int = 0
-    normalise: Literal["fixed", "robust"] = "fixed"
+    normalise: Literal["fixed", "robust", "percentile"] = "fixed"
     stride: int = 1
+    role: Literal["both", "input", "output"] = "both"
+    loss: Literal["auto", "l2", "l1", "smooth-l1", "cross-entropy"] = "auto"
+    weight: float = 1.0
 
     def __post_init__(self) -> None:
         if not len(self.mean) == len(self.std) == self.channels:
