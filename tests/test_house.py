@@ -51,7 +51,7 @@ PURE = (
     "chance",
 )  # tensor functions: no module, no file
 ALLOWED_IN_PURE = {
-    "__future__", "collections", "dataclasses", "einops", "jaxtyping", "math", "torch", "typing", "zlib",
+    "__future__", "collections", "dataclasses", "einops", "jaxtyping", "math", "torch", "typing",
 }  # fmt: skip
 FILES = sorted(PACKAGE.rglob("*.py"))
 

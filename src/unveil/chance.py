@@ -8,7 +8,6 @@ every device and traces into a compiled step.
 from __future__ import annotations
 
 import math
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -41,10 +40,17 @@ def sample_keys(seed: int, epoch: int, samples: Sequence[int] | Tensor) -> Int[T
     return mix(key + (torch.as_tensor(samples, dtype=torch.int64) + 1) * _GOLDEN)
 
 
-@torch.compiler.assume_constant_result
 def _salt(purpose: str) -> int:
-    """A number that stands for a purpose; a constant to the compiler."""
-    return zlib.crc32(purpose.encode()) * 0x7FFFFFFF + 1
+    """A number that stands for a purpose, from its CRC-32.
+
+    In plain Python, which a compiler folds to a constant: it cannot look into zlib, and to tell it so takes seconds.
+    """
+    crc = 0xFFFFFFFF
+    for letter in purpose:
+        crc ^= ord(letter)
+        for _ in range(8):
+            crc = crc >> 1 ^ (0xEDB88320 if crc & 1 else 0)
+    return (crc ^ 0xFFFFFFFF) * 0x7FFFFFFF + 1
 
 
 @dataclass(frozen=True)
