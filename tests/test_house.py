@@ -18,8 +18,8 @@ LEVELS = (  # each room may import rooms of the levels above it in this list, an
     "records runs asked foreign",
     "masking targets encoder data",
     "decoder pretrained protocols",
-    "model",
-    "recipe trainer",
+    "model teachers",
+    "recipe trainer objectives",
     "recipes recipe_files facts journal",
     "training watch benchmark",
     "plan loading",
@@ -40,7 +40,11 @@ ONLY = {  # rooms that know less than their level would let them
     "decoder": {"encoder", "layers", "masking", "records"},
     "protocols": {"data", "machine", "records"},
     "recipe": {"data", "encoder", "model", "optim"},
-    "recipes": {"decoder", "encoder", "losses", "masking", "model", "optim", "recipe", "records", "targets"},
+    "objectives": {"layers", "masking", "model", "records"},
+    "recipes": {
+        *("decoder", "encoder", "losses", "masking", "model", "objectives", "optim", "recipe", "records", "targets"),
+        "teachers",
+    },
 }
 PURE = (
     "masking",

@@ -19,18 +19,30 @@ from .masking import ask
 from .records import Latents, Layout, Mask, Queries, take
 
 
+Answers = Literal["predicted", "all"]
+
+
 class Decoder(nn.Module):
-    """What all decoders share: the modality they answer for and the encoder maps they read."""
+    """What all decoders share: the modality they answer for, for which tokens, and the encoder maps they read."""
 
     reads: tuple[int, ...] = ()
 
-    def __init__(self, modality: str):
+    def __init__(self, modality: str, answers: Answers = "predicted"):
         super().__init__()
-        self.modality = modality
+        self.modality, self.answers = modality, answers
 
     def asks(self, mask: Mask, layout: Layout) -> Queries:
-        """The predicted tokens of this decoder's modality."""
-        return ask(mask, layout, self.modality)
+        """The predicted tokens of this decoder's modality; where it answers all, the visible ones come before them."""
+        asked = ask(mask, layout, self.modality)
+        if self.answers == "predicted":
+            return asked
+        span = layout.spans[self.modality]
+        is_own = (mask.visible >= span.start) & (mask.visible < span.stop)
+        return Queries(
+            torch.cat([mask.visible, asked.ids], dim=1),
+            torch.cat([mask.visible % layout.num_cells, asked.cells], dim=1),
+            torch.cat([is_own.float(), asked.weight], dim=1),
+        )
 
 
 def choose_maps(
@@ -99,10 +111,22 @@ class Blend(nn.Module):
 
 
 class SelfDecoder(Decoder):
-    """MAE: latents and mask tokens attend to one another. With `blend` it reads a blend of encoder maps (table 7)."""
+    """MAE: latents and mask tokens attend to one another. With `blend` it reads a blend of encoder maps (table 7).
 
-    def __init__(self, modality: str, encoder: Encoder, dim: int, depth: int, heads: int, blend: Blend | None = None):
-        super().__init__(modality)
+    Where it answers all tokens, the visible ones answer from their own slots.
+    """
+
+    def __init__(
+        self,
+        modality: str,
+        encoder: Encoder,
+        dim: int,
+        depth: int,
+        heads: int,
+        blend: Blend | None = None,
+        answers: Answers = "predicted",
+    ):
+        super().__init__(modality, answers)
         check_depth(depth)
         self.reads = blend.maps if blend else ()
         self.embed = nn.Linear(encoder.dim, dim)
@@ -120,7 +144,8 @@ class SelfDecoder(Decoder):
             read = self.blend_norm(self.blend(latents.layers)[0])
         places = self.positions(latents.tokens.layout.grid)
         prefix, visible = self.embed(read).tensor_split([latents.num_prefix], dim=1)
-        asked = self.mask_token + places[queries.cells]
+        blank = queries.cells[:, visible.shape[1] :] if self.answers == "all" else queries.cells
+        asked = self.mask_token + places[blank]
         x = torch.cat([prefix, visible + places[latents.tokens.cells], asked.to(visible.dtype)], dim=1)
         for block in self.blocks:
             x = block(x)
@@ -143,8 +168,9 @@ class CrossDecoder(Decoder):
         heads: int,
         blend: Blend | None,
         self_attention: bool = False,
+        answers: Answers = "predicted",
     ):
-        super().__init__(modality)
+        super().__init__(modality, answers)
         check_depth(depth)
         self.reads = blend.maps if blend else ()
         self.mask_token = token(dim)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 Weighed = tuple[Float[Tensor, " B"], Float[Tensor, " B"]]
@@ -29,6 +29,21 @@ def l1(guess: Float[Tensor, "B Q T"], truth: Float[Tensor, "B Q T"], valid: Tens
     return _weigh((guess - truth).abs(), valid)
 
 
-def smooth_l1(guess: Float[Tensor, "B Q T"], truth: Float[Tensor, "B Q T"], valid: Tensor) -> Weighed:
-    """Squared below an error of 1, absolute above it."""
-    return _weigh(F.smooth_l1_loss(guess, truth, reduction="none"), valid)
+def cross_entropy(guess: Float[Tensor, "B Q L"], truth: Int[Tensor, "B Q T"], valid: Tensor) -> Weighed:
+    """Cross-entropy of T pixels' classes; the guess holds each pixel's logits one pixel after another."""
+    logits = guess.unflatten(-1, (truth.shape[-1], -1))  # B Q T classes
+    error = F.cross_entropy(logits.flatten(0, -2), truth.flatten(), reduction="none")
+    return _weigh(error.unflatten(0, truth.shape), valid)
+
+
+def smooth_l1(
+    guess: Float[Tensor, "B Q T"], truth: Float[Tensor, "B Q T"], valid: Tensor, beta: float = 1.0
+) -> Weighed:
+    """Squared below an error of `beta`, absolute above it; a `beta` of 0 is the absolute error."""
+    return _weigh(F.smooth_l1_loss(guess, truth, reduction="none", beta=beta), valid)
+
+
+def cosine(guess: Float[Tensor, "B Q T"], truth: Float[Tensor, "B Q T"], valid: Tensor) -> Weighed:
+    """2 - 2 cos of guess and truth: the squared distance of their directions (MILAN, arXiv 2208.06049)."""
+    error = 2 - 2 * F.cosine_similarity(guess, truth, dim=-1)[..., None]
+    return _weigh(error, valid.to(error.dtype).mean(dim=-1, keepdim=True))

@@ -75,25 +75,51 @@ class Imagined:
 class Objective(nn.Module):
     """A target, the head that guesses it from a decoder's answers, and how far the guess is off.
 
-    Returns the sum over samples of each sample's mean error, and the number of samples that count.
+    Returns the sum over samples of each sample's mean error, and the number of samples that count. A `head` that an
+    earlier stage has trained is taken over.
     """
 
-    def __init__(self, name: str, decoder: str, dim: int, target: Target, loss: Loss = l2, weight: float = 1.0):
+    def __init__(
+        self,
+        name: str,
+        decoder: str,
+        dim: int,
+        target: Target,
+        loss: Loss = l2,
+        weight: float = 1.0,
+        head: nn.Linear | None = None,
+    ):
         super().__init__()
         self.name, self.decoder = name, decoder
         self.target, self.loss, self.weight = target, loss, weight
-        self.head = nn.Linear(dim, target.dim)
-        self.apply(initialise)
+        self.head = head or linear_head(dim, target.dim)
 
-    def forward(self, seen: Imagined, batch: Batch) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
+    def compared(self, seen: Imagined, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+        """Guess and truth at the queries, and what of it counts: each B Q T, or with a last dimension of 1."""
         queries = seen.queries[self.decoder]
         truth, valid = self.target(batch, seen.observations)
         valid = queries.weight[..., None] * take(valid.expand(*truth.shape[:2], -1), queries.cells)
-        guess = self.head(seen.decoded[self.decoder]).float()
-        total, count = self.loss(guess, take(truth, queries.cells), valid)
+        return self.head(seen.decoded[self.decoder]).float(), take(truth, queries.cells), valid
+
+    def errors(self, seen: Imagined, batch: Batch) -> tuple[Float[Tensor, "B Q"], Float[Tensor, "B Q"]]:
+        """The mean error of each asked token, and 1 where it has one."""
+        parts = self.compared(seen, batch)
+        total, count = self.loss(*(part.flatten(0, 1)[:, None] for part in parts))  # each token as a sample
+        shape = parts[0].shape[:2]
+        return (total / count.clamp_min(1)).unflatten(0, shape), (count > 0).float().unflatten(0, shape)
+
+    def forward(self, seen: Imagined, batch: Batch) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
+        total, count = self.loss(*self.compared(seen, batch))
         counted = count > 0
         mean = total / count.clamp_min(1)
         return self.weight * (mean * counted).sum(), counted.sum()
+
+
+def linear_head(dim: int, width: int) -> nn.Linear:
+    """One linear layer from a decoder's answers to a target."""
+    head = nn.Linear(dim, width)
+    initialise(head)
+    return head
 
 
 class MaskedModel(nn.Module):

@@ -5,14 +5,20 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from functools import cache
+from typing import Any, Literal, ParamSpec, TypeVar, get_args, get_origin, get_type_hints
+
+import torch
 
 from .data.views import Flip, View
 from .encoder import Encoder
 from .model import MaskedModel
 from .optim import Optim
 
-__all__ = ["Flip", "Recipe", "Stage", "View", "check_words"]
+__all__ = ["Flip", "Recipe", "Stage", "View", "check_words", "once"]
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 def check_words(recipe: Callable[..., Recipe], dials: Mapping[str, Any]) -> None:
@@ -20,6 +26,20 @@ def check_words(recipe: Callable[..., Recipe], dials: Mapping[str, Any]) -> None
     for dial, hint in get_type_hints(recipe).items():
         if get_origin(hint) is Literal and dials[dial] not in get_args(hint):
             raise ValueError(f"{dial} must be one of {', '.join(get_args(hint))}; got {dials[dial]!r}")
+
+
+def once(make: Callable[P, T]) -> Callable[P, T]:
+    """A part that stages share but that can be made only when the first of them is built, such as a head as wide as a
+    teacher's features. It is made once, from chance that is drawn now: whichever stage asks first, it is the same."""
+    seed = int(torch.randint(2**62, (), device="cpu"))
+
+    @cache
+    def made(*args: Any, **kwargs: Any) -> T:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return make(*args, **kwargs)
+
+    return made
 
 
 @dataclass(frozen=True)
@@ -36,12 +56,16 @@ class Stage:
 
 @dataclass(frozen=True)
 class Recipe:
-    """A paper as data: the encoder that all stages share, the stages, the optimiser and the views."""
+    """A paper as data: the encoder that all stages share, the stages, the optimiser and the views.
+
+    One schedule of the learning rate spans all stages, unless `restart`: then each stage warms up and decays anew.
+    """
 
     encoder: Encoder
     stages: tuple[Stage, ...]
     optim: Optim
     view: View
+    restart: bool = False
 
     @property
     def epochs(self) -> float:

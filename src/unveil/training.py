@@ -86,6 +86,7 @@ class Loop:
             epochs += stage.epochs
             self.ends.append(max((self.ends or [0])[-1] + 1, round(epochs * per_epoch)))
         self.total = self.ends[-1]
+        self.starts = [0, *self.ends[:-1]]
         self.warmup = recipe.optim.warmup_epochs * per_epoch
         self.log_every = max(1, min(self.total // LINES, per_epoch))
         self.signals_every = max(1, round(settings.signals_every * per_epoch))
@@ -131,7 +132,7 @@ class Loop:
         saved = began
         window = Window(self.loader.wait_seconds)
         for epoch, batch in self._batches(step, end):
-            lr = self.recipe.optim.peak_lr * warmup_cosine(step, self.total, self.warmup)
+            lr = self.recipe.optim.peak_lr * self._rate(index, step)
             update = trainer.update(replace(batch, progress=torch.tensor(step / self.total)), lr)
             step += 1
             window.add(update, len(batch))
@@ -156,6 +157,11 @@ class Loop:
                 raise KeyboardInterrupt
         progress.close()
         return step
+
+    def _rate(self, index: int, step: int) -> float:
+        """The share of the peak rate at a step: of the whole run, or of its stage where stages restart the schedule."""
+        start, end = (self.starts[index], self.ends[index]) if self.recipe.restart else (0, self.total)
+        return warmup_cosine(step - start, end - start, self.warmup)
 
     def _batches(self, step: int, end: int) -> Iterator[tuple[int, Batch]]:
         """The batches after a step, up to the last of a stage, with their epochs."""

@@ -1,0 +1,5 @@
+"""Teachers: whoever sees the whole input and tells, once a step, where it looked and what it made of each token."""
+
+from .momentum import Average, EMALossPredictor, EMATeacher, Momentum, OnlineTeacher
+
+__all__ = ["Average", "EMALossPredictor", "EMATeacher", "Momentum", "OnlineTeacher"]
