@@ -14,9 +14,9 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "src" / "unveil"
 
 LEVELS = (  # each room may import rooms of the levels above it in this list, and no other room of its own level
-    "chance machine patches losses layers optim checkpoint progress reporting board",
-    "records runs asked foreign",
-    "masking targets encoder data",
+    "chance machine losses layers optim checkpoint progress reporting board",
+    "records runs asked",
+    "masking targets encoder data augment foreign",
     "decoder pretrained protocols",
     "model teachers",
     "recipe trainer objectives",
@@ -32,13 +32,14 @@ LEVELS = (  # each room may import rooms of the levels above it in this list, an
 LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms.split()}
 ONLY = {  # rooms that know less than their level would let them
     "reporting": set(),
-    "foreign": {"layers"},
+    "foreign": {"checkpoint", "layers", "patches", "progress", "records", "runs"},
     "data": {"chance", "machine", "records"},
     "masking": {"records"},
     "targets": {"patches", "records"},
     "encoder": {"layers", "patches", "records"},
     "decoder": {"encoder", "layers", "masking", "records"},
-    "protocols": {"data", "machine", "records"},
+    "protocols": {"augment", "chance", "data", "machine", "optim", "records"},
+    "augment": {"chance"},
     "recipe": {"data", "encoder", "model", "optim"},
     "objectives": {"layers", "masking", "model", "records"},
     "recipes": {

@@ -1,14 +1,19 @@
-"""`unveil evaluate`: protocols on a run's frozen features, beside what raw pixels and no training give."""
+"""`unveil evaluate`: protocols on a run, beside what raw pixels, no training and training from scratch give."""
 
 from __future__ import annotations
 
 import sys
+import time
 from pathlib import Path
 
 from .data.sources import open_source
 from .loading import load, untrained
 from .pretrained import Pool
+from .progress import duration, say
 from .protocols import FeatureEncoder, RawPixels, Result, run_protocols, table, write_results
+
+TERMINAL_SECONDS, PLAIN_SECONDS = 0.2, 20.0  # between two words on how far it is
+LONG = 5.0  # seconds after which the time left is told
 
 
 def evaluate(
@@ -20,21 +25,24 @@ def evaluate(
     pool: Pool = "mean",
     baselines: bool = True,
     limit: int | None = None,
-    batch_size: int = 256,
+    micro_batch: int = 256,
     device: str = "auto",
     seed: int = 0,
+    **dials: object,
 ) -> list[Result]:
     """Measure a run on labelled images; the results are printed and kept in the run's `eval/`.
 
+    Further arguments are dials of the protocols: each goes to every chosen protocol that has it.
+
     data: labelled images: a folder of class folders, a Parquet file with labels, or scenes
     test_data: the images to test on; by default a fifth of every class of data
-    protocol: knn, linear (as MAE probes), linear-lbfgs
+    protocol: knn, linear (as MAE probes), linear-lbfgs, finetune
     pool: cls, mean, or both
-    baselines: measure raw pixels and the untrained encoder too
+    baselines: measure raw pixels and the untrained encoder too; where the encoder is trained, from scratch
     limit: use at most so many images of each source
-    batch_size: images at once
+    micro_batch: images in memory at once
     device: cpu, cuda, mps; auto takes the best
-    seed: of splits and probes
+    seed: of splits, probes and fine-tuning
     """
     encoder = load(run, pool=pool, device=device)
     train = open_source(data, encoder.channels)
@@ -45,17 +53,66 @@ def evaluate(
             "pixels": RawPixels(encoder.encoder.modalities[0], encoder.image_size, encoder.device),
             "untrained": untrained(run, pool=pool, device=device),
         }
-    is_terminal = sys.stderr.isatty()
-
-    def tell(whose: str, done: int, total: int) -> None:
-        if is_terminal:
-            print(f"\rfeatures of {whose}: {done:,} of {total:,} images", end="", file=sys.stderr, flush=True)
-
-    results = run_protocols(
-        encoder, protocol, train, test, pool, others, seed=seed, batch_size=batch_size, limit=limit, progress=tell
-    )
-    if is_terminal:
-        print(file=sys.stderr)
+    told = Told()
+    try:
+        results = run_protocols(
+            encoder,
+            protocol,
+            train,
+            test,
+            pool,
+            others,
+            seed=seed,
+            micro_batch=micro_batch,
+            limit=limit,
+            dials=dials,
+            tell=told.progress,
+            note=told.note,
+        )
+    finally:
+        told.close()
     write_results(Path(run).expanduser(), results)
     print(table(results))
     return results
+
+
+class Told:
+    """What a person hears of a measurement on stderr: in place on a terminal, plain lines elsewhere."""
+
+    def __init__(self) -> None:
+        self.is_terminal = sys.stderr.isatty()
+        self.notes: set[str] = set()
+        self.what, self.began, self.shown, self.width = "", 0.0, 0.0, 0
+
+    def progress(self, what: str, done: int, total: int) -> None:
+        """So many of the images of something are done."""
+        now = time.monotonic()
+        if what != self.what:
+            self.close()
+            self.what, self.began, self.shown = what, now, now if not self.is_terminal else 0.0
+        if now - self.shown < (TERMINAL_SECONDS if self.is_terminal else PLAIN_SECONDS) and done < total:
+            return
+        spent = now - self.began
+        if not self.is_terminal and spent < PLAIN_SECONDS:
+            return
+        self.shown = now
+        left = f"  {duration(spent / done * (total - done))} left" if spent > LONG and 0 < done < total else ""
+        text = f"{what}: {done:,} of {total:,} images{left}"
+        if self.is_terminal:
+            print("\r" + text.ljust(self.width), end="", file=sys.stderr, flush=True)
+            self.width = len(text)
+        else:
+            say(text)
+
+    def note(self, text: str) -> None:
+        """Something was chosen for the user; it is said once."""
+        if text not in self.notes:
+            self.notes.add(text)
+            self.close()
+            say(text)
+
+    def close(self) -> None:
+        """End the line."""
+        if self.is_terminal and self.width:
+            say("")
+            self.width = 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
 from typing import Literal
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 
 from .encoder import Encoder
 from .layers import EPS
-from .records import Batch, unit
+from .records import Batch, Latents, unit
 
 Pool = Literal["cls", "mean", "both"]
 CACHED_TOKENS = 2048
@@ -30,10 +31,14 @@ def pooled(encoder: Encoder, images: Float[Tensor, "B C H W"], pool: Pool) -> Fl
     return _pooled(encoder, images, pool)
 
 
-def _pooled(encoder: Encoder, images: Float[Tensor, "B C H W"], pool: Pool) -> Float[Tensor, "B D"]:
+def _latents(encoder: Encoder, images: Float[Tensor, "B C H W"], keep: Collection[int] = ()) -> Latents:
     key = torch.zeros(len(images), dtype=torch.int64, device=images.device)
     batch = Batch({encoder.modalities[0].name: images}, key, torch.ones((), device=images.device))
-    latents = encoder(encoder.embed(batch))
+    return encoder(encoder.embed(batch), keep)
+
+
+def _pooled(encoder: Encoder, images: Float[Tensor, "B C H W"], pool: Pool) -> Float[Tensor, "B D"]:
+    latents = _latents(encoder, images)
     x = latents.final
     if isinstance(encoder.norm, nn.Identity):
         x = F.layer_norm(x, x.shape[-1:], eps=EPS)
@@ -70,6 +75,40 @@ class Pretrained(nn.Module):
     def dim(self) -> int:
         """Width of a token's features; a pool of both has twice as many."""
         return self.encoder.dim
+
+    @property
+    def depth(self) -> int:
+        """The number of its blocks."""
+        return self.encoder.depth
+
+    @property
+    def num_prefix(self) -> int:
+        """How many tokens come before those of the patches."""
+        return len(self.encoder.prefix)
+
+    @property
+    def final_norm(self) -> nn.Module:
+        """The norm after the last block; an identity where the recipe has none."""
+        return self.encoder.norm
+
+    @property
+    def statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """The mean and the standard deviation of each channel, by which it normalises images itself."""
+        return self.encoder.modalities[0].mean, self.encoder.modalities[0].std
+
+    def maps(self, images: Float[Tensor, "B C H W"], blocks: Sequence[int]) -> list[Float[Tensor, "B R+N D"]]:
+        """The outputs of these blocks, counted from 1, before any final norm: prefix tokens, then patches by rows."""
+        latents = _latents(self.encoder, images, blocks)
+        return [latents.layers[block] for block in blocks]
+
+    def layer_of(self, name: str) -> int:
+        """Where a parameter sits: 0 before the blocks, k in block k counted from 1, depth + 1 after them."""
+        _, part, *rest = name.split(".")
+        return int(rest[0]) + 1 if part == "blocks" else self.depth + 1 if part == "norm" else 0
+
+    def branches(self) -> Sequence[Sequence[nn.Module]]:
+        """Of each block, the modules whose outputs are added to its input."""
+        return [(block.attn, block.mlp) for block in self.encoder.blocks]
 
     def features(self, images: Float[Tensor, "B C H W"], pool: Pool) -> Float[Tensor, "B D"]:
         """The class token, the mean of the patch tokens, or both side by side."""

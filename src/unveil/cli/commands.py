@@ -106,8 +106,12 @@ def _list_recipes() -> str:
 
 def _evaluate(command: Command, words: list[str]) -> int:
     from ..evaluation import evaluate
+    from ..protocols import GIVEN, protocols
 
-    (run,), given = command.read(words, _flags(evaluate, skip=("run",)))
+    groups = _flags(evaluate, skip=("run",))
+    for name, protocol in protocols().items():
+        groups[f"dials of {name}"] = flags_of(protocol)[GIVEN:]
+    (run,), given = command.read(words, groups)
     evaluate(run, **given)
     say_next(next_steps.after_evaluate(run))
     return 0

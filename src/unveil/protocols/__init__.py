@@ -1,20 +1,25 @@
-"""Protocols on frozen features: what was learned, in numbers, beside what raw pixels and no training give.
+"""Protocols: what was learned, in numbers, beside what raw pixels and no training give.
 
-The room knows features, not recipes. A protocol is a file with a function of its own name (`knn.py`: `knn`).
+The room knows features and encoders, not recipes. A protocol is a file with a function of its own name (`knn.py`:
+`knn`).
 """
 
 from .baselines import RawPixels
+from .dials import GIVEN, protocols
 from .features import FeatureEncoder, Features, Pool, extract
 from .results import Result, table, write_results
-from .run import protocols, run_protocols
+from .run import run_protocols
 from .signals import feature_std, rankme
+from .trainable import TrainableEncoder
 
 __all__ = [
+    "GIVEN",
     "FeatureEncoder",
     "Features",
     "Pool",
     "RawPixels",
     "Result",
+    "TrainableEncoder",
     "extract",
     "feature_std",
     "protocols",

@@ -89,7 +89,7 @@ def extract(
     values: Tensor | None = None
     kept: list[int] = []
     unreadable: list[str] = []
-    for batch in _decoded(source, chosen, batch_size, encoder.image_size):
+    for batch in decoded(source, chosen, batch_size, encoder.image_size):
         unreadable += batch.unreadable
         if batch.images is not None:
             with torch.inference_mode(), half_precision:
@@ -121,14 +121,16 @@ def check_channels(encoder: FeatureEncoder, source: Source) -> None:
 
 
 @dataclass(frozen=True)
-class _Decoded:
+class Decoded:
+    """The readable ones of some images, as centre views, and the names of the others."""
+
     images: Tensor | None
     indices: list[int]
     unreadable: list[str]
 
 
-def _decoded(source: Source, chosen: list[int], batch_size: int, size: tuple[int, int]) -> Iterator[_Decoded]:
-    """The batches in order, decoded by threads that stay at most one batch each ahead of the reader."""
+def decoded(source: Source, chosen: list[int], batch_size: int, size: tuple[int, int]) -> Iterator[Decoded]:
+    """Centre views of some images, batch by batch, decoded by threads that stay at most one batch each ahead."""
     workers = min(8, num_cores())
     pool = ThreadPoolExecutor(workers)
     waiting: deque = deque()
@@ -143,7 +145,7 @@ def _decoded(source: Source, chosen: list[int], batch_size: int, size: tuple[int
         pool.shutdown(cancel_futures=True)
 
 
-def _decode(source: Source, indices: list[int], size: tuple[int, int]) -> _Decoded:
+def _decode(source: Source, indices: list[int], size: tuple[int, int]) -> Decoded:
     views: list[Tensor] = []
     kept: list[int] = []
     unreadable: list[str] = []
@@ -155,4 +157,4 @@ def _decode(source: Source, indices: list[int], size: tuple[int, int]) -> _Decod
             unreadable.append(source.name(i))
     if len({view.dtype for view in views}) > 1:  # bytes and floats in one source: only in [0, 1] do they mix
         views = [unit(view) for view in views]
-    return _Decoded(torch.stack(views) if views else None, kept, unreadable)
+    return Decoded(torch.stack(views) if views else None, kept, unreadable)

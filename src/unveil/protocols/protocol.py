@@ -1,6 +1,8 @@
 """What a protocol is given and what it gives back.
 
-A protocol is a function `(Split, seed) -> Score` in a file of the same name.
+A protocol is a function in a file of the same name. The type of its first argument says what it works on: a `Split`
+of features that are computed once, or a `Task`, the images and the encoder themselves. Its keyword arguments after the
+seed are its dials.
 """
 
 from __future__ import annotations
@@ -22,17 +24,26 @@ class Split:
     test_labels: Int[Tensor, " M"]
     num_classes: int
 
+    def learning_from(self, rows: Int[Tensor, " K"]) -> Split:
+        """The same with some of the training samples only."""
+        rows = rows.to(self.train.device)
+        return Split(self.train[rows], self.train_labels[rows], self.test, self.test_labels, self.num_classes)
+
 
 @dataclass(frozen=True)
 class Score:
-    """What a protocol found (shares in [0, 1]), with which settings, and what it did in plain words."""
+    """What a protocol found (shares in [0, 1]), with which settings, and what it did in plain words.
+
+    `trains_encoder` says that the encoder learned too: then that of an untrained one is training from scratch.
+    """
 
     metrics: dict[str, float]
     settings: dict[str, object]
     card: str
+    trains_encoder: bool = False
 
 
-Protocol = Callable[[Split, int], Score]
+Protocol = Callable[..., Score | None]
 
 
 def accuracies(scores: Float[Tensor, "M K"], labels: Int[Tensor, " M"]) -> dict[str, float]:
