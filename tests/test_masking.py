@@ -62,6 +62,7 @@ def test_any_mask_is_exact(case: tuple[Masker, Layout], seed: int):
     masker, on = case
     units = on.num_tokens // masker.unit**2
     assume(1 <= int(masker.visible * units + 1e-6) < units)
+    assume(len(on.spans) == 1 or masker.predicted * units >= len(on.spans))  # one of each to predict
     num_visible, num_predicted = masker.counts(on)
     assert num_visible == int(masker.visible * units + 1e-6) * masker.unit**2
     mask = draw(masker, on, 4, seed)
@@ -70,8 +71,12 @@ def test_any_mask_is_exact(case: tuple[Masker, Layout], seed: int):
     for visible, predicted in zip(as_sets(mask.visible), as_sets(mask.predicted), strict=True):
         assert len(visible) == num_visible, "no id comes twice"
         assert len(predicted) == num_predicted
-        assert not visible & predicted
         assert visible | predicted <= set(range(on.num_tokens))
+        for span in on.spans.values():  # as many of each modality, and visible ones only where too few are hidden
+            hidden = set(range(on.num_tokens)[span]) - visible
+            asked = predicted & set(range(on.num_tokens)[span])
+            assert asked >= hidden or not asked & visible
+            assert mask.most is None or len(asked) == mask.most
     if masker.predicted > 1 - masker.visible - 1e-9:
         assert num_visible + num_predicted == on.num_tokens, "nothing is skipped that was not to be"
 

@@ -12,14 +12,15 @@ import torch
 from torch import Tensor
 
 from formulas import formula, noise, weights
-from unveil.decoder import Blend, CrossDecoder, SelfDecoder, choose_maps
+from unveil.decoder import Blend, CrossDecoder, SelfDecoder, TaskDecoder, choose_maps
 from unveil.encoder import Encoder
 from unveil.foreign import load_weights, translate
 from unveil.layers import sincos_positions
+from unveil.losses import cross_entropy, l1, l2
 from unveil.masking import Masker
 from unveil.model import MaskedModel, Objective, mean_loss
 from unveil.records import Batch, Modality
-from unveil.targets import Pixels
+from unveil.targets import Classes, Pixels
 
 FOLDER = Path(os.environ.get("UNVEIL_PARITY", Path(__file__).parent / "parity"))
 CASES = [case for file in sorted(FOLDER.glob("*.json")) for case in json.loads(file.read_text())]
@@ -71,10 +72,81 @@ def batch_of(case: dict) -> Batch:
     return Batch({"rgb": rgb}, torch.arange(case["batch"]), torch.zeros(()))
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case["name"])
+MULTIMAE = {
+    "global_tokens": "encoder.prefix",
+    "encoder.0.attn.qkv.weight": "encoder.blocks.0.attn.qkv.weight",
+    "input_adapters.rgb.proj.weight": "encoder.adapters.rgb.proj.weight",
+    "input_adapters.semseg.class_emb.weight": "encoder.adapters.semseg.classes.weight",
+    "output_adapters.depth.out_proj.weight": "objectives.2.head.weight",
+    "output_adapters.rgb.task_embeddings.depth": "decoders.rgb.tasks.depth",
+    "output_adapters.norm_rgb.mask_token": "decoders.norm_rgb.mask_token",
+}
+
+
+def build_multimae(case: dict) -> MaskedModel:
+    depth = Modality("depth", 1, (0.0,), (1.0,))  # the cases' depth is standardised already
+    semseg = Modality("semseg", 1, (0.0,), (1.0,), "categorical", case["num_classes"], stride=case["semseg_stride"])
+    modalities, patch = (PLAIN, depth, semseg), case["patch"]
+    encoder = Encoder(
+        modalities, (case["image_size"],), patch, case["dim"], case["depth"], case["heads"], final_norm=False,
+        class_dim=case["dim_class_emb"],
+    )  # fmt: skip
+    shape = (encoder, case["decoder_dim"], case["decoder_depth"], case["decoder_heads"])
+    decoders = {
+        name: TaskDecoder(name.removeprefix("norm_"), *shape) for name in ("rgb", "norm_rgb", "depth", "semseg")
+    }
+    targets = (
+        (Pixels(PLAIN, patch, norm_pix=False), l2), (Pixels(PLAIN, patch), l2),
+        (Pixels(depth, patch, norm_pix=False), l1), (Classes(semseg, patch), cross_entropy),
+    )  # fmt: skip
+    objectives = [
+        Objective(name, name, case["decoder_dim"], target, loss)
+        for name, (target, loss) in zip(decoders, targets, strict=True)
+    ]
+    num_tokens = 3 * (case["image_size"] // patch) ** 2
+    score = Given(noise((case["batch"], num_tokens), case["seed"]))
+    visible = case["num_visible"] / num_tokens
+    return MaskedModel(encoder, Masker(score, visible, 1 - visible), decoders, objectives)
+
+
+def batch_of_multimae(case: dict) -> Batch:
+    count, size, classes = case["batch"], case["image_size"], case["num_classes"]
+    semseg = (classes * noise((count, size // 4, size // 4), case["seed"] + 1)).floor().clamp_max(classes - 1)
+    maps = {
+        "rgb": 1.5 * formula("image", (count, 3, size, size), case["seed"]),
+        "depth": formula("depth", (count, 1, size, size), case["seed"]),
+        "semseg": semseg.long()[:, None],
+    }
+    return Batch(maps, torch.arange(count), torch.zeros(()))
+
+
+@pytest.mark.parametrize("case", [c for c in CASES if c["method"] == "multimae"], ids=lambda case: case["name"])
+def test_multimae_s_numbers(case: dict):
+    model, batch = build_multimae(case), batch_of_multimae(case)
+    report = load_weights(model, translate(weights(case["state_dict"], case["seed"])))
+    assert not report.missing, report
+    assert not report.unexpected, report
+    assert not report.reshaped, report
+
+    seen = model.imagine(batch)
+    cells = seen.latents.tokens.layout.num_cells
+    counted = [(seen.mask.visible // cells == m).sum(dim=1).tolist() for m in range(3)]
+    assert list(map(list, zip(*counted, strict=True))) == case["visible_per_modality"]
+    for objective in model.objectives:
+        norm = objective.head(seen.decoded[objective.decoder][0]).norm().item()
+        assert norm == pytest.approx(case["pred_norm_first_sample"][objective.name], rel=1e-5), objective.name
+
+    losses = model(batch)
+    for name, expected in case["losses"].items():
+        assert mean_loss({name: losses[name]}).item() == pytest.approx(expected, rel=1e-5), name
+    mean_loss(losses).backward()
+    parameters = dict(model.named_parameters())
+    for name, expected in case["grad_norm"].items():
+        assert parameters[MULTIMAE[name]].grad.norm().item() == pytest.approx(expected, rel=1e-4), name
+
+
+@pytest.mark.parametrize("case", [c for c in CASES if c["method"] != "multimae"], ids=lambda case: case["name"])
 def test_public_numbers(case: dict):
-    if case["method"] not in ("mae", "crossmae"):
-        pytest.skip(f"no recipe speaks {case['method']} yet")
     model, batch = build(case), batch_of(case)
     report = load_weights(model, translate(weights(case["state_dict"], case["seed"])))
     assert not report.missing, report

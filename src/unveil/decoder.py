@@ -7,17 +7,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from .encoder import Encoder
-from .layers import Block, CrossBlock, Positions, in_order, initialise, norm, token
+from .layers import Block, CrossAttention, CrossBlock, Mlp, Positions, in_order, initialise, norm, token
 from .masking import ask
 from .records import Latents, Layout, Mask, Queries, take
-
 
 Answers = Literal["predicted", "all"]
 
@@ -193,6 +194,54 @@ class CrossDecoder(Decoder):
         for block, context in zip(self.blocks, self.contexts(latents), strict=True):
             x = block(x, context)
         return self.norm(x)
+
+
+class TaskDecoder(Decoder):
+    """MultiMAE: every token of its modality reads the visible ones once, then all of them read one another.
+
+    Tokens that are visible are their own queries, the others mask tokens; a task embedding tells the modalities apart,
+    in queries and context (arXiv 2204.01678, section 3.2 and its released code: the queries do not bypass the
+    cross-attention, and no norm comes last).
+    """
+
+    def __init__(self, modality: str, encoder: Encoder, dim: int, depth: int, heads: int):
+        super().__init__(modality)
+        self.embed = nn.Linear(encoder.dim, dim)
+        self.mask_token = token(dim)
+        self.tasks = nn.ParameterDict({m.name: token(dim) for m in encoder.modalities})
+        self.positions = Positions(encoder.grid, dim)
+        self.query_norm, self.context_norm, self.out_norm = norm(dim), norm(dim), norm(dim)
+        self.cross_attn = CrossAttention(dim, heads, dim)
+        self.mlp = Mlp(dim, 4 * dim)
+        self.blocks = in_order(Block(dim, heads) for _ in range(depth))
+        self.apply(initialise)
+
+    def asks(self, mask: Mask, layout: Layout) -> Queries:
+        """All tokens of the modality; those that are not predicted count nothing."""
+        every = replace(mask, most=layout.num_cells)
+        return ask(every, layout, self.modality)
+
+    def forward(self, latents: Latents, queries: Queries) -> Float[Tensor, "B Q D"]:
+        layout, ids = latents.tokens.layout, latents.tokens.ids
+        places = self.positions(layout.grid)
+        prefix, visible = self.embed(latents.final).tensor_split([latents.num_prefix], dim=1)
+        tasks = torch.stack([self.tasks[name] for name in layout.spans])
+        visible = visible + tasks[ids // layout.num_cells] + places[latents.tokens.cells]
+        blank = self.mask_token + places
+        if self.modality in layout.spans:
+            blank = blank + self.tasks[self.modality]
+        x = blank.expand(len(ids), -1, -1)
+        if self.modality in layout.spans:  # its visible tokens in their places, the others beyond the end
+            span = layout.spans[self.modality]
+            own = torch.where((ids >= span.start) & (ids < span.stop), ids - span.start, layout.num_cells)
+            slots = F.pad(x, (0, 0, 0, 1))
+            x = slots.scatter(1, own[..., None].expand_as(visible), visible.to(x.dtype))[:, :-1]
+        context = self.context_norm(torch.cat([prefix, visible.to(prefix.dtype)], dim=1))
+        x = self.cross_attn(self.query_norm(take(x, queries.cells)), context)
+        x = x + self.mlp(self.out_norm(x))
+        for block in self.blocks:
+            x = block(x)
+        return x
 
 
 class Readout(Decoder):

@@ -10,10 +10,11 @@ from typing import TypeVar, cast
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 M = TypeVar("M", bound=nn.Module)
+Keys = Bool[Tensor, "B N"] | None  # which tokens may be read; None for all
 
 EPS = 1e-6  # LayerNorm's, in every paper here
 ROWS = 64  # of attention that are computed at once
@@ -50,27 +51,35 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(dim, 3 * dim)
         self.proj = nn.Linear(dim, dim)
 
-    def forward(self, x: Float[Tensor, "B N D"]) -> Float[Tensor, "B N D"]:
+    def forward(self, x: Float[Tensor, "B N D"], keys: Keys = None) -> Float[Tensor, "B N D"]:
         q, k, v = (part.transpose(1, 2) for part in self.qkv(x).unflatten(-1, (3, self.heads, -1)).unbind(2))
-        x = F.scaled_dot_product_attention(q, k, v)
+        x = F.scaled_dot_product_attention(q, k, v, attn_mask=None if keys is None else keys[:, None, None])
         return self.proj(x.transpose(1, 2).flatten(2))
 
-    def rows(self, x: Float[Tensor, "B N D"], asking: Float[Tensor, "B Q D"]) -> Float[Tensor, "B H Q N"]:
+    def rows(
+        self, x: Float[Tensor, "B N D"], asking: Float[Tensor, "B Q D"], keys: Keys = None
+    ) -> Float[Tensor, "B H Q N"]:
         """How much a few queries, computed from `asking`, attend to each of x: never the whole N x N map."""
         dim = x.shape[-1]
         weight, bias = self.qkv.weight, self.qkv.bias
         q = F.linear(asking, weight[:dim], bias[:dim]).unflatten(-1, (self.heads, -1)).transpose(1, 2)
         k = F.linear(x, weight[dim : 2 * dim], bias[dim : 2 * dim]).unflatten(-1, (self.heads, -1)).transpose(1, 2)
-        return (q @ k.mT / q.shape[-1] ** 0.5).float().softmax(dim=-1)
+        scores = (q @ k.mT / q.shape[-1] ** 0.5).float()
+        if keys is not None:
+            scores = scores.masked_fill(~keys[:, None, None], -torch.inf)
+        return scores.softmax(dim=-1)
 
-    def seen(self, x: Float[Tensor, "B N D"], query: str, num_prefix: int) -> Float[Tensor, "B H M"]:
+    def seen(self, x: Float[Tensor, "B N D"], query: str, num_prefix: int, keys: Keys = None) -> Float[Tensor, "B H M"]:
         """The attention that the tokens after the prefix get, head by head; `query` as in `Reading.attention`."""
         tokens = x[:, num_prefix:]
+        there = tokens.new_ones(tokens.shape[:2]) if keys is None else keys[:, num_prefix:].to(tokens.dtype)  # B M
+        share = there / there.sum(dim=1, keepdim=True)
         if query == "all":  # some rows at a time: the map of all of them would be the largest tensor of the step
-            parts = tokens.split(ROWS, dim=1)
-            rows = torch.stack([self.rows(x, part).sum(dim=2) for part in parts]).sum(dim=0) / tokens.shape[1]
+            parts = zip(tokens.split(ROWS, dim=1), share.split(ROWS, dim=1), strict=True)
+            rows = torch.stack([torch.einsum("bhqn,bq->bhn", self.rows(x, p, keys), s.float()) for p, s in parts])
+            rows = rows.sum(dim=0)
         else:
-            rows = self.rows(x, x[:, :1] if query == "cls" else tokens.mean(dim=1, keepdim=True))[:, :, 0]
+            rows = self.rows(x, x[:, :1] if query == "cls" else share[:, None] @ tokens, keys)[:, :, 0]
         return rows[:, :, num_prefix:]
 
 
@@ -109,8 +118,8 @@ class Block(nn.Module):
         self.norm2 = norm(dim)
         self.mlp = Mlp(dim, int(dim * mlp_ratio))
 
-    def forward(self, x: Float[Tensor, "B N D"]) -> Float[Tensor, "B N D"]:
-        x = x + self.attn(self.norm1(x))
+    def forward(self, x: Float[Tensor, "B N D"], keys: Keys = None) -> Float[Tensor, "B N D"]:
+        x = x + self.attn(self.norm1(x), keys)
         return x + self.mlp(self.norm2(x))
 
 

@@ -43,8 +43,8 @@ class Follower(Protocol):
 
 
 def drop(tokens: Tokens, mask: Mask) -> Tokens:
-    """Hide tokens by leaving them out (MAE)."""
-    return tokens.take(mask.visible)
+    """Hide tokens by leaving them out (MAE). Missing ones are never visible, so all that is left may be read."""
+    return replace(tokens, missing=None).take(mask.visible)
 
 
 class Blank(nn.Module):
@@ -58,7 +58,8 @@ class Blank(nn.Module):
     def forward(self, tokens: Tokens, mask: Mask) -> Tokens:
         blank = self.mask_token + self.positions(tokens.layout.grid)[tokens.cells]
         seen = torch.zeros_like(tokens.ids, dtype=torch.bool).scatter(1, mask.visible, True)
-        return replace(tokens, values=torch.where(seen[..., None], tokens.values, blank.to(tokens.values.dtype)))
+        values = torch.where(seen[..., None], tokens.values, blank.to(tokens.values.dtype))
+        return replace(tokens, values=values, missing=None)  # a blank tells nothing, so it may be read
 
 
 @dataclass(frozen=True)
@@ -122,6 +123,14 @@ def linear_head(dim: int, width: int) -> nn.Linear:
     return head
 
 
+class Criterion(Protocol):
+    """What a model is trained by: a module such as `Objective`."""
+
+    name: str
+
+    def __call__(self, seen: Imagined, batch: Batch) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]: ...
+
+
 class MaskedModel(nn.Module):
     """The sentence: hide part of the input, predict it. A paper is a choice of its words."""
 
@@ -130,14 +139,14 @@ class MaskedModel(nn.Module):
         encoder: Encoder,
         masker: Masker,
         decoders: Mapping[str, Decoder],
-        objectives: Sequence[Objective],
+        objectives: Sequence[Criterion],
         teachers: Mapping[str, Teacher] | None = None,
         hide: Hide = drop,
     ):
         super().__init__()
         self.encoder, self.masker, self.hide = encoder, masker, hide
         self.decoders = by_name(decoders)
-        self.objectives = in_order(objectives)
+        self.objectives = cast("Sequence[Criterion]", nn.ModuleList(cast("list[nn.Module]", list(objectives))))
         self.teachers = cast("Mapping[str, Teacher]", nn.ModuleDict(cast("dict[str, nn.Module]", dict(teachers or {}))))
         self.scores = in_order(part for part in (masker.score, masker.ask) if isinstance(part, nn.Module))
         self.keep = sorted({m for decoder in decoders.values() for m in decoder.reads})

@@ -55,6 +55,15 @@ class Modality:
                 f" {self.kind} with {self.num_classes}"
             )
 
+    def side(self, patch: int) -> int:
+        """A patch's side in pixels of this map."""
+        if patch % self.stride:
+            raise ValueError(
+                f"a patch of {patch} pixels is no whole number of pixels of {self.name!r}, which has one for each"
+                f" {self.stride} x {self.stride}; use a patch that {self.stride} divides"
+            )
+        return patch // self.stride
+
 
 RGB = Modality()
 
@@ -120,11 +129,15 @@ class Layout:
 
 @dataclass(frozen=True)
 class Tokens:
-    """Some of the tokens of a sequence; `ids` says which they are (id = modality x cells + cell)."""
+    """Some of the tokens of a sequence; `ids` says which they are (id = modality x cells + cell).
+
+    `missing` marks those of modalities that a sample does not have: nothing may read them. None where all are there.
+    """
 
     values: Float[Tensor, "B V D"]
     ids: Int[Tensor, "B V"]
     layout: Layout
+    missing: Bool[Tensor, "B V"] | None = None
 
     @property
     def cells(self) -> Int[Tensor, "B V"]:
@@ -132,15 +145,21 @@ class Tokens:
 
     def take(self, places: Int[Tensor, "B K"]) -> Tokens:
         """The tokens at these places of the sequence."""
-        return replace(self, values=take(self.values, places), ids=take(self.ids, places))
+        missing = None if self.missing is None else take(self.missing, places)
+        return replace(self, values=take(self.values, places), ids=take(self.ids, places), missing=missing)
 
 
 @dataclass(frozen=True)
 class Mask:
-    """The token ids that the encoder reads, and those that the decoders are asked for."""
+    """The token ids that the encoder reads, and those that the decoders are asked for.
+
+    At most `most` of a modality are predicted (None: any number). Where fewer than that are hidden, visible ones fill
+    up: they count nothing.
+    """
 
     visible: Int[Tensor, "B V"]
     predicted: Int[Tensor, "B P"]
+    most: int | None = None
 
 
 @dataclass(frozen=True)

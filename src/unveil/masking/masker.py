@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
 from einops import reduce, repeat
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
-from ..records import Batch, Layout, Mask, Observations, Queries, Tokens, take
+from ..records import Batch, Layout, Mask, Observations, Queries, Tokens
 
 
 class Score(Protocol):
@@ -46,8 +47,9 @@ class Masker:
     """Which tokens the encoder reads and which the decoders are asked for, as shares of all N tokens.
 
     The tokens with the lowest scores are visible. Of the hidden ones, those that `ask` scores highest are predicted:
-    a uniform subset by default, for which a partial loss is unbiased (CrossMAE, section 3.3). Counts are floors. With
-    `unit` above 1 whole squares of tokens are hidden.
+    a uniform subset by default, for which a partial loss is unbiased (CrossMAE, section 3.3); where not all are, every
+    modality is asked for as many. Counts are floors. With `unit` above 1 whole squares of tokens are hidden. What a
+    sample does not have is never visible.
     """
 
     score: Score
@@ -75,24 +77,47 @@ class Masker:
         visible = floor(self.visible * units)
         skipped = floor((1 - self.visible - self.predicted) * units)
         predicted = units - visible - skipped
+        if skipped > 0:
+            predicted -= predicted % len(layout.spans)
         if visible < 1 or predicted < 1:
             raise ValueError(
                 f"of {units} masking units, visible={self.visible} leaves {visible} to read and predicted="
-                f"{self.predicted} leaves {predicted} to predict; both need one: use more tokens or other shares"
+                f"{self.predicted} leaves {predicted} to predict; both need one, and one of every modality to predict:"
+                " use more tokens or other shares"
             )
         return visible * self.unit**2, predicted * self.unit**2
+
+    def check(self, layout: Layout, present: Mapping[str, Bool[Tensor, " B"]]) -> None:
+        """Raise ValueError where a sample has fewer tokens than are to be visible: some of its modalities are missing.
+
+        It looks at numbers, so it belongs before the step, on tensors that are on the processor.
+        """
+        missing = [~present[name] for name in layout.spans if name in present]
+        if missing:
+            fewest = layout.num_tokens - int(torch.stack(missing).sum(dim=0).max()) * layout.num_cells
+            if self.counts(layout)[0] > fewest:
+                raise ValueError(
+                    f"visible={self.visible} reads {self.counts(layout)[0]} of {layout.num_tokens} tokens, but a sample"
+                    f" has {fewest}: some of its modalities are missing; use a smaller share, or leave such samples out"
+                )
 
     def __call__(self, tokens: Tokens, observations: Observations, batch: Batch) -> Mask:
         num_visible, num_predicted = self.counts(tokens.layout)
         score = self.score(tokens, observations, batch)
         if self.unit > 1:
             score = as_units(score, tokens.layout, self.unit)
+        if tokens.missing is not None:
+            score = score.masked_fill(tokens.missing, torch.inf)
         order = score.argsort(dim=1, stable=True)
         visible, hidden = order[:, :num_visible], order[:, num_visible:]
-        if num_predicted < hidden.shape[1]:
-            asked = take(self.ask(tokens, observations, batch), hidden).argsort(dim=1, stable=True)
-            hidden = take(hidden, asked[:, -num_predicted:])
-        return Mask(visible, hidden)
+        if num_predicted >= hidden.shape[1]:
+            return Mask(visible, hidden)
+        layout, asked = tokens.layout, self.ask(tokens, observations, batch)
+        asked = asked.scatter(1, visible, -torch.inf).unflatten(1, (len(layout.spans), layout.num_cells))  # B M cells
+        most = num_predicted // len(layout.spans)
+        asked = asked.argsort(dim=2, stable=True)[..., layout.num_cells - most :]
+        starts = torch.arange(0, layout.num_tokens, layout.num_cells, device=asked.device)[:, None]
+        return Mask(visible, (asked + starts).flatten(1), most)
 
 
 def floor(share: float) -> int:
@@ -101,15 +126,18 @@ def floor(share: float) -> int:
 
 
 def ask(mask: Mask, layout: Layout, modality: str) -> Queries:
-    """The predicted tokens of one modality, in raster order.
+    """The predicted tokens of one modality, in raster order; all of one that is no input.
 
     The number asked is the most that any sample can need, so shapes stay static; tokens beyond a sample's own number
     have weight 0.
     """
-    span = layout.spans[modality]
     asked = torch.zeros(len(mask.predicted), layout.num_tokens, dtype=torch.int32, device=mask.predicted.device)
-    asked = asked.scatter(1, mask.predicted, 1)[:, span]
-    num_queries = min(mask.predicted.shape[1], asked.shape[1])
+    if modality not in layout.spans:
+        cells = torch.arange(layout.num_cells, device=asked.device).expand(len(asked), -1)
+        return Queries(cells + layout.num_tokens, cells, torch.ones_like(cells, dtype=torch.float32))
+    span = layout.spans[modality]
+    asked = asked.scatter(1, mask.predicted, 1).scatter(1, mask.visible, 0)[:, span]
+    num_queries = min(mask.most or mask.predicted.shape[1], asked.shape[1])
     cells = asked.argsort(dim=1, descending=True, stable=True)[:, :num_queries]
     return Queries(cells + span.start, cells, asked.gather(1, cells).float())
 

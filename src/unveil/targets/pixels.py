@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
-from ..patches import patchify
+from ..patches import normalised, patchify, validity
 from ..records import Batch, Modality, Observations
 from .target import Truth
 
@@ -26,6 +26,7 @@ class Pixels:
     """The pixels of each patch, normalised by the modality's statistics and, with `norm_pix`, by the patch's own.
 
     MAE (arXiv 2111.06377), section 3. T = patch x patch x channels, laid out row, column, channel.
+    Pixels without a truth (invalid, not finite, of a sample without this modality) do not count.
     """
 
     modality: Modality
@@ -35,17 +36,19 @@ class Pixels:
     @property
     def dim(self) -> int:
         """T, the numbers of one patch."""
-        return self.modality.channels * self.patch**2
+        return self.modality.channels * self.modality.side(self.patch) ** 2
 
     def patches(self, batch: Batch) -> Float[Tensor, "B N T"]:
         """The patches, before norm-pix."""
-        image = batch.maps[self.modality.name]
-        mean, std = (image.new_tensor(s)[:, None, None] for s in (self.modality.mean, self.modality.std))
-        return patchify((image - mean) / std, self.patch)
+        return self._patches(batch, validity(batch, self.modality))
+
+    def _patches(self, batch: Batch, valid: Bool[Tensor, "B 1 H W"]) -> Float[Tensor, "B N T"]:
+        return patchify(normalised(batch, self.modality, valid), self.modality.side(self.patch))
 
     def __call__(self, batch: Batch, observations: Observations) -> Truth:
-        patches = self.patches(batch)
+        valid = validity(batch, self.modality)
+        patches = self._patches(batch, valid)
         if self.norm_pix:
             mean, std = patch_statistics(patches)
             patches = (patches - mean) / std
-        return patches, patches.new_ones(1, 1, 1)
+        return patches, patchify(valid, self.modality.side(self.patch)).repeat_interleave(self.modality.channels, dim=2)

@@ -12,7 +12,7 @@ Truth = tuple[Tensor, Tensor]
 
 
 class Target(Protocol):
-    """The truth at every token, `dim` numbers each."""
+    """The truth at every token; `dim` numbers guess it."""
 
     @property
     def dim(self) -> int: ...
