@@ -16,6 +16,7 @@ PACKAGE = ROOT / "src" / "unveil"
 LEVELS = (  # each room may import rooms of the levels above it in this list, and no other room of its own level
     "chance machine losses layers optim checkpoint progress reporting board",
     "records runs asked",
+    "patches",
     "masking targets encoder data augment foreign",
     "decoder pretrained protocols",
     "model teachers",
