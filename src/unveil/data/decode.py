@@ -165,6 +165,11 @@ def _pixels(image: Image.Image, page: int) -> Tensor:
     return _upright(torch.from_numpy(array).permute(2, 0, 1), orientation)
 
 
+def oriented(pixels: Shaped[Tensor, "C H W"], image: Image.Image) -> Shaped[Tensor, "C h w"]:
+    """The pixels of an image turned as its EXIF orientation asks."""
+    return _upright(pixels, _orientation(image))
+
+
 def _orientation(image: Image.Image) -> int:
     """The EXIF orientation, 1..8; 1 where the EXIF block is absent or damaged, for that spoils no pixel."""
     try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -49,17 +49,17 @@ class Inspection:
 
     def lines(self) -> list[str]:
         """The same for a person, line by line."""
-        rows = [("images", f"{self.count:,}"), ("channels", f"{self.channels} ({_counted(self.modes)})")]
+        rows = [("images", f"{self.count:,}"), ("channels", f"{self.channels} ({counted(self.modes)})")]
         if self.formats:
-            rows.append(("files", _counted(self.formats)))
-            rows.append(("bits", _counted({str(bits): n for bits, n in self.bits.items()})))
+            rows.append(("files", counted(self.formats)))
+            rows.append(("bits", counted({str(bits): n for bits, n in self.bits.items()})))
         if self.smallest and self.median and self.largest:
             smallest, median, largest = (f"{w} x {h}" for h, w in (self.smallest, self.median, self.largest))
             same = smallest == largest
             rows.append(("width x height", smallest if same else f"{smallest} to {largest}, median {median}"))
             rows.append(("not square", f"{self.share_not_square:.0%}"))
         if self.classes:
-            rows.append(("labels", f"{len(self.classes)} classes: {_counted(self.classes)}"))
+            rows.append(("labels", f"{len(self.classes)} classes: {counted(self.classes)}"))
         rows.append(("mean", "  ".join(f"{value:.4f}" for value in self.mean)))
         rows.append(("std", "  ".join(f"{value:.4f}" for value in self.std)))
         if self.num_with_alpha:
@@ -67,12 +67,7 @@ class Inspection:
         if self.duplicates:
             extra = sum(len(names) - 1 for names in self.duplicates)
             rows.append(("duplicates", f"{extra:,} exact copies, such as {' = '.join(self.duplicates[0][:3])}"))
-        rows.append(("unreadable", f"{len(self.unreadable):,}"))
-        rows += [("", f"{name}: {reason}") for name, reason in list(self.unreadable.items())[:_LISTED]]
-        if len(self.unreadable) > _LISTED:
-            rows.append(("", f"and {len(self.unreadable) - _LISTED:,} more"))
-        width = max(len(title) for title, _ in rows)
-        lines = [self.address, *(f"  {title:<{width}}  {text}" for title, text in rows)]
+        lines = [self.address, *table([*rows, *listed("unreadable", self.unreadable)])]
         if self.num_decoded < self.count:
             lines.append(
                 f"  Mean, std and damage come from {self.num_decoded:,} images, evenly spread;"
@@ -163,6 +158,20 @@ def _class_counts(source: Source) -> dict[str, int] | None:
     return {name: counts[label] for label, name in enumerate(names)} | ({"unknown": counts[-1]} if counts[-1] else {})
 
 
-def _counted(counts: dict[str, int]) -> str:
+def counted(counts: Mapping[str, int]) -> str:
+    """Counts by name, the first of them."""
     shown = ", ".join(f"{name} {n:,}" for name, n in list(counts.items())[:_LISTED])
     return shown + (f" and {len(counts) - _LISTED} more" if len(counts) > _LISTED else "")
+
+
+def listed(title: str, reasons: Mapping[str, str]) -> list[tuple[str, str]]:
+    """How many there are, as a row, and the first of them with their reasons, as more."""
+    rows = [(title, f"{len(reasons):,}")]
+    rows += [("", f"{name}: {reason}") for name, reason in list(reasons.items())[:_LISTED]]
+    return rows + ([("", f"and {len(reasons) - _LISTED:,} more")] if len(reasons) > _LISTED else [])
+
+
+def table(rows: Sequence[tuple[str, str]]) -> list[str]:
+    """Titles and texts in two columns."""
+    width = max(len(title) for title, _ in rows)
+    return [f"  {title:<{width}}  {text}" for title, text in rows]

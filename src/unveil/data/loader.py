@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 import psutil
 import torch
-from jaxtyping import Int, Shaped
+from jaxtyping import Int
 from torch import Tensor
 
 from ..chance import Chance, mix, sample_keys
 from ..machine import num_cores
-from ..records import Batch, unit
+from ..records import Batch, Modality
 from .decode import Unreadable
+from .samples import Sample, Stack, join, lacking, sampler, stack, view_of
 from .sources import Source
 from .views import View, draw_cuts
 
@@ -34,7 +35,7 @@ class TooManyBroken(ValueError):  # noqa: N818
 class _Chunk:
     """What a thread made of some samples; a sample without a readable replacement has no view."""
 
-    views: Shaped[Tensor, "b C H W"]
+    views: Stack
     tried: list[int]
     broken: dict[int, str]
 
@@ -59,13 +60,16 @@ class Loader:
         workers: int | None = None,
         cache_bytes: int | None = None,
         max_broken: float = 0.05,
-        modality: str = "rgb",
+        modality: str | Sequence[Modality] = "rgb",
     ) -> None:
         if batch_size < 1:
             raise ValueError(f"batch size {batch_size} is too small; give 1 or more")
         if len(source) < 1:
             raise ValueError(f"{source.address} has no images; give a source with at least one")
-        self.source, self.view, self.seed, self.modality = source, view, seed, modality
+        self.source, self.view, self.seed = source, view, seed
+        self.modalities = _modalities(modality, source, view)
+        self._sample = sampler(source, self.modalities[0].name)
+        self._lacking = lacking(source)
         self.batch_size = min(batch_size, len(source))
         self.workers = max(1, num_cores() if workers is None else workers)
         self.max_broken = max_broken
@@ -73,7 +77,7 @@ class Loader:
         self.broken: dict[str, str] = {}
         self._tried = bytearray(len(source))
         self._num_tried = 0
-        self._cache: dict[int, Tensor] = {}
+        self._cache: dict[int, Sample] = {}
         self._cache_left = min(2 << 30, psutil.virtual_memory().available // 4) if cache_bytes is None else cache_bytes
 
     @property
@@ -109,7 +113,7 @@ class Loader:
         """The batch, once its chunks are there. What was broken is counted here, in the order of the steps."""
         began = time.perf_counter()
         chunks = [future.result() for future in futures]
-        views = _joined([chunk.views for chunk in chunks])
+        views = join([chunk.views for chunk in chunks])
         self.wait_seconds += time.perf_counter() - began
         for chunk in chunks:
             for index in chunk.tried:
@@ -119,39 +123,40 @@ class Loader:
                 self.broken[self.source.name(index)] = reason
         if len(views) < len(key) or self._too_many_broken():
             raise TooManyBroken(self._broken_report())
-        return Batch({self.modality: views}, key, torch.zeros(()))
+        return Batch(views.maps, key, torch.zeros(()), views.valid, views.present)
 
     def _prepare(self, samples: Int[Tensor, " b"], key: Int[Tensor, " b"]) -> _Chunk:
         tried: list[int] = []
         broken: dict[int, str] = {}
-        images = [self._readable(s, k, tried, broken) for s, k in zip(samples.tolist(), key, strict=True)]
-        kept = [i for i, image in enumerate(images) if image is not None]
-        found = [image for image in images if image is not None]
-        cuts = draw_cuts([(image.shape[-2], image.shape[-1]) for image in found], self.view, key[kept])
-        views = [cut.of(image, self.view.image_size)[None] for image, cut in zip(found, cuts, strict=True)]
-        return _Chunk(_joined(views), tried, broken)
+        read = [self._readable(s, k, tried, broken) for s, k in zip(samples.tolist(), key, strict=True)]
+        kept = [i for i, sample in enumerate(read) if sample is not None]
+        found = [sample for sample in read if sample is not None]
+        cuts = draw_cuts([sample.size for sample in found], self.view, key[kept])
+        size = self.view.image_size
+        views = [view_of(sample, cut, size, self.modalities) for sample, cut in zip(found, cuts, strict=True)]
+        return _Chunk(stack(views, self.modalities, size, self._lacking), tried, broken)
 
-    def _readable(self, sample: int, key: Int[Tensor, ""], tried: list[int], broken: dict[int, str]) -> Tensor | None:
-        """The sample's image, or that of the first readable replacement that its key leads to."""
+    def _readable(self, sample: int, key: Int[Tensor, ""], tried: list[int], broken: dict[int, str]) -> Sample | None:
+        """The sample's maps, or those of the first readable replacement that its key leads to."""
         for attempt in range(1 + _REPLACEMENTS_TRIED):
             index = sample if attempt == 0 else int(mix(key + attempt)) % len(self.source)
             if index in broken:
                 continue
             tried.append(index)
             try:
-                return self._image(index)
+                return self._read(index)
             except Unreadable as error:
                 broken[index] = error.reason
         return None
 
-    def _image(self, index: int) -> Shaped[Tensor, "C H W"]:
+    def _read(self, index: int) -> Sample:
         if index in self._cache:
             return self._cache[index]
-        image = self.source.image(index)
-        if image.nbytes <= self._cache_left:  # threads may overdraw this by an image each
-            self._cache_left -= image.nbytes
-            self._cache[index] = image
-        return image
+        sample = self._sample(index)
+        if sample.nbytes <= self._cache_left:  # threads may overdraw this by a sample each
+            self._cache_left -= sample.nbytes
+            self._cache[index] = sample
+        return sample
 
     def _too_many_broken(self) -> bool:
         if self._num_tried < min(_TRIED_BEFORE_STOPPING, len(self.source)):
@@ -170,11 +175,15 @@ class Loader:
         )
 
 
-def _joined(parts: list[Shaped[Tensor, "_ _ _ _"]]) -> Shaped[Tensor, "B C H W"]:
-    """The parts as one; in float where some are, for a folder may mix 8 and 16 bits."""
-    parts = [part for part in parts if len(part)] or [torch.empty(0, 0, 0, 0)]
-    if len(parts) == 1:
-        return parts[0]
-    if len({part.dtype for part in parts}) > 1:
-        parts = [unit(part) for part in parts]
-    return torch.cat(parts)
+def _modalities(told: str | Sequence[Modality], source: Source, view: View) -> tuple[Modality, ...]:
+    """The maps of a batch; a name alone stands for what a plain source holds. Their strides have to divide the view."""
+    if isinstance(told, str):
+        blank = (0.0,) * source.channels, (1.0,) * source.channels
+        return (Modality(told, source.channels, *blank),)
+    for m in told:
+        if any(side % m.stride for side in view.image_size):
+            raise ValueError(
+                f"modality {m.name!r} has a pixel for every {m.stride} of the view, which does not divide"
+                f" {' x '.join(map(str, view.image_size))}; give another --image-size, or declare another stride"
+            )
+    return tuple(told)

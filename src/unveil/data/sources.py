@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
-import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -15,10 +13,10 @@ from torch import Tensor
 
 from ..chance import Chance, sample_keys
 from .decode import EXTENSIONS, Unreadable, decode, read_header, to_channels
+from .listing import SPLITS, folder_labels, list_files, missing
 
 _HEADERS_READ = 64  # files that decide how many channels a source has
 _MAX_HELD_OUT = 1000
-_SPLITS = {"train", "training", "val", "valid", "validation", "test", "testing"}
 
 
 class Source(Protocol):
@@ -84,7 +82,7 @@ def open_source(address: str | Path, channels: int | None = None) -> Source:
     if not path.exists():
         shards = sorted(path.parent.glob(path.name)) if "*" in path.name else []
         if not shards:
-            raise FileNotFoundError(_missing(path))
+            raise FileNotFoundError(missing(path, "Data is a folder of images, a .parquet file, or scenes"))
         return _open_parquet(text, shards, channels)
     if path.is_dir():
         return _open_folder(text, path, channels)
@@ -118,7 +116,7 @@ class FolderSource:
 
     def encoded(self, index: int) -> bytes:
         """The bytes of the file."""
-        return _read(self.root / self.files[index], self.files[index])
+        return read_bytes(self.root / self.files[index], self.files[index])
 
     def image(self, index: int) -> Shaped[Tensor, "C H W"]:
         """The decoded file."""
@@ -203,14 +201,14 @@ def spread(n: int, limit: int) -> list[int]:
 
 
 def _open_folder(address: str, root: Path, channels: int | None) -> Source:
-    files, others = _list_images(root)
+    files, others = list_files(root, EXTENSIONS)
     shards = sorted(path for path in root.rglob("*.parquet") if path.is_file()) if not files else []
     if shards:
         return _open_parquet(address, shards, channels)
     if not files:
         found = ", ".join(f"{n} {kind}" for kind, n in others.most_common(5)) or "nothing"
         raise ValueError(f"no images in {address!r}: found {found}. What counts: {' '.join(EXTENSIONS)}, or .parquet")
-    labels, classes = _folder_labels(files)
+    labels, classes = folder_labels(files)
     source = FolderSource(address, root, files, channels or 3, labels, classes)
     if channels is None:
         channels = most_common_channels(_readable(source, spread(len(files), _HEADERS_READ)))
@@ -220,7 +218,7 @@ def _open_folder(address: str, root: Path, channels: int | None) -> Source:
 def _open_parquet(address: str, paths: list[Path], channels: int | None) -> Source:
     from .parquet import ParquetSource
 
-    names = {path.name.split("-")[0] for path in paths} & _SPLITS
+    names = {path.name.split("-")[0] for path in paths} & SPLITS
     if len(names) > 1:
         one = max(names, key=lambda name: (name.startswith("train"), name))
         raise ValueError(
@@ -242,57 +240,9 @@ def _readable(source: EncodedSource, indices: Iterable[int]) -> Iterable[tuple[b
             continue
 
 
-def _read(path: Path, name: str) -> bytes:
+def read_bytes(path: Path, name: str) -> bytes:
+    """A file's bytes; raises `Unreadable`."""
     try:
         return path.read_bytes()
     except OSError as error:
         raise Unreadable(name, error.strerror or str(error)) from error
-
-
-def _list_images(root: Path) -> tuple[list[str], Counter[str]]:
-    """The images below a folder, sorted, and what else is there by extension; hidden names are passed over.
-
-    Links to folders are followed, each real folder once, so a circle of links ends.
-    """
-    files, others, seen = [], Counter[str](), set()
-
-    def refused(error: OSError) -> None:
-        raise PermissionError(f"cannot list {error.filename!r}: {error.strerror}. Make it readable or leave it out")
-
-    for folder, subfolders, names in os.walk(root, followlinks=True, onerror=refused):
-        if (real := os.path.realpath(folder)) in seen:
-            subfolders.clear()
-            continue
-        seen.add(real)
-        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
-        for name in names:
-            if name.startswith("."):
-                continue
-            extension = os.path.splitext(name)[1].lower()
-            if extension in EXTENSIONS:
-                files.append(os.path.relpath(os.path.join(folder, name), root))
-            else:
-                others[extension or "without extension"] += 1
-    return sorted(path.replace(os.sep, "/") for path in files), others
-
-
-def _folder_labels(files: list[str]) -> tuple[list[int] | None, list[str] | None]:
-    if any("/" not in path for path in files):
-        return None, None
-    tops = [path.split("/", 1)[0] for path in files]
-    classes = sorted(set(tops))
-    if len(classes) < 2 or {name.lower() for name in classes} <= _SPLITS:
-        return None, None
-    number = {name: i for i, name in enumerate(classes)}
-    return [number[top] for top in tops], classes
-
-
-def _missing(path: Path) -> str:
-    parent = next(folder for folder in path.absolute().parents if folder.is_dir())
-    wanted = path.absolute().relative_to(parent).parts[0]
-    try:
-        similar = difflib.get_close_matches(wanted, sorted(os.listdir(parent)), n=3)
-    except OSError:
-        similar = []
-    hint = f"did you mean {' or '.join(str(parent / name) for name in similar)}?" if similar else f"{parent} is there."
-    return f"no data at {str(path)!r}: {hint} Data is a folder of images, a .parquet file, or scenes"

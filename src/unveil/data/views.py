@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
 import numpy as np
 import torch
-from jaxtyping import Int, Shaped
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 from torch.nn.functional import interpolate
 
 from ..chance import Chance
 
 Flip = Literal["none", "h", "hv", "turns"]
+Resize = Callable[[Tensor, tuple[int, int]], Tensor]
 _ATTEMPTS = 10  # boxes drawn before the centre is taken
 
 
@@ -56,10 +57,12 @@ class Cut:
     mirrored: bool
     upside_down: bool
 
-    def of(self, image: Shaped[Tensor, "C H W"], size: tuple[int, int]) -> Shaped[Tensor, "C h w"]:
-        """The view of this image, `size` (height, width) large."""
+    def of(
+        self, image: Shaped[Tensor, "C H W"], size: tuple[int, int], resized: Resize | None = None
+    ) -> Shaped[Tensor, "C h w"]:
+        """The view of this image, `size` (height, width) large, by `resize` or another way."""
         view = image[:, self.top : self.top + self.height, self.left : self.left + self.width]
-        view = resize(view.transpose(1, 2) if self.turned else view, size)
+        view = (resized or resize)(view.transpose(1, 2) if self.turned else view, size)
         dims = [axis for axis, flipped in ((1, self.upside_down), (2, self.mirrored)) if flipped]
         return view.flip(dims) if dims else view
 
@@ -112,14 +115,24 @@ def center_view(image: Shaped[Tensor, "C H W"], image_size: tuple[int, int]) -> 
     An image whose short side exceeds 96 px and that is large enough is resized to 256/224 of the size first, so that
     a margin is cut all round (the usual protocol on ImageNet); from smaller ones no margin is cut.
     """
-    size = image.shape[-2:]
-    scale = max(target / side for target, side in zip(image_size, size, strict=True))
-    if min(size) > 96 and scale * 256 / 224 <= 1:
-        scale *= 256 / 224
+    size = (image.shape[-2], image.shape[-1])
+    scale = _center_scale(size, image_size)
     height, width = (max(target, round(side * scale)) for target, side in zip(image_size, size, strict=True))
     image = resize(image, (height, width))
     top, left = (height - image_size[0]) // 2, (width - image_size[1]) // 2
     return image[:, top : top + image_size[0], left : left + image_size[1]]
+
+
+def center_cut(size: tuple[int, int], image_size: tuple[int, int]) -> Cut:
+    """The same middle as a box in an image of this size (height, width), to the pixel."""
+    scale = _center_scale(size, image_size)
+    height, width = (min(side, max(1, round(t / scale))) for t, side in zip(image_size, size, strict=True))
+    return Cut((size[0] - height) // 2, (size[1] - width) // 2, height, width, False, False, False)
+
+
+def _center_scale(size: tuple[int, int], image_size: tuple[int, int]) -> float:
+    scale = max(target / side for target, side in zip(image_size, size, strict=True))
+    return scale * 256 / 224 if min(size) > 96 and scale * 256 / 224 <= 1 else scale
 
 
 def resize(image: Shaped[Tensor, "C H W"], size: tuple[int, int]) -> Shaped[Tensor, "C h w"]:
@@ -128,3 +141,29 @@ def resize(image: Shaped[Tensor, "C H W"], size: tuple[int, int]) -> Shaped[Tens
         return image
     resized = interpolate(image[None], size, mode="bicubic", antialias=True)[0]
     return resized if image.dtype == torch.uint8 else resized.clamp(0, 1)
+
+
+def resize_nearest(image: Shaped[Tensor, "C H W"], size: tuple[int, int]) -> Shaped[Tensor, "C h w"]:
+    """The image at `size`, each pixel that of the old one in whose cell its centre lies: class ids stay ids."""
+    if tuple(image.shape[-2:]) == size:
+        return image
+    rows, columns = (
+        (2 * torch.arange(new) + 1) * old // (2 * new) for new, old in zip(size, image.shape[-2:], strict=True)
+    )
+    return image[:, rows][:, :, columns]
+
+
+def resize_known(image: Float[Tensor, "C H W"], size: tuple[int, int]) -> Float[Tensor, "C h w"]:
+    """Values with what is known of them, 1 or 0, as the last channel, at `size`: means over known pixels alone.
+
+    Weights are those of an antialiased triangle, none below 0, so that no mean lies outside the values. A new pixel
+    is known where at least half of its weight is; where it is not, its values are 0.
+    """
+    if tuple(image.shape[-2:]) == size:
+        return torch.cat([image[:-1] * image[-1:], image[-1:]])
+    known = image[-1:]
+    weighed = torch.cat([image[:-1] * known, known])[None]
+    summed = interpolate(weighed, size, mode="bilinear", antialias=True)[0]
+    share = summed[-1:]
+    kept = (share >= 0.5 - 1e-6).to(image.dtype)
+    return torch.cat([summed[:-1] / share.clamp_min(1e-6) * kept, kept])

@@ -1,0 +1,248 @@
+"""Sources of several maps: aligned folders `root/<modality>/**/<stem>.*`, and rendered scenes with their truth."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Shaped
+from PIL import Image
+from torch import Tensor
+
+from ..records import unit
+from .declaration import BUILT_IN, Declared
+from .decode import Unreadable
+from .listing import folder_labels, list_files, missing
+from .reading import READ, Map, read_map
+from .samples import Sample, SampleSource, in_one_frame
+from .scenes import SEMANTIC_CLASSES, SceneSource, parse
+from .sources import read_bytes
+
+_NEEDED = "Several modalities are read from a folder that holds one for each, or from scenes"
+Files = Mapping[str, str]  # stem -> path below the root
+
+
+def open_samples(address: str | Path, declared: tuple[Declared, ...]) -> SampleSource:
+    """The samples at an address: a folder with one of files for each modality, or `scenes[:k=v,...]`.
+
+    The samples are all stems that any modality has. Raises FileNotFoundError for a folder that is not there,
+    ValueError for modalities that share no stem with the first, and for what scenes do not hold.
+    """
+    text = str(address)
+    if not declared:
+        raise ValueError("no modality is declared; name at least one, such as rgb")
+    if text == "scenes" or text.startswith("scenes:"):
+        return SceneSamples(parse(text), _of_scenes(declared))
+    root = Path(text).expanduser()
+    if not root.exists():
+        raise FileNotFoundError(missing(root, _NEEDED))
+    if not root.is_dir():
+        raise ValueError(f"{text!r} is a file. {_NEEDED}")
+    files = {d.name: _files_of(root, d.folder, d.suffix, f"modality {d.name!r}") for d in declared}
+    masks = {d.name: _files_of(root, d.validity, "", f"the validity of {d.name!r}") for d in declared if d.validity}
+    first = declared[0].name
+    for d in declared[1:]:
+        if not files[d.name].keys() & files[first].keys():
+            one, other = min(files[first]), min(files[d.name])
+            raise ValueError(
+                f"{text!r} is not aligned: no file of {d.folder!r} (such as {other}) has the stem of one of"
+                f" {declared[0].folder!r} (such as {one}); give both the same names, or declare a suffix"
+            )
+    stems = sorted(set().union(*files.values()))
+    labels, classes = folder_labels(stems)
+    return AlignedSource(text, root, declared, stems, files, masks, labels, classes)
+
+
+def aligned_modalities(address: str | Path) -> tuple[Declared, ...]:
+    """The built-in modalities that a folder has a sub-folder for; none unless there are two."""
+    root = Path(str(address)).expanduser()
+    found = tuple(d for d in BUILT_IN.values() if root.is_dir() and (root / d.folder).is_dir())
+    return found if len(found) > 1 else ()
+
+
+@dataclass(frozen=True)
+class AlignedSource:
+    """Files of several modalities in aligned folders: those of one stem are one sample, called by its stem."""
+
+    address: str
+    root: Path
+    declared: tuple[Declared, ...]
+    stems: list[str] = field(repr=False)
+    files: Mapping[str, Files] = field(repr=False)
+    masks: Mapping[str, Files] = field(repr=False)
+    labels: list[int] | None = field(repr=False)
+    classes: list[str] | None = field(repr=False)
+
+    def __len__(self) -> int:
+        return len(self.stems)
+
+    @property
+    def channels(self) -> int:
+        """Those of the first modality."""
+        return self.declared[0].modality.channels
+
+    def name(self, index: int) -> str:
+        """The stem."""
+        return self.stems[index]
+
+    def has(self, index: int) -> tuple[bool, ...]:
+        """Whether each modality has a file of this stem."""
+        return tuple(self.stems[index] in self.files[d.name] for d in self.declared)
+
+    def read(self, index: int) -> dict[str, Map]:
+        """The maps that the sample has, as their files hold them, each at its own size; raises `Unreadable`."""
+        stem = self.stems[index]
+        return {d.name: self._map(stem, d) for d in self.declared if stem in self.files[d.name]}
+
+    def image(self, index: int) -> Shaped[Tensor, "C H W"]:
+        """The map of the first modality."""
+        stem, first = self.stems[index], self.declared[0]
+        if stem not in self.files[first.name]:
+            raise Unreadable(stem, f"has no file of {first.name}")
+        return self._map(stem, first).values
+
+    def sample(self, index: int) -> Sample:
+        """The maps that the sample has, in the frame of the first."""
+        return in_one_frame(_sample(self.read(index)), [d.modality for d in self.declared], self.stems[index])
+
+    def _map(self, stem: str, declared: Declared) -> Map:
+        path = self.files[declared.name][stem]
+        found = read_map(read_bytes(self.root / path, path), declared, path)
+        mask = self.masks.get(declared.name, {}).get(stem)
+        return found if mask is None else _masked(found, declared, self.root / mask, mask)
+
+    def settled(self, declared: tuple[Declared, ...]) -> AlignedSource:
+        """The same files, read as the data have settled it."""
+        return replace(self, declared=declared)
+
+
+@dataclass(frozen=True)
+class SceneSamples:
+    """Rendered scenes with their truth: rgb, depth in metres, semseg."""
+
+    scenes: SceneSource
+    declared: tuple[Declared, ...]
+
+    def __len__(self) -> int:
+        return len(self.scenes)
+
+    @property
+    def address(self) -> str:
+        """That of the scenes."""
+        return self.scenes.address
+
+    @property
+    def channels(self) -> int:
+        """Those of the first modality."""
+        return self.declared[0].modality.channels
+
+    @property
+    def labels(self) -> list[int]:
+        """The class of every scene."""
+        return self.scenes.labels
+
+    @property
+    def classes(self) -> list[str]:
+        """The names of the labels."""
+        return self.scenes.classes
+
+    def name(self, index: int) -> str:
+        """That of the scene."""
+        return self.scenes.name(index)
+
+    def has(self, index: int) -> tuple[bool, ...]:
+        """All of them, always."""
+        return (True,) * len(self.declared)
+
+    def read(self, index: int) -> dict[str, Map]:
+        """All maps of one scene."""
+        made = self.scenes.maps(index)
+        found = {d.name: made[d.name] for d in self.declared}
+        return {n: Map(m[None] if m.ndim == 2 else m, None, "made here", n == "rgb") for n, m in found.items()}
+
+    def image(self, index: int) -> Shaped[Tensor, "C H W"]:
+        """The map of the first modality."""
+        return self.read(index)[self.declared[0].name].values
+
+    def sample(self, index: int) -> Sample:
+        """All maps of one scene."""
+        return _sample(self.read(index))
+
+    def settled(self, declared: tuple[Declared, ...]) -> SceneSamples:
+        """The same scenes."""
+        return replace(self, declared=declared)
+
+
+def _of_scenes(declared: tuple[Declared, ...]) -> tuple[Declared, ...]:
+    """The modalities, with the classes of the scenes. Raises ValueError for one that is not rendered."""
+    found = []
+    for d in declared:
+        if d.name not in BUILT_IN:
+            raise ValueError(f"scenes have no {d.name!r}: they are rendered with {', '.join(BUILT_IN)}")
+        if d.is_categorical:
+            number = len(SEMANTIC_CLASSES)
+            if not d.measured and d.modality.num_classes != number:
+                raise ValueError(f"scenes have {number} classes, not {d.modality.num_classes}; leave classes out")
+            d = replace(
+                d,
+                modality=replace(d.modality, num_classes=number),
+                classes=tuple(SEMANTIC_CLASSES),
+                void=None,
+                measured=False,
+            )
+        elif d.modality.channels != BUILT_IN[d.name].modality.channels:
+            raise ValueError(f"{d.name} of scenes has {BUILT_IN[d.name].modality.channels} channels; leave them out")
+        found.append(d)
+    return tuple(found)
+
+
+def _files_of(root: Path, folder: str, suffix: str, what: str) -> Files:
+    """The files of a folder by stem: the path in it without the suffix, or the extension."""
+    place = root / folder
+    if not place.is_dir():
+        near = [name for name in sorted(os.listdir(root)) if (root / name).is_dir()]
+        close = difflib.get_close_matches(folder, near, n=1)
+        there = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(near) or 'no folders'}."
+        raise FileNotFoundError(
+            f"{what} has no folder {str(place)!r}; {there} Name the folder as the modality, or declare files"
+        )
+    names, others = list_files(place, READ)
+    found: dict[str, str] = {}
+    for name in names:
+        if not name.endswith(suffix):
+            continue
+        stem = name.removesuffix(suffix) if suffix else os.path.splitext(name)[0]
+        if stem in found:
+            raise ValueError(f"{what} has two files of one stem: {found[stem]} and {folder}/{name}; remove one of them")
+        found[stem] = f"{folder}/{name}"
+    if not found:
+        held = ", ".join(f"{n} {kind}" for kind, n in others.most_common(5)) or f"{len(names)} of another suffix"
+        raise ValueError(
+            f"{what} has no files in {str(place)!r}: found {held}. What counts: *{suffix}, {' '.join(READ)}"
+        )
+    return found
+
+
+def _sample(read: Mapping[str, Map]) -> Sample:
+    return Sample({n: m.values for n, m in read.items()}, {n: m.valid for n, m in read.items() if not m.is_picture})
+
+
+def _masked(found: Map, declared: Declared, path: Path, name: str) -> Map:
+    """A map with what a mask file says of it: 0 where it holds no truth."""
+    try:
+        with Image.open(path) as image:
+            mask = np.array(image)
+    except (OSError, ValueError) as error:
+        raise Unreadable(name, str(error)) from error
+    if mask.shape[:2] != found.values.shape[-2:]:
+        raise Unreadable(name, f"the mask has {mask.shape[1::-1]} pixels, the map {tuple(found.values.shape[:0:-1])}")
+    valid = torch.from_numpy(mask.reshape(*mask.shape[:2], -1).any(-1))[None]
+    if found.valid is not None:
+        valid &= found.valid
+    values = found.values if declared.is_categorical else unit(found.values)
+    return Map(values * valid, valid, found.stored)

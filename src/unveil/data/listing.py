@@ -1,0 +1,62 @@
+"""What lies in a folder: files of some kinds, what else there is, and the classes that sub-folders name."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections import Counter
+from collections.abc import Collection
+from pathlib import Path
+
+SPLITS = {"train", "training", "val", "valid", "validation", "test", "testing"}
+
+
+def list_files(root: Path, extensions: Collection[str]) -> tuple[list[str], Counter[str]]:
+    """The files below a folder with one of these extensions, sorted, and what else is there by extension.
+
+    Hidden names are passed over. Links to folders are followed, each real folder once, so a circle of links ends.
+    """
+    files, others, seen = [], Counter[str](), set()
+
+    def refused(error: OSError) -> None:
+        raise PermissionError(f"cannot list {error.filename!r}: {error.strerror}. Make it readable or leave it out")
+
+    for folder, subfolders, names in os.walk(root, followlinks=True, onerror=refused):
+        if (real := os.path.realpath(folder)) in seen:
+            subfolders.clear()
+            continue
+        seen.add(real)
+        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
+        for name in names:
+            if name.startswith("."):
+                continue
+            extension = os.path.splitext(name)[1].lower()
+            if extension in extensions:
+                files.append(os.path.relpath(os.path.join(folder, name), root))
+            else:
+                others[extension or "without extension"] += 1
+    return sorted(path.replace(os.sep, "/") for path in files), others
+
+
+def folder_labels(files: Collection[str]) -> tuple[list[int] | None, list[str] | None]:
+    """The class of each file and the classes' names, where every file lies in one of several sub-folders."""
+    if any("/" not in path for path in files):
+        return None, None
+    tops = [path.split("/", 1)[0] for path in files]
+    classes = sorted(set(tops))
+    if len(classes) < 2 or {name.lower() for name in classes} <= SPLITS:
+        return None, None
+    number = {name: i for i, name in enumerate(classes)}
+    return [number[top] for top in tops], classes
+
+
+def missing(path: Path, needed: str) -> str:
+    """The words for a path that is not there: what is near, and what is needed."""
+    parent = next(folder for folder in path.absolute().parents if folder.is_dir())
+    wanted = path.absolute().relative_to(parent).parts[0]
+    try:
+        similar = difflib.get_close_matches(wanted, sorted(os.listdir(parent)), n=3)
+    except OSError:
+        similar = []
+    hint = f"did you mean {' or '.join(str(parent / name) for name in similar)}?" if similar else f"{parent} is there."
+    return f"no data at {str(path)!r}: {hint} {needed}"
