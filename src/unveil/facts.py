@@ -12,7 +12,7 @@ import torch
 
 from .data.sources import EncodedSource, Source
 from .encoder import Encoder
-from .model import MaskedModel
+from .model import MaskedModel, Objective
 from .recipe import Recipe
 from .records import Layout, Modality
 from .targets import Pixels
@@ -57,6 +57,7 @@ def model_facts(model: MaskedModel) -> dict[str, Any]:
     def count(module: torch.nn.Module) -> int:
         return sum(p.numel() for p in module.parameters() if p.requires_grad)
 
+    targets = [o.target for o in model.objectives if isinstance(o, Objective)]
     layout = layout_of(model.encoder)
     visible, predicted = model.masker.counts(layout)
     return {
@@ -64,7 +65,7 @@ def model_facts(model: MaskedModel) -> dict[str, Any]:
         "num_tokens": layout.num_tokens,
         "num_visible": visible,
         "num_predicted": predicted,
-        "norm_pix": any(isinstance(o.target, Pixels) and o.target.norm_pix for o in model.objectives),
+        "norm_pix": any(isinstance(t, Pixels) and t.norm_pix for t in targets),
     }
 
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, Literal, ParamSpec, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, Literal, ParamSpec, TypeVar, cast, get_args, get_origin, get_type_hints
 
 import torch
 
@@ -34,12 +34,12 @@ def once(make: Callable[P, T]) -> Callable[P, T]:
     seed = int(torch.randint(2**62, (), device="cpu"))
 
     @cache
-    def made(*args: Any, **kwargs: Any) -> T:
+    def made(*args: P.args, **kwargs: P.kwargs) -> T:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             return make(*args, **kwargs)
 
-    return made
+    return cast("Callable[P, T]", made)
 
 
 @dataclass(frozen=True)

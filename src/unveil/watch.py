@@ -111,7 +111,8 @@ class Watcher:
         return viewable(unit(image).numpy())
 
     def _picture(self, model: MaskedModel, epoch: float, step: int) -> None:
-        found = [(o, o.target) for o in model.objectives if isinstance(o.target, Pixels)]
+        objectives = [o for o in model.objectives if isinstance(o, Objective)]
+        found = [(o, o.target) for o in objectives if isinstance(o.target, Pixels)]
         if not found:
             return
         pixels, target = found[0]

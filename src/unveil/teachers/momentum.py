@@ -68,8 +68,10 @@ class Average(nn.Module):
     @torch.no_grad()
     def follow(self, made: Bool[Tensor, ""]) -> None:
         """Move towards the module, or not where the update was not made; nothing waits for the device."""
-        mine, theirs = list(self.copy.parameters()), list(self.of[0].parameters())
-        torch._foreach_lerp_(mine, theirs, [(1 - self.momentum(self.progress)) * made] * len(mine))
+        mine: list[Tensor] = list(self.copy.parameters())
+        theirs: list[Tensor] = list(self.of[0].parameters())
+        step = (1 - self.momentum(self.progress)) * made
+        torch._foreach_lerp_(mine, theirs, [step] * len(mine))  # type: ignore[list-item]
 
 
 class EMATeacher(nn.Module):
@@ -139,7 +141,8 @@ class EMALossPredictor(nn.Module):
     def __init__(self, encoder: Encoder, decoder: SelfDecoder, head: nn.Linear, momentum: Momentum):
         super().__init__()
         self.average = Average(LossPredictor(encoder, decoder, head), momentum)
-        self.average.copy.decoder.answers = "all"
+        assert isinstance(self.average.copy, LossPredictor)
+        self.average.copy.decoder.answers = "all"  # it sees every token, and each answers from its own slot
 
     @torch.no_grad()
     def observe(self, batch: Batch, tokens: Tokens) -> Observation:
