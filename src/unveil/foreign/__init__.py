@@ -1,11 +1,29 @@
 """Weights of other projects: the one room that knows their names.
 
 Reads safetensors, or `.pth` through torch's weights-only loader with an allow-list, so that no pickle runs code;
-whatever is loaded comes with a table of keys.
+whatever is loaded comes with a table of keys. All public ViTs are one module (`vit.py`) under different descriptions;
+a family is a file that knows its names (`clip.py`, `dino.py`, ...).
 """
 
+from .addresses import Found, find, is_foreign
+from .encoder import ForeignEncoder, fresh, load_encoder
 from .files import State, read_weights
 from .keys import KeyReport, load_weights
 from .mae import translate
+from .vit import Spec, ViT
 
-__all__ = ["KeyReport", "State", "load_weights", "read_weights", "translate"]
+__all__ = [
+    "ForeignEncoder",
+    "Found",
+    "KeyReport",
+    "Spec",
+    "State",
+    "ViT",
+    "find",
+    "fresh",
+    "is_foreign",
+    "load_encoder",
+    "load_weights",
+    "read_weights",
+    "translate",
+]

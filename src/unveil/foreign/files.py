@@ -34,7 +34,7 @@ def read_weights(path: str | Path) -> State:
     except Exception as error:  # a damaged file trips the reader in many ways
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise ValueError(f"{path} was refused: it is damaged or holds more than tensors ({reason})") from error
-    for wrapper in ("model", "state_dict", "module"):
+    for wrapper in ("model", "state_dict", "module", "teacher"):  # the last is DINO's
         if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
             content = content[wrapper]
     state = {k: v for k, v in content.items() if isinstance(v, Tensor)} if isinstance(content, dict) else {}

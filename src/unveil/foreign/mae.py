@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 
 import torch
@@ -10,6 +9,8 @@ from torch import Tensor
 
 from ..layers import sincos_positions
 from .files import State
+from .multimodal import is_multimae, translate_multimae
+from .names import TRANSFORMERS, fuse, rename
 
 _BLOCK = (("mlp.fc1.", "mlp.0."), ("mlp.fc2.", "mlp.2."))
 
@@ -27,21 +28,7 @@ _PUBLIC = (  # MAE and CrossMAE, in the order in which prefixes are tried
     ("norm.", "encoder.norm."),
 )
 
-_TRANSFORMERS = (  # a ViTMAE layer's names -> the public ones
-    (r"attention\.attention\.(query|key|value)\.", r"attn.\1."),
-    (r"attention\.output\.dense\.", "attn.proj."),
-    (r"attention\.(q|k|v)_proj\.", r"attn.\1_proj."),
-    (r"attention\.o_proj\.", "attn.proj."),
-    (r"intermediate\.dense\.", "mlp.fc1."),
-    (r"(?<!attention\.)output\.dense\.", "mlp.fc2."),
-    (r"layernorm_before\.", "norm1."),
-    (r"layernorm_after\.", "norm2."),
-    (r"^vit\.", ""),  # the encoder saved alone goes without
-    (r"^(encoder\.layer|layers)\.", "blocks."),
-    (r"^layernorm\.", "norm."),
-    (r"^embeddings\.cls_token", "cls_token"),
-    (r"^embeddings\.position_embeddings", "pos_embed"),
-    (r"^embeddings\.patch_embeddings\.projection\.", "patch_embed.proj."),
+_DECODER = (  # of transformers' ViTMAE
     (r"^decoder\.(decoder_layers|decoder_encoder\.layer|layers)\.", "decoder_blocks."),
     (r"^decoder\.", ""),
 )
@@ -55,9 +42,11 @@ def translate(state: Mapping[str, Tensor], modality: str = "rgb") -> State:
     """
     if any(name.startswith("encoder.adapters.") for name in state):
         return dict(state)
+    if is_multimae(state):
+        return translate_multimae(state)
     state = {name.removeprefix("module."): tensor for name, tensor in state.items()}  # of a distributed run
     if any(name.startswith(("vit.", "embeddings.")) for name in state):
-        state = _fuse(_from_transformers(state))
+        state = fuse(rename(state, (*TRANSFORMERS, *_DECODER)))
     ours: State = {}
     for name, tensor in state.items():
         if name in ("pos_embed", "decoder_pos_embed") and _is_sincos(tensor):
@@ -90,25 +79,3 @@ def _rename(name: str) -> str:
     for theirs, our in _BLOCK:
         name = name.replace(theirs, our)
     return name
-
-
-def _from_transformers(state: Mapping[str, Tensor]) -> State:
-    renamed: State = {}
-    for name, tensor in state.items():
-        for pattern, public in _TRANSFORMERS:
-            name = re.sub(pattern, public, name)
-        renamed[name] = tensor
-    return renamed
-
-
-def _fuse(state: Mapping[str, Tensor]) -> State:
-    """Separate query, key and value projections -> one fused matrix."""
-    fused: State = {}
-    for name, tensor in state.items():
-        match = re.fullmatch(r"(.*\.attn\.)(query|q_proj)\.(weight|bias)", name)
-        if match:
-            names = ("query", "key", "value") if match[2] == "query" else ("q_proj", "k_proj", "v_proj")
-            fused[f"{match[1]}qkv.{match[3]}"] = torch.cat([state[f"{match[1]}{n}.{match[3]}"] for n in names])
-        elif not re.search(r"\.attn\.(key|value|k_proj|v_proj)\.", name):
-            fused[name] = tensor
-    return fused
