@@ -1,5 +1,14 @@
 """Teachers: whoever sees the whole input and tells, once a step, where it looked and what it made of each token."""
 
+from .frozen import FrozenTeacher, load_teacher
 from .momentum import Average, EMALossPredictor, EMATeacher, Momentum, OnlineTeacher
 
-__all__ = ["Average", "EMALossPredictor", "EMATeacher", "Momentum", "OnlineTeacher"]
+__all__ = [
+    "Average",
+    "EMALossPredictor",
+    "EMATeacher",
+    "FrozenTeacher",
+    "Momentum",
+    "OnlineTeacher",
+    "load_teacher",
+]
