@@ -196,6 +196,36 @@ class CrossDecoder(Decoder):
         return self.norm(x)
 
 
+class PromptingDecoder(Decoder):
+    """MILAN: visible tokens stay as the encoder left them, mask tokens alone read them and one another.
+
+    arXiv 2208.06049, section 3.2. Where it answers all tokens, the visible ones answer as they are.
+    """
+
+    def __init__(
+        self, modality: str, encoder: Encoder, dim: int, depth: int, heads: int, answers: Answers = "predicted"
+    ):
+        super().__init__(modality, answers)
+        check_depth(depth)
+        self.embed = nn.Linear(encoder.dim, dim)
+        self.mask_token = token(dim)
+        self.positions = Positions(encoder.grid, dim)
+        self.context_norms = in_order(norm(dim) for _ in range(depth))
+        self.blocks = in_order(CrossBlock(dim, heads, dim) for _ in range(depth))
+        self.norm = norm(dim)
+        self.apply(initialise)
+
+    def forward(self, latents: Latents, queries: Queries) -> Float[Tensor, "B Q D"]:
+        places = self.positions(latents.tokens.layout.grid)
+        prefix, visible = self.embed(latents.final).tensor_split([latents.num_prefix], dim=1)
+        visible = visible + places[latents.tokens.cells]
+        is_all = self.answers == "all"
+        x = self.mask_token + places[queries.cells[:, visible.shape[1] :] if is_all else queries.cells]
+        for block, normalise in zip(self.blocks, self.context_norms, strict=True):
+            x = block(x, normalise(torch.cat([prefix, visible, x.to(visible.dtype)], dim=1)))
+        return self.norm(torch.cat([visible, x], dim=1) if is_all else x)
+
+
 class TaskDecoder(Decoder):
     """MultiMAE: every token of its modality reads the visible ones once, then all of them read one another.
 

@@ -25,6 +25,7 @@ from .progress import Progress, say
 from .recipe import Recipe
 from .records import Batch
 from .runs import RunFolder
+from .teachers import begin_averages
 from .trainer import Settings, Trainer
 
 LINES = 1000  # of metrics that a run writes, about
@@ -113,6 +114,7 @@ class Loop:
                 _load(model, resume)
             elif step == 0:
                 start(model)
+                begin_averages(model)  # of what the weights that were put in have made of the student
             trainer = Trainer(model, self.recipe.optim, self.settings)
             if resume is not None:
                 checkpoint.restore_optimizer(model, trainer.optimizer, resume.optimizer)

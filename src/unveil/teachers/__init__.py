@@ -1,7 +1,7 @@
 """Teachers: whoever sees the whole input and tells, once a step, where it looked and what it made of each token."""
 
 from .frozen import FrozenTeacher, load_teacher
-from .momentum import Average, EMALossPredictor, EMATeacher, Momentum, OnlineTeacher
+from .momentum import Average, EMALossPredictor, EMATeacher, Momentum, OnlineTeacher, begin_averages
 
 __all__ = [
     "Average",

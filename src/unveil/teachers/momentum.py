@@ -74,6 +74,13 @@ class Average(nn.Module):
         torch._foreach_lerp_(mine, theirs, [step] * len(mine))  # type: ignore[list-item]
 
 
+def begin_averages(model: nn.Module) -> None:
+    """Every average of a model becomes what it follows is now."""
+    for part in model.modules():
+        if isinstance(part, Average):
+            part.copy.load_state_dict(part.of[0].state_dict())
+
+
 class EMATeacher(nn.Module):
     """The student's encoder, averaged over time (BYOL, arXiv 2006.07733; DINO, arXiv 2104.14294)."""
 

@@ -1,0 +1,96 @@
+"""AttMask: What to Hide from Your Students: Attention-Guided Masked Image Modeling (Kakogeorgiou et al., 2022).
+
+arXiv 2203.12719. Its masks, with MAE's model and loss: what an average of the student attends to is hidden. Its own
+objective, iBOT's self-distillation of class and patch tokens between two views, is not of this kind and left out, and
+with it the share of hidden patches that is drawn for each batch from 0.1 to 0.5, and the half of all images of which
+nothing is hidden: `visible` is MAE's quarter.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from ..decoder import SelfDecoder
+from ..encoder import vit
+from ..masking import Attention, Draw, Guided, Hard, Hint, Masker, Reversed
+from ..model import MaskedModel, Objective
+from ..optim import Optim
+from ..recipe import Flip, Recipe, Stage, View, check_words
+from ..records import RGB, Modality, Reading
+from ..targets import Pixels
+from ..teachers import EMATeacher, Momentum
+
+
+def recipe(
+    *,
+    modality: Modality = RGB,
+    size: str = "base",
+    patch: int = 16,
+    image_size: tuple[int, ...] = (224,),
+    masking: Literal["high", "hint", "low"] = "high",
+    hint_top: float = 0.1,
+    hint_shown: float = 0.03,
+    momentum: float = 0.996,
+    momentum_end: float = 1.0,
+    visible: float = 0.25,
+    predicted: float | None = None,
+    norm_pix: bool = True,
+    decoder_dim: int = 512,
+    decoder_depth: int = 8,
+    decoder_heads: int = 16,
+    epochs: float = 800,
+    warmup_epochs: float = 40,
+    batch_size: int = 4096,
+    lr: float = 1.5e-4,
+    weight_decay: float = 0.05,
+    clip: float | None = None,
+    crop_scale: float = 0.2,
+    flip: Flip = "h",
+) -> Recipe:
+    """AttMask: hide what an average of the student attends to; MAE's loss.
+
+    size: width and depth of the ViT: tiny, small, base, large, huge
+    patch: side of a patch in pixels
+    image_size: side of a training view in pixels, or its height and width
+    masking: hide the most attended patches (high), all but a few of them (hint), or the least attended (low)
+    hint_top: share of the patches, the most attended, among which hints are drawn
+    hint_shown: share of all patches that are drawn as hints and stay visible
+    momentum: how much of itself the average keeps at a step, at first
+    momentum_end: and at the end of training
+    visible: share of the patches that the encoder reads
+    predicted: share of all patches that is predicted; by default all that are hidden
+    norm_pix: predict each patch normalised by its own mean and standard deviation
+    decoder_dim: width of the decoder
+    decoder_depth: number of the decoder's blocks
+    decoder_heads: number of the decoder's attention heads
+    epochs: passes over the data
+    warmup_epochs: epochs in which the learning rate rises
+    batch_size: images per update, over all devices and micro-batches
+    lr: learning rate per 256 images of the batch
+    weight_decay: of AdamW, on matrices and tokens
+    clip: largest norm of the gradient; none by default
+    crop_scale: smallest share of the image's area that a view shows
+    flip: none, h, hv, or turns (flips and quarter turns: satellite, microscopy)
+    """
+    check_words(recipe, locals())
+    encoder = vit(size, patch, image_size, (modality,))
+    draws: dict[str, Draw] = {"high": Hard(), "hint": Hint(hint_top, hint_shown), "low": Reversed(Hard())}
+    score = Guided(Attention("student"), draws[masking])
+    masker = Masker(score, visible, 1 - visible if predicted is None else predicted)
+    follows = Momentum(momentum, momentum_end)
+
+    def build() -> MaskedModel:
+        return MaskedModel(
+            encoder,
+            masker,
+            decoders={"pixels": SelfDecoder(modality.name, encoder, decoder_dim, decoder_depth, decoder_heads)},
+            objectives=[Objective("pixels", "pixels", decoder_dim, Pixels(modality, patch, norm_pix))],
+            teachers={"student": EMATeacher(encoder, follows, Reading(features=0))},
+        )
+
+    return Recipe(
+        encoder,
+        stages=(Stage(build, epochs),),
+        optim=Optim(lr, batch_size, warmup_epochs, weight_decay, clip=clip),
+        view=View(encoder.image_size, (crop_scale, 1.0), flip=flip),
+    )
