@@ -10,5 +10,6 @@ __all__ = [
     "FrozenTeacher",
     "Momentum",
     "OnlineTeacher",
+    "begin_averages",
     "load_teacher",
 ]

@@ -1,0 +1,264 @@
+"""CMT-MAE: Collaborative Masking and Targets for Masked Autoencoders (Mo, AAAI 2025; arXiv 2412.17566).
+
+The paper leaves much open. Each such choice is a dial; its default is what the paper says, or else the nearest relative
+that does say. The ladder from its controls to the whole, by `--masking` and `--targets`:
+
+    uniform, teacher                teacher targets, random masks
+    teacher, pixels                 pixel targets, teacher-guided masks
+    teacher, teacher                stage one throughout, as is --stage1-epochs equal to --epochs
+    collaborative, teacher          + collaborative masking
+    teacher, collaborative          + collaborative targets
+    collaborative, collaborative    CMT-MAE
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Literal
+
+from ..decoder import Blend, CrossDecoder, SelfDecoder, choose_maps
+from ..encoder import vit
+from ..losses import Loss, cosine, l1, l2, smooth_l1
+from ..masking import (
+    FUSIONS,
+    Attention,
+    Collaborative,
+    Draw,
+    Fusion,
+    Gaze,
+    Guided,
+    Gumbel,
+    Hard,
+    Hint,
+    Masker,
+    Noisy,
+    Reversed,
+    Score,
+    Uniform,
+)
+from ..model import MaskedModel, Objective, linear_head
+from ..objectives import Gate, Looked, Ranking
+from ..optim import Optim
+from ..recipe import Flip, Recipe, Stage, View, check_words, once
+from ..records import RGB, Modality, Reading
+from ..targets import HOG, Features, Pixels, Target
+from ..teachers import EMATeacher, FrozenTeacher, Momentum, OnlineTeacher, load_teacher
+
+
+def recipe(
+    *,
+    modality: Modality = RGB,
+    size: str = "base",
+    patch: int = 16,
+    image_size: tuple[int, ...] = (224,),
+    teacher: str = "openai/clip-vit-base-patch16",
+    teacher_channels: tuple[int, ...] | None = None,
+    masking: Literal["collaborative", "teacher", "uniform"] = "collaborative",
+    targets: Literal["collaborative", "teacher", "pixels"] = "collaborative",
+    student_weight: float = 0.3,
+    alpha: float | None = None,
+    target_student_weight: float | None = None,
+    stage1_epochs: float | None = None,
+    restart: bool = False,
+    visible: float = 0.25,
+    predicted: float | None = None,
+    draw: Literal["gumbel", "hard", "noisy", "hint", "low", "keep"] = "gumbel",
+    temperature: float = 1.0,
+    noise: float = 0.25,
+    fusion: Literal[
+        "linear",
+        "attention-weighted",
+        "geometric",
+        "maximum",
+        "product",
+        "mean-rank",
+        "entropy-gated",
+        "learned",
+    ] = "linear",
+    map_norm: Literal["sum", "minmax", "rank", "none"] = "sum",
+    map_clip: float | None = None,
+    query: Literal["cls", "mean", "all"] = "cls",
+    layer: int = -1,
+    teacher_heads: tuple[int, ...] | None = None,
+    student_heads: tuple[int, ...] | None = None,
+    student: Literal["momentum", "online"] = "momentum",
+    momentum: float = 0.996,
+    momentum_end: float = 1.0,
+    momentum_schedule: Literal["cosine", "linear", "constant"] = "cosine",
+    teacher_features: int = 1,
+    student_features: int = 1,
+    projected: bool = False,
+    target_norm: Literal["layer", "l2", "none"] = "layer",
+    loss: Literal["smooth-l1", "cosine", "l2", "l1"] = "smooth-l1",
+    beta: float = 2.0,
+    positions: Literal["predicted", "all"] = "predicted",
+    pixels: float = 0.0,
+    hog: float = 0.0,
+    norm_pix: bool = True,
+    decoder: Literal["self", "cross"] = "self",
+    blend: Literal["linear", "softmax", "project", "none"] = "none",
+    decoder_dim: int = 512,
+    decoder_depth: int = 8,
+    decoder_heads: int = 16,
+    epochs: float = 800,
+    warmup_epochs: float = 40,
+    batch_size: int = 4096,
+    lr: float = 1.5e-4,
+    lr_scale: Literal["predicted", "inverse", "none"] = "none",
+    weight_decay: float = 0.05,
+    clip: float | None = None,
+    crop_scale: float = 0.2,
+    flip: Flip = "h",
+) -> Recipe:
+    """CMT-MAE: a frozen teacher and the student's own average decide together what is hidden and what is predicted.
+
+    size: width and depth of the ViT: tiny, small, base, large, huge
+    patch: side of a patch in pixels
+    image_size: side of a training view in pixels, or its height and width
+    teacher: the frozen encoder: a file, a folder, a run, a name on the hub, or random as a control
+    teacher_channels: which channels of an image the teacher sees, counted from 1; by default all
+    masking: whose attention decides what is hidden: from stage two on also the student's, the teacher's, or nobody's
+    targets: whose features are predicted: from stage two on also the student's, the teacher's, or pixels instead
+    student_weight: the student's share in masks and targets in stage two; 0 leaves it out, 1 the teacher
+    alpha: the paper's letter for student_weight; used instead of it where it is given
+    target_student_weight: the student's share in the targets alone; by default as in the masks
+    stage1_epochs: epochs with the teacher alone, 0 for none, all for a teacher throughout; by default an eighth of all
+    restart: warm up and decay the learning rate in each stage, instead of once over both
+    visible: share of the patches that the encoder reads
+    predicted: share of all patches that is predicted; by default all that are hidden
+    draw: hide by a draw in proportion to attention (gumbel), hide the most attended (hard), with noise, with hints,
+        hide the least attended (low), or keep a draw in proportion to attention visible (keep)
+    temperature: of the gumbel and keep draws; higher draws more evenly
+    noise: share of noise in the map of the noisy draw
+    fusion: how the two maps become one; a learned gate is trained to look where errors are large
+    map_norm: what is done to each map before they are fused: sum to one, to [0, 1], ranks, or nothing
+    map_clip: quantile at which a map is cut off; by default it is not
+    query: whose attention is read: the class token's, one query that is the mean of all patches', or all patches'
+    layer: block whose attention is read, from the end below 0
+    teacher_heads: heads of the teacher whose attention is averaged, counted from 0; by default all
+    student_heads: heads of the student whose attention is averaged, counted from 0; by default all
+    student: the student that guides: its average over time, or as it is now
+    momentum: how much of itself the average keeps at a step, at first
+    momentum_end: and at the end of training
+    momentum_schedule: how the momentum moves from the one to the other
+    teacher_features: number of the teacher's last blocks whose features are averaged
+    student_features: number of the student's last blocks whose features are averaged
+    projected: take the teacher's features after its output projection, where it has one (CLIP)
+    target_norm: normalise each feature target by its own mean and standard deviation, to unit length, or not
+    loss: smooth absolute error, 2 - 2 cos, squared or absolute error of features
+    beta: error below which the smooth-l1 loss is squared
+    positions: which patches are compared: the predicted ones, or the visible ones as well
+    pixels: weight of pixels as a further target
+    hog: weight of histograms of oriented gradients as a further target (MaskFeat)
+    norm_pix: predict each patch normalised by its own mean and standard deviation
+    decoder: self-attention over visible and mask tokens, or cross-attention (CrossMAE)
+    blend: how encoder maps are blended for the decoder; none reads the last map alone
+    decoder_dim: width of the decoder
+    decoder_depth: number of the decoder's blocks
+    decoder_heads: number of the decoder's attention heads
+    epochs: passes over the data
+    warmup_epochs: epochs in which the learning rate rises
+    batch_size: images per update, over all devices and micro-batches
+    lr: learning rate per 256 images of the batch
+    lr_scale: multiply the rate by predicted/hidden, by its inverse, or not
+    weight_decay: of AdamW, on matrices and tokens
+    clip: largest norm of the gradient; none by default
+    crop_scale: smallest share of the image's area that a view shows
+    flip: none, h, hv, or turns (flips and quarter turns: satellite, microscopy)
+    """
+    check_words(recipe, locals())
+    weight = student_weight if alpha is None else alpha
+    target_weight = weight if target_student_weight is None else target_student_weight
+    for name, share in (("student_weight", weight), ("target_student_weight", target_weight)):
+        if not 0 <= share <= 1:
+            raise ValueError(f"{name} is the student's share, from 0 to 1; got {share}")
+    first = epochs / 8 if stage1_epochs is None else stage1_epochs
+    if not 0 <= first <= epochs:
+        raise ValueError(f"stage1_epochs is a part of the {epochs:g} epochs, from 0 to all; got {first}")
+
+    encoder = vit(size, patch, image_size, (modality,), final_norm=blend == "none")  # else the decoder normalises
+    shape = (modality.name, encoder, decoder_dim, decoder_depth, decoder_heads)
+    blended = None
+    if blend != "none":
+        outputs = decoder_depth if decoder == "cross" else 1
+        blended = Blend(choose_maps(encoder.depth), outputs, encoder.dim, blend == "softmax", blend == "project")
+    kind = CrossDecoder if decoder == "cross" else SelfDecoder
+    decodes = kind(*shape, blended, answers=positions)
+
+    losses: dict[str, Loss] = {"smooth-l1": partial(smooth_l1, beta=beta), "cosine": cosine, "l2": l2, "l1": l1}
+    draws: dict[str, Draw] = {
+        "gumbel": Gumbel(temperature),
+        "hard": Hard(),
+        "noisy": Noisy(noise),
+        "hint": Hint(),
+        "low": Reversed(Hard()),
+        "keep": Reversed(Gumbel(temperature)),
+    }
+    looks = {
+        "teacher": Attention("teacher", teacher_heads, map_norm, map_clip),
+        "student": Attention("student", student_heads, map_norm, map_clip),
+    }
+    depths = {"teacher": teacher_features, "student": student_features}
+    raw: dict[str, tuple[float, Target]] = {
+        "pixels": (pixels or float(targets == "pixels"), Pixels(modality, patch, norm_pix)),
+        "hog": (hog, HOG(modality, patch)),
+    }
+    heads = {name: once(linear_head) for name in ("teacher", "student", "pixels", "hog")}
+    gate = once(Gate)
+
+    def observer(who: str, reading: Reading) -> EMATeacher | OnlineTeacher | FrozenTeacher:
+        if who == "teacher":
+            return load_teacher(teacher, encoder, reading, teacher_channels)
+        if student == "online":
+            return OnlineTeacher(encoder, reading)
+        return EMATeacher(encoder, Momentum(momentum, momentum_end, momentum_schedule), reading)
+
+    def stage(in_masks: float, in_targets: float) -> Callable[[], MaskedModel]:
+        """The stage in which the student has these shares."""
+        hides = {"teacher": 1 - in_masks, "student": in_masks} if masking != "uniform" else {}
+        shows = {"teacher": 1 - in_targets, "student": in_targets} if targets != "pixels" else {}
+
+        def build() -> MaskedModel:
+            teachers = {}
+            objectives: list[Objective] = []
+            for who in ("teacher", "student"):
+                asked = query if hides.get(who) else None
+                wanted = depths[who] if shows.get(who) else 0
+                if asked or wanted:
+                    teachers[who] = observer(who, Reading(asked, layer, wanted, projected and who == "teacher"))
+                if wanted:
+                    target = Features(who, modality.name, teachers[who].dim, target_norm)
+                    head = heads[who](decoder_dim, target.dim)
+                    objectives.append(Objective(who, "patches", decoder_dim, target, losses[loss], shows[who], head))
+            for name, (share, truth) in raw.items():
+                if share:
+                    head = heads[name](decoder_dim, truth.dim)
+                    objectives.append(Objective(name, "patches", decoder_dim, truth, weight=share, head=head))
+
+            ranks: tuple[Ranking, ...] = ()
+            gaze: Gaze = looks["student" if in_masks == 1 else "teacher"]
+            if 0 < in_masks < 1:
+                fuse: Fusion = gate() if fusion == "learned" else FUSIONS[fusion]
+                gaze = Collaborative(looks["teacher"], looks["student"], in_masks, fuse)
+                if fusion == "learned":
+                    ranks = (Ranking("gate", objectives, Looked(gate(), gaze)),)
+            score: Score = Guided(gaze, draws[draw]) if hides else Uniform()
+            masker = Masker(score, visible, 1 - visible if predicted is None else predicted)
+            return MaskedModel(encoder, masker, {"patches": decodes}, (*objectives, *ranks), teachers)
+
+        return build
+
+    collaborative = stage(
+        weight if masking == "collaborative" else 0.0, target_weight if targets == "collaborative" else 0.0
+    )
+    parts = ((stage(0.0, 0.0), first), (collaborative, epochs - first))
+    share = 1.0 if predicted is None else predicted / (1 - visible)
+    factor = {"predicted": share, "inverse": 1 / share, "none": 1.0}[lr_scale]
+    return Recipe(
+        encoder,
+        stages=tuple(Stage(build, length) for build, length in parts if length > 0),
+        optim=Optim(lr, batch_size, warmup_epochs, weight_decay, clip=clip, lr_factor=factor),
+        view=View(encoder.image_size, (crop_scale, 1.0), flip=flip),
+        restart=restart,
+    )

@@ -1,0 +1,89 @@
+"""MILAN: Masked Image Pretraining on Language Assisted Representation (Hou et al., 2022; arXiv 2208.06049).
+
+The loss covers all patches, as the paper's does; the class token, which is part of it there, is not compared here.
+Images reach the teacher normalised as it was trained, where the public code hands it images normalised for ImageNet.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from ..decoder import PromptingDecoder
+from ..encoder import vit
+from ..losses import cosine
+from ..masking import Attention, Guided, Gumbel, Masker, Reversed
+from ..model import MaskedModel, Objective
+from ..optim import Optim
+from ..recipe import Flip, Recipe, Stage, View, check_words
+from ..records import RGB, Modality, Reading
+from ..targets import Features
+from ..teachers import load_teacher
+
+
+def recipe(
+    *,
+    modality: Modality = RGB,
+    size: str = "base",
+    patch: int = 16,
+    image_size: tuple[int, ...] = (224,),
+    teacher: str = "openai/clip-vit-base-patch16",
+    teacher_channels: tuple[int, ...] | None = None,
+    projected: bool = True,
+    visible: float = 0.25,
+    positions: Literal["predicted", "all"] = "all",
+    decoder_dim: int = 512,
+    decoder_depth: int = 8,
+    decoder_heads: int = 16,
+    epochs: float = 400,
+    warmup_epochs: float = 40,
+    batch_size: int = 4096,
+    lr: float = 1.5e-4,
+    weight_decay: float = 0.05,
+    clip: float | None = None,
+    crop_scale: float = 0.2,
+    flip: Flip = "h",
+) -> Recipe:
+    """MILAN: keep what a teacher attends to, predict its features of every patch.
+
+    size: width and depth of the ViT: tiny, small, base, large, huge
+    patch: side of a patch in pixels
+    image_size: side of a training view in pixels, or its height and width
+    teacher: the frozen encoder: a file, a folder, a run, a name on the hub, or random as a control
+    teacher_channels: which channels of an image the teacher sees, counted from 1; by default all
+    projected: take the teacher's features after its output projection, where it has one (CLIP)
+    visible: share of the patches that the encoder reads
+    positions: which patches are compared: the predicted ones, or the visible ones as well
+    decoder_dim: width of the decoder
+    decoder_depth: number of the decoder's blocks
+    decoder_heads: number of the decoder's attention heads
+    epochs: passes over the data
+    warmup_epochs: epochs in which the learning rate rises
+    batch_size: images per update, over all devices and micro-batches
+    lr: learning rate per 256 images of the batch
+    weight_decay: of AdamW, on matrices and tokens
+    clip: largest norm of the gradient; none by default
+    crop_scale: smallest share of the image's area that a view shows
+    flip: none, h, hv, or turns (flips and quarter turns: satellite, microscopy)
+    """
+    check_words(recipe, locals())
+    encoder = vit(size, patch, image_size, (modality,))
+    masker = Masker(Guided(Attention("teacher"), Reversed(Gumbel())), visible, 1 - visible)
+    shape = (modality.name, encoder, decoder_dim, decoder_depth, decoder_heads)
+
+    def build() -> MaskedModel:
+        guide = load_teacher(teacher, encoder, Reading(projected=projected), teacher_channels)
+        features = Features("teacher", modality.name, guide.dim, "none")
+        return MaskedModel(
+            encoder,
+            masker,
+            decoders={"features": PromptingDecoder(*shape, answers=positions)},
+            objectives=[Objective("features", "features", decoder_dim, features, cosine)],
+            teachers={"teacher": guide},
+        )
+
+    return Recipe(
+        encoder,
+        stages=(Stage(build, epochs),),
+        optim=Optim(lr, batch_size, warmup_epochs, weight_decay, clip=clip),
+        view=View(encoder.image_size, (crop_scale, 1.0), flip=flip),
+    )
