@@ -139,7 +139,7 @@ def _train(run: RunFolder, prepared: Prepared, asked: Asked) -> Path:
             modality=modality.name,
         )
         watcher = Watcher(run, prepared.train, prepared.held_out, modality, built.view.image_size)
-        told = {k: prepared.facts[k] for k in ("unveil", "recipe", "dials", "modality")}
+        told = {k: prepared.facts[k] for k in ("unveil", "recipe", "dials", "modality", "model")}
         loop = Loop(run, built, loader, prepared.settings, asked.seed, watcher, {"unveil": json.dumps(told)})
         with stop_on_signal() as stop:
             model = loop.train(stop, start, prepared.resume)
