@@ -66,6 +66,8 @@ class Modality:
 
 
 RGB = Modality()
+DEPTH = Modality("depth", 1, (0.0,), (1.0,), normalise="robust")
+SEMSEG = Modality("semseg", 1, (0.0,), (1.0,), kind="categorical", num_classes=133, stride=4)
 
 
 @dataclass(frozen=True)
@@ -199,6 +201,17 @@ class Observation:
     attention: Float[Tensor, "B H N"] | None = None
     features: Float[Tensor, "B N D"] | None = None
     error: Float[Tensor, "B N"] | None = None
+
+    def of(self, modality: str) -> Observation:
+        """What was seen at the tokens of one modality."""
+        span = self.layout.spans[modality]
+        attention, features, error = self.attention, self.features, self.error
+        return Observation(
+            Layout({modality: slice(0, self.layout.num_cells)}, self.layout.grid),
+            None if attention is None else attention[:, :, span],
+            None if features is None else features[:, span],
+            None if error is None else error[:, span],
+        )
 
 
 Observations = Mapping[str, Observation]

@@ -16,6 +16,8 @@ from .attention import (
     entropy,
     linear,
 )
+from .budget import DirichletBudget, Tasks, by_budget, log_dirichlet_draw
+from .crossmodal import ByModality, Errors, Looked, RandomHeads
 from .drawing import Draw, Gumbel, Hard, Hint, Noisy, Reversed
 from .masker import Masker, Score, Uniform, ask, floor, units_of
 from .patterns import Block, Grid, InverseBlock
@@ -24,8 +26,11 @@ __all__ = [
     "FUSIONS",
     "Attention",
     "Block",
+    "ByModality",
     "Collaborative",
+    "DirichletBudget",
     "Draw",
+    "Errors",
     "Fusion",
     "Gaze",
     "Grid",
@@ -35,15 +40,20 @@ __all__ = [
     "HardestFirst",
     "Hint",
     "InverseBlock",
+    "Looked",
     "Masker",
     "Noisy",
     "Normalise",
+    "RandomHeads",
     "Reversed",
     "Score",
+    "Tasks",
     "Uniform",
     "ask",
+    "by_budget",
     "entropy",
     "floor",
     "linear",
+    "log_dirichlet_draw",
     "units_of",
 ]
