@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -42,7 +43,20 @@ class Ranking(nn.Module):
         surprise = F.softplus(guess[:, None, :] - guess[:, :, None])  # -log sigmoid(its guess - the other's)
         pairs = is_harder.sum(dim=(1, 2))
         mean = (surprise * is_harder).sum(dim=(1, 2)) / pairs.clamp_min(1)
-        return self.weight * mean.sum(), (pairs > 0).sum()
+        return self.weight * mean.sum(), (pairs > 0).float().sum()
+
+
+class Uncertain(Objective):
+    """An objective whose weight is learned: exp(-s) times its loss plus s, s the logarithm of a variance (Kendall et
+    al., arXiv 1705.07115; an option of MultiMAE's released code)."""
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self.log_variance = nn.Parameter(torch.zeros(()))
+
+    def forward(self, seen: Imagined, batch: Batch) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
+        total, count = super().forward(seen, batch)
+        return (-self.log_variance).exp() * total + self.log_variance * count, count
 
 
 class Foretold(nn.Module):

@@ -81,8 +81,9 @@ def normalised(attention: Float[Tensor, "B N"], how: Normalise) -> Float[Tensor,
 
 
 def ranks(attention: Float[Tensor, "B N"]) -> Float[Tensor, "B N"]:
-    """Each token's rank as a share of all: 1 for the highest, 1/N for the lowest."""
-    return (attention.argsort(dim=1, stable=True).argsort(dim=1) + 1) / attention.shape[1]
+    """The share of tokens that have no more than this one: 1 for the highest, 1/N for the lowest; equals rank equal."""
+    attention = attention.contiguous()
+    return torch.searchsorted(attention.sort(dim=1).values, attention, right=True) / attention.shape[1]
 
 
 def entropy(attention: Float[Tensor, "B N"]) -> Float[Tensor, "B 1"]:
