@@ -21,7 +21,7 @@ from unveil.masking import (
     Errors,
     Guided,
     Hard,
-    Looked,
+    IfSeen,
     Masker,
     Noisy,
     RandomHeads,
@@ -187,13 +187,13 @@ def test_a_random_few_heads_guide():
 
 def test_without_a_look_the_other_score_decides():
     on, count = layout(4), 3
-    score = Looked("student", Guided(Attention("student", normalise="none"), Hard()), Uniform())
+    score = IfSeen("student", Guided(Attention("student", normalise="none"), Hard()), Uniform())
     blind = {"student": Observation(on)}
     assert torch.equal(score(tokens(on, count), blind, batch(count)), batch(count).chance.uniform("mask", 48))
     seen = observed(on, count)
     assert torch.equal(score(tokens(on, count), seen, batch(count)), seen["student"].attention.mean(dim=1))
     errors = {"student": Observation(on, error=seen["student"].attention[:, 0])}
-    guided = Looked("student", Guided(Errors("student"), Hard()))
+    guided = IfSeen("student", Guided(Errors("student"), Hard()))
     assert torch.equal(guided(tokens(on, count), errors, batch(count)), errors["student"].error)
 
 

@@ -19,8 +19,8 @@ LEVELS = (  # each room may import rooms of the levels above it in this list, an
     "patches",
     "masking targets encoder data augment foreign",
     "decoder pretrained protocols adaptive",
-    "model teachers",
-    "recipe trainer objectives",
+    "model",
+    "recipe trainer objectives teachers",
     "recipes recipe_files facts journal",
     "training watch benchmark",
     "plan loading",
@@ -45,7 +45,7 @@ ONLY = {  # rooms that know less than their level would let them
     "objectives": {"layers", "masking", "model", "records"},
     "recipes": {
         *("decoder", "encoder", "losses", "masking", "model", "objectives", "optim", "recipe", "records", "targets"),
-        "teachers",
+        *("adaptive", "teachers"),
     },
 }
 PURE = (

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Protocol, cast, runtime_checkable
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from .decoder import Decoder
@@ -39,6 +39,15 @@ class Follower(Protocol):
 
     def after_step(self, losses: Mapping[str, Float[Tensor, ""]], made: Bool[Tensor, ""]) -> None:
         """`losses` are the objectives' means over the batch; where the update was not `made`, nothing moves."""
+        ...
+
+
+@runtime_checkable
+class Timed(Protocol):
+    """A part that is told which step comes: it may leave something out in some of them."""
+
+    def before_step(self, step: int, progress: float) -> None:
+        """`step` counts updates from 0, `progress` is the share of training done."""
         ...
 
 
@@ -97,10 +106,19 @@ class Objective(nn.Module):
 
     def compared(self, seen: Imagined, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         """Guess and truth at the queries, and what of it counts: each B Q T, or with a last dimension of 1."""
-        queries = seen.queries[self.decoder]
-        truth, valid = self.target(batch, seen.observations)
+        truth, valid = self.truth(seen.queries[self.decoder], batch, seen.observations)
+        return self.head(seen.decoded[self.decoder]).float(), truth, valid
+
+    def truth(self, queries: Queries, batch: Batch, observations: Observations) -> tuple[Tensor, Tensor]:
+        """The truth at the queries, and what of it counts."""
+        truth, valid = self.target(batch, observations)
         valid = queries.weight[..., None] * take(valid.expand(*truth.shape[:2], -1), queries.cells)
-        return self.head(seen.decoded[self.decoder]).float(), take(truth, queries.cells), valid
+        return take(truth, queries.cells), valid
+
+    def count(self, queries: Queries, batch: Batch, observations: Observations) -> Int[Tensor, ""]:
+        """The number of samples that count."""
+        _, valid = self.truth(queries, batch, observations)
+        return (valid > 0).flatten(1).any(dim=1).sum()
 
     def errors(self, seen: Imagined, batch: Batch) -> tuple[Float[Tensor, "B Q"], Float[Tensor, "B Q"]]:
         """The mean error of each asked token, and 1 where it has one."""
@@ -165,6 +183,31 @@ class MaskedModel(nn.Module):
         """Each objective's weighted loss, as the sum over samples and the number of samples that count."""
         seen = self.imagine(batch)
         return {o.name: o(seen, batch) for o in self.objectives}
+
+    def before_step(self, step: int, progress: float) -> None:
+        """Parts that do not do the same in every step are told which comes."""
+        for part in self.teachers.values():
+            if isinstance(part, Timed):
+                part.before_step(step, progress)
+
+    def is_uneven(self, batch: Batch) -> bool:
+        """Whether some samples may count for an objective and others not: parts are missing, invalid, or never hidden.
+
+        It looks at numbers, so it is asked of a batch that is on the processor.
+        """
+        layout = self.encoder.layout(batch)
+        is_whole = all(bool(known.all()) for known in (*batch.valid.values(), *batch.present.values()))
+        return not is_whole or (len(layout.spans) > 1 and self.masker.counts(layout)[0] >= layout.num_cells)
+
+    @torch.no_grad()
+    def counts(self, batch: Batch) -> dict[str, Int[Tensor, ""]]:
+        """How many samples count for each objective with a target: masks are made, nothing is encoded or decoded."""
+        tokens = self.encoder.embed(batch)
+        observations = {name: teacher.observe(batch, tokens) for name, teacher in self.teachers.items()}
+        mask = self.masker(tokens, observations, batch)
+        queries = {name: decoder.asks(mask, tokens.layout) for name, decoder in self.decoders.items()}
+        aimed = [o for o in self.objectives if isinstance(o, Objective)]
+        return {o.name: o.count(queries[o.decoder], batch, observations) for o in aimed}
 
     def after_step(self, losses: Mapping[str, Float[Tensor, ""]], made: Bool[Tensor, ""]) -> None:
         """Parts that follow the training move here."""

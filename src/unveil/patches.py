@@ -26,11 +26,15 @@ def unpatchify(patches: Float[Tensor, "B N T"], patch: int, grid: tuple[int, int
 
 
 def validity(batch: Batch, modality: Modality) -> Bool[Tensor, "B 1 H W"]:
-    """Where a map holds a truth: the sample has it, the pixel is valid, its numbers are finite, its class is one."""
+    """Where a map holds a truth: the sample has it, the pixel is valid and finite, its class is one.
+
+    A map of which the batch says nothing is whole: a number in it that is not finite is a fault, and does count.
+    """
     image = batch.maps[modality.name]
+    valid = torch.ones_like(image[:, :1], dtype=torch.bool)
     if modality.kind == "categorical":
         valid = (image >= 0) & (image < modality.num_classes)
-    else:
+    elif modality.name in batch.valid:
         valid = image.isfinite().all(dim=1, keepdim=True)
     if modality.name in batch.valid:
         valid = valid & batch.valid[modality.name]

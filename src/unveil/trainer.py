@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from .model import Losses, MaskedModel, mean_loss
+from .model import Losses, MaskedModel
 from .optim import Optim, adamw
 from .records import Batch
 
@@ -51,24 +51,41 @@ class Trainer:
             if parameter in moments:
                 self.optimizer.state[parameter] = moments[parameter]
 
-    def losses(self, batch: Batch) -> tuple[Float[Tensor, ""], dict[str, Float[Tensor, ""]]]:
-        """The loss of a micro-batch, and each objective's mean."""
+    def autocast(self) -> torch.autocast:
+        """The precision of the arithmetic, as a context."""
         is_bf16 = self.settings.precision == "bf16"
-        with torch.autocast(torch.device(self.settings.device).type, torch.bfloat16, enabled=is_bf16):
-            found = self.forward(batch)
-        return mean_loss(found), {name: (total / count.clamp_min(1)).detach() for name, (total, count) in found.items()}
+        return torch.autocast(torch.device(self.settings.device).type, torch.bfloat16, enabled=is_bf16)
+
+    def counts(self, parts: Sequence[Batch]) -> dict[str, Float[Tensor, ""]]:
+        """How many samples of all micro-batches count for each objective, before the first of them is trained on."""
+        counts: dict[str, Tensor] = {}
+        for part in parts:
+            with self.autocast():
+                found = self.model.counts(part.on(self.settings.device))
+            counts = {name: counts.get(name, 0) + count for name, count in found.items()}
+        return counts
 
     def update(self, batch: Batch, lr: float) -> Update:
-        """One step on a whole batch, micro-batch by micro-batch."""
+        """One step on a whole batch, micro-batch by micro-batch.
+
+        An objective's loss is the mean over the samples of the whole batch that count for it. Where that number may
+        differ between micro-batches, it is found first; else each has its share of it.
+        """
+        self.model.masker.check(self.model.encoder.layout(batch), batch.present)
         size = self.settings.micro_batch
+        parts = [batch[start : start + size] for start in range(0, len(batch), size)]
+        counts = self.counts(parts) if len(parts) > 1 and self.model.is_uneven(batch) else {}
         means: dict[str, Tensor] = {}
-        for start in range(0, len(batch), size):
-            part = batch[start : start + size].on(self.settings.device)
+        for part in parts:
+            with self.autocast():
+                found = self.forward(part.on(self.settings.device))
             share = len(part) / len(batch)
-            loss, parts = self.losses(part)
-            (loss * share).backward()
-            for name, value in parts.items():
-                means[name] = means.get(name, 0) + value * share
+            own = {
+                name: total / (counts[name] if name in counts else count / share).clamp_min(1)
+                for name, (total, count) in found.items()
+            }
+            torch.stack(list(own.values())).sum().backward()
+            means = {name: means.get(name, 0) + value.detach() for name, value in own.items()}
         norm = torch.nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
         refused = ~torch.stack([norm, *means.values()]).isfinite().all()
         if self.optim.clip is not None:

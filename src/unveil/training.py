@@ -135,6 +135,7 @@ class Loop:
         window = Window(self.loader.wait_seconds)
         for epoch, batch in self._batches(step, end):
             lr = self.recipe.optim.peak_lr * self._rate(index, step)
+            trainer.model.before_step(step, step / self.total)
             update = trainer.update(replace(batch, progress=torch.tensor(step / self.total)), lr)
             step += 1
             window.add(update, len(batch))

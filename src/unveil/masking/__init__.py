@@ -17,7 +17,7 @@ from .attention import (
     linear,
 )
 from .budget import DirichletBudget, Tasks, by_budget, log_dirichlet_draw
-from .crossmodal import ByModality, Errors, Looked, RandomHeads
+from .crossmodal import ByModality, Errors, IfSeen, RandomHeads
 from .drawing import Draw, Gumbel, Hard, Hint, Noisy, Reversed
 from .masker import Masker, Score, Uniform, ask, floor, units_of
 from .patterns import Block, Grid, InverseBlock
@@ -39,8 +39,8 @@ __all__ = [
     "Hard",
     "HardestFirst",
     "Hint",
+    "IfSeen",
     "InverseBlock",
-    "Looked",
     "Masker",
     "Noisy",
     "Normalise",

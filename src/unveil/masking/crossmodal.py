@@ -39,7 +39,7 @@ class ByModality:
 
 
 @dataclass(frozen=True)
-class Looked:
+class IfSeen:
     """A score that needs what a teacher saw, and another for the steps in which the teacher did not look."""
 
     teacher: str

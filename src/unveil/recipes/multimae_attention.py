@@ -1,0 +1,182 @@
+"""MultiMAE with masks guided by its own attention: what is attended most is hidden.
+
+The method (a student project, TU Darmstadt, 2023) continues a public MultiMAE for 100 epochs on the tail of its
+schedule: `--init-from ... --continue-schedule tail --epochs 100`. By itself the recipe trains 400 epochs from scratch.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from ..encoder import Encoder, vit
+from ..masking import (
+    Attention,
+    ByModality,
+    Collaborative,
+    Draw,
+    Errors,
+    Gaze,
+    Guided,
+    Gumbel,
+    Hard,
+    Hint,
+    IfSeen,
+    Masker,
+    Noisy,
+    RandomHeads,
+    Reversed,
+    Score,
+    Uniform,
+)
+from ..model import MaskedModel, Teacher
+from ..optim import Optim
+from ..recipe import Flip, Recipe, Stage, View, check_words
+from ..records import DEPTH, RGB, SEMSEG, Modality, Reading
+from ..teachers import Coarse, ComplementaryErrors, EMATeacher, Momentum, OnlineTeacher, Sometimes, load_teacher
+from .modalities import answers, budgeted
+
+
+def recipe(
+    *,
+    modalities: tuple[Modality, ...] = (RGB, DEPTH, SEMSEG),
+    size: str = "base",
+    patch: int = 16,
+    image_size: tuple[int, ...] = (224,),
+    visible: float = 1 / 6,
+    predicted: float | None = None,
+    guide: Literal["attention", "error"] = "attention",
+    draw: Literal["hard", "low", "noisy", "hint", "gumbel", "keep"] = "hard",
+    noise: float = 0.25,
+    guide_heads: Literal["all", "random"] = "all",
+    query: Literal["cls", "mean", "all"] = "cls",
+    layer: int = -1,
+    student: Literal["online", "momentum"] = "online",
+    momentum: float = 0.996,
+    guide_warmup: float = 0.0,
+    guide_every: int = 1,
+    guide_scale: Literal["full", "half"] = "full",
+    teacher: str | None = None,
+    student_weight: float = 0.3,
+    budget: Literal["dirichlet", "adaptive", "joint"] = "dirichlet",
+    concentration: tuple[float, ...] = (1.0,),
+    tasks: Literal["all", "uniform"] = "all",
+    harder_gets: Literal["visible", "hidden"] = "visible",
+    budget_temperature: float = 1.0,
+    budget_floor: float = 0.1,
+    decoder: Literal["task", "cross", "cross-self"] = "task",
+    blend: Literal["linear", "softmax", "project", "none"] = "none",
+    decoder_dim: int = 256,
+    decoder_depth: int = 2,
+    decoder_heads: int = 8,
+    extra_norm_pix: bool = True,
+    weighting: Literal["sum", "uncertainty"] = "sum",
+    epochs: float = 400,
+    warmup_epochs: float = 40,
+    batch_size: int = 2048,
+    lr: float = 1e-4,
+    weight_decay: float = 0.05,
+    clip: float | None = None,
+    crop_scale: float = 0.2,
+    flip: Flip = "h",
+) -> Recipe:
+    """MultiMAE, guided: in each modality the patches that the model itself attends to most are hidden.
+
+    size: width and depth of the ViT: tiny, small, base, large, huge
+    patch: side of a patch in pixels
+    image_size: side of a training view in pixels, or its height and width
+    visible: share of the patches of all modalities that the encoder reads
+    predicted: share of all patches that is predicted; by default all that are hidden
+    guide: what decides: attention, or the error of guesses from two masks that complement each other
+    draw: hide the most attended (hard), the least (low), with noise, with hints, by a draw in proportion to attention
+        (gumbel), or keep a draw in proportion to attention visible (keep)
+    noise: share of noise in the map of the noisy draw
+    guide_heads: average the attention of all heads, or of a random few, drawn anew for each image
+    query: whose attention is read: the class token's, one query that is the mean of all patches', or all patches'
+    layer: block whose attention is read, from the end below 0
+    student: the student that guides: its average over time, or as it is now
+    momentum: how much of itself the average keeps at a step, at first
+    guide_warmup: share of the training in which masks are random at first
+    guide_every: masks are guided on every so many-th step and random in between
+    guide_scale: let the guide see the images at their full size, or at half of it
+    teacher: a frozen encoder whose attention to RGB is blended with the student's (CMT-MAE); none by default
+    student_weight: the student's share in that blend
+    budget: how visible patches are shared out: a Dirichlet draw, one that follows the losses, or all patches as one
+    concentration: of the Dirichlet, one for all modalities or one for each; 1 draws all shares alike
+    tasks: let all modalities take part, or draw a set of them uniformly for each image
+    harder_gets: whether the adaptive budget shows or hides more of the modality whose loss falls least
+    budget_temperature: of the adaptive budget; higher keeps shares more equal
+    budget_floor: smallest concentration of the adaptive budget
+    decoder: MultiMAE's decoders (task), cross-attention (CrossMAE), or that with self-attention before it
+    blend: how encoder maps are blended for each block of a cross decoder; none reads the last map alone
+    decoder_dim: width of each decoder
+    decoder_depth: number of each decoder's self-attention blocks, or of its blocks if it is a cross decoder
+    decoder_heads: number of each decoder's attention heads
+    extra_norm_pix: predict RGB patches normalised by their own mean and standard deviation too, by their own decoder
+    weighting: add the losses up, or weigh each by a learned uncertainty
+    epochs: passes over the data
+    warmup_epochs: epochs in which the learning rate rises
+    batch_size: images per update, over all devices and micro-batches
+    lr: learning rate per 256 images of the batch
+    weight_decay: of AdamW, on matrices and tokens
+    clip: largest norm of the gradient; none by default
+    crop_scale: smallest share of the image's area that a view shows
+    flip: none, h, hv, or turns (flips and quarter turns: satellite, microscopy)
+    """
+    check_words(recipe, locals())
+    if decoder == "task" and blend != "none":
+        raise ValueError(f"blend={blend} has no place in decoder=task; use --decoder cross")
+    if guide == "error" and (guide_heads, guide_scale, teacher) != ("all", "full", None):
+        raise ValueError("guide=error reads no attention: it goes with no --guide-heads, --guide-scale or --teacher")
+    if teacher is not None and budget == "joint":
+        raise ValueError("a teacher of RGB has no say across modalities; use --budget dirichlet or adaptive")
+    encoder = vit(size, patch, image_size, modalities, final_norm=decoder != "task" and blend == "none")
+
+    draws: dict[str, Draw] = {
+        "hard": Hard(),
+        "low": Reversed(Hard()),
+        "noisy": Noisy(noise),
+        "hint": Hint(),
+        "gumbel": Gumbel(),
+        "keep": Reversed(Gumbel()),
+    }
+    gaze: Gaze = Attention("student") if guide == "attention" else Errors("student")
+    score: Score = Guided(gaze, draws[draw])
+    if budget != "joint":
+        blended = {"rgb": Guided(Collaborative(Attention("teacher"), gaze, student_weight), draws[draw])}
+        score = ByModality(score, blended if teacher else {})
+    if guide_heads == "random":
+        score = RandomHeads("student", score)
+    score = IfSeen("student", score, ByModality(Uniform()))
+
+    def build() -> MaskedModel:
+        decoders, objectives = answers(
+            modalities, encoder, decoder, blend, decoder_dim, decoder_depth, decoder_heads, extra_norm_pix, weighting
+        )
+        reading = Reading(query, layer, features=0)
+        looks: Teacher = OnlineTeacher(encoder, reading)
+        if guide == "error":
+            looks = ComplementaryErrors(encoder, decoders, objectives)
+        elif student == "momentum":
+            looks = EMATeacher(encoder, Momentum(momentum), reading)
+        if guide_scale == "half":
+            looks = Coarse(looks, encoder)
+        teachers: dict[str, Teacher] = {"student": Sometimes(looks, guide_every, guide_warmup)}
+        if teacher is not None:
+            teachers["teacher"] = Sometimes(rgb_teacher(teacher, encoder), guide_every, guide_warmup)
+        budget_score = budgeted(
+            score, encoder, objectives, budget, concentration, tasks, harder_gets, budget_temperature, budget_floor
+        )
+        masker = Masker(budget_score, visible, 1 - visible if predicted is None else predicted)
+        return MaskedModel(encoder, masker, decoders, objectives, teachers)
+
+    return Recipe(
+        encoder,
+        stages=(Stage(build, epochs),),
+        optim=Optim(lr, batch_size, warmup_epochs, weight_decay, clip=clip),
+        view=View(encoder.image_size, (crop_scale, 1.0), flip=flip),
+    )
+
+
+def rgb_teacher(address: str, encoder: Encoder) -> Teacher:
+    """The frozen teacher at an address, looking at RGB."""
+    return load_teacher(address, encoder, Reading("cls", features=0), modality="rgb")
