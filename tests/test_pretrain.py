@@ -508,13 +508,13 @@ class TestTelling:
 
     def test_held_out_images_are_never_trained_on(self, place: Place, monkeypatch: pytest.MonkeyPatch):
         read: set[str] = set()
-        image = Loader._image
+        sample = Loader._read
 
         def noted(self, index):
             read.add(self.source.name(index))
-            return image(self, index)
+            return sample(self, index)
 
-        monkeypatch.setattr(Loader, "_image", noted)
+        monkeypatch.setattr(Loader, "_read", noted)
         assert place.pretrain(*TRAIN, "--epochs", "6") == 0
         shown = {p["name"] for p in json.loads((place.run / "pictures" / "index.json").read_text())["probes"]}
         assert len(read) == 38

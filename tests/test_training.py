@@ -19,6 +19,7 @@ from tiny_runs import write_images, write_recipe
 from unveil.chance import sample_keys
 from unveil.checkpoint import read_latest
 from unveil.data.loader import Loader
+from unveil.data.samples import Sample
 from unveil.data.sources import open_source
 from unveil.journal import MAX_REFUSED, Window
 from unveil.progress import Progress, duration
@@ -287,13 +288,14 @@ class TestLoop:
         recipe = build(tmp_path, epochs=4, batch_size=5)
         loop = loop_of(tmp_path, recipe)
         loop.log_every = 4
-        image, poisoned = loop.loader._image, 7
+        sample, poisoned = loop.loader._read, 7
 
-        def spoilt(index: int) -> Tensor:
+        def spoilt(index: int) -> Sample:
             read.append(index)
-            return image(index).float() / 255 * (torch.nan if index == poisoned else 1.0)
+            image = sample(index).maps["rgb"]
+            return Sample({"rgb": image.float() / 255 * (torch.nan if index == poisoned else 1.0)})
 
-        monkeypatch.setattr(loop.loader, "_image", spoilt)
+        monkeypatch.setattr(loop.loader, "_read", spoilt)
         train(loop)
         told = json.loads((tmp_path / "run" / "nonfinite.json").read_text())
         lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]

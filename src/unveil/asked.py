@@ -7,13 +7,15 @@ import inspect
 import math
 import shlex
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import Field, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 from .machine import Precision
 
 Compile = Literal["auto", "on", "off"]
+HeldOut = Literal["spread", "last"]
+HANDED = ("modality", "modalities")  # arguments of a recipe that come from the data, not from the user
 
 
 @dataclass(frozen=True)
@@ -22,8 +24,13 @@ class Asked:
 
     recipe: str
     data: str = "scenes"
+    modalities: tuple[str, ...] = ()
+    group_by: str | None = None
+    held_out: HeldOut = "spread"
+    held_out_share: float = 0.05
     out: str | None = None
     init_from: str | None = None
+    init_bands: tuple[str, ...] = ()
     overwrite: bool = False
     paper: bool = False
     minutes: float | None = None
@@ -50,6 +57,10 @@ class Asked:
         every = self.signals_every
         need(every is None or 0 < every < math.inf, "--signals-every", every, "a number of epochs above 0")
         need(0 <= self.max_broken <= 1, "--max-broken", self.max_broken, "a share between 0 and 1")
+        need(0 < self.held_out_share < 1, "--held-out-share", self.held_out_share, "a share between 0 and 1")
+        need(self.held_out in get_args(HeldOut), "--held-out", self.held_out, _one_of(HeldOut))
+        if self.init_bands and not self.init_from:
+            raise ValueError("--init-bands adapts the weights of --init-from to other bands; give both, or neither")
         if self.paper and self.minutes is not None:
             raise ValueError("--paper keeps the paper's epochs, --minutes sets them; give one of the two")
 
@@ -67,11 +78,23 @@ class Asked:
     def identity(self) -> dict[str, Any]:
         """What makes a run this run, as JSON holds it; how it uses the machine, and where its images lie, does not."""
         own = {name: getattr(self, name) for name in ("seed", "paper", "minutes", "init_from")}
+        told = (
+            "modalities",
+            "group_by",
+            "held_out",
+            "held_out_share",
+            "init_bands",
+        )
+        # Only what differs from its default: runs that were begun before these were there go on.
+        own |= {f.name: json_like(getattr(self, f.name)) for f in fields(self) if f.name in told and self._changed(f)}
         return {"recipe": self.name, **own, **{name: json_like(value) for name, value in self.dials.items()}}
+
+    def _changed(self, f: Field[Any]) -> bool:
+        return bool(getattr(self, f.name) != f.default)
 
     def check_dials(self, recipe: Callable[..., Any]) -> None:
         """Raise ValueError, with the nearest names, for a dial that the recipe has not."""
-        known = [name for name in inspect.signature(recipe).parameters if name != "modality"]
+        known = [name for name in inspect.signature(recipe).parameters if name not in HANDED]
         for dial in self.dials:
             if dial not in known:
                 close = difflib.get_close_matches(dial, known, n=3)

@@ -9,6 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from .data.aligned import aligned_modalities, open_samples
+from .data.aligned_inspection import AlignedInspection, inspect_samples
+from .data.declaration import declare
 from .data.inspection import Inspection, inspect_source
 from .data.sources import open_source
 from .loading import load
@@ -58,10 +61,16 @@ def embed(
     return path
 
 
-def inspect(data: str, *, limit: int | None = None) -> Inspection:
+def inspect(data: str, *, modalities: tuple[str, ...] = (), limit: int | None = None) -> Inspection | AlignedInspection:
     """Look at images before training on them: `print(unveil.inspect("~/photos"))`.
 
-    data: a folder of images, a Parquet file, or scenes
+    A folder that holds one for each of several modalities is checked for alignment, and the orphans are named.
+
+    data: a folder of images, a Parquet file, or scenes; with modalities, a folder that holds one for each
+    modalities: rgb, depth, semseg, or .toml files that declare others; by default those that have a folder
     limit: decode at most so many images for the statistics of pixels
     """
+    declared = declare(modalities) or aligned_modalities(data)
+    if declared:
+        return inspect_samples(open_samples(data, declared), limit)
     return inspect_source(open_source(data), limit)

@@ -10,6 +10,9 @@ from typing import Any
 
 import torch
 
+from .data.aligned import AlignedSource
+from .data.declaration import Declared, declared_from, modality_from
+from .data.samples import SampleSource, origin
 from .data.sources import EncodedSource, Source
 from .encoder import Encoder
 from .model import MaskedModel, Objective
@@ -37,10 +40,15 @@ def data_facts(source: Source, train: Source, held_out: Source, built: Recipe, m
 def names_digest(source: Source) -> str:
     """Tells one set of images from another by their names and order, wherever they lie."""
     digest = hashlib.sha256()
-    if not isinstance(source, EncodedSource):  # images that are made: their names do not say how large they are
+    whole, numbers = origin(source)
+    if not isinstance(
+        whole, EncodedSource | AlignedSource
+    ):  # images that are made: their names do not say how large they are
         digest.update(source.address.encode())
     for i in range(len(source)):
         digest.update(source.name(i).encode(errors="surrogateescape") + b"\0")
+    if isinstance(whole, SampleSource):
+        digest.update(bytes(has for i in numbers for has in whole.has(i)))
     return digest.hexdigest()[:16]
 
 
@@ -62,6 +70,7 @@ def model_facts(model: MaskedModel) -> dict[str, Any]:
     visible, predicted = model.masker.counts(layout)
     return {
         "parameters": {"encoder": count(model.encoder), "decoder": count(model) - count(model.encoder)},
+        "heads": model.encoder.blocks[0].attn.heads,
         "num_tokens": layout.num_tokens,
         "num_visible": visible,
         "num_predicted": predicted,
@@ -85,10 +94,15 @@ def part(facts: Mapping[str, Any], name: str, run: Path) -> Any:
     return facts[name]
 
 
-def read_modality(facts: Mapping[str, Any], run: Path) -> Modality:
-    """The modality of a run."""
-    told = part(facts, "modality", run)
-    return Modality(told["name"], told["channels"], tuple(told["mean"]), tuple(told["std"]))
+def read_declared(facts: Mapping[str, Any]) -> tuple[Declared, ...]:
+    """The modalities that a run was told to read, settled; none for a run of plain images."""
+    return tuple(declared_from(told) for told in facts.get("modalities", ()))
+
+
+def read_modalities(facts: Mapping[str, Any], run: Path) -> tuple[Modality, ...]:
+    """The modalities of a run, in the order in which its recipe was given them."""
+    declared = read_declared(facts)
+    return tuple(d.modality for d in declared) or (modality_from(part(facts, "modality", run)),)
 
 
 def read_dials(facts: Mapping[str, Any], run: Path) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""`unveil.load`: a run folder, or a weight file, as an encoder."""
+"""`unveil.load`: a run folder, a public ViT's weights, or a name on the hub, as an encoder of images."""
 
 from __future__ import annotations
 
@@ -6,22 +6,27 @@ from pathlib import Path
 from typing import Any
 
 from .checkpoint import read_latest
-from .facts import part, read_dials, read_modality
+from .facts import part, read_dials, read_modalities
+from .foreign import ForeignEncoder, describe, fresh, is_foreign, load_encoder
 from .machine import choose_device
 from .pretrained import Pool, Pretrained
 from .recipe import Recipe
-from .recipe_files import load_recipe
+from .recipe_files import handed, load_recipe
 from .runs import read_facts
 from .training import seed_stage
 
 
-def load(run: str | Path, *, pool: Pool = "mean", device: str = "auto") -> Pretrained:
-    """The encoder of a run, from its newest whole checkpoint: `features = load("runs/a")(images)`.
+def load(address: str | Path, *, pool: Pool = "mean", device: str = "auto") -> Pretrained | ForeignEncoder:
+    """An encoder: of a run, from its newest whole checkpoint, or a public ViT: `features = load("runs/a")(images)`.
 
+    A public ViT (CLIP, DINO, DeiT, MAE, ...) is a weight file, a folder with its configuration, or a name on the hub.
     Images are B C H W in [0, 1]; their normalisation is included and nothing is masked. Raises FileNotFoundError when
-    there is no such run, ValueError when it has no whole checkpoint yet.
+    there is nothing at the address, OSError when the hub does not answer, ValueError when a run has no whole
+    checkpoint yet, or a file no encoder that is known.
     """
-    path = Path(run).expanduser()
+    if is_foreign(address):
+        return load_encoder(address, pool).to(choose_device(device))
+    path = Path(address).expanduser()
     encoder = rebuild(path).encoder
     found, complaints = read_latest(path)
     if found is None:
@@ -31,9 +36,11 @@ def load(run: str | Path, *, pool: Pool = "mean", device: str = "auto") -> Pretr
     return Pretrained(encoder, pool).to(choose_device(device))
 
 
-def untrained(run: str | Path, *, pool: Pool = "mean", device: str = "auto") -> Pretrained:
-    """The encoder of a run as it was before training."""
-    return Pretrained(rebuild(Path(run).expanduser()).encoder, pool).to(choose_device(device))
+def untrained(address: str | Path, *, pool: Pool = "mean", device: str = "auto") -> Pretrained | ForeignEncoder:
+    """The encoder of a run as it was before training; of a public ViT, one of its shape that was never trained."""
+    if is_foreign(address):
+        return fresh(describe(address), seed=0, pool=pool).to(choose_device(device))
+    return Pretrained(rebuild(Path(address).expanduser()).encoder, pool).to(choose_device(device))
 
 
 def rebuild(path: Path) -> Recipe:
@@ -42,7 +49,7 @@ def rebuild(path: Path) -> Recipe:
     own = path / "recipe.py"
     recipe = load_recipe(str(own) if own.exists() else part(facts, "recipe", path))
     seed_stage(part(facts, "seed", path), -1)
-    return recipe(modality=read_modality(facts, path), **read_dials(facts, path))
+    return recipe(**handed(recipe, read_modalities(facts, path)), **read_dials(facts, path))
 
 
 def known_facts(path: Path) -> dict[str, Any]:

@@ -9,19 +9,22 @@ from __future__ import annotations
 import inspect
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
+from .asked import HANDED
 from .chance import sample_keys
+from .data.aligned_inspection import AlignedInspection
 from .data.inspection import Inspection
 from .encoder import SIZES
 from .machine import memory_total
 from .optim import Optim
 from .recipe import Recipe
-from .records import Batch
+from .records import Batch, Modality
 from .training import Settings, Trainer
 
 MINUTES = {"cpu": 10.0, "mps": 30.0, "cuda": 120.0}  # of training when the user gives neither epochs nor minutes
@@ -47,7 +50,7 @@ class Plan:
 
     def __init__(self, recipe: Callable[..., Recipe], given: Mapping[str, Any]):
         self.defaults = {
-            name: p.default for name, p in inspect.signature(recipe).parameters.items() if name != "modality"
+            name: p.default for name, p in inspect.signature(recipe).parameters.items() if name not in HANDED
         }
         self.given = dict(given)
         self.dials = {**self.defaults, **given}
@@ -62,7 +65,7 @@ class Plan:
                 self.changes.append(Change(dial, self.defaults[dial], value, why))
 
 
-def fit_shape(plan: Plan, data: Inspection, num_train: int, device: torch.device) -> None:
+def fit_shape(plan: Plan, data: Inspection | AlignedInspection, num_train: int, device: torch.device) -> None:
     """Size of image, patch and model: before anything is built."""
     height, width = data.median or (224, 224)
     side = min(height, width)
@@ -117,16 +120,15 @@ def fit_schedule(plan: Plan, num_train: int, image_seconds: float, minutes: floa
         plan.set("lr_scale", "none", "the peak is for this run as it stands")
 
 
-def measure_step(recipe: Recipe, settings: Settings, batch_size: int, channels: int) -> float:
-    """Seconds of one update on random images, the median of three after one that does not count.
+def measure_step(recipe: Recipe, settings: Settings, batch_size: int, modalities: Sequence[Modality]) -> float:
+    """Seconds of one update on random maps, the median of three after one that does not count.
 
     On a GPU that runs out of memory the error passes on: the caller takes a smaller micro-batch.
     """
-    height, width = recipe.view.image_size
     size = min(batch_size, settings.micro_batch)
     trainer = Trainer(recipe.stages[0].build(), Optim(batch_size=size), settings)
-    name = recipe.encoder.modalities[0].name
-    batch = Batch({name: torch.rand(size, channels, height, width)}, sample_keys(0, 0, range(size)), torch.zeros(()))
+    maps = {m.name: _random_map(m, size, recipe.view.image_size) for m in modalities}
+    batch = Batch(maps, sample_keys(0, 0, range(size)), torch.zeros(()))
     seconds = []
     for _ in range(4):
         began = time.perf_counter()
@@ -137,9 +139,16 @@ def measure_step(recipe: Recipe, settings: Settings, batch_size: int, channels: 
     return sorted(seconds[1:])[1] * batch_size / size
 
 
+def _random_map(modality: Modality, count: int, size: tuple[int, int]) -> Tensor:
+    shape = (count, modality.channels, size[0] // modality.stride, size[1] // modality.stride)
+    if modality.kind == "categorical":
+        return torch.randint(modality.num_classes, shape)
+    return torch.rand(shape)
+
+
 def first_micro_batch(recipe: Recipe, batch_size: int, device: torch.device) -> int:
     """A micro-batch to try first, from the bytes that one image's activations take."""
-    tokens = recipe.encoder.grid[0] * recipe.encoder.grid[1]
+    tokens = recipe.encoder.grid[0] * recipe.encoder.grid[1] * len(recipe.encoder.modalities)
     per_image = 4 * 60 * recipe.encoder.depth * recipe.encoder.dim * tokens / 2**20  # MB, an upper estimate
     share = 0.8 if device.type == "cuda" else 0.4
     limit = 128 if device.type == "cpu" else 2048

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,34 +13,40 @@ import torch
 from . import __version__
 from .asked import Asked, json_like
 from .checkpoint import Checkpoint, read_latest
+from .data.aligned import open_samples
+from .data.aligned_inspection import AlignedInspection, inspect_samples
+from .data.declaration import BUILT_IN, Declared, declare
 from .data.inspection import Inspection, inspect_source
-from .data.sources import Source, Subset, open_source, split, spread
+from .data.samples import SampleSource, origin
+from .data.sources import Source, Subset, open_source, spread
+from .data.splits import hold_out
 from .facts import (
     data_facts,
     layout_of,
     model_facts,
     names_digest,
     part,
+    read_declared,
     read_dials,
-    read_modality,
+    read_modalities,
     read_settings,
     settings_facts,
 )
-from .foreign import State, load_weights, read_weights, translate
+from .foreign import State, load_weights, read_weights, translate, with_bands
 from .machine import choose_device, choose_precision, git_commit, num_cores, versions
 from .plan import MINUTES, Change, Plan, first_micro_batch, fit_schedule, fit_shape, measure_step
 from .progress import duration, say
 from .recipe import Recipe
-from .recipe_files import load_recipe
-from .records import Modality
+from .recipe_files import handed, load_recipe, reads_several
+from .records import RGB, Modality
 from .runs import read_facts
 from .trainer import Settings
 from .training import seed_stage
 
-HELD_OUT = 0.05  # of the images, never trained on: label-free signals and pictures
 _GLANCE = 100  # images that show most mistakes before all are read
 
 Load = Callable[..., Recipe]
+Found = Inspection | AlignedInspection
 
 
 @dataclass(frozen=True)
@@ -50,10 +56,10 @@ class Prepared:
     recipe: Recipe
     train: Source
     held_out: Source
-    modality: Modality
+    modalities: tuple[Modality, ...]
     settings: Settings
     facts: dict[str, Any]
-    inspection: Inspection | None = None
+    inspection: Found | None = None
     weights: State | None = None
     resume: Checkpoint | None = None
 
@@ -63,24 +69,27 @@ def prepare_new(asked: Asked) -> Prepared:
     load = load_recipe(asked.recipe)
     asked.check_dials(load)
     device = choose_device(asked.device)
-    source = open_source(asked.data)
+    declared = declare(asked.modalities) or _by_default(load)
+    handed(load, [d.modality for d in declared] or [RGB])
+    source = open_samples(asked.data, declared) if declared else open_source(asked.data)
     weights = read_initial(asked.init_from) if asked.init_from else None
     if len(source) > 2 * _GLANCE:
         glance = Subset(source, spread(len(source), _GLANCE))
-        _first_plan(asked, load, inspect_source(glance), len(source), device)
+        _first_plan(asked, load, glance, _inspected(glance), len(source), device)
     say(f"looking at {asked.data} ...")
-    found = inspect_source(source)
+    found = _inspected(source)
     for line in found.lines():
         say(f"  {line}")
-    train, held_out = split(source, HELD_OUT, asked.seed)
+    source = _settled(source, found)
+    train, held_out = _held_out(source, asked, asked.seed)
     check_broken(found, train, asked.max_broken)
-    plan, modality, built = _first_plan(asked, load, found, len(train), device)
+    plan, modalities, built = _first_plan(asked, load, source, found, len(train), device)
     if weights is not None:
-        weights = _fitting(weights, built, modality)
-    settings, image_seconds = _time_an_image(asked, built, device)
+        weights = _fitting(weights, built, asked)
+    settings, image_seconds = _time_an_image(asked, built, modalities, device)
     if not asked.paper:
         fit_schedule(plan, len(train), image_seconds, asked.minutes or MINUTES.get(device.type, 30.0))
-    built = _build(asked, load, plan.dials, modality, len(train))
+    built = _build(asked, load, plan.dials, modalities, len(train))
     per_epoch = max(1, len(train) // built.optim.batch_size)
     settings = replace(
         settings,
@@ -93,9 +102,10 @@ def prepare_new(asked: Asked) -> Prepared:
         "recipe": asked.name,
         "asked": asked.identity,
         "dials": {dial: json_like(value) for dial, value in plan.dials.items()},
-        "modality": asdict(modality),
+        "modality": asdict(modalities[0]),
+        **_declared_facts(source),
         "changes": [asdict(change) for change in plan.changes],
-        "data": data_facts(source, train, held_out, built, modality),
+        "data": data_facts(source, train, held_out, built, modalities[0]),
         "model": model_facts(built.stages[0].build()),
         "settings": settings_facts(settings, built.optim.batch_size, asked.workers or num_cores()),
         "optim": asdict(built.optim) | {"peak_lr": built.optim.peak_lr},
@@ -103,7 +113,7 @@ def prepare_new(asked: Asked) -> Prepared:
         "versions": versions(device),
         "git": git_commit(),
     }
-    return Prepared(built, train, held_out, modality, settings, facts, found, weights)
+    return Prepared(built, train, held_out, modalities, settings, facts, found, weights)
 
 
 def prepare_again(asked: Asked, folder: Path) -> Prepared:
@@ -116,7 +126,8 @@ def prepare_again(asked: Asked, folder: Path) -> Prepared:
         )
     load = load_recipe(str(own) if own.exists() else asked.recipe)
     device = choose_device(asked.device)
-    source = open_source(asked.data)
+    declared = read_declared(facts)
+    source = open_samples(asked.data, declared) if declared else open_source(asked.data)
     data = part(facts, "data", folder)
     if names_digest(source) != data["names"]:
         raise ValueError(
@@ -130,12 +141,12 @@ def prepare_again(asked: Asked, folder: Path) -> Prepared:
         )
     for complaint in complaints:
         say(f"warning: {complaint}; the checkpoint before it is used")
-    train, held_out = split(source, HELD_OUT, part(facts, "seed", folder))
-    modality = read_modality(facts, folder)
-    built = _build(asked, load, read_dials(facts, folder), modality, len(train))
+    train, held_out = _held_out(source, asked, part(facts, "seed", folder))
+    modalities = read_modalities(facts, folder)
+    built = _build(asked, load, read_dials(facts, folder), modalities, len(train))
     weights = None
     if resume is None and asked.init_from:  # stopped before its first checkpoint
-        weights = _fitting(read_initial(asked.init_from), built, modality)
+        weights = _fitting(read_initial(asked.init_from), built, asked)
     settings = replace(read_settings(facts, folder), device=str(device), save_minutes=asked.save_minutes)
     if asked.precision != "auto":
         settings = replace(settings, precision=asked.precision)
@@ -145,7 +156,7 @@ def prepare_again(asked: Asked, folder: Path) -> Prepared:
         settings = replace(settings, micro_batch=asked.micro_batch)
     facts["settings"] = settings_facts(settings, built.optim.batch_size, asked.workers or num_cores())
     say(f"continuing {folder} at step {resume.state['step'] if resume else 0}")
-    return Prepared(built, train, held_out, modality, settings, facts, weights=weights, resume=resume)
+    return Prepared(built, train, held_out, modalities, settings, facts, weights=weights, resume=resume)
 
 
 def read_initial(address: str) -> State:
@@ -159,7 +170,7 @@ def read_initial(address: str) -> State:
     return found.model
 
 
-def check_broken(found: Inspection, train: Source, max_broken: float) -> None:
+def check_broken(found: Found, train: Source, max_broken: float) -> None:
     """Raise ValueError when more of the images to train on are unreadable than is accepted."""
     broken = [name for name in (train.name(i) for i in range(len(train))) if name in found.unreadable]
     if len(broken) > max_broken * len(train):
@@ -170,11 +181,55 @@ def check_broken(found: Inspection, train: Source, max_broken: float) -> None:
         )
 
 
+def _by_default(load: Load) -> tuple[Declared, ...]:
+    """The modalities that a recipe of several reads when nobody names any."""
+    return tuple(BUILT_IN.get(m.name, Declared(m)) for m in reads_several(load) or ())
+
+
+def _inspected(source: Source) -> Found:
+    return inspect_samples(source) if isinstance(origin(source)[0], SampleSource) else inspect_source(source)
+
+
+def _settled(source: Source, found: Found) -> Source:
+    """The source, its modalities as the data have settled them."""
+    if isinstance(source, SampleSource) and isinstance(found, AlignedInspection):
+        return source.settled(found.settle(source.declared))
+    return source
+
+
+def _modalities(source: Source, found: Found) -> tuple[Modality, ...]:
+    """What a recipe is to read of a source, inputs first: its first modality is the one that features come from."""
+    if isinstance(found, Inspection):
+        return (Modality("rgb", found.channels, _rounded(found.mean), _rounded(found.std, least=1e-3)),)
+    whole = origin(source)[0]
+    assert isinstance(whole, SampleSource)
+    return tuple(d.modality for d in found.settle(whole.declared))
+
+
+def _declared_facts(source: Source) -> dict[str, Any]:
+    """The modalities of a source of several maps, as `run.json` holds them; nothing for plain images."""
+    return {"modalities": [d.to_dict() for d in source.declared]} if isinstance(source, SampleSource) else {}
+
+
+def _present(source: Source) -> dict[str, torch.Tensor]:
+    """Which samples have each modality; nothing for plain images, which all have theirs."""
+    whole, numbers = origin(source)
+    if not isinstance(whole, SampleSource):
+        return {}
+    has = torch.tensor([whole.has(i) for i in numbers])
+    return {d.name: column for d, column in zip(whole.declared, has.unbind(dim=1), strict=True)}
+
+
+def _held_out(source: Source, asked: Asked, seed: int) -> tuple[Subset, Subset]:
+    """The source in two: to train on, and for label-free signals and pictures."""
+    return hold_out(source, asked.held_out_share, seed, last=asked.held_out == "last", group_by=asked.group_by)
+
+
 def _first_plan(
-    asked: Asked, load: Load, found: Inspection, num_train: int, device: torch.device
-) -> tuple[Plan, Modality, Recipe]:
+    asked: Asked, load: Load, source: Source, found: Found, num_train: int, device: torch.device
+) -> tuple[Plan, tuple[Modality, ...], Recipe]:
     """The plan as far as the data decide it, and a recipe that is known to build."""
-    modality = Modality("rgb", found.channels, _rounded(found.mean), _rounded(found.std, least=1e-3))
+    modalities = _modalities(source, found)
     plan = Plan(load, asked.dials)
     if not asked.paper:
         fit_shape(plan, found, num_train, device)
@@ -182,21 +237,24 @@ def _first_plan(
     if wanted > num_train:
         plan.dials["batch_size"] = num_train
         plan.changes.append(Change("batch_size", wanted, num_train, "there are no more images"))
-    built = _build(asked, load, plan.dials, modality, num_train)
+    built = _build(asked, load, plan.dials, modalities, num_train)
     try:
         for stage in built.stages:
             model = stage.build()
             model.masker.counts(layout_of(model.encoder))
+            model.masker.check(layout_of(model.encoder), _present(source))
     except (ArithmeticError, RuntimeError, TypeError) as error:
         raise _cannot_build(asked, error) from error
-    return plan, modality, _build(asked, load, plan.dials, modality, num_train)
+    return plan, modalities, _build(asked, load, plan.dials, modalities, num_train)
 
 
-def _build(asked: Asked, load: Load, dials: Mapping[str, Any], modality: Modality, num_train: int) -> Recipe:
+def _build(
+    asked: Asked, load: Load, dials: Mapping[str, Any], modalities: Sequence[Modality], num_train: int
+) -> Recipe:
     """The recipe as training begins with it: its batch is at most all images."""
     seed_stage(asked.seed, -1)
     try:
-        built = load(modality=modality, **dials)
+        built = load(**handed(load, modalities), **dials)
     except (ArithmeticError, RuntimeError, TypeError) as error:
         raise _cannot_build(asked, error) from error
     return replace(built, optim=replace(built.optim, batch_size=min(built.optim.batch_size, num_train)))
@@ -211,9 +269,12 @@ def _cannot_build(asked: Asked, error: Exception) -> ValueError:
     )
 
 
-def _fitting(weights: State, built: Recipe, modality: Modality) -> State:
+def _fitting(weights: State, built: Recipe, asked: Asked) -> State:
     """The weights under our names, with a table of keys told. Raises ValueError when the encoder takes none."""
-    state = translate(weights, modality.name)
+    first = built.encoder.modalities[0]
+    state = translate(weights, first.name)
+    if asked.init_bands:
+        state = with_bands(state, first.name, first.channels, first.side(built.encoder.patch), asked.init_bands)
     report = load_weights(built.stages[0].build(), state)
     say(str(report))
     if not any(name.startswith("encoder.blocks.") for name in report.loaded):
@@ -223,7 +284,9 @@ def _fitting(weights: State, built: Recipe, modality: Modality) -> State:
     return state
 
 
-def _time_an_image(asked: Asked, built: Recipe, device: torch.device) -> tuple[Settings, float]:
+def _time_an_image(
+    asked: Asked, built: Recipe, modalities: Sequence[Modality], device: torch.device
+) -> tuple[Settings, float]:
     """Settings that work, and the seconds that an image of an update takes.
 
     On a GPU that is the largest micro-batch that fits; where compilation fails, there is none.
@@ -239,7 +302,7 @@ def _time_an_image(asked: Asked, built: Recipe, device: torch.device) -> tuple[S
     )
     while True:
         try:
-            return settings, measure_step(built, settings, batch, built.encoder.modalities[0].channels) / batch
+            return settings, measure_step(built, settings, batch, modalities) / batch
         except torch.OutOfMemoryError:
             if asked.micro_batch or settings.micro_batch == 1:
                 raise

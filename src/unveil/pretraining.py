@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from .asked import Asked, Compile
+from .asked import Asked, Compile, HeldOut
 from .board import Board, check_board
 from .checkpoint import write_json
 from .data.loader import Loader
@@ -26,8 +26,13 @@ def pretrain(
     recipe: str,
     *,
     data: str = "scenes",
+    modalities: tuple[str, ...] = (),
+    group_by: str | None = None,
+    held_out: HeldOut = "spread",
+    held_out_share: float = 0.05,
     out: str | None = None,
     init_from: str | None = None,
+    init_bands: tuple[str, ...] = (),
     overwrite: bool = False,
     paper: bool = False,
     minutes: float | None = None,
@@ -47,9 +52,17 @@ def pretrain(
 
     An unfinished run of the same recipe and dials in `out` is continued.
 
-    data: a folder of images, a Parquet file, or scenes (rendered here)
+    data: a folder of images, a Parquet file, or scenes (rendered here); with modalities, a folder that holds one for
+        each, or scenes
+    modalities: rgb, depth, semseg, or .toml files that declare others; by default what the recipe reads
+    group_by: keeps a patient or a scene on one side of the split: a level of the path (1 is the first folder), or a
+        regex with one group
+    held_out: spread over the images, or the last part, for images in the order of time
+    held_out_share: of the images, never trained on: label-free signals and pictures
     out: the run folder; by default runs/<recipe>-<n>
     init_from: start from these weights: a run, or a public MAE or CrossMAE checkpoint
+    init_bands: how the first projection of init_from becomes one for other bands: mean, repeat, or for each band the
+        number of a trained one (0 is red) or mean
     overwrite: replace the run that the folder holds
     paper: keep every default of the paper; otherwise batch, size and epochs are fitted to data and machine
     minutes: how long to train, which sets the epochs; by default 10 on a processor, 120 on a GPU
@@ -119,7 +132,7 @@ def _begin(run: RunFolder, prepared: Prepared, asked: Asked) -> None:
 def _train(run: RunFolder, prepared: Prepared, asked: Asked) -> Path:
     """Train to the end, or to where it is stopped; `run.json` says which."""
     command = asked.command(run.path)
-    built, modality = prepared.recipe, prepared.modality
+    built, modalities = prepared.recipe, prepared.modalities
 
     def start(model: MaskedModel) -> None:
         if prepared.weights is not None:
@@ -136,9 +149,9 @@ def _train(run: RunFolder, prepared: Prepared, asked: Asked) -> Path:
             asked.seed,
             workers=asked.workers,
             max_broken=asked.max_broken,
-            modality=modality.name,
+            modality=modalities,
         )
-        watcher = Watcher(run, prepared.train, prepared.held_out, modality, built.view.image_size)
+        watcher = Watcher(run, prepared.train, prepared.held_out, modalities, built.view.image_size)
         told = {k: prepared.facts[k] for k in ("unveil", "recipe", "dials", "modality", "model")}
         loop = Loop(run, built, loader, prepared.settings, asked.seed, watcher, {"unveil": json.dumps(told)})
         with stop_on_signal() as stop:

@@ -6,12 +6,16 @@ import ast
 import difflib
 import importlib
 import importlib.util
+import inspect
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from .asked import HANDED
+from .records import Modality
 
 PACKAGE = "unveil.recipes"
 
@@ -40,8 +44,8 @@ def read_card(file: Path) -> RecipeCard | None:
         if isinstance(node, ast.FunctionDef) and node.name == "recipe":
             text = ast.get_docstring(node) or ast.get_docstring(module) or ""
             arguments = zip(node.args.kwonlyargs, node.args.kw_defaults, strict=True)
-            dials = {a.arg: _value(d) for a, d in arguments if d and a.arg != "modality"}
-            return RecipeCard(file.stem, text.partition("\n")[0], dials)
+            dials = {a.arg: _value(d) for a, d in arguments if d and a.arg not in HANDED}
+            return RecipeCard(file.stem.replace("_", "-"), text.partition("\n")[0], dials)
     return None
 
 
@@ -60,11 +64,28 @@ def load_recipe(name: str) -> Callable[..., Any]:
     if name.endswith(".py"):
         return _from_file(Path(name).expanduser())
     known = recipe_cards()
+    name = name.replace("_", "-")
     if name not in known:
         close = difflib.get_close_matches(name, known, n=1)
         meant = f"; did you mean {close[0]}?" if close else ";"
         raise ValueError(f"there is no recipe {name}{meant} there are {', '.join(known)}, or give a file such as my.py")
-    return importlib.import_module(f"{PACKAGE}.{name}").recipe
+    return importlib.import_module(f"{PACKAGE}.{name.replace('-', '_')}").recipe
+
+
+def reads_several(recipe: Callable[..., Any]) -> tuple[Modality, ...] | None:
+    """The modalities that a recipe of several reads by default; None for a recipe of one."""
+    parameter = inspect.signature(recipe).parameters.get("modalities")
+    return None if parameter is None else tuple(parameter.default)
+
+
+def handed(recipe: Callable[..., Any], modalities: Sequence[Modality]) -> dict[str, Any]:
+    """The modalities as the argument that a recipe takes. Raises ValueError for several where it reads one."""
+    if reads_several(recipe) is not None:
+        return {"modalities": tuple(modalities)}
+    if len(modalities) > 1:
+        names = " ".join(m.name for m in modalities)
+        raise ValueError(f"this recipe reads one modality, got {names}; give it one, or take one such as multimae")
+    return {"modality": modalities[0]}
 
 
 def _from_file(path: Path) -> Callable[..., Any]:

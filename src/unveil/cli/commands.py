@@ -80,7 +80,7 @@ def _pretrain(command: Command, words: list[str]) -> int:
     from ..pretraining import pretrain
 
     groups = {"flags": flags_of(pretrain, skip=("recipe",))}
-    dials = flags_of(recipe, skip=("modality",))
+    dials = flags_of(recipe, skip=("modality", "modalities"))
     taken = {flag.name for flag in groups["flags"]} & {dial.name for dial in dials}
     if taken:
         raise UsageError(f"{name} has a dial {min(taken)!r}, which is a flag of pretrain: give the dial another name")
@@ -106,11 +106,11 @@ def _list_recipes() -> str:
 
 def _evaluate(command: Command, words: list[str]) -> int:
     from ..evaluation import evaluate
-    from ..protocols import GIVEN, protocols
+    from ..protocols import dials_of, protocols
 
     groups = _flags(evaluate, skip=("run",))
     for name, protocol in protocols().items():
-        groups[f"dials of {name}"] = flags_of(protocol)[GIVEN:]
+        groups[f"dials of {name}"] = [flag for flag in flags_of(protocol) if flag.name in dials_of(protocol)]
     (run,), given = command.read(words, groups)
     evaluate(run, **given)
     say_next(next_steps.after_evaluate(run))
@@ -136,11 +136,10 @@ def _embed(command: Command, words: list[str]) -> int:
 
 
 def _inspect(command: Command, words: list[str]) -> int:
-    from ..data.inspection import inspect_source
-    from ..data.sources import open_source
+    from ..embedding import inspect
 
-    (data,), given = command.read(words, _flags(inspect_source, skip=("source",)))
-    print(inspect_source(open_source(data), **given))
+    (data,), given = command.read(words, _flags(inspect, skip=("data",)))
+    print(inspect(data, **given))
     say_next(next_steps.after_inspect(data))
     return 0
 

@@ -6,7 +6,8 @@ a family is a file that knows its names (`clip.py`, `dino.py`, ...).
 """
 
 from .addresses import Found, find, is_foreign
-from .encoder import ForeignEncoder, fresh, load_encoder
+from .bands import adapt_bands, with_bands
+from .encoder import ForeignEncoder, describe, fresh, load_encoder
 from .files import State, read_weights
 from .keys import KeyReport, load_weights
 from .mae import translate
@@ -19,6 +20,8 @@ __all__ = [
     "Spec",
     "State",
     "ViT",
+    "adapt_bands",
+    "describe",
     "find",
     "fresh",
     "is_foreign",
@@ -26,4 +29,5 @@ __all__ = [
     "load_weights",
     "read_weights",
     "translate",
+    "with_bands",
 ]

@@ -1,0 +1,75 @@
+"""What is held out of training: images spread over the source, its last part, or whole groups of it."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+
+from .sources import Source, Subset, split
+
+
+def hold_out(
+    source: Source, share: float, seed: int, *, last: bool = False, group_by: str | None = None
+) -> tuple[Subset, Subset]:
+    """The source in two, (train, held out); the same for the same seed.
+
+    By default one image from each of many equal stretches is held out. With `last` it is the last contiguous part,
+    for sources whose neighbours resemble one another, such as the frames of a video. With `group_by` no group has
+    samples on both sides: whole groups are drawn by the hash of their names, or the last are taken, until the share
+    is reached. Raises ValueError where that leaves nothing to train on.
+    """
+    if not last and group_by is None:
+        return split(source, share, seed)
+    if not 0 < share < 1:
+        raise ValueError(f"a held-out share of {share} leaves one part empty; give a number between 0 and 1")
+    n = len(source)
+    groups = list(map(str, range(n))) if group_by is None else groups_of(source, group_by)
+    members: dict[str, list[int]] = {}
+    for index, group in enumerate(groups):
+        members.setdefault(group, []).append(index)
+    if len(members) < 2:
+        raise ValueError(
+            f"{source.address} is one group by {group_by!r}, {groups[0]!r}; to hold one out, at least 2 are needed"
+        )
+    order = list(members)
+    order = order[::-1] if last else sorted(order, key=lambda group: _hash(seed, group))
+    chosen: set[int] = set()
+    for group in order[:-1]:  # one is left to train on
+        chosen.update(members[group])
+        if len(chosen) >= share * n:
+            break
+    return Subset(source, [i for i in range(n) if i not in chosen]), Subset(source, sorted(chosen))
+
+
+def groups_of(source: Source, group_by: str) -> list[str]:
+    """The group of each sample, from its name: a level of its path (1 is the first folder), or a regex with one group.
+
+    Raises ValueError for a regex that is none or fits no name, and for a path with too few levels.
+    """
+    names = [source.name(i) for i in range(len(source))]
+    if group_by.isdecimal():
+        level = int(group_by)
+        for name in names:
+            if not 0 < level < len(name.split("/")):
+                raise ValueError(f"--group-by {group_by}: {name!r} has no folder of that level; 1 is the first")
+        return [name.split("/")[level - 1] for name in names]
+    try:
+        pattern = re.compile(group_by)
+    except re.error as error:
+        raise ValueError(f"--group-by {group_by!r} is no regex: {error}") from error
+    if pattern.groups != 1:
+        raise ValueError(
+            f"--group-by {group_by!r} has {pattern.groups} groups in brackets; one is needed, as in '^([^_]+)_',"
+            " or a level of the path, as in 1"
+        )
+    found = []
+    for name in names:
+        match = pattern.search(name)
+        if match is None or match[1] is None:
+            raise ValueError(f"--group-by {group_by!r} finds no group in {name!r}")
+        found.append(match[1])
+    return found
+
+
+def _hash(seed: int, group: str) -> bytes:
+    return hashlib.blake2b(f"{seed}/{group}".encode(errors="surrogateescape"), digest_size=8).digest()
