@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from unveil.protocols.knn import TEMPERATURE, knn, knn_votes
 from unveil.protocols.labels import stratified_split
 from unveil.protocols.lars import LARS
-from unveil.protocols.linear import _Probe, linear
+from unveil.protocols.linear import _Probe, _train, linear
 from unveil.protocols.linear_lbfgs import linear_lbfgs, logistic_regression
 from unveil.protocols.protocol import Split, accuracies
 
@@ -141,16 +141,37 @@ def test_the_card_and_the_settings_say_what_a_small_set_changes():
 
 def test_the_folded_probe_is_batchnorm_then_linear():
     x, labels = torch.randn(300, 6) * 3 + 2, torch.arange(300) % 4
-    probe = _Probe.fresh(6, 4, torch.Generator().manual_seed(0), torch.device("cpu"))
+    probe = _Probe.fresh(6, 4, 2, torch.Generator().manual_seed(0), torch.device("cpu"))
     norm, head = nn.BatchNorm1d(6, affine=False, eps=1e-6), nn.Linear(6, 4)
-    head.load_state_dict({"weight": probe.weight.detach(), "bias": probe.bias.detach()})
-    ours, theirs = probe.train_logits(x), head(norm(x))
+    head.load_state_dict({"weight": probe.weights[1].detach(), "bias": probe.biases[1].detach()})
+    ours, theirs = probe.train_logits(x)[1], head(norm(x))
     torch.testing.assert_close(ours, theirs)
     F.cross_entropy(ours, labels).backward()
     F.cross_entropy(theirs, labels).backward()
-    torch.testing.assert_close(probe.weight.grad, head.weight.grad)
-    torch.testing.assert_close(probe.bias.grad, head.bias.grad)
-    torch.testing.assert_close(probe.logits(x, probe.mean, probe.var), head(norm.eval()(x)))
+    torch.testing.assert_close(probe.weights[1].grad, head.weight.grad)
+    torch.testing.assert_close(probe.biases[1].grad, head.bias.grad)
+    torch.testing.assert_close(probe.logits(x, probe.mean, probe.var)[1], head(norm.eval()(x)))
+
+
+def test_heads_of_a_sweep_learn_as_each_would_alone():
+    split = clouds(apart=1)
+    lrs = (1e-4, 1e-3, 1e-2)  # at higher ones the rounding of the first steps grows
+    together = _train(split.train, split.train_labels, 3, lrs, seed=0)
+    for k, lr in enumerate(lrs):
+        alone = _train(split.train, split.train_labels, 3, (lr,), seed=0)
+        torch.testing.assert_close(together.weights[k], alone.weights[0], rtol=1e-3, atol=1e-5)
+    assert not torch.allclose(together.weights[0], together.weights[2])
+
+
+def test_a_sweep_uses_the_rate_that_was_best_on_held_out_training_images():
+    split = clouds(apart=2)
+    swept = linear(split, lrs=(1e-6, 0.1))
+    assert swept.settings["lr"] == 6.4
+    assert swept.settings["lrs_tried"]["6.4"] > swept.settings["lrs_tried"]["6.4e-05"]
+    assert swept.metrics == linear(split).metrics
+    assert "chosen among 2 on a tenth" in swept.card
+    with pytest.raises(ValueError, match="numbers above 0"):
+        linear(split, lrs=(0.1, 0.0))
 
 
 def test_logistic_regression_agrees_with_sklearn():

@@ -6,11 +6,10 @@ import sys
 import time
 from pathlib import Path
 
-from .data.sources import open_source
 from .loading import load, untrained
 from .pretrained import Pool
 from .progress import duration, say
-from .protocols import FeatureEncoder, RawPixels, Result, run_protocols, table, write_results
+from .protocols import FeatureEncoder, RawPixels, Result, open_sets, run_protocols, table, write_results
 
 TERMINAL_SECONDS, PLAIN_SECONDS = 0.2, 20.0  # between two words on how far it is
 LONG = 5.0  # seconds after which the time left is told
@@ -34,9 +33,9 @@ def evaluate(
 
     Further arguments are dials of the protocols: each goes to every chosen protocol that has it.
 
-    data: labelled images: a folder of class folders, a Parquet file with labels, or scenes
-    test_data: the images to test on; by default a fifth of every class of data
-    protocol: knn, linear (as MAE probes), linear-lbfgs, finetune
+    data: labelled images: a folder of class folders, or of train and val; a Parquet file with labels; scenes
+    test_data: the images to test on; by default those in data's own val or test, else a fifth of every class
+    protocol: knn, linear (as MAE probes), linear-lbfgs, attentive, finetune, lowshot, transfer
     pool: cls, mean, or both
     baselines: measure raw pixels and the untrained encoder too; where the encoder is trained, from scratch
     limit: use at most so many images of each source
@@ -45,8 +44,7 @@ def evaluate(
     seed: of splits, probes and fine-tuning
     """
     encoder = load(run, pool=pool, device=device)
-    train = open_source(data, encoder.channels)
-    test = open_source(test_data, encoder.channels) if test_data else None
+    train, test = open_sets(data, test_data, encoder.channels)
     others: dict[str, FeatureEncoder] = {}
     if baselines:
         others = {

@@ -5,23 +5,25 @@ The room knows features and encoders, not recipes. A protocol is a file with a f
 """
 
 from .baselines import RawPixels
-from .dials import GIVEN, protocols
+from .dials import dials_of, protocols
 from .features import FeatureEncoder, Features, Pool, extract
 from .results import Result, table, write_results
 from .run import run_protocols
 from .signals import feature_std, rankme
+from .task import open_sets
 from .trainable import TrainableEncoder
 
 __all__ = [
-    "GIVEN",
     "FeatureEncoder",
     "Features",
     "Pool",
     "RawPixels",
     "Result",
     "TrainableEncoder",
+    "dials_of",
     "extract",
     "feature_std",
+    "open_sets",
     "protocols",
     "rankme",
     "run_protocols",

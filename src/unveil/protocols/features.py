@@ -74,6 +74,7 @@ def extract(
     batch_size: int = 256,
     progress: Callable[[int, int], None] | None = None,
     limit: int | None = None,
+    dtype: torch.dtype = torch.float32,
 ) -> Features:
     """The features of a source's images, in the source's order.
 
@@ -93,9 +94,9 @@ def extract(
         unreadable += batch.unreadable
         if batch.images is not None:
             with torch.inference_mode(), half_precision:
-                found = encoder.features(unit(batch.images.to(encoder.device)), pool).float()
+                found = encoder.features(unit(batch.images.to(encoder.device)), pool).to(dtype)
             if values is None:
-                values = torch.empty(total, found.shape[1])
+                values = torch.empty(total, found.shape[1], dtype=dtype)
             values[len(kept) : len(kept) + len(found)] = found.cpu()
             kept += batch.indices
         if progress is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,8 +18,8 @@ class LARS(Optimizer):
 
     def __init__(
         self,
-        params: Iterable[Tensor],
-        lr: float,
+        params: Iterable[Tensor] | Iterable[dict[str, Any]],
+        lr: float = 0.0,
         momentum: float = 0.9,
         weight_decay: float = 0.0,
         trust: float = 0.001,

@@ -50,14 +50,28 @@ def write_results(run_dir: Path | str, results: Iterable[Result]) -> list[Path]:
 
 
 def table(results: Sequence[Result]) -> str:
-    """Accuracies in per cent as plain text: one row per protocol, one column per baseline, this run last."""
+    """Accuracies in per cent as plain text: one column per baseline, this run last.
+
+    A row per protocol, or, where one has several accuracies and none stands for all, a row for each of these, with
+    half of its interval where there is one.
+    """
     columns = list(dict.fromkeys(name for result in results for name in result.baselines))
     rows = [["protocol", *columns, "this run"]]
     for result in results:
         found = [result.baselines.get(name, {}) for name in columns] + [result.metrics]
-        rows.append([result.protocol, *(f"{100 * m['accuracy']:.1f} %" if m else "-" for m in found)])
+        parts = [name.removeprefix("accuracy_") for name in result.metrics if name.startswith("accuracy_")]
+        for part in [""] if "accuracy" in result.metrics else parts:
+            rows.append([f"{result.protocol} {part}".strip(), *(_cell(metrics, part) for metrics in found)])
     first, *others = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join(
         "  ".join([name.ljust(first), *(cell.rjust(width) for cell, width in zip(cells, others, strict=True))])
         for name, *cells in rows
     )
+
+
+def _cell(metrics: Mapping[str, float], part: str) -> str:
+    name = f"accuracy_{part}" if part else "accuracy"
+    if name not in metrics:
+        return "-"
+    half = metrics.get(f"plus_minus_{part}")
+    return f"{100 * metrics[name]:.1f} {'' if half is None else f'± {100 * half:.1f} '}%"

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from pathlib import Path
 
 import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from ..data.sources import Source, Subset, spread
+from ..data.sources import Source, Subset, open_source, spread
 from .features import FeatureEncoder, Features, Pool, extract
 from .labels import check_labels, shared_numbers, stratified_split
 from .protocol import Split
@@ -43,6 +44,23 @@ class Labelled(Subset):
         """Some of these images."""
         chosen = rows.tolist()
         return Labelled(self.source, [self.indices[i] for i in chosen], [self.numbers[i] for i in chosen])
+
+
+TRAIN, TEST = ("train", "training"), ("val", "validation", "valid", "test")
+
+
+def open_sets(data: str, test_data: str | None, channels: int) -> tuple[Source, Source | None]:
+    """The images to learn from, and those to be judged on where there are any of their own.
+
+    A folder that holds the folders train and val (or validation, or test) is both, as ImageNet and Places are laid out.
+    """
+    folder = Path(data).expanduser()
+    inside = {path.name.lower(): path for path in folder.iterdir() if path.is_dir()} if folder.is_dir() else {}
+    train = next((inside[name] for name in TRAIN if name in inside), None)
+    test = next((inside[name] for name in TEST if name in inside), None)
+    if test_data is None and train is not None and test is not None:
+        return open_source(train, channels), open_source(test, channels)
+    return open_source(data, channels), open_source(test_data, channels) if test_data else None
 
 
 @dataclass(frozen=True)
@@ -91,6 +109,7 @@ class Task:
     is_trained: bool = True
     tell: Tell = silent
     note: Callable[[str], None] = unnoted
+    known: Split | None = None
 
     @cached_property
     def features(self) -> tuple[Features, Features]:
@@ -107,15 +126,21 @@ class Task:
 
     @cached_property
     def split(self) -> Split:
-        """The features on the encoder's device."""
+        """The features on the encoder's device; `known` where they are known already."""
+        if self.known is not None:
+            return self.known
         train, test = (found.to(self.encoder.device) for found in self.features)
         assert train.labels is not None
         assert test.labels is not None
         return Split(train.values, train.labels, test.values, test.labels, self.sets.num_classes)
 
     def learning_from(self, rows: Int[Tensor, " K"]) -> Task:
-        """The same with some of the training images only."""
-        return replace(self, sets=replace(self.sets, train=self.sets.train.only(rows)))
+        """The same with some of the training images only; their features are computed anew."""
+        return replace(self, sets=replace(self.sets, train=self.sets.train.only(rows)), known=None)
+
+    def on_features_of(self, rows: Int[Tensor, " K"]) -> Task:
+        """The same with some of the training features only, for protocols that look at nothing else."""
+        return replace(self, known=self.split.learning_from(rows))
 
     def facts(self) -> Mapping[str, object]:
         """What the features were computed from."""

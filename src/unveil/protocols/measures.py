@@ -1,0 +1,29 @@
+"""Any of the classifying protocols by its name: what protocols that are made of others share."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from .attentive import attentive
+from .finetune import finetune
+from .knn import knn
+from .linear import linear
+from .linear_lbfgs import linear_lbfgs
+from .protocol import Score
+from .task import Task
+
+Measure = Literal["knn", "linear", "linear-lbfgs", "attentive", "finetune"]
+ON_FEATURES = ("knn", "linear", "linear-lbfgs")
+
+
+def measure(task: Task, by: Measure, seed: int, epochs: int | None = None) -> Score | None:
+    """What a protocol finds on a task, with its own defaults; `epochs` reaches those that have them."""
+    if by == "knn":
+        return knn(task.split, seed)
+    if by == "linear":
+        return linear(task.split, seed)
+    if by == "linear-lbfgs":
+        return linear_lbfgs(task.split, seed)
+    if by == "attentive":
+        return attentive(task, seed, epochs=epochs)
+    return finetune(task, seed, epochs=epochs)
