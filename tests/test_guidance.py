@@ -55,7 +55,7 @@ def observed(attention: Tensor, rows: int = 3, columns: int = 4, **more: Any) ->
 
 
 class TestMaps:
-    @settings(max_examples=30, deadline=None)
+    @settings(max_examples=12, deadline=None)
     @given(st.integers(0, 99), st.sampled_from([None, (1,), (2, 0)]), st.sampled_from([None, 0.5, 1.0]))
     def test_every_normalisation_keeps_the_order_and_its_own_scale(self, seed: int, heads: Any, clip: float | None):
         attention = torch.rand(2, 3, 12, generator=torch.Generator().manual_seed(seed)) * 0.1
@@ -403,8 +403,8 @@ class TestRanking:
     def test_it_learns_an_order(self):
         error, guess = torch.rand(4, 8), Guess(torch.zeros(4, 8))
         ranking = Ranking("r", [Erring(error, torch.ones(4, 8))], guess)  # type: ignore[list-item]
-        optimizer = torch.optim.Adam(guess.parameters(), 0.1)
-        for _ in range(200):
+        optimizer = torch.optim.Adam(guess.parameters(), 0.3)
+        for _ in range(50):
             optimizer.zero_grad()
             ranking(Asked(), None)[0].backward()
             optimizer.step()

@@ -173,6 +173,15 @@ def recipe(
     for name, share in (("student_weight", weight), ("target_student_weight", target_weight)):
         if not 0 <= share <= 1:
             raise ValueError(f"{name} is the student's share, from 0 to 1; got {share}")
+    for name, value, least in (
+        ("teacher_features", teacher_features, 1),
+        ("student_features", student_features, 1),
+        ("beta", beta, 0),
+        ("pixels", pixels, 0),
+        ("hog", hog, 0),
+    ):
+        if value < least:
+            raise ValueError(f"{name} is a number of at least {least}; got {value}")
     first = epochs / 8 if stage1_epochs is None else stage1_epochs
     if not 0 <= first <= epochs:
         raise ValueError(f"stage1_epochs is a part of the {epochs:g} epochs, from 0 to all; got {first}")
