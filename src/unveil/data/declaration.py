@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
-from ..records import RGB as RGB_MAP
+from .. import records
 from ..records import Modality
 
 _HINTS = get_type_hints(Modality)
@@ -98,11 +98,9 @@ def modality_from(told: Mapping[str, Any]) -> Modality:
     return Modality(**{f.name: _tuples(told[f.name]) for f in fields(Modality) if f.name in told})
 
 
-RGB = Declared(RGB_MAP, measured=True)
-DEPTH = Declared(Modality("depth", 1, (0.0,), (1.0,), normalise="robust"), scale=1e-3, unit="m", nodata=0)
-SEMSEG = Declared(
-    Modality("semseg", 1, (0.0,), (1.0,), kind="categorical", num_classes=133, stride=4), void=_VOID, measured=True
-)
+RGB = Declared(records.RGB, measured=True)
+DEPTH = Declared(records.DEPTH, scale=1e-3, unit="m", nodata=0)
+SEMSEG = Declared(records.SEMSEG, void=_VOID, measured=True)
 BUILT_IN = {d.name: d for d in (RGB, DEPTH, SEMSEG)}
 
 
@@ -204,53 +202,49 @@ def _check(where: str, table: Mapping[str, Any]) -> None:
 
 
 def _declared(where: str, name: str, table: Mapping[str, Any]) -> Declared:
-    base = BUILT_IN.get(name)
-    start = base.modality if base else Modality(name, 1, (0.0,), (1.0,))
-    kind = table.get("kind", start.kind)
-    if kind == "categorical" and start.kind != "categorical":  # a class id is one number
-        base, start = None, Modality(name, 1, (0.0,), (1.0,), kind=kind, num_classes=1)
-    channels = table.get("channels", start.channels)
-    classes = table.get("classes", [])
-    names = tuple(str(c) for c in classes) if isinstance(classes, list) else ()
-    number = len(names) or (classes if isinstance(classes, int) else 0)
-    mean = _per_channel(where, "mean", table.get("mean", start.mean if channels == start.channels else 0.0), channels)
-    std = _per_channel(where, "std", table.get("std", start.std if channels == start.channels else 1.0), channels)
-    if kind == "categorical":
-        if channels != 1:
-            raise ValueError(f"{where}: channels = {channels}: class ids have 1; leave it out")
-        measured, own = not number, {"num_classes": number or start.num_classes}
-    else:
-        if classes:
-            raise ValueError(f"{where}: classes is for kind = 'categorical'")
-        normalise = table.get("normalise", start.normalise)
-        measured, own = normalise == "fixed" and "mean" not in table and "std" not in table, {"num_classes": 0}
-    plain = {key: table[key] for key in ("stride", "normalise", "role", "loss") if key in table}
-    if window := table.get("window"):
-        window = _per_channel(where, "window", window, 2)
-    reading = {
-        key: table[key] for key in ("files", "suffix", "key", "offset", "unit", "nodata", "void") if key in table
+    """The modality that a table declares; what it leaves open is as in the built-in one of this name and kind."""
+    start = BUILT_IN.get(name)
+    kind = table.get("kind", start.modality.kind if start else "continuous")
+    is_categorical = kind == "categorical"
+    if start is None or start.modality.kind != kind:
+        start = Declared(Modality(name, 1, (0.0,), (1.0,), kind=kind, num_classes=int(is_categorical)))
+    begun = start.modality
+    channels, classes = table.get("channels", begun.channels), table.get("classes", [])
+    names = tuple(map(str, classes)) if isinstance(classes, list) else ()
+    number = len(names) if isinstance(classes, list) else classes
+    normalise = table.get("normalise", begun.normalise)
+    if is_categorical and channels != 1:
+        raise ValueError(f"{where}: channels = {channels}: class ids have one; leave it out")
+    if classes and not is_categorical:
+        raise ValueError(f"{where}: classes is for kind = 'categorical'")
+    if ("mean" in table) != ("std" in table):
+        raise ValueError(f"{where}: mean and std go together; give both, or neither to have them measured")
+    same = channels == begun.channels
+    own = {
+        **{key: table[key] for key in ("stride", "normalise", "role", "loss") if key in table},
+        "kind": kind,
+        "channels": channels,
+        "mean": _numbers(where, "mean", table.get("mean", begun.mean if same else 0.0), channels),
+        "std": _numbers(where, "std", table.get("std", begun.std if same else 1.0), channels),
+        "num_classes": (number or begun.num_classes) if is_categorical else 0,
+        "weight": float(table.get("weight", begun.weight)),
     }
-    reading |= {key: float(table[key]) for key in ("scale",) if key in table}
+    reading = {
+        key: table[key]
+        for key in ("files", "suffix", "key", "scale", "offset", "unit", "nodata", "void")
+        if key in table
+    }
+    if "window" in table:
+        reading["window"] = _numbers(where, "window", table["window"], 2)
+    is_open = not number if is_categorical else normalise == "fixed" and "mean" not in table
     try:
-        modality = Modality(
-            **{
-                **asdict(start),
-                **plain,
-                **own,
-                "channels": channels,
-                "mean": mean,
-                "std": std,
-                "kind": kind,
-                "weight": float(table.get("weight", start.weight)),
-            }
-        )
-        begun = base or Declared(modality)
-        return replace(begun, modality=modality, measured=measured, classes=names, window=window, **reading)
+        modality = replace(begun, **own)
+        return replace(start, modality=modality, measured=is_open, classes=names, **reading)
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from error
 
 
-def _per_channel(where: str, key: str, value: Any, count: int) -> tuple[float, ...]:
+def _numbers(where: str, key: str, value: Any, count: int) -> tuple[float, ...]:
     values = tuple(value) if isinstance(value, (list, tuple)) else (value,) * count
     if len(values) != count or not all(isinstance(v, (int, float)) for v in values):
         raise ValueError(f"{where}: {key} = {value!r}: {count} numbers are needed")
