@@ -162,11 +162,11 @@ def resized(images: Float[Tensor, "B C H W"], size: tuple[int, int]) -> Float[Te
     return F.interpolate(images, size, mode="bicubic", align_corners=False, antialias=True).clamp(0, 1)
 
 
-def fresh(spec: Spec, seed: int) -> ForeignEncoder:
+def fresh(spec: Spec, seed: int, pool: Pool = "mean") -> ForeignEncoder:
     """An encoder of this description as it is before any training; torch's own chance is left as it was."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return ForeignEncoder(ViT(spec))
+        return ForeignEncoder(ViT(spec), pool)
 
 
 def load_encoder(address: str | Path, pool: Pool = "mean") -> ForeignEncoder:
@@ -190,12 +190,18 @@ def load_encoder(address: str | Path, pool: Pool = "mean") -> ForeignEncoder:
         )
     encoder = ForeignEncoder(vit, pool)
     height, width = encoder.image_size
+    heads = f"{spec.heads} head{'s' * (spec.heads > 1)}"
     say(
-        f"{address}: {family}, {spec.depth} blocks of width {spec.width}, {spec.heads} heads, patch {spec.patch} at"
+        f"{address}: {family}, {spec.depth} blocks of width {spec.width}, {heads}, patch {spec.patch} at"
         f" {height} x {width}, {spec.activation}; images normalised by mean {_numbers(spec.mean)} and std"
         f" {_numbers(spec.std)}\n{report}"
     )
     return encoder
+
+
+def describe(address: str | Path) -> Spec:
+    """What the encoder at an address is, as `load_encoder` would make it."""
+    return _recognise(find(address))[0]
 
 
 def _recognise(found: Found) -> tuple[Spec, State, str]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 from .addresses import Found
 from .assembly import Traits
@@ -11,23 +13,27 @@ from .files import State
 _ADAPTER = "encoder.adapters."
 
 
+def _own(modality: Mapping[str, Any]) -> str:
+    return f"{_ADAPTER}{modality['name']}.proj."
+
+
 def read(found: Found) -> tuple[State, Traits] | None:
     """The encoder of a run under timm's names; None where the weights are none of ours.
 
     Raises ValueError for a checkpoint that does not say how its images were normalised.
     """
-    adapters = [name for name in found.state if name.startswith(_ADAPTER) and name.endswith(".proj.weight")]
-    if not adapters:
+    if not any(name.startswith(_ADAPTER) for name in found.state):
         return None
     facts = found.config.get("unveil", {})
-    modality, dials = facts.get("modality"), facts.get("dials", {})
-    if not modality:
+    told = [facts["modality"]] if "modality" in facts else [d["modality"] for d in facts.get("modalities", ())]
+    images = [m for m in told if m.get("kind", "continuous") == "continuous" and f"{_own(m)}weight" in found.state]
+    if not images:
         raise ValueError("these are weights of an unveil run without what its run.json says; give the run folder")
-    own = f"{_ADAPTER}{modality['name']}.proj."
+    modality = next((m for m in images if m["name"] == "rgb"), images[0])
+    own, channels = _own(modality), modality["channels"]
     weight = found.state[f"{own}weight"]
-    channels = modality["channels"]
     patch = math.isqrt(weight.shape[1] // channels)
-    size = dials.get("image_size", (224,))
+    size = facts.get("dials", {}).get("image_size", (224,))
     state = {
         "patch_embed.proj.weight": weight.unflatten(1, (patch, patch, channels)).permute(0, 3, 1, 2),
         "patch_embed.proj.bias": found.state[f"{own}bias"],
