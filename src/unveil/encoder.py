@@ -16,6 +16,7 @@ from .records import RGB, Batch, Latents, Layout, Modality, Observation, Reading
 READING = Reading()
 
 SIZES = {  # width, depth, heads
+    "nano": (128, 6, 4),  # of no paper: for demonstrations and tests, a fourth of the work of tiny
     "tiny": (192, 12, 3),
     "small": (384, 12, 6),
     "base": (768, 12, 12),
@@ -200,7 +201,7 @@ def vit(
     modalities: Sequence[Modality] = (RGB,),
     final_norm: bool = True,
 ) -> Encoder:
-    """A ViT of a standard size (tiny, small, base, large, huge) that reads the given modalities."""
+    """A ViT of a standard size (nano, tiny, small, base, large, huge) that reads the given modalities."""
     if size not in SIZES:
         raise ValueError(f"size must be one of {', '.join(SIZES)}; got {size!r}")
     dim, depth, heads = SIZES[size]

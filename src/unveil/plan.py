@@ -32,6 +32,7 @@ MAX_EPOCHS = 800  # as long as the papers train
 UPDATES = 3000  # that a run should have: below it, batches of half the size learn more from the same images
 MIN_BATCH, MAX_BATCH = 16, 4096
 SHORT_RUN_LR = 1e-3  # peak of a tiny ViT at small batches; docs/results.md has the sweep
+SHORT_RUN, SHORT_RUN_CROP = 50, 0.6  # epochs below which views show more of an image, and how much at least
 _IMAGE_SIZES = ((40, 32, 4), (96, 64, 8), (160, 128, 16), (math.inf, 224, 16))  # median side up to -> size, patch
 
 
@@ -90,7 +91,7 @@ def fit_shape(plan: Plan, data: Inspection | AlignedInspection, num_train: int, 
 
 
 def _fit_decoder(plan: Plan) -> None:
-    narrow = {"tiny": (128, 4, 4), "small": (256, 8, 8)}.get(str(plan.dials.get("size")))
+    narrow = {"nano": (96, 2, 3), "tiny": (128, 4, 4), "small": (256, 8, 8)}.get(str(plan.dials.get("size")))
     if narrow:
         why = "in proportion to the encoder"
         for dial, value in zip(("decoder_dim", "decoder_depth", "decoder_heads"), narrow, strict=True):
@@ -109,6 +110,8 @@ def fit_schedule(plan: Plan, num_train: int, image_seconds: float, minutes: floa
     wanted = 2 ** round(math.log2(max(1.0, images / UPDATES)))
     batch = max(1, min(max(MIN_BATCH, wanted), paper, num_train))
     plan.set("batch_size", batch, f"{images:,.0f} views make {images // batch:,.0f} updates; few updates learn little")
+    if length < SHORT_RUN and plan.defaults.get("crop_scale", 1.0) < SHORT_RUN_CROP:
+        plan.set("crop_scale", SHORT_RUN_CROP, f"{length:g} epochs are too few to know an image by its corners")
     share = 0.05 if length >= 100 else 0.1
     plan.set("warmup_epochs", round(share * length, 4), f"{share:.0%} of the run")
     batch = plan.dials.get("batch_size", batch)

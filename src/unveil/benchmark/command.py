@@ -50,7 +50,7 @@ def bench(
 
     All contenders take turns in one process, on the same images, so that the ratios hold where the times drift.
 
-    size: width and depth of the ViT: tiny, small, base, large, huge
+    size: width and depth of the ViT: nano, tiny, small, base, large, huge
     patch: side of a patch in pixels
     image_size: side of an image in pixels, or its height and width
     batch_size: images per step; by default 8 on a processor, 64 or more on a GPU, as its memory allows

@@ -49,7 +49,7 @@ def recipe(
 ) -> Recipe:
     """AttMask: hide what an average of the student attends to; MAE's loss.
 
-    size: width and depth of the ViT: tiny, small, base, large, huge
+    size: width and depth of the ViT: nano, tiny, small, base, large, huge
     patch: side of a patch in pixels
     image_size: side of a training view in pixels, or its height and width
     masking: hide the most attended patches (high), all but a few of them (hint), or the least attended (low)

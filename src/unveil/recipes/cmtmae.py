@@ -113,7 +113,7 @@ def recipe(
 ) -> Recipe:
     """CMT-MAE: a frozen teacher and the student's own average decide together what is hidden and what is predicted.
 
-    size: width and depth of the ViT: tiny, small, base, large, huge
+    size: width and depth of the ViT: nano, tiny, small, base, large, huge
     patch: side of a patch in pixels
     image_size: side of a training view in pixels, or its height and width
     teacher: the frozen encoder: a file, a folder, a run, a name on the hub, or random as a control

@@ -44,7 +44,7 @@ def recipe(
 ) -> Recipe:
     """CrossMAE: MAE that predicts a part of what is hidden and decodes by cross-attention alone.
 
-    size: width and depth of the ViT: tiny, small, base, large, huge
+    size: width and depth of the ViT: nano, tiny, small, base, large, huge
     patch: side of a patch in pixels
     image_size: side of a training view in pixels, or its height and width
     visible: share of the patches that the encoder reads

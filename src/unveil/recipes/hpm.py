@@ -41,7 +41,7 @@ def recipe(
 ) -> Recipe:
     """HPM: a second decoder predicts how hard each patch is; more and more of the hardest ones are hidden.
 
-    size: width and depth of the ViT: tiny, small, base, large, huge
+    size: width and depth of the ViT: nano, tiny, small, base, large, huge
     patch: side of a patch in pixels
     image_size: side of a training view in pixels, or its height and width
     visible: share of the patches that the encoder reads

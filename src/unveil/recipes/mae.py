@@ -35,7 +35,7 @@ def recipe(
 ) -> Recipe:
     """MAE: hide three quarters of the patches, encode the rest, predict the hidden pixels.
 
-    size: width and depth of the ViT: tiny, small, base, large, huge
+    size: width and depth of the ViT: nano, tiny, small, base, large, huge
     patch: side of a patch in pixels
     image_size: side of a training view in pixels, or its height and width
     visible: share of the patches that the encoder reads

@@ -31,7 +31,7 @@ def recipe(
 ) -> Recipe:
     """MaskFeat: hide blocks behind a mask token, encode everything, predict histograms of oriented gradients.
 
-    size: width and depth of the ViT: tiny, small, base, large, huge
+    size: width and depth of the ViT: nano, tiny, small, base, large, huge
     patch: side of a patch in pixels
     image_size: side of a training view in pixels, or its height and width
     visible: share of the image that is not masked

@@ -45,7 +45,7 @@ def recipe(
 ) -> Recipe:
     """MILAN: keep what a teacher attends to, predict its features of every patch.
 
-    size: width and depth of the ViT: tiny, small, base, large, huge
+    size: width and depth of the ViT: nano, tiny, small, base, large, huge
     patch: side of a patch in pixels
     image_size: side of a training view in pixels, or its height and width
     teacher: the frozen encoder: a file, a folder, a run, a name on the hub, or random as a control

@@ -53,7 +53,7 @@ def recipe(
 ) -> Recipe:
     """Masked image modelling: choose a word for every part. As it stands it is MAE.
 
-    size: width and depth of the ViT: tiny, small, base, large, huge
+    size: width and depth of the ViT: nano, tiny, small, base, large, huge
     patch: side of a patch in pixels
     image_size: side of a training view in pixels, or its height and width
     masking: the order in which tokens are hidden

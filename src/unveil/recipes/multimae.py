@@ -46,7 +46,7 @@ def recipe(
 ) -> Recipe:
     """MultiMAE: from a few patches of all modalities together, predict the others of every one.
 
-    size: width and depth of the ViT: tiny, small, base, large, huge
+    size: width and depth of the ViT: nano, tiny, small, base, large, huge
     patch: side of a patch in pixels
     image_size: side of a training view in pixels, or its height and width
     visible: share of the patches of all modalities that the encoder reads

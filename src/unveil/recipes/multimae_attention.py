@@ -81,7 +81,7 @@ def recipe(
 ) -> Recipe:
     """MultiMAE, guided: in each modality the patches that the model itself attends to most are hidden.
 
-    size: width and depth of the ViT: tiny, small, base, large, huge
+    size: width and depth of the ViT: nano, tiny, small, base, large, huge
     patch: side of a patch in pixels
     image_size: side of a training view in pixels, or its height and width
     visible: share of the patches of all modalities that the encoder reads

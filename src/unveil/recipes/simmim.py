@@ -33,7 +33,7 @@ def recipe(
 ) -> Recipe:
     """SimMIM: hide squares behind a mask token, encode everything, predict the raw pixels with one linear layer.
 
-    size: width and depth of the ViT: tiny, small, base, large, huge
+    size: width and depth of the ViT: nano, tiny, small, base, large, huge
     patch: side of a patch in pixels
     image_size: side of a training view in pixels, or its height and width
     visible: share of the image that is not masked
