@@ -275,4 +275,6 @@ class TestDicom:
     def test_monochrome1_is_turned(self):
         tags = {"WindowCenter": 0.5, "WindowWidth": 81}
         bright = read_map(self.file(**tags), self.CT).values
-        assert torch.allclose(read_map(self.file(PhotometricInterpretation="MONOCHROME1", **tags), self.CT).values, 1 - bright)
+        assert torch.allclose(
+            read_map(self.file(PhotometricInterpretation="MONOCHROME1", **tags), self.CT).values, 1 - bright
+        )

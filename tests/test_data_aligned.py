@@ -1,0 +1,311 @@
+"""Aligned folders: one sample from files of several modalities, one view for all, what is missing and what is broken."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from unveil.chance import sample_keys
+from unveil.data.aligned import aligned_modalities, open_samples
+from unveil.data.aligned_inspection import inspect_samples
+from unveil.data.declaration import DEPTH, RGB, SEMSEG, Declared
+from unveil.data.loader import Loader, TooManyBroken
+from unveil.data.samples import Sample, in_one_frame, view_of
+from unveil.data.splits import groups_of, hold_out
+from unveil.data.views import View, draw_cuts, resize_known, resize_nearest
+from unveil.embedding import inspect
+from unveil.records import Modality
+
+LABELS = replace(SEMSEG, modality=replace(SEMSEG.modality, num_classes=4), measured=False, void=11)
+VIEW = View((16, 16))
+
+
+def write(root: Path, count: int = 10, size: tuple[int, int] = (24, 32), without: dict[str, set[int]] | None = None):
+    """A folder of rgb, depth (mm, some 0) and semseg (0..3, some 11) of so many samples in two scenes."""
+    rng = np.random.default_rng(0)
+    lacks = without or {}
+    for i in range(count):
+        maps = {
+            "rgb": rng.integers(0, 256, (*size, 3), np.uint8),
+            "depth": rng.integers(0, 4000, size, np.uint16) * (rng.random(size) > 0.2).astype(np.uint16),
+            "semseg": np.where(rng.random(size) > 0.1, rng.integers(0, 4, size), 11).astype(np.uint8),
+        }
+        for name, array in maps.items():
+            place = root / name / f"scene{i % 2}" / f"{i:03}.png"
+            place.parent.mkdir(parents=True, exist_ok=True)
+            if i not in lacks.get(name, ()):
+                Image.fromarray(array).save(place)
+    return root
+
+
+def batch_of(root: Path, declared: tuple[Declared, ...] = (RGB, DEPTH, LABELS), batch_size: int = 10, **kwargs):
+    source = open_samples(root, declared)
+    loader = Loader(source, VIEW, batch_size, seed=0, modality=[d.modality for d in declared], **kwargs)
+    return next(loader.batches(0)), loader
+
+
+class TestSamples:
+    def test_files_of_one_stem_are_one_sample(self, tmp_path: Path):
+        source = open_samples(write(tmp_path), (RGB, DEPTH, LABELS))
+        assert [source.name(i) for i in (0, 1, 9)] == ["scene0/000", "scene0/002", "scene1/009"]
+        assert source.classes == ["scene0", "scene1"]
+        sample = source.sample(0)
+        depth = np.array(Image.open(tmp_path / "depth/scene0/000.png"))
+        assert torch.allclose(sample.maps["depth"][0], torch.from_numpy(depth / 1000).float())
+        assert torch.equal(sample.valid["depth"][0], torch.from_numpy(depth > 0))
+        assert torch.equal(source.image(0), sample.maps["rgb"])
+
+    def test_a_suffix_tells_modalities_in_one_folder_apart(self, tmp_path: Path):
+        for kind, mode in (("color", "RGB"), ("depth", "I;16")):
+            Image.new(mode, (8, 8)).save(tmp_path / f"frame-1.{kind}.png")
+        declared = tuple(replace(d, files=".", suffix=f".{k}.png") for d, k in ((RGB, "color"), (DEPTH, "depth")))
+        assert open_samples(tmp_path, declared).stems == ["frame-1"]
+
+    def test_a_mask_of_validity(self, tmp_path: Path):
+        write(tmp_path, 1)
+        mask = np.zeros((24, 32), np.uint8)
+        mask[:5] = 255
+        (tmp_path / "sure/scene0").mkdir(parents=True)
+        Image.fromarray(mask).save(tmp_path / "sure/scene0/000.png")
+        sample = open_samples(tmp_path, (replace(RGB, validity="sure"),)).sample(0)
+        assert sample.valid["rgb"].sum() == 5 * 32
+        assert not sample.maps["rgb"][:, 5:].any()
+
+    def test_misaligned_folders_are_told(self, tmp_path: Path):
+        write(tmp_path, 2)
+        for file in (tmp_path / "depth").rglob("*.png"):
+            file.rename(file.with_name(f"d{file.name}"))
+        with pytest.raises(ValueError, match="is not aligned: no file of 'depth' .*d000"):
+            open_samples(tmp_path, (RGB, DEPTH))
+
+    @pytest.mark.parametrize(
+        ("spoil", "error", "told"),
+        [
+            (lambda root: (root / "depth").rename(root / "dept"), FileNotFoundError, "did you mean 'dept'"),
+            (lambda root: [f.unlink() for f in (root / "depth").rglob("*.png")], ValueError, "has no files in"),
+            (
+                lambda root: Image.new("L", (4, 4)).save(root / "depth/scene0/000.tif"),
+                ValueError,
+                "two files of one stem",
+            ),
+        ],
+    )
+    def test_folders_that_cannot_be(self, tmp_path: Path, spoil, error, told):
+        spoil(write(tmp_path, 2))
+        with pytest.raises(error, match=told):
+            open_samples(tmp_path, (RGB, DEPTH))
+
+    def test_scenes_have_what_is_rendered_and_no_more(self):
+        source = open_samples("scenes:count=2,size=32", (RGB, DEPTH, SEMSEG))
+        assert {n: tuple(m.shape) for n, m in source.sample(0).maps.items()} == {
+            "rgb": (3, 32, 32),
+            "depth": (1, 32, 32),
+            "semseg": (1, 32, 32),
+        }
+        assert source.declared[2].modality.num_classes == len(source.declared[2].classes)
+        with pytest.raises(ValueError, match="scenes have no 'thermal'"):
+            open_samples("scenes", (Declared(Modality("thermal", 1, (0.0,), (1.0,))),))
+
+
+class TestViews:
+    @settings(max_examples=40, deadline=None)
+    @given(seed=st.integers(0, 10**6), flip=st.sampled_from(["none", "h", "hv", "turns"]))
+    def test_one_crop_and_flip_for_all(self, seed: int, flip):
+        """Every map is an image of its own coordinates, so maps of one view must tell the same places."""
+        rows, columns = torch.meshgrid(torch.arange(40.0), torch.arange(56.0), indexing="ij")
+        place = torch.stack([rows, columns])
+        modalities = [
+            Modality("a", 2, (0.0,) * 2, (1.0,) * 2),
+            Modality("b", 2, (0.0,) * 2, (1.0,) * 2, stride=4),
+            Modality("ids", 1, (0.0,), (1.0,), kind="categorical", num_classes=40 * 56, stride=4),
+        ]
+        ids = (rows * 56 + columns).int()[None]
+        sample = Sample({"a": place, "b": place, "ids": ids}, {"a": None, "b": None, "ids": None})
+        cut = draw_cuts([sample.size], View((32, 32), flip=flip), sample_keys(seed, 0, [0]))[0]
+        seen = view_of(sample, cut, (32, 32), modalities).maps
+        assert seen["a"].shape == (2, 32, 32)
+        assert seen["b"].shape == (2, 8, 8)
+        mean = torch.nn.functional.avg_pool2d(seen["a"], 4)
+        assert (seen["b"] - mean)[:, 1:-1, 1:-1].abs().max() < 0.75  # in pixels
+        told = torch.stack([seen["ids"][0] // 56, seen["ids"][0] % 56])
+        assert (told - mean).abs().max() < 1.6
+
+    @pytest.mark.parametrize("size", [(4, 6), (7, 5), (3, 3)])
+    def test_only_known_pixels_count(self, size: tuple[int, int]):
+        torch.manual_seed(0)
+        values, known = torch.rand(2, 12, 18) * 5, (torch.rand(1, 12, 18) > 0.4).float()
+        made = resize_known(torch.cat([values.masked_fill(known == 0, 1e4), known]), size)
+        for row in range(size[0]):
+            for column in range(size[1]):
+                weight = naive(12, size[0], row)[:, None] * naive(18, size[1], column)[None] * known[0]
+                share = weight.sum()
+                assert made[2, row, column] == (share >= 0.5)
+                expected = (values * weight).sum((1, 2)) / share if share >= 0.5 else torch.zeros(2)
+                assert torch.allclose(made[:2, row, column], expected, atol=1e-3)
+
+    def test_class_ids_are_taken_where_the_new_pixel_lies(self):
+        ids = torch.arange(64).reshape(1, 8, 8)
+        assert resize_nearest(ids, (2, 2)).tolist() == [[[18, 22], [50, 54]]]
+        assert resize_nearest(ids, (16, 16))[0, ::2, ::2].equal(ids[0])
+
+    def test_maps_of_another_size_but_the_same_shape_are_brought_into_the_frame(self):
+        modalities = [RGB.modality, DEPTH.modality]
+        depth, valid = torch.full((1, 12, 16), 2.0), torch.ones(1, 12, 16, dtype=torch.bool)
+        valid[:, :6] = False
+        sample = Sample({"rgb": torch.zeros(3, 25, 33, dtype=torch.uint8), "depth": depth * valid}, {"depth": valid})
+        fitted = in_one_frame(sample, modalities, "x")
+        assert fitted.maps["depth"].shape == (1, 25, 33)
+        assert fitted.maps["depth"][fitted.valid["depth"]].unique().tolist() == pytest.approx([2.0])
+        with pytest.raises(ValueError, match="depth has 16 x 12 pixels and rgb 24 x 24"):
+            in_one_frame(Sample({"rgb": torch.zeros(3, 24, 24), "depth": depth}, {"depth": None}), modalities, "x")
+
+
+def naive(old: int, new: int, place: int) -> torch.Tensor:
+    """The weights of a triangle that is as wide as the scale, centred at a new pixel, over the old ones."""
+    scale = old / new
+    centre = (place + 0.5) * scale
+    weights = (1 - ((torch.arange(old) + 0.5 - centre) / max(scale, 1)).abs()).clamp_min(0)
+    return weights / weights.sum()
+
+
+class TestBatches:
+    def test_maps_come_with_what_is_known_of_them(self, tmp_path: Path):
+        batch, _ = batch_of(write(tmp_path))
+        assert {n: (m.dtype, tuple(m.shape)) for n, m in batch.maps.items()} == {
+            "rgb": (torch.uint8, (10, 3, 16, 16)),
+            "depth": (torch.float32, (10, 1, 16, 16)),
+            "semseg": (torch.int64, (10, 1, 4, 4)),
+        }
+        assert batch.maps["semseg"].max() <= 3
+        assert 0 < batch.valid["depth"].float().mean() < 1
+        assert not batch.maps["depth"][~batch.valid["depth"]].any()
+        assert not batch.present  # no sample lacks anything
+
+    def test_samples_lack_a_modality_and_train_on_what_they_have(self, tmp_path: Path):
+        batch, loader = batch_of(write(tmp_path, without={"depth": {1, 4, 7}, "rgb": {0}}))
+        names = [loader.source.name(i) for i in loader.order(0).tolist()]
+        assert {n for n, has in zip(names, batch.present["depth"], strict=True) if not has} == {
+            "scene1/001",
+            "scene0/004",
+            "scene1/007",
+        }
+        missing = ~batch.present["depth"]
+        assert not batch.maps["depth"][missing].any()
+        assert not batch.valid["depth"][missing].any()
+        assert (~batch.present["rgb"]).sum() == 1
+        assert set(batch.present) == {"rgb", "depth"}
+        assert not loader.broken
+
+    def test_batches_do_not_depend_on_threads(self, tmp_path: Path):
+        root = write(tmp_path, 40, without={"depth": set(range(0, 40, 3))})
+        one, many = (batch_of(root, batch_size=40, workers=w)[0] for w in (1, 4))
+        for name in one.maps:
+            assert torch.equal(one.maps[name], many.maps[name])
+            assert torch.equal(one.valid[name], many.valid[name])
+
+    def test_what_does_not_fit_is_replaced_and_listed(self, tmp_path: Path):
+        write(tmp_path, 20)
+        Image.fromarray(np.full((24, 32), 7, np.uint8)).save(tmp_path / "semseg/scene0/004.png")
+        Image.fromarray(np.ones((24, 24), np.uint16)).save(tmp_path / "depth/scene1/003.png")
+        batch, loader = batch_of(tmp_path, batch_size=20, max_broken=0.2)
+        assert len(batch) == 20
+        assert "class ids 7; 0 to 3 and void 11" in loader.broken["scene0/004"]
+        assert "another shape" in loader.broken["scene1/003"]
+        with pytest.raises(TooManyBroken, match=r"scene0/004: .*class ids 7"):
+            batch_of(tmp_path, batch_size=20, max_broken=0.05)
+
+    def test_a_stride_has_to_divide_the_view(self, tmp_path: Path):
+        source = open_samples(write(tmp_path, 2), (RGB, LABELS))
+        with pytest.raises(ValueError, match="'semseg' has a pixel for every 4 .* 18 x 18"):
+            Loader(source, View((18, 18)), 2, 0, modality=[RGB.modality, LABELS.modality])
+
+
+class TestInspection:
+    def test_each_modality_and_the_orphans(self, tmp_path: Path):
+        write(tmp_path, without={"depth": {1, 4}})
+        Image.fromarray(np.full((24, 32), 2, np.uint8)).save(tmp_path / "semseg/scene0/000.png")
+        source = open_samples(tmp_path, (RGB, DEPTH, SEMSEG))
+        found = inspect_samples(source)
+        rgb, depth, semseg = found.maps
+        assert (found.count, rgb.count, depth.count) == (10, 10, 8)
+        assert found.orphans == {"depth": ["scene0/004", "scene1/001"]}
+        assert rgb.stored == {"8-bit PNG": 10}
+        assert depth.stored == {"16-bit PNG": 8}
+        assert (depth.median, depth.unit) == ((24, 32), "m")
+        stored = [np.array(Image.open(f)) for f in sorted((tmp_path / "depth").rglob("*.png"))]
+        assert depth.mean[0] == pytest.approx(np.mean([a[a > 0].mean() for a in stored]) / 1000, rel=1e-4)
+        assert depth.share_valid == pytest.approx(np.mean([(a > 0).mean() for a in stored]))
+        assert set(semseg.ids) == {0, 1, 2, 3, 11}
+        settled = found.settle(source.declared)
+        assert settled[2].modality.num_classes == 12  # nobody said that 11 is void
+        assert settled[0].modality.mean == pytest.approx(rgb.mean, abs=1e-4)
+        told = "\n".join(found.lines())
+        assert "missing in 2 samples: scene0/004, scene1/001" in told
+        assert "16-bit PNG 8" in told
+
+    def test_folders_of_built_in_names_are_taken_for_modalities(self, tmp_path: Path):
+        write(tmp_path)
+        assert [d.name for d in aligned_modalities(tmp_path)] == ["rgb", "depth", "semseg"]
+        assert "class ids" in str(inspect(str(tmp_path)))
+        assert not aligned_modalities(tmp_path / "rgb")
+
+
+class TestHoldingOut:
+    @settings(max_examples=60, deadline=None)
+    @given(groups=st.lists(st.integers(0, 6), min_size=2, max_size=60), seed=st.integers(0, 99), last=st.booleans())
+    def test_no_group_is_on_both_sides(self, groups: list[int], seed: int, last: bool):
+        if len(set(groups)) < 2:
+            groups = [*groups, 7]
+        source = Named([f"p{group}/{i:03}" for i, group in enumerate(groups)])
+        train, held = hold_out(source, 0.2, seed, last=last, group_by="1")
+        assert sorted([*train.indices, *held.indices]) == list(range(len(groups)))
+        assert len(train) > 0
+        assert len(held) > 0
+        assert not set(groups_of(train, "1")) & set(groups_of(held, "^(p[0-9]+)/"))
+        again = hold_out(source, 0.2, seed, last=last, group_by="1")[1]
+        assert again.indices == held.indices
+
+    def test_the_last_part_in_the_order_of_time(self):
+        train, held = hold_out(Named([f"frame-{i:04}" for i in range(500)]), 0.2, seed=3, last=True)
+        assert list(held.indices) == list(range(400, 500))
+        assert list(train.indices) == list(range(400))
+
+    @pytest.mark.parametrize(
+        ("group_by", "told"),
+        [
+            ("2", "has no folder of that level"),
+            ("0", "1 is the first"),
+            ("(a", "is no regex"),
+            ("a", "0 groups in brackets"),
+            ("^(q)", "finds no group in 'a/1'"),
+            ("(/)", "is one group"),
+        ],
+    )
+    def test_groups_that_are_none(self, group_by: str, told: str):
+        with pytest.raises(ValueError, match=told):
+            hold_out(Named(["a/1", "b/2"]), 0.5, 0, group_by=group_by)
+
+
+class Named:
+    """A source of which only the names matter."""
+
+    address, channels, labels, classes = "named", 3, None, None
+
+    def __init__(self, names: list[str]):
+        self.names = names
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def name(self, index: int) -> str:
+        return self.names[index]
+
+    def image(self, index: int) -> torch.Tensor:
+        raise NotImplementedError
