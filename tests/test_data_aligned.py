@@ -1,4 +1,4 @@
-"""Aligned folders: one sample from files of several modalities, one view for all, what is missing and what is broken."""
+"""Aligned folders: one sample of several modalities, one view for all of them, what is missing, what is broken."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ class TestSamples:
         write(tmp_path, 2)
         for file in (tmp_path / "depth").rglob("*.png"):
             file.rename(file.with_name(f"d{file.name}"))
-        with pytest.raises(ValueError, match="is not aligned: no file of 'depth' .*d000"):
+        with pytest.raises(ValueError, match=r"is not aligned: no file of 'depth' .*d000"):
             open_samples(tmp_path, (RGB, DEPTH))
 
     @pytest.mark.parametrize(
@@ -223,7 +223,7 @@ class TestBatches:
 
     def test_a_stride_has_to_divide_the_view(self, tmp_path: Path):
         source = open_samples(write(tmp_path, 2), (RGB, LABELS))
-        with pytest.raises(ValueError, match="'semseg' has a pixel for every 4 .* 18 x 18"):
+        with pytest.raises(ValueError, match=r"'semseg' has a pixel for every 4 .* 18 x 18"):
             Loader(source, View((18, 18)), 2, 0, modality=[RGB.modality, LABELS.modality])
 
 
