@@ -22,6 +22,7 @@ from .data.aligned_inspection import AlignedInspection
 from .data.inspection import Inspection
 from .encoder import SIZES
 from .machine import memory_total
+from .model import MaskedModel
 from .optim import Optim
 from .recipe import Recipe
 from .records import Batch, Modality
@@ -124,14 +125,20 @@ def fit_schedule(plan: Plan, num_train: int, image_seconds: float, minutes: floa
 
 
 def measure_step(recipe: Recipe, settings: Settings, batch_size: int, modalities: Sequence[Modality]) -> float:
-    """Seconds of one update on random maps, the median of three after one that does not count.
+    """Seconds of one update on random maps, over the stages as they are long.
 
     On a GPU that runs out of memory the error passes on: the caller takes a smaller micro-batch.
     """
     size = min(batch_size, settings.micro_batch)
-    trainer = Trainer(recipe.stages[0].build(), Optim(batch_size=size), settings)
     maps = {m.name: _random_map(m, size, recipe.view.image_size) for m in modalities}
     batch = Batch(maps, sample_keys(0, 0, range(size)), torch.zeros(()))
+    seconds = [stage.epochs * _measure(stage.build(), settings, batch) for stage in recipe.stages]
+    return sum(seconds) / recipe.epochs * batch_size / size
+
+
+def _measure(model: MaskedModel, settings: Settings, batch: Batch) -> float:
+    """Seconds of one update: the median of three after one that does not count."""
+    trainer = Trainer(model, Optim(batch_size=len(batch)), settings)
     seconds = []
     for _ in range(4):
         began = time.perf_counter()
@@ -139,7 +146,7 @@ def measure_step(recipe: Recipe, settings: Settings, batch_size: int, modalities
         if settings.device.startswith("cuda"):
             torch.cuda.synchronize()
         seconds.append(time.perf_counter() - began)
-    return sorted(seconds[1:])[1] * batch_size / size
+    return sorted(seconds[1:])[1]
 
 
 def _random_map(modality: Modality, count: int, size: tuple[int, int]) -> Tensor:
