@@ -96,7 +96,7 @@ class Pretrained(nn.Module):
         """The mean and the standard deviation of each channel, by which it normalises images itself."""
         return self.encoder.modalities[0].mean, self.encoder.modalities[0].std
 
-    def maps(self, images: Float[Tensor, "B C H W"], blocks: Sequence[int]) -> list[Float[Tensor, "B R+N D"]]:
+    def maps(self, images: Float[Tensor, "B C H W"], blocks: Sequence[int]) -> list[Float[Tensor, "B K D"]]:
         """The outputs of these blocks, counted from 1, before any final norm: prefix tokens, then patches by rows."""
         latents = _latents(self.encoder, images, blocks)
         return [latents.layers[block] for block in blocks]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import psutil
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from ..optim import warmup_cosine
@@ -79,10 +79,10 @@ def attentive(task: Task, seed: int = 0, *, epochs: int | None = None) -> Score 
             "augmentation": None,
         },
         card=(
-            f"One learned query attends, with {heads} heads, to all frozen tokens of the last block (prefix and patches,"
+            f"One learned query attends, with {heads} heads, to all frozen tokens of the last block (prefix, patches,"
             " after the encoder's final norm or, where it has none, one without parameters, then a BatchNorm without"
             f" affine); a linear layer classifies what it gathers. AdamW, rate {LR:g}, {epochs} epochs in batches of"
-            f" {batch_size}, a tenth of them warm-up, then a cosine. Tokens are computed once from centre views and kept"
+            f" {batch_size}, a tenth of them warm-up, then a cosine. Tokens are computed once, from centre views, kept"
             " in half precision, so there is no augmentation; the accuracy is that of the last epoch."
         ),
     )
@@ -128,7 +128,7 @@ class _FlatTokens:
     def device(self) -> torch.device:
         return self.encoder.device
 
-    def features(self, images: Float[Tensor, "B C H W"], pool: Pool) -> Float[Tensor, "B T*D"]:
+    def features(self, images: Float[Tensor, "B C H W"], pool: Pool) -> Float[Tensor, "B F"]:
         (tokens,) = self.encoder.maps(images, [self.encoder.depth])
         norm = self.encoder.final_norm
         is_plain = isinstance(norm, nn.Identity)
@@ -163,7 +163,7 @@ def _tokens(task: Task, encoder: TrainableEncoder) -> tuple[Split, int]:
 
 
 def _scores(
-    probe: AttentivePool, tokens: Float[Tensor, "M T*D"], num_tokens: int, encoder: TrainableEncoder
+    probe: AttentivePool, tokens: Float[Tensor, "M F"], num_tokens: int, encoder: TrainableEncoder
 ) -> Float[Tensor, "M K"]:
     with torch.inference_mode():
         parts = [probe(x.to(encoder.device).float().unflatten(1, (num_tokens, -1))).cpu() for x in tokens.split(256)]

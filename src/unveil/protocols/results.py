@@ -60,8 +60,10 @@ def table(results: Sequence[Result]) -> str:
     for result in results:
         found = [result.baselines.get(name, {}) for name in columns] + [result.metrics]
         parts = [name.removeprefix("accuracy_") for name in result.metrics if name.startswith("accuracy_")]
-        for part in [""] if "accuracy" in result.metrics else parts:
-            rows.append([f"{result.protocol} {part}".strip(), *(_cell(metrics, part) for metrics in found)])
+        rows += [
+            [f"{result.protocol} {part}".strip(), *(_cell(metrics, part) for metrics in found)]
+            for part in ([""] if "accuracy" in result.metrics else parts)
+        ]
     first, *others = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join(
         "  ".join([name.ljust(first), *(cell.rjust(width) for cell, width in zip(cells, others, strict=True))])

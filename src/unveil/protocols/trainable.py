@@ -40,7 +40,7 @@ class TrainableEncoder(FeatureEncoder, Protocol):
         """The mean and the standard deviation of each channel, by which it normalises images itself."""
         ...
 
-    def maps(self, images: Float[Tensor, "B C H W"], blocks: Sequence[int]) -> list[Float[Tensor, "B R+N D"]]:
+    def maps(self, images: Float[Tensor, "B C H W"], blocks: Sequence[int]) -> list[Float[Tensor, "B K D"]]:
         """The outputs of these blocks, counted from 1, before any final norm: prefix tokens, then patches by rows."""
         ...
 

@@ -1,0 +1,338 @@
+"""Fine-tuning: rates, layers, schedules and one whole step against computations of their own; toys that are learned."""
+
+from __future__ import annotations
+
+import copy
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from tiny_runs import write_images
+
+from unveil.augment import Mix
+from unveil.chance import Chance, sample_keys
+from unveil.data.sources import open_source
+from unveil.data.views import View
+from unveil.encoder import Encoder
+from unveil.pretrained import Pretrained
+from unveil.protocols import RawPixels, TrainableEncoder, run_protocols, table
+from unveil.protocols.attentive import attentive
+from unveil.protocols.classifier import Classifier, StochasticDepth, layer_groups
+from unveil.protocols.dials import choose, dials_of, protocols
+from unveil.protocols.finetune import finetune
+from unveil.protocols.finetuning import PRESETS, FineTuner, FineTuning, preset_for, settle
+from unveil.protocols.reading import Reader, Views
+from unveil.protocols.task import Sets, Task
+from unveil.records import RGB
+
+PLAIN = FineTuning(
+    drop_path=0, randaugment=0, mixup=0, cutmix=0, smoothing=0, erasing=0, weight_decay=0.05, layer_decay=0.5
+)
+SEEN = {"epochs": 12, "batch_size": 16, "lr": 0.05, "randaugment": 0, "drop_path": 0, "smoothing": 0, "cutmix": 0}
+
+
+def tiny(seed: int = 0, final_norm: bool = True) -> Pretrained:
+    torch.manual_seed(seed)
+    return Pretrained(Encoder([RGB], (8,), 4, dim=16, depth=2, heads=2, final_norm=final_norm))
+
+
+@pytest.fixture(scope="module")
+def colours(tmp_path_factory):
+    """A folder of two classes, red and blue, that any network learns; one file is broken."""
+    folder = tmp_path_factory.mktemp("colours")
+    rng = np.random.default_rng(0)
+    from PIL import Image
+
+    for name, colour in {"blue": (60, 60, 160), "red": (160, 60, 60)}.items():
+        (folder / name).mkdir()
+        for i in range(30):
+            pixels = np.clip(np.array(colour) + rng.integers(-40, 40, (10, 12, 3)), 0, 255).astype(np.uint8)
+            Image.fromarray(pixels).save(folder / name / f"{i:02}.png")
+    (folder / "red" / "03.png").write_bytes(b"not an image")
+    return folder
+
+
+def task(folder, **changes) -> Task:
+    return Task(tiny(), Sets.of(open_source(folder)), "mean", **changes)
+
+
+def batch(count: int = 6) -> Views:
+    images = torch.rand(count, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    return Views(images, torch.arange(count) % 2, sample_keys(0, 0, range(count)))
+
+
+def test_our_encoders_can_be_trained_and_pixels_cannot():
+    assert isinstance(tiny(), TrainableEncoder)
+    assert not isinstance(RawPixels(RGB, (8, 8)), TrainableEncoder)
+
+
+@pytest.mark.parametrize("final_norm", [True, False])
+def test_maps_are_the_features_before_the_norm(final_norm):
+    encoder = tiny(final_norm=final_norm)
+    images = batch().images
+    first, last = encoder.maps(images, [1, 2])
+    assert first.shape == (6, 1 + 4, 16)
+    normed = F.layer_norm(last, (16,), eps=1e-6)  # a norm that has not learned is one without parameters
+    torch.testing.assert_close(normed[:, 0], encoder.features(images, "cls"))
+    assert not torch.allclose(first, last)
+
+
+def test_every_parameter_has_its_layer():
+    encoder = tiny()
+    layers = {name: encoder.layer_of(name) for name, _ in encoder.named_parameters()}
+    assert {layer for name, layer in layers.items() if ".blocks." not in name and "norm" not in name} == {0}
+    assert layers["encoder.blocks.1.mlp.0.weight"] == 2
+    assert layers["encoder.norm.weight"] == 3
+    assert set(layers.values()) == {0, 1, 2, 3}
+
+
+def test_groups_scale_the_rate_by_layer_and_free_vectors_and_tokens():
+    model = Classifier(tiny(), 2, "mean", torch.Generator())
+    found = {}
+    for group in layer_groups(model, model.encoder, 0.5, 0.05):
+        found |= {id(p): (group["scale"], group["weight_decay"]) for p in group["params"]}
+    by_name = {name: found[id(p)] for name, p in model.named_parameters()}
+    assert len(found) == len(list(model.parameters()))
+    assert by_name["encoder.encoder.prefix"] == (0.125, 0)
+    assert by_name["encoder.encoder.adapters.rgb.proj.weight"] == (0.125, 0.05)
+    assert by_name["encoder.encoder.blocks.0.attn.qkv.weight"] == (0.25, 0.05)
+    assert by_name["encoder.encoder.blocks.1.attn.qkv.bias"] == (0.5, 0)
+    assert by_name["norm.weight"] == (1, 0)
+    assert by_name["head.weight"] == (1, 0.05)
+
+
+def test_the_rate_warms_up_and_falls_to_its_least():
+    settings = FineTuning(epochs=100, batch_size=1024, lr=5e-4, warmup_epochs=5, min_lr=1e-6)
+    peak = 5e-4 * 4
+    assert settings.rate(0) == 0
+    assert settings.rate(2.5) == pytest.approx(peak / 2)
+    assert settings.rate(5) == pytest.approx(peak)
+    assert settings.rate(5 + 95 / 2) == pytest.approx(1e-6 + (peak - 1e-6) / 2)
+    assert settings.rate(100) == pytest.approx(1e-6)
+
+
+def test_the_published_presets():
+    named = {
+        "mae-b": (100, 1024, 5e-4, 0.65, 0.1, 0.25),
+        "mae-l": (50, 1024, 1e-3, 0.75, 0.2, 0.25),
+        "mae-h": (50, 1024, 1e-3, 0.75, 0.3, 0.25),
+        "crossmae-paper": (100, 1024, 1e-3, 1.0, 0.1, 0.0),
+        "crossmae-released": (100, 1024, 5e-4, 0.65, 0.1, 0.25),
+        "multimae": (100, 1024, 5e-4, 0.65, 0.1, 0.0),
+    }
+    for name, wanted in named.items():
+        p = PRESETS[name]
+        assert (p.epochs, p.batch_size, p.lr, p.layer_decay, p.drop_path, p.erasing) == wanted
+        assert (p.mixup, p.cutmix, p.smoothing, p.randaugment, p.warmup_epochs) == (0.8, 1.0, 0.1, 9, 5)
+    assert PRESETS["multimae"].pool == "all"
+
+
+def test_the_preset_fits_the_data_and_what_is_given_stays():
+    assert [preset_for(n, dim) for n, dim in ((5000, 768), (10**6, 768), (10**6, 1024), (10**6, 1280))] == [
+        *("small", "mae-b", "mae-l", "mae-h")
+    ]
+    few, many = settle("small", 300, {}), settle("small", 50_000, {})
+    assert (few.batch_size, few.epochs) == (64, 100)
+    assert (many.batch_size, many.epochs) == (128, 10)
+    assert settle("mae-b", 10**6, {"epochs": 20}).warmup_epochs == 1
+    assert settle("mae-b", 10**6, {"epochs": 20, "warmup_epochs": 3.0}).warmup_epochs == 3
+    assert settle("mae-b", 10**6, {"lr": 0.1, "mixup": None}) == replace(PRESETS["mae-b"], lr=0.1)
+
+
+def test_one_step_is_that_of_a_plain_computation(colours):
+    """Mixup, label smoothing, erasing off, layer decay and weight decay, two micro-batches; AdamW written out."""
+    settings = replace(PLAIN, smoothing=0.1)
+    encoder, lr, own = tiny(1), 0.01, 0.7
+    tuner = FineTuner(replace(task(colours), encoder=encoder, micro_batch=4), encoder, settings, "mean", 0)
+    torch.nn.init.normal_(tuner.classifier.head.weight)  # so that gradients are far above Adam's epsilon
+    plain = copy.deepcopy(tuner.classifier)
+    views = batch()
+    loss = tuner.update(views, lr, Mix(own))
+
+    x = own * views.images + (1 - own) * views.images.flip(0)
+    y = F.one_hot(views.labels, 2) * 0.9 + 0.05
+    y = own * y + (1 - own) * y.flip(0)
+    net = plain.encoder.encoder
+    tokens = net.adapters["rgb"](x) + net.positions(net.grid)
+    tokens = torch.cat([net.prefix.expand(6, -1, -1), tokens], 1)
+    for block in net.blocks:
+        tokens = block(tokens)
+    scores = plain.head(F.layer_norm(tokens[:, 1:].mean(1), (16,), eps=1e-6) * plain.norm.weight + plain.norm.bias)
+    wanted = -(y * scores.log_softmax(1)).sum(1).mean()
+    wanted.backward()
+    torch.testing.assert_close(loss, wanted.detach())
+    moved = 0
+    for (name, new), (_, old) in zip(tuner.classifier.named_parameters(), plain.named_parameters(), strict=True):
+        if old.grad is None:
+            assert torch.equal(new, old)  # the encoder's own norm, which the mean does not pass
+            continue
+        layer = 3 if not name.startswith("encoder.") else 0
+        if ".blocks." in name:
+            layer = int(name.split(".blocks.")[1][0]) + 1
+        rate = lr * 0.5 ** (3 - layer)
+        decay = 0 if old.ndim == 1 or name.endswith("prefix") else 0.05
+        step = old.grad / (old.grad.abs() + 1e-8)  # both moments, corrected, after the first step
+        sure = old.grad.abs() > 1e-4  # a bias of the keys has no gradient but rounding
+        torch.testing.assert_close(new[sure], (old * (1 - rate * decay) - rate * step)[sure], rtol=1e-4, atol=1e-6)
+        moved += int(sure.sum())
+    assert moved > 0.9 * sum(p.numel() for p in plain.parameters() if p.grad is not None)
+
+
+def test_micro_batches_change_nothing_but_rounding(colours):
+    settings = replace(FineTuning(), layer_decay=0.8, drop_path=0.5)
+    weights = []
+    for micro_batch in (2, 6):
+        asked = replace(task(colours), micro_batch=micro_batch)
+        tuner = FineTuner(asked, asked.encoder, settings, "cls", 0)
+        tuner.update(batch(), 1e-3, Mix(0.5, (0, 4, 0, 4)))
+        weights.append(torch.cat([p.detach().flatten() for p in tuner.classifier.head.parameters()]))
+    torch.testing.assert_close(*weights, rtol=1e-4, atol=1e-7)
+
+
+def test_stochastic_depth_leaves_branches_out_by_sample():
+    encoder = copy.deepcopy(tiny()).train()
+    images = batch(64).images
+    whole = encoder.maps(images, [1, 2])
+    depth = StochasticDepth(encoder.branches(), 0.5)
+    assert depth.keep.tolist() == [1, 1, 0.5, 0.5]
+    depth.draw(Chance(sample_keys(0, 0, range(64))))
+    first, last = encoder.maps(images, [1, 2])
+    torch.testing.assert_close(first, whole[0])  # the first block is never left out
+    untouched = (last == first).flatten(1).all(1)
+    assert 4 <= untouched.sum() <= 30  # a quarter loses both of its branches
+    assert depth.factors is not None
+    assert set(depth.factors[:, 2:].unique().tolist()) == {0.0, 2.0}
+    torch.testing.assert_close(encoder.eval().maps(images, [2])[0], whole[1])
+
+
+def test_the_average_of_the_weights_is_what_is_judged(colours):
+    tuner = FineTuner(task(colours), tiny(), replace(PLAIN, ema=0.9, epochs=1, batch_size=12), "mean", 0)
+    start = [p.detach().clone() for p in tuner.classifier.parameters()]
+    tuner.update(batch(), 0.01, Mix(1.0))
+    for first, now, mean in zip(start, tuner.classifier.parameters(), tuner.average, strict=True):
+        torch.testing.assert_close(mean, first + (1 - 2 / 11) * (now - first))
+    tuner.train((8, 8))
+    for now, mean in zip(tuner.classifier.parameters(), tuner.average, strict=True):
+        assert torch.equal(now, mean)
+
+
+def test_views_are_pure_functions_and_carry_their_own_labels(colours):
+    sets = Sets.of(open_source(colours))
+    reader = Reader(sets.train, View((8, 8)), 16, seed=3)
+    first, again = list(reader.epoch(2)), list(reader.epoch(2))
+    assert len(first) == reader.steps_per_epoch == 3
+    for one, other in zip(first, again, strict=True):
+        assert torch.equal(one.images, other.images)
+        red_over_blue = one.images[:, 0].float().mean((1, 2)) > one.images[:, 2].float().mean((1, 2))
+        assert torch.equal(red_over_blue.long(), one.labels)
+    assert not torch.equal(next(reader.epoch(3)).key, first[0].key)
+    assert set(reader.unreadable) <= {"red/03.png"}
+
+
+def test_a_toy_is_learned_and_twice_the_same(colours):
+    asked = task(colours)
+    first, again = (finetune(asked, 5, **SEEN) for _ in range(2))
+    assert first == again
+    assert first is not None
+    assert first.metrics["accuracy"] > 0.9
+    assert first.settings["preset"] == "small"
+    assert first.settings["epochs"] == 12
+    assert "12 epochs with batches of 16 (preset small)" in first.card
+    assert finetune(asked, 6, **SEEN).metrics != first.metrics
+
+
+def test_the_encoder_that_was_given_stays_as_it_was(colours):
+    asked = task(colours)
+    before = copy.deepcopy(asked.encoder.state_dict())
+    finetune(asked, 0, **{**SEEN, "epochs": 1, "drop_path": 0.3})
+    assert all(torch.equal(before[name], now) for name, now in asked.encoder.state_dict().items())
+    assert not asked.encoder.training
+    assert not any(module._forward_hooks for module in asked.encoder.modules())
+
+
+def test_results_have_training_from_scratch_beside_them_and_no_pixels(colours):
+    baselines = {"pixels": RawPixels(RGB, (8, 8)), "untrained": tiny(7)}
+    notes = []
+    (found,) = run_protocols(
+        tiny(), ["finetune"], open_source(colours), pool="mean", baselines=baselines, dials=SEEN, note=notes.append
+    )
+    assert set(found.baselines) == {"from scratch"}
+    assert found.settings["layer_decay"] == 0.75
+    assert set(notes) == {
+        "finetune: preset small for 48 images: 12 epochs in batches of 16; --preset, --epochs and --batch-size say"
+        " otherwise"
+    }
+    assert table([found]).splitlines()[0].split() == ["protocol", "from", "scratch", "this", "run"]
+
+
+def test_the_attentive_probe_learns_and_is_the_same_twice(colours):
+    asked = task(colours)
+    found = attentive(asked, 0, epochs=30)
+    assert found is not None
+    assert found.metrics["accuracy"] > 0.9
+    assert attentive(asked, 0, epochs=30) == found
+    assert attentive(replace(asked, encoder=RawPixels(RGB, (8, 8))), 0) is None
+
+
+def test_a_dial_has_one_type_wherever_it_is():
+    from unveil.cli.flags import flags_of
+
+    kinds: dict[str, object] = {}
+    for protocol in protocols().values():
+        flags = {flag.name: flag for flag in flags_of(protocol)}
+        for dial in dials_of(protocol):
+            assert flags[dial].meaning, dial
+            assert kinds.setdefault(dial, flags[dial].kind) == flags[dial].kind
+
+
+@pytest.mark.parametrize(
+    ("names", "dials", "told"),
+    [
+        (["knn"], {"epochs": 3}, "knn has no dial 'epochs'; attentive, finetune, lowshot, transfer have it"),
+        (["knn", "linear"], {"nonsense": 3}, "knn and linear have no dial 'nonsense'; no protocol has it"),
+        (["finetun"], {}, "did you mean 'finetune'"),
+    ],
+)
+def test_a_dial_that_no_chosen_protocol_has_is_refused(names, dials, told):
+    with pytest.raises(ValueError, match=told):
+        choose(names, dials)
+
+
+@pytest.mark.parametrize(
+    ("dials", "told"),
+    [
+        ({"epochs": 0}, "at least 1; got 0"),
+        ({"drop_path": 1.5}, "drop_path is a share from 0 to 1; got 1.5"),
+        ({"erasing": -0.1}, "erasing is a share"),
+        ({"randaugment": 11}, "magnitude from 0 to 10; got 11"),
+        ({"lr": -1}, "lr is at least 0"),
+        ({"lr": 1e30}, "diverged in epoch 1 .*lower --lr"),
+    ],
+)
+def test_dials_that_make_no_sense_are_refused(colours, dials, told):
+    with pytest.raises(ValueError, match=told):
+        finetune(task(colours), 0, **{**SEEN, "epochs": 2, **dials})
+
+
+def test_bad_data_is_refused(colours, tmp_path):
+    def asked(train, test=None):
+        names = ["finetune"]
+        return run_protocols(tiny(), names, open_source(train), test and open_source(test), "mean", dials=SEEN)
+
+    flat = tmp_path / "flat"
+    write_images(tmp_path / "two", 8)
+    flat.mkdir()
+    for file in (tmp_path / "two" / "even").iterdir():
+        (flat / file.name).write_bytes(file.read_bytes())
+    with pytest.raises(ValueError, match="has no labels"):
+        asked(flat)
+    with pytest.raises(ValueError, match="2 classes that .* has not, e.g. 'even'"):
+        asked(colours, tmp_path / "two")
+    with pytest.raises(ValueError, match="give --pool cls or --pool mean"):
+        finetune(replace(task(colours), pool="both"), 0, **SEEN)
+    with pytest.raises(ValueError, match="gives features only"):
+        run_protocols(RawPixels(RGB, (8, 8)), ["finetune"], open_source(colours))
+    assert math.isfinite(PLAIN.rate(3))

@@ -1,0 +1,159 @@
+"""Few labels and several sets: what is drawn, what is averaged, what is refused."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_evaluate import PIXELS, Memory, Patches, coloured
+
+from unveil.data.sources import open_source
+from unveil.protocols import open_sets, run_protocols, table
+from unveil.protocols.intervals import mean_interval
+from unveil.protocols.lowshot import count_of, lowshot, stratified_draw
+from unveil.protocols.task import Sets, Task
+from unveil.protocols.transfer import transfer
+
+
+def noisy(count: int, seed: int = 0) -> Memory:
+    """Colours under so much noise that few images are not enough."""
+    source = coloured(count, seed)
+    chance = torch.Generator().manual_seed(seed + 9)
+    images = [(x + torch.randn(3, 1, 1, generator=chance) * 90).clamp(0, 255).to(torch.uint8) for x in source.images]
+    return replace(source, images=images)
+
+
+def task(train: Memory, test: Memory) -> Task:
+    return Task(Patches(), Sets.of(train, test), "mean")
+
+
+@settings(max_examples=60, deadline=None)
+@given(labels=st.lists(st.integers(0, 4), min_size=20, max_size=80), share=st.floats(0.3, 0.99), seed=st.integers(0, 9))
+def test_draws_keep_the_proportions_of_the_classes(labels, share, seed):
+    y = torch.tensor(labels)
+    count = max(int(share * len(y)), 2 * len(set(labels)))
+    if count >= len(y):
+        return
+    rows = stratified_draw(y, count, seed)
+    assert len(rows) == count
+    assert rows.tolist() == sorted(set(rows.tolist()))
+    for label in set(labels):
+        own, size = int((y[rows] == label).sum()), labels.count(label)
+        exact = size * count / len(y)
+        assert min(2, size) <= own <= size
+        if all(labels.count(other) * count / len(y) >= 2 for other in set(labels)):
+            assert exact - 1 < own < exact + 1
+    assert torch.equal(rows, stratified_draw(y, count, seed))
+
+
+def test_other_draws_are_other_images():
+    y = torch.arange(200) % 4
+    assert not torch.equal(stratified_draw(y, 40, 0), stratified_draw(y, 40, 1))
+
+
+@pytest.mark.parametrize(("shot", "count"), [("1%", 500), ("10%", 5000), ("0.1%", 50), ("10k", 10_000), ("64", 64)])
+def test_shots_in_words(shot, count):
+    assert count_of(shot, 50_000) == count
+
+
+def test_intervals_are_students():
+    mean, half = mean_interval([0.1, 0.2, 0.4])
+    assert mean == pytest.approx(0.7 / 3)
+    assert half == pytest.approx(4.303 * 0.152753 / 3**0.5, rel=1e-4)
+    stats = pytest.importorskip("scipy.stats")
+    for count in (2, 5, 31, 60):
+        values = torch.rand(count, generator=torch.Generator().manual_seed(count)).tolist()
+        low, high = stats.t.interval(0.95, count - 1, loc=sum(values) / count, scale=stats.sem(values))
+        assert mean_interval(values)[1] == pytest.approx((high - low) / 2, rel=0.03)
+
+
+@pytest.mark.parametrize("by", ["knn", "linear", "linear-lbfgs"])
+def test_more_labels_help_and_the_numbers_stay(by):
+    asked = task(noisy(240), noisy(120, 1))
+    found = lowshot(asked, 0, shots=("9", "50%"), draws=4, by=by)
+    assert found == lowshot(asked, 0, shots=("9", "50%"), draws=4, by=by)
+    assert found is not None
+    assert found.metrics["accuracy_50%"] > found.metrics["accuracy_9"] > 0.34
+    assert 0 < found.metrics["plus_minus_50%"] < 1
+    assert found.settings["images"] == {"9": 9, "50%": 120}
+    assert not found.trains_encoder
+
+
+def test_what_a_set_cannot_give_is_left_out_and_said():
+    notes = []
+    asked = replace(task(noisy(90), noisy(30, 1)), note=notes.append)
+    found = lowshot(asked, 0, shots=("1%", "20%", "10k"), draws=2, by="knn")
+    assert found is not None
+    assert set(found.metrics) == {"accuracy_20%", "plus_minus_20%"}
+    assert len(notes) == 2
+    assert any("10k of 90 training images is left out" in note for note in notes)
+
+
+@pytest.mark.parametrize(
+    ("dials", "told"),
+    [
+        ({"shots": ("1%",)}, "none of 1% can be drawn from 90 training images: 6 are needed"),
+        ({"shots": ("many",)}, "such as 1% or 500 or 10k; got 'many'"),
+        ({"draws": 1}, "2 draws or more; got 1"),
+    ],
+)
+def test_bad_shots_are_refused(dials, told):
+    with pytest.raises(ValueError, match=told):
+        lowshot(task(noisy(90), noisy(30, 1)), 0, **{"shots": ("20%",), "by": "knn", **dials})
+
+
+def test_a_row_per_shot_with_its_interval():
+    (found,) = run_protocols(
+        Patches(),
+        ["lowshot"],
+        coloured(60),
+        coloured(30, 1),
+        baselines={"pixels": PIXELS},
+        dials={"shots": ("9", "30"), "by": "knn", "draws": 2},
+    )
+    rows = table([found]).splitlines()
+    assert [row.split()[:2] for row in rows[1:]] == [["lowshot", "9"], ["lowshot", "30"]]
+    assert rows[2].endswith("100.0 ± 0.0 %")
+
+
+def folder_of(place, count: int, seed: int):
+    from PIL import Image
+
+    source = coloured(count, seed)
+    for i, (image, label) in enumerate(zip(source.images, source.labels, strict=True)):
+        file = place / source.classes[label] / f"{i:03}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image.permute(1, 2, 0).numpy()).save(file)
+    return place
+
+
+def test_a_folder_of_splits_is_both_sets(tmp_path):
+    folder_of(tmp_path / "places" / "train", 12, 0)
+    folder_of(tmp_path / "places" / "val", 6, 1)
+    train, test = open_sets(str(tmp_path / "places"), None, 3)
+    assert (len(train), len(test)) == (12, 6)
+    assert train.classes == test.classes == ["blue", "green", "red"]
+    train, test = open_sets(str(tmp_path / "places" / "train"), None, 3)
+    assert test is None
+    train, test = open_sets(str(tmp_path / "places" / "train"), str(tmp_path / "places" / "val"), 3)
+    assert (len(train), len(test)) == (12, 6)
+
+
+def test_transfer_is_the_protocol_on_each_set(tmp_path):
+    places = folder_of(tmp_path / "places" / "train", 24, 0).parent
+    folder_of(places / "val", 9, 1)
+    birds = folder_of(tmp_path / "birds", 30, 2)
+    asked = task(coloured(30), coloured(12, 1))
+    found = transfer(asked, 0, to=(str(places), str(birds)), by="knn")
+    assert found is not None
+    assert set(found.metrics) == {"accuracy_places", "accuracy_birds", "accuracy_mean"}
+    alone = run_protocols(Patches(), ["knn"], open_source(birds), pool="mean")[0]
+    assert found.metrics["accuracy_birds"] == alone.metrics["accuracy"]
+    assert found.settings["sets"]["places"]["test_images"] == 9
+    with pytest.raises(ValueError, match="give --to FOLDER"):
+        transfer(asked, 0)
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        transfer(asked, 0, to=(str(tmp_path / "nowhere"),))
