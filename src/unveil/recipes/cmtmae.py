@@ -17,6 +17,8 @@ from collections.abc import Callable
 from functools import partial
 from typing import Literal
 
+import torch
+
 from ..decoder import Blend, CrossDecoder, SelfDecoder, choose_maps
 from ..encoder import vit
 from ..losses import Loss, cosine, l1, l2, smooth_l1
@@ -215,10 +217,11 @@ def recipe(
     }
     heads = {name: once(linear_head) for name in ("teacher", "student", "pixels", "hog")}
     gate = once(Gate)
+    seed = torch.initial_seed()  # the run's: a random teacher is the same one in every stage
 
     def observer(who: str, reading: Reading) -> EMATeacher | OnlineTeacher | FrozenTeacher:
         if who == "teacher":
-            return load_teacher(teacher, encoder, reading, teacher_channels)
+            return load_teacher(teacher, encoder, reading, teacher_channels, seed=seed)
         if student == "online":
             return OnlineTeacher(encoder, reading)
         return EMATeacher(encoder, Momentum(momentum, momentum_end, momentum_schedule), reading)
