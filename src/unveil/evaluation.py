@@ -6,10 +6,12 @@ import sys
 import time
 from pathlib import Path
 
+from .foreign import is_foreign
 from .loading import load, untrained
 from .pretrained import Pool
 from .progress import duration, say
 from .protocols import FeatureEncoder, RawPixels, Result, open_sets, run_protocols, table, write_results
+from .records import Modality
 
 TERMINAL_SECONDS, PLAIN_SECONDS = 0.2, 20.0  # between two words on how far it is
 LONG = 5.0  # seconds after which the time left is told
@@ -29,8 +31,9 @@ def evaluate(
     seed: int = 0,
     **dials: object,
 ) -> list[Result]:
-    """Measure a run on labelled images; the results are printed and kept in the run's `eval/`.
+    """Measure a run, or a public ViT, on labelled images; the results are printed and kept in the run's `eval/`.
 
+    Those of a public ViT (a weight file, a folder, a name on the hub) are kept in `runs/<its name>/eval/`.
     Further arguments are dials of the protocols: each goes to every chosen protocol that has it.
 
     data: labelled images: a folder of class folders, or of train and val; a Parquet file with labels; scenes
@@ -48,7 +51,9 @@ def evaluate(
     others: dict[str, FeatureEncoder] = {}
     if baselines:
         others = {
-            "pixels": RawPixels(encoder.encoder.modalities[0], encoder.image_size, encoder.device),
+            "pixels": RawPixels(
+                Modality("rgb", encoder.channels, *encoder.statistics), encoder.image_size, encoder.device
+            ),
             "untrained": untrained(run, pool=pool, device=device),
         }
     told = Told()
@@ -69,7 +74,10 @@ def evaluate(
         )
     finally:
         told.close()
-    write_results(Path(run).expanduser(), results)
+    folder = Path("runs", Path(run).stem) if is_foreign(run) else Path(run).expanduser()
+    for file in write_results(folder, results):
+        if is_foreign(run):
+            say(f"kept in {file}")
     print(table(results))
     return results
 

@@ -32,7 +32,7 @@ from .facts import (
     read_settings,
     settings_facts,
 )
-from .foreign import State, load_weights, read_weights, translate, with_bands
+from .foreign import State, find, is_foreign, load_weights, read_weights, translate, with_bands
 from .machine import choose_device, choose_precision, git_commit, num_cores, versions
 from .plan import MINUTES, Change, Plan, first_micro_batch, fit_schedule, fit_shape, measure_step
 from .progress import duration, say
@@ -160,8 +160,10 @@ def prepare_again(asked: Asked, folder: Path) -> Prepared:
 
 
 def read_initial(address: str) -> State:
-    """The tensors of a run or a weight file."""
+    """The tensors of a run, of a weight file or of a folder with one, or of a name on the hub."""
     path = Path(address).expanduser()
+    if is_foreign(address):
+        return find(address).state
     if not path.is_dir():
         return read_weights(path)
     found, complaints = read_latest(path)
