@@ -190,7 +190,7 @@ class TestWhoGuides:
         assert readings(student_weight=1.0, target_student_weight=0.0) == {"teacher": (None, 1), "student": ("cls", 0)}
 
     def test_a_student_weight_of_1_does_not_load_the_teacher(self, monkeypatch: pytest.MonkeyPatch):
-        def refused(*args: Any) -> Any:
+        def refused(*args: Any, **kwargs: Any) -> Any:
             raise AssertionError("the teacher was loaded")
 
         recipe = make(student_weight=1.0)

@@ -261,7 +261,7 @@ class TestTheStudentAsTeacher:
         ],
     )
     def test_the_momentum_follows_its_schedule(self, momentum: Momentum, progress: float, expected: float):
-        assert momentum(torch.tensor(progress)).item() == pytest.approx(expected, abs=1e-6)
+        assert momentum(progress) == pytest.approx(expected, abs=1e-6)
 
     def test_it_is_the_average_of_what_the_student_was(self):
         student = encoder()
@@ -280,14 +280,14 @@ class TestTheStudentAsTeacher:
             assert not mine.requires_grad
 
     def test_its_momentum_is_that_of_the_step(self):
-        student, on = encoder(), batch()
-        teacher = EMATeacher(student, Momentum(0.0, 1.0, "linear"), READING)
-        before = teacher.encoder.prefix.clone()
+        model = build(attmask, momentum=0.0, momentum_end=1.0)
+        average = model.teachers["student"].encoder.prefix
+        before = average.clone()
         with torch.no_grad():
-            student.prefix.add_(1.0)
-        teacher.observe(replace(on, progress=torch.tensor(0.75)), student.embed(on))
-        teacher.after_step({}, torch.tensor(True))
-        torch.testing.assert_close(teacher.encoder.prefix, before + 0.25)
+            model.encoder.prefix.add_(1.0)
+        model.before_step(3, 0.5)
+        model.after_step({}, torch.tensor(True))
+        torch.testing.assert_close(average, before + 0.5)
 
     def test_position_tables_are_shared_and_its_weights_are_saved(self):
         student = encoder()

@@ -185,8 +185,8 @@ class MaskedModel(nn.Module):
         return {o.name: o(seen, batch) for o in self.objectives}
 
     def before_step(self, step: int, progress: float) -> None:
-        """Parts that do not do the same in every step are told which comes."""
-        for part in self.teachers.values():
+        """Parts that do not do the same in every step are told which comes, however deep in a teacher they are."""
+        for part in cast("nn.ModuleDict", self.teachers).modules():
             if isinstance(part, Timed):
                 part.before_step(step, progress)
 

@@ -33,10 +33,10 @@ class Momentum:
         if not self.until > 0:
             raise ValueError(f"a momentum reaches its end after a share of training above 0; got {self.until}")
 
-    def __call__(self, progress: Float[Tensor, ""]) -> Float[Tensor, ""]:
-        share = torch.zeros_like(progress) if self.shape == "constant" else (progress / self.until).clamp(max=1)
+    def __call__(self, progress: float) -> float:
+        share = 0.0 if self.shape == "constant" else min(1.0, progress / self.until)
         if self.shape == "cosine":
-            share = (1 - (math.pi * share).cos()) / 2
+            share = (1 - math.cos(math.pi * share)) / 2
         return self.start + (self.end - self.start) * share
 
 
@@ -47,23 +47,21 @@ class Average(nn.Module):
     shared, not copied.
     """
 
-    progress: Tensor
-
     def __init__(self, of: nn.Module, momentum: Momentum):
         super().__init__()
         shared = {id(part): part for part in of.modules() if isinstance(part, Positions)}
         self.copy = copy.deepcopy(of, shared).float().requires_grad_(False).eval()
         self.of = (of,)  # in a tuple, so that it is no part: whose it is, saves it
         self.momentum = momentum
-        self.register_buffer("progress", torch.zeros(()), persistent=False)
+        self.progress = 0.0
 
     def train(self, mode: bool = True) -> Average:
         """It stays in eval."""
         return super().train(False)
 
-    def note(self, batch: Batch) -> None:
-        """Remember where training is, for the step that follows."""
-        self.progress.copy_(batch.progress)
+    def before_step(self, step: int, progress: float) -> None:
+        """Where training is: the momentum of the step that comes."""
+        self.progress = progress
 
     @torch.no_grad()
     def follow(self, made: Bool[Tensor, ""]) -> None:
@@ -102,7 +100,6 @@ class EMATeacher(nn.Module):
 
     @torch.no_grad()
     def observe(self, batch: Batch, tokens: Tokens) -> Observation:
-        self.average.note(batch)
         return self.encoder.observe(self.encoder.embed(batch), self.reading)
 
     def after_step(self, losses: Mapping[str, Float[Tensor, ""]], made: Bool[Tensor, ""]) -> None:
@@ -153,7 +150,6 @@ class EMALossPredictor(nn.Module):
 
     @torch.no_grad()
     def observe(self, batch: Batch, tokens: Tokens) -> Observation:
-        self.average.note(batch)
         return self.average.copy(batch)
 
     def after_step(self, losses: Mapping[str, Float[Tensor, ""]], made: Bool[Tensor, ""]) -> None:
