@@ -54,7 +54,7 @@ class Uncertain(Objective):
         super().__init__(*args, **kwargs)
         self.log_variance = nn.Parameter(torch.zeros(()))
 
-    def forward(self, seen: Imagined, batch: Batch) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
+    def forward(self, seen: Imagined, batch: Batch) -> tuple[Float[Tensor, ""], Tensor]:
         total, count = super().forward(seen, batch)
         return (-self.log_variance).exp() * total + self.log_variance * count, count
 

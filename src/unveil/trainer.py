@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from .model import Losses, MaskedModel
@@ -56,7 +56,7 @@ class Trainer:
         is_bf16 = self.settings.precision == "bf16"
         return torch.autocast(torch.device(self.settings.device).type, torch.bfloat16, enabled=is_bf16)
 
-    def counts(self, parts: Sequence[Batch]) -> dict[str, Float[Tensor, ""]]:
+    def counts(self, parts: Sequence[Batch]) -> dict[str, Int[Tensor, ""]]:
         """How many samples of all micro-batches count for each objective, before the first of them is trained on."""
         counts: dict[str, Tensor] = {}
         for part in parts:
