@@ -64,9 +64,10 @@ def find(address: str | Path) -> Found:
     if is_hub_name(address):
         return _of_folder(_download(str(address)), str(address))
     state = read_weights(path)
-    if path.name in (*_SAFE, *_PICKLES):  # a file of a folder that has a name of its own says nothing of its config
-        return Found(str(address), state, _config(path.parent), _read_json(path.parent / _PREPROCESSING))
-    return Found(str(address), state, _own_facts(path))
+    if path.name not in (*_SAFE, *_PICKLES):  # a file with a name of its own: what lies beside it may be another's
+        return Found(str(address), state, _own_facts(path))
+    config, preprocessing = _config(path.parent), _read_json(path.parent / _PREPROCESSING)
+    return Found(str(address), state, config | _own_facts(path), preprocessing)
 
 
 def _of_run(path: Path) -> Found:

@@ -29,4 +29,4 @@ def read(found: Found) -> tuple[State, Traits] | None:
     state["cls_token"] = state.pop("global_tokens")
     state["pos_embed"] = state.pop("input_adapters.rgb.pos_emb").flatten(2).transpose(1, 2)
     mean, std = normalisation(found, IMAGENET_MEAN, IMAGENET_STD)
-    return state, Traits("MultiMAE", mean=mean, std=std)
+    return state, Traits("MultiMAE", heads=found.config.get("num_attention_heads"), mean=mean, std=std)

@@ -25,8 +25,8 @@ def read(found: Found) -> tuple[State, Traits] | None:
     is_clip = "norm_pre.weight" in state  # as timm saves it
     is_quick = is_clip and "quickgelu" in config.get("architecture", "")
     is_half = config.get("model_type") == "vit"
-    mean, std = (clip.MEAN, clip.STD) if is_clip else (_HALF, _HALF) if is_half else (IMAGENET_MEAN, IMAGENET_STD)
-    mean, std = normalisation(found, mean, std)
+    usual = (clip.MEAN, clip.STD) if is_clip else (_HALF, _HALF) if is_half else (IMAGENET_MEAN, IMAGENET_STD)
+    mean, std = normalisation(found, *usual)
     return state, Traits(
         "ViT",
         config.get("layer_norm_eps", 1e-5 if is_clip else 1e-6),

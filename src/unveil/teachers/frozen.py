@@ -130,7 +130,7 @@ def _like(student: Encoder, modality: Modality, channels: tuple[int, ...] | None
         depth=student.depth,
         heads=student.blocks[0].attn.heads,
         patch=student.patch,
-        hidden=student.blocks[0].mlp[0].out_features,
+        hidden=4 * student.dim,
         grid=student.grid,
         channels=len(picked),
         positions="sincos",
