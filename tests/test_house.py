@@ -22,7 +22,7 @@ LEVELS = (  # each room may import rooms of the levels above it in this list, an
     "model",
     "recipe trainer objectives teachers",
     "recipes recipe_files facts journal",
-    "training watch benchmark",
+    "training watch benchmark opening",
     "plan loading",
     "preparation evaluation embedding",
     "pretraining",

@@ -13,13 +13,7 @@ import torch
 from . import __version__
 from .asked import Asked, json_like
 from .checkpoint import Checkpoint, read_latest
-from .data.aligned import open_samples
-from .data.aligned_inspection import AlignedInspection, inspect_samples
-from .data.declaration import BUILT_IN, Declared, declare
-from .data.inspection import Inspection, inspect_source
-from .data.samples import SampleSource, origin
-from .data.sources import Source, Subset, open_source, spread
-from .data.splits import hold_out
+from .data.sources import Source, Subset, spread
 from .facts import (
     data_facts,
     layout_of,
@@ -34,11 +28,23 @@ from .facts import (
 )
 from .foreign import State, find, is_foreign, load_weights, read_weights, translate, with_bands
 from .machine import choose_device, choose_precision, git_commit, num_cores, versions
+from .opening import (
+    Found,
+    check_broken,
+    declared_facts,
+    declared_for,
+    look_at,
+    modalities_of,
+    open_data,
+    part_data,
+    present,
+    settle,
+)
 from .plan import MINUTES, Change, Plan, first_micro_batch, fit_schedule, fit_shape, measure_step
 from .progress import duration, say
 from .recipe import Recipe
-from .recipe_files import handed, load_recipe, reads_several
-from .records import RGB, Modality
+from .recipe_files import handed, load_recipe
+from .records import Modality
 from .runs import read_facts
 from .trainer import Settings
 from .training import seed_stage
@@ -46,7 +52,6 @@ from .training import seed_stage
 _GLANCE = 100  # images that show most mistakes before all are read
 
 Load = Callable[..., Recipe]
-Found = Inspection | AlignedInspection
 
 
 @dataclass(frozen=True)
@@ -69,19 +74,17 @@ def prepare_new(asked: Asked) -> Prepared:
     load = load_recipe(asked.recipe)
     asked.check_dials(load)
     device = choose_device(asked.device)
-    declared = declare(asked.modalities) or _by_default(load)
-    handed(load, [d.modality for d in declared] or [RGB])
-    source = open_samples(asked.data, declared) if declared else open_source(asked.data)
+    source = open_data(asked.data, declared_for(asked, load))
     weights = read_initial(asked.init_from) if asked.init_from else None
     if len(source) > 2 * _GLANCE:
         glance = Subset(source, spread(len(source), _GLANCE))
-        _first_plan(asked, load, glance, _inspected(glance), len(source), device)
+        _first_plan(asked, load, glance, look_at(glance), len(source), device)
     say(f"looking at {asked.data} ...")
-    found = _inspected(source)
+    found = look_at(source)
     for line in found.lines():
         say(f"  {line}")
-    source = _settled(source, found)
-    train, held_out = _held_out(source, asked, asked.seed)
+    source = settle(source, found)
+    train, held_out = part_data(source, asked, asked.seed)
     check_broken(found, train, asked.max_broken)
     plan, modalities, built = _first_plan(asked, load, source, found, len(train), device)
     if weights is not None:
@@ -103,7 +106,7 @@ def prepare_new(asked: Asked) -> Prepared:
         "asked": asked.identity,
         "dials": {dial: json_like(value) for dial, value in plan.dials.items()},
         "modality": asdict(modalities[0]),
-        **_declared_facts(source),
+        **declared_facts(source),
         "changes": [asdict(change) for change in plan.changes],
         "data": data_facts(source, train, held_out, built, modalities[0]),
         "model": model_facts(built.stages[0].build()),
@@ -126,8 +129,7 @@ def prepare_again(asked: Asked, folder: Path) -> Prepared:
         )
     load = load_recipe(str(own) if own.exists() else asked.recipe)
     device = choose_device(asked.device)
-    declared = read_declared(facts)
-    source = open_samples(asked.data, declared) if declared else open_source(asked.data)
+    source = open_data(asked.data, read_declared(facts))
     data = part(facts, "data", folder)
     if names_digest(source) != data["names"]:
         raise ValueError(
@@ -141,7 +143,7 @@ def prepare_again(asked: Asked, folder: Path) -> Prepared:
         )
     for complaint in complaints:
         say(f"warning: {complaint}; the checkpoint before it is used")
-    train, held_out = _held_out(source, asked, part(facts, "seed", folder))
+    train, held_out = part_data(source, asked, part(facts, "seed", folder))
     modalities = read_modalities(facts, folder)
     built = _build(asked, load, read_dials(facts, folder), modalities, len(train))
     weights = None
@@ -172,66 +174,11 @@ def read_initial(address: str) -> State:
     return found.model
 
 
-def check_broken(found: Found, train: Source, max_broken: float) -> None:
-    """Raise ValueError when more of the images to train on are unreadable than is accepted."""
-    broken = [name for name in (train.name(i) for i in range(len(train))) if name in found.unreadable]
-    if len(broken) > max_broken * len(train):
-        told = "; ".join(f"{name}: {found.unreadable[name]}" for name in broken[:10])
-        raise ValueError(
-            f"{len(broken)} of {len(train)} images of {found.address} cannot be read ({told});"
-            " mend or remove them, or raise --max-broken"
-        )
-
-
-def _by_default(load: Load) -> tuple[Declared, ...]:
-    """The modalities that a recipe of several reads when nobody names any."""
-    return tuple(BUILT_IN.get(m.name, Declared(m)) for m in reads_several(load) or ())
-
-
-def _inspected(source: Source) -> Found:
-    return inspect_samples(source) if isinstance(origin(source)[0], SampleSource) else inspect_source(source)
-
-
-def _settled(source: Source, found: Found) -> Source:
-    """The source, its modalities as the data have settled them."""
-    if isinstance(source, SampleSource) and isinstance(found, AlignedInspection):
-        return source.settled(found.settle(source.declared))
-    return source
-
-
-def _modalities(source: Source, found: Found) -> tuple[Modality, ...]:
-    """What a recipe is to read of a source, inputs first: its first modality is the one that features come from."""
-    if isinstance(found, Inspection):
-        return (Modality("rgb", found.channels, _rounded(found.mean), _rounded(found.std, least=1e-3)),)
-    whole = origin(source)[0]
-    assert isinstance(whole, SampleSource)
-    return tuple(d.modality for d in found.settle(whole.declared))
-
-
-def _declared_facts(source: Source) -> dict[str, Any]:
-    """The modalities of a source of several maps, as `run.json` holds them; nothing for plain images."""
-    return {"modalities": [d.to_dict() for d in source.declared]} if isinstance(source, SampleSource) else {}
-
-
-def _present(source: Source) -> dict[str, torch.Tensor]:
-    """Which samples have each modality; nothing for plain images, which all have theirs."""
-    whole, numbers = origin(source)
-    if not isinstance(whole, SampleSource):
-        return {}
-    has = torch.tensor([whole.has(i) for i in numbers])
-    return {d.name: column for d, column in zip(whole.declared, has.unbind(dim=1), strict=True)}
-
-
-def _held_out(source: Source, asked: Asked, seed: int) -> tuple[Subset, Subset]:
-    """The source in two: to train on, and for label-free signals and pictures."""
-    return hold_out(source, asked.held_out_share, seed, last=asked.held_out == "last", group_by=asked.group_by)
-
-
 def _first_plan(
     asked: Asked, load: Load, source: Source, found: Found, num_train: int, device: torch.device
 ) -> tuple[Plan, tuple[Modality, ...], Recipe]:
     """The plan as far as the data decide it, and a recipe that is known to build."""
-    modalities = _modalities(source, found)
+    modalities = modalities_of(source, found)
     plan = Plan(load, asked.dials)
     if not asked.paper:
         fit_shape(plan, found, num_train, device)
@@ -244,7 +191,7 @@ def _first_plan(
         for stage in built.stages:
             model = stage.build()
             model.masker.counts(layout_of(model.encoder))
-            model.masker.check(layout_of(model.encoder), _present(source))
+            model.masker.check(layout_of(model.encoder), present(source))
     except (ArithmeticError, RuntimeError, TypeError) as error:
         raise _cannot_build(asked, error) from error
     return plan, modalities, _build(asked, load, plan.dials, modalities, num_train)
@@ -330,7 +277,3 @@ def _tell(changes: list[Change], built: Recipe, settings: Settings, num_train: i
         f"{settings.precision} on {settings.device}"
     )
     say(f"training {built.epochs:g} epochs of {num_train:,} images: about {duration(seconds)}")
-
-
-def _rounded(values: tuple[float, ...], least: float = 0.0) -> tuple[float, ...]:
-    return tuple(max(least, round(float(v), 4)) for v in values)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -131,8 +131,8 @@ class Watcher:
     def _losses(self, model: MaskedModel) -> dict[str, float]:
         """The mean loss of each objective on the held-out images."""
         batch = self._batch(model, self.unseen)
-        totals: Counter[str] = Counter()
-        counts: Counter[str] = Counter()
+        totals: defaultdict[str, float] = defaultdict(float)
+        counts: defaultdict[str, float] = defaultdict(float)
         for start in range(0, len(batch), _BATCH):
             for name, (summed, counted) in model(batch[start : start + _BATCH]).items():
                 totals[name] += float(summed)

@@ -19,7 +19,7 @@ from .declaration import BUILT_IN, Declared
 from .decode import Unreadable
 from .listing import folder_labels, list_files, missing
 from .reading import READ, Map, read_map
-from .samples import Sample, SampleSource, in_one_frame
+from .samples import Sample, SampleSource, as_sample
 from .scenes import SEMANTIC_CLASSES, SceneSource, parse
 from .sources import read_bytes
 
@@ -108,7 +108,7 @@ class AlignedSource:
 
     def sample(self, index: int) -> Sample:
         """The maps that the sample has, in the frame of the first."""
-        return in_one_frame(_sample(self.read(index)), [d.modality for d in self.declared], self.stems[index])
+        return as_sample(self.read(index), [d.modality for d in self.declared], self.stems[index])
 
     def _map(self, stem: str, declared: Declared) -> Map:
         path = self.files[declared.name][stem]
@@ -171,7 +171,7 @@ class SceneSamples:
 
     def sample(self, index: int) -> Sample:
         """All maps of one scene."""
-        return _sample(self.read(index))
+        return as_sample(self.read(index), [d.modality for d in self.declared], self.name(index))
 
     def settled(self, declared: tuple[Declared, ...]) -> SceneSamples:
         """The same scenes."""
@@ -226,10 +226,6 @@ def _files_of(root: Path, folder: str, suffix: str, what: str) -> Files:
             f"{what} has no files in {str(place)!r}: found {held}. What counts: *{suffix}, {' '.join(READ)}"
         )
     return found
-
-
-def _sample(read: Mapping[str, Map]) -> Sample:
-    return Sample({n: m.values for n, m in read.items()}, {n: m.valid for n, m in read.items() if not m.is_picture})
 
 
 def _masked(found: Map, declared: Declared, path: Path, name: str) -> Map:

@@ -14,7 +14,7 @@ from .declaration import Declared
 from .decode import Unreadable
 from .inspection import counted, listed, table
 from .reading import Map
-from .samples import SampleSource, origin
+from .samples import SampleSource, as_sample, origin
 from .sources import Source, spread
 
 _LISTED = 10
@@ -111,6 +111,7 @@ def inspect_samples(source: Source, limit: int | None = None) -> AlignedInspecti
     orphans: defaultdict[str, list[str]] = defaultdict(list)
     unreadable: dict[str, str] = {}
     tallies = {d.name: _Tally(d) for d in whole.declared}
+    modalities = [d.modality for d in whole.declared]
     decoded = spread(n, limit or 2000)
     for i in numbers:
         for d, has in zip(whole.declared, whole.has(i), strict=True):
@@ -119,11 +120,13 @@ def inspect_samples(source: Source, limit: int | None = None) -> AlignedInspecti
                 orphans[d.name].append(whole.name(i))
     for place in decoded:
         try:
-            whole.sample(numbers[place])  # also that the maps fit one another
-            for name, found in whole.read(numbers[place]).items():
-                tallies[name].add(found)
+            read = whole.read(numbers[place])
+            as_sample(read, modalities, whole.name(numbers[place]))  # do they fit one another?
         except Unreadable as error:
             unreadable[whole.name(numbers[place])] = str(error)
+            continue
+        for name, found in read.items():
+            tallies[name].add(found)
     labels, names = whole.labels, whole.classes
     classes = None
     if labels is not None and names is not None:

@@ -201,7 +201,7 @@ def _measured(stored: _Stored, declared: Declared) -> Map:
             return Map(torch.from_numpy(np.ascontiguousarray(values)), None, stored.kind, is_picture=True)
         units = values.astype(np.float32) / 255
     elif values.dtype == np.uint16:
-        units = (values / 65535.0).astype(np.float32)
+        units = values.astype(np.float32) / np.float32(65535)
     else:
         raise ValueError(f"its {values.dtype} numbers have no known range; declare a scale, such as scale = 0.001")
     if valid is None or valid.all():

@@ -86,6 +86,13 @@ def sampler(source: Source, name: str) -> Callable[[int], Sample]:
     return lambda index: Sample({name: source.image(index)})
 
 
+def as_sample(read: Mapping[str, Map], modalities: Sequence[Modality], name: str) -> Sample:
+    """Maps as they were read, as one sample in the frame of the first; raises `Unreadable` where they do not fit."""
+    maps = {modality: found.values for modality, found in read.items()}
+    valid = {modality: found.valid for modality, found in read.items() if not found.is_picture}
+    return in_one_frame(Sample(maps, valid), modalities, name)
+
+
 def in_one_frame(sample: Sample, modalities: Sequence[Modality], name: str) -> Sample:
     """A sample whose maps all have the size of the first. Raises `Unreadable` for one of another shape.
 
