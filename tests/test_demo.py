@@ -10,10 +10,13 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from unveil.data import open_source
-from unveil.data.scenes import SceneSource
-from unveil.demonstration import RECIPES, SCENE_SIZE, begin, conclusion, demo, render_scenes
+from unveil.data.aligned import open_samples
+from unveil.data.declaration import declare
+from unveil.data.scenes import SceneSource, render
+from unveil.demonstration import SCENE_SIZE, begin, conclusion, demo, recipes, render_scenes
 from unveil.protocols import Result
 from unveil.runs import read_facts
 
@@ -35,43 +38,49 @@ def scored(learned: float, untrained: float, images: int = 1000) -> Result:
     return Result("knn", "a", "b", "mean", {"accuracy": learned}, baselines, settings, "", 0.0, "")
 
 
-def test_it_leaves_two_finished_runs_measured_on_other_scenes_and_one_report_of_both(finished):
+def test_it_leaves_finished_runs_measured_on_other_scenes_and_one_report_of_all(finished):
     page = (finished / "report.html").read_text()
-    for name in RECIPES:
+    for name in recipes(finished):
         assert read_facts(finished / name)["status"] == "finished"
         result = json.loads((finished / name / "eval" / "knn.json").read_text())
         assert (result["data"], result["test_data"]) == tuple(
-            str(finished / f"{which}.parquet") for which in ("scenes", "held-out-scenes")
+            str(finished / which / "rgb") for which in ("scenes", "held-out-scenes")
         )
-        assert {"pixels", "untrained"} <= set(result["baselines"])
         assert name in page
+    beside = json.loads((finished / "mae" / "eval" / "knn.json").read_text())["baselines"]
+    assert {"pixels", "untrained"} <= set(beside)
 
 
-def test_the_scenes_are_a_file_that_any_command_reads(finished):
-    source, scenes = open_source(finished / "scenes.parquet"), SceneSource(20, SCENE_SIZE, 0)
+def test_the_scenes_are_aligned_folders_that_any_command_reads(finished):
+    source, scenes = open_source(finished / "scenes" / "rgb"), SceneSource(20, SCENE_SIZE, 0)
     assert len(source) == 20
-    assert source.classes == scenes.classes
-    assert source.labels == scenes.labels
-    assert source.image(7).equal(scenes.image(7))
-    held_out = open_source(finished / "held-out-scenes.parquet")
-    assert not held_out.image(7).equal(source.image(7))
+    assert source.classes == sorted(scenes.classes)
+    at = int(source.name(7).removesuffix(".png").rsplit("/")[-1])
+    assert source.classes[source.labels[7]] == scenes.classes[scenes.labels[at]]
+    assert source.image(7).equal(scenes.image(at))
+    maps = open_samples(finished / "scenes", declare(["rgb", "depth", "semseg"]))
+    truth = render((0, at), SCENE_SIZE)
+    sample = maps.sample(7)
+    assert torch.allclose(sample.maps["depth"], torch.from_numpy(truth.depth), atol=6e-4)
+    assert torch.equal(sample.maps["semseg"][0], torch.from_numpy(truth.semseg).long())
+    held_out = open_source(finished / "held-out-scenes" / "rgb")
+    assert not any(held_out.image(i).equal(source.image(7)) for i in range(len(held_out)))
     assert not list(finished.glob("*.part"))
 
 
 def test_the_same_again_keeps_the_scenes_and_begins_the_rest_anew(finished, tmp_path):
     folder = Path(shutil.copytree(finished, tmp_path / "demo"))
-    scenes = folder / "scenes.parquet"
-    before = scenes.read_bytes()
+    kept = {path: path.stat().st_mtime_ns for path in (folder / "scenes").rglob("*.png")}
     begin(folder, {**SMALL, "seed": 0})
-    assert {p.name for p in folder.iterdir()} == {"demo.json", "scenes.parquet", "held-out-scenes.parquet"}
-    render_scenes(SceneSource(20, SCENE_SIZE, 0), scenes)
-    assert scenes.read_bytes() == before
+    assert {p.name for p in folder.iterdir()} == {"demo.json", "scenes", "held-out-scenes"}
+    render_scenes(SceneSource(20, SCENE_SIZE, 0), folder / "scenes")
+    assert {path: path.stat().st_mtime_ns for path in (folder / "scenes").rglob("*.png")} == kept
 
 
 def test_other_settings_begin_all_anew_and_other_folders_are_left_alone(tmp_path):
     begin(tmp_path / "a", {"scenes": 20})
-    for name in ("scenes.parquet", "mae/run.json", "notes.txt"):
-        (tmp_path / "a" / name).parent.mkdir(exist_ok=True)
+    for name in ("scenes/rgb/a.png", "mae/run.json", "notes.txt"):
+        (tmp_path / "a" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "a" / name).touch()
     begin(tmp_path / "a", {"scenes": 20})
     assert (tmp_path / "a" / "mae" / "run.json").exists()
@@ -128,21 +137,21 @@ def test_rendering_leaves_nothing_when_it_is_stopped(tmp_path, monkeypatch):
     def stop(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("unveil.demonstration.write_parquet", stop)
+    monkeypatch.setattr(Path, "replace", stop)
     with pytest.raises(KeyboardInterrupt):
-        render_scenes(SceneSource(4, 32, 0), tmp_path / "scenes.parquet")
+        render_scenes(SceneSource(4, 32, 0), tmp_path / "scenes")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_the_conclusion_says_what_the_numbers_carry():
     told = conclusion({"mae": scored(0.30, 0.20), "crossmae": scored(0.21, 0.20)})
-    assert "1,000 held-out scenes: mae 30.0 %, crossmae 21.0 %, raw pixels 25.0 %" in told
+    assert "1,000 held-out scenes: mae 30.0 %, crossmae 21.0 %, untrained 20.0 %, raw pixels 25.0 %, chance" in told
     # the error of 0.30 - 0.20 is sqrt(0.3 x 0.7 / 1000 + 0.2 x 0.8 / 1000) = 0.0192
-    assert "mae is above the untrained encoder (20.0 %; the difference is 5.2 standard errors)." in told
-    assert "crossmae is above the untrained encoder, but no more than chance may explain (20.0 %; the" in told
+    assert "mae is above the untrained encoder (the difference is 5.2 standard errors)." in told
+    assert "crossmae is above the untrained encoder, but no more than chance may explain (the" in told
     assert "chance may explain" in conclusion({"mae": scored(0.30, 0.20, images=50)})
-    assert "mae is no better than the untrained encoder (20.0 %)." in conclusion({"mae": scored(0.1, 0.2)})
-    assert "mae is no better than the untrained encoder (0.0 %)." in conclusion({"mae": scored(0.0, 0.0)})
+    for nothing in (scored(0.1, 0.2), scored(0.0, 0.0)):
+        assert "mae is no better than the untrained encoder." in conclusion({"mae": nothing})
 
 
 @pytest.mark.parametrize(("given", "told"), [({"scenes": 19}, "too few"), ({"minutes": 0}, "no time")])

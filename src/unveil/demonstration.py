@@ -1,4 +1,4 @@
-"""`unveil demo`: the whole way on images made here. Render scenes, pretrain twice, evaluate, report."""
+"""`unveil demo`: the whole way on images made here. Render scenes, pretrain four ways, evaluate, report."""
 
 from __future__ import annotations
 
@@ -8,43 +8,54 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
+import numpy as np
+from PIL import Image
 
 from .checkpoint import write_json
 from .data.scenes import CLASSES, SceneSource, render
-from .data.scenes.raycast import label_of
 from .evaluation import evaluate
 from .machine import num_cores
 from .pretraining import pretrain
 from .progress import duration, say
 from .protocols import Result
 from .reporting import write_report
-from .reporting.pictures import png
 from .runs import check_writable, read_facts
 
-RECIPES = ("mae", "crossmae")
 SCENE_SIZE = 64  # pixels of a rendered scene
-# So few tokens that a tiny ViT learns something within two minutes
-VIEW: dict[str, Any] = {"image_size": (48,), "patch": 8}
+# So small an encoder and so few tokens that a minute on two cores shows it every scene a dozen times
+SHAPE: dict[str, Any] = {"size": "nano", "image_size": (48,), "patch": 8}
 FEWEST = 20  # scenes: two of every class
 SURE = 3.0  # standard errors that a difference must exceed before it is called one
 
 
-def demo(out: str = "runs/demo", *, minutes: float = 1.5, scenes: int = 3000, seed: int = 0) -> Path:
-    """Pretrain MAE and CrossMAE on rendered scenes, measure both on scenes of another seed; returns the report's path.
+def recipes(folder: Path) -> dict[str, dict[str, Any]]:
+    """What is pretrained in turn, with its data and its own dials; each may build on the runs before it."""
+    maps = folder / "scenes"
+    colour = str(maps / "rgb")
+    return {
+        "mae": {"data": colour},
+        "crossmae": {"data": colour},
+        "cmtmae": {"data": colour, "teacher": str(folder / "crossmae")},
+        "multimae-attention": {"data": str(maps), "modalities": ("rgb", "depth", "semseg")},
+    }
 
-    A demo that was stopped goes on where it was; one that is finished begins anew and keeps only its scenes.
+
+def demo(out: str = "runs/demo", *, minutes: float = 1.0, scenes: int = 3000, seed: int = 0) -> Path:
+    """Pretrain four recipes on rendered scenes, measure all on scenes of another seed; returns the report's path.
+
+    MAE and CrossMAE see the pictures alone; CMT-MAE has the CrossMAE of this demo as its teacher; guided MultiMAE sees
+    depth and classes too. A demo that was stopped goes on where it was; one that is finished begins anew and keeps only
+    its scenes.
 
     out: the folder of the demo: the scenes, a run folder per recipe, the report
     minutes: how long to train each recipe
-    scenes: how many scenes to learn from; a third as many are held out
+    scenes: how many scenes to learn from; half as many are held out
     seed: of scenes, initialisation, order, views and masks
     """
     if scenes < FEWEST:
@@ -62,21 +73,28 @@ def demo(out: str = "runs/demo", *, minutes: float = 1.5, scenes: int = 3000, se
 
 
 def _demo(folder: Path, minutes: float, scenes: int, seed: int, began: float) -> Path:
-    learned, held_out = folder / "scenes.parquet", folder / "held-out-scenes.parquet"
+    learned, held_out = folder / "scenes", folder / "held-out-scenes"
     render_scenes(SceneSource(scenes, SCENE_SIZE, seed), learned)
-    render_scenes(SceneSource(max(FEWEST, scenes // 3), SCENE_SIZE, seed + 1), held_out)
+    render_scenes(SceneSource(max(FEWEST, scenes // 2), SCENE_SIZE, seed + 1), held_out)
 
     found: dict[str, Result] = {}
-    runs = [folder / name for name in RECIPES]
-    for name, run in zip(RECIPES, runs, strict=True):
+    for name, own in recipes(folder).items():
+        run = folder / name
         if read_facts(run).get("status") != "finished":
             say(f"\npretraining {name}")
-            begun = bool(read_facts(run))
-            pretrain(name, data=str(learned), out=str(run), minutes=minutes, seed=seed, overwrite=not begun, **VIEW)
+            is_begun = bool(read_facts(run))
+            pretrain(name, out=str(run), minutes=minutes, seed=seed, overwrite=not is_begun, **own, **SHAPE)
         say(f"\nevaluating {name}")
-        results = evaluate(str(run), data=str(learned), test_data=str(held_out), protocol=("knn", "linear"), seed=seed)
+        results = evaluate(
+            str(run),
+            data=str(learned / "rgb"),
+            test_data=str(held_out / "rgb"),
+            protocol=("knn", "linear"),
+            baselines=not found,  # an untrained ViT knows as much under any recipe
+            seed=seed,
+        )
         found[name] = next(result for result in results if result.protocol == "knn")
-    report = write_report(runs, folder / "report.html")
+    report = write_report([folder / name for name in found], folder / "report.html")
     say(f"\nall of it took {duration(time.monotonic() - began)}")
     print(conclusion(found))
     print(f"report: {report}")
@@ -95,81 +113,68 @@ def begin(folder: Path, settings: Mapping[str, Any]) -> None:
     before = json.loads(marker.read_text()) if marker.exists() else {}
     is_same = before == dict(settings)
     if not is_same or (folder / "report.html").exists():
-        for run in RECIPES:
-            shutil.rmtree(folder / run, ignore_errors=True)
-        for old in ["report.html"] if is_same else ["report.html", "scenes.parquet", "held-out-scenes.parquet"]:
-            (folder / old).unlink(missing_ok=True)
+        for old in [*recipes(folder), *([] if is_same else ["scenes", "held-out-scenes"])]:
+            shutil.rmtree(folder / old, ignore_errors=True)
+        (folder / "report.html").unlink(missing_ok=True)
     folder.mkdir(parents=True, exist_ok=True)
     write_json(marker, settings)
 
 
-def render_scenes(source: SceneSource, path: Path) -> None:
-    """Write scenes as a Parquet file in the Hugging Face image layout, rendered by all cores; one that is there stays.
+def render_scenes(source: SceneSource, folder: Path) -> None:
+    """Write scenes as aligned folders `rgb`, `depth` and `semseg` of class folders; those that are there stay.
 
-    A scene takes about 12 ms of Python, which threads cannot share: so processes, once, and every run reads the file.
+    Depth is in millimetres. A scene takes about 12 ms of Python, which threads cannot share: so processes, once, and
+    every run reads the files. All scenes are there or none.
     """
-    if path.exists():
-        say(f"{path} is there already")
+    if folder.exists():
+        say(f"{folder} is there already")
         return
-    pictures = []
+    unfinished = folder.with_name(f"{folder.name}.part")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    for modality in ("rgb", "depth", "semseg"):
+        for name in CLASSES:
+            (unfinished / modality / name).mkdir(parents=True)
     is_terminal = sys.stderr.isatty()
     say(f"rendering {len(source):,} scenes with {num_cores()} cores ...")
     pool = ProcessPoolExecutor(num_cores(), initializer=signal.signal, initargs=(signal.SIGINT, signal.SIG_IGN))
     try:
-        draw = partial(_draw, source.seed, source.size)
-        for done, picture in enumerate(pool.map(draw, range(len(source)), chunksize=16), start=1):
-            pictures.append(picture)
+        draw = partial(_draw, unfinished, source.seed, source.size)
+        for done, _ in enumerate(pool.map(draw, range(len(source)), chunksize=16), start=1):
             if is_terminal and (done % 16 == 0 or done == len(source)):
                 print(f"\r{done:,} of {len(source):,} scenes", end="", file=sys.stderr, flush=True)
+        unfinished.replace(folder)
     finally:  # also after Ctrl-C, which the workers leave to this process
         pool.shutdown(cancel_futures=True)
+        shutil.rmtree(unfinished, ignore_errors=True)
         if is_terminal:
             print(file=sys.stderr)
-    write_parquet(path, pictures, [label_of(source.seed, i) for i in range(len(source))], CLASSES)
 
 
-def _draw(seed: int, size: int, index: int) -> bytes:
-    return png(render((seed, index), size).rgb.transpose(1, 2, 0))
-
-
-def write_parquet(path: Path, pictures: Sequence[bytes], labels: Sequence[int], classes: Sequence[str]) -> None:
-    """Encoded images and their labels as a file that the `datasets` library reads too; it is whole or not there."""
-    features = {"image": {"_type": "Image"}, "label": {"names": list(classes), "_type": "ClassLabel"}}
-    image = pa.StructArray.from_arrays(
-        [pa.array(pictures, pa.binary()), pa.nulls(len(pictures), pa.string())], names=["bytes", "path"]
-    )
-    table = pa.table({"image": image, "label": pa.array(labels, pa.int64())})
-    table = table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
-    unfinished = path.with_suffix(".part")
-    try:
-        pq.write_table(table, unfinished, row_group_size=1000)
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+def _draw(folder: Path, seed: int, size: int, index: int) -> None:
+    scene = render((seed, index), size)
+    file = f"{CLASSES[scene.label]}/{index:06d}.png"
+    Image.fromarray(scene.rgb.transpose(1, 2, 0)).save(folder / "rgb" / file)
+    Image.fromarray((1000 * scene.depth[0]).round().astype(np.uint16)).save(folder / "depth" / file)
+    Image.fromarray(scene.semseg).save(folder / "semseg" / file)
 
 
 def conclusion(found: Mapping[str, Result]) -> str:
     """What the k-NN accuracies carry, and no more: each run beside the untrained encoder, and beside raw pixels."""
     one = next(iter(found.values()))
     images = int(str(one.settings["test_images"]))
-    figures = [f"{name} {_percent(result)}" for name, result in found.items()]
-    beside = [f"raw pixels {_percent(one, 'pixels')}, chance {1 / len(CLASSES):.0%}"]
-    lines = [f"k-NN accuracy on {images:,} held-out scenes: {', '.join(figures + beside)}."]
+    untrained = one.baselines["untrained"]["accuracy"]
+    figures = {name: result.metrics["accuracy"] for name, result in found.items()}
+    figures |= {"untrained": untrained, "raw pixels": one.baselines["pixels"]["accuracy"], "chance": 1 / len(CLASSES)}
+    told = ", ".join(f"{name} {100 * accuracy:.1f} %" for name, accuracy in figures.items())
+    lines = [f"k-NN accuracy on {images:,} held-out scenes: {told}."]
     for name, result in found.items():
         learned = result.metrics["accuracy"]
-        untrained = result.baselines["untrained"]["accuracy"]
         error = math.sqrt((learned * (1 - learned) + untrained * (1 - untrained)) / images)
         if learned > untrained:
             by = (learned - untrained) / error
             told = f"above the untrained encoder{'' if by > SURE else ', but no more than chance may explain'}"
-            told += f" ({_percent(result, 'untrained')}; the difference is {by:.1f} standard errors)"
+            lines.append(f"{name} is {told} (the difference is {by:.1f} standard errors).")
         else:
-            told = f"no better than the untrained encoder ({_percent(result, 'untrained')})"
-        lines.append(f"{name} is {told}.")
+            lines.append(f"{name} is no better than the untrained encoder.")
     lines.append("One short run each: it says nothing of which recipe is better.")
     return "\n".join(lines)
-
-
-def _percent(result: Result, whose: str | None = None) -> str:
-    metrics = result.baselines[whose] if whose else result.metrics
-    return f"{100 * metrics['accuracy']:.1f} %"
