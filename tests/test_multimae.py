@@ -1,4 +1,4 @@
-"""MultiMAE and its guided masks: every variant trains, nothing hidden leaks, what is missing is neither read nor counted."""
+"""MultiMAE and its guided masks: every variant trains, nothing hidden leaks, nothing missing is read or counted."""
 
 from __future__ import annotations
 
@@ -175,8 +175,8 @@ def test_the_papers_sizes_and_rate():
 @pytest.mark.parametrize("which", ["rgb", "depth", "semseg"])
 @pytest.mark.parametrize("dials", [{}, {"decoder": "cross", "blend": "linear"}], ids=name)
 def test_nothing_hidden_leaks(which: str, dials: dict):
-    """Other numbers at hidden tokens change no latent and no guess. Depth is standardised by then, so noise comes after:
-    its statistics may read hidden pixels."""
+    """Other numbers at hidden tokens change no latent and no guess. For depth they come after standardisation, whose
+    statistics may read hidden pixels."""
     depth = Modality("depth", 1, (2.0,), (1.0,))
     model, on = build(modalities=(RGB, depth, SEMANTICS), **dials), batch()
     before = model.imagine(on)
