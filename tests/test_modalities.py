@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import io
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,12 +14,12 @@ import pytest
 import torch
 from PIL import Image
 
-from unveil.data.declaration import DEPTH, RGB, SEMSEG, Declared, declare, declared_from, read_toml
+from unveil.data.declaration import _KEYS, DEPTH, RGB, SEMSEG, Declared, declare, declared_from, read_toml
 from unveil.data.decode import Unreadable
 from unveil.data.reading import read_map
 from unveil.records import Modality
 
-THERMAL = Declared(Modality("thermal", 1, (0.0,), (1.0,)), scale=0.01, offset=-273.15, unit="°C", nodata=0)
+THERMAL = Declared(Modality("thermal", 1, (0.0,), (1.0,)), scale=0.01, offset=-273.15, unit="°C", nodata=(0.0,))
 CLASSES = replace(
     SEMSEG, modality=replace(SEMSEG.modality, num_classes=4), measured=False, void=11
 )  # ids 0..3, 11 is void
@@ -66,7 +67,7 @@ class TestDeclaring:
         scale = 0.01
         offset = -273.15
         unit = "°C"
-        nodata = 0
+        nodata = [0, 9]
         role = "output"
         loss = "l1"
         weight = 2
@@ -80,7 +81,7 @@ class TestDeclaring:
             "thermal", 2, (0.0, 0.0), (1.0, 1.0), normalise="percentile", stride=2, role="output", loss="l1", weight=2.0
         )
         reading = {"files": "lwir", "suffix": "_t.npz", "key": "kelvin", "scale": 0.01, "offset": -273.15}
-        assert found == Declared(modality, **reading, unit="°C", nodata=0, validity="masks")
+        assert found == Declared(modality, **reading, unit="°C", nodata=(0.0, 9.0), validity="masks")
 
     def test_a_table_of_a_built_in_name_starts_from_it(self, tmp_path: Path):
         (depth,) = declare([toml(tmp_path, "[depth]\nscale = 0.0002")])
@@ -202,7 +203,7 @@ class TestReading:
 
     def test_numbers_without_a_known_range(self):
         with pytest.raises(Unreadable, match="declare a scale"):
-            read_map(npy(np.array([[70000]])), replace(THERMAL, scale=None, nodata=None))
+            read_map(npy(np.array([[70000]])), replace(THERMAL, scale=None, nodata=()))
         with pytest.raises(Unreadable, match="has 2 channels, 1 declared"):
             read_map(npy(np.zeros((2, 5, 5), np.float32)), DEPTH)
 
@@ -278,3 +279,17 @@ class TestDicom:
         assert torch.allclose(
             read_map(self.file(PhotometricInterpretation="MONOCHROME1", **tags), self.CT).values, 1 - bright
         )
+
+
+class TestDocument:
+    text = (Path(__file__).resolve().parents[1] / "docs" / "modalities.md").read_text()
+
+    def test_every_declaration_in_it_is_one(self, tmp_path: Path):
+        blocks = re.findall(r"^```toml\n(.*?)^```", self.text, re.M | re.S)
+        assert len(blocks) == 3
+        names = [[d.name for d in declare([toml(tmp_path, block)])] for block in blocks]
+        assert names == [["semseg"], ["rgb", "depth"], ["thermal", "bands", "elevation", "ct"]]
+
+    def test_its_table_has_every_key(self):
+        rows = self.text.partition("| key |")[2].partition("\n\n")[0]
+        assert set(re.findall(r"^\| `(\w+)` \|", rows, re.M)) == set(_KEYS)

@@ -30,8 +30,8 @@ class Declared:
     masks, one per stem, 0 where the map says nothing.
 
     Numbers that are stored as integers become `scale` x number + `offset`, in `unit`; without a scale 8 and 16 bits
-    become [0, 1]. Floats are taken to be in the unit already. `nodata` is the stored number that means no truth,
-    `void` the class id that does. `window` (centre, width) is applied to DICOM in place of the file's own. `classes`
+    become [0, 1]. Floats are taken to be in the unit already. `nodata` are the stored numbers that mean no
+    truth, `void` is the class id that does. `window` (centre, width) is applied to DICOM in place of the file's own. `classes`
     names the ids. With `measured`, mean and std, or the number of classes, are still to be taken from the data.
     """
 
@@ -43,7 +43,7 @@ class Declared:
     scale: float | None = None
     offset: float = 0.0
     unit: str = ""
-    nodata: float | None = None
+    nodata: tuple[float, ...] = ()
     void: int | None = None
     window: tuple[float, float] | None = None
     classes: tuple[str, ...] = ()
@@ -99,7 +99,7 @@ def modality_from(told: Mapping[str, Any]) -> Modality:
 
 
 RGB = Declared(records.RGB, measured=True)
-DEPTH = Declared(records.DEPTH, scale=1e-3, unit="m", nodata=0)
+DEPTH = Declared(records.DEPTH, scale=1e-3, unit="m", nodata=(0.0,))
 SEMSEG = Declared(records.SEMSEG, void=_VOID, measured=True)
 BUILT_IN = {d.name: d for d in (RGB, DEPTH, SEMSEG)}
 
@@ -148,7 +148,7 @@ _KEYS = {
     "files": _TEXT, "suffix": _TEXT, "key": _TEXT, "kind": _one_of("kind", ["validity"]), "channels": _WHOLE,
     "classes": _Key((int, list), "the number of classes, or their names"), "stride": _WHOLE,
     "normalise": _one_of("normalise"), "mean": _NUMBERS, "std": _NUMBERS, "scale": _NUMBER, "offset": _NUMBER,
-    "unit": _TEXT, "nodata": _NUMBER, "void": _WHOLE, "window": _Key((list,), "[centre, width]"),
+    "unit": _TEXT, "nodata": _Key((int, float, list), "a number, or a list of them"), "void": _WHOLE, "window": _Key((list,), "[centre, width]"),
     "role": _one_of("role"), "loss": _one_of("loss"), "weight": _NUMBER, "of": _TEXT,
 }  # fmt: skip
 
@@ -229,11 +229,10 @@ def _declared(where: str, name: str, table: Mapping[str, Any]) -> Declared:
         "num_classes": (number or begun.num_classes) if is_categorical else 0,
         "weight": float(table.get("weight", begun.weight)),
     }
-    reading = {
-        key: table[key]
-        for key in ("files", "suffix", "key", "scale", "offset", "unit", "nodata", "void")
-        if key in table
-    }
+    reading = {key: table[key] for key in ("files", "suffix", "key", "scale", "offset", "unit", "void") if key in table}
+    if "nodata" in table:
+        told = table["nodata"] if isinstance(table["nodata"], list) else [table["nodata"]]
+        reading["nodata"] = _numbers(where, "nodata", told, len(told))
     if "window" in table:
         reading["window"] = _numbers(where, "window", table["window"], 2)
     is_open = not number if is_categorical else normalise == "fixed" and "mean" not in table

@@ -66,7 +66,7 @@ def read_map(data: bytes, declared: Declared, name: str = "map") -> Map:
 
 def _is_picture(data: bytes, declared: Declared) -> bool:
     """Whether a file is an image to look at: nothing declared needs the numbers that it stores."""
-    plain = declared.scale is None and declared.nodata is None and not declared.is_categorical
+    plain = declared.scale is None and not declared.nodata and not declared.is_categorical
     return plain and not _is_array(data) and not _is_dicom(data) and not (is_tiff(data) and _is_geotiff(data))
 
 
@@ -185,7 +185,7 @@ def _check_channels(stored: _Stored, declared: Declared) -> None:
 
 def _measured(stored: _Stored, declared: Declared) -> Map:
     values, valid = stored.values, None
-    for nodata in (stored.nodata, declared.nodata):
+    for nodata in (stored.nodata, *declared.nodata):
         if nodata is not None and not np.isnan(nodata):
             known = (values != nodata).all(0, keepdims=True)
             valid = known if valid is None else valid & known
@@ -217,7 +217,7 @@ def _ids(stored: _Stored, declared: Declared) -> Map:
         raise ValueError(f"class ids are whole numbers; its {values.dtype} are none ({stored.kind})")
     ids = values.astype(np.int32)
     valid = np.ones(ids.shape, bool)
-    for none in (stored.nodata, declared.nodata, declared.void):
+    for none in (stored.nodata, *declared.nodata, declared.void):
         if none is not None:
             valid &= ids != none
     known = ids[valid]
