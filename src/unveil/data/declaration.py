@@ -30,9 +30,9 @@ class Declared:
     masks, one per stem, 0 where the map says nothing.
 
     Numbers that are stored as integers become `scale` x number + `offset`, in `unit`; without a scale 8 and 16 bits
-    become [0, 1]. Floats are taken to be in the unit already. `nodata` are the stored numbers that mean no
-    truth, `void` is the class id that does. `window` (centre, width) is applied to DICOM in place of the file's own. `classes`
-    names the ids. With `measured`, mean and std, or the number of classes, are still to be taken from the data.
+    become [0, 1]. Floats are taken to be in the unit already. `nodata` are the stored numbers that mean no truth,
+    `void` is the class id that does. `window` (centre, width) is applied to DICOM in place of the file's own.
+    `classes` names the ids. With `measured`, mean and std, or the number of classes, are still to be taken from the data.
     """
 
     modality: Modality
@@ -148,7 +148,8 @@ _KEYS = {
     "files": _TEXT, "suffix": _TEXT, "key": _TEXT, "kind": _one_of("kind", ["validity"]), "channels": _WHOLE,
     "classes": _Key((int, list), "the number of classes, or their names"), "stride": _WHOLE,
     "normalise": _one_of("normalise"), "mean": _NUMBERS, "std": _NUMBERS, "scale": _NUMBER, "offset": _NUMBER,
-    "unit": _TEXT, "nodata": _Key((int, float, list), "a number, or a list of them"), "void": _WHOLE, "window": _Key((list,), "[centre, width]"),
+    "unit": _TEXT, "nodata": _Key((int, float, list), "a number, or a list of them"),
+    "void": _WHOLE, "window": _Key((list,), "[centre, width]"),
     "role": _one_of("role"), "loss": _one_of("loss"), "weight": _NUMBER, "of": _TEXT,
 }  # fmt: skip
 
