@@ -40,11 +40,19 @@ OTHER_WORDS = [
     {"predicted": 0.25, "decoder": "cross"},
     {"loss": "l1"},
     {"loss": "smooth-l1", "hide": "blank", "decoder": "linear"},
+    {"masking": "attention", "teacher": "student"},
+    {"masking": "attention", "teacher": "random", "draw": "hard", "hide": "blank", "decoder": "linear"},
+    {"masking": "attention", "teacher": "student", "draw": "low", "mask_unit": 8},
+    {"masking": "attention", "teacher": "random", "draw": "keep", "target": "features", "loss": "cosine"},
+    {"target": "features", "teacher": "student", "loss": "smooth-l1", "decoder": "cross", "blend": "linear"},
+    {"target": "hog", "masking": "block", "hide": "blank", "decoder": "linear"},
 ]
 EVERY_WORD_ONCE = [  # one cell of each pair of hide and decoder, and what else changes the graph
     *(MATRIX[14 * (i % 4) + 2 * i + i % 2] for i in range(7)),
     *({"decoder": "cross", "blend": blend} for blend in ("linear", "softmax", "project")),
     {"mask_unit": 8, "predicted": 0.25, "ask": "hardest", "masking": "block"},
+    {"masking": "attention", "teacher": "student", "target": "features"},
+    {"target": "hog"},
 ]
 COMPILED = EVERY_WORD_ONCE + [
     pytest.param(dials, marks=pytest.mark.slow) for dials in MATRIX + OTHER_WORDS if dials not in EVERY_WORD_ONCE
@@ -61,7 +69,8 @@ def test_every_legal_cell_trains_every_parameter(dials: dict):
     loss = mean_loss(model(batch()))
     loss.backward()
     assert loss.isfinite()
-    assert not [n for n, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
+    trained = ((n, p.grad) for n, p in model.named_parameters() if p.requires_grad)
+    assert not [n for n, gradient in trained if gradient is None or not gradient.abs().sum() > 0]
 
 
 @pytest.mark.parametrize("dials", COMPILED, ids=name)
@@ -117,12 +126,14 @@ def test_the_compiled_step_is_the_plain_one(dials: dict):
         ({"decoder": "cross", "blend": "linear", "maps": (1,)}, "block 2 must be among"),
         ({"epochs": 0}, "epochs .* above 0; got 0"),
         ({"batch_size": 0}, "batch_size .* at least 1; got 0"),
-        ({"masking": "blok"}, "masking must be one of uniform, block, inverse-block, grid; got 'blok'"),
+        ({"masking": "blok"}, "masking must be one of uniform, block, inverse-block, grid, attention; got 'blok'"),
         ({"hide": "dropp"}, "hide must be one of drop, blank; got 'dropp'"),
         ({"decoder": "cros"}, "decoder must be one of self, cross, cross-self, linear; got 'cros'"),
         ({"blend": "sum"}, "blend must be one of linear, softmax, project, none; got 'sum'"),
-        ({"target": "hog"}, "target must be one of norm-pixels, pixels; got 'hog'"),
-        ({"loss": "l3"}, "loss must be one of l2, l1, smooth-l1; got 'l3'"),
+        ({"target": "dino"}, "target must be one of norm-pixels, pixels, hog, features; got 'dino'"),
+        ({"loss": "l3"}, "loss must be one of l2, l1, smooth-l1, cosine; got 'l3'"),
+        ({"masking": "attention"}, "need --teacher student, or an encoder's address"),
+        ({"target": "features"}, "need --teacher student, or an encoder's address"),
         ({"ask": "easiest"}, "ask must be one of uniform, hardest; got 'easiest'"),
         ({"lr_scale": "both"}, "lr_scale must be one of predicted, inverse, none; got 'both'"),
         ({"blend_init": "zeros"}, "blend_init must be one of paper, released; got 'zeros'"),
@@ -268,5 +279,7 @@ def test_a_recipe_s_epochs_are_its_stages_together():
 
 def test_the_cells_that_are_always_compiled_hold_every_word():
     said = {(dial, word) for dials in EVERY_WORD_ONCE for dial, word in dials.items()}
-    assert {("masking", s) for s in SCORES} | {("target", t) for t in TARGETS} <= said
+    assert {("masking", s) for s in (*SCORES, "attention")} | {
+        ("target", t) for t in (*TARGETS, "hog", "features")
+    } <= said
     assert {(d["hide"], d["decoder"]) for d in EVERY_WORD_ONCE if "hide" in d} == set(HIDE_AND_DECODER)

@@ -6,16 +6,37 @@ from typing import Literal
 
 from ..decoder import Blend, CrossDecoder, Decoder, Readout, SelfDecoder, choose_maps
 from ..encoder import vit
-from ..losses import Loss, l1, l2, smooth_l1
-from ..masking import Block, Grid, InverseBlock, Masker, Score, Uniform, units_of
+from ..losses import Loss, cosine, l1, l2, smooth_l1
+from ..masking import (
+    Attention,
+    Block,
+    Draw,
+    Grid,
+    Guided,
+    Gumbel,
+    Hard,
+    InverseBlock,
+    Masker,
+    Reversed,
+    Score,
+    Uniform,
+    units_of,
+)
 from ..model import Blank, MaskedModel, Objective, drop
 from ..optim import Optim
 from ..recipe import Flip, Recipe, Stage, View, check_words
-from ..records import RGB, Modality
-from ..targets import Pixels
+from ..records import RGB, Modality, Reading
+from ..targets import HOG, Features, Pixels, Target
+from ..teachers import EMATeacher, FrozenTeacher, Momentum, load_teacher
 
 SCORES: dict[str, Score] = {"uniform": Uniform(), "block": Block(), "inverse-block": InverseBlock(), "grid": Grid()}
-LOSSES: dict[str, Loss] = {"l2": l2, "l1": l1, "smooth-l1": smooth_l1}
+DRAWS: dict[str, Draw] = {
+    "gumbel": Gumbel(),
+    "hard": Hard(),
+    "low": Reversed(Hard()),
+    "keep": Reversed(Gumbel()),
+}
+LOSSES: dict[str, Loss] = {"l2": l2, "l1": l1, "smooth-l1": smooth_l1, "cosine": cosine}
 
 
 def recipe(
@@ -24,7 +45,10 @@ def recipe(
     size: str = "base",
     patch: int = 16,
     image_size: tuple[int, ...] = (224,),
-    masking: Literal["uniform", "block", "inverse-block", "grid"] = "uniform",
+    masking: Literal["uniform", "block", "inverse-block", "grid", "attention"] = "uniform",
+    draw: Literal["gumbel", "hard", "low", "keep"] = "gumbel",
+    teacher: str | None = None,
+    momentum: float = 0.996,
     mask_unit: int | None = None,
     visible: float = 0.25,
     predicted: float | None = None,
@@ -39,8 +63,8 @@ def recipe(
     decoder_dim: int = 512,
     decoder_depth: int = 8,
     decoder_heads: int = 16,
-    target: Literal["norm-pixels", "pixels"] = "norm-pixels",
-    loss: Literal["l2", "l1", "smooth-l1"] = "l2",
+    target: Literal["norm-pixels", "pixels", "hog", "features"] = "norm-pixels",
+    loss: Literal["l2", "l1", "smooth-l1", "cosine"] = "l2",
     epochs: float = 800,
     warmup_epochs: float = 40,
     batch_size: int = 4096,
@@ -56,7 +80,12 @@ def recipe(
     size: width and depth of the ViT: nano, tiny, small, base, large, huge
     patch: side of a patch in pixels
     image_size: side of a training view in pixels, or its height and width
-    masking: the order in which tokens are hidden
+    masking: the order in which tokens are hidden; attention is that of the teacher
+    draw: hide by a draw in proportion to attention (gumbel), hide the most attended (hard) or the least (low), or keep
+        a draw in proportion to attention visible (keep)
+    teacher: who guides attention and gives features: student, its average over time, or a frozen encoder: a file, a
+        folder, a run, a name on the hub, or random as a control
+    momentum: how much of itself the student's average keeps at a step, at first; at the end all
     mask_unit: side in pixels of the squares that are hidden whole; by default one patch
     visible: share of the patches that the encoder reads
     predicted: share of all patches that is predicted; by default all that are hidden
@@ -71,8 +100,8 @@ def recipe(
     decoder_dim: width of the decoder
     decoder_depth: number of the decoder's blocks
     decoder_heads: number of the decoder's attention heads
-    target: what is predicted: pixels, or pixels normalised patch by patch
-    loss: squared, absolute or smooth absolute error
+    target: what is predicted: pixels, also normalised patch by patch, histograms of gradients, a teacher's features
+    loss: squared, absolute or smooth absolute error, or 2 - 2 cos
     epochs: passes over the data
     warmup_epochs: epochs in which the learning rate rises
     batch_size: images per update, over all devices and micro-batches
@@ -88,8 +117,10 @@ def recipe(
         raise ValueError("decoder=linear reads hidden patches at their own places, so it needs --hide blank")
     if blend != "none" and (decoder == "linear" or (decoder == "self" and hide == "blank")):
         raise ValueError(f"blend={blend} has no place in decoder={decoder} with hide={hide}; use --decoder cross")
+    if teacher is None and (masking == "attention" or target == "features"):
+        raise ValueError("masking=attention and target=features need --teacher student, or an encoder's address")
     encoder = vit(size, patch, image_size, (modality,), final_norm=blend == "none")
-    score = SCORES[masking]
+    score = Guided(Attention("teacher"), DRAWS[draw]) if masking == "attention" else SCORES[masking]
     masker = Masker(
         score,
         visible,
@@ -113,15 +144,29 @@ def recipe(
             return SelfDecoder(*shape, blended)
         return CrossDecoder(*shape, blended, self_attention=decoder == "cross-self")
 
+    def build_teachers() -> dict[str, EMATeacher | FrozenTeacher]:
+        reading = Reading("cls" if masking == "attention" else None, features=int(target == "features"))
+        if teacher is None or not (reading.attention or reading.features):
+            return {}
+        if teacher == "student":
+            return {"teacher": EMATeacher(encoder, Momentum(momentum), reading)}
+        return {"teacher": load_teacher(teacher, encoder, reading)}
+
     def build() -> MaskedModel:
         width = encoder.dim if decoder == "linear" else decoder_dim
+        teachers = build_teachers()
+        truth: Target = Pixels(modality, patch, target == "norm-pixels")
+        if target == "hog":
+            truth = HOG(modality, patch)
+        elif target == "features":
+            truth = Features("teacher", modality.name, teachers["teacher"].dim)
+        name = "pixels" if isinstance(truth, Pixels) else target
         return MaskedModel(
             encoder,
             masker,
-            decoders={"pixels": build_decoder()},
-            objectives=[
-                Objective("pixels", "pixels", width, Pixels(modality, patch, target == "norm-pixels"), LOSSES[loss])
-            ],
+            decoders={name: build_decoder()},
+            objectives=[Objective(name, name, width, truth, LOSSES[loss])],
+            teachers=teachers,
             hide=Blank(encoder) if hide == "blank" else drop,
         )
 

@@ -32,7 +32,7 @@ class HOG:
     @property
     def cell(self) -> int:
         """The side of a cell in pixels."""
-        return min((c for c in range(1, self.patch + 1) if self.patch % c == 0), key=lambda c: abs(c - CELL))
+        return sorted([(abs(c - CELL), c) for c in range(1, self.patch + 1) if self.patch % c == 0])[0][1]
 
     @property
     def dim(self) -> int:
