@@ -10,15 +10,15 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from tiny_runs import write_images
 
+from tiny_runs import write_images
 from unveil.augment import Mix
 from unveil.chance import Chance, sample_keys
 from unveil.data.sources import open_source
 from unveil.data.views import View
 from unveil.encoder import Encoder
 from unveil.pretrained import Pretrained
-from unveil.protocols import RawPixels, TrainableEncoder, run_protocols, table
+from unveil.protocols import Kept, RawPixels, TrainableEncoder, run_protocols, table
 from unveil.protocols.attentive import attentive
 from unveil.protocols.classifier import Classifier, StochasticDepth, layer_groups
 from unveil.protocols.dials import choose, dials_of, protocols
@@ -268,6 +268,47 @@ def test_results_have_training_from_scratch_beside_them_and_no_pixels(colours):
     assert table([found]).splitlines()[0].split() == ["protocol", "from", "scratch", "this", "run"]
 
 
+def test_a_stopped_evaluation_goes_on_after_what_it_has_measured(colours, tmp_path):
+    def measured(tell, **dials):
+        kept = Kept(tmp_path / "unfinished")
+        return kept, run_protocols(
+            tiny(),
+            ["finetune"],
+            open_source(colours),
+            baselines={"untrained": tiny(7)},
+            dials={**SEEN, "epochs": 2, **dials},
+            tell=tell,
+            kept=kept,
+        )
+
+    told = []
+
+    def stop(what, done, total):
+        told.append(what)
+        if what == "fine-tuning this run":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        measured(stop)
+    assert "fine-tuning untrained" in told
+    seen = []
+    kept, results = measured(lambda what, done, total: seen.append(what))
+    assert set(seen) == {"fine-tuning this run"}
+    kept.clear()
+    assert not (tmp_path / "unfinished").exists()
+    again = measured(lambda what, done, total: seen.append(what), lr=0.04)[1]
+    assert "fine-tuning untrained" in seen  # another rate is another measurement
+    whole = run_protocols(
+        tiny(),
+        ["finetune"],
+        open_source(colours),
+        baselines={"untrained": tiny(7)},
+        dials={**SEEN, "epochs": 2},
+    )
+    assert (results[0].metrics, results[0].baselines) == (whole[0].metrics, whole[0].baselines)
+    assert again[0].baselines != results[0].baselines
+
+
 def test_the_attentive_probe_learns_and_is_the_same_twice(colours):
     asked = task(colours)
     found = attentive(asked, 0, epochs=30)
@@ -329,7 +370,7 @@ def test_bad_data_is_refused(colours, tmp_path):
         (flat / file.name).write_bytes(file.read_bytes())
     with pytest.raises(ValueError, match="has no labels"):
         asked(flat)
-    with pytest.raises(ValueError, match="2 classes that .* has not, e.g. 'even'"):
+    with pytest.raises(ValueError, match=r"2 classes that .* has not, e\.g\. 'even'"):
         asked(colours, tmp_path / "two")
     with pytest.raises(ValueError, match="give --pool cls or --pool mean"):
         finetune(replace(task(colours), pool="both"), 0, **SEEN)

@@ -10,7 +10,7 @@ from .foreign import is_foreign
 from .loading import load, untrained
 from .pretrained import Pool
 from .progress import duration, say
-from .protocols import FeatureEncoder, RawPixels, Result, open_sets, run_protocols, table, write_results
+from .protocols import FeatureEncoder, Kept, RawPixels, Result, open_sets, run_protocols, table, write_results
 from .records import Modality
 
 TERMINAL_SECONDS, PLAIN_SECONDS = 0.2, 20.0  # between two words on how far it is
@@ -56,7 +56,8 @@ def evaluate(
             ),
             "untrained": untrained(run, pool=pool, device=device),
         }
-    told = Told()
+    folder = Path("runs", Path(run).stem) if is_foreign(run) else Path(run).expanduser()
+    told, kept = Told(), Kept(folder / "eval" / "unfinished")
     try:
         results = run_protocols(
             encoder,
@@ -71,13 +72,18 @@ def evaluate(
             dials=dials,
             tell=told.progress,
             note=told.note,
+            kept=kept,
         )
+    except KeyboardInterrupt:
+        if kept.used:
+            told.note("what was measured is kept: the same command goes on from here")
+        raise
     finally:
         told.close()
-    folder = Path("runs", Path(run).stem) if is_foreign(run) else Path(run).expanduser()
     for file in write_results(folder, results):
         if is_foreign(run):
             say(f"kept in {file}")
+    kept.clear()
     print(table(results))
     return results
 

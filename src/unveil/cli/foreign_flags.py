@@ -61,7 +61,7 @@ _ACCUMULATION = ("accum_iter", "accumulation_steps", "gradient_accumulation_step
 _BATCH = ("batch_size", "batch_size_per_gpu", "per_device_train_batch_size")
 _GOES_ON = "an unfinished run in --out goes on when its command is repeated"
 _ONE_PROCESS = "not needed: a run is one process"
-_FINE_TUNING = "belongs to fine-tuning; unveil evaluate measures frozen features"
+_FINE_TUNING = "belongs to fine-tuning: unveil evaluate RUN --protocol finetune"
 _MODALITIES = "unveil has no recipe for several modalities yet"
 _DONE = "done where it helps"
 NEEDLESS = (
@@ -70,7 +70,7 @@ NEEDLESS = (
     | dict.fromkeys(("start_epoch", "auto_resume", "no_auto_resume"), _GOES_ON)
     | dict.fromkeys(("world_size", "local_rank", "dist_on_itp", "dist_url", "dist_backend"), _ONE_PROCESS)
     | dict.fromkeys(("job_dir", "nodes", "ngpus", "partition", "timeout", "use_volta32"), _ONE_PROCESS)
-    | dict.fromkeys(("drop_path", "layer_decay", "mixup", "cutmix", "smoothing", "reprob", "nb_classes"), _FINE_TUNING)
+    | dict.fromkeys(("drop_path", "layer_decay", "mixup", "cutmix", "smoothing", "reprob", "aa"), _FINE_TUNING)
     | dict.fromkeys(("in_domains", "out_domains", "alphas", "sample_tasks_uniformly", "standardize_depth"), _MODALITIES)
     | dict.fromkeys(("num_global_tokens", "n_cls_tokens"), "there is one class token")
     | dict.fromkeys(("loss_on_unmasked", "no_loss_on_unmasked"), "only hidden patches are predicted")

@@ -7,6 +7,7 @@ The room knows features and encoders, not recipes. A protocol is a file with a f
 from .baselines import RawPixels
 from .dials import dials_of, protocols
 from .features import FeatureEncoder, Features, Pool, extract
+from .kept import Kept
 from .results import Result, table, write_results
 from .run import run_protocols
 from .signals import feature_std, rankme
@@ -16,6 +17,7 @@ from .trainable import TrainableEncoder
 __all__ = [
     "FeatureEncoder",
     "Features",
+    "Kept",
     "Pool",
     "RawPixels",
     "Result",

@@ -18,7 +18,7 @@ GIVEN = 2  # what a protocol works on, and a seed
 def protocols() -> dict[str, Protocol]:
     """Every protocol by its user's name: a file of this folder that holds a function of its own name."""
     folder = importlib.import_module(__name__.rpartition(".")[0])
-    found = {}
+    found: dict[str, Protocol] = {}
     for file in pkgutil.iter_modules(folder.__path__):
         function = getattr(importlib.import_module(f"{folder.__name__}.{file.name}"), file.name, None)
         if inspect.isfunction(function):

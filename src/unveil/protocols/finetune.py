@@ -75,6 +75,8 @@ def finetune(
     pool = settings.pool or task.pool
     if pool == "both":
         raise ValueError("fine-tuning reads the class token or the mean of the patches; give --pool cls or --pool mean")
+    if pool == "cls" and not encoder.num_prefix:
+        raise ValueError("this encoder has no class token; give --pool mean")
     if preset == "auto":
         task.note(
             f"finetune: preset {name} for {num_images:,} images: {settings.epochs} epochs in batches of"

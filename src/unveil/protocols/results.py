@@ -36,17 +36,22 @@ def write_results(run_dir: Path | str, results: Iterable[Result]) -> list[Path]:
     written = []
     for result in results:
         path = folder / f"{result.protocol}.json"
-        unfinished = path.with_suffix(f".{os.getpid()}.tmp")
-        try:
-            with unfinished.open("w", encoding="utf-8") as file:
-                json.dump(result.to_dict(), file, indent=2)
-                file.flush()
-                os.fsync(file.fileno())
-            unfinished.replace(path)
-        finally:
-            unfinished.unlink(missing_ok=True)
+        write_json(path, result.to_dict())
         written.append(path)
     return written
+
+
+def write_json(path: Path, content: object) -> None:
+    """Replace a file whole, or leave it as it is."""
+    unfinished = path.with_suffix(f".{os.getpid()}.tmp")
+    try:
+        with unfinished.open("w", encoding="utf-8") as file:
+            json.dump(content, file, indent=2)
+            file.flush()
+            os.fsync(file.fileno())
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
 
 
 def table(results: Sequence[Result]) -> str:

@@ -7,8 +7,9 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 
 from ..data.sources import Source
-from .dials import choose, protocols, wants_features
+from .dials import choose, dials_of, protocols, wants_features
 from .features import FeatureEncoder, Pool, check_channels
+from .kept import Kept, fingerprint
 from .protocol import Score
 from .results import Result
 from .task import Sets, Task, Tell, silent, unnoted
@@ -31,16 +32,18 @@ def run_protocols(
     dials: Mapping[str, object] | None = None,
     tell: Tell = silent,
     note: Callable[[str], None] = unnoted,
+    kept: Kept | None = None,
 ) -> list[Result]:
     """One result per protocol, in the order asked; without a test source, a fifth of every class is held out.
 
     `limit` caps the images of each source, evenly spaced. Each protocol takes those of `dials` that it has. `tell`
-    hears (what is done, images done, images in all). The baseline named "untrained" starts from scratch where a
+    hears (what is done, images done, images in all). `kept` spares what a stopped evaluation has measured on images;
+    features are extracted anew. The baseline named "untrained" starts from scratch where a
     protocol trains the encoder; one that a protocol cannot measure is left out. The same call gives the same numbers.
     Raises ValueError, before any image is read, for an unknown protocol or dial, labels that cannot be learned from,
     and channels that do not fit.
     """
-    chosen = choose(names, dials or {})
+    chosen, dials, kept = choose(names, dials or {}), dials or {}, kept or Kept(None)
     models = {**(baselines or {}), THIS_RUN: encoder}
     sets = Sets.of(train, test, limit, seed)
     for model in models.values():
@@ -57,7 +60,14 @@ def run_protocols(
             on_features = wants_features(protocols()[name])
             given = task.split if on_features else task
             started = time.perf_counter()
-            score = protocol(given, seed)
+            if on_features:
+                score = protocol(given, seed)
+            else:
+                key = fingerprint(model, sets) | {"protocol": name, "who": who, "pool": pool, "seed": seed}
+                key |= {"dials": {dial: value for dial, value in dials.items() if dial in dials_of(protocols()[name])}}
+                score = kept.find(key) or protocol(given, seed)
+                if score is not None:
+                    kept.keep(key, score)
             seconds[name] += time.perf_counter() - started
             if score is not None:
                 scores[name][SCRATCH if score.trains_encoder and who == UNTRAINED else who] = score
