@@ -123,6 +123,42 @@ class TestFlops:
         assert count(CONTENDERS["transformers"], BASE).flops == formula("transformers", BASE)
 
 
+class TestGuidance:
+    @pytest.mark.parametrize(
+        ("other", "base", "times"),
+        [
+            ("cmtmae-stage2", "mae", 2.2),
+            ("cmtmae-cross", "mae", 1.86),
+            ("multimae-guided", "multimae", 2.57),
+            ("guided-half", "multimae", 1.36),
+            ("guided-layer4", "multimae", 1.43),  # 1.57 would be four blocks run; the fourth's attention needs three
+            ("guided-every4", "multimae", 1.39),
+        ],
+    )
+    def test_its_arithmetic(self, other: str, base: str, times: float):
+        found = count(CONTENDERS[other], BASE).flops / count(CONTENDERS[base], BASE).flops
+        assert found == pytest.approx(times, rel=0.01)
+
+    def test_of_a_period_all_steps_are_made_and_the_mean_is_told(self, monkeypatch: pytest.MonkeyPatch):
+        contender = CONTENDERS["guided-every4"]
+        model = contender.build(SMALL)
+        looks: list[int] = []
+        look = model.model.teachers["student"].teacher
+        monkeypatch.setattr(look, "observe", lambda *seen, observe=look.observe: looks.append(1) or observe(*seen))
+        stepper = Stepper(model, SMALL.batch(CPU), CPU, period=contender.period)
+        assert stepper.step("float32").step > 0
+        assert len(looks) == 1
+        assert {int(state["step"]) for state in stepper.optimizer.state.values()} == {4}
+
+    def test_an_average_moves_within_the_step(self):
+        stepper = Stepper(CONTENDERS["cmtmae-stage2"].build(SMALL), SMALL.batch(CPU), CPU)
+        before = [p.clone() for p in stepper.model.model.teachers["student"].parameters()]
+        stepper.step("float32")
+        after = list(stepper.model.model.teachers["student"].parameters())
+        assert before
+        assert any(not torch.equal(b, a) for b, a in zip(before, after, strict=True))
+
+
 class TestTiming:
     def test_all_take_turns_and_warming_up_does_not_count(self):
         calls: list[str] = []
@@ -253,6 +289,15 @@ class TestVerdicts:
         assert "inter-block was not timed" in said[1]
         assert "bf16 was not timed: only emulated" in said[2]
 
+    @pytest.mark.parametrize(("seconds", "reached"), [(2.7, True), (2.8, False)])
+    def test_guidance_has_a_price(self, seconds: float, reached: bool):
+        results = made_up({"multimae": (1.0, 1.0), "multimae-guided": (seconds, seconds)})
+        (verdict,) = verdicts(results)
+        assert verdict.reached is reached
+        assert f"{seconds:.2f} ({seconds:.2f} to {seconds:.2f}) times, 1.00 by arithmetic" in str(verdict)
+        (alone,) = verdicts(made_up({"multimae-guided": (1.0, 1.0)}))
+        assert str(alone).endswith("multimae was not timed")
+
     def test_goals_are_for_one_size(self):
         assert [v.reached for v in verdicts(made_up({"mae": (1.0, 1.0)}, SMALL))] == [None]
 
@@ -274,9 +319,9 @@ class TestCommand:
         seen = []
 
         class Watched(Stepper):
-            def __init__(self, model, batch, device, compile):
+            def __init__(self, model, batch, *how):
                 seen.append((batch, torch.get_num_threads()))
-                super().__init__(model, batch, device, compile)
+                super().__init__(model, batch, *how)
 
         monkeypatch.setattr(commands, "Stepper", Watched)
         monkeypatch.setattr(commands, "has_native_bf16", lambda device: False)

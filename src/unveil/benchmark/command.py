@@ -151,7 +151,7 @@ def _time(
     rounds: int,
 ) -> dict[tuple[str, Precision], list[Seconds]]:
     batch = work.batch(device)
-    steppers = {c.name: Stepper(c.build(work), batch, device, compile) for c in contenders}
+    steppers = {c.name: Stepper(c.build(work), batch, device, compile, c.period) for c in contenders}
     steps: dict[tuple[str, Precision], partial[Seconds]] = {
         (name, precision): partial(stepper.step, precision)
         for precision in precisions

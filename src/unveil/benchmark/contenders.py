@@ -1,7 +1,7 @@
-"""Who is timed: transformers' ViTMAE, our MAE, and the ladder from MAE to CrossMAE.
+"""Who is timed: transformers' ViTMAE, our MAE, the ladder from MAE to CrossMAE, CMT-MAE's stages, guided MultiMAE.
 
-Every contender is a module that maps a batch to its loss. All do the same work: the same ViT, images, batch, share of
-hidden patches, norm-pix target, and the same AdamW.
+Every contender is a module that maps a batch to its loss. Those of one group do the same work: the same ViT, images,
+batch and share of hidden patches, and the same AdamW.
 """
 
 from __future__ import annotations
@@ -18,11 +18,18 @@ from ..chance import sample_keys
 from ..encoder import SIZES, token_grid
 from ..model import MaskedModel, mean_loss
 from ..recipe import Recipe
+from ..recipes.cmtmae import recipe as cmtmae
 from ..recipes.crossmae import recipe as crossmae
 from ..recipes.mae import recipe as mae
-from ..records import RGB, Batch
+from ..recipes.multimae import recipe as multimae
+from ..recipes.multimae_attention import recipe as guided
+from ..records import DEPTH, RGB, SEMSEG, Batch
 
-Name = Literal["mae", "transformers", "cross-attention", "partial", "inter-block"]
+Name = Literal[
+    "mae", "transformers", "cross-attention", "partial", "inter-block",
+    "cmtmae-stage1", "cmtmae-stage2", "cmtmae-cross",
+    "multimae", "multimae-guided", "guided-half", "guided-layer4", "guided-every4",
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -48,10 +55,17 @@ class Work:
         return self.image_size[0], self.image_size[-1]
 
     def batch(self, device: torch.device | str) -> Batch:
-        """The images that all contenders are given: random numbers, the same for the same seed."""
+        """The maps that all contenders are given: random numbers, the same for the same seed."""
         torch.manual_seed(self.seed)
-        images = torch.rand(self.batch_size, RGB.channels, *self.sides)
-        return Batch({RGB.name: images}, sample_keys(self.seed, 0, range(self.batch_size)), torch.zeros(())).on(device)
+        height, width = self.sides
+        maps = {
+            RGB.name: torch.rand(self.batch_size, RGB.channels, height, width),
+            DEPTH.name: torch.rand(self.batch_size, 1, height, width),
+            SEMSEG.name: torch.randint(
+                SEMSEG.num_classes, (self.batch_size, 1, height // SEMSEG.stride, width // SEMSEG.stride)
+            ),
+        }
+        return Batch(maps, sample_keys(self.seed, 0, range(self.batch_size)), torch.zeros(())).on(device)
 
 
 @dataclass(frozen=True)
@@ -60,9 +74,10 @@ class Contender:
 
     name: Name
     summary: str
-    make: Callable[[Work], nn.Module]
+    make: Callable[[Work], Timed]
+    period: int = 1  # steps of which one is unlike the others, so that a time is the mean over all of them
 
-    def build(self, work: Work) -> nn.Module:
+    def build(self, work: Work) -> Timed:
         """The module `Batch -> loss`, initialised from the seed."""
         torch.manual_seed(work.seed)
         return self.make(work)
@@ -78,6 +93,14 @@ class Ours(nn.Module):
     def forward(self, batch: Batch) -> Float[Tensor, ""]:
         return mean_loss(self.model(batch))
 
+    def before_step(self, step: int) -> None:
+        """Parts that do not act in every step are told which one this is."""
+        self.model.before_step(step, 0.5)
+
+    def after_step(self) -> None:
+        """Averages of the student move, which is a part of the step."""
+        self.model.after_step({}, torch.ones((), dtype=torch.bool, device=self.model.encoder.prefix.device))
+
 
 class Theirs(nn.Module):
     """ViTMAE of transformers. It is given the images as they are, so normalising them costs only ours."""
@@ -89,16 +112,25 @@ class Theirs(nn.Module):
     def forward(self, batch: Batch) -> Float[Tensor, ""]:
         return self.model(batch.maps[RGB.name]).loss
 
+    def before_step(self, step: int) -> None:
+        """Every step is alike."""
 
-def _ours(recipe: Callable[..., Recipe], **dials: Any) -> Callable[[Work], nn.Module]:
-    def make(work: Work) -> nn.Module:
+    def after_step(self) -> None:
+        """Nothing follows."""
+
+
+Timed = Ours | Theirs
+
+
+def _ours(recipe: Callable[..., Recipe], stage: int = 0, **dials: Any) -> Callable[[Work], Timed]:
+    def make(work: Work) -> Timed:
         built = recipe(size=work.size, patch=work.patch, image_size=work.image_size, **dials)
-        return Ours(built.stages[0].build())
+        return Ours(built.stages[stage].build())
 
     return make
 
 
-def _vit_mae(work: Work) -> nn.Module:
+def _vit_mae(work: Work) -> Timed:
     from transformers import ViTMAEConfig, ViTMAEForPreTraining
 
     dim, depth, heads = SIZES[work.size]
@@ -125,6 +157,19 @@ _ALL = (
     ),
     Contender("partial", "+ partial reconstruction, 25 %", _ours(crossmae, blend="none", visible=0.25, predicted=0.25)),
     Contender("inter-block", "+ inter-block attention: CrossMAE", _ours(crossmae, visible=0.25, predicted=0.25)),
+    # a teacher of the student's size; it is random, which costs what a trained one does
+    Contender("cmtmae-stage1", "CMT-MAE, stage one", _ours(cmtmae, teacher="random")),
+    Contender("cmtmae-stage2", "CMT-MAE, stage two", _ours(cmtmae, 1, teacher="random")),
+    Contender(
+        "cmtmae-cross",
+        "CMT-MAE, stage two, cross-attention, 25 %",
+        _ours(cmtmae, 1, teacher="random", decoder="cross", predicted=0.25, decoder_depth=12, blend="linear"),
+    ),
+    Contender("multimae", "MultiMAE, random masks", _ours(multimae)),
+    Contender("multimae-guided", "guided by attention", _ours(guided)),
+    Contender("guided-half", "guided at half resolution", _ours(guided, guide_scale="half")),
+    Contender("guided-layer4", "guided by layer 4", _ours(guided, layer=3)),
+    Contender("guided-every4", "guided on every 4th step", _ours(guided, guide_every=4), period=4),
 )
 CONTENDERS: dict[str, Contender] = {contender.name: contender for contender in _ALL}
 

@@ -28,6 +28,8 @@ def count(contender: Contender, work: Work) -> Cost:
     with torch.device("meta"):
         model = contender.build(one)
     with FlopCounterMode(display=False) as counter:
-        model(one.batch("meta")).backward()
+        for step in range(contender.period):
+            model.before_step(step)
+            model(one.batch("meta")).backward()
     parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    return Cost(counter.get_total_flops() * work.batch_size, parameters)
+    return Cost(counter.get_total_flops() * work.batch_size // contender.period, parameters)

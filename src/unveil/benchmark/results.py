@@ -10,6 +10,14 @@ from .contenders import Work
 from .timing import Precision, Seconds, Spread, speed, spread
 
 GOAL_WORK = ("base", 16, (224, 224))  # the goals are set for ViT-B/16 at 224
+COSTS = (  # who, beside whom, and how many times its step the former's may take at most
+    ("cmtmae-stage2", "mae", 2.4),
+    ("cmtmae-cross", "mae", 2.1),
+    ("multimae-guided", "multimae", 2.7),
+    ("guided-half", "multimae", 1.7),
+    ("guided-layer4", "multimae", 1.7),
+    ("guided-every4", "multimae", 1.7),
+)
 
 
 @dataclass(frozen=True)
@@ -89,15 +97,34 @@ def _spelled(ratio: Spread) -> str:
 
 
 def verdicts(results: Results) -> list[Verdict]:
-    """The three goals for ViT-B/16 at 224, judged by medians."""
+    """The goals for ViT-B/16 at 224, judged by medians."""
     if (results.work.size, results.work.patch, results.work.sides) != GOAL_WORK:
         return [Verdict("the goals are set for ViT-B/16 at 224", None, "this run had another size")]
-    return [_as_fast_as_transformers(results), *_worth_its_flops(results), _faster_in_bf16(results)]
+    own = [v for other, base, most in COSTS if other in results for v in _costs_at_most(results, other, base, most)]
+    if own and not {"transformers", "inter-block"} & {*results.skipped, *(e.name for e in results.entries)}:
+        return own
+    return [_as_fast_as_transformers(results), *_worth_its_flops(results), _faster_in_bf16(results), *own]
 
 
 def _lacking(results: Results, precisions: Sequence[Precision], names: Sequence[str]) -> str:
     lacking = [x for x in (*precisions, *names) if x not in results.precisions and x not in results]
     return ", ".join(f"{x} was not timed" + (f": {why}" if (why := results.skipped.get(x)) else "") for x in lacking)
+
+
+def _costs_at_most(results: Results, other: str, base: str, most: float) -> list[Verdict]:
+    goal = f"a step of {other} costs at most {most} times one of {base}"
+    if lacking := _lacking(results, (), (base,)):
+        return [Verdict(goal, None, lacking)]
+    arithmetic = results[other].flops / results[base].flops
+    found = []
+    for precision in results.precisions:
+        cost = speed(results[other].seconds[precision], results[base].seconds[precision])
+        figures = (
+            f"{_spelled(cost)} times, {arithmetic:.2f} by arithmetic; what it adds is {1 - 1 / cost.median:.0%} of its"
+            f" step, {1 - 1 / arithmetic:.0%} by arithmetic"
+        )
+        found.append(Verdict(f"{goal}, {precision}", cost.median <= most, figures))
+    return found
 
 
 def _as_fast_as_transformers(results: Results) -> Verdict:

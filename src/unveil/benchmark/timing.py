@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
 import torch
-from torch import nn
 
 from ..optim import Optim, adamw
 from ..records import Batch
+from .contenders import Timed
 
 K = TypeVar("K")
 Precision = Literal["float32", "bf16"]
@@ -68,10 +68,13 @@ class Clock:
 
 
 class Stepper:
-    """A contender that trains: its weights, its AdamW, and a step that can be asked for again and again."""
+    """A contender that trains: its weights, its AdamW, and a step that can be asked for again and again.
 
-    def __init__(self, model: nn.Module, batch: Batch, device: torch.device, compile: bool = False):
-        self.device, self.batch = device, batch
+    Where one step in `period` is unlike the others, that many are made and the mean is told.
+    """
+
+    def __init__(self, model: Timed, batch: Batch, device: torch.device, compile: bool = False, period: int = 1):
+        self.device, self.batch, self.period = device, batch, period
         self.model = model.to(device).train()
         optim = Optim(batch_size=len(batch))
         self.optimizer = adamw(self.model, optim)
@@ -81,6 +84,12 @@ class Stepper:
 
     def step(self, precision: Precision) -> Seconds:
         """One update on the whole batch, and how long each part of it took."""
+        made = [self._step(number, precision) for number in range(self.period)]
+        parts = ([getattr(seconds, part) for seconds in made] for part in ("forward", "backward", "update"))
+        return Seconds(*(sum(part) / self.period for part in parts))
+
+    def _step(self, number: int, precision: Precision) -> Seconds:
+        self.model.before_step(number)
         clock = Clock(self.device)
         clock.mark()
         with torch.autocast(self.device.type, torch.bfloat16, enabled=precision == "bf16"):
@@ -90,6 +99,7 @@ class Stepper:
         clock.mark()
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
+        self.model.after_step()
         clock.mark()
         return Seconds(*clock.seconds())
 

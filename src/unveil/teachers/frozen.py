@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import cache, lru_cache
 from pathlib import Path
 from typing import Self
@@ -53,7 +54,7 @@ class FrozenTeacher(nn.Module):
     def observe(self, batch: Batch, tokens: Tokens) -> Observation:
         """What it sees in the whole images of a batch, at the student's cells."""
         images = self.chosen(batch.maps[self.modality])
-        with torch.autocast(images.device.type, torch.bfloat16, enabled=self.in_bf16):
+        with torch.autocast(images.device.type, torch.bfloat16) if self.in_bf16 else nullcontext():
             return self.encoder.observe(images, tokens.layout.grid, self.reading, self.modality)
 
     def chosen(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B F H W"]:
