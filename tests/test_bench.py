@@ -374,7 +374,7 @@ class TestCommand:
             ({"rounds": 0}, "rounds is a whole number, at least 1; got 0"),
             ({"threads": 0}, "threads is a whole number, at least 1; got 0"),
             ({"batch_size": 0}, "batch_size is a number of images"),
-            ({"size": "medium"}, "size must be one of tiny"),
+            ({"size": "medium"}, "size must be one of nano"),
             ({"image_size": (30,)}, "does not divide"),
             ({"image_size": (32, 32, 32)}, "height and width"),
             ({"contenders": ("mae", "beit")}, "one or more of mae, .*; got beit"),
