@@ -32,7 +32,7 @@ class Declared:
     Numbers that are stored as integers become `scale` x number + `offset`, in `unit`; without a scale 8 and 16 bits
     become [0, 1]. Floats are taken to be in the unit already. `nodata` are the stored numbers that mean no truth,
     `void` is the class id that does. `window` (centre, width) is applied to DICOM in place of the file's own.
-    `classes` names the ids. With `measured`, mean and std, or the number of classes, are still to be taken from the data.
+    `classes` names the ids. With `measured`, mean and std, or the number of classes, are still to come from the data.
     """
 
     modality: Modality

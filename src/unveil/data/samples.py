@@ -109,17 +109,26 @@ def in_one_frame(sample: Sample, modalities: Sequence[Modality], name: str) -> S
                 f"{m.name} has {found[1]} x {found[0]} pixels and {next(iter(maps))} {width} x {height}: another"
                 " shape, so their pixels do not correspond",
             )
-        _remake(maps, valid, m, lambda image, way: way(image, size))
+        if m.name in valid:
+            maps[m.name], valid[m.name] = _remade(maps[m.name], valid[m.name], m, lambda image, way: way(image, size))
+        else:
+            maps[m.name] = resize(maps[m.name], size)
     return Sample(maps, valid)
 
 
 def view_of(sample: Sample, cut: Cut, size: tuple[int, int], modalities: Sequence[Modality]) -> Sample:
     """One view of every map: the same box and flips, each map at `size` over its own stride."""
-    maps, valid = dict(sample.maps), dict(sample.valid)
+    maps: dict[str, Tensor] = {}
+    valid: dict[str, Tensor | None] = {}
     for m in modalities:
-        if m.name in maps:
-            small = (size[0] // m.stride, size[1] // m.stride)
-            _remake(maps, valid, m, partial(_cutting, cut, small))
+        name, small = m.name, (size[0] // m.stride, size[1] // m.stride)
+        if name not in sample.maps:
+            continue
+        if name not in sample.valid:
+            maps[name] = cut.of(sample.maps[name], small)
+        else:
+            make = partial(_cutting, cut, small)
+            maps[name], valid[name] = _remade(sample.maps[name], sample.valid[name], m, make)
     return Sample(maps, valid)
 
 
@@ -132,25 +141,15 @@ def _cutting(cut: Cut, size: tuple[int, int], image: Tensor, way: Resize) -> Ten
     return cut.of(image, size, way)
 
 
-def _remake(
-    maps: dict[str, Tensor],
-    valid: dict[str, Tensor | None],
-    modality: Modality,
-    make: Callable[[Tensor, Resize], Tensor],
-) -> None:
-    """Put a map at another size in its place: a picture smoothly, class ids by the nearest, else by known pixels."""
-    name = modality.name
-    image, known = maps[name], valid.get(name)
-    if name not in valid:
-        maps[name] = make(image, resize)
-    elif modality.kind == "categorical":
-        maps[name] = make(image, resize_nearest)
-        valid[name] = None if known is None else make(known, resize_nearest)
-    else:
-        made = make(
-            torch.cat([image, torch.ones_like(image[:1]) if known is None else known.to(image.dtype)]), resize_known
-        )
-        maps[name], valid[name] = made[:-1], None if known is None else made[-1:] > 0
+def _remade(
+    image: Tensor, known: Tensor | None, modality: Modality, make: Callable[[Tensor, Resize], Tensor]
+) -> tuple[Tensor, Tensor | None]:
+    """A map that is no picture, and what is known of it, at another size: ids by the nearest, else by known pixels."""
+    if modality.kind == "categorical":
+        return make(image, resize_nearest), None if known is None else make(known, resize_nearest)
+    weight = torch.ones_like(image[:1]) if known is None else known.to(image.dtype)
+    made = make(torch.cat([image, weight]), resize_known)
+    return made[:-1], None if known is None else made[-1:] > 0
 
 
 @dataclass(frozen=True)
@@ -170,7 +169,8 @@ def lacking(source: Source) -> set[str] | None:
     whole, numbers = origin(source)
     if not isinstance(whole, SampleSource):
         return None
-    return {d.name for k, d in enumerate(whole.declared) if not all(whole.has(i)[k] for i in numbers)}
+    everywhere = [all(has) for has in zip(*(whole.has(i) for i in numbers), strict=True)]
+    return {d.name for d, always in zip(whole.declared, everywhere, strict=True) if not always}
 
 
 def stack(
