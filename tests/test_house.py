@@ -24,6 +24,7 @@ LEVELS = (  # each room may import rooms of the levels above it in this list, an
     "recipes recipe_files facts journal",
     "training watch benchmark opening",
     "plan loading",
+    "continuing",
     "preparation evaluation embedding",
     "pretraining",
     "demonstration",

@@ -15,6 +15,7 @@ from .machine import Precision
 
 Compile = Literal["auto", "on", "off"]
 HeldOut = Literal["spread", "last"]
+Continue = Literal["restart", "tail", "x10"]
 HANDED = ("modality", "modalities")  # arguments of a recipe that come from the data, not from the user
 
 
@@ -31,6 +32,8 @@ class Asked:
     out: str | None = None
     init_from: str | None = None
     init_bands: tuple[str, ...] = ()
+    init_epoch: float | None = None
+    continue_schedule: Continue = "restart"
     overwrite: bool = False
     paper: bool = False
     minutes: float | None = None
@@ -61,6 +64,13 @@ class Asked:
         need(self.held_out in get_args(HeldOut), "--held-out", self.held_out, _one_of(HeldOut))
         if self.init_bands and not self.init_from:
             raise ValueError("--init-bands adapts the weights of --init-from to other bands; give both, or neither")
+        schedule, epoch = self.continue_schedule, self.init_epoch
+        need(schedule in get_args(Continue), "--continue-schedule", schedule, _one_of(Continue))
+        need(epoch is None or 0 < epoch < math.inf, "--init-epoch", epoch, "a number of epochs above 0")
+        if schedule != "restart" and not self.init_from:
+            raise ValueError("--continue-schedule goes on from the weights of --init-from; give both, or neither")
+        if epoch is not None and schedule == "restart":
+            raise ValueError("--init-epoch is where --continue-schedule tail or x10 goes on; give one of them with it")
         if self.paper and self.minutes is not None:
             raise ValueError("--paper keeps the paper's epochs, --minutes sets them; give one of the two")
 
@@ -84,6 +94,8 @@ class Asked:
             "held_out",
             "held_out_share",
             "init_bands",
+            "init_epoch",
+            "continue_schedule",
         )
         # Only what differs from its default: runs that were begun before these were there go on.
         own |= {f.name: json_like(getattr(self, f.name)) for f in fields(self) if f.name in told and self._changed(f)}

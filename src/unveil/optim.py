@@ -12,7 +12,10 @@ from torch import nn
 
 @dataclass(frozen=True)
 class Optim:
-    """How a recipe is optimised. `lr` is per 256 images: the peak rate is lr x lr_factor x batch_size / 256."""
+    """How a recipe is optimised. `lr` is per 256 images: the peak rate is lr x lr_factor x batch_size / 256.
+
+    The schedule is as long as the run and the `trained_epochs` before it, of which the run rides the tail.
+    """
 
     lr: float = 1.5e-4
     batch_size: int = 4096
@@ -21,6 +24,7 @@ class Optim:
     betas: tuple[float, float] = (0.9, 0.95)
     clip: float | None = None
     lr_factor: float = 1.0
+    trained_epochs: float = 0.0
 
     def __post_init__(self) -> None:
         for name, value, is_fine, need in (
@@ -28,6 +32,7 @@ class Optim:
             ("batch_size", self.batch_size, self.batch_size >= 1, "at least 1"),
             ("warmup_epochs", self.warmup_epochs, 0 <= self.warmup_epochs < math.inf, "at least 0"),
             ("weight_decay", self.weight_decay, 0 <= self.weight_decay < math.inf, "at least 0"),
+            ("trained_epochs", self.trained_epochs, 0 <= self.trained_epochs < math.inf, "at least 0"),
             ("clip", self.clip, self.clip is None or self.clip > 0, "above 0, or none"),
         ):
             if not is_fine:
@@ -38,8 +43,13 @@ class Optim:
         """The learning rate after warm-up."""
         return self.lr * self.lr_factor * self.batch_size / 256
 
+    def rate(self, step: float, steps: float, per_epoch: float) -> float:
+        """The learning rate at a step of a run of so many, of which an epoch has `per_epoch`."""
+        before = self.trained_epochs * per_epoch
+        return self.peak_lr * warmup_cosine(before + step, before + steps, self.warmup_epochs * per_epoch)
 
-def warmup_cosine(step: float, steps: int, warmup_steps: float) -> float:
+
+def warmup_cosine(step: float, steps: float, warmup_steps: float) -> float:
     """The share of the peak rate at a step: linear warm-up from 0, then a half cosine to 0 (MAE, table 8)."""
     if step < warmup_steps:
         return step / warmup_steps

@@ -67,6 +67,13 @@ class Plan:
                 self.changes.append(Change(dial, self.defaults[dial], value, why))
 
 
+    def hold(self, dial: str, value: Any, why: str) -> None:
+        """Set a dial that the user left open, and let nothing that comes later change it."""
+        self.set(dial, value, why)
+        if dial in self.defaults:
+            self.given[dial] = self.dials[dial]
+
+
 def fit_shape(plan: Plan, data: Inspection | AlignedInspection, num_train: int, device: torch.device) -> None:
     """Size of image, patch and model: before anything is built."""
     height, width = data.median or (224, 224)

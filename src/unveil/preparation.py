@@ -13,6 +13,7 @@ import torch
 from . import __version__
 from .asked import Asked, json_like
 from .checkpoint import Checkpoint, read_latest
+from .continuing import find_before, keep_schedule, on_the_tail, schedule_lines
 from .data.sources import Source, Subset, spread
 from .facts import (
     data_facts,
@@ -75,6 +76,7 @@ def prepare_new(asked: Asked) -> Prepared:
     asked.check_dials(load)
     device = choose_device(asked.device)
     source = open_data(asked.data, declared_for(asked, load))
+    before = find_before(asked)
     weights = read_initial(asked.init_from) if asked.init_from else None
     if len(source) > 2 * _GLANCE:
         glance = Subset(source, spread(len(source), _GLANCE))
@@ -89,10 +91,13 @@ def prepare_new(asked: Asked) -> Prepared:
     plan, modalities, built = _first_plan(asked, load, source, found, len(train), device)
     if weights is not None:
         weights = _fitting(weights, built, asked)
+    if before is not None:
+        keep_schedule(plan, before)
     settings, image_seconds = _time_an_image(asked, built, modalities, device)
     if not asked.paper:
         fit_schedule(plan, len(train), image_seconds, asked.minutes or MINUTES.get(device.type, 30.0))
     built = _build(asked, load, plan.dials, modalities, len(train))
+    built = on_the_tail(built, asked.continue_schedule, before.epochs if before else 0.0)
     per_epoch = max(1, len(train) // built.optim.batch_size)
     settings = replace(
         settings,
@@ -146,6 +151,7 @@ def prepare_again(asked: Asked, folder: Path) -> Prepared:
     train, held_out = part_data(source, asked, part(facts, "seed", folder))
     modalities = read_modalities(facts, folder)
     built = _build(asked, load, read_dials(facts, folder), modalities, len(train))
+    built = on_the_tail(built, asked.continue_schedule, part(facts, "optim", folder).get("trained_epochs", 0.0))
     weights = None
     if resume is None and asked.init_from:  # stopped before its first checkpoint
         weights = _fitting(read_initial(asked.init_from), built, asked)
@@ -276,4 +282,6 @@ def _tell(changes: list[Change], built: Recipe, settings: Settings, num_train: i
         f"{f', {times} times' if times > 1 else ''}; peak learning rate {optim.peak_lr:.2e}; "
         f"{settings.precision} on {settings.device}"
     )
+    for line in schedule_lines(built):
+        say(line)
     say(f"training {built.epochs:g} epochs of {num_train:,} images: about {duration(seconds)}")

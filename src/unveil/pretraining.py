@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from .asked import Asked, Compile, HeldOut
+from .asked import Asked, Compile, Continue, HeldOut
 from .board import Board, check_board
 from .checkpoint import write_json
 from .data.loader import Loader
@@ -33,6 +33,8 @@ def pretrain(
     out: str | None = None,
     init_from: str | None = None,
     init_bands: tuple[str, ...] = (),
+    init_epoch: float | None = None,
+    continue_schedule: Continue = "restart",
     overwrite: bool = False,
     paper: bool = False,
     minutes: float | None = None,
@@ -63,6 +65,9 @@ def pretrain(
     init_from: start from these weights: a run, or a public MAE or CrossMAE checkpoint
     init_bands: how the first projection of init_from becomes one for other bands: mean, repeat, or for each band the
         number of a trained one (0 is red) or mean
+    init_epoch: epochs that init_from was trained; a run of unveil knows its own
+    continue_schedule: with init_from, begin the schedule anew, ride the tail of the one that its training was on, or
+        that with ten times the rate
     overwrite: replace the run that the folder holds
     paper: keep every default of the paper; otherwise batch, size and epochs are fitted to data and machine
     minutes: how long to train, which sets the epochs; by default 10 on a processor, 120 on a GPU

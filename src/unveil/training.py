@@ -20,7 +20,6 @@ from .data.loader import Loader
 from .journal import Refusals, Window
 from .machine import memory_used
 from .model import MaskedModel
-from .optim import warmup_cosine
 from .progress import Progress, say
 from .recipe import Recipe
 from .records import Batch
@@ -88,7 +87,6 @@ class Loop:
             self.ends.append(max((self.ends or [0])[-1] + 1, round(epochs * per_epoch)))
         self.total = self.ends[-1]
         self.starts = [0, *self.ends[:-1]]
-        self.warmup = recipe.optim.warmup_epochs * per_epoch
         self.log_every = max(1, min(self.total // LINES, per_epoch))
         self.signals_every = max(1, round(settings.signals_every * per_epoch))
         self.refusals = Refusals(run, loader)
@@ -134,7 +132,7 @@ class Loop:
         saved = began
         window = Window(self.loader.wait_seconds)
         for epoch, batch in self._batches(step, end):
-            lr = self.recipe.optim.peak_lr * self._rate(index, step)
+            lr = self._rate(index, step)
             trainer.model.before_step(step, step / self.total)
             update = trainer.update(replace(batch, progress=torch.tensor(step / self.total)), lr)
             step += 1
@@ -162,9 +160,9 @@ class Loop:
         return step
 
     def _rate(self, index: int, step: int) -> float:
-        """The share of the peak rate at a step: of the whole run, or of its stage where stages restart the schedule."""
+        """The learning rate at a step: of the whole run, or of its stage where stages restart the schedule."""
         start, end = (self.starts[index], self.ends[index]) if self.recipe.restart else (0, self.total)
-        return warmup_cosine(step - start, end - start, self.warmup)
+        return self.recipe.optim.rate(step - start, end - start, self.loader.steps_per_epoch)
 
     def _batches(self, step: int, end: int) -> Iterator[tuple[int, Batch]]:
         """The batches after a step, up to the last of a stage, with their epochs."""

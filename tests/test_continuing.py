@@ -1,0 +1,109 @@
+"""Continuing a training: the learning rate is that of the first schedule's tail, ten times it, or a new one's."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+import unveil
+from tiny_runs import write_images, write_recipe
+from unveil.continuing import schedule_lines
+from unveil.encoder import Encoder
+from unveil.optim import Optim
+from unveil.recipe import Recipe, Stage, View
+from unveil.records import RGB
+
+QUICK = {"workers": 1, "compile": "off", "device": "cpu", "epochs": 2.0, "signals_every": 99.0}
+
+
+def rates(run: Path) -> list[float]:
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [line["lr"] for line in lines if line["kind"] == "step"]
+
+
+def test_the_published_tail():
+    """1600 of 1700 epochs, 40 of warm-up: it begins at 0.9 % of the peak of 8e-4."""
+    optim = Optim(1e-4, 2048, 40, trained_epochs=1600)
+    assert optim.peak_lr == pytest.approx(8e-4)
+    assert optim.rate(0, 100, 1) == pytest.approx(7.14e-6, rel=1e-3)
+    assert optim.rate(0, 100 * 625, 625) == optim.rate(0, 100, 1), "whatever the steps of an epoch"
+    assert optim.rate(100, 100, 1) == pytest.approx(0, abs=1e-12)
+    assert Optim(1e-4, 2048, 20).rate(10, 100, 1) == pytest.approx(4e-4), "a new schedule warms up"
+
+
+@pytest.fixture(scope="module")
+def first(tmp_path_factory) -> tuple[Path, str, str]:
+    folder = tmp_path_factory.mktemp("first")
+    images, recipe = str(write_images(folder / "images")), write_recipe(folder)
+    run = unveil.pretrain(recipe, data=images, out=str(folder / "run"), lr=0.064, warmup_epochs=0.5, **QUICK)
+    return run, images, recipe
+
+
+@pytest.mark.parametrize(("schedule", "factor"), [("tail", 1), ("x10", 10)])
+def test_a_run_rides_the_tail_of_its_own_schedule(first, tmp_path: Path, capsys, schedule: str, factor: int):
+    run, images, recipe = first
+    second = unveil.pretrain(
+        recipe, data=images, out=str(tmp_path / "second"), init_from=str(run), continue_schedule=schedule, **QUICK
+    )
+    optim = json.loads((second / "run.json").read_text())["optim"]
+    assert (optim["trained_epochs"], optim["warmup_epochs"]) == (2.0, 0.5)
+    assert optim["peak_lr"] == pytest.approx(factor * 0.064 * optim["batch_size"] / 256)
+    per_epoch = 38 // optim["batch_size"]
+    steps = 2 * per_epoch
+    whole = Optim(optim["lr"], optim["batch_size"], 0.5, lr_factor=factor)
+    assert rates(second) == pytest.approx([whole.rate(steps + i, 2 * steps, per_epoch) for i in range(steps)])
+    told = capsys.readouterr()
+    assert "learning rate from epoch 2 to 4: begins at" in told.out + told.err
+
+    third = unveil.pretrain(
+        recipe, data=images, out=str(tmp_path / "third"), init_from=str(second), continue_schedule="tail", **QUICK
+    )
+    assert json.loads((third / "run.json").read_text())["optim"]["trained_epochs"] == 4.0
+
+
+def test_a_restart_is_a_new_schedule(first, tmp_path: Path):
+    run, images, recipe = first
+    again = unveil.pretrain(recipe, data=images, out=str(tmp_path / "again"), init_from=str(run), lr=0.064, **QUICK)
+    optim = json.loads((again / "run.json").read_text())["optim"]
+    assert optim["trained_epochs"] == 0
+    assert rates(again)[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("asked", "told"),
+    [
+        ({"continue_schedule": "tail"}, "from the weights of --init-from; give both"),
+        ({"continue_schedule": "tails", "init_from": "x"}, "one of restart, tail, x10"),
+        ({"init_epoch": 3.0, "init_from": "x"}, "give one of them with it"),
+        ({"init_epoch": -3.0, "init_from": "x", "continue_schedule": "tail"}, "--init-epoch -3.0: a number"),
+    ],
+    ids=lambda x: str(x)[:30],
+)  # fmt: skip
+def test_what_does_not_go_together(first, asked: dict, told: str):
+    _, images, recipe = first
+    with pytest.raises(ValueError, match=told):
+        unveil.pretrain(recipe, data=images, **asked)
+
+
+def test_the_length_of_the_first_training_is_given_where_it_is_not_known(first, tmp_path: Path):
+    run, images, recipe = first
+    weights = next(run.glob("checkpoints/*/model.safetensors"))
+    words = {"init_from": str(weights), "continue_schedule": "tail", "out": str(tmp_path / "run"), **QUICK}
+    with pytest.raises(ValueError, match=r"is not known; give its epochs with --init-epoch, such as 1600"):
+        unveil.pretrain(recipe, data=images, **words)
+    second = unveil.pretrain(recipe, data=images, init_epoch=6.0, **words)
+    optim = json.loads((second / "run.json").read_text())["optim"]
+    assert optim["trained_epochs"] == 6.0
+    assert optim["lr"] == 0.05, "the paper's rate, not one that is fitted"
+
+
+def test_the_schedule_is_drawn():
+    encoder = Encoder((RGB,), (8,), 4, 8, 1, 1)
+    built = Recipe(encoder, (Stage(lambda: None, 100),), Optim(warmup_epochs=20), View((8, 8)))
+    words, drawn = schedule_lines(built)
+    assert words == "  learning rate from epoch 0 to 100: begins at 0.0e+00, at most 2.4e-03, ends at 0.0e+00"
+    bars = drawn.strip()
+    assert (bars[0], bars[-1], max(bars)) == ("▁", "▁", "█")
+    assert bars.index("█") == pytest.approx(8, abs=1)
