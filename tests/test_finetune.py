@@ -26,7 +26,7 @@ from unveil.protocols.finetune import finetune
 from unveil.protocols.finetuning import PRESETS, FineTuner, FineTuning, preset_for, settle
 from unveil.protocols.reading import Reader, Views
 from unveil.protocols.task import Sets, Task
-from unveil.records import RGB
+from unveil.records import RGB, Batch
 
 PLAIN = FineTuning(
     drop_path=0, randaugment=0, mixup=0, cutmix=0, smoothing=0, erasing=0, weight_decay=0.05, layer_decay=0.5
@@ -156,7 +156,7 @@ def test_one_step_is_that_of_a_plain_computation(colours):
     y = F.one_hot(views.labels, 2) * 0.9 + 0.05
     y = own * y + (1 - own) * y.flip(0)
     net = plain.encoder.encoder
-    tokens = net.adapters["rgb"](x) + net.positions(net.grid)
+    tokens = net.embed(Batch({"rgb": x}, views.key, torch.ones(()))).values
     tokens = torch.cat([net.prefix.expand(6, -1, -1), tokens], 1)
     for block in net.blocks:
         tokens = block(tokens)
