@@ -199,7 +199,7 @@ def test_a_hub_name_without_network(environment: dict[str, str], tmp_path: Path)
 
 def test_a_hub_name_without_its_package(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
-    with pytest.raises(ValueError, match="names on the hub need a package: pip install huggingface_hub"):
+    with pytest.raises(ValueError, match=r"names on the hub need a package: pip install 'unveil\[hub\]'"):
         load_encoder("openai/clip-vit-base-patch16")
 
 

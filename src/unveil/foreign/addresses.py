@@ -122,7 +122,7 @@ def _download(name: str) -> Path:
         from huggingface_hub import snapshot_download
     except ImportError as error:
         raise ValueError(
-            f"there is no file or folder {name}, and names on the hub need a package: pip install huggingface_hub"
+            f"there is no file or folder {name}, and names on the hub need a package: pip install 'unveil[hub]'"
         ) from error
     try:
         wanted = [*_CONFIGS, _PREPROCESSING, _INDICES[0], *_SAFE, "model-*-of-*.safetensors"]
