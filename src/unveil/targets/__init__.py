@@ -3,9 +3,10 @@
 `valid` broadcasts to the values: 0 where there is no truth, 1 where there is.
 """
 
+from .classes import Classes
 from .features import Features
 from .hog import HOG
 from .pixels import NORM_PIX_EPS, Pixels, patch_statistics
 from .target import Target, Truth
 
-__all__ = ["HOG", "NORM_PIX_EPS", "Features", "Pixels", "Target", "Truth", "patch_statistics"]
+__all__ = ["HOG", "NORM_PIX_EPS", "Classes", "Features", "Pixels", "Target", "Truth", "patch_statistics"]
