@@ -15,7 +15,7 @@ from PIL import Image
 from unveil.chance import sample_keys
 from unveil.data.aligned import aligned_modalities, open_samples
 from unveil.data.aligned_inspection import inspect_samples
-from unveil.data.declaration import DEPTH, RGB, SEMSEG, Declared
+from unveil.data.declaration import DEPTH, RGB, SEMSEG, Declared, declare
 from unveil.data.loader import Loader, TooManyBroken
 from unveil.data.samples import Sample, in_one_frame, view_of
 from unveil.data.splits import groups_of, hold_out
@@ -225,6 +225,30 @@ class TestBatches:
         source = open_samples(write(tmp_path, 2), (RGB, LABELS))
         with pytest.raises(ValueError, match=r"'semseg' has a pixel for every 4 .* 18 x 18"):
             Loader(source, View((18, 18)), 2, 0, modality=[RGB.modality, LABELS.modality])
+
+
+class TestRealData:
+    def test_rgb_and_depth_of_a_camera(self, data_folder: Path):
+        source = open_samples(data_folder / "rgbd", (RGB, DEPTH))
+        assert len(source) == 500
+        found = inspect_samples(source, 20)
+        assert not found.orphans
+        assert not found.unreadable
+        assert found.maps[1].stored == {"16-bit PNG": 20}
+        assert 1 < found.maps[1].mean[0] < 3  # metres in a room
+        assert 0.8 < found.maps[1].share_valid < 0.97
+        train, held = hold_out(source, 0.2, 0, last=True)
+        assert max(train.name(i) for i in range(len(train))) < min(held.name(i) for i in range(len(held)))
+
+    def test_rgb_and_classes_of_a_street(self, data_folder: Path, tmp_path: Path):
+        text = (Path(__file__).resolve().parents[1] / "docs" / "modalities.md").read_text()
+        (tmp_path / "camvid.toml").write_text(text.partition("```toml\n")[2].partition("```")[0])
+        declared = declare(["rgb", str(tmp_path / "camvid.toml")])
+        for part, count in (("train", 367), ("val", 101)):
+            found = inspect_samples(open_samples(data_folder / "camvid" / part, declared), 20)
+            assert (found.count, found.orphans, found.unreadable) == (count, {}, {})
+            assert found.maps[1].num_classes == 11
+            assert 0.9 < found.maps[1].share_valid < 0.99
 
 
 class TestInspection:

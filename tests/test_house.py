@@ -14,18 +14,18 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "src" / "unveil"
 
 LEVELS = (  # each room may import rooms of the levels above it in this list, and no other room of its own level
-    "chance machine losses layers optim checkpoint progress reporting board",
+    "chance machine losses layers optim checkpoint progress reporting board recipe_files",
     "records runs asked",
     "patches",
     "masking targets encoder data augment foreign",
     "decoder pretrained protocols adaptive",
     "model",
     "recipe trainer objectives teachers",
-    "recipes recipe_files facts journal",
+    "recipes facts journal showing analysis",
     "training watch benchmark opening",
     "plan loading",
     "continuing",
-    "preparation evaluation embedding",
+    "preparation evaluation embedding looking",
     "pretraining",
     "demonstration",
     "__init__ cli",

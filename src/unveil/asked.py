@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from .machine import Precision
+from .recipe_files import HANDED
 
 Compile = Literal["auto", "on", "off"]
 HeldOut = Literal["spread", "last"]
 Continue = Literal["restart", "tail", "x10"]
-HANDED = ("modality", "modalities")  # arguments of a recipe that come from the data, not from the user
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .asked import HANDED
 from .chance import sample_keys
 from .data.aligned_inspection import AlignedInspection
 from .data.inspection import Inspection
@@ -25,6 +24,7 @@ from .machine import memory_total
 from .model import MaskedModel
 from .optim import Optim
 from .recipe import Recipe
+from .recipe_files import HANDED
 from .records import Batch, Modality
 from .training import Settings, Trainer
 
@@ -65,7 +65,6 @@ class Plan:
             self.dials[dial] = value
             if value != self.defaults[dial]:
                 self.changes.append(Change(dial, self.defaults[dial], value, why))
-
 
     def hold(self, dial: str, value: Any, why: str) -> None:
         """Set a dial that the user left open, and let nothing that comes later change it."""

@@ -12,12 +12,10 @@ import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-from .asked import HANDED
-from .records import Modality
+from typing import Any, Protocol
 
 PACKAGE = "unveil.recipes"
+HANDED = ("modality", "modalities")  # arguments of a recipe that come from the data, not from the user
 
 
 @dataclass(frozen=True)
@@ -72,13 +70,20 @@ def load_recipe(name: str) -> Callable[..., Any]:
     return importlib.import_module(f"{PACKAGE}.{name.replace('-', '_')}").recipe
 
 
-def reads_several(recipe: Callable[..., Any]) -> tuple[Modality, ...] | None:
+class _Named(Protocol):
+    """A modality, as far as this room knows it: it starts without torch."""
+
+    @property
+    def name(self) -> str: ...
+
+
+def reads_several(recipe: Callable[..., Any]) -> tuple[Any, ...] | None:
     """The modalities that a recipe of several reads by default; None for a recipe of one."""
     parameter = inspect.signature(recipe).parameters.get("modalities")
     return None if parameter is None else tuple(parameter.default)
 
 
-def handed(recipe: Callable[..., Any], modalities: Sequence[Modality]) -> dict[str, Any]:
+def handed(recipe: Callable[..., Any], modalities: Sequence[_Named]) -> dict[str, Any]:
     """The modalities as the argument that a recipe takes. Raises ValueError for several where it reads one."""
     if reads_several(recipe) is not None:
         return {"modalities": tuple(modalities)}

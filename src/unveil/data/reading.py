@@ -38,12 +38,11 @@ class Map:
 
 @dataclass(frozen=True)
 class _Stored:
-    """The numbers of a file, as they are in it. `in_unit` says that nothing is left to scale."""
+    """The numbers of a file, as they are in it."""
 
     values: Shaped[np.ndarray, "C H W"]
     kind: str
     nodata: float | None = None
-    in_unit: bool = False
 
 
 def read_map(data: bytes, declared: Declared, name: str = "map") -> Map:
@@ -164,7 +163,7 @@ def _dicom(data: bytes, declared: Declared) -> _Stored:
             if file.get("PhotometricInterpretation") == "MONOCHROME1":
                 values = 1 - values
         values[array == padding] = np.nan
-        return _Stored(values[None], f"{file.BitsStored}-bit DICOM", in_unit=True)
+        return _Stored(values[None], f"{file.BitsStored}-bit DICOM")
     return _Stored(array[None], f"{file.BitsStored}-bit DICOM", padding)
 
 
@@ -185,6 +184,7 @@ def _check_channels(stored: _Stored, declared: Declared) -> None:
 
 def _measured(stored: _Stored, declared: Declared) -> Map:
     values, valid = stored.values, None
+    units: np.ndarray
     for nodata in (stored.nodata, *declared.nodata):
         if nodata is not None and not np.isnan(nodata):
             known = (values != nodata).all(0, keepdims=True)
@@ -194,7 +194,7 @@ def _measured(stored: _Stored, declared: Declared) -> Map:
         if not known.all() or valid is not None:
             valid = known if valid is None else valid & known
         units = values.astype(np.float32)
-    elif declared.scale is not None and not stored.in_unit:
+    elif declared.scale is not None:
         units = (values.astype(np.float64) * declared.scale + declared.offset).astype(np.float32)
     elif values.dtype == np.uint8:
         if valid is None:
