@@ -14,6 +14,7 @@ _ROOMS = {  # public name -> its room (of another name), opened when used, so th
     "evaluate": "evaluation",
     "inspect": "embedding",
     "load": "loading",
+    "look": "looking",
     "pretrain": "pretraining",
     "report": "reporting",
 }
@@ -25,10 +26,11 @@ if TYPE_CHECKING:
     from .embedding import embed, inspect
     from .evaluation import evaluate
     from .loading import load
+    from .looking import look
     from .pretraining import pretrain
     from .reporting import write_report as report
 
-__all__ = ["__version__", "bench", "demo", "embed", "evaluate", "inspect", "load", "pretrain", "report"]
+__all__ = ["__version__", "bench", "demo", "embed", "evaluate", "inspect", "load", "look", "pretrain", "report"]
 
 
 def __getattr__(name: str) -> Any:

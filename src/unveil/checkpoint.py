@@ -85,7 +85,7 @@ def save(
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
-    found = _all(run)
+    found = folders(run)
     kept = found[: found.index(final) + 1][-KEPT:]
     for other in found:
         if other not in kept:
@@ -130,7 +130,7 @@ def read(path: Path) -> Checkpoint:
 def read_latest(run: Path) -> tuple[Checkpoint | None, list[str]]:
     """The newest whole checkpoint of a run, and what was wrong with newer ones."""
     complaints: list[str] = []
-    for path in reversed(_all(run)):
+    for path in reversed(folders(run)):
         try:
             return read(path), complaints
         except ValueError as error:
@@ -138,7 +138,8 @@ def read_latest(run: Path) -> tuple[Checkpoint | None, list[str]]:
     return None, complaints
 
 
-def _all(run: Path) -> list[Path]:
+def folders(run: Path) -> list[Path]:
+    """The checkpoints of a run, the oldest first."""
     return sorted((run / "checkpoints").glob("step-*"))
 
 

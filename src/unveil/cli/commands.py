@@ -11,7 +11,7 @@ from typing import Any
 
 from ..recipe_files import load_recipe, recipe_cards
 from . import next_steps
-from .flags import Flag, UsageError, flags_of, is_flag, parse, spell
+from .flags import Flag, UsageError, flag_name, flags_of, is_flag, parse, spell, split
 from .foreign_flags import refuse_foreign
 from .help import columns, help_text
 
@@ -33,16 +33,16 @@ class Command:
     run: Callable[[Command, list[str]], int]
 
     def read(
-        self, words: list[str], groups: Mapping[str, Sequence[Flag]], many: bool = False
+        self, words: list[str], groups: Mapping[str, Sequence[Flag]], many: bool = False, needs: bool = True
     ) -> tuple[list[str], dict[str, Any]]:
-        """The words in the command's places, and the arguments given by flags."""
+        """The words in the command's places, which `needs` at least one, and the arguments given by flags."""
         if not {"-h", "--help"}.isdisjoint(words):
             head = " ".join(filter(None, ["unveil", self.name, self.places, "[--flag X ...]"]))
             raise HelpAsked(help_text(head, self.summary, groups, self.example))
         flags = [flag for group in groups.values() for flag in group]
         refuse_foreign(self.name, words, flags)
         plain, given = parse(words, flags)
-        if not plain and self.places:
+        if not plain and self.places and needs:
             raise UsageError(f"{self.name} needs {self.places}", f"for example {self.example}")
         if len(plain) > bool(self.places) and not many:
             extra = plain[bool(self.places)]
@@ -126,6 +126,26 @@ def _report(command: Command, words: list[str]) -> int:
     return 0
 
 
+def _look(command: Command, words: list[str]) -> int:
+    from ..looking import look
+
+    groups = _flags(look, skip=("run",))
+    recipe = next((value for word, (value, *_) in _valued(words) if word == "recipe"), None)
+    if recipe is not None:
+        taken = {flag.name for flag in groups["flags"]}
+        dials = [f for f in flags_of(load_recipe(recipe), skip=("modality", "modalities")) if f.name not in taken]
+        groups[f"dials of {recipe}"] = dials
+    runs, given = command.read(words, groups, needs=recipe is None)
+    look(*runs, **given)
+    say_next(next_steps.after_look(runs[0] if runs else None, recipe))
+    return 0
+
+
+def _valued(words: list[str]) -> list[tuple[str, list[str]]]:
+    """The flags among the words that have a value, by name, before it is known which there are."""
+    return [(flag_name(word), values) for word, values in split(words, []) if word and values]
+
+
 def _embed(command: Command, words: list[str]) -> int:
     from ..embedding import embed
 
@@ -197,6 +217,13 @@ _ALL = (
         "the features of every image, as a file",
         "unveil embed runs/a --data ~/photos --out features.npz",
         _embed,
+    ),
+    Command(
+        "look",
+        "RUN",
+        "a picture of where a run, or a recipe, looks, what it hides and what it predicts",
+        "unveil look runs/a",
+        _look,
     ),
     Command("inspect", "DATA", "what a folder or a file of images holds", "unveil inspect ~/photos", _inspect),
     Command("recipes", "", "the recipes and their dials", "unveil recipes", _recipes),

@@ -36,6 +36,13 @@ def after_embed(features: str | Path) -> str:
     return f"python -c {_quoted(opened)}"
 
 
+def after_look(run: str | Path | None, recipe: str | None) -> str:
+    """The picture is there: the numbers behind it, or for a recipe the run itself."""
+    if run is not None:
+        return f"unveil report {_quoted(run)}"
+    return f"unveil pretrain {_quoted(recipe or 'crossmae')} --data FOLDER_OF_YOUR_IMAGES --out runs/a"
+
+
 def after_inspect(data: str) -> str:
     """The data is known: learn from it."""
     return f"unveil pretrain crossmae --data {_quoted(data)} --out runs/a"

@@ -135,16 +135,52 @@ def attention_overlay(image: Picture, attention: Float[np.ndarray, "h w"], stren
     return (blend + 0.5).astype(np.uint8)
 
 
-def colours(values: Float[np.ndarray, "*shape"]) -> UInt8[np.ndarray, "*shape 3"]:
-    """Values in [0, 1] as colours from deep violet to pale yellow, lightness rising evenly.
+@dataclass(frozen=True)
+class Ramp:
+    """A colour map that rises evenly in lightness while its hue turns: a line in Oklab (Ottosson, 2020)."""
 
-    The map is a straight line in lightness and a sweep of hue in Oklab (Ottosson, 2020).
-    """
-    t = np.clip(np.nan_to_num(values), 0, 1).astype(np.float32)
-    hue, chroma = np.radians(290 + 180 * t), 0.04 + 0.13 * np.sin(np.pi * (0.12 + 0.74 * t))
-    lab = np.stack([0.2 + 0.75 * t, chroma * np.cos(hue), chroma * np.sin(hue)], axis=-1)
-    linear = (lab @ _LAB_TO_LMS.T) ** 3 @ _LMS_TO_RGB.T
-    linear = linear.clip(0, 1)
+    first_hue: float
+    last_hue: float
+    chroma: float
+
+    def __call__(self, values: Float[np.ndarray, "*shape"]) -> UInt8[np.ndarray, "*shape 3"]:
+        """Values in [0, 1] as colours, dark to light."""
+        t = np.clip(np.nan_to_num(values), 0, 1).astype(np.float32)
+        hue = np.radians(self.first_hue + (self.last_hue - self.first_hue) * t)
+        chroma = 0.04 + self.chroma * np.sin(np.pi * (0.12 + 0.74 * t))
+        return _oklab(0.2 + 0.75 * t, chroma, hue)
+
+
+colours = Ramp(290, 470, 0.13)  # of attention: deep violet to pale yellow, by way of red
+scalar_colours = Ramp(285, 105, 0.07)  # of what is measured, such as depth: deep blue to pale yellow, by way of green
+NO_TRUTH = (40, 40, 44)  # where a map says nothing
+
+
+def class_colours(count: int) -> UInt8[np.ndarray, "count 3"]:
+    """As many colours as there are classes, neighbours far apart: hues by the golden angle, in three lightnesses."""
+    place = np.arange(count)
+    return _oklab(np.array([0.72, 0.58, 0.84])[place % 3], np.full(count, 0.13), np.radians(25 + 137.508 * place))
+
+
+def scalar_picture(
+    image: Float[np.ndarray, "H W"], known: Bool[np.ndarray, "H W"], limits: tuple[float, float]
+) -> Picture:
+    """A measured map in colours, from the lower of the limits to the upper; dark where nothing is known."""
+    unit = (image - limits[0]) / max(limits[1] - limits[0], 1e-12)
+    return np.where(known[..., None], scalar_colours(unit), np.uint8(NO_TRUTH))
+
+
+def class_picture(ids: Int[np.ndarray, "H W"], known: Bool[np.ndarray, "H W"], count: int) -> Picture:
+    """A map of classes in their colours; dark where there is none."""
+    return np.where(known[..., None], class_colours(count)[ids.clip(0, count - 1)], np.uint8(NO_TRUTH))
+
+
+def _oklab(
+    lightness: Float[np.ndarray, "*shape"], chroma: Float[np.ndarray, "*shape"], hue: Float[np.ndarray, "*shape"]
+) -> UInt8[np.ndarray, "*shape 3"]:
+    """Oklab, in polar coordinates -> sRGB."""
+    lab = np.stack([lightness, chroma * np.cos(hue), chroma * np.sin(hue)], axis=-1)
+    linear = ((lab @ _LAB_TO_LMS.T) ** 3 @ _LMS_TO_RGB.T).clip(0, 1)
     srgb = np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
     return (srgb * 255 + 0.5).astype(np.uint8)
 

@@ -1,0 +1,123 @@
+"""A run, or a recipe that has not been run, as a model with samples to look at."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .. import checkpoint
+from ..asked import Asked
+from ..data.aligned import open_samples
+from ..data.aligned_inspection import inspect_samples
+from ..data.declaration import BUILT_IN, Declared, declare
+from ..data.inspection import Inspection, inspect_source
+from ..data.samples import SampleSource
+from ..data.sources import Source, Subset, open_source, spread
+from ..data.splits import hold_out
+from ..facts import part, read_declared
+from ..loading import known_facts, rebuild
+from ..machine import choose_device
+from ..model import MaskedModel
+from ..plan import Plan, fit_shape
+from ..progress import say
+from ..recipe_files import handed, load_recipe, reads_several
+from ..records import Modality
+from ..training import seed_stage
+
+_GLANCE = 64  # samples that settle what a recipe is to read
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A model in eval on its device, what it reads, and samples that it was not trained on."""
+
+    name: str
+    model: MaskedModel
+    modalities: tuple[Modality, ...]
+    samples: Source
+    epoch: float | None = None
+
+
+def open_run(
+    address: str, data: str | None = None, modalities: Sequence[str] = (), device: str = "auto", step: int | None = None
+) -> Opened:
+    """A run at its newest whole checkpoint, or at the one of a step, with its held-out samples or those of `data`.
+
+    More `modalities` may be read than the run knows, such as semseg for its labels. Raises FileNotFoundError where
+    the folder is no run, ValueError where it has no whole checkpoint.
+    """
+    path = Path(address).expanduser()
+    facts = known_facts(path)
+    recipe = rebuild(path)
+    if step is None:
+        found, complaints = checkpoint.read_latest(path)
+        if found is None:
+            raise ValueError(f"{path} has no whole checkpoint yet" + "".join(f"; {c}" for c in complaints))
+    else:
+        found = checkpoint.read(path / "checkpoints" / f"step-{step:08d}")
+    seed_stage(part(facts, "seed", path), found.state["stage"])
+    model = recipe.stages[found.state["stage"]].build()
+    model.load_state_dict(found.model)
+    declared = read_declared(facts)
+    known = tuple(d.modality for d in declared) or model.encoder.modalities
+    samples = _samples(facts, path, data, declared, declare(modalities))
+    return Opened(path.name, model.eval().to(choose_device(device)), known, samples, found.state["epoch"])
+
+
+def open_recipe(
+    name: str, data: str, modalities: Sequence[str], dials: Mapping[str, Any], device: str = "auto", seed: int = 0
+) -> Opened:
+    """The last stage of a recipe as it is before any training, fitted to the samples of `data` but for given dials."""
+    load = load_recipe(name)
+    Asked(name, data, seed=seed, dials=dials).check_dials(load)
+    declared = declare(modalities) or tuple(BUILT_IN.get(m.name, Declared(m)) for m in reads_several(load) or ())
+    source: Source = open_samples(data, declared) if declared else open_source(data)
+    few = Subset(source, spread(len(source), _GLANCE))
+    found = inspect_samples(few) if declared else inspect_source(few)
+    if isinstance(found, Inspection):
+        told = (Modality("rgb", found.channels, tuple(found.mean), tuple(max(s, 1e-3) for s in found.std)),)
+    else:
+        assert isinstance(source, SampleSource)
+        source = source.settled(found.settle(source.declared))
+        told = tuple(d.modality for d in source.declared)
+    plan = Plan(load, dials)
+    where = choose_device(device)
+    fit_shape(plan, found, len(source), where)
+    for change in plan.changes:
+        say(f"  {change.dial}: {change.used}  (paper: {change.paper}; {change.why})")
+    seed_stage(seed, -1)
+    recipe = load(**handed(load, told), **plan.dials)
+    seed_stage(seed, len(recipe.stages) - 1)
+    return Opened(name, recipe.stages[-1].build().eval().to(where), told, source)
+
+
+def steps(run: str) -> list[int]:
+    """The steps of a run's checkpoints, the first first."""
+    return [int(p.name.removeprefix("step-")) for p in checkpoint.folders(Path(run).expanduser())]
+
+
+def _samples(
+    facts: Mapping[str, Any], path: Path, data: str | None, declared: tuple[Declared, ...], more: tuple[Declared, ...]
+) -> Source:
+    """The held-out part of a run's own data; of other data all."""
+    read = declared + tuple(d for d in more if d.name not in {k.name for k in declared})
+    if more and not declared:
+        read = (BUILT_IN["rgb"], *(d for d in more if d.name != "rgb"))
+    address = data or part(facts, "data", path)["address"]
+    channels = part(facts, "data", path)["channels"]
+    source: Source = open_samples(address, read) if read else open_source(address, channels)
+    if data is not None and data != part(facts, "data", path)["address"]:
+        return source
+    asked = part(facts, "asked", path)
+    held_out = asked.get("held_out", "spread"), asked.get("held_out_share", 0.05), asked.get("group_by")
+    last, share, group_by = held_out[0] == "last", held_out[1], held_out[2]
+    return hold_out(source, share, part(facts, "seed", path), last=last, group_by=group_by)[1]
+
+
+def device_of(model: MaskedModel) -> torch.device:
+    """Where a model is."""
+    return model.encoder.prefix.device

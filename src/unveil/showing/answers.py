@@ -1,0 +1,79 @@
+"""What a model makes of hidden tokens, as maps in the units of the data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ..masking import Masker, Uniform
+from ..model import Imagined, MaskedModel, Objective
+from ..patches import statistics, unpatchify, validity
+from ..records import Batch, Observations, Tokens, take
+from ..targets import Classes, Pixels, patch_statistics
+
+
+def answerers(model: MaskedModel) -> dict[str, Objective]:
+    """The objective that tells most plainly what a modality looks like, for each that has one: raw pixels or classes,
+    else pixels normalised by their own patch."""
+    found: dict[str, Objective] = {}
+    for objective in model.objectives:
+        if isinstance(objective, Objective) and isinstance(objective.target, Pixels | Classes):
+            name = objective.target.modality.name
+            before = found.get(name)
+            if before is None or (isinstance(before.target, Pixels) and before.target.norm_pix):
+                found[name] = objective
+    return found
+
+
+@torch.no_grad()
+def answers(model: MaskedModel, batch: Batch, seen: Imagined) -> dict[str, Tensor]:
+    """Each modality's map, B C H W in the units of the batch (class ids B 1 H W), every patch that was asked for
+    replaced by what the model says."""
+    return {name: restore(objective, batch, seen) for name, objective in answerers(model).items()}
+
+
+def restore(objective: Objective, batch: Batch, seen: Imagined) -> Tensor:
+    """The map of an objective's modality with every patch that was asked for replaced by what the model says.
+
+    What was taken out of the truth by its own statistics (norm-pix, robust depth) is put back from the truth: without
+    it such predictions cannot be looked at.
+    """
+    target = objective.target
+    assert isinstance(target, Pixels | Classes)
+    queries = seen.queries[objective.decoder]
+    guess = objective.head(seen.decoded[objective.decoder]).float()
+    truth, _ = target(batch, seen.observations)
+    side = target.modality.side(target.patch)
+    if isinstance(target, Classes):
+        guess = guess.unflatten(-1, (side**2, target.modality.num_classes)).argmax(dim=-1)
+    elif target.norm_pix:
+        truth = target.patches(batch)
+        mean, std = (take(s, queries.cells) for s in patch_statistics(truth))
+        guess = guess * std + mean
+    index = queries.cells[..., None].expand_as(guess)
+    guess = torch.where(queries.weight[..., None] > 0, guess.to(truth.dtype), truth.gather(1, index))
+    rows, columns = (length // side for length in batch.maps[target.modality.name].shape[-2:])
+    whole = unpatchify(truth.scatter(1, index, guess), side, (rows, columns))
+    if isinstance(target, Classes):
+        return whole
+    mean, std = statistics(batch, target.modality, validity(batch, target.modality))
+    return whole * std + mean
+
+
+@dataclass(frozen=True)
+class _Others:
+    """Every token but those of one modality is hidden."""
+
+    modality: str
+
+    def __call__(self, tokens: Tokens, observations: Observations, batch: Batch) -> Float[Tensor, "B N"]:
+        span = tokens.layout.spans[self.modality]
+        return ((tokens.ids < span.start) | (tokens.ids >= span.stop)).float()
+
+
+def alone(modality: str, count: int) -> Masker:
+    """A masker that shows one whole modality of `count`, hides the others and asks for all that is hidden."""
+    return Masker(_Others(modality), 1 / count, 1 - 1 / count, Uniform())
