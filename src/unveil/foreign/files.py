@@ -33,7 +33,8 @@ def read_weights(path: str | Path) -> State:
         raise
     except Exception as error:  # a damaged file trips the reader in many ways
         reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise ValueError(f"{path} was refused: it is damaged or holds more than tensors ({reason})") from error
+        hint = "; of a TorchScript archive, as OpenAI's CLIP is, give the state dict" if "TorchScript" in reason else ""
+        raise ValueError(f"{path} was refused: it is damaged or holds more than tensors ({reason}){hint}") from error
     for wrapper in ("model", "state_dict", "module", "teacher"):  # the last is DINO's
         if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
             content = content[wrapper]
