@@ -16,6 +16,7 @@ from tiny_runs import at_steps, interrupt, journal
 from unveil.cli import main
 from unveil.facts import read_declared
 from unveil.foreign import adapt_bands, with_bands
+from unveil.opening import open_data
 
 RECIPE = '''
 """Two: a tiny ViT that reads several modalities and predicts the continuous ones."""
@@ -109,6 +110,16 @@ class TestPretraining:
         assert main(["pretrain", two(tmp_path), *words, "--visible", "0.6"]) == 2
         assert "but a sample has 16: some of its modalities are missing" in " ".join(capsys.readouterr().err.split())
         assert not (tmp_path / "run").exists()
+
+
+def test_a_folder_of_modalities_is_seen_as_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    data = write(tmp_path / "data", 6, without={"depth": {3}})
+    assert main(["inspect", str(data)]) == 0
+    told = capsys.readouterr().out
+    assert "missing in 1 sample: scene1/003" in told
+    assert f"next: unveil pretrain multimae --data {data} --modalities rgb depth semseg" in told
+    open_data(str(data), ())
+    assert "has a folder for each of rgb depth semseg" in capsys.readouterr().err
 
 
 class TestBands:

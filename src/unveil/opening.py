@@ -10,13 +10,14 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from .asked import Asked
-from .data.aligned import open_samples
+from .data.aligned import aligned_modalities, open_samples
 from .data.aligned_inspection import AlignedInspection, inspect_samples
 from .data.declaration import BUILT_IN, Declared, declare
 from .data.inspection import Inspection, inspect_source
 from .data.samples import SampleSource, origin
 from .data.sources import Source, Subset, open_source
 from .data.splits import hold_out
+from .progress import say
 from .recipe_files import handed, reads_several
 from .records import RGB, Modality
 
@@ -38,7 +39,13 @@ def declared_for(asked: Asked, recipe: Callable[..., Any]) -> tuple[Declared, ..
 
 def open_data(address: str, declared: tuple[Declared, ...]) -> Source:
     """The source at an address: of samples with the declared maps, or of plain images where nothing is declared."""
-    return open_samples(address, declared) if declared else open_source(address)
+    if declared:
+        return open_samples(address, declared)
+    if several := " ".join(d.name for d in aligned_modalities(address)):
+        say(
+            f"note: {address} has a folder for each of {several}; all are read as images. --modalities tells them apart"
+        )
+    return open_source(address)
 
 
 def look_at(source: Source) -> Found:

@@ -156,11 +156,13 @@ def _embed(command: Command, words: list[str]) -> int:
 
 
 def _inspect(command: Command, words: list[str]) -> int:
+    from ..data.aligned import aligned_modalities
     from ..embedding import inspect
 
     (data,), given = command.read(words, _flags(inspect, skip=("data",)))
     print(inspect(data, **given))
-    say_next(next_steps.after_inspect(data))
+    modalities = given.get("modalities") or [d.name for d in aligned_modalities(data)]
+    say_next(next_steps.after_inspect(data, modalities))
     return 0
 
 

@@ -43,8 +43,11 @@ def after_look(run: str | Path | None, recipe: str | None) -> str:
     return f"unveil pretrain {_quoted(recipe or 'crossmae')} --data FOLDER_OF_YOUR_IMAGES --out runs/a"
 
 
-def after_inspect(data: str) -> str:
-    """The data is known: learn from it."""
+def after_inspect(data: str, modalities: Sequence[str] = ()) -> str:
+    """The data is known: learn from it, from all its maps where it has several."""
+    if modalities:
+        words = " ".join(map(_quoted, modalities))
+        return f"unveil pretrain multimae --data {_quoted(data)} --modalities {words} --out runs/a"
     return f"unveil pretrain crossmae --data {_quoted(data)} --out runs/a"
 
 

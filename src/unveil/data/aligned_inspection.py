@@ -87,7 +87,7 @@ class AlignedInspection:
             rows += _rows(facts)
             if lacking := self.orphans.get(facts.name):
                 names = ", ".join(lacking[:_LISTED]) + (", ..." if len(lacking) > _LISTED else "")
-                rows.append(("", f"missing in {len(lacking):,} samples: {names}"))
+                rows.append(("", f"missing in {len(lacking):,} sample{'s' * (len(lacking) > 1)}: {names}"))
         rows += listed("unreadable", self.unreadable)
         lines = [self.address, *table(rows)]
         if self.num_decoded < self.count:
