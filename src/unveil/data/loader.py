@@ -43,6 +43,8 @@ class _Chunk:
 class Loader:
     """Batches of random views of a source, prepared ahead by threads.
 
+    `modality` names the one map of a plain source, or lists those of a source of several.
+
     Threads, not processes: the decoders, the resize and the reading of files all release Python's lock, so threads keep
     every core busy, share one cache, and end with Ctrl-C. Decoded images are cached on first use up to `cache_bytes`
     (default: a quarter of the free memory, at most 2 GB). `wait_seconds` is how long the consumer has waited,
