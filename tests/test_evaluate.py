@@ -164,7 +164,8 @@ def test_a_folder_end_to_end(folder, tmp_path):
     assert [p.name for p in paths] == ["knn.json", "linear-lbfgs.json"]
     written = json.loads(paths[0].read_text())
     assert set(written) == {
-        *("protocol", "data", "test_data", "pool", "metrics", "baselines", "settings", "card", "seconds", "date")
+        *("protocol", "data", "test_data", "pool", "metrics", "baselines", "settings", "card", "seconds", "date"),
+        "details",
     }
     assert written == json.loads(json.dumps(results[0].to_dict()))
     assert written["data"] == str(folder)

@@ -10,7 +10,18 @@ from .foreign import is_foreign
 from .loading import load, untrained
 from .pretrained import Pool
 from .progress import duration, say
-from .protocols import FeatureEncoder, Kept, RawPixels, Result, open_sets, run_protocols, table, write_results
+from .protocols import (
+    FeatureEncoder,
+    Kept,
+    RawPixels,
+    Result,
+    are_dense,
+    open_sets,
+    run_dense,
+    run_protocols,
+    table,
+    write_results,
+)
 from .records import Modality
 
 TERMINAL_SECONDS, PLAIN_SECONDS = 0.2, 20.0  # between two words on how far it is
@@ -36,9 +47,10 @@ def evaluate(
     Those of a public ViT (a weight file, a folder, a name on the hub) are kept in `runs/<its name>/eval/`.
     Further arguments are dials of the protocols: each goes to every chosen protocol that has it.
 
-    data: labelled images: a folder of class folders, or of train and val; a Parquet file with labels; scenes
+    data: labelled images: a folder of class folders, or of train and val; a Parquet file with labels; scenes; for
+        segment and depth a folder of folders: rgb, semseg, depth, or a well-known layout of them
     test_data: the images to test on; by default those in data's own val or test, else a fifth of every class
-    protocol: knn, linear (as MAE probes), linear-lbfgs, attentive, finetune, lowshot, transfer
+    protocol: knn, linear (as MAE probes), linear-lbfgs, attentive, finetune, lowshot, transfer; segment
     pool: cls, mean, or both
     baselines: measure raw pixels and the untrained encoder too; where the encoder is trained, from scratch
     limit: use at most so many images of each source
@@ -46,8 +58,7 @@ def evaluate(
     device: cpu, cuda, mps; auto takes the best
     seed: of splits, probes and fine-tuning
     """
-    encoder = load(run, pool=pool, device=device)
-    train, test = open_sets(data, test_data, encoder.channels)
+    is_dense, encoder = are_dense(protocol), load(run, pool=pool, device=device)
     others: dict[str, FeatureEncoder] = {}
     if baselines:
         others = {
@@ -59,21 +70,35 @@ def evaluate(
     folder = Path("runs", Path(run).stem) if is_foreign(run) else Path(run).expanduser()
     told, kept = Told(), Kept(folder / "eval" / "unfinished")
     try:
-        results = run_protocols(
-            encoder,
-            protocol,
-            train,
-            test,
-            pool,
-            others,
-            seed=seed,
-            micro_batch=micro_batch,
-            limit=limit,
-            dials=dials,
-            tell=told.progress,
-            note=told.note,
-            kept=kept,
-        )
+        if is_dense:
+            results = run_dense(
+                encoder,
+                protocol,
+                data,
+                test_data,
+                others,
+                seed=seed,
+                micro_batch=micro_batch,
+                limit=limit,
+                dials=dials,
+                tell=told.progress,
+                note=told.note,
+            )
+        else:
+            results = run_protocols(
+                encoder,
+                protocol,
+                *open_sets(data, test_data, encoder.channels),
+                pool,
+                others,
+                seed=seed,
+                micro_batch=micro_batch,
+                limit=limit,
+                dials=dials,
+                tell=told.progress,
+                note=told.note,
+                kept=kept,
+            )
     except KeyboardInterrupt:
         if kept.used:
             told.note("what was measured is kept: the same command goes on from here")

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from .encoder import Encoder
 from .layers import EPS
-from .records import Batch, Latents, unit
+from .records import Batch, Latents, Modality, unit
 
 Pool = Literal["cls", "mean", "both"]
 CACHED_TOKENS = 2048
@@ -99,6 +99,21 @@ class Pretrained(nn.Module):
     def maps(self, images: Float[Tensor, "B C H W"], blocks: Sequence[int]) -> list[Float[Tensor, "B K D"]]:
         """The outputs of these blocks, counted from 1, before any final norm: prefix tokens, then patches by rows."""
         latents = _latents(self.encoder, images, blocks)
+        return [latents.layers[block] for block in blocks]
+
+    @property
+    def modalities(self) -> Sequence[Modality]:
+        """What it can read; the first is that of `features`."""
+        return self.encoder.modalities
+
+    @property
+    def patch(self) -> int:
+        """A patch's side in pixels."""
+        return self.encoder.patch
+
+    def tokens(self, batch: Batch, blocks: Sequence[int]) -> list[Float[Tensor, "B K D"]]:
+        """The outputs of these blocks, as `maps`, of all modalities that the batch has, one after another."""
+        latents = self.encoder(self.encoder.embed(batch), blocks)
         return [latents.layers[block] for block in blocks]
 
     def layer_of(self, name: str) -> int:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ..layers import EPS
 from ..progress import say
-from ..records import Layout, Observation, Reading, unit
+from ..records import Batch, Layout, Modality, Observation, Reading, unit
 from . import clip, dino, multimae, own, plain
 from .addresses import Found, find
 from .assembly import Traits, assemble
@@ -138,6 +138,20 @@ class ForeignEncoder(nn.Module):
             x = block(x, turn)
             outputs.append(x)
         return [outputs[block - 1] for block in blocks]
+
+    @property
+    def modalities(self) -> Sequence[Modality]:
+        """What it reads: pictures."""
+        return (Modality("rgb", self.channels, *self.statistics),)
+
+    @property
+    def patch(self) -> int:
+        """A patch's side in pixels."""
+        return self.spec.patch
+
+    def tokens(self, batch: Batch, blocks: Sequence[int]) -> list[Float[Tensor, "B K D"]]:
+        """The outputs of these blocks, as `maps`, of a batch's pictures."""
+        return self.maps(batch.maps["rgb"], blocks)
 
     def layer_of(self, name: str) -> int:
         """Where a parameter sits: 0 before the blocks, k in block k counted from 1, depth + 1 after them."""

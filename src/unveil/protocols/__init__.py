@@ -5,7 +5,8 @@ The room knows features and encoders, not recipes. A protocol is a file with a f
 """
 
 from .baselines import RawPixels
-from .dials import dials_of, protocols
+from .dense_run import run_dense
+from .dials import are_dense, dials_of, protocols
 from .features import FeatureEncoder, Features, Pool, extract
 from .kept import Kept
 from .results import Result, table, write_results
@@ -22,12 +23,14 @@ __all__ = [
     "RawPixels",
     "Result",
     "TrainableEncoder",
+    "are_dense",
     "dials_of",
     "extract",
     "feature_std",
     "open_sets",
     "protocols",
     "rankme",
+    "run_dense",
     "run_protocols",
     "table",
     "write_results",

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 
 from .protocol import Protocol, Split
+from .task import Task
 
 GIVEN = 2  # what a protocol works on, and a seed
 
@@ -31,16 +32,37 @@ def dials_of(protocol: Protocol) -> list[str]:
     return list(inspect.signature(protocol).parameters)[GIVEN:]
 
 
+def works_on(protocol: Protocol) -> type:
+    """What a protocol is given: the type of its first argument."""
+    first = next(iter(inspect.signature(protocol).parameters))
+    return typing.get_type_hints(protocol)[first]
+
+
 def wants_features(protocol: Protocol) -> bool:
     """Whether a protocol works on a split of features, not on the task itself."""
-    first = next(iter(inspect.signature(protocol).parameters))
-    return typing.get_type_hints(protocol)[first] is Split
+    return works_on(protocol) is Split
+
+
+def are_dense(names: Sequence[str]) -> bool:
+    """Whether these protocols ask something of every pixel, for which other data are needed.
+
+    Raises ValueError where some do and others do not.
+    """
+    known = protocols()
+    dense = [name for name in names if name in known and works_on(known[name]) not in (Split, Task)]
+    if dense and len(dense) < len(names):
+        others = ", ".join(name for name in names if name not in dense)
+        raise ValueError(
+            f"{', '.join(dense)} needs maps with a truth at every pixel, {others} labelled images: give two commands"
+        )
+    return bool(dense)
 
 
 def choose(names: Sequence[str], dials: Mapping[str, object]) -> dict[str, Protocol]:
     """The named protocols, each with those of the dials that it has.
 
-    Raises ValueError for an unknown protocol and for a dial that none of the chosen ones has.
+    Raises ValueError for an unknown protocol, for a dial that none of the chosen ones has, and for a word that one of
+    them does not know.
     """
     known = protocols()
     for name in names:
@@ -53,6 +75,12 @@ def choose(names: Sequence[str], dials: Mapping[str, object]) -> dict[str, Proto
             having = [name for name, protocol in known.items() if dial in dials_of(protocol)]
             told = f"{', '.join(having)} {'has' if len(having) == 1 else 'have'} it" if having else "no protocol has it"
             raise ValueError(f"{' and '.join(names)} {'has' if len(names) == 1 else 'have'} no dial {dial!r}; {told}")
+    for name in names:
+        hints = typing.get_type_hints(known[name])
+        for dial, value in dials.items():
+            words = typing.get_args(hints.get(dial)) if typing.get_origin(hints.get(dial)) is typing.Literal else ()
+            if words and value not in words:
+                raise ValueError(f"{dial} of {name} is one of {', '.join(words)}; got {value!r}")
     return {
         name: partial(known[name], **{d: value for d, value in dials.items() if d in dials_of(known[name])})
         for name in dict.fromkeys(names)

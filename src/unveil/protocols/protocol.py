@@ -7,8 +7,8 @@ seed are its dials.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -35,12 +35,16 @@ class Score:
     """What a protocol found (shares in [0, 1]), with which settings, and what it did in plain words.
 
     `trains_encoder` says that the encoder learned too: then that of an untrained one is training from scratch.
+    `beside` are the metrics of answers that need no encoder, such as the most frequent class, and `details` what a
+    metric is a mean of, such as each class's IoU.
     """
 
     metrics: dict[str, float]
     settings: dict[str, object]
     card: str
     trains_encoder: bool = False
+    beside: Mapping[str, dict[str, float]] = field(default_factory=dict)
+    details: Mapping[str, dict[str, float]] = field(default_factory=dict)
 
 
 Protocol = Callable[..., Score | None]

@@ -5,13 +5,17 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 
 @dataclass(frozen=True)
 class Result:
-    """One protocol's outcome on one encoder, beside that of the baselines; metrics are shares in [0, 1]."""
+    """One protocol's outcome on one encoder, beside that of the baselines.
+
+    Metrics are shares in [0, 1], but for errors (in metres) and PSNR (in decibels); `details` are those of each part,
+    such as a class, for this run.
+    """
 
     protocol: str
     data: str
@@ -23,6 +27,7 @@ class Result:
     card: str
     seconds: float
     date: str
+    details: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, object]:
         """The content of `eval/<protocol>.json`."""
@@ -54,8 +59,19 @@ def write_json(path: Path, content: object) -> None:
         unfinished.unlink(missing_ok=True)
 
 
+_SHOWN = {  # metrics that stand for a protocol where it has no accuracy, in words, and how they are written
+    "miou": ("mIoU", "{:.1%}"),
+    "pixel_accuracy": ("pixel accuracy", "{:.1%}"),
+    "delta1": ("delta1", "{:.1%}"),
+    "abs_rel": ("relative error", "{:.3f}"),
+    "rmse": ("RMSE", "{:.3f} m"),
+    "psnr": ("PSNR", "{:.2f} dB"),
+    "loss": ("loss", "{:.4f}"),
+}
+
+
 def table(results: Sequence[Result]) -> str:
-    """Accuracies in per cent as plain text: one column per baseline, this run last.
+    """Accuracies in per cent, and what other protocols measure, as plain text: a column per baseline, this run last.
 
     A row per protocol, or, where one has several accuracies and none stands for all, a row for each of these, with
     half of its interval where there is one.
@@ -69,11 +85,23 @@ def table(results: Sequence[Result]) -> str:
             [f"{result.protocol} {part}".strip(), *(_cell(metrics, part) for metrics in found)]
             for part in ([""] if "accuracy" in result.metrics else parts)
         ]
+        shown = [(name, *_shown(name)) for name in result.metrics if name.split("_at_")[0] in _SHOWN]
+        rows += [
+            [f"{result.protocol} {words}", *(form.format(m[name]) if name in m else "-" for m in found)]
+            for name, words, form in shown
+        ]
     first, *others = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join(
         "  ".join([name.ljust(first), *(cell.rjust(width) for cell, width in zip(cells, others, strict=True))])
         for name, *cells in rows
     )
+
+
+def _shown(metric: str) -> tuple[str, str]:
+    """A metric in words, and its form: `psnr_at_0.75` is PSNR at 0.75."""
+    name, *at = metric.split("_at_")
+    words, form = _SHOWN[name]
+    return " at ".join([words, *at]), form
 
 
 def _cell(metrics: Mapping[str, float], part: str) -> str:

@@ -18,8 +18,12 @@ class DPTHead(nn.Module):
         fused = max(8, width // 3)
         self.resize = nn.ModuleList(
             [
-                nn.Sequential(nn.Conv2d(dim, channels[0], 1), nn.ConvTranspose2d(channels[0], channels[0], 4, stride=4)),
-                nn.Sequential(nn.Conv2d(dim, channels[1], 1), nn.ConvTranspose2d(channels[1], channels[1], 2, stride=2)),
+                nn.Sequential(
+                    nn.Conv2d(dim, channels[0], 1), nn.ConvTranspose2d(channels[0], channels[0], 4, stride=4)
+                ),
+                nn.Sequential(
+                    nn.Conv2d(dim, channels[1], 1), nn.ConvTranspose2d(channels[1], channels[1], 2, stride=2)
+                ),
                 nn.Conv2d(dim, channels[2], 1),
                 nn.Sequential(
                     nn.Conv2d(dim, channels[3], 1), nn.Conv2d(channels[3], channels[3], 3, stride=2, padding=1)
@@ -29,9 +33,7 @@ class DPTHead(nn.Module):
         self.level = nn.ModuleList(nn.Conv2d(c, fused, 3, padding=1, bias=False) for c in channels)
         self.fuse = nn.ModuleList(Fusion(fused) for _ in channels)
         self.before = nn.Conv2d(fused, fused // 2, 3, padding=1)
-        self.predict = nn.Sequential(
-            nn.Conv2d(fused // 2, 32, 3, padding=1), nn.ReLU(), nn.Conv2d(32, outputs, 1)
-        )
+        self.predict = nn.Sequential(nn.Conv2d(fused // 2, 32, 3, padding=1), nn.ReLU(), nn.Conv2d(32, outputs, 1))
 
     def forward(self, maps: list[Float[Tensor, "B C h w"]], size: tuple[int, int]) -> Float[Tensor, "B K H W"]:
         levels = [level(resize(x)) for level, resize, x in zip(self.level, self.resize, maps, strict=True)]

@@ -29,7 +29,7 @@ class Head(Protocol):
 
 
 class LinearHead(nn.Module):
-    """One linear layer on each token after a BatchNorm without affine, enlarged (bilinear): what tokens tell as such."""
+    """One linear layer on each token after a BatchNorm without affine, enlarged (bilinear): what tokens tell."""
 
     def __init__(self, dim: int, width: int, outputs: int):
         super().__init__()

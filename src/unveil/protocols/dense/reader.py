@@ -105,4 +105,6 @@ class DenseReader:
     def _check(self) -> None:
         if len(self.unreadable) == len(self.samples):
             name, reason = next(iter(self.unreadable.items()))
-            raise ValueError(f"none of the {len(self.samples)} samples of {self.samples.address} can be read; {name}: {reason}")
+            raise ValueError(
+                f"none of the {len(self.samples)} samples of {self.samples.address} can be read; {name}: {reason}"
+            )

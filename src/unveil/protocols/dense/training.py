@@ -165,7 +165,8 @@ class Trainer:
     def _predicted(self, samples: Sequence[Sample]) -> list[Float[Tensor, "K H W"]]:
         """Windows of all these samples go through the model together."""
         wholes = [self.view.whole(sample, self.inputs) for sample in samples]
-        corners = [places(whole.size, self.view.size) for whole, _ in wholes]
+        sizes = [(max(made[0], self.view.size[0]), max(made[1], self.view.size[1])) for _, made in wholes]
+        corners = [places(size, self.view.size) for size in sizes]
         cut = [
             window_of(whole, corner, self.view.size, self.inputs)
             for (whole, _), own in zip(wholes, corners, strict=True)
@@ -179,8 +180,8 @@ class Trainer:
             with self._precision():
                 found += list(self.model(batch).cpu())
         guesses = []
-        for sample, (whole, made), own in zip(samples, wholes, corners, strict=True):
-            total, count = torch.zeros(self.truth.outputs, *whole.size), torch.zeros(whole.size)
+        for sample, (_, made), size, own in zip(samples, wholes, sizes, corners, strict=True):
+            total, count = torch.zeros(self.truth.outputs, *size), torch.zeros(size)
             for top, left in own:
                 rows, columns = slice(top, top + self.view.size[0]), slice(left, left + self.view.size[1])
                 total[:, rows, columns] += found.pop(0)

@@ -12,9 +12,7 @@ from torch import Tensor
 
 from ...records import Modality
 
-DenseLoss = Callable[
-    [Float[Tensor, "B K H W"], Shaped[Tensor, "B 1 H W"], Bool[Tensor, "B 1 H W"]], Float[Tensor, ""]
-]
+DenseLoss = Callable[[Float[Tensor, "B K H W"], Shaped[Tensor, "B 1 H W"], Bool[Tensor, "B 1 H W"]], Float[Tensor, ""]]
 BERHU_SHARE, BERHU_LEAST = 0.2, 1e-5
 
 
@@ -56,6 +54,6 @@ class DepthLoss:
             error = torch.where(error < c, error, (error.square() + c.square()) / (2 * c))
         return error.sum()
 
-    def metres(self, guess: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+    def metres(self, guess: Float[Tensor, ...]) -> Float[Tensor, ...]:
         """A prediction as depth."""
         return guess * self.std + self.mean
