@@ -117,6 +117,23 @@ def _evaluate(command: Command, words: list[str]) -> int:
     return 0
 
 
+def _study(command: Command, words: list[str]) -> int:
+    from ..study.command import study
+    from ..study.finding import studies, summary
+
+    groups = _flags(study, skip=("name",))
+    if not words or not {"-h", "--help"}.isdisjoint(words):
+        listed = columns([(name, summary(file)) for name, file in studies().items()])
+        if not words:
+            raise UsageError(f"study needs a study:\n{listed}", f"for example {command.example}")
+        text = help_text("unveil study NAME|FILE.py [--flag X ...]", command.summary, groups, command.example)
+        raise HelpAsked(f"{text}\n\nstudies:\n{listed}")
+    (name,), given = command.read(words, groups)
+    folder = study(name, **given)
+    say_next(next_steps.after_study(name, folder))
+    return 0
+
+
 def _report(command: Command, words: list[str]) -> int:
     from ..reporting import write_report
 
@@ -209,6 +226,13 @@ _ALL = (
         "measure a run's frozen features on labelled images",
         "unveil evaluate runs/a --data cifar10.parquet --protocol knn linear",
         _evaluate,
+    ),
+    Command(
+        "study",
+        "NAME|FILE.py",
+        "answer a question by runs over seeds: intervals, a paired test, a page",
+        "unveil study crossmae-mask-ratio --scale cpu --dry-run",
+        _study,
     ),
     Command(
         "report", "RUN [RUN ...]", "one self-contained page on one run or several", "unveil report runs/a", _report

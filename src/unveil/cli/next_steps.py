@@ -30,6 +30,14 @@ def after_report(runs: Sequence[str | Path]) -> str:
     return f"unveil embed {_quoted(runs[0])} --data FOLDER_OF_YOUR_IMAGES --out features.npz"
 
 
+def after_study(name: str, folder: Path | None) -> str:
+    """The study is done: its runs side by side. After a dry run: the study itself."""
+    if folder is None:
+        return f"unveil study {_quoted(name)}"
+    runs = [_quoted(run) for run in sorted((folder / "runs").iterdir())[:4]]
+    return f"unveil report {' '.join(runs)}"
+
+
 def after_embed(features: str | Path) -> str:
     """Features are written: open them."""
     opened = f"import numpy; print({{k: v.shape for k, v in numpy.load({str(features)!r}).items()}})"

@@ -1,0 +1,206 @@
+"""The page of a study: its tables, intervals as a picture, curves over training, what the runs cost."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from .charts import Line, line_chart
+from .files import write_whole
+from .markup import Markup, duration, figure, join, percent, table, tag
+from .style import LOGO, SCRIPT, STYLE
+
+WIDTH, ROW, LEFT, RIGHT, TOP = 640, 26, 190, 560, 8  # of the picture of intervals, in pixels
+_CURVES = {"heldout_loss": "held-out loss", "rankme": "RankMe", "feature_std": "standard deviation of features"}
+_SHARES = ("accuracy", "top5", "miou", "delta")
+_MOST_RUNS = 8  # lines of a chart that an eye can follow
+
+
+def write_study_report(folder: str | Path) -> Path:
+    """Write `report.html` from a study's `results.json`; returns its path. FileNotFoundError where there is none."""
+    folder = Path(folder)
+    path = folder / "report.html"
+    write_whole(path, study_page(json.loads((folder / "results.json").read_text())).encode())
+    return path
+
+
+def study_page(outcome: Mapping[str, Any]) -> str:
+    """The page of one study as an HTML document that needs nothing but itself."""
+    script_hash = base64.b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode()
+    policy = f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{script_hash}'"
+    head = tag(
+        "head",
+        tag("meta", charset="utf-8"),
+        tag("meta", http_equiv="Content-Security-Policy", content=policy),
+        tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
+        tag("meta", name="color-scheme", content="light dark"),
+        tag("title", f"{outcome['study']} · unveil"),
+        tag("style", Markup(STYLE)),
+    )
+    seeds = len(outcome["seeds"])
+    under = f"scale {outcome['scale']} · {len(outcome['arms'])} arms · {seeds} seed{'s' if seeds != 1 else ''}"
+    titles = tag(
+        "div",
+        tag("p", "unveil study", class_="kind"),
+        tag("h1", outcome["question"]),
+        tag("p", f"{outcome['study']} · {under}", class_="under"),
+    )
+    main = tag(
+        "main",
+        _remarks(outcome),
+        *(_setting(outcome, setting["name"]) for setting in outcome["settings"]),
+        _times(outcome),
+        _curves(outcome),
+        _arms(outcome),
+        _failures(outcome),
+    )
+    body = tag("body", tag("header", Markup(LOGO), titles), main, tag("script", Markup(SCRIPT)))
+    return join([Markup("<!doctype html>\n"), tag("html", head, body, lang="en")])
+
+
+def _remarks(outcome: Mapping[str, Any]) -> Markup | None:
+    if not outcome["remarks"]:
+        return None
+    return tag("section", tag("h2", "Read this first"), *(tag("p", remark) for remark in outcome["remarks"]))
+
+
+def _setting(outcome: Mapping[str, Any], setting: str) -> Markup:
+    rows = [row for row in outcome["rows"] if row["setting"] == setting]
+    references = [row for row in outcome["references"] if row["setting"] == setting]
+    parts = []
+    for metric in dict.fromkeys(row["metric"] for row in rows):
+        own = [row for row in rows if row["metric"] == metric]
+        beside = [row for row in references if row["metric"] == metric]
+        named = [(row["arm"], row, False) for row in own] + [(row["who"], row, True) for row in beside]
+        cells = [
+            (row["arm"], row["count"], _interval(row, metric), _interval(row["difference"], metric, sign=True),
+             _p(row["p"]), _p(row["p_holm"]), row["says"])
+            for row in own
+        ]  # fmt: skip
+        cells += [(row["who"], row["count"], _interval(row, metric), "", "", "", "") for row in beside]
+        head = ("arm", "seeds", "mean ± 95 %", f"minus {outcome['baseline']}", "p, paired", "p, Holm", "says")
+        parts.append(tag("article", tag("h3", metric), intervals(metric, named), table(head, cells)))
+    lead = (
+        f"Every arm beside {outcome['baseline']}, seed by seed. The bar is the 95 % interval of the mean by Student's t"
+        " over seeds; p is that of the paired t-test, corrected by Holm over the arms of a metric."
+    )
+    costs = _costs([run for run in outcome["runs"] if run["setting"] == setting])
+    return tag(
+        "section", tag("h2", setting), tag("p", lead, class_="lead"), *parts, tag("h3", "What a run takes"), costs
+    )
+
+
+def intervals(metric: str, rows: Sequence[tuple[str, Mapping[str, Any], bool]]) -> Markup:
+    """Means as dots and intervals as bars, one row each; those of references are hollow of colour.
+
+    A row is a name, a mapping with `mean` and `half`, and whether it is a reference.
+    """
+    ends = [(row["mean"] - (row["half"] or 0), row["mean"] + (row["half"] or 0)) for _, row, _ in rows]
+    low, high = min(a for a, _ in ends), max(b for _, b in ends)
+    scale = (RIGHT - LEFT) / (high - low or 1.0)
+    parts = []
+    for i, ((name, row, is_reference), (a, b)) in enumerate(zip(rows, ends, strict=True)):
+        y = TOP + ROW * i + ROW / 2
+        at, first, last = (LEFT + (value - low) * scale for value in (row["mean"], a, b))
+        slot = "base" if is_reference else f"s{i % 7}"
+        parts += [
+            tag("text", name if len(name) < 26 else f"{name[:24]}…", x=LEFT - 14, y=f"{y + 4:.1f}", text_anchor="end"),
+            tag("line", class_=f"line {slot}", x1=f"{first:.1f}", x2=f"{last:.1f}", y1=f"{y:.1f}", y2=f"{y:.1f}"),
+            tag("circle", class_=f"dot {slot}", cx=f"{at:.1f}", cy=f"{y:.1f}", r=5),
+            tag("text", _value(row["mean"], metric), x=RIGHT + 12, y=f"{y + 4:.1f}"),
+        ]
+    said = "; ".join(f"{name} {_interval(row, metric)}" for name, row, _ in rows)
+    svg = tag(
+        "svg", tag("title", f"{metric}: {said}"), *parts, viewBox=f"0 0 {WIDTH} {2 * TOP + ROW * len(rows)}", role="img"
+    )
+    return tag("div", svg, class_="chart")
+
+
+def _costs(runs: Sequence[Mapping[str, Any]]) -> Markup:
+    rows = []
+    for arm in dict.fromkeys(run["arm"] for run in runs):
+        ours = [run for run in runs if run["arm"] == arm]
+        seconds, speed, memory = (
+            [run[name] for run in ours if run[name] is not None]
+            for name in ("seconds", "images_per_second", "memory_mb")
+        )
+        rows.append(
+            (arm, len(seconds), duration(fmean(seconds)) if seconds else "–", figure(fmean(speed)) if speed else "–",
+             f"{figure(fmean(memory) / 1024)} GB" if memory else "–")
+        )  # fmt: skip
+    return table(("arm", "runs", "training", "images/s", "memory"), rows)
+
+
+def _times(outcome: Mapping[str, Any]) -> Markup | None:
+    if not outcome["times"]:
+        return None
+    first = outcome["times"][0]
+    lead = (
+        f"Until {first['metric']} is {_value(first['target'], first['metric'])}, which every arm reaches: on means over"
+        " seeds, and between the lengths that were trained on a straight line."
+    )
+    rows = [
+        (t["arm"], "not reached", "–") if t["seconds"] is None
+        else (t["arm"], ("at most " if t["at_most"] else "") + duration(t["seconds"]), figure(t["epochs"]))
+        for t in outcome["times"]
+    ]  # fmt: skip
+    return tag(
+        "section", tag("h2", "How soon"), tag("p", lead, class_="lead"), table(("arm", "training", "epochs"), rows)
+    )
+
+
+def _curves(outcome: Mapping[str, Any]) -> Markup | None:
+    """The first seed's signals over training, a chart per setting and signal."""
+    charts = []
+    for setting in outcome["settings"]:
+        ours = [r for r in outcome["runs"] if r["setting"] == setting["name"] and r["seed"] == outcome["seeds"][0]]
+        for name, title in _CURVES.items():
+            lines = [
+                Line(run["arm"], [x for x, _ in run["curves"][name]], [y for _, y in run["curves"][name]], i)
+                for i, run in enumerate(ours[:_MOST_RUNS])
+                if run["curves"].get(name)
+            ]
+            charts.append(line_chart(f"{setting['name']}: {title}", lines))
+    if not any(charts):
+        return None
+    lead = (
+        f"Seed {outcome['seeds'][0]}, on held-out images and without labels. Losses compare only between arms that"
+        " predict the same patches."
+    )
+    lead += f" The first {_MOST_RUNS} arms." if len(outcome["arms"]) > _MOST_RUNS else ""
+    return tag(
+        "section", tag("h2", "Over training"), tag("p", lead, class_="lead"), tag("div", *charts, class_="charts")
+    )
+
+
+def _arms(outcome: Mapping[str, Any]) -> Markup:
+    rows = [
+        (arm["name"], arm["recipe"], ", ".join(f"{name} {value}" for name, value in arm["dials"].items()))
+        for arm in outcome["arms"]
+    ]
+    return tag("section", tag("h2", "Arms"), table(("arm", "recipe", "dials"), rows, class_="words"))
+
+
+def _failures(outcome: Mapping[str, Any]) -> Markup | None:
+    failed = [(run["name"], run["error"]) for run in outcome["runs"] if run["error"]]
+    return tag("section", tag("h2", "Failed"), table(("run", "why"), failed, class_="words")) if failed else None
+
+
+def _interval(row: Mapping[str, Any] | None, metric: str, sign: bool = False) -> str:
+    if row is None:
+        return "–"
+    mean = ("+" if sign and row["mean"] >= 0 else "") + _value(row["mean"], metric)
+    return mean if row["half"] is None else f"{mean} ± {_value(row['half'], metric)}"
+
+
+def _value(value: float, metric: str) -> str:
+    return percent(value) if metric.split(" ", 1)[-1].startswith(_SHARES) else figure(value)
+
+
+def _p(p: float | None) -> str:
+    return "–" if p is None else "< 0.001" if p < 0.001 else f"{p:.3f}"

@@ -1,0 +1,1 @@
+"""The questions that the papers leave open, one short file each. `unveil study NAME` answers one."""

@@ -1,0 +1,119 @@
+"""What a study will cost, before it begins: operations counted on paper, and time from one measured step."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from ..chance import sample_keys
+from ..data.declaration import BUILT_IN
+from ..data.sources import open_source
+from ..machine import choose_device, choose_precision
+from ..plan import measure_step
+from ..recipe import Recipe
+from ..recipe_files import handed, load_recipe, reads_several
+from ..records import RGB, Batch, Modality
+from ..trainer import Settings
+from .design import Arm, RunOf, Scale, ScaleName, Setting, Study
+from .jobs import OF_PRETRAIN, settled
+
+_TRIED = 8  # images of the measured step
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Training of one run: images seen, operations (two per multiply-add) forward and backward; seconds on a device."""
+
+    arm: str
+    setting: str
+    runs: int
+    images: float
+    flops: float
+    seconds: float
+
+
+def costs(study: Study, scale: ScaleName, device: str = "auto") -> list[Cost]:
+    """The cost of training per arm and setting. One step of the baseline in each setting is timed on the device.
+
+    The other arms' times follow from their operations. What a public teacher costs is that of one of the student's
+    shape. Evaluations come on top.
+    """
+    at = study.scales[scale]
+    found = []
+    for setting in at.settings:
+        arms = study.arms_at(scale)
+        counted = {arm.name: flops_per_image(build(arm, at, setting)) for arm in arms}
+        base = next(arm for arm in arms if arm.name == study.baseline)
+        per_second = counted[base.name] / _seconds_per_image(build(base, at, setting), device)
+        for arm in arms:
+            images = num_images(setting) * build(arm, at, setting).epochs
+            flops = images * counted[arm.name]
+            found.append(Cost(arm.name, setting.name, len(at.seeds), images, flops, flops / per_second))
+    return found
+
+
+def build(arm: Arm, at: Scale, setting: Setting) -> Recipe:
+    """An arm's recipe as it is in a setting, for what needs no data: runs of others and public teachers stand open."""
+    load = load_recipe(arm.recipe)
+    dials = {n: v for n, v in settled(arm, at, setting).items() if n not in OF_PRETRAIN}
+    if "teacher" in dials and (isinstance(dials["teacher"], RunOf) or dials["teacher"] is not None):
+        dials["teacher"] = "random"
+    elif arm.recipe in ("cmtmae", "milan"):
+        dials["teacher"] = "random"  # their default is a public model
+    return load(**handed(load, modalities_of(arm, at, setting)), **dials)
+
+
+def modalities_of(arm: Arm, at: Scale, setting: Setting) -> tuple[Modality, ...]:
+    """What an arm's recipe reads."""
+    several = reads_several(load_recipe(arm.recipe))
+    if several is None:
+        return (RGB,)
+    named = settled(arm, at, setting).get("modalities")
+    return tuple(BUILT_IN[name].modality for name in named) if named else several
+
+
+def flops_per_image(recipe: Recipe) -> float:
+    """Operations of a forward and a backward pass on one image, over the stages as they are long, on no data."""
+    total = 0.0
+    for stage in recipe.stages:
+        model = stage.build()
+        batch = _batch(recipe, model.encoder.modalities, 1)
+        with FlopCounterMode(display=False) as counter:
+            losses = model(batch)
+            torch.stack([value / count.clamp_min(1) for value, count in losses.values()]).sum().backward()
+        total += stage.epochs * counter.get_total_flops()
+    return total / recipe.epochs
+
+
+def num_images(setting: Setting) -> int:
+    """How many images a run learns from in a setting. Raises ValueError where nobody says."""
+    if setting.data is not None:
+        return len(open_source(setting.data))
+    if setting.images is None:
+        raise ValueError(f"setting {setting.name} has no images; give --data {setting.name}=FOLDER")
+    return setting.images
+
+
+def _seconds_per_image(recipe: Recipe, device: str) -> float:
+    """The time of a training step on a device, per image."""
+    where = choose_device(device)
+    batch = min(_TRIED, recipe.optim.batch_size)
+    settings = Settings(str(where), choose_precision("auto", where), batch, False, 1.0, 1.0)
+    return measure_step(recipe, settings, batch, recipe.encoder.modalities) / batch
+
+
+def _batch(recipe: Recipe, modalities: Sequence[Modality], count: int) -> Batch:
+    maps = {}
+    for m in modalities:
+        height, width = (side // m.stride for side in recipe.view.image_size)
+        is_ids = m.kind == "categorical"
+        maps[m.name] = (torch.zeros if not is_ids else _ids)(count, m.channels, height, width)
+    return Batch(maps, sample_keys(0, 0, range(count)), torch.zeros(()))
+
+
+def _ids(*shape: int) -> Tensor:
+    return torch.zeros(shape, dtype=torch.long)

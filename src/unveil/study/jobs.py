@@ -1,0 +1,247 @@
+"""A study at one scale as jobs: each a run and its measurements, with a folder name that its settings decide."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import inspect
+import json
+import re
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+from ..asked import HANDED, Asked, json_like
+from ..protocols import dials_of, protocols
+from ..recipe_files import load_recipe, reads_several
+from .design import Arm, Dials, RunOf, Scale, ScaleName, Setting, Share, Study
+
+# How a run uses the machine, which changes nothing that it finds out: such arguments may differ when it goes on.
+MACHINE = ("device", "workers", "micro_batch", "compile", "save_minutes", "tensorboard")
+OF_PRETRAIN = tuple(f.name for f in fields(Asked) if f.name not in ("recipe", "data", "out", "overwrite", "dials"))
+OF_EVALUATE = ("pool", "baselines", "limit", "micro_batch")
+SAVE_MINUTES = 2.0
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run of a study. All that it holds is JSON, so that any process can take it up."""
+
+    name: str
+    arm: str
+    setting: str
+    seed: int
+    recipe: str
+    pretrain: dict[str, Any]
+    evaluate: list[dict[str, Any]]
+    needs: list[str]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The content of its file."""
+        return asdict(self)
+
+
+def expand(study: Study, scale: ScaleName, folder: Path) -> list[Job]:
+    """The jobs of a study, a job that another needs before it; all arms of a seed come before the next seed.
+
+    Raises ValueError for a setting without images.
+    """
+    at = study.scales[scale]
+    jobs: dict[tuple[str, str, int], Job] = {}
+    for seed in at.seeds:
+        for setting in at.settings:
+            if setting.data is None:
+                raise ValueError(f"setting {setting.name} has no images; give --data {setting.name}=FOLDER")
+            for arm in _in_order(study.arms_at(scale)):
+                needed = {a: jobs[a, setting.name, seed] for a in _needs(arm)}
+                jobs[arm.name, setting.name, seed] = _job(study, at, setting, arm, seed, needed, folder)
+    return list(jobs.values())
+
+
+def settled(arm: Arm, at: Scale, setting: Setting) -> dict[str, Any]:
+    """The dials of an arm in a setting: the scale's and the setting's as far as its recipe has them, then its own."""
+    known = {*_dials(arm.recipe), *OF_PRETRAIN}
+    dials = {name: value for name, value in {**at.dials, **setting.dials}.items() if name in known} | dict(arm.dials)
+    epochs = dials.get("epochs", _dials(arm.recipe).get("epochs"))
+    return {name: value.of_epochs * epochs if isinstance(value, Share) else value for name, value in dials.items()}
+
+
+def _job(
+    study: Study, at: Scale, setting: Setting, arm: Arm, seed: int, needed: Mapping[str, Job], folder: Path
+) -> Job:
+    dials = settled(arm, at, setting)
+    named = {name: needed[v.arm].name if isinstance(v, RunOf) else json_like(v) for name, v in dials.items()}
+    identity = {
+        "recipe": _content(arm.recipe),
+        "data": setting.data,
+        "seed": seed,
+        **{name: value for name, value in named.items() if name not in MACHINE},
+    }
+    assert setting.data is not None
+    several = reads_several(load_recipe(arm.recipe)) is not None
+    digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:8]
+    words = [word for word in (setting.name, arm.name) if word]
+    name = f"{slug(' '.join(words))[:60]}-seed{seed}-{digest}"
+    runs = {name: str(folder / "runs" / needed[v.arm].name) for name, v in dials.items() if isinstance(v, RunOf)}
+    pretrain = {"save_minutes": SAVE_MINUTES, **{n: json_like(v) for n, v in dials.items()}, **runs}
+    evaluate = [
+        {
+            "data": place(setting.labelled or setting.data, folder),
+            "test_data": setting.test_data and place(setting.test_data, folder),
+            "protocol": names,
+            "seed": seed,
+            "baselines": arm.name == study.baseline,
+            **{n: json_like(v) for n, v in {**at.evaluation, **given}.items()},
+        }
+        for names, given in _grouped(at.protocols)
+    ]
+    return Job(
+        name=name,
+        arm=arm.name,
+        setting=setting.name,
+        seed=seed,
+        recipe=arm.recipe,
+        pretrain={"data": place(setting.data, folder, several), "seed": seed, **pretrain},
+        evaluate=evaluate,
+        needs=[job.name for job in needed.values()],
+    )
+
+
+def place(address: str, folder: Path, several: bool = False) -> str:
+    """Where a run finds images: scenes are rendered into the study's folder; of aligned folders, most read `rgb`."""
+    if is_scenes(address):
+        return str(scenes_folder(address, folder) / ("" if several else "rgb"))
+    inside = Path(address).expanduser() / "rgb"
+    return str(inside) if not several and inside.is_dir() else address
+
+
+def is_scenes(address: str) -> bool:
+    """Whether images are rendered here."""
+    return address == "scenes" or address.startswith("scenes:")
+
+
+def scenes_folder(address: str, folder: Path) -> Path:
+    """Where the scenes of an address are rendered to."""
+    return folder / "scenes" / (slug(address.partition(":")[2]) or "default")
+
+
+def _grouped(chosen: Mapping[str, Dials]) -> list[tuple[list[str], Dials]]:
+    """Protocols that share their dials are measured together: features are computed once for them."""
+    groups: list[tuple[list[str], Dials]] = []
+    for name, dials in chosen.items():
+        same = next((names for names, given in groups if given == dials), None)
+        if same is None:
+            groups.append(([name], dials))
+        else:
+            same.append(name)
+    return groups
+
+
+def _content(recipe: str) -> str:
+    """A recipe's name, or what is in a recipe file."""
+    return Path(recipe).expanduser().read_text() if recipe.endswith(".py") else recipe
+
+
+def slug(text: str) -> str:
+    """Text as a part of a file's name."""
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
+
+
+def _needs(arm: Arm) -> list[str]:
+    return [value.arm for value in arm.dials.values() if isinstance(value, RunOf)]
+
+
+def _in_order(arms: Sequence[Arm]) -> list[Arm]:
+    """The arms, those that others start from first. They are few, and `check` has seen that there is no circle."""
+    ordered: list[Arm] = []
+    while len(ordered) < len(arms):
+        known = {arm.name for arm in ordered}
+        ordered += [arm for arm in arms if arm.name not in known and known.issuperset(_needs(arm))]
+    return ordered
+
+
+def _dials(recipe: str) -> dict[str, Any]:
+    return {n: p.default for n, p in inspect.signature(load_recipe(recipe)).parameters.items() if n not in HANDED}
+
+
+def with_data(study: Study, scale: ScaleName, **given: Sequence[str]) -> Study:
+    """The study with the user's own images: each word is PATH, for the only or the first setting, or SETTING=PATH.
+
+    `given` names what the words are of a setting: data, labelled, test_data. Settings that have no images, where
+    others have, are left out. Raises ValueError for a setting that is not there.
+    """
+    at = study.scales[scale]
+    settings = {setting.name: setting for setting in at.settings}
+    for what, words in given.items():
+        for word in words:
+            name, equals, path = word.partition("=")
+            if not equals or name not in settings:
+                if equals and not Path(word).expanduser().exists() and not word.startswith("scenes"):
+                    raise ValueError(f"{word}: there is no setting {name!r}; there are {', '.join(settings)}")
+                name, path = at.settings[0].name, word
+            settings[name] = replace(settings[name], **{what: path})
+    kept = tuple(s for s in settings.values() if s.data is not None) or tuple(settings.values())
+    return replace(study, scales={**study.scales, scale: replace(at, settings=kept)})
+
+
+def check(study: Study, scale: ScaleName) -> None:
+    """Raise ValueError, with what there is instead, for anything in a study that could not run."""
+    _one_of("scale", scale, study.scales)
+    at, arms = study.scales[scale], study.arms_at(scale)
+    names = [arm.name for arm in arms]
+    for what, all_names in (("arm", names), ("setting", [s.name for s in at.settings]), ("seed", list(at.seeds))):
+        if not all_names or len(set(all_names)) < len(all_names):
+            raise ValueError(f"a study has {what}s, each once; got {', '.join(map(str, all_names)) or 'none'}")
+    for name in at.arms:
+        _one_of("arm", name, [arm.name for arm in study.arms])
+    _one_of("baseline", study.baseline, names, f"at scale {scale} ")
+    for arm in arms:
+        known = _dials(arm.recipe)
+        for dial in arm.dials:
+            _one_of("dial", dial, [*known, *OF_PRETRAIN], f"arm {arm.name}: ")
+        for other in _needs(arm):
+            _one_of("arm", other, names, f"arm {arm.name} starts from another: ")
+        _check_circle(arm, arms)
+        for setting in at.settings:
+            dials = settled(arm, at, setting)
+            if not dials.get("paper") and "epochs" not in dials:
+                raise ValueError(
+                    f"arm {arm.name} has no epochs: their number would be fitted to the machine, and runs would not"
+                    " compare; give the scale dials={'epochs': ...}"
+                )
+    shared = {*at.dials, *(dial for setting in at.settings for dial in setting.dials)}
+    everything = {dial for arm in arms for dial in _dials(arm.recipe)} | set(OF_PRETRAIN)
+    for dial in shared:
+        _one_of("dial", dial, everything, f"scale {scale}: ")
+    _check_protocols(at)
+
+
+def _check_circle(arm: Arm, arms: Sequence[Arm]) -> None:
+    by_name = {a.name: a for a in arms}
+    seen, ahead = set[str](), _needs(arm)
+    while ahead:
+        name = ahead.pop()
+        if name == arm.name:
+            raise ValueError(f"arm {arm.name} would start from a run that starts from its own")
+        if name in by_name and name not in seen:
+            seen.add(name)
+            ahead += _needs(by_name[name])
+
+
+def _check_protocols(at: Scale) -> None:
+    known: dict[str, Callable[..., Any]] = dict(protocols())
+    for name, dials in at.protocols.items():
+        _one_of("protocol", name, known)
+        for dial in dials:
+            _one_of("dial", dial, dials_of(known[name]), f"protocol {name}: ")
+    for name in at.evaluation:
+        _one_of("argument of evaluate", name, OF_EVALUATE)
+
+
+def _one_of(what: str, name: str, known: Collection[str], where: str = "") -> None:
+    """Raise ValueError, with the nearest names, unless a name is a known one."""
+    if name not in known:
+        close = difflib.get_close_matches(name, [str(k) for k in known], n=3)
+        meant = f"did you mean {', '.join(close)}?" if close else f"there are {', '.join(map(str, known)) or 'none'}"
+        raise ValueError(f"{where}there is no {what} {name!r}; {meant}")

@@ -1,0 +1,192 @@
+"""What came out of a study: each run's figures, read from its folder, and rows with intervals and tests."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from statistics import fmean, median
+from typing import Any
+
+from .design import ScaleName, Study
+from .jobs import Job
+from .statistics import Comparison, compare, estimate, holm
+
+SURE = 0.05  # a corrected p below which a difference is called one
+_CURVES = ("heldout_loss", "rankme", "feature_std")
+
+
+def gather(
+    study: Study, scale: ScaleName, jobs: Sequence[Job], folder: Path, failed: Mapping[str, str]
+) -> dict[str, Any]:
+    """Everything about a study as JSON: what it asked, its runs, and the rows of its table."""
+    runs = [read_outcome(job, folder, failed.get(job.name)) for job in jobs]
+    at = study.scales[scale]
+    return {
+        "question": study.question,
+        "note": study.note,
+        "scale": scale,
+        "baseline": study.baseline,
+        "seeds": list(at.seeds),
+        "settings": [{"name": s.name, "data": s.data, "labelled": s.labelled or s.data} for s in at.settings],
+        "arms": [
+            {"name": arm.name, "recipe": arm.recipe, "dials": {n: str(v) for n, v in arm.dials.items()}}
+            for arm in study.arms_at(scale)
+        ],
+        "runs": runs,
+        "rows": [row for s in at.settings for row in rows_of(runs, s.name, study.baseline)],
+        "references": [row for s in at.settings for row in _references(runs, s.name)],
+        "times": times_to(runs, [s.name for s in at.settings], study.time_to) if study.time_to else [],
+    }
+
+
+def read_outcome(job: Job, folder: Path, failed: str | None = None) -> dict[str, Any]:
+    """One run's figures; what is not there yet is left out."""
+    run = folder / "runs" / job.name
+    facts = _read(run / "run.json")
+    lines = _journal(run / "metrics.jsonl")
+    steps = [line for line in lines if line.get("kind") == "step"]
+    signals = [line for line in lines if line.get("kind") == "signals"]
+    metrics: dict[str, float] = {}
+    references: dict[str, dict[str, float]] = {}
+    for asked in job.evaluate:
+        for protocol in asked["protocol"]:
+            found = _read(run / "eval" / f"{protocol}.json")
+            metrics |= _metrics(protocol, found.get("metrics", {}))
+            for who, its in found.get("baselines", {}).items():
+                references.setdefault(who, {}).update(_metrics(protocol, its))
+    if signals:
+        metrics |= {f"signals {name}": signals[-1][name] for name in ("rankme",) if name in signals[-1]}
+    return {
+        "name": job.name,
+        "arm": job.arm,
+        "setting": job.setting,
+        "seed": job.seed,
+        "status": facts.get("status", "not begun"),
+        "error": failed,
+        "metrics": metrics,
+        "references": references,
+        "seconds": facts.get("seconds"),
+        "images_per_second": median(s["images_per_second"] for s in steps) if steps else None,
+        "memory_mb": max(s["memory_mb"] for s in steps) if steps else None,
+        "epochs": steps[-1]["epoch"] if steps else None,
+        "curves": {name: [[s["epoch"], s[name]] for s in signals if name in s] for name in _CURVES},
+    }
+
+
+def rows_of(runs: Sequence[Mapping[str, Any]], setting: str, baseline: str) -> list[dict[str, Any]]:
+    """A row per metric and arm: mean and interval, the difference to the baseline, its p, and what that carries."""
+    here = [run for run in runs if run["setting"] == setting]
+    arms = list(dict.fromkeys(run["arm"] for run in here))
+    rows = []
+    for metric in dict.fromkeys(name for run in here for name in run["metrics"]):
+        values = {
+            arm: {r["seed"]: r["metrics"][metric] for r in here if r["arm"] == arm and metric in r["metrics"]}
+            for arm in arms
+        }
+        others = [arm for arm in arms if arm != baseline and values[arm]]
+        compared = {arm: compare(values[arm], values.get(baseline, {})) for arm in others}
+        corrected = holm({arm: c.p for arm, c in compared.items() if c is not None and c.p is not None})
+        for arm in (arm for arm in arms if values[arm]):
+            found = compared.get(arm)
+            rows.append(
+                {
+                    "setting": setting,
+                    "arm": arm,
+                    "metric": metric,
+                    "values": {str(seed): value for seed, value in sorted(values[arm].items())},
+                    **asdict(estimate(list(values[arm].values()))),
+                    "difference": found and asdict(found.difference),
+                    "p": found and found.p,
+                    "p_holm": corrected.get(arm),
+                    "says": "the baseline" if arm == baseline else claim(found, corrected.get(arm)),
+                }
+            )
+    return rows
+
+
+def claim(found: Comparison | None, corrected: float | None) -> str:
+    """What a comparison carries, in words, and no more."""
+    if found is None:
+        return "no seed in common with the baseline: no claim"
+    if found.difference.count < 2:
+        return "one seed: no interval, no claim"
+    if corrected is None:
+        return "all pairs differ alike: no test, no claim"
+    if corrected >= SURE:
+        return "no difference shown"
+    return "higher" if found.difference.mean > 0 else "lower"
+
+
+def _references(runs: Sequence[Mapping[str, Any]], setting: str) -> list[dict[str, Any]]:
+    """What raw pixels, the untrained encoder or training from scratch give, over the baseline's seeds."""
+    here = [run["references"] for run in runs if run["setting"] == setting and run["references"]]
+    found: dict[tuple[str, str], list[float]] = {}
+    for references in here:
+        for who, metrics in references.items():
+            for metric, value in metrics.items():
+                found.setdefault((who, metric), []).append(value)
+    return [
+        {"setting": setting, "who": who, "metric": metric, **asdict(estimate(values))}
+        for (who, metric), values in found.items()
+    ]
+
+
+def times_to(runs: Sequence[Mapping[str, Any]], settings: Sequence[str], metric: str) -> list[dict[str, Any]]:
+    """How soon each arm reaches what all of them reach in the last setting, between lengths along a straight line.
+
+    From means over seeds: seconds of training, and epochs.
+    """
+    paths: dict[str, list[tuple[float, float, float]]] = {}
+    for arm in dict.fromkeys(run["arm"] for run in runs):
+        for setting in settings:
+            ours = [r for r in runs if (r["arm"], r["setting"]) == (arm, setting) and metric in r["metrics"]]
+            ours = [r for r in ours if r["seconds"] is not None]
+            if ours:
+                means = [fmean(r[key] for r in ours) for key in ("seconds", "epochs")]
+                paths.setdefault(arm, []).append((fmean(r["metrics"][metric] for r in ours), *means))
+    if not paths:
+        return []
+    target = min(path[-1][0] for path in paths.values())
+    return [{"arm": arm, "metric": metric, "target": target, **_reached(path, target)} for arm, path in paths.items()]
+
+
+def _reached(path: Sequence[tuple[float, float, float]], target: float) -> dict[str, Any]:
+    before = None
+    for value, seconds, epochs in path:
+        if value >= target:
+            if before is None or value == before[0]:
+                return {"seconds": seconds, "epochs": epochs, "at_most": before is None}
+            part = (target - before[0]) / (value - before[0])
+            between = [a + part * (b - a) for a, b in zip(before[1:], (seconds, epochs), strict=True)]
+            return {"seconds": between[0], "epochs": between[1], "at_most": False}
+        before = (value, seconds, epochs)
+    return {"seconds": None, "epochs": None, "at_most": False}
+
+
+def _metrics(protocol: str, found: Mapping[str, Any]) -> dict[str, float]:
+    """A protocol's figures under its name; half widths of its own intervals are none."""
+    return {
+        f"{protocol} {name.replace('_', ' ')}": value
+        for name, value in found.items()
+        if isinstance(value, (int, float)) and not name.startswith("plus_minus")
+    }
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _journal(path: Path) -> list[dict[str, Any]]:
+    lines = []
+    for line in path.read_text(errors="replace").splitlines() if path.exists() else ():
+        try:
+            lines.append(json.loads(line))
+        except ValueError:
+            continue  # the end of a process that was killed
+    return lines
