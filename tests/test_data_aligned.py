@@ -300,6 +300,7 @@ class TestHoldingOut:
         train, held = hold_out(Named([f"frame-{i:04}" for i in range(500)]), 0.2, seed=3, last=True)
         assert list(held.indices) == list(range(400, 500))
         assert list(train.indices) == list(range(400))
+        assert len(hold_out(Named(list(map(str, range(100)))), 0.07, 0, last=True)[1]) == 7  # 0.07 x 100 is above 7
 
     @pytest.mark.parametrize(
         ("group_by", "told"),

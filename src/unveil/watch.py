@@ -81,8 +81,8 @@ class Watcher:
     @torch.no_grad()
     def finish(self, model: MaskedModel) -> None:
         """The nearest neighbours of a few held-out images among the training images."""
-        if self.first.kind == "categorical":
-            return  # no picture shows class ids
+        if not self._has_pictures():
+            return
         places, views = self._read(self.train, NEIGHBOUR_IMAGES)
         if not len(views) or not len(self.probes):
             return
@@ -142,13 +142,20 @@ class Watcher:
     def _features(self, model: MaskedModel, views: Stack) -> Tensor:
         return features_of(model, views.maps[self.first.name])
 
+    def _has_pictures(self) -> bool:
+        """Whether the first modality can be shown as it is; what has a unit of its own lies outside [0, 1]."""
+        if self.first.kind == "categorical" or self.first.normalise != "fixed" or not len(self.probes):
+            return False
+        images = self.probes.maps[self.first.name]
+        return bool(((images >= 0) & (images <= 1)).all())
+
     def _view(self, image: Tensor) -> np.ndarray:
         return viewable(unit(image).numpy())
 
     def _picture(self, model: MaskedModel, epoch: float, step: int) -> None:
         objectives = [o for o in model.objectives if isinstance(o, Objective)]
         found = [(o, o.target) for o in objectives if isinstance(o.target, Pixels) and o.target.modality == self.first]
-        if not found or self.first.normalise != "fixed":
+        if not found or not self._has_pictures():
             return
         pixels, target = found[0]
         batch = self._batch(model, self.probes)

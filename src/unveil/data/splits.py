@@ -36,7 +36,7 @@ def hold_out(
     chosen: set[int] = set()
     for group in order[:-1]:  # one is left to train on
         chosen.update(members[group])
-        if len(chosen) >= share * n:
+        if len(chosen) >= share * n - 1e-6:
             break
     return Subset(source, [i for i in range(n) if i not in chosen]), Subset(source, sorted(chosen))
 
