@@ -145,8 +145,6 @@ def test_bf16_where_the_device_has_it(monkeypatch: pytest.MonkeyPatch):
     for exact, near in ((seen.attention, rough.attention), (seen.features, rough.features)):
         assert near.dtype == torch.float32
         torch.testing.assert_close(near, exact, rtol=0.1, atol=0.1)
-    with torch.autocast("cpu", torch.bfloat16):  # of the student: a teacher in float32 stays so
-        assert torch.equal(full.observe(on, pupil.embed(on)).features, seen.features)
 
 
 # Channels

@@ -28,8 +28,8 @@ class FrozenTeacher(nn.Module):
 
     It sees the images of a modality, of them `channels` (counted from 1) where given; a single channel is repeated to
     as many as it reads. They are resized to the student's grid times its own patch and normalised its own way. It
-    runs in bf16 where the device has it in hardware, and only as deep as `reading` asks. Its weights are buffers that
-    no checkpoint holds, so that it moves with the model, and no optimizer knows of it.
+    runs in bf16 where the device has it in hardware (else as the student does), and only as deep as `reading` asks.
+    Its weights are buffers that no checkpoint holds, so that it moves with the model, and no optimizer knows of it.
     """
 
     def __init__(
