@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file
 
 from tiny_runs import write_images
 from unveil.augment import Mix
@@ -17,6 +18,7 @@ from unveil.chance import Chance, sample_keys
 from unveil.data.sources import open_source
 from unveil.data.views import View
 from unveil.encoder import Encoder
+from unveil.foreign import load_encoder
 from unveil.pretrained import Pretrained
 from unveil.protocols import Kept, RawPixels, TrainableEncoder, run_protocols, table
 from unveil.protocols.attentive import attentive
@@ -251,6 +253,24 @@ def test_the_encoder_that_was_given_stays_as_it_was(colours):
     assert all(torch.equal(before[name], now) for name, now in asked.encoder.state_dict().items())
     assert not asked.encoder.training
     assert not any(module._forward_hooks for module in asked.encoder.modules())
+
+
+def test_what_was_fine_tuned_is_kept_and_read_as_any_encoder(colours, tmp_path):
+    kept = tmp_path / "teacher.safetensors"
+    given = task(colours)
+    assert finetune(given, 0, **SEEN | {"epochs": 1}, keep=str(kept))
+    read = load_encoder(kept)
+    images = batch().images
+    before = given.encoder.features(images, "mean")
+    after = read.features(images, "mean")
+    assert not torch.allclose(before, after, atol=1e-3), "it has learned"
+    weights = load_file(kept)
+    again = tiny(seed=1)
+    again.encoder.load_state_dict({name.removeprefix("encoder."): tensor for name, tensor in weights.items()})
+    torch.testing.assert_close(again.features(images, "mean"), after, atol=1e-5, rtol=1e-5)
+    assert [p.name for p in tmp_path.iterdir()] == ["teacher.safetensors"]
+    with pytest.raises(ValueError, match=r"--keep is a new \.safetensors file"):
+        finetune(given, 0, **SEEN, keep=str(kept))
 
 
 def test_results_have_training_from_scratch_beside_them_and_no_pixels(colours):

@@ -93,6 +93,18 @@ def save(
     return final
 
 
+def write_weights(file: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """Write a weight file that stands alone; it is whole or not there. Raises OSError when it cannot be written."""
+    unfinished = file.with_name(f".{file.name}.part")
+    try:
+        _save_tensors(unfinished, tensors, dict(metadata))
+        _sync(unfinished)
+        unfinished.replace(file)
+        _sync(file.parent)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
 def remove_left_overs(run: Path) -> None:
     """Remove what a process that was killed while it saved has left half-written."""
     for left_over in (run / "checkpoints").glob(".step-*"):

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection, Sequence
+from dataclasses import asdict
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -10,6 +13,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from .checkpoint import write_weights
 from .encoder import Encoder
 from .layers import EPS
 from .records import Batch, Latents, Modality, unit
@@ -124,6 +128,13 @@ class Pretrained(nn.Module):
     def branches(self) -> Sequence[Sequence[nn.Module]]:
         """Of each block, the modules whose outputs are added to its input."""
         return [(block.attn, block.mlp) for block in self.encoder.blocks]
+
+    def save(self, file: Path) -> None:
+        """Keep the encoder in a safetensors file that `load`, `--teacher` and `--init-from` read."""
+        shape = {"heads": self.encoder.blocks[0].attn.heads}
+        told = {"modality": asdict(self.modalities[0]), "dials": {"image_size": self.image_size}, "model": shape}
+        state = {f"encoder.{name}": tensor for name, tensor in self.encoder.state_dict().items()}
+        write_weights(file, state, {"unveil": json.dumps(told)})
 
     def features(self, images: Float[Tensor, "B C H W"], pool: Pool) -> Float[Tensor, "B D"]:
         """The class token, the mean of the patch tokens, or both side by side."""

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import asdict
+from pathlib import Path
 
 from .classifier import TokenPool
 from .finetuning import FineTuner, FineTuning, Preset, preset_for, settle
 from .protocol import Score
 from .task import Task, unreadable_facts
-from .trainable import check_trainable
+from .trainable import Savable, TrainableEncoder, check_trainable
 
 
 def finetune(
@@ -29,6 +31,7 @@ def finetune(
     smoothing: float | None = None,
     erasing: float | None = None,
     ema: float | None = None,
+    keep: str | None = None,
 ) -> Score | None:
     """Fine-tuning as MAE does it (He et al., 2022, appendix A.1); None for an encoder that cannot be trained.
 
@@ -47,10 +50,12 @@ def finetune(
     smoothing: label smoothing
     erasing: how often a part of an image is erased
     ema: decay of the averaged weights that are judged; 0 judges the last ones
+    keep: a new .safetensors file for the fine-tuned encoder, without its head: a teacher for cmtmae
     """
     encoder = check_trainable(task.encoder)
     if encoder is None:
         return None
+    file = _file_for(keep, encoder) if keep and task.is_trained else None
     num_images = len(task.sets.train)
     name = preset_for(num_images, encoder.dim) if preset == "auto" else preset
     settings = settle(
@@ -85,6 +90,9 @@ def finetune(
     tuner = FineTuner(task, encoder, settings, pool, seed)
     reader = tuner.train(encoder.image_size)
     metrics, missing = tuner.judge()
+    if file is not None and isinstance(tuner.classifier.encoder, Savable):
+        tuner.classifier.encoder.save(file)
+        task.note(f"the fine-tuned encoder is kept in {file}; unveil pretrain cmtmae --teacher {file}")
     unreadable = (*reader.unreadable, *missing)
     return Score(
         metrics=metrics,
@@ -101,6 +109,16 @@ def finetune(
         card=_card(name, settings, reader.batch_size, pool),
         trains_encoder=True,
     )
+
+
+def _file_for(keep: str, encoder: TrainableEncoder) -> Path:
+    """Where the encoder will be kept, found fit before hours are spent."""
+    file = Path(keep).expanduser()
+    if not isinstance(encoder, Savable):
+        raise ValueError("--keep is for encoders of our runs; a public ViT keeps its own file")
+    if file.suffix != ".safetensors" or file.exists() or not os.access(file.absolute().parent, os.W_OK | os.X_OK):
+        raise ValueError(f"--keep is a new .safetensors file in a folder that can be written; got {keep}")
+    return file
 
 
 def _card(name: str, settings: FineTuning, batch_size: int, pool: TokenPool) -> str:

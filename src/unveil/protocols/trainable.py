@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 from jaxtyping import Float
@@ -50,6 +51,15 @@ class TrainableEncoder(FeatureEncoder, Protocol):
 
     def branches(self) -> Sequence[Sequence[nn.Module]]:
         """Of each block, the modules whose outputs are added to its input."""
+        ...
+
+
+@runtime_checkable
+class Savable(Protocol):
+    """An encoder that can be kept in a file."""
+
+    def save(self, file: Path) -> None:
+        """Keep it as safetensors."""
         ...
 
 
