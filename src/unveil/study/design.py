@@ -19,7 +19,10 @@ class RunOf:
 
 @dataclass(frozen=True)
 class Share:
-    """A dial's value: so much of the run's epochs. `stage1_epochs=Share(0.25)` fits runs of any length."""
+    """A dial's value: so much of the run's epochs; of `epochs` itself, so much of the scale's.
+
+    `stage1_epochs=Share(0.25)` fits runs of any length.
+    """
 
     of_epochs: float
 

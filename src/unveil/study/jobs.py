@@ -53,17 +53,22 @@ def expand(study: Study, scale: ScaleName, folder: Path) -> list[Job]:
         for setting in at.settings:
             if setting.data is None:
                 raise ValueError(f"setting {setting.name} has no images; give --data {setting.name}=FOLDER")
-            for arm in _in_order(study.arms_at(scale)):
-                needed = {a: jobs[a, setting.name, seed] for a in _needs(arm)}
+            for arm in _in_order(study.arms_at(scale), at, setting):
+                needed = {a: jobs[a, setting.name, seed] for a in _needs(arm, at, setting)}
                 jobs[arm.name, setting.name, seed] = _job(study, at, setting, arm, seed, needed, folder)
     return list(jobs.values())
 
 
 def settled(arm: Arm, at: Scale, setting: Setting) -> dict[str, Any]:
     """The dials of an arm in a setting: the scale's and the setting's as far as its recipe has them, then its own."""
-    known = {*_dials(arm.recipe), *OF_PRETRAIN}
-    dials = {name: value for name, value in {**at.dials, **setting.dials}.items() if name in known} | dict(arm.dials)
-    epochs = dials.get("epochs", _dials(arm.recipe).get("epochs"))
+    defaults = _dials(arm.recipe)
+    known = {*defaults, *OF_PRETRAIN}
+    shared = {name: value for name, value in {**at.dials, **setting.dials}.items() if name in known}
+    dials = {**shared, **arm.dials}
+    whole = shared.get("epochs", defaults.get("epochs"))
+    if isinstance(dials.get("epochs"), Share):
+        dials["epochs"] = dials["epochs"].of_epochs * whole
+    epochs = dials.get("epochs", whole)
     return {name: value.of_epochs * epochs if isinstance(value, Share) else value for name, value in dials.items()}
 
 
@@ -148,16 +153,16 @@ def slug(text: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
 
 
-def _needs(arm: Arm) -> list[str]:
-    return [value.arm for value in arm.dials.values() if isinstance(value, RunOf)]
+def _needs(arm: Arm, at: Scale, setting: Setting) -> list[str]:
+    return [value.arm for value in settled(arm, at, setting).values() if isinstance(value, RunOf)]
 
 
-def _in_order(arms: Sequence[Arm]) -> list[Arm]:
+def _in_order(arms: Sequence[Arm], at: Scale, setting: Setting) -> list[Arm]:
     """The arms, those that others start from first. They are few, and `check` has seen that there is no circle."""
     ordered: list[Arm] = []
     while len(ordered) < len(arms):
         known = {arm.name for arm in ordered}
-        ordered += [arm for arm in arms if arm.name not in known and known.issuperset(_needs(arm))]
+        ordered += [arm for arm in arms if arm.name not in known and known.issuperset(_needs(arm, at, setting))]
     return ordered
 
 
@@ -200,10 +205,10 @@ def check(study: Study, scale: ScaleName) -> None:
         known = _dials(arm.recipe)
         for dial in arm.dials:
             _one_of("dial", dial, [*known, *OF_PRETRAIN], f"arm {arm.name}: ")
-        for other in _needs(arm):
-            _one_of("arm", other, names, f"arm {arm.name} starts from another: ")
-        _check_circle(arm, arms)
         for setting in at.settings:
+            for other in _needs(arm, at, setting):
+                _one_of("arm", other, names, f"arm {arm.name} starts from another: ")
+            _check_circle(arm, {a.name: _needs(a, at, setting) for a in arms})
             dials = settled(arm, at, setting)
             if not dials.get("paper") and "epochs" not in dials:
                 raise ValueError(
@@ -217,16 +222,15 @@ def check(study: Study, scale: ScaleName) -> None:
     _check_protocols(at)
 
 
-def _check_circle(arm: Arm, arms: Sequence[Arm]) -> None:
-    by_name = {a.name: a for a in arms}
-    seen, ahead = set[str](), _needs(arm)
+def _check_circle(arm: Arm, needs: Mapping[str, Sequence[str]]) -> None:
+    seen, ahead = set[str](), list(needs[arm.name])
     while ahead:
         name = ahead.pop()
         if name == arm.name:
             raise ValueError(f"arm {arm.name} would start from a run that starts from its own")
-        if name in by_name and name not in seen:
+        if name not in seen:
             seen.add(name)
-            ahead += _needs(by_name[name])
+            ahead += needs.get(name, ())
 
 
 def _check_protocols(at: Scale) -> None:

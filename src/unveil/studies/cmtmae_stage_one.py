@@ -1,0 +1,25 @@
+"""CMT-MAE: how long the teacher guides alone, against the time to a given k-NN accuracy."""
+
+from ..study import Arm, RunOf, Share, Study
+from ..study.presets import KNN_AND_LINEAR, scales
+
+SHARES = (0.0, 0.05, 0.125, 0.25, 0.5, 1.0)
+
+study = Study(
+    question="Does a first stage with the teacher alone pay, and how long should it be?",
+    arms=(
+        Arm("MAE", "mae"),
+        *(Arm(f"stage one {100 * s:g} %", "cmtmae", {"stage1_epochs": Share(s)}) for s in SHARES),
+    ),
+    baseline="stage one 12.5 %",
+    scales=scales(
+        cpu_arms=("MAE", "stage one 0 %", "stage one 12.5 %"),
+        cpu_seeds=2,
+        cpu_settings={"10 epochs": {"epochs": 10}, "40 epochs": {"epochs": 40}},
+        settings={f"{epochs} epochs": {"epochs": epochs} for epochs in (25, 50, 100)},
+        shared={"teacher": RunOf("MAE")},
+        published={**KNN_AND_LINEAR, "finetune": {}},
+    ),
+    time_to="knn accuracy",
+    note="Each length is a run of its own with a whole schedule. The teacher is the MAE of the same length and seed.",
+)

@@ -1,0 +1,25 @@
+"""MultiMAE: what the learning rate does when a finished training goes on with guided masks."""
+
+from ..study import Arm, RunOf, Share, Study
+from ..study.presets import maps
+
+
+def goes_on(name: str, recipe: str, schedule: str) -> Arm:
+    """A sixteenth more, as 100 epochs are to the 1600 of the public checkpoint."""
+    dials = {"init_from": RunOf("MultiMAE"), "continue_schedule": schedule, "epochs": Share(1 / 16)}
+    return Arm(name, recipe, dials)
+
+
+study = Study(
+    question="Which learning rate should guided masks go on with, and is it the masks that help?",
+    arms=(
+        Arm("MultiMAE", "multimae"),
+        goes_on("random masks, tail", "multimae", "tail"),
+        goes_on("guided, tail", "multimae-attention", "tail"),
+        goes_on("guided, x10", "multimae-attention", "x10"),
+        goes_on("guided, restart", "multimae-attention", "restart"),
+    ),
+    baseline="random masks, tail",
+    scales=maps(cpu_seeds=2, paper={"epochs": 1600}),
+    note="The project reports 83.5 (tail), 83.4 (x10) and 83.3 % (restart) on ImageNet, from the public checkpoint.",
+)

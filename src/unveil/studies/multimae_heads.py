@@ -1,0 +1,15 @@
+"""MultiMAE: masks guided by all heads or by a random few of them."""
+
+from ..study import Arm, Study
+from ..study.presets import maps
+
+study = Study(
+    question="Should all heads have a say in the mask?",
+    arms=(
+        Arm("random masks", "multimae"),
+        Arm("all heads", "multimae-attention"),
+        Arm("random heads", "multimae-attention", {"guide_heads": "random"}),
+    ),
+    baseline="all heads",
+    scales=maps(),
+)
