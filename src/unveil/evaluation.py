@@ -50,7 +50,7 @@ def evaluate(
     data: labelled images: a folder of class folders, or of train and val; a Parquet file with labels; scenes; for
         segment and depth a folder of folders: rgb, semseg, depth, or a well-known layout of them
     test_data: the images to test on; by default those in data's own val or test, else a fifth of every class
-    protocol: knn, linear (as MAE probes), linear-lbfgs, attentive, finetune, lowshot, transfer; segment
+    protocol: knn, linear (as MAE probes), linear-lbfgs, attentive, finetune, lowshot, transfer; segment, depth
     pool: cls, mean, or both
     baselines: measure raw pixels and the untrained encoder too; where the encoder is trained, from scratch
     limit: use at most so many images of each source

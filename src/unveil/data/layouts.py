@@ -92,6 +92,7 @@ class DenseSet:
     names: Sequence[str] = field(repr=False)
     files: Mapping[str, Files] = field(repr=False)
     labels: Labels = field(default_factory=Labels)
+    max_depth: float | None = None  # in metres; what is further away counts as unknown
 
     def __len__(self) -> int:
         return len(self.names)
@@ -117,7 +118,9 @@ class DenseSet:
     def read(self, index: int, kind: str) -> Map:
         """One map as it is stored, classes from 0; raises `Unreadable`, and ValueError for an id that is no class."""
         found = self.files[kind].read(index)
-        return self.labels.classes(found, self.files[kind].paths[index]) if kind == "semseg" else found
+        if kind == "semseg":
+            return self.labels.classes(found, self.files[kind].paths[index])
+        return _above_zero(found, self.max_depth) if kind == "depth" else found
 
     def sample(self, index: int, modalities: Sequence[Modality]) -> Sample:
         """These maps of a sample in the frame of the first.
@@ -167,6 +170,12 @@ class Reading:
     ignore: int | None = None
     first_class: int | None = None
     depth_scale: float | None = None
+    max_depth: float | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("depth_scale", "max_depth"):
+            if (value := getattr(self, name)) is not None and value <= 0:
+                raise ValueError(f"{name} is a number above 0; got {value}")
 
 
 def open_dense(data: str, test_data: str | None = None, reading: Reading | None = None) -> DensePair:
@@ -215,6 +224,7 @@ def _open(address: str, reading: Reading) -> dict[str, DenseSet]:
             names,
             {kind: Files(declared[kind], root, paths) for kind, paths in kinds.items()},
             labels,
+            reading.max_depth,
         )
         for split, (names, kinds) in listed.items()
     }
@@ -311,6 +321,16 @@ def _stems(folder: Path) -> dict[str, str]:
         held = ", ".join(f"{n} {kind}" for kind, n in others.most_common(5)) or "nothing"
         raise ValueError(f"no maps in {str(folder)!r}: found {held}. What counts: {' '.join(EXTENSIONS)}")
     return {path.rsplit(".", 1)[0]: path for path in files}
+
+
+def _above_zero(found: Map, most: float | None) -> Map:
+    """Depth where it is known: above 0, and at most so many metres."""
+    valid = found.values > 0
+    if most is not None:
+        valid &= found.values <= most
+    if found.valid is not None:
+        valid &= found.valid
+    return Map(torch.where(valid, found.values, 0), valid, found.stored)
 
 
 def _as_npy(data: bytes, name: str) -> bytes:

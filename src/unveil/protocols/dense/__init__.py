@@ -5,7 +5,7 @@ from .heads import HEADS, HeadName
 from .measures import Confusion, DepthErrors
 from .model import DenseModel
 from .task import DenseTask
-from .training import DenseTraining, Trainer, fitted
+from .training import DenseTraining, Schedule, Trainer, fitted
 from .truth import Truth
 
 __all__ = [
@@ -17,6 +17,7 @@ __all__ = [
     "DenseTraining",
     "DepthErrors",
     "HeadName",
+    "Schedule",
     "Trainer",
     "Truth",
     "check_dense",

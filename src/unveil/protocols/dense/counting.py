@@ -43,7 +43,7 @@ def class_counts(train: DenseSet) -> tuple[tuple[str, ...], Int[Tensor, " K"]]:
     return names, counts
 
 
-def depth_mean(train: DenseSet, max_depth: float | None) -> tuple[float, float, Float[Tensor, "1 H W"]]:
+def depth_mean(train: DenseSet) -> tuple[float, float, Float[Tensor, "1 H W"]]:
     """Mean and deviation of valid depth in metres, and the mean of every pixel, at the size of the first map.
 
     A pixel that is never valid has the mean of all. Raises ValueError where no depth is valid.
@@ -51,8 +51,8 @@ def depth_mean(train: DenseSet, max_depth: float | None) -> tuple[float, float, 
     total = square = count = 0.0
     summed: Tensor | None = None
     for found in _maps(train.limited(ENOUGH), "depth"):
-        valid = valid_depth(found, max_depth)
-        values = torch.where(valid, found.values, 0).double()
+        values = found.values.double()
+        valid = values > 0
         total += values.sum().item()
         square += values.square().sum().item()
         count += valid.sum().item()
@@ -60,7 +60,7 @@ def depth_mean(train: DenseSet, max_depth: float | None) -> tuple[float, float, 
         both = resize_known(torch.cat([values, valid]).float(), size)
         summed = both if summed is None else summed + both
     if summed is None or not count:
-        below = "" if max_depth is None else f" up to {max_depth:g} m"
+        below = "" if train.max_depth is None else f" up to {train.max_depth:g} m"
         raise ValueError(
             f"no pixel of {train.address} has a depth{below}: 0, and what is not finite, is none; look at the files and"
             " at --depth-scale, the metres of a stored unit"
@@ -68,14 +68,6 @@ def depth_mean(train: DenseSet, max_depth: float | None) -> tuple[float, float, 
     mean = total / count
     std = max(square / count - mean**2, 0.0) ** 0.5 or 1.0
     return mean, std, torch.where(summed[1:] > 0, summed[:1] / summed[1:].clamp_min(1), mean)
-
-
-def valid_depth(found: Map, max_depth: float | None) -> Tensor:
-    """Where a depth is known, above 0, and no further than the furthest that counts."""
-    valid = found.values.isfinite() & (found.values > 0)
-    if found.valid is not None:
-        valid &= found.valid
-    return valid if max_depth is None else valid & (found.values <= max_depth)
 
 
 def _maps(samples: DenseSet, kind: str) -> Iterator[Map]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
-from typing import cast
+from typing import Literal, cast
 
 import torch
 from jaxtyping import Float
@@ -25,6 +25,8 @@ from .reader import DenseReader
 from .task import DenseTask
 from .truth import Truth
 from .views import DenseView, Fit, jittered, places, window_of
+
+Schedule = Literal["auto", "probe", "small", "multimae-ade20k", "multimae-hypersim", "multimae-nyuv2", "mae-ade20k"]
 
 
 @dataclass(frozen=True)

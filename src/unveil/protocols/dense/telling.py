@@ -1,0 +1,64 @@
+"""What dense protocols say of themselves: settings and the words of their cards."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+
+from ..task import unreadable_facts
+from .heads import HeadName
+from .training import Trainer
+
+HEAD_WORDS: dict[HeadName, str] = {
+    "linear": "A linear layer on each token after a BatchNorm without affine",
+    "convnext": "MultiMAE's head of four ConvNeXt blocks",
+    "upernet": "UPerNet, without its auxiliary head,",
+    "dpt": "DPT's head",
+}
+
+
+def settings_of(trainer: Trainer, head: HeadName, frozen: bool, schedule: str) -> dict[str, object]:
+    """With which settings, for the results."""
+    return {
+        "head": head,
+        "frozen": frozen,
+        "inputs": [m.name for m in trainer.inputs],
+        "schedule": schedule,
+        **asdict(trainer.settings),
+        "image_size": list(trainer.view.size),
+        "micro_batch": trainer.micro_batch,
+        "optimizer": "AdamW(betas=(0.9, 0.999))",
+        "train_images": len(trainer.sets.train),
+        "test_images": len(trainer.sets.test),
+        **unreadable_facts(tuple(trainer.unreadable)),
+    }
+
+
+def learning_words(trainer: Trainer, head: HeadName, frozen: bool, schedule: str) -> str:
+    """How it was learned, in sentences."""
+    settings, (height, width), (low, high) = trainer.settings, trainer.view.size, trainer.settings.scales
+    learned = (
+        "the encoder is frozen"
+        if frozen
+        else f"the encoder learns too, its rates by layer decay {settings.layer_decay:g}"
+    )
+    fit = "cover the image" if settings.fit == "cover" else "hold the whole image, padded"
+    scale = f"{low:g} times" if low == high else f"{low:g} to {high:g} times"
+    jitter = (
+        f", brightness, contrast and saturation changed in {settings.jitter:.0%} of them" if settings.jitter else ""
+    )
+    return (
+        f"{HEAD_WORDS[head]} reads {' and '.join(m.name for m in trainer.inputs)}; {learned}. AdamW at a rate of"
+        f" {settings.lr:g}, {settings.epochs} epochs in batches of {settings.batch_size} (schedule {schedule}),"
+        f" {settings.warmup_epochs:g} of warm-up, then a cosine. Views of {height} x {width} pixels at {scale} the"
+        f" scale at which they {fit}; one box and flip for all maps{jitter}."
+    )
+
+
+def judging_words(trainer: Trainer, frozen: bool) -> str:
+    """How it was judged, in sentences."""
+    scratch = "" if frozen else " From scratch is the same training of the untrained encoder, without layer decay."
+    held = " No test set was given: the last fifth of the images is held out." if trainer.sets.is_held_out else ""
+    return (
+        " Judged after the last epoch, not the best one, at the truth's own size, on windows that overlap by a third,"
+        f" whose answers are averaged.{scratch}{held}"
+    )
