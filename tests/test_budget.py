@@ -86,8 +86,8 @@ def test_counts_follow_the_published_sampler():
 
 
 @given(
-    st.integers(2, 6), st.integers(1, 3), st.floats(0.05, 0.95), st.floats(0.01, 20), st.sampled_from(["all", "uniform"]),
-    st.integers(0, 9), st.data(),
+    st.integers(2, 6), st.integers(1, 3), st.floats(0.05, 0.95), st.floats(0.01, 20),
+    st.sampled_from(["all", "uniform"]), st.integers(0, 9), st.data(),
 )  # fmt: skip
 def test_every_sample_sees_as_many_tokens_and_none_that_it_has_not(side, modalities, visible, alpha, tasks, seed, data):
     on = layout(side, NAMES[:modalities])
