@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from test_evaluate import PIXELS, Memory, Patches, coloured
 from unveil.data.sources import open_source
@@ -120,8 +123,6 @@ def test_a_row_per_shot_with_its_interval():
 
 
 def folder_of(place, count: int, seed: int):
-    from PIL import Image
-
     source = coloured(count, seed)
     for i, (image, label) in enumerate(zip(source.images, source.labels, strict=True)):
         file = place / source.classes[label] / f"{i:03}.png"
@@ -157,3 +158,22 @@ def test_transfer_is_the_protocol_on_each_set(tmp_path):
         transfer(asked, 0)
     with pytest.raises(FileNotFoundError, match="nowhere"):
         transfer(asked, 0, to=(str(tmp_path / "nowhere"),))
+
+
+def test_groups_are_held_out_whole(tmp_path):
+    pixels = np.zeros((8, 8, 3), np.uint8)
+    for patient in range(10):
+        for name in ("ill", "well"):
+            (tmp_path / "data" / name).mkdir(parents=True, exist_ok=True)
+            for scan in range(2):
+                Image.fromarray(pixels).save(tmp_path / "data" / name / f"patient{patient}_{scan}.png")
+    by = r"patient(\d+)_"
+    train, test = open_sets(str(tmp_path / "data"), None, 3, group_by=by)
+    sides = [{re.search(by, part.name(i))[1] for i in range(len(part))} for part in (train, test)]
+    assert not sides[0] & sides[1]
+    assert len(sides[0]) == 8
+    assert len(test) == 8
+    other = open_sets(str(tmp_path / "data"), None, 3, by, seed=1)[1]
+    assert {other.name(i) for i in range(8)} != {test.name(i) for i in range(8)}
+    with pytest.raises(ValueError, match="with test images of their own"):
+        open_sets(str(tmp_path / "data"), str(tmp_path / "data"), 3, by)

@@ -33,6 +33,7 @@ def evaluate(
     *,
     data: str,
     test_data: str | None = None,
+    group_by: str | None = None,
     protocol: tuple[str, ...] = ("knn", "linear"),
     pool: Pool = "mean",
     baselines: bool = True,
@@ -50,6 +51,8 @@ def evaluate(
     data: labelled images: a folder of class folders, or of train and val; a Parquet file with labels; scenes; for
         segment and depth a folder of folders: rgb, semseg, depth, or a well-known layout of them
     test_data: the images to test on; by default those in data's own val or test, else a fifth of every class
+    group_by: hold out whole groups, such as patients: a level of the path (1 is the first folder), or a regex with one
+        group
     protocol: knn, linear (as MAE probes), linear-lbfgs, attentive, finetune, lowshot, transfer; segment, depth
     pool: cls, mean, or both
     baselines: measure raw pixels and the untrained encoder too; where the encoder is trained, from scratch
@@ -88,7 +91,7 @@ def evaluate(
             results = run_protocols(
                 encoder,
                 protocol,
-                *open_sets(data, test_data, encoder.channels),
+                *open_sets(data, test_data, encoder.channels, group_by, seed),
                 pool,
                 others,
                 seed=seed,

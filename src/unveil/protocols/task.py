@@ -12,6 +12,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from ..data.sources import Source, Subset, open_source, spread
+from ..data.splits import hold_out
 from .features import FeatureEncoder, Features, Pool, extract
 from .labels import check_labels, shared_numbers, stratified_split
 from .protocol import Split
@@ -49,18 +50,28 @@ class Labelled(Subset):
 TRAIN, TEST = ("train", "training"), ("val", "validation", "valid", "test")
 
 
-def open_sets(data: str, test_data: str | None, channels: int) -> tuple[Source, Source | None]:
+def open_sets(
+    data: str, test_data: str | None, channels: int, group_by: str | None = None, seed: int = 0
+) -> tuple[Source, Source | None]:
     """The images to learn from, and those to be judged on where there are any of their own.
 
     A folder that holds the folders train and val (or validation, or test) is both, as ImageNet and Places are laid out.
+    With `group_by` a fifth is held out by whole groups, as `hold_out` makes them. Raises ValueError for groups where
+    there are images to be judged on already.
     """
     folder = Path(data).expanduser()
     inside = {path.name.lower(): path for path in folder.iterdir() if path.is_dir()} if folder.is_dir() else {}
     train = next((inside[name] for name in TRAIN if name in inside), None)
     test = next((inside[name] for name in TEST if name in inside), None)
     if test_data is None and train is not None and test is not None:
-        return open_source(train, channels), open_source(test, channels)
-    return open_source(data, channels), open_source(test_data, channels) if test_data else None
+        learned, judged = open_source(train, channels), open_source(test, channels)
+    else:
+        learned, judged = open_source(data, channels), open_source(test_data, channels) if test_data else None
+    if group_by is None:
+        return learned, judged
+    if judged is not None:
+        raise ValueError(f"--group-by holds groups of {data} out; with test images of their own, leave it away")
+    return hold_out(learned, TEST_SHARE, seed, group_by=group_by)
 
 
 @dataclass(frozen=True)
