@@ -31,7 +31,7 @@ class DPTHead(nn.Module):
             ]
         )
         self.level = nn.ModuleList(nn.Conv2d(c, fused, 3, padding=1, bias=False) for c in channels)
-        self.fuse = nn.ModuleList(Fusion(fused) for _ in channels)
+        self.fuse = nn.ModuleList(Fusion(fused, is_coarsest=k == 3) for k in range(4))
         self.before = nn.Conv2d(fused, fused // 2, 3, padding=1)
         self.predict = nn.Sequential(nn.Conv2d(fused // 2, 32, 3, padding=1), nn.ReLU(), nn.Conv2d(32, outputs, 1))
 
@@ -47,9 +47,10 @@ class DPTHead(nn.Module):
 class Fusion(nn.Module):
     """A level, refined, and what comes from the coarser ones, at the size of the next finer level."""
 
-    def __init__(self, dim: int):
+    def __init__(self, dim: int, is_coarsest: bool):
         super().__init__()
-        self.own, self.both = Refine(dim), Refine(dim)
+        self.own = nn.Identity() if is_coarsest else Refine(dim)
+        self.both = Refine(dim)
         self.out = nn.Conv2d(dim, dim, 1)
 
     def forward(

@@ -1,0 +1,306 @@
+"""Segmentation: heads, views, windows and measures against computations of their own; toys that are learned."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from unveil.chance import Chance, sample_keys
+from unveil.data.layouts import open_dense
+from unveil.data.samples import Sample
+from unveil.encoder import Encoder
+from unveil.pretrained import Pretrained
+from unveil.protocols import RawPixels, are_dense, run_dense, table
+from unveil.protocols.dense import HEADS, Confusion, DenseModel, DenseTask, DenseTraining, Trainer, Truth, fitted
+from unveil.protocols.dense.encoder import chosen_inputs
+from unveil.protocols.dense.heads import ConvNeXtHead, taps
+from unveil.protocols.dense.reader import DenseReader
+from unveil.protocols.dense.truth import classes_loss
+from unveil.protocols.dense.views import DenseView, jittered, places, starts
+from unveil.protocols.segment import segment
+from unveil.records import DEPTH, RGB, Batch, Modality
+
+LABELS = Modality("semseg", 1, (0.0,), (1.0,), kind="categorical", num_classes=2)
+
+
+def tiny(*modalities: Modality, depth: int = 2, seed: int = 0) -> Pretrained:
+    torch.manual_seed(seed)
+    return Pretrained(Encoder(modalities or (RGB,), (16,), 4, dim=16, depth=depth, heads=2))
+
+
+@pytest.fixture(scope="module")
+def red_bars(tmp_path_factory) -> Path:
+    """Blue images with a red bar: the bar is class 1, the first rows are void, and the bar is twice as deep."""
+    root, rng = tmp_path_factory.mktemp("bars"), np.random.default_rng(0)
+    for split, count in (("train", 8), ("test", 3)):
+        for i in range(count):
+            ids = np.zeros((16, 24), np.uint8)
+            left = rng.integers(0, 16)
+            ids[:, left : left + 8] = 1
+            pixels = np.where(ids[..., None] == 1, (200, 60, 60), (60, 60, 200)).astype(np.uint8)
+            metres = (1000 + 1000 * ids.astype(np.uint16)).astype(np.uint16)
+            ids[:2] = 255
+            for kind, array in (("rgb", pixels), ("semseg", ids), ("depth", metres)):
+                (root / split / kind).mkdir(parents=True, exist_ok=True)
+                Image.fromarray(array).save(root / split / kind / f"{i}.png")
+    return root
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(2, 6), st.integers(0, 2**31), st.integers(1, 200))
+def test_measures_are_those_of_sklearn(num_classes, seed, count):
+    metrics = pytest.importorskip("sklearn.metrics")
+    rng = np.random.default_rng(seed)
+    truth, guess = rng.integers(0, num_classes, (2, count))
+    valid = rng.random(count) < 0.8
+    valid[0] = True
+    confusion = Confusion(num_classes)
+    for part in np.array_split(np.arange(count), 3):  # batches add up
+        confusion.add(*(torch.from_numpy(x[part]) for x in (guess, truth, valid)))
+    theirs = metrics.confusion_matrix(truth[valid], guess[valid], labels=range(num_classes))
+    assert confusion.counts.tolist() == theirs.tolist()
+    present = sorted({*truth[valid], *guess[valid]})
+    found = confusion.metrics()
+    assert found["miou"] == pytest.approx(metrics.jaccard_score(truth[valid], guess[valid], average="macro"))
+    assert found["pixel_accuracy"] == pytest.approx(metrics.accuracy_score(truth[valid], guess[valid]))
+    each = metrics.jaccard_score(truth[valid], guess[valid], average=None, labels=present)
+    assert confusion.iou[present].tolist() == pytest.approx(each.tolist())
+    assert confusion.iou.isfinite().sum() == len(present), "a class that is nowhere has no IoU"
+
+
+def test_nothing_judged_is_an_error():
+    with pytest.raises(ValueError, match="no pixel of the test images has a class"):
+        Confusion(3).metrics()
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 60), st.integers(1, 20))
+def test_windows_cover_everything(length, window):
+    length = max(length, window)
+    found = starts(length, window)
+    assert found[0] == 0
+    assert found[-1] == length - window
+    assert all(0 < b - a <= max(1, window * 2 // 3) for a, b in zip(found, found[1:], strict=False))
+    assert places((length, window), (window, window)) == [(start, 0) for start in found]
+
+
+def test_one_box_and_one_flip_for_all_maps():
+    """The picture's own numbers are its labels: whatever the view, they have to stay so."""
+    rng = np.random.default_rng(0)
+    modalities = (Modality("rgb", 3, (0.0,) * 3, (1.0,) * 3), LABELS)
+    for size in ((12, 16), (40, 24)):
+        squares = np.kron(rng.integers(0, 2, (size[0] // 4, size[1] // 4)), np.ones((4, 4)))
+        ids = torch.from_numpy(squares).long()[None]
+        sample = Sample({"rgb": ids.expand(3, -1, -1).float(), "semseg": ids}, {"semseg": None})
+        view = DenseView((16, 16), scales=(0.5, 2.0))
+        drawn = view.draw([sample] * 32, modalities, Chance(sample_keys(0, 0, range(32))))
+        again = view.draw([sample] * 32, modalities, Chance(sample_keys(0, 0, range(32))))
+        padded = 0
+        for one, other in zip(drawn, again, strict=True):
+            assert one.maps["rgb"].shape == (3, 16, 16)
+            assert torch.equal(one.maps["rgb"], other.maps["rgb"]), "a view is a pure function of its key"
+            near = (one.maps["rgb"][:1] > 0.5) == (one.maps["semseg"] == 1)
+            known = one.valid["semseg"]
+            padded += known is not None and not bool(known.all())
+            there = torch.ones_like(near) if known is None else known
+            assert near[there].float().mean() > 0.85  # but for the edges, where the picture is smooth
+            assert (one.maps["semseg"][~there] == 0).all()
+        assert padded > 0, "some views are smaller than the window"
+    assert len({d.maps["rgb"].sum().item() for d in drawn}) > 20
+
+
+def test_padding_of_pictures_is_their_mean():
+    sample = Sample({"rgb": torch.zeros(3, 8, 4, dtype=torch.uint8)})
+    view, made = DenseView((8, 8), fit="inside").whole(sample, [RGB])
+    assert made == (8, 4)
+    assert view.maps["rgb"][:, :, 4:].float().mean((1, 2)).tolist() == pytest.approx([124, 116, 104])
+    assert not view.valid["rgb"][:, :, 4:].any()
+    assert view.valid["rgb"][:, :, :4].all()
+
+
+def test_colours_change_by_chance_and_only_where_there_is_a_picture():
+    images, valid = torch.rand(16, 3, 8, 8), torch.ones(16, 1, 8, 8, dtype=torch.bool)
+    valid[:, :, 4:] = False
+    batch = Batch({"rgb": images}, sample_keys(0, 0, range(16)), torch.zeros(()), {"rgb": valid})
+    found = jittered(batch, 0.5).maps["rgb"]
+    assert torch.equal(found[:, :, 4:], images[:, :, 4:])
+    assert 2 <= (found[:, :, :4] != images[:, :, :4]).flatten(1).any(1).sum() <= 14
+    assert jittered(batch, 0.0) is batch
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_heads_answer_at_any_size_and_learn_from_every_parameter(head):
+    encoder = tiny(RGB, DEPTH, depth=4)
+    model = DenseModel(encoder, encoder.modalities, head, outputs=3, frozen=False, seed=0).train()
+    maps = {"rgb": torch.rand(2, 3, 16, 24), "depth": torch.rand(2, 1, 16, 24)}
+    batch = Batch(maps, sample_keys(0, 0, range(2)), torch.zeros(()))
+    found = model(batch)
+    assert found.shape == (2, 3, 16, 24)
+    found.square().sum().backward()
+    unused = {name for name, p in model.named_parameters() if p.grad is None}
+    assert unused <= {"encoder.encoder.norm.weight", "encoder.encoder.norm.bias"}, "maps are read before the final norm"
+    assert not any(p.requires_grad for p in encoder.parameters()), "the encoder that was given stays as it is"
+    twin = DenseModel(encoder, encoder.modalities, head, outputs=3, frozen=False, seed=0)
+    assert all(torch.equal(a, b) for a, b in zip(model.head.parameters(), twin.head.parameters(), strict=True))
+
+
+def test_a_frozen_encoder_neither_learns_nor_drops():
+    model = DenseModel(tiny(), (RGB,), "linear", outputs=2, frozen=True, seed=0).train()
+    assert not model.encoder.training
+    assert model.head.training
+    batch = Batch({"rgb": torch.rand(1, 3, 16, 16)}, sample_keys(0, 0, [0]), torch.zeros(()))
+    model(batch).sum().backward()
+    assert all(p.grad is None for p in model.encoder.parameters())
+
+
+def test_tokens_lie_where_their_patches_are():
+    """A head that passes tokens on shows each modality's at its own place."""
+    encoder = tiny(RGB, DEPTH)
+    model = DenseModel(encoder, (RGB, DEPTH), "linear", outputs=2, frozen=True, seed=0)
+    batch = Batch(
+        {
+            "rgb": torch.rand(1, 3, 16, 24),
+            "depth": torch.rand(1, 1, 16, 24),
+            "semseg": torch.zeros(1, 1, 16, 24).long(),
+        },
+        sample_keys(0, 0, [0]),
+        torch.zeros(()),
+    )
+    seen: list[torch.Tensor] = []
+    model.head.register_forward_pre_hook(lambda head, given: seen.extend(given[0]))
+    model(batch)
+    (tokens,) = encoder.tokens(batch, [2])
+    assert torch.equal(seen[0][0, :16, 1, 2], tokens[0, 1 + 1 * 6 + 2])
+    assert torch.equal(seen[0][0, 16:, 1, 2], tokens[0, 1 + 24 + 1 * 6 + 2])
+
+
+def test_multimaes_head_has_its_published_widths():
+    head = ConvNeXtHead(768, 768, 150)
+    assert head.project.weight.shape == (6144, 768)
+    assert head.predict.weight.shape == (150, 384, 1, 1)
+    assert ConvNeXtHead(768, 768, 1, spread=64).predict.in_channels == 96
+    assert list(taps("upernet", 12)) == [3, 6, 9, 12]
+    assert list(taps("linear", 12)) == [12]
+
+
+def test_void_pixels_do_not_teach():
+    guess, truth = torch.randn(2, 3, 4, 4, requires_grad=True), torch.randint(0, 3, (2, 1, 4, 4))
+    valid = torch.rand(2, 1, 4, 4) < 0.5
+    loss = classes_loss(guess, truth, valid)
+    chosen = valid[:, 0]
+    theirs = F.cross_entropy(guess.permute(0, 2, 3, 1)[chosen], truth[:, 0][chosen], reduction="sum")
+    assert loss.item() == pytest.approx(theirs.item(), rel=1e-5)
+    loss.backward()
+    assert (guess.grad.permute(0, 2, 3, 1)[~chosen] == 0).all()
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+def test_bars_are_found_and_the_same_call_gives_the_same_numbers(red_bars, frozen):
+    dials = {"frozen": frozen, "epochs": 12 if frozen else 4, "batch_size": 4, "lr": 2e-2 if frozen else 3e-3}
+    (result,) = run_dense(tiny(), ["segment"], str(red_bars), dials=dials, baselines={"untrained": tiny(seed=1)})
+    (again,) = run_dense(tiny(), ["segment"], str(red_bars), dials=dials)
+    assert result.metrics == again.metrics
+    assert result.metrics["miou"] > 0.6 > result.baselines["majority class (class 0)"]["miou"]
+    assert ("from scratch" in result.baselines) == (not frozen)
+    iou = result.details["iou"]
+    assert set(iou) == {"class 0", "class 1"}
+    assert result.metrics["miou"] == pytest.approx(sum(iou.values()) / 2)
+    majority = result.baselines["majority class (class 0)"]
+    assert majority["miou"] == pytest.approx(majority["pixel_accuracy"] / 2)
+    assert majority["pixel_accuracy"] == pytest.approx(2 / 3)  # the bar is a third of every image
+    assert "segment mIoU" in table([result])
+    assert "the encoder is frozen" in result.card or not frozen
+
+
+def test_depth_and_pictures_are_read_together(red_bars):
+    encoder = tiny(RGB, DEPTH)
+    dials = {"inputs": ("depth", "rgb"), "epochs": 3, "batch_size": 4}
+    (result,) = run_dense(encoder, ["segment"], str(red_bars), dials=dials)
+    assert result.settings["inputs"] == ["rgb", "depth"]
+    (alone,) = run_dense(encoder, ["segment"], str(red_bars), dials={**dials, "inputs": ("depth",)})
+    assert alone.metrics != result.metrics
+    there = ["rgb", "semseg"]
+    with pytest.raises(ValueError, match="reads rgb, depth, not 'thermal'"):
+        chosen_inputs(encoder, ["thermal"], there, "semseg")
+    with pytest.raises(ValueError, match="semseg is what is to be predicted"):
+        chosen_inputs(tiny(RGB, LABELS), ["semseg"], there, "semseg")
+    with pytest.raises(ValueError, match="nothing but the truth"):
+        chosen_inputs(tiny(DEPTH), [], ["depth"], "depth")
+    assert [m.name for m in chosen_inputs(encoder, [], ["depth", "semseg"], "semseg")] == ["depth"]
+
+
+def test_windows_agree_with_one_pass_where_one_is_enough(red_bars):
+    """A sample of the window's size goes through whole: the answer is the model's own."""
+    task = DenseTask(tiny(), str(red_bars))
+    pair = open_dense(str(red_bars))
+    training = DenseTraining(1, 4, image_size=16, jitter=0.0)
+    trainer = Trainer(task, pair, tiny(), [RGB], Truth(LABELS, 2, classes_loss), "linear", True, training, 0)
+    trainer.model.eval()
+    sample = pair.test.sample(0, [RGB, LABELS])
+    square = Sample({name: m[:, :, :16] for name, m in sample.maps.items()}, {"semseg": None})
+    (guess,) = trainer._predicted([square])
+    images = square.maps["rgb"][None].float() / 255
+    whole = trainer.model(Batch({"rgb": images}, torch.zeros(1, dtype=torch.int64), torch.ones(())))
+    torch.testing.assert_close(guess, whole[0].detach(), rtol=0, atol=1e-5)
+    (wide,) = trainer._predicted([sample])  # 16 x 24: two windows, at 0 and at 8
+    left, right = (
+        trainer.model(
+            Batch({"rgb": sample.maps["rgb"][None, :, :, k : k + 16] / 255}, torch.zeros(1).long(), torch.ones(()))
+        )[0].detach()
+        for k in (0, 8)
+    )
+    torch.testing.assert_close(wide[:, :, :8], left[:, :, :8], rtol=0, atol=1e-5)
+    torch.testing.assert_close(wide[:, :, 8:16], (left[:, :, 8:] + right[:, :, :8]) / 2, rtol=0, atol=1e-5)
+
+
+def test_settings_fit_the_set():
+    settings = DenseTraining(100, 16, warmup_epochs=10)
+    few = fitted(settings, 8, 1000, {})
+    assert (few.batch_size, few.epochs, few.warmup_epochs) == (8, 100, 10)
+    many = fitted(settings, 3200, 1000, {"lr": 0.5})
+    assert (many.epochs, many.warmup_epochs, many.lr) == (5, 0.5, 0.5)
+    assert fitted(settings, 3200, 0, {"epochs": 7}).epochs == 7
+    for wrong in ({"epochs": 0}, {"lr": -1.0}):
+        with pytest.raises(ValueError, match="at least"):
+            fitted(settings, 10, 0, wrong)
+
+
+def test_broken_files_are_left_out_and_named(red_bars, tmp_path):
+    import shutil
+
+    root = shutil.copytree(red_bars, tmp_path / "bars")
+    (root / "train" / "rgb" / "3.png").write_bytes(b"not an image")
+    (result,) = run_dense(tiny(), ["segment"], str(root), dials={"epochs": 1})
+    assert result.settings["unreadable_names"] == ["3"]
+    for path in (root / "train" / "rgb").glob("*.png"):
+        path.write_bytes(b"not an image")
+    with pytest.raises(ValueError, match="none of the 8 samples of .* can be read"):
+        run_dense(tiny(), ["segment"], str(root), dials={"epochs": 1})
+
+
+def test_a_batch_is_a_function_of_seed_epoch_and_sample(red_bars):
+    reader = DenseReader(open_dense(str(red_bars)).train, [RGB, LABELS])
+    view = DenseView((16, 16))
+    one, other = (next(iter(reader.epoch(view, 4, 0, epoch))) for epoch in (0, 0))
+    assert torch.equal(one.maps["rgb"], other.maps["rgb"])
+    assert not torch.equal(one.maps["rgb"], next(iter(reader.epoch(view, 4, 0, 1))).maps["rgb"])
+    assert len(list(reader.epoch(view, 3, 0, 0))) == 2
+
+
+def test_dense_protocols_stand_alone(red_bars):
+    assert are_dense(["segment"])
+    assert not are_dense(["knn", "linear"])
+    with pytest.raises(ValueError, match="give two commands"):
+        are_dense(["segment", "knn"])
+    with pytest.raises(ValueError, match="reads the encoder's tokens"):
+        run_dense(RawPixels(RGB, (16, 16)), ["segment"], str(red_bars))
+    assert segment(DenseTask(RawPixels(RGB, (16, 16)), str(red_bars))) is None
+    with pytest.raises(ValueError, match="head of segment is one of linear, convnext"):
+        run_dense(tiny(), ["segment"], str(red_bars), dials={"head": "mlp"})
