@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import Literal
 
+import torch
+
 from ..decoder import PromptingDecoder
 from ..encoder import vit
 from ..losses import cosine
@@ -71,7 +73,9 @@ def recipe(
     shape = (modality.name, encoder, decoder_dim, decoder_depth, decoder_heads)
 
     def build() -> MaskedModel:
-        guide = load_teacher(teacher, encoder, Reading(projected=projected), teacher_channels)
+        guide = load_teacher(
+            teacher, encoder, Reading(projected=projected), teacher_channels, seed=torch.initial_seed()
+        )
         features = Features("teacher", modality.name, guide.dim, "none")
         return MaskedModel(
             encoder,

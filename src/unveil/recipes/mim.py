@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Literal
 
+import torch
+
 from ..decoder import Blend, CrossDecoder, Decoder, Readout, SelfDecoder, choose_maps
 from ..encoder import vit
 from ..losses import Loss, cosine, l1, l2, smooth_l1
@@ -150,7 +152,7 @@ def recipe(
             return {}
         if teacher == "student":
             return {"teacher": EMATeacher(encoder, Momentum(momentum), reading)}
-        return {"teacher": load_teacher(teacher, encoder, reading)}
+        return {"teacher": load_teacher(teacher, encoder, reading, seed=torch.initial_seed())}
 
     def build() -> MaskedModel:
         width = encoder.dim if decoder == "linear" else decoder_dim

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import Literal
 
+import torch
+
 from ..encoder import Encoder, vit
 from ..masking import (
     Attention,
@@ -179,4 +181,4 @@ def recipe(
 
 def rgb_teacher(address: str, encoder: Encoder) -> Teacher:
     """The frozen teacher at an address, looking at RGB."""
-    return load_teacher(address, encoder, Reading("cls", features=0), modality="rgb")
+    return load_teacher(address, encoder, Reading("cls", features=0), modality="rgb", seed=torch.initial_seed())
