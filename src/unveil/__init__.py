@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _ROOMS = {  # public name -> its room (of another name), opened when used, so that `import unveil` is quick
+    "analyze_attention": "looking",
+    "analyze_features": "looking",
     "bench": "benchmark",
     "demo": "demonstration",
     "embed": "embedding",
@@ -26,11 +28,14 @@ if TYPE_CHECKING:
     from .embedding import embed, inspect
     from .evaluation import evaluate
     from .loading import load
-    from .looking import look
+    from .looking import analyze_attention, analyze_features, look
     from .pretraining import pretrain
     from .reporting import write_report as report
 
-__all__ = ["__version__", "bench", "demo", "embed", "evaluate", "inspect", "load", "look", "pretrain", "report"]
+__all__ = [
+    *("__version__", "analyze_attention", "analyze_features", "bench", "demo", "embed", "evaluate", "inspect", "load"),
+    *("look", "pretrain", "report"),
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -158,6 +158,29 @@ def _look(command: Command, words: list[str]) -> int:
     return 0
 
 
+def _analyze(command: Command, words: list[str]) -> int:
+    from ..looking import analyze_attention, analyze_features
+
+    kinds: dict[str, tuple[Function, tuple[str, ...]]] = {
+        "attention": (analyze_attention, ("run",)),
+        "features": (analyze_features, ("run_a", "run_b")),
+    }
+    if words and words[0] in kinds:
+        function, places = kinds[words[0]]
+        groups = _flags(function, skip=places)
+    else:
+        groups = {f"flags of {name}": flags_of(function, skip) for name, (function, skip) in kinds.items()}
+        places = ("run",)
+    plain, given = command.read(words, groups, many=True)
+    if plain[0] not in kinds or len(plain) != 1 + len(places):
+        raise UsageError(
+            f"analyze needs attention and a run, or features and two; got {' '.join(plain)}", command.example
+        )
+    function(*plain[1:], **given)
+    say_next(next_steps.after_analyze(plain[1:]))
+    return 0
+
+
 def _valued(words: list[str]) -> list[tuple[str, list[str]]]:
     """The flags among the words that have a value, by name, before it is known which there are."""
     return [(flag_name(word), values) for word, values in split(words, []) if word and values]
@@ -250,6 +273,13 @@ _ALL = (
         "a picture of where a run, or a recipe, looks, what it hides and what it predicts",
         "unveil look runs/a",
         _look,
+    ),
+    Command(
+        "analyze",
+        "attention RUN | features RUN RUN",
+        "where a run looks and what it hides, or the layers of two runs, in numbers",
+        "unveil analyze attention runs/a",
+        _analyze,
     ),
     Command("inspect", "DATA", "what a folder or a file of images holds", "unveil inspect ~/photos", _inspect),
     Command("recipes", "", "the recipes and their dials", "unveil recipes", _recipes),

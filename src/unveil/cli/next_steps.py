@@ -51,6 +51,11 @@ def after_look(run: str | Path | None, recipe: str | None) -> str:
     return f"unveil pretrain {_quoted(recipe or 'crossmae')} --data FOLDER_OF_YOUR_IMAGES --out runs/a"
 
 
+def after_analyze(runs: Sequence[str | Path]) -> str:
+    """The numbers are kept: see them on the page."""
+    return f"unveil report {' '.join(map(_quoted, runs))}"
+
+
 def after_inspect(data: str, modalities: Sequence[str] = ()) -> str:
     """The data is known: learn from it, from all its maps where it has several."""
     if modalities:

@@ -118,6 +118,14 @@ class Attention(nn.Module):
         rows = [(q @ keys.mT * scale).float().softmax(dim=-1).sum(dim=2) for q in asking.split(ROWS, dim=2)]
         return torch.stack(rows).sum(dim=0)[:, :, num_prefix:] / asking.shape[2]
 
+    def between_patches(
+        self, x: Float[Tensor, "B K D"], num_prefix: int, turn: Turn | None
+    ) -> Float[Tensor, "B H N N"]:
+        """How much each patch attends to each patch, head by head."""
+        asking, keys = (rotate(self._part(x, part), turn) for part in (0, 1))
+        scores = asking[:, :, num_prefix:] @ keys.mT * keys.shape[-1] ** -0.5
+        return scores.float().softmax(dim=-1)[..., num_prefix:]
+
     def _part(self, x: Float[Tensor, "B K D"], part: int) -> Float[Tensor, "B H K d"]:
         """Queries (0) or keys (1) alone."""
         rows = slice(part * x.shape[-1], (part + 1) * x.shape[-1])

@@ -43,12 +43,16 @@ class Opened:
 
 
 def open_run(
-    address: str, data: str | None = None, modalities: Sequence[str] = (), device: str = "auto", step: int | None = None
+    address: str,
+    data: str | None = None,
+    more: tuple[Declared, ...] = (),
+    device: str = "auto",
+    step: int | None = None,
 ) -> Opened:
     """A run at its newest whole checkpoint, or at the one of a step, with its held-out samples or those of `data`.
 
-    More `modalities` may be read than the run knows, such as semseg for its labels. Raises FileNotFoundError where
-    the folder is no run, ValueError where it has no whole checkpoint.
+    They may have `more` maps than the run reads, such as labels. Raises FileNotFoundError where the folder is no run,
+    ValueError where it has no whole checkpoint.
     """
     path = Path(address).expanduser()
     facts = known_facts(path)
@@ -62,9 +66,8 @@ def open_run(
     seed_stage(part(facts, "seed", path), found.state["stage"])
     model = recipe.stages[found.state["stage"]].build()
     model.load_state_dict(found.model)
-    declared = read_declared(facts)
-    known = tuple(d.modality for d in declared) or model.encoder.modalities
-    samples = _samples(facts, path, data, declared, declare(modalities))
+    known = tuple(d.modality for d in read_declared(facts)) or model.encoder.modalities
+    samples = samples_of(path, data, more)
     return Opened(path.name, model.eval().to(choose_device(device)), known, samples, found.state["epoch"])
 
 
@@ -95,27 +98,27 @@ def open_recipe(
     return Opened(name, recipe.stages[-1].build().eval().to(where), told, source)
 
 
-def steps(run: str) -> list[int]:
+def steps(run: Path) -> list[int]:
     """The steps of a run's checkpoints, the first first."""
-    return [int(p.name.removeprefix("step-")) for p in checkpoint.folders(Path(run).expanduser())]
+    return [int(folder.name.removeprefix("step-")) for folder in checkpoint.folders(run)]
 
 
-def _samples(
-    facts: Mapping[str, Any], path: Path, data: str | None, declared: tuple[Declared, ...], more: tuple[Declared, ...]
-) -> Source:
-    """The held-out part of a run's own data; of other data all."""
-    read = declared + tuple(d for d in more if d.name not in {k.name for k in declared})
-    if more and not declared:
-        read = (BUILT_IN["rgb"], *(d for d in more if d.name != "rgb"))
-    address = data or part(facts, "data", path)["address"]
-    channels = part(facts, "data", path)["channels"]
-    source: Source = open_samples(address, read) if read else open_source(address, channels)
-    if data is not None and data != part(facts, "data", path)["address"]:
+def samples_of(path: Path, data: str | None = None, more: tuple[Declared, ...] = ()) -> Source:
+    """The held-out part of a run's own data; of other data all. `more` maps are read than the run reads itself."""
+    facts = known_facts(path)
+    told, declared = part(facts, "data", path), read_declared(facts)
+    more = tuple(d for d in more if d.name not in {known.name for known in declared})
+    read = (*(declared or (BUILT_IN["rgb"],)), *more) if declared or more else ()
+    address = data or told["address"]
+    source: Source = open_samples(address, read) if read else open_source(address, told["channels"])
+    if more and isinstance(source, SampleSource):
+        found = inspect_samples(Subset(source, spread(len(source), _GLANCE)))
+        source = source.settled(found.settle(source.declared))
+    if address != told["address"]:
         return source
     asked = part(facts, "asked", path)
-    held_out = asked.get("held_out", "spread"), asked.get("held_out_share", 0.05), asked.get("group_by")
-    last, share, group_by = held_out[0] == "last", held_out[1], held_out[2]
-    return hold_out(source, share, part(facts, "seed", path), last=last, group_by=group_by)[1]
+    last, share = asked.get("held_out", "spread") == "last", asked.get("held_out_share", 0.05)
+    return hold_out(source, share, part(facts, "seed", path), last=last, group_by=asked.get("group_by"))[1]
 
 
 def device_of(model: MaskedModel) -> torch.device:

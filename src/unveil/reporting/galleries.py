@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -17,12 +17,12 @@ T = TypeVar("T")
 def reconstructions(runs: Runs) -> Markup | None:
     """A row per probe: original, hidden, then what the model made of it at several epochs."""
     blocks: list[Markup | None] = []
-    most_probes, most_epochs = (8, 6) if len(runs) == 1 else (4, 5)
+    most_probes, most_epochs = (9, 6) if len(runs) == 1 else (4, 5)
     for place, run in enumerate(runs):
         epochs = spread(run.probes.epochs, most_epochs)
         rows = []
         for probe, name in list(enumerate(run.probes.names))[:most_probes]:
-            seen = [(e, e.items[probe]) for e in epochs if probe in e.items]
+            seen = [(e, e.items[probe]) for e in epochs if probe in e.items and e.items[probe].reconstructed]
             if seen:
                 last = seen[-1][1]
                 cells = [_cell(last.original, "original", name), _cell(last.hidden, "hidden", name)]
@@ -30,7 +30,7 @@ def reconstructions(runs: Runs) -> Markup | None:
                 rows.append(_strip(cells, len(epochs) + 2))
         if rows:
             told = tag("p", _how_to_read(run), class_="remark")
-            blocks += [named(run, place, runs), tag("div", *rows, class_="gallery"), told]
+            blocks += [named(run, place, runs), tag("div", *rows, class_="gallery"), colour_keys(run), told]
     explained = (
         "Fixed held-out images under fixed masks. The model sees only the patches that are not grey, "
         "and predicts the rest."
@@ -58,6 +58,93 @@ def attention_maps(runs: Runs) -> Markup | None:
     key = tag("span", "low ", tag("i", class_="ramp"), " high", class_="key")
     explained = join(["How much the last block attends to each patch of the whole image, per image from ", key])
     return section("Attention", *blocks, explained=explained)
+
+
+def guidance(runs: Runs) -> Markup | None:
+    """Who looks where as training goes on, the mask that comes of it, and what other ways of drawing would hide."""
+    blocks: list[Markup | None] = []
+    most_probes, most_epochs = (2, 6) if len(runs) == 1 else (1, 5)
+    for place, run in enumerate(runs):
+        epochs = spread(
+            [e for e in run.probes.epochs if any("teacher" in f.more for f in e.items.values())], most_epochs
+        )
+        strips = []
+        for probe, name in enumerate(run.probes.names):
+            seen = [(e, e.items[probe]) for e in epochs if probe in e.items and "teacher" in e.items[probe].more]
+            if not seen or len(strips) >= 5 * most_probes:
+                continue
+            last = seen[-1][1]
+            kinds: list[tuple[str, list[Path | None]]] = [
+                ("teacher", [files.more.get("teacher") for _, files in seen]),
+                ("student", [files.attention for _, files in seen]),
+                ("blend", [files.more.get("blend") for _, files in seen]),
+                ("mask", [files.hidden for _, files in seen]),
+            ]
+            for kind, paths in kinds:
+                if not any(paths):
+                    continue
+                cells = [_cell(last.original, kind, name)]
+                cells += [_cell(p, _epoch(e), f"{name}, {kind}") for (e, _), p in zip(seen, paths, strict=True)]
+                strips.append(_strip(cells, len(epochs) + 1))
+            draws = [(way, path) for way, path in last.more.items() if way.startswith("draw ")]
+            if draws:
+                cells = [_cell(path, way.removeprefix("draw "), f"{name}, drawn") for way, path in draws]
+                strips.append(_strip([_cell(last.original, "drawn as", name), *cells], len(cells) + 1))
+        if strips:
+            blocks += [named(run, place, runs), tag("div", *strips, class_="gallery told")]
+    explained = (
+        "What the frozen teacher attends to, what the student does, the blend that the mask is drawn from, and the "
+        "mask; below, what each way of drawing would hide of the last blend."
+    )
+    return section("Guidance", *blocks, explained=explained) if blocks else None
+
+
+def across_modalities(runs: Runs) -> Markup | None:
+    """What is predicted of one map when another one alone is given."""
+    blocks: list[Markup | None] = []
+    most_rows, most_epochs = (12, 6) if len(runs) == 1 else (6, 5)
+    for place, run in enumerate(runs):
+        epochs = spread([e for e in run.probes.epochs if any(_given(f.more) for f in e.items.values())], most_epochs)
+        strips = []
+        for probe, name in enumerate(run.probes.names):
+            seen = [(e, e.items[probe]) for e in epochs if probe in e.items and _given(e.items[probe].more)]
+            for given in _given(seen[-1][1].more) if seen else ():
+                cells = [_cell(seen[-1][1].original, name.rpartition(" · ")[2], name)]
+                cells += [_cell(f.more.get(given), f"{given}, {_epoch(e)}", f"{name}, {given} alone") for e, f in seen]
+                strips.append(_strip(cells, len(epochs) + 1))
+        if strips:
+            strips = strips[:most_rows]
+            blocks += [named(run, place, runs), tag("div", *strips, class_="gallery told"), colour_keys(run)]
+    explained = "One map is given whole and all others are hidden: first the truth, then what the model says of it."
+    return section("Across modalities", *blocks, explained=explained) if blocks else None
+
+
+def colour_keys(run: Run) -> Markup | None:
+    """What the colours of measured maps and of classes mean."""
+    told = []
+    for key in run.probes.keys:
+        name, classes, colours = str(key.get("name", "")), key.get("classes"), key.get("colours")
+        if isinstance(classes, list) and isinstance(colours, list):
+            spots = [
+                tag("span", tag("i", class_="swatch", style=f"background:{_rgb(c)}"), str(word))
+                for word, c in zip(classes, colours, strict=False)
+            ]
+            told.append(tag("p", tag("strong", name), *spots, class_="classes"))
+        elif isinstance(stops := key.get("stops"), list):
+            ramp = f"background:linear-gradient(90deg,{','.join(map(_rgb, stops))})"
+            bar = (f"{key.get('low', '')} ", tag("i", class_="ramp", style=ramp), f" {key.get('high', '')}")
+            told.append(tag("p", tag("strong", name), tag("span", *bar, class_="key"), class_="classes"))
+    return tag("div", *told) if told else None
+
+
+def _rgb(colour: object) -> str:
+    """A colour of an index as CSS; black for what is none, for the index is read from a file."""
+    values = colour if isinstance(colour, list) and len(colour) == 3 else [0, 0, 0]
+    return f"rgb({' '.join(str(int(v)) if isinstance(v, int | float) and 0 <= v <= 255 else '0' for v in values)})"
+
+
+def _given(more: Mapping[str, Path]) -> list[str]:
+    return [name for name in more if name.startswith("from ")]
 
 
 def nearest_neighbours(runs: Runs) -> Markup | None:

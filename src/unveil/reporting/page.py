@@ -6,7 +6,8 @@ import base64
 import hashlib
 from collections.abc import Callable
 
-from .galleries import attention_maps, nearest_neighbours, reconstructions
+from .analyses import attention_over_time, attention_tables, layers
+from .galleries import across_modalities, attention_maps, guidance, nearest_neighbours, reconstructions
 from .markup import Markup, brief, join, tag
 from .scores import comparison, evaluations
 from .sections import (
@@ -29,7 +30,12 @@ SECTIONS: tuple[Callable[[Runs], Markup | None], ...] = (
     curves,
     label_free,
     reconstructions,
+    across_modalities,
     attention_maps,
+    guidance,
+    attention_over_time,
+    attention_tables,
+    layers,
     nearest_neighbours,
     evaluations,
     broken_files,

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +24,18 @@ Grid = tuple[int, int]
 
 @dataclass(frozen=True)
 class Probe:
-    """One fixed image as the model met it at one epoch: what it is, what was visible, what came back."""
+    """One fixed map as the model met it at one epoch: what it is, what was visible, what came back.
+
+    `more` are further pictures by name: `teacher` and `blend`, `draw NAME` for a mask, `from NAME` for what is
+    predicted when that modality alone is given.
+    """
 
     name: str
-    original: Picture
-    hidden: Picture
-    reconstructed: Picture
+    original: Picture | None
+    hidden: Picture | None
+    reconstructed: Picture | None
     attention: Picture | None = None
+    more: Mapping[str, Picture] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -43,26 +48,37 @@ class Near:
 
 
 def write_probes(
-    run_dir: str | Path, epoch: float, step: int, items: Sequence[Probe], norm_pix: bool, note: str = ""
+    run_dir: str | Path,
+    epoch: float,
+    step: int,
+    items: Sequence[Probe],
+    norm_pix: bool,
+    note: str = "",
+    keys: Sequence[Mapping[str, Any]] = (),
 ) -> None:
     """Add the probes of one step to `pictures/` in a run folder; the same step again replaces them.
 
-    `note` is a sentence for the reader, such as how the channels are shown.
+    `note` is a sentence for the reader, such as how the channels are shown; `keys` say what colours mean, as the
+    `to_dict` of a `Bar` or a `Legend` does.
     """
     folder = _pictures(run_dir)
     entries = []
     for i, item in enumerate(items):
-        entry: dict[str, Any] = {"probe": i, "attention": None}
+        entry: dict[str, Any] = {"probe": i, "attention": None, "more": {}}
         for role in ("original", "hidden", "reconstructed", "attention"):
             image = getattr(item, role)
             if image is not None:
                 entry[role] = f"step{step:08d}-probe{i}-{role}.png"
                 write_whole(folder / entry[role], png(image))
+        for name, image in item.more.items():
+            entry["more"][name] = f"step{step:08d}-probe{i}-{name.replace(' ', '-')}.png"
+            write_whole(folder / entry["more"][name], png(image))
         entries.append(entry)
     epochs = [e for e in _epochs_so_far(folder / "index.json") if e.get("step") != step]
     epochs.append({"epoch": epoch, "step": step, "items": entries})
     epochs.sort(key=lambda e: e.get("step", 0))
-    index = {"probes": [{"name": i.name} for i in items], "epochs": epochs, "norm_pix": norm_pix, "note": note}
+    named = [{"name": i.name} for i in items]
+    index = {"probes": named, "epochs": epochs, "norm_pix": norm_pix, "note": note, "keys": list(keys)}
     write_whole(folder / "index.json", json.dumps(index, indent=1).encode())
 
 

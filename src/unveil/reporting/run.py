@@ -52,6 +52,7 @@ class Signals:
     rankme: float = NAN
     feature_std: float = NAN
     feature_dim: float = NAN
+    attention: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,7 @@ class ProbeFiles:
     hidden: Path | None
     reconstructed: Path | None
     attention: Path | None
+    more: Mapping[str, Path] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -98,6 +100,7 @@ class Probes:
     epochs: Sequence[ProbeEpoch] = ()
     norm_pix: bool = False
     note: str = ""
+    keys: Sequence[Mapping[str, Any]] = ()
 
 
 @dataclass(frozen=True)
@@ -130,6 +133,7 @@ class Run:
     evaluations: Sequence[Evaluation] = ()
     probes: Probes = field(default_factory=Probes)
     neighbours: Sequence[NeighbourRow] = ()
+    analyses: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     broken: Mapping[str, str] = field(default_factory=dict)
     remarks: Sequence[str] = ()
 

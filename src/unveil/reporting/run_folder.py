@@ -37,6 +37,7 @@ def read_run(path: str | Path) -> Run:
         evaluations=_evaluations(folder / "eval", remarks),
         probes=_probes(folder / "pictures", remarks),
         neighbours=_neighbours(folder / "pictures", remarks),
+        analyses={p.stem: _mapping(_json(p, remarks)) for p in sorted((folder / "analysis").glob("*.json"))},
         broken={str(k): str(v) for k, v in _mapping(_json(folder / "broken.json", remarks)).items()},
         remarks=remarks,
     )
@@ -115,8 +116,8 @@ def _metrics(path: Path, remarks: list[str]) -> tuple[list[Step], list[Signals]]
             steps.append(Step(at, losses=_numbers(entry.get("losses")), **values))
         elif entry.get("kind") == "signals":
             signals = [s for s in signals if s.step < at]
-            values = {k: number(entry.get(k)) for k in Signals.__dataclass_fields__ if k != "step"}
-            signals.append(Signals(at, **values))
+            values = {k: number(entry.get(k)) for k in Signals.__dataclass_fields__ if k not in ("step", "attention")}
+            signals.append(Signals(at, attention=_numbers(entry.get("attention")), **values))
     return steps, signals
 
 
@@ -149,11 +150,12 @@ def _probes(folder: Path, remarks: list[str]) -> Probes:
             at = number(item.get("probe"))
             if at in range(len(names)):
                 roles = (_inside(folder, item.get(r)) for r in ("original", "hidden", "reconstructed", "attention"))
-                items[int(at)] = ProbeFiles(int(at), *roles)
+                more = {str(k): _inside(folder, name) for k, name in _mapping(item.get("more")).items()}
+                items[int(at)] = ProbeFiles(int(at), *roles, {k: path for k, path in more.items() if path})
         step = number(told.get("step"))
         if items:
             epochs.append(ProbeEpoch(number(told.get("epoch")), int(step) if math.isfinite(step) else 0, items))
-    return Probes(names, epochs, bool(index.get("norm_pix")), str(index.get("note") or ""))
+    return Probes(names, epochs, bool(index.get("norm_pix")), str(index.get("note") or ""), _list(index.get("keys")))
 
 
 def _neighbours(folder: Path, remarks: list[str]) -> list[NeighbourRow]:

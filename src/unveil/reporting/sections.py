@@ -30,7 +30,7 @@ def health(runs: Runs) -> Markup:
     """The verdict on each run: a headline, the findings, what to do."""
     cards = []
     for place, run in enumerate(runs):
-        verdicts = judge(run)
+        verdicts = judge(run, [other for other in runs if other is not run])
         top = headline(verdicts)
         findings = [
             tag(
@@ -113,7 +113,7 @@ def curves(runs: Runs) -> Markup | None:
         line_chart("Learning rate", [_plain(line) for line in lines(lambda s: s.lr)], x_label=axis, from_zero=True),
     ]
     explained = "Thin: every logged step. Thick: a moving average. Point at a chart to read its values."
-    return section("Curves", _grid(charts), explained=explained) if any(charts) else None
+    return section("Curves", charts_of(charts), explained=explained) if any(charts) else None
 
 
 def label_free(runs: Runs) -> Markup | None:
@@ -135,7 +135,7 @@ def label_free(runs: Runs) -> Markup | None:
         "the exponential of the entropy of their singular values. A fall to a few is collapse, and so is a spread "
         "over images near zero."
     )
-    return section("Signals that need no labels", _grid(charts), explained=explained)
+    return section("Signals that need no labels", charts_of(charts), explained=explained)
 
 
 def broken_files(runs: Runs) -> Markup | None:
@@ -230,7 +230,8 @@ def _facts(pairs: Iterable[tuple[str, str]]) -> Markup | None:
     return tag("dl", *told, class_="facts") if told else None
 
 
-def _grid(charts: Iterable[Markup | None]) -> Markup:
+def charts_of(charts: Iterable[Markup | None]) -> Markup:
+    """Charts side by side."""
     return tag("div", *charts, class_="charts")
 
 

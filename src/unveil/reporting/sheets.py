@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
-from jaxtyping import UInt8
 from PIL import Image, ImageDraw, ImageFont
 
 from .pictures import NO_TRUTH, Picture, Ramp, class_colours
@@ -44,15 +44,31 @@ class Bar:
     low: str
     high: str
 
+    def to_dict(self) -> dict[str, Any]:
+        """For the index of pictures."""
+        stops = self.ramp(np.linspace(0, 1, 9)).tolist()
+        return {"name": self.name, "low": self.low, "high": self.high, "stops": stops}
+
 
 @dataclass(frozen=True)
 class Legend:
-    """What the colours of classes mean, by their names; `places` are those that are shown, of `count` classes."""
+    """What the colours of classes mean, by their names; `places` are those that are shown, of `count` classes, -1 for
+    none of them."""
 
     name: str
     count: int
     places: Sequence[int]
     names: Sequence[str]
+
+    @property
+    def colours(self) -> list[tuple[int, ...]]:
+        """One for each name."""
+        palette = class_colours(self.count).tolist()
+        return [tuple(palette[place]) if place >= 0 else NO_TRUTH for place in self.places]
+
+    def to_dict(self) -> dict[str, Any]:
+        """For the index of pictures."""
+        return {"name": self.name, "classes": list(self.names), "colours": self.colours}
 
 
 Key = Bar | Legend
@@ -170,9 +186,7 @@ def _key(sheet: Image.Image, draw: ImageDraw.ImageDraw, key: Key, x: int, y: int
         sheet.paste(Image.fromarray(ramp), (x, y + 5))
         _write(draw, (x + _BAR[0] + 8, y + 2), key.high, 13, _SOFT, WIDTH)
         return
-    palette: UInt8[np.ndarray, "K 3"] = class_colours(key.count)
-    for place, name in zip(key.places, key.names, strict=True):
-        colour = tuple(palette[place].tolist()) if place >= 0 else NO_TRUTH
+    for colour, name in zip(key.colours, key.names, strict=True):
         draw.rectangle((x, y + 5, x + 12, y + 17), fill=colour)
         _write(draw, (x + 18, y + 2), name, 13, _SOFT, WIDTH)
         x += _wide(name, 13) + 30

@@ -89,12 +89,16 @@ position:relative;max-width:640px}
 font-size:.8rem;line-height:1.45;white-space:nowrap;z-index:2}
 .gallery{display:grid;gap:8px}.strip{display:grid;grid-template-columns:repeat(var(--columns),minmax(0,1fr));gap:8px}
 .strip{max-width:calc(var(--columns) * 152px)}
-.strip figure{display:flex;flex-direction:column}.gallery:not(.near) figcaption{order:-1}
+.strip figure{display:flex;flex-direction:column}.gallery:not(.near,.told) figcaption{order:-1}
 .strip img,.gone{display:block;width:100%;height:auto;border-radius:5px}.pixels{image-rendering:pixelated}
 .gone{aspect-ratio:1;background:var(--faint);color:var(--soft);font-size:.78rem;display:grid;place-items:center}
 .strip figcaption{font-size:.78rem;color:var(--soft);line-height:1.35;padding:3px 0 2px;text-align:center}
-.gallery:not(.near) .strip:not(:first-child) figcaption{position:absolute;clip-path:inset(50%);width:1px;height:1px;
-overflow:hidden}
+.gallery:not(.near,.told) .strip:not(:first-child) figcaption{position:absolute;clip-path:inset(50%);width:1px;
+height:1px;overflow:hidden}
+.cell{display:block;text-align:center;border-radius:3px;min-width:40px}.cka td{padding:1px}
+.classes{font-size:.82rem;color:var(--soft);margin:6px 0 0}.classes strong{color:var(--ink);margin-right:10px}
+.classes span{margin-right:14px;white-space:nowrap}.swatch{display:inline-block;width:.8em;height:.8em;
+border-radius:2px;margin-right:.4em}.key .ramp{display:inline-block;vertical-align:middle}
 .near figure:first-child img{box-shadow:0 0 0 3px var(--s0)}
 .near figure:first-child figcaption{font-weight:600;color:var(--ink)}
 .same figcaption{color:var(--ok)}
@@ -106,8 +110,8 @@ background:var(--c);border-radius:4px}.who{font-size:.9rem}.value{text-align:rig
 @media (max-width:600px){header,main{padding-left:16px;padding-right:16px}header{padding-top:26px;gap:14px}
 .logo{width:40px}section{margin-bottom:40px}.verdict{padding:14px 16px}
 .verdict li{flex-direction:column;gap:0}.tiles{grid-template-columns:1fr 1fr}.strip{grid-template-columns:repeat(4,1fr)}
-.gallery{gap:16px}.gallery:not(.near) .strip:not(:first-child) figcaption{position:static;clip-path:none;width:auto;
-height:auto}.bars>div{grid-template-columns:96px 1fr 62px;gap:8px}
+.gallery{gap:16px}.gallery:not(.near,.told) .strip:not(:first-child) figcaption{position:static;clip-path:none;
+width:auto;height:auto}.bars>div{grid-template-columns:96px 1fr 62px;gap:8px}
 .words td,.words th{font-size:.85rem}}
 @media print{:root{--bg:#fff;--card:#fff;--ink:#000;--soft:#555;--line:#ccc;--faint:#eee;--ok:#1a7f4b;--note:#3767a6;
 --warning:#a86400;--problem:#b3261e;--s0:#0067a5;--s1:#c44e00;--s2:#00805f;--s3:#a8487f;--s4:#8a6d00;--s5:#2f8fc4;

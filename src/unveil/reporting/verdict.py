@@ -8,31 +8,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float
 
+from .finding import ENOUGH_ROWS, ENOUGH_STEPS, LEVELS, Verdict, ends_of, is_telling, losses_of
+from .guided import easy_targets, even_guidance, no_gain, unstable_weight
 from .markup import brief, figure, percent
 from .run import Run, Signals
 
-LEVELS = ("problem", "warning", "note", "ok")
-_ENOUGH_STEPS = 100
-_ENOUGH_ROWS = 20
 
-
-@dataclass(frozen=True)
-class Verdict:
-    """One finding: how grave it is (one of LEVELS), what was seen, and what to do about it."""
-
-    level: str
-    sentence: str
-    advice: str = ""
-
-
-def judge(run: Run) -> list[Verdict]:
-    """All that the checks say of a run, the gravest first, and in the end what went well."""
+def judge(run: Run, others: Sequence[Run] = ()) -> list[Verdict]:
+    """All that the checks say of a run, beside the others of a report: the gravest first, in the end what went well."""
     found = [verdict for check in CHECKS if (verdict := check(run))]
+    found += [verdict for compare in COMPARISONS if (verdict := compare(run, others))]
     if good := healthy(run, found):
         found.append(good)
     return sorted(found, key=lambda v: LEVELS.index(v.level))
@@ -70,12 +58,12 @@ def no_metrics(run: Run) -> Verdict | None:
 
 def too_short(run: Run) -> Verdict | None:
     """So few steps that a curve means nothing."""
-    if not run.steps or _is_telling(run):
+    if not run.steps or is_telling(run):
         return None
     return Verdict(
         "note",
         f"{run.steps[-1].step} steps are too few to judge the curve.",
-        f"From about {_ENOUGH_STEPS} steps on there is something to see: raise --epochs.",
+        f"From about {ENOUGH_STEPS} steps on there is something to see: raise --epochs.",
     )
 
 
@@ -85,8 +73,8 @@ def diverged(run: Run) -> Verdict | None:
         return None
     if not math.isfinite(run.steps[-1].loss):
         return Verdict("problem", f"The loss was {figure(run.steps[-1].loss)} at the last step.", _CALMER)
-    loss = _losses(run)
-    if len(loss) < _ENOUGH_ROWS:
+    loss = losses_of(run)
+    if len(loss) < ENOUGH_ROWS:
         return None
     parts = [float(part.mean()) for part in np.array_split(loss, 10)]
     best, last = min(parts), parts[-1]
@@ -112,10 +100,10 @@ def skipped_updates(run: Run) -> Verdict | None:
 
 def not_falling(run: Run) -> Verdict | None:
     """The loss ended where it began."""
-    loss = _losses(run)
-    if not _is_telling(run) or diverged(run):
+    loss = losses_of(run)
+    if not is_telling(run) or diverged(run):
         return None
-    first, last = _ends(loss)
+    first, last = ends_of(loss)
     if last < 0.98 * first:
         return None
     return Verdict(
@@ -127,10 +115,10 @@ def not_falling(run: Run) -> Verdict | None:
 
 def still_falling(run: Run) -> Verdict | None:
     """The loss fell on to the very end, so the run was too short."""
-    loss = _losses(run)
-    if not _is_telling(run) or not_falling(run) or diverged(run):
+    loss = losses_of(run)
+    if not is_telling(run) or not_falling(run) or diverged(run):
         return None
-    first, last = _ends(loss)
+    first, last = ends_of(loss)
     tenths = np.array_split(loss, 10)
     before, end = tenths[-3], tenths[-1]
     drop = float(before.mean() - end.mean())
@@ -147,10 +135,10 @@ def still_falling(run: Run) -> Verdict | None:
 def overfitting(run: Run) -> Verdict | None:
     """The held-out loss rises while the training loss falls, or lies far above it."""
     heldout = [s for s in run.signals if math.isfinite(s.heldout_loss)]
-    if not heldout or not _is_telling(run):
+    if not heldout or not is_telling(run):
         return None
     best, last = min(heldout, key=lambda s: s.heldout_loss), heldout[-1]
-    train = _ends(_losses(run))[1]
+    train = ends_of(losses_of(run))[1]
     advice = "Use more images, fewer epochs or a smaller --size."
     if last.heldout_loss > 1.03 * best.heldout_loss:
         return Verdict(
@@ -228,6 +216,8 @@ def broken_files(run: Run) -> Verdict | None:
 
 def poor_features(run: Run) -> Verdict | None:
     """The trained encoder is no better than an untrained one, whatever the loss says."""
+    if easy_targets(run):
+        return None  # which says so, and why
     for evaluation in run.evaluations:
         trained = evaluation.metrics.get("accuracy", math.nan)
         untrained = evaluation.baselines.get("untrained", {}).get("accuracy", math.nan)
@@ -249,19 +239,23 @@ CHECKS: tuple[Callable[[Run], Verdict | None], ...] = (
     skipped_updates,
     overfitting,
     poor_features,
+    easy_targets,
+    unstable_weight,
+    even_guidance,
     data_bound,
     broken_files,
     still_falling,
     too_short,
     no_metrics,
 )
+COMPARISONS: tuple[Callable[[Run, Sequence[Run]], Verdict | None], ...] = (no_gain,)
 
 
 def healthy(run: Run, found: Sequence[Verdict]) -> Verdict | None:
     """What went well, with its numbers, where no check found anything grave."""
-    if any(v.level in ("problem", "warning") for v in found) or not _is_telling(run):
+    if any(v.level in ("problem", "warning") for v in found) or not is_telling(run):
         return None
-    first, last = _ends(_losses(run))
+    first, last = ends_of(losses_of(run))
     told = [f"the loss fell from {figure(first)} to {figure(last)} in {brief(run.epochs_done)} epochs"]
     if not run.steps[-1].skipped > 0:
         told.append("no update was skipped")
@@ -274,21 +268,6 @@ def healthy(run: Run, found: Sequence[Verdict]) -> Verdict | None:
 
 
 _CALMER = "Continue from an earlier checkpoint, or start again, with a lower learning rate or a longer warm-up."
-
-
-def _losses(run: Run) -> Float[np.ndarray, " n"]:
-    loss = np.array([s.loss for s in run.steps], np.float64)
-    return loss[np.isfinite(loss)]
-
-
-def _ends(loss: Float[np.ndarray, " n"]) -> tuple[float, float]:
-    """The loss at the start and at the end: means over the first and the last tenth."""
-    tenth = max(1, len(loss) // 10)
-    return float(loss[:tenth].mean()), float(loss[-tenth:].mean())
-
-
-def _is_telling(run: Run) -> bool:
-    return bool(run.steps) and run.steps[-1].step >= _ENOUGH_STEPS and len(_losses(run)) >= _ENOUGH_ROWS
 
 
 def _dimensions(at: Signals) -> str:

@@ -27,9 +27,14 @@ class Glance:
         return len(self.places)
 
     def batch(self, device: torch.device | str) -> Batch:
-        """All of them as a batch, each with the same chance every time."""
-        key = sample_keys(0, 0, range(len(self.views)))
-        return Batch(self.views.maps, key, torch.ones(()), self.views.valid, self.views.present).on(device)
+        """All of them as a batch."""
+        return batch_of(self.views, device)
+
+
+def batch_of(views: Stack, device: torch.device | str) -> Batch:
+    """Views as a batch, each with the same chance every time."""
+    key = sample_keys(0, 0, range(len(views)))
+    return Batch(views.maps, key, torch.ones(()), views.valid, views.present).on(device)
 
 
 def glance(source: Source, modalities: Sequence[Modality], size: tuple[int, int], count: int) -> Glance:

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ..analysis.gazes import Gazes, gazes_of, hidden, masks_of
 from ..masking import Masker
 from ..model import MaskedModel
 from ..patches import validity
@@ -17,7 +18,6 @@ from ..reporting.pictures import Picture, attention_overlay, colours, hide_patch
 from ..reporting.sheets import Bar, Block, Panel, draw_sheet
 from ..targets import Pixels
 from .answers import alone, answerers, answers
-from .gazes import Gazes, gazes_of, hidden, masks_of
 from .viewing import Viewer
 
 
@@ -143,7 +143,7 @@ def _single(one: Shown) -> Block:
 
 def _several(rows: Sequence[Shown], views: Mapping[str, Viewer]) -> Block:
     has = {name: any(getattr(one, name) is not None for one in rows) for name in ("teacher", "blend")}
-    sources = list(dict.fromkeys(source for one in rows for source in one.given))
+    sources = [name for name in views if any(name in one.given for one in rows)]
     lines = []
     for one in rows:
         title = views[one.modality].title

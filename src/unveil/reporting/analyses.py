@@ -1,0 +1,156 @@
+"""Attention and layers in numbers: what the watcher logged, and what `unveil analyze` left. One function a section."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from .charts import Line, line_chart
+from .markup import Markup, brief, figure, percent, table, tag
+from .pictures import scalar_colours
+from .run import number
+from .sections import Runs, charts_of, named, section
+
+FIGURES = {  # figure -> how its row is headed
+    "student_evenness": "student's attention, evenness",
+    "teacher_evenness": "teacher's attention, evenness",
+    "guide_evenness": "blend, evenness",
+    "rank_correlation": "teacher and student, rank correlation",
+    "top_overlap": "teacher and student, common most attended quarter",
+    "hidden_attention": "attention that masks hide",
+    "hidden_most_attended": "most attended quarter that masks hide",
+    "hidden_tokens": "patches that masks hide",
+    "student_foreground": "student's attention on things",
+    "teacher_foreground": "teacher's attention on things",
+    "hidden_foreground": "masks on things",
+    "foreground_area": "things' share of the area",
+}
+
+
+def attention_over_time(runs: Runs) -> Markup | None:
+    """Evenness, agreement and overlap with the masks, as training went on."""
+
+    def lines(*figures: str) -> list[Line]:
+        words = {"student": "student", "teacher": "teacher", "guide": "blend", "hidden": "", "rank": "", "top": ""}
+        found = []
+        for name in figures:
+            for i, run in enumerate(runs):
+                y = [s.attention.get(name, math.nan) for s in run.signals]
+                who = words[name.partition("_")[0]] or FIGURES[name]
+                label = f"{run.name}, {who}" if len(runs) > 1 else who
+                found.append(Line(label, [s.epoch for s in run.signals], y, i + len(runs) * figures.index(name)))
+        return found
+
+    charts = [
+        line_chart(
+            "Evenness of attention", lines("student_evenness", "teacher_evenness", "guide_evenness"), note="1: even"
+        ),
+        line_chart("Teacher and student", lines("rank_correlation", "top_overlap"), note="on held-out images"),
+        line_chart("Masks and attention", lines("hidden_attention", "hidden_tokens"), note="shares", from_zero=True),
+    ]
+    if not any(charts):
+        return None
+    explained = (
+        "Evenness is the entropy of a map over that of an even one: near 1, masks drawn from it are nearly random. "
+        "Masks that hide no more of the attention than of the patches do not follow it."
+    )
+    return section("Attention and masks", charts_of(charts), explained=explained)
+
+
+def attention_tables(runs: Runs) -> Markup | None:
+    """What `unveil analyze attention` found at each checkpoint, and in decoders."""
+    blocks: list[Markup | None] = []
+    for place, run in enumerate(runs):
+        told = run.analyses.get("attention", {})
+        points = _mappings(told.get("checkpoints"))
+        rows = [
+            [word, *(_figure(name, number(point.get(name))) for point in points)]
+            for name, word in FIGURES.items()
+            if any(name in point for point in points)
+        ]
+        if rows:
+            head = ["", *(f"epoch {brief(number(point.get('epoch')))}" for point in points)]
+            blocks += [named(run, place, runs), table(head, rows)]
+        blocks += [_decoder(decoder) for decoder in _mappings(told.get("decoders"))]
+    return section("Attention, analysed", *blocks, explained="On held-out images, by checkpoint.") if blocks else None
+
+
+def layers(runs: Runs) -> Markup | None:
+    """What `unveil analyze features` found of the layers of two runs."""
+    blocks: list[Markup | None] = []
+    for place, run in enumerate(runs):
+        for name, told in run.analyses.items():
+            if name.startswith("features-"):
+                blocks += [named(run, place, runs), *_layers(told)]
+    if not blocks:
+        return None
+    explained = (
+        "Linear CKA, from 0 to 1: how alike two layers see the same images. Distance: how far, in pixels, a patch "
+        "looks on average."
+    )
+    return section("Layers compared", *blocks, explained=explained)
+
+
+def _layers(told: Mapping[str, Any]) -> list[Markup]:
+    names = [str(name) for name in told.get("runs", ())] if isinstance(told.get("runs"), list) else []
+    matrix = [[number(v) for v in row] for row in told.get("cka", ()) if isinstance(row, list)]
+    if len(names) != 2 or not matrix:
+        return []
+    rows = [[f"layer {k}", *map(_likeness, row)] for k, row in enumerate(matrix, start=1)]
+    found = [
+        tag("p", f"Down {names[0]}, across {names[1]}; {brief(number(told.get('images')))} images.", class_="remark"),
+        table(["", *(str(k) for k in range(1, len(matrix[0]) + 1))], rows, class_="cka"),
+    ]
+    parts = told.get("layers") if isinstance(told.get("layers"), list) else []
+    both = [_mappings(part) for part in parts or ()]
+    for key, title, note in (
+        ("rankme", "RankMe by layer", "dimensions in use"),
+        ("distance", "Attention distance by layer", "pixels"),
+    ):
+        lines = [
+            Line(name, list(range(1, len(part) + 1)), [number(x.get(key)) for x in part], i)
+            for i, (name, part) in enumerate(zip(names, both, strict=False))
+        ]
+        if chart := line_chart(title, lines, x_label="layer", note=note, from_zero=True):
+            found.append(chart)
+    return [*found[:2], charts_of(found[2:])]
+
+
+def _decoder(told: Mapping[str, Any]) -> Markup | None:
+    blocks = _mappings(told.get("blocks"))
+    if not blocks:
+        return None
+    keys = ("to_visible", "to_masked", "mass_on_visible")
+    rows = [[f"block {k}", *(figure(number(b.get(key))) for key in keys)] for k, b in enumerate(blocks, start=1)]
+    for name in ("summed", "mean"):
+        pair = told.get(name)
+        values = [figure(number(v)) for v in pair] if isinstance(pair, list) and len(pair) == 2 else ["–", "–"]
+        mass = figure(number(told.get("mass_on_visible"))) if name == "mean" else ""
+        rows.append(["summed over blocks and heads" if name == "summed" else "mean per pair", *values, mass])
+    even = figure(number(told.get("even")))
+    lead = tag(
+        "p",
+        f"Decoder {told.get('decoder', '')}: the attention that masked tokens pay to each visible and to each masked "
+        f"token. Summed, as CrossMAE reports it (1.42 and 0.39 for MAE), an even map has {even} for both.",
+        class_="remark",
+    )
+    return tag("div", lead, table(["", "to visible", "to masked", "mass on visible"], rows))
+
+
+def _likeness(value: float) -> Markup:
+    if not math.isfinite(value):
+        return tag("span", "–")
+    red, green, blue = scalar_colours(np.array(value)).tolist()
+    ink = "#000" if value > 0.55 else "#fff"
+    return tag("span", f"{value:.2f}", class_="cell", style=f"background:rgb({red} {green} {blue});color:{ink}")
+
+
+def _figure(name: str, value: float) -> str:
+    return figure(value) if name == "rank_correlation" or name.endswith("evenness") else percent(value)
+
+
+def _mappings(value: object) -> Sequence[Mapping[str, Any]]:
+    return [v for v in value if isinstance(v, Mapping)] if isinstance(value, list) else []
