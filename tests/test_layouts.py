@@ -166,7 +166,7 @@ def test_what_is_wrong_is_told(tmp_path):
         train.check(["rgb", "depth"])
     with pytest.raises(ValueError, match="ignore index 1 is a class, 'class 1'"):
         open_dense(str(root), reading=Reading(classes=2, ignore=1))
-    with pytest.raises(ValueError, match="ignore index 0 is a class.*--first-class 1"):
+    with pytest.raises(ValueError, match=r"ignore index 0 is a class.*--first-class 1"):
         class_counts(open_dense(str(root), reading=Reading(ignore=0)).train)
     with pytest.raises(ValueError, match="holds the id 255, but there are 2 classes"):
         open_dense(str(root), reading=Reading(classes=2, ignore=7)).train.read(0, "semseg")
@@ -174,7 +174,7 @@ def test_what_is_wrong_is_told(tmp_path):
     with pytest.raises(ValueError, match="6 x 6 pixels, but its rgb 8 x 6"):
         open_dense(str(root)).train.sample(2, [RGB, LABELS])
     (root / "train" / "semseg" / "street" / "2.png").unlink()
-    with pytest.raises(ValueError, match="1 of the 3 files of .* have no semseg in .*'street/2'"):
+    with pytest.raises(ValueError, match=r"1 of the 3 files of .* have no semseg in .*'street/2'"):
         open_dense(str(root))
     with pytest.raises(FileNotFoundError, match="did you mean"):
         open_dense(str(tmp_path / "sett"))
@@ -192,5 +192,5 @@ def test_one_class_only_and_no_depth_are_errors(tmp_path):
     train = open_dense(str(tmp_path)).train
     with pytest.raises(ValueError, match="hold 1 class; at least two"):
         class_counts(train)
-    with pytest.raises(ValueError, match="no pixel of .* has a depth"):
+    with pytest.raises(ValueError, match=r"no pixel of .* has a depth"):
         depth_mean(train)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -17,14 +18,15 @@ from unveil.data.layouts import open_dense
 from unveil.data.samples import Sample
 from unveil.encoder import Encoder
 from unveil.pretrained import Pretrained
-from unveil.protocols import RawPixels, are_dense, run_dense, table
-from unveil.protocols.dense import HEADS, Confusion, DenseModel, DenseTask, DenseTraining, Trainer, Truth, fitted
+from unveil.protocols import DenseTask, RawPixels, run_dense, table, work_of
+from unveil.protocols.dense import HEADS, Confusion, DenseModel, DenseTraining, Trainer, Truth, fitted
 from unveil.protocols.dense.encoder import chosen_inputs
 from unveil.protocols.dense.heads import ConvNeXtHead, taps
 from unveil.protocols.dense.reader import DenseReader
 from unveil.protocols.dense.truth import classes_loss
 from unveil.protocols.dense.views import DenseView, jittered, places, starts
 from unveil.protocols.segment import segment
+from unveil.protocols.task import Task
 from unveil.records import DEPTH, RGB, Batch, Modality
 
 LABELS = Modality("semseg", 1, (0.0,), (1.0,), kind="categorical", num_classes=2)
@@ -87,7 +89,7 @@ def test_windows_cover_everything(length, window):
     found = starts(length, window)
     assert found[0] == 0
     assert found[-1] == length - window
-    assert all(0 < b - a <= max(1, window * 2 // 3) for a, b in zip(found, found[1:], strict=False))
+    assert all(0 < b - a <= max(1, window * 2 // 3) for a, b in pairwise(found))
     assert places((length, window), (window, window)) == [(start, 0) for start in found]
 
 
@@ -281,7 +283,7 @@ def test_broken_files_are_left_out_and_named(red_bars, tmp_path):
     assert result.settings["unreadable_names"] == ["3"]
     for path in (root / "train" / "rgb").glob("*.png"):
         path.write_bytes(b"not an image")
-    with pytest.raises(ValueError, match="none of the 8 samples of .* can be read"):
+    with pytest.raises(ValueError, match=r"none of the 8 samples of .* can be read"):
         run_dense(tiny(), ["segment"], str(root), dials={"epochs": 1})
 
 
@@ -295,10 +297,10 @@ def test_a_batch_is_a_function_of_seed_epoch_and_sample(red_bars):
 
 
 def test_dense_protocols_stand_alone(red_bars):
-    assert are_dense(["segment"])
-    assert not are_dense(["knn", "linear"])
-    with pytest.raises(ValueError, match="give two commands"):
-        are_dense(["segment", "knn"])
+    assert work_of(["segment", "depth"]) is DenseTask
+    assert work_of(["knn", "linear", "finetune"]) is Task
+    with pytest.raises(ValueError, match="segment, depth and knn are measured on different kinds of data"):
+        work_of(["segment", "depth", "knn"])
     with pytest.raises(ValueError, match="reads the encoder's tokens"):
         run_dense(RawPixels(RGB, (16, 16)), ["segment"], str(red_bars))
     assert segment(DenseTask(RawPixels(RGB, (16, 16)), str(red_bars))) is None

@@ -11,18 +11,22 @@ from .loading import load, untrained
 from .pretrained import Pool
 from .progress import duration, say
 from .protocols import (
+    DenseTask,
     FeatureEncoder,
     Kept,
     RawPixels,
+    RestoringTask,
     Result,
-    are_dense,
     open_sets,
     run_dense,
     run_protocols,
+    run_tasks,
     table,
+    work_of,
     write_results,
 )
 from .records import Modality
+from .restoring import restoring_tasks
 
 TERMINAL_SECONDS, PLAIN_SECONDS = 0.2, 20.0  # between two words on how far it is
 LONG = 5.0  # seconds after which the time left is told
@@ -53,7 +57,8 @@ def evaluate(
     test_data: the images to test on; by default those in data's own val or test, else a fifth of every class
     group_by: hold out whole groups, such as patients: a level of the path (1 is the first folder), or a regex with one
         group
-    protocol: knn, linear (as MAE probes), linear-lbfgs, attentive, finetune, lowshot, transfer; segment, depth
+    protocol: knn, linear (as MAE probes), linear-lbfgs, attentive, finetune, lowshot, transfer; segment, depth;
+        reconstruct (of the run's own decoders)
     pool: cls, mean, or both
     baselines: measure raw pixels and the untrained encoder too; where the encoder is trained, from scratch
     limit: use at most so many images of each source
@@ -61,9 +66,12 @@ def evaluate(
     device: cpu, cuda, mps; auto takes the best
     seed: of splits, probes and fine-tuning
     """
-    is_dense, encoder = are_dense(protocol), load(run, pool=pool, device=device)
+    work = work_of(protocol)
+    if work is RestoringTask and is_foreign(run):
+        raise ValueError(f"{', '.join(protocol)} needs a run with its decoders, and {run} is an encoder alone")
+    encoder = load(run, pool=pool, device=device)
     others: dict[str, FeatureEncoder] = {}
-    if baselines:
+    if baselines and work is not RestoringTask:
         others = {
             "pixels": RawPixels(
                 Modality("rgb", encoder.channels, *encoder.statistics), encoder.image_size, encoder.device
@@ -73,7 +81,20 @@ def evaluate(
     folder = Path("runs", Path(run).stem) if is_foreign(run) else Path(run).expanduser()
     told, kept = Told(), Kept(folder / "eval" / "unfinished")
     try:
-        if is_dense:
+        if work is RestoringTask:
+            tasks = restoring_tasks(
+                run,
+                data,
+                test_data,
+                baselines=baselines,
+                limit=limit,
+                micro_batch=micro_batch,
+                device=device,
+                seed=seed,
+                tell=told.progress,
+            )
+            results = run_tasks(tasks, protocol, data, test_data, seed, dials)
+        elif work is DenseTask:
             results = run_dense(
                 encoder,
                 protocol,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import torch
 from einops import rearrange
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
 from .records import Batch, Modality
@@ -20,7 +20,7 @@ def patchify(image: Tensor, patch: int) -> Tensor:
     return rearrange(image, "b c (h p) (w q) -> b (h w) (p q c)", p=patch, q=patch)
 
 
-def unpatchify(patches: Float[Tensor, "B N T"], patch: int, grid: tuple[int, int]) -> Float[Tensor, "B C H W"]:
+def unpatchify(patches: Shaped[Tensor, "B N T"], patch: int, grid: tuple[int, int]) -> Shaped[Tensor, "B C H W"]:
     """The inverse of `patchify`."""
     return rearrange(patches, "b (h w) (p q c) -> b c (h p) (w q)", h=grid[0], p=patch, q=patch)
 

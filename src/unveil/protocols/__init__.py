@@ -5,8 +5,10 @@ The room knows features and encoders, not recipes. A protocol is a file with a f
 """
 
 from .baselines import RawPixels
-from .dense_run import run_dense
-from .dials import are_dense, dials_of, protocols
+from .dense import DenseTask
+from .dense.restorer import RestoringTask
+from .dense_run import dense_tasks, run_dense, run_tasks
+from .dials import dials_of, protocols, work_of
 from .features import FeatureEncoder, Features, Pool, extract
 from .kept import Kept
 from .results import Result, table, write_results
@@ -16,14 +18,16 @@ from .task import open_sets
 from .trainable import TrainableEncoder
 
 __all__ = [
+    "DenseTask",
     "FeatureEncoder",
     "Features",
     "Kept",
     "Pool",
     "RawPixels",
+    "RestoringTask",
     "Result",
     "TrainableEncoder",
-    "are_dense",
+    "dense_tasks",
     "dials_of",
     "extract",
     "feature_std",
@@ -32,6 +36,8 @@ __all__ = [
     "rankme",
     "run_dense",
     "run_protocols",
+    "run_tasks",
     "table",
+    "work_of",
     "write_results",
 ]

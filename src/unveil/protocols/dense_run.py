@@ -1,4 +1,4 @@
-"""Run dense protocols on an encoder and its baselines."""
+"""Run protocols that judge every pixel: on an encoder and its baselines, or on whatever their tasks hold."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 
 from .dense import DenseTask
+from .dense.restorer import RestoringTask
 from .dials import choose
 from .features import FeatureEncoder
 from .protocol import Score
@@ -32,13 +33,43 @@ def run_dense(
 
     As `run_protocols`, for protocols that open images with a truth at every pixel themselves.
     """
-    chosen, results = choose(names, dials or {}), []
-    models = {THIS_RUN: encoder, **(baselines or {})}
-    for name, protocol in chosen.items():
+    tasks = dense_tasks({THIS_RUN: encoder, **(baselines or {})}, data, test_data, micro_batch, limit, tell, note)
+    return run_tasks(tasks, names, data, test_data, seed, dials)
+
+
+def dense_tasks(
+    models: Mapping[str, FeatureEncoder],
+    data: str,
+    test_data: str | None = None,
+    micro_batch: int = 16,
+    limit: int | None = None,
+    tell: Tell = silent,
+    note: Callable[[str], None] = unnoted,
+) -> dict[str, DenseTask]:
+    """The same task for several encoders, by name; the one named "untrained" starts from scratch where it learns."""
+    return {
+        who: DenseTask(model, data, test_data, micro_batch, limit, who, who != UNTRAINED, tell, note)
+        for who, model in models.items()
+    }
+
+
+def run_tasks(
+    tasks: Mapping[str, DenseTask] | Mapping[str, RestoringTask],
+    names: Sequence[str],
+    data: str,
+    test_data: str | None = None,
+    seed: int = 0,
+    dials: Mapping[str, object] | None = None,
+) -> list[Result]:
+    """One result per protocol: the task named "this run" beside the others. The same call gives the same numbers.
+
+    Raises ValueError for an unknown protocol or dial, and for a run that a protocol cannot measure.
+    """
+    results = []
+    for name, protocol in choose(names, dials or {}).items():
         started = time.perf_counter()
         found: dict[str, Score] = {}
-        for who, model in models.items():
-            task = DenseTask(model, data, test_data, micro_batch, limit, who, who != UNTRAINED, tell, note)
+        for who, task in tasks.items():
             score = protocol(task, seed)
             if score is not None:
                 found[SCRATCH if score.trains_encoder and who == UNTRAINED else who] = score

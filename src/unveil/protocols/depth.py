@@ -82,7 +82,7 @@ def depth(
         | {"loss": loss, "max_depth": max_depth, "train_depth_mean": mean, "train_depth_std": std},
         card=(
             learning_words(trainer, head, frozen, name)
-            + f" The loss is {'BerHu' if depth_loss == 'berhu' else 'L1'} on pixels with a known depth, normalised by"
+            + f" The loss is {'BerHu' if loss == 'berhu' else 'L1'} on pixels with a known depth, normalised by"
             + " the training set's mean and deviation."
             + judging_words(trainer, frozen)
             + " Errors are over all known pixels of all test images together, in metres; delta1 is the share within a"

@@ -43,19 +43,20 @@ def wants_features(protocol: Protocol) -> bool:
     return works_on(protocol) is Split
 
 
-def are_dense(names: Sequence[str]) -> bool:
-    """Whether these protocols ask something of every pixel, for which other data are needed.
+def work_of(names: Sequence[str]) -> type:
+    """What these protocols are given: a `Task` of labelled images, or what is needed to judge every pixel.
 
-    Raises ValueError where some do and others do not.
+    Raises ValueError where they need different things; a name that no protocol has is left to `choose`.
     """
     known = protocols()
-    dense = [name for name in names if name in known and works_on(known[name]) not in (Split, Task)]
-    if dense and len(dense) < len(names):
-        others = ", ".join(name for name in names if name not in dense)
-        raise ValueError(
-            f"{', '.join(dense)} needs maps with a truth at every pixel, {others} labelled images: give two commands"
-        )
-    return bool(dense)
+    kinds: dict[type, list[str]] = {}
+    for name in names:
+        kind = works_on(known[name]) if name in known else Task
+        kinds.setdefault(Task if kind is Split else kind, []).append(name)
+    if len(kinds) > 1:
+        groups = " and ".join(", ".join(group) for group in kinds.values())
+        raise ValueError(f"{groups} are measured on different kinds of data: give a command for each")
+    return next(iter(kinds), Task)
 
 
 def choose(names: Sequence[str], dials: Mapping[str, object]) -> dict[str, Protocol]:

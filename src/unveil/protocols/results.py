@@ -85,7 +85,7 @@ def table(results: Sequence[Result]) -> str:
             [f"{result.protocol} {part}".strip(), *(_cell(metrics, part) for metrics in found)]
             for part in ([""] if "accuracy" in result.metrics else parts)
         ]
-        shown = [(name, *_shown(name)) for name in result.metrics if name.split("_at_")[0] in _SHOWN]
+        shown = [(name, *words) for name in result.metrics if (words := _shown(name))]
         rows += [
             [f"{result.protocol} {words}", *(form.format(m[name]) if name in m else "-" for m in found)]
             for name, words, form in shown
@@ -97,11 +97,13 @@ def table(results: Sequence[Result]) -> str:
     )
 
 
-def _shown(metric: str) -> tuple[str, str]:
-    """A metric in words, and its form: `psnr_at_0.75` is PSNR at 0.75."""
-    name, *at = metric.split("_at_")
-    words, form = _SHOWN[name]
-    return " at ".join([words, *at]), form
+def _shown(metric: str) -> tuple[str, str] | None:
+    """A metric in words, and its form: `psnr_0.75` is PSNR 0.75. None for one that the table leaves out."""
+    known = next((name for name in _SHOWN if metric == name or metric.startswith(f"{name}_")), None)
+    if known is None:
+        return None
+    words, form = _SHOWN[known]
+    return f"{words} {metric.removeprefix(known).strip('_').replace('_', ' ')}".strip(), form
 
 
 def _cell(metrics: Mapping[str, float], part: str) -> str:

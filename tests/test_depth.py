@@ -1,0 +1,230 @@
+"""Depth and reconstruction: losses and errors by hand, toys that are learned, what is put back, what is crossed."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from tiny import batch, build
+from unveil.chance import sample_keys
+from unveil.data.layouts import open_dense
+from unveil.decoder import SelfDecoder
+from unveil.encoder import Encoder
+from unveil.losses import cross_entropy, l1, l2
+from unveil.masking import Masker, Uniform
+from unveil.model import MaskedModel, Objective
+from unveil.pretrained import Pretrained
+from unveil.protocols import RestoringTask, run_dense, run_tasks, table
+from unveil.protocols.dense import DepthErrors
+from unveil.protocols.dense.truth import DepthLoss
+from unveil.protocols.reconstruct import reconstruct
+from unveil.records import DEPTH, RGB, Batch, Modality
+from unveil.restoring import ModelRestorer, TrainingMean
+from unveil.targets import Classes, Pixels
+
+CLASSES = Modality("semseg", 1, (0.0,), (1.0,), kind="categorical", num_classes=3)
+
+
+@pytest.fixture(scope="module")
+def ramps(tmp_path_factory) -> Path:
+    """Images whose brightness is their depth, from 1 m to 3 m; the first column is not known."""
+    root, rng = tmp_path_factory.mktemp("ramps"), np.random.default_rng(0)
+    for i in range(15):
+        grey = np.kron(rng.integers(50, 250, (2, 3)), np.ones((8, 8))).astype(np.uint16)
+        metres = (1000 + 10 * (grey - 50)).astype(np.uint16)
+        metres[:, 0] = 0
+        for kind, array in (("rgb", np.repeat(grey.astype(np.uint8)[..., None], 3, 2)), ("depth", metres)):
+            (root / kind).mkdir(exist_ok=True)
+            Image.fromarray(array).save(root / kind / f"{i:02}.png")
+    return root
+
+
+def tiny(seed: int = 0) -> Pretrained:
+    torch.manual_seed(seed)
+    return Pretrained(Encoder([RGB], (16,), 4, dim=16, depth=2, heads=2))
+
+
+def test_errors_of_depth_by_hand():
+    truth = torch.tensor([[1.0, 2.0, 4.0, 0.0]])
+    guess = torch.tensor([[1.2, 3.0, 4.0, 9.0]])
+    errors = DepthErrors()
+    errors.add(guess, truth, truth > 0)
+    found = errors.metrics()
+    assert found["delta1"] == pytest.approx(2 / 3)  # ratios 1.2, 1.5 and 1: 1.25, 1.5625 and 1.953 are the limits
+    assert found["delta2"] == pytest.approx(1.0)
+    assert found["abs_rel"] == pytest.approx((0.2 + 0.5 + 0) / 3)
+    assert found["rmse"] == pytest.approx(math.sqrt((0.04 + 1) / 3), rel=1e-6)
+    errors.add(-torch.ones(1, 1), torch.ones(1, 1), torch.ones(1, 1, dtype=torch.bool))
+    assert errors.metrics()["delta3"] == pytest.approx(0.75), "a depth below 0 is wrong, not an error of arithmetic"
+    with pytest.raises(ValueError, match="no pixel of the test images has a depth"):
+        DepthErrors().metrics()
+
+
+def test_berhu_is_l1_below_a_fifth_of_the_largest_error():
+    truth = torch.tensor([2.0, 2.0, 2.0, 2.0]).view(1, 1, 1, 4)
+    valid = torch.tensor([True, True, True, False]).view(1, 1, 1, 4)
+    guess = torch.tensor([0.1, 1.0, -0.5, 99.0]).view(1, 1, 1, 4).requires_grad_()  # truth is 0 when normalised
+    loss = DepthLoss(mean=2.0, std=4.0)(guess, truth, valid)
+    c = 0.2
+    assert loss.item() == pytest.approx(0.1 + (1 + c * c) / (2 * c) + (0.25 + c * c) / (2 * c))
+    loss.backward()
+    assert guess.grad.flatten()[3] == 0
+    plain = DepthLoss(2.0, 4.0, is_berhu=False)
+    assert plain(guess.detach(), truth, valid).item() == pytest.approx(1.6)
+    assert plain.metres(torch.tensor(0.5)).item() == 4.0
+
+
+def test_depth_is_learned_and_the_same_call_gives_the_same_numbers(ramps):
+    dials = {"epochs": 30, "batch_size": 6, "lr": 2e-2, "loss": "l1"}
+    (result,) = run_dense(tiny(), ["depth"], str(ramps), dials=dials)
+    (again,) = run_dense(tiny(), ["depth"], str(ramps), dials=dials)
+    assert result.metrics == again.metrics
+    assert result.metrics["rmse"] < result.baselines["training mean"]["rmse"]
+    assert result.settings["test_images"] == 3
+    assert "the last fifth of the images is held out" in result.card
+    train = open_dense(str(ramps)).train
+    known = torch.cat([train.read(i, "depth").values.flatten() for i in range(len(train))])
+    assert result.settings["train_depth_mean"] == pytest.approx(known[known > 0].mean().item(), rel=1e-5)
+    assert "depth RMSE" in table([result])
+
+
+@pytest.mark.parametrize("head", ["dpt", "convnext"])
+def test_other_heads_run_from_scratch_and_fine_tuned(ramps, head):
+    dials = {"head": head, "frozen": False, "epochs": 1, "batch_size": 6}
+    (result,) = run_dense(tiny(), ["depth"], str(ramps), dials=dials, baselines={"untrained": tiny(1)})
+    assert set(result.baselines) == {"training mean", "from scratch"}
+    assert all(math.isfinite(value) for value in result.metrics.values())
+
+
+def test_wrong_dials_are_told(ramps):
+    with pytest.raises(ValueError, match="depth has the schedules probe, small, multimae-nyuv2"):
+        run_dense(tiny(), ["depth"], str(ramps), dials={"schedule": "mae-ade20k"})
+    with pytest.raises(ValueError, match=r"no pixel of .* has a depth up to 0.5 m"):
+        run_dense(tiny(), ["depth"], str(ramps), dials={"max_depth": 0.5})
+    with pytest.raises(ValueError, match="depth is what is to be predicted"):
+        run_dense(tiny(), ["depth"], str(ramps), dials={"inputs": ("depth",)})
+    with pytest.raises(ValueError, match="has no semseg"):
+        run_dense(tiny(), ["segment"], str(ramps))
+
+
+# reconstruction
+
+
+def task(model: MaskedModel, made: Batch, who: str = "this run", mean: bool = False) -> RestoringTask:
+    restorer = ModelRestorer(model)
+    chosen = TrainingMean(restorer, lambda: iter([made])) if mean else restorer
+    return RestoringTask(chosen, lambda: iter([made]), len(made), who)
+
+
+def scene_model(seed: int = 0) -> MaskedModel:
+    """A model of pictures, depth and classes, each with a decoder of its own."""
+    torch.manual_seed(seed)
+    modalities = (RGB, DEPTH, CLASSES)
+    encoder = Encoder(modalities, (8,), 4, dim=16, depth=2, heads=2)
+    decoders = {m.name: SelfDecoder(m.name, encoder, 16, 1, 2) for m in modalities}
+    aims = {
+        "rgb": (Pixels(RGB, 4), l2),
+        "depth": (Pixels(DEPTH, 4, norm_pix=False), l1),
+        "semseg": (Classes(CLASSES, 4), cross_entropy),
+    }
+    objectives = [Objective(name, name, 16, target, loss) for name, (target, loss) in aims.items()]
+    return MaskedModel(encoder, Masker(Uniform(), 0.25, 0.5), decoders, objectives)
+
+
+def scene_batch(count: int = 4) -> Batch:
+    chance = torch.Generator().manual_seed(0)
+    maps = {
+        "rgb": torch.rand(count, 3, 8, 8, generator=chance),
+        "depth": 1 + torch.rand(count, 1, 8, 8, generator=chance),
+        "semseg": torch.randint(0, 2, (count, 1, 8, 8), generator=chance),
+    }
+    valid = {name: torch.ones(count, 1, 8, 8, dtype=torch.bool) for name in maps}
+    valid["depth"][0] = False
+    return Batch(maps, sample_keys(0, 0, range(count)), torch.ones(()), valid)
+
+
+def test_the_loss_is_the_models_own_under_common_masks():
+    model, made = build().eval(), batch(3)
+    found = reconstruct(task(model, made), hidden=(0.75,))
+    model.masker = Masker(Uniform(), 0.25, 0.75)
+    total, count = model(made)["pixels"]
+    assert found.metrics["loss_0.75_pixels"] == pytest.approx((total / count).item(), rel=1e-5)
+
+
+def test_psnr_is_of_hidden_pixels_with_the_truths_statistics_put_back():
+    model, made = build().eval(), batch(3)
+    found = reconstruct(task(model, made), hidden=(0.75,)).metrics["psnr_0.75_pixels"]
+    (objective,) = model.objectives
+    with torch.no_grad():
+        seen = model.imagine(made, Masker(Uniform(), 0.25, 0.75))
+        guess = objective.head(seen.decoded[objective.decoder])
+    patches = torch.stack(
+        [i.unfold(1, 4, 4).unfold(2, 4, 4).permute(1, 2, 3, 4, 0).flatten(2) for i in made.maps["rgb"]]
+    )
+    mean, std = objective.target.modality.mean[0], objective.target.modality.std[0]
+    truth = (patches.flatten(1, 2) - mean) / std
+    values = []
+    for i, cells in enumerate(seen.queries[objective.decoder].cells):
+        own = truth[i][cells]
+        said = guess[i] * (own.var(1, keepdim=True) + 1e-6).sqrt() + own.mean(1, keepdim=True)
+        said, own = (((x * std + mean) * 255).round().clamp(0, 255) for x in (said, own))
+        values.append(20 * math.log10(255 / (said - own).square().mean().sqrt().item()))
+    assert found == pytest.approx(np.mean(values), abs=1e-3)
+
+
+def test_every_modality_is_told_from_others():
+    made = scene_batch()
+    tasks = {"this run": task(scene_model(), made), "training mean": task(scene_model(), made, mean=True)}
+    (result,) = run_tasks(tasks, ["reconstruct"], "scenes", dials={"hidden": (0.5,)})
+    (again,) = run_tasks(tasks, ["reconstruct"], "scenes", dials={"hidden": (0.5,)})
+    assert result.metrics == again.metrics
+    crossed = {name.split("_", 1)[1] for name in result.metrics if "_from_" in name and name.startswith("loss")}
+    assert crossed == {
+        *("rgb_from_depth", "rgb_from_depth_and_semseg", "depth_from_rgb", "depth_from_rgb_and_semseg"),
+        *("semseg_from_rgb", "semseg_from_rgb_and_depth"),
+    }
+    assert 0 <= result.metrics["delta1_depth_from_rgb"] <= 1
+    assert 0 <= result.metrics["miou_semseg_from_rgb_and_depth"] <= 1
+    assert result.baselines["training mean"].keys() == result.metrics.keys()
+    assert "reconstruct RMSE depth from rgb" in table([result])
+    plain = reconstruct(task(scene_model(), made), hidden=(0.5,), cross_modal=False)
+    assert not any("_from_" in name for name in plain.metrics)
+
+
+def test_what_is_hidden_whole_is_not_seen():
+    """Depth told from colour stays what it is when depth changes, but for the statistics that are put back."""
+    restorer, made = ModelRestorer(scene_model()), scene_batch()
+    seen = restorer.imagined(made, ("rgb",))
+    spans = seen.latents.tokens.layout.spans
+    assert set(seen.mask.visible.flatten().tolist()) == set(range(spans["rgb"].start, spans["rgb"].stop))
+    changed = Batch({**made.maps, "depth": made.maps["depth"] * 3}, made.key, made.progress, made.valid)
+    other = restorer.imagined(changed, ("rgb",))
+    assert torch.equal(seen.decoded["depth"], other.decoded["depth"])
+
+
+def test_the_training_mean_is_the_mean_and_the_most_frequent_class():
+    made = scene_batch()
+    made.maps["semseg"][1:] = 1
+    mean = TrainingMean(ModelRestorer(scene_model()), lambda: iter([made, made]))
+    target = scene_model().objectives[1].target
+    values = target(made, {})[0]
+    torch.testing.assert_close(mean.guesses["depth"], values[1:].mean(0))  # the first sample has no depth
+    told = mean.restored(made, ("rgb",))
+    assert (told["semseg"].guess == 1).all()
+    assert not told["depth"].asked[0].any()
+    assert told["depth"].losses[0].isnan()
+
+
+def test_what_cannot_be_reconstructed_is_told():
+    made = batch(2)
+    with pytest.raises(ValueError, match="hidden is one share between 0 and 1"):
+        reconstruct(task(build(), made), hidden=(1.0,))
+    model = build()
+    model.objectives = torch.nn.ModuleList()
+    with pytest.raises(ValueError, match="predicts features only"):
+        reconstruct(task(model, made))
