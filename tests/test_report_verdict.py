@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from report_fakes import fake_run
 from unveil.reporting.run import Evaluation, Run, Signals, Step
+from unveil.reporting.run_folder import read_run
 from unveil.reporting.verdict import LEVELS, headline, judge
 
 
@@ -166,3 +170,61 @@ def test_the_gravest_comes_first():
     order = [LEVELS.index(v.level) for v in judge(sick)]
     assert order == sorted(order)
     assert headline(judge(sick)).level == "problem"
+
+
+GUIDED = {"size": "tiny", "patch": 4, "visible": 0.25, "epochs": 30, "student_weight": 0.3, "alpha": None}
+
+
+class TestGuided:
+    """The published ways in which training with teachers fails, each with the dial that mends it."""
+
+    def judged(self, folder: Path, accuracy: float = 0.5, others: Sequence[Path] = (), **dials: object) -> str:
+        run = fake_run(folder, recipe="cmtmae", dials={**GUIDED, **dials}, accuracy=accuracy)
+        return " ".join(f"{v.sentence} {v.advice}" for v in judge(read_run(run), [read_run(o) for o in others]))
+
+    def test_a_low_loss_with_poor_features(self, tmp_path):
+        said = self.judged(tmp_path / "poor", accuracy=0.30)
+        assert "A low loss with poor features: it fell from" in said
+        assert "30.0 %, beside 31.0 % of an untrained encoder and 35.0 % of raw pixels" in said
+        assert "--student-weight" in said
+        assert "no better than an untrained" not in said, "it is said once"
+        assert "poor features" not in self.judged(tmp_path / "good", accuracy=0.4)
+        plain = judge(read_run(fake_run(tmp_path / "mae", recipe="mae", accuracy=0.30)))
+        assert not [v for v in plain if "poor features" in v.sentence]
+
+    @pytest.mark.parametrize("weight", [0.0, 0.05, 0.95, 1.0])
+    def test_unrest_near_the_ends_of_the_student_weight(self, tmp_path, weight):
+        calm = self.judged(tmp_path / "calm", student_weight=weight)
+        assert "Unstable" not in calm
+        run = tmp_path / "calm"
+        lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+        steps = [line for line in lines if line["kind"] == "step"]
+        steps[-20]["grad_norm"] = 60.0
+        (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        (found,) = [v for v in judge(read_run(run)) if "Unstable" in v.sentence]
+        assert "leapt to 60.0" in found.sentence
+        assert "--student-weight to about 0.3" in found.advice
+        told = json.loads((run / "run.json").read_text())
+        told["dials"]["alpha"] = 0.3
+        (run / "run.json").write_text(json.dumps(told))
+        assert not [v for v in judge(read_run(run)) if "Unstable" in v.sentence], (
+            "alpha is what counts where it is given"
+        )
+
+    def test_no_gain_over_an_mae_of_the_same_size(self, tmp_path):
+        mae = fake_run(tmp_path / "mae", recipe="mae", accuracy=0.45)
+        said = self.judged(tmp_path / "same", accuracy=0.44, others=[mae])
+        assert "No gain over an MAE of the same size: 44.0 % k-NN accuracy, 45.0 % of mae" in said
+        assert "--teacher random" in said
+        assert "No gain" not in self.judged(tmp_path / "better", accuracy=0.46, others=[mae])
+        assert "No gain" not in self.judged(tmp_path / "small", accuracy=0.44, others=[mae], size="small")
+
+    def test_masks_that_follow_nothing(self, tmp_path):
+        run = fake_run(tmp_path / "run")
+        even = {"guide_evenness": 0.999, "hidden_attention": 0.751, "hidden_tokens": 0.75}
+        line = {"kind": "signals", "step": 1200, "epoch": 30, "attention": even}
+        with (run / "metrics.jsonl").open("a") as journal:
+            journal.write(json.dumps(line) + "\n")
+        (found,) = [v for v in judge(read_run(run)) if "hardly follow attention" in v.sentence]
+        assert found.level == "note"
+        assert "--temperature" in found.advice

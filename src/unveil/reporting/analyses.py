@@ -28,18 +28,26 @@ FIGURES = {  # figure -> how its row is headed
     "hidden_foreground": "masks on things",
     "foreground_area": "things' share of the area",
 }
+SHORT = {  # in the legend of a chart
+    "student_evenness": "student",
+    "teacher_evenness": "teacher",
+    "guide_evenness": "blend",
+    "rank_correlation": "rank correlation",
+    "top_overlap": "top quarter in common",
+    "hidden_attention": "attention hidden",
+    "hidden_tokens": "patches hidden",
+}
 
 
 def attention_over_time(runs: Runs) -> Markup | None:
     """Evenness, agreement and overlap with the masks, as training went on."""
 
     def lines(*figures: str) -> list[Line]:
-        words = {"student": "student", "teacher": "teacher", "guide": "blend", "hidden": "", "rank": "", "top": ""}
         found = []
         for name in figures:
             for i, run in enumerate(runs):
                 y = [s.attention.get(name, math.nan) for s in run.signals]
-                who = words[name.partition("_")[0]] or FIGURES[name]
+                who = SHORT[name]
                 label = f"{run.name}, {who}" if len(runs) > 1 else who
                 found.append(Line(label, [s.epoch for s in run.signals], y, i + len(runs) * figures.index(name)))
         return found
@@ -48,7 +56,7 @@ def attention_over_time(runs: Runs) -> Markup | None:
         line_chart(
             "Evenness of attention", lines("student_evenness", "teacher_evenness", "guide_evenness"), note="1: even"
         ),
-        line_chart("Teacher and student", lines("rank_correlation", "top_overlap"), note="on held-out images"),
+        line_chart("Agreement", lines("rank_correlation", "top_overlap"), note="of teacher and student"),
         line_chart("Masks and attention", lines("hidden_attention", "hidden_tokens"), note="shares", from_zero=True),
     ]
     if not any(charts):
@@ -143,7 +151,7 @@ def _decoder(told: Mapping[str, Any]) -> Markup | None:
 def _likeness(value: float) -> Markup:
     if not math.isfinite(value):
         return tag("span", "–")
-    red, green, blue = scalar_colours(np.array(value)).tolist()
+    red, green, blue = scalar_colours(np.array([value]))[0].tolist()
     ink = "#000" if value > 0.55 else "#fff"
     return tag("span", f"{value:.2f}", class_="cell", style=f"background:rgb({red} {green} {blue});color:{ink}")
 

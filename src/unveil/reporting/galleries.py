@@ -74,6 +74,9 @@ def guidance(runs: Runs) -> Markup | None:
             if not seen or len(strips) >= 5 * most_probes:
                 continue
             last = seen[-1][1]
+            draws = [(way.removeprefix("draw "), p) for way, p in last.more.items() if way.startswith("draw ")]
+            cells = [_cell(last.original, "original, drawn as", name)]
+            strips.append(_strip([*cells, *(_cell(p, way, f"{name}, drawn") for way, p in draws)], len(draws) + 1))
             kinds: list[tuple[str, list[Path | None]]] = [
                 ("teacher", [files.more.get("teacher") for _, files in seen]),
                 ("student", [files.attention for _, files in seen]),
@@ -81,20 +84,15 @@ def guidance(runs: Runs) -> Markup | None:
                 ("mask", [files.hidden for _, files in seen]),
             ]
             for kind, paths in kinds:
-                if not any(paths):
-                    continue
-                cells = [_cell(last.original, kind, name)]
-                cells += [_cell(p, _epoch(e), f"{name}, {kind}") for (e, _), p in zip(seen, paths, strict=True)]
-                strips.append(_strip(cells, len(epochs) + 1))
-            draws = [(way, path) for way, path in last.more.items() if way.startswith("draw ")]
-            if draws:
-                cells = [_cell(path, way.removeprefix("draw "), f"{name}, drawn") for way, path in draws]
-                strips.append(_strip([_cell(last.original, "drawn as", name), *cells], len(cells) + 1))
+                if any(paths):
+                    cells = [tag("div", kind, class_="rowname")]
+                    cells += [_cell(p, _epoch(e), f"{name}, {kind}") for (e, _), p in zip(seen, paths, strict=True)]
+                    strips.append(_strip(cells, len(epochs) + 1))
         if strips:
             blocks += [named(run, place, runs), tag("div", *strips, class_="gallery told")]
     explained = (
-        "What the frozen teacher attends to, what the student does, the blend that the mask is drawn from, and the "
-        "mask; below, what each way of drawing would hide of the last blend."
+        "An image and what each way of drawing would hide of it at last; below, what the frozen teacher attends to, "
+        "what the student does, the blend of both, and the mask that was drawn from it, as training went on."
     )
     return section("Guidance", *blocks, explained=explained) if blocks else None
 
@@ -109,8 +107,8 @@ def across_modalities(runs: Runs) -> Markup | None:
         for probe, name in enumerate(run.probes.names):
             seen = [(e, e.items[probe]) for e in epochs if probe in e.items and _given(e.items[probe].more)]
             for given in _given(seen[-1][1].more) if seen else ():
-                cells = [_cell(seen[-1][1].original, name.rpartition(" · ")[2], name)]
-                cells += [_cell(f.more.get(given), f"{given}, {_epoch(e)}", f"{name}, {given} alone") for e, f in seen]
+                cells = [_cell(seen[-1][1].original, f"{name.rpartition(' · ')[2]} {given}", name)]
+                cells += [_cell(f.more.get(given), _epoch(e), f"{name}, {given} alone") for e, f in seen]
                 strips.append(_strip(cells, len(epochs) + 1))
         if strips:
             strips = strips[:most_rows]

@@ -95,7 +95,9 @@ font-size:.8rem;line-height:1.45;white-space:nowrap;z-index:2}
 .strip figcaption{font-size:.78rem;color:var(--soft);line-height:1.35;padding:3px 0 2px;text-align:center}
 .gallery:not(.near,.told) .strip:not(:first-child) figcaption{position:absolute;clip-path:inset(50%);width:1px;
 height:1px;overflow:hidden}
-.cell{display:block;text-align:center;border-radius:3px;min-width:40px}.cka td{padding:1px}
+.cell{display:block;text-align:center;border-radius:3px;min-width:40px}.cka td,.cka th{padding:2px;border:0;
+text-align:center;vertical-align:middle}.scroll+.charts{margin-top:18px}
+.rowname{display:grid;place-items:center end;padding-right:8px;color:var(--soft);font-size:.85rem}
 .classes{font-size:.82rem;color:var(--soft);margin:6px 0 0}.classes strong{color:var(--ink);margin-right:10px}
 .classes span{margin-right:14px;white-space:nowrap}.swatch{display:inline-block;width:.8em;height:.8em;
 border-radius:2px;margin-right:.4em}.key .ramp{display:inline-block;vertical-align:middle}
