@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 
@@ -11,10 +12,13 @@ import torch
 from PIL import Image
 
 from tiny import batch, build
+from tiny_runs import write_recipe
 from unveil.chance import sample_keys
+from unveil.cli import main
 from unveil.data.layouts import open_dense
 from unveil.decoder import SelfDecoder
 from unveil.encoder import Encoder
+from unveil.evaluation import evaluate
 from unveil.losses import cross_entropy, l1, l2
 from unveil.masking import Masker, Uniform
 from unveil.model import MaskedModel, Objective
@@ -228,3 +232,28 @@ def test_what_cannot_be_reconstructed_is_told():
     model.objectives = torch.nn.ModuleList()
     with pytest.raises(ValueError, match="predicts features only"):
         reconstruct(task(model, made))
+
+
+def test_a_run_from_the_command_line(ramps, tmp_path, monkeypatch, capsys):
+    """A run is trained and evaluated as a user would; results lie beside the others'."""
+    monkeypatch.chdir(tmp_path)
+    run, few = str(tmp_path / "run"), ("--epochs", "1", "--batch-size", "6")
+    words = ("--data", str(ramps / "rgb"), "--image-size", "16", "--out", run, *few)
+    assert main(["pretrain", write_recipe(tmp_path), *words, "--held-out-share", "0.2"]) == 0
+    assert main(["evaluate", run, "--data", str(ramps), "--protocol", "depth", *few]) == 0
+    assert main(["evaluate", run, "--data", str(ramps / "rgb"), "--protocol", "reconstruct", "--hidden", "0.75"]) == 0
+    depth, restored = (
+        json.loads((tmp_path / f"run/eval/{name}.json").read_text()) for name in ("depth", "reconstruct")
+    )
+    assert set(depth["baselines"]) == {"training mean", "untrained"}
+    assert set(restored["baselines"]) == {"training mean", "untrained"}
+    assert restored["settings"]["test_images"] == 3, "those that the run has held out"
+    assert "depth RMSE" in capsys.readouterr().out
+    other = ("--data", str(ramps / "rgb"), "--test-data", str(ramps / "rgb"), "--no-baselines", "--limit", "4")
+    assert main(["evaluate", run, *other, "--protocol", "reconstruct"]) == 0
+    assert json.loads((tmp_path / "run/eval/reconstruct.json").read_text())["settings"]["test_images"] == 4
+    assert main(["evaluate", run, "--data", str(ramps), "--protocol", "depth", "knn"]) == 2
+    assert "give a command for each" in capsys.readouterr().err
+    (tmp_path / "vit.safetensors").write_bytes(b"weights")
+    with pytest.raises(ValueError, match="needs a run with its decoders"):
+        evaluate("vit.safetensors", data=str(ramps), protocol=("reconstruct",))

@@ -279,9 +279,9 @@ def _splits(root: Path) -> dict[str, dict[str, Path]]:
         return {"train": here}
     found = {split: kinds for split, folder in _by_split(root).items() if (kinds := _kinds(folder))}
     if "train" not in found:
-        there = ", ".join(sorted(p.name for p in root.iterdir() if p.is_dir())[:8]) or "no folders"
+        held = ", ".join(sorted(p.name for p in root.iterdir() if p.is_dir())[:8]) or "no folders"
         raise ValueError(
-            f"{str(root)!r} is of no known layout, it holds {there}: put images into rgb/, labels into semseg/, depth"
+            f"{str(root)!r} is of no known layout, it holds {held}: put images into rgb/, labels into semseg/, depth"
             " into depth/, or these three into train/ and test/"
         )
     return found

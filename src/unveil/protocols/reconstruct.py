@@ -38,8 +38,8 @@ def reconstruct(
     found: dict[str, _Found] = defaultdict(_Found)
     done = 0
     for batch in task.batches():
-        for told, shown in ways.items():
-            for name, restored in task.model.restored(batch, shown).items():
+        for told, way in ways.items():
+            for name, restored in task.model.restored(batch, way).items():
                 is_crossed = told in crossings
                 if not is_crossed or restored.modality.name == crossings[told]:
                     found[told if is_crossed and name == crossings[told] else f"{told}_{name}"].add(restored)

@@ -35,8 +35,7 @@ class LinearHead(nn.Module):
         super().__init__()
         self.norm = nn.BatchNorm2d(dim, affine=False)
         self.project = nn.Conv2d(dim, outputs, 1)
-        nn.init.normal_(self.project.weight, std=0.01)
-        nn.init.zeros_(self.project.bias)
+        _small(self.project)
 
     def forward(self, maps: list[Float[Tensor, "B C h w"]], size: Size) -> Float[Tensor, "B K H W"]:
         return enlarged(self.project(self.norm(maps[-1])), size)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from einops import rearrange
@@ -32,14 +33,18 @@ class DenseModel(nn.Module):
             torch.manual_seed(seed)
             self.head = HEADS[head](encoder.dim * len(self.inputs), encoder.dim, outputs)
         self.to(encoder.device).requires_grad_(True)
-        self.encoder.requires_grad_(not frozen)
+        self._module.requires_grad_(not frozen)
 
     def train(self, mode: bool = True) -> DenseModel:
         """A frozen encoder stays as it is judged."""
         super().train(mode)
         if self.is_frozen:
-            self.encoder.eval()
+            self._module.eval()
         return self
+
+    @property
+    def _module(self) -> nn.Module:
+        return cast("nn.Module", self.encoder)
 
     def forward(self, batch: Batch) -> Float[Tensor, "B K H W"]:
         names = [m.name for m in self.inputs]

@@ -59,7 +59,7 @@ class DenseReader:
         rows = torch.arange(len(self.samples))
         try:
             for part in rows.split(CHUNK):
-                pending.append(pool.submit(lambda part=part: self._read(part)[0]))
+                pending.append(pool.submit(self._samples, part))
                 if len(pending) > AHEAD:
                     yield pending.popleft().result()
             while pending:
@@ -82,6 +82,9 @@ class DenseReader:
     def _views(self, rows: Int[Tensor, " b"], view: DenseView, seed: int, epoch: int) -> tuple[list[Sample], list[int]]:
         found, kept = self._read(rows)
         return view.draw(found, self.modalities, Chance(sample_keys(seed, epoch, kept))), kept
+
+    def _samples(self, rows: Int[Tensor, " b"]) -> list[Sample]:
+        return self._read(rows)[0]
 
     def _read(self, rows: Int[Tensor, " b"]) -> tuple[list[Sample], list[int]]:
         found, kept = [], []

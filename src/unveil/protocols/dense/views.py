@@ -103,7 +103,7 @@ def starts(length: int, window: int) -> list[int]:
 
 def places(size: tuple[int, int], window: tuple[int, int]) -> list[tuple[int, int]]:
     """The top left corners of windows that cover an image of a size."""
-    return list(product(*(starts(side, w) for side, w in zip(size, window, strict=True))))
+    return list(product(starts(size[0], window[0]), starts(size[1], window[1])))
 
 
 def window_of(
