@@ -11,7 +11,7 @@ from PIL import Image
 
 from unveil.data.class_names import CAMVID, NYU40
 from unveil.data.decode import Unreadable
-from unveil.data.layouts import Reading, open_dense
+from unveil.data.layouts import Stored, open_dense
 from unveil.protocols.dense.counting import class_counts, depth_mean
 from unveil.records import DEPTH, RGB, Modality
 
@@ -154,7 +154,7 @@ def test_depth_is_measured_on_known_pixels(tmp_path):
     values = np.array([1.0] * 24 + [2.0] * 48)
     assert (mean, std) == (pytest.approx(values.mean()), pytest.approx(values.std()))
     assert everywhere[0, 0].tolist() == pytest.approx([1.5] * 4 + [2.0] * 4)
-    closer = open_dense(str(tmp_path), reading=Reading(max_depth=1.5)).train
+    closer = open_dense(str(tmp_path), stored=Stored(max_depth=1.5)).train
     assert depth_mean(closer)[0] == 1.0
     assert closer.read(1, "depth").valid.sum() == 0
 
@@ -165,11 +165,11 @@ def test_what_is_wrong_is_told(tmp_path):
     with pytest.raises(ValueError, match="has no depth"):
         train.check(["rgb", "depth"])
     with pytest.raises(ValueError, match="ignore index 1 is a class, 'class 1'"):
-        open_dense(str(root), reading=Reading(classes=2, ignore=1))
+        open_dense(str(root), stored=Stored(classes=2, ignore=1))
     with pytest.raises(ValueError, match=r"ignore index 0 is a class.*--first-class 1"):
-        class_counts(open_dense(str(root), reading=Reading(ignore=0)).train)
+        class_counts(open_dense(str(root), stored=Stored(ignore=0)).train)
     with pytest.raises(ValueError, match="holds the id 255, but there are 2 classes"):
-        open_dense(str(root), reading=Reading(classes=2, ignore=7)).train.read(0, "semseg")
+        open_dense(str(root), stored=Stored(classes=2, ignore=7)).train.read(0, "semseg")
     put(root / "train" / "semseg" / "street" / "2.png", labels(0, 1)[:, :6])
     with pytest.raises(ValueError, match="6 x 6 pixels, but its rgb 8 x 6"):
         open_dense(str(root)).train.sample(2, [RGB, LABELS])
@@ -181,7 +181,7 @@ def test_what_is_wrong_is_told(tmp_path):
     with pytest.raises(ValueError, match="no known layout"):
         open_dense(str(tmp_path))
     with pytest.raises(ValueError, match="max_depth is a number above 0"):
-        Reading(max_depth=-1)
+        Stored(max_depth=-1)
 
 
 def test_one_class_only_and_no_depth_are_errors(tmp_path):

@@ -162,7 +162,7 @@ class DensePair:
 
 
 @dataclass(frozen=True)
-class Reading:
+class Stored:
     """What the user says of how labels and depth are stored; None leaves it to the layout."""
 
     layout: Layout = "auto"
@@ -178,16 +178,16 @@ class Reading:
                 raise ValueError(f"{name} is a number above 0; got {value}")
 
 
-def open_dense(data: str, test_data: str | None = None, reading: Reading | None = None) -> DensePair:
+def open_dense(data: str, test_data: str | None = None, stored: Stored | None = None) -> DensePair:
     """The sets at an address, and at another one for the test.
 
     Where there is no test set, the last fifth is held out: neighbouring frames of a video look alike. Raises
     FileNotFoundError where nothing is there, ValueError where maps do not belong together.
     """
-    reading = reading or Reading()
-    found = _open(data, reading)
+    stored = stored or Stored()
+    found = _open(data, stored)
     if test_data is not None:
-        other = _open(test_data, reading)
+        other = _open(test_data, stored)
         return DensePair(found["train"], other.get("test", other["train"]), False)
     if "test" in found:
         return DensePair(found["train"], found["test"], False)
@@ -198,21 +198,21 @@ def open_dense(data: str, test_data: str | None = None, reading: Reading | None 
     return DensePair(whole.only(range(first)), whole.only(range(first, len(whole))), True)
 
 
-def _open(address: str, reading: Reading) -> dict[str, DenseSet]:
+def _open(address: str, stored: Stored) -> dict[str, DenseSet]:
     root = Path(address).expanduser()
     if not root.exists():
         raise FileNotFoundError(missing(root, _NEEDED))
     if not root.is_dir():
         raise ValueError(f"{address!r} is a file. {_NEEDED}")
-    layout = reading.layout if reading.layout != "auto" else _guess(root)
+    layout = stored.layout if stored.layout != "auto" else _guess(root)
     if layout == "hypersim":
         from .hypersim import frames
 
         listed = frames(root)
     else:
         listed = {split: _listed(root, kinds) for split, kinds in _splits(root).items()}
-    labels = _labels(root, layout, reading)
-    scale = reading.depth_scale or DEPTH.scale
+    labels = _labels(root, layout, stored)
+    scale = stored.depth_scale or DEPTH.scale
     declared = {
         "rgb": RGB,
         "depth": replace(DEPTH, scale=scale),
@@ -224,7 +224,7 @@ def _open(address: str, reading: Reading) -> dict[str, DenseSet]:
             names,
             {kind: Files(declared[kind], root, paths) for kind, paths in kinds.items()},
             labels,
-            reading.max_depth,
+            stored.max_depth,
         )
         for split, (names, kinds) in listed.items()
     }
@@ -240,7 +240,7 @@ def _guess(root: Path) -> Layout:
     return "hypersim" if any(root.glob("ai_*_*/images")) else "folders"
 
 
-def _labels(root: Path, layout: Layout, reading: Reading) -> Labels:
+def _labels(root: Path, layout: Layout, stored: Stored) -> Labels:
     """How a layout stores classes, and what the user says of it."""
     known = {
         "ade20k": lambda: Labels(named(root / "objectInfo150.txt") or numbered(150, 1), first=1, void=None),
@@ -254,14 +254,14 @@ def _labels(root: Path, layout: Layout, reading: Reading) -> Labels:
         files = [root / name for name in ("classes.txt", "names.txt", "codes.txt")]
         names = next((found for file in files if (found := named(file))), ())
         labels = Labels(names, void=255 if len(names) <= 255 else None)
-    if reading.classes is not None and reading.classes != len(labels.names):
+    if stored.classes is not None and stored.classes != len(labels.names):
         if labels.names:
-            raise ValueError(f"{root} has {len(labels.names)} classes by its layout, not {reading.classes}")
-        if reading.classes < 2:
-            raise ValueError(f"at least 2 classes are needed; got {reading.classes}")
-        labels = replace(labels, names=numbered(reading.classes, reading.first_class or 0))
-    first = labels.first if reading.first_class is None else reading.first_class
-    return Labels(labels.names, first, labels.void if reading.ignore is None else reading.ignore)
+            raise ValueError(f"{root} has {len(labels.names)} classes by its layout, not {stored.classes}")
+        if stored.classes < 2:
+            raise ValueError(f"at least 2 classes are needed; got {stored.classes}")
+        labels = replace(labels, names=numbered(stored.classes, stored.first_class or 0))
+    first = labels.first if stored.first_class is None else stored.first_class
+    return Labels(labels.names, first, labels.void if stored.ignore is None else stored.ignore)
 
 
 def _splits(root: Path) -> dict[str, dict[str, Path]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from ..data.layouts import Layout, Reading
+from ..data.layouts import Layout, Stored
 from ..data.views import resize
 from ..records import DEPTH
 from .dense import DenseTask, DenseTraining, DepthErrors, HeadName, Schedule, Trainer, Truth, check_dense, fitted
@@ -59,8 +59,8 @@ def depth(
     encoder = check_dense(task.encoder)
     if encoder is None:
         return None
-    reading = Reading(layout, depth_scale=depth_scale, max_depth=max_depth)
-    sets, modalities = opened(task, encoder, reading, inputs, "depth")
+    stored = Stored(layout, depth_scale=depth_scale, max_depth=max_depth)
+    sets, modalities = opened(task, encoder, stored, inputs, "depth")
     mean, std, everywhere = depth_mean(sets.train)
     name = ("probe" if frozen else "small") if schedule == "auto" else schedule
     if name not in SCHEDULES:

@@ -6,7 +6,7 @@ import math
 
 import torch
 
-from ..data.layouts import DensePair, Layout, Reading
+from ..data.layouts import DensePair, Layout, Stored
 from ..records import Modality
 from .dense import Confusion, DenseTask, DenseTraining, HeadName, Schedule, Trainer, Truth, check_dense, fitted
 from .dense.counting import class_counts
@@ -64,8 +64,8 @@ def segment(
     encoder = check_dense(task.encoder)
     if encoder is None:
         return None
-    reading = Reading(layout, classes, ignore, first_class)
-    sets, modalities = opened(task, encoder, reading, inputs, "semseg")
+    stored = Stored(layout, classes, ignore, first_class)
+    sets, modalities = opened(task, encoder, stored, inputs, "semseg")
     names, counts = class_counts(sets.train)
     sets = DensePair(sets.train.labelled(names), sets.test.labelled(names), sets.is_held_out)
     name = ("probe" if frozen else "small") if schedule == "auto" else schedule

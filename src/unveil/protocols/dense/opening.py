@@ -4,20 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ...data.layouts import DensePair, Reading, open_dense
+from ...data.layouts import DensePair, Stored, open_dense
 from ...records import Modality
 from .encoder import DenseEncoder, chosen_inputs
 from .task import DenseTask
 
 
 def opened(
-    task: DenseTask, encoder: DenseEncoder, reading: Reading, wanted: Sequence[str], target: str
+    task: DenseTask, encoder: DenseEncoder, stored: Stored, wanted: Sequence[str], target: str
 ) -> tuple[DensePair, list[Modality]]:
     """The two sets of a task, and the modalities to be read.
 
     Raises ValueError where a set lacks one of them or the target, and where the encoder does not read one.
     """
-    found = open_dense(task.data, task.test_data, reading)
+    found = open_dense(task.data, task.test_data, stored)
     train, test = (s.limited(task.limit).with_channels(encoder.channels) for s in (found.train, found.test))
     train.check([target])
     inputs = chosen_inputs(encoder, wanted, list(train.files), target)
