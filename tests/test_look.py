@@ -10,7 +10,6 @@ import torch
 from PIL import Image
 
 import unveil
-from test_browser import CHROMIUM, FLAGS
 from test_modalities_runs import two
 from tiny import batch, build
 from tiny_runs import write_images
@@ -26,6 +25,8 @@ from unveil.showing.answers import alone, answers
 FEW = ("--epochs", "1", "--batch-size", "10", "--image-size", "16", "--patch", "4", "--device", "cpu", "--workers", "1")
 SMALL = ("--size", "nano", "--decoder-dim", "16", "--decoder-depth", "1", "--decoder-heads", "2")
 SCENES = "scenes:count=12,size=32"
+CHROMIUM = Path("/usr/bin/chromium")
+FLAGS = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking", "--disable-sync"]
 
 
 @pytest.fixture(scope="module")
@@ -99,7 +100,7 @@ class TestTheReport:
             assert word in page
         page = unveil.report([made / "two"]).read_text()
         assert "Across modalities" in page
-        assert "from depth, " in page
+        assert "rgb from depth" in page
         assert "rgb" in page
         assert " m<" in page, "depth has its unit"
 

@@ -179,7 +179,7 @@ class TestGuided:
     """The published ways in which training with teachers fails, each with the dial that mends it."""
 
     def judged(self, folder: Path, accuracy: float = 0.5, others: Sequence[Path] = (), **dials: object) -> str:
-        run = fake_run(folder, recipe="cmtmae", dials={**GUIDED, **dials}, accuracy=accuracy)
+        run = fake_run(folder, recipe="cmtmae", dials={**GUIDED, **dials}, accuracy=accuracy, picture_epochs=1)
         return " ".join(f"{v.sentence} {v.advice}" for v in judge(read_run(run), [read_run(o) for o in others]))
 
     def test_a_low_loss_with_poor_features(self, tmp_path):
@@ -212,7 +212,7 @@ class TestGuided:
         )
 
     def test_no_gain_over_an_mae_of_the_same_size(self, tmp_path):
-        mae = fake_run(tmp_path / "mae", recipe="mae", accuracy=0.45)
+        mae = fake_run(tmp_path / "mae", recipe="mae", accuracy=0.45, picture_epochs=1)
         said = self.judged(tmp_path / "same", accuracy=0.44, others=[mae])
         assert "No gain over an MAE of the same size: 44.0 % k-NN accuracy, 45.0 % of mae" in said
         assert "--teacher random" in said

@@ -131,8 +131,8 @@ def decoder_attention(model: MaskedModel, batch: Batch) -> list[DecoderAttention
         for attn, (x, *_) in read:
             rows = attn.rows(x, x[:, -blank:])  # B H Q N
             visible, masked = rows[..., :-blank], rows[..., -blank:]
-            per_pair = [float(part.mean(dim=(0, 2, 3)).sum()) for part in (visible, masked)]
-            parts.append(DecoderBlock(*per_pair, float(visible.sum(dim=-1).mean())))
+            to_visible, to_masked = (float(part.mean(dim=(0, 2, 3)).sum()) for part in (visible, masked))
+            parts.append(DecoderBlock(to_visible, to_masked, float(visible.sum(dim=-1).mean())))
         heads, keys = decoder.blocks[0].attn.heads, read[0][1][0].shape[1]
         found.append(DecoderAttention(name, heads, len(parts) * heads / keys, tuple(parts)))
     return found

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ..analysis.attention import attention_figures, decoder_attention, foreground_of
+from ..analysis.attention import DecoderAttention, attention_figures, decoder_attention, foreground_of
 from ..analysis.features import Layer, cka_matrix, layers_of
 from ..checkpoint import write_json
 from ..data.aligned import aligned_modalities
@@ -74,8 +74,10 @@ def analyze_attention(
     has_labels = address.startswith("scenes") or any(d.name == "semseg" for d in aligned_modalities(address))
     more = declare((labels or "semseg",)) if labels or has_labels else ()
     check_writable(path)
-    lines, decoders = [], []
-    for step in steps(path) or [None]:
+    lines: list[dict[str, Any]] = []
+    decoders: list[DecoderAttention] = []
+    found: list[int | None] = [*steps(path)]
+    for step in found or [None]:
         opened = open_run(run, data, more, device, step)
         figures, decoders = _attention(opened, *_things(opened, foreground), limit)
         lines.append({"step": step, "epoch": opened.epoch, **figures})
@@ -130,7 +132,9 @@ def analyze_features(
     return told
 
 
-def _attention(opened: Opened, labels: Modality | None, things: list[int], limit: int) -> tuple[Any, Any]:
+def _attention(
+    opened: Opened, labels: Modality | None, things: list[int], limit: int
+) -> tuple[dict[str, float], list[DecoderAttention]]:
     """The figures of one checkpoint, the mean over batches, and those of its decoders."""
     model = opened.model
     modalities = (*opened.modalities, *([labels] if labels and labels not in opened.modalities else []))

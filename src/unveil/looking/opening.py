@@ -82,7 +82,9 @@ def open_recipe(
     few = Subset(source, spread(len(source), _GLANCE))
     found = inspect_samples(few) if declared else inspect_source(few)
     if isinstance(found, Inspection):
-        told = (Modality("rgb", found.channels, tuple(found.mean), tuple(max(s, 1e-3) for s in found.std)),)
+        told: tuple[Modality, ...] = (
+            Modality("rgb", found.channels, tuple(found.mean), tuple(max(s, 1e-3) for s in found.std)),
+        )
     else:
         assert isinstance(source, SampleSource)
         source = source.settled(found.settle(source.declared))

@@ -68,7 +68,7 @@ def guidance(runs: Runs) -> Markup | None:
         epochs = spread(
             [e for e in run.probes.epochs if any("teacher" in f.more for f in e.items.values())], most_epochs
         )
-        strips = []
+        strips: list[Markup] = []
         for probe, name in enumerate(run.probes.names):
             seen = [(e, e.items[probe]) for e in epochs if probe in e.items and "teacher" in e.items[probe].more]
             if not seen or len(strips) >= 5 * most_probes:
@@ -103,7 +103,7 @@ def across_modalities(runs: Runs) -> Markup | None:
     most_rows, most_epochs = (12, 6) if len(runs) == 1 else (6, 5)
     for place, run in enumerate(runs):
         epochs = spread([e for e in run.probes.epochs if any(_given(f.more) for f in e.items.values())], most_epochs)
-        strips = []
+        strips: list[Markup] = []
         for probe, name in enumerate(run.probes.names):
             seen = [(e, e.items[probe]) for e in epochs if probe in e.items and _given(e.items[probe].more)]
             for given in _given(seen[-1][1].more) if seen else ():

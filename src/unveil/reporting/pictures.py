@@ -183,12 +183,12 @@ def scalar_picture(
 ) -> Picture:
     """A measured map in colours, from the lower of the limits to the upper; dark where nothing is known."""
     unit = (image - limits[0]) / max(limits[1] - limits[0], 1e-12)
-    return np.where(known[..., None], scalar_colours(unit), np.uint8(NO_TRUTH))
+    return np.where(known[..., None], scalar_colours(unit), np.array(NO_TRUTH, np.uint8))
 
 
 def class_picture(ids: Int[np.ndarray, "H W"], known: Bool[np.ndarray, "H W"], count: int) -> Picture:
     """A map of classes in their colours; dark where there is none."""
-    return np.where(known[..., None], class_colours(count)[ids.clip(0, count - 1)], np.uint8(NO_TRUTH))
+    return np.where(known[..., None], class_colours(count)[ids.clip(0, count - 1)], np.array(NO_TRUTH, np.uint8))
 
 
 def _oklab(

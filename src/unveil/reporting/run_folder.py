@@ -149,9 +149,11 @@ def _probes(folder: Path, remarks: list[str]) -> Probes:
         for item in _list(told.get("items")):
             at = number(item.get("probe"))
             if at in range(len(names)):
-                roles = (_inside(folder, item.get(r)) for r in ("original", "hidden", "reconstructed", "attention"))
+                names_of = ("original", "hidden", "reconstructed", "attention")
+                original, hidden, reconstructed, attention = (_inside(folder, item.get(name)) for name in names_of)
                 more = {str(k): _inside(folder, name) for k, name in _mapping(item.get("more")).items()}
-                items[int(at)] = ProbeFiles(int(at), *roles, {k: path for k, path in more.items() if path})
+                kept = {k: path for k, path in more.items() if path}
+                items[int(at)] = ProbeFiles(int(at), original, hidden, reconstructed, attention, kept)
         step = number(told.get("step"))
         if items:
             epochs.append(ProbeEpoch(number(told.get("epoch")), int(step) if math.isfinite(step) else 0, items))

@@ -104,7 +104,7 @@ def draw_sheet(title: str, blocks: Sequence[Block], keys: Sequence[Key], notes: 
 def _side(block: Block, ratio: float) -> int:
     """The width of a panel with which a block fills the sheet."""
     columns = max(map(len, block.rows))
-    room = WIDTH - 2 * _MARGIN - (columns - 1) * _GAP
+    room = float(WIDTH - 2 * _MARGIN - (columns - 1) * _GAP)
     if block.lead is not None:
         columns += len(block.rows)
         room -= _GAP + (len(block.rows) - 1) * (_CAPTION + _GAP) / ratio
