@@ -203,9 +203,12 @@ def test_every_modality_is_told_from_others():
 def test_what_is_hidden_whole_is_not_seen():
     """Depth told from colour stays what it is when depth changes, but for the statistics that are put back."""
     restorer, made = ModelRestorer(scene_model()), scene_batch()
+    for shown in (("rgb",), ("depth",), ("rgb", "semseg")):
+        seen = restorer.imagined(made, shown)
+        spans = seen.latents.tokens.layout.spans
+        expected = {i for name in shown for i in range(spans[name].start, spans[name].stop)}
+        assert set(seen.mask.visible.flatten().tolist()) == expected
     seen = restorer.imagined(made, ("rgb",))
-    spans = seen.latents.tokens.layout.spans
-    assert set(seen.mask.visible.flatten().tolist()) == set(range(spans["rgb"].start, spans["rgb"].stop))
     changed = Batch({**made.maps, "depth": made.maps["depth"] * 3}, made.key, made.progress, made.valid)
     other = restorer.imagined(changed, ("rgb",))
     assert torch.equal(seen.decoded["depth"], other.decoded["depth"])
