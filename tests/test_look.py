@@ -10,16 +10,20 @@ import torch
 from PIL import Image
 
 import unveil
+from test_cmtmae import RELATIVES
+from test_cmtmae import build as built
 from test_modalities_runs import two
 from tiny import batch, build
 from tiny_runs import write_images
 from unveil.analysis.gazes import guided_part, masks_of
 from unveil.cli import main
 from unveil.data.declaration import declare
+from unveil.data.scenes import SceneSource
 from unveil.masking import ByModality, DirichletBudget, Guided, IfSeen, RandomHeads, Uniform
 from unveil.records import DEPTH, Batch
 from unveil.reporting.pictures import class_colours, class_picture, colours, scalar_colours, scalar_picture
 from unveil.reporting.sheets import WIDTH, Bar, Block, Legend, Panel, draw_sheet
+from unveil.showing import panels, viewers
 from unveil.showing.answers import alone, answers
 
 FEW = ("--epochs", "1", "--batch-size", "10", "--image-size", "16", "--patch", "4", "--device", "cpu", "--workers", "1")
@@ -128,6 +132,21 @@ def test_the_sections_in_a_browser(made: Path, width: int):
         assert page.locator(".rowname").all_inner_texts()[:4] == ["teacher", "student", "blend", "mask"]
         assert said == []
         browser.close()
+
+
+@pytest.mark.parametrize("name", RELATIVES)
+def test_every_relative_can_be_looked_at(name: str):
+    recipe, dials = RELATIVES[name]
+    model, on = built(recipe, **dials).eval(), batch(2)
+    modality = model.encoder.modalities[0]
+    views = viewers([modality], SceneSource(), on)
+    for ((one,),) in zip(panels(model, on, ["a", "b"], [modality], views), strict=True):
+        assert one.original is not None
+        assert one.attention is not None
+        assert one.hidden is not None
+        assert (one.teacher is not None) == ("teacher" in model.teachers and name != "hpm")
+        assert (one.reconstructed is not None) == (name.startswith("attmask") or name == "hpm")
+        assert len(one.masks) == 6
 
 
 class TestMasks:

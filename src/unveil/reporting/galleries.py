@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from .markup import Markup, brief, figure, join, picture, tag
-from .run import NeighbourRow, ProbeEpoch, Run
+from .run import NeighbourRow, ProbeEpoch, ProbeFiles, Run
 from .sections import Runs, named, section
 
 T = TypeVar("T")
@@ -65,12 +65,10 @@ def guidance(runs: Runs) -> Markup | None:
     blocks: list[Markup | None] = []
     most_probes, most_epochs = (2, 6) if len(runs) == 1 else (1, 5)
     for place, run in enumerate(runs):
-        epochs = spread(
-            [e for e in run.probes.epochs if any("teacher" in f.more for f in e.items.values())], most_epochs
-        )
+        epochs = spread([e for e in run.probes.epochs if any(map(_is_guided, e.items.values()))], most_epochs)
         strips: list[Markup] = []
         for probe, name in enumerate(run.probes.names):
-            seen = [(e, e.items[probe]) for e in epochs if probe in e.items and "teacher" in e.items[probe].more]
+            seen = [(e, e.items[probe]) for e in epochs if probe in e.items and _is_guided(e.items[probe])]
             if not seen or len(strips) >= 5 * most_probes:
                 continue
             last = seen[-1][1]
@@ -92,7 +90,7 @@ def guidance(runs: Runs) -> Markup | None:
             blocks += [named(run, place, runs), tag("div", *strips, class_="gallery told")]
     explained = (
         "An image and what each way of drawing would hide of it at last; below, what the frozen teacher attends to, "
-        "what the student does, the blend of both, and the mask that was drawn from it, as training went on."
+        "what the student does, the blend of both, and the mask that was drawn, as training went on."
     )
     return section("Guidance", *blocks, explained=explained) if blocks else None
 
@@ -139,6 +137,10 @@ def _rgb(colour: object) -> str:
     """A colour of an index as CSS; black for what is none, for the index is read from a file."""
     values = colour if isinstance(colour, list) and len(colour) == 3 else [0, 0, 0]
     return f"rgb({' '.join(str(int(v)) if isinstance(v, int | float) and 0 <= v <= 255 else '0' for v in values)})"
+
+
+def _is_guided(files: ProbeFiles) -> bool:
+    return any(name.startswith("draw ") for name in files.more)
 
 
 def _given(more: Mapping[str, Path]) -> list[str]:

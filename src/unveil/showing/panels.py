@@ -142,7 +142,7 @@ def _single(one: Shown) -> Block:
 
 
 def _several(rows: Sequence[Shown], views: Mapping[str, Viewer]) -> Block:
-    has = {name: any(getattr(one, name) is not None for one in rows) for name in ("teacher", "blend")}
+    has_teacher = any(one.teacher is not None for one in rows)
     sources = [name for name in views if any(name in one.given for one in rows)]
     lines = []
     for one in rows:
@@ -154,8 +154,7 @@ def _several(rows: Sequence[Shown], views: Mapping[str, Viewer]) -> Block:
         line = [
             Panel(title, one.original),
             Panel(f"attention{share}", one.attention, "no input"),
-            *([Panel("teacher attention", one.teacher, "not seen")] if has["teacher"] else []),
-            *([Panel("blend", one.blend, "as attention")] if has["blend"] else []),
+            *([Panel("teacher attention", one.teacher, "not seen")] if has_teacher else []),
             Panel("mask", one.hidden, "never shown"),
             Panel("prediction", one.reconstructed, "not predicted"),
         ]
@@ -167,7 +166,7 @@ def _several(rows: Sequence[Shown], views: Mapping[str, Viewer]) -> Block:
 
 
 def _looks(gazes: Gazes, layout: Layout) -> dict[str, dict[str, Float[Tensor, "B N"]]]:
-    """Who looks at each modality; the guide is shown beside two who look only: else it is one of them."""
+    """Who looks at each modality. Of a single one also the guide, where two look: else it is one of them."""
     found: dict[str, dict[str, Tensor]] = {}
     for name, span in layout.spans.items():
         found[name] = {"student": gazes.student[:, span]}
