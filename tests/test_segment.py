@@ -55,6 +55,10 @@ def red_bars(tmp_path_factory) -> Path:
     return root
 
 
+def chance_of(count: int) -> Chance:
+    return Chance(sample_keys(0, 0, range(count)))
+
+
 @settings(max_examples=30, deadline=None)
 @given(st.integers(2, 6), st.integers(0, 2**31), st.integers(1, 200))
 def test_measures_are_those_of_sklearn(num_classes, seed, count):
@@ -102,8 +106,8 @@ def test_one_box_and_one_flip_for_all_maps():
         ids = torch.from_numpy(squares).long()[None]
         sample = Sample({"rgb": ids.expand(3, -1, -1).float(), "semseg": ids}, {"semseg": None})
         view = DenseView((16, 16), scales=(0.5, 2.0))
-        drawn = view.draw([sample] * 32, modalities, Chance(sample_keys(0, 0, range(32))))
-        again = view.draw([sample] * 32, modalities, Chance(sample_keys(0, 0, range(32))))
+        drawn = view.draw([sample] * 32, modalities, chance_of(32))
+        again = view.draw([sample] * 32, modalities, chance_of(32))
         padded = 0
         for one, other in zip(drawn, again, strict=True):
             assert one.maps["rgb"].shape == (3, 16, 16)
@@ -116,6 +120,15 @@ def test_one_box_and_one_flip_for_all_maps():
             assert (one.maps["semseg"][~there] == 0).all()
         assert padded > 0, "some views are smaller than the window"
     assert len({d.maps["rgb"].sum().item() for d in drawn}) > 20
+
+
+def test_half_of_the_views_are_mirrored():
+    image = torch.arange(64, dtype=torch.float32).view(1, 8, 8) / 64
+    plain = [Modality("rgb", 1, (0.0,), (1.0,))]
+    views = DenseView((8, 8), scales=(1.0, 1.0)).draw([Sample({"rgb": image})] * 64, plain, chance_of(64))
+    mirrored = [torch.equal(v.maps["rgb"], image.flip(2)) for v in views]
+    assert all(is_turned or torch.equal(v.maps["rgb"], image) for v, is_turned in zip(views, mirrored, strict=True))
+    assert 20 < sum(mirrored) < 44
 
 
 def test_padding_of_pictures_is_their_mean():
@@ -236,6 +249,15 @@ def test_depth_and_pictures_are_read_together(red_bars):
     with pytest.raises(ValueError, match="nothing but the truth"):
         chosen_inputs(tiny(DEPTH), [], ["depth"], "depth")
     assert [m.name for m in chosen_inputs(encoder, [], ["depth", "semseg"], "semseg")] == ["depth"]
+
+
+def test_maps_of_a_stride_are_read_too(red_bars):
+    """MultiMAE's semantics have a pixel for each 4 x 4 of the picture."""
+    coarse = Modality("semseg", 1, (0.0,), (1.0,), kind="categorical", num_classes=2, stride=4)
+    dials = {"inputs": ("rgb", "semseg"), "epochs": 2, "batch_size": 4}
+    (result,) = run_dense(tiny(RGB, coarse), ["depth"], str(red_bars), dials=dials)
+    assert result.settings["inputs"] == ["rgb", "semseg"]
+    assert np.isfinite(list(result.metrics.values())).all()
 
 
 def test_windows_agree_with_one_pass_where_one_is_enough(red_bars):
