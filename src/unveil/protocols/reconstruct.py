@@ -53,7 +53,7 @@ def reconstruct(
         settings={"hidden": list(hidden), "cross_modal": sorted(crossings), "test_images": done},
         card=(
             f"The run's own decoders on centre views of {done} samples that it was not trained on, at"
-            f" {' and '.join(f'{share:g}' for share in hidden)} of all patches hidden: the same uniform masks for every"
+            f" {', '.join(f'{share:g}' for share in hidden)} of all patches hidden: the same uniform masks for every"
             " model with this grid, whatever it was trained with. The loss is the model's own, on hidden patches. PSNR"
             " is of hidden pixels in 0 to 255, clipped and rounded, the mean over images. Where targets were normalised"
             " (by their own patch's mean and deviation, or by each image's, as depth), the truth's are put back, as"

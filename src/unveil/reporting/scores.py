@@ -11,6 +11,9 @@ from .run import Evaluation, Run, protocol_name
 from .sections import Runs, section
 
 
+SHARES = ("accuracy", "top", "miou", "pixel_accuracy", "mean_accuracy", "delta")  # metrics that are shares of 1
+
+
 def comparison(runs: Runs) -> Markup | None:
     """A table of several runs, the best value of each row in bold."""
     if len(runs) < 2:
@@ -98,7 +101,7 @@ def _bars(metric: str, told: Sequence[tuple[int, Run, Evaluation]]) -> Markup:
         name = f"trained, {run.name}" if len(told) > 1 else "trained"
         rows[name] = (evaluation.metrics.get(metric, math.nan), f"s{place % NUM_COLOURS}")
     known = [v for v, _ in rows.values() if math.isfinite(v)]
-    is_share = metric.startswith(("accuracy", "top", "miou")) and all(0 <= v <= 1 for v in known)
+    is_share = metric.startswith(SHARES) and all(0 <= v <= 1 for v in known)
     longest = 1.0 if is_share else max(map(abs, known), default=1.0) or 1.0
     drawn = [
         tag(
