@@ -10,7 +10,6 @@ from .markup import Markup, brief, duration, figure, percent, table, tag
 from .run import Evaluation, Run, protocol_name
 from .sections import Runs, section
 
-
 SHARES = ("accuracy", "top", "miou", "pixel_accuracy", "mean_accuracy", "delta")  # metrics that are shares of 1
 
 
