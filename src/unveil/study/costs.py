@@ -46,14 +46,22 @@ def costs(study: Study, scale: ScaleName, device: str = "auto") -> list[Cost]:
     found = []
     for setting in at.settings:
         arms = study.arms_at(scale)
-        counted = {arm.name: flops_per_image(build(arm, at, setting)) for arm in arms}
+        found_of = {arm.name: counted(arm, at, setting) for arm in arms}
         base = next(arm for arm in arms if arm.name == study.baseline)
-        per_second = counted[base.name] / _seconds_per_image(build(base, at, setting), device)
+        per_second = found_of[base.name][0] / _seconds_per_image(build(base, at, setting), device)
         for arm in arms:
-            images = num_images(setting) * build(arm, at, setting).epochs
-            flops = images * counted[arm.name]
+            per_image, epochs = found_of[arm.name]
+            images = num_images(setting) * epochs
+            flops = images * per_image
             found.append(Cost(arm.name, setting.name, len(at.seeds), images, flops, flops / per_second))
     return found
+
+
+def counted(arm: Arm, at: Scale, setting: Setting) -> tuple[float, float]:
+    """An arm's operations per image, and its epochs: counted on shapes alone."""
+    with torch.device("meta"):
+        recipe = build(arm, at, setting)
+        return flops_per_image(recipe), recipe.epochs
 
 
 def build(arm: Arm, at: Scale, setting: Setting) -> Recipe:

@@ -56,7 +56,9 @@ class Setting:
 class Scale:
     """How large a study is: settings, seeds, protocols with their dials, dials of all runs, and which arms take part.
 
-    `evaluation` holds arguments of `evaluate`, such as pool and limit. No `arms` means all.
+    `evaluation` holds arguments of `evaluate`, such as pool and limit. `analyses` are parts of `unveil analyze` with
+    their arguments: attention, or features beside those of another run, `{"features": {"run_b": RunOf("MAE")}}`. No
+    `arms` means all.
     """
 
     settings: tuple[Setting, ...]
@@ -65,6 +67,7 @@ class Scale:
     dials: Dials = field(default_factory=dict)
     evaluation: Dials = field(default_factory=dict)
     arms: tuple[str, ...] = ()
+    analyses: Mapping[str, Dials] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

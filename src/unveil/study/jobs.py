@@ -9,6 +9,7 @@ import json
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,10 @@ from .design import Arm, Dials, RunOf, Scale, ScaleName, Setting, Share, Study
 MACHINE = ("device", "workers", "micro_batch", "compile", "save_minutes", "tensorboard")
 OF_PRETRAIN = tuple(f.name for f in fields(Asked) if f.name not in ("recipe", "data", "out", "overwrite", "dials"))
 OF_EVALUATE = ("pool", "baselines", "limit", "micro_batch")
+ANALYSES = {
+    "attention": ("labels", "foreground", "limit"),
+    "features": ("run_b", "limit"),
+}
 SAVE_MINUTES = 2.0
 
 
@@ -35,6 +40,7 @@ class Job:
     recipe: str
     pretrain: dict[str, Any]
     evaluate: list[dict[str, Any]]
+    analyze: list[dict[str, Any]]
     needs: list[str]
 
     def to_dict(self) -> dict[str, Any]:
@@ -84,7 +90,7 @@ def _job(
         **{name: value for name, value in named.items() if name not in MACHINE},
     }
     assert setting.data is not None
-    several = reads_several(load_recipe(arm.recipe)) is not None
+    several = reads_maps(arm.recipe)
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:8]
     words = [word for word in (setting.name, arm.name) if word]
     name = f"{slug(' '.join(words))[:60]}-seed{seed}-{digest}"
@@ -109,6 +115,12 @@ def _job(
         recipe=arm.recipe,
         pretrain={"data": place(setting.data, folder, several), "seed": seed, **pretrain},
         evaluate=evaluate,
+        analyze=[
+            {"analysis": name, **_looked_at(setting, folder, name)}
+            | {n: str(folder / "runs" / needed[v.arm].name) if isinstance(v, RunOf) else v for n, v in given.items()}
+            for name, given in at.analyses.items()
+            if not any(isinstance(v, RunOf) and v.arm == arm.name for v in given.values())  # itself beside itself
+        ],
         needs=[job.name for job in needed.values()],
     )
 
@@ -119,6 +131,18 @@ def place(address: str, folder: Path, several: bool = False) -> str:
         return str(scenes_folder(address, folder) / ("" if several else "rgb"))
     inside = Path(address).expanduser() / "rgb"
     return str(inside) if not several and inside.is_dir() else address
+
+
+@cache
+def reads_maps(recipe: str) -> bool:
+    """Whether a recipe reads several modalities."""
+    return reads_several(load_recipe(recipe)) is not None
+
+
+def _looked_at(setting: Setting, folder: Path, analysis: str) -> dict[str, Any]:
+    """Attention is held against things, where the images are scenes, whose classes are known."""
+    known = analysis == "attention" and setting.data is not None and is_scenes(setting.data)
+    return {"data": str(scenes_folder(str(setting.data), folder))} if known else {}
 
 
 def is_scenes(address: str) -> bool:
@@ -154,7 +178,8 @@ def slug(text: str) -> str:
 
 
 def _needs(arm: Arm, at: Scale, setting: Setting) -> list[str]:
-    return [value.arm for value in settled(arm, at, setting).values() if isinstance(value, RunOf)]
+    values = [*settled(arm, at, setting).values(), *(v for given in at.analyses.values() for v in given.values())]
+    return list(dict.fromkeys(v.arm for v in values if isinstance(v, RunOf) and v.arm != arm.name))
 
 
 def _in_order(arms: Sequence[Arm], at: Scale, setting: Setting) -> list[Arm]:
@@ -166,6 +191,7 @@ def _in_order(arms: Sequence[Arm], at: Scale, setting: Setting) -> list[Arm]:
     return ordered
 
 
+@cache  # every recipe is read as text to find one, and a study asks for each arm in each setting and seed
 def _dials(recipe: str) -> dict[str, Any]:
     return {n: p.default for n, p in inspect.signature(load_recipe(recipe)).parameters.items() if n not in HANDED}
 
@@ -223,6 +249,8 @@ def check(study: Study, scale: ScaleName) -> None:
 
 
 def _check_circle(arm: Arm, needs: Mapping[str, Sequence[str]]) -> None:
+    if any(isinstance(value, RunOf) and value.arm == arm.name for value in arm.dials.values()):
+        raise ValueError(f"arm {arm.name} would start from its own run")
     seen, ahead = set[str](), list(needs[arm.name])
     while ahead:
         name = ahead.pop()
@@ -239,6 +267,10 @@ def _check_protocols(at: Scale) -> None:
         _one_of("protocol", name, known)
         for dial in dials:
             _one_of("dial", dial, dials_of(known[name]), f"protocol {name}: ")
+    for name, given in at.analyses.items():
+        _one_of("analysis", name, ANALYSES)
+        for argument in given:
+            _one_of("argument", argument, ANALYSES[name], f"analysis {name}: ")
     for name in at.evaluation:
         _one_of("argument of evaluate", name, OF_EVALUATE)
 

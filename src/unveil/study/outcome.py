@@ -56,6 +56,7 @@ def read_outcome(job: Job, folder: Path, failed: str | None = None) -> dict[str,
             metrics |= _metrics(protocol, found.get("metrics", {}))
             for who, its in found.get("baselines", {}).items():
                 references.setdefault(who, {}).update(_metrics(protocol, its))
+    metrics |= analysed(run / "analysis")
     if signals:
         metrics |= {f"signals {name}": signals[-1][name] for name in ("rankme",) if name in signals[-1]}
     return {
@@ -73,6 +74,30 @@ def read_outcome(job: Job, folder: Path, failed: str | None = None) -> dict[str,
         "epochs": steps[-1]["epoch"] if steps else None,
         "curves": {name: [[s["epoch"], s[name]] for s in signals if name in s] for name in _CURVES},
     }
+
+
+def analysed(folder: Path) -> dict[str, float]:
+    """What `unveil analyze` has found, as figures: attention at the end, a decoder's split, layers beside others.
+
+    The decoder's attention from masked tokens is told summed over blocks and heads, as CrossMAE's paper prints it
+    (1.42 to visible, 0.39 to masked), as the mean per pair, and as the share that goes to visible tokens.
+    """
+    found: dict[str, float] = {}
+    attention = _read(folder / "attention.json")
+    for name, value in (attention.get("checkpoints") or [{}])[-1].items():
+        if name not in ("step", "epoch") and isinstance(value, (int, float)):
+            found[f"attention {name.replace('_', ' ')}"] = value
+    for decoder in attention.get("decoders", ()):
+        for what in ("summed", "mean"):
+            for where, value in zip(("visible", "masked"), decoder.get(what, ()), strict=False):
+                found[f"decoder {what} to {where}"] = value
+        if isinstance(decoder.get("mass_on_visible"), (int, float)):
+            found["decoder mass on visible"] = decoder["mass_on_visible"]
+    for file in sorted(folder.glob("features-*.json")):
+        for k, row in enumerate(_read(file).get("cka", ()), start=1):
+            if k <= len(row):
+                found[f"features CKA of layer {k}"] = row[k - 1]
+    return found
 
 
 def rows_of(runs: Sequence[Mapping[str, Any]], setting: str, baseline: str) -> list[dict[str, Any]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from .design import Dials, Scale, ScaleName, Setting
@@ -57,18 +58,20 @@ def scales(
     photographs: bool = False,
     protocols: Mapping[str, Dials] = KNN_AND_LINEAR,
     published: Mapping[str, Dials] = PUBLISHED,
+    analyses: Mapping[str, Dials] = NONE,
 ) -> dict[ScaleName, Scale]:
     """Scenes as smoke, on a processor and on a card, and ImageNet as published. At cpu there are 12 runs at most.
 
     `smoke`, `cpu`, `gpu` and `paper` are dials on top of each scale's own, `shared` those of the first three.
     `cpu_settings`, and `settings` on a card and as published, are settings by name that differ in these dials, such
     as lengths or sizes. With `photographs` there is a second such set on a card, of images that the user has.
+    `analyses` are made at every scale.
     """
     several = settings or {"": NONE}
     on_card = [rendered(_named("scenes", name), 20_000, 64, dials) for name, dials in several.items()]
     if photographs:
         on_card += [Setting(_named("photographs", name), dials=dials) for name, dials in several.items()]
-    return {
+    found: dict[ScaleName, Scale] = {
         "smoke": Scale(
             (rendered("scenes", 40, 32),), (0, 1), {"knn": {}}, {**SMOKE, **shared, **smoke}, arms=smoke_arms
         ),
@@ -85,6 +88,7 @@ def scales(
             (0, 1, 2), published, {"paper": True, **paper}, arms=paper_arms,
         ),
     }  # fmt: skip
+    return {name: replace(scale, analyses=analyses) for name, scale in found.items()}
 
 
 def _named(data: str, name: str) -> str:

@@ -9,15 +9,18 @@ import signal
 import sys
 import threading
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from ..checkpoint import write_json
 from ..evaluation import evaluate
+from ..looking.analyze import analyze_attention, analyze_features
 from ..pretraining import pretrain
 from ..runs import RunFolder, read_facts
 from .locks import held
 
+ANALYSES: dict[str, Callable[..., Any]] = {"attention": analyze_attention, "features": analyze_features}
 TAKEN = 75  # the exit code of a process that found its job in other hands
 
 
@@ -48,13 +51,22 @@ def perform(run: Path, job: dict[str, Any]) -> None:
     for asked in job["evaluate"]:
         if digest(asked) not in measured(run):
             evaluate(str(run), device=job["device"], **_arguments(asked))
-            write_json(run / "study.json", {"measured": [*measured(run), digest(asked)]})
+            _note(run, asked)
+    for asked in job["analyze"]:
+        if digest(asked) not in measured(run):
+            given = {name: value for name, value in _arguments(asked).items() if name != "analysis"}
+            ANALYSES[asked["analysis"]](str(run), device=job["device"], **given)
+            _note(run, asked)
+
+
+def _note(run: Path, asked: dict[str, Any]) -> None:
+    write_json(run / "study.json", {"measured": [*measured(run), digest(asked)]})
 
 
 def is_done(run: Path, job: dict[str, Any]) -> bool:
     """Whether nothing of a job is left to do."""
     finished = RunFolder(run).read("run.json", {}).get("status") == "finished"
-    return finished and all(digest(asked) in measured(run) for asked in job["evaluate"])
+    return finished and all(digest(asked) in measured(run) for asked in [*job["evaluate"], *job["analyze"]])
 
 
 def measured(run: Path) -> list[str]:
