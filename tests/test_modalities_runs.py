@@ -100,7 +100,9 @@ class TestPretraining:
         words = ["--data", str(place.parent), "--modalities", str(tmp_path / "t.toml"), "--out", str(run)]
         assert main(["pretrain", "mae", *words, *FEW, "--decoder-dim", "16", "--decoder-depth", "1"]) == 0
         assert facts(run)["modality"]["mean"] == pytest.approx([20], abs=0.5)
-        assert not (run / "pictures").exists()  # degrees are no picture
+        (key,) = json.loads((run / "pictures/index.json").read_text())["keys"]
+        assert key["name"] == "thermal"
+        assert key["high"].endswith(" °C"), "degrees are shown in colours that a bar explains"
         capsys.readouterr()
         assert main(["pretrain", "mae", "--data", "scenes", "--modalities", "rgb", "depth"]) == 2
         assert "reads one modality, got rgb depth" in capsys.readouterr().err
