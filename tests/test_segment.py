@@ -17,6 +17,8 @@ from unveil.chance import Chance, sample_keys
 from unveil.data.layouts import open_dense
 from unveil.data.samples import Sample
 from unveil.encoder import Encoder
+from unveil.foreign.encoder import fresh
+from unveil.foreign.vit import Spec
 from unveil.pretrained import Pretrained
 from unveil.protocols import DenseTask, RawPixels, run_dense, table, work_of
 from unveil.protocols.dense import HEADS, Confusion, DenseModel, DenseTraining, Trainer, Truth, fitted
@@ -258,6 +260,17 @@ def test_maps_of_a_stride_are_read_too(red_bars):
     (result,) = run_dense(tiny(RGB, coarse), ["depth"], str(red_bars), dials=dials)
     assert result.settings["inputs"] == ["rgb", "semseg"]
     assert np.isfinite(list(result.metrics.values())).all()
+
+
+@pytest.mark.parametrize("num_prefix", [0, 5])
+def test_public_vits_are_measured_too(red_bars, num_prefix):
+    spec = Spec(width=16, depth=4, heads=2, patch=4, hidden=32, grid=(4, 4), num_prefix=num_prefix)
+    dials = {"head": "upernet", "frozen": False, "epochs": 1, "batch_size": 4, "image_size": 24}
+    (result,) = run_dense(fresh(spec, seed=0), ["segment"], str(red_bars), dials=dials)
+    assert result.settings["image_size"] == [24, 24], "another size than it was trained at"
+    assert result.settings["layer_decay"] == 0.75
+    with pytest.raises(ValueError, match=r"patch|divide"):
+        run_dense(fresh(spec, seed=0), ["segment"], str(red_bars), dials={**dials, "image_size": 18})
 
 
 def test_windows_agree_with_one_pass_where_one_is_enough(red_bars):
