@@ -101,6 +101,30 @@ def test_nyuv2_as_it_is_prepared(tmp_path):
     assert pair.test.read(0, "depth").values.unique().tolist() == [2.5]
 
 
+def test_nyuv2_as_it_is_published(tmp_path):
+    h5py, matlab = pytest.importorskip("h5py"), pytest.importorskip("scipy.io")
+    pictures = np.stack([picture(i) for i in range(3)])  # N H W C
+    stored = np.stack([labels(0, 2, 2)] * 3).astype(np.uint16)
+    stored[:, 2:] = 894
+    with h5py.File(tmp_path / "nyu_depth_v2_labeled.mat", "w") as file:  # MATLAB's arrays have their axes turned round
+        file["images"] = pictures.transpose(0, 3, 2, 1)
+        file["depths"] = np.stack([np.full((8, 6), 1.0 + i, np.float32) for i in range(3)])
+        file["labels"] = stored.transpose(0, 2, 1)
+    numbers = np.arange(1, 895)
+    matlab.savemat(tmp_path / "classMapping40.mat", {"mapClass": np.where(numbers == 894, 40, 7)[None]})
+    matlab.savemat(tmp_path / "splits.mat", {"trainNdxs": [[1], [3]], "testNdxs": [[2]]})
+    pair = open_dense(str(tmp_path))
+    assert (list(pair.train.names), list(pair.test.names)) == (["0001", "0003"], ["0002"])
+    sample = pair.train.sample(1, [RGB, DEPTH, LABELS])
+    assert torch.equal(sample.maps["rgb"], torch.from_numpy(pictures[2]).permute(2, 0, 1))
+    assert sample.maps["depth"].unique().tolist() == [3.0]
+    assert sample.maps["semseg"][0, :3, 0].tolist() == [0, 6, 39]
+    assert sample.valid["semseg"][0, :3, 0].tolist() == [False, True, True]
+    (tmp_path / "splits.mat").unlink()
+    with pytest.raises(FileNotFoundError, match=r"has no splits\.mat"):
+        open_dense(str(tmp_path))
+
+
 def test_hypersim(tmp_path):
     h5py = pytest.importorskip("h5py")
     for scene in ("ai_001_001", "ai_001_002", "ai_002_001"):

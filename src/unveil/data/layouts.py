@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
 import torch
 
 from ..records import Modality
 from .class_names import CAMVID, NYU40, named, numbered
 from .declaration import DEPTH, RGB, SEMSEG, Declared
-from .decode import Unreadable
+from .hdf5 import NYUV2, as_npy, nyuv2_frames
 from .listing import list_files, missing
 from .reading import READ, Map, read_map
 from .samples import Sample, in_one_frame
@@ -80,8 +78,9 @@ class Files:
     def read(self, index: int) -> Map:
         """The map of a sample; raises `Unreadable`."""
         path = self.paths[index]
-        data = read_bytes(self.root / path, path)
-        return read_map(_as_npy(data, path) if path.endswith(".hdf5") else data, self.declared, path)
+        is_hdf5 = path.endswith(".hdf5") or ".mat#" in path
+        data = as_npy(self.root, path) if is_hdf5 else read_bytes(self.root / path, path)
+        return read_map(data, self.declared, path)
 
 
 @dataclass(frozen=True)
@@ -209,6 +208,8 @@ def _open(address: str, stored: Stored) -> dict[str, DenseSet]:
         from .hypersim import frames
 
         listed = frames(root)
+    elif layout == "nyuv2" and (root / NYUV2).is_file():
+        listed = nyuv2_frames(root)
     else:
         listed = {split: _listed(root, kinds) for split, kinds in _splits(root).items()}
     labels = _labels(root, layout, stored)
@@ -235,7 +236,7 @@ def _guess(root: Path) -> Layout:
         return "ade20k"
     if (root / "trainannot").is_dir():
         return "camvid"
-    if any((root / split / "labels_40").is_dir() for split in ("train", "test", ".")):
+    if (root / NYUV2).is_file() or any((root / split / "labels_40").is_dir() for split in ("train", "test", ".")):
         return "nyuv2"
     return "hypersim" if any(root.glob("ai_*_*/images")) else "folders"
 
@@ -331,19 +332,3 @@ def _above_zero(found: Map, most: float | None) -> Map:
     if found.valid is not None:
         valid &= found.valid
     return Map(torch.where(valid, found.values, 0), valid, found.stored)
-
-
-def _as_npy(data: bytes, name: str) -> bytes:
-    """The one array of an HDF5 file, as a `.npy` file would hold it."""
-    try:
-        import h5py
-    except ImportError as error:
-        raise ValueError("HDF5 is read with h5py: pip install 'unveil[hdf5]'") from error
-    try:
-        with h5py.File(io.BytesIO(data), "r") as file:
-            array = np.asarray(file["dataset"])
-    except (OSError, KeyError) as error:
-        raise Unreadable(name, f"the HDF5 file is damaged, or has no 'dataset' ({error})") from error
-    buffer = io.BytesIO()
-    np.save(buffer, array)
-    return buffer.getvalue()
