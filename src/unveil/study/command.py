@@ -58,7 +58,8 @@ def study(
     dry_run: list the runs and what training costs, and stop
     """
     asked = load_study(name)
-    at: ScaleName = scale or ("cpu" if "cpu" in asked.scales else next(iter(asked.scales)))
+    first: ScaleName = "cpu" if "cpu" in asked.scales else next(iter(asked.scales))
+    at = first if scale is None else scale
     _check_numbers(seeds, jobs)
     check(asked, at)
     asked_settings = {setting.name: setting for setting in asked.scales[at].settings}

@@ -71,10 +71,10 @@ def settled(arm: Arm, at: Scale, setting: Setting) -> dict[str, Any]:
     known = {*defaults, *OF_PRETRAIN}
     shared = {name: value for name, value in {**at.dials, **setting.dials}.items() if name in known}
     dials = {**shared, **arm.dials}
-    whole = shared.get("epochs", defaults.get("epochs"))
+    whole: Any = shared.get("epochs", defaults.get("epochs"))
     if isinstance(dials.get("epochs"), Share):
         dials["epochs"] = dials["epochs"].of_epochs * whole
-    epochs = dials.get("epochs", whole)
+    epochs: Any = dials.get("epochs", whole)
     return {name: value.of_epochs * epochs if isinstance(value, Share) else value for name, value in dials.items()}
 
 
@@ -211,7 +211,8 @@ def with_data(study: Study, scale: ScaleName, **given: Sequence[str]) -> Study:
                 if equals and not Path(word).expanduser().exists() and not word.startswith("scenes"):
                     raise ValueError(f"{word}: there is no setting {name!r}; there are {', '.join(settings)}")
                 name, path = at.settings[0].name, word
-            settings[name] = replace(settings[name], **{what: path})
+            told: dict[str, Any] = {what: path}
+            settings[name] = replace(settings[name], **told)
     kept = tuple(s for s in settings.values() if s.data is not None) or tuple(settings.values())
     return replace(study, scales={**study.scales, scale: replace(at, settings=kept)})
 

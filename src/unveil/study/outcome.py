@@ -169,8 +169,9 @@ def times_to(runs: Sequence[Mapping[str, Any]], settings: Sequence[str], metric:
             ours = [r for r in runs if (r["arm"], r["setting"]) == (arm, setting) and metric in r["metrics"]]
             ours = [r for r in ours if r["seconds"] is not None]
             if ours:
-                means = [fmean(r[key] for r in ours) for key in ("seconds", "epochs")]
-                paths.setdefault(arm, []).append((fmean(r["metrics"][metric] for r in ours), *means))
+                value = fmean(r["metrics"][metric] for r in ours)
+                point = (value, fmean(r["seconds"] for r in ours), fmean(r["epochs"] for r in ours))
+                paths.setdefault(arm, []).append(point)
     if not paths:
         return []
     target = min(path[-1][0] for path in paths.values())
