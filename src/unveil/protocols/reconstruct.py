@@ -40,9 +40,11 @@ def reconstruct(
     for batch in task.batches():
         for told, way in ways.items():
             for name, restored in task.model.restored(batch, way).items():
-                is_crossed = told in crossings
-                if not is_crossed or restored.modality.name == crossings[told]:
-                    found[told if is_crossed and name == crossings[told] else f"{told}_{name}"].add(restored)
+                target = crossings.get(told)
+                if target is None:
+                    found[f"{told}_{name}"].add(restored)
+                elif restored.modality.name == target:  # several objectives may tell it, each by its own name
+                    found[name + told.removeprefix(target)].add(restored)
         done += len(batch)
         task.tell(f"reconstruction, {task.who}", done, task.num_samples)
     metrics = {f"{metric}_{told}": value for told, f in found.items() for metric, value in f.metrics().items()}
