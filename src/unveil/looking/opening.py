@@ -12,19 +12,17 @@ import torch
 from .. import checkpoint
 from ..asked import Asked
 from ..data.aligned import open_samples
-from ..data.aligned_inspection import inspect_samples
-from ..data.declaration import BUILT_IN, Declared, declare
-from ..data.inspection import Inspection, inspect_source
-from ..data.samples import SampleSource
+from ..data.declaration import BUILT_IN, Declared
 from ..data.sources import Source, Subset, open_source, spread
 from ..data.splits import hold_out
 from ..facts import part, read_declared
 from ..loading import known_facts, rebuild
 from ..machine import choose_device
 from ..model import MaskedModel
+from ..opening import declared_for, look_at, modalities_of, open_data, settle
 from ..plan import Plan, fit_shape
 from ..progress import say
-from ..recipe_files import handed, load_recipe, reads_several
+from ..recipe_files import handed, load_recipe
 from ..records import Modality
 from ..training import seed_stage
 
@@ -76,19 +74,11 @@ def open_recipe(
 ) -> Opened:
     """The last stage of a recipe as it is before any training, fitted to the samples of `data` but for given dials."""
     load = load_recipe(name)
-    Asked(name, data, seed=seed, dials=dials).check_dials(load)
-    declared = declare(modalities) or tuple(BUILT_IN.get(m.name, Declared(m)) for m in reads_several(load) or ())
-    source: Source = open_samples(data, declared) if declared else open_source(data)
-    few = Subset(source, spread(len(source), _GLANCE))
-    found = inspect_samples(few) if declared else inspect_source(few)
-    if isinstance(found, Inspection):
-        told: tuple[Modality, ...] = (
-            Modality("rgb", found.channels, tuple(found.mean), tuple(max(s, 1e-3) for s in found.std)),
-        )
-    else:
-        assert isinstance(source, SampleSource)
-        source = source.settled(found.settle(source.declared))
-        told = tuple(d.modality for d in source.declared)
+    asked = Asked(name, data, modalities=tuple(modalities), seed=seed, dials=dials)
+    asked.check_dials(load)
+    source = open_data(data, declared_for(asked, load))
+    found = look_at(Subset(source, spread(len(source), _GLANCE)))
+    told, source = modalities_of(source, found), settle(source, found)
     plan = Plan(load, dials)
     where = choose_device(device)
     fit_shape(plan, found, len(source), where)
@@ -113,9 +103,8 @@ def samples_of(path: Path, data: str | None = None, more: tuple[Declared, ...] =
     read = (*(declared or (BUILT_IN["rgb"],)), *more) if declared or more else ()
     address = data or told["address"]
     source: Source = open_samples(address, read) if read else open_source(address, told["channels"])
-    if more and isinstance(source, SampleSource):
-        found = inspect_samples(Subset(source, spread(len(source), _GLANCE)))
-        source = source.settled(found.settle(source.declared))
+    if more:
+        source = settle(source, look_at(Subset(source, spread(len(source), _GLANCE))))
     if address != told["address"]:
         return source
     asked = part(facts, "asked", path)
