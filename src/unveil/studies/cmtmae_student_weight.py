@@ -26,7 +26,7 @@ study = Study(
         settings={"base": {"size": "base"}, "small": {"size": "small"}},
         gpu={"patch": 8},
         photographs=True,
-        protocols={**KNN_AND_LINEAR, "finetune": {"epochs": 20}},
+        protocols={**KNN_AND_LINEAR, "finetune": {"epochs": 10}},
         published={**KNN_AND_LINEAR, "finetune": {}},
     ),
     note="The teacher is the MAE of the same seed, except as published, where it is CLIP.",

@@ -21,7 +21,8 @@ from ..trainer import Settings
 from .design import Arm, RunOf, Scale, ScaleName, Setting, Study
 from .jobs import OF_PRETRAIN, settled
 
-_TRIED = 8  # images of the measured step
+_TRIED = {"cpu": 5e9, "cuda": 5e12}  # operations of the measured step, about: small enough to wait for
+_MOST, _FEWEST = 256, 2  # images in it
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,9 @@ def costs(study: Study, scale: ScaleName, device: str = "auto") -> list[Cost]:
         arms = study.arms_at(scale)
         found_of = {arm.name: counted(arm, at, setting) for arm in arms}
         base = next(arm for arm in arms if arm.name == study.baseline)
-        per_second = found_of[base.name][0] / _seconds_per_image(build(base, at, setting), device)
+        per_second = found_of[base.name][0] / _seconds_per_image(
+            build(base, at, setting), found_of[base.name][0], device
+        )
         for arm in arms:
             per_image, epochs = found_of[arm.name]
             images = num_images(setting) * epochs
@@ -106,10 +109,11 @@ def num_images(setting: Setting) -> int:
     return setting.images
 
 
-def _seconds_per_image(recipe: Recipe, device: str) -> float:
+def _seconds_per_image(recipe: Recipe, flops: float, device: str) -> float:
     """The time of a training step on a device, per image."""
     where = choose_device(device)
-    batch = min(_TRIED, recipe.optim.batch_size)
+    wanted = round(_TRIED.get(where.type, _TRIED["cpu"]) / flops)
+    batch = min(max(_FEWEST, min(_MOST, wanted)), recipe.optim.batch_size)
     settings = Settings(str(where), choose_precision("auto", where), batch, False, 1.0, 1.0)
     return measure_step(recipe, settings, batch, recipe.encoder.modalities) / batch
 

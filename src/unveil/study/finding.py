@@ -37,8 +37,8 @@ def load_study(name: str) -> Study:
     known = studies()
     if name.replace("_", "-") not in known:
         close = difflib.get_close_matches(name, known, n=3, cutoff=0.4)
-        meant = f"did you mean {', '.join(close)}?" if close else f"there are {', '.join(known)}"
-        raise ValueError(f"there is no study {name}; {meant}, or give a file such as my.py")
+        meant = f"did you mean {', '.join(close)}?" if close else f"there are {', '.join(known)}."
+        raise ValueError(f"there is no study {name}; {meant} Or give a file such as my.py")
     study: Study = importlib.import_module(f"{PACKAGE}.{name.replace('-', '_')}").study
     return study
 

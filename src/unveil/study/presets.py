@@ -18,7 +18,7 @@ SMOKE = {
     **{"decoder_dim": 32, "decoder_depth": 1, "decoder_heads": 2},
 }
 CPU = {
-    **{"size": "nano", "patch": 4, "image_size": (32,), "epochs": 40, "batch_size": 64},
+    **{"size": "nano", "patch": 4, "image_size": (32,), "epochs": 25, "batch_size": 64},
     **{"decoder_dim": 96, "decoder_depth": 2, "decoder_heads": 3},
 }
 GPU = {
