@@ -16,11 +16,14 @@ from test_modalities_runs import two
 from tiny import batch, build
 from tiny_runs import write_images
 from unveil.analysis.gazes import guided_part, masks_of
+from unveil.analysis.gazes import hidden as hidden_tokens
 from unveil.cli import main
 from unveil.data.declaration import declare
 from unveil.data.scenes import SceneSource
+from unveil.encoder import SIZES
 from unveil.masking import ByModality, DirichletBudget, Guided, IfSeen, RandomHeads, Uniform
-from unveil.records import DEPTH, Batch
+from unveil.recipes import multimae
+from unveil.records import DEPTH, RGB, Batch
 from unveil.reporting.pictures import class_colours, class_picture, colours, scalar_colours, scalar_picture
 from unveil.reporting.sheets import WIDTH, Bar, Block, Legend, Panel, draw_sheet
 from unveil.showing import panels, viewers
@@ -183,6 +186,21 @@ class TestAnswers:
             visible = seen.mask.visible[i]
             assert torch.allclose(patches[i][:, visible], truth[i][:, visible], atol=1e-5)
         assert not torch.allclose(back, image, atol=1e-2)
+
+    def test_so_it_does_in_each_of_several_modalities_that_ask_for_all(self, monkeypatch: pytest.MonkeyPatch):
+        monkeypatch.setitem(SIZES, "tiny", (24, 2, 2))
+        dials = {"size": "tiny", "patch": 4, "image_size": (16,), "decoder_dim": 16, "decoder_depth": 1}
+        model = multimae.recipe(modalities=(RGB, DEPTH), visible=0.5, decoder_heads=2, **dials).stages[0].build()
+        maps = {"rgb": torch.rand(2, 3, 16, 16), "depth": 1 + torch.rand(2, 1, 16, 16)}
+        on = Batch(maps, batch(2).key, torch.ones(()))
+        with torch.no_grad():
+            seen = model.imagine(on)
+        for name, back in answers(model, on, seen).items():
+            span = seen.latents.tokens.layout.spans[name]
+            hidden = hidden_tokens(seen.mask.visible, 32)[:, span].reshape(2, 1, 4, 4)
+            hidden = hidden.repeat_interleave(4, dim=2).repeat_interleave(4, dim=3).expand_as(back)
+            assert torch.allclose(back[~hidden], maps[name][~hidden], atol=1e-4)
+            assert not torch.allclose(back[hidden], maps[name][hidden], atol=1e-2)
 
     def test_one_modality_alone_shows_all_of_it_and_nothing_else(self):
         model = build()

@@ -27,8 +27,10 @@ class Board:
     def add(self, line: Mapping[str, Any]) -> None:
         """The numbers of a line, under its kind."""
         for name, value in line.items():
-            if name not in ("kind", "step") and isinstance(value, (int, float)):
-                self.writer.add_scalar(f"{line['kind']}/{name}", value, line["step"])
+            parts = value if isinstance(value, Mapping) else {"": value}
+            for part, number in parts.items():
+                if name not in ("kind", "step") and isinstance(number, (int, float)):
+                    self.writer.add_scalar("/".join(filter(None, (line["kind"], name, part))), number, line["step"])
         self.writer.flush()
 
     def close(self) -> None:
