@@ -259,6 +259,7 @@ def test_tables_and_the_page_say_what_the_runs_carry():
         **{"rows": rows, "references": [], "times": []},
     }
     outcome["remarks"] = remarks(outcome)
+    outcome["headlines"] = ["knn accuracy"]
     assert "41.0 ± " in as_text(outcome)
     assert "higher" in as_text(outcome)
     assert as_csv(outcome).count("\n") == 7

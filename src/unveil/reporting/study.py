@@ -72,7 +72,7 @@ def _remarks(outcome: Mapping[str, Any]) -> Markup | None:
 def _setting(outcome: Mapping[str, Any], setting: str) -> Markup:
     rows = [row for row in outcome["rows"] if row["setting"] == setting]
     references = [row for row in outcome["references"] if row["setting"] == setting]
-    parts = []
+    parts: dict[str, Markup] = {}
     for metric in dict.fromkeys(row["metric"] for row in rows):
         own = [row for row in rows if row["metric"] == metric]
         beside = [row for row in references if row["metric"] == metric]
@@ -84,14 +84,21 @@ def _setting(outcome: Mapping[str, Any], setting: str) -> Markup:
         ]  # fmt: skip
         cells += [(row["who"], row["count"], _interval(row, metric), "", "", "", "") for row in beside]
         head = ("arm", "seeds", "mean ± 95 %", f"minus {outcome['baseline']}", "p, paired", "p, Holm", "says")
-        parts.append(tag("article", tag("h3", metric), intervals(metric, named), table(head, cells)))
+        parts[metric] = tag("article", tag("h3", metric), intervals(metric, named), table(head, cells))
     lead = (
         f"Every arm beside {outcome['baseline']}, seed by seed. The bar is the 95 % interval of the mean by Student's t"
         " over seeds; p is that of the paired t-test, corrected by Holm over the arms of a metric."
     )
     costs = _costs([run for run in outcome["runs"] if run["setting"] == setting])
+    others = [part for metric, part in parts.items() if metric not in outcome["headlines"]]
     return tag(
-        "section", tag("h2", setting), tag("p", lead, class_="lead"), *parts, tag("h3", "What a run takes"), costs
+        "section",
+        tag("h2", setting),
+        tag("p", lead, class_="lead"),
+        *(part for metric, part in parts.items() if metric in outcome["headlines"]),
+        tag("details", tag("summary", f"{len(others)} further figures"), *others) if others else None,
+        tag("h3", "What a run takes"),
+        costs,
     )
 
 

@@ -23,7 +23,7 @@ from .jobs import Job, check, expand, is_scenes, scenes_folder, slug, with_data
 from .locks import held
 from .outcome import gather, read_outcome
 from .schedule import Schedule
-from .tables import as_text, is_share, remarks, write
+from .tables import as_text, headlines, is_share, remarks, write
 
 MARKER = "study.json"
 
@@ -86,6 +86,7 @@ def study(
         raise
     outcome = {"study": title, **gather(asked, at, wanted, folder, schedule.failed)}
     outcome["remarks"] = remarks(outcome)
+    outcome["headlines"] = headlines([row["metric"] for row in outcome["rows"]])
     write(outcome, folder)
     report = write_study_report(folder)
     print(as_text(outcome))
