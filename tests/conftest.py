@@ -66,3 +66,13 @@ def data_folder() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no real data at {folder}: UNVEIL_DATA says where it is")
     return folder
+
+
+@pytest.fixture(scope="session")
+def small_demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a small demo that ran to its end; nobody writes to it."""
+    from unveil.demonstration import demo
+
+    folder = tmp_path_factory.mktemp("demos") / "demo"
+    assert demo(str(folder), minutes=0.005, scenes=20) == folder / "report.html"
+    return folder

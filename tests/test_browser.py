@@ -8,18 +8,13 @@ from typing import Any
 
 import pytest
 
-from unveil.demonstration import RECIPES, demo
+from unveil.demonstration import recipes
 
 CHROMIUM = Path("/usr/bin/chromium")
 FLAGS = [
     "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
     "--disable-component-update", "--disable-sync",
 ]  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def report(tmp_path_factory) -> Path:
-    return demo(str(tmp_path_factory.mktemp("demos") / "demo"), minutes=0.005, scenes=20)
 
 
 @pytest.fixture(scope="module")
@@ -34,20 +29,21 @@ def browser() -> Iterator[Any]:
 
 
 @pytest.mark.parametrize("width", [390, 1280])
-def test_the_demos_report_is_whole(browser, report, width):
+def test_the_demos_report_is_whole(browser, small_demo, width):
+    names = list(recipes(small_demo))
     page = browser.new_page(viewport={"width": width, "height": 844}, offline=True)
     said: list[str] = []
     page.on("console", lambda message: said.append(message.text))
     page.on("pageerror", lambda error: said.append(str(error)))
-    page.goto(report.as_uri())
+    page.goto((small_demo / "report.html").as_uri())
     assert page.evaluate("[...document.images].every(i => i.complete && i.naturalWidth > 0)")
     assert page.locator(".gone").count() == 0, "a picture is missing"
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), "the page is wider than the screen"
 
     verdicts = page.locator(".verdict .headline").all_inner_texts()
-    assert len(verdicts) == len(RECIPES)
+    assert len(verdicts) == len(names)
     head = page.locator("table.compare thead th").all_inner_texts()
-    assert [name.strip() for name in head if name.strip()] == list(RECIPES)
+    assert [name.strip() for name in head if name.strip()] == names
     rows = page.locator("table.compare tbody th").all_inner_texts()
     assert {"k-NN accuracy", "linear accuracy", "images/s", "held-out loss"} <= set(rows)
     titles = set(page.locator("h2").all_inner_texts())

@@ -23,14 +23,6 @@ from unveil.runs import read_facts
 SMALL = {"minutes": 0.005, "scenes": 20}
 
 
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory) -> Path:
-    """The folder of a small demo that ran to its end."""
-    folder = tmp_path_factory.mktemp("demos") / "demo"
-    assert demo(str(folder), **SMALL) == folder / "report.html"
-    return folder
-
-
 def scored(learned: float, untrained: float, images: int = 1000) -> Result:
     """A k-NN result with these accuracies."""
     baselines = {"pixels": {"accuracy": 0.25}, "untrained": {"accuracy": untrained}}
@@ -38,38 +30,38 @@ def scored(learned: float, untrained: float, images: int = 1000) -> Result:
     return Result("knn", "a", "b", "mean", {"accuracy": learned}, baselines, settings, "", 0.0, "")
 
 
-def test_it_leaves_finished_runs_measured_on_other_scenes_and_one_report_of_all(finished):
-    page = (finished / "report.html").read_text()
-    for name in recipes(finished):
-        assert read_facts(finished / name)["status"] == "finished"
-        result = json.loads((finished / name / "eval" / "knn.json").read_text())
+def test_it_leaves_finished_runs_measured_on_other_scenes_and_one_report_of_all(small_demo):
+    page = (small_demo / "report.html").read_text()
+    for name in recipes(small_demo):
+        assert read_facts(small_demo / name)["status"] == "finished"
+        result = json.loads((small_demo / name / "eval" / "knn.json").read_text())
         assert (result["data"], result["test_data"]) == tuple(
-            str(finished / which / "rgb") for which in ("scenes", "held-out-scenes")
+            str(small_demo / which / "rgb") for which in ("scenes", "held-out-scenes")
         )
         assert name in page
-    beside = json.loads((finished / "mae" / "eval" / "knn.json").read_text())["baselines"]
+    beside = json.loads((small_demo / "mae" / "eval" / "knn.json").read_text())["baselines"]
     assert {"pixels", "untrained"} <= set(beside)
 
 
-def test_the_scenes_are_aligned_folders_that_any_command_reads(finished):
-    source, scenes = open_source(finished / "scenes" / "rgb"), SceneSource(20, SCENE_SIZE, 0)
+def test_the_scenes_are_aligned_folders_that_any_command_reads(small_demo):
+    source, scenes = open_source(small_demo / "scenes" / "rgb"), SceneSource(20, SCENE_SIZE, 0)
     assert len(source) == 20
     assert source.classes == sorted(scenes.classes)
     at = int(source.name(7).removesuffix(".png").rsplit("/")[-1])
     assert source.classes[source.labels[7]] == scenes.classes[scenes.labels[at]]
     assert source.image(7).equal(scenes.image(at))
-    maps = open_samples(finished / "scenes", declare(["rgb", "depth", "semseg"]))
+    maps = open_samples(small_demo / "scenes", declare(["rgb", "depth", "semseg"]))
     truth = render((0, at), SCENE_SIZE)
     sample = maps.sample(7)
     assert torch.allclose(sample.maps["depth"], torch.from_numpy(truth.depth), atol=6e-4)
     assert torch.equal(sample.maps["semseg"][0], torch.from_numpy(truth.semseg).long())
-    held_out = open_source(finished / "held-out-scenes" / "rgb")
+    held_out = open_source(small_demo / "held-out-scenes" / "rgb")
     assert not any(held_out.image(i).equal(source.image(7)) for i in range(len(held_out)))
-    assert not list(finished.glob("*.part"))
+    assert not list(small_demo.glob("*.part"))
 
 
-def test_the_same_again_keeps_the_scenes_and_begins_the_rest_anew(finished, tmp_path):
-    folder = Path(shutil.copytree(finished, tmp_path / "demo"))
+def test_the_same_again_keeps_the_scenes_and_begins_the_rest_anew(small_demo, tmp_path):
+    folder = Path(shutil.copytree(small_demo, tmp_path / "demo"))
     kept = {path: path.stat().st_mtime_ns for path in (folder / "scenes").rglob("*.png")}
     begin(folder, {**SMALL, "seed": 0})
     assert {p.name for p in folder.iterdir()} == {"demo.json", "scenes", "held-out-scenes"}
