@@ -33,8 +33,18 @@ if TYPE_CHECKING:
     from .reporting import write_report as report
 
 __all__ = [
-    *("__version__", "analyze_attention", "analyze_features", "bench", "demo", "embed", "evaluate", "inspect", "load"),
-    *("look", "pretrain", "report"),
+    "__version__",
+    "analyze_attention",
+    "analyze_features",
+    "bench",
+    "demo",
+    "embed",
+    "evaluate",
+    "inspect",
+    "load",
+    "look",
+    "pretrain",
+    "report",
 ]
 
 

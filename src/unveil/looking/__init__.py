@@ -1,6 +1,6 @@
 """The verbs `look` and `analyze`: a run folder becomes pictures and numbers of what goes on in the model."""
 
 from .analyze import analyze_attention, analyze_features
-from .look import look
+from .sheet import look
 
 __all__ = ["analyze_attention", "analyze_features", "look"]

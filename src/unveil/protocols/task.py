@@ -64,9 +64,9 @@ def open_sets(
     train = next((inside[name] for name in TRAIN if name in inside), None)
     test = next((inside[name] for name in TEST if name in inside), None)
     if test_data is None and train is not None and test is not None:
-        learned, judged = open_source(train, channels), open_source(test, channels)
-    else:
-        learned, judged = open_source(data, channels), open_source(test_data, channels) if test_data else None
+        data, test_data = str(train), str(test)
+    learned = open_source(data, channels)
+    judged = open_source(test_data, channels) if test_data else None
     if group_by is None:
         return learned, judged
     if judged is not None:
