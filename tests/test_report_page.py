@@ -114,6 +114,15 @@ def test_losses_of_different_targets_are_not_ranked(run_a, tmp_path):
     assert "their losses do not compare" in text
 
 
+def test_dials_that_one_run_alone_has_are_no_comparison(run_a, tmp_path):
+    b = fake_run(tmp_path / "b", recipe="cmtmae", dials={"size": "tiny", "patch": 8, "draw": "gumbel"})
+    text = write_report([run_a, b], tmp_path).read_text()
+    compared = text[text.index("Side by side") :].split("</table>")[0]
+    assert '<th scope="row">patch</th>' in compared
+    assert '<th scope="row">draw</th>' not in compared
+    assert "gumbel" in text, "the run's own section has it"
+
+
 def test_the_same_folder_is_shown_once_and_equal_names_are_told_apart(run_a, tmp_path):
     assert "Side by side" not in report(run_a, run_a.parent / "." / "a", out=tmp_path).text
     twin = fake_run(tmp_path / "other" / "a", epochs=6)

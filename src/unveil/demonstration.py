@@ -30,6 +30,7 @@ from .runs import check_writable, read_facts
 SCENE_SIZE = 64  # pixels of a rendered scene
 # So small an encoder and so few tokens that a minute on two cores shows it every scene a dozen times
 SHAPE: dict[str, Any] = {"size": "nano", "image_size": (48,), "patch": 8}
+CROSS: dict[str, Any] = {"decoder": "cross", "blend": "linear", "predicted": 0.25}  # so that a minute holds more steps
 FEWEST = 20  # scenes: two of every class
 SURE = 3.0  # standard errors that a difference must exceed before it is called one
 
@@ -41,7 +42,7 @@ def recipes(folder: Path) -> dict[str, dict[str, Any]]:
     return {
         "mae": {"data": colour},
         "crossmae": {"data": colour},
-        "cmtmae": {"data": colour, "teacher": str(folder / "crossmae")},
+        "cmtmae": {"data": colour, "teacher": str(folder / "crossmae"), **CROSS},
         "multimae-attention": {"data": str(maps), "modalities": ("rgb", "depth", "semseg")},
     }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 
 from .charts import NUM_COLOURS
@@ -10,6 +11,7 @@ from .markup import Markup, brief, duration, figure, percent, table, tag
 from .run import Evaluation, Run, protocol_name
 from .sections import Runs, section
 
+SHOWN = 3  # measures of a protocol that are seen at once
 SHARES = ("accuracy", "top", "miou", "pixel_accuracy", "mean_accuracy", "delta")  # metrics that are shares of 1
 
 
@@ -17,7 +19,8 @@ def comparison(runs: Runs) -> Markup | None:
     """A table of several runs, the best value of each row in bold."""
     if len(runs) < 2:
         return None
-    dials = sorted({str(k) for run in runs for k in run.mapping("dials")} - {"size", "epochs"})
+    having = Counter(str(k) for run in runs for k in run.mapping("dials"))  # what one alone has compares with nothing
+    dials = sorted(dial for dial, count in having.items() if count > 1 and dial not in ("size", "epochs"))
     differing = [d for d in dials if len({run.text("dials", d) for run in runs}) > 1]
     alike = len({(run.text("model", "norm_pix"), run.text("dials", "target"), _share_hidden(run)) for run in runs}) == 1
     words = [("recipe", [run.text("recipe") for run in runs]), ("size", [run.text("dials", "size") for run in runs])]
@@ -82,7 +85,9 @@ def _protocol(runs: Runs, protocol: str, data: str) -> Markup:
     key = (protocol, data)
     told = [(i, run, e) for i, run in enumerate(runs) for e in run.evaluations if (e.protocol, e.data) == key]
     metrics = list(dict.fromkeys(name for _, _, e in told for name in e.metrics))
-    bars = [_bars(metric, told) for metric in metrics]
+    bars = [_bars(metric, told) for metric in metrics[:SHOWN]]
+    if more := [_bars(metric, told) for metric in metrics[SHOWN:]]:
+        bars.append(tag("details", tag("summary", f"{len(more)} more measures"), *more))
     card = next((e.card for _, _, e in told if e.card), "")
     heading = tag("h3", protocol_name(protocol), tag("span", f" on {data}" if data else "", class_="aside"))
     return tag("article", heading, *bars, tag("p", card, class_="remark") if card else None, class_="protocol")
