@@ -88,7 +88,7 @@ def test_other_settings_begin_all_anew_and_other_folders_are_left_alone(tmp_path
 
 def test_stopped_by_ctrl_c_it_goes_on_where_it_was(tmp_path):
     words = [sys.executable, "-m", "unveil", "demo", "--out", str(tmp_path / "demo"), "--scenes", "20"]
-    process = subprocess.Popen([*words, "--minutes", "0.2"], stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen([*words, "--minutes", "0.1"], stderr=subprocess.PIPE, text=True)
     assert process.stderr
     for line in process.stderr:  # until training is on its way
         if line.startswith("step "):
@@ -102,7 +102,7 @@ def test_stopped_by_ctrl_c_it_goes_on_where_it_was(tmp_path):
     step = int(saved.name.removeprefix("step-"))
     assert step > 0
 
-    again = subprocess.run([*words, "--minutes", "0.2"], capture_output=True, text=True, check=True)
+    again = subprocess.run([*words, "--minutes", "0.1"], capture_output=True, text=True, check=True)
     assert f"continuing {tmp_path / 'demo' / 'mae'} at step {step}" in again.stderr
     assert again.stdout.splitlines()[-2] == f"report: {tmp_path / 'demo' / 'report.html'}"
     assert again.stdout.splitlines()[-1].startswith("next: ")
