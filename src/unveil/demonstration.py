@@ -28,7 +28,7 @@ from .reporting import write_report
 from .runs import check_writable, read_facts
 
 SCENE_SIZE = 64  # pixels of a rendered scene
-# So small an encoder and so few tokens that a minute on two cores shows it every scene a dozen times
+# So small an encoder and so few tokens that a minute on two cores shows it every scene ten times and more
 SHAPE: dict[str, Any] = {"size": "nano", "image_size": (48,), "patch": 8}
 CROSS: dict[str, Any] = {"decoder": "cross", "blend": "linear", "predicted": 0.25}  # so that a minute holds more steps
 FEWEST = 20  # scenes: two of every class
@@ -47,7 +47,7 @@ def recipes(folder: Path) -> dict[str, dict[str, Any]]:
     }
 
 
-def demo(out: str = "runs/demo", *, minutes: float = 1.0, scenes: int = 3000, seed: int = 0) -> Path:
+def demo(out: str = "runs/demo", *, minutes: float = 0.75, scenes: int = 3000, seed: int = 0) -> Path:
     """Pretrain four recipes on rendered scenes, measure all on scenes of another seed; returns the report's path.
 
     MAE and CrossMAE see the pictures alone; CMT-MAE has the CrossMAE of this demo as its teacher; guided MultiMAE sees
