@@ -75,9 +75,10 @@ class Batch:
     """Samples as the model reads them.
 
     `maps` has one tensor per modality, `B C H W`: pictures float in [0, 1] (uint8 in 0..255 until `on` moves them to a
-    device), measured maps float in their own unit (depth in metres), categorical ones int64 class ids. `valid` says of a modality's pixels, `B 1 H W`, where there is
-    a truth, and `present` of its samples, `B`, whether they have it at all; a modality that is in neither is whole.
-    `key` is each sample's source of chance, `progress` the share of training done, a 0-d tensor in [0, 1].
+    device), measured maps float in their own unit (depth in metres), categorical ones int64 class ids. `valid` says of
+    a modality's pixels, `B 1 H W`, where there is a truth, and `present` of its samples, `B`, whether they have it at
+    all; a modality that is in neither is whole. `key` is each sample's source of chance, `progress` the share of
+    training done, a 0-d tensor in [0, 1].
     """
 
     maps: Mapping[str, Tensor]
