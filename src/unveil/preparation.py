@@ -93,7 +93,7 @@ def prepare_new(asked: Asked) -> Prepared:
         weights = _fitting(weights, built, asked)
     if before is not None:
         keep_schedule(plan, before)
-    settings, image_seconds = _time_an_image(asked, built, modalities, device)
+    settings, image_seconds = time_an_image(asked, built, modalities, device)
     if not asked.paper:
         fit_schedule(plan, len(train), image_seconds, asked.minutes or MINUTES.get(device.type, 30.0))
     built = _build(asked, load, plan.dials, modalities, len(train))
@@ -239,7 +239,7 @@ def _fitting(weights: State, built: Recipe, asked: Asked) -> State:
     return state
 
 
-def _time_an_image(
+def time_an_image(
     asked: Asked, built: Recipe, modalities: Sequence[Modality], device: torch.device
 ) -> tuple[Settings, float]:
     """Settings that work, and the seconds that an image of an update takes.

@@ -6,7 +6,7 @@ import json
 import math
 import shlex
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from ..reporting.study import write_study_report
 from ..runs import check_writable
 from .costs import Cost, costs
 from .design import ScaleName, Study
+from .equal_time import fit_epochs, keep, with_epochs, with_minutes
 from .finding import load_study
 from .jobs import Job, check, expand, is_scenes, scenes_folder, slug, with_data
 from .locks import held
@@ -36,7 +37,10 @@ def study(
     data: tuple[str, ...] = (),
     labelled: tuple[str, ...] = (),
     test_data: tuple[str, ...] = (),
+    teacher: str | None = None,
+    arms: tuple[str, ...] = (),
     seeds: int | None = None,
+    minutes: float | None = None,
     jobs: int | None = None,
     device: str = "auto",
     dry_run: bool = False,
@@ -52,7 +56,10 @@ def study(
     data: images to learn from, in place of the study's: PATH, or SETTING=PATH for one of several settings
     labelled: images with labels to measure on, by default the same: PATH or SETTING=PATH
     test_data: images to test on: PATH or SETTING=PATH
+    teacher: the teacher of all arms that name none of their own: a file, a folder, a run, a name on the hub
+    arms: names of the arms that take part, in place of the scale's own; the baseline is one of them
     seeds: how many seeds, in place of the scale's own
+    minutes: training time of every run, in place of the scale's epochs; each arm's are fitted to it once
     jobs: processes at a time; by default one for each GPU, or one
     device: cpu, cuda, mps; auto takes the best
     dry_run: list the runs and what training costs, and stop
@@ -61,19 +68,25 @@ def study(
     first: ScaleName = "cpu" if "cpu" in asked.scales else next(iter(asked.scales))
     at = first if scale is None else scale
     _check_numbers(seeds, jobs)
+    asked = _chosen(asked, at, teacher, arms, seeds)
     check(asked, at)
     asked_settings = {setting.name: setting for setting in asked.scales[at].settings}
     asked = with_data(asked, at, data=data, labelled=labelled, test_data=test_data)
     for setting in asked_settings.keys() - {s.name for s in asked.scales[at].settings}:
         say(f"setting {setting} is left out, for it has no images; --data {setting}=FOLDER takes it in")
-    asked = asked if seeds is None else _with_seeds(asked, at, seeds)
     title = Path(name).stem
     folder = Path(out).expanduser() if out else Path("runs") / f"study-{slug(title)}-{at}"
+    asked = with_minutes(asked, at, minutes)
+    epochs = {} if asked.scales[at].minutes is None else fit_epochs(asked, at, folder, device)
+    asked = with_epochs(asked, epochs)
     print(_plan(asked, at, title, costs(asked, at, device)))
     if dry_run:
         return None
-    wanted = expand(asked, at, folder)
+    expand(asked, at, folder)  # which is refused before anything is written
     _begin(folder, title, at)
+    if epochs:
+        asked = with_epochs(asked, keep(epochs, asked.scales[at], folder))
+    wanted = expand(asked, at, folder)
     _write_jobs(folder, wanted, device)
     _render(asked, at, folder)
     schedule = Schedule(folder, wanted, jobs)
@@ -82,7 +95,9 @@ def study(
     try:
         schedule.run(lambda job: _told(job, folder))
     except KeyboardInterrupt:
-        say(f"the study goes on from here: {_again(name, at, folder, data, labelled, test_data, seeds, jobs)}")
+        lists = {"data": data, "labelled": labelled, "test-data": test_data, "arms": arms}
+        others = {"teacher": teacher, "seeds": seeds, "minutes": minutes, "jobs": jobs}
+        say(f"the study goes on from here: {_again(name, at, folder, lists, others)}")
         raise
     outcome = {"study": title, **gather(asked, at, wanted, folder, schedule.failed)}
     outcome["remarks"] = remarks(outcome)
@@ -105,8 +120,20 @@ def _check_numbers(seeds: int | None, jobs: int | None) -> None:
             raise ValueError(f"{flag} {number}: a whole number, 1 or more, is needed")
 
 
-def _with_seeds(asked: Study, at: ScaleName, seeds: int) -> Study:
-    return replace(asked, scales={**asked.scales, at: replace(asked.scales[at], seeds=tuple(range(seeds)))})
+def _chosen(asked: Study, at: ScaleName, teacher: str | None, arms: Sequence[str], seeds: int | None) -> Study:
+    """The study with what the user chose in place of the scale's own."""
+    if at not in asked.scales:
+        return asked  # which `check` tells
+    scale = asked.scales[at]
+    if teacher is not None:
+        is_here = Path(teacher).expanduser().exists()
+        address = str(Path(teacher).expanduser()) if is_here else teacher
+        scale = replace(scale, dials={**scale.dials, "teacher": address})
+    if arms:
+        scale = replace(scale, arms=tuple(arms))
+    if seeds is not None:
+        scale = replace(scale, seeds=tuple(range(seeds)))
+    return replace(asked, scales={**asked.scales, at: scale})
 
 
 def _begin(folder: Path, title: str, at: ScaleName) -> None:
@@ -174,18 +201,11 @@ def _plan(asked: Study, at: ScaleName, title: str, found: Sequence[Cost]) -> str
 
 
 def _again(
-    name: str,
-    at: ScaleName,
-    folder: Path,
-    data: Sequence[str],
-    labelled: Sequence[str],
-    test_data: Sequence[str],
-    seeds: int | None,
-    jobs: int | None,
+    name: str, at: ScaleName, folder: Path, lists: Mapping[str, Sequence[str]], others: Mapping[str, object]
 ) -> str:
     words = ["unveil", "study", name, "--scale", at, "--out", str(folder)]
-    for flag, values in (("--data", data), ("--labelled", labelled), ("--test-data", test_data)):
-        words += [flag, *values] if values else []
-    for flag, number in (("--seeds", seeds), ("--jobs", jobs)):
-        words += [flag, str(number)] if number is not None else []
+    for flag, values in lists.items():
+        words += [f"--{flag}", *values] if values else []
+    for flag, value in others.items():
+        words += [f"--{flag}", str(value)] if value is not None else []
     return shlex.join(words)

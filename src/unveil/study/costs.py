@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -18,7 +19,7 @@ from ..recipe import Recipe
 from ..recipe_files import handed, load_recipe, reads_several
 from ..records import RGB, Batch, Modality
 from ..trainer import Settings
-from .design import Arm, RunOf, Scale, ScaleName, Setting, Study
+from .design import Arm, Scale, ScaleName, Setting, Study
 from .jobs import OF_PRETRAIN, settled
 
 _TRIED = {"cpu": 5e9, "cuda": 5e12}  # operations of the measured step, about: small enough to wait for
@@ -40,8 +41,8 @@ class Cost:
 def costs(study: Study, scale: ScaleName, device: str = "auto") -> list[Cost]:
     """The cost of training per arm and setting. One step of the baseline in each setting is timed on the device.
 
-    The other arms' times follow from their operations. What a public teacher costs is that of one of the student's
-    shape. Evaluations come on top.
+    The other arms' times follow from their operations, and at equal time all have the same. What a public teacher costs
+    is that of one of the student's shape. Evaluations come on top.
     """
     at = study.scales[scale]
     found = []
@@ -49,14 +50,15 @@ def costs(study: Study, scale: ScaleName, device: str = "auto") -> list[Cost]:
         arms = study.arms_at(scale)
         found_of = {arm.name: counted(arm, at, setting) for arm in arms}
         base = next(arm for arm in arms if arm.name == study.baseline)
-        per_second = found_of[base.name][0] / _seconds_per_image(
-            build(base, at, setting), found_of[base.name][0], device
-        )
+        step = 0.0
+        if at.minutes is None:
+            step = _seconds_per_image(build(base, at, setting), found_of[base.name][0], device)
         for arm in arms:
             per_image, epochs = found_of[arm.name]
             images = num_images(setting) * epochs
             flops = images * per_image
-            found.append(Cost(arm.name, setting.name, len(at.seeds), images, flops, flops / per_second))
+            seconds = flops / found_of[base.name][0] * step if at.minutes is None else 60 * at.minutes
+            found.append(Cost(arm.name, setting.name, len(at.seeds), images, flops, seconds))
     return found
 
 
@@ -67,14 +69,17 @@ def counted(arm: Arm, at: Scale, setting: Setting) -> tuple[float, float]:
         return flops_per_image(recipe), recipe.epochs
 
 
-def build(arm: Arm, at: Scale, setting: Setting) -> Recipe:
-    """An arm's recipe as it is in a setting, for what needs no data: runs of others and public teachers stand open."""
+def build(arm: Arm, at: Scale, setting: Setting, teacher_as_given: bool = False) -> Recipe:
+    """An arm's recipe as it is in a setting, for what needs no data.
+
+    A teacher of the student's shape stands for other arms' runs and public models, and, unless it is taken
+    `as_given`, for a file, too.
+    """
     load = load_recipe(arm.recipe)
     dials = {n: v for n, v in settled(arm, at, setting).items() if n not in OF_PRETRAIN}
-    if "teacher" in dials and (isinstance(dials["teacher"], RunOf) or dials["teacher"] is not None):
+    teacher = dials.get("teacher", arm.recipe in ("cmtmae", "milan"))  # their default is a public model
+    if teacher and not (teacher_as_given and isinstance(teacher, str) and Path(teacher).exists()):
         dials["teacher"] = "random"
-    elif arm.recipe in ("cmtmae", "milan"):
-        dials["teacher"] = "random"  # their default is a public model
     return load(**handed(load, modalities_of(arm, at, setting)), **dials)
 
 

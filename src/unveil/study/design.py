@@ -58,7 +58,8 @@ class Scale:
 
     `evaluation` holds arguments of `evaluate`, such as pool and limit. `analyses` are parts of `unveil analyze` with
     their arguments: attention, or features beside those of another run, `{"features": {"run_b": RunOf("MAE")}}`. No
-    `arms` means all.
+    `arms` means all. With `minutes` every run trains for so long, whatever a step of its arm costs: epochs follow from
+    steps that are timed once, before the first run.
     """
 
     settings: tuple[Setting, ...]
@@ -68,6 +69,7 @@ class Scale:
     evaluation: Dials = field(default_factory=dict)
     arms: tuple[str, ...] = ()
     analyses: Mapping[str, Dials] = field(default_factory=dict)
+    minutes: float | None = None
 
 
 @dataclass(frozen=True)

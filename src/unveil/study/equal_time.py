@@ -1,0 +1,98 @@
+"""Equal time: every run trains for so many minutes, by the step of its arm as this machine made it, timed once."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from ..asked import Asked
+from ..checkpoint import write_json
+from ..machine import choose_device
+from ..plan import measure_step
+from ..preparation import time_an_image
+from ..progress import say
+from .costs import build, modalities_of, num_images
+from .design import Arm, Scale, ScaleName, Setting, Study
+from .jobs import OF_PRETRAIN, settled
+from .locks import held
+
+FILE = "epochs.json"
+_MORE = 2  # timings of a step after the first
+Epochs = Mapping[str, float]
+
+
+def with_minutes(study: Study, scale: ScaleName, minutes: float | None) -> Study:
+    """The study with this training time for every run, where one is given.
+
+    Raises ValueError for no time at all, and for a scale of several settings, each of which has its own epochs.
+    """
+    at = study.scales[scale]
+    minutes = at.minutes if minutes is None else minutes
+    if minutes is None:
+        return study
+    if not minutes > 0:
+        raise ValueError(f"--minutes {minutes}: a time above 0 is needed")
+    if len(at.settings) > 1:
+        named = ", ".join(setting.name for setting in at.settings)
+        raise ValueError(f"equal time is for a scale of one setting; this one has {len(at.settings)}: {named}")
+    return replace(study, scales={**study.scales, scale: replace(at, minutes=minutes)})
+
+
+def fit_epochs(study: Study, scale: ScaleName, folder: Path, device: str) -> Epochs:
+    """How many epochs each arm has time for: those that the folder holds, else timed now.
+
+    Raises ValueError where the folder's runs have another training time.
+    """
+    at = study.scales[scale]
+    assert at.minutes is not None
+    known = read(folder, at)
+    missing = [arm for arm in study.arms_at(scale) if arm.name not in known]
+    if missing:
+        say(f"timing a step of {len(missing)} arm{'s' * (len(missing) > 1)} ...")
+    return {**known, **{arm.name: _fitting(arm, at, at.settings[0], device) for arm in missing}}
+
+
+def with_epochs(study: Study, epochs: Epochs) -> Study:
+    """The study with these epochs for its arms."""
+    fitted = {name: {"epochs": number} for name, number in epochs.items()}
+    return replace(
+        study, arms=tuple(replace(arm, dials={**arm.dials, **fitted.get(arm.name, {})}) for arm in study.arms)
+    )
+
+
+def keep(epochs: Epochs, at: Scale, folder: Path) -> Epochs:
+    """The epochs as the folder holds them from now on: those of whoever came first."""
+    with held(folder / "locks", "epochs"):
+        kept = {**epochs, **read(folder, at)}
+        write_json(folder / FILE, {"minutes": at.minutes, "epochs": kept})
+    return kept
+
+
+def read(folder: Path, at: Scale) -> Epochs:
+    """The epochs that a folder holds; none where it has not begun."""
+    if not (folder / FILE).exists():
+        return {}
+    told: dict[str, Any] = json.loads((folder / FILE).read_text())
+    if told["minutes"] != at.minutes:
+        raise ValueError(
+            f"the runs in {folder} train for {told['minutes']:g} minutes each, not {at.minutes:g}; give another --out"
+        )
+    return {name: float(number) for name, number in told["epochs"].items()}
+
+
+def _fitting(arm: Arm, at: Scale, setting: Setting, device: str) -> float:
+    """The epochs that an arm has time for, to three figures."""
+    assert at.minutes is not None
+    given = settled(arm, at, setting)
+    asked = Asked(arm.recipe, **{n: v for n, v in given.items() if n in OF_PRETRAIN and n not in ("paper", "minutes")})
+    recipe = build(arm, at, setting, teacher_as_given=True)
+    modalities, batch = modalities_of(arm, at, setting), recipe.optim.batch_size
+    settings, seconds = time_an_image(asked, recipe, modalities, choose_device(device))
+    if not settings.compile:  # other programs make a step slower, never faster
+        again = [measure_step(recipe, settings, batch, modalities) / batch for _ in range(_MORE)]
+        seconds = min(seconds, *again)
+    num_train = num_images(setting) * (1 - asked.held_out_share)
+    return float(f"{60 * at.minutes / (seconds * num_train):.3g}")

@@ -1,0 +1,113 @@
+"""Studies in which every run has the same time: epochs fitted once, kept, and the user's own teacher in them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from unveil.encoder import vit
+from unveil.pretrained import Pretrained
+from unveil.study import Arm, Scale, Setting, Study, equal_time
+from unveil.study.command import study
+from unveil.study.equal_time import fit_epochs, keep, with_epochs, with_minutes
+from unveil.study.finding import load_study
+from unveil.study.jobs import expand, settled
+from unveil.study.schedule import Schedule
+from unveil.study.work import perform
+from unveil.trainer import Settings
+
+DIALS = {
+    **{"size": "nano", "patch": 8, "image_size": (32,), "epochs": 1, "batch_size": 16},
+    **{"decoder_dim": 32, "decoder_depth": 1, "decoder_heads": 2},
+}
+ASKED = Study(
+    "?",
+    (Arm("MAE", "mae"), Arm("taught", "cmtmae", {"teacher": "random"})),
+    "MAE",
+    {"cpu": Scale((Setting("scenes", "scenes:count=100,size=32"),), (0, 1), {}, DIALS, minutes=2.0)},
+)
+
+
+@pytest.fixture
+def timed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The recipes whose step is timed, from here on: with teachers it takes 40 ms an image, else 10."""
+    names: list[str] = []
+
+    def time_an_image(asked, recipe, modalities, device):
+        names.append(asked.recipe)
+        settings = Settings("cpu", "float32", 16, compile=True, save_minutes=1.0, signals_every=1.0)
+        return settings, 0.04 if recipe.stages[0].build().teachers else 0.01
+
+    monkeypatch.setattr(equal_time, "time_an_image", time_an_image)
+    return names
+
+
+def test_epochs_are_those_that_fit_and_are_timed_once(timed: list[str], tmp_path: Path):
+    epochs = fit_epochs(ASKED, "cpu", tmp_path, "cpu")
+    # 120 s at 10 and 40 ms for each of 95 images that are trained on
+    assert epochs == {"MAE": pytest.approx(126, rel=0.01), "taught": pytest.approx(31.6, rel=0.01)}
+    assert not list(tmp_path.iterdir())
+    assert keep(epochs, ASKED.scales["cpu"], tmp_path) == epochs
+    assert timed == ["mae", "cmtmae"]
+
+    assert fit_epochs(ASKED, "cpu", tmp_path, "cpu") == epochs
+    assert timed == ["mae", "cmtmae"]
+    assert keep({"MAE": 1.0, "other": 3.0}, ASKED.scales["cpu"], tmp_path) == {**epochs, "other": 3.0}
+    with pytest.raises(ValueError, match="train for 2 minutes each, not 3; give another --out"):
+        fit_epochs(with_minutes(ASKED, "cpu", 3.0), "cpu", tmp_path, "cpu")
+
+
+def test_a_run_and_its_name_follow_from_the_epochs(tmp_path: Path):
+    fitted = with_epochs(ASKED, {"MAE": 8.0, "taught": 2.0})
+    at = fitted.scales["cpu"]
+    assert [settled(arm, at, at.settings[0])["epochs"] for arm in fitted.arms] == [8.0, 2.0]
+    names = {job.name for job in expand(fitted, "cpu", tmp_path)}
+    assert {job.name for job in expand(with_epochs(ASKED, {"MAE": 8.0, "taught": 2.0}), "cpu", tmp_path)} == names
+    assert len({job.name for job in expand(with_epochs(ASKED, {"MAE": 8.0}), "cpu", tmp_path)} & names) == 2
+
+
+def test_no_time_and_several_settings_are_refused():
+    with pytest.raises(ValueError, match="--minutes 0: a time above 0 is needed"):
+        with_minutes(ASKED, "cpu", 0)
+    several = load_study("cmtmae-stage-one")
+    with pytest.raises(ValueError, match="one setting; this one has 2"):
+        with_minutes(several, "cpu", 1.0)
+    assert with_minutes(several, "cpu", None) == several
+
+
+def test_the_ladder_has_every_rung_with_its_controls():
+    asked = load_study("cmtmae-ladder")
+    dials = [(arm.dials.get("masking"), arm.dials.get("targets")) for arm in asked.arms]
+    rungs = [(m, t) for m in ("teacher", "collaborative") for t in ("teacher", "collaborative")]
+    assert set(dials) == {(None, None), ("uniform", "teacher"), ("teacher", "pixels"), *rungs}
+    whole = [arm.dials for arm in asked.arms if arm.dials.get("targets") == arm.dials.get("masking") == "collaborative"]
+    assert {(d.get("draw"), d.get("teacher")) for d in whole} == {
+        (draw, teacher) for draw in (None, "hard") for teacher in (None, "random")
+    }
+    assert {name for name, at in asked.scales.items() if at.minutes} == {"smoke", "cpu", "gpu"}
+    assert all(at.seeds == (0, 1, 2) for name, at in asked.scales.items() if name != "smoke")
+
+
+def test_the_ladder_with_a_teacher_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def here(schedule: Schedule, tell) -> None:
+        for job in schedule.jobs:
+            told = json.loads((schedule.folder / f"jobs/{job.name}.json").read_text())
+            perform(schedule.folder / "runs" / job.name, told)
+
+    monkeypatch.setattr(Schedule, "run", here)
+    file = tmp_path / "teacher.safetensors"
+    torch.manual_seed(3)
+    Pretrained(vit("nano", 8, (32,))).save(file)
+    chosen = ("random masks, teacher targets", "CMT-MAE, hard", "random teacher")
+    given = {"scale": "smoke", "out": str(tmp_path / "s"), "seeds": 1, "device": "cpu", "teacher": str(file)}
+    assert study("cmtmae-ladder", arms=chosen, **given)
+    told = json.loads((tmp_path / "s/epochs.json").read_text())
+    runs = {json.loads(p.read_text())["arm"]: p.stem for p in (tmp_path / "s/jobs").iterdir()}
+    facts = {arm: json.loads((tmp_path / "s/runs" / name / "run.json").read_text()) for arm, name in runs.items()}
+    assert set(facts) == set(told["epochs"]) == set(chosen)
+    assert {arm: f["dials"]["epochs"] for arm, f in facts.items()} == told["epochs"]
+    assert [facts[arm]["dials"]["teacher"] for arm in chosen] == [str(file), str(file), "random"]
+    assert all(f["status"] == "finished" for f in facts.values())
