@@ -30,9 +30,9 @@ from .training import Settings, Trainer
 
 MINUTES = {"cpu": 10.0, "mps": 30.0, "cuda": 120.0}  # of training when the user gives neither epochs nor minutes
 MAX_EPOCHS = 800  # as long as the papers train
-UPDATES = 3000  # that a run should have: below it, batches of half the size learn more from the same images
+UPDATES = 6000  # that a run should have: below it, batches of half the size learn more from the same images
 MIN_BATCH, MAX_BATCH = 16, 4096
-SHORT_RUN_LR = 1e-3  # peak of a tiny ViT at small batches; docs/results.md has the sweep
+SHORT_RUN_LR = 1e-3  # peak of a tiny ViT at batches of 32 and more, less below; docs/results.md has the sweep
 SHORT_RUN, SHORT_RUN_CROP = 50, 0.6  # epochs below which views show more of an image, and how much at least
 _IMAGE_SIZES = ((40, 32, 4), (96, 64, 8), (160, 128, 16), (math.inf, 224, 16))  # median side up to -> size, patch
 
@@ -122,7 +122,8 @@ def fit_schedule(plan: Plan, num_train: int, image_seconds: float, minutes: floa
     share = 0.05 if length >= 100 else 0.1
     plan.set("warmup_epochs", round(share * length, 4), f"{share:.0%} of the run")
     batch = plan.dials.get("batch_size", batch)
-    floor = SHORT_RUN_LR * math.sqrt(192 / SIZES.get(str(plan.dials.get("size")), SIZES["base"])[0])
+    width = SIZES.get(str(plan.dials.get("size")), SIZES["base"])[0]
+    floor = SHORT_RUN_LR * math.sqrt(192 / width) * min(1.0, batch / 32)
     scaled = plan.defaults.get("lr", 0.0) * batch / 256
     if "lr" in plan.defaults and scaled < floor:
         peak = f"a peak of {floor:.1e}, for a short run with small batches"
