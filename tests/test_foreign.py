@@ -251,10 +251,3 @@ def test_a_whole_module_is_code(tmp_path: Path):
     torch.save(nn.Linear(2, 2), tmp_path / "module.pth")
     with pytest.raises(ValueError, match="was refused"):
         read_weights(tmp_path / "module.pth")
-
-
-def test_a_torchscript_archive_is_code(tmp_path: Path):
-    """OpenAI publishes CLIP so."""
-    torch.jit.trace(nn.Linear(2, 2), torch.zeros(1, 2)).save(tmp_path / "ViT-B-16.pt")
-    with pytest.raises(ValueError, match=r"was refused.* of a TorchScript archive, as OpenAI's CLIP is"):
-        read_weights(tmp_path / "ViT-B-16.pt")

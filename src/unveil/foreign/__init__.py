@@ -1,7 +1,7 @@
 """Weights of other projects: the one room that knows their names.
 
-Reads safetensors, or `.pth` through torch's weights-only loader with an allow-list, so that no pickle runs code;
-whatever is loaded comes with a table of keys. All public ViTs are one module (`vit.py`) under different descriptions;
+Reads safetensors, `.pth` through torch's weights-only loader with an allow-list, and TorchScript archives, as OpenAI's
+CLIP is published, without their code: no pickle runs any. Whatever is loaded comes with a table of keys. All public ViTs are one module (`vit.py`) under different descriptions;
 a family is a file that knows its names (`clip.py`, `dino.py`, ...).
 """
 

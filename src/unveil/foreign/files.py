@@ -1,19 +1,22 @@
-"""Weight files: safetensors, or `.pth` through torch's weights-only loader, so that no pickle runs code."""
+"""Weight files: safetensors, `.pth` through torch's weights-only loader, TorchScript; no pickle runs code."""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from .script import is_script, read_script
+
 State = dict[str, Tensor]
 
 
 def read_weights(path: str | Path) -> State:
-    """The tensors of a weight file, under the names that the file gives them.
+    """The tensors of a weight file, under the names that the file gives them; of a script, those of its state dict.
 
     Raises FileNotFoundError when there is no such file, ValueError for a file that holds no weights, or a pickle with
     code in it, which is refused and not run.
@@ -26,15 +29,7 @@ def read_weights(path: str | Path) -> State:
             return load_file(path)
         except Exception as error:  # safetensors raises its own bare exception type
             raise ValueError(f"{path} is not a whole safetensors file: {error}") from error
-    try:
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except OSError:
-        raise
-    except Exception as error:  # a damaged file trips the reader in many ways
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
-        hint = "; of a TorchScript archive, as OpenAI's CLIP is, give the state dict" if "TorchScript" in reason else ""
-        raise ValueError(f"{path} was refused: it is damaged or holds more than tensors ({reason}){hint}") from error
+    content = read_script(path) if is_script(path) else _load(path)
     for wrapper in ("model", "state_dict", "module", "teacher"):  # the last is DINO's
         if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
             content = content[wrapper]
@@ -42,3 +37,15 @@ def read_weights(path: str | Path) -> State:
     if not state:
         raise ValueError(f"{path} holds no weights: a state dict was expected, or a dict with one under 'model'")
     return state
+
+
+def _load(path: Path) -> Any:
+    """What torch's own files hold."""
+    try:
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except OSError:
+        raise
+    except Exception as error:  # a damaged file trips the reader in many ways
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise ValueError(f"{path} was refused: it is damaged or holds more than tensors ({reason})") from error

@@ -1,0 +1,126 @@
+"""TorchScript archives, as OpenAI publishes CLIP: their tensors under the names of a state dict, their code left alone.
+
+Such a file is a zip of the modules' attributes as a pickle, of the tensors' numbers, and of code. Only the attributes
+and the numbers are read: the pickle may name tensors and modules, and each module becomes a bag of its attributes.
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+import zipfile
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import torch
+from torch import Tensor
+
+STORAGES = {
+    f"torch.{name}Storage": dtype
+    for name, dtype in (
+        ("Double", torch.float64), ("Float", torch.float32), ("Half", torch.float16), ("BFloat16", torch.bfloat16),
+        ("Long", torch.int64), ("Int", torch.int32), ("Short", torch.int16), ("Char", torch.int8),
+        ("Byte", torch.uint8), ("Bool", torch.bool),
+    )
+}  # fmt: skip
+LISTS = ("intlist", "tensorlist", "doublelist", "boollist")
+
+
+def is_script(path: Path) -> bool:
+    """Whether a file is a TorchScript archive: of the zips that torch writes, only those hold constants."""
+    return zipfile.is_zipfile(path) and _home(path) is not None
+
+
+def read_script(path: Path) -> dict[str, Tensor]:
+    """The tensors of a TorchScript archive. Raises ValueError for a damaged one, or one whose pickle holds code."""
+    home = _home(path)
+    assert home is not None
+    try:
+        with zipfile.ZipFile(path) as archive:
+            root = _Attributes(archive, home).load()
+            found: dict[str, Tensor] = {}
+            _collect(root, "", found, set())
+    except Exception as error:  # a damaged or hostile pickle trips the reader in many ways
+        raise ValueError(f"{path} was refused: it is damaged or holds more than tensors ({error})") from error
+    return found
+
+
+def _home(path: Path) -> PurePosixPath | None:
+    """The folder inside an archive that holds a script's attributes."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = [PurePosixPath(name) for name in archive.namelist()]
+    except (zipfile.BadZipFile, OSError):
+        return None
+    homes = [name.parent for name in names if name.name == "constants.pkl"]
+    return next((home for home in homes if home / "data.pkl" in names), None)
+
+
+def _tensor(
+    numbers: Tensor, offset: int, size: Sequence[int], stride: Sequence[int], requires_grad: bool, hooks: object
+) -> Tensor:
+    return torch.as_strided(numbers, tuple(size), tuple(stride), offset).clone()
+
+
+def _first(value: Any, *told: object) -> Any:
+    return value
+
+
+CALLS: dict[str, Callable[..., Any]] = {  # all that a pickle may call: what makes tensors, dicts and lists
+    "torch._utils._rebuild_tensor_v2": _tensor,
+    "collections.OrderedDict": OrderedDict,
+    "torch.device": str,
+    **{f"torch.jit._pickle.{name}": _first for name in ("restore_type_tag", *(f"build_{kind}" for kind in LISTS))},
+}
+
+
+class _Module:
+    """A module of a script, as a bag of attributes."""
+
+    def __init__(self, *given: Any):
+        self.attributes: dict[str, Any] = {}
+
+    def __setstate__(self, state: Any) -> None:
+        if not isinstance(state, dict):
+            raise pickle.UnpicklingError("a module's attributes are no dict")
+        self.attributes = state
+
+
+class _Attributes(pickle.Unpickler):
+    """Reads the attributes of a script, and calls nothing but what is listed here."""
+
+    def __init__(self, archive: zipfile.ZipFile, home: PurePosixPath):
+        super().__init__(io.BytesIO(archive.read(str(home / "data.pkl"))))
+        self.archive, self.home = archive, home
+
+    def find_class(self, module: str, name: str) -> Any:
+        """What a name in the pickle stands for; an object of its own each time, for a pickle may write on it."""
+        word = f"{module}.{name}"
+        if word.startswith("__torch__."):
+            return type("Module", (_Module,), {})
+        if word in STORAGES:
+            return word
+        if word not in CALLS:
+            raise pickle.UnpicklingError(f"its pickle calls {word}")
+        return partial(CALLS[word])
+
+    def persistent_load(self, told: Any) -> Tensor:
+        """The numbers of one storage, flat."""
+        _, kind, key, _, count = told
+        dtype = STORAGES[kind]
+        content = bytearray(self.archive.read(str(self.home / "data" / key)))
+        return torch.frombuffer(content, dtype=dtype, count=count) if count else torch.empty(0, dtype=dtype)
+
+
+def _collect(module: Any, prefix: str, found: dict[str, Tensor], seen: set[int]) -> None:
+    """Add the tensors of a module and of those below it."""
+    if id(module) in seen or not isinstance(module, _Module):
+        return
+    seen.add(id(module))
+    for name, value in module.attributes.items():
+        if isinstance(value, Tensor):
+            found[f"{prefix}{name}"] = value
+        _collect(value, f"{prefix}{name}.", found, seen)
