@@ -78,6 +78,12 @@ def test_no_time_and_several_settings_are_refused():
     assert with_minutes(several, "cpu", None) == several
 
 
+def test_a_teacher_that_is_not_there_is_told_before_anything_is_done(tmp_path: Path):
+    with pytest.raises(FileNotFoundError, match=r"--teacher nowhere.safetensors: there is no such file"):
+        study("cmtmae-ladder", scale="smoke", out=str(tmp_path / "s"), teacher="nowhere.safetensors")
+    assert not list(tmp_path.iterdir())
+
+
 def test_the_ladder_has_every_rung_with_its_controls():
     asked = load_study("cmtmae-ladder")
     dials = [(arm.dials.get("masking"), arm.dials.get("targets")) for arm in asked.arms]

@@ -13,9 +13,11 @@ from pathlib import Path
 from ..checkpoint import write_json
 from ..data.scenes import parse
 from ..demonstration import render_scenes
+from ..foreign import is_foreign
 from ..progress import duration, say
 from ..reporting.study import write_study_report
 from ..runs import check_writable
+from ..teachers.frozen import RANDOM
 from .costs import Cost, costs
 from .design import ScaleName, Study
 from .equal_time import fit_epochs, keep, with_epochs, with_minutes
@@ -126,8 +128,10 @@ def _chosen(asked: Study, at: ScaleName, teacher: str | None, arms: Sequence[str
         return asked  # which `check` tells
     scale = asked.scales[at]
     if teacher is not None:
-        is_here = Path(teacher).expanduser().exists()
-        address = str(Path(teacher).expanduser()) if is_here else teacher
+        path = Path(teacher).expanduser()
+        if not path.exists() and not is_foreign(teacher) and teacher != RANDOM:
+            raise FileNotFoundError(f"--teacher {teacher}: there is no such file, folder or name on the hub")
+        address = str(path) if path.exists() else teacher
         scale = replace(scale, dials={**scale.dials, "teacher": address})
     if arms:
         scale = replace(scale, arms=tuple(arms))
