@@ -1,8 +1,9 @@
 """Weights of other projects: the one room that knows their names.
 
 Reads safetensors, `.pth` through torch's weights-only loader with an allow-list, and TorchScript archives, as OpenAI's
-CLIP is published, without their code: no pickle runs any. Whatever is loaded comes with a table of keys. All public ViTs are one module (`vit.py`) under different descriptions;
-a family is a file that knows its names (`clip.py`, `dino.py`, ...).
+CLIP is published, without their code: no pickle runs any. Whatever is loaded comes with a table of keys. All public
+ViTs are one module (`vit.py`) under different descriptions; a family is a file that knows its names (`clip.py`,
+`dino.py`, ...).
 """
 
 from .addresses import Found, find, is_foreign
