@@ -15,7 +15,7 @@ PACKAGE = ROOT / "src" / "unveil"
 
 LEVELS = (  # each room may import rooms of the levels above it in this list, and no other room of its own level
     "chance machine losses layers optim checkpoint progress reporting board recipe_files",
-    "records runs asked",
+    "records runs asked group",
     "patches",
     "masking targets encoder data augment foreign",
     "decoder pretrained protocols adaptive",

@@ -78,10 +78,11 @@ def model_facts(model: MaskedModel) -> dict[str, Any]:
     }
 
 
-def settings_facts(settings: Settings, batch_size: int, workers: int) -> dict[str, Any]:
-    """How the run uses the machine."""
+def settings_facts(settings: Settings, batch_size: int, workers: int, processes: int = 1) -> dict[str, Any]:
+    """How the run uses the machine, or the machines."""
     return asdict(settings) | {
-        "accumulation": -(-batch_size // settings.micro_batch),
+        "processes": processes,
+        "accumulation": -(-batch_size // (settings.micro_batch * processes)),
         "threads": torch.get_num_threads(),
         "workers": workers,
     }

@@ -70,8 +70,11 @@ class Prepared:
     resume: Checkpoint | None = None
 
 
-def prepare_new(asked: Asked) -> Prepared:
-    """A new run: the data looked at, the recipe fitted to data and machine, its step tried and timed."""
+def prepare_new(asked: Asked, processes: int = 1) -> Prepared:
+    """A new run: the data looked at, the recipe fitted to data and machine, its step tried and timed.
+
+    Several processes share every batch, so each has a part of it to compute and the run takes that much less time.
+    """
     load = load_recipe(asked.recipe)
     asked.check_dials(load)
     device = choose_device(asked.device)
@@ -93,18 +96,19 @@ def prepare_new(asked: Asked) -> Prepared:
         weights = _fitting(weights, built, asked)
     if before is not None:
         keep_schedule(plan, before)
-    settings, image_seconds = time_an_image(asked, built, modalities, device)
+    settings, image_seconds = time_an_image(asked, built, modalities, device, processes)
     if not asked.paper:
         fit_schedule(plan, len(train), image_seconds, asked.minutes or MINUTES.get(device.type, 30.0))
     built = _build(asked, load, plan.dials, modalities, len(train))
     built = on_the_tail(built, asked.continue_schedule, before.epochs if before else 0.0)
+    check_shared(built.optim.batch_size, processes)
     per_epoch = max(1, len(train) // built.optim.batch_size)
     settings = replace(
         settings,
-        micro_batch=min(settings.micro_batch, built.optim.batch_size),
+        micro_batch=min(settings.micro_batch, built.optim.batch_size // processes),
         signals_every=asked.signals_every or max(1 / per_epoch, built.epochs / 10),
     )
-    _tell(plan.changes, built, settings, len(train), len(train) * built.epochs * image_seconds)
+    _tell(plan.changes, built, settings, processes, len(train), len(train) * built.epochs * image_seconds)
     facts = {
         "unveil": __version__,
         "recipe": asked.name,
@@ -115,7 +119,7 @@ def prepare_new(asked: Asked) -> Prepared:
         "changes": [asdict(change) for change in plan.changes],
         "data": data_facts(source, train, held_out, built, modalities[0]),
         "model": model_facts(built.stages[0].build()),
-        "settings": settings_facts(settings, built.optim.batch_size, asked.workers or num_cores()),
+        "settings": settings_facts(settings, built.optim.batch_size, asked.workers or num_cores(), processes),
         "optim": asdict(built.optim) | {"peak_lr": built.optim.peak_lr},
         "seed": asked.seed,
         "versions": versions(device),
@@ -124,8 +128,11 @@ def prepare_new(asked: Asked) -> Prepared:
     return Prepared(built, train, held_out, modalities, settings, facts, found, weights)
 
 
-def prepare_again(asked: Asked, folder: Path) -> Prepared:
-    """An unfinished run, taken up where its newest whole checkpoint left it, with the plan that it was begun with."""
+def prepare_again(asked: Asked, folder: Path, processes: int = 1) -> Prepared:
+    """An unfinished run, taken up where its newest whole checkpoint left it, with the plan that it was begun with.
+
+    So do the processes that join one which has just been begun, and a run may go on with more or fewer of them.
+    """
     facts = read_facts(folder)
     own = folder / "recipe.py"
     if asked.is_own_recipe and own.exists() and own.read_bytes() != Path(asked.recipe).expanduser().read_bytes():
@@ -162,7 +169,9 @@ def prepare_again(asked: Asked, folder: Path) -> Prepared:
         settings = replace(settings, compile=asked.compile == "on")
     if asked.micro_batch:
         settings = replace(settings, micro_batch=asked.micro_batch)
-    facts["settings"] = settings_facts(settings, built.optim.batch_size, asked.workers or num_cores())
+    check_shared(built.optim.batch_size, processes)
+    settings = replace(settings, micro_batch=min(settings.micro_batch, built.optim.batch_size // processes))
+    facts["settings"] = settings_facts(settings, built.optim.batch_size, asked.workers or num_cores(), processes)
     say(f"continuing {folder} at step {resume.state['step'] if resume else 0}")
     return Prepared(built, train, held_out, modalities, settings, facts, weights=weights, resume=resume)
 
@@ -240,13 +249,13 @@ def _fitting(weights: State, built: Recipe, asked: Asked) -> State:
 
 
 def time_an_image(
-    asked: Asked, built: Recipe, modalities: Sequence[Modality], device: torch.device
+    asked: Asked, built: Recipe, modalities: Sequence[Modality], device: torch.device, processes: int = 1
 ) -> tuple[Settings, float]:
     """Settings that work, and the seconds that an image of an update takes.
 
     On a GPU that is the largest micro-batch that fits; where compilation fails, there is none.
     """
-    batch = built.optim.batch_size
+    batch = max(1, built.optim.batch_size // processes)
     settings = Settings(
         str(device),
         choose_precision(asked.precision, device),
@@ -257,7 +266,7 @@ def time_an_image(
     )
     while True:
         try:
-            return settings, measure_step(built, settings, batch, modalities) / batch
+            return settings, measure_step(built, settings, batch, modalities) / (batch * processes)
         except torch.OutOfMemoryError:
             if asked.micro_batch or settings.micro_batch == 1:
                 raise
@@ -271,14 +280,25 @@ def time_an_image(
             settings = replace(settings, compile=False)
 
 
-def _tell(changes: list[Change], built: Recipe, settings: Settings, num_train: int, seconds: float) -> None:
+def check_shared(batch: int, processes: int) -> None:
+    """Raise ValueError for a batch that does not part into equal shares."""
+    if batch % processes:
+        below, above = batch // processes * processes, -(-batch // processes) * processes
+        either = f"{below} or {above}" if below else str(above)
+        raise ValueError(f"--batch-size {batch} has no equal shares for {processes} processes; give {either}")
+
+
+def _tell(
+    changes: list[Change], built: Recipe, settings: Settings, processes: int, num_train: int, seconds: float
+) -> None:
     for change in changes:
         used, paper = (" ".join(map(str, v)) if isinstance(v, tuple) else v for v in (change.used, change.paper))
         say(f"  --{change.dial.replace('_', '-')} {used}  (paper: {paper}; {change.why})")
     optim = built.optim
-    times = -(-optim.batch_size // settings.micro_batch)
+    times = -(-optim.batch_size // (settings.micro_batch * processes))
+    where = f" in each of {processes} processes" if processes > 1 else ""
     say(
-        f"  batch of {optim.batch_size} images per update, {settings.micro_batch} at once"
+        f"  batch of {optim.batch_size} images per update, {settings.micro_batch} at once{where}"
         f"{f', {times} times' if times > 1 else ''}; peak learning rate {optim.peak_lr:.2e}; "
         f"{settings.precision} on {settings.device}"
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from contextlib import ExitStack
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,12 @@ from .board import Board, check_board
 from .checkpoint import write_json
 from .data.loader import Loader
 from .foreign import load_weights
+from .group import Group, joined
 from .machine import Precision
 from .model import MaskedModel
 from .preparation import Prepared, prepare_again, prepare_new
 from .progress import say
-from .runs import RunFolder, check_apart, check_writable, choose_folder, is_continuation
+from .runs import ReadOnlyRun, RunFolder, check_apart, check_writable, choose_folder, is_continuation
 from .training import Loop, stop_on_signal
 from .watch import Watcher
 
@@ -52,7 +54,8 @@ def pretrain(
 ) -> Path:
     """Pretrain a ViT on images without labels; returns the run folder.
 
-    An unfinished run of the same recipe and dials in `out` is continued.
+    An unfinished run of the same recipe and dials in `out` is continued. Started several times by `torchrun`, the
+    processes train one model together; each takes its share of every batch.
 
     data: a folder of images, a Parquet file, or scenes (rendered here); with modalities, a folder that holds one for
         each, or scenes
@@ -83,23 +86,50 @@ def pretrain(
     tensorboard: write the metrics as TensorBoard's event files too
     """
     asked = Asked(**locals())
-    if tensorboard:
+    with joined() as group:
+        return _lead(asked, group) if group.is_first else _follow(asked, group)
+
+
+def _lead(asked: Asked, group: Group) -> Path:
+    """What a process alone does; in a group it is the first that decides and writes, and the others follow."""
+    with ExitStack() as stack:
+        prepared: Prepared | None = None
+
+        def begin() -> str:
+            nonlocal prepared
+            run, prepared = _open(asked, group.size, stack)
+            return str(run.path)
+
+        run = RunFolder(Path(group.tell(begin)))
+        assert prepared
+        return _train(run, prepared, asked, group)
+
+
+def _follow(asked: Asked, group: Group) -> Path:
+    """To a process that joins, a run that was just begun is one to go on with: its folder has all that was decided."""
+    run = ReadOnlyRun(Path(group.hear()))
+    return _train(run, prepare_again(asked, run.path, group.size), asked, group)
+
+
+def _open(asked: Asked, processes: int, stack: ExitStack) -> tuple[RunFolder, Prepared]:
+    """The run, locked for as long as the stack lasts, and all that training takes; nothing is written on a mistake."""
+    if asked.tensorboard:
         check_board()
-    folder = choose_folder(out, asked.name)
+    folder = choose_folder(asked.out, asked.name)
     check_writable(folder)
-    check_apart(folder, data)
-    if is_continuation(folder, asked.identity, overwrite):
+    check_apart(folder, asked.data)
+    if is_continuation(folder, asked.identity, asked.overwrite):
         run = RunFolder(folder)
-        with run.locked():
-            prepared = prepare_again(asked, folder)
-            run.remove_left_overs()
-            run.rewind(prepared.resume.state["step"] if prepared.resume else -1)
-            return _train(run, prepared, asked)
-    prepared = prepare_new(asked)
+        stack.enter_context(run.locked())
+        prepared = prepare_again(asked, folder, processes)
+        run.remove_left_overs()
+        run.rewind(prepared.resume.state["step"] if prepared.resume else -1)
+        return run, prepared
+    prepared = prepare_new(asked, processes)
     run = _claim(asked)
-    with run.locked():
-        _begin(run, prepared, asked)
-        return _train(run, prepared, asked)
+    stack.enter_context(run.locked())
+    _begin(run, prepared, asked)
+    return run, prepared
 
 
 def _claim(asked: Asked) -> RunFolder:
@@ -134,7 +164,7 @@ def _begin(run: RunFolder, prepared: Prepared, asked: Asked) -> None:
         raise
 
 
-def _train(run: RunFolder, prepared: Prepared, asked: Asked) -> Path:
+def _train(run: RunFolder, prepared: Prepared, asked: Asked, group: Group) -> Path:
     """Train to the end, or to where it is stopped; `run.json` says which."""
     command = asked.command(run.path)
     built, modalities = prepared.recipe, prepared.modalities
@@ -145,7 +175,7 @@ def _train(run: RunFolder, prepared: Prepared, asked: Asked) -> Path:
 
     try:
         run.write_facts(status="running", error=None, command=command, settings=prepared.facts["settings"])
-        if asked.tensorboard:
+        if asked.tensorboard and group.is_first:
             run.board = Board(run.path, prepared.resume.state["step"] if prepared.resume else -1)
         loader = Loader(
             prepared.train,
@@ -155,13 +185,16 @@ def _train(run: RunFolder, prepared: Prepared, asked: Asked) -> Path:
             workers=asked.workers,
             max_broken=asked.max_broken,
             modality=modalities,
+            part=(group.rank, group.size),
         )
         watcher = Watcher(run, prepared.train, prepared.held_out, modalities, built.view.image_size)
+        watch = watcher if group.is_first else _look_away
         told = {k: prepared.facts[k] for k in ("unveil", "recipe", "dials", "modality", "model")}
-        loop = Loop(run, built, loader, prepared.settings, asked.seed, watcher, {"unveil": json.dumps(told)})
+        loop = Loop(run, built, loader, prepared.settings, asked.seed, watch, {"unveil": json.dumps(told)}, group)
         with stop_on_signal() as stop:
             model = loop.train(stop, start, prepared.resume)
-            watcher.finish(model)
+            if group.is_first:
+                watcher.finish(model)
     except KeyboardInterrupt:
         run.mark("stopped")
         say(f"stopped; everything is in {run.path}. To go on: {command}")
@@ -174,3 +207,7 @@ def _train(run: RunFolder, prepared: Prepared, asked: Asked) -> Path:
             run.board.close()
     run.mark("finished", seconds=loop.seconds)
     return run.path
+
+
+def _look_away(model: MaskedModel, epoch: float, step: int) -> None:
+    """What a process does while the first one looks at held-out images."""

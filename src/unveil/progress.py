@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Mapping
@@ -11,9 +12,19 @@ _PLAIN_SECONDS = 10.0  # between two lines where there is no terminal
 _TERMINAL_SECONDS = 0.2
 
 
+class FailedElsewhere(Exception):  # noqa: N818
+    """The process that speaks for this one has stopped, and has said why."""
+
+
+def is_spokesman() -> bool:
+    """Whether this process speaks for the others that `torchrun` started with it; one alone does."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def say(text: str) -> None:
     """What a person should know while the command runs: to stderr, results go to stdout."""
-    print(text, file=sys.stderr, flush=True)
+    if is_spokesman():
+        print(text, file=sys.stderr, flush=True)
 
 
 def duration(seconds: float) -> str:

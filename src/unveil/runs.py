@@ -126,6 +126,17 @@ class RunFolder:
             yield
 
 
+class ReadOnlyRun(RunFolder):
+    """A run folder in a process that leaves the writing to another."""
+
+    def write_facts(self, **facts: Any) -> None:
+        """Nothing is written here, nor below."""
+
+    def note(self, name: str, content: Any) -> None: ...
+
+    def log(self, line: Mapping[str, Any]) -> None: ...
+
+
 def _step_of(line: str) -> float:
     """The step of a line of the journal; infinity for a line that was cut off."""
     try:

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from .group import ALONE, Group
 from .model import Losses, MaskedModel
 from .optim import Optim, adamw
 from .records import Batch
@@ -37,13 +38,17 @@ class Update:
 
 
 class Trainer:
-    """Makes updates, and refuses those that are not finite: then weights, moments and averages stay as they were."""
+    """Makes updates, and refuses those that are not finite: then weights, moments and averages stay as they were.
 
-    def __init__(self, model: MaskedModel, optim: Optim, settings: Settings):
+    In a group of processes each makes the same updates, from the gradients of all.
+    """
+
+    def __init__(self, model: MaskedModel, optim: Optim, settings: Settings, group: Group = ALONE):
         self.model, self.optim, self.settings = model.to(settings.device).train(), optim, settings
+        self.group = group
         self.optimizer = adamw(self.model, optim)
         self.parameters = [p for p in model.parameters() if p.requires_grad]
-        self.forward: Callable[[Batch], Losses] = compiled(model) if settings.compile else model
+        self.forward: Callable[[Batch], Losses] = group.shared(compiled(model) if settings.compile else model)
 
     def adopt(self, moments: Mapping[Tensor, Any]) -> None:
         """Take over the moments of the parameters that an earlier stage trained too; the others start at zero."""
@@ -63,29 +68,31 @@ class Trainer:
             with self.autocast():
                 found = self.model.counts(part.on(self.settings.device))
             counts = {name: counts.get(name, 0) + count for name, count in found.items()}
-        return counts
+        return self.group.total(counts)
 
     def update(self, batch: Batch, lr: float) -> Update:
-        """One step on a whole batch, micro-batch by micro-batch.
+        """One step on a whole batch, micro-batch by micro-batch; in a group, on this process's part of it.
 
         An objective's loss is the mean over the samples of the whole batch that count for it. Where that number may
-        differ between micro-batches, it is found first; else each has its share of it.
+        differ between micro-batches, it is found first; else each has its share of it. The parts of the processes have
+        the same number of samples.
         """
         self.model.masker.check(self.model.encoder.layout(batch), batch.present)
         size = self.settings.micro_batch
         parts = [batch[start : start + size] for start in range(0, len(batch), size)]
-        counts = self.counts(parts) if len(parts) > 1 and self.model.is_uneven(batch) else {}
+        is_uneven = len(parts) > 1 and self.group.any(self.model.is_uneven(batch))
+        counts = self.counts(parts) if is_uneven else {}
         means: dict[str, Tensor] = {}
-        for part in parts:
-            with self.autocast():
-                found = self.forward(part.on(self.settings.device))
-            share = len(part) / len(batch)
-            own = {
-                name: total / (counts[name] if name in counts else count / share).clamp_min(1)
-                for name, (total, count) in found.items()
-            }
-            torch.stack(list(own.values())).sum().backward()
+        for number, part in enumerate(parts, 1):
+            with self.group.exchange(self.forward, now=number == len(parts)):
+                with self.autocast():
+                    found = self.forward(part.on(self.settings.device))
+                counted = self._counted({name: count for name, (_, count) in found.items()}, len(part) / len(batch))
+                own = {name: total / (counted | counts)[name].clamp_min(1) for name, (total, _) in found.items()}
+                # the exchange takes the mean over the processes, and the loss is a sum over them
+                (self.group.size * torch.stack(list(own.values())).sum()).backward()
             means = {name: means.get(name, 0) + value.detach() for name, value in own.items()}
+        means = self.group.total(means)
         norm = torch.nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
         refused = ~torch.stack([norm, *means.values()]).isfinite().all()
         if self.optim.clip is not None:
@@ -98,6 +105,12 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         self.model.after_step(means, ~refused)  # an average takes no step that was not made
         return Update(means, norm, refused)
+
+    def _counted(self, counts: Mapping[str, Tensor], share: float) -> dict[str, Tensor]:
+        """How many samples of the whole batch count, by those of a part that is this share of the process's own."""
+        if share == 1:
+            return self.group.total(counts)
+        return {name: count * (self.group.size / share) for name, count in counts.items()}  # for parts that are alike
 
 
 def compiled(model: MaskedModel) -> Callable[[Batch], Losses]:

@@ -17,10 +17,11 @@ from . import checkpoint
 from .chance import sample_keys
 from .checkpoint import Checkpoint
 from .data.loader import Loader
+from .group import ALONE, Group
 from .journal import Refusals, Window
 from .machine import memory_used
 from .model import MaskedModel
-from .progress import Progress, say
+from .progress import Progress, is_spokesman, say
 from .recipe import Recipe
 from .records import Batch
 from .runs import RunFolder
@@ -43,18 +44,22 @@ def seed_stage(seed: int, stage: int) -> None:
 
 @contextmanager
 def stop_on_signal() -> Iterator[threading.Event]:
-    """Ctrl-C and SIGTERM ask for a stop after the step; a second one stops at once."""
+    """Ctrl-C and SIGTERM ask for a stop after the step; a second Ctrl-C stops at once.
+
+    (A second SIGTERM asks again: `torchrun` sends one to a process that has just had the terminal's Ctrl-C.)
+    """
     stop = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield stop
         return
 
     def ask(number: int, frame: Any) -> None:
-        if stop.is_set():
+        if stop.is_set() and number == signal.SIGINT:
             raise KeyboardInterrupt
+        if not stop.is_set() and is_spokesman():
+            # not print: the signal may have come in the middle of one, and buffers do not take a second
+            os.write(2, b"\nstopping after this step; once more to stop at once\n")
         stop.set()
-        # not print: the signal may have come in the middle of one, and buffers do not take a second
-        os.write(2, b"\nstopping after this step; once more to stop at once\n")
 
     before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
@@ -76,9 +81,10 @@ class Loop:
         seed: int,
         watch: Watch,
         metadata: Mapping[str, str],
+        group: Group = ALONE,
     ):
         self.run, self.recipe, self.loader, self.settings = run, recipe, loader, settings
-        self.seed, self.watch, self.metadata = seed, watch, metadata
+        self.seed, self.watch, self.metadata, self.group = seed, watch, metadata, group
         per_epoch = loader.steps_per_epoch
         self.ends: list[int] = []  # the last step of each stage, which has one at least
         epochs = 0.0
@@ -113,7 +119,7 @@ class Loop:
             elif step == 0:
                 start(model)
                 begin_averages(model)  # of what the weights that were put in have made of the student
-            trainer = Trainer(model, self.recipe.optim, self.settings)
+            trainer = Trainer(model, self.recipe.optim, self.settings, self.group)
             if resume is not None:
                 checkpoint.restore_optimizer(model, trainer.optimizer, resume.optimizer)
             elif before is not None:
@@ -136,10 +142,10 @@ class Loop:
             trainer.model.before_step(step, step / self.total)
             update = trainer.update(replace(batch, progress=torch.tensor(step / self.total)), lr)
             step += 1
-            window.add(update, len(batch))
+            window.add(update, self.loader.batch_size)
             self.refusals.add(update, epoch, step)
             self.seconds = before + time.monotonic() - began
-            stops = stop.is_set()  # asked once: a signal later in this step stops after the next, with all saved
+            stops = self.group.any(stop.is_set())  # asked once: a later signal stops after the next step, all saved
             is_last = step == end or stops
             if step % self.log_every == 0 or is_last:
                 self._log(window, progress, step, lr)
@@ -178,6 +184,9 @@ class Loop:
                         return
 
     def _log(self, window: Window, progress: Progress, step: int, lr: float) -> None:
+        broken = self.group.merged(self.loader.broken)
+        if not self.group.is_first:
+            return
         line = {
             "kind": "step",
             "step": step,
@@ -189,11 +198,16 @@ class Loop:
         line |= {"memory_mb": memory_used(torch.device(self.settings.device)), "skipped": self.refusals.read()}
         self.run.log(line)
         progress.show(line)
-        if self.loader.broken:
-            self.run.note("broken.json", {**self.run.read("broken.json", {}), **self.loader.broken})
+        if broken:
+            self.run.note("broken.json", {**self.run.read("broken.json", {}), **broken})
 
     def _save(self, trainer: Trainer, index: int, step: int, must: bool) -> None:
-        """Save; where that fails in the middle of a run, say so and train on with the checkpoint before."""
+        """Save; where that fails in the middle of a run, say so and train on with the checkpoint before.
+
+        In a group the first process does it for all: they have the same weights.
+        """
+        if not self.group.is_first:
+            return
         epoch = step / self.loader.steps_per_epoch
         state = {"stage": index, "epoch": epoch, "seconds": self.seconds, "skipped": self.refusals.read()}
         try:

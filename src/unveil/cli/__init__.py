@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 
+from ..progress import FailedElsewhere, say
 from .commands import COMMANDS, HelpAsked
 from .flags import UsageError, nearest
 from .help import columns
@@ -30,8 +31,10 @@ def main(words: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except KeyboardInterrupt:
-        print("\nstopped", file=sys.stderr)
+        say("\nstopped")
         return 130
+    except FailedElsewhere:
+        return 2
     except (ValueError, OSError) as error:
         _say_mistake(error)
         return 2

@@ -9,6 +9,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ..progress import is_spokesman
 from ..recipe_files import load_recipe, recipe_cards
 from . import next_steps
 from .flags import Flag, UsageError, flag_name, flags_of, is_flag, parse, spell, split
@@ -52,7 +53,8 @@ class Command:
 
 def say_next(step: str) -> None:
     """The last line of a command."""
-    print(f"next: {step}", flush=True)
+    if is_spokesman():
+        print(f"next: {step}", flush=True)
 
 
 def _flags(function: Function, skip: Collection[str] = ()) -> dict[str, list[Flag]]:

@@ -43,7 +43,8 @@ class _Chunk:
 class Loader:
     """Batches of random views of a source, prepared ahead by threads.
 
-    `modality` names the one map of a plain source, or lists those of a source of several.
+    `modality` names the one map of a plain source, or lists those of a source of several. `part` (k, n) is the k-th of
+    n equal parts of every batch, counted from 0: what one of n processes reads.
 
     Threads, not processes: the decoders, the resize and the reading of files all release Python's lock, so threads keep
     every core busy, share one cache, and end with Ctrl-C. Decoded images are cached on first use up to `cache_bytes`
@@ -63,6 +64,7 @@ class Loader:
         cache_bytes: int | None = None,
         max_broken: float = 0.05,
         modality: str | Sequence[Modality] = "rgb",
+        part: tuple[int, int] = (0, 1),
     ) -> None:
         if batch_size < 1:
             raise ValueError(f"batch size {batch_size} is too small; give 1 or more")
@@ -73,6 +75,7 @@ class Loader:
         self._sample = sampler(source, self.modalities[0].name)
         self._lacking = lacking(source)
         self.batch_size = min(batch_size, len(source))
+        self.part, self.parts = part
         self.workers = max(1, num_cores() if workers is None else workers)
         self.max_broken = max_broken
         self.wait_seconds = 0.0
@@ -96,7 +99,8 @@ class Loader:
         """The batches of an epoch from a step on; `progress` is 0, the training loop knows better."""
         order = self.order(epoch)
         steps = [order[s * self.batch_size :][: self.batch_size] for s in range(start_step, self.steps_per_epoch)]
-        size = min(max(-(-self.batch_size // self.workers), _CHUNKS[0]), _CHUNKS[1])
+        steps = [samples.tensor_split(self.parts)[self.part] for samples in steps]
+        size = min(max(-(-self.batch_size // (self.parts * self.workers)), _CHUNKS[0]), _CHUNKS[1])
         pool = ThreadPoolExecutor(self.workers, thread_name_prefix="unveil-data")
         pending: deque[tuple[Tensor, list[Future[_Chunk]]]] = deque()
         try:
