@@ -194,8 +194,8 @@ class TestAnalyze:
         ("words", "told"),
         [
             (["attention", "nowhere"], "is no run folder"),
-            (["attnetion", "RUN"], "analyze needs attention and a run, or features and two"),
-            (["features", "RUN"], "analyze needs attention and a run, or features and two"),
+            (["attnetion", "RUN"], "analyze needs attention, blocks or masks and a run, or features and two"),
+            (["features", "RUN"], "analyze needs attention, blocks or masks and a run, or features and two"),
             (["attention", "RUN", "--data", "scenes:count=4", "--foreground", "flor"], "the classes are"),
         ],
     )

@@ -9,7 +9,9 @@ __version__ = "0.1.0"
 
 _ROOMS = {  # public name -> its room (of another name), opened when used, so that `import unveil` is quick
     "analyze_attention": "looking",
+    "analyze_blocks": "looking",
     "analyze_features": "looking",
+    "analyze_masks": "looking",
     "bench": "benchmark",
     "demo": "demonstration",
     "embed": "embedding",
@@ -28,14 +30,16 @@ if TYPE_CHECKING:
     from .embedding import embed, inspect
     from .evaluation import evaluate
     from .loading import load
-    from .looking import analyze_attention, analyze_features, look
+    from .looking import analyze_attention, analyze_blocks, analyze_features, analyze_masks, look
     from .pretraining import pretrain
     from .reporting import write_report as report
 
 __all__ = [
     "__version__",
     "analyze_attention",
+    "analyze_blocks",
     "analyze_features",
+    "analyze_masks",
     "bench",
     "demo",
     "embed",

@@ -9,8 +9,9 @@ from typing import cast
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
+from .analysis.blocks import headless
 from .chance import sample_keys
 from .data.aligned import open_samples
 from .data.sources import Source, Subset, open_source, spread
@@ -108,9 +109,7 @@ class TrainingMean:
         found = {}
         for o in self.model.objectives:
             told = {o.decoder: self.guesses[o.name][seen.queries[o.decoder].cells]}
-            as_it_is = cast("nn.Linear", nn.Identity())
-            plain = Objective(o.name, o.decoder, o.target.dim, o.target, o.loss, o.weight, as_it_is)
-            found[o.name] = said(plain, batch, replace(seen, decoded=told))
+            found[o.name] = said(headless(o), batch, replace(seen, decoded=told))
         return found
 
 

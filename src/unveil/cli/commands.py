@@ -161,11 +161,13 @@ def _look(command: Command, words: list[str]) -> int:
 
 
 def _analyze(command: Command, words: list[str]) -> int:
-    from ..looking import analyze_attention, analyze_features
+    from ..looking import analyze_attention, analyze_blocks, analyze_features, analyze_masks
 
     kinds: dict[str, tuple[Function, tuple[str, ...]]] = {
         "attention": (analyze_attention, ("run",)),
+        "blocks": (analyze_blocks, ("run",)),
         "features": (analyze_features, ("run_a", "run_b")),
+        "masks": (analyze_masks, ("run",)),
     }
     if words and words[0] in kinds:
         function, places = kinds[words[0]]
@@ -176,7 +178,8 @@ def _analyze(command: Command, words: list[str]) -> int:
     plain, given = command.read(words, groups, many=True)
     if plain[0] not in kinds or len(plain) != 1 + len(places):
         raise UsageError(
-            f"analyze needs attention and a run, or features and two; got {' '.join(plain)}", command.example
+            f"analyze needs attention, blocks or masks and a run, or features and two; got {' '.join(plain)}",
+            command.example,
         )
     function(*plain[1:], **given)
     say_next(next_steps.after_analyze(plain[1:]))
@@ -278,8 +281,8 @@ _ALL = (
     ),
     Command(
         "analyze",
-        "attention RUN | features RUN RUN",
-        "where a run looks and what it hides, or the layers of two runs, in numbers",
+        "attention RUN | blocks RUN | features RUN RUN",
+        "where a run looks and what it hides, what each decoder block adds, or the layers of two runs, in numbers",
         "unveil analyze attention runs/a",
         _analyze,
     ),

@@ -73,7 +73,7 @@ def attention_tables(runs: Runs) -> Markup | None:
     blocks: list[Markup | None] = []
     for place, run in enumerate(runs):
         told = run.analyses.get("attention", {})
-        points = _mappings(told.get("checkpoints"))
+        points = mappings(told.get("checkpoints"))
         rows = [
             [word, *(_figure(name, number(point.get(name))) for point in points)]
             for name, word in FIGURES.items()
@@ -82,7 +82,7 @@ def attention_tables(runs: Runs) -> Markup | None:
         if rows:
             head = ["", *(f"epoch {brief(number(point.get('epoch')))}" for point in points)]
             blocks += [named(run, place, runs), table(head, rows)]
-        blocks += [_decoder(decoder) for decoder in _mappings(told.get("decoders"))]
+        blocks += [_decoder(decoder) for decoder in mappings(told.get("decoders"))]
     return section("Attention, analysed", *blocks, explained="On held-out images, by checkpoint.") if blocks else None
 
 
@@ -107,13 +107,13 @@ def _layers(told: Mapping[str, Any]) -> list[Markup]:
     matrix = [[number(v) for v in row] for row in told.get("cka", ()) if isinstance(row, list)]
     if len(names) != 2 or not matrix:
         return []
-    rows = [[f"layer {k}", *map(_likeness, row)] for k, row in enumerate(matrix, start=1)]
+    rows = [[f"layer {k}", *(shaded(value, value) for value in row)] for k, row in enumerate(matrix, start=1)]
     found = [
         tag("p", f"Down {names[0]}, across {names[1]}; {brief(number(told.get('images')))} images.", class_="remark"),
         table(["", *(str(k) for k in range(1, len(matrix[0]) + 1))], rows, class_="cka"),
     ]
     parts = told.get("layers") if isinstance(told.get("layers"), list) else []
-    both = [_mappings(part) for part in parts or ()]
+    both = [mappings(part) for part in parts or ()]
     for key, title, note in (
         ("rankme", "RankMe by layer", "dimensions in use"),
         ("distance", "Attention distance by layer", "pixels"),
@@ -128,7 +128,7 @@ def _layers(told: Mapping[str, Any]) -> list[Markup]:
 
 
 def _decoder(told: Mapping[str, Any]) -> Markup | None:
-    blocks = _mappings(told.get("blocks"))
+    blocks = mappings(told.get("blocks"))
     if not blocks:
         return None
     keys = ("to_visible", "to_masked", "mass_on_visible")
@@ -148,11 +148,12 @@ def _decoder(told: Mapping[str, Any]) -> Markup | None:
     return tag("div", lead, table(["", "to visible", "to masked", "mass on visible"], rows))
 
 
-def _likeness(value: float) -> Markup:
+def shaded(value: float, shade: float) -> Markup:
+    """A number on a ground whose colour tells how high it is: `shade` from 0 to 1."""
     if not math.isfinite(value):
         return tag("span", "–")
-    red, green, blue = scalar_colours(np.array([value]))[0].tolist()
-    ink = "#000" if value > 0.55 else "#fff"
+    red, green, blue = scalar_colours(np.array([shade]))[0].tolist()
+    ink = "#000" if shade > 0.55 else "#fff"
     return tag("span", f"{value:.2f}", class_="cell", style=f"background:rgb({red} {green} {blue});color:{ink}")
 
 
@@ -160,5 +161,6 @@ def _figure(name: str, value: float) -> str:
     return figure(value) if name == "rank_correlation" or name.endswith("evenness") else percent(value)
 
 
-def _mappings(value: object) -> Sequence[Mapping[str, Any]]:
+def mappings(value: object) -> Sequence[Mapping[str, Any]]:
+    """The mappings of a list that was read from a file; nothing where it is no list."""
     return [v for v in value if isinstance(v, Mapping)] if isinstance(value, list) else []

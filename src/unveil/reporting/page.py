@@ -7,7 +7,9 @@ import hashlib
 from collections.abc import Callable
 
 from .analyses import attention_over_time, attention_tables, layers
+from .decoders import block_by_block
 from .galleries import across_modalities, attention_maps, guidance, nearest_neighbours, reconstructions
+from .looks import cheaper_guidance
 from .markup import Markup, brief, join, tag
 from .scores import comparison, evaluations
 from .sections import (
@@ -35,7 +37,9 @@ SECTIONS: tuple[Callable[[Runs], Markup | None], ...] = (
     guidance,
     attention_over_time,
     attention_tables,
+    cheaper_guidance,
     layers,
+    block_by_block,
     nearest_neighbours,
     evaluations,
     broken_files,

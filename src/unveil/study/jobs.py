@@ -24,6 +24,7 @@ OF_PRETRAIN = tuple(f.name for f in fields(Asked) if f.name not in ("recipe", "d
 OF_EVALUATE = ("pool", "baselines", "limit", "micro_batch")
 ANALYSES = {
     "attention": ("labels", "foreground", "limit"),
+    "blocks": ("limit", "samples"),
     "features": ("run_b", "limit"),
 }
 SAVE_MINUTES = 2.0

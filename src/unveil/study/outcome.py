@@ -77,7 +77,7 @@ def read_outcome(job: Job, folder: Path, failed: str | None = None) -> dict[str,
 
 
 def analysed(folder: Path) -> dict[str, float]:
-    """What `unveil analyze` has found, as figures: attention at the end, a decoder's split, layers beside others.
+    """What `unveil analyze` has found, as figures: attention at the end, a decoder's split and parts, layers.
 
     The decoder's attention from masked tokens is told summed over blocks and heads, as CrossMAE's paper prints it
     (1.42 to visible, 0.39 to masked), as the mean per pair, and as the share that goes to visible tokens.
@@ -93,6 +93,10 @@ def analysed(folder: Path) -> dict[str, float]:
                 found[f"decoder {what} to {where}"] = value
         if isinstance(decoder.get("mass_on_visible"), (int, float)):
             found["decoder mass on visible"] = decoder["mass_on_visible"]
+    for decoder in _read(folder / "blocks.json").get("decoders", ()):
+        for k, part in enumerate(decoder.get("parts", ())):
+            who = f"block {k}" if k else "mask tokens"
+            found |= {f"blocks {what} of {who}": part[what] for what in ("share", "detail") if what in part}
     for file in sorted(folder.glob("features-*.json")):
         for k, row in enumerate(_read(file).get("cka", ()), start=1):
             if k <= len(row):

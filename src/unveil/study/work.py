@@ -15,12 +15,16 @@ from typing import Any
 
 from ..checkpoint import write_json
 from ..evaluation import evaluate
-from ..looking.analyze import analyze_attention, analyze_features
+from ..looking import analyze_attention, analyze_blocks, analyze_features
 from ..pretraining import pretrain
 from ..runs import RunFolder, read_facts
 from .locks import held
 
-ANALYSES: dict[str, Callable[..., Any]] = {"attention": analyze_attention, "features": analyze_features}
+ANALYSES: dict[str, Callable[..., Any]] = {
+    "attention": analyze_attention,
+    "blocks": analyze_blocks,
+    "features": analyze_features,
+}
 TAKEN = 75  # the exit code of a process that found its job in other hands
 
 
