@@ -32,8 +32,8 @@ RELATIVES: dict[str, tuple[Any, dict[str, Any]]] = {
     "attmask": (attmask, {}),
     "attmask-hint": (attmask, {"masking": "hint", "hint_shown": 0.1}),
     "attmask-low": (attmask, {"masking": "low"}),
-    "milan": (milan, {"teacher": "random", "projected": False}),
-    "milan-predicted": (milan, {"teacher": "random", "projected": False, "positions": "predicted"}),
+    "milan": (milan, {"teacher": "random"}),
+    "milan-predicted": (milan, {"teacher": "random", "positions": "predicted"}),
     "maskfeat": (maskfeat, {}),
     "hpm": (hpm, {}),
 }
@@ -134,7 +134,7 @@ class TestEveryChoice:
     @pytest.mark.parametrize("recipe", [cmtmae, attmask, milan, maskfeat, hpm], ids=lambda r: r.__name__)
     def test_any_size_patch_and_channels(self, recipe: Any, channels: int, shape: dict):
         more = {"hog": 1.0, "pixels": 1.0} if recipe is cmtmae else {}
-        model = build(recipe, **more, **shape, projected=False, modality=modality(channels))
+        model = build(recipe, **more, **shape, modality=modality(channels))
         size = (shape["image_size"][0], shape["image_size"][-1])
         assert mean_loss(model(batch(2, channels, size))).isfinite()
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from tiny import batch, build, modality
 from unveil.encoder import Encoder
-from unveil.foreign import ForeignEncoder, Spec, fresh
+from unveil.foreign import ForeignEncoder, Spec, fresh, load_encoder
 from unveil.layers import sincos_positions
 from unveil.model import MaskedModel, Objective, mean_loss
 from unveil.optim import Optim, adamw
@@ -30,6 +30,7 @@ def _unread(monkeypatch: pytest.MonkeyPatch):
     """What one test reads and tells is nothing to the next; numbers are compared in float32."""
     frozen_file._read.cache_clear()
     frozen_file._tell.cache_clear()
+    frozen_file._tell_unprojected.cache_clear()
     monkeypatch.setattr(frozen_file, "has_native_bf16", lambda device: False)
 
 
@@ -241,12 +242,14 @@ def test_a_random_teacher_is_of_the_student_s_shape_and_the_seed_s_chance():
     assert seen.attention.shape == (3, 2, 24)
 
 
-def test_a_reading_that_the_teacher_has_not(tmp_path: Path):
+def test_a_reading_that_the_teacher_has_not(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     file = str(public_file(tmp_path / "w.safetensors"))
     with pytest.raises(ValueError, match="layers from -2 to 1"):
         load_teacher(file, student(), Reading("cls", 2))
     with pytest.raises(ValueError, match="no output projection"):
-        load_teacher(file, student(), Reading("cls", projected=True))
+        FrozenTeacher(load_encoder(file), Reading("cls", projected=True))
+    assert not load_teacher(file, student(), Reading("cls", projected=True)).reading.projected
+    assert f"the teacher {file} has no output projection" in capsys.readouterr().err
     headless = fresh(replace(SPEC, num_prefix=0), 0)
     with pytest.raises(ValueError, match="no class token whose attention"):
         FrozenTeacher(headless, Reading("cls"))

@@ -199,7 +199,8 @@ class CrossDecoder(Decoder):
 class PromptingDecoder(Decoder):
     """MILAN: visible tokens stay as the encoder left them, mask tokens alone read them and one another.
 
-    arXiv 2208.06049, section 3.2. Where it answers all tokens, the visible ones answer as they are.
+    arXiv 2208.06049, section 3.2. Where it answers all tokens, the visible ones answer as they are, and so does the
+    class token.
     """
 
     def __init__(
@@ -224,6 +225,10 @@ class PromptingDecoder(Decoder):
         for block, normalise in zip(self.blocks, self.context_norms, strict=True):
             x = block(x, normalise(torch.cat([prefix, visible, x.to(visible.dtype)], dim=1)))
         return self.norm(torch.cat([visible, x], dim=1) if is_all else x)
+
+    def class_token(self, latents: Latents) -> Float[Tensor, "B 1 D"]:
+        """The class token's own answer."""
+        return self.norm(self.embed(latents.final[:, :1]))
 
 
 class TaskDecoder(Decoder):

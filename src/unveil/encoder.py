@@ -168,6 +168,7 @@ class Encoder(nn.Module):
                 f" up to {self.depth} blocks; got {reading.layer} and {reading.features}"
             )
         x, keys = self.begin(tokens)
+        start = 0 if reading.class_token else len(self.prefix)
         attention, maps = None, []
         for index, block in enumerate(self.blocks):
             if index == looked and reading.attention is not None:
@@ -176,13 +177,15 @@ class Encoder(nn.Module):
                     break
             x = block(x, keys)
             if index >= self.depth - reading.features:
-                maps.append(x[:, len(self.prefix) :])
-        features = None
+                maps.append(x[:, start:])
+        features = class_token = None
         if reading.features == 1:
             features = self.norm(maps[0])
         elif maps:
             features = torch.stack([F.layer_norm(m, m.shape[-1:], eps=EPS) for m in maps]).mean(dim=0)
-        return Observation(tokens.layout, attention, features)
+        if features is not None and reading.class_token:
+            class_token, features = features[:, 0], features[:, len(self.prefix) :]
+        return Observation(tokens.layout, attention, features, class_token=class_token)
 
 
 def missing(batch: Batch, layout: Layout) -> Bool[Tensor, "B N"] | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from .layers import initialise
 from .masking import Gaze, entropy
 from .model import Imagined, Objective
-from .records import Batch, Queries, take
+from .records import Batch, Latents, Queries, take
 
 TINY = torch.finfo(torch.float32).tiny
 
@@ -44,6 +44,32 @@ class Ranking(nn.Module):
         pairs = is_harder.sum(dim=(1, 2))
         mean = (surprise * is_harder).sum(dim=(1, 2)) / pairs.clamp_min(1)
         return self.weight * mean.sum(), (pairs > 0).float().sum()
+
+
+class Whole(Protocol):
+    """A decoder that answers for the class token, too."""
+
+    def class_token(self, latents: Latents) -> Float[Tensor, "B 1 D"]: ...
+
+
+class ClassToken(nn.Module):
+    """How far the class token's answer is from a teacher's class token, by the head and the loss of an objective.
+
+    MILAN compares it as it compares a patch (arXiv 2208.06049, section 3.4).
+    """
+
+    def __init__(self, name: str, teacher: str, decoder: Whole, like: Objective, weight: float):
+        super().__init__()
+        self.name, self.teacher, self.weight = name, teacher, weight
+        self.shared = (decoder, like)  # in a tuple: they are the model's parts, not this one's
+
+    def forward(self, seen: Imagined, batch: Batch) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
+        decoder, like = self.shared
+        truth = seen.observations[self.teacher].class_token
+        assert truth is not None, f"{self.teacher} was not asked for its class token"
+        guess = like.head(decoder.class_token(seen.latents)).float()
+        total, count = like.loss(guess, truth[:, None], truth.new_ones(1, 1, 1))
+        return self.weight * (total / count).sum(), count.new_ones(len(truth)).sum()
 
 
 class Uncertain(Objective):

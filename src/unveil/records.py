@@ -181,13 +181,15 @@ class Reading:
     `attention` names the queries whose attention is read, in block `layer` (from the end below 0): `cls`, the first
     prefix token (a class or global token); `mean`, one query that is the mean of all patches'; `all`, the mean over
     the rows of all patches. `features` counts the last blocks whose normalised outputs are averaged (data2vec's
-    top-k), 0 for none; `projected` sends them through the output projection that some teachers have (CLIP).
+    top-k), 0 for none; `projected` sends them through the output projection that some teachers have (CLIP), and
+    `class_token` reads the first prefix token's as well.
     """
 
     attention: Literal["cls", "mean", "all"] | None = "cls"
     layer: int = -1
     features: int = 1
     projected: bool = False
+    class_token: bool = False
 
 
 @dataclass(frozen=True)
@@ -195,13 +197,15 @@ class Observation:
     """What a teacher saw in the whole, unmasked input, at the tokens of `layout`; None where nobody asked.
 
     `attention` is that of each head, after softmax over prefix and tokens, without the prefix: a row sums to at most
-    one. `error` is how far off a guess of the token was, or is expected to be.
+    one. `error` is how far off a guess of the token was, or is expected to be, and `class_token` the features of the
+    whole.
     """
 
     layout: Layout
     attention: Float[Tensor, "B H N"] | None = None
     features: Float[Tensor, "B N D"] | None = None
     error: Float[Tensor, "B N"] | None = None
+    class_token: Float[Tensor, "B D"] | None = None
 
     def of(self, modality: str) -> Observation:
         """What was seen at the tokens of one modality."""

@@ -105,11 +105,11 @@ class ForeignEncoder(nn.Module):
         """What it sees in images that are resized to this grid of its patches; nothing beyond the reading is run."""
         fitted = resized(images, (grid[0] * self.spec.patch, grid[1] * self.spec.patch))
         attention, features = self.vit.read(self.normalised(fitted), reading)
-        return Observation(
-            Layout({modality: slice(0, grid[0] * grid[1])}, grid),
-            attention,
-            None if features is None else features.float(),
-        )
+        features, class_token = None if features is None else features.float(), None
+        if features is not None and reading.class_token:
+            class_token, features = features[:, 0], features[:, self.num_prefix :]
+        layout = Layout({modality: slice(0, grid[0] * grid[1])}, grid)
+        return Observation(layout, attention, features, class_token=class_token)
 
     def feature_dim(self, reading: Reading) -> int:
         """The width of the features that a reading gives."""

@@ -238,10 +238,14 @@ class ViT(nn.Module):
 
     def read(
         self, images: Float[Tensor, "B C H W"], reading: Reading
-    ) -> tuple[Float[Tensor, "B heads N"] | None, Float[Tensor, "B N F"] | None]:
-        """Attention and features of the patches; blocks are run only as far as the reading needs."""
+    ) -> tuple[Float[Tensor, "B heads N"] | None, Float[Tensor, "B K F"] | None]:
+        """Attention and features of the patches; blocks are run only as far as the reading needs.
+
+        Where the class token is read, all prefix tokens' features come before the patches'.
+        """
         self.check(reading)
         depth, start = self.spec.depth, self.spec.num_prefix
+        first = 0 if reading.class_token else start
         x, turn = self.begin(images)
         attention, maps = None, []
         for index, block in enumerate(self.blocks):
@@ -251,7 +255,7 @@ class ViT(nn.Module):
                     break
             x = block(x, turn)
             if index >= depth - reading.features:
-                maps.append(x[:, start:])
+                maps.append(x[:, first:])
         return attention, self.features(maps, reading.projected) if maps else None
 
     def features(self, maps: list[Float[Tensor, "B N D"]], projected: bool) -> Float[Tensor, "B N F"]:
@@ -280,3 +284,5 @@ class ViT(nn.Module):
             raise ValueError("this encoder has no output projection to read features from; ask for projected=False")
         if reading.attention == "cls" and not self.spec.num_prefix:
             raise ValueError("this encoder has no class token whose attention could be read; ask for mean or all")
+        if reading.class_token and not self.spec.num_prefix:
+            raise ValueError("this encoder has no class token whose features could be read")

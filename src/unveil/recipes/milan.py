@@ -1,7 +1,7 @@
 """MILAN: Masked Image Pretraining on Language Assisted Representation (Hou et al., 2022; arXiv 2208.06049).
 
-The loss covers all patches, as the paper's does; the class token, which is part of it there, is not compared here.
-Images reach the teacher normalised as it was trained, where the public code hands it images normalised for ImageNet.
+The loss is the mean over all tokens, as the paper's is: visible and hidden patches, and the class token. Images reach
+the teacher normalised as it was trained, where the public code hands it images normalised for ImageNet.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from ..encoder import vit
 from ..losses import cosine
 from ..masking import Attention, Guided, Gumbel, Masker, Reversed
 from ..model import MaskedModel, Objective
+from ..objectives import ClassToken
 from ..optim import Optim
 from ..recipe import Flip, Recipe, Stage, View, check_words
 from ..records import RGB, Modality, Reading
@@ -54,7 +55,7 @@ def recipe(
     teacher_channels: which channels of an image the teacher sees, counted from 1; by default all
     projected: take the teacher's features after its output projection, where it has one (CLIP)
     visible: share of the patches that the encoder reads
-    positions: which patches are compared: the predicted ones, or the visible ones as well
+    positions: which tokens are compared: the predicted patches, or all patches and the class token
     decoder_dim: width of the decoder
     decoder_depth: number of the decoder's blocks
     decoder_heads: number of the decoder's attention heads
@@ -72,18 +73,18 @@ def recipe(
     masker = Masker(Guided(Attention("teacher"), Reversed(Gumbel())), visible, 1 - visible)
     shape = (modality.name, encoder, decoder_dim, decoder_depth, decoder_heads)
 
+    is_all = positions == "all"
+    share = 1 / (encoder.grid[0] * encoder.grid[1] + 1) if is_all else 0.0  # of the class token among all tokens
+    seed = torch.initial_seed()
+
     def build() -> MaskedModel:
-        guide = load_teacher(
-            teacher, encoder, Reading(projected=projected), teacher_channels, seed=torch.initial_seed()
-        )
-        features = Features("teacher", modality.name, guide.dim, "none")
-        return MaskedModel(
-            encoder,
-            masker,
-            decoders={"features": PromptingDecoder(*shape, answers=positions)},
-            objectives=[Objective("features", "features", decoder_dim, features, cosine)],
-            teachers={"teacher": guide},
-        )
+        reading = Reading(projected=projected, class_token=is_all)
+        guide = load_teacher(teacher, encoder, reading, teacher_channels, seed=seed)
+        decoder = PromptingDecoder(*shape, answers=positions)
+        target = Features("teacher", modality.name, guide.dim, "none")
+        features = Objective("features", "features", decoder_dim, target, cosine, weight=1 - share)
+        whole = [ClassToken("class token", "teacher", decoder, features, share)] if is_all else []
+        return MaskedModel(encoder, masker, {"features": decoder}, [features, *whole], {"teacher": guide})
 
     return Recipe(
         encoder,

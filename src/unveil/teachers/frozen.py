@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import replace
 from functools import cache, lru_cache
 from pathlib import Path
 from typing import Self
@@ -94,8 +95,9 @@ def load_teacher(
     """The frozen teacher at an address (see `load_encoder`), for a student of this patch and image size.
 
     `random` is an untrained encoder of the student's own shape, drawn from `seed`: what a teacher gives without having
-    learned. How images are resized for it is told once, with a warning beyond a factor of 2. Raises ValueError where
-    the channels of images and teacher do not fit.
+    learned. Projected features are read where the teacher has a projection, else those before it. How images are
+    resized for it is told once, with a warning beyond a factor of 2. Raises ValueError where the channels of images
+    and teacher do not fit.
     """
     seen = _modality(student, modality)
     for channel in channels or ():
@@ -113,6 +115,9 @@ def load_teacher(
             f" {' '.join(str(min(c, seen.channels)) for c in range(encoder.channels, 0, -1))}"
         )
     _tell(address, encoder.spec.patch, student.image_size, student.grid)
+    if reading.projected and not encoder.spec.projection:
+        _tell_unprojected(address)
+        reading = replace(reading, projected=False)
     return FrozenTeacher(encoder, reading, seen.name, channels)
 
 
@@ -149,6 +154,11 @@ def _stamp(path: Path) -> int:
 def _read(address: str, stamp: int) -> ForeignEncoder:
     """A recipe is built several times before its run begins; its teacher is read, and told of, once."""
     return unsaved(load_encoder(address))
+
+
+@cache
+def _tell_unprojected(address: str) -> None:
+    say(f"the teacher {address} has no output projection: its features are those of its last block")
 
 
 @cache
