@@ -1,8 +1,7 @@
-"""MultiMAE and its guided masks: every variant trains, nothing hidden leaks, nothing missing is read or counted."""
+"""MultiMAE and its guided masks: every variant trains, as one graph, with the paper's sizes; roles; the trainer."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -11,46 +10,14 @@ import torch
 from torch import Tensor
 from torch._dynamo.testing import CompileCounter
 
-from unveil.chance import sample_keys
-from unveil.encoder import SIZES, Encoder
-from unveil.masking import Masker
-from unveil.model import MaskedModel, mean_loss
+from multimodal import ALL, GUIDED, LACKING, SEMANTICS, batch, build, flags, name
+from unveil.encoder import Encoder
+from unveil.model import mean_loss
 from unveil.objectives import Uncertain
 from unveil.optim import Optim
-from unveil.patches import normalised, statistics, validity
-from unveil.recipes import multimae, multimae_attention
-from unveil.records import DEPTH, RGB, SEMSEG, Batch, Mask, Modality, Observation, Reading
-from unveil.teachers import Coarse, ComplementaryErrors, OnlineTeacher, Sometimes
+from unveil.recipes import multimae
+from unveil.records import DEPTH, RGB, SEMSEG, Batch
 from unveil.trainer import Settings, Trainer
-
-SEMANTICS = replace(SEMSEG, num_classes=5)
-ALL = (RGB, DEPTH, SEMANTICS)
-SHAPE = {"size": "tiny", "patch": 8, "image_size": (32,), "decoder_dim": 16, "decoder_depth": 1, "decoder_heads": 2}
-GUIDED = multimae_attention.recipe
-
-
-def build(recipe=multimae.recipe, modalities: tuple[Modality, ...] = ALL, **dials: Any) -> MaskedModel:
-    torch.manual_seed(0)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(SIZES, "tiny", (24, 2, 2))
-        return recipe(modalities=modalities, **{**SHAPE, "visible": 0.25, **dials}).stages[0].build()
-
-
-def batch(count: int = 4, progress: float = 0.5, **said: Mapping[str, Tensor]) -> Batch:
-    chance = torch.Generator().manual_seed(1)
-    maps = {
-        "rgb": torch.rand(count, 3, 32, 32, generator=chance),
-        "depth": 1 + 4 * torch.rand(count, 1, 32, 32, generator=chance),
-        "semseg": torch.randint(0, 5, (count, 1, 8, 8), generator=chance),
-    }
-    return Batch(maps, sample_keys(0, 0, range(count)), torch.tensor(progress), **said)
-
-
-def flags(*present: int) -> Tensor:
-    return torch.tensor(present, dtype=torch.bool)
-
-
-LACKING = {"depth": flags(1, 0, 1, 0), "semseg": flags(1, 1, 0, 0)}
 
 VARIANTS = [
     *({"masking": masking} for masking in ("uniform", "block", "inverse-block", "grid")),
@@ -80,10 +47,6 @@ GUIDES = [
     {"teacher": "random"},
     {"teacher": "random", "decoder": "cross", "blend": "linear", "predicted": 0.25, "guide_heads": "random"},
 ]
-
-
-def name(dials: dict) -> str:
-    return "-".join(map(str, dials.values()))
 
 
 @pytest.mark.parametrize("lacks", [{}, LACKING], ids=["whole", "lacking"])
@@ -169,119 +132,6 @@ def test_the_papers_sizes_and_rate():
     assert (built.epochs, built.optim.warmup_epochs, built.optim.batch_size) == (1600, 40, 2048)
 
 
-# What is hidden, missing or invalid
-
-
-@pytest.mark.parametrize("which", ["rgb", "depth", "semseg"])
-@pytest.mark.parametrize("dials", [{}, {"decoder": "cross", "blend": "linear"}], ids=name)
-def test_nothing_hidden_leaks(which: str, dials: dict):
-    """Other numbers at hidden tokens change no latent and no guess. For depth they come after standardisation, whose
-    statistics may read hidden pixels."""
-    depth = Modality("depth", 1, (2.0,), (1.0,))
-    model, on = build(modalities=(RGB, depth, SEMANTICS), **dials), batch()
-    before = model.imagine(on)
-    layout = before.latents.tokens.layout
-    seen = torch.zeros(4, layout.num_tokens, dtype=torch.bool).scatter(1, before.mask.visible, True)
-    side = on.maps[which].shape[-1] // 4
-    shown = seen[:, layout.spans[which]].unflatten(1, (1, 4, 4)).repeat_interleave(side, 2).repeat_interleave(side, 3)
-    other = batch(count=8).maps[which][4:]
-    noisy = torch.where(shown, on.maps[which], other)
-    assert not torch.equal(noisy, on.maps[which])
-    after = model.imagine(replace(on, maps={**on.maps, which: noisy}))
-    assert torch.equal(before.mask.visible, after.mask.visible)
-    assert torch.equal(before.latents.final, after.latents.final)
-    for key, decoded in before.decoded.items():
-        assert torch.equal(decoded, after.decoded[key])
-    everything = model.imagine(replace(on, maps={**on.maps, which: other}))
-    assert not torch.equal(before.latents.final, everything.latents.final), "what is visible is read"
-
-
-@pytest.mark.parametrize("dials", [{}, {"query": "mean"}, {"query": "all"}, {"guide_scale": "half"}], ids=name)
-def test_a_missing_modality_is_read_by_nobody(dials: dict):
-    """Whatever stands in its map: same look, same mask, same loss, and no sample counts that lacks it."""
-    model, on = build(GUIDED, visible=0.15, **dials), batch(present=LACKING)
-    there = {n: LACKING.get(n, flags(1, 1, 1, 1))[:, None, None, None] for n in on.maps}
-    other = {n: torch.where(there[n], m, batch(count=8).maps[n][4:]) for n, m in on.maps.items()}
-    changed = replace(on, maps=other)
-    assert not torch.equal(on.maps["depth"], changed.maps["depth"])
-    before, after = model.imagine(on), model.imagine(changed)
-    torch.testing.assert_close(before.observations["student"].attention, after.observations["student"].attention)
-    assert torch.equal(before.mask.visible, after.mask.visible)
-    for key, (total, count) in model(on).items():
-        expected = int(LACKING.get(key, flags(1, 1, 1, 1)).sum())
-        assert int(count) == expected
-        torch.testing.assert_close(model(changed)[key][0], total)
-
-
-def test_attention_to_a_missing_modality_is_zero():
-    model, on = build(GUIDED), batch(present=LACKING)
-    seen = model.imagine(on).observations["student"]
-    assert seen.attention is not None
-    assert (seen.of("depth").attention[1] == 0).all()
-    assert (seen.of("depth").attention[0] > 0).all()
-
-
-def test_more_visible_tokens_than_a_sample_has():
-    model = build(visible=0.5)
-    settings = Settings("cpu", "fp32", 4, False, 10, 1)
-    with pytest.raises(ValueError, match=r"reads 24 of 48 tokens, but a sample has 16: .* smaller share"):
-        Trainer(model, Optim(), settings).update(batch(present=LACKING), 0.0)
-
-
-@pytest.mark.parametrize("which", ["rgb", "depth", "semseg"])
-def test_what_is_not_valid_is_neither_read_nor_counted(which: str):
-    model, on = build(), batch()
-    valid = torch.rand(4, 1, *on.maps[which].shape[-2:], generator=torch.Generator().manual_seed(3)) > 0.4
-    valid[2] = False  # a sample without a single truth
-    other = on.maps[which].clone()
-    other[~valid.expand_as(other)] = 255 if which == "semseg" else torch.nan
-    losses = model(replace(on, valid={which: valid}))
-    spoiled = model(replace(on, valid={which: valid}, maps={**on.maps, which: other}))
-    whole = model(on)
-    for key, (total, count) in losses.items():
-        assert total.isfinite()
-        torch.testing.assert_close(spoiled[key][0], total)
-        assert int(count) == (3 if key.endswith(which) else 4)
-        assert total != whole[key][0]
-    mean_loss(spoiled).backward()
-    assert all(p.grad.isfinite().all() for p in model.parameters())
-
-
-def test_void_ids_count_nothing_even_if_nobody_says_so():
-    model, on = build(), batch()
-    void = on.maps["semseg"].clone()
-    void[0] = 255
-    void[1] = -1
-    total, count = model(replace(on, maps={**on.maps, "semseg": void}))["semseg"]
-    assert total.isfinite()
-    assert int(count) == 2
-
-
-def test_robust_statistics_are_the_truncated_ones_of_valid_pixels():
-    on = batch()
-    valid = torch.rand(4, 1, 32, 32, generator=torch.Generator().manual_seed(3)) > 0.3
-    on = replace(on, valid={"depth": valid})
-    mean, std = statistics(on, DEPTH, validity(on, DEPTH))
-    out = normalised(on, DEPTH, valid)
-    for i in range(4):
-        pixels = on.maps["depth"][i][valid[i]].sort().values
-        kept = pixels[int(0.1 * len(pixels)) : int(0.9 * len(pixels))]
-        assert mean[i].item() == pytest.approx(kept.mean().item(), rel=1e-5)
-        assert std[i].item() == pytest.approx((kept.var() + 1e-6).sqrt().item(), rel=1e-5)
-        torch.testing.assert_close(
-            out[i][valid[i]], (on.maps["depth"][i][valid[i]] - mean[i].squeeze()) / std[i].squeeze()
-        )
-        assert (out[i][~valid[i]] == 0).all()
-
-
-def test_percentiles_become_0_and_1():
-    thermal = replace(DEPTH, normalise="percentile")
-    on = batch()
-    out = normalised(on, thermal, validity(on, thermal)).flatten(1).sort(dim=1).values
-    assert torch.allclose(out[:, 1024 * 2 // 100], torch.zeros(4), atol=1e-6)
-    assert torch.allclose(out[:, 1024 * 98 // 100], torch.ones(4), atol=1e-6)
-
-
 # Roles
 
 
@@ -334,88 +184,6 @@ def test_an_output_alone_is_predicted_and_never_read(decoder: str):
 def test_an_illegal_choice_gets_one_clear_error(dials: dict, told: str):
     with pytest.raises(ValueError, match=told):
         build(**dials)(batch())
-
-
-# Guides
-
-
-def test_the_guided_mask_hides_what_is_attended_most():
-    model, on = build(GUIDED), batch()
-    seen = model.imagine(on)
-    attention = model.encoder.observe(model.encoder.embed(on), Reading("cls", features=0)).attention.mean(dim=1)
-    visible = torch.zeros(4, 48, dtype=torch.bool).scatter(1, seen.mask.visible, True)
-    for span in seen.latents.tokens.layout.spans.values():
-        for sample in range(4):
-            own, shown = attention[sample, span], visible[sample, span]
-            if shown.any() and not shown.all():
-                assert own[shown].max() <= own[~shown].min()
-
-
-def test_a_saved_look_is_a_pass_that_is_not_made():
-    class Counting(OnlineTeacher):
-        looks = 0
-
-        def observe(self, batch, tokens) -> Observation:
-            self.looks += 1
-            return super().observe(batch, tokens)
-
-    model, on = build(), batch(1)
-    teacher = Counting(model.encoder, Reading("cls", features=0))
-    sometimes = Sometimes(teacher, every=4, after=0.25)
-    for step in range(16):
-        sometimes.before_step(step, step / 16)
-        sometimes.observe(on, model.encoder.embed(on))
-    assert teacher.looks == 3  # steps 4, 8 and 12
-    sometimes.eval().before_step(1, 0.0)
-    assert sometimes.observe(on, model.encoder.embed(on)).attention is not None, "out of training it always looks"
-
-
-def test_a_coarse_look_sees_the_same_at_a_quarter_of_the_tokens():
-    model, on = build(), batch()
-    reading = Reading("cls", features=0)
-    flat = replace(on, maps={n: m.new_full((), 1).expand_as(m) for n, m in on.maps.items()})
-    seen = []
-
-    class Watching(OnlineTeacher):
-        def observe(self, batch, tokens) -> Observation:
-            seen.append((batch, tokens))
-            return super().observe(batch, tokens)
-
-    coarse = Coarse(Watching(model.encoder, reading), model.encoder)
-    attention = coarse.observe(flat, model.encoder.embed(flat)).attention
-    small, tokens = seen[0]
-    assert tokens.ids.shape == (4, 12)
-    assert attention.shape == (4, 2, 48)
-    assert (small.maps["rgb"] == 1).all()
-    assert small.maps["semseg"].shape == (4, 1, 4, 4)
-    valid = torch.zeros(4, 1, 32, 32, dtype=torch.bool)
-    valid[..., ::2, ::2] = True  # one valid pixel of four: it alone is averaged
-    holes = torch.where(valid, on.maps["depth"], 1e6)
-    coarse.observe(replace(on, maps={**on.maps, "depth": holes}, valid={"depth": valid}), tokens)
-    torch.testing.assert_close(seen[1][0].maps["depth"], on.maps["depth"][..., ::2, ::2])
-
-
-def test_errors_are_those_of_guesses_from_the_other_half():
-    model, on = build(visible=0.5), batch(present={"depth": flags(1, 0, 1, 1)})
-    teacher = ComplementaryErrors(model.encoder, model.decoders, model.objectives)
-    tokens = model.encoder.embed(on)
-    error = teacher.observe(on, tokens).error
-    assert error is not None
-    assert not error.requires_grad
-    order = on.chance.uniform("halves", 48).argsort(dim=1)
-
-    class Fixed(Masker):
-        def __call__(self, tokens, observations, batch) -> Mask:
-            return Mask(order[:, :24], order[:, 24:])
-
-    seen = model.imagine(on, Fixed(model.masker.score, 0.5, 0.5))
-    depth = next(o for o in model.objectives if o.name == "depth")
-    found, known = depth.errors(seen, on)
-    for sample in (0, 2, 3):
-        ids = seen.queries["depth"].ids[sample][known[sample] > 0]
-        torch.testing.assert_close(error[sample, ids], found[sample][known[sample] > 0])
-    assert (error[1, 16:32] == 0).all()
-    assert (error[0] > 0).all()
 
 
 # The trainer

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from unveil.chance import sample_keys
 from unveil.encoder import SIZES
@@ -31,3 +33,18 @@ def batch(count: int = 3, channels: int = 3, size: tuple[int, int] = (16, 24), e
     """Random images of the samples 0, 1, ..."""
     images = torch.rand(count, channels, *size, generator=torch.Generator().manual_seed(1))
     return Batch({"rgb": images}, sample_keys(0, epoch, range(count)), torch.zeros(()))
+
+
+def build_of(recipe: ModuleType, stage: int = -1, **dials: Any) -> MaskedModel:
+    """The model of a stage of any recipe of images, the last by default, with half of the tokens visible."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(SIZES, "tiny", (24, 2, 2))
+        return recipe.recipe(**{**DIALS, "visible": 0.5, **dials}).stages[stage].build()
+
+
+def maps(seed: int = 0, count: int = 4, num_tokens: int = 12) -> tuple[Tensor, Tensor]:
+    """Two maps of attention that sum to one."""
+    generator = torch.Generator().manual_seed(seed)
+    draw = torch.rand(2, count, num_tokens, generator=generator).pow(3) + 1e-4
+    teacher, student = draw / draw.sum(dim=2, keepdim=True)
+    return teacher, student

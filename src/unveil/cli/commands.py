@@ -281,8 +281,8 @@ _ALL = (
     ),
     Command(
         "analyze",
-        "attention RUN | blocks RUN | features RUN RUN",
-        "where a run looks and what it hides, what each decoder block adds, or the layers of two runs, in numbers",
+        "attention RUN | blocks RUN | masks RUN | features RUN RUN",
+        "where a run looks, what its decoder's blocks add, what cheaper looks do to its masks, or the layers of two runs",
         "unveil analyze attention runs/a",
         _analyze,
     ),

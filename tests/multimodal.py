@@ -1,0 +1,51 @@
+"""MultiMAE small enough to build by the dozen, on three maps of random numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from unveil.chance import sample_keys
+from unveil.encoder import SIZES
+from unveil.model import MaskedModel
+from unveil.recipes import multimae, multimae_attention
+from unveil.records import DEPTH, RGB, SEMSEG, Batch, Modality
+
+SEMANTICS = replace(SEMSEG, num_classes=5)
+ALL = (RGB, DEPTH, SEMANTICS)
+SHAPE = {"size": "tiny", "patch": 8, "image_size": (32,), "decoder_dim": 16, "decoder_depth": 1, "decoder_heads": 2}
+GUIDED = multimae_attention.recipe
+
+
+def build(recipe=multimae.recipe, modalities: tuple[Modality, ...] = ALL, **dials: Any) -> MaskedModel:
+    torch.manual_seed(0)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(SIZES, "tiny", (24, 2, 2))
+        return recipe(modalities=modalities, **{**SHAPE, "visible": 0.25, **dials}).stages[0].build()
+
+
+def batch(count: int = 4, progress: float = 0.5, **said: Mapping[str, Tensor]) -> Batch:
+    chance = torch.Generator().manual_seed(1)
+    maps = {
+        "rgb": torch.rand(count, 3, 32, 32, generator=chance),
+        "depth": 1 + 4 * torch.rand(count, 1, 32, 32, generator=chance),
+        "semseg": torch.randint(0, 5, (count, 1, 8, 8), generator=chance),
+    }
+    return Batch(maps, sample_keys(0, 0, range(count)), torch.tensor(progress), **said)
+
+
+def flags(*present: int) -> Tensor:
+    return torch.tensor(present, dtype=torch.bool)
+
+
+LACKING = {"depth": flags(1, 0, 1, 0), "semseg": flags(1, 1, 0, 0)}
+
+
+def name(dials: dict) -> str:
+    """Dials as a test is called."""
+    return "-".join(map(str, dials.values()))

@@ -1,0 +1,91 @@
+"""MultiMAE's guides: what is attended most is hidden; looks that are saved, coarse, or at errors."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+
+from multimodal import GUIDED, batch, build, flags
+from unveil.masking import Masker
+from unveil.records import Mask, Observation, Reading
+from unveil.teachers import Coarse, ComplementaryErrors, OnlineTeacher, Sometimes
+
+
+def test_the_guided_mask_hides_what_is_attended_most():
+    model, on = build(GUIDED), batch()
+    seen = model.imagine(on)
+    attention = model.encoder.observe(model.encoder.embed(on), Reading("cls", features=0)).attention.mean(dim=1)
+    visible = torch.zeros(4, 48, dtype=torch.bool).scatter(1, seen.mask.visible, True)
+    for span in seen.latents.tokens.layout.spans.values():
+        for sample in range(4):
+            own, shown = attention[sample, span], visible[sample, span]
+            if shown.any() and not shown.all():
+                assert own[shown].max() <= own[~shown].min()
+
+
+def test_a_saved_look_is_a_pass_that_is_not_made():
+    class Counting(OnlineTeacher):
+        looks = 0
+
+        def observe(self, batch, tokens) -> Observation:
+            self.looks += 1
+            return super().observe(batch, tokens)
+
+    model, on = build(), batch(1)
+    teacher = Counting(model.encoder, Reading("cls", features=0))
+    sometimes = Sometimes(teacher, every=4, after=0.25)
+    for step in range(16):
+        sometimes.before_step(step, step / 16)
+        sometimes.observe(on, model.encoder.embed(on))
+    assert teacher.looks == 3  # steps 4, 8 and 12
+    sometimes.eval().before_step(1, 0.0)
+    assert sometimes.observe(on, model.encoder.embed(on)).attention is not None, "out of training it always looks"
+
+
+def test_a_coarse_look_sees_the_same_at_a_quarter_of_the_tokens():
+    model, on = build(), batch()
+    reading = Reading("cls", features=0)
+    flat = replace(on, maps={n: m.new_full((), 1).expand_as(m) for n, m in on.maps.items()})
+    seen = []
+
+    class Watching(OnlineTeacher):
+        def observe(self, batch, tokens) -> Observation:
+            seen.append((batch, tokens))
+            return super().observe(batch, tokens)
+
+    coarse = Coarse(Watching(model.encoder, reading), model.encoder)
+    attention = coarse.observe(flat, model.encoder.embed(flat)).attention
+    small, tokens = seen[0]
+    assert tokens.ids.shape == (4, 12)
+    assert attention.shape == (4, 2, 48)
+    assert (small.maps["rgb"] == 1).all()
+    assert small.maps["semseg"].shape == (4, 1, 4, 4)
+    valid = torch.zeros(4, 1, 32, 32, dtype=torch.bool)
+    valid[..., ::2, ::2] = True  # one valid pixel of four: it alone is averaged
+    holes = torch.where(valid, on.maps["depth"], 1e6)
+    coarse.observe(replace(on, maps={**on.maps, "depth": holes}, valid={"depth": valid}), tokens)
+    torch.testing.assert_close(seen[1][0].maps["depth"], on.maps["depth"][..., ::2, ::2])
+
+
+def test_errors_are_those_of_guesses_from_the_other_half():
+    model, on = build(visible=0.5), batch(present={"depth": flags(1, 0, 1, 1)})
+    teacher = ComplementaryErrors(model.encoder, model.decoders, model.objectives)
+    tokens = model.encoder.embed(on)
+    error = teacher.observe(on, tokens).error
+    assert error is not None
+    assert not error.requires_grad
+    order = on.chance.uniform("halves", 48).argsort(dim=1)
+
+    class Fixed(Masker):
+        def __call__(self, tokens, observations, batch) -> Mask:
+            return Mask(order[:, :24], order[:, 24:])
+
+    seen = model.imagine(on, Fixed(model.masker.score, 0.5, 0.5))
+    depth = next(o for o in model.objectives if o.name == "depth")
+    found, known = depth.errors(seen, on)
+    for sample in (0, 2, 3):
+        ids = seen.queries["depth"].ids[sample][known[sample] > 0]
+        torch.testing.assert_close(error[sample, ids], found[sample][known[sample] > 0])
+    assert (error[1, 16:32] == 0).all()
+    assert (error[0] > 0).all()
