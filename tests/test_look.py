@@ -22,12 +22,19 @@ from unveil.data.declaration import declare
 from unveil.data.scenes import SceneSource
 from unveil.encoder import SIZES
 from unveil.masking import ByModality, DirichletBudget, Guided, IfSeen, RandomHeads, Uniform
-from unveil.recipes import multimae
+from unveil.recipes import cmtmae, maskfeat, multimae
 from unveil.records import DEPTH, RGB, Batch
-from unveil.reporting.pictures import class_colours, class_picture, colours, scalar_colours, scalar_picture
+from unveil.reporting.pictures import (
+    class_colours,
+    class_picture,
+    colours,
+    patch_values,
+    scalar_colours,
+    scalar_picture,
+)
 from unveil.reporting.sheets import WIDTH, Bar, Block, Legend, Panel, draw_sheet
 from unveil.showing import panels, viewers
-from unveil.showing.answers import alone, answers
+from unveil.showing.answers import alone, answers, distances
 
 FEW = ("--epochs", "1", "--batch-size", "10", "--image-size", "16", "--patch", "4", "--device", "cpu", "--workers", "1")
 SMALL = ("--size", "nano", "--decoder-dim", "16", "--decoder-depth", "1", "--decoder-heads", "2")
@@ -103,7 +110,10 @@ class TestLook:
 class TestTheReport:
     def test_the_watcher_leaves_what_the_report_shows(self, made: Path):
         page = unveil.report([made / "cmtmae"]).read_text()
-        for word in ("Guidance", "teacher", "blend", "drawn as", "gumbel", "Attention and masks"):
+        for word in (
+            *("Guidance", "teacher", "blend", "drawn as", "gumbel", "Attention and masks"),
+            *("this model predicts no pixels", "1 - cos of predicted and true features"),
+        ):
             assert word in page
         page = unveil.report([made / "two"]).read_text()
         assert "Across modalities" in page
@@ -149,6 +159,7 @@ def test_every_relative_can_be_looked_at(name: str):
         assert one.hidden is not None
         assert (one.teacher is not None) == ("teacher" in model.teachers and name != "hpm")
         assert (one.reconstructed is not None) == (name.startswith("attmask") or name == "hpm")
+        assert (one.features is not None) == (one.reconstructed is None), "one of the two is there to be seen"
         assert len(one.masks) == 6
 
 
@@ -213,7 +224,39 @@ class TestAnswers:
         assert (mask.predicted.sort(dim=1).values == torch.arange(24)).all()
 
 
+class TestDistances:
+    @pytest.mark.parametrize(("recipe", "dials"), [(cmtmae, {}), (cmtmae, {"positions": "all"}), (maskfeat, {})])
+    def test_they_are_those_of_what_is_asked(self, recipe, dials):
+        model, on = built(recipe, **dials).eval(), batch(2)
+        with torch.no_grad():
+            seen = model.imagine(on)
+            (apart,) = distances(model, on, seen).values()
+            objective = model.objectives[0]
+            guess, truth, _ = objective.compared(seen, on)
+        cells = seen.queries[objective.decoder].cells
+        cosine = (guess * truth).sum(-1) / guess.norm(dim=-1) / truth.norm(dim=-1)
+        torch.testing.assert_close(apart.gather(1, cells), 1 - cosine, rtol=1e-4, atol=1e-5)
+        is_hidden = hidden_tokens(seen.mask.visible, 24)
+        assert (apart.isnan() == (~is_hidden if not dials else torch.zeros_like(is_hidden))).all()
+
+    def test_none_where_there_are_pixels_to_be_seen(self):
+        for dials in ({"targets": "pixels"}, {"pixels": 0.1}):
+            model, on = built(cmtmae, **dials).eval(), batch(2)
+            assert distances(model, on, model.imagine(on)) == {}
+
+
 class TestPictures:
+    def test_patches_without_a_value_stay_as_they_are(self):
+        image = np.full((4, 6, 3), 77, np.uint8)
+        seen = patch_values(image, np.array([[0.0, np.nan, 1.0], [2.0, 0.5, np.nan]]), (0.0, 1.0))
+        assert (seen[:2, 2:4] == 77).all()
+        assert (seen[2:, 4:] == 77).all()
+        low, middle, high = scalar_colours(np.array([0.0, 0.5, 1.0]))
+        assert (seen[:2, :2] == low).all()
+        assert (seen[2:, 2:4] == middle).all()
+        assert (seen[:2, 4:] == high).all()
+        assert (seen[2:, :2] == high).all(), "beyond the limits is at them"
+
     def test_measured_maps_take_the_colours_of_their_limits(self):
         depth = np.array([[1.0, 3.0], [5.0, 0.0]])
         seen = scalar_picture(depth, depth > 0, (1.0, 5.0))

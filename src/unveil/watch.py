@@ -20,7 +20,7 @@ from .reporting.pictures import Near, Picture, Probe, write_neighbours, write_pr
 from .runs import RunFolder
 from .showing import Glance, Shown, glance, panels, viewers
 from .showing.glance import batch_of
-from .showing.panels import is_norm_pix
+from .showing.panels import FEATURES, is_norm_pix
 
 PROBES, SIGNAL_IMAGES, NEIGHBOUR_IMAGES, QUERIES, NEIGHBOURS = 6, 256, 1000, 5, 6
 SEVERAL_PROBES = 3  # samples whose maps are shown where there are several of each
@@ -126,12 +126,14 @@ class Watcher:
         items = [_probe(one, several, bool(model.teachers)) for rows in shown for one in rows]
         notes = [view.note for view in self.viewers.values() if view.note]
         keys = [view.key.to_dict() for view in self.viewers.values() if view.key]
+        keys += [FEATURES.to_dict()] if any(one.features is not None for rows in shown for one in rows) else []
         write_probes(self.run.path, epoch, step, items, is_norm_pix(model), " ".join(notes), keys)
 
 
 def _probe(one: Shown, several: bool, is_guided: bool) -> Probe:
     """What is kept of a look at one map: the masks of each way of drawing where attention draws any."""
-    more = {name: picture for name, picture in (("teacher", one.teacher), ("blend", one.blend)) if picture is not None}
+    named = (("teacher", one.teacher), ("blend", one.blend), ("features", one.features))
+    more = {name: picture for name, picture in named if picture is not None}
     if is_guided:
         more |= {f"draw {way}": picture for way, picture in one.masks.items()}
     more |= {f"from {source}": picture for source, picture in one.given.items()}

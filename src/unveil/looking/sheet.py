@@ -92,6 +92,11 @@ def _notes(opened: Opened, shown: list[list[Shown]], told: list[str]) -> list[st
             "Grey is hidden. Attention is scaled in each map on its own; the percentage is its share of all."
             " From one alone: that map is given whole, the others are hidden."
         )
+    if any(one.features is not None for one in first):
+        notes.append(
+            "Of what is predicted no picture can be made: each hidden patch has the colour of how far the predicted"
+            " features point from the true ones, 1 - cos."
+        )
     if is_norm_pix(model):
         notes.append(
             "Predictions are relative to each patch's own mean and standard deviation; those of the truth, which the"

@@ -22,11 +22,11 @@ def reconstructions(runs: Runs) -> Markup | None:
         epochs = spread(run.probes.epochs, most_epochs)
         rows = []
         for probe, name in list(enumerate(run.probes.names))[:most_probes]:
-            seen = [(e, e.items[probe]) for e in epochs if probe in e.items and e.items[probe].reconstructed]
+            seen = [(e, e.items[probe]) for e in epochs if probe in e.items and _predicted(e.items[probe])]
             if seen:
                 last = seen[-1][1]
                 cells = [_cell(last.original, "original", name), _cell(last.hidden, "hidden", name)]
-                cells += [_cell(files.reconstructed, _epoch(e), f"{name}, reconstructed") for e, files in seen]
+                cells += [_cell(_predicted(files), _epoch(e), f"{name}, predicted") for e, files in seen]
                 rows.append(_strip(cells, len(epochs) + 2))
         if rows:
             told = tag("p", _how_to_read(run), class_="remark")
@@ -139,6 +139,11 @@ def _rgb(colour: object) -> str:
     return f"rgb({' '.join(str(int(v)) if isinstance(v, int | float) and 0 <= v <= 255 else '0' for v in values)})"
 
 
+def _predicted(files: ProbeFiles) -> Path | None:
+    """What the model made of the hidden patches, or else how far off its features are."""
+    return files.reconstructed or files.more.get("features")
+
+
 def _is_guided(files: ProbeFiles) -> bool:
     return any(name.startswith("draw ") for name in files.more)
 
@@ -194,6 +199,14 @@ def _epoch(at: ProbeEpoch) -> str:
 
 def _how_to_read(run: Run) -> Markup:
     note = f" {run.probes.note}" if run.probes.note else ""
+    if any("features" in files.more for epoch in run.probes.epochs for files in epoch.items.values()):
+        label = tag("strong", "Features: ")
+        told = (
+            "this model predicts no pixels, so of its predictions no picture can be made. Hidden patches have the "
+            "colour of the distance between predicted and true features (1 - cos): dark where they point the same "
+            f"way, light where they have nothing in common.{note}"
+        )
+        return tag("span", label, told)
     if not run.probes.norm_pix:
         return tag("span", f"Predictions are pixels.{note}")
     label = tag("strong", "Norm-pix: ")

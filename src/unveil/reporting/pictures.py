@@ -27,7 +27,7 @@ class Probe:
     """One fixed map as the model met it at one epoch: what it is, what was visible, what came back.
 
     `more` are further pictures by name: `teacher` and `blend`, `draw NAME` for a mask, `from NAME` for what is
-    predicted when that modality alone is given.
+    predicted when that modality alone is given, `features` for how far predicted features are from the true ones.
     """
 
     name: str
@@ -149,6 +149,15 @@ def attention_overlay(image: Picture, attention: Float[np.ndarray, "h w"], stren
     grey = image.astype(np.float32) @ np.array([0.299, 0.587, 0.114], np.float32)
     blend = strength * colours(smooth) + (1 - strength) * grey[..., None]
     return (blend + 0.5).astype(np.uint8)
+
+
+def patch_values(image: Picture, values: Float[np.ndarray, "h w"], limits: tuple[float, float]) -> Picture:
+    """A number for each patch in colours between the limits; where it is NaN, the image itself."""
+    rows, columns = values.shape
+    known = _pixels(image, np.flatnonzero(np.isfinite(values)), (rows, columns))
+    unit = (values - limits[0]) / (limits[1] - limits[0])
+    coloured = np.kron(scalar_colours(unit), np.ones((image.shape[0] // rows, image.shape[1] // columns, 1), np.uint8))
+    return np.where(known[..., None], coloured, image)
 
 
 @dataclass(frozen=True)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
@@ -33,6 +35,27 @@ def answers(model: MaskedModel, batch: Batch, seen: Imagined) -> dict[str, Tenso
     """Each modality's map, B C H W in the units of the batch (class ids B 1 H W), every patch that was asked for
     replaced by what the model says."""
     return {name: restore(objective, batch, seen) for name, objective in answerers(model).items()}
+
+
+@torch.no_grad()
+def distances(model: MaskedModel, batch: Batch, seen: Imagined) -> dict[str, Float[Tensor, "B N"]]:
+    """Of each modality whose look nobody predicts, how far what is predicted of a patch points from the truth: 1 - cos.
+
+    NaN where nothing is asked. Where several objectives predict such a modality, as a teacher's and a student's
+    features, the first one tells.
+    """
+    found: dict[str, Tensor] = {}
+    shown = answerers(model)
+    for objective in (o for o in model.objectives if isinstance(o, Objective)):
+        name = model.decoders[objective.decoder].modality
+        if name in shown or name in found:
+            continue
+        queries = seen.queries[objective.decoder]
+        guess, truth, _ = objective.compared(seen, batch)
+        apart = 1 - F.cosine_similarity(guess, truth, dim=-1)
+        nothing = apart.new_full((len(apart), seen.latents.tokens.layout.num_cells), math.nan)
+        found[name] = nothing.scatter(1, queries.cells, torch.where(queries.weight > 0, apart, math.nan))
+    return found
 
 
 def restore(objective: Objective, batch: Batch, seen: Imagined) -> Tensor:

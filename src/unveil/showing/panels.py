@@ -14,11 +14,14 @@ from ..masking import Masker
 from ..model import MaskedModel
 from ..patches import validity
 from ..records import Batch, Layout, Modality
-from ..reporting.pictures import Picture, attention_overlay, colours, hide_patches
+from ..reporting.pictures import Picture, attention_overlay, colours, hide_patches, patch_values, scalar_colours
 from ..reporting.sheets import Bar, Block, Panel, draw_sheet
 from ..targets import Pixels
-from .answers import alone, answerers, answers
+from .answers import alone, answerers, answers, distances
 from .viewing import Viewer
+
+FAR = (0.0, 1.0)  # distances of features that are shown: of one direction, and at right angles
+FEATURES = Bar("1 - cos of predicted and true features", scalar_colours, "0", "1 or more")
 
 
 @dataclass(frozen=True)
@@ -27,6 +30,7 @@ class Shown:
 
     `masks` has one for each way of drawing, `given` what is predicted of this map when another one alone is given,
     by that one's name. `shares` says how much of all attention is hidden by each mask, and how much this map has.
+    `features` is there where the look of a map is not predicted: how far predicted features are from the true ones.
     """
 
     sample: str
@@ -40,6 +44,7 @@ class Shown:
     masks: Mapping[str, Picture] = field(default_factory=dict)
     given: Mapping[str, Picture] = field(default_factory=dict)
     shares: Mapping[str, float] = field(default_factory=dict)
+    features: Picture | None = None
 
 
 @torch.no_grad()
@@ -59,7 +64,7 @@ def panels(
         unseen |= masks_of(model, batch, gazes.drawn)
     total = gazes.drawn.sum(dim=1).clamp_min(1e-12)
     shares = {name: (gazes.drawn * is_hidden).sum(dim=1) / total for name, is_hidden in unseen.items()}
-    back = answers(model, batch, seen)
+    back, apart = answers(model, batch, seen), distances(model, batch, seen)
     crossed = across(model, batch, inputs) if len(modalities) > 1 else {}
     shown = []
     for i, name in enumerate(names):
@@ -101,6 +106,9 @@ def panels(
                         if source != m.name and m.name in maps and _has(batch, source, i)
                     },
                     {way: float(share[i]) for way, share in shares.items()} | _part(gazes, layout, m.name, i),
+                    patch_values(original, apart[m.name][i].reshape(layout.grid).cpu().numpy(), FAR)
+                    if m.name in apart
+                    else None,
                 )
             )
         shown.append(rows)
@@ -125,6 +133,7 @@ def sheet(title: str, shown: Sequence[Sequence[Shown]], views: Mapping[str, View
     is_single = all(len(rows) == 1 for rows in shown)
     blocks = [_single(rows[0]) if is_single else _several(rows, views) for rows in shown]
     keys = [Bar("attention", colours, "low", "high"), *(view.key for view in views.values() if view.key)]
+    keys += [FEATURES] if any(one.features is not None for rows in shown for one in rows) else []
     return draw_sheet(title, blocks, keys, notes)
 
 
@@ -135,6 +144,7 @@ def _single(one: Shown) -> Block:
         Panel("blend", one.blend),
         Panel(f"mask as trained, {one.shares['own']:.0%}", one.hidden),
         Panel("prediction", one.reconstructed),
+        Panel("feature distance", one.features if one.reconstructed is None else None),
     ]
     second = [Panel(f"{way}, {one.shares[way]:.0%}", picture) for way, picture in one.masks.items()]
     rows = [[p for p in first if p.picture is not None], second]
