@@ -53,7 +53,8 @@ def evaluate(
     Further arguments are dials of the protocols: each goes to every chosen protocol that has it.
 
     data: labelled images: a folder of class folders, or of train and val; a Parquet file with labels; scenes; for
-        segment and depth a folder of folders: rgb, semseg, depth, or a well-known layout of them
+        segment and depth a folder of folders: rgb, semseg, depth, a well-known layout of them, or as --modalities
+        declares
     test_data: the images to test on; by default those in data's own val or test, else a fifth of every class
     group_by: hold out whole groups, such as patients: a level of the path (1 is the first folder), or a regex with one
         group

@@ -1,22 +1,20 @@
-"""Images with a truth at every pixel, classes or depth: plain folders, ADE20K, NYUv2, Hypersim, CamVid."""
+"""Images with a truth at every pixel, classes or depth: plain folders, ADE20K, NYUv2, Hypersim, CamVid, declared
+maps, rendered scenes."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-import torch
-
-from ..records import Modality
+from .aligned import open_samples
 from .class_names import CAMVID, NYU40, named, numbered
-from .declaration import DEPTH, RGB, SEMSEG, Declared
-from .hdf5 import NYUV2, as_npy, nyuv2_frames
+from .declaration import BUILT_IN, DEPTH, RGB, SEMSEG, Declared
+from .dense import DensePair, DenseSet, Files, Labels, Sampled
+from .hdf5 import NYUV2, nyuv2_frames
 from .listing import list_files, missing
-from .reading import READ, Map, read_map
-from .samples import Sample, in_one_frame
-from .sources import read_bytes, spread
+from .reading import READ
 
 Layout = Literal["auto", "folders", "ade20k", "nyuv2", "hypersim", "camvid"]
 FOLDERS = {  # the names that a folder of each kind of map goes by
@@ -31,138 +29,11 @@ _HELD_OUT = 5  # one in so many, where there is no test set
 
 
 @dataclass(frozen=True)
-class Labels:
-    """How classes are stored: `first` is the id of the first one; `void`, and what is below `first`, is no class.
-
-    `names` is empty where only the labels themselves tell how many classes there are.
-    """
-
-    names: tuple[str, ...] = ()
-    first: int = 0
-    void: int | None = 255
-
-    def __post_init__(self) -> None:
-        last = self.first + len(self.names) - 1
-        if self.void is not None and self.first <= self.void <= last:
-            hint = "; where classes count from 1, give --first-class 1" if self.void == 0 else ""
-            raise ValueError(
-                f"the ignore index {self.void} is a class, {self.names[self.void - self.first]!r}: the"
-                f" {len(self.names)} classes are stored as {self.first} to {last}; give another --ignore{hint}"
-            )
-
-    def classes(self, stored: Map, name: str) -> Map:
-        """The ids that a file holds as classes from 0. Raises ValueError for one beyond the last class."""
-        ids = stored.values.int() - self.first
-        valid = ids >= 0
-        if stored.valid is not None:
-            valid &= stored.valid
-        highest = int(ids[valid].max()) if valid.any() else 0
-        if self.names and highest >= len(self.names):
-            void = "" if self.void is None else f" and void {self.void}"
-            raise ValueError(
-                f"{name} holds the id {highest + self.first}, but there are {len(self.names)} classes, stored as"
-                f" {self.first} to {self.first + len(self.names) - 1}{void}: correct --classes, --ignore or"
-                " --first-class"
-            )
-        return Map(torch.where(valid, ids, 0), valid, stored.stored)
-
-
-@dataclass(frozen=True)
-class Files:
-    """The files of one kind of map, one for each sample."""
-
-    declared: Declared
-    root: Path
-    paths: Sequence[str] = field(repr=False)
-
-    def read(self, index: int) -> Map:
-        """The map of a sample; raises `Unreadable`."""
-        path = self.paths[index]
-        is_hdf5 = path.endswith(".hdf5") or ".mat#" in path
-        data = as_npy(self.root, path) if is_hdf5 else read_bytes(self.root / path, path)
-        return read_map(data, self.declared, path)
-
-
-@dataclass(frozen=True)
-class DenseSet:
-    """Samples with a truth at every pixel: the files of each kind of map, in one order."""
-
-    address: str
-    names: Sequence[str] = field(repr=False)
-    files: Mapping[str, Files] = field(repr=False)
-    labels: Labels = field(default_factory=Labels)
-    max_depth: float | None = None  # in metres; what is further away counts as unknown
-
-    def __len__(self) -> int:
-        return len(self.names)
-
-    def only(self, rows: Sequence[int]) -> DenseSet:
-        """Some of the samples."""
-        files = {kind: replace(f, paths=[f.paths[i] for i in rows]) for kind, f in self.files.items()}
-        return replace(self, names=[self.names[i] for i in rows], files=files)
-
-    def limited(self, limit: int | None) -> DenseSet:
-        """At most so many of them, evenly spread."""
-        return self if limit is None or limit >= len(self) else self.only(spread(len(self), limit))
-
-    def check(self, kinds: Sequence[str]) -> None:
-        """Raise ValueError unless there are these kinds of maps."""
-        for kind in kinds:
-            if kind not in self.files:
-                raise ValueError(
-                    f"{self.address} has no {kind}, there is {', '.join(self.files)}: put it into a folder beside the"
-                    f" others, such as {FOLDERS.get(kind, (kind,))[0]}/, with files of the same names"
-                )
-
-    def read(self, index: int, kind: str) -> Map:
-        """One map as it is stored, classes from 0; raises `Unreadable`, and ValueError for an id that is no class."""
-        found = self.files[kind].read(index)
-        if kind == "semseg":
-            return self.labels.classes(found, self.files[kind].paths[index])
-        return _above_zero(found, self.max_depth) if kind == "depth" else found
-
-    def sample(self, index: int, modalities: Sequence[Modality]) -> Sample:
-        """These maps of a sample in the frame of the first.
-
-        Raises `Unreadable` for a broken file, and ValueError for labels of another size than the image.
-        """
-        kinds = [m.name for m in modalities]
-        read = {kind: self.read(index, kind) for kind in kinds}
-        frame = read[kinds[0]].values.shape[-2:]
-        if "semseg" in read and (size := read["semseg"].values.shape[-2:]) != frame:
-            raise ValueError(
-                f"{self.files['semseg'].paths[index]} has {size[1]} x {size[0]} pixels, but its {kinds[0]}"
-                f" {frame[1]} x {frame[0]}: labels need the size of the image; make them anew, without resizing"
-            )
-        maps = {kind: m.values for kind, m in read.items()}
-        valid = {kind: m.valid for kind, m in read.items() if not m.is_picture}
-        return in_one_frame(Sample(maps, valid), modalities, self.names[index])
-
-    def labelled(self, names: tuple[str, ...]) -> DenseSet:
-        """The same with classes of these names."""
-        return replace(self, labels=replace(self.labels, names=names))
-
-    def with_channels(self, channels: int) -> DenseSet:
-        """The same with images of so many channels: an encoder of grey images reads grey ones."""
-        if "rgb" not in self.files:
-            return self
-        files = self.files["rgb"]
-        rgb = replace(RGB, modality=Modality("rgb", channels, (0.0,) * channels, (1.0,) * channels))
-        return replace(self, files={**self.files, "rgb": replace(files, declared=rgb)})
-
-
-@dataclass(frozen=True)
-class DensePair:
-    """What is learned from and what is judged on; `is_held_out` says that the second is the end of the first."""
-
-    train: DenseSet
-    test: DenseSet
-    is_held_out: bool
-
-
-@dataclass(frozen=True)
 class Stored:
-    """What the user says of how labels and depth are stored; None leaves it to the layout."""
+    """What the user says of how labels and depth are stored; None leaves it to the layout.
+
+    `declared` are maps by declaration, which says all of this itself but for `max_depth`.
+    """
 
     layout: Layout = "auto"
     classes: int | None = None
@@ -170,6 +41,7 @@ class Stored:
     first_class: int | None = None
     depth_scale: float | None = None
     max_depth: float | None = None
+    declared: tuple[Declared, ...] = ()
 
     def __post_init__(self) -> None:
         for name in ("depth_scale", "max_depth"):
@@ -199,6 +71,8 @@ def open_dense(data: str, test_data: str | None = None, stored: Stored | None = 
 
 def _open(address: str, stored: Stored) -> dict[str, DenseSet]:
     root = Path(address).expanduser()
+    if stored.declared or address == "scenes" or address.startswith("scenes:"):
+        return _declared(address, root, stored)
     if not root.exists():
         raise FileNotFoundError(missing(root, _NEEDED))
     if not root.is_dir():
@@ -229,6 +103,37 @@ def _open(address: str, stored: Stored) -> dict[str, DenseSet]:
         )
         for split, (names, kinds) in listed.items()
     }
+
+
+def _declared(address: str, root: Path, stored: Stored) -> dict[str, DenseSet]:
+    """Sets of the maps that were declared, in `train/` and `test/` where these hold them; of scenes all three."""
+    given = ["layout"] * (stored.layout != "auto")
+    given += [name for name in ("classes", "ignore", "first_class", "depth_scale") if getattr(stored, name) is not None]
+    if given:
+        told = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+        raise ValueError(
+            f"{told}: scenes and declared maps say this themselves; leave it out, or write it in the .toml"
+        )
+    declared = stored.declared or tuple(BUILT_IN.values())
+    inside = _by_split(root) if root.is_dir() and not (root / declared[0].folder).is_dir() else {}
+    places = {split: str(folder) for split, folder in inside.items()} if "train" in inside else {"train": address}
+    return {split: _of_samples(place, declared, stored.max_depth) for split, place in places.items()}
+
+
+def _of_samples(address: str, declared: tuple[Declared, ...], max_depth: float | None) -> DenseSet:
+    """The samples that have all declared maps; the map of classes goes by semseg, whatever its name."""
+    source = open_samples(address, declared)
+    rows = [row for row in range(len(source)) if all(source.has(row))]
+    if not rows:
+        raise ValueError(f"no sample of {address} has all of {', '.join(d.name for d in declared)}; declare fewer")
+    kinds = [d for d in source.declared if d.is_categorical]
+    classes = kinds[0] if len(kinds) == 1 else next((d for d in kinds if d.name == SEMSEG.name), None)
+    labels = Labels()
+    if classes is not None:
+        count = 0 if classes.measured else classes.modality.num_classes
+        labels = Labels(classes.classes or numbered(count, 0), void=classes.void)
+    maps = {SEMSEG.name if d is classes else d.name: Sampled(source, d, rows) for d in source.declared}
+    return DenseSet(address, [source.name(row) for row in rows], maps, labels, max_depth)
 
 
 def _guess(root: Path) -> Layout:
@@ -322,13 +227,3 @@ def _stems(folder: Path) -> dict[str, str]:
         held = ", ".join(f"{n} {kind}" for kind, n in others.most_common(5)) or "nothing"
         raise ValueError(f"no maps in {str(folder)!r}: found {held}. What counts: {' '.join(EXTENSIONS)}")
     return {path.rsplit(".", 1)[0]: path for path in files}
-
-
-def _above_zero(found: Map, most: float | None) -> Map:
-    """Depth where it is known: above 0, and at most so many metres."""
-    valid = found.values > 0
-    if most is not None:
-        valid &= found.values <= most
-    if found.valid is not None:
-        valid &= found.valid
-    return Map(torch.where(valid, found.values, 0), valid, found.stored)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+from ..data.declaration import declare
 from ..data.layouts import Layout, Stored
 from ..data.views import resize
 from ..records import DEPTH
@@ -29,6 +30,7 @@ def depth(
     head: HeadName = "linear",
     frozen: bool = True,
     inputs: tuple[str, ...] = (),
+    modalities: tuple[str, ...] = (),
     layout: Layout = "auto",
     depth_scale: float | None = None,
     max_depth: float | None = None,
@@ -44,6 +46,7 @@ def depth(
     head: linear; convnext (MultiMAE's); upernet (as MAE is fine-tuned); dpt
     frozen: only the head learns; --no-frozen trains the encoder too
     inputs: the modalities to read, of those that the encoder knows; by default its first
+    modalities: how the maps of a folder are declared: .toml files, and rgb, depth, semseg; by default the layout says
     layout: how images and depth lie: folders (rgb/ and depth/, in train/ and test/ where there are two), nyuv2,
         hypersim; auto looks
     depth_scale: metres of a stored unit, 0.001 by default; floats are metres
@@ -59,8 +62,8 @@ def depth(
     encoder = check_dense(task.encoder)
     if encoder is None:
         return None
-    stored = Stored(layout, depth_scale=depth_scale, max_depth=max_depth)
-    sets, modalities = opened(task, encoder, stored, inputs, "depth")
+    stored = Stored(layout, depth_scale=depth_scale, max_depth=max_depth, declared=declare(modalities))
+    sets, chosen = opened(task, encoder, stored, inputs, "depth")
     mean, std, everywhere = depth_mean(sets.train)
     name = ("probe" if frozen else "small") if schedule == "auto" else schedule
     if name not in SCHEDULES:
@@ -69,7 +72,7 @@ def depth(
     given = {"epochs": epochs, "batch_size": batch_size, "lr": lr, "image_size": image_size}
     settings = fitted(settings, len(sets.train), updates, given)
     truth = DepthLoss(mean, std, loss == "berhu")
-    trainer = Trainer(task, sets, encoder, modalities, Truth(DEPTH, 1, truth), head, frozen, settings, seed)
+    trainer = Trainer(task, sets, encoder, chosen, Truth(DEPTH, 1, truth), head, frozen, settings, seed)
     trainer.train()
     found, trivial = DepthErrors(), DepthErrors()
     for guess, sample in trainer.predictions():

@@ -6,7 +6,9 @@ import math
 
 import torch
 
-from ..data.layouts import DensePair, Layout, Stored
+from ..data.declaration import declare
+from ..data.dense import DensePair
+from ..data.layouts import Layout, Stored
 from ..records import Modality
 from .dense import Confusion, DenseTask, DenseTraining, HeadName, Schedule, Trainer, Truth, check_dense, fitted
 from .dense.counting import class_counts
@@ -34,6 +36,7 @@ def segment(
     head: HeadName = "linear",
     frozen: bool = True,
     inputs: tuple[str, ...] = (),
+    modalities: tuple[str, ...] = (),
     layout: Layout = "auto",
     classes: int | None = None,
     ignore: int | None = None,
@@ -49,6 +52,7 @@ def segment(
     head: linear; convnext (MultiMAE's); upernet (as MAE is fine-tuned); dpt
     frozen: only the head learns; --no-frozen trains the encoder too
     inputs: the modalities to read, of those that the encoder knows: rgb, depth, or both; by default its first
+    modalities: how the maps of a folder are declared: .toml files, and rgb, depth, semseg; by default the layout says
     layout: how images and labels lie: folders (rgb/ and semseg/, in train/ and test/ where there are two), ade20k,
         nyuv2, hypersim, camvid; auto looks
     classes: their number, where only the labels tell it otherwise
@@ -64,8 +68,8 @@ def segment(
     encoder = check_dense(task.encoder)
     if encoder is None:
         return None
-    stored = Stored(layout, classes, ignore, first_class)
-    sets, modalities = opened(task, encoder, stored, inputs, "semseg")
+    stored = Stored(layout, classes, ignore, first_class, declared=declare(modalities))
+    sets, chosen = opened(task, encoder, stored, inputs, "semseg")
     names, counts = class_counts(sets.train)
     sets = DensePair(sets.train.labelled(names), sets.test.labelled(names), sets.is_held_out)
     name = ("probe" if frozen else "small") if schedule == "auto" else schedule
@@ -76,7 +80,7 @@ def segment(
     truth = Truth(
         Modality("semseg", 1, (0.0,), (1.0,), kind="categorical", num_classes=len(names)), len(names), classes_loss
     )
-    trainer = Trainer(task, sets, encoder, modalities, truth, head, frozen, settings, seed)
+    trainer = Trainer(task, sets, encoder, chosen, truth, head, frozen, settings, seed)
     trainer.train()
     found, majority = Confusion(len(names)), Confusion(len(names))
     most = int(counts.argmax())

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ...data.class_names import numbered
 from ...data.decode import Unreadable
-from ...data.layouts import DenseSet, Labels
+from ...data.dense import DenseSet, Labels
 from ...data.reading import Map
 from ...data.views import resize_known
 from ...machine import num_cores

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ...data.layouts import DensePair, Stored, open_dense
+from ...data.dense import DensePair
+from ...data.layouts import Stored, open_dense
 from ...records import Modality
 from .encoder import DenseEncoder, chosen_inputs
 from .task import DenseTask

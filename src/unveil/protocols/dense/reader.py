@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ...chance import Chance, sample_keys
 from ...data.decode import Unreadable
-from ...data.layouts import DenseSet
+from ...data.dense import DenseSet
 from ...data.samples import Sample, stack
 from ...machine import num_cores
 from ...records import Batch, Modality

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ...chance import Chance
-from ...data.layouts import DensePair
+from ...data.dense import DensePair
 from ...data.samples import Sample, stack
 from ...machine import has_native_bf16
 from ...optim import warmup_cosine

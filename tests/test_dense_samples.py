@@ -1,0 +1,116 @@
+"""Segmentation and depth on rendered scenes and on maps by declaration."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from test_segment import tiny
+from unveil.data.declaration import declare
+from unveil.data.decode import Unreadable
+from unveil.data.layouts import Stored, open_dense
+from unveil.data.scenes import SEMANTIC_CLASSES, parse
+from unveil.protocols import run_dense
+from unveil.protocols.dense.counting import class_counts
+from unveil.records import DEPTH, RGB, SEMSEG, Modality
+
+SCENES = "scenes:count=10,size=32"
+THERMAL = Modality("thermal", 1, (0.0,), (1.0,))
+TOML = """
+[thermal]
+scale = 0.1
+mean = 20.0
+std = 5.0
+unit = "degrees"
+[landuse]
+kind = "categorical"
+classes = ["field", "wood", "water"]
+void = 9
+"""
+
+
+@pytest.fixture
+def land(tmp_path: Path) -> Path:
+    """Five samples of temperature and land use, in which wood is warm; the last has no land use."""
+    rng = np.random.default_rng(0)
+    for i in range(5):
+        ids = np.kron(rng.integers(0, 2, (2, 2)), np.ones((8, 8))).astype(np.uint8)
+        warm = (200 + 100 * ids.astype(np.uint16)).astype(np.uint16)
+        ids[:2] = 9
+        for kind, array in (("thermal", warm), ("landuse", ids))[: 2 if i < 4 else 1]:
+            (tmp_path / "land" / kind).mkdir(parents=True, exist_ok=True)
+            Image.fromarray(array).save(tmp_path / "land" / kind / f"{i}.png")
+    (tmp_path / "land.toml").write_text(TOML)
+    return tmp_path
+
+
+def test_scenes_hold_their_truth():
+    pair = open_dense(SCENES)
+    assert pair.is_held_out
+    assert (len(pair.train), len(pair.test)) == (8, 2)
+    names, counts = class_counts(pair.train)
+    assert names == tuple(SEMANTIC_CLASSES)
+    assert counts.sum() == 8 * 32 * 32
+    made = parse(SCENES).maps(9)
+    sample = pair.test.sample(1, [RGB, DEPTH, SEMSEG])
+    assert torch.equal(sample.maps["rgb"], made["rgb"])
+    assert torch.equal(sample.maps["depth"], made["depth"])
+    assert torch.equal(sample.maps["semseg"][0], made["semseg"].int())
+
+
+def test_what_is_measured_on_scenes():
+    found = run_dense(tiny(), ["segment"], SCENES, "scenes:count=3,size=32,seed=1", dials={"epochs": 1})[0]
+    assert 0 <= found.metrics["miou"] <= 1
+    assert set(found.details["iou"]) <= set(SEMANTIC_CLASSES)
+    assert found.settings["test_images"] == 3
+    depth = run_dense(tiny(), ["depth"], SCENES, dials={"epochs": 1, "modalities": ("rgb", "depth")})[0]
+    assert depth.metrics["rmse"] > 0
+    assert depth.settings["inputs"] == ["rgb"]
+
+
+def test_declared_maps_of_any_name(land: Path):
+    declared = declare([str(land / "land.toml")])
+    pair = open_dense(str(land / "land"), stored=Stored(declared=declared))
+    assert (len(pair.train), len(pair.test)) == (3, 1), "the one without land use is left out"
+    assert class_counts(pair.train)[0] == ("field", "wood", "water")
+    labels = Modality("semseg", 1, (0.0,), (1.0,), kind="categorical", num_classes=3)
+    sample = pair.train.sample(0, [THERMAL, labels])
+    assert sample.maps["thermal"].unique().tolist() == pytest.approx([20, 30])
+    assert sample.valid["semseg"][0, :3, 0].tolist() == [False, False, True]  # type: ignore[index]
+    there = sample.valid["semseg"]
+    assert torch.equal((sample.maps["thermal"] > 25)[there], (sample.maps["semseg"] == 1)[there])
+    dials = {"modalities": (str(land / "land.toml"),), "epochs": 2}
+    found = run_dense(tiny(THERMAL), ["segment"], str(land / "land"), dials=dials)[0]
+    assert found.settings["inputs"] == ["thermal"]
+    assert set(found.details["iou"]) <= {"field", "wood", "water"}
+
+
+def test_declared_maps_in_train_and_test(land: Path):
+    for split in ("train", "val"):
+        (land / "split" / split).parent.mkdir(exist_ok=True)
+        (land / "split" / split).symlink_to(land / "land")
+    pair = open_dense(str(land / "split"), stored=Stored(declared=declare([str(land / "land.toml")])))
+    assert (len(pair.train), len(pair.test), pair.is_held_out) == (4, 4, False)
+
+
+def test_what_is_wrong_is_told(land: Path):
+    declared = declare([str(land / "land.toml")])
+    with pytest.raises(ValueError, match="--classes: scenes and declared maps say this themselves"):
+        open_dense(SCENES, stored=Stored(classes=3))
+    with pytest.raises(ValueError, match=r"--layout, --depth-scale"):
+        open_dense(str(land / "land"), stored=Stored("folders", depth_scale=1, declared=declared))
+    Image.fromarray(np.full((16, 16), 7, np.uint8)).save(land / "land" / "landuse" / "0.png")
+    with pytest.raises(ValueError, match="holds the id 7, but there are 3 classes"):
+        open_dense(str(land / "land"), stored=Stored(declared=declared)).train.read(0, "semseg")
+    (land / "land" / "thermal" / "1.png").write_bytes(b"")
+    with pytest.raises(Unreadable, match="empty"):
+        open_dense(str(land / "land"), stored=Stored(declared=declared)).train.read(1, "thermal")
+    for file in (land / "land" / "landuse").iterdir():
+        file.rename(file.with_name("4.png")) if file.stem == "0" else file.unlink()
+    (land / "land" / "thermal" / "4.png").unlink()
+    with pytest.raises((ValueError, FileNotFoundError), match="is not aligned"):
+        open_dense(str(land / "land"), stored=Stored(declared=declared))
