@@ -10,19 +10,21 @@ import inspect
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from .asked import Asked
 from .chance import sample_keys
 from .data.aligned_inspection import AlignedInspection
 from .data.inspection import Inspection
 from .encoder import SIZES
-from .machine import memory_total
+from .machine import choose_precision, memory_total
 from .model import MaskedModel
 from .optim import Optim
+from .progress import say
 from .recipe import Recipe
 from .recipe_files import HANDED
 from .records import Batch, Modality
@@ -129,6 +131,38 @@ def fit_schedule(plan: Plan, num_train: int, image_seconds: float, minutes: floa
         peak = f"a peak of {floor:.1e}, for a short run with small batches"
         plan.set("lr", float(f"{floor * 256 / batch:.3g}"), peak)
         plan.set("lr_scale", "none", "the peak is for this run as it stands")
+
+
+def time_an_image(
+    asked: Asked, built: Recipe, modalities: Sequence[Modality], device: torch.device, processes: int = 1
+) -> tuple[Settings, float]:
+    """Settings that work, and the seconds that an image of an update takes.
+
+    On a GPU that is the largest micro-batch that fits; where compilation fails, there is none.
+    """
+    batch = max(1, built.optim.batch_size // processes)
+    settings = Settings(
+        str(device),
+        choose_precision(asked.precision, device),
+        min(batch, asked.micro_batch or first_micro_batch(built, batch, device)),
+        compile=asked.compile == "on" or (asked.compile == "auto" and device.type == "cuda"),
+        save_minutes=asked.save_minutes,
+        signals_every=1.0,
+    )
+    while True:
+        try:
+            return settings, measure_step(built, settings, batch, modalities) / (batch * processes)
+        except torch.OutOfMemoryError:
+            if asked.micro_batch or settings.micro_batch == 1:
+                raise
+            torch.cuda.empty_cache()
+            settings = replace(settings, micro_batch=settings.micro_batch // 2)
+        except Exception as error:  # a compiler fails in many ways; a fault that is none of its own comes again
+            if not settings.compile:
+                raise
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            say(f"note: torch.compile does not work here ({reason}); training goes on without it")
+            settings = replace(settings, compile=False)
 
 
 def measure_step(recipe: Recipe, settings: Settings, batch_size: int, modalities: Sequence[Modality]) -> float:

@@ -13,7 +13,7 @@ import torch
 from . import __version__
 from .asked import Asked, json_like
 from .checkpoint import Checkpoint, read_latest
-from .continuing import find_before, keep_schedule, on_the_tail, schedule_lines
+from .continuing import find_before, keep_schedule, on_the_tail, schedule_facts, schedule_lines
 from .data.sources import Source, Subset, spread
 from .facts import (
     data_facts,
@@ -28,7 +28,7 @@ from .facts import (
     settings_facts,
 )
 from .foreign import State, find, is_foreign, load_weights, read_weights, translate, with_bands
-from .machine import choose_device, choose_precision, git_commit, num_cores, versions
+from .machine import choose_device, git_commit, num_cores, versions
 from .opening import (
     Found,
     check_broken,
@@ -41,7 +41,7 @@ from .opening import (
     present,
     settle,
 )
-from .plan import MINUTES, Change, Plan, first_micro_batch, fit_schedule, fit_shape, measure_step
+from .plan import MINUTES, Change, Plan, fit_schedule, fit_shape, time_an_image
 from .progress import duration, say
 from .recipe import Recipe
 from .recipe_files import handed, load_recipe
@@ -121,6 +121,7 @@ def prepare_new(asked: Asked, processes: int = 1) -> Prepared:
         "model": model_facts(built.stages[0].build()),
         "settings": settings_facts(settings, built.optim.batch_size, asked.workers or num_cores(), processes),
         "optim": asdict(built.optim) | {"peak_lr": built.optim.peak_lr},
+        "schedule": schedule_facts(built, asked.continue_schedule),
         "seed": asked.seed,
         "versions": versions(device),
         "git": git_commit(),
@@ -246,38 +247,6 @@ def _fitting(weights: State, built: Recipe, asked: Asked) -> State:
             "nothing in --init-from fits this encoder; give a checkpoint of the same size, or another --size"
         )
     return state
-
-
-def time_an_image(
-    asked: Asked, built: Recipe, modalities: Sequence[Modality], device: torch.device, processes: int = 1
-) -> tuple[Settings, float]:
-    """Settings that work, and the seconds that an image of an update takes.
-
-    On a GPU that is the largest micro-batch that fits; where compilation fails, there is none.
-    """
-    batch = max(1, built.optim.batch_size // processes)
-    settings = Settings(
-        str(device),
-        choose_precision(asked.precision, device),
-        min(batch, asked.micro_batch or first_micro_batch(built, batch, device)),
-        compile=asked.compile == "on" or (asked.compile == "auto" and device.type == "cuda"),
-        save_minutes=asked.save_minutes,
-        signals_every=1.0,
-    )
-    while True:
-        try:
-            return settings, measure_step(built, settings, batch, modalities) / (batch * processes)
-        except torch.OutOfMemoryError:
-            if asked.micro_batch or settings.micro_batch == 1:
-                raise
-            torch.cuda.empty_cache()
-            settings = replace(settings, micro_batch=settings.micro_batch // 2)
-        except Exception as error:  # a compiler fails in many ways; a fault that is none of its own comes again
-            if not settings.compile:
-                raise
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
-            say(f"note: torch.compile does not work here ({reason}); training goes on without it")
-            settings = replace(settings, compile=False)
 
 
 def check_shared(batch: int, processes: int) -> None:

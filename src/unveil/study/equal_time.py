@@ -11,8 +11,7 @@ from typing import Any
 from ..asked import Asked
 from ..checkpoint import write_json
 from ..machine import choose_device
-from ..plan import measure_step
-from ..preparation import time_an_image
+from ..plan import measure_step, time_an_image
 from ..progress import say
 from .costs import build, modalities_of, num_images
 from .design import Arm, Scale, ScaleName, Setting, Study
