@@ -9,7 +9,7 @@ import pytest
 
 import unveil
 from tiny_runs import write_images, write_recipe
-from unveil.continuing import schedule_lines
+from unveil.continuing import on_the_tail, schedule_facts, schedule_lines, schedule_of
 from unveil.encoder import Encoder
 from unveil.optim import Optim
 from unveil.recipe import Recipe, Stage, View
@@ -56,6 +56,8 @@ def test_a_run_rides_the_tail_of_its_own_schedule(first, tmp_path: Path, capsys,
     assert rates(second) == pytest.approx([whole.rate(steps + i, 2 * steps, per_epoch) for i in range(steps)])
     told = capsys.readouterr()
     assert "learning rate from epoch 2 to 4: begins at" in told.out + told.err
+    assert "Schedule of the learning rate" in unveil.report([second]).read_text()
+    assert "Schedule of the learning rate" not in unveil.report([run]).read_text(), "it goes on with nothing"
 
     third = unveil.pretrain(
         recipe, data=images, out=str(tmp_path / "third"), init_from=str(second), continue_schedule="tail", **QUICK
@@ -107,3 +109,25 @@ def test_the_schedule_is_drawn():
     bars = drawn.strip()
     assert (bars[0], bars[-1], max(bars)) == ("▁", "▁", "█")
     assert bars.index("█") == pytest.approx(8, abs=1)
+
+
+def test_the_schedule_is_kept_for_the_report():
+    encoder = Encoder((RGB,), (8,), 4, 8, 1, 1)
+    built = Recipe(encoder, (Stage(lambda: None, 100),), Optim(1e-4, 2048, 40), View((8, 8)))
+    assert set(schedule_facts(built, "restart")) == {"run"}
+    for schedule, factor in (("tail", 1), ("x10", 10)):
+        told = schedule_facts(on_the_tail(built, schedule, 1600), schedule)
+        epochs, rates = zip(*told["whole"], strict=True)
+        assert (epochs[0], epochs[-1], rates[0]) == (0, 1700, 0)
+        assert max(rates) == pytest.approx(8e-4, rel=0.01), "of the first training, whatever this run makes of it"
+        assert told["run"][0] == (1600, pytest.approx(factor * 7.14e-6, rel=1e-3))
+        assert told["run"][-1] == (1700, pytest.approx(0, abs=1e-12))
+
+
+def test_the_schedule_of_stages_that_begin_anew():
+    encoder = Encoder((RGB,), (8,), 4, 8, 1, 1)
+    stages = (Stage(lambda: None, 50), Stage(lambda: None, 50))
+    built = Recipe(encoder, stages, Optim(warmup_epochs=10), View((8, 8)), restart=True)
+    rates = dict(schedule_of(built))
+    assert (rates[0], rates[50]) == (0, 0)
+    assert rates[10] == rates[60] == built.optim.peak_lr

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from bisect import bisect_right
 from dataclasses import dataclass, replace
+from itertools import accumulate
 from pathlib import Path
 
 from .asked import Asked, Continue
@@ -13,7 +15,7 @@ from .runs import read_facts
 
 RAISED = 10.0  # the rate of x10, in tails
 _BARS = "▁▂▃▄▅▆▇█"
-_COLUMNS = 40
+_COLUMNS, _WHOLE = 40, 200  # intervals of a run, and of the training that it is the tail of
 
 
 @dataclass(frozen=True)
@@ -64,15 +66,40 @@ def on_the_tail(built: Recipe, schedule: Continue, epochs: float) -> Recipe:
     return replace(built, optim=replace(built.optim, trained_epochs=epochs, lr_factor=factor))
 
 
+def schedule_of(built: Recipe) -> list[tuple[float, float]]:
+    """Points of the run's schedule: epochs, counted from the first training's start, and the learning rate there."""
+    optim, lengths = built.optim, [stage.epochs for stage in built.stages] if built.restart else [built.epochs]
+    ends = list(accumulate(lengths))
+    points = []
+    for i in range(_COLUMNS + 1):
+        epoch = built.epochs * i / _COLUMNS
+        stage = min(bisect_right(ends, epoch), len(ends) - 1)
+        rate = optim.rate(epoch - ends[stage] + lengths[stage], lengths[stage], 1)
+        points.append((optim.trained_epochs + epoch, rate))
+    return points
+
+
+def schedule_facts(built: Recipe, schedule: Continue) -> dict[str, list[tuple[float, float]]]:
+    """The schedule as `run.json` keeps it: of this run, and of the whole training that it rides the tail of."""
+    optim, first = built.optim, built.optim.trained_epochs
+    if not first:
+        return {"run": schedule_of(built)}
+    whole, raised = first + built.epochs, RAISED if schedule == "x10" else 1.0
+    epochs = [whole * i / _WHOLE for i in range(_WHOLE + 1)]
+    return {
+        "run": schedule_of(built),
+        "whole": [(epoch, optim.rate(epoch - first, built.epochs, 1) / raised) for epoch in epochs],
+    }
+
+
 def schedule_lines(built: Recipe) -> list[str]:
     """The learning rate over the run, in words and drawn."""
-    optim, epochs = built.optim, built.epochs
-    at = [optim.rate(epochs * i / _COLUMNS, epochs, 1) for i in range(_COLUMNS + 1)]
+    points = schedule_of(built)
+    at = [rate for _, rate in points]
     highest = max(at)
     drawn = "".join(_BARS[round(rate / highest * (len(_BARS) - 1))] if highest else _BARS[0] for rate in at)
-    first = optim.trained_epochs
     return [
-        f"  learning rate from epoch {first:g} to {first + epochs:g}: begins at {at[0]:.1e}, at most {highest:.1e},"
-        f" ends at {at[-1]:.1e}",
+        f"  learning rate from epoch {points[0][0]:g} to {points[-1][0]:g}: begins at {at[0]:.1e}, at most"
+        f" {highest:.1e}, ends at {at[-1]:.1e}",
         f"  {drawn}",
     ]

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 from .charts import NUM_COLOURS, Line, line_chart
 from .markup import Markup, brief, count, duration, figure, percent, table, tag
-from .run import Run, Signals, Step
+from .run import Run, Signals, Step, number
 from .verdict import headline, judge
 
 Runs = Sequence[Run]
@@ -111,9 +111,26 @@ def curves(runs: Runs) -> Markup | None:
         if is_alone
         else None,
         line_chart("Learning rate", [_plain(line) for line in lines(lambda s: s.lr)], x_label=axis, from_zero=True),
+        _continued(runs),
     ]
     explained = "Thin: every logged step. Thick: a moving average. Point at a chart to read its values."
     return section("Curves", charts_of(charts), explained=explained) if any(charts) else None
+
+
+def _continued(runs: Runs) -> Markup | None:
+    """The schedules of runs that go on with a training, dashed, and the part of each that the run rides."""
+    lines = []
+    for i, run in enumerate(runs):
+        whole, own = (_points(run.fact("schedule", part)) for part in ("whole", "run"))
+        if whole[0]:
+            lines += [Line(f"{run.name}: the training that goes on", *whole, i, is_dashed=True)]
+            lines += [Line(f"{run.name}", *own, i)]
+    return line_chart("Schedule of the learning rate", lines, x_label="epoch", note="from the first training's start")
+
+
+def _points(told: object) -> tuple[list[float], list[float]]:
+    pairs = [p for p in told if isinstance(p, list) and len(p) == 2] if isinstance(told, list) else []
+    return [number(x) for x, _ in pairs], [number(y) for _, y in pairs]
 
 
 def label_free(runs: Runs) -> Markup | None:
