@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import cast
@@ -20,10 +20,10 @@ from .facts import part, read_declared
 from .loading import known_facts, rebuild
 from .looking.opening import open_run
 from .machine import choose_device
-from .masking import Masker, Uniform
+from .masking import ByModality, DirichletBudget, Masker, Uniform
 from .model import Imagined, MaskedModel, Objective
 from .patches import unpatchify, validity
-from .protocols.dense.restorer import Restored, Restorer, RestoringTask
+from .protocols.dense.restorer import Masks, Restored, Restorer, RestoringTask, Shown
 from .protocols.task import Tell, silent
 from .records import Batch, Observations, Tokens
 from .showing.answers import restore
@@ -67,8 +67,10 @@ class ModelRestorer:
         """The modalities that an objective tells."""
         return list(dict.fromkeys(cast("Pixels | Classes", o.target).modality.name for o in self.objectives))
 
-    def imagined(self, batch: Batch, shown: float | Sequence[str]) -> Imagined:
-        """One pass with a share of the tokens shown, by chance, or the tokens of some modalities."""
+    def imagined(self, batch: Batch, shown: Shown) -> Imagined:
+        """One pass with a share of the tokens shown, by chance, or the tokens of some modalities, or by a mask."""
+        if isinstance(shown, Masks):
+            return self.model.imagine(batch, self.masker(shown))
         if isinstance(shown, float):
             return self.model.imagine(batch, Masker(Uniform(), shown, 1 - shown))
         share = len(shown) / len(self.inputs)
@@ -78,8 +80,13 @@ class ModelRestorer:
             share = 1 - 1 / layout.num_tokens
         return self.model.imagine(batch, Masker(Hidden(hidden), share, 1 - share))
 
+    def masker(self, masks: Masks) -> Masker:
+        """The model's own masks or MultiMAE's random ones, all that is hidden asked for."""
+        own = replace(self.model.masker, predicted=1 - self.model.masker.visible)
+        return own if masks is Masks.OWN else replace(own, score=DirichletBudget(ByModality(Uniform())))
+
     @torch.no_grad()
-    def restored(self, batch: Batch, shown: float | Sequence[str]) -> dict[str, Restored]:
+    def restored(self, batch: Batch, shown: Shown) -> dict[str, Restored]:
         """What each objective says of what is hidden."""
         seen = self.imagined(batch, shown)
         return {o.name: said(o, batch, seen) for o in self.objectives}
@@ -103,7 +110,7 @@ class TrainingMean:
         return self.model.outputs
 
     @torch.no_grad()
-    def restored(self, batch: Batch, shown: float | Sequence[str]) -> dict[str, Restored]:
+    def restored(self, batch: Batch, shown: Shown) -> dict[str, Restored]:
         """The same guess for every sample."""
         seen = self.model.imagined(batch, shown)
         found = {}

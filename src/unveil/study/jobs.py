@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ..asked import HANDED, Asked, json_like
-from ..protocols import dials_of, protocols
+from ..protocols import RestoringTask, dials_of, protocols, work_of
 from ..recipe_files import load_recipe, reads_several
 from .design import Arm, Dials, RunOf, Scale, ScaleName, Setting, Share, Study
 
@@ -99,8 +99,7 @@ def _job(
     pretrain = {"save_minutes": SAVE_MINUTES, **{n: json_like(v) for n, v in dials.items()}, **runs}
     evaluate = [
         {
-            "data": place(setting.labelled or setting.data, folder),
-            "test_data": setting.test_data and place(setting.test_data, folder),
+            **_measured_on(setting, folder, several, work_of(names)),
             "protocol": names,
             "seed": seed,
             "baselines": arm.name == study.baseline,
@@ -124,6 +123,19 @@ def _job(
         ],
         needs=[job.name for job in needed.values()],
     )
+
+
+def _measured_on(setting: Setting, folder: Path, several: bool, work: type) -> dict[str, str | None]:
+    """What protocols of one kind are given: labelled images, or for a run's own decoders all maps that it reads.
+
+    The user's own test images are labelled, but need not have those maps: the run's held-out samples take their place.
+    """
+    assert setting.data is not None
+    if work is RestoringTask:
+        test = setting.test_data if setting.test_data and is_scenes(setting.test_data) else None
+        return {"data": place(setting.data, folder, several), "test_data": test and place(test, folder, several)}
+    test = setting.test_data
+    return {"data": place(setting.labelled or setting.data, folder), "test_data": test and place(test, folder)}
 
 
 def place(address: str, folder: Path, several: bool = False) -> str:
@@ -160,7 +172,8 @@ def _grouped(chosen: Mapping[str, Dials]) -> list[tuple[list[str], Dials]]:
     """Protocols that share their dials are measured together: features are computed once for them."""
     groups: list[tuple[list[str], Dials]] = []
     for name, dials in chosen.items():
-        same = next((names for names, given in groups if given == dials), None)
+        work = work_of([name])
+        same = next((names for names, given in groups if given == dials and work_of(names) is work), None)
         if same is None:
             groups.append(([name], dials))
         else:

@@ -10,6 +10,7 @@ from .design import Dials, Scale, ScaleName, Setting
 
 IMAGENET = 1_281_167  # training images
 NONE: dict[str, Any] = {}
+KNN: dict[str, Dials] = {"knn": {}}
 KNN_AND_LINEAR: dict[str, Dials] = {"knn": {}, "linear": {}}
 PUBLISHED: dict[str, Dials] = {"linear": {}, "finetune": {}}
 
@@ -57,6 +58,7 @@ def scales(
     settings: Mapping[str, Dials] = NONE,
     photographs: bool = False,
     protocols: Mapping[str, Dials] = KNN_AND_LINEAR,
+    smoke_protocols: Mapping[str, Dials] = KNN,
     published: Mapping[str, Dials] = PUBLISHED,
     analyses: Mapping[str, Dials] = NONE,
     minutes: Mapping[ScaleName, float] = NONE,
@@ -74,7 +76,7 @@ def scales(
         on_card += [Setting(_named("photographs", name), dials=dials) for name, dials in several.items()]
     found: dict[ScaleName, Scale] = {
         "smoke": Scale(
-            (rendered("scenes", 40, 32),), (0, 1), {"knn": {}}, {**SMOKE, **shared, **smoke}, arms=smoke_arms
+            (rendered("scenes", 40, 32),), (0, 1), smoke_protocols, {**SMOKE, **shared, **smoke}, arms=smoke_arms
         ),
         "cpu": Scale(
             tuple(

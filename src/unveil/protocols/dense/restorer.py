@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from enum import Enum
 from typing import Protocol
 
 from jaxtyping import Bool, Float
@@ -26,6 +27,16 @@ class Restored:
     losses: Float[Tensor, " B"]
 
 
+class Masks(Enum):
+    """Masks at a model's own share of tokens: random ones that other models share, or as it is trained."""
+
+    RANDOM = "random_masks"
+    OWN = "own_masks"
+
+
+Shown = float | Sequence[str] | Masks
+
+
 class Restorer(Protocol):
     """Something that restores what is hidden of a batch."""
 
@@ -39,18 +50,18 @@ class Restorer(Protocol):
         """The modalities that it tells."""
         ...
 
-    def restored(self, batch: Batch, shown: float | Sequence[str]) -> Mapping[str, Restored]:
+    def restored(self, batch: Batch, shown: Shown) -> Mapping[str, Restored]:
         """What it says of hidden patches, by the name of what is predicted.
 
-        `shown` is the share of all tokens that it reads, drawn by each sample's own chance, or the modalities that it
-        reads whole while the others are hidden.
+        `shown` is the share of all tokens that it reads, drawn by each sample's own chance, the modalities that it
+        reads whole while the others are hidden, or which masks say so.
         """
         ...
 
 
 @dataclass(frozen=True)
 class RestoringTask:
-    """What `reconstruct` is asked: a restorer, and batches of samples that it was not trained on."""
+    """What `reconstruct` and `heldout` are asked: a restorer, and batches of samples that it was not trained on."""
 
     model: Restorer
     batches: Callable[[], Iterator[Batch]]
