@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pkgutil
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -22,6 +23,8 @@ jaxtyping.install_import_hook([f"unveil.{m.name}" for m in _modules if m.name no
 
 import pytest  # noqa: E402
 import torch  # noqa: E402
+
+from tiny_runs import Place, write_images, write_recipe  # noqa: E402
 
 
 class _OffWhileTracing(type(jaxtyping.config)):  # type: ignore[misc]
@@ -66,6 +69,28 @@ def data_folder() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no real data at {folder}: UNVEIL_DATA says where it is")
     return folder
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Place:
+    """A user's recipe of a tiny ViT and 40 images."""
+    return Place(tmp_path, write_recipe(tmp_path), str(write_images(tmp_path / "images")))
+
+
+@pytest.fixture(scope="session")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """The run that was never stopped, made once for each set of dials."""
+    made: dict[tuple[str, ...], Path] = {}
+
+    def make(*words: str) -> Path:
+        if words not in made:
+            path = tmp_path_factory.mktemp("whole")
+            here = Place(path, write_recipe(path), str(write_images(path / "images")))
+            assert here.pretrain(*words) == 0
+            made[words] = here.run
+        return made[words]
+
+    return make
 
 
 @pytest.fixture(scope="session")

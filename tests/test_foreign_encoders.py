@@ -15,8 +15,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import unveil
+from public_models import close
 from test_foreign import CROSS, Hostile, public_names
-from test_foreign_parity import close
 from test_teachers_frozen import public_file
 from tiny import build
 from tiny_runs import write_images, write_recipe

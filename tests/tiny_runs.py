@@ -6,12 +6,15 @@ import json
 import os
 import signal
 from collections.abc import Callable, Collection
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
+
+from unveil.cli import main
 
 RECIPE = '''
 """Tiny: a ViT of two blocks, trained in one stage or in two that share the encoder."""
@@ -114,3 +117,24 @@ def interrupt() -> None:
 
 def kill() -> None:
     raise Killed
+
+
+TRAIN = ("--epochs", "3", "--batch-size", "10", "--lr", "0.05", "--warmup-epochs", "1", "--image-size", "16")
+WARM = ("--warmup-epochs", "1")
+TWO = (*TRAIN, "--stages", "2")
+
+
+@dataclass(frozen=True)
+class Place:
+    """A folder with a user's recipe and images, and the command there."""
+
+    path: Path
+    recipe: str
+    data: str
+
+    def pretrain(self, *words: str, out: str = "run") -> int:
+        return main(["pretrain", self.recipe, "--data", self.data, "--out", str(self.path / out), *words])
+
+    @property
+    def run(self) -> Path:
+        return self.path / "run"

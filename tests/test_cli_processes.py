@@ -1,0 +1,71 @@
+"""What only a process of its own can show of the command line, and the machine that `unveil doctor` looks at."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+from unveil.cli import main
+from unveil.cli.commands import COMMANDS
+
+
+class TestProcess:
+    """What only a process of its own can show."""
+
+    def run(self, *words: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run([sys.executable, "-m", "unveil", *words], capture_output=True, text=True)
+
+    def test_alone_it_shows_every_command_and_where_to_begin(self):
+        shown = self.run()
+        assert shown.returncode == 0
+        for name in COMMANDS:
+            assert f"  {name}" in shown.stdout
+        assert shown.stdout.endswith("next: unveil demo\n")
+
+    def test_help_and_lists_never_wait_for_torch(self):
+        code = textwrap.dedent("""
+            import sys
+            from unveil.cli import main
+            codes = [main([]), main(["--help"]), main(["--version"]), main(["recipes"]), main(["nope"])]
+            print(codes, "torch" in sys.modules, "numpy" in sys.modules)
+        """)
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+        assert done.stdout.splitlines()[-1] == "[0, 0, 0, 0, 2] False False", done.stderr
+
+    def test_a_mistake_ends_the_process_with_two(self):
+        done = self.run("pretrain", "nosuch", "--data", "x")
+        assert (done.returncode, done.stdout) == (2, "")
+
+    def test_a_closed_pipe_is_no_fault(self):
+        command = f"{sys.executable} -m unveil recipes | head -n 1"
+        done = subprocess.run(command, shell=True, capture_output=True, text=True)
+        assert done.stderr == ""
+
+
+class TestDoctor:
+    def test_a_healthy_machine(self, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        assert main(["doctor"]) == 0
+        told = capsys.readouterr().out
+        assert "problem" not in told
+        for part in ("unveil ", "torch ", "cores", "memory", "MiB/s", "JPEG", "a training step works"):
+            assert part in told
+        assert told.endswith("next: unveil demo\n")
+        assert list(tmp_path.iterdir()) == []
+
+    def test_a_broken_part_is_a_problem_and_the_rest_is_still_looked_at(self, capsys, monkeypatch):
+        import simplejpeg
+
+        def broken(*_: object) -> None:
+            raise OSError("libturbojpeg is missing")
+
+        monkeypatch.setattr(simplejpeg, "decode_jpeg", broken)
+        assert main(["doctor"]) == 1
+        told = capsys.readouterr().out
+        assert "problem decoding: OSError: libturbojpeg is missing" in told
+        assert "a training step works" in told
+        assert told.endswith("next: unveil doctor\n")
