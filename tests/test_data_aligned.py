@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from unveil.chance import sample_keys
-from unveil.data.aligned import aligned_modalities, open_samples
+from unveil.data.aligned import aligned_modalities, open_images, open_samples
 from unveil.data.aligned_inspection import inspect_samples
 from unveil.data.declaration import DEPTH, RGB, SEMSEG, Declared, declare
 from unveil.data.loader import Loader, TooManyBroken
@@ -113,6 +113,19 @@ class TestSamples:
         with pytest.raises(ValueError, match="scenes have no 'thermal'"):
             open_samples("scenes", (Declared(Modality("thermal", 1, (0.0,), (1.0,))),))
 
+    def test_an_encoder_of_images_reads_the_first_input(self, tmp_path: Path):
+        root = write(tmp_path)
+        source = open_images(root, 3)
+        assert (source.channels, source.classes) == (3, ["scene0", "scene1"])
+        assert torch.equal(source.image(3), open_images(root / "rgb", 3).image(3)), "the order is that of names"
+        assert source.name(3) == "scene0/006"
+        assert open_images(root, 3, (DEPTH, RGB)).channels == 1
+        told = replace(DEPTH, modality=replace(DEPTH.modality, role="output"))
+        assert open_images(root, 3, (told, RGB)).channels == 3, "what is only predicted is not read"
+        own = replace(DEPTH, modality=replace(DEPTH.modality, name="range"), files="depth")
+        assert open_images(root, 1, (own,)).channels == 1
+        assert open_images(root / "rgb", 3, (RGB,)).classes == ["scene0", "scene1"], "a plain folder is a plain source"
+
 
 class TestViews:
     @settings(max_examples=40, deadline=None)
@@ -187,6 +200,7 @@ class TestBatches:
         assert 0 < batch.valid["depth"].float().mean() < 1
         assert not batch.maps["depth"][~batch.valid["depth"]].any()
         assert not batch.present  # no sample lacks anything
+        assert set(batch.valid) == {"depth", "semseg"}, "of a picture nothing is unknown, so nothing is said"
 
     def test_samples_lack_a_modality_and_train_on_what_they_have(self, tmp_path: Path):
         batch, loader = batch_of(write(tmp_path, without={"depth": {1, 4, 7}, "rgb": {0}}))
@@ -208,7 +222,31 @@ class TestBatches:
         one, many = (batch_of(root, batch_size=40, workers=w)[0] for w in (1, 4))
         for name in one.maps:
             assert torch.equal(one.maps[name], many.maps[name])
+        assert set(one.valid) == set(many.valid)
+        for name in one.valid:
             assert torch.equal(one.valid[name], many.valid[name])
+
+    def test_scenes_are_whole_and_say_nothing(self):
+        source = open_samples("scenes:count=4,size=32", (RGB, DEPTH))
+        loader = Loader(source, View((16, 16)), 4, 0, modality=[d.modality for d in source.declared])
+        (batch,) = loader.batches(0)
+        assert (batch.valid, batch.present) == ({}, {})
+
+    def test_arrays_and_masks_may_hold_holes(self, tmp_path: Path):
+        root = write(tmp_path, 4)
+        plain = replace(DEPTH, nodata=())
+        assert open_samples(root, (RGB, plain)).complete() == {"rgb", "depth"}
+        assert open_samples(root, (replace(RGB, validity="semseg"), plain)).complete() == {"depth"}
+        array = np.full((24, 32), 2.0, np.float32)
+        array[:, :16] = np.nan
+        file = next((root / "depth").rglob("*.png"))
+        np.save(file.with_suffix(".npy"), array)
+        file.unlink()
+        source = open_samples(root, (RGB, plain))
+        assert source.complete() == {"rgb"}
+        loader = Loader(source, View((16, 16), (1.0, 1.0), (1.0, 1.0)), 4, 0, modality=[RGB.modality, plain.modality])
+        (batch,) = loader.batches(0)
+        assert sorted(v.float().mean().item() == 1 for v in batch.valid["depth"]) == [False, True, True, True]
 
     def test_what_does_not_fit_is_replaced_and_listed(self, tmp_path: Path):
         write(tmp_path, 20)

@@ -115,6 +115,28 @@ class TestPretraining:
         assert not (tmp_path / "run").exists()
 
 
+def test_features_are_measured_on_the_folder_that_a_run_learned_from(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    """The user need not say that its pictures are in rgb; where nothing is labelled, that is told."""
+    data, run = write(tmp_path / "data", 40), str(tmp_path / "run")
+    words = ("--modalities", "rgb", "depth", "--out", run, *FEW)
+    assert main(["pretrain", two(tmp_path), "--data", str(data), *words]) == 0
+    found = [unveil.evaluate(run, data=str(d), protocol=("knn",), device="cpu")[0] for d in (data, data / "rgb")]
+    assert found[0].metrics == found[1].metrics
+    assert found[0].baselines == found[1].baselines
+    unveil.embed(run, data=str(data), out=str(tmp_path / "f.npz"), device="cpu")
+    with np.load(tmp_path / "f.npz") as features:
+        assert features["features"].shape == (40, 16)
+    for kind in ("rgb", "depth"):
+        for scene in sorted((data / kind).iterdir()):
+            for file in scene.iterdir():
+                file.rename(data / kind / file.name)
+            scene.rmdir()
+    assert main(["evaluate", run, "--data", str(data), "--protocol", "knn", "--device", "cpu"]) == 2
+    assert "has no labels, and this protocol needs them" in " ".join(capsys.readouterr().err.split())
+
+
 def test_a_folder_of_modalities_is_seen_as_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     data = write(tmp_path / "data", 6, without={"depth": {3}})
     assert main(["inspect", str(data)]) == 0

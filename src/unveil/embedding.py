@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from .data.aligned import aligned_modalities, open_samples
+from .data.aligned import aligned_modalities, open_images, open_samples
 from .data.aligned_inspection import AlignedInspection, inspect_samples
 from .data.declaration import declare
 from .data.inspection import Inspection, inspect_source
 from .data.sources import open_source
-from .loading import load
+from .loading import declared_of, load
 from .pretrained import Pool
 from .protocols.features import extract
 from .runs import check_writable
@@ -32,7 +32,7 @@ def embed(
 ) -> Path:
     """Write the features of images to an .npz file: `features` N x D, `names`, and `labels` where there are any.
 
-    data: a folder of images, a Parquet file, or scenes
+    data: a folder of images, a Parquet file, or scenes; of a folder of rgb, depth, ... the first that the run reads
     out: the file to write
     pool: cls, mean, or both
     limit: embed at most so many images, evenly spread
@@ -44,7 +44,8 @@ def embed(
         raise ValueError(f"--out {out} is to be an .npz file; give a name that ends so")
     check_writable(path.parent)
     encoder = load(run, pool=pool, device=device)
-    found = extract(encoder, open_source(data, encoder.channels), pool, batch_size, limit=limit)
+    source = open_images(data, encoder.channels, declared_of(run))
+    found = extract(encoder, source, pool, batch_size, limit=limit)
     content: dict[str, Any] = {"features": found.values.numpy(), "names": np.array(found.names)}
     if found.labels is not None:
         content["labels"] = found.labels.numpy()

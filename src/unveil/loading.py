@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from .checkpoint import read_latest
-from .facts import part, read_dials, read_modalities
+from .data.declaration import Declared
+from .facts import part, read_declared, read_dials, read_modalities
 from .foreign import ForeignEncoder, describe, fresh, is_foreign, load_encoder
 from .machine import choose_device
 from .pretrained import Pool, Pretrained
@@ -41,6 +42,11 @@ def untrained(address: str | Path, *, pool: Pool = "mean", device: str = "auto")
     if is_foreign(address):
         return fresh(describe(address), seed=0, pool=pool).to(choose_device(device))
     return Pretrained(rebuild(Path(address).expanduser()).encoder, pool).to(choose_device(device))
+
+
+def declared_of(address: str | Path) -> tuple[Declared, ...]:
+    """The modalities of a run that reads several; none of others, and of a public ViT."""
+    return () if is_foreign(address) else read_declared(known_facts(Path(address).expanduser()))
 
 
 def rebuild(path: Path) -> Recipe:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -21,9 +21,10 @@ from .listing import folder_labels, list_files, missing
 from .reading import READ, Map, read_map
 from .samples import Sample, SampleSource, as_sample
 from .scenes import SEMANTIC_CLASSES, SceneSource, parse
-from .sources import read_bytes
+from .sources import Source, open_source, read_bytes
 
 _NEEDED = "Several modalities are read from a folder that holds one for each, or from scenes"
+INTEGERS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif")  # files of whole numbers, which no NaN is among
 Files = Mapping[str, str]  # stem -> path below the root
 
 
@@ -65,6 +66,18 @@ def aligned_modalities(address: str | Path) -> tuple[Declared, ...]:
     return found if len(found) > 1 else ()
 
 
+def open_images(address: str | Path, channels: int | None = None, declared: Sequence[Declared] = ()) -> Source:
+    """What an encoder of images reads at an address: of aligned folders the first of its `declared` inputs, or rgb.
+
+    Any other address is opened as `open_source` does, and what that raises is raised.
+    """
+    root = Path(str(address)).expanduser()
+    first = next((d for d in declared if d.modality.role != "output"), None)
+    if root.is_dir() and (aligned_modalities(address) or (first is not None and (root / first.folder).is_dir())):
+        return open_samples(address, (first or BUILT_IN["rgb"],))
+    return open_source(address, channels)
+
+
 @dataclass(frozen=True)
 class AlignedSource:
     """Files of several modalities in aligned folders: those of one stem are one sample, called by its stem."""
@@ -93,6 +106,15 @@ class AlignedSource:
     def has(self, index: int) -> tuple[bool, ...]:
         """Whether each modality has a file of this stem."""
         return tuple(self.stems[index] in self.files[d.name] for d in self.declared)
+
+    def complete(self) -> frozenset[str]:
+        """Pictures, and numbers of which none is declared to mean no truth: arrays may hold NaN, some TIFFs say so."""
+        return frozenset(
+            d.name
+            for d in self.declared
+            if not (d.validity or d.nodata or d.void is not None)
+            and all(name.lower().endswith(INTEGERS) for name in self.files[d.name].values())
+        )
 
     def read(self, index: int) -> dict[str, Map]:
         """The maps that the sample has, as their files hold them, each at its own size; raises `Unreadable`."""
@@ -158,6 +180,10 @@ class SceneSamples:
     def has(self, index: int) -> tuple[bool, ...]:
         """All of them, always."""
         return (True,) * len(self.declared)
+
+    def complete(self) -> frozenset[str]:
+        """All of them: whatever is seen is known."""
+        return frozenset(d.name for d in self.declared)
 
     def read(self, index: int) -> dict[str, Map]:
         """All maps of one scene."""

@@ -17,7 +17,7 @@ from ..chance import Chance, mix, sample_keys
 from ..machine import num_cores
 from ..records import Batch, Modality
 from .decode import Unreadable
-from .samples import Sample, Stack, join, lacking, sampler, stack, view_of
+from .samples import Sample, Stack, complete, join, lacking, sampler, stack, view_of
 from .sources import Source
 from .views import View, draw_cuts
 
@@ -73,7 +73,7 @@ class Loader:
         self.source, self.view, self.seed = source, view, seed
         self.modalities = _modalities(modality, source, view)
         self._sample = sampler(source, self.modalities[0].name)
-        self._lacking = lacking(source)
+        self._lacking, self._complete = lacking(source), complete(source)
         self.batch_size = min(batch_size, len(source))
         self.part, self.parts = part
         self.workers = max(1, num_cores() if workers is None else workers)
@@ -140,7 +140,7 @@ class Loader:
         cuts = draw_cuts([sample.size for sample in found], self.view, key[kept])
         size = self.view.image_size
         views = [view_of(sample, cut, size, self.modalities) for sample, cut in zip(found, cuts, strict=True)]
-        return _Chunk(stack(views, self.modalities, size, self._lacking), tried, broken)
+        return _Chunk(stack(views, self.modalities, size, self._lacking, self._complete), tried, broken)
 
     def _readable(self, sample: int, key: Int[Tensor, ""], tried: list[int], broken: dict[int, str]) -> Sample | None:
         """The sample's maps, or those of the first readable replacement that its key leads to."""

@@ -63,6 +63,10 @@ class SampleSource(Source, Protocol):
         """Which of the modalities a sample has; nothing is read for it."""
         ...
 
+    def complete(self) -> frozenset[str]:
+        """The modalities whose maps hold a truth at every pixel, wherever there is a map."""
+        ...
+
     def settled(self, declared: tuple[Declared, ...]) -> SampleSource:
         """The same source, its modalities as the data have settled them."""
         ...
@@ -173,12 +177,23 @@ def lacking(source: Source) -> set[str] | None:
     return {d.name for d, always in zip(whole.declared, everywhere, strict=True) if not always}
 
 
+def complete(source: Source) -> frozenset[str]:
+    """The modalities whose maps hold a truth at every pixel; those of a plain source are not asked."""
+    found = origin(source)[0]
+    return found.complete() if isinstance(found, SampleSource) else frozenset()
+
+
 def stack(
-    views: Sequence[Sample], modalities: Sequence[Modality], size: tuple[int, int], missing: Collection[str] | None
+    views: Sequence[Sample],
+    modalities: Sequence[Modality],
+    size: tuple[int, int],
+    missing: Collection[str] | None,
+    complete: Collection[str] = (),
 ) -> Stack:
     """Views as a batch: a missing map is zeros that are neither valid nor present.
 
     `present` tells of the modalities that may be `missing`; with None, a plain source, nothing is told but the maps.
+    `valid` tells of all but the `complete` ones, so that a batch says nothing of what lacks nothing.
     """
     if not views:
         return Stack({})
@@ -196,8 +211,11 @@ def stack(
         maps[m.name] = joined([image[None] for image in images])
         truths = [view.valid.get(m.name) for view in views]
         there = torch.tensor([image is not None for image in found])
-        whole = torch.stack([known if truth is None else truth for truth in truths])
-        valid[m.name] = whole & there[:, None, None, None]
+        if m.name in complete:
+            assert all(truth is None for truth in truths), f"{m.name} is not complete"
+        else:
+            told = torch.stack([known if truth is None else truth for truth in truths])
+            valid[m.name] = told & there[:, None, None, None]
         if m.name in missing:
             present[m.name] = there
     return Stack(maps, valid, present)

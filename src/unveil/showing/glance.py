@@ -9,7 +9,7 @@ import torch
 
 from ..chance import sample_keys
 from ..data.decode import Unreadable
-from ..data.samples import Sample, Stack, center_of, lacking, sampler, stack
+from ..data.samples import Sample, Stack, center_of, complete, lacking, sampler, stack
 from ..data.sources import Source, spread
 from ..data.views import center_view
 from ..records import Batch, Modality, unit
@@ -50,7 +50,7 @@ def glance(source: Source, modalities: Sequence[Modality], size: tuple[int, int]
         if first.name in sample.maps:
             places.append(index)
             views.append(_centre(sample, size, modalities, is_plain=lacks is None))
-    return Glance([source.name(i) for i in places], places, stack(views, modalities, size, lacks))
+    return Glance([source.name(i) for i in places], places, stack(views, modalities, size, lacks, complete(source)))
 
 
 def _centre(sample: Sample, size: tuple[int, int], modalities: Sequence[Modality], is_plain: bool) -> Sample:
