@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 from .foreign import is_foreign
-from .loading import load, untrained
+from .loading import declared_of, load, untrained
 from .pretrained import Pool
 from .progress import duration, say
 from .protocols import (
@@ -52,14 +52,14 @@ def evaluate(
     Those of a public ViT (a weight file, a folder, a name on the hub) are kept in `runs/<its name>/eval/`.
     Further arguments are dials of the protocols: each goes to every chosen protocol that has it.
 
-    data: labelled images: a folder of class folders, or of train and val; a Parquet file with labels; scenes; for
-        segment and depth a folder of folders: rgb, semseg, depth, a well-known layout of them, or as --modalities
-        declares
+    data: labelled images: a folder of class folders, or of train and val; a Parquet file with labels; scenes; of a
+        folder of rgb, depth, ... the first that the run reads; for segment and depth such a folder, a well-known
+        layout of one, or as --modalities declares
     test_data: the images to test on; by default those in data's own val or test, else a fifth of every class
     group_by: hold out whole groups, such as patients: a level of the path (1 is the first folder), or a regex with one
         group
     protocol: knn, linear (as MAE probes), linear-lbfgs, attentive, finetune, lowshot, transfer; segment, depth;
-        reconstruct (of the run's own decoders)
+        reconstruct, heldout (of the run's own decoders)
     pool: cls, mean, or both
     baselines: measure raw pixels and the untrained encoder too; where the encoder is trained, from scratch
     limit: use at most so many images of each source
@@ -113,7 +113,7 @@ def evaluate(
             results = run_protocols(
                 encoder,
                 protocol,
-                *open_sets(data, test_data, encoder.channels, group_by, seed),
+                *open_sets(data, test_data, encoder.channels, group_by, seed, declared_of(run)),
                 pool,
                 others,
                 seed=seed,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -11,7 +11,9 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from ..data.sources import Source, Subset, open_source, spread
+from ..data.aligned import open_images
+from ..data.declaration import Declared
+from ..data.sources import Source, Subset, spread
 from ..data.splits import hold_out
 from .features import FeatureEncoder, Features, Pool, extract
 from .labels import check_labels, shared_numbers, stratified_split
@@ -51,13 +53,18 @@ TRAIN, TEST = ("train", "training"), ("val", "validation", "valid", "test")
 
 
 def open_sets(
-    data: str, test_data: str | None, channels: int, group_by: str | None = None, seed: int = 0
+    data: str,
+    test_data: str | None,
+    channels: int,
+    group_by: str | None = None,
+    seed: int = 0,
+    declared: Sequence[Declared] = (),
 ) -> tuple[Source, Source | None]:
     """The images to learn from, and those to be judged on where there are any of their own.
 
     A folder that holds the folders train and val (or validation, or test) is both, as ImageNet and Places are laid out.
-    With `group_by` a fifth is held out by whole groups, as `hold_out` makes them. Raises ValueError for groups where
-    there are images to be judged on already.
+    Of aligned folders the first of the `declared` inputs is read, or rgb. With `group_by` a fifth is held out by whole
+    groups, as `hold_out` makes them. Raises ValueError for groups where there are images to be judged on already.
     """
     folder = Path(data).expanduser()
     inside = {path.name.lower(): path for path in folder.iterdir() if path.is_dir()} if folder.is_dir() else {}
@@ -65,8 +72,8 @@ def open_sets(
     test = next((inside[name] for name in TEST if name in inside), None)
     if test_data is None and train is not None and test is not None:
         data, test_data = str(train), str(test)
-    learned = open_source(data, channels)
-    judged = open_source(test_data, channels) if test_data else None
+    learned = open_images(data, channels, declared)
+    judged = open_images(test_data, channels, declared) if test_data else None
     if group_by is None:
         return learned, judged
     if judged is not None:
