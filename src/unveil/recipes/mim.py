@@ -50,6 +50,7 @@ def recipe(
     masking: Literal["uniform", "block", "inverse-block", "grid", "attention"] = "uniform",
     draw: Literal["gumbel", "hard", "low", "keep"] = "gumbel",
     teacher: str | None = None,
+    teacher_channels: tuple[int, ...] | None = None,
     momentum: float = 0.996,
     mask_unit: int | None = None,
     visible: float = 0.25,
@@ -87,6 +88,7 @@ def recipe(
         a draw in proportion to attention visible (keep)
     teacher: who guides attention and gives features: student, its average over time, or a frozen encoder: a file, a
         folder, a run, a name on the hub, or random as a control
+    teacher_channels: which channels of an image a frozen encoder sees, counted from 1; by default all
     momentum: how much of itself the student's average keeps at a step, at first; at the end all
     mask_unit: side in pixels of the squares that are hidden whole; by default one patch
     visible: share of the patches that the encoder reads
@@ -152,7 +154,7 @@ def recipe(
             return {}
         if teacher == "student":
             return {"teacher": EMATeacher(encoder, Momentum(momentum), reading)}
-        return {"teacher": load_teacher(teacher, encoder, reading, seed=torch.initial_seed())}
+        return {"teacher": load_teacher(teacher, encoder, reading, teacher_channels, seed=torch.initial_seed())}
 
     def build() -> MaskedModel:
         width = encoder.dim if decoder == "linear" else decoder_dim

@@ -55,7 +55,8 @@ class FrozenTeacher(nn.Module):
     def observe(self, batch: Batch, tokens: Tokens) -> Observation:
         """What it sees in the whole images of a batch, at the student's cells."""
         images = self.chosen(batch.maps[self.modality])
-        with torch.autocast(images.device.type, torch.bfloat16) if self.in_bf16 else nullcontext():
+        in_bf16 = self.in_bf16 and not images.is_meta  # where shapes alone are counted, there is no arithmetic
+        with torch.autocast(images.device.type, torch.bfloat16) if in_bf16 else nullcontext():
             return self.encoder.observe(images, tokens.layout.grid, self.reading, self.modality)
 
     def chosen(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B F H W"]:
@@ -116,7 +117,8 @@ def load_teacher(
         )
     _tell(address, encoder.spec.patch, student.image_size, student.grid)
     if reading.projected and not encoder.spec.projection:
-        _tell_unprojected(address)
+        if address != RANDOM:
+            _tell_unprojected(address)
         reading = replace(reading, projected=False)
     return FrozenTeacher(encoder, reading, seen.name, channels)
 
