@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
+from torch import nn
+from torch.func import functional_call
+from torch.utils.flop_counter import FlopCounterMode
 
+from .chance import sample_keys
 from .data.aligned import AlignedSource
 from .data.declaration import Declared, declared_from, modality_from
 from .data.samples import SampleSource, origin
 from .data.sources import EncodedSource, Source
 from .encoder import Encoder
-from .model import MaskedModel, Objective
+from .layers import Positions
+from .model import MaskedModel, Objective, mean_loss
 from .recipe import Recipe
-from .records import Layout, Modality
+from .records import Batch, Layout, Modality
 from .targets import Pixels
 from .trainer import Settings
 
@@ -59,23 +64,77 @@ def layout_of(encoder: Encoder) -> Layout:
     return Layout(spans, encoder.grid)
 
 
-def model_facts(model: MaskedModel) -> dict[str, Any]:
-    """Parameters and tokens, counted."""
-
-    def count(module: torch.nn.Module) -> int:
-        return sum(p.numel() for p in module.parameters() if p.requires_grad)
-
+def model_facts(recipe: Recipe, modalities: Sequence[Modality]) -> dict[str, Any]:
+    """Parameters and tokens, counted, as training begins; and what each stage trains and costs."""
+    built = [stage.build() for stage in recipe.stages]
+    model = built[0]
     targets = [o.target for o in model.objectives if isinstance(o, Objective)]
     layout = layout_of(model.encoder)
     visible, predicted = model.masker.counts(layout)
     return {
-        "parameters": {"encoder": count(model.encoder), "decoder": count(model) - count(model.encoder)},
+        "parameters": {"encoder": trained(model.encoder), "decoder": trained(model) - trained(model.encoder)},
         "heads": model.encoder.blocks[0].attn.heads,
         "num_tokens": layout.num_tokens,
         "num_visible": visible,
         "num_predicted": predicted,
         "norm_pix": any(isinstance(t, Pixels) and t.norm_pix for t in targets),
+        "stages": [
+            {"epochs": stage.epochs, **_stage_facts(model, modalities, recipe.view.image_size)}
+            for stage, model in zip(recipe.stages, built, strict=True)
+        ],
     }
+
+
+def _stage_facts(model: MaskedModel, modalities: Sequence[Modality], size: tuple[int, int]) -> dict[str, int | None]:
+    try:
+        operations: int | None = flops(model, modalities, size)
+    except (RuntimeError, NotImplementedError):  # a part of the user's own that asks for numbers, not shapes
+        operations = None
+    return {"trained": trained(model), "guides": guides(model), "flops": operations}
+
+
+def trained(module: nn.Module) -> int:
+    """The number of parameters that training changes."""
+    return sum(p.numel() for p in module.parameters() if p.requires_grad)
+
+
+def guides(model: MaskedModel) -> int:
+    """The numbers that frozen or averaged teachers hold, position tables left out."""
+    parts = (part for part in cast("nn.ModuleDict", model.teachers).modules() if not isinstance(part, Positions))
+    held = (t for part in parts for t in (*part.parameters(recurse=False), *part.buffers(recurse=False)))
+    return sum(t.numel() for t in held if not t.requires_grad)
+
+
+def flops(model: MaskedModel, modalities: Sequence[Modality], size: tuple[int, int]) -> int:
+    """Operations of a step on one image, forward and backward, two for each multiply-add; teachers look, too.
+
+    Counted on shapes alone. Norms, activations and the update do not count.
+    """
+    held = dict(model.named_parameters()) | dict(model.named_buffers())
+    with torch.device("meta"), FlopCounterMode(display=False) as counter:
+        shapes = {name: torch.empty_like(t, device="meta", requires_grad=t.requires_grad) for name, t in held.items()}
+        maps = {}
+        for m in modalities:
+            shape = (1, m.channels, size[0] // m.stride, size[1] // m.stride)
+            maps[m.name] = torch.zeros(shape, dtype=torch.long if m.kind == "categorical" else torch.float)
+        batch = Batch(maps, sample_keys(0, 0, range(1)), torch.zeros(()))
+        mean_loss(functional_call(model, shapes, (batch,))).backward()
+    return counter.get_total_flops()
+
+
+def stage_lines(told: Mapping[str, Any]) -> list[str]:
+    """What a person is told of the stages, from the facts of a model."""
+    stages, lines = told["stages"], []
+    for number, stage in enumerate(stages, start=1):
+        which = f"stage {number} of {len(stages)}, {stage['epochs']:.4g} epochs: " if len(stages) > 1 else ""
+        beside = f" beside {_millions(stage['guides'])} of teachers" if stage["guides"] else ""
+        takes = f"; a step takes {stage['flops'] / 1e9:.3g} GFLOPs for each image" if stage["flops"] else ""
+        lines.append(f"  {which}{_millions(stage['trained'])} parameters are trained{beside}{takes}")
+    return lines
+
+
+def _millions(count: int) -> str:
+    return f"{count / 1e6:.3g} M"
 
 
 def settings_facts(settings: Settings, batch_size: int, workers: int, processes: int = 1) -> dict[str, Any]:
@@ -114,4 +173,4 @@ def read_dials(facts: Mapping[str, Any], run: Path) -> dict[str, Any]:
 def read_settings(facts: Mapping[str, Any], run: Path) -> Settings:
     """How the run used its machine."""
     told = part(facts, "settings", run)
-    return Settings(**{name: told[name] for name in Settings.__dataclass_fields__})
+    return Settings(**{name: told[name] for name in Settings.__dataclass_fields__ if name in told})

@@ -26,6 +26,7 @@ from .facts import (
     read_modalities,
     read_settings,
     settings_facts,
+    stage_lines,
 )
 from .foreign import State, find, is_foreign, load_weights, read_weights, translate, with_bands
 from .machine import choose_device, git_commit, num_cores, versions
@@ -107,8 +108,10 @@ def prepare_new(asked: Asked, processes: int = 1) -> Prepared:
         settings,
         micro_batch=min(settings.micro_batch, built.optim.batch_size // processes),
         signals_every=asked.signals_every or max(1 / per_epoch, built.epochs / 10),
+        keep_every=asked.keep_every,
     )
-    _tell(plan.changes, built, settings, processes, len(train), len(train) * built.epochs * image_seconds)
+    model = model_facts(built, modalities)
+    _tell(plan.changes, built, settings, processes, model, len(train), len(train) * built.epochs * image_seconds)
     facts = {
         "unveil": __version__,
         "recipe": asked.name,
@@ -118,7 +121,7 @@ def prepare_new(asked: Asked, processes: int = 1) -> Prepared:
         **declared_facts(source),
         "changes": [asdict(change) for change in plan.changes],
         "data": data_facts(source, train, held_out, built, modalities[0]),
-        "model": model_facts(built.stages[0].build()),
+        "model": model,
         "settings": settings_facts(settings, built.optim.batch_size, asked.workers or num_cores(), processes),
         "optim": asdict(built.optim) | {"peak_lr": built.optim.peak_lr},
         "schedule": schedule_facts(built, asked.continue_schedule),
@@ -258,7 +261,13 @@ def check_shared(batch: int, processes: int) -> None:
 
 
 def _tell(
-    changes: list[Change], built: Recipe, settings: Settings, processes: int, num_train: int, seconds: float
+    changes: list[Change],
+    built: Recipe,
+    settings: Settings,
+    processes: int,
+    model: Mapping[str, Any],
+    num_train: int,
+    seconds: float,
 ) -> None:
     for change in changes:
         used, paper = (" ".join(map(str, v)) if isinstance(v, tuple) else v for v in (change.used, change.paper))
@@ -271,6 +280,6 @@ def _tell(
         f"{f', {times} times' if times > 1 else ''}; peak learning rate {optim.peak_lr:.2e}; "
         f"{settings.precision} on {settings.device}"
     )
-    for line in schedule_lines(built):
+    for line in (*stage_lines(model), *schedule_lines(built)):
         say(line)
     say(f"training {built.epochs:g} epochs of {num_train:,} images: about {duration(seconds)}")

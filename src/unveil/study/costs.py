@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 
-from ..chance import sample_keys
 from ..data.declaration import BUILT_IN
 from ..data.sources import open_source
+from ..facts import flops
 from ..machine import choose_device, choose_precision
 from ..plan import measure_step
 from ..recipe import Recipe
 from ..recipe_files import handed, load_recipe, reads_several
-from ..records import RGB, Batch, Modality
+from ..records import RGB, Modality
 from ..trainer import Settings
 from .design import Arm, Scale, ScaleName, Setting, Study
 from .jobs import OF_PRETRAIN, settled
@@ -56,9 +53,9 @@ def costs(study: Study, scale: ScaleName, device: str = "auto") -> list[Cost]:
         for arm in arms:
             per_image, epochs = found_of[arm.name]
             images = num_images(setting) * epochs
-            flops = images * per_image
-            seconds = flops / found_of[base.name][0] * step if at.minutes is None else 60 * at.minutes
-            found.append(Cost(arm.name, setting.name, len(at.seeds), images, flops, seconds))
+            total = images * per_image
+            seconds = total / found_of[base.name][0] * step if at.minutes is None else 60 * at.minutes
+            found.append(Cost(arm.name, setting.name, len(at.seeds), images, total, seconds))
     return found
 
 
@@ -94,15 +91,8 @@ def modalities_of(arm: Arm, at: Scale, setting: Setting) -> tuple[Modality, ...]
 
 def flops_per_image(recipe: Recipe) -> float:
     """Operations of a forward and a backward pass on one image, over the stages as they are long, on no data."""
-    total = 0.0
-    for stage in recipe.stages:
-        model = stage.build()
-        batch = _batch(recipe, model.encoder.modalities, 1)
-        with FlopCounterMode(display=False) as counter:
-            losses = model(batch)
-            torch.stack([value / count.clamp_min(1) for value, count in losses.values()]).sum().backward()
-        total += stage.epochs * counter.get_total_flops()
-    return total / recipe.epochs
+    modalities, size = recipe.encoder.modalities, recipe.view.image_size
+    return sum(stage.epochs * flops(stage.build(), modalities, size) for stage in recipe.stages) / recipe.epochs
 
 
 def num_images(setting: Setting) -> int:
@@ -114,23 +104,10 @@ def num_images(setting: Setting) -> int:
     return setting.images
 
 
-def _seconds_per_image(recipe: Recipe, flops: float, device: str) -> float:
+def _seconds_per_image(recipe: Recipe, per_image: float, device: str) -> float:
     """The time of a training step on a device, per image."""
     where = choose_device(device)
-    wanted = round(_TRIED.get(where.type, _TRIED["cpu"]) / flops)
+    wanted = round(_TRIED.get(where.type, _TRIED["cpu"]) / per_image)
     batch = min(max(_FEWEST, min(_MOST, wanted)), recipe.optim.batch_size)
     settings = Settings(str(where), choose_precision("auto", where), batch, False, 1.0, 1.0)
     return measure_step(recipe, settings, batch, recipe.encoder.modalities) / batch
-
-
-def _batch(recipe: Recipe, modalities: Sequence[Modality], count: int) -> Batch:
-    maps = {}
-    for m in modalities:
-        height, width = (side // m.stride for side in recipe.view.image_size)
-        is_ids = m.kind == "categorical"
-        maps[m.name] = (torch.zeros if not is_ids else _ids)(count, m.channels, height, width)
-    return Batch(maps, sample_keys(0, 0, range(count)), torch.zeros(()))
-
-
-def _ids(*shape: int) -> Tensor:
-    return torch.zeros(shape, dtype=torch.long)

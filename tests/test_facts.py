@@ -1,0 +1,70 @@
+"""What run.json says of a model: each stage's parameters, its teachers' and its operations."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from test_cmtmae import make
+from unveil.benchmark.contenders import CONTENDERS, Name, Work
+from unveil.benchmark.flops import count
+from unveil.facts import flops, guides, model_facts, stage_lines, trained
+from unveil.layers import Positions
+from unveil.recipes import attmask, mae
+from unveil.records import DEPTH, RGB, SEMSEG
+
+
+@pytest.mark.parametrize("name", ["mae", "cmtmae-stage2", "multimae-guided"])
+def test_operations_are_those_of_a_model_made_of_shapes_alone(name: Name):
+    work = Work("nano", 8, (32,), 1, 0)
+    model = CONTENDERS[name].build(work).model
+    before = {n: t.clone() for n, t in model.state_dict().items()}
+    several = (RGB, DEPTH, SEMSEG) if name.startswith("multimae") else (RGB,)
+    assert flops(model, several, (32, 32)) == count(CONTENDERS[name], work).flops
+    after = model.state_dict()
+    assert all(torch.equal(after[n], t) for n, t in before.items()), "nothing is run on the weights"
+    assert all(p.grad is None for p in model.parameters())
+
+
+def numbers(module: torch.nn.Module) -> int:
+    tables = sum(part.table.numel() for part in module.modules() if isinstance(part, Positions))
+    return sum(t.numel() for t in (*module.parameters(), *module.buffers())) - tables
+
+
+def test_each_stage_is_told_for_itself():
+    recipe = make()
+    told = model_facts(recipe, recipe.encoder.modalities)
+    first, second = told["stages"]
+    models = [stage.build() for stage in recipe.stages]
+    assert [s["epochs"] for s in (first, second)] == [100, 700]
+    assert first["trained"] == sum(told["parameters"].values()) == trained(models[0])
+    assert second["trained"] - first["trained"] == 17 * 24, "the head that guesses the student"
+    assert first["guides"] == numbers(models[0].teachers["teacher"].encoder)
+    assert second["guides"] - first["guides"] == numbers(models[1].teachers["student"].average.copy)
+    assert second["flops"] > first["flops"]
+    lines = stage_lines(told)
+    assert lines[0].startswith("  stage 1 of 2, 100 epochs: ")
+    assert "of teachers; a step takes " in lines[1]
+
+
+def test_a_single_stage_has_no_number_and_no_teacher_none():
+    (line,) = stage_lines(model_facts(make(mae), make(mae).encoder.modalities))
+    assert "stage" not in line
+    assert "teachers" not in line
+    assert guides(make(mae).stages[0].build()) == 0
+    assert guides(make(attmask).stages[0].build()) > 0
+
+
+def test_what_needs_numbers_is_not_counted(monkeypatch: pytest.MonkeyPatch):
+    recipe = make(mae)
+    model = recipe.stages[0].build()
+
+    def score(tokens: object, observations: object, batch: object) -> Tensor:
+        return torch.rand(1, 24, device="cpu") + tokens.ids  # type: ignore[attr-defined]
+
+    object.__setattr__(model.masker, "score", score)
+    object.__setattr__(recipe.stages[0], "build", lambda: model)
+    told = model_facts(recipe, recipe.encoder.modalities)
+    assert told["stages"][0]["flops"] is None
+    assert "GFLOPs" not in stage_lines(told)[0]
