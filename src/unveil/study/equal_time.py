@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +21,7 @@ from .locks import held
 
 FILE = "epochs.json"
 _MORE = 2  # timings of a step after the first
+_WAIT = 0.1  # seconds until another process has written
 Epochs = Mapping[str, float]
 
 
@@ -64,10 +66,13 @@ def with_epochs(study: Study, epochs: Epochs) -> Study:
 
 def keep(epochs: Epochs, at: Scale, folder: Path) -> Epochs:
     """The epochs as the folder holds them from now on: those of whoever came first."""
-    with held(folder / "locks", "epochs"):
-        kept = {**epochs, **read(folder, at)}
-        write_json(folder / FILE, {"minutes": at.minutes, "epochs": kept})
-    return kept
+    while True:
+        with held(folder / "locks", "epochs") as is_ours:
+            if is_ours:
+                kept = {**epochs, **read(folder, at)}
+                write_json(folder / FILE, {"minutes": at.minutes, "epochs": kept})
+                return kept
+        time.sleep(_WAIT)
 
 
 def read(folder: Path, at: Scale) -> Epochs:
