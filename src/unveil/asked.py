@@ -45,6 +45,7 @@ class Asked:
     workers: int | None = None
     save_minutes: float = 10.0
     signals_every: float | None = None
+    keep_every: float | None = None
     max_broken: float = 0.05
     tensorboard: bool = False
     dials: Mapping[str, Any] = field(default_factory=dict)
@@ -57,8 +58,8 @@ class Asked:
         need(self.micro_batch is None or self.micro_batch >= 1, "--micro-batch", self.micro_batch, "1 image or more")
         need(self.workers is None or self.workers >= 1, "--workers", self.workers, "1 thread or more")
         need(0 <= self.save_minutes < math.inf, "--save-minutes", self.save_minutes, "a time, 0 for every step")
-        every = self.signals_every
-        need(every is None or 0 < every < math.inf, "--signals-every", every, "a number of epochs above 0")
+        for word, every in (("--signals-every", self.signals_every), ("--keep-every", self.keep_every)):
+            need(every is None or 0 < every < math.inf, word, every, "a number of epochs above 0")
         need(0 <= self.max_broken <= 1, "--max-broken", self.max_broken, "a share between 0 and 1")
         need(0 < self.held_out_share < 1, "--held-out-share", self.held_out_share, "a share between 0 and 1")
         need(self.held_out in get_args(HeldOut), "--held-out", self.held_out, _one_of(HeldOut))

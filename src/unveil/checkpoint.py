@@ -20,6 +20,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+ON_THE_WAY = "kept"  # the folder of weights that stay
 KEPT = 2  # checkpoints of a run; the older one is there in case the newer is damaged
 _MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 
@@ -62,7 +63,40 @@ def save(
     Raises OSError when it cannot be written (a full disk, a lost mount); nothing half-written stays and the previous
     checkpoints are untouched.
     """
-    folder = run / "checkpoints"
+    final = _write(run, "checkpoints", step, model, optimizer, state, metadata)
+    found = folders(run)
+    kept = found[: found.index(final) + 1][-KEPT:]
+    for other in found:
+        if other not in kept:
+            shutil.rmtree(other, ignore_errors=True)
+    return final
+
+
+def keep(
+    run: Path,
+    step: int,
+    epoch: float,
+    model: Mapping[str, Tensor],
+    state: Mapping[str, Any],
+    metadata: Mapping[str, str],
+) -> Path:
+    """Write the weights of a step, without moments, where they stay, known by the `epoch` that was asked for.
+
+    Raises OSError as `save` does.
+    """
+    return _write(run, ON_THE_WAY, step, model, {}, {**state, "kept_at": epoch}, metadata)
+
+
+def _write(
+    run: Path,
+    inside: str,
+    step: int,
+    model: Mapping[str, Tensor],
+    optimizer: Mapping[str, Tensor],
+    state: Mapping[str, Any],
+    metadata: Mapping[str, str],
+) -> Path:
+    folder = run / inside
     folder.mkdir(exist_ok=True)
     remove_left_overs(run)
     final = folder / f"step-{step:08d}"
@@ -85,11 +119,6 @@ def save(
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
-    found = folders(run)
-    kept = found[: found.index(final) + 1][-KEPT:]
-    for other in found:
-        if other not in kept:
-            shutil.rmtree(other, ignore_errors=True)
     return final
 
 
@@ -107,7 +136,7 @@ def write_weights(file: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
 
 def remove_left_overs(run: Path) -> None:
     """Remove what a process that was killed while it saved has left half-written."""
-    for left_over in (run / "checkpoints").glob(".step-*"):
+    for left_over in (*(run / "checkpoints").glob(".step-*"), *(run / ON_THE_WAY).glob(".step-*")):
         shutil.rmtree(left_over, ignore_errors=True)
 
 
@@ -153,6 +182,28 @@ def read_latest(run: Path) -> tuple[Checkpoint | None, list[str]]:
 def folders(run: Path) -> list[Path]:
     """The checkpoints of a run, the oldest first."""
     return sorted((run / "checkpoints").glob("step-*"))
+
+
+def by_step(run: Path) -> dict[int, Path]:
+    """The folders of all weights that a run has, checkpoints and kept ones, by their steps, the first first."""
+    found = {int(f.name.removeprefix("step-")): f for f in ((run / ON_THE_WAY).glob("step-*"))}
+    found |= {int(f.name.removeprefix("step-")): f for f in folders(run)}
+    return dict(sorted(found.items()))
+
+
+def read_at(run: Path, epoch: float) -> Checkpoint:
+    """The weights that were kept at an epoch. Raises ValueError, with those there are, where none were."""
+    there: dict[float, Path] = {}
+    for folder in sorted((run / ON_THE_WAY).glob("step-*")):
+        try:
+            there[json.loads((folder / "state.json").read_text())["kept_at"]] = folder
+        except (OSError, ValueError, KeyError) as error:
+            raise ValueError(f"{folder / 'state.json'} is damaged: {error}") from error
+    near = min(there, key=lambda at: abs(at - epoch), default=None)
+    if near is None or abs(near - epoch) > 1e-6 * max(1.0, epoch):
+        told = f"there are epochs {', '.join(f'{at:g}' for at in there)}" if there else "it kept none"
+        raise ValueError(f"{run} has no weights of epoch {epoch:g}: {told}; `unveil pretrain --keep-every` keeps some")
+    return read(there[near])
 
 
 def _checksum(file: Path) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from .checkpoint import read_latest
+from .checkpoint import read_at, read_latest
 from .data.declaration import Declared
 from .facts import part, read_declared, read_dials, read_modalities
 from .foreign import ForeignEncoder, describe, fresh, is_foreign, load_encoder
@@ -17,19 +17,24 @@ from .runs import read_facts
 from .training import seed_stage
 
 
-def load(address: str | Path, *, pool: Pool = "mean", device: str = "auto") -> Pretrained | ForeignEncoder:
-    """An encoder: of a run, from its newest whole checkpoint, or a public ViT: `features = load("runs/a")(images)`.
+def load(
+    address: str | Path, *, pool: Pool = "mean", device: str = "auto", at_epoch: float | None = None
+) -> Pretrained | ForeignEncoder:
+    """An encoder, of a run or a public ViT: `features = load("runs/a")(images)`.
 
+    A run's weights are those of its newest whole checkpoint, or those that it kept at an epoch (`--keep-every`).
     A public ViT (CLIP, DINO, DeiT, MAE, ...) is a weight file, a folder with its configuration, or a name on the hub.
     Images are B C H W in [0, 1]; their normalisation is included and nothing is masked. Raises FileNotFoundError when
     there is nothing at the address, OSError when the hub does not answer, ValueError when a run has no whole
     checkpoint yet, or a file no encoder that is known.
     """
     if is_foreign(address):
+        if at_epoch is not None:
+            raise ValueError(f"{address} is no run and has kept no weights of epoch {at_epoch:g}; leave the epoch out")
         return load_encoder(address, pool).to(choose_device(device))
     path = Path(address).expanduser()
     encoder = rebuild(path).encoder
-    found, complaints = read_latest(path)
+    found, complaints = (read_at(path, at_epoch), []) if at_epoch is not None else read_latest(path)
     if found is None:
         raise ValueError(f"{path} has no whole checkpoint yet" + "".join(f"; {c}" for c in complaints))
     own = {name: tensor for name, tensor in found.model.items() if name.startswith("encoder.")}

@@ -48,6 +48,7 @@ def pretrain(
     workers: int | None = None,
     save_minutes: float = 10.0,
     signals_every: float | None = None,
+    keep_every: float | None = None,
     max_broken: float = 0.05,
     tensorboard: bool = False,
     **dials: Any,
@@ -82,6 +83,7 @@ def pretrain(
     workers: threads that prepare images
     save_minutes: minutes between checkpoints
     signals_every: epochs between looks at held-out images; by default a tenth of the run
+    keep_every: epochs between weights that stay in the folder, for `evaluate --at-epoch` and `analyze attention`
     max_broken: share of unreadable images above which the run stops
     tensorboard: write the metrics as TensorBoard's event files too
     """

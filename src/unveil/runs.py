@@ -23,7 +23,7 @@ except ImportError:  # Windows: two processes in one folder are not noticed ther
 _LOCK = ".lock"
 _OURS = (  # what a run writes, and all that --overwrite removes; run.json first: without it the rest is no run
     *("run.json", "metrics.jsonl", "broken.json", "nonfinite.json", "inspection.json", "recipe.py", "report.html"),
-    *("checkpoints", "pictures", "eval", "analysis", "look.png", FOLDER),
+    *("checkpoints", "kept", "pictures", "eval", "analysis", "look.png", FOLDER),
 )
 
 

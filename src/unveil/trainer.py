@@ -26,6 +26,7 @@ class Settings:
     compile: bool
     save_minutes: float
     signals_every: float  # epochs
+    keep_every: float | None = None  # epochs
 
 
 @dataclass(frozen=True)

@@ -95,6 +95,10 @@ class Loop:
         self.starts = [0, *self.ends[:-1]]
         self.log_every = max(1, min(self.total // LINES, per_epoch))
         self.signals_every = max(1, round(settings.signals_every * per_epoch))
+        self.keeps: dict[int, float] = {}  # the steps whose weights stay, with the epochs that were asked for
+        if every := settings.keep_every:
+            count = int(self.total / per_epoch / every + 1e-9)
+            self.keeps = {max(1, round(k * every * per_epoch)): k * every for k in range(1, count + 1)}
         self.refusals = Refusals(run, loader)
         self.seconds = 0.0  # of training, over all sessions
 
@@ -156,6 +160,8 @@ class Loop:
             if step % self.signals_every == 0 or step == self.total:
                 with window.paused():
                     self.watch(trainer.model, step / per_epoch, step)
+            if step in self.keeps:
+                self._keep(trainer, index, step)
             if is_last or time.monotonic() - saved > 60 * self.settings.save_minutes:
                 self._save(trainer, index, step, must=is_last)
                 saved = time.monotonic()
@@ -200,6 +206,14 @@ class Loop:
         progress.show(line)
         if broken:
             self.run.note("broken.json", {**self.run.read("broken.json", {}), **broken})
+
+    def _keep(self, trainer: Trainer, index: int, step: int) -> None:
+        """Keep the weights of a step, if that can be done."""
+        if self.group.is_first:
+            state = {"stage": index, "epoch": step / self.loader.steps_per_epoch, "seconds": self.seconds}
+            with self.run.spared(checkpoint.ON_THE_WAY):
+                weights = trainer.model.state_dict()
+                checkpoint.keep(self.run.path, step, self.keeps[step], weights, state, self.metadata)
 
     def _save(self, trainer: Trainer, index: int, step: int, must: bool) -> None:
         """Save; where that fails in the middle of a run, say so and train on with the checkpoint before.

@@ -60,7 +60,7 @@ def open_run(
         if found is None:
             raise ValueError(f"{path} has no whole checkpoint yet" + "".join(f"; {c}" for c in complaints))
     else:
-        found = checkpoint.read(path / "checkpoints" / f"step-{step:08d}")
+        found = checkpoint.read(checkpoint.by_step(path)[step])
     seed_stage(part(facts, "seed", path), found.state["stage"])
     model = recipe.stages[found.state["stage"]].build()
     model.load_state_dict(found.model)
@@ -91,8 +91,8 @@ def open_recipe(
 
 
 def steps(run: Path) -> list[int]:
-    """The steps of a run's checkpoints, the first first."""
-    return [int(folder.name.removeprefix("step-")) for folder in checkpoint.folders(run)]
+    """The steps of a run's weights, the first first."""
+    return list(checkpoint.by_step(run))
 
 
 def samples_of(path: Path, data: str | None = None, more: tuple[Declared, ...] = ()) -> Source:

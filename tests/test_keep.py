@@ -1,0 +1,73 @@
+"""Weights that a run keeps on its way: which, what reads them, and a run that was stopped meanwhile."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+import unveil
+from tiny_runs import Killed, at_steps, journal, kill, weights, write_images, write_recipe
+from unveil import checkpoint
+from unveil.loading import load
+
+SETTINGS = {"device": "cpu", "workers": 1, "compile": "off", "keep_every": 1.0}
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Images, and a run of three epochs of three steps that kept the weights of each."""
+    home = tmp_path_factory.mktemp("keep")
+    unveil.pretrain(write_recipe(home), data=str(write_images(home / "images")), out=str(home / "run"), **SETTINGS)
+    return home
+
+
+def kept(run: Path) -> dict[str, bytes]:
+    return {f.parent.name: f.read_bytes() for f in sorted((run / "kept").glob("*/model.safetensors"))}
+
+
+def test_the_weights_of_each_epoch_stay(made: Path):
+    found = kept(made / "run")
+    assert list(found) == ["step-00000003", "step-00000006", "step-00000009"]
+    assert len(set(found.values())) == 3
+    assert found["step-00000009"] == weights(made / "run")[0]
+    assert list(checkpoint.by_step(made / "run")) == [3, 6, 9]
+    whole = checkpoint.read_at(made / "run", 2.0)
+    assert (whole.state["step"], whole.state["epoch"], whole.optimizer) == (6, 2.0, {})
+
+
+def test_a_run_that_was_killed_keeps_the_same(made: Path, monkeypatch: pytest.MonkeyPatch):
+    again = str(made / "again")
+    asked = {"data": str(made / "images"), "out": again, **SETTINGS, "save_minutes": 0.0}
+    at_steps(monkeypatch, [7], kill)
+    with pytest.raises(Killed):
+        unveil.pretrain(str(made / "tiny.py"), **asked)
+    unveil.pretrain(str(made / "tiny.py"), **asked)
+    assert kept(made / "again") == kept(made / "run")
+
+
+def test_they_are_loaded_measured_and_looked_at(made: Path, capsys: pytest.CaptureFixture[str]):
+    run, images = str(made / "run"), torch.rand(2, 3, 16, 16)
+    first, last, newest = (load(run, device="cpu", at_epoch=epoch)(images) for epoch in (1, 3, None))
+    assert torch.equal(last, newest)
+    assert not torch.equal(first, last)
+    data = str(made / "images")
+    (early,) = unveil.evaluate(run, data=data, protocol=("knn",), baselines=False, at_epoch=1, device="cpu")
+    told = json.loads((made / "run/eval/epoch-1/knn.json").read_text())
+    assert told["metrics"] == early.metrics
+    assert not (made / "run/eval/knn.json").exists()
+    seen = unveil.analyze_attention(run, device="cpu")
+    assert [line["epoch"] for line in seen["checkpoints"]] == [1, 2, 3]
+    assert journal(made / "run", "step")
+    assert unveil.report([run]).exists()
+
+
+def test_what_is_not_there_is_told(made: Path):
+    with pytest.raises(ValueError, match=r"no weights of epoch 1.5: there are epochs 1, 2, 3; .*--keep-every"):
+        load(made / "run", at_epoch=1.5)
+    with pytest.raises(ValueError, match="--keep-every 0"):
+        unveil.pretrain(str(made / "tiny.py"), data=str(made / "images"), out=str(made / "no"), keep_every=0.0)
+    with pytest.raises(ValueError, match="leave --at-epoch out"):
+        unveil.evaluate(str(made / "run"), data="scenes", protocol=("reconstruct",), at_epoch=1)
