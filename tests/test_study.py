@@ -1,4 +1,4 @@
-"""Studies: killed and taken up, skipped where they are done, tested against scipy, refused where they are wrong."""
+"""Studies run: killed and taken up, skipped where they are done, held by one process at a time."""
 
 from __future__ import annotations
 
@@ -15,20 +15,15 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import torch
 
 from tiny_runs import write_images, write_recipe
-from unveil.reporting.study import study_page
-from unveil.study import Arm, RunOf, Scale, Setting, Share, Study
+from unveil.study import Arm, Study
 from unveil.study.command import study
-from unveil.study.costs import build, counted
-from unveil.study.finding import load_study, studies, summary
-from unveil.study.jobs import check, expand, settled, with_data
+from unveil.study.finding import load_study
+from unveil.study.jobs import check, expand
 from unveil.study.locks import DEAD, held, holder
-from unveil.study.outcome import claim, gather, read_outcome, rows_of, times_to
+from unveil.study.outcome import read_outcome
 from unveil.study.schedule import Schedule
-from unveil.study.statistics import compare, estimate, holm, p_value, t_quantile
-from unveil.study.tables import as_csv, as_text, remarks
 from unveil.study.work import perform
 
 FILE = '''
@@ -145,201 +140,6 @@ def test_a_run_that_fails_is_told_and_stops_nobody_else(place: Path, capsys: pyt
     assert "[1/2]" in told.err
 
 
-# ---- locks
-
-
-def test_a_lock_is_held_once(tmp_path: Path):
-    with held(tmp_path, "a") as first, held(tmp_path, "a") as second, held(tmp_path, "b") as other:
-        assert (first, second, other) == (True, False, True)
-        assert f"process {os.getpid()}" in str(holder(tmp_path, "a"))
-    assert holder(tmp_path, "a") is None
-    with held(tmp_path, "a") as again:
-        assert again
-
-
-def test_many_at_once_and_one_has_it(tmp_path: Path):
-    began, got = threading.Barrier(16), []
-
-    def take() -> None:
-        began.wait()
-        with held(tmp_path, "a") as is_mine:
-            got.append(is_mine)
-            time.sleep(0.3)
-
-    threads = [threading.Thread(target=take) for _ in range(16)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert sorted(got) == [False] * 15 + [True]
-
-
-def test_the_lock_of_a_dead_process_is_taken_over(tmp_path: Path):
-    ended = subprocess.Popen([sys.executable, "-c", ""])
-    ended.wait()
-    owner = {"host": socket.gethostname(), "process": ended.pid, "started": time.time()}
-    (tmp_path / "a.0").write_text(json.dumps(owner))
-    with held(tmp_path, "a") as is_mine:
-        assert is_mine
-    recycled = {**owner, "process": os.getpid(), "started": 1.0}  # the number of a process that began at another time
-    (tmp_path / "b.0").write_text(json.dumps(recycled))
-    assert holder(tmp_path, "b") is None
-
-
-def test_another_machine_is_alive_as_long_as_it_gives_signs(tmp_path: Path):
-    file = tmp_path / "a.3"
-    file.write_text(json.dumps({"host": "elsewhere", "process": 1, "started": 0.0}))
-    with held(tmp_path, "a") as is_mine:
-        assert not is_mine
-    silent = time.time() - DEAD - 1
-    os.utime(file, (silent, silent))
-    with held(tmp_path, "a") as is_mine:
-        assert is_mine
-
-
-# ---- what a few seeds carry
-
-
-def test_intervals_and_tests_are_scipys():
-    stats = pytest.importorskip("scipy.stats")
-    chance = torch.Generator().manual_seed(0)
-    for count in (2, 3, 5, 9, 40):
-        a, b = (torch.randn(count, generator=chance, dtype=torch.float64).tolist() for _ in range(2))
-        found = compare(dict(enumerate(a)), dict(enumerate(b)))
-        assert found is not None
-        assert found.p == pytest.approx(stats.ttest_rel(a, b).pvalue, rel=1e-9)
-        low, high = stats.t.interval(0.95, count - 1, loc=sum(a) / count, scale=stats.sem(a))
-        assert estimate(a).half == pytest.approx((high - low) / 2, rel=1e-9)
-    for freedom in (1, 2, 7, 100):
-        for t in (0.0, 0.3, 2.0, 15.0):
-            assert p_value(t, freedom) == pytest.approx(2 * stats.t.sf(t, freedom), rel=1e-9)
-
-
-def test_statistics_by_hand():
-    assert t_quantile(1) == pytest.approx(12.7062, abs=1e-4)
-    assert t_quantile(4) == pytest.approx(2.7764, abs=1e-4)
-    assert holm({"a": 0.01, "b": 0.04, "c": 0.03}) == pytest.approx({"a": 0.03, "b": 0.06, "c": 0.06})
-    assert estimate([3.0]).half is None
-    # t = 2 / (1 / sqrt(3)) = 3.4641 at two degrees of freedom
-    found = compare({0: 1.0, 1: 2.0, 2: 3.0, 9: 0.0}, {0: 0.0, 1: 0.0, 2: 0.0})
-    assert found is not None
-    assert (found.difference.mean, found.difference.count) == (2.0, 3)
-    assert found.p == pytest.approx(0.0742, abs=1e-4)
-
-
-def test_no_claim_is_made_that_does_not_hold():
-    alike = compare({0: 0.5, 1: 0.6}, {0: 0.4, 1: 0.5})
-    assert alike is not None
-    assert alike.p is None
-    assert "no claim" in claim(alike, None)
-    assert "one seed" in claim(compare({0: 1.0}, {0: 0.0}), None)
-    assert "no claim" in claim(compare({0: 1.0}, {1: 0.0}), None)
-    clear = compare({0: 0.50, 1: 0.51, 2: 0.52}, {0: 0.400, 1: 0.411, 2: 0.419})
-    assert clear is not None
-    assert claim(clear, clear.p) == "higher"
-    assert claim(clear, 0.2) == "no difference shown"
-
-
-def run(arm: str, seed: int, accuracy: float, setting: str = "scenes", seconds: float = 10.0) -> dict:
-    return {
-        **{"name": f"{arm}{seed}", "arm": arm, "setting": setting, "seed": seed, "status": "finished", "error": None},
-        **{"metrics": {"knn accuracy": accuracy}, "references": {}, "seconds": seconds, "epochs": seconds / 10},
-        **{"images_per_second": 100.0, "memory_mb": 512.0, "curves": {"rankme": [[0, 3.0], [1, 4.0]]}},
-    }
-
-
-def test_tables_and_the_page_say_what_the_runs_carry():
-    runs = [run(arm, s, base + 0.01 * s + 0.001 * (s == 1) * (arm == "b")) for arm, base in (("<a>", 0.3), ("b", 0.4))
-            for s in range(3)]  # fmt: skip
-    rows = rows_of(runs, "scenes", "<a>")
-    assert [(r["arm"], r["says"]) for r in rows] == [("<a>", "the baseline"), ("b", "higher")]
-    outcome = {
-        **{"study": "s", "question": "q?", "note": "", "scale": "cpu", "baseline": "<a>", "seeds": [0, 1, 2]},
-        **{"settings": [{"name": "scenes"}], "arms": [{"name": "b", "recipe": "mae", "dials": {}}], "runs": runs},
-        **{"rows": rows, "references": [], "times": []},
-    }
-    outcome["remarks"] = remarks(outcome)
-    outcome["headlines"] = ["knn accuracy"]
-    assert "41.0 ± " in as_text(outcome)
-    assert "higher" in as_text(outcome)
-    assert as_csv(outcome).count("\n") == 7
-    page = study_page(outcome)
-    assert "&lt;a&gt;" in page
-    assert "<a>" not in page
-    assert "src=" not in page.replace('src="data:', "")
-
-
-def test_how_soon_an_arm_gets_there():
-    runs = [
-        run("a", 0, 0.2, "short", 10), run("a", 0, 0.4, "long", 30),
-        run("b", 0, 0.3, "short", 12), run("b", 0, 0.5, "long", 32),
-        run("c", 0, 0.45, "short", 9), run("c", 0, 0.6, "long", 40),
-    ]  # fmt: skip
-    found = {t["arm"]: t for t in times_to(runs, ["short", "long"], "knn accuracy")}
-    assert found["a"]["seconds"] == 30  # 0.4 is what all of them reach
-    assert found["b"]["seconds"] == pytest.approx(22)
-    assert found["c"]["at_most"]
-    assert found["c"]["seconds"] == 9
-
-
-# ---- what a study may be
-
-
-def test_arms_build_on_runs_of_others_in_the_same_setting_and_seed(tmp_path: Path):
-    asked = Study(
-        "?",
-        (
-            Arm("second", "cmtmae", {"teacher": RunOf("first"), "stage1_epochs": Share(0.25)}),
-            Arm("first", "mae"),
-        ),
-        "first",
-        {"cpu": Scale((Setting("x", "scenes"), Setting("y", "scenes")), (0, 1), {}, {"epochs": 8, "draw": "hard"})},
-    )  # fmt: skip
-    check(asked, "cpu")
-    jobs = {(job.arm, job.setting, job.seed): job for job in expand(asked, "cpu", tmp_path)}
-    assert len({job.name for job in jobs.values()}) == 8
-    for (arm, setting, seed), job in jobs.items():
-        if arm == "second":
-            assert job.needs == [jobs["first", setting, seed].name]
-            assert job.pretrain["teacher"] == str(tmp_path / "runs" / job.needs[0])
-            assert (job.pretrain["stage1_epochs"], job.pretrain["draw"]) == (2.0, "hard")
-        else:
-            assert "draw" not in job.pretrain  # mae has none
-
-
-NAMES = sorted(studies())
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_a_built_in_study_is_possible_at_every_scale(name: str, tmp_path: Path):
-    asked = load_study(name)
-    assert summary(studies()[name])
-    assert set(asked.scales) == {"smoke", "cpu", "gpu", "paper"}
-    for scale, at in asked.scales.items():
-        check(asked, scale)
-        given = with_data(asked, scale, data=[f"{s.name}=scenes" for s in at.settings if s.data is None])
-        jobs = expand(given, scale, tmp_path)
-        assert len({job.name for job in jobs}) == len(jobs)
-        assert scale != "cpu" or len(jobs) <= 12
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_the_arms_of_a_built_in_study_are_legal(name: str):
-    asked = load_study(name)
-    at = asked.scales["smoke"]
-    for arm in asked.arms_at("smoke"):
-        with torch.device("meta"):  # the shapes alone
-            assert all(stage.build() for stage in build(arm, at, at.settings[0]).stages), arm.name
-
-
-def test_operations_are_counted_over_the_stages_as_they_are_long():
-    asked = load_study("cmtmae-ladder")
-    at = asked.scales["smoke"]
-    flops = {arm.name: counted(arm, at, at.settings[0])[0] for arm in asked.arms[:2]}
-    assert flops["MAE"] > 1e6
-    assert flops["random masks, teacher targets"] > 1.3 * flops["MAE"]  # the teacher looks at the whole image
-
-
 def test_a_built_in_study_end_to_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """In this process, one run after another: what real processes do to a study is proven above."""
 
@@ -390,44 +190,58 @@ def test_a_mistake_in_a_file_is_one_clear_error(place: Path, text: str, message:
     assert not Path("s").exists()
 
 
-def test_what_is_not_there_is_told_with_what_is():
-    with pytest.raises(ValueError, match=r"did you mean .*crossmae-mask-ratio"):
-        load_study("crossmae-mask-rate")
-    with pytest.raises(FileNotFoundError, match="nowhere"):
-        load_study("nowhere.py")
-    with pytest.raises(ValueError, match="ImageNet-1K has no images; give --data"):
-        expand(load_study("crossmae-mask-ratio"), "paper", Path("x"))
-    with pytest.raises(ValueError, match="no scale 'huge'"):
-        check(load_study("crossmae-mask-ratio"), "huge")  # type: ignore[arg-type]
-    circle = (Arm("a", "mae", {"init_from": RunOf("b")}), Arm("b", "mae", {"init_from": RunOf("a")}))
-    with pytest.raises(ValueError, match="starts from its own"):
-        check(Study("?", circle, "a", {"cpu": Scale((Setting("x", "scenes"),), dials={"epochs": 1})}), "cpu")
-
-
 def test_a_folder_of_something_else_is_left_alone(place: Path):
     with pytest.raises(ValueError, match="holds files that are no study"):
         study("rates.py", out="images", device="cpu")
 
 
-def test_data_of_ones_own_takes_the_place_of_a_setting():
-    asked = load_study("cmtmae-student-weight")
-    given = with_data(asked, "gpu", data=["photographs base=scenes:seed=3"])
-    assert [s.data for s in given.scales["gpu"].settings if s.name.startswith("photographs")] == ["scenes:seed=3"]
-    with pytest.raises(ValueError, match="no setting 'photos'"):
-        with_data(asked, "gpu", data=["photos=x"])
+# ---- locks
 
 
-def test_a_share_of_the_epochs_is_that_of_the_run():
-    at = Scale((Setting("x", "scenes"),), dials={"epochs": 32})
-    arm = Arm("a", "cmtmae", {"epochs": Share(0.5), "stage1_epochs": Share(0.25)})
-    found = settled(arm, at, at.settings[0])
-    assert (found["epochs"], found["stage1_epochs"]) == (16, 4)
+def test_a_lock_is_held_once(tmp_path: Path):
+    with held(tmp_path, "a") as first, held(tmp_path, "a") as second, held(tmp_path, "b") as other:
+        assert (first, second, other) == (True, False, True)
+        assert f"process {os.getpid()}" in str(holder(tmp_path, "a"))
+    assert holder(tmp_path, "a") is None
+    with held(tmp_path, "a") as again:
+        assert again
 
 
-def test_gathering_reads_what_is_there(tmp_path: Path):
-    asked = load_study("crossmae-mask-ratio")
-    jobs = expand(asked, "smoke", tmp_path)
-    found = gather(asked, "smoke", jobs, tmp_path, {jobs[0].name: "no luck"})
-    assert found["runs"][0]["error"] == "no luck"
-    assert {r["status"] for r in found["runs"]} == {"not begun"}
-    assert found["rows"] == []
+def test_many_at_once_and_one_has_it(tmp_path: Path):
+    began, got = threading.Barrier(16), []
+
+    def take() -> None:
+        began.wait()
+        with held(tmp_path, "a") as is_mine:
+            got.append(is_mine)
+            time.sleep(0.3)
+
+    threads = [threading.Thread(target=take) for _ in range(16)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(got) == [False] * 15 + [True]
+
+
+def test_the_lock_of_a_dead_process_is_taken_over(tmp_path: Path):
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    owner = {"host": socket.gethostname(), "process": ended.pid, "started": time.time()}
+    (tmp_path / "a.0").write_text(json.dumps(owner))
+    with held(tmp_path, "a") as is_mine:
+        assert is_mine
+    recycled = {**owner, "process": os.getpid(), "started": 1.0}  # the number of a process that began at another time
+    (tmp_path / "b.0").write_text(json.dumps(recycled))
+    assert holder(tmp_path, "b") is None
+
+
+def test_another_machine_is_alive_as_long_as_it_gives_signs(tmp_path: Path):
+    file = tmp_path / "a.3"
+    file.write_text(json.dumps({"host": "elsewhere", "process": 1, "started": 0.0}))
+    with held(tmp_path, "a") as is_mine:
+        assert not is_mine
+    silent = time.time() - DEAD - 1
+    os.utime(file, (silent, silent))
+    with held(tmp_path, "a") as is_mine:
+        assert is_mine

@@ -54,6 +54,7 @@ def study_page(outcome: Mapping[str, Any]) -> str:
         "main",
         _remarks(outcome),
         *(_setting(outcome, setting["name"]) for setting in outcome["settings"]),
+        _along(outcome),
         _times(outcome),
         _curves(outcome),
         _arms(outcome),
@@ -143,13 +144,28 @@ def _costs(runs: Sequence[Mapping[str, Any]]) -> Markup:
     return table(("arm", "runs", "training", "images/s", "memory"), rows)
 
 
+def _along(outcome: Mapping[str, Any]) -> Markup | None:
+    """What was measured of the weights that runs kept on their way, with the difference to the baseline then."""
+    parts: list[Markup] = []
+    for setting, metric in dict.fromkeys((row["setting"], row["metric"]) for row in outcome["along"]):
+        rows = [row for row in outcome["along"] if (row["setting"], row["metric"]) == (setting, metric)]
+        cells = [
+            (row["arm"], figure(row["epoch"]), row["count"], _interval(row, metric),
+             _interval(row["difference"], metric, sign=True))
+            for row in rows
+        ]  # fmt: skip
+        head = ("arm", "epoch", "seeds", "mean ± 95 %", f"minus {outcome['baseline']}")
+        parts.append(tag("details", tag("summary", f"{setting}: {metric}"), table(head, cells)))
+    return tag("section", tag("h2", "Along the way"), *parts) if parts else None
+
+
 def _times(outcome: Mapping[str, Any]) -> Markup | None:
     if not outcome["times"]:
         return None
     first = outcome["times"][0]
     lead = (
         f"Until {first['metric']} is {_value(first['target'], first['metric'])}, which every arm reaches: on means over"
-        " seeds, and between the lengths that were trained on a straight line."
+        " seeds, and between measurements on a straight line."
     )
     rows = [
         (t["arm"], "not reached", "–") if t["seconds"] is None
@@ -166,7 +182,8 @@ def _curves(outcome: Mapping[str, Any]) -> Markup | None:
     charts = []
     for setting in outcome["settings"]:
         ours = [r for r in outcome["runs"] if r["setting"] == setting["name"] and r["seed"] == outcome["seeds"][0]]
-        for name, title in _CURVES.items():
+        for name in dict.fromkeys(name for run in ours for name in run["curves"]):
+            title = _CURVES.get(name, name)
             lines = [
                 Line(run["arm"], [x for x, _ in run["curves"][name]], [y for _, y in run["curves"][name]], i)
                 for i, run in enumerate(ours[:_MOST_RUNS])
@@ -176,8 +193,8 @@ def _curves(outcome: Mapping[str, Any]) -> Markup | None:
     if not any(charts):
         return None
     lead = (
-        f"Seed {outcome['seeds'][0]}, on held-out images and without labels. Losses compare only between arms that"
-        " predict the same patches."
+        f"Seed {outcome['seeds'][0]}, on held-out images; but for accuracies without labels. Losses compare only"
+        " between arms that predict the same patches."
     )
     lead += f" The first {_MOST_RUNS} arms." if len(outcome["arms"]) > _MOST_RUNS else ""
     return tag(

@@ -1,6 +1,6 @@
-"""CMT-MAE: how good attention is, against what it brings, over lengths of training."""
+"""CMT-MAE: how good attention is, against what it brings, epoch by epoch."""
 
-from ..study import Arm, RunOf, Study
+from ..study import Arm, RunOf, Share, Study
 from ..study.presets import KNN_AND_LINEAR, scales
 
 study = Study(
@@ -12,11 +12,14 @@ study = Study(
     ),
     baseline="MAE",
     scales=scales(
-        cpu_seeds=2,
-        cpu_settings={"10 epochs": {"epochs": 10}, "40 epochs": {"epochs": 40}},
-        settings={f"{epochs} epochs": {"epochs": epochs} for epochs in (12, 25, 50, 100)},
+        cpu={"epochs": 32},
+        shared={"keep_every": Share(0.125)},
+        smoke={"keep_every": Share(0.5)},
+        paper={"keep_every": Share(0.125)},
         published={**KNN_AND_LINEAR, "finetune": {}},
+        along={"knn": {}},
         analyses={"attention": {}},
     ),
-    note="Attention is held against the classes of pixels where the images have them, as scenes do.",
+    note="Attention is held against the classes of pixels where the images have them, as scenes do. An epoch on the way"
+    " is a point of a longer schedule, not a run of its own.",
 )

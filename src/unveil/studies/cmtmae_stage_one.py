@@ -14,13 +14,14 @@ study = Study(
     baseline="stage one 12.5 %",
     scales=scales(
         cpu_arms=("MAE", "stage one 0 %", "stage one 12.5 %"),
-        cpu_seeds=2,
-        cpu_settings={"10 epochs": {"epochs": 10}, "40 epochs": {"epochs": 40}},
-        settings={f"{epochs} epochs": {"epochs": epochs} for epochs in (25, 50, 100)},
-        shared={"teacher": RunOf("MAE")},
+        cpu={"epochs": 32},
+        shared={"teacher": RunOf("MAE"), "keep_every": Share(0.125)},
+        smoke={"keep_every": Share(0.5)},
+        paper={"keep_every": Share(0.125)},
+        along={"knn": {}},
         published={**KNN_AND_LINEAR, "finetune": {}},
     ),
     time_to="knn accuracy",
-    note="Each length is a run of its own with a whole schedule. The teacher is the MAE of the same"
-    " length and seed, whose own training is not counted.",
+    note="The time is that of weights on the way of one training. The teacher is the MAE of the same seed, whose own"
+    " training is not counted.",
 )

@@ -59,7 +59,8 @@ class Scale:
     `evaluation` holds arguments of `evaluate`, such as pool and limit. `analyses` are parts of `unveil analyze` with
     their arguments: attention, or features beside those of another run, `{"features": {"run_b": RunOf("MAE")}}`. No
     `arms` means all. With `minutes` every run trains for so long, whatever a step of its arm costs: epochs follow from
-    steps that are timed once, before the first run.
+    steps that are timed once, before the first run. `along` are protocols that measure the weights which runs keep on
+    their way, with `keep_every` among the dials.
     """
 
     settings: tuple[Setting, ...]
@@ -70,14 +71,15 @@ class Scale:
     arms: tuple[str, ...] = ()
     analyses: Mapping[str, Dials] = field(default_factory=dict)
     minutes: float | None = None
+    along: Mapping[str, Dials] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Study:
     """A question, the arms that answer it, the one that all others are compared with, and its scales.
 
-    `time_to` names a metric, such as "knn accuracy", where the question is how soon it is reached: the settings are
-    then the same run at several lengths, the longest last.
+    `time_to` names a metric, such as "knn accuracy", where the question is how soon it is reached: it is measured along
+    the runs, or the settings are the same run at several lengths, the longest last.
     """
 
     question: str

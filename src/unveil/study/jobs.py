@@ -102,10 +102,13 @@ def _job(
             **_measured_on(setting, folder, several, work_of(names)),
             "protocol": names,
             "seed": seed,
-            "baselines": arm.name == study.baseline,
+            "baselines": arm.name == study.baseline and not when,
             **{n: json_like(v) for n, v in {**at.evaluation, **given}.items()},
+            **when,
         }
-        for names, given in _grouped(at.protocols)
+        for chosen, times in ((at.along, _kept(dials, arm.recipe)), (at.protocols, [{}]))
+        for names, given in _grouped(chosen)
+        for when in times
     ]
     return Job(
         name=name,
@@ -144,6 +147,13 @@ def place(address: str, folder: Path, several: bool = False) -> str:
         return str(scenes_folder(address, folder) / ("" if several else "rgb"))
     inside = Path(address).expanduser() / "rgb"
     return str(inside) if not several and inside.is_dir() else address
+
+
+def _kept(dials: Dials, recipe: str) -> list[dict[str, float]]:
+    """The epochs whose weights a run keeps, as an argument of `evaluate`."""
+    every = dials.get("keep_every")
+    count = int(dials.get("epochs", _dials(recipe).get("epochs")) / every + 1e-9) if every else 0
+    return [{"at_epoch": k * every} for k in range(1, count + 1)]
 
 
 @cache
@@ -278,7 +288,7 @@ def _check_circle(arm: Arm, needs: Mapping[str, Sequence[str]]) -> None:
 
 def _check_protocols(at: Scale) -> None:
     known: dict[str, Callable[..., Any]] = dict(protocols())
-    for name, dials in at.protocols.items():
+    for name, dials in (*at.protocols.items(), *at.along.items()):
         _one_of("protocol", name, known)
         for dial in dials:
             _one_of("dial", dial, dials_of(known[name]), f"protocol {name}: ")

@@ -6,14 +6,16 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from statistics import fmean, median
+from statistics import median
 from typing import Any
 
+from .along import along, times_to
 from .design import ScaleName, Study
 from .jobs import Job
 from .statistics import Comparison, compare, estimate, holm
 
 SURE = 0.05  # a corrected p below which a difference is called one
+ATTENDED = ("student_foreground", "student_evenness", "rank_correlation", "hidden_attention")  # over training
 _CURVES = ("heldout_loss", "rankme", "feature_std")
 
 
@@ -37,8 +39,14 @@ def gather(
         "runs": runs,
         "rows": [row for s in at.settings for row in rows_of(runs, s.name, study.baseline)],
         "references": [row for s in at.settings for row in _references(runs, s.name)],
+        "along": [row for s in at.settings for row in along(runs, s.name, study.baseline, _measured(runs))],
         "times": times_to(runs, [s.name for s in at.settings], study.time_to) if study.time_to else [],
     }
+
+
+def _measured(runs: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What was measured along some run, but for what every run logs."""
+    return [name for name in dict.fromkeys(name for run in runs for name in run["curves"]) if name not in _CURVES]
 
 
 def read_outcome(job: Job, folder: Path, failed: str | None = None) -> dict[str, Any]:
@@ -50,13 +58,23 @@ def read_outcome(job: Job, folder: Path, failed: str | None = None) -> dict[str,
     signals = [line for line in lines if line.get("kind") == "signals"]
     metrics: dict[str, float] = {}
     references: dict[str, dict[str, float]] = {}
+    curves = {name: [[s["epoch"], s[name]] for s in signals if name in s] for name in _CURVES}
     for asked in job.evaluate:
+        if (epoch := asked.get("at_epoch")) is not None:
+            for protocol in asked["protocol"]:
+                found = _read(run / "eval" / f"epoch-{epoch:g}" / f"{protocol}.json")
+                for name, value in _metrics(protocol, found.get("metrics", {})).items():
+                    curves.setdefault(name, []).append([epoch, value])
+            continue
         for protocol in asked["protocol"]:
             found = _read(run / "eval" / f"{protocol}.json")
             metrics |= _metrics(protocol, found.get("metrics", {}))
             for who, its in found.get("baselines", {}).items():
                 references.setdefault(who, {}).update(_metrics(protocol, its))
     metrics |= analysed(run / "analysis")
+    for point in _read(run / "analysis" / "attention.json").get("checkpoints", ()):
+        for name in (name for name in ATTENDED if name in point):
+            curves.setdefault(f"attention {name.replace('_', ' ')}", []).append([point["epoch"], point[name]])
     if signals:
         metrics |= {f"signals {name}": signals[-1][name] for name in ("rankme",) if name in signals[-1]}
     return {
@@ -72,7 +90,8 @@ def read_outcome(job: Job, folder: Path, failed: str | None = None) -> dict[str,
         "images_per_second": median(s["images_per_second"] for s in steps) if steps else None,
         "memory_mb": max(s["memory_mb"] for s in steps) if steps else None,
         "epochs": steps[-1]["epoch"] if steps else None,
-        "curves": {name: [[s["epoch"], s[name]] for s in signals if name in s] for name in _CURVES},
+        "curves": curves,
+        "seconds_at": [[s["epoch"], s["time"]] for s in steps],
     }
 
 
@@ -160,39 +179,6 @@ def _references(runs: Sequence[Mapping[str, Any]], setting: str) -> list[dict[st
         {"setting": setting, "who": who, "metric": metric, **asdict(estimate(values))}
         for (who, metric), values in found.items()
     ]
-
-
-def times_to(runs: Sequence[Mapping[str, Any]], settings: Sequence[str], metric: str) -> list[dict[str, Any]]:
-    """How soon each arm reaches what all of them reach in the last setting, between lengths along a straight line.
-
-    From means over seeds: seconds of training, and epochs.
-    """
-    paths: dict[str, list[tuple[float, float, float]]] = {}
-    for arm in dict.fromkeys(run["arm"] for run in runs):
-        for setting in settings:
-            ours = [r for r in runs if (r["arm"], r["setting"]) == (arm, setting) and metric in r["metrics"]]
-            ours = [r for r in ours if r["seconds"] is not None]
-            if ours:
-                value = fmean(r["metrics"][metric] for r in ours)
-                point = (value, fmean(r["seconds"] for r in ours), fmean(r["epochs"] for r in ours))
-                paths.setdefault(arm, []).append(point)
-    if not paths:
-        return []
-    target = min(path[-1][0] for path in paths.values())
-    return [{"arm": arm, "metric": metric, "target": target, **_reached(path, target)} for arm, path in paths.items()]
-
-
-def _reached(path: Sequence[tuple[float, float, float]], target: float) -> dict[str, Any]:
-    before = None
-    for value, seconds, epochs in path:
-        if value >= target:
-            if before is None or value == before[0]:
-                return {"seconds": seconds, "epochs": epochs, "at_most": before is None}
-            part = (target - before[0]) / (value - before[0])
-            between = [a + part * (b - a) for a, b in zip(before[1:], (seconds, epochs), strict=True)]
-            return {"seconds": between[0], "epochs": between[1], "at_most": False}
-        before = (value, seconds, epochs)
-    return {"seconds": None, "epochs": None, "at_most": False}
 
 
 def _metrics(protocol: str, found: Mapping[str, Any]) -> dict[str, float]:

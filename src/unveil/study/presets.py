@@ -62,13 +62,15 @@ def scales(
     published: Mapping[str, Dials] = PUBLISHED,
     analyses: Mapping[str, Dials] = NONE,
     minutes: Mapping[ScaleName, float] = NONE,
+    along: Mapping[str, Dials] = NONE,
 ) -> dict[ScaleName, Scale]:
     """Scenes as smoke, on a processor and on a card, and ImageNet as published. At cpu there are 12 runs at most.
 
     `smoke`, `cpu`, `gpu` and `paper` are dials on top of each scale's own, `shared` those of the first three.
     `cpu_settings`, and `settings` on a card and as published, are settings by name that differ in these dials, such
     as lengths or sizes. With `photographs` there is a second such set on a card, of images that the user has.
-    `analyses` are made at every scale. `minutes` are those of a run, at the scales where all have equal time.
+    `analyses` are made at every scale, and measurements `along` the runs. `minutes` are those of a run, at the scales
+    where all have equal time.
     """
     several = settings or {"": NONE}
     on_card = [rendered(_named("scenes", name), 20_000, 64, dials) for name, dials in several.items()]
@@ -91,7 +93,9 @@ def scales(
             (0, 1, 2), published, {"paper": True, **paper}, arms=paper_arms,
         ),
     }  # fmt: skip
-    return {name: replace(scale, analyses=analyses, minutes=minutes.get(name)) for name, scale in found.items()}
+    return {
+        name: replace(scale, analyses=analyses, minutes=minutes.get(name), along=along) for name, scale in found.items()
+    }
 
 
 def _named(data: str, name: str) -> str:

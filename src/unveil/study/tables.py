@@ -56,10 +56,11 @@ def as_text(outcome: Mapping[str, Any]) -> str:
             lines += [[metric, f"({r['who']})", str(r["count"]), interval(r, metric), "", "", "", ""] for r in others]
         parts.append(f"{setting}: differences to {outcome['baseline']}, paired by seed\n{_aligned(lines)}")
         parts.append(_aligned([["arm", "runs", "time", "images/s", "memory"], *_costs(outcome["runs"], setting)]))
+    parts += [_along(outcome, setting["name"]) for setting in outcome["settings"]]
     if outcome["times"]:
         parts.append(_times(outcome["times"]))
     parts += [f"failed: {run['name']}: {run['error']}" for run in outcome["runs"] if run["error"]]
-    return "\n\n".join([*parts, *outcome["remarks"]])
+    return "\n\n".join(filter(None, [*parts, *outcome["remarks"]]))
 
 
 def headlines(metrics: Sequence[str]) -> list[str]:
@@ -118,6 +119,21 @@ def _costs(runs: Sequence[Mapping[str, Any]], setting: str) -> list[list[str]]:
     return lines
 
 
+def _along(outcome: Mapping[str, Any], setting: str) -> str:
+    """What was measured of weights on the way: a line per metric and arm, then the differences to the baseline."""
+    rows = [row for row in outcome["along"] if row["setting"] == setting]
+    epochs = sorted({row["epoch"] for row in rows})
+    lines: dict[tuple[str, str], dict[float, str]] = {}
+    for row in rows:
+        lines.setdefault((row["metric"], row["arm"]), {})[row["epoch"]] = interval(row, row["metric"])
+    for row in (row for row in rows if row["difference"]):
+        key = (f"{row['metric']}, minus {outcome['baseline']}", row["arm"])
+        lines.setdefault(key, {})[row["epoch"]] = interval(row["difference"], row["metric"], sign=True)
+    table = [["metric", "arm", *(f"epoch {epoch:.4g}" for epoch in epochs)]]
+    table += [[*key, *(found.get(epoch, "-") for epoch in epochs)] for key, found in lines.items()]
+    return f"{setting}: along the way, mean ± 95 %\n{_aligned(table)}" if rows else ""
+
+
 def _times(times: Sequence[Mapping[str, Any]]) -> str:
     metric, target = times[0]["metric"], times[0]["target"]
     told = f"{100 * target:.1f} %" if is_share(metric) else f"{target:.3f}"
@@ -129,7 +145,7 @@ def _times(times: Sequence[Mapping[str, Any]]) -> str:
             [time["arm"], f"{most}{time['seconds']:.0f} s" if known else "not reached",
              f"{most}{time['epochs']:.1f}" if known else "-"]
         )  # fmt: skip
-    head = f"until {metric} is {told}, what every arm reaches; on means, and between lengths on a straight line"
+    head = f"until {metric} is {told}, what every arm reaches; on means, and between measurements on a straight line"
     return f"{head}\n{_aligned(rows)}"
 
 

@@ -1,0 +1,110 @@
+"""What a study may be: arms that build on one another, the built-in ones at every scale, images of one's own."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from unveil.study import Arm, RunOf, Scale, Setting, Share, Study
+from unveil.study.costs import build, counted
+from unveil.study.finding import load_study, studies, summary
+from unveil.study.jobs import check, expand, settled, with_data
+
+
+def test_arms_build_on_runs_of_others_in_the_same_setting_and_seed(tmp_path: Path):
+    asked = Study(
+        "?",
+        (
+            Arm("second", "cmtmae", {"teacher": RunOf("first"), "stage1_epochs": Share(0.25)}),
+            Arm("first", "mae"),
+        ),
+        "first",
+        {"cpu": Scale((Setting("x", "scenes"), Setting("y", "scenes")), (0, 1), {}, {"epochs": 8, "draw": "hard"})},
+    )  # fmt: skip
+    check(asked, "cpu")
+    jobs = {(job.arm, job.setting, job.seed): job for job in expand(asked, "cpu", tmp_path)}
+    assert len({job.name for job in jobs.values()}) == 8
+    for (arm, setting, seed), job in jobs.items():
+        if arm == "second":
+            assert job.needs == [jobs["first", setting, seed].name]
+            assert job.pretrain["teacher"] == str(tmp_path / "runs" / job.needs[0])
+            assert (job.pretrain["stage1_epochs"], job.pretrain["draw"]) == (2.0, "hard")
+        else:
+            assert "draw" not in job.pretrain  # mae has none
+
+
+def test_weights_on_the_way_are_measured_as_often_as_they_are_kept(tmp_path: Path):
+    asked = load_study("cmtmae-attention")
+    check(asked, "cpu")
+    job = next(job for job in expand(asked, "cpu", tmp_path) if job.arm == "CMT-MAE")
+    assert job.pretrain["keep_every"] == 4
+    assert [e["at_epoch"] for e in job.evaluate if "at_epoch" in e] == [4 * k for k in range(1, 9)]
+    assert [e["protocol"] for e in job.evaluate if "at_epoch" not in e] == [["knn", "linear"]]
+    with_none = replace(asked.scales["cpu"], dials={"epochs": 8}, along={"knn": {"nonsense": 1}})
+    with pytest.raises(ValueError, match="there is no dial 'nonsense'"):
+        check(replace(asked, scales={"cpu": with_none}), "cpu")
+
+
+NAMES = sorted(studies())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_built_in_study_is_possible_at_every_scale(name: str, tmp_path: Path):
+    asked = load_study(name)
+    assert summary(studies()[name])
+    assert set(asked.scales) == {"smoke", "cpu", "gpu", "paper"}
+    for scale, at in asked.scales.items():
+        check(asked, scale)
+        given = with_data(asked, scale, data=[f"{s.name}=scenes" for s in at.settings if s.data is None])
+        jobs = expand(given, scale, tmp_path)
+        assert len({job.name for job in jobs}) == len(jobs)
+        assert scale != "cpu" or len(jobs) <= 12
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_arms_of_a_built_in_study_are_legal(name: str):
+    asked = load_study(name)
+    at = asked.scales["smoke"]
+    for arm in asked.arms_at("smoke"):
+        with torch.device("meta"):  # the shapes alone
+            assert all(stage.build() for stage in build(arm, at, at.settings[0]).stages), arm.name
+
+
+def test_operations_are_counted_over_the_stages_as_they_are_long():
+    asked = load_study("cmtmae-ladder")
+    at = asked.scales["smoke"]
+    flops = {arm.name: counted(arm, at, at.settings[0])[0] for arm in asked.arms[:2]}
+    assert flops["MAE"] > 1e6
+    assert flops["random masks, teacher targets"] > 1.3 * flops["MAE"]  # the teacher looks at the whole image
+
+
+def test_what_is_not_there_is_told_with_what_is():
+    with pytest.raises(ValueError, match=r"did you mean .*crossmae-mask-ratio"):
+        load_study("crossmae-mask-rate")
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        load_study("nowhere.py")
+    with pytest.raises(ValueError, match="ImageNet-1K has no images; give --data"):
+        expand(load_study("crossmae-mask-ratio"), "paper", Path("x"))
+    with pytest.raises(ValueError, match="no scale 'huge'"):
+        check(load_study("crossmae-mask-ratio"), "huge")  # type: ignore[arg-type]
+    circle = (Arm("a", "mae", {"init_from": RunOf("b")}), Arm("b", "mae", {"init_from": RunOf("a")}))
+    with pytest.raises(ValueError, match="starts from its own"):
+        check(Study("?", circle, "a", {"cpu": Scale((Setting("x", "scenes"),), dials={"epochs": 1})}), "cpu")
+
+
+def test_data_of_ones_own_takes_the_place_of_a_setting():
+    asked = load_study("cmtmae-student-weight")
+    given = with_data(asked, "gpu", data=["photographs base=scenes:seed=3"])
+    assert [s.data for s in given.scales["gpu"].settings if s.name.startswith("photographs")] == ["scenes:seed=3"]
+    with pytest.raises(ValueError, match="no setting 'photos'"):
+        with_data(asked, "gpu", data=["photos=x"])
+
+
+def test_a_share_of_the_epochs_is_that_of_the_run():
+    at = Scale((Setting("x", "scenes"),), dials={"epochs": 32})
+    arm = Arm("a", "cmtmae", {"epochs": Share(0.5), "stage1_epochs": Share(0.25)})
+    found = settled(arm, at, at.settings[0])
+    assert (found["epochs"], found["stage1_epochs"]) == (16, 4)

@@ -1,0 +1,141 @@
+"""What a study says: statistics against scipy, tables, how soon an arm gets there, figures along the way."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from unveil.reporting.study import study_page
+from unveil.study.along import along, times_to
+from unveil.study.finding import load_study
+from unveil.study.jobs import expand
+from unveil.study.outcome import claim, gather, rows_of
+from unveil.study.statistics import compare, estimate, holm, p_value, t_quantile
+from unveil.study.tables import as_csv, as_text, remarks
+
+
+def test_intervals_and_tests_are_scipys():
+    stats = pytest.importorskip("scipy.stats")
+    chance = torch.Generator().manual_seed(0)
+    for count in (2, 3, 5, 9, 40):
+        a, b = (torch.randn(count, generator=chance, dtype=torch.float64).tolist() for _ in range(2))
+        found = compare(dict(enumerate(a)), dict(enumerate(b)))
+        assert found is not None
+        assert found.p == pytest.approx(stats.ttest_rel(a, b).pvalue, rel=1e-9)
+        low, high = stats.t.interval(0.95, count - 1, loc=sum(a) / count, scale=stats.sem(a))
+        assert estimate(a).half == pytest.approx((high - low) / 2, rel=1e-9)
+    for freedom in (1, 2, 7, 100):
+        for t in (0.0, 0.3, 2.0, 15.0):
+            assert p_value(t, freedom) == pytest.approx(2 * stats.t.sf(t, freedom), rel=1e-9)
+
+
+def test_statistics_by_hand():
+    assert t_quantile(1) == pytest.approx(12.7062, abs=1e-4)
+    assert t_quantile(4) == pytest.approx(2.7764, abs=1e-4)
+    assert holm({"a": 0.01, "b": 0.04, "c": 0.03}) == pytest.approx({"a": 0.03, "b": 0.06, "c": 0.06})
+    assert estimate([3.0]).half is None
+    # t = 2 / (1 / sqrt(3)) = 3.4641 at two degrees of freedom
+    found = compare({0: 1.0, 1: 2.0, 2: 3.0, 9: 0.0}, {0: 0.0, 1: 0.0, 2: 0.0})
+    assert found is not None
+    assert (found.difference.mean, found.difference.count) == (2.0, 3)
+    assert found.p == pytest.approx(0.0742, abs=1e-4)
+
+
+def test_no_claim_is_made_that_does_not_hold():
+    alike = compare({0: 0.5, 1: 0.6}, {0: 0.4, 1: 0.5})
+    assert alike is not None
+    assert alike.p is None
+    assert "no claim" in claim(alike, None)
+    assert "one seed" in claim(compare({0: 1.0}, {0: 0.0}), None)
+    assert "no claim" in claim(compare({0: 1.0}, {1: 0.0}), None)
+    clear = compare({0: 0.50, 1: 0.51, 2: 0.52}, {0: 0.400, 1: 0.411, 2: 0.419})
+    assert clear is not None
+    assert claim(clear, clear.p) == "higher"
+    assert claim(clear, 0.2) == "no difference shown"
+
+
+def run(arm: str, seed: int, accuracy: float, setting: str = "scenes", seconds: float = 10.0) -> dict:
+    return {
+        **{"name": f"{arm}{seed}", "arm": arm, "setting": setting, "seed": seed, "status": "finished", "error": None},
+        **{"metrics": {"knn accuracy": accuracy}, "references": {}, "seconds": seconds, "epochs": seconds / 10},
+        **{"images_per_second": 100.0, "memory_mb": 512.0, "curves": {"rankme": [[0, 3.0], [1, 4.0]]}},
+        **{"seconds_at": []},
+    }
+
+
+def test_tables_and_the_page_say_what_the_runs_carry():
+    runs = [run(arm, s, base + 0.01 * s + 0.001 * (s == 1) * (arm == "b")) for arm, base in (("<a>", 0.3), ("b", 0.4))
+            for s in range(3)]  # fmt: skip
+    rows = rows_of(runs, "scenes", "<a>")
+    assert [(r["arm"], r["says"]) for r in rows] == [("<a>", "the baseline"), ("b", "higher")]
+    outcome = {
+        **{"study": "s", "question": "q?", "note": "", "scale": "cpu", "baseline": "<a>", "seeds": [0, 1, 2]},
+        **{"settings": [{"name": "scenes"}], "arms": [{"name": "b", "recipe": "mae", "dials": {}}], "runs": runs},
+        **{"rows": rows, "references": [], "times": [], "along": []},
+    }
+    outcome["remarks"] = remarks(outcome)
+    outcome["headlines"] = ["knn accuracy"]
+    assert "41.0 ± " in as_text(outcome)
+    assert "higher" in as_text(outcome)
+    assert as_csv(outcome).count("\n") == 7
+    page = study_page(outcome)
+    assert "&lt;a&gt;" in page
+    assert "<a>" not in page
+    assert "src=" not in page.replace('src="data:', "")
+
+
+def test_how_soon_an_arm_gets_there():
+    runs = [
+        run("a", 0, 0.2, "short", 10), run("a", 0, 0.4, "long", 30),
+        run("b", 0, 0.3, "short", 12), run("b", 0, 0.5, "long", 32),
+        run("c", 0, 0.45, "short", 9), run("c", 0, 0.6, "long", 40),
+    ]  # fmt: skip
+    found = {t["arm"]: t for t in times_to(runs, ["short", "long"], "knn accuracy")}
+    assert found["a"]["seconds"] == 30  # 0.4 is what all of them reach
+    assert found["b"]["seconds"] == pytest.approx(22)
+    assert found["c"]["at_most"]
+    assert found["c"]["seconds"] == 9
+
+
+def test_figures_along_the_way():
+    runs = [run("a", seed, 0.5) for seed in (0, 1)] + [run("b", seed, 0.6) for seed in (0, 1)]
+    for one in runs:
+        start = 0.1 if one["arm"] == "a" else 0.2
+        one["curves"]["knn accuracy"] = [[2.0, start + 0.01 * one["seed"]], [4.0, 0.3]]
+        one["seconds_at"] = [[0.0, 0.0], [4.0, 40.0 if one["arm"] == "a" else 80.0]]
+    rows = along(runs, "scenes", "a", ["knn accuracy"])
+    assert [(r["arm"], r["epoch"], r["count"]) for r in rows] == [("a", 2, 2), ("a", 4, 2), ("b", 2, 2), ("b", 4, 2)]
+    assert rows[0]["mean"] == pytest.approx(0.105)
+    assert rows[0]["difference"] is None
+    assert rows[2]["difference"]["mean"] == pytest.approx(0.1)
+    found = {t["arm"]: t for t in times_to(runs, ["scenes"], "knn accuracy")}
+    assert found["a"]["target"] == pytest.approx(0.3)
+    assert (found["a"]["seconds"], found["b"]["seconds"]) == (pytest.approx(40), pytest.approx(80))
+    for one in runs:
+        one["curves"]["knn accuracy"].append([6.0, 0.4])
+        one["seconds_at"].append([6.0, one["seconds_at"][-1][1] * 1.5])
+    later = {t["arm"]: t for t in times_to(runs, ["scenes"], "knn accuracy")}
+    assert later["b"]["seconds"] == pytest.approx(120)
+    outcome = {
+        **{"study": "s", "question": "q?", "note": "", "scale": "cpu", "baseline": "a", "seeds": [0, 1]},
+        **{"settings": [{"name": "scenes"}], "arms": [], "runs": runs, "remarks": [], "headlines": ["knn accuracy"]},
+        **{"rows": rows_of(runs, "scenes", "a"), "references": [], "along": rows, "times": list(later.values())},
+    }
+    told = as_text(outcome)
+    assert "epoch 2" in told
+    assert "knn accuracy, minus a" in told
+    assert "+10.0" in told
+    page = study_page(outcome)
+    assert "Along the way" in page
+    assert "scenes: knn accuracy" in page
+
+
+def test_gathering_reads_what_is_there(tmp_path: Path):
+    asked = load_study("crossmae-mask-ratio")
+    jobs = expand(asked, "smoke", tmp_path)
+    found = gather(asked, "smoke", jobs, tmp_path, {jobs[0].name: "no luck"})
+    assert found["runs"][0]["error"] == "no luck"
+    assert {r["status"] for r in found["runs"]} == {"not begun"}
+    assert found["rows"] == []
