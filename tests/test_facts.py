@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor
 
+from report_fakes import fake_run
 from test_cmtmae import make
 from unveil.benchmark.contenders import CONTENDERS, Name, Work
 from unveil.benchmark.flops import count
@@ -13,6 +16,7 @@ from unveil.facts import flops, guides, model_facts, stage_lines, trained
 from unveil.layers import Positions
 from unveil.recipes import attmask, mae
 from unveil.records import DEPTH, RGB, SEMSEG
+from unveil.reporting import write_report
 
 
 @pytest.mark.parametrize("name", ["mae", "cmtmae-stage2", "multimae-guided"])
@@ -68,3 +72,15 @@ def test_what_needs_numbers_is_not_counted(monkeypatch: pytest.MonkeyPatch):
     told = model_facts(recipe, recipe.encoder.modalities)
     assert told["stages"][0]["flops"] is None
     assert "GFLOPs" not in stage_lines(told)[0]
+
+
+def test_the_report_tells_each_stage(tmp_path: Path):
+    stages = [
+        {"epochs": 10, "trained": 12_000_000, "guides": 86_000_000, "flops": 8_100_000_000},
+        {"epochs": 70, "trained": 12_400_000, "guides": 0, "flops": None},
+    ]
+    run = fake_run(tmp_path / "run", picture_epochs=1, model={"stages": stages})
+    told = write_report([run]).read_text()
+    assert "10 epochs: 12.0 M trained, 86.0 M of teachers, 8.1 GFLOPs an image; 70 epochs: 12.4 M trained<" in told
+    strange = fake_run(tmp_path / "strange", picture_epochs=1, model={"stages": [3, {"flops": "many"}]})
+    assert write_report([strange]).exists()

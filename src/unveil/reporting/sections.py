@@ -200,6 +200,7 @@ def _one_run(run: Run, place: int, runs: Runs) -> Markup:
             ("images", images),
             ("image size", f"{size}, {run.text('data', 'channels') or '?'} channels" if size else ""),
             ("parameters", ", ".join(model)),
+            ("a step", _steps(run)),
             ("tokens", ", ".join(tokens)),
             ("epochs", epochs),
             ("time", duration(run.seconds) if math.isfinite(run.seconds) else ""),
@@ -213,6 +214,21 @@ def _one_run(run: Run, place: int, runs: Runs) -> Markup:
     remarks = tag("p", " ".join(run.remarks), class_="remark") if run.remarks else None
     parts = (facts, copyable if command else None, _changes(run), _dials(run), remarks)
     return tag("article", named(run, place, runs), *parts)
+
+
+def _steps(run: Run) -> str:
+    """What a step of each stage trains, beside which teachers, and its operations for an image."""
+    stages = run.fact("model", "stages")
+    stages = [s for s in stages if isinstance(s, dict)] if isinstance(stages, list) else []
+    told = []
+    for stage in stages:
+        trained, guides, flops = (number(stage.get(key)) for key in ("trained", "guides", "flops"))
+        parts = [f"{count(trained)} trained"] if math.isfinite(trained) else []
+        parts += [f"{count(guides)} of teachers"] if guides > 0 else []
+        parts += [f"{flops / 1e9:.3g} GFLOPs an image"] if math.isfinite(flops) else []
+        which = f"{brief(number(stage.get('epochs')))} epochs: " if len(stages) > 1 else ""
+        told.append(which + ", ".join(parts))
+    return "; ".join(told)
 
 
 def _changes(run: Run) -> Markup | None:
