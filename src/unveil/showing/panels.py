@@ -144,7 +144,7 @@ def _single(one: Shown) -> Block:
         Panel("blend", one.blend),
         Panel(f"mask as trained, {one.shares['own']:.0%}", one.hidden),
         Panel("prediction", one.reconstructed),
-        Panel("feature distance", one.features if one.reconstructed is None else None),
+        Panel("feature distance", one.features),
     ]
     second = [Panel(f"{way}, {one.shares[way]:.0%}", picture) for way, picture in one.masks.items()]
     rows = [[p for p in first if p.picture is not None], second]
