@@ -43,7 +43,7 @@ ONLY = {  # rooms that know less than their level would let them
     "targets": {"patches", "records"},
     "encoder": {"layers", "patches", "records"},
     "decoder": {"encoder", "layers", "masking", "records"},
-    "protocols": {"augment", "chance", "data", "machine", "optim", "records"},
+    "protocols": {"augment", "chance", "checkpoint", "data", "machine", "optim", "records"},
     "augment": {"chance"},
     "recipe": {"data", "encoder", "model", "optim"},
     "objectives": {"layers", "masking", "model", "records"},

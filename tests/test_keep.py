@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,7 +14,8 @@ from tiny_runs import Killed, at_steps, journal, kill, weights, write_images, wr
 from unveil import checkpoint
 from unveil.loading import load
 
-SETTINGS = {"device": "cpu", "workers": 1, "compile": "off", "keep_every": 1.0}
+TRAIN = {"epochs": 3.0, "batch_size": 10, "lr": 0.05, "warmup_epochs": 1.0, "image_size": (16,)}
+SETTINGS: dict[str, Any] = {"device": "cpu", "workers": 1, "compile": "off", "keep_every": 1.0, **TRAIN}
 
 
 @pytest.fixture(scope="module")

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import json
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -27,9 +30,11 @@ from unveil.protocols.dense.heads import ConvNeXtHead, taps
 from unveil.protocols.dense.reader import DenseReader
 from unveil.protocols.dense.truth import classes_loss
 from unveil.protocols.dense.views import DenseView, jittered, places, starts
+from unveil.protocols.results import Result, parts_table, write_results
 from unveil.protocols.segment import segment
 from unveil.protocols.task import Task
 from unveil.records import DEPTH, RGB, Batch, Modality
+from unveil.reporting import write_report
 
 LABELS = Modality("semseg", 1, (0.0,), (1.0,), kind="categorical", num_classes=2)
 
@@ -160,12 +165,38 @@ def test_heads_answer_at_any_size_and_learn_from_every_parameter(head):
     batch = Batch(maps, sample_keys(0, 0, range(2)), torch.zeros(()))
     found = model(batch)
     assert found.shape == (2, 3, 16, 24)
-    found.square().sum().backward()
+    sum(guess.square().sum() for _, guess in model.guesses(batch)).backward()
     unused = {name for name, p in model.named_parameters() if p.grad is None}
     assert unused <= {"encoder.encoder.norm.weight", "encoder.encoder.norm.bias"}, "maps are read before the final norm"
     assert not any(p.requires_grad for p in encoder.parameters()), "the encoder that was given stays as it is"
     twin = DenseModel(encoder, encoder.modalities, head, outputs=3, frozen=False, seed=0)
     assert all(torch.equal(a, b) for a, b in zip(model.head.parameters(), twin.head.parameters(), strict=True))
+
+
+def test_upernet_learns_with_an_auxiliary_head_too(red_bars):
+    """A convolution and a classifier on the third map, whose loss counts 0.4, as in MAE's setting for ADE20K."""
+    task, pair = DenseTask(tiny(depth=4), str(red_bars)), open_dense(str(red_bars))
+    settings = DenseTraining(1, 4, image_size=16, drop_path=0.0, jitter=0.0, scales=(1.0, 1.0))
+    labels = Truth(LABELS, 2, classes_loss)
+    trainer = Trainer(task, pair, task.encoder, [RGB], labels, "upernet", True, settings, 0)
+    batch = next(iter(DenseReader(pair.train, [RGB, LABELS]).epoch(trainer.view, 4, 0, 0)))
+    twin = copy.deepcopy(trainer.model)
+    third = twin.encoder.tokens(Batch({"rgb": batch.maps["rgb"] / 255}, batch.key, batch.progress), [3])[0][:, 1:]
+    grid = third.mT.unflatten(-1, (4, 4))
+    conv, norm = twin.head.auxiliary[0][:2]
+    grid = F.conv2d(grid, conv.weight, padding=1)
+    grid = (grid - grid.mean((0, 2, 3), keepdim=True)) / (grid.var((0, 2, 3), False, keepdim=True) + norm.eps).sqrt()
+    said = F.interpolate(twin.head.auxiliary[1](grid.relu()), (16, 16), mode="bilinear")
+    valid = batch.valid["semseg"][:, 0]
+    truth = batch.maps["semseg"][:, 0]
+
+    def error(guess):
+        return F.cross_entropy(guess.permute(0, 2, 3, 1)[valid], truth[valid])
+
+    whole = replace(batch, maps={**batch.maps, "rgb": batch.maps["rgb"] / 255})
+    expected = error(twin(whole)) + 0.4 * error(said)
+    assert trainer.update(whole, 0.0).item() == pytest.approx(expected.item(), rel=1e-4)
+    assert len(DenseModel(tiny(), [RGB], "dpt", 2, True, 0).guesses(whole)) == 1, "other heads have none"
 
 
 def test_a_frozen_encoder_neither_learns_nor_drops():
@@ -234,6 +265,25 @@ def test_bars_are_found_and_the_same_call_gives_the_same_numbers(red_bars, froze
     assert majority["pixel_accuracy"] == pytest.approx(2 / 3)  # the bar is a third of every image
     assert "segment mIoU" in table([result])
     assert "the encoder is frozen" in result.card or not frozen
+
+
+def test_the_iou_of_each_class_is_told_and_on_the_page(tmp_path):
+    iou = {f"kind {k}": k / 30 for k in range(30)}
+    result = Result("segment", "bars", None, "tokens", {"miou": 0.5}, {}, {}, "card", 1.0, "2026", {"iou": iou})
+    lines = parts_table([result]).splitlines()
+    assert lines[0] == "segment, IoU of each class"
+    assert lines[1].split()[:3] == ["kind", "0", "0.0%"]
+    assert lines[2].startswith("kind 1 ")
+    assert 5 < len(lines) < 12
+    assert max(map(len, lines)) <= 100
+    assert sum("kind 29  96.7%" in line for line in lines) == 1
+    assert parts_table([]) == ""
+    (tmp_path / "run.json").write_text(json.dumps({"recipe": "mae"}))
+    write_results(tmp_path, [result])
+    page = write_report([tmp_path]).read_text()
+    assert "IoU of each class" in page
+    assert "kind 29" in page
+    assert "96.7" in page
 
 
 def test_depth_and_pictures_are_read_together(red_bars):

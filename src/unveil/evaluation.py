@@ -18,6 +18,7 @@ from .protocols import (
     RestoringTask,
     Result,
     open_sets,
+    parts_table,
     run_dense,
     run_protocols,
     run_tasks,
@@ -43,6 +44,7 @@ def evaluate(
     baselines: bool = True,
     limit: int | None = None,
     micro_batch: int = 256,
+    at_epoch: float | None = None,
     device: str = "auto",
     seed: int = 0,
     **dials: object,
@@ -64,13 +66,16 @@ def evaluate(
     baselines: measure raw pixels and the untrained encoder too; where the encoder is trained, from scratch
     limit: use at most so many images of each source
     micro_batch: images in memory at once
+    at_epoch: measure the weights that the run kept then (`pretrain --keep-every`); results go to `eval/epoch-<epoch>/`
     device: cpu, cuda, mps; auto takes the best
     seed: of splits, probes and fine-tuning
     """
     work = work_of(protocol)
     if work is RestoringTask and is_foreign(run):
         raise ValueError(f"{', '.join(protocol)} needs a run with its decoders, and {run} is an encoder alone")
-    encoder = load(run, pool=pool, device=device)
+    if work is RestoringTask and at_epoch is not None:
+        raise ValueError(f"{', '.join(protocol)} reads the newest checkpoint; leave --at-epoch out")
+    encoder = load(run, pool=pool, device=device, at_epoch=at_epoch)
     others: dict[str, FeatureEncoder] = {}
     if baselines and work is not RestoringTask:
         others = {
@@ -108,6 +113,7 @@ def evaluate(
                 dials=dials,
                 tell=told.progress,
                 note=told.note,
+                kept=kept,
             )
         else:
             results = run_protocols(
@@ -125,16 +131,16 @@ def evaluate(
                 kept=kept,
             )
     except KeyboardInterrupt:
-        if kept.used:
+        if not kept.is_empty:
             told.note("what was measured is kept: the same command goes on from here")
         raise
     finally:
         told.close()
-    for file in write_results(folder, results):
+    for file in write_results(folder, results, at_epoch):
         if is_foreign(run):
             say(f"kept in {file}")
     kept.clear()
-    print(table(results))
+    print("\n\n".join(filter(None, (table(results), parts_table(results)))))
     return results
 
 

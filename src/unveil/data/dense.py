@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -57,6 +58,11 @@ class Labels:
 
 class Maps(Protocol):
     """The maps of one kind, one for each sample."""
+
+    @property
+    def declared(self) -> Declared:
+        """How they are read."""
+        ...
 
     def __len__(self) -> int: ...
 
@@ -160,6 +166,12 @@ class DenseSet:
 
     def __len__(self) -> int:
         return len(self.names)
+
+    @property
+    def identity(self) -> list[object]:
+        """What tells this set from others: where it is, a checksum of the samples' names, how maps are read."""
+        read = {kind: repr(maps.declared) for kind, maps in self.files.items()}
+        return [self.address, zlib.crc32(str(list(self.names)).encode()), read, repr(self.labels), self.max_depth]
 
     def only(self, rows: Sequence[int]) -> DenseSet:
         """Some of the samples."""

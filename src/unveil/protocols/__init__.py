@@ -11,7 +11,7 @@ from .dense_run import dense_tasks, run_dense, run_tasks
 from .dials import dials_of, protocols, work_of
 from .features import FeatureEncoder, Features, Pool, extract
 from .kept import Kept
-from .results import Result, table, write_results
+from .results import Result, parts_table, table, write_results
 from .run import run_protocols
 from .signals import feature_std, rankme
 from .task import open_sets
@@ -32,6 +32,7 @@ __all__ = [
     "extract",
     "feature_std",
     "open_sets",
+    "parts_table",
     "protocols",
     "rankme",
     "run_dense",

@@ -10,6 +10,7 @@ from .dense import DenseTask
 from .dense.restorer import RestoringTask
 from .dials import choose
 from .features import FeatureEncoder
+from .kept import Kept
 from .protocol import Score
 from .results import Result
 from .run import SCRATCH, THIS_RUN, UNTRAINED
@@ -28,12 +29,13 @@ def run_dense(
     dials: Mapping[str, object] | None = None,
     tell: Tell = silent,
     note: Callable[[str], None] = unnoted,
+    kept: Kept | None = None,
 ) -> list[Result]:
     """One result per protocol, in the order asked; a baseline that a protocol cannot measure is left out.
 
-    As `run_protocols`, for protocols that open images with a truth at every pixel themselves.
+    As `run_protocols`, for protocols that open images with a truth at every pixel themselves; `kept` spares trainings.
     """
-    tasks = dense_tasks({THIS_RUN: encoder, **(baselines or {})}, data, test_data, micro_batch, limit, tell, note)
+    tasks = dense_tasks({THIS_RUN: encoder, **(baselines or {})}, data, test_data, micro_batch, limit, tell, note, kept)
     return run_tasks(tasks, names, data, test_data, seed, dials)
 
 
@@ -45,10 +47,11 @@ def dense_tasks(
     limit: int | None = None,
     tell: Tell = silent,
     note: Callable[[str], None] = unnoted,
+    kept: Kept | None = None,
 ) -> dict[str, DenseTask]:
     """The same task for several encoders, by name; the one named "untrained" starts from scratch where it learns."""
     return {
-        who: DenseTask(model, data, test_data, micro_batch, limit, who, who != UNTRAINED, tell, note)
+        who: DenseTask(model, data, test_data, micro_batch, limit, who, who != UNTRAINED, tell, note, kept or Kept())
         for who, model in models.items()
     }
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Generator, Mapping
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Literal, cast
 
 import numpy as np
@@ -22,10 +22,12 @@ from ..optim import warmup_cosine
 from ..records import unit
 from .classifier import Classifier, StochasticDepth, TokenPool, layer_groups
 from .features import decoded
+from .kept import checksum
 from .protocol import accuracies
 from .reading import Reader, Views
 from .task import Task
 from .trainable import TrainableEncoder
+from .unfinished import Done, Unfinished
 
 Preset = Literal["auto", "mae-b", "mae-l", "mae-h", "crossmae-paper", "crossmae-released", "multimae", "small"]
 
@@ -132,6 +134,10 @@ class FineTuner:
         self.mean, self.std = encoder.statistics
         self.average = [p.detach().clone() for p in self.classifier.parameters()] if settings.ema else []
         self.steps = 0
+        key = {"learns": "classes", "weights": checksum(encoder), "images": task.sets.identity, "pool": pool}
+        key |= {"settings": asdict(settings), "seed": seed, "micro_batch": task.micro_batch, "on": self.device.type}
+        file = task.kept.training(key | {"image_size": encoder.image_size, "who": task.who})
+        self.unfinished = Unfinished(file, self.classifier, self.optimizer, self.average, task.note)
 
     def update(self, views: Views, lr: float, mix: Mix) -> Float[Tensor, ""]:
         """One step on a batch; returns its loss, still on the device."""
@@ -166,7 +172,9 @@ class FineTuner:
         reader = Reader(sets.train, view, settings.batch_size, self.seed)
         per_epoch = reader.steps_per_epoch
         total = settings.epochs * per_epoch * reader.batch_size
-        for epoch in range(settings.epochs):
+        done = self.unfinished.resume()
+        self.steps, reader.unreadable = done.steps, dict(done.unreadable)
+        for epoch in range(done.epochs, settings.epochs):
             loss = torch.zeros((), device=self.device)
             with closing(cast("Generator[Views]", reader.epoch(epoch))) as batches:  # its threads end here
                 for step, views in enumerate(batches):
@@ -179,6 +187,8 @@ class FineTuner:
                     f"fine-tuning of {self.task.who} diverged in epoch {epoch + 1} at a rate of {settings.lr:g};"
                     " give a lower --lr"
                 )
+            done = Done(epoch + 1, self.steps, reader.unreadable)
+            self.unfinished.save(done, is_last=done.epochs == settings.epochs)
         if self.average:
             for parameter, average in zip(self.classifier.parameters(), self.average, strict=True):
                 parameter.data.copy_(average)

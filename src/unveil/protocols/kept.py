@@ -1,4 +1,4 @@
-"""Scores of an evaluation that is not over: when it is stopped, the same command need not measure them again."""
+"""What an evaluation that is not over has done: when it is stopped, the same command need not do it again."""
 
 from __future__ import annotations
 
@@ -12,34 +12,49 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from .features import FeatureEncoder
 from .protocol import Score
 from .results import write_json
-from .task import Sets
+
+Key = Mapping[str, object]
 
 
 class Kept:
-    """A folder of scores, each under everything that it depends on; without a folder nothing is kept."""
+    """A folder of scores, and of trainings on the way to one, each under everything that it depends on; without a
+    folder nothing is kept."""
 
-    def __init__(self, folder: Path | None):
+    def __init__(self, folder: Path | None = None):
         self.folder = folder
         self.used: set[Path] = set()
 
-    def find(self, key: Mapping[str, object]) -> Score | None:
+    def find(self, key: Key) -> Score | None:
         """The score that was kept under this key."""
-        path = self._path(key)
+        path = self._path(key, "json")
         if path is None or not path.exists():
             return None
         self.used.add(path)
         return Score(**json.loads(path.read_text(encoding="utf-8")))
 
-    def keep(self, key: Mapping[str, object], score: Score) -> None:
-        """Write a score, whole or not at all."""
-        path = self._path(key)
+    def keep(self, key: Key, score: Score) -> None:
+        """Write a score, whole or not at all. The trainings that led to it are removed."""
+        path = self._path(key, "json")
         if path is not None:
             path.parent.mkdir(parents=True, exist_ok=True)
             write_json(path, asdict(score))
+            for training in [used for used in self.used if used.suffix == ".safetensors"]:
+                training.unlink(missing_ok=True)
             self.used.add(path)
+
+    def training(self, key: Key) -> Path | None:
+        """The file of a training that depends on this key."""
+        path = self._path(key, "safetensors")
+        if path is not None:
+            self.used.add(path)
+        return path
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether a stopped evaluation would begin anew."""
+        return not any(path.exists() for path in self.used)
 
     def clear(self) -> None:
         """Remove what this evaluation has kept or found: its results are written."""
@@ -48,20 +63,17 @@ class Kept:
         if self.folder is not None and self.folder.is_dir() and not any(self.folder.iterdir()):
             self.folder.rmdir()
 
-    def _path(self, key: Mapping[str, object]) -> Path | None:
+    def _path(self, key: Key, kind: str) -> Path | None:
+        if self.folder is None:
+            return None
         text = json.dumps(key, sort_keys=True, default=list)
-        name = hashlib.sha256(text.encode()).hexdigest()[:24]
-        return None if self.folder is None else self.folder / f"{name}.json"
+        return self.folder / f"{hashlib.sha256(text.encode()).hexdigest()[:24]}.{kind}"
 
 
-def fingerprint(encoder: FeatureEncoder, sets: Sets) -> dict[str, object]:
-    """What tells one encoder and one task from others: checksums of the weights, the images' numbers and the labels."""
-    weights = 0
+def checksum(encoder: object) -> int:
+    """What tells one encoder's weights from others."""
+    found = 0
     if isinstance(encoder, nn.Module):
         for tensor in encoder.state_dict().values():
-            weights = zlib.crc32(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes(), weights)
-    images = [
-        [part.source.address, zlib.crc32(str((part.indices, part.numbers)).encode())]
-        for part in (sets.train, sets.test)
-    ]
-    return {"weights": weights, "image_size": encoder.image_size, "images": images}
+            found = zlib.crc32(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes(), found)
+    return found

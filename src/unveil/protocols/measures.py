@@ -6,6 +6,7 @@ from typing import Literal
 
 from .attentive import attentive
 from .finetune import finetune
+from .kept import checksum
 from .knn import knn
 from .linear import linear
 from .linear_lbfgs import linear_lbfgs
@@ -26,4 +27,9 @@ def measure(task: Task, by: Measure, seed: int, epochs: int | None = None) -> Sc
         return linear_lbfgs(task.split, seed)
     if by == "attentive":
         return attentive(task, seed, epochs=epochs)
-    return finetune(task, seed, epochs=epochs)
+    key = {"by": by, "seed": seed, "epochs": epochs, "who": task.who, "pool": task.pool}
+    key |= {"weights": checksum(task.encoder), "images": task.sets.identity, "image_size": task.encoder.image_size}
+    found = task.kept.find(key) or finetune(task, seed, epochs=epochs)
+    if found is not None:
+        task.kept.keep(key, found)
+    return found

@@ -46,7 +46,7 @@ class Reader:
     def __init__(self, images: Labelled, view: View, batch_size: int, seed: int):
         self.images, self.view, self.seed = images, view, seed
         self.batch_size = min(batch_size, len(images))
-        self.unreadable: dict[str, None] = {}
+        self.unreadable: dict[str, str] = {}
         self._cache: dict[int, Tensor] = {}
         self._room = min(4 << 30, psutil.virtual_memory().available // 4)
 
@@ -88,8 +88,8 @@ class Reader:
             try:
                 found.append(self._image(row))
                 kept.append(row)
-            except Unreadable:
-                self.unreadable[self.images.name(row)] = None
+            except Unreadable as error:
+                self.unreadable[self.images.name(row)] = error.reason
         labels = torch.tensor([self.images.numbers[row] for row in kept], dtype=torch.int64)
         key = sample_keys(self.seed, epoch, kept)
         cuts = draw_cuts([(image.shape[-2], image.shape[-1]) for image in found], self.view, key)

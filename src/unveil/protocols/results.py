@@ -34,9 +34,12 @@ class Result:
         return asdict(self)
 
 
-def write_results(run_dir: Path | str, results: Iterable[Result]) -> list[Path]:
-    """Write `eval/<protocol>.json` for each result; a file is replaced whole or not at all, others stay as they are."""
-    folder = Path(run_dir) / "eval"
+def write_results(run_dir: Path | str, results: Iterable[Result], at_epoch: float | None = None) -> list[Path]:
+    """Write `eval/<protocol>.json` for each result, of weights on the way `eval/epoch-<epoch>/<protocol>.json`.
+
+    A file is replaced whole or not at all, others stay as they are.
+    """
+    folder = Path(run_dir) / "eval" / ("" if at_epoch is None else f"epoch-{at_epoch:g}")
     folder.mkdir(parents=True, exist_ok=True)
     written = []
     for result in results:
@@ -70,6 +73,9 @@ _SHOWN = {  # metrics that stand for a protocol where it has no accuracy, in wor
 }
 
 
+PARTS = {"iou": "IoU of each class"}
+
+
 def table(results: Sequence[Result]) -> str:
     """Accuracies in per cent, and what other protocols measure, as plain text: a column per baseline, this run last.
 
@@ -95,6 +101,24 @@ def table(results: Sequence[Result]) -> str:
         "  ".join([name.ljust(first), *(cell.rjust(width) for cell, width in zip(cells, others, strict=True))])
         for name, *cells in rows
     )
+
+
+WIDTH, BETWEEN = 100, 3  # characters of a line, and between two columns
+
+
+def parts_table(results: Sequence[Result]) -> str:
+    """What metrics of this run are means of, such as the IoU of each class: a block each, down its columns."""
+    blocks = []
+    for result in results:
+        for what, values in result.details.items():
+            told = {name: f"{value:.1%}" if what == "iou" else f"{value:.4g}" for name, value in values.items()}
+            first, second = (max(map(len, words), default=0) for words in (told, told.values()))
+            cells = [f"{name.ljust(first)}  {value.rjust(second)}" for name, value in told.items()]
+            columns = max(1, (WIDTH + BETWEEN) // (first + 2 + second + BETWEEN))
+            rows = -(-len(cells) // columns)
+            lines = [(" " * BETWEEN).join(cells[row::rows]) for row in range(rows)]
+            blocks.append("\n".join([f"{result.protocol}, {PARTS.get(what, what)}", *lines]))
+    return "\n\n".join(blocks)
 
 
 def _shown(metric: str) -> tuple[str, str] | None:

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from ..data.sources import Source
 from .dials import choose, dials_of, protocols, wants_features
 from .features import FeatureEncoder, Pool, check_channels
-from .kept import Kept, fingerprint
+from .kept import Kept, checksum
 from .protocol import Score
 from .results import Result
 from .task import Sets, Task, Tell, silent, unnoted
@@ -55,7 +55,7 @@ def run_protocols(
     seconds = dict.fromkeys(chosen, 0.0)
     facts: dict[str, Mapping[str, object]] = {}
     for who, model in models.items():
-        task = Task(model, sets, pool, micro_batch, who, who != UNTRAINED, tell, note)
+        task = Task(model, sets, pool, micro_batch, who, who != UNTRAINED, tell, note, kept=kept)
         for name, protocol in chosen.items():
             on_features = wants_features(protocols()[name])
             given = task.split if on_features else task
@@ -63,7 +63,8 @@ def run_protocols(
             if on_features:
                 score = protocol(given, seed)
             else:
-                key = fingerprint(model, sets) | {"protocol": name, "who": who, "pool": pool, "seed": seed}
+                key: dict[str, object] = {"protocol": name, "who": who, "pool": pool, "seed": seed}
+                key |= {"weights": checksum(model), "image_size": model.image_size, "images": sets.identity}
                 key |= {"dials": {dial: value for dial, value in dials.items() if dial in dials_of(protocols()[name])}}
                 score = kept.find(key) or protocol(given, seed)
                 if score is not None:

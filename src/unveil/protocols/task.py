@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -16,6 +17,7 @@ from ..data.declaration import Declared
 from ..data.sources import Source, Subset, spread
 from ..data.splits import hold_out
 from .features import FeatureEncoder, Features, Pool, extract
+from .kept import Kept
 from .labels import check_labels, shared_numbers, stratified_split
 from .protocol import Split
 
@@ -89,6 +91,14 @@ class Sets:
     test: Labelled
     num_classes: int
 
+    @property
+    def identity(self) -> list[object]:
+        """What tells these images from others: where they are, which of them, and checksums of their classes."""
+        return [
+            [part.source.address, zlib.crc32(str((part.indices, part.numbers)).encode())]
+            for part in (self.train, self.test)
+        ]
+
     @classmethod
     def of(cls, train: Source, test: Source | None = None, limit: int | None = None, seed: int = 0) -> Sets:
         """Sets from sources; without a test source, a fifth of every class is held out.
@@ -116,7 +126,8 @@ class Task:
     """What a protocol is asked: how well this encoder serves to learn these classes.
 
     `is_trained` is false of the baseline that starts from scratch. At most `micro_batch` images are in the encoder at
-    once. `tell` hears (what is done, images done, images in all), `note` what was chosen for the user.
+    once. `tell` hears (what is done, images done, images in all), `note` what was chosen for the user,
+    `kept` spares what a stopped evaluation has done.
     """
 
     encoder: FeatureEncoder
@@ -128,6 +139,7 @@ class Task:
     tell: Tell = silent
     note: Callable[[str], None] = unnoted
     known: Split | None = None
+    kept: Kept = field(default_factory=Kept)
 
     @cached_property
     def features(self) -> tuple[Features, Features]:

@@ -64,6 +64,7 @@ class Evaluation:
     metrics: Mapping[str, float]
     baselines: Mapping[str, Mapping[str, float]]
     card: str
+    details: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
     @property
     def name(self) -> str:

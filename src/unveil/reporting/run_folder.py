@@ -128,7 +128,8 @@ def _evaluations(folder: Path, remarks: list[str]) -> list[Evaluation]:
         if metrics := _numbers(told.get("metrics")):
             baselines = {str(k): _numbers(v) for k, v in _mapping(told.get("baselines")).items()}
             protocol, data = str(told.get("protocol") or path.stem), str(told.get("data") or "")
-            found.append(Evaluation(protocol, data, metrics, baselines, str(told.get("card") or "")))
+            details = {str(k): _numbers(v) for k, v in _mapping(told.get("details")).items()}
+            found.append(Evaluation(protocol, data, metrics, baselines, str(told.get("card") or ""), details))
     return found
 
 

@@ -88,9 +88,20 @@ def _protocol(runs: Runs, protocol: str, data: str) -> Markup:
     bars = [_bars(metric, told) for metric in metrics[:SHOWN]]
     if more := [_bars(metric, told) for metric in metrics[SHOWN:]]:
         bars.append(tag("details", tag("summary", f"{len(more)} more measures"), *more))
+    bars += [_parts(what, told) for what in dict.fromkeys(w for _, _, e in told for w in e.details)]
     card = next((e.card for _, _, e in told if e.card), "")
     heading = tag("h3", protocol_name(protocol), tag("span", f" on {data}" if data else "", class_="aside"))
     return tag("article", heading, *bars, tag("p", card, class_="remark") if card else None, class_="protocol")
+
+
+def _parts(what: str, told: Sequence[tuple[int, Run, Evaluation]]) -> Markup:
+    """What a metric is a mean of, such as the IoU of each class: a column per run."""
+    names = list(dict.fromkeys(name for _, _, e in told for name in e.details.get(what, {})))
+    found = {name: [e.details.get(what, {}).get(name, math.nan) for _, _, e in told] for name in names}
+    is_iou = what == "iou"
+    rows = [[name, *(percent(v) if is_iou else figure(v) for v in values)] for name, values in found.items()]
+    head = ["class" if is_iou else "", *(run.name for _, run, _ in told)]
+    return tag("details", tag("summary", "IoU of each class" if is_iou else what), table(head, rows))
 
 
 def _bars(metric: str, told: Sequence[tuple[int, Run, Evaluation]]) -> Markup:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ...records import Batch, Modality
 from .encoder import DenseEncoder
 from .heads import HEADS, HeadName, taps
+from .upernet import UPerHead
 
 
 class DenseModel(nn.Module):
@@ -47,6 +48,16 @@ class DenseModel(nn.Module):
         return cast("nn.Module", self.encoder)
 
     def forward(self, batch: Batch) -> Float[Tensor, "B K H W"]:
+        return self.head(*self._read(batch)).float()
+
+    def guesses(self, batch: Batch) -> list[tuple[float, Float[Tensor, "B K H W"]]]:
+        """What is learned from: the prediction, and those of a head that helps it to learn, each with its weight."""
+        grids, size = self._read(batch)
+        aside = self.head.aside(grids, size) if isinstance(self.head, UPerHead) else []
+        return [(1.0, self.head(grids, size).float()), *((weight, guess.float()) for weight, guess in aside)]
+
+    def _read(self, batch: Batch) -> tuple[list[Float[Tensor, "B C h w"]], tuple[int, int]]:
+        """The encoder's maps, and the size of the prediction."""
         names = [m.name for m in self.inputs]
         maps, valid = ({n: every[n] for n in names if n in every} for every in (batch.maps, batch.valid))
         read = Batch(maps, batch.key, batch.progress, valid)
@@ -59,4 +70,4 @@ class DenseModel(nn.Module):
             rearrange(x[:, self.encoder.num_prefix :], "b (m h w) d -> b (m d) h w", m=len(names), h=rows)
             for x in found
         ]
-        return self.head(grids, (size[0], size[1])).float()
+        return grids, (size[0], size[1])

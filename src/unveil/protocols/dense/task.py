@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from ..features import FeatureEncoder
+from ..kept import Kept
 from ..task import Tell, silent, unnoted
 
 
@@ -14,7 +15,7 @@ class DenseTask:
     """How well an encoder serves to tell something of every pixel of the images at an address.
 
     The protocol opens the data itself: what is in them is for its dials to say. `is_trained` is false of the baseline
-    that starts from scratch. `limit` caps the images of each set.
+    that starts from scratch. `limit` caps the images of each set, `kept` spares what a stopped evaluation has done.
     """
 
     encoder: FeatureEncoder
@@ -26,3 +27,4 @@ class DenseTask:
     is_trained: bool = True
     tell: Tell = silent
     note: Callable[[str], None] = unnoted
+    kept: Kept = field(default_factory=Kept)

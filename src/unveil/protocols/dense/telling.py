@@ -11,7 +11,7 @@ from .training import Trainer
 HEAD_WORDS: dict[HeadName, str] = {
     "linear": "A linear layer on each token after a BatchNorm without affine",
     "convnext": "MultiMAE's head of four ConvNeXt blocks",
-    "upernet": "UPerNet, without its auxiliary head,",
+    "upernet": "UPerNet, with an auxiliary head at a weight of 0.4 while it learns,",
     "dpt": "DPT's head",
 }
 

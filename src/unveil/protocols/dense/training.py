@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Literal, cast
 
 import torch
@@ -18,6 +18,8 @@ from ...machine import has_native_bf16
 from ...optim import warmup_cosine
 from ...records import Batch, Modality
 from ..classifier import StochasticDepth, layer_groups
+from ..kept import checksum
+from ..unfinished import Done, Unfinished
 from .encoder import DenseEncoder
 from .heads import HeadName, enlarged
 from .model import DenseModel
@@ -107,6 +109,12 @@ class Trainer:
         self.depth = StochasticDepth(self.model.encoder.branches(), 0.0 if frozen else settings.drop_path)
         self.micro_batch = min(task.micro_batch, settings.batch_size)
         self.unreadable: dict[str, str] = {}
+        loss = getattr(truth.loss, "__name__", repr(truth.loss))
+        key: dict[str, object] = {"learns": [truth.modality.name, truth.outputs, loss], "settings": asdict(settings)}
+        key |= {"weights": checksum(encoder), "images": [sets.train.identity, sets.test.identity]}
+        key |= {"head": head, "frozen": frozen, "inputs": [m.name for m in inputs], "view": size, "seed": seed}
+        key |= {"micro_batch": task.micro_batch, "on": self.device.type, "who": task.who}
+        self.unfinished = Unfinished(task.kept.training(key), self.model, self.optimizer, note=task.note)
 
     def train(self) -> None:
         """All epochs. Raises ValueError when it diverges."""
@@ -114,8 +122,9 @@ class Trainer:
         reader = DenseReader(train, (*self.inputs, self.truth.modality))
         per_epoch = len(train) // settings.batch_size
         total = settings.epochs * per_epoch * settings.batch_size
-        done = 0
-        for epoch in range(settings.epochs):
+        done = self.unfinished.resume()
+        seen, reader.unreadable = done.steps * settings.batch_size, dict(done.unreadable)
+        for epoch in range(done.epochs, settings.epochs):
             loss = torch.zeros((), device=self.device)
             batches = reader.epoch(self.view, settings.batch_size, self.seed, epoch)
             with closing(cast("Generator[Batch]", batches)):  # its threads end here
@@ -123,13 +132,15 @@ class Trainer:
                     at = epoch + step / per_epoch
                     lr = settings.lr * warmup_cosine(at, settings.epochs, settings.warmup_epochs)
                     loss += self.update(batch.on(self.device), lr)
-                    done += settings.batch_size
-                    self.task.tell(f"learning, {self.task.who}", done, total)
+                    seen += settings.batch_size
+                    self.task.tell(f"learning, {self.task.who}", seen, total)
             if not loss.isfinite():
                 raise ValueError(
                     f"the training of {self.task.who} diverged in epoch {epoch + 1} at a rate of {settings.lr:g};"
                     " give a lower --lr"
                 )
+            done = Done(epoch + 1, seen // settings.batch_size, reader.unreadable)
+            self.unfinished.save(done, is_last=done.epochs == settings.epochs)
         self.unreadable |= reader.unreadable
 
     def update(self, batch: Batch, lr: float) -> Float[Tensor, ""]:
@@ -141,8 +152,9 @@ class Trainer:
             part = batch[start : start + self.micro_batch]
             self.depth.draw(Chance(part.key))
             with self._precision():
-                guess = self.model(part)
-            loss = self.truth.loss(guess, part.maps[name], part.valid[name]) / count
+                guesses = self.model.guesses(part)
+            losses = [w * self.truth.loss(guess, part.maps[name], part.valid[name]) for w, guess in guesses]
+            loss = torch.stack(losses).sum() / count
             loss.backward()
             total += loss.detach()
         for group in self.optimizer.param_groups:

@@ -8,12 +8,15 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 POOLS = (1, 2, 3, 6)
+AUXILIARY, AUXILIARY_WIDTH = 0.4, 256  # of the auxiliary head's loss; channels of its one convolution
 
 
 class UPerHead(nn.Module):
     """UPerNet (Xiao et al., 2018) as MAE fine-tunes it: four blocks' maps at 4, 2, 1 and 1/2 times the grid, the
-    coarsest pooled over regions, added up from coarse to fine, and joined. Without the auxiliary head of its public
-    configurations; all convolutions are `width` wide."""
+    coarsest pooled over regions, added up from coarse to fine, and joined; all convolutions are `width` wide.
+
+    Its auxiliary head (one convolution and a classifier on the third map, as in the public configurations, whose
+    dropout is left out) answers while it learns."""
 
     def __init__(self, dim: int, width: int, outputs: int):
         super().__init__()
@@ -31,6 +34,14 @@ class UPerHead(nn.Module):
         self.smooth = nn.ModuleList(_convolved(width, width, 3) for _ in range(3))
         self.join = _convolved(4 * width, width, 3)
         self.predict = nn.Conv2d(width, outputs, 1)
+        self.auxiliary = nn.Sequential(_convolved(dim, AUXILIARY_WIDTH, 3), nn.Conv2d(AUXILIARY_WIDTH, outputs, 1))
+
+    def aside(
+        self, maps: list[Float[Tensor, "B C h w"]], size: tuple[int, int]
+    ) -> list[tuple[float, Float[Tensor, "B K H W"]]]:
+        """What the auxiliary head says, and the weight of its loss."""
+        x = self.auxiliary(maps[2])
+        return [(AUXILIARY, F.interpolate(x, size, mode="bilinear", align_corners=False))]
 
     def forward(self, maps: list[Float[Tensor, "B C h w"]], size: tuple[int, int]) -> Float[Tensor, "B K H W"]:
         maps = [resize(x) for resize, x in zip(self.resize, maps, strict=True)]

@@ -1,0 +1,134 @@
+"""Trainings of an evaluation that were killed: they go on after their last whole epoch, with the same bits."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors import safe_open
+
+from test_segment import tiny
+from tiny_runs import write_images
+from unveil.data.sources import open_source
+from unveil.protocols import Kept, Result, run_dense, run_protocols
+from unveil.protocols import unfinished as files
+
+EPOCHS = 12
+CHILD = """
+import sys, torch
+from pathlib import Path
+torch.set_num_threads({threads})
+sys.path.insert(0, {tests!r})
+from test_unfinished import measured
+from unveil.protocols import unfinished
+unfinished.SECONDS = 0
+measured({protocol!r}, Path({place!r}), True)
+"""
+
+
+def measured(protocol: str, place: Path, is_kept: bool, tell=lambda what, done, total: None) -> Result:
+    kept = Kept(place / "unfinished") if is_kept else Kept()
+    if protocol == "finetune":
+        dials = {"epochs": EPOCHS, "batch_size": 8, "ema": 0.9, "mixup": 0.8, "drop_path": 0.2}
+        images = open_source(place / "images")
+        return run_protocols(tiny(), ["finetune"], images, pool="mean", dials=dials, kept=kept, tell=tell)[0]
+    dials = {"epochs": EPOCHS, "batch_size": 4, "frozen": protocol == "frozen", "head": "upernet"}
+    return run_dense(tiny(), ["segment"], str(place / "bars"), dials=dials, kept=kept, tell=tell)[0]
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    """Sixteen labelled images, and eight with labels at every pixel, one of them broken."""
+    write_images(tmp_path / "images", 16)
+    rng = np.random.default_rng(0)
+    for i in range(8):
+        for kind, array in (
+            ("rgb", rng.integers(0, 256, (16, 16, 3), np.uint8)),
+            ("semseg", np.eye(16, k=i - 4, dtype=np.uint8)),
+        ):
+            (tmp_path / "bars" / kind).mkdir(parents=True, exist_ok=True)
+            Image.fromarray(array).save(tmp_path / "bars" / kind / f"{i}.png")
+    (tmp_path / "bars/rgb/2.png").write_bytes(b"no image")
+    return tmp_path
+
+
+def epochs_in(folder: Path) -> int:
+    """Of the one training that is kept; 0 where there is none."""
+    for file in folder.glob("*.safetensors"):
+        with safe_open(file, "pt") as content:
+            return int(content.metadata()["done"].split('"epochs": ')[1].split(",")[0])
+    return 0
+
+
+@pytest.mark.parametrize("protocol", ["finetune", "segment"])
+def test_a_killed_training_costs_an_epoch_and_changes_no_bit(place: Path, protocol: str):
+    whole = measured(protocol, place, is_kept=False)
+    code = CHILD.format(threads=torch.get_num_threads(), tests=str(Path(__file__).parent), protocol=protocol,
+                        place=str(place))  # fmt: skip
+    process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True)
+    while epochs_in(place / "unfinished") < 2:
+        assert process.poll() is None, process.communicate()[1]
+        time.sleep(0.05)
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate()
+    before = epochs_in(place / "unfinished")
+    assert 2 <= before < EPOCHS
+    seen: list[int] = []
+    total = 0
+
+    def tell(what: str, done: int, of: int) -> None:
+        nonlocal total
+        if "learning" in what or "fine-tuning" in what:
+            seen.append(done)
+            total = of
+
+    found = measured(protocol, place, True, tell)
+    assert seen[0] > total * before / EPOCHS
+    assert len(seen) <= (EPOCHS - before) * 2
+    assert (found.metrics, found.details) == (whole.metrics, whole.details)
+    assert found.settings == whole.settings  # with the names of what could not be read
+
+
+def test_what_was_done_counts_for_the_same_training_only(place: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(files, "SECONDS", 0)
+
+    def stop(what: str, done: int, total: int) -> None:
+        if done > total / 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        measured("segment", place, True, stop)
+    assert len(list((place / "unfinished").iterdir())) == 1
+    kept = Kept(place / "unfinished")
+    dials = {"epochs": EPOCHS, "batch_size": 4, "frozen": False, "head": "upernet"}
+    told: list[tuple[str, int, int]] = []
+    for given in ({**dials, "lr": 1e-3}, dials):
+        told.append(("begins", 0, 0))
+        run_dense(tiny(), ["segment"], str(place / "bars"), dials=given, kept=kept, tell=lambda *it: told.append(it))
+    first, second = (told[k + 1][1] for k, it in enumerate(told) if it[0] == "begins")
+    assert first == 4
+    assert second > 4 * EPOCHS / 2 - 4
+    assert not kept.is_empty
+    kept.clear()
+    assert not (place / "unfinished").exists()
+
+
+def test_a_damaged_file_is_told_and_costs_the_time_it_would_have_saved(place: Path):
+    whole = measured("frozen", place, is_kept=False)
+    measured("frozen", place, is_kept=True)
+    (file,) = (place / "unfinished").iterdir()
+    file.write_bytes(file.read_bytes()[:100])
+    notes: list[str] = []
+    dials = {"epochs": EPOCHS, "batch_size": 4, "head": "upernet"}
+    (found,) = run_dense(tiny(), ["segment"], str(place / "bars"), dials=dials, kept=Kept(place / "unfinished"),
+                         note=notes.append)  # fmt: skip
+    assert found.metrics == whole.metrics
+    assert "is damaged" in notes[0]
