@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import pytest
 import torch
 
-from multimodal import GUIDED, batch, build, flags
-from unveil.masking import Masker
-from unveil.records import Mask, Observation, Reading
+from multimodal import GUIDED, SEMANTICS, batch, build, flags
+from unveil.masking import Masker, Uniform
+from unveil.model import mean_loss
+from unveil.records import DEPTH, RGB, Mask, Observation, Reading
 from unveil.teachers import Coarse, ComplementaryErrors, OnlineTeacher, Sometimes
 
 
@@ -66,6 +68,48 @@ def test_a_coarse_look_sees_the_same_at_a_quarter_of_the_tokens():
     holes = torch.where(valid, on.maps["depth"], 1e6)
     coarse.observe(replace(on, maps={**on.maps, "depth": holes}, valid={"depth": valid}), tokens)
     torch.testing.assert_close(seen[1][0].maps["depth"], on.maps["depth"][..., ::2, ::2])
+
+
+def test_what_is_foreseen_to_be_hard_is_hidden_and_comes_true():
+    """The head learns, from errors that come true alone, and the highest of what it says is hidden."""
+    model, on = build(GUIDED, guide="foreseen"), batch(12, progress=0.5)
+    orders = [o for o in model.objectives if o.name.endswith("_order")]
+    assert [o.name for o in orders] == ["rgb_order", "depth_order", "semseg_order"]
+    losses = model(on)
+    mean_loss({o.name: losses[o.name] for o in orders}).backward()
+    moved = {n for n, p in model.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
+    assert moved == {f"objectives.{i}.guess.head.weight" for i in (4, 5, 6)}
+    seen = model.imagine(on)
+    error = seen.observations["student"].error
+    assert error is not None
+    shown = torch.zeros(12, 48, dtype=torch.bool).scatter(1, seen.mask.visible, True)
+    for span in seen.latents.tokens.layout.spans.values():
+        for own, visible in zip(error[:, span], shown[:, span], strict=True):
+            if visible.any() and not visible.all():
+                assert own[visible].max() <= own[~visible].min()
+    held = model.imagine(on, replace(model.masker, score=Uniform()))
+    optimizer = torch.optim.Adam([p for o in orders for p in o.guess.parameters()], 0.01)
+    surprises = []
+    for _ in range(30):
+        optimizer.zero_grad()
+        surprise = mean_loss({o.name: o(held, on) for o in orders})
+        surprise.backward()
+        optimizer.step()
+        surprises.append(surprise.item())
+    assert surprises[-1] < 0.98 * surprises[0]
+    model.teachers["student"].every = 2
+    model.before_step(1, 0.5)
+    assert all(total.isfinite() for total, _ in model(on).values()), "where nobody looked, nothing is foreseen"
+
+
+@pytest.mark.parametrize("guide", ["error", "foreseen"])
+def test_a_map_that_nobody_predicts_has_no_error_and_is_hidden_by_chance(guide: str):
+    model, on = build(GUIDED, (RGB, replace(DEPTH, role="input"), SEMANTICS), guide=guide), batch(64)
+    seen = model.imagine(on)
+    span = seen.latents.tokens.layout.spans["depth"]
+    shown = torch.zeros(64, 48).scatter(1, seen.mask.visible, 1.0)[:, span]
+    assert (shown.mean(dim=0) > 0.05).all()
+    assert mean_loss(model(on)).isfinite()
 
 
 def test_errors_are_those_of_guesses_from_the_other_half():

@@ -96,6 +96,20 @@ class Foretold(nn.Module):
         return self.head(seen.decoded[self.decoder])[..., 0]
 
 
+class Foreseen(nn.Module):
+    """The guess of a linear head on what a teacher saw at the asked tokens; 0 in the steps in which it did not look."""
+
+    def __init__(self, teacher: str, head: nn.Linear):
+        super().__init__()
+        self.teacher, self.head = teacher, head
+
+    def forward(self, seen: Imagined, queries: Queries) -> Float[Tensor, "B Q"]:
+        features = seen.observations[self.teacher].features
+        if features is None:
+            return torch.zeros_like(queries.weight)
+        return self.head(take(features, queries.ids))[..., 0]
+
+
 class Gate(nn.Module):
     """A fusion that is learned: how much of each token's attention is the student's.
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
+from torch import nn
 
 from ..encoder import Encoder, vit
 from ..masking import (
@@ -30,11 +31,21 @@ from ..masking import (
     Score,
     Uniform,
 )
-from ..model import MaskedModel, Teacher
+from ..model import Criterion, MaskedModel, Teacher
+from ..objectives import Foreseen, Ranking
 from ..optim import Optim
 from ..recipe import Flip, Recipe, Stage, View, check_words
 from ..records import DEPTH, RGB, SEMSEG, Modality, Reading
-from ..teachers import Coarse, ComplementaryErrors, EMATeacher, Momentum, OnlineTeacher, Sometimes, load_teacher
+from ..teachers import (
+    Coarse,
+    ComplementaryErrors,
+    EMATeacher,
+    ForeseenErrors,
+    Momentum,
+    OnlineTeacher,
+    Sometimes,
+    load_teacher,
+)
 from .modalities import answers, budgeted
 
 
@@ -46,7 +57,7 @@ def recipe(
     image_size: tuple[int, ...] = (224,),
     visible: float = 1 / 6,
     predicted: float | None = None,
-    guide: Literal["attention", "error"] = "attention",
+    guide: Literal["attention", "error", "foreseen"] = "attention",
     draw: Literal["hard", "low", "noisy", "hint", "gumbel", "keep"] = "hard",
     noise: float = 0.25,
     guide_heads: Literal["all", "random"] = "all",
@@ -88,7 +99,8 @@ def recipe(
     image_size: side of a training view in pixels, or its height and width
     visible: share of the patches of all modalities that the encoder reads
     predicted: share of all patches that is predicted; by default all that are hidden
-    guide: what decides: attention, or the error of guesses from two masks that complement each other
+    guide: what decides: attention, the error of guesses from two masks that complement each other, or the error that a
+        head, which learns by the errors that come true, foresees
     draw: hide the most attended (hard), the least (low), with noise, with hints, by a draw in proportion to attention
         (gumbel), or keep a draw in proportion to attention visible (keep)
     noise: share of noise in the map of the noisy draw
@@ -127,8 +139,10 @@ def recipe(
     check_words(recipe, locals())
     if decoder == "task" and blend != "none":
         raise ValueError(f"blend={blend} has no place in decoder=task; use --decoder cross")
-    if guide == "error" and (guide_heads, guide_scale, teacher) != ("all", "full", None):
-        raise ValueError("guide=error reads no attention: it goes with no --guide-heads, --guide-scale or --teacher")
+    if guide != "attention" and (guide_heads, guide_scale, teacher) != ("all", "full", None):
+        raise ValueError(f"guide={guide} reads no attention: it goes with no --guide-heads, --guide-scale or --teacher")
+    if guide == "foreseen" and budget == "joint":
+        raise ValueError("errors are foreseen inside each modality, not across; use --budget dirichlet or adaptive")
     if teacher is not None and budget == "joint":
         raise ValueError("a teacher of RGB has no say across modalities; use --budget dirichlet or adaptive")
     encoder = vit(size, patch, image_size, modalities, final_norm=decoder != "task" and blend == "none")
@@ -144,8 +158,12 @@ def recipe(
     gaze: Gaze = Attention("student") if guide == "attention" else Errors("student")
     score: Score = Guided(gaze, draws[draw])
     if budget != "joint":
-        blended = {"rgb": Guided(Collaborative(Attention("teacher"), gaze, student_weight), draws[draw])}
-        score = ByModality(score, blended if teacher else {})
+        others: dict[str, Score] = {}
+        if guide != "attention":  # of a map that nobody predicts there are no errors
+            others = {m.name: Uniform() for m in encoder.modalities if m.role == "input"}
+        if teacher is not None:
+            others["rgb"] = Guided(Collaborative(Attention("teacher"), gaze, student_weight), draws[draw])
+        score = ByModality(score, others)
     if guide_heads == "random":
         score = RandomHeads("student", score)
     score = IfSeen("student", score, ByModality(Uniform()))
@@ -156,8 +174,15 @@ def recipe(
         )
         reading = Reading(query, layer, features=0)
         looks: Teacher = OnlineTeacher(encoder, reading)
+        criteria: list[Criterion] = [*objectives]
         if guide == "error":
             looks = ComplementaryErrors(encoder, decoders, objectives)
+        elif guide == "foreseen":
+            heads = {m.name: nn.Linear(encoder.dim, 1, bias=False) for m in encoder.modalities if m.role == "both"}
+            looks = ForeseenErrors(encoder, heads)  # without a bias: all that counts is the order
+            for name, head in heads.items():
+                own = [o for o in objectives if decoders[o.decoder].modality == name]
+                criteria.append(Ranking(f"{name}_order", own, Foreseen("student", head)))
         elif student == "momentum":
             looks = EMATeacher(encoder, Momentum(momentum), reading)
         if guide_scale == "half":
@@ -169,7 +194,7 @@ def recipe(
             score, encoder, objectives, budget, concentration, tasks, harder_gets, budget_temperature, budget_floor
         )
         masker = Masker(budget_score, visible, 1 - visible if predicted is None else predicted)
-        return MaskedModel(encoder, masker, decoders, objectives, teachers)
+        return MaskedModel(encoder, masker, decoders, criteria, teachers)
 
     return Recipe(
         encoder,

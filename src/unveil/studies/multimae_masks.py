@@ -21,6 +21,7 @@ study = Study(
         guided("stochastic", draw="noisy"),
         guided("head subset", guide_heads="random"),
         guided("uncertainty", guide="error"),
+        guided("foreseen uncertainty", guide="foreseen"),
         guided("hint", draw="hint"),
         guided("drawn", draw="gumbel"),
     ),

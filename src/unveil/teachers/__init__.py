@@ -1,7 +1,7 @@
 """Teachers: whoever sees the whole input and tells, once a step, where it looked and what it made of each token."""
 
 from .frozen import FrozenTeacher, load_teacher
-from .guidance import Coarse, ComplementaryErrors, Sometimes
+from .guidance import Coarse, ComplementaryErrors, ForeseenErrors, Sometimes
 from .momentum import Average, EMALossPredictor, EMATeacher, Momentum, OnlineTeacher, begin_averages
 
 __all__ = [
@@ -10,6 +10,7 @@ __all__ = [
     "ComplementaryErrors",
     "EMALossPredictor",
     "EMATeacher",
+    "ForeseenErrors",
     "FrozenTeacher",
     "Momentum",
     "OnlineTeacher",

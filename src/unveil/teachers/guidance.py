@@ -12,9 +12,10 @@ from torch import Tensor, nn
 
 from ..decoder import Decoder
 from ..encoder import Encoder
+from ..layers import EPS
 from ..model import Follower, Imagined, Objective, Teacher
 from ..patches import validity
-from ..records import Batch, Layout, Mask, Modality, Observation, Tokens
+from ..records import Batch, Layout, Mask, Modality, Observation, Reading, Tokens
 
 
 class Sometimes(nn.Module):
@@ -92,6 +93,31 @@ def resized(attention: Float[Tensor, "B H N"], layout: Layout, grid: tuple[int, 
     heads, count = attention.shape[1], len(layout.spans)
     maps = attention.reshape(len(attention), heads * count, *layout.grid)
     return F.interpolate(maps, size=grid, mode="bilinear").reshape(len(attention), heads, -1)
+
+
+class ForeseenErrors(nn.Module):
+    """How hard a modality's linear head expects each token to be for the student as it is, from its last map of the
+    whole input; 0 for modalities without a head.
+
+    Heads learn elsewhere, by the errors that come true; the map is normalised token by token, without parameters.
+    """
+
+    def __init__(self, encoder: Encoder, heads: Mapping[str, nn.Linear]):
+        super().__init__()
+        self.parts = (encoder, dict(heads))  # in a tuple: they are the model's parts, not this one's
+
+    @torch.no_grad()
+    def observe(self, batch: Batch, tokens: Tokens) -> Observation:
+        encoder, heads = self.parts
+        seen = encoder.observe(replace(tokens, values=tokens.values.detach()), Reading(attention=None))
+        assert seen.features is not None
+        features = F.layer_norm(seen.features, seen.features.shape[-1:], eps=EPS)
+        error = torch.zeros(tokens.ids.shape, device=features.device)
+        for name, head in heads.items():
+            if name in tokens.layout.spans:
+                span = tokens.layout.spans[name]
+                error[:, span] = F.softplus(head(features[:, span]).float()[..., 0])
+        return Observation(tokens.layout, features=features, error=error)
 
 
 class ComplementaryErrors(nn.Module):
