@@ -105,6 +105,8 @@ def _write(
         temporary.mkdir()
         checksums = {}
         for name, tensors in (("model", model), ("optimizer", optimizer)):
+            if not tensors:  # of an empty file safetensors says that it is damaged
+                continue
             file = temporary / f"{name}.safetensors"
             _save_tensors(file, tensors, dict(metadata) if name == "model" else {})
             checksums[file.name] = _checksum(file)
@@ -163,7 +165,9 @@ def read(path: Path) -> Checkpoint:
         for name, expected in state["checksums"].items():
             if _checksum(path / name) != expected:
                 raise ValueError(f"{path / name} is damaged: its checksum is not the one that was written")
-        return Checkpoint(path, load_file(path / "model.safetensors"), load_file(path / "optimizer.safetensors"), state)
+        moments = path / "optimizer.safetensors"
+        optimizer = load_file(moments) if moments.name in state["checksums"] else {}
+        return Checkpoint(path, load_file(path / "model.safetensors"), optimizer, state)
     except OSError as error:
         raise ValueError(f"checkpoint {path} cannot be read: {error}") from error
 
