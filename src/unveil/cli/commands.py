@@ -282,7 +282,7 @@ _ALL = (
     Command(
         "analyze",
         "attention RUN | blocks RUN | masks RUN | features RUN RUN",
-        "where a run looks, what its decoder's blocks add, what cheaper looks do to its masks, or the layers of two runs",
+        "where a run looks, what its decoder's blocks add, what cheaper looks do to its masks, or two runs' layers",
         "unveil analyze attention runs/a",
         _analyze,
     ),
