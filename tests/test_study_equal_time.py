@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -72,7 +73,9 @@ def test_a_run_and_its_name_follow_from_the_epochs(tmp_path: Path):
 def test_no_time_and_several_settings_are_refused():
     with pytest.raises(ValueError, match="--minutes 0: a time above 0 is needed"):
         with_minutes(ASKED, "cpu", 0)
-    several = load_study("cmtmae-stage-one")
+    at = ASKED.scales["cpu"]
+    twice = replace(at, settings=(*at.settings, Setting("more", "scenes:count=50")), minutes=None)
+    several = replace(ASKED, scales={"cpu": twice})
     with pytest.raises(ValueError, match="one setting; this one has 2"):
         with_minutes(several, "cpu", 1.0)
     assert with_minutes(several, "cpu", None) == several
