@@ -41,6 +41,8 @@ def test_each_stage_is_told_for_itself():
     told = model_facts(recipe, recipe.encoder.modalities)
     first, second = told["stages"]
     models = [stage.build() for stage in recipe.stages]
+    held = [t for m in models for t in (*m.parameters(), *m.buffers())]
+    assert not any(t.is_meta for t in held), "what stages share is as it was"
     assert [s["epochs"] for s in (first, second)] == [100, 700]
     assert first["trained"] == sum(told["parameters"].values()) == trained(models[0])
     assert second["trained"] - first["trained"] == 17 * 24, "the head that guesses the student"

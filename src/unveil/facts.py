@@ -118,7 +118,8 @@ def flops(model: MaskedModel, modalities: Sequence[Modality], size: tuple[int, i
             shape = (1, m.channels, size[0] // m.stride, size[1] // m.stride)
             maps[m.name] = torch.zeros(shape, dtype=torch.long if m.kind == "categorical" else torch.float)
         batch = Batch(maps, sample_keys(0, 0, range(1)), torch.zeros(()))
-        mean_loss(functional_call(model, shapes, (batch,))).backward()
+        # Not tied: a table that two encoders share is one module, which would be given back as shapes.
+        mean_loss(functional_call(model, shapes, (batch,), tie_weights=False)).backward()
     return counter.get_total_flops()
 
 
