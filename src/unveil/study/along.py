@@ -54,7 +54,8 @@ def _kept(runs: Sequence[Run], metric: str) -> Path:
     points: dict[float, Path] = {}
     for run in runs:
         for epoch, value in run["curves"].get(metric, ()) if run["seconds_at"] else ():
-            seconds = float(np.interp(epoch, *zip(*run["seconds_at"], strict=True)))
+            epochs, times = zip(*run["seconds_at"], strict=True)
+            seconds = float(np.interp(epoch, epochs, times))
             points.setdefault(epoch, []).append((value, seconds, epoch))
     return [_mean(points[epoch]) for epoch in sorted(points)]
 

@@ -151,8 +151,9 @@ def place(address: str, folder: Path, several: bool = False) -> str:
 
 def _kept(dials: Dials, recipe: str) -> list[dict[str, float]]:
     """The epochs whose weights a run keeps, as an argument of `evaluate`."""
-    every = dials.get("keep_every")
-    count = int(dials.get("epochs", _dials(recipe).get("epochs")) / every + 1e-9) if every else 0
+    if not (every := dials.get("keep_every")):
+        return []
+    count = int(dials.get("epochs", _dials(recipe)["epochs"]) / every + 1e-9)
     return [{"at_epoch": k * every} for k in range(1, count + 1)]
 
 

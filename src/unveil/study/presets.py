@@ -10,6 +10,7 @@ from .design import Dials, Scale, ScaleName, Setting
 
 IMAGENET = 1_281_167  # training images
 NONE: dict[str, Any] = {}
+NO_MINUTES: dict[ScaleName, float] = {}
 KNN: dict[str, Dials] = {"knn": {}}
 KNN_AND_LINEAR: dict[str, Dials] = {"knn": {}, "linear": {}}
 PUBLISHED: dict[str, Dials] = {"linear": {}, "finetune": {}}
@@ -61,7 +62,7 @@ def scales(
     smoke_protocols: Mapping[str, Dials] = KNN,
     published: Mapping[str, Dials] = PUBLISHED,
     analyses: Mapping[str, Dials] = NONE,
-    minutes: Mapping[ScaleName, float] = NONE,
+    minutes: Mapping[ScaleName, float] = NO_MINUTES,
     along: Mapping[str, Dials] = NONE,
 ) -> dict[ScaleName, Scale]:
     """Scenes as smoke, on a processor and on a card, and ImageNet as published. At cpu there are 12 runs at most.
