@@ -255,6 +255,13 @@ def test_the_encoder_that_was_given_stays_as_it_was(colours):
     assert not any(module._forward_hooks for module in asked.encoder.modules())
 
 
+def test_a_class_token_is_fine_tuned_under_the_norm_that_is_kept(colours, tmp_path):
+    kept = tmp_path / "teacher.safetensors"
+    given = Task(tiny(), Sets.of(open_source(colours)), "cls")
+    finetune(given, 0, **SEEN | {"epochs": 1}, keep=str(kept))
+    assert not torch.equal(load_file(kept)["encoder.norm.weight"], given.encoder.encoder.norm.weight)
+
+
 def test_what_was_fine_tuned_is_kept_and_read_as_any_encoder(colours, tmp_path):
     kept = tmp_path / "teacher.safetensors"
     given = task(colours)

@@ -29,9 +29,8 @@ class Classifier(nn.Module):
         super().__init__()
         self.encoder = copy.deepcopy(encoder)
         self.pool = pool
-        own = self.encoder.final_norm
-        fresh = nn.LayerNorm(encoder.dim, eps=1e-6)
-        self.norm = copy.deepcopy(own) if pool == "cls" and isinstance(own, nn.LayerNorm) else fresh
+        has_own = pool == "cls" and isinstance(encoder.final_norm, nn.LayerNorm)
+        self.norm = None if has_own else nn.LayerNorm(encoder.dim, eps=1e-6)
         self.head = nn.Linear(encoder.dim, num_classes)
         nn.init.trunc_normal_(self.head.weight, std=HEAD_STD, a=-2 * HEAD_STD, b=2 * HEAD_STD, generator=chance)
         nn.init.zeros_(self.head.bias)
@@ -41,7 +40,8 @@ class Classifier(nn.Module):
         (tokens,) = self.encoder.maps(images, [self.encoder.depth])
         first = self.encoder.num_prefix if self.pool == "mean" else 0
         pooled = tokens[:, 0] if self.pool == "cls" else tokens[:, first:].mean(1)
-        return self.head(self.norm(pooled))
+        norm = self.encoder.final_norm if self.norm is None else self.norm
+        return self.head(norm(pooled))
 
 
 def layer_groups(model: nn.Module, encoder: TrainableEncoder, decay: float, weight_decay: float) -> list[dict]:
