@@ -31,7 +31,7 @@ LISTS = ("intlist", "tensorlist", "doublelist", "boollist")
 
 def is_script(path: Path) -> bool:
     """Whether a file is a TorchScript archive: of the zips that torch writes, only those hold constants."""
-    return zipfile.is_zipfile(path) and _home(path) is not None
+    return _home(path) is not None
 
 
 def read_script(path: Path) -> dict[str, Tensor]:
