@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import signal
 import subprocess
@@ -223,3 +224,21 @@ def test_no_global_chance_is_used_and_ctrl_c_ends_it_cleanly(tmp_path):
         run.kill()
     assert out.endswith("stopped\n")
     assert (run.returncode, err) == (0, "")
+
+
+def test_threads_that_read_compute_with_one_thread_and_leave_the_caller_its_own():
+    """In a process of its own, where nothing was computed before: else the caller takes over the readers' number."""
+    readers = "from unveil.machine import reading_threads\nwith reading_threads(2) as readers: "
+    asked = "print(readers.submit(lambda: (torch.get_num_threads(), os.nice(0))).result())\n"
+    own = "print((torch.get_num_threads(), os.nice(0)))"
+
+    def told(code: str) -> list[tuple[int, int]]:
+        command = [sys.executable, "-c", f"import os, torch\n{code}"]
+        ran = subprocess.run(command, capture_output=True, text=True, check=True)
+        return [ast.literal_eval(line) for line in ran.stdout.splitlines()]
+
+    (threads, nice), caller = told(readers + asked + own)
+    assert threads == 1
+    assert [caller] == told(own)
+    if sys.platform == "linux":
+        assert nice > caller[1] or nice == 19

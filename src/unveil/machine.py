@@ -5,11 +5,15 @@ from __future__ import annotations
 import os
 import platform
 import subprocess
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal
 
 import psutil
 import torch
+
+_READERS_NICE = 10  # of a thread that reads: enough that the scheduler prefers those that compute
 
 Precision = Literal["auto", "float32", "bf16"]
 
@@ -48,6 +52,24 @@ def num_cores() -> int:
     """The cores that this process may use: its share, where `torchrun` has started several on this machine."""
     here = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, here // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+
+
+def reading_threads(workers: int | None = None) -> ThreadPoolExecutor:
+    """Threads that prepare data while another computes: one for each core, unless told otherwise.
+
+    On a processor the two share the cores. Threads that read compute with one thread each, since a parallel region in
+    one of them would give it OpenMP threads of its own, and with more of those than cores every barrier of the model's
+    step sleeps: a step of a small model then takes twice as long. They give way to the computation where the system
+    has priorities of threads (Linux).
+    """
+    torch.get_num_threads()  # settles the caller's own number: without one, it would take over what a reader sets
+    return ThreadPoolExecutor(workers or num_cores(), thread_name_prefix="unveil-data", initializer=_give_way)
+
+
+def _give_way() -> None:
+    torch.set_num_threads(1)  # of this thread alone, and of threads that begin later and compute
+    if platform.system() == "Linux":
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), min(19, os.nice(0) + _READERS_NICE))
 
 
 def memory_used(device: torch.device) -> float:

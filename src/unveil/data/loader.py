@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass
 
 import psutil
@@ -14,7 +14,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from ..chance import Chance, mix, sample_keys
-from ..machine import num_cores
+from ..machine import num_cores, reading_threads
 from ..records import Batch, Modality
 from .decode import Unreadable
 from .samples import Sample, Stack, complete, join, lacking, sampler, stack, view_of
@@ -101,7 +101,7 @@ class Loader:
         steps = [order[s * self.batch_size :][: self.batch_size] for s in range(start_step, self.steps_per_epoch)]
         steps = [samples.tensor_split(self.parts)[self.part] for samples in steps]
         size = min(max(-(-self.batch_size // (self.parts * self.workers)), _CHUNKS[0]), _CHUNKS[1])
-        pool = ThreadPoolExecutor(self.workers, thread_name_prefix="unveil-data")
+        pool = reading_threads(self.workers)
         pending: deque[tuple[Tensor, list[Future[_Chunk]]]] = deque()
         try:
             for ahead, samples in enumerate(steps):

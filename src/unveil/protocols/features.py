@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
@@ -15,7 +14,7 @@ from torch import Tensor
 from ..data.decode import Unreadable
 from ..data.sources import Source, spread
 from ..data.views import center_view
-from ..machine import has_native_bf16, num_cores
+from ..machine import has_native_bf16, num_cores, reading_threads
 from ..records import unit
 
 Pool = Literal["cls", "mean", "both"]
@@ -133,7 +132,7 @@ class Decoded:
 def decoded(source: Source, chosen: list[int], batch_size: int, size: tuple[int, int]) -> Iterator[Decoded]:
     """Centre views of some images, batch by batch, decoded by threads that stay at most one batch each ahead."""
     workers = min(8, num_cores())
-    pool = ThreadPoolExecutor(workers)
+    pool = reading_threads(workers)
     waiting: deque = deque()
     try:
         for start in range(0, len(chosen), batch_size):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass
 
 import psutil
@@ -15,7 +15,7 @@ from torch import Tensor
 from ..chance import Chance, sample_keys
 from ..data.decode import Unreadable
 from ..data.views import View, draw_cuts
-from ..machine import num_cores
+from ..machine import reading_threads
 from ..records import unit
 from .task import Labelled
 
@@ -59,7 +59,7 @@ class Reader:
         """The batches of one epoch in its own order."""
         order = Chance(sample_keys(self.seed, epoch, range(len(self.images)))).fold("order").key.argsort()
         batches = order[: self.steps_per_epoch * self.batch_size].split(self.batch_size)
-        pool = ThreadPoolExecutor(num_cores(), thread_name_prefix="unveil-labelled")
+        pool = reading_threads()
         pending: deque[list[Future[Views]]] = deque()
         try:
             for ahead, rows in enumerate(batches):

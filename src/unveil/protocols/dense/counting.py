@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 
 import torch
 from jaxtyping import Float, Int
@@ -14,7 +13,7 @@ from ...data.decode import Unreadable
 from ...data.dense import DenseSet, Labels
 from ...data.reading import Map
 from ...data.views import resize_known
-from ...machine import num_cores
+from ...machine import reading_threads
 
 ENOUGH = 1000  # samples, for what need not be exact
 MAX_CLASSES = 4096
@@ -81,7 +80,7 @@ def _maps(samples: DenseSet, kind: str) -> Iterator[Map]:
             failed.append(error)
             return None
 
-    with ThreadPoolExecutor(num_cores()) as pool:
+    with reading_threads() as pool:
         for found in pool.map(read, range(len(samples))):
             if found is not None:
                 yield found

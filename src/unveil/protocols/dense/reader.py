@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 
 import psutil
 import torch
@@ -15,7 +15,7 @@ from ...chance import Chance, sample_keys
 from ...data.decode import Unreadable
 from ...data.dense import DenseSet
 from ...data.samples import Sample, stack
-from ...machine import num_cores
+from ...machine import reading_threads
 from ...records import Batch, Modality
 from .views import DenseView
 
@@ -40,7 +40,7 @@ class DenseReader:
         size = min(batch_size, len(self.samples))
         order = Chance(sample_keys(seed, epoch, range(len(self.samples)))).fold("order").key.argsort()
         batches = order[: len(order) // size * size].split(size)
-        pool = ThreadPoolExecutor(num_cores(), thread_name_prefix="unveil-dense")
+        pool = reading_threads()
         pending: deque[list[Future[tuple[list[Sample], list[int]]]]] = deque()
         try:
             for ahead, rows in enumerate(batches):
@@ -54,7 +54,7 @@ class DenseReader:
 
     def each(self) -> Iterator[list[Sample]]:
         """All samples that can be read, a few at a time, in order."""
-        pool = ThreadPoolExecutor(num_cores(), thread_name_prefix="unveil-dense")
+        pool = reading_threads()
         pending: deque[Future[list[Sample]]] = deque()
         rows = torch.arange(len(self.samples))
         try:
