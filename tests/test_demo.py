@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -16,9 +18,10 @@ from unveil.data import open_source
 from unveil.data.aligned import open_samples
 from unveil.data.declaration import declare
 from unveil.data.scenes import SceneSource, render
-from unveil.demonstration import SCENE_SIZE, begin, conclusion, demo, recipes, render_scenes
+from unveil.demonstration import SCENE_SIZE, begin, conclusion, demo, recipes
 from unveil.protocols import Result
 from unveil.runs import read_facts
+from unveil.scene_files import render_scenes
 
 SMALL = {"minutes": 0.005, "scenes": 20}
 
@@ -33,13 +36,14 @@ def scored(learned: float, untrained: float, images: int = 1000) -> Result:
 def test_it_leaves_finished_runs_measured_on_other_scenes_and_one_report_of_all(small_demo):
     page = (small_demo / "report.html").read_text()
     for name in recipes(small_demo):
-        assert read_facts(small_demo / name)["status"] == "finished"
-        result = json.loads((small_demo / name / "eval" / "knn.json").read_text())
+        run = small_demo / "runs" / name
+        assert read_facts(run)["status"] == "finished"
+        result = json.loads((run / "eval" / "knn.json").read_text())
         assert (result["data"], result["test_data"]) == tuple(
             str(small_demo / which / "rgb") for which in ("scenes", "held-out-scenes")
         )
         assert name in page
-    beside = json.loads((small_demo / "mae" / "eval" / "knn.json").read_text())["baselines"]
+    beside = json.loads((small_demo / "runs" / "mae" / "eval" / "knn.json").read_text())["baselines"]
     assert {"pixels", "untrained"} <= set(beside)
 
 
@@ -71,11 +75,11 @@ def test_the_same_again_keeps_the_scenes_and_begins_the_rest_anew(small_demo, tm
 
 def test_other_settings_begin_all_anew_and_other_folders_are_left_alone(tmp_path):
     begin(tmp_path / "a", {"scenes": 20})
-    for name in ("scenes/rgb/a.png", "mae/run.json", "notes.txt"):
+    for name in ("scenes/rgb/a.png", "runs/mae/run.json", "notes.txt"):
         (tmp_path / "a" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "a" / name).touch()
     begin(tmp_path / "a", {"scenes": 20})
-    assert (tmp_path / "a" / "mae" / "run.json").exists()
+    assert (tmp_path / "a" / "runs" / "mae" / "run.json").exists()
     begin(tmp_path / "a", {"scenes": 30})
     assert sorted(p.name for p in (tmp_path / "a").iterdir()) == ["demo.json", "notes.txt"]
 
@@ -89,40 +93,41 @@ def test_other_settings_begin_all_anew_and_other_folders_are_left_alone(tmp_path
 def test_stopped_by_ctrl_c_it_goes_on_where_it_was(tmp_path):
     words = [sys.executable, "-m", "unveil", "demo", "--out", str(tmp_path / "demo"), "--scenes", "20"]
     process = subprocess.Popen([*words, "--minutes", "0.1"], stderr=subprocess.PIPE, text=True)
+    run, logs = tmp_path / "demo" / "runs" / "mae", tmp_path / "demo" / "logs"
     assert process.stderr
-    for line in process.stderr:  # until training is on its way
-        if line.startswith("step "):
-            process.send_signal(signal.SIGINT)
+    for _ in range(1200):  # until training is on its way
+        if (run / "metrics.jsonl").exists() and '"kind": "step"' in (run / "metrics.jsonl").read_text():
             break
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
     told = process.stderr.read()
     assert process.wait(120) == 130, told
-    assert "Traceback" not in told
-    assert read_facts(tmp_path / "demo" / "mae")["status"] == "stopped"
-    (saved,) = (tmp_path / "demo" / "mae" / "checkpoints").iterdir()
+    assert "Traceback" not in told + (logs / "mae.log").read_text()
+    assert read_facts(run)["status"] == "stopped"
+    (saved,) = (run / "checkpoints").iterdir()
     step = int(saved.name.removeprefix("step-"))
     assert step > 0
 
     again = subprocess.run([*words, "--minutes", "0.1"], capture_output=True, text=True, check=True)
-    assert f"continuing {tmp_path / 'demo' / 'mae'} at step {step}" in again.stderr
+    assert f"continuing {run} at step {step}" in (logs / "mae.log").read_text()
+    for name in recipes(tmp_path / "demo"):
+        assert re.search(rf"^\[\d/4\] {name}: k-NN \d+\.\d %, linear \d+\.\d %", again.stderr, re.MULTILINE)
     assert again.stdout.splitlines()[-2] == f"report: {tmp_path / 'demo' / 'report.html'}"
     assert again.stdout.splitlines()[-1].startswith("next: ")
 
 
-@pytest.mark.parametrize(("left", "overwrite"), [("metrics.jsonl", True), ("run.json", False)])
-def test_a_run_that_was_cut_off_is_begun_again_or_gone_on_with(tmp_path, monkeypatch, left, overwrite):
-    class CalledError(Exception):
-        pass
-
-    def called(recipe, **given):
-        assert (recipe, given["overwrite"]) == ("mae", overwrite)
-        raise CalledError
-
-    begin(tmp_path, {**SMALL, "seed": 0})
-    (tmp_path / "mae").mkdir()
-    (tmp_path / "mae" / left).write_text('{"status": "stopped"}')
-    monkeypatch.setattr("unveil.demonstration.pretrain", called)
-    with pytest.raises(CalledError):
-        demo(str(tmp_path), **SMALL)
+def test_a_run_that_was_cut_off_before_it_began_is_begun_again(small_demo, tmp_path):
+    folder = Path(shutil.copytree(small_demo, tmp_path / "demo"))
+    (folder / "report.html").unlink()
+    shutil.rmtree(folder / "runs" / "multimae-attention")
+    (folder / "runs" / "multimae-attention").mkdir()
+    for left in (".lock", "metrics.jsonl"):
+        (folder / "runs" / "multimae-attention" / left).touch()
+    kept = (folder / "runs" / "mae" / "run.json").stat().st_mtime_ns
+    assert demo(str(folder), **SMALL).exists()
+    assert read_facts(folder / "runs" / "multimae-attention")["status"] == "finished"
+    assert (folder / "runs" / "mae" / "run.json").stat().st_mtime_ns == kept
 
 
 def test_rendering_leaves_nothing_when_it_is_stopped(tmp_path, monkeypatch):

@@ -9,9 +9,11 @@ from __future__ import annotations
 import inspect
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
-from typing import Any
+from itertools import count
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -20,6 +22,7 @@ from .asked import Asked
 from .chance import sample_keys
 from .data.aligned_inspection import AlignedInspection
 from .data.inspection import Inspection
+from .data.loader import Loader
 from .encoder import SIZES
 from .machine import choose_precision, memory_total
 from .model import MaskedModel
@@ -36,6 +39,9 @@ UPDATES = 6000  # that a run should have: below it, batches of half the size lea
 MIN_BATCH, MAX_BATCH = 16, 4096
 SHORT_RUN_LR = 1e-3  # peak of a tiny ViT at batches of 32 and more, less below; docs/results.md has the sweep
 SHORT_RUN, SHORT_RUN_CROP = 50, 0.6  # epochs below which views show more of an image, and how much at least
+LOOKS, LOOK_SECONDS = 10, 15.0  # at held-out images in a run, and the least training between two of them
+_REHEARSED, _REHEARSAL = 8, 2.0  # updates of a rehearsal at most, and the seconds after which it is long enough
+_LONG = 5.0  # seconds of an update that need not be measured again
 _IMAGE_SIZES = ((40, 32, 4), (96, 64, 8), (160, 128, 16), (math.inf, 224, 16))  # median side up to -> size, patch
 
 
@@ -165,6 +171,47 @@ def time_an_image(
             settings = replace(settings, compile=False)
 
 
+def rehearse(recipe: Recipe, settings: Settings, loader: Loader, alone: float) -> float:
+    """Seconds that an image of a run takes: updates on its own views, beside the threads that make them.
+
+    `alone` is what an image takes where nothing has to be read. On a processor the two share the cores, and a small
+    batch takes longer for each image, so both are tried together. A GPU, or a compiled step, leaves the cores to the
+    threads: the slower of the two decides.
+    """
+    with closing(_endless(loader)) as batches:
+        if settings.compile or settings.device != "cpu":
+            return max(alone, _mean_seconds(lambda: next(batches)) / loader.batch_size)
+        seconds = 0.0
+        for stage in recipe.stages:
+            trainer = Trainer(stage.build(), Optim(batch_size=loader.batch_size), settings)
+            seconds += stage.epochs * _mean_seconds(lambda t=trainer: t.update(next(batches), 0.0))  # type: ignore[misc]
+    return seconds / recipe.epochs / loader.batch_size
+
+
+def _endless(loader: Loader) -> Generator[Batch]:
+    for epoch in count():
+        with closing(cast("Generator[Batch]", loader.batches(epoch))) as batches:
+            yield from batches
+
+
+def _mean_seconds(act: Callable[[], object]) -> float:
+    """Seconds of an act, after one that does not count, unless that took long enough."""
+    began = time.perf_counter()
+    act()
+    if (first := time.perf_counter() - began) > _REHEARSAL:
+        return first
+    began, done = time.perf_counter(), 0
+    while done < _REHEARSED and time.perf_counter() - began < _REHEARSAL:
+        act()
+        done += 1
+    return (time.perf_counter() - began) / done
+
+
+def look_every(epochs: float, epoch_seconds: float) -> float:
+    """Epochs between two looks at held-out images: a short run has fewer, for each takes a second or so."""
+    return max(epochs / LOOKS, min(epochs, LOOK_SECONDS / max(1e-9, epoch_seconds)))
+
+
 def measure_step(recipe: Recipe, settings: Settings, batch_size: int, modalities: Sequence[Modality]) -> float:
     """Seconds of one update on random maps, over the stages as they are long.
 
@@ -187,6 +234,8 @@ def _measure(model: MaskedModel, settings: Settings, batch: Batch) -> float:
         if settings.device.startswith("cuda"):
             torch.cuda.synchronize()
         seconds.append(time.perf_counter() - began)
+        if seconds[0] > _LONG and not settings.compile:
+            return seconds[0]
     return sorted(seconds[1:])[1]
 
 

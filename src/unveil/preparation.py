@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -14,6 +15,7 @@ from . import __version__
 from .asked import Asked, json_like
 from .checkpoint import Checkpoint, read_latest
 from .continuing import find_before, keep_schedule, on_the_tail, schedule_facts, schedule_lines
+from .data.loader import Loader
 from .data.sources import Source, Subset, spread
 from .facts import (
     data_facts,
@@ -28,7 +30,8 @@ from .facts import (
     settings_facts,
     stage_lines,
 )
-from .foreign import State, find, is_foreign, load_weights, read_weights, translate, with_bands
+from .foreign import State
+from .initial import fitting, read_initial
 from .machine import choose_device, git_commit, num_cores, versions
 from .opening import (
     Found,
@@ -42,7 +45,7 @@ from .opening import (
     present,
     settle,
 )
-from .plan import MINUTES, Change, Plan, fit_schedule, fit_shape, time_an_image
+from .plan import MINUTES, Change, Plan, fit_schedule, fit_shape, look_every, rehearse, time_an_image
 from .progress import duration, say
 from .recipe import Recipe
 from .recipe_files import handed, load_recipe
@@ -94,12 +97,18 @@ def prepare_new(asked: Asked, processes: int = 1) -> Prepared:
     check_broken(found, train, asked.max_broken)
     plan, modalities, built = _first_plan(asked, load, source, found, len(train), device)
     if weights is not None:
-        weights = _fitting(weights, built, asked)
+        weights = fitting(weights, built, asked)
     if before is not None:
         keep_schedule(plan, before)
     settings, image_seconds = time_an_image(asked, built, modalities, device, processes)
+    minutes = asked.minutes or MINUTES.get(device.type, 30.0)
+    guess = copy.deepcopy(plan)
     if not asked.paper:
-        fit_schedule(plan, len(train), image_seconds, asked.minutes or MINUTES.get(device.type, 30.0))
+        fit_schedule(guess, len(train), image_seconds, minutes)
+    built = _build(asked, load, guess.dials, modalities, len(train))
+    image_seconds = _rehearsed(asked, built, settings, image_seconds, train, modalities, processes)
+    if not asked.paper:
+        fit_schedule(plan, len(train), image_seconds, minutes)
     built = _build(asked, load, plan.dials, modalities, len(train))
     built = on_the_tail(built, asked.continue_schedule, before.epochs if before else 0.0)
     check_shared(built.optim.batch_size, processes)
@@ -107,7 +116,7 @@ def prepare_new(asked: Asked, processes: int = 1) -> Prepared:
     settings = replace(
         settings,
         micro_batch=min(settings.micro_batch, built.optim.batch_size // processes),
-        signals_every=asked.signals_every or max(1 / per_epoch, built.epochs / 10),
+        signals_every=asked.signals_every or max(1 / per_epoch, look_every(built.epochs, image_seconds * len(train))),
         keep_every=asked.keep_every,
     )
     model = model_facts(built, modalities)
@@ -165,7 +174,7 @@ def prepare_again(asked: Asked, folder: Path, processes: int = 1) -> Prepared:
     built = on_the_tail(built, asked.continue_schedule, part(facts, "optim", folder).get("trained_epochs", 0.0))
     weights = None
     if resume is None and asked.init_from:  # stopped before its first checkpoint
-        weights = _fitting(read_initial(asked.init_from), built, asked)
+        weights = fitting(read_initial(asked.init_from), built, asked)
     settings = replace(read_settings(facts, folder), device=str(device), save_minutes=asked.save_minutes)
     if asked.precision != "auto":
         settings = replace(settings, precision=asked.precision)
@@ -180,17 +189,22 @@ def prepare_again(asked: Asked, folder: Path, processes: int = 1) -> Prepared:
     return Prepared(built, train, held_out, modalities, settings, facts, weights=weights, resume=resume)
 
 
-def read_initial(address: str) -> State:
-    """The tensors of a run, of a weight file or of a folder with one, or of a name on the hub."""
-    path = Path(address).expanduser()
-    if is_foreign(address):
-        return find(address).state
-    if not path.is_dir():
-        return read_weights(path)
-    found, complaints = read_latest(path)
-    if found is None:
-        raise ValueError(f"{path} has no whole checkpoint to start from" + "".join(f"; {c}" for c in complaints))
-    return found.model
+def _rehearsed(
+    asked: Asked,
+    built: Recipe,
+    settings: Settings,
+    alone: float,
+    train: Source,
+    modalities: Sequence[Modality],
+    processes: int,
+) -> float:
+    """The seconds that an image takes in this run, with its batch and its data; `alone` is those of its step."""
+    check_shared(built.optim.batch_size, processes)
+    size = min(settings.micro_batch, built.optim.batch_size // processes)
+    loader = Loader(
+        train, built.view, size, asked.seed, asked.workers, max_broken=asked.max_broken, modality=modalities
+    )
+    return rehearse(built, replace(settings, micro_batch=size), loader, alone * processes) / processes
 
 
 def _first_plan(
@@ -235,21 +249,6 @@ def _cannot_build(asked: Asked, error: Exception) -> ValueError:
         f"the recipe {asked.recipe} cannot be built with {given}: {type(error).__name__}: {error}"
         f" ({frame.filename}, line {frame.lineno})"
     )
-
-
-def _fitting(weights: State, built: Recipe, asked: Asked) -> State:
-    """The weights under our names, with a table of keys told. Raises ValueError when the encoder takes none."""
-    first = built.encoder.modalities[0]
-    state = translate(weights, first.name)
-    if asked.init_bands:
-        state = with_bands(state, first.name, first.channels, first.side(built.encoder.patch), asked.init_bands)
-    report = load_weights(built.stages[0].build(), state)
-    say(str(report))
-    if not any(name.startswith("encoder.blocks.") for name in report.loaded):
-        raise ValueError(
-            "nothing in --init-from fits this encoder; give a checkpoint of the same size, or another --size"
-        )
-    return state
 
 
 def check_shared(batch: int, processes: int) -> None:

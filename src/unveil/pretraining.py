@@ -82,7 +82,7 @@ def pretrain(
     micro_batch: images that are computed at once; changes memory and speed, not the result
     workers: threads that prepare images
     save_minutes: minutes between checkpoints
-    signals_every: epochs between looks at held-out images; by default a tenth of the run
+    signals_every: epochs between looks at held-out images; by default a tenth of the run, fewer in a short one
     keep_every: epochs between weights that stay in the folder, for `evaluate --at-epoch` and `analyze attention`
     max_broken: share of unreadable images above which the run stops
     tensorboard: write the metrics as TensorBoard's event files too

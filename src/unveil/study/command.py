@@ -12,11 +12,11 @@ from pathlib import Path
 
 from ..checkpoint import write_json
 from ..data.scenes import parse
-from ..demonstration import render_scenes
 from ..foreign import is_foreign
 from ..progress import duration, say
 from ..reporting.study import write_study_report
 from ..runs import check_writable
+from ..scene_files import render_scenes
 from ..teachers.frozen import RANDOM
 from .costs import Cost, costs
 from .design import ScaleName, Study
@@ -25,7 +25,7 @@ from .finding import load_study
 from .jobs import Job, check, expand, is_scenes, scenes_folder, slug, with_data
 from .locks import held
 from .outcome import gather, read_outcome
-from .schedule import Schedule
+from .schedule import Schedule, write_jobs
 from .tables import as_text, headlines, is_share, remarks, write
 
 MARKER = "study.json"
@@ -89,7 +89,7 @@ def study(
     if epochs:
         asked = with_epochs(asked, keep(epochs, asked.scales[at], folder))
     wanted = expand(asked, at, folder)
-    _write_jobs(folder, wanted, device)
+    write_jobs(folder, wanted, device)
     _render(asked, at, folder)
     schedule = Schedule(folder, wanted, jobs)
     if schedule.done:
@@ -151,17 +151,8 @@ def _begin(folder: Path, title: str, at: ScaleName) -> None:
         if before != mine:
             told = f"the study {before['study']} at scale {before['scale']}"
             raise ValueError(f"{folder} holds {told}; give another --out")
-    (folder / "jobs").mkdir(parents=True, exist_ok=True)
-    (folder / "runs").mkdir(exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / MARKER, mine)
-
-
-def _write_jobs(folder: Path, jobs: Sequence[Job], device: str) -> None:
-    for job in jobs:
-        content = job.to_dict()
-        content["pretrain"]["device"] = device
-        content["device"] = device
-        write_json(folder / "jobs" / f"{job.name}.json", content)
 
 
 def _render(asked: Study, at: ScaleName, folder: Path) -> None:

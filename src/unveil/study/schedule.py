@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 
+from ..checkpoint import write_json
 from ..machine import num_cores
 from ..progress import duration, say
 from .jobs import Job
@@ -20,6 +21,7 @@ from .locks import holder
 from .work import TAKEN, is_done
 
 _WAIT = 0.1  # seconds between looks at our own processes
+_TAIL = 4096  # bytes of a log that hold its last line
 _LOOK = 2.0  # and at what other processes have done
 
 
@@ -29,13 +31,18 @@ class _Running:
     process: subprocess.Popen[bytes]
     slot: int
     began: float
+    told: str = ""  # of its own last words, to the user
 
 
 class Schedule:
-    """The jobs of a study in its folder: which are done, which failed, which are next."""
+    """The jobs of a study in its folder: which are done, which failed, which are next.
 
-    def __init__(self, folder: Path, jobs: Sequence[Job], slots: int | None = None):
+    What the running ones last said is told every `told_seconds`; the whole of it is in `logs/`.
+    """
+
+    def __init__(self, folder: Path, jobs: Sequence[Job], slots: int | None = None, told_seconds: float = 60.0):
         self.folder, self.jobs = folder, list(jobs)
+        self.told_seconds, self.told = told_seconds, time.monotonic()
         self.gpus = _gpus()
         self.slots = slots or max(1, len(self.gpus))
         self.done: set[str] = {job.name for job in jobs if self._is_done(job)}
@@ -52,6 +59,7 @@ class Schedule:
         try:
             while self._left():
                 self._reap(tell)
+                self._tell_how_far()
                 if len(self.running) < self.slots and not self._start_next() and not self.running:
                     self._wait_for_others()
                 else:
@@ -116,6 +124,16 @@ class Schedule:
                 self.failed[job.name] = _last_words(self._log(job), code)
                 say(f"{job.name} failed: {self.failed[job.name]}; {self._log(job)} has the whole of it")
 
+    def _tell_how_far(self) -> None:
+        if time.monotonic() - self.told < self.told_seconds:
+            return
+        self.told = time.monotonic()
+        for running in self.running:
+            words = _last_line(self._log(running.job))
+            if words and words != running.told:
+                say(f"{running.job.name}: {words}")
+                running.told = words
+
     def _close(self, running: _Running) -> None:
         assert running.process.stdin
         running.process.stdin.close()
@@ -147,6 +165,17 @@ class Schedule:
                 continue
 
 
+def write_jobs(folder: Path, jobs: Sequence[Job], device: str) -> None:
+    """Write what each job is for the process that takes it."""
+    for part in ("jobs", "runs"):
+        (folder / part).mkdir(exist_ok=True)
+    for job in jobs:
+        content = job.to_dict()
+        content["pretrain"]["device"] = device
+        content["device"] = device
+        write_json(folder / "jobs" / f"{job.name}.json", content)
+
+
 def _gpus() -> list[str]:
     """The GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them."""
     named = os.environ.get("CUDA_VISIBLE_DEVICES")
@@ -160,5 +189,12 @@ def _last_words(log: Path, code: int) -> str:
     if code < 0:
         name = signal.Signals(-code).name
         return f"its process was ended by {name}" + (" (out of memory?)" if code == -signal.SIGKILL else "")
-    lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
-    return lines[-1].removeprefix("error: ") if lines else f"exit code {code}"
+    return _last_line(log).removeprefix("error: ") or f"exit code {code}"
+
+
+def _last_line(log: Path) -> str:
+    """The last line of a log that has words in it."""
+    with log.open("rb") as file:
+        file.seek(max(0, log.stat().st_size - _TAIL))
+        lines = [line.strip() for line in file.read().decode(errors="replace").splitlines() if line.strip()]
+    return lines[-1] if lines else ""

@@ -1,0 +1,96 @@
+"""What the plan makes of data and machine: the time of an image as a run will have it, looks, schedules."""
+
+from __future__ import annotations
+
+import inspect
+import threading
+import time
+
+import pytest
+import torch
+from torch import Tensor
+
+from tiny import DIALS
+from unveil.data import Loader, View
+from unveil.encoder import SIZES
+from unveil.plan import MIN_BATCH, Plan, fit_schedule, look_every, rehearse
+from unveil.recipes import mim
+from unveil.trainer import Settings
+
+SIZE = (16, 24)
+SETTINGS = Settings("cpu", "float32", 4, compile=False, save_minutes=10.0, signals_every=1.0)
+
+
+class Slow:
+    """Images that take a while to read."""
+
+    address, channels, labels, classes = "slow", 3, None, None
+
+    def __init__(self, seconds: float, count: int = 8):
+        self.seconds, self.count = seconds, count
+
+    def __len__(self) -> int:
+        return self.count
+
+    def name(self, index: int) -> str:
+        return str(index)
+
+    def image(self, index: int) -> Tensor:
+        time.sleep(self.seconds)
+        return torch.full((3, 20, 30), index, dtype=torch.uint8)
+
+
+def loader(seconds: float, cache_bytes: int = 0) -> Loader:
+    return Loader(Slow(seconds), View(SIZE), batch_size=4, seed=0, workers=1, cache_bytes=cache_bytes)
+
+
+@pytest.fixture
+def recipe(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(SIZES, "tiny", (24, 1, 2))
+    return mim.recipe(**{**DIALS, "decoder_depth": 1})
+
+
+class TestRehearse:
+    def test_what_reading_takes_is_in_it(self, recipe):
+        assert rehearse(recipe, SETTINGS, loader(0.02), alone=0.0) >= 0.015  # no step is as long as its reading
+        assert rehearse(recipe, SETTINGS, loader(0.0), alone=9.0) < 9.0  # a step alone is another batch's
+
+    def test_where_the_step_leaves_the_cores_alone_the_slower_decides(self, recipe):
+        compiled = Settings(**{**vars(SETTINGS), "compile": True})
+        assert rehearse(recipe, compiled, loader(0.0), alone=9.0) == 9.0
+        assert 0.015 <= rehearse(recipe, compiled, loader(0.02), alone=0.0) < 9.0
+
+    def test_it_goes_over_the_end_of_the_data_and_leaves_no_thread(self, recipe):
+        before = threading.active_count()
+        assert rehearse(recipe, SETTINGS, loader(0.0), alone=0.0) > 0
+        assert threading.active_count() == before
+
+
+def test_a_long_run_is_looked_at_ten_times_and_a_short_one_less():
+    assert look_every(100.0, epoch_seconds=60.0) == 10.0
+    assert look_every(10.0, epoch_seconds=6.0) == 2.5  # a minute: every 15 s
+    assert look_every(2.0, epoch_seconds=1.0) == 2.0  # two seconds: at its end
+    assert look_every(2.0, epoch_seconds=0.0) == 2.0
+
+
+class TestFitSchedule:
+    def plan(self, **given) -> Plan:
+        plan = Plan(mim.recipe, given)
+        fit_schedule(plan, num_train=1000, image_seconds=0.01, minutes=1.0)
+        return plan
+
+    def test_the_epochs_fill_the_time(self):
+        assert self.plan().dials["epochs"] == 6.0
+
+    def test_few_views_have_small_batches_and_a_rate_that_fits_them(self):
+        dials = self.plan().dials
+        assert dials["batch_size"] == MIN_BATCH
+        assert dials["lr_scale"] == "none"
+        assert 0 < dials["lr"] * dials["batch_size"] / 256 <= 1e-3
+
+    def test_what_was_given_stays(self):
+        dials = self.plan(epochs=3.0, batch_size=64, lr=1e-4).dials
+        assert (dials["epochs"], dials["batch_size"], dials["lr"]) == (3.0, 64, 1e-4)
+
+    def test_every_dial_it_sets_is_the_recipes(self):
+        assert self.plan().dials.keys() <= inspect.signature(mim.recipe).parameters.keys()
