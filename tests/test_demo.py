@@ -112,7 +112,9 @@ def test_stopped_by_ctrl_c_it_goes_on_where_it_was(tmp_path):
     again = subprocess.run([*words, "--minutes", "0.1"], capture_output=True, text=True, check=True)
     assert f"continuing {run} at step {step}" in (logs / "mae.log").read_text()
     for name in recipes(tmp_path / "demo"):
-        assert re.search(rf"^\[\d/4\] {name}: k-NN \d+\.\d %, linear \d+\.\d %", again.stderr, re.MULTILINE)
+        assert re.search(
+            rf"^\[\d/4\] {name}: k-NN \d+\.\d %, whitened k-NN \d+\.\d %, linear \d+\.\d %", again.stderr, re.MULTILINE
+        )
     assert again.stdout.splitlines()[-2] == f"report: {tmp_path / 'demo' / 'report.html'}"
     assert again.stdout.splitlines()[-1].startswith("next: ")
 
@@ -141,14 +143,22 @@ def test_rendering_leaves_nothing_when_it_is_stopped(tmp_path, monkeypatch):
 
 
 def test_the_conclusion_says_what_the_numbers_carry():
-    told = conclusion({"mae": scored(0.30, 0.20), "crossmae": scored(0.21, 0.20)})
-    assert "1,000 held-out scenes: mae 30.0 %, crossmae 21.0 %, untrained 20.0 %, raw pixels 25.0 %, chance" in told
+    def judged(**accuracies: float) -> str:
+        plain = {name: scored(0.12, 0.11) for name in accuracies}
+        return conclusion(plain, {name: scored(learned, 0.20) for name, learned in accuracies.items()})
+
+    told = judged(mae=0.30, crossmae=0.21).splitlines()
+    assert told[0].endswith("1,000 held-out scenes: mae 12.0 %, crossmae 12.0 %, untrained 11.0 %, raw pixels 25.0 %.")
+    assert "mae 30.0 %, crossmae 21.0 %, untrained 20.0 %, raw pixels 25.0 %; chance 10.0 %." in told[1]
     # the error of 0.30 - 0.20 is sqrt(0.3 x 0.7 / 1000 + 0.2 x 0.8 / 1000) = 0.0192
-    assert "mae is above the untrained encoder (the difference is 5.2 standard errors)." in told
-    assert "crossmae is above the untrained encoder, but no more than chance may explain (the" in told
-    assert "chance may explain" in conclusion({"mae": scored(0.30, 0.20, images=50)})
-    for nothing in (scored(0.1, 0.2), scored(0.0, 0.0)):
-        assert "mae is no better than the untrained encoder." in conclusion({"mae": nothing})
+    assert told[2] == "mae is above the untrained encoder (the difference is 5.2 standard errors)."
+    assert told[3].startswith("crossmae is above the untrained encoder, but no more than chance may explain (the")
+    few = {"mae": scored(0.30, 0.20, images=50)}
+    assert "chance may explain" in conclusion(few, few)
+    for nothing in (0.1, 0.2):
+        assert "mae is no better than the untrained encoder." in judged(mae=nothing)
+    none = {"mae": scored(0.0, 0.0)}
+    assert "mae is no better" in conclusion(none, none)
 
 
 @pytest.mark.parametrize(("given", "told"), [({"scenes": 19}, "too few"), ({"minutes": 0}, "no time")])

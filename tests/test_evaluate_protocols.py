@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,13 +14,14 @@ from torch import nn
 from torch.nn import functional as F
 
 from unveil.protocols.knn import TEMPERATURE, knn, knn_votes
+from unveil.protocols.knn_whitened import SHRINKAGE, knn_whitened, whitening
 from unveil.protocols.labels import stratified_split
 from unveil.protocols.lars import LARS
 from unveil.protocols.linear import _Probe, _train, linear
 from unveil.protocols.linear_lbfgs import linear_lbfgs, logistic_regression
 from unveil.protocols.protocol import Split, accuracies
 
-PROTOCOLS = [knn, linear, linear_lbfgs]
+PROTOCOLS = [knn, knn_whitened, linear, linear_lbfgs]
 
 
 def clouds(apart: float, num_classes: int = 3, per_class: int = 40, dim: int = 8, seed: int = 0) -> Split:
@@ -48,6 +50,45 @@ def test_knn_votes_equal_a_sort_of_all_pairs():
     split, ks = clouds(apart=2), [1, 7, 120]
     for k, votes in zip(ks, knn_votes(split, ks), strict=True):
         np.testing.assert_allclose(votes.numpy(), votes_by_hand(split, k), rtol=1e-4)
+
+
+def test_whitened_features_are_uncorrelated_and_nearly_of_one_length():
+    features = torch.randn(400, 12, generator=torch.Generator().manual_seed(0)) * torch.logspace(-2, 1, 12) + 3
+    mean, directions = whitening(features)
+    made = ((features - mean) @ directions).double()
+    covariance = (made.T @ made / len(made)).numpy()
+    variances = np.linalg.eigvalsh(np.cov(features.double().numpy().T, bias=True))
+    expected = variances / (variances + SHRINKAGE * variances.mean())
+    np.testing.assert_allclose(covariance, np.diag(expected), atol=1e-4)
+
+
+def test_whitening_is_the_same_with_fewer_samples_than_dimensions():
+    features = torch.randn(30, 50, generator=torch.Generator().manual_seed(1))
+    mean, directions = whitening(features)
+    assert directions.shape == (50, 29)  # less the mean
+    seen = (features - mean).double()
+    variances, full = torch.linalg.eigh(seen.T @ seen / 30)
+    by_hand = seen @ full / (variances.clamp_min(0) + SHRINKAGE * variances.mean()).sqrt()
+    made = ((features - mean) @ directions).double()
+    np.testing.assert_allclose((made @ made.T).numpy(), (by_hand @ by_hand.T).numpy(), atol=1e-3)
+
+
+def test_whitening_takes_as_many_samples_as_it_can_solve(monkeypatch):
+    monkeypatch.setattr("unveil.protocols.knn_whitened.MAX_SIDE", 16)
+    mean, directions = whitening(torch.randn(200, 40, generator=torch.Generator().manual_seed(2)))
+    assert directions.shape == (40, 16)
+    assert mean.shape == (40,)
+
+
+def test_whitened_neighbours_see_past_a_long_direction_that_says_nothing():
+    split = clouds(apart=3)
+    stretch = torch.ones(8)
+    stretch[0] = 100
+    long = replace(split, train=split.train * stretch + 50, test=split.test * stretch + 50)
+    found = knn_whitened(long).metrics["accuracy"]
+    assert found > knn(long).metrics["accuracy"] + 0.1
+    assert found == pytest.approx(knn_whitened(split).metrics["accuracy"], abs=0.1)
+    assert knn_whitened(replace(split, train=torch.ones(120, 8), test=torch.ones(120, 8))).metrics["accuracy"] >= 0
 
 
 def test_knn_agrees_with_sklearn():
@@ -204,7 +245,11 @@ def test_lbfgs_chooses_a_penalty_that_noise_calls_for():
 
 
 @settings(max_examples=50, deadline=None)
-@given(labels=st.lists(st.integers(0, 4), min_size=1, max_size=60), share=st.floats(0.05, 0.95), seed=st.integers(0))
+@given(
+    labels=st.lists(st.integers(0, 4), min_size=1, max_size=60),
+    share=st.floats(0.05, 0.95),
+    seed=st.integers(0, 2**63 - 1),
+)
 def test_the_split_holds_out_a_share_of_every_class(labels, share, seed):
     y = torch.tensor(labels)
     kept, held = stratified_split(y, share, seed)

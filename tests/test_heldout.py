@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import torch
 
 from multimodal import GUIDED, LACKING, batch, build
 from unveil.masking import ByModality, DirichletBudget, Uniform
-from unveil.protocols import RestoringTask, run_tasks, table
+from unveil.protocols import RestoringTask, run_tasks, table, write_results
 from unveil.protocols.dense.restorer import Masks
 from unveil.protocols.heldout import heldout
 from unveil.restoring import ModelRestorer, TrainingMean
@@ -50,7 +51,7 @@ def test_guided_runs_share_the_random_masks_and_have_their_own():
     assert torch.equal(shared, high.imagine(made, common).mask.visible)
 
 
-def test_the_table_has_both_beside_the_mean():
+def test_the_table_has_both_beside_the_mean_and_the_file_has_each_part(tmp_path: Path):
     model = build().eval()
     mean = TrainingMean(ModelRestorer(model), lambda: iter([batch()]))
     tasks = {"this run": task(model), "training mean": replace(task(model), model=mean)}
@@ -58,6 +59,9 @@ def test_the_table_has_both_beside_the_mean():
     assert result.baselines["training mean"].keys() == result.metrics.keys()
     assert "heldout loss random masks" in table([result])
     assert "heldout loss own masks" in table([result])
+    (file,) = write_results(tmp_path, [result])
+    assert json.loads(file.read_text())["details"] == result.details
+    assert result.details["rgb"].keys() == result.metrics.keys()
 
 
 def test_a_run_of_features_has_no_such_loss():

@@ -60,8 +60,8 @@ def evaluate(
     test_data: the images to test on; by default those in data's own val or test, else a fifth of every class
     group_by: hold out whole groups, such as patients: a level of the path (1 is the first folder), or a regex with one
         group
-    protocol: knn, linear (as MAE probes), linear-lbfgs, attentive, finetune, lowshot, transfer; segment, depth;
-        reconstruct, heldout (of the run's own decoders)
+    protocol: knn, knn-whitened, linear (as MAE probes), linear-lbfgs, attentive, finetune, lowshot, transfer; segment,
+        depth; reconstruct, heldout (of the run's own decoders)
     pool: cls, mean, or both
     baselines: measure raw pixels and the untrained encoder too; where the encoder is trained, from scratch
     limit: use at most so many images of each source

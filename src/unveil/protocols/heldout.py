@@ -41,5 +41,5 @@ def heldout(task: RestoringTask, seed: int = 0) -> Score | None:
             " modality by chance, its share by a Dirichlet draw, the same for every run of this grid and share; these"
             " compare. Own masks: as the run was trained; these say how hard its own task is, and do not compare."
         ),
-        details=details,
+        details=dict(details),
     )

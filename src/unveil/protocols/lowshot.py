@@ -29,7 +29,7 @@ def lowshot(
 
     shots: how many training images: a share (1%), a number (500), thousands (10k); what the set cannot give is left out
     draws: how many times images are drawn for each number
-    by: knn, linear, linear-lbfgs, attentive or finetune: what is learned from them
+    by: knn, knn-whitened, linear, linear-lbfgs, attentive or finetune: what is learned from them
     epochs: of attentive and finetune
     """
     if draws < 2:

@@ -8,23 +8,20 @@ from .attentive import attentive
 from .finetune import finetune
 from .kept import checksum
 from .knn import knn
+from .knn_whitened import knn_whitened
 from .linear import linear
 from .linear_lbfgs import linear_lbfgs
 from .protocol import Score
 from .task import Task
 
-Measure = Literal["knn", "linear", "linear-lbfgs", "attentive", "finetune"]
-ON_FEATURES = ("knn", "linear", "linear-lbfgs")
+Measure = Literal["knn", "knn-whitened", "linear", "linear-lbfgs", "attentive", "finetune"]
+ON_FEATURES = {"knn": knn, "knn-whitened": knn_whitened, "linear": linear, "linear-lbfgs": linear_lbfgs}
 
 
 def measure(task: Task, by: Measure, seed: int, epochs: int | None = None) -> Score | None:
     """What a protocol finds on a task, with its own defaults; `epochs` reaches those that have them."""
-    if by == "knn":
-        return knn(task.split, seed)
-    if by == "linear":
-        return linear(task.split, seed)
-    if by == "linear-lbfgs":
-        return linear_lbfgs(task.split, seed)
+    if by in ON_FEATURES:
+        return ON_FEATURES[by](task.split, seed)
     if by == "attentive":
         return attentive(task, seed, epochs=epochs)
     key = {"by": by, "seed": seed, "epochs": epochs, "who": task.who, "pool": task.pool}

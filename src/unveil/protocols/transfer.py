@@ -18,7 +18,7 @@ def transfer(
     """Accuracy on further data sets, each learned by itself, and their mean.
 
     to: further labelled images, as --data takes them; a folder may hold train and val
-    by: knn, linear, linear-lbfgs, attentive or finetune: what is learned
+    by: knn, knn-whitened, linear, linear-lbfgs, attentive or finetune: what is learned
     epochs: of attentive and finetune
     """
     if not to:

@@ -21,7 +21,7 @@ def number(value: Any) -> float:
 
 def protocol_name(protocol: str) -> str:
     """A protocol as people write it: k-NN for knn."""
-    return protocol.replace("knn", "k-NN")
+    return protocol.replace("knn-whitened", "whitened k-NN").replace("knn", "k-NN")
 
 
 @dataclass(frozen=True)
