@@ -216,6 +216,9 @@ class TestGuided:
         said = self.judged(tmp_path / "same", accuracy=0.44, others=[mae])
         assert "No gain over an MAE of the same size: 44.0 % k-NN accuracy, 45.0 % of mae" in said
         assert "--teacher random" in said
+        guided = self.judged(tmp_path / "own", accuracy=0.44, others=[mae], guide_warmup=0.0)
+        assert "--guide-warmup" in guided
+        assert "--teacher" not in guided
         assert "No gain" not in self.judged(tmp_path / "better", accuracy=0.46, others=[mae])
         assert "No gain" not in self.judged(tmp_path / "small", accuracy=0.44, others=[mae], size="small")
 

@@ -88,6 +88,7 @@ def _demo(folder: Path, minutes: float, scenes: int, seed: int, began: float) ->
                     "data": str(learned / "rgb"),
                     "test_data": str(held_out / "rgb"),
                     "protocol": [*MEASURES],
+                    "pool": "both",
                     "baselines": name == "mae",  # an untrained ViT knows as much under any recipe
                     "seed": seed,
                 }

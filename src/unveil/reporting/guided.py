@@ -101,11 +101,18 @@ def no_gain(run: Run, others: Sequence[Run]) -> Verdict | None:
         "warning",
         f"No gain over an MAE of the same size: {percent(accuracy)} k-NN accuracy, {percent(best)} of {name}. One run "
         "of each tells little of a small difference.",
-        "Compare with --teacher random and with --masking uniform: if those do as well, the teacher knows little of "
-        "such images, so take another --teacher; else try --draw gumbel and --student-weight 0.3.",
+        _OWN_GUIDE if run.text("dials", "guide_warmup") and not run.text("dials", "teacher") else _WITH_TEACHER,
     )
 
 
+_WITH_TEACHER = (
+    "Compare with --teacher random and with --masking uniform: if those do as well, the teacher knows little of "
+    "such images, so take another --teacher; else try --draw gumbel and --student-weight 0.3."
+)
+_OWN_GUIDE = (
+    "Compare with a run of multimae that is as long, whose masks are random: attention says little of an image early "
+    "on, so begin later to follow it, with a longer --guide-warmup, or train for more epochs."
+)
 _WORDS = {"untrained": "an untrained encoder", "pixels": "raw pixels"}
 
 
