@@ -16,7 +16,7 @@ from torch import Tensor
 from tiny import batch, build
 from unveil.decoder import Blend, CrossDecoder, SelfDecoder, choose_maps
 from unveil.encoder import Encoder
-from unveil.layers import Attention, CrossAttention, sincos_positions
+from unveil.layers import Attention, Block, CrossAttention, sincos_positions
 from unveil.masking import Masker, Uniform
 from unveil.patches import patchify, unpatchify
 from unveil.records import Modality, Reading, take
@@ -243,3 +243,18 @@ def test_a_decoder_has_a_block(make):
     encoder = Encoder((Modality(),), (16, 24), 4, 24, 1, 2)
     with pytest.raises(ValueError, match="at least one block"):
         make("rgb", encoder, 16, 0, 2, blend=None)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_a_block_answers_the_last_tokens_as_it_answers_all(masked):
+    block = Block(24, 3)
+    x = torch.randn(2, 9, 24, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    keys = (torch.arange(9) % 4 > 0).expand(2, 9) if masked else None
+    whole, part = block(x, keys)[:, -4:], block(x, keys, last=4)
+    assert torch.allclose(whole, part, atol=1e-6)
+    parameters = [x, *block.parameters()]
+    for one, other in zip(
+        torch.autograd.grad(whole.square().sum(), parameters), torch.autograd.grad(part.square().sum(), parameters),
+        strict=True,
+    ):  # fmt: skip
+        assert torch.allclose(one, other, atol=1e-5)

@@ -148,9 +148,10 @@ class SelfDecoder(Decoder):
         blank = queries.cells[:, visible.shape[1] :] if self.answers == "all" else queries.cells
         asked = self.mask_token + places[blank]
         x = torch.cat([prefix, visible + places[latents.tokens.cells], asked.to(visible.dtype)], dim=1)
-        for block in self.blocks:
+        *others, last = self.blocks
+        for block in others:
             x = block(x)
-        return self.norm(x[:, -queries.ids.shape[1] :])
+        return self.norm(last(x, last=queries.ids.shape[1]))  # nobody reads what the visible ones would answer
 
 
 class CrossDecoder(Decoder):

@@ -51,8 +51,17 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(dim, 3 * dim)
         self.proj = nn.Linear(dim, dim)
 
-    def forward(self, x: Float[Tensor, "B N D"], keys: Keys = None) -> Float[Tensor, "B N D"]:
-        q, k, v = (part.transpose(1, 2) for part in self.qkv(x).unflatten(-1, (3, self.heads, -1)).unbind(2))
+    def forward(
+        self, x: Float[Tensor, "B N D"], keys: Keys = None, last: int | None = None
+    ) -> Float[Tensor, "B Q D"]:
+        """What each token reads; with `last` that of the last so many alone: the others ask nothing."""
+        if last is None:
+            q, k, v = (part.transpose(1, 2) for part in self.qkv(x).unflatten(-1, (3, self.heads, -1)).unbind(2))
+        else:
+            sizes = [x.shape[-1], 2 * x.shape[-1]]
+            (to_q, to_kv), (q_bias, kv_bias) = self.qkv.weight.split(sizes), self.qkv.bias.split(sizes)
+            q = F.linear(x[:, -last:], to_q, q_bias).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+            k, v = F.linear(x, to_kv, kv_bias).unflatten(-1, (2, self.heads, -1)).transpose(1, 3).unbind(2)
         x = F.scaled_dot_product_attention(q, k, v, attn_mask=None if keys is None else keys[:, None, None])
         return self.proj(x.transpose(1, 2).flatten(2))
 
@@ -118,8 +127,12 @@ class Block(nn.Module):
         self.norm2 = norm(dim)
         self.mlp = Mlp(dim, int(dim * mlp_ratio))
 
-    def forward(self, x: Float[Tensor, "B N D"], keys: Keys = None) -> Float[Tensor, "B N D"]:
-        x = x + self.attn(self.norm1(x), keys)
+    def forward(
+        self, x: Float[Tensor, "B N D"], keys: Keys = None, last: int | None = None
+    ) -> Float[Tensor, "B Q D"]:
+        """The tokens as the block leaves them; with `last` the last so many alone, which read all."""
+        read = self.attn(self.norm1(x), keys, last)
+        x = (x if last is None else x[:, -last:]) + read
         return x + self.mlp(self.norm2(x))
 
 
