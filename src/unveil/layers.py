@@ -51,9 +51,7 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(dim, 3 * dim)
         self.proj = nn.Linear(dim, dim)
 
-    def forward(
-        self, x: Float[Tensor, "B N D"], keys: Keys = None, last: int | None = None
-    ) -> Float[Tensor, "B Q D"]:
+    def forward(self, x: Float[Tensor, "B N D"], keys: Keys = None, last: int | None = None) -> Float[Tensor, "B Q D"]:
         """What each token reads; with `last` that of the last so many alone: the others ask nothing."""
         if last is None:
             q, k, v = (part.transpose(1, 2) for part in self.qkv(x).unflatten(-1, (3, self.heads, -1)).unbind(2))
@@ -127,9 +125,7 @@ class Block(nn.Module):
         self.norm2 = norm(dim)
         self.mlp = Mlp(dim, int(dim * mlp_ratio))
 
-    def forward(
-        self, x: Float[Tensor, "B N D"], keys: Keys = None, last: int | None = None
-    ) -> Float[Tensor, "B Q D"]:
+    def forward(self, x: Float[Tensor, "B N D"], keys: Keys = None, last: int | None = None) -> Float[Tensor, "B Q D"]:
         """The tokens as the block leaves them; with `last` the last so many alone, which read all."""
         read = self.attn(self.norm1(x), keys, last)
         x = (x if last is None else x[:, -last:]) + read
