@@ -67,6 +67,8 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Calls:
         init_from: str | None = None,
         overwrite: bool = False,
         minutes: float | None = None,
+        modalities: tuple[str, ...] = (),
+        keep_every: float | None = None,
         seed: int = 0,
         precision: Literal["auto", "float32", "bf16"] = "auto",
         **dials: object,
@@ -123,6 +125,8 @@ class TestFlags:
             "init_from": None,
             "overwrite": False,
             "minutes": None,
+            "modalities": (),
+            "keep_every": None,
             "seed": 0,
             "precision": "auto",
         }
@@ -254,6 +258,14 @@ class TestForeignFlags:
             ("simmim", "--mask_patch_size 32", "--mask-unit 32"),
             ("simmim", "--norm_pix_loss", "--norm-pix"),
             ("mae", "--resume old.pth", "--init-from old.pth"),
+            ("mae", "--save_ckpt_freq 20 --world_size 8", "--keep-every 20"),
+            ("multimae", "--in_domains rgb-depth --out_domains rgb-depth", "--modalities rgb depth"),
+            (
+                "multimae",
+                "--num_encoded_tokens 98 --in_domains rgb-depth-semseg",
+                "--visible 0.166667 --modalities rgb depth semseg",
+            ),
+            ("multimae", "--alphas 0.5 --sample_tasks_uniformly", "--concentration 0.5 --tasks uniform"),
         ],
     )
     def test_each_flag_has_its_counterpart(self, calls: Calls, mistake, recipe: str, theirs: str, ours: str):

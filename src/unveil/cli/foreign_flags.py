@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 from .flags import Flag, UsageError, flag_name, split
 
 Answer = tuple[list[str], str]  # our words, none where there is nothing to say, and why
+Convert = Callable[[Sequence[str]], Answer]
 
 RENAMED = {
     "kept_mask_ratio": ("--predicted", "share of all patches that is predicted"),
@@ -42,6 +44,9 @@ RENAMED = {
     "model_name_or_path": ("--init-from", "starts from weights"),
     "num_workers": ("--workers", ""),
     "dataloader_num_workers": ("--workers", ""),
+    "alphas": ("--concentration", "of the Dirichlet, one for all modalities or one for each"),
+    "save_freq": ("--keep-every", "epochs; the newest weights are saved every --save-minutes besides"),
+    "save_ckpt_freq": ("--keep-every", "epochs; the newest weights are saved every --save-minutes besides"),
 }
 
 SWITCHES = {
@@ -55,23 +60,25 @@ SWITCHES = {
     "overwrite_output_dir": ("--overwrite", ""),
     "global_pool": ("--pool mean", ""),
     "cls_token": ("--pool cls", ""),
+    "sample_tasks_uniformly": ("--tasks uniform", "a set of the modalities is drawn for each image"),
 }
 
 _ACCUMULATION = ("accum_iter", "accumulation_steps", "gradient_accumulation_steps")
 _BATCH = ("batch_size", "batch_size_per_gpu", "per_device_train_batch_size")
 _GOES_ON = "an unfinished run in --out goes on when its command is repeated"
-_ONE_PROCESS = "not needed: a run is one process"
+_TORCHRUN = "torchrun starts several: torchrun --nproc-per-node GPUS -m unveil pretrain ..."
 _FINE_TUNING = "belongs to fine-tuning: unveil evaluate RUN --protocol finetune"
-_MODALITIES = "unveil has no recipe for several modalities yet"
+_ROLES = 'all that is read is predicted; role = "input" or "output" in a declaration says otherwise'
+_OF_SEVERAL = ("num_encoded_tokens",)  # whose meaning hangs on other flags
 _DONE = "done where it helps"
 NEEDLESS = (
     dict.fromkeys(_ACCUMULATION, "--batch-size is the whole effective batch; memory decides how it is cut")
     | dict.fromkeys(("log_dir", "log_wandb", "wandb_project", "tag"), "metrics.jsonl is always in the run folder")
     | dict.fromkeys(("start_epoch", "auto_resume", "no_auto_resume"), _GOES_ON)
-    | dict.fromkeys(("world_size", "local_rank", "dist_on_itp", "dist_url", "dist_backend"), _ONE_PROCESS)
-    | dict.fromkeys(("job_dir", "nodes", "ngpus", "partition", "timeout", "use_volta32"), _ONE_PROCESS)
+    | dict.fromkeys(("world_size", "local_rank", "dist_on_itp", "dist_url", "dist_backend"), _TORCHRUN)
+    | dict.fromkeys(("job_dir", "nodes", "ngpus", "partition", "timeout", "use_volta32"), _TORCHRUN)
     | dict.fromkeys(("drop_path", "layer_decay", "mixup", "cutmix", "smoothing", "reprob", "aa"), _FINE_TUNING)
-    | dict.fromkeys(("in_domains", "out_domains", "alphas", "sample_tasks_uniformly", "standardize_depth"), _MODALITIES)
+    | {"out_domains": _ROLES, "standardize_depth": "done by default; a declaration says otherwise"}
     | dict.fromkeys(("num_global_tokens", "n_cls_tokens"), "there is one class token")
     | dict.fromkeys(("loss_on_unmasked", "no_loss_on_unmasked"), "only hidden patches are predicted")
     | dict.fromkeys(("pin_mem", "no_pin_mem", "multi_epochs_dataloader", "fp32_output_adapters"), _DONE)
@@ -79,7 +86,7 @@ NEEDLESS = (
     | dict.fromkeys(("amp_opt_level", "fp16", "bf16", "dtype"), "--precision auto takes bf16 where the device has it")
     | dict.fromkeys(("min_lr", "warmup_lr", "lr_scheduler_type"), "linear warm-up from 0, then a cosine to 0")
     | dict.fromkeys(("opt", "opt_betas", "opt_eps", "momentum"), "AdamW, with the recipe's betas")
-    | dict.fromkeys(("save_ckpt_freq", "save_freq", "save_steps", "save_strategy"), "see --save-minutes")
+    | dict.fromkeys(("save_steps", "save_strategy"), "see --save-minutes and --keep-every")
     | dict.fromkeys(("config", "cfg", "opts"), "flags and a recipe's defaults are all there is")
     | {"warmup_ratio": "see --warmup-epochs", "do_train": "", "do_eval": "", "train_interpolation": "always bicubic"}
 )
@@ -108,8 +115,14 @@ def _use_fm(values: Sequence[str]) -> Answer:
     return ["--maps", *(str(m + 1) for m in maps)], "blocks are counted from 1"
 
 
-def _num_encoded_tokens(values: Sequence[str]) -> Answer:
-    return ["--visible", f"{int(values[0]) / 196:.6g}"], "as a share of the 196 patches of 16 px in 224 x 224"
+def _in_domains(values: Sequence[str]) -> Answer:
+    return ["--modalities", *values[0].split("-")], "folders of --data; others than rgb, depth and semseg are declared"
+
+
+def _num_encoded_tokens(values: Sequence[str], domains: int) -> Answer:
+    share = f"--visible {int(values[0]) / (196 * domains):.6g}".split()
+    each = f" of each of {domains} modalities" if domains > 1 else ""
+    return share, f"as a share of the 196 patches{each}, of 16 px in 224 x 224"
 
 
 def _mask_grid(values: Sequence[str]) -> Answer:
@@ -120,11 +133,11 @@ def _hflip(values: Sequence[str]) -> Answer:
     return ["--flip", "none" if values and float(values[0]) == 0 else "h"], ""
 
 
-CONVERTED: dict[str, Callable[[Sequence[str]], Answer]] = {
+CONVERTED: dict[str, Convert] = {
     "mask_ratio": _mask_ratio,
     "model": _model,
     "use_fm": _use_fm,
-    "num_encoded_tokens": _num_encoded_tokens,
+    "in_domains": _in_domains,
     "mask_grid": _mask_grid,
     "hflip": _hflip,
 }
@@ -136,7 +149,8 @@ def refuse_foreign(command: str, words: Sequence[str], flags: Sequence[Flag]) ->
     pieces = list(split(words, flags))
     if not any(_is_foreign(word, ours) for word, _ in pieces):
         return
-    batch = _effective_batch(pieces)
+    batch, domains = _effective_batch(pieces), _num_domains(pieces)
+    convert = CONVERTED | {"num_encoded_tokens": partial(_num_encoded_tokens, domains=domains)}
     rows: list[tuple[str, str, str]] = []
     corrected: list[str] = []
     for word, values in pieces:
@@ -147,7 +161,7 @@ def refuse_foreign(command: str, words: Sequence[str], flags: Sequence[Flag]) ->
             new = ["--lr", f"{float(values[0]) * 256 / batch:.4g}"] if batch and values else []
             why = "ours is per 256 images of the batch, theirs the final rate"
         elif _is_foreign(word, ours):
-            new, why = _in_recipe(*_answer(name, values), ours)
+            new, why = _in_recipe(*_answer(name, values, convert), ours)
         else:
             corrected += [word] * bool(word) + values
             continue
@@ -164,7 +178,7 @@ def refuse_foreign(command: str, words: Sequence[str], flags: Sequence[Flag]) ->
 
 def _is_foreign(word: str, ours: dict[str, Flag]) -> bool:
     name = flag_name(word)
-    found = name in RENAMED or name in SWITCHES or name in NEEDLESS or name in CONVERTED or name in _BATCH[1:]
+    found = any(name in table for table in (RENAMED, SWITCHES, NEEDLESS, CONVERTED, _BATCH[1:], _OF_SEVERAL))
     return bool(word) and name not in ours and found
 
 
@@ -176,10 +190,16 @@ def _effective_batch(pieces: Sequence[tuple[str, list[str]]]) -> int | None:
     return batch * steps if batch else None
 
 
-def _answer(name: str, values: Sequence[str]) -> Answer:
-    if name in CONVERTED:
+def _num_domains(pieces: Sequence[tuple[str, list[str]]]) -> int:
+    """How many modalities their model reads: a-b-c."""
+    told = next((values[0] for word, values in pieces if flag_name(word) == "in_domains" and values), "rgb")
+    return len(told.split("-"))
+
+
+def _answer(name: str, values: Sequence[str], convert: Mapping[str, Convert]) -> Answer:
+    if name in convert:
         try:
-            return CONVERTED[name](values)
+            return convert[name](values)
         except (ValueError, IndexError):
             return [], "its value could not be read"
     if name in SWITCHES:
