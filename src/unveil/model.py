@@ -134,9 +134,9 @@ class Objective(nn.Module):
         return self.weight * (mean * counted).sum(), counted.sum()
 
 
-def linear_head(dim: int, width: int) -> nn.Linear:
+def linear_head(dim: int, width: int, bias: bool = True) -> nn.Linear:
     """One linear layer from a decoder's answers to a target."""
-    head = nn.Linear(dim, width)
+    head = nn.Linear(dim, width, bias=bias)
     initialise(head)
     return head
 

@@ -70,7 +70,7 @@ def recipe(
 
     def build() -> MaskedModel:
         pixels = Objective("pixels", "pixels", decoder_dim, Pixels(modality, patch, norm_pix))
-        predictor, head = SelfDecoder(*shape), linear_head(decoder_dim, 1)
+        predictor, head = SelfDecoder(*shape), linear_head(decoder_dim, 1, bias=False)  # a rank knows no offset
         return MaskedModel(
             encoder,
             masker,
