@@ -27,7 +27,14 @@ from unveil.recipe_files import load_recipe, recipe_cards
 
 ROOT = Path(__file__).resolve().parents[1]
 RUN = ("README.md", "docs/recipes.md")
-DOCUMENTS = (*RUN, "docs/design.md", "docs/looking.md", "docs/evaluation.md", "docs/images/README.md", "CONTRIBUTING.md")
+DOCUMENTS = (
+    *RUN,
+    "docs/design.md",
+    "docs/looking.md",
+    "docs/evaluation.md",
+    "docs/images/README.md",
+    "CONTRIBUTING.md",
+)
 SHORT = ["--minutes", "0.002"]  # for commands that train, so that a block takes seconds
 ADDED = {"pretrain": SHORT, "demo": [*SHORT, "--scenes", "20"]}
 

@@ -24,7 +24,7 @@ def measure(task: Task, by: Measure, seed: int, epochs: int | None = None) -> Sc
         return ON_FEATURES[by](task.split, seed)
     if by == "attentive":
         return attentive(task, seed, epochs=epochs)
-    key = {"by": by, "seed": seed, "epochs": epochs, "who": task.who, "pool": task.pool}
+    key: dict[str, object] = {"by": by, "seed": seed, "epochs": epochs, "who": task.who, "pool": task.pool}
     key |= {"weights": checksum(task.encoder), "images": task.sets.identity, "image_size": task.encoder.image_size}
     found = task.kept.find(key) or finetune(task, seed, epochs=epochs)
     if found is not None:
