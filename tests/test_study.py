@@ -20,10 +20,10 @@ from tiny_runs import write_images, write_recipe
 from unveil.study import Arm, Study
 from unveil.study.command import study
 from unveil.study.finding import load_study
-from unveil.study.jobs import check, expand
+from unveil.study.jobs import Job, check, expand
 from unveil.study.locks import DEAD, held, holder
 from unveil.study.outcome import read_outcome
-from unveil.study.schedule import Schedule
+from unveil.study.schedule import Schedule, _Running
 from unveil.study.work import perform
 
 FILE = '''
@@ -245,3 +245,16 @@ def test_another_machine_is_alive_as_long_as_it_gives_signs(tmp_path: Path):
     os.utime(file, (silent, silent))
     with held(tmp_path, "a") as is_mine:
         assert is_mine
+
+
+def test_what_running_jobs_last_said_is_told_once(tmp_path, capsys):
+    job = Job("a", "a", "", 0, "mae", {}, [], [], [])
+    schedule = Schedule(tmp_path, [job], told_seconds=0.0)
+    schedule.running.append(_Running(job, subprocess.Popen([sys.executable, "-c", ""]), 0, 0.0))
+    log = tmp_path / "logs" / "a.log"
+    log.parent.mkdir()
+    for words in ("", "x" * 9000 + "\nstep 1/9  3 s left\n", "step 1/9  3 s left\n\n", "step 5/9  1 s left\n"):
+        log.write_text(words)
+        schedule._tell_how_far()
+    assert capsys.readouterr().err.splitlines() == ["a: step 1/9  3 s left", "a: step 5/9  1 s left"]
+    schedule.running[0].process.wait()
