@@ -24,7 +24,7 @@ from .study.jobs import Job
 from .study.schedule import Schedule, write_jobs
 
 SCENE_SIZE = 64  # pixels of a rendered scene
-# So small an encoder and so few tokens that a minute on two cores shows it every scene ten times and more
+# So small an encoder and so few tokens that a minute on one core shows it every scene several times
 SHAPE: dict[str, Any] = {"size": "nano", "image_size": [48], "patch": 8}
 CROSS: dict[str, Any] = {"decoder": "cross", "blend": "linear", "predicted": 0.25}  # so that a minute holds more steps
 MEASURES = {"knn": "k-NN", "knn-whitened": "whitened k-NN", "linear": "linear"}
