@@ -60,6 +60,12 @@ def test_they_are_loaded_measured_and_looked_at(made: Path, capsys: pytest.Captu
     told = json.loads((made / "run/eval/epoch-1/knn.json").read_text())
     assert told["metrics"] == early.metrics
     assert not (made / "run/eval/knn.json").exists()
+    losses = [
+        unveil.evaluate(run, data=data, protocol=("heldout",), baselines=False, at_epoch=epoch, device="cpu")[0].metrics
+        for epoch in (1, 3, None)
+    ]
+    assert losses[1] == losses[2]
+    assert losses[0] != losses[2]
     seen = unveil.analyze_attention(run, device="cpu")
     assert [line["epoch"] for line in seen["checkpoints"]] == [1, 2, 3]
     assert journal(made / "run", "step")
@@ -71,5 +77,5 @@ def test_what_is_not_there_is_told(made: Path):
         load(made / "run", at_epoch=1.5)
     with pytest.raises(ValueError, match="--keep-every 0"):
         unveil.pretrain(str(made / "tiny.py"), data=str(made / "images"), out=str(made / "no"), keep_every=0.0)
-    with pytest.raises(ValueError, match="leave --at-epoch out"):
-        unveil.evaluate(str(made / "run"), data="scenes", protocol=("reconstruct",), at_epoch=1)
+    with pytest.raises(ValueError, match="there are epochs 1, 2, 3"):
+        unveil.evaluate(str(made / "run"), data=str(made / "images"), protocol=("reconstruct",), at_epoch=1.5)

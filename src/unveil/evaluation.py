@@ -73,8 +73,6 @@ def evaluate(
     work = work_of(protocol)
     if work is RestoringTask and is_foreign(run):
         raise ValueError(f"{', '.join(protocol)} needs a run with its decoders, and {run} is an encoder alone")
-    if work is RestoringTask and at_epoch is not None:
-        raise ValueError(f"{', '.join(protocol)} reads the newest checkpoint; leave --at-epoch out")
     encoder = load(run, pool=pool, device=device, at_epoch=at_epoch)
     others: dict[str, FeatureEncoder] = {}
     if baselines and work is not RestoringTask:
@@ -95,6 +93,7 @@ def evaluate(
                 baselines=baselines,
                 limit=limit,
                 micro_batch=micro_batch,
+                at_epoch=at_epoch,
                 device=device,
                 seed=seed,
                 tell=told.progress,

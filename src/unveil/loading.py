@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from .checkpoint import read_at, read_latest
+from .checkpoint import Checkpoint, read_at, read_latest
 from .data.declaration import Declared
 from .facts import part, read_declared, read_dials, read_modalities
 from .foreign import ForeignEncoder, describe, fresh, is_foreign, load_encoder
@@ -34,12 +34,19 @@ def load(
         return load_encoder(address, pool).to(choose_device(device))
     path = Path(address).expanduser()
     encoder = rebuild(path).encoder
-    found, complaints = (read_at(path, at_epoch), []) if at_epoch is not None else read_latest(path)
-    if found is None:
-        raise ValueError(f"{path} has no whole checkpoint yet" + "".join(f"; {c}" for c in complaints))
-    own = {name: tensor for name, tensor in found.model.items() if name.startswith("encoder.")}
+    own = {name: tensor for name, tensor in read_weights(path, at_epoch).model.items() if name.startswith("encoder.")}
     encoder.load_state_dict({name.removeprefix("encoder."): tensor for name, tensor in own.items()})
     return Pretrained(encoder, pool).to(choose_device(device))
+
+
+def read_weights(run: Path, at_epoch: float | None = None) -> Checkpoint:
+    """The newest whole checkpoint of a run, or the weights that it kept at an epoch. Raises ValueError for none."""
+    if at_epoch is not None:
+        return read_at(run, at_epoch)
+    found, complaints = read_latest(run)
+    if found is None:
+        raise ValueError(f"{run} has no whole checkpoint yet" + "".join(f"; {c}" for c in complaints))
+    return found
 
 
 def untrained(address: str | Path, *, pool: Pool = "mean", device: str = "auto") -> Pretrained | ForeignEncoder:

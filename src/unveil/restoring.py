@@ -17,7 +17,7 @@ from .data.aligned import open_samples
 from .data.sources import Source, Subset, open_source, spread
 from .data.splits import hold_out
 from .facts import part, read_declared
-from .loading import known_facts, rebuild
+from .loading import known_facts, read_weights, rebuild
 from .looking.opening import open_run
 from .machine import choose_device
 from .masking import ByModality, DirichletBudget, Masker, Uniform
@@ -172,17 +172,20 @@ def restoring_tasks(
     baselines: bool = True,
     limit: int | None = None,
     micro_batch: int = 64,
+    at_epoch: float | None = None,
     device: str = "auto",
     seed: int = 0,
     tell: Tell = silent,
 ) -> dict[str, RestoringTask]:
     """The run, the model as it was before training and the training mean, on samples that the run has not seen.
 
-    Of the run's own data these are the ones that it held out; of others the last fifth, or `test_data`. Raises
+    Of the run's own data these are the ones that it held out; of others the last fifth, or `test_data`. The weights are
+    the newest, or those that the run kept at an epoch; the untrained model is one of the same stage. Raises
     ValueError where none can be read, and what opening a run or data raises.
     """
     path, where = Path(run).expanduser(), choose_device(device)
-    opened = open_run(run, device=device)
+    weights = read_weights(path, at_epoch)
+    opened = open_run(run, device=device, weights=weights)
     train, test = _sources(path, data, test_data)
     model = ModelRestorer(opened.model)
     size = opened.model.encoder.image_size
@@ -205,9 +208,10 @@ def restoring_tasks(
     restorers: dict[str, Restorer] = {"this run": model}
     if baselines:
         recipe = rebuild(path)
-        seed_stage(part(known_facts(path), "seed", path), len(recipe.stages) - 1)
+        stage = weights.state["stage"]
+        seed_stage(part(known_facts(path), "seed", path), stage)
         restorers["training mean"] = TrainingMean(model, lambda: batches(train, limit or MEAN_SAMPLES))
-        restorers["untrained"] = ModelRestorer(recipe.stages[-1].build().to(where))
+        restorers["untrained"] = ModelRestorer(recipe.stages[stage].build().to(where))
     count = min(limit or TEST_SAMPLES, len(test))
     return {who: RestoringTask(restorer, tested, count, who, tell) for who, restorer in restorers.items()}
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from ..analysis.attention import DecoderAttention, attention_figures, decoder_attention, foreground_of
 from ..analysis.features import Layer, cka_matrix, layers_of
-from ..checkpoint import write_json
+from ..checkpoint import by_step, read, write_json
 from ..data.aligned import aligned_modalities
 from ..data.declaration import declare
 from ..data.decode import Unreadable
@@ -23,7 +23,7 @@ from ..progress import say
 from ..records import Modality, unit
 from ..runs import check_writable
 from ..showing import glance
-from .opening import Opened, device_of, open_run, samples_of, steps
+from .opening import Opened, device_of, open_run, samples_of
 from .tables import table
 
 _BATCH = 32
@@ -76,9 +76,8 @@ def analyze_attention(
     check_writable(path)
     lines: list[dict[str, Any]] = []
     decoders: list[DecoderAttention] = []
-    found: list[int | None] = [*steps(path)]
-    for step in found or [None]:
-        opened = open_run(run, data, more, device, step)
+    for step, folder in by_step(path).items() or [(None, None)]:
+        opened = open_run(run, data, more, device, read(folder) if folder else None)
         figures, decoders = _attention(opened, *_things(opened, foreground), limit)
         lines.append({"step": step, "epoch": opened.epoch, **figures})
     told = {"data": address, "samples": limit, "checkpoints": lines, "decoders": [d.to_dict() for d in decoders]}

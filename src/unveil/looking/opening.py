@@ -9,14 +9,14 @@ from typing import Any
 
 import torch
 
-from .. import checkpoint
 from ..asked import Asked
+from ..checkpoint import Checkpoint
 from ..data.aligned import open_samples
 from ..data.declaration import BUILT_IN, Declared
 from ..data.sources import Source, Subset, open_source, spread
 from ..data.splits import hold_out
 from ..facts import part, read_declared
-from ..loading import known_facts, rebuild
+from ..loading import known_facts, read_weights, rebuild
 from ..machine import choose_device
 from ..model import MaskedModel
 from ..opening import declared_for, look_at, modalities_of, open_data, settle
@@ -45,22 +45,17 @@ def open_run(
     data: str | None = None,
     more: tuple[Declared, ...] = (),
     device: str = "auto",
-    step: int | None = None,
+    weights: Checkpoint | None = None,
 ) -> Opened:
-    """A run at its newest whole checkpoint, or at the one of a step, with its held-out samples or those of `data`.
+    """A run at its newest whole checkpoint, or with other `weights` of its, with its held-out samples or those of `data`.
 
-    They may have `more` maps than the run reads, such as labels. Raises FileNotFoundError where the folder is no run,
+    These may have `more` maps than the run reads, such as labels. Raises FileNotFoundError where the folder is no run,
     ValueError where it has no whole checkpoint.
     """
     path = Path(address).expanduser()
     facts = known_facts(path)
     recipe = rebuild(path)
-    if step is None:
-        found, complaints = checkpoint.read_latest(path)
-        if found is None:
-            raise ValueError(f"{path} has no whole checkpoint yet" + "".join(f"; {c}" for c in complaints))
-    else:
-        found = checkpoint.read(checkpoint.by_step(path)[step])
+    found = weights or read_weights(path)
     seed_stage(part(facts, "seed", path), found.state["stage"])
     model = recipe.stages[found.state["stage"]].build()
     model.load_state_dict(found.model)
@@ -88,11 +83,6 @@ def open_recipe(
     recipe = load(**handed(load, told), **plan.dials)
     seed_stage(seed, len(recipe.stages) - 1)
     return Opened(name, recipe.stages[-1].build().eval().to(where), told, source)
-
-
-def steps(run: Path) -> list[int]:
-    """The steps of a run's weights, the first first."""
-    return list(checkpoint.by_step(run))
 
 
 def samples_of(path: Path, data: str | None = None, more: tuple[Declared, ...] = ()) -> Source:
