@@ -18,9 +18,10 @@ import pytest
 
 from tiny_runs import write_images, write_recipe
 from unveil.study import Arm, Study
+from unveil.study.checking import check
 from unveil.study.command import study
 from unveil.study.finding import load_study
-from unveil.study.jobs import Job, check, expand
+from unveil.study.jobs import Job, expand
 from unveil.study.locks import DEAD, held, holder
 from unveil.study.outcome import read_outcome
 from unveil.study.schedule import Schedule, _Running

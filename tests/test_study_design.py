@@ -9,9 +9,11 @@ import pytest
 import torch
 
 from unveil.study import Arm, RunOf, Scale, Setting, Share, Study
+from unveil.study.checking import check
+from unveil.study.choices import with_choices, with_data
 from unveil.study.costs import build, counted
 from unveil.study.finding import load_study, studies, summary
-from unveil.study.jobs import check, expand, settled, with_data
+from unveil.study.jobs import expand, settled
 
 
 def test_arms_build_on_runs_of_others_in_the_same_setting_and_seed(tmp_path: Path):
@@ -101,6 +103,20 @@ def test_data_of_ones_own_takes_the_place_of_a_setting():
     assert [s.data for s in given.scales["gpu"].settings if s.name.startswith("photographs")] == ["scenes:seed=3"]
     with pytest.raises(ValueError, match="no setting 'photos'"):
         with_data(asked, "gpu", data=["photos=x"])
+
+
+def test_images_of_ones_own_name_the_setting_of_scenes_that_they_replace(tmp_path: Path):
+    asked = load_study("cmtmae-ladder")
+    (tmp_path / "sets").mkdir()
+    file = tmp_path / "sets" / "birds.parquet"
+    file.touch()
+    for address, name in ((file, "sets/birds"), (file.parent, "sets"), ("scenes:seed=3", "scenes")):
+        assert [s.name for s in with_data(asked, "cpu", data=[str(address)]).scales["cpu"].settings] == [name]
+
+
+def test_measurements_are_limited_on_demand(tmp_path: Path):
+    asked = with_choices(load_study("multimae-masks"), "smoke", limit=30)
+    assert {e["limit"] for job in expand(asked, "smoke", tmp_path) for e in job.evaluate} == {30}
 
 
 def test_a_share_of_the_epochs_is_that_of_the_run():

@@ -47,7 +47,7 @@ def open_run(
     device: str = "auto",
     weights: Checkpoint | None = None,
 ) -> Opened:
-    """A run at its newest whole checkpoint, or with other `weights` of its, with its held-out samples or those of `data`.
+    """A run with its newest weights, or others of its, and with its held-out samples or those of `data`.
 
     These may have `more` maps than the run reads, such as labels. Raises FileNotFoundError where the folder is no run,
     ValueError where it has no whole checkpoint.

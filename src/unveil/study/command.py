@@ -7,22 +7,21 @@ import math
 import shlex
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from ..checkpoint import write_json
 from ..data.scenes import parse
-from ..foreign import is_foreign
 from ..progress import duration, say
 from ..reporting.study import write_study_report
 from ..runs import check_writable
 from ..scene_files import render_scenes
-from ..teachers.frozen import RANDOM
+from .checking import check
+from .choices import check_numbers, with_choices, with_data
 from .costs import Cost, costs
 from .design import ScaleName, Study
 from .equal_time import fit_epochs, keep, with_epochs, with_minutes
 from .finding import load_study
-from .jobs import Job, check, expand, is_scenes, scenes_folder, slug, with_data
+from .jobs import Job, expand, is_scenes, scenes_folder, slug
 from .locks import held
 from .outcome import gather, read_outcome
 from .schedule import Schedule, write_jobs
@@ -43,6 +42,7 @@ def study(
     arms: tuple[str, ...] = (),
     seeds: int | None = None,
     minutes: float | None = None,
+    limit: int | None = None,
     jobs: int | None = None,
     device: str = "auto",
     dry_run: bool = False,
@@ -62,6 +62,7 @@ def study(
     arms: names of the arms that take part, in place of the scale's own; the baseline is one of them
     seeds: how many seeds, in place of the scale's own
     minutes: training time of every run, in place of the scale's epochs; each arm's are fitted to it once
+    limit: measure on at most so many images of each source
     jobs: processes at a time; by default one for each GPU, or one
     device: cpu, cuda, mps; auto takes the best
     dry_run: list the runs and what training costs, and stop
@@ -69,13 +70,10 @@ def study(
     asked = load_study(name)
     first: ScaleName = "cpu" if "cpu" in asked.scales else next(iter(asked.scales))
     at = first if scale is None else scale
-    _check_numbers(seeds, jobs)
-    asked = _chosen(asked, at, teacher, arms, seeds)
+    check_numbers(seeds=seeds, jobs=jobs, limit=limit)
+    asked = with_choices(asked, at, teacher=teacher, arms=arms, seeds=seeds, limit=limit)
     check(asked, at)
-    asked_settings = {setting.name: setting for setting in asked.scales[at].settings}
     asked = with_data(asked, at, data=data, labelled=labelled, test_data=test_data)
-    for setting in asked_settings.keys() - {s.name for s in asked.scales[at].settings}:
-        say(f"setting {setting} is left out, for it has no images; --data {setting}=FOLDER takes it in")
     title = Path(name).stem
     folder = Path(out).expanduser() if out else Path("runs") / f"study-{slug(title)}-{at}"
     asked = with_minutes(asked, at, minutes)
@@ -98,7 +96,7 @@ def study(
         schedule.run(lambda job: _told(job, folder))
     except KeyboardInterrupt:
         lists = {"data": data, "labelled": labelled, "test-data": test_data, "arms": arms}
-        others = {"teacher": teacher, "seeds": seeds, "minutes": minutes, "jobs": jobs}
+        others = {"teacher": teacher, "seeds": seeds, "minutes": minutes, "limit": limit, "jobs": jobs}
         say(f"the study goes on from here: {_again(name, at, folder, lists, others)}")
         raise
     outcome = {"study": title, **gather(asked, at, wanted, folder, schedule.failed)}
@@ -114,30 +112,6 @@ def study(
             " tries them again"
         )
     return folder
-
-
-def _check_numbers(seeds: int | None, jobs: int | None) -> None:
-    for flag, number in (("--seeds", seeds), ("--jobs", jobs)):
-        if number is not None and number < 1:
-            raise ValueError(f"{flag} {number}: a whole number, 1 or more, is needed")
-
-
-def _chosen(asked: Study, at: ScaleName, teacher: str | None, arms: Sequence[str], seeds: int | None) -> Study:
-    """The study with what the user chose in place of the scale's own."""
-    if at not in asked.scales:
-        return asked  # which `check` tells
-    scale = asked.scales[at]
-    if teacher is not None:
-        path = Path(teacher).expanduser()
-        if not path.exists() and not is_foreign(teacher) and teacher != RANDOM:
-            raise FileNotFoundError(f"--teacher {teacher}: there is no such file, folder or name on the hub")
-        address = str(path) if path.exists() else teacher
-        scale = replace(scale, dials={**scale.dials, "teacher": address})
-    if arms:
-        scale = replace(scale, arms=tuple(arms))
-    if seeds is not None:
-        scale = replace(scale, seeds=tuple(range(seeds)))
-    return replace(asked, scales={**asked.scales, at: scale})
 
 
 def _begin(folder: Path, title: str, at: ScaleName) -> None:

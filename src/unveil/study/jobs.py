@@ -2,31 +2,24 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import inspect
 import json
 import re
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from ..asked import HANDED, Asked, json_like
-from ..protocols import RestoringTask, dials_of, protocols, work_of
+from ..protocols import RestoringTask, work_of
 from ..recipe_files import load_recipe, reads_several
 from .design import Arm, Dials, RunOf, Scale, ScaleName, Setting, Share, Study
 
 # How a run uses the machine, which changes nothing that it finds out: such arguments may differ when it goes on.
 MACHINE = ("device", "workers", "micro_batch", "compile", "save_minutes", "tensorboard")
 OF_PRETRAIN = tuple(f.name for f in fields(Asked) if f.name not in ("recipe", "data", "out", "overwrite", "dials"))
-OF_EVALUATE = ("pool", "baselines", "limit", "micro_batch")
-ANALYSES = {
-    "attention": ("labels", "foreground", "limit"),
-    "blocks": ("limit", "samples"),
-    "features": ("run_b", "limit"),
-}
 SAVE_MINUTES = 2.0
 
 
@@ -61,14 +54,14 @@ def expand(study: Study, scale: ScaleName, folder: Path) -> list[Job]:
             if setting.data is None:
                 raise ValueError(f"setting {setting.name} has no images; give --data {setting.name}=FOLDER")
             for arm in _in_order(study.arms_at(scale), at, setting):
-                needed = {a: jobs[a, setting.name, seed] for a in _needs(arm, at, setting)}
+                needed = {a: jobs[a, setting.name, seed] for a in needs_of(arm, at, setting)}
                 jobs[arm.name, setting.name, seed] = _job(study, at, setting, arm, seed, needed, folder)
     return list(jobs.values())
 
 
 def settled(arm: Arm, at: Scale, setting: Setting) -> dict[str, Any]:
     """The dials of an arm in a setting: the scale's and the setting's as far as its recipe has them, then its own."""
-    defaults = _dials(arm.recipe)
+    defaults = recipe_dials(arm.recipe)
     known = {*defaults, *OF_PRETRAIN}
     shared = {name: value for name, value in {**at.dials, **setting.dials}.items() if name in known}
     dials = {**shared, **arm.dials}
@@ -153,7 +146,7 @@ def _kept(dials: Dials, recipe: str) -> list[dict[str, float]]:
     """The epochs whose weights a run keeps, as an argument of `evaluate`."""
     if not (every := dials.get("keep_every")):
         return []
-    count = int(dials.get("epochs", _dials(recipe)["epochs"]) / every + 1e-9)
+    count = int(dials.get("epochs", recipe_dials(recipe)["epochs"]) / every + 1e-9)
     return [{"at_epoch": k * every} for k in range(1, count + 1)]
 
 
@@ -202,7 +195,8 @@ def slug(text: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
 
 
-def _needs(arm: Arm, at: Scale, setting: Setting) -> list[str]:
+def needs_of(arm: Arm, at: Scale, setting: Setting) -> list[str]:
+    """The arms whose runs an arm starts from, or is looked at beside."""
     values = [*settled(arm, at, setting).values(), *(v for given in at.analyses.values() for v in given.values())]
     return list(dict.fromkeys(v.arm for v in values if isinstance(v, RunOf) and v.arm != arm.name))
 
@@ -212,98 +206,11 @@ def _in_order(arms: Sequence[Arm], at: Scale, setting: Setting) -> list[Arm]:
     ordered: list[Arm] = []
     while len(ordered) < len(arms):
         known = {arm.name for arm in ordered}
-        ordered += [arm for arm in arms if arm.name not in known and known.issuperset(_needs(arm, at, setting))]
+        ordered += [arm for arm in arms if arm.name not in known and known.issuperset(needs_of(arm, at, setting))]
     return ordered
 
 
 @cache  # every recipe is read as text to find one, and a study asks for each arm in each setting and seed
-def _dials(recipe: str) -> dict[str, Any]:
+def recipe_dials(recipe: str) -> dict[str, Any]:
+    """The dials of a recipe, and what they are by default."""
     return {n: p.default for n, p in inspect.signature(load_recipe(recipe)).parameters.items() if n not in HANDED}
-
-
-def with_data(study: Study, scale: ScaleName, **given: Sequence[str]) -> Study:
-    """The study with the user's own images: each word is PATH, for the only or the first setting, or SETTING=PATH.
-
-    `given` names what the words are of a setting: data, labelled, test_data. Settings that have no images, where
-    others have, are left out. Raises ValueError for a setting that is not there.
-    """
-    at = study.scales[scale]
-    settings = {setting.name: setting for setting in at.settings}
-    for what, words in given.items():
-        for word in words:
-            name, equals, path = word.partition("=")
-            if not equals or name not in settings:
-                if equals and not Path(word).expanduser().exists() and not word.startswith("scenes"):
-                    raise ValueError(f"{word}: there is no setting {name!r}; there are {', '.join(settings)}")
-                name, path = at.settings[0].name, word
-            told: dict[str, Any] = {what: path}
-            settings[name] = replace(settings[name], **told)
-    kept = tuple(s for s in settings.values() if s.data is not None) or tuple(settings.values())
-    return replace(study, scales={**study.scales, scale: replace(at, settings=kept)})
-
-
-def check(study: Study, scale: ScaleName) -> None:
-    """Raise ValueError, with what there is instead, for anything in a study that could not run."""
-    _one_of("scale", scale, study.scales)
-    at, arms = study.scales[scale], study.arms_at(scale)
-    names = [arm.name for arm in arms]
-    for what, all_names in (("arm", names), ("setting", [s.name for s in at.settings]), ("seed", list(at.seeds))):
-        if not all_names or len(set(all_names)) < len(all_names):
-            raise ValueError(f"a study has {what}s, each once; got {', '.join(map(str, all_names)) or 'none'}")
-    for name in at.arms:
-        _one_of("arm", name, [arm.name for arm in study.arms])
-    _one_of("baseline", study.baseline, names, f"at scale {scale} ")
-    for arm in arms:
-        known = _dials(arm.recipe)
-        for dial in arm.dials:
-            _one_of("dial", dial, [*known, *OF_PRETRAIN], f"arm {arm.name}: ")
-        for setting in at.settings:
-            for other in _needs(arm, at, setting):
-                _one_of("arm", other, names, f"arm {arm.name} starts from another: ")
-            _check_circle(arm, {a.name: _needs(a, at, setting) for a in arms})
-            dials = settled(arm, at, setting)
-            if not dials.get("paper") and "epochs" not in dials:
-                raise ValueError(
-                    f"arm {arm.name} has no epochs: their number would be fitted to the machine, and runs would not"
-                    " compare; give the scale dials={'epochs': ...}"
-                )
-    shared = {*at.dials, *(dial for setting in at.settings for dial in setting.dials)}
-    everything = {dial for arm in arms for dial in _dials(arm.recipe)} | set(OF_PRETRAIN)
-    for dial in shared:
-        _one_of("dial", dial, everything, f"scale {scale}: ")
-    _check_protocols(at)
-
-
-def _check_circle(arm: Arm, needs: Mapping[str, Sequence[str]]) -> None:
-    if any(isinstance(value, RunOf) and value.arm == arm.name for value in arm.dials.values()):
-        raise ValueError(f"arm {arm.name} would start from its own run")
-    seen, ahead = set[str](), list(needs[arm.name])
-    while ahead:
-        name = ahead.pop()
-        if name == arm.name:
-            raise ValueError(f"arm {arm.name} would start from a run that starts from its own")
-        if name not in seen:
-            seen.add(name)
-            ahead += needs.get(name, ())
-
-
-def _check_protocols(at: Scale) -> None:
-    known: dict[str, Callable[..., Any]] = dict(protocols())
-    for name, dials in (*at.protocols.items(), *at.along.items()):
-        _one_of("protocol", name, known)
-        for dial in dials:
-            _one_of("dial", dial, dials_of(known[name]), f"protocol {name}: ")
-    for name, given in at.analyses.items():
-        _one_of("analysis", name, ANALYSES)
-        for argument in given:
-            _one_of("argument", argument, ANALYSES[name], f"analysis {name}: ")
-    for name in at.evaluation:
-        _one_of("argument of evaluate", name, OF_EVALUATE)
-
-
-def _one_of(what: str, name: str, known: Collection[str], where: str = "") -> None:
-    """Raise ValueError, with the nearest names, unless a name is a known one."""
-    if name not in known:
-        close = difflib.get_close_matches(name, [str(k) for k in known], n=3)
-        meant = f"did you mean {', '.join(close)}?" if close else f"there are {', '.join(map(str, known)) or 'none'}"
-        raise ValueError(f"{where}there is no {what} {name!r}; {meant}")
