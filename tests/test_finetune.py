@@ -141,6 +141,12 @@ def test_the_preset_fits_the_data_and_what_is_given_stays():
     assert (many.batch_size, many.epochs) == (128, 10)
     assert settle("mae-b", 10**6, {"epochs": 20}).warmup_epochs == 1
     assert settle("mae-b", 10**6, {"epochs": 20, "warmup_epochs": 3.0}).warmup_epochs == 3
+    assert settle("small", 5000, {"updates": 400}).epochs == 10  # of batches of 128
+    assert settle("mae-b", 10**6, {"updates": 2000, "batch_size": 2000}).epochs == 4
+    assert settle("small", 50_000, {"updates": 1}).epochs == 1
+    for wrong in ({"updates": 0}, {"updates": 10, "epochs": 3}):
+        with pytest.raises(ValueError, match="in place of --epochs; got --updates"):
+            settle("small", 300, wrong)
     assert settle("mae-b", 10**6, {"lr": 0.1, "mixup": None}) == replace(PRESETS["mae-b"], lr=0.1)
 
 
@@ -289,8 +295,8 @@ def test_results_have_training_from_scratch_beside_them_and_no_pixels(colours):
     assert set(found.baselines) == {"from scratch"}
     assert found.settings["layer_decay"] == 0.75
     assert set(notes) == {
-        "finetune: preset small for 48 images: 12 epochs in batches of 16; --preset, --epochs and --batch-size say"
-        " otherwise"
+        "finetune: preset small for 48 images: 12 epochs in batches of 16; --preset, --epochs, --updates and"
+        " --batch-size say otherwise"
     }
     assert table([found]).splitlines()[0].split() == ["protocol", "from", "scratch", "this", "run"]
 

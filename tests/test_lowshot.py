@@ -85,6 +85,14 @@ def test_more_labels_help_and_the_numbers_stay(by):
     assert not found.trains_encoder
 
 
+def test_a_single_draw_has_no_interval():
+    found = lowshot(task(noisy(90), noisy(30, 1)), 0, shots=("20%",), draws=1, by="knn")
+    assert found is not None
+    assert set(found.metrics) == {"accuracy_20%"}
+    assert "drawn once" in found.card
+    assert "interval" not in found.card
+
+
 def test_what_a_set_cannot_give_is_left_out_and_said():
     notes = []
     asked = replace(task(noisy(90), noisy(30, 1)), note=notes.append)
@@ -100,7 +108,7 @@ def test_what_a_set_cannot_give_is_left_out_and_said():
     [
         ({"shots": ("1%",)}, "none of 1% can be drawn from 90 training images: 6 are needed"),
         ({"shots": ("many",)}, "such as 1% or 500 or 10k; got 'many'"),
-        ({"draws": 1}, "2 draws or more; got 1"),
+        ({"draws": 0}, "at least 1, and 2 for an interval; got 0"),
     ],
 )
 def test_bad_shots_are_refused(dials, told):

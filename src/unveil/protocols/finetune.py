@@ -19,6 +19,7 @@ def finetune(
     *,
     preset: Preset = "auto",
     epochs: int | None = None,
+    updates: int | None = None,
     batch_size: int | None = None,
     lr: float | None = None,
     warmup_epochs: float | None = None,
@@ -38,6 +39,7 @@ def finetune(
     preset: published settings: mae-b, mae-l, mae-h, crossmae-paper, crossmae-released, multimae; small for few images;
         auto is small below 200,000 images, else MAE's for the encoder's size
     epochs: times that every image is seen
+    updates: about so many, whatever the number of images; in place of epochs
     batch_size: images of one update
     lr: learning rate per 256 images of a batch
     warmup_epochs: over which the rate grows to its peak
@@ -63,6 +65,7 @@ def finetune(
         num_images,
         {
             "epochs": epochs,
+            "updates": updates,
             "batch_size": batch_size,
             "lr": lr,
             "warmup_epochs": warmup_epochs,
@@ -85,7 +88,7 @@ def finetune(
     if preset == "auto":
         task.note(
             f"finetune: preset {name} for {num_images:,} images: {settings.epochs} epochs in batches of"
-            f" {settings.batch_size}; --preset, --epochs and --batch-size say otherwise"
+            f" {settings.batch_size}; --preset, --epochs, --updates and --batch-size say otherwise"
         )
     tuner = FineTuner(task, encoder, settings, pool, seed)
     reader = tuner.train(encoder.image_size)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from statistics import fmean
 
 import torch
 from jaxtyping import Int
@@ -24,16 +25,18 @@ def lowshot(
     draws: int = 5,
     by: Measure = "linear-lbfgs",
     epochs: int | None = None,
+    updates: int | None = None,
 ) -> Score | None:
-    """Accuracy from few labelled images, as the mean over several draws with its 95 % interval.
+    """Accuracy from few labelled images, as the mean over draws, with its 95 % interval where there are several.
 
     shots: how many training images: a share (1%), a number (500), thousands (10k); what the set cannot give is left out
     draws: how many times images are drawn for each number
     by: knn, knn-whitened, linear, linear-lbfgs, attentive or finetune: what is learned from them
     epochs: of attentive and finetune
+    updates: of finetune, in place of epochs
     """
-    if draws < 2:
-        raise ValueError(f"an interval needs 2 draws or more; got {draws}")
+    if draws < 1:
+        raise ValueError(f"draws are at least 1, and 2 for an interval; got {draws}")
     is_on_features = by in ON_FEATURES
     labels = task.split.train_labels.cpu() if is_on_features else torch.tensor(task.sets.train.numbers)
     counts = {shot: count_of(shot, len(labels)) for shot in shots}
@@ -53,20 +56,26 @@ def lowshot(
         for draw in range(draws):
             rows = stratified_draw(labels, count, seed * 1000 + draw)
             some = task.on_features_of(rows) if is_on_features else task.learning_from(rows)
-            score = measure(some, by, seed + draw, epochs)
+            score = measure(some, by, seed + draw, epochs, updates)
             if score is None:
                 return None
             found.append(score)
             accuracies.append(score.metrics["accuracy"])
-        metrics[f"accuracy_{shot}"], metrics[f"plus_minus_{shot}"] = mean_interval(accuracies)
+        metrics[f"accuracy_{shot}"] = fmean(accuracies)
+        if draws > 1:
+            _, metrics[f"plus_minus_{shot}"] = mean_interval(accuracies)
+    drawn = "once" if draws == 1 else f"{draws} times"
+    spread = (
+        " The mean accuracy, and half of its 95 % interval by Student's t over the draws: it says how much the drawn"
+        " images matter, not how much pretraining varies."
+    )
     return Score(
         metrics=metrics,
         settings={"by": by, "draws": draws, "images": possible, "last": found[-1].settings},
         card=(
             f"{by} on {' and '.join(f'{shot} ({count:,})' for shot, count in possible.items())} of {len(labels):,}"
-            f" training images, drawn {draws} times with the classes in proportion; all test images. The mean accuracy,"
-            " and half of its 95 % interval by Student's t over the draws: it says how much the drawn images matter,"
-            f" not how much pretraining varies. {found[-1].card}"
+            f" training images, drawn {drawn} with the classes in proportion; all test images."
+            f"{spread if draws > 1 else ''} {found[-1].card}"
         ),
         trains_encoder=found[-1].trains_encoder,
     )

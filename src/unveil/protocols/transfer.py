@@ -13,13 +13,20 @@ from .task import Sets, Task, open_sets
 
 
 def transfer(
-    task: Task, seed: int = 0, *, to: tuple[str, ...] = (), by: Measure = "linear", epochs: int | None = None
+    task: Task,
+    seed: int = 0,
+    *,
+    to: tuple[str, ...] = (),
+    by: Measure = "linear",
+    epochs: int | None = None,
+    updates: int | None = None,
 ) -> Score | None:
     """Accuracy on further data sets, each learned by itself, and their mean.
 
     to: further labelled images, as --data takes them; a folder may hold train and val
     by: knn, knn-whitened, linear, linear-lbfgs, attentive or finetune: what is learned
     epochs: of attentive and finetune
+    updates: of finetune, in place of epochs
     """
     if not to:
         raise ValueError("transfer needs data sets to go to: give --to FOLDER ..., beside --data")
@@ -28,7 +35,7 @@ def transfer(
     settings: dict[str, object] = {}
     last: Score | None = None
     for name, found in sets.items():
-        last = measure(replace(task, sets=found, who=f"{task.who} on {name}"), by, seed, epochs)
+        last = measure(replace(task, sets=found, who=f"{task.who} on {name}"), by, seed, epochs, updates)
         if last is None:
             return None
         metrics[f"accuracy_{name}"] = last.metrics["accuracy"]

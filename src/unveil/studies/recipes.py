@@ -1,0 +1,42 @@
+"""The recipes beside one another at equal time, and beside training from scratch, with all labels and with few."""
+
+from ..study import Arm, RunOf, Study
+from ..study.design import Dials
+from ..study.presets import scales
+
+
+def measured(updates: int, few: str = "10%") -> dict[str, Dials]:
+    """On frozen features, and by fine-tuning with so many updates, on all labels and on a few that each seed draws."""
+    return {
+        "knn": {},
+        "linear": {},
+        "finetune": {"updates": updates},
+        "lowshot": {"shots": (few,), "draws": 1, "by": "finetune", "updates": updates},
+    }
+
+
+study = Study(
+    question="Which recipe learns the most in the same time, and does pretraining beat training from scratch?",
+    arms=(
+        Arm("MAE", "mae"),
+        Arm("CrossMAE", "crossmae"),
+        Arm("CMT-MAE", "cmtmae"),
+        Arm("SimMIM", "simmim"),
+        Arm("MaskFeat", "maskfeat"),
+        Arm("HPM", "hpm"),
+    ),
+    baseline="MAE",
+    scales=scales(
+        cpu_arms=("MAE", "CrossMAE", "CMT-MAE"),
+        paper_arms=("MAE", "CrossMAE", "CMT-MAE"),
+        shared={"teacher": RunOf("MAE")},
+        protocols=measured(400),
+        smoke_protocols=measured(4, few="90%"),
+        published={"linear": {}, "finetune": {}, "lowshot": {"shots": ("1%", "10%"), "by": "finetune"}},
+        minutes={"smoke": 0.005, "cpu": 5.0, "gpu": 10.0},
+    ),
+    note=(
+        "CMT-MAE's teacher is the MAE of the same seed, whose own training is not counted, or that of --teacher. From"
+        " scratch is the same fine-tuning of an encoder that was not trained, measured beside the baseline's runs."
+    ),
+)
