@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 import torch
 
+from unveil.reporting.intervals import write_intervals
 from unveil.reporting.study import study_page
 from unveil.study.along import along, times_to
 from unveil.study.finding import load_study
@@ -65,7 +67,7 @@ def run(arm: str, seed: int, accuracy: float, setting: str = "scenes", seconds: 
     }
 
 
-def test_tables_and_the_page_say_what_the_runs_carry():
+def test_tables_page_and_pictures_say_what_the_runs_carry(tmp_path: Path):
     runs = [run(arm, s, base + 0.01 * s + 0.001 * (s == 1) * (arm == "b")) for arm, base in (("<a>", 0.3), ("b", 0.4))
             for s in range(3)]  # fmt: skip
     rows = rows_of(runs, "scenes", "<a>")
@@ -84,6 +86,12 @@ def test_tables_and_the_page_say_what_the_runs_carry():
     assert "&lt;a&gt;" in page
     assert "<a>" not in page
     assert "src=" not in page.replace('src="data:', "")
+    (file,) = write_intervals(outcome, tmp_path)
+    assert file == tmp_path / "figures" / "scenes-knn-accuracy.svg"
+    marks = [mark for mark in ElementTree.parse(file).iter() if mark.tag.endswith("circle")]
+    left, right = (float(mark.attrib["cx"]) for mark in marks)
+    assert 0 < left < right < 640
+    assert "<a>" in [mark.text for mark in ElementTree.parse(file).iter()]
 
 
 def test_how_soon_an_arm_gets_there():

@@ -1,4 +1,4 @@
-"""The page of a study: its tables, intervals as a picture, curves over training, what the runs cost."""
+"""The page of a study: its tables and pictures, curves over training, what the runs cost."""
 
 from __future__ import annotations
 
@@ -12,20 +12,23 @@ from typing import Any
 
 from .charts import Line, line_chart
 from .files import write_whole
-from .markup import Markup, duration, figure, join, percent, table, tag
+from .intervals import interval, intervals, rows_of, value_of, write_intervals
+from .markup import Markup, duration, figure, join, table, tag
 from .style import LOGO, SCRIPT, STYLE
 
-WIDTH, ROW, LEFT, RIGHT, TOP = 640, 26, 190, 560, 8  # of the picture of intervals, in pixels
 _CURVES = {"heldout_loss": "held-out loss", "rankme": "RankMe", "feature_std": "standard deviation of features"}
-_SHARES = ("accuracy", "top5", "miou", "delta")
 _MOST_RUNS = 8  # lines of a chart that an eye can follow
 
 
 def write_study_report(folder: str | Path) -> Path:
-    """Write `report.html` from a study's `results.json`; returns its path. FileNotFoundError where there is none."""
+    """Write `report.html` and `figures/` from a study's `results.json`; returns the page's path.
+
+    Raises FileNotFoundError where there is none.
+    """
     folder = Path(folder)
-    path = folder / "report.html"
-    write_whole(path, study_page(json.loads((folder / "results.json").read_text())).encode())
+    path, outcome = folder / "report.html", json.loads((folder / "results.json").read_text())
+    write_intervals(outcome, folder)
+    write_whole(path, study_page(outcome).encode())
     return path
 
 
@@ -71,21 +74,16 @@ def _remarks(outcome: Mapping[str, Any]) -> Markup | None:
 
 
 def _setting(outcome: Mapping[str, Any], setting: str) -> Markup:
-    rows = [row for row in outcome["rows"] if row["setting"] == setting]
-    references = [row for row in outcome["references"] if row["setting"] == setting]
+    metrics = dict.fromkeys(row["metric"] for row in outcome["rows"] if row["setting"] == setting)
     parts: dict[str, Markup] = {}
-    for metric in dict.fromkeys(row["metric"] for row in rows):
-        own = [row for row in rows if row["metric"] == metric]
-        beside = [row for row in references if row["metric"] == metric]
-        named = [(row["arm"], row, False) for row in own] + [(row["who"], row, True) for row in beside]
+    for metric in metrics:
+        rows = rows_of(outcome, setting, metric)
         cells = [
-            (row["arm"], row["count"], _interval(row, metric), _interval(row["difference"], metric, sign=True),
-             _p(row["p"]), _p(row["p_holm"]), row["says"])
-            for row in own
-        ]  # fmt: skip
-        cells += [(row["who"], row["count"], _interval(row, metric), "", "", "", "") for row in beside]
+            (name, row["count"], interval(row, metric), *(("", "", "", "") if is_reference else _compared(row, metric)))
+            for name, row, is_reference in rows
+        ]
         head = ("arm", "seeds", "mean ± 95 %", f"minus {outcome['baseline']}", "p, paired", "p, Holm", "says")
-        parts[metric] = tag("article", tag("h3", metric), intervals(metric, named), table(head, cells))
+        parts[metric] = tag("article", tag("h3", metric), intervals(metric, rows), table(head, cells))
     lead = (
         f"Every arm beside {outcome['baseline']}, seed by seed. The bar is the 95 % interval of the mean by Student's t"
         " over seeds; p is that of the paired t-test, corrected by Holm over the arms of a metric."
@@ -101,32 +99,6 @@ def _setting(outcome: Mapping[str, Any], setting: str) -> Markup:
         tag("h3", "What a run takes"),
         costs,
     )
-
-
-def intervals(metric: str, rows: Sequence[tuple[str, Mapping[str, Any], bool]]) -> Markup:
-    """Means as dots and intervals as bars, one row each; those of references are hollow of colour.
-
-    A row is a name, a mapping with `mean` and `half`, and whether it is a reference.
-    """
-    ends = [(row["mean"] - (row["half"] or 0), row["mean"] + (row["half"] or 0)) for _, row, _ in rows]
-    low, high = min(a for a, _ in ends), max(b for _, b in ends)
-    scale = (RIGHT - LEFT) / (high - low or 1.0)
-    parts = []
-    for i, ((name, row, is_reference), (a, b)) in enumerate(zip(rows, ends, strict=True)):
-        y = TOP + ROW * i + ROW / 2
-        at, first, last = (LEFT + (value - low) * scale for value in (row["mean"], a, b))
-        slot = "base" if is_reference else f"s{i % 7}"
-        parts += [
-            tag("text", name if len(name) < 26 else f"{name[:24]}…", x=LEFT - 14, y=f"{y + 4:.1f}", text_anchor="end"),
-            tag("line", class_=f"line {slot}", x1=f"{first:.1f}", x2=f"{last:.1f}", y1=f"{y:.1f}", y2=f"{y:.1f}"),
-            tag("circle", class_=f"dot {slot}", cx=f"{at:.1f}", cy=f"{y:.1f}", r=5),
-            tag("text", _value(row["mean"], metric), x=RIGHT + 12, y=f"{y + 4:.1f}"),
-        ]
-    said = "; ".join(f"{name} {_interval(row, metric)}" for name, row, _ in rows)
-    svg = tag(
-        "svg", tag("title", f"{metric}: {said}"), *parts, viewBox=f"0 0 {WIDTH} {2 * TOP + ROW * len(rows)}", role="img"
-    )
-    return tag("div", svg, class_="chart")
 
 
 def _costs(runs: Sequence[Mapping[str, Any]]) -> Markup:
@@ -150,8 +122,8 @@ def _along(outcome: Mapping[str, Any]) -> Markup | None:
     for setting, metric in dict.fromkeys((row["setting"], row["metric"]) for row in outcome["along"]):
         rows = [row for row in outcome["along"] if (row["setting"], row["metric"]) == (setting, metric)]
         cells = [
-            (row["arm"], figure(row["epoch"]), row["count"], _interval(row, metric),
-             _interval(row["difference"], metric, sign=True))
+            (row["arm"], figure(row["epoch"]), row["count"], interval(row, metric),
+             interval(row["difference"], metric, sign=True))
             for row in rows
         ]  # fmt: skip
         head = ("arm", "epoch", "seeds", "mean ± 95 %", f"minus {outcome['baseline']}")
@@ -164,8 +136,8 @@ def _times(outcome: Mapping[str, Any]) -> Markup | None:
         return None
     first = outcome["times"][0]
     lead = (
-        f"Until {first['metric']} is {_value(first['target'], first['metric'])}, which every arm reaches: on means over"
-        " seeds, and between measurements on a straight line."
+        f"Until {first['metric']} is {value_of(first['target'], first['metric'])}, which every arm reaches: on means"
+        " over seeds, and between measurements on a straight line."
     )
     rows = [
         (t["arm"], "not reached", "–") if t["seconds"] is None
@@ -215,15 +187,9 @@ def _failures(outcome: Mapping[str, Any]) -> Markup | None:
     return tag("section", tag("h2", "Failed"), table(("run", "why"), failed, class_="words")) if failed else None
 
 
-def _interval(row: Mapping[str, Any] | None, metric: str, sign: bool = False) -> str:
-    if row is None:
-        return "–"
-    mean = ("+" if sign and row["mean"] >= 0 else "") + _value(row["mean"], metric)
-    return mean if row["half"] is None else f"{mean} ± {_value(row['half'], metric)}"
-
-
-def _value(value: float, metric: str) -> str:
-    return percent(value) if metric.split(" ", 1)[-1].startswith(_SHARES) else figure(value)
+def _compared(row: Mapping[str, Any], metric: str) -> tuple[str, str, str, str]:
+    """An arm beside the baseline: the difference, both p, and what they carry."""
+    return interval(row["difference"], metric, sign=True), _p(row["p"]), _p(row["p_holm"]), row["says"]
 
 
 def _p(p: float | None) -> str:

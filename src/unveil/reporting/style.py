@@ -18,13 +18,21 @@ LOGO = (
 )
 
 # Series colours: Okabe and Ito's palette, which the colour-blind tell apart, darkened or lightened for each ground.
-STYLE = """
+PALETTE = """
 :root{--bg:#fbfaf8;--card:#fff;--ink:#1d1f24;--soft:#666b76;--line:#e4e1db;--faint:#f2f0ec;
 --ok:#1a7f4b;--note:#3767a6;--warning:#a86400;--problem:#b3261e;
 --s0:#0067a5;--s1:#c44e00;--s2:#00805f;--s3:#a8487f;--s4:#8a6d00;--s5:#2f8fc4;--s6:#44474f;--base:#b9b6ae}
 @media (prefers-color-scheme:dark){:root{--bg:#15171b;--card:#1c1f24;--ink:#e9e7e2;--soft:#9a9ea8;--line:#30343b;
 --faint:#24272d;--ok:#5cc98f;--note:#84b3ee;--warning:#eeb055;--problem:#ff8a80;
 --s0:#5ab0ee;--s1:#f5894a;--s2:#3fc6a0;--s3:#e58fc2;--s4:#e2c044;--s5:#9bd4f5;--s6:#c3c6cf;--base:#5d626c}}
+"""
+MARKS = """
+.s0{--c:var(--s0)}.s1{--c:var(--s1)}.s2{--c:var(--s2)}.s3{--c:var(--s3)}.s4{--c:var(--s4)}.s5{--c:var(--s5)}
+.s6{--c:var(--s6)}.base{--c:var(--base)}
+.line{fill:none;stroke:var(--c);stroke-width:2.2;stroke-linejoin:round;stroke-linecap:round}
+.raw{fill:none;stroke:var(--c);stroke-width:.8;opacity:.3}.line.dash{stroke-dasharray:6 5}.dot{fill:var(--c)}
+"""
+_PAGE = """
 *{box-sizing:border-box}
 html{-webkit-text-size-adjust:100%}
 body{margin:0;background:var(--bg);color:var(--ink);font:16px/1.55 system-ui,-apple-system,"Segoe UI",Roboto,
@@ -38,8 +46,6 @@ p{margin:0 0 10px}.kind{color:var(--soft);font-size:.8rem;letter-spacing:.02em;m
 .under,.lead,.aside,.remark{color:var(--soft)}.under{margin:4px 0 0}.lead{max-width:72ch;margin-bottom:16px}
 .aside{font-weight:400;font-size:.85em}.remark{font-size:.88rem;max-width:80ch;margin-top:12px}
 section{margin:0 0 52px}article>h3:first-child{margin-top:0}section:not(.health)>article+article{margin-top:34px}
-.s0{--c:var(--s0)}.s1{--c:var(--s1)}.s2{--c:var(--s2)}.s3{--c:var(--s3)}.s4{--c:var(--s4)}.s5{--c:var(--s5)}
-.s6{--c:var(--s6)}.base{--c:var(--base)}
 .spot{display:inline-block;width:.68em;height:.68em;border-radius:50%;background:var(--c);margin-right:.45em}
 .health{display:grid;gap:16px;grid-template-columns:repeat(auto-fit,minmax(min(100%,330px),1fr));margin-bottom:28px}
 .verdict{background:var(--card);border:1px solid var(--line);border-left:5px solid var(--v);border-radius:10px;
@@ -82,8 +88,6 @@ position:relative;max-width:640px}
 .chart svg~svg,.chart:has(.switch :checked) svg{display:none}.chart:has(.switch :checked) svg~svg{display:block}
 .chart text{font-size:14px;fill:var(--soft)}
 .grid{stroke:var(--line);stroke-width:1}.axis,.tick{stroke:var(--soft);stroke-width:1}
-.line{fill:none;stroke:var(--c);stroke-width:2.2;stroke-linejoin:round;stroke-linecap:round}
-.raw{fill:none;stroke:var(--c);stroke-width:.8;opacity:.3}.line.dash{stroke-dasharray:6 5}.dot{fill:var(--c)}
 .cursor{stroke:var(--soft);stroke-width:1;visibility:hidden}
 .readout{position:absolute;pointer-events:none;background:var(--ink);color:var(--bg);border-radius:6px;padding:5px 10px;
 font-size:.8rem;line-height:1.45;white-space:nowrap;z-index:2}
@@ -120,7 +124,8 @@ width:auto;height:auto}.bars>div{grid-template-columns:96px 1fr 62px;gap:8px}
 --s6:#44474f;--base:#b9b6ae}body{font-size:11px}button,.switch,.readout{display:none}
 figure,tr,.strip,.verdict,.tiles{break-inside:avoid}h2,h3{break-after:avoid}section{margin-bottom:24px}
 .charts{grid-template-columns:1fr 1fr}*{print-color-adjust:exact;-webkit-print-color-adjust:exact}}
-""".replace("RAMP", _RAMP)
+"""
+STYLE = (PALETTE + MARKS + _PAGE).replace("RAMP", _RAMP)
 
 # Reads values back out of the drawn paths, so that nothing is in the page twice.
 SCRIPT = """
