@@ -4,7 +4,7 @@ from ..study import Arm, Study
 from ..study.design import Dials
 from ..study.presets import maps
 
-MEASURES: dict[str, Dials] = {"knn": {}, "heldout": {}}
+MEASURES: dict[str, Dials] = {"knn": {}, "knn-whitened": {}, "linear": {}, "heldout": {}}
 
 
 def guided(name: str, **dials: str) -> Arm:
