@@ -20,7 +20,7 @@ from .jobs import OF_PRETRAIN, settled
 from .locks import held
 
 FILE = "epochs.json"
-_MORE = 2  # timings of a step after the first
+_ROUNDS = 4  # of timing all arms in turns, after the first: what else the machine does then hits them alike
 _WAIT = 0.1  # seconds until another process has written
 Epochs = Mapping[str, float]
 
@@ -53,7 +53,11 @@ def fit_epochs(study: Study, scale: ScaleName, folder: Path, device: str) -> Epo
     missing = [arm for arm in study.arms_at(scale) if arm.name not in known]
     if missing:
         say(f"timing a step of {len(missing)} arm{'s' * (len(missing) > 1)} ...")
-    return {**known, **{arm.name: _fitting(arm, at, at.settings[0], device) for arm in missing}}
+    steps = {arm.name: _Step(arm, at, at.settings[0], device) for arm in missing}
+    for _ in range(_ROUNDS):
+        for step in steps.values():
+            step.time_again()
+    return {**known, **{name: step.epochs_in(at.minutes) for name, step in steps.items()}}
 
 
 def with_epochs(study: Study, epochs: Epochs) -> Study:
@@ -87,16 +91,24 @@ def read(folder: Path, at: Scale) -> Epochs:
     return {name: float(number) for name, number in told["epochs"].items()}
 
 
-def _fitting(arm: Arm, at: Scale, setting: Setting, device: str) -> float:
-    """The epochs that an arm has time for, to three figures."""
-    assert at.minutes is not None
-    given = settled(arm, at, setting)
-    asked = Asked(arm.recipe, **{n: v for n, v in given.items() if n in OF_PRETRAIN and n not in ("paper", "minutes")})
-    recipe = build(arm, at, setting, teacher_as_given=True)
-    modalities, batch = modalities_of(arm, at, setting), recipe.optim.batch_size
-    settings, seconds = time_an_image(asked, recipe, modalities, choose_device(device))
-    if not settings.compile:  # other programs make a step slower, never faster
-        again = [measure_step(recipe, settings, batch, modalities) / batch for _ in range(_MORE)]
-        seconds = min(seconds, *again)
-    num_train = num_images(setting) * (1 - asked.held_out_share)
-    return float(f"{60 * at.minutes / (seconds * num_train):.3g}")
+class _Step:
+    """An arm's training step, and the least time that an image of it took."""
+
+    def __init__(self, arm: Arm, at: Scale, setting: Setting, device: str):
+        given = settled(arm, at, setting)
+        told = {n: v for n, v in given.items() if n in OF_PRETRAIN and n not in ("paper", "minutes")}
+        asked = Asked(arm.recipe, **told)
+        self.recipe = build(arm, at, setting, teacher_as_given=True)
+        self.modalities = modalities_of(arm, at, setting)
+        self.num_train = num_images(setting) * (1 - asked.held_out_share)
+        self.settings, self.seconds = time_an_image(asked, self.recipe, self.modalities, choose_device(device))
+
+    def time_again(self) -> None:
+        """Other programs make a step slower, never faster, so the least counts. A compiled step is timed once."""
+        if not self.settings.compile:
+            batch = self.recipe.optim.batch_size
+            self.seconds = min(self.seconds, measure_step(self.recipe, self.settings, batch, self.modalities) / batch)
+
+    def epochs_in(self, minutes: float) -> float:
+        """The epochs that there is time for, to three figures."""
+        return float(f"{60 * minutes / (self.seconds * self.num_train):.3g}")
