@@ -61,6 +61,24 @@ def test_epochs_are_those_that_fit_and_are_timed_once(timed: list[str], tmp_path
         fit_epochs(with_minutes(ASKED, "cpu", 3.0), "cpu", tmp_path, "cpu")
 
 
+def test_arms_are_timed_in_turns_and_the_least_time_counts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    turns: list[str] = []
+
+    def time_an_image(asked, recipe, modalities, device):
+        turns.append(asked.recipe)
+        return Settings("cpu", "float32", 16, compile=False, save_minutes=1.0, signals_every=1.0), 0.04
+
+    def measure_step(recipe, settings, batch, modalities):
+        turns.append("cmtmae" if recipe.stages[0].build().teachers else "mae")
+        return batch * (0.01 if len(turns) == 6 else 0.05)  # one quiet moment, in the turn of the second arm
+
+    monkeypatch.setattr(equal_time, "time_an_image", time_an_image)
+    monkeypatch.setattr(equal_time, "measure_step", measure_step)
+    epochs = fit_epochs(ASKED, "cpu", tmp_path, "cpu")
+    assert turns[:6] == ["mae", "cmtmae"] * 3
+    assert epochs == {"MAE": pytest.approx(31.6, rel=0.01), "taught": pytest.approx(126, rel=0.01)}
+
+
 def test_a_run_and_its_name_follow_from_the_epochs(tmp_path: Path):
     fitted = with_epochs(ASKED, {"MAE": 8.0, "taught": 2.0})
     at = fitted.scales["cpu"]
