@@ -15,6 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from tiny_runs import write_images, write_recipe
 from unveil.study import Arm, Study
@@ -66,8 +67,9 @@ def journal(folder: Path) -> str:
 
 def start(folder: Path) -> subprocess.Popen[str]:
     words = [sys.executable, "-m", "unveil", "study", "rates.py", "--out", "s"]
+    alike = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())}  # with the study in this process, to the bit
     return subprocess.Popen(
-        words, cwd=folder, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True
+        words, cwd=folder, env=alike, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True
     )
 
 
