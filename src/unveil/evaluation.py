@@ -6,9 +6,9 @@ import sys
 import time
 from pathlib import Path
 
-from .foreign import is_foreign
+from .foreign import ForeignEncoder, is_foreign
 from .loading import declared_of, load, untrained
-from .pretrained import Pool
+from .pretrained import Pool, Pretrained
 from .progress import duration, say
 from .protocols import (
     DenseTask,
@@ -73,15 +73,6 @@ def evaluate(
     work = work_of(protocol)
     if work is RestoringTask and is_foreign(run):
         raise ValueError(f"{', '.join(protocol)} needs a run with its decoders, and {run} is an encoder alone")
-    encoder = load(run, pool=pool, device=device, at_epoch=at_epoch)
-    others: dict[str, FeatureEncoder] = {}
-    if baselines and work is not RestoringTask:
-        others = {
-            "pixels": RawPixels(
-                Modality("rgb", encoder.channels, *encoder.statistics), encoder.image_size, encoder.device
-            ),
-            "untrained": untrained(run, pool=pool, device=device),
-        }
     folder = Path("runs", Path(run).stem) if is_foreign(run) else Path(run).expanduser()
     told, kept = Told(), Kept(folder / "eval" / "unfinished")
     try:
@@ -99,36 +90,39 @@ def evaluate(
                 tell=told.progress,
             )
             results = run_tasks(tasks, protocol, data, test_data, seed, dials)
-        elif work is DenseTask:
-            results = run_dense(
-                encoder,
-                protocol,
-                data,
-                test_data,
-                others,
-                seed=seed,
-                micro_batch=micro_batch,
-                limit=limit,
-                dials=dials,
-                tell=told.progress,
-                note=told.note,
-                kept=kept,
-            )
         else:
-            results = run_protocols(
-                encoder,
-                protocol,
-                *open_sets(data, test_data, encoder.channels, group_by, seed, declared_of(run)),
-                pool,
-                others,
-                seed=seed,
-                micro_batch=micro_batch,
-                limit=limit,
-                dials=dials,
-                tell=told.progress,
-                note=told.note,
-                kept=kept,
-            )
+            encoder = load(run, pool=pool, device=device, at_epoch=at_epoch)
+            others = _beside(run, encoder, pool, device) if baselines else {}
+            if work is DenseTask:
+                results = run_dense(
+                    encoder,
+                    protocol,
+                    data,
+                    test_data,
+                    others,
+                    seed=seed,
+                    micro_batch=micro_batch,
+                    limit=limit,
+                    dials=dials,
+                    tell=told.progress,
+                    note=told.note,
+                    kept=kept,
+                )
+            else:
+                results = run_protocols(
+                    encoder,
+                    protocol,
+                    *open_sets(data, test_data, encoder.channels, group_by, seed, declared_of(run)),
+                    pool,
+                    others,
+                    seed=seed,
+                    micro_batch=micro_batch,
+                    limit=limit,
+                    dials=dials,
+                    tell=told.progress,
+                    note=told.note,
+                    kept=kept,
+                )
     except KeyboardInterrupt:
         if not kept.is_empty:
             told.note("what was measured is kept: the same command goes on from here")
@@ -141,6 +135,15 @@ def evaluate(
     kept.clear()
     print("\n\n".join(filter(None, (table(results), parts_table(results)))))
     return results
+
+
+def _beside(run: str, encoder: Pretrained | ForeignEncoder, pool: Pool, device: str) -> dict[str, FeatureEncoder]:
+    """What an encoder is measured beside: raw pixels, and its like as it was before training."""
+    pixels = Modality("rgb", encoder.channels, *encoder.statistics)
+    return {
+        "pixels": RawPixels(pixels, encoder.image_size, encoder.device),
+        "untrained": untrained(run, pool=pool, device=device),
+    }
 
 
 class Told:
