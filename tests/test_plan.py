@@ -14,7 +14,7 @@ from tiny import DIALS
 from unveil.data import Loader, View
 from unveil.encoder import SIZES
 from unveil.plan import MIN_BATCH, Plan, fit_schedule, look_every, rehearse
-from unveil.recipes import mim
+from unveil.recipes import cmtmae, mim
 from unveil.trainer import Settings
 
 SIZE = (16, 24)
@@ -94,3 +94,29 @@ class TestFitSchedule:
 
     def test_every_dial_it_sets_is_the_recipes(self):
         assert self.plan().dials.keys() <= inspect.signature(mim.recipe).parameters.keys()
+
+    @pytest.mark.parametrize(
+        ("given", "fits"),
+        [
+            ({}, False),  # nothing follows the student
+            ({"teacher": "random"}, False),
+            ({"teacher": "student"}, True),
+            ({"teacher": "student", "momentum": 0.996}, False),  # asked for
+            ({"teacher": "student", "epochs": 800.0}, False),  # long enough for the paper's
+        ],
+    )
+    def test_in_a_short_run_an_average_follows_closely(self, given, fits):
+        plan = self.plan(**given)
+        assert (plan.dials["momentum"] < 0.996) == fits == ("momentum" in {c.dial for c in plan.changes})
+        updates = plan.dials["epochs"] * 1000 / plan.dials["batch_size"]
+        if fits:
+            assert 1 / (1 - plan.dials["momentum"]) <= 0.051 * updates
+
+    def test_an_average_of_no_more_than_a_few_updates_is_the_student_itself(self):
+        assert self.plan(teacher="student", epochs=0.1).dials["momentum"] == 0.0
+
+    @pytest.mark.parametrize(("student", "fits"), [("momentum", True), ("online", False)])
+    def test_a_student_as_it_is_has_no_momentum_to_fit(self, student, fits):
+        plan = Plan(cmtmae.recipe, {"student": student})
+        fit_schedule(plan, num_train=1000, image_seconds=0.01, minutes=1.0)
+        assert ("momentum" in {c.dial for c in plan.changes}) == fits

@@ -38,6 +38,7 @@ MAX_EPOCHS = 800  # as long as the papers train
 UPDATES = 6000  # that a run should have: below it, batches of half the size learn more from the same images
 MIN_BATCH, MAX_BATCH = 16, 4096
 SHORT_RUN_LR = 1e-3  # peak of a tiny ViT at batches of 32 and more, less below; docs/results.md has the sweep
+AVERAGE_TRAILS = 0.05  # of a run's updates, at most, that an average of the student trails behind it
 SHORT_RUN, SHORT_RUN_CROP = 50, 0.6  # epochs below which views show more of an image, and how much at least
 LOOKS, LOOK_SECONDS = 10, 15.0  # at held-out images in a run, and the least training between two of them
 _REHEARSED, _REHEARSAL = 8, 2.0  # updates of a rehearsal at most, and the seconds after which it is long enough
@@ -130,6 +131,7 @@ def fit_schedule(plan: Plan, num_train: int, image_seconds: float, minutes: floa
     share = 0.05 if length >= 100 else 0.1
     plan.set("warmup_epochs", round(share * length, 4), f"{share:.0%} of the run")
     batch = plan.dials.get("batch_size", batch)
+    _fit_momentum(plan, images / batch)
     width = SIZES.get(str(plan.dials.get("size")), SIZES["base"])[0]
     floor = SHORT_RUN_LR * math.sqrt(192 / width) * min(1.0, batch / 32)
     scaled = plan.defaults.get("lr", 0.0) * batch / 256
@@ -137,6 +139,21 @@ def fit_schedule(plan: Plan, num_train: int, image_seconds: float, minutes: floa
         peak = f"a peak of {floor:.1e}, for a short run with small batches"
         plan.set("lr", float(f"{floor * 256 / batch:.3g}"), peak)
         plan.set("lr_scale", "none", "the peak is for this run as it stands")
+
+
+def _fit_momentum(plan: Plan, updates: float) -> None:
+    """An average that still is what it began as, when the run ends, teaches the student what an untrained one knows."""
+    trails = max(1.0, AVERAGE_TRAILS * updates)
+    if plan.defaults.get("momentum", 0.0) > 1 - 1 / trails and _follows(plan.dials):
+        value = float(f"{1 - 1 / trails:.3g}")
+        plan.set("momentum", value, f"the average trails by {trails:.0f} of {updates:,.0f} updates, not by most of them")
+
+
+def _follows(dials: Mapping[str, Any]) -> bool:
+    """Whether an average of the student guides or is predicted."""
+    if "student" in dials:
+        return bool(dials["student"] == "momentum")
+    return bool(dials.get("teacher", "student") == "student")
 
 
 def time_an_image(

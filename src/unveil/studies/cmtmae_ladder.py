@@ -24,6 +24,7 @@ study = Study(
         step("collaborative targets", "teacher", "collaborative"),
         WHOLE,
         step("CMT-MAE, hard", "collaborative", "collaborative", draw="hard"),
+        step("random teacher, random masks", "uniform", "teacher", teacher="random"),
         RANDOM,
         step("random teacher, hard", "collaborative", "collaborative", draw="hard", teacher="random"),
     ),

@@ -7,7 +7,7 @@ study = Study(
     question="Must the student that guides be an average over time?",
     arms=(
         Arm("MAE", "mae"),
-        Arm("momentum 0.996", "cmtmae"),
+        Arm("momentum 0.996", "cmtmae", {"momentum": 0.996}),
         Arm("momentum 0.99", "cmtmae", {"momentum": 0.99}),
         Arm("momentum 0.9", "cmtmae", {"momentum": 0.9}),
         Arm("online", "cmtmae", {"student": "online"}),
