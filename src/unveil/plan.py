@@ -146,7 +146,7 @@ def _fit_momentum(plan: Plan, updates: float) -> None:
     trails = max(1.0, AVERAGE_TRAILS * updates)
     if plan.defaults.get("momentum", 0.0) > 1 - 1 / trails and _follows(plan.dials):
         value = float(f"{1 - 1 / trails:.3g}")
-        plan.set("momentum", value, f"the average trails by {trails:.0f} of {updates:,.0f} updates, not by most of them")
+        plan.set("momentum", value, f"an average that trails by {trails:.0f} of {updates:,.0f} updates")
 
 
 def _follows(dials: Mapping[str, Any]) -> bool:
