@@ -37,7 +37,8 @@ study = Study(
     arms=(Arm("slow", "tiny.py", {"lr": 0.01}), Arm("fast", "tiny.py", {"lr": 0.05})),
     baseline="slow",
     scales={"smoke": Scale((Setting("colours", "images"),), (0,), {"knn": {}},
-                           {"epochs": 15, "batch_size": 10, "image_size": (16,), "save_minutes": 0})},
+                           {"epochs": 15, "batch_size": 10, "image_size": (16,), "save_minutes": 0, "keep_every": 5},
+                           along={"knn": {}})},
 )
 '''
 
@@ -103,7 +104,10 @@ def test_a_study_that_was_killed_and_stopped_gives_the_same_table(place: Path):
     found, undisturbed = ([read_outcome(job, f) for job in jobs] for f in (place / "s", place / "whole"))
     for key in ("metrics", "curves", "references"):
         assert [run[key] for run in found] == [run[key] for run in undisturbed]
-    assert {row["metric"] for row in json.loads((place / "s/results.json").read_text())["rows"]} > {"knn accuracy"}
+    results = json.loads((place / "s/results.json").read_text())
+    assert {row["metric"] for row in results["rows"]} > {"knn accuracy"}
+    assert {row["epoch"] for row in results["along"] if row["metric"] == "knn accuracy"} >= {5.0, 10.0}
+    assert "along the way" in out
     assert (place / "s/report.html").exists()
 
 
