@@ -8,7 +8,7 @@ from xml.etree import ElementTree
 import pytest
 import torch
 
-from unveil.reporting.intervals import write_intervals
+from unveil.reporting.intervals import intervals, write_intervals
 from unveil.reporting.study import study_page
 from unveil.study.along import along, times_to
 from unveil.study.finding import load_study
@@ -92,6 +92,16 @@ def test_tables_page_and_pictures_say_what_the_runs_carry(tmp_path: Path):
     left, right = (float(mark.attrib["cx"]) for mark in marks)
     assert 0 < left < right < 640
     assert "<a>" in [mark.text for mark in ElementTree.parse(file).iter()]
+
+
+def test_long_names_are_whole_beside_their_marks():
+    rows = [
+        (name, {"mean": mean, "half": 0.1}, False) for name, mean in (("random teacher, random masks", 0.3), ("b", 0.5))
+    ]
+    drawn = ElementTree.fromstring(str(intervals("knn accuracy", rows)))
+    (name,) = (mark for mark in drawn.iter() if mark.text == "random teacher, random masks")
+    first = min(float(mark.attrib["x1"]) for mark in drawn.iter() if mark.tag.endswith("line"))
+    assert 7 * len(name.text or "") < float(name.attrib["x"]) < first
 
 
 def test_how_soon_an_arm_gets_there():

@@ -11,7 +11,8 @@ from .files import write_whole
 from .markup import Markup, figure, join, percent, tag
 from .style import MARKS, PALETTE
 
-WIDTH, ROW, LEFT, RIGHT, TOP = 640, 26, 190, 560, 8  # in pixels
+WIDTH, ROW, RIGHT, TOP = 640, 26, 560, 8  # in pixels
+LETTER, GAP, LONGEST = 7.5, 14, 40  # of the names: pixels of a letter and after them, letters of one at most
 HEAD = 34  # for the title of a picture that stands alone
 _SHARES = ("accuracy", "top5", "miou", "delta")
 _ALONE = f"{PALETTE}{MARKS}text{{font:14px system-ui,sans-serif;fill:var(--soft)}}.title{{fill:var(--ink)}}"
@@ -73,15 +74,17 @@ def _height(rows: Sequence[Row]) -> int:
 def _drawn(metric: str, rows: Sequence[Row]) -> list[Markup]:
     ends = [(row["mean"] - (row["half"] or 0), row["mean"] + (row["half"] or 0)) for _, row, _ in rows]
     low, high = min(a for a, _ in ends), max(b for _, b in ends)
-    scale = (RIGHT - LEFT) / (high - low or 1.0)
+    shown = [name if len(name) <= LONGEST else f"{name[: LONGEST - 1]}…" for name, _, _ in rows]
+    left = 2 * GAP + LETTER * max(len(name) for name in shown)
+    scale = (RIGHT - left) / (high - low or 1.0)
     said = "; ".join(f"{name} {interval(row, metric)}" for name, row, _ in rows)
     parts = [tag("title", f"{metric}: {said}")]
-    for i, ((name, row, is_reference), (a, b)) in enumerate(zip(rows, ends, strict=True)):
+    for i, (name, (_, row, is_reference), (a, b)) in enumerate(zip(shown, rows, ends, strict=True)):
         y = TOP + ROW * i + ROW / 2
-        at, first, last = (LEFT + (value - low) * scale for value in (row["mean"], a, b))
+        at, first, last = (left + (value - low) * scale for value in (row["mean"], a, b))
         slot = "base" if is_reference else f"s{i % 7}"
         parts += [
-            tag("text", name if len(name) < 26 else f"{name[:24]}…", x=LEFT - 14, y=f"{y + 4:.1f}", text_anchor="end"),
+            tag("text", name, x=f"{left - GAP:.1f}", y=f"{y + 4:.1f}", text_anchor="end"),
             tag("line", class_=f"line {slot}", x1=f"{first:.1f}", x2=f"{last:.1f}", y1=f"{y:.1f}", y2=f"{y:.1f}"),
             tag("circle", class_=f"dot {slot}", cx=f"{at:.1f}", cy=f"{y:.1f}", r=5),
             tag("text", value_of(row["mean"], metric), x=RIGHT + 12, y=f"{y + 4:.1f}"),
