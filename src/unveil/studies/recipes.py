@@ -21,7 +21,7 @@ AT_EQUAL_TIME = scales(
     cpu_arms=("MAE", "CrossMAE", "CMT-MAE"),
     paper_arms=("MAE", "CrossMAE", "CMT-MAE"),
     shared={"teacher": RunOf("MAE")},
-    protocols=measured(400),
+    protocols=measured(250),
     smoke_protocols=measured(4, few="90%"),
     published={"linear": {}, "finetune": {}, "lowshot": {"shots": ("1%", "10%"), "by": "finetune"}},
     minutes={"smoke": 0.005, "cpu": 5.0, "gpu": 10.0},
