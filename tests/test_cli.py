@@ -350,6 +350,12 @@ class TestEnds:
         done = subprocess.run([sys.executable, *words[1:]], capture_output=True, text=True)
         assert done.stdout == "{'features': (2, 3)}\n", done.stderr
 
+    def test_after_a_dry_run_of_a_study_the_same_in_earnest(self):
+        from unveil.cli.next_steps import after_study
+
+        words = ["recipes", "--data", "my photos", "--dry-run", "--jobs", "2"]
+        assert after_study(words, None) == "unveil study recipes --data 'my photos' --jobs 2"
+
     def test_after_a_report_what_is_not_measured_is_measured(self, tmp_path: Path):
         from unveil.cli.next_steps import after_report
 

@@ -132,7 +132,7 @@ def _study(command: Command, words: list[str]) -> int:
         raise HelpAsked(f"{text}\n\nstudies:\n{listed}")
     (name,), given = command.read(words, groups)
     folder = study(name, **given)
-    say_next(next_steps.after_study(name, folder))
+    say_next(next_steps.after_study(words, folder))
     return 0
 
 

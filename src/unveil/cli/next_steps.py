@@ -30,10 +30,10 @@ def after_report(runs: Sequence[str | Path]) -> str:
     return f"unveil embed {_quoted(runs[0])} --data FOLDER_OF_YOUR_IMAGES --out features.npz"
 
 
-def after_study(name: str, folder: Path | None) -> str:
-    """The study is done: its runs side by side. After a dry run: the study itself."""
+def after_study(words: Sequence[str], folder: Path | None) -> str:
+    """The study is done: its runs side by side. After a dry run: the same study in earnest."""
     if folder is None:
-        return f"unveil study {_quoted(name)}"
+        return shlex.join(["unveil", "study", *(word for word in words if not word.startswith("--dry-run"))])
     runs = [_quoted(run) for run in sorted((folder / "runs").iterdir())[:4]]
     return f"unveil report {' '.join(runs)}"
 

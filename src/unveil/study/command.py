@@ -97,6 +97,7 @@ def study(
     except KeyboardInterrupt:
         lists = {"data": data, "labelled": labelled, "test-data": test_data, "arms": arms}
         others = {"teacher": teacher, "seeds": seeds, "minutes": minutes, "limit": limit, "jobs": jobs}
+        others["device"] = None if device == "auto" else device
         say(f"the study goes on from here: {_again(name, at, folder, lists, others)}")
         raise
     outcome = {"study": title, **gather(asked, at, wanted, folder, schedule.failed)}
