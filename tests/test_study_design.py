@@ -50,6 +50,15 @@ def test_weights_on_the_way_are_measured_as_often_as_they_are_kept(tmp_path: Pat
         check(replace(asked, scales={"cpu": with_none}), "cpu")
 
 
+def test_a_study_can_be_done_without_the_arms_that_its_shared_dials_are_for(tmp_path: Path):
+    asked = with_choices(load_study("recipes"), "cpu", arms=["MAE", "CrossMAE"])
+    assert "teacher" in asked.scales["cpu"].dials
+    check(asked, "cpu")
+    some, every = expand(asked, "cpu", tmp_path), expand(load_study("recipes"), "cpu", tmp_path)
+    assert len(some) == 6
+    assert {job.name for job in some} < {job.name for job in every}
+
+
 NAMES = sorted(studies())
 
 

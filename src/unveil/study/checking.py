@@ -44,7 +44,7 @@ def check(study: Study, scale: ScaleName) -> None:
                     " compare; give the scale dials={'epochs': ...}"
                 )
     shared = {*at.dials, *(dial for setting in at.settings for dial in setting.dials)}
-    everything = {dial for arm in arms for dial in recipe_dials(arm.recipe)} | set(OF_PRETRAIN)
+    everything = {dial for arm in study.arms for dial in recipe_dials(arm.recipe)} | set(OF_PRETRAIN)
     for dial in shared:
         _one_of("dial", dial, everything, f"scale {scale}: ")
     _check_protocols(at)
