@@ -87,8 +87,9 @@ def finetune(
         raise ValueError("this encoder has no class token; give --pool mean")
     if preset == "auto":
         task.note(
-            f"finetune: preset {name} for {num_images:,} images: {settings.epochs} epochs in batches of"
-            f" {settings.batch_size}; --preset, --epochs, --updates and --batch-size say otherwise"
+            f"finetune: preset {name} for {num_images:,} images: {settings.epochs}"
+            f" epoch{'s' * (settings.epochs > 1)} in batches of {settings.batch_size};"
+            " --preset, --epochs, --updates and --batch-size say otherwise"
         )
     tuner = FineTuner(task, encoder, settings, pool, seed)
     reader = tuner.train(encoder.image_size)
@@ -137,10 +138,11 @@ def _card(name: str, settings: FineTuning, batch_size: int, pool: TokenPool) -> 
     }
     used = ", ".join(f"{word} {value:g}" for word, value in regularisers.items() if value)
     return (
-        f"The whole encoder and a linear head on {read} after a LayerNorm, trained by AdamW in {settings.epochs} epochs"
-        f" with batches of {batch_size} (preset {name}): base rate {settings.lr:g} per 256 images, layer decay"
-        f" {settings.layer_decay:g}, weight decay {settings.weight_decay:g}, {settings.warmup_epochs:g} epochs of"
-        f" warm-up, then a cosine. Random resized crops, flips; {used or 'nothing else'}. Judged on centre views after"
-        " the last epoch, not the best one. From scratch is the same training of the untrained encoder, without layer"
-        " decay, which would hold its first layers back. RandAugment is bilinear here and bicubic in the public code."
+        f"The whole encoder and a linear head on {read} after a LayerNorm, trained by AdamW in {settings.epochs}"
+        f" epoch{'s' * (settings.epochs > 1)} with batches of {batch_size} (preset {name}): base rate"
+        f" {settings.lr:g} per 256 images, layer decay {settings.layer_decay:g}, weight decay"
+        f" {settings.weight_decay:g}, {settings.warmup_epochs:g} epochs of warm-up, then a cosine. Random resized"
+        f" crops, flips; {used or 'nothing else'}. Judged on centre views after the last epoch, not the best"
+        " one. From scratch is the same training of the untrained encoder, without layer decay, which would hold its"
+        " first layers back. RandAugment is bilinear here and bicubic in the public code."
     )

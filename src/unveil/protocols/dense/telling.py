@@ -48,8 +48,8 @@ def learning_words(trainer: Trainer, head: HeadName, frozen: bool, schedule: str
     )
     return (
         f"{HEAD_WORDS[head]} reads {' and '.join(m.name for m in trainer.inputs)}, as tokens before any final"
-        f" norm; {learned}. AdamW at a rate of"
-        f" {settings.lr:g}, {settings.epochs} epochs in batches of {settings.batch_size} (schedule {schedule}),"
+        f" norm; {learned}. AdamW at a rate of {settings.lr:g}, {settings.epochs}"
+        f" epoch{'s' * (settings.epochs > 1)} in batches of {settings.batch_size} (schedule {schedule}),"
         f" {settings.warmup_epochs:g} of warm-up, then a cosine. Views of {height} x {width} pixels at {scale} the"
         f" scale at which they {fit}; one box and flip for all maps{jitter}."
     )
