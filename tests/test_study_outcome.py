@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -13,7 +14,7 @@ from unveil.reporting.study import study_page
 from unveil.study.along import along, times_to
 from unveil.study.finding import load_study
 from unveil.study.jobs import expand
-from unveil.study.outcome import claim, gather, rows_of
+from unveil.study.outcome import claim, gather, references_of, rows_of
 from unveil.study.statistics import compare, estimate, holm, p_value, t_quantile
 from unveil.study.tables import as_csv, as_text, remarks
 
@@ -92,6 +93,31 @@ def test_tables_page_and_pictures_say_what_the_runs_carry(tmp_path: Path):
     left, right = (float(mark.attrib["cx"]) for mark in marks)
     assert 0 < left < right < 640
     assert "<a>" in [mark.text for mark in ElementTree.parse(file).iter()]
+
+
+def test_what_stands_beside_the_arms_is_compared_with_the_baseline_and_corrected_apart():
+    runs = [run(arm, seed, base + 0.01 * seed) for arm, base in (("a", 0.5), ("b", 0.51)) for seed in range(3)]
+    for k, one in enumerate(runs[:3]):  # the baseline's
+        near, far = (0.49, 0.51, 0.52)[k], (0.30, 0.32, 0.31)[k]
+        one["references"] = {"raw": {"knn accuracy": near}, "from scratch": {"knn accuracy": far}}
+    rows = {row["who"]: row for row in references_of(runs, "scenes", "a")}
+    scratch = compare({0: 0.30, 1: 0.32, 2: 0.31}, {0: 0.50, 1: 0.51, 2: 0.52})
+    assert scratch is not None
+    assert scratch.p is not None
+    assert rows["from scratch"]["difference"] == asdict(scratch.difference)
+    assert (rows["from scratch"]["p"], rows["from scratch"]["p_holm"]) == (scratch.p, pytest.approx(2 * scratch.p))
+    assert (rows["from scratch"]["says"], rows["raw"]["says"]) == ("lower", "no difference shown")
+    assert [row["who"] for row in references_of(runs, "elsewhere", "a")] == []
+    arms = rows_of(runs, "scenes", "a")
+    outcome = {
+        **{"study": "s", "question": "q?", "note": "", "scale": "cpu", "baseline": "a", "seeds": [0, 1, 2]},
+        **{"settings": [{"name": "scenes"}], "arms": [], "runs": runs, "remarks": [], "headlines": ["knn accuracy"]},
+        **{"rows": arms, "references": list(rows.values()), "times": [], "along": []},
+    }
+    (line,) = (line for line in as_text(outcome).splitlines() if "(from scratch)" in line)
+    assert "-20.0 ± " in line
+    assert line.endswith("lower")
+    assert "no difference shown" in study_page(outcome)
 
 
 def test_long_names_are_whole_beside_their_marks():

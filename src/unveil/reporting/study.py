@@ -78,15 +78,13 @@ def _setting(outcome: Mapping[str, Any], setting: str) -> Markup:
     parts: dict[str, Markup] = {}
     for metric in metrics:
         rows = rows_of(outcome, setting, metric)
-        cells = [
-            (name, row["count"], interval(row, metric), *(("", "", "", "") if is_reference else _compared(row, metric)))
-            for name, row, is_reference in rows
-        ]
+        cells = [(name, row["count"], interval(row, metric), *_compared(row, metric)) for name, row, _ in rows]
         head = ("arm", "seeds", "mean ± 95 %", f"minus {outcome['baseline']}", "p, paired", "p, Holm", "says")
         parts[metric] = tag("article", tag("h3", metric), intervals(metric, rows), table(head, cells))
     lead = (
         f"Every arm beside {outcome['baseline']}, seed by seed. The bar is the 95 % interval of the mean by Student's t"
-        " over seeds; p is that of the paired t-test, corrected by Holm over the arms of a metric."
+        " over seeds; p is that of the paired t-test, corrected by Holm over the arms of a metric,"
+        " and apart from them over what is beside the arms."
     )
     costs = _costs([run for run in outcome["runs"] if run["setting"] == setting])
     others = [part for metric, part in parts.items() if metric not in outcome["headlines"]]

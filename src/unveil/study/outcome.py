@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from statistics import median
@@ -38,7 +38,7 @@ def gather(
         ],
         "runs": runs,
         "rows": [row for s in at.settings for row in rows_of(runs, s.name, study.baseline)],
-        "references": [row for s in at.settings for row in _references(runs, s.name)],
+        "references": [row for s in at.settings for row in references_of(runs, s.name, study.baseline)],
         "along": [row for s in at.settings for row in along(runs, s.name, study.baseline, _measured(runs))],
         "times": times_to(runs, [s.name for s in at.settings], study.time_to) if study.time_to else [],
     }
@@ -126,32 +126,60 @@ def analysed(folder: Path) -> dict[str, float]:
 def rows_of(runs: Sequence[Mapping[str, Any]], setting: str, baseline: str) -> list[dict[str, Any]]:
     """A row per metric and arm: mean and interval, the difference to the baseline, its p, and what that carries."""
     here = [run for run in runs if run["setting"] == setting]
-    arms = list(dict.fromkeys(run["arm"] for run in here))
     rows = []
     for metric in dict.fromkeys(name for run in here for name in run["metrics"]):
-        values = {
-            arm: {r["seed"]: r["metrics"][metric] for r in here if r["arm"] == arm and metric in r["metrics"]}
-            for arm in arms
-        }
-        others = [arm for arm in arms if arm != baseline and values[arm]]
-        compared = {arm: compare(values[arm], values.get(baseline, {})) for arm in others}
-        corrected = holm({arm: c.p for arm, c in compared.items() if c is not None and c.p is not None})
-        for arm in (arm for arm in arms if values[arm]):
-            found = compared.get(arm)
-            rows.append(
-                {
-                    "setting": setting,
-                    "arm": arm,
-                    "metric": metric,
-                    "values": {str(seed): value for seed, value in sorted(values[arm].items())},
-                    **asdict(estimate(list(values[arm].values()))),
-                    "difference": found and asdict(found.difference),
-                    "p": found and found.p,
-                    "p_holm": corrected.get(arm),
-                    "says": "the baseline" if arm == baseline else claim(found, corrected.get(arm)),
-                }
-            )
+        values = _by_arm(here, metric)
+        for arm, row in _compared(values, values.get(baseline, {}), baseline):
+            rows.append({"setting": setting, "arm": arm, "metric": metric, **row})
     return rows
+
+
+def references_of(runs: Sequence[Mapping[str, Any]], setting: str, baseline: str) -> list[dict[str, Any]]:
+    """A row per metric and reference: raw pixels, the untrained encoder, training from scratch, as those of arms.
+
+    References are measured with the baseline's runs. They ask another question than the arms do, so their p are
+    corrected among themselves.
+    """
+    here = [run for run in runs if run["setting"] == setting]
+    found: dict[str, dict[str, dict[int, float]]] = {}
+    for run in here:
+        for who, metrics in run["references"].items():
+            for metric, value in metrics.items():
+                found.setdefault(metric, {}).setdefault(who, {})[run["seed"]] = value
+    return [
+        {"setting": setting, "who": who, "metric": metric, **row}
+        for metric, values in found.items()
+        for who, row in _compared(values, _by_arm(here, metric).get(baseline, {}))
+    ]
+
+
+def _by_arm(runs: Sequence[Mapping[str, Any]], metric: str) -> dict[str, dict[int, float]]:
+    """A metric of the arms that have it, by seed."""
+    values: dict[str, dict[int, float]] = {}
+    for run in (run for run in runs if metric in run["metrics"]):
+        values.setdefault(run["arm"], {})[run["seed"]] = run["metrics"][metric]
+    return values
+
+
+def _compared(
+    values: Mapping[str, Mapping[int, float]], baseline: Mapping[int, float], itself: str | None = None
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Each name's mean, and its difference to the baseline with p, corrected over all names but the baseline's own."""
+    compared = {name: compare(own, baseline) for name, own in values.items() if name != itself}
+    corrected = holm({name: c.p for name, c in compared.items() if c is not None and c.p is not None})
+    for name, own in values.items():
+        found = compared.get(name)
+        yield (
+            name,
+            {
+                "values": {str(seed): value for seed, value in sorted(own.items())},
+                **asdict(estimate(list(own.values()))),
+                "difference": found and asdict(found.difference),
+                "p": found and found.p,
+                "p_holm": corrected.get(name),
+                "says": "the baseline" if name == itself else claim(found, corrected.get(name)),
+            },
+        )
 
 
 def claim(found: Comparison | None, corrected: float | None) -> str:
@@ -165,20 +193,6 @@ def claim(found: Comparison | None, corrected: float | None) -> str:
     if corrected >= SURE:
         return "no difference shown"
     return "higher" if found.difference.mean > 0 else "lower"
-
-
-def _references(runs: Sequence[Mapping[str, Any]], setting: str) -> list[dict[str, Any]]:
-    """What raw pixels, the untrained encoder or training from scratch give, over the baseline's seeds."""
-    here = [run["references"] for run in runs if run["setting"] == setting and run["references"]]
-    found: dict[tuple[str, str], list[float]] = {}
-    for references in here:
-        for who, metrics in references.items():
-            for metric, value in metrics.items():
-                found.setdefault((who, metric), []).append(value)
-    return [
-        {"setting": setting, "who": who, "metric": metric, **asdict(estimate(values))}
-        for (who, metric), values in found.items()
-    ]
 
 
 def _metrics(protocol: str, found: Mapping[str, Any]) -> dict[str, float]:

@@ -53,7 +53,7 @@ def as_text(outcome: Mapping[str, Any]) -> str:
             own = [row for row in told if row["metric"] == metric]
             lines += [[metric, r["arm"], str(r["count"]), *_cells(r), r["says"]] for r in own]
             others = [r for r in outcome["references"] if (r["setting"], r["metric"]) == (setting, metric)]
-            lines += [[metric, f"({r['who']})", str(r["count"]), interval(r, metric), "", "", "", ""] for r in others]
+            lines += [[metric, f"({r['who']})", str(r["count"]), *_cells(r), r["says"]] for r in others]
         parts.append(f"{setting}: differences to {outcome['baseline']}, paired by seed\n{_aligned(lines)}")
         parts.append(_aligned([["arm", "runs", "time", "images/s", "memory"], *_costs(outcome["runs"], setting)]))
     parts += [_along(outcome, setting["name"]) for setting in outcome["settings"]]
