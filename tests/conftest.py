@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import pkgutil
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
@@ -13,13 +12,19 @@ import jaxtyping
 ROOT = Path(__file__).resolve().parents[1]
 
 # Shape annotations are checked at every call, which needs the hook before the first import. Two places go without:
-# the command line, whose signatures are read as data, and the modules whose records are built inside a compiled
+# the command line, whose signatures are read as data, and the modules whose dataclasses are built inside a compiled
 # forward, because torch.compile cannot trace the check of a dataclass. While torch.compile traces, no call is checked.
-_UNCHECKED = {"cli", "records", "chance", "model"}
+_UNCHECKED = {"__init__", "__main__", "modeling.types", "modeling.rng", "modeling.masked_model"}
 _package = find_spec("unveil")
 assert _package
-_modules = pkgutil.iter_modules(_package.submodule_search_locations)
-jaxtyping.install_import_hook([f"unveil.{m.name}" for m in _modules if m.name not in _UNCHECKED], "shapes.check")
+assert _package.submodule_search_locations
+_root = Path(_package.submodule_search_locations[0])
+_modules = {".".join(p.relative_to(_root).with_suffix("").parts): p for p in _root.rglob("*.py")}
+assert _modules.keys() >= _UNCHECKED
+jaxtyping.install_import_hook(
+    [f"unveil.{m}" for m in _modules if m not in _UNCHECKED and not m.startswith("cli.") and "__init__" not in m],
+    "shapes.check",
+)
 
 import pytest  # noqa: E402
 import torch  # noqa: E402
@@ -96,7 +101,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
 @pytest.fixture(scope="session")
 def small_demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a small demo that ran to its end; nobody writes to it."""
-    from unveil.demonstration import demo
+    from unveil.experiments.demo import demo
 
     folder = tmp_path_factory.mktemp("demos") / "demo"
     assert demo(str(folder), minutes=0.005, scenes=20) == folder / "report.html"

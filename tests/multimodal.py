@@ -10,11 +10,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from unveil.chance import sample_keys
-from unveil.encoder import SIZES
-from unveil.model import MaskedModel
+from unveil.modeling.encoder import SIZES
+from unveil.modeling.masked_model import MaskedModel
+from unveil.modeling.rng import sample_keys
+from unveil.modeling.types import DEPTH, RGB, SEMSEG, Batch, Modality
 from unveil.recipes import multimae, multimae_attention
-from unveil.records import DEPTH, RGB, SEMSEG, Batch, Modality
 
 SEMANTICS = replace(SEMSEG, num_classes=5)
 ALL = (RGB, DEPTH, SEMANTICS)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from unveil.foreign import ForeignEncoder, load_encoder
+from unveil.modeling.public_vits import ForeignEncoder, load_encoder
 
 transformers = pytest.importorskip("transformers", reason="parity is with transformers' models")
 

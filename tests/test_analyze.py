@@ -16,9 +16,10 @@ import unveil
 from test_look import FEW, SMALL
 from tiny import batch, build
 from tiny_runs import write_images
-from unveil.analysis.attention import attention_figures, decoder_attention, foreground_of
-from unveil.analysis.features import layers_of
-from unveil.analysis.measures import (
+from unveil.cli import main
+from unveil.evaluation.analysis.attention import attention_figures, decoder_attention, foreground_of
+from unveil.evaluation.analysis.layer_features import layers_of
+from unveil.evaluation.analysis.metrics import (
     attention_distance,
     evenness,
     linear_cka,
@@ -26,10 +27,9 @@ from unveil.analysis.measures import (
     share_on,
     top_overlap,
 )
-from unveil.cli import main
-from unveil.foreign import Spec, fresh
-from unveil.pretrained import Pretrained
-from unveil.records import Batch, Modality
+from unveil.modeling.image_encoder import Pretrained
+from unveil.modeling.public_vits import Spec, fresh
+from unveil.modeling.types import Batch, Modality
 
 
 def features(seed: int, count: int = 12, width: int = 5) -> torch.Tensor:

@@ -14,11 +14,11 @@ import unveil
 from test_look import FEW, SMALL
 from tiny import batch, build
 from tiny_runs import write_images
-from unveil.analysis.blocks import detail, parts_of, reconstructions
 from unveil.cli import main
-from unveil.decoder import CrossDecoder
-from unveil.masking import Masker, Uniform
-from unveil.model import MaskedModel, Objective
+from unveil.evaluation.analysis.decoder_blocks import detail, parts_of, reconstructions
+from unveil.modeling.decoder import CrossDecoder
+from unveil.modeling.masked_model import MaskedModel, Objective
+from unveil.modeling.masking import Masker, Uniform
 
 ALL = {"visible": 0.25, "predicted": 0.25}
 

@@ -10,13 +10,13 @@ import torch
 
 import unveil
 from multimodal import GUIDED, LACKING, batch, build
-from unveil.analysis.masks import Overlap, drawn, overlaps
-from unveil.benchmark.contenders import CONTENDERS, Work
-from unveil.benchmark.flops import count
 from unveil.cli import main
-from unveil.looking.masks import FAITHFUL, RANDOM, costs, ways_of
+from unveil.commands.analyze.masks import FAITHFUL, RANDOM, costs, ways_of
+from unveil.evaluation.analysis.mask_overlap import Overlap, drawn, overlaps
+from unveil.experiments.bench.contenders import CONTENDERS, Work
+from unveil.experiments.bench.flops import count
+from unveil.modeling.types import DEPTH, RGB, SEMSEG, Layout, Tokens
 from unveil.recipes import multimae
-from unveil.records import DEPTH, RGB, SEMSEG, Layout, Tokens
 
 
 def test_overlaps_by_hand():

@@ -7,9 +7,9 @@ import pytest
 import torch
 from PIL import Image, ImageEnhance, ImageOps
 
-from unveil.augment import Mix, RandAugment, colour, erase, geometry, mix_images, soft_labels
-from unveil.augment.randaugment import OPERATIONS, apply
-from unveil.chance import Chance, sample_keys
+from unveil.data.augment import Mix, RandAugment, colour, erase, geometry, mix_images, soft_labels
+from unveil.data.augment.randaugment import OPERATIONS, apply
+from unveil.modeling.rng import Chance, sample_keys
 
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
 

@@ -10,15 +10,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from unveil.benchmark import bench, memory
-from unveil.benchmark import command as commands
-from unveil.benchmark.contenders import CONTENDERS, Name, Ours, Work, present
-from unveil.benchmark.flops import Cost, count
-from unveil.benchmark.memory import peak
-from unveil.benchmark.timing import Seconds, Spread, Stepper, interleave, speed, spread
 from unveil.cli.flags import flags_of
-from unveil.decoder import CrossDecoder, SelfDecoder
-from unveil.encoder import SIZES
+from unveil.experiments.bench import bench, memory
+from unveil.experiments.bench import command as commands
+from unveil.experiments.bench.contenders import CONTENDERS, Name, Ours, Work, present
+from unveil.experiments.bench.flops import Cost, count
+from unveil.experiments.bench.memory import peak
+from unveil.experiments.bench.timing import Seconds, Spread, Stepper, interleave, speed, spread
+from unveil.modeling.decoder import CrossDecoder, SelfDecoder
+from unveil.modeling.encoder import SIZES
 
 CPU = torch.device("cpu")
 SMALL = Work("tiny", 8, (32,), 2, 0)

@@ -7,9 +7,9 @@ from dataclasses import replace
 
 import pytest
 
-from unveil.benchmark.contenders import CONTENDERS, Work
-from unveil.benchmark.results import Entry, Results, table, text, verdicts
-from unveil.benchmark.timing import Seconds
+from unveil.experiments.bench.contenders import CONTENDERS, Work
+from unveil.experiments.bench.results import Entry, Results, table, text, verdicts
+from unveil.experiments.bench.timing import Seconds
 
 SMALL = Work("tiny", 8, (32,), 2, 0)
 BASE = Work("base", 16, (224,), 8, 0)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from unveil.demonstration import recipes
+from unveil.experiments.demo import recipes
 
 CHROMIUM = Path("/usr/bin/chromium")
 FLAGS = [

@@ -11,9 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from unveil.adaptive import AdaptiveBudget
-from unveil.chance import Chance, sample_keys
-from unveil.masking import (
+from unveil.modeling.adaptive_budget import AdaptiveBudget
+from unveil.modeling.masking import (
     Attention,
     Block,
     ByModality,
@@ -28,7 +27,8 @@ from unveil.masking import (
     Uniform,
     log_dirichlet_draw,
 )
-from unveil.records import Batch, Layout, Observation, Tokens
+from unveil.modeling.rng import Chance, sample_keys
+from unveil.modeling.types import Batch, Layout, Observation, Tokens
 
 NAMES = ("rgb", "depth", "semseg")
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from unveil.chance import Chance, mix, sample_keys
+from unveil.modeling.rng import Chance, mix, sample_keys
 
 WORD = (1 << 64) - 1
 GOLDEN = 0x9E3779B97F4A7C15

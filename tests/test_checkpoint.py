@@ -15,8 +15,8 @@ import pytest
 import torch
 from torch import nn
 
-from unveil import checkpoint
-from unveil.checkpoint import KEPT, optimizer_tensors, read, read_latest, restore_optimizer, save, write_json
+from unveil.runs import checkpoint
+from unveil.runs.checkpoint import KEPT, optimizer_tensors, read, read_latest, restore_optimizer, save, write_json
 
 
 def put(run: Path, step: int) -> Path:

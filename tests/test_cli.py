@@ -83,10 +83,10 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Calls:
         calls.append(((run,), {"data": data, "out": out}))
         return Path(out)
 
-    for name, function in {"pretraining": pretrain, "evaluation": evaluate, "embedding": embed}.items():
-        module = types.ModuleType(f"unveil.{name}")
+    for name, function in {"pretrain": pretrain, "evaluate": evaluate, "embed": embed}.items():
+        module = types.ModuleType(f"unveil.commands.{name}")
         setattr(module, function.__name__, function)
-        monkeypatch.setitem(sys.modules, f"unveil.{name}", module)
+        monkeypatch.setitem(sys.modules, f"unveil.commands.{name}", module)
     return calls
 
 
@@ -216,7 +216,7 @@ class TestFlags:
         import inspect
 
         from unveil.cli.flags import flags_of
-        from unveil.recipe_files import load_recipe
+        from unveil.recipes.registry import load_recipe
 
         recipe = load_recipe(name)
         flags = flags_of(recipe, skip=("modality",))
@@ -381,7 +381,7 @@ class TestEnds:
         def fail(run: str, *, data: str = "x") -> None:
             raise error
 
-        monkeypatch.setattr(sys.modules["unveil.evaluation"], "evaluate", fail)
+        monkeypatch.setattr(sys.modules["unveil.commands.evaluate"], "evaluate", fail)
         assert main(["evaluate", "runs/a"]) == code
         told = capsys.readouterr().err
         for part in parts:
@@ -389,9 +389,9 @@ class TestEnds:
         assert ("Traceback" in told) == (code == 1)
 
     def test_a_mistake_that_our_own_code_names_needs_no_address(self, calls: Calls, monkeypatch, mistake):
-        from unveil.encoder import vit
+        from unveil.modeling.encoder import vit
 
-        monkeypatch.setattr(sys.modules["unveil.evaluation"], "evaluate", lambda run: vit("medium"))
+        monkeypatch.setattr(sys.modules["unveil.commands.evaluate"], "evaluate", lambda run: vit("medium"))
         assert "said by" not in mistake("evaluate", "runs/a")
 
     def test_a_command_that_is_not_there_meets_the_nearest(self, mistake):

@@ -15,17 +15,17 @@ from torch import Tensor
 
 from tiny import DIALS, batch, modality
 from tiny_runs import write_images
-from unveil.checkpoint import read_latest
 from unveil.data.loader import Loader
 from unveil.data.sources import open_source
-from unveil.encoder import SIZES
-from unveil.model import MaskedModel, mean_loss
-from unveil.optim import warmup_cosine
-from unveil.recipe import Recipe
+from unveil.modeling.encoder import SIZES
+from unveil.modeling.masked_model import MaskedModel, mean_loss
+from unveil.modeling.optim import warmup_cosine
 from unveil.recipes import attmask, cmtmae, hpm, maskfeat, milan
-from unveil.runs import RunFolder
-from unveil.trainer import Settings, Trainer
-from unveil.training import Loop, seed_stage
+from unveil.recipes.recipe import Recipe
+from unveil.runs.checkpoint import read_latest
+from unveil.runs.folder import RunFolder
+from unveil.training.loop import Loop, seed_stage
+from unveil.training.trainer import Settings, Trainer
 
 CPU = Settings("cpu", "float32", micro_batch=64, compile=False, save_minutes=10, signals_every=100)
 RELATIVES: dict[str, tuple[Any, dict[str, Any]]] = {

@@ -9,11 +9,11 @@ import pytest
 
 import unveil
 from tiny_runs import write_images, write_recipe
-from unveil.continuing import on_the_tail, schedule_facts, schedule_lines, schedule_of
-from unveil.encoder import Encoder
-from unveil.optim import Optim
-from unveil.recipe import Recipe, Stage, View
-from unveil.records import RGB
+from unveil.modeling.encoder import Encoder
+from unveil.modeling.optim import Optim
+from unveil.modeling.types import RGB
+from unveil.recipes.recipe import Recipe, Stage, View
+from unveil.training.continue_schedule import on_the_tail, schedule_facts, schedule_lines, schedule_of
 
 QUICK = {"workers": 1, "compile": "off", "device": "cpu", "epochs": 2.0, "signals_every": 99.0}
 

@@ -12,16 +12,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from unveil.chance import sample_keys
-from unveil.data.aligned import aligned_modalities, open_images, open_samples
-from unveil.data.aligned_inspection import inspect_samples
-from unveil.data.declaration import DEPTH, RGB, SEMSEG, Declared, declare
+from unveil.commands.embed import inspect
+from unveil.data.aligned_folders import aligned_modalities, open_images, open_samples
+from unveil.data.inspect_aligned import inspect_samples
 from unveil.data.loader import Loader, TooManyBroken
+from unveil.data.modality_config import DEPTH, RGB, SEMSEG, Declared, declare
 from unveil.data.samples import Sample, in_one_frame, view_of
 from unveil.data.splits import groups_of, hold_out
-from unveil.data.views import View, draw_cuts, resize_known, resize_nearest
-from unveil.embedding import inspect
-from unveil.records import Modality
+from unveil.data.transforms import View, draw_cuts, resize_known, resize_nearest
+from unveil.modeling.rng import sample_keys
+from unveil.modeling.types import Modality
 
 LABELS = replace(SEMSEG, modality=replace(SEMSEG.modality, num_classes=4), measured=False, void=11)
 VIEW = View((16, 16))

@@ -17,8 +17,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from unveil.chance import sample_keys
 from unveil.data import Loader, TooManyBroken, Unreadable, View, open_source, random_view
+from unveil.modeling.rng import sample_keys
 
 VIEW = View((6, 8), flip="turns")
 

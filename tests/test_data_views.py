@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from unveil.chance import sample_keys
 from unveil.data import View, center_view, random_view
-from unveil.data.views import draw_cuts, resize
+from unveil.data.transforms import draw_cuts, resize
+from unveil.modeling.rng import sample_keys
 
 sides = st.integers(1, 60)
 

@@ -15,13 +15,13 @@ import pytest
 import torch
 
 from unveil.data import open_source
-from unveil.data.aligned import open_samples
-from unveil.data.declaration import declare
-from unveil.data.scenes import SceneSource, render
-from unveil.demonstration import SCENE_SIZE, begin, conclusion, demo, recipes
-from unveil.protocols import Result
-from unveil.runs import read_facts
-from unveil.scene_files import render_scenes
+from unveil.data.aligned_folders import open_samples
+from unveil.data.modality_config import declare
+from unveil.evaluation.results import Result
+from unveil.experiments.demo import SCENE_SIZE, begin, conclusion, demo, recipes
+from unveil.experiments.scene_files import render_scenes
+from unveil.experiments.scenes import SceneSource, render
+from unveil.runs.folder import read_facts
 
 SMALL = {"minutes": 0.005, "scenes": 20}
 

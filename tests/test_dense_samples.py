@@ -10,13 +10,13 @@ import torch
 from PIL import Image
 
 from test_segment import tiny
-from unveil.data.declaration import declare
 from unveil.data.decode import Unreadable
-from unveil.data.layouts import Stored, open_dense
-from unveil.data.scenes import SEMANTIC_CLASSES, parse
-from unveil.protocols import run_dense
-from unveil.protocols.dense.counting import class_counts
-from unveil.records import DEPTH, RGB, SEMSEG, Modality
+from unveil.data.dense_layouts import Stored, open_dense
+from unveil.data.modality_config import declare
+from unveil.evaluation.dense.label_statistics import class_counts
+from unveil.evaluation.run_dense import run_dense
+from unveil.experiments.scenes import SEMANTIC_CLASSES, parse
+from unveil.modeling.types import DEPTH, RGB, SEMSEG, Modality
 
 SCENES = "scenes:count=10,size=32"
 THERMAL = Modality("thermal", 1, (0.0,), (1.0,))

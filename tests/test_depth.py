@@ -13,23 +13,25 @@ from PIL import Image
 
 from tiny import batch, build
 from tiny_runs import write_recipe
-from unveil.chance import sample_keys
 from unveil.cli import main
-from unveil.data.layouts import open_dense
-from unveil.decoder import SelfDecoder
-from unveil.encoder import Encoder
-from unveil.evaluation import evaluate
-from unveil.losses import cross_entropy, l1, l2
-from unveil.masking import Masker, Uniform
-from unveil.model import MaskedModel, Objective
-from unveil.pretrained import Pretrained
-from unveil.protocols import RestoringTask, run_dense, run_tasks, table
-from unveil.protocols.dense import DepthErrors
-from unveil.protocols.dense.truth import DepthLoss
-from unveil.protocols.reconstruct import reconstruct
-from unveil.records import DEPTH, RGB, Batch, Modality
-from unveil.restoring import ModelRestorer, TrainingMean
-from unveil.targets import Classes, Pixels
+from unveil.commands.evaluate import evaluate
+from unveil.commands.reconstruct import ModelRestorer, TrainingMean
+from unveil.data.dense_layouts import open_dense
+from unveil.evaluation.dense import DepthErrors
+from unveil.evaluation.dense.losses import DepthLoss
+from unveil.evaluation.dense.reconstruction import RestoringTask
+from unveil.evaluation.protocols.reconstruct import reconstruct
+from unveil.evaluation.results import table
+from unveil.evaluation.run_dense import run_dense, run_tasks
+from unveil.modeling.decoder import SelfDecoder
+from unveil.modeling.encoder import Encoder
+from unveil.modeling.image_encoder import Pretrained
+from unveil.modeling.losses import cross_entropy, l1, l2
+from unveil.modeling.masked_model import MaskedModel, Objective
+from unveil.modeling.masking import Masker, Uniform
+from unveil.modeling.rng import sample_keys
+from unveil.modeling.targets import Classes, Pixels
+from unveil.modeling.types import DEPTH, RGB, Batch, Modality
 
 CLASSES = Modality("semseg", 1, (0.0,), (1.0,), kind="categorical", num_classes=3)
 

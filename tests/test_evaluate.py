@@ -11,18 +11,13 @@ import torch
 from PIL import Image
 
 from unveil.data.sources import Unreadable, open_source
-from unveil.protocols import (
-    RawPixels,
-    Result,
-    extract,
-    feature_std,
-    protocols,
-    rankme,
-    run_protocols,
-    table,
-    write_results,
-)
-from unveil.records import RGB, Modality
+from unveil.evaluation.baselines import RawPixels
+from unveil.evaluation.features import extract
+from unveil.evaluation.rankme import feature_std, rankme
+from unveil.evaluation.registry import protocols
+from unveil.evaluation.results import Result, table, write_results
+from unveil.evaluation.run_protocols import run_protocols
+from unveil.modeling.types import RGB, Modality
 
 COLOURS = {"blue": (40, 60, 200), "green": (50, 180, 60), "red": (200, 60, 50)}
 PIXELS = RawPixels(RGB, (8, 8))

@@ -13,13 +13,13 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
 
-from unveil.protocols.knn import TEMPERATURE, knn, knn_votes
-from unveil.protocols.knn_whitened import SHRINKAGE, knn_whitened, whitening
-from unveil.protocols.labels import stratified_split
-from unveil.protocols.lars import LARS
-from unveil.protocols.linear import _Probe, _train, linear
-from unveil.protocols.linear_lbfgs import linear_lbfgs, logistic_regression
-from unveil.protocols.protocol import Split, accuracies
+from unveil.evaluation.finetuning.lars import LARS
+from unveil.evaluation.labels import stratified_split
+from unveil.evaluation.protocols.knn import TEMPERATURE, knn, knn_votes
+from unveil.evaluation.protocols.knn_whitened import SHRINKAGE, knn_whitened, whitening
+from unveil.evaluation.protocols.linear import _Probe, _train, linear
+from unveil.evaluation.protocols.linear_lbfgs import linear_lbfgs, logistic_regression
+from unveil.evaluation.types import Split, accuracies
 
 PROTOCOLS = [knn, knn_whitened, linear, linear_lbfgs]
 
@@ -74,7 +74,7 @@ def test_whitening_is_the_same_with_fewer_samples_than_dimensions():
 
 
 def test_whitening_takes_as_many_samples_as_it_can_solve(monkeypatch):
-    monkeypatch.setattr("unveil.protocols.knn_whitened.MAX_SIDE", 16)
+    monkeypatch.setattr("unveil.evaluation.protocols.knn_whitened.MAX_SIDE", 16)
     mean, directions = whitening(torch.randn(200, 40, generator=torch.Generator().manual_seed(2)))
     assert directions.shape == (40, 16)
     assert mean.shape == (40,)

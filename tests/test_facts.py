@@ -10,13 +10,13 @@ from torch import Tensor
 
 from report_fakes import fake_run
 from test_cmtmae import make
-from unveil.benchmark.contenders import CONTENDERS, Name, Work
-from unveil.benchmark.flops import count
-from unveil.facts import flops, guides, model_facts, stage_lines, trained
-from unveil.layers import Positions
+from unveil.experiments.bench.contenders import CONTENDERS, Name, Work
+from unveil.experiments.bench.flops import count
+from unveil.modeling.layers import Positions
+from unveil.modeling.types import DEPTH, RGB, SEMSEG
 from unveil.recipes import attmask, mae
-from unveil.records import DEPTH, RGB, SEMSEG
 from unveil.reporting import write_report
+from unveil.training.run_metadata import flops, guides, model_facts, stage_lines, trained
 
 
 @pytest.mark.parametrize("name", ["mae", "cmtmae-stage2", "multimae-guided"])

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tiny import batch, modality
-from unveil.losses import cosine, l1, l2, smooth_l1
-from unveil.records import Batch, Layout, Observation
-from unveil.targets import HOG, Features
+from unveil.modeling.losses import cosine, l1, l2, smooth_l1
+from unveil.modeling.targets import HOG, Features
+from unveil.modeling.types import Batch, Layout, Observation
 
 
 def image(pixels: Tensor) -> Batch:

@@ -13,22 +13,26 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 
 from tiny_runs import write_images
-from unveil.augment import Mix
-from unveil.chance import Chance, sample_keys
+from unveil.data.augment import Mix
 from unveil.data.sources import open_source
-from unveil.data.views import View
-from unveil.encoder import Encoder
-from unveil.foreign import load_encoder
-from unveil.pretrained import Pretrained
-from unveil.protocols import Kept, RawPixels, TrainableEncoder, run_protocols, table
-from unveil.protocols.attentive import attentive
-from unveil.protocols.classifier import Classifier, StochasticDepth, layer_groups
-from unveil.protocols.dials import choose, dials_of, protocols
-from unveil.protocols.finetune import finetune
-from unveil.protocols.finetuning import FineTuner, FineTuning
-from unveil.protocols.reading import Reader, Views
-from unveil.protocols.task import Sets, Task
-from unveil.records import RGB, Batch
+from unveil.data.transforms import View
+from unveil.evaluation.baselines import RawPixels
+from unveil.evaluation.cache import Kept
+from unveil.evaluation.encoder_protocols import TrainableEncoder
+from unveil.evaluation.finetuning.classifier import Classifier, StochasticDepth, layer_groups
+from unveil.evaluation.finetuning.trainer import FineTuner, FineTuning
+from unveil.evaluation.loader import Reader, Views
+from unveil.evaluation.protocols.attentive import attentive
+from unveil.evaluation.protocols.finetune import finetune
+from unveil.evaluation.registry import choose, dials_of, protocols
+from unveil.evaluation.results import table
+from unveil.evaluation.run_protocols import run_protocols
+from unveil.evaluation.task import Sets, Task
+from unveil.modeling.encoder import Encoder
+from unveil.modeling.image_encoder import Pretrained
+from unveil.modeling.public_vits import load_encoder
+from unveil.modeling.rng import Chance, sample_keys
+from unveil.modeling.types import RGB, Batch
 
 PLAIN = FineTuning(
     drop_path=0, randaugment=0, mixup=0, cutmix=0, smoothing=0, erasing=0, weight_decay=0.05, layer_decay=0.5

@@ -16,9 +16,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from tiny import batch, build
-from unveil.foreign import load_weights, read_weights, translate
-from unveil.layers import sincos_positions
-from unveil.model import MaskedModel, mean_loss
+from unveil.modeling.layers import sincos_positions
+from unveil.modeling.masked_model import MaskedModel, mean_loss
+from unveil.modeling.public_vits import load_weights, read_weights, translate
 
 CROSS = {"decoder": "cross", "blend": "linear", "predicted": 0.25}
 

@@ -20,13 +20,13 @@ from test_foreign import CROSS, Hostile, public_names
 from test_teachers_frozen import public_file
 from tiny import build
 from tiny_runs import write_images, write_recipe
-from unveil.checkpoint import save
-from unveil.encoder import Encoder
-from unveil.foreign import ForeignEncoder, describe, is_foreign, load_encoder
-from unveil.layers import sincos_positions
-from unveil.pretrained import Pretrained, pooled
-from unveil.records import RGB, Batch, Modality, Reading
-from unveil.teachers import load_teacher
+from unveil.modeling.encoder import Encoder
+from unveil.modeling.image_encoder import Pretrained, pooled
+from unveil.modeling.layers import sincos_positions
+from unveil.modeling.public_vits import ForeignEncoder, describe, is_foreign, load_encoder
+from unveil.modeling.teachers import load_teacher
+from unveil.modeling.types import RGB, Batch, Modality, Reading
+from unveil.runs.checkpoint import save
 
 HEADS = '{"num_attention_heads": 2}'
 

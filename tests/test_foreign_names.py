@@ -30,8 +30,8 @@ from public_models import (
     theirs_on,
     vit,
 )
-from unveil.foreign import ForeignEncoder, load_encoder
-from unveil.records import Reading
+from unveil.modeling.public_vits import ForeignEncoder, load_encoder
+from unveil.modeling.types import Reading
 
 transformers = pytest.importorskip("transformers", reason="parity is with transformers' models")
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from unveil.foreign import load_encoder, read_weights
+from unveil.modeling.public_vits import load_encoder, read_weights
 
 pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")  # what is published is not deprecated
 

@@ -133,7 +133,7 @@ def test_twenty_updates_are_the_golden_ones(name: str, tmp_path: Path) -> None:
 
 
 def test_every_recipe_has_a_golden_curve() -> None:
-    from unveil.recipe_files import recipe_cards
+    from unveil.recipes.registry import recipe_cards
 
     assert {recipe for recipe, _ in CURVES.values()} == set(recipe_cards())
 

@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from tiny_runs import facts, journal
-from unveil.checkpoint import read_latest
+from unveil.runs.checkpoint import read_latest
 
 WORDS = """multimae --data data --modalities rgb depth --visible 0.375 --size nano --image-size 16 --patch 8
     --decoder-dim 16 --decoder-depth 1 --decoder-heads 2 --batch-size 8 --lr 0.05 --workers 1"""

@@ -14,8 +14,7 @@ from torch import Tensor
 from test_masking import keyed, layout, tokens
 from test_model import Given, noisy_where
 from tiny import batch, build_of, maps
-from unveil.chance import sample_keys
-from unveil.masking import (
+from unveil.modeling.masking import (
     FUSIONS,
     Attention,
     Guided,
@@ -28,8 +27,9 @@ from unveil.masking import (
     Reversed,
     entropy,
 )
+from unveil.modeling.rng import sample_keys
+from unveil.modeling.types import Observation
 from unveil.recipes import attmask, cmtmae, hpm, milan
-from unveil.records import Observation
 
 WEIGHTED = ("linear", "attention-weighted", "geometric", "mean-rank", "entropy-gated")
 

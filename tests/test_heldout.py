@@ -10,13 +10,14 @@ import pytest
 import torch
 
 from multimodal import GUIDED, LACKING, batch, build
-from unveil.masking import ByModality, DirichletBudget, Uniform
-from unveil.protocols import RestoringTask, run_tasks, table, write_results
-from unveil.protocols.dense.restorer import Masks
-from unveil.protocols.heldout import heldout
-from unveil.restoring import ModelRestorer, TrainingMean
-from unveil.study import Arm, Scale, Setting, Study
-from unveil.study.jobs import expand
+from unveil.commands.reconstruct import ModelRestorer, TrainingMean
+from unveil.evaluation.dense.reconstruction import Masks, RestoringTask
+from unveil.evaluation.protocols.heldout import heldout
+from unveil.evaluation.results import table, write_results
+from unveil.evaluation.run_dense import run_tasks
+from unveil.experiments.study import Arm, Scale, Setting, Study
+from unveil.experiments.study.jobs import expand
+from unveil.modeling.masking import ByModality, DirichletBudget, Uniform
 
 
 def task(model: torch.nn.Module, lacks: dict | None = None) -> RestoringTask:

@@ -1,4 +1,4 @@
-"""The house: rooms import downwards only, files stay short, nothing names the machine it was written on."""
+"""The house: packages import downwards only, files stay short, nothing names the machine it was written on."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import ast
 import re
 import subprocess
 import sys
+from collections.abc import Collection
 from pathlib import Path
 
 import pytest
@@ -13,100 +14,76 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "src" / "unveil"
 
-LEVELS = (  # each room may import rooms of the levels above it in this list, and no other room of its own level
-    "chance machine losses layers optim checkpoint progress reporting board recipe_files",
-    "records runs asked group",
-    "patches",
-    "masking targets encoder data augment foreign",
-    "decoder pretrained protocols adaptive",
-    "model",
-    "recipe trainer objectives teachers analysis",
-    "recipes facts journal showing",
-    "training watch benchmark opening",
-    "plan loading initial",
-    "continuing",
-    "preparation embedding looking",
-    "pretraining restoring",
-    "evaluation",
-    "scene_files",
-    "study",
-    "studies demonstration",
-    "__init__ cli",
-    "__main__",
+PACKAGES = (
+    *("cli", "experiments", "commands", "training", "evaluation"),
+    *("recipes", "data", "modeling", "reporting", "runs"),
 )
-LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms.split()}
-ONLY = {  # rooms that know less than their level would let them
-    "reporting": set(),
-    "foreign": {"checkpoint", "layers", "patches", "progress", "records", "runs"},
-    "data": {"chance", "machine", "records"},
-    "masking": {"chance", "records"},
-    "targets": {"patches", "records"},
-    "encoder": {"layers", "patches", "records"},
-    "decoder": {"encoder", "layers", "masking", "records"},
-    "protocols": {"augment", "chance", "checkpoint", "data", "machine", "optim", "records"},
-    "augment": {"chance"},
-    "recipe": {"data", "encoder", "model", "optim"},
-    "objectives": {"layers", "masking", "model", "records"},
-    "recipes": {
-        *("decoder", "encoder", "losses", "masking", "model", "objectives", "optim", "recipe", "records", "targets"),
-        *("adaptive", "teachers"),
-    },
+TOP = {"__init__", "__main__", "_version", "parts"}
+ONLY = {  # a package imports from those after it in the list; these know less
+    "reporting": (),
+    "modeling": ("modeling", "runs"),
+    "data": ("data", "modeling.rng", "modeling.types", "runs"),
+    "evaluation.protocols": ("evaluation", "data", "modeling.optim", "modeling.rng", "modeling.types", "runs"),
+    "evaluation.finetuning": ("evaluation", "data", "modeling.optim", "modeling.rng", "modeling.types", "runs"),
+    "evaluation.dense": ("evaluation", "data", "modeling.optim", "modeling.rng", "modeling.types", "runs"),
+    "modeling.masking": ("modeling.masking", "modeling.rng", "modeling.types"),
+    "modeling.targets": ("modeling.targets", "modeling.patches", "modeling.types"),
 }
-PURE = (
-    "masking",
-    "targets",
-    "losses",
-    "patches",
-    "records",
-    "chance",
-)  # tensor functions: no module, no file
+PURE = ("modeling.masking", "modeling.targets", "modeling.losses", "modeling.patches", "modeling.types", "modeling.rng")
 ALLOWED_IN_PURE = {
     "__future__", "collections", "dataclasses", "einops", "jaxtyping", "math", "torch", "typing",
 }  # fmt: skip
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 
-def room_of(path: Path) -> str:
-    return path.relative_to(PACKAGE).with_suffix("").parts[0]
+def module_of(path: Path) -> str:
+    return ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
 
 
-def files_of(room: str) -> list[Path]:
-    return [path for path in FILES if room_of(path) == room]
+def is_inside(module: str, packages: Collection[str]) -> bool:
+    return any(f"{module}.".startswith(f"{package}.") for package in packages)
 
 
 def imports(path: Path) -> tuple[set[str], set[str]]:
-    """The rooms and the other packages that a file imports, wherever in it; a name of the package is no room."""
-    rooms: set[str] = set()
-    packages: set[str] = set()
+    """The modules of unveil and the other packages that a file imports, wherever in it."""
+    own: set[str] = set()
+    others: set[str] = set()
     inside = path.relative_to(PACKAGE).parts[:-1]
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
-            packages |= {alias.name.split(".")[0] for alias in node.names}
+            others |= {alias.name.split(".")[0] for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and not node.level:
-            packages.add((node.module or "").split(".")[0])
+            others.add((node.module or "").split(".")[0])
         elif isinstance(node, ast.ImportFrom):
-            base = inside[: len(inside) - node.level + 1]
-            for alias in node.names:
-                rooms.add((*base, *(node.module.split(".") if node.module else (alias.name,)))[0])
-    return {room for room in rooms if room in LEVEL or (PACKAGE / f"{room}.py").exists()}, packages
+            base = [*inside[: len(inside) - node.level + 1], *(node.module.split(".") if node.module else ())]
+            own |= {".".join([*base, alias.name]) for alias in node.names}
+    return own, others
 
 
-def test_every_room_has_its_place():
-    assert {room_of(path) for path in FILES} == set(LEVEL)
+def test_nothing_but_the_packages_lies_at_the_top():
+    assert {path.stem for path in PACKAGE.iterdir() if path.name != "__pycache__"} == {*PACKAGES, *TOP}
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
-def test_imports_go_one_way(path: Path):
-    room = room_of(path)
-    others = imports(path)[0] - {room}
-    upwards = {other for other in others if LEVEL[other] >= LEVEL[room]}
-    assert not upwards, f"{room} may import rooms below it only"
-    assert others <= ONLY.get(room, others), f"{room} imports {', '.join(sorted(ONLY[room])) or 'no other room'} only"
+@pytest.mark.parametrize("path", FILES, ids=module_of)
+def test_imports_go_down(path: Path):
+    module = module_of(path)
+    package = module.partition(".")[0]
+    if package in TOP:
+        return
+    known = PACKAGES[PACKAGES.index(package) :]
+    bad = {m for m in imports(path)[0] if not is_inside(m, known) and not is_inside(m, TOP)}
+    assert not bad, f"{package} may import from {' '.join(known)}"
+    for part, few in ONLY.items():
+        if is_inside(module, [part]):
+            bad = {m for m in imports(path)[0] if not is_inside(m, [part, *few]) and not is_inside(m, TOP)}
+            assert not bad, f"{part} imports from {' '.join(few)} only"
 
 
-@pytest.mark.parametrize("room", PURE)
-def test_pure_rooms_hold_functions_of_tensors(room: str):
-    for path in files_of(room):
+@pytest.mark.parametrize("module", PURE)
+def test_pure_modules_hold_functions_of_tensors(module: str):
+    paths = [path for path in FILES if is_inside(module_of(path), [module])]
+    assert paths
+    for path in paths:
         assert imports(path)[1] <= ALLOWED_IN_PURE
         assert "nn.Module" not in path.read_text()
 
@@ -130,8 +107,10 @@ def test_files_stay_short(path: Path):
 
 def test_parts_are_frozen_or_modules():
     """Records, scores and targets are frozen dataclasses: state lives in modules and in the loop."""
-    for room in (*PURE, "recipe", "optim"):
-        for node in (node for path in files_of(room) for node in ast.parse(path.read_text()).body):
+    for path in FILES:
+        if not is_inside(module_of(path), [*PURE, "recipes.recipe", "modeling.optim"]):
+            continue
+        for node in ast.parse(path.read_text()).body:
             if isinstance(node, ast.ClassDef) and not any("Protocol" in ast.unparse(base) for base in node.bases):
                 assert [ast.unparse(d) for d in node.decorator_list] == ["dataclass(frozen=True)"], node.name
 

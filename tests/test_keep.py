@@ -11,8 +11,8 @@ import torch
 
 import unveil
 from tiny_runs import Killed, at_steps, journal, kill, weights, write_images, write_recipe
-from unveil import checkpoint
-from unveil.loading import load
+from unveil.commands.load import load
+from unveil.runs import checkpoint
 
 TRAIN = {"epochs": 3.0, "batch_size": 10, "lr": 0.05, "warmup_epochs": 1.0, "image_size": (16,)}
 SETTINGS: dict[str, Any] = {"device": "cpu", "workers": 1, "compile": "off", "keep_every": 1.0, **TRAIN}

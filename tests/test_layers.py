@@ -14,12 +14,12 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tiny import batch, build
-from unveil.decoder import Blend, CrossDecoder, SelfDecoder, choose_maps
-from unveil.encoder import Encoder
-from unveil.layers import Attention, Block, CrossAttention, sincos_positions
-from unveil.masking import Masker, Uniform
-from unveil.patches import patchify, unpatchify
-from unveil.records import Modality, Reading, take
+from unveil.modeling.decoder import Blend, CrossDecoder, SelfDecoder, choose_maps
+from unveil.modeling.encoder import Encoder
+from unveil.modeling.layers import Attention, Block, CrossAttention, sincos_positions
+from unveil.modeling.masking import Masker, Uniform
+from unveil.modeling.patches import patchify, unpatchify
+from unveil.modeling.types import Modality, Reading, take
 
 
 def test_patches_are_laid_out_row_column_channel():

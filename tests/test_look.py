@@ -15,15 +15,18 @@ from test_cmtmae import build as built
 from test_modalities_runs import two
 from tiny import batch, build
 from tiny_runs import write_images
-from unveil.analysis.gazes import guided_part, masks_of
-from unveil.analysis.gazes import hidden as hidden_tokens
 from unveil.cli import main
-from unveil.data.declaration import declare
-from unveil.data.scenes import SceneSource
-from unveil.encoder import SIZES
-from unveil.masking import ByModality, DirichletBudget, Guided, IfSeen, RandomHeads, Uniform
+from unveil.data.modality_config import declare
+from unveil.evaluation.analysis.attention_maps import guided_part, masks_of
+from unveil.evaluation.analysis.attention_maps import hidden as hidden_tokens
+from unveil.evaluation.visualize import panels, viewers
+from unveil.evaluation.visualize.reconstructions import alone, answers, distances
+from unveil.experiments.scenes import SceneSource
+from unveil.modeling.encoder import SIZES
+from unveil.modeling.masking import ByModality, DirichletBudget, Guided, IfSeen, RandomHeads, Uniform
+from unveil.modeling.types import DEPTH, RGB, Batch
 from unveil.recipes import cmtmae, maskfeat, multimae
-from unveil.records import DEPTH, RGB, Batch
+from unveil.reporting.figures import WIDTH, Bar, Block, Legend, Panel, draw_sheet
 from unveil.reporting.pictures import (
     class_colours,
     class_picture,
@@ -32,9 +35,6 @@ from unveil.reporting.pictures import (
     scalar_colours,
     scalar_picture,
 )
-from unveil.reporting.sheets import WIDTH, Bar, Block, Legend, Panel, draw_sheet
-from unveil.showing import panels, viewers
-from unveil.showing.answers import alone, answers, distances
 
 FEW = ("--epochs", "1", "--batch-size", "10", "--image-size", "16", "--patch", "4", "--device", "cpu", "--workers", "1")
 SMALL = ("--size", "nano", "--decoder-dim", "16", "--decoder-depth", "1", "--decoder-heads", "2")

@@ -14,11 +14,12 @@ from PIL import Image
 
 from test_evaluate import PIXELS, Memory, Patches, coloured
 from unveil.data.sources import open_source
-from unveil.protocols import open_sets, run_protocols, table
-from unveil.protocols.intervals import mean_interval
-from unveil.protocols.lowshot import count_of, lowshot, stratified_draw
-from unveil.protocols.task import Sets, Task
-from unveil.protocols.transfer import transfer
+from unveil.evaluation.protocols.lowshot import count_of, lowshot, stratified_draw
+from unveil.evaluation.protocols.transfer import transfer
+from unveil.evaluation.results import table
+from unveil.evaluation.run_protocols import run_protocols
+from unveil.evaluation.statistics import mean_interval
+from unveil.evaluation.task import Sets, Task, open_sets
 
 
 def noisy(count: int, seed: int = 0) -> Memory:

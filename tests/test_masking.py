@@ -10,9 +10,9 @@ from hypothesis import assume, example, given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from unveil.chance import Chance, sample_keys
-from unveil.masking import Block, Grid, InverseBlock, Masker, Uniform, ask, units_of
-from unveil.records import Batch, Layout, Mask, Tokens, take
+from unveil.modeling.masking import Block, Grid, InverseBlock, Masker, Uniform, ask, units_of
+from unveil.modeling.rng import Chance, sample_keys
+from unveil.modeling.types import Batch, Layout, Mask, Tokens, take
 
 SCORES = (Uniform(), Grid(), Grid(3), Block(), InverseBlock(), Block(area=(0.02, 0.05), count=3))
 

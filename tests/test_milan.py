@@ -12,13 +12,13 @@ import torch.nn.functional as F
 
 from test_cmtmae import build
 from tiny import batch
-from unveil.chance import sample_keys
-from unveil.encoder import SIZES, Encoder
-from unveil.foreign import Spec, fresh
-from unveil.model import mean_loss
-from unveil.recipe_files import handed, load_recipe, recipe_cards
+from unveil.modeling.encoder import SIZES, Encoder
+from unveil.modeling.masked_model import mean_loss
+from unveil.modeling.public_vits import Spec, fresh
+from unveil.modeling.rng import sample_keys
+from unveil.modeling.types import DEPTH, RGB, SEMSEG, Batch, Modality, Reading
 from unveil.recipes import milan
-from unveil.records import DEPTH, RGB, SEMSEG, Batch, Modality, Reading
+from unveil.recipes.registry import handed, load_recipe, recipe_cards
 
 TAUGHT = [name for name in recipe_cards() if "teacher" in inspect.signature(load_recipe(name)).parameters]
 

@@ -14,10 +14,10 @@ import pytest
 import torch
 from PIL import Image
 
-from unveil.data.declaration import _KEYS, DEPTH, RGB, SEMSEG, Declared, declare, declared_from, read_toml
 from unveil.data.decode import Unreadable
-from unveil.data.reading import read_map
-from unveil.records import Modality
+from unveil.data.modality_config import _KEYS, DEPTH, RGB, SEMSEG, Declared, declare, declared_from, read_toml
+from unveil.data.read_map import read_map
+from unveil.modeling.types import Modality
 
 THERMAL = Declared(Modality("thermal", 1, (0.0,), (1.0,)), scale=0.01, offset=-273.15, unit="°C", nodata=(0.0,))
 CLASSES = replace(

@@ -14,9 +14,9 @@ import unveil
 from test_data_aligned import write
 from tiny_runs import at_steps, interrupt, journal
 from unveil.cli import main
-from unveil.facts import read_declared
-from unveil.foreign import adapt_bands, with_bands
-from unveil.opening import open_data
+from unveil.modeling.public_vits import adapt_bands, with_bands
+from unveil.training.data_setup import open_data
+from unveil.training.run_metadata import read_declared
 
 RECIPE = '''
 """Two: a tiny ViT that reads several modalities and predicts the continuous ones."""

@@ -10,13 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from tiny import batch, build
-from unveil.encoder import Encoder, token_grid
-from unveil.losses import l1, l2, smooth_l1
-from unveil.model import mean_loss
-from unveil.patches import patchify, unpatchify
-from unveil.pretrained import Pretrained
-from unveil.records import Batch, Modality
-from unveil.targets import Pixels, patch_statistics
+from unveil.modeling.encoder import Encoder, token_grid
+from unveil.modeling.image_encoder import Pretrained
+from unveil.modeling.losses import l1, l2, smooth_l1
+from unveil.modeling.masked_model import mean_loss
+from unveil.modeling.patches import patchify, unpatchify
+from unveil.modeling.targets import Pixels, patch_statistics
+from unveil.modeling.types import Batch, Modality
 
 PAIRS = {  # every legal pair of hide and decoder
     "drop-self": {"hide": "drop", "decoder": "self"},

@@ -11,13 +11,13 @@ from torch import Tensor
 from torch._dynamo.testing import CompileCounter
 
 from multimodal import ALL, GUIDED, LACKING, SEMANTICS, batch, build, flags, name
-from unveil.encoder import Encoder
-from unveil.model import mean_loss
-from unveil.objectives import Uncertain
-from unveil.optim import Optim
+from unveil.modeling.encoder import Encoder
+from unveil.modeling.masked_model import mean_loss
+from unveil.modeling.objectives import Uncertain
+from unveil.modeling.optim import Optim
+from unveil.modeling.types import DEPTH, RGB, SEMSEG, Batch
 from unveil.recipes import multimae
-from unveil.records import DEPTH, RGB, SEMSEG, Batch
-from unveil.trainer import Settings, Trainer
+from unveil.training.trainer import Settings, Trainer
 
 VARIANTS = [
     *({"masking": masking} for masking in ("uniform", "block", "inverse-block", "grid")),

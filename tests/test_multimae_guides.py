@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from multimodal import GUIDED, SEMANTICS, batch, build, flags
-from unveil.masking import Masker, Uniform
-from unveil.model import mean_loss
-from unveil.records import DEPTH, RGB, Mask, Observation, Reading
-from unveil.teachers import Coarse, ComplementaryErrors, OnlineTeacher, Sometimes
+from unveil.modeling.masked_model import mean_loss
+from unveil.modeling.masking import Masker, Uniform
+from unveil.modeling.teachers import Coarse, ComplementaryErrors, OnlineTeacher, Sometimes
+from unveil.modeling.types import DEPTH, RGB, Mask, Observation, Reading
 
 
 def test_the_guided_mask_hides_what_is_attended_most():

@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from multimodal import GUIDED, LACKING, SEMANTICS, batch, build, flags, name
-from unveil.model import mean_loss
-from unveil.optim import Optim
-from unveil.patches import normalised, statistics, validity
-from unveil.records import DEPTH, RGB, Modality
-from unveil.trainer import Settings, Trainer
+from unveil.modeling.masked_model import mean_loss
+from unveil.modeling.optim import Optim
+from unveil.modeling.patches import normalised, statistics, validity
+from unveil.modeling.types import DEPTH, RGB, Modality
+from unveil.training.trainer import Settings, Trainer
 
 
 @pytest.mark.parametrize("which", ["rgb", "depth", "semseg"])

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from tiny import build
-from unveil.layers import initialise
-from unveil.optim import Optim, adamw, parameter_groups, warmup_cosine
+from unveil.modeling.layers import initialise
+from unveil.modeling.optim import Optim, adamw, parameter_groups, warmup_cosine
 
 
 def test_what_decays():

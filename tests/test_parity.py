@@ -12,15 +12,15 @@ import torch
 from torch import Tensor
 
 from formulas import formula, noise, weights
-from unveil.decoder import Blend, CrossDecoder, SelfDecoder, TaskDecoder, choose_maps
-from unveil.encoder import Encoder
-from unveil.foreign import load_weights, translate
-from unveil.layers import sincos_positions
-from unveil.losses import cross_entropy, l1, l2
-from unveil.masking import Masker
-from unveil.model import MaskedModel, Objective, mean_loss
-from unveil.records import Batch, Modality
-from unveil.targets import Classes, Pixels
+from unveil.modeling.decoder import Blend, CrossDecoder, SelfDecoder, TaskDecoder, choose_maps
+from unveil.modeling.encoder import Encoder
+from unveil.modeling.layers import sincos_positions
+from unveil.modeling.losses import cross_entropy, l1, l2
+from unveil.modeling.masked_model import MaskedModel, Objective, mean_loss
+from unveil.modeling.masking import Masker
+from unveil.modeling.public_vits import load_weights, translate
+from unveil.modeling.targets import Classes, Pixels
+from unveil.modeling.types import Batch, Modality
 
 FOLDER = Path(os.environ.get("UNVEIL_PARITY", Path(__file__).parent / "parity"))
 CASES = [case for file in sorted(FOLDER.glob("*.json")) for case in json.loads(file.read_text())]

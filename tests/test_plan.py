@@ -12,10 +12,10 @@ from torch import Tensor
 
 from tiny import DIALS
 from unveil.data import Loader, View
-from unveil.encoder import SIZES
-from unveil.plan import MIN_BATCH, Plan, fit_schedule, look_every, rehearse
+from unveil.modeling.encoder import SIZES
 from unveil.recipes import cmtmae, mim
-from unveil.trainer import Settings
+from unveil.training.autoconfig import MIN_BATCH, Plan, fit_schedule, look_every, rehearse
+from unveil.training.trainer import Settings
 
 SIZE = (16, 24)
 SETTINGS = Settings("cpu", "float32", 4, compile=False, save_minutes=10.0, signals_every=1.0)

@@ -26,10 +26,10 @@ from tiny_runs import (
     weights,
     write_images,
 )
-from unveil import checkpoint
 from unveil.cli import main
 from unveil.data.loader import Loader
-from unveil.trainer import Trainer
+from unveil.runs import checkpoint
+from unveil.training.trainer import Trainer
 
 
 class TestIntents:
@@ -180,7 +180,7 @@ class TestTelling:
         def fail(*_: object, **__: object) -> None:
             raise RuntimeError("no C++ compiler here\nand more")
 
-        monkeypatch.setattr("unveil.trainer.compiled", fail)
+        monkeypatch.setattr("unveil.training.trainer.compiled", fail)
         assert place.pretrain(*TRAIN, "--compile", "on") == 0
         assert "torch.compile does not work here (no C++ compiler here)" in capsys.readouterr().err
         assert facts(place.run)["settings"]["compile"] is False
@@ -230,7 +230,7 @@ class TestTensorBoard:
             assert told == [(line["step"], pytest.approx(line[name])) for line in journal(place.run, kind)]
 
     def test_without_the_extra_it_is_asked_for(self, place: Place, monkeypatch: pytest.MonkeyPatch, capsys):
-        monkeypatch.setattr("unveil.board.find_spec", lambda name: None)
+        monkeypatch.setattr("unveil.runs.tensorboard.find_spec", lambda name: None)
         assert place.pretrain(*TRAIN, "--tensorboard") == 2
         assert "pip install 'unveil[tensorboard]'" in capsys.readouterr().err
         assert not place.run.exists()
@@ -246,8 +246,8 @@ class TestUsing:
         assert torch.equal(once, twice)
         found, _ = checkpoint.read_latest(run)
         assert found
-        from unveil.loading import rebuild
-        from unveil.pretrained import pooled
+        from unveil.commands.load import rebuild
+        from unveil.modeling.image_encoder import pooled
 
         model = rebuild(run).stages[0].build()
         model.load_state_dict(found.model)

@@ -28,8 +28,8 @@ from tiny_runs import (
     weights,
     write_images,
 )
-from unveil import checkpoint
 from unveil.cli import main
+from unveil.runs import checkpoint
 
 
 def is_in_order(run: Path) -> bool:

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from tiny import batch, build_of, maps
-from unveil.model import mean_loss
-from unveil.objectives import Gate, Ranking
+from unveil.modeling.masked_model import mean_loss
+from unveil.modeling.objectives import Gate, Ranking
 from unveil.recipes import cmtmae
 
 

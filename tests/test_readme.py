@@ -17,13 +17,13 @@ import pytest
 from PIL import Image
 
 import unveil
-from test_house import FILES, imports, room_of
+from test_house import PACKAGES
 from unveil.cli import main
 from unveil.cli.commands import COMMANDS
 from unveil.cli.flags import flags_of, spell
-from unveil.model import MaskedModel
-from unveil.pretraining import pretrain
-from unveil.recipe_files import load_recipe, recipe_cards
+from unveil.commands.pretrain import pretrain
+from unveil.modeling.masked_model import MaskedModel
+from unveil.recipes.registry import load_recipe, recipe_cards
 
 ROOT = Path(__file__).resolve().parents[1]
 RUN = ("README.md", "docs/recipes.md")
@@ -122,14 +122,8 @@ def test_recipes_and_commands_are_those_of_the_code():
     assert [words[1] for words in told] == [*COMMANDS]
 
 
-def test_the_rooms_are_those_of_the_code_in_the_order_of_their_imports():
-    rows = [re.findall(r"`(\w+)`", row[0]) for row in table("README.md", "room")]
-    place = {room: i for i, row in enumerate(rows) for room in row}
-    assert {"__init__", "__main__", *place} == {room_of(path) for path in FILES}
-    for path in FILES:
-        room = room_of(path)
-        above = {other for other in imports(path)[0] if room in place and place[other] < place[room]}
-        assert not above, f"{room} imports {above}, which the README's table has above it"
+def test_the_packages_are_those_of_the_code_in_the_order_of_their_imports():
+    assert [row[0].strip("`") for row in table("README.md", "package")] == [*PACKAGES]
 
 
 def test_the_sentence_in_the_design_is_the_code():

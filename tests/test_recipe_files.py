@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from unveil.recipe_files import load_recipe
+from unveil.recipes.registry import load_recipe
 
 
 def test_a_recipe_file_may_define_dataclasses(tmp_path: Path):

@@ -10,11 +10,11 @@ import pytest
 import torch
 
 from tiny import DIALS, batch, build
-from unveil.encoder import SIZES
-from unveil.model import mean_loss
-from unveil.recipe import Recipe, Stage
+from unveil.modeling.encoder import SIZES
+from unveil.modeling.masked_model import mean_loss
+from unveil.modeling.types import Layout
 from unveil.recipes import crossmae, mae, mim, simmim
-from unveil.records import Layout
+from unveil.recipes.recipe import Recipe, Stage
 
 SCORES = ("uniform", "block", "inverse-block", "grid")
 HIDE_AND_DECODER = (

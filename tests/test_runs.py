@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from unveil.asked import Asked
-from unveil.runs import RunFolder, check_writable, choose_folder, is_continuation, read_facts
+from unveil.runs.folder import RunFolder, check_writable, choose_folder, is_continuation, read_facts
+from unveil.training.config import Asked
 
 ASKED = {"recipe": "mae", "seed": 0, "visible": 0.25}
 
@@ -152,7 +152,7 @@ class TestLock:
         def refuse(*_: object) -> None:
             raise OSError(errno.ENOLCK, "No locks available")
 
-        monkeypatch.setattr("unveil.runs.fcntl.flock", refuse)
+        monkeypatch.setattr("unveil.runs.folder.fcntl.flock", refuse)
         with RunFolder(tmp_path).locked():
             assert "No locks available" in capsys.readouterr().err
 

@@ -12,8 +12,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from unveil.data.scenes import CLASSES, FAR, SEMANTIC_CLASSES, SceneSource, parse, render
-from unveil.data.scenes.solids import BOX, CABIN, GABLE, PYRAMID, Ball, Dome, Frustum, Torus
+from unveil.experiments.scenes import CLASSES, FAR, SEMANTIC_CLASSES, SceneSource, parse, render
+from unveil.experiments.scenes.solids import BOX, CABIN, GABLE, PYRAMID, Ball, Dome, Frustum, Torus
 
 SKY, FLOOR = SEMANTIC_CLASSES.index("sky"), SEMANTIC_CLASSES.index("floor")
 

@@ -16,24 +16,26 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from unveil.chance import Chance, sample_keys
-from unveil.data.layouts import open_dense
+from unveil.data.dense_layouts import open_dense
 from unveil.data.samples import Sample
-from unveil.encoder import Encoder
-from unveil.foreign.encoder import fresh
-from unveil.foreign.vit import Spec
-from unveil.pretrained import Pretrained
-from unveil.protocols import DenseTask, RawPixels, run_dense, table, work_of
-from unveil.protocols.dense import HEADS, Confusion, DenseModel, DenseTraining, Trainer, Truth, fitted
-from unveil.protocols.dense.encoder import chosen_inputs
-from unveil.protocols.dense.heads import ConvNeXtHead, taps
-from unveil.protocols.dense.reader import DenseReader
-from unveil.protocols.dense.truth import classes_loss
-from unveil.protocols.dense.views import DenseView, jittered, places, starts
-from unveil.protocols.results import Result, parts_table, write_results
-from unveil.protocols.segment import segment
-from unveil.protocols.task import Task
-from unveil.records import DEPTH, RGB, Batch, Modality
+from unveil.evaluation.baselines import RawPixels
+from unveil.evaluation.dense import HEADS, Confusion, DenseModel, DenseTask, DenseTraining, Trainer, Truth, fitted
+from unveil.evaluation.dense.encoder import chosen_inputs
+from unveil.evaluation.dense.heads import ConvNeXtHead, taps
+from unveil.evaluation.dense.loader import DenseReader
+from unveil.evaluation.dense.losses import classes_loss
+from unveil.evaluation.dense.transforms import DenseView, jittered, places, starts
+from unveil.evaluation.protocols.segment import segment
+from unveil.evaluation.registry import work_of
+from unveil.evaluation.results import Result, parts_table, table, write_results
+from unveil.evaluation.run_dense import run_dense
+from unveil.evaluation.task import Task
+from unveil.modeling.encoder import Encoder
+from unveil.modeling.image_encoder import Pretrained
+from unveil.modeling.public_vits.encoder import fresh
+from unveil.modeling.public_vits.vit import Spec
+from unveil.modeling.rng import Chance, sample_keys
+from unveil.modeling.types import DEPTH, RGB, Batch, Modality
 from unveil.reporting import write_report
 
 LABELS = Modality("semseg", 1, (0.0,), (1.0,), kind="categorical", num_classes=2)

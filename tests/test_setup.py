@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def test_wrong_shape_is_refused_under_test():
-    from unveil.losses import l2
+    from unveil.modeling.losses import l2
 
     guess, truth = torch.zeros(2, 3, 4), torch.zeros(2, 5, 4)
     with pytest.raises(jaxtyping.TypeCheckError):
@@ -27,7 +27,7 @@ def test_wrong_shape_is_refused_under_test():
 
 
 def test_checked_functions_still_compile_in_one_graph():
-    from unveil.losses import l2
+    from unveil.modeling.losses import l2
 
     arguments = (torch.rand(2, 3, 4), torch.rand(2, 3, 4), torch.ones(2, 3, 4))
     compiled = torch.compile(l2, fullgraph=True, backend="eager")(*arguments)

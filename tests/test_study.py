@@ -18,15 +18,15 @@ import pytest
 import torch
 
 from tiny_runs import write_images, write_recipe
-from unveil.study import Arm, Study
-from unveil.study.checking import check
-from unveil.study.command import study
-from unveil.study.finding import load_study
-from unveil.study.jobs import Job, expand
-from unveil.study.locks import DEAD, held, holder
-from unveil.study.outcome import read_outcome
-from unveil.study.schedule import Schedule, _Running
-from unveil.study.work import perform
+from unveil.experiments.study import Arm, Study
+from unveil.experiments.study.aggregate import read_outcome
+from unveil.experiments.study.checking import check
+from unveil.experiments.study.command import study
+from unveil.experiments.study.jobs import Job, expand
+from unveil.experiments.study.locks import DEAD, held, holder
+from unveil.experiments.study.registry import load_study
+from unveil.experiments.study.schedule import Schedule, _Running
+from unveil.experiments.study.worker import perform
 
 FILE = '''
 """Two rates."""

@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from unveil.study import Arm, RunOf, Scale, Setting, Share, Study
-from unveil.study.checking import check
-from unveil.study.choices import with_choices, with_data
-from unveil.study.costs import build, counted
-from unveil.study.finding import load_study, studies, summary
-from unveil.study.jobs import expand, settled
+from unveil.experiments.study import Arm, RunOf, Scale, Setting, Share, Study
+from unveil.experiments.study.checking import check
+from unveil.experiments.study.cost_estimate import build, counted
+from unveil.experiments.study.jobs import expand, settled
+from unveil.experiments.study.overrides import with_choices, with_data
+from unveil.experiments.study.registry import load_study, studies, summary
 
 
 def test_arms_build_on_runs_of_others_in_the_same_setting_and_seed(tmp_path: Path):

@@ -9,16 +9,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from unveil.encoder import vit
-from unveil.pretrained import Pretrained
-from unveil.study import Arm, Scale, Setting, Study, equal_time
-from unveil.study.command import study
-from unveil.study.equal_time import fit_epochs, keep, with_epochs, with_minutes
-from unveil.study.finding import load_study
-from unveil.study.jobs import expand, settled
-from unveil.study.schedule import Schedule
-from unveil.study.work import perform
-from unveil.trainer import Settings
+from unveil.experiments.study import Arm, Scale, Setting, Study
+from unveil.experiments.study import time_budget as equal_time
+from unveil.experiments.study.command import study
+from unveil.experiments.study.jobs import expand, settled
+from unveil.experiments.study.registry import load_study
+from unveil.experiments.study.schedule import Schedule
+from unveil.experiments.study.time_budget import fit_epochs, keep, with_epochs, with_minutes
+from unveil.experiments.study.worker import perform
+from unveil.modeling.encoder import vit
+from unveil.modeling.image_encoder import Pretrained
+from unveil.training.trainer import Settings
 
 DIALS = {
     **{"size": "nano", "patch": 8, "image_size": (32,), "epochs": 1, "batch_size": 16},

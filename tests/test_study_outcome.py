@@ -9,14 +9,14 @@ from xml.etree import ElementTree
 import pytest
 import torch
 
+from unveil.experiments.study.aggregate import claim, gather, references_of, rows_of
+from unveil.experiments.study.jobs import expand
+from unveil.experiments.study.learning_curves import along, times_to
+from unveil.experiments.study.registry import load_study
+from unveil.experiments.study.statistics import compare, estimate, holm, p_value, t_quantile
+from unveil.experiments.study.tables import as_csv, as_text, remarks
 from unveil.reporting.intervals import intervals, write_intervals
 from unveil.reporting.study import study_page
-from unveil.study.along import along, times_to
-from unveil.study.finding import load_study
-from unveil.study.jobs import expand
-from unveil.study.outcome import claim, gather, references_of, rows_of
-from unveil.study.statistics import compare, estimate, holm, p_value, t_quantile
-from unveil.study.tables import as_csv, as_text, remarks
 
 
 def test_intervals_and_tests_are_scipys():

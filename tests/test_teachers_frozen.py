@@ -12,15 +12,15 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from tiny import batch, build, modality
-from unveil.encoder import Encoder
-from unveil.foreign import ForeignEncoder, Spec, fresh, load_encoder
-from unveil.layers import sincos_positions
-from unveil.model import MaskedModel, Objective, mean_loss
-from unveil.optim import Optim, adamw
-from unveil.records import Batch, Observations, Reading
-from unveil.targets import Pixels
-from unveil.teachers import FrozenTeacher, load_teacher
-from unveil.teachers import frozen as frozen_file
+from unveil.modeling.encoder import Encoder
+from unveil.modeling.layers import sincos_positions
+from unveil.modeling.masked_model import MaskedModel, Objective, mean_loss
+from unveil.modeling.optim import Optim, adamw
+from unveil.modeling.public_vits import ForeignEncoder, Spec, fresh, load_encoder
+from unveil.modeling.targets import Pixels
+from unveil.modeling.teachers import FrozenTeacher, load_teacher
+from unveil.modeling.teachers import frozen as frozen_file
+from unveil.modeling.types import Batch, Observations, Reading
 
 SPEC = Spec(width=64, depth=2, heads=1, patch=8, hidden=128, grid=(2, 2), mean=(0.3, 0.4, 0.5), std=(0.1, 0.2, 0.3))
 

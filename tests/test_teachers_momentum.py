@@ -9,11 +9,11 @@ import torch
 from torch import nn
 
 from tiny import batch, build_of
-from unveil.decoder import CrossDecoder, PromptingDecoder, SelfDecoder
-from unveil.encoder import Encoder
+from unveil.modeling.decoder import CrossDecoder, PromptingDecoder, SelfDecoder
+from unveil.modeling.encoder import Encoder
+from unveil.modeling.teachers import EMATeacher, Momentum, OnlineTeacher, begin_averages
+from unveil.modeling.types import RGB, Mask, Reading
 from unveil.recipes import attmask
-from unveil.records import RGB, Mask, Reading
-from unveil.teachers import EMATeacher, Momentum, OnlineTeacher, begin_averages
 
 READING = Reading()
 

@@ -16,19 +16,19 @@ import torch
 from torch import Tensor, nn
 
 from tiny_runs import write_images, write_recipe
-from unveil.chance import sample_keys
-from unveil.checkpoint import read_latest
 from unveil.data.loader import Loader
 from unveil.data.samples import Sample
 from unveil.data.sources import open_source
-from unveil.journal import MAX_REFUSED, Window
-from unveil.progress import Progress, duration
-from unveil.recipe import Recipe
-from unveil.recipe_files import load_recipe
-from unveil.records import Batch, Observation, Tokens
-from unveil.runs import RunFolder
-from unveil.trainer import Settings, Trainer, Update
-from unveil.training import Diverged, Loop, seed_stage, stop_on_signal
+from unveil.modeling.rng import sample_keys
+from unveil.modeling.types import Batch, Observation, Tokens
+from unveil.recipes.recipe import Recipe
+from unveil.recipes.registry import load_recipe
+from unveil.runs.checkpoint import read_latest
+from unveil.runs.console import Progress, duration
+from unveil.runs.folder import RunFolder
+from unveil.training.loop import Diverged, Loop, seed_stage, stop_on_signal
+from unveil.training.metrics import MAX_REFUSED, Window
+from unveil.training.trainer import Settings, Trainer, Update
 
 CPU = Settings("cpu", "float32", micro_batch=64, compile=False, save_minutes=10, signals_every=100)
 
@@ -276,7 +276,7 @@ class TestLoop:
         with pytest.raises(Diverged, match=r"20 updates in a row were not finite.*lower --lr.*nonfinite.json"):
             train(loop_of(tmp_path, build(tmp_path, epochs=50, batch_size=10)))
         assert count == 3 + MAX_REFUSED
-        from unveil.checkpoint import read_latest
+        from unveil.runs.checkpoint import read_latest
 
         found, _ = read_latest(tmp_path / "run")
         assert found

@@ -18,8 +18,11 @@ from safetensors import safe_open
 from test_segment import tiny
 from tiny_runs import write_images
 from unveil.data.sources import open_source
-from unveil.protocols import Kept, Result, run_dense, run_protocols
-from unveil.protocols import unfinished as files
+from unveil.evaluation import resume as files
+from unveil.evaluation.cache import Kept
+from unveil.evaluation.results import Result
+from unveil.evaluation.run_dense import run_dense
+from unveil.evaluation.run_protocols import run_protocols
 
 EPOCHS = 12
 CHILD = """

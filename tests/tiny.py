@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from unveil.chance import sample_keys
-from unveil.encoder import SIZES
-from unveil.model import MaskedModel
+from unveil.modeling.encoder import SIZES
+from unveil.modeling.masked_model import MaskedModel
+from unveil.modeling.rng import sample_keys
+from unveil.modeling.types import Batch, Modality
 from unveil.recipes import mim
-from unveil.records import Batch, Modality
 
 DIALS = {"size": "tiny", "patch": 4, "image_size": (16, 24), "decoder_dim": 16, "decoder_depth": 2, "decoder_heads": 2}
 

@@ -98,7 +98,7 @@ class Killed(BaseException):
 
 def at_steps(monkeypatch: pytest.MonkeyPatch, steps: Collection[int], do: Callable[[], None]) -> None:
     """Do something in the middle of certain steps of training, once each."""
-    from unveil.journal import Refusals
+    from unveil.training.metrics import Refusals
 
     rest, add = set(steps), Refusals.add
 

@@ -5,33 +5,37 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from ._version import __version__
+from .recipes import old_paths
 
-_ROOMS = {  # public name -> its room (of another name), opened when used, so that `import unveil` is quick
-    "analyze_attention": "looking",
-    "analyze_blocks": "looking",
-    "analyze_features": "looking",
-    "analyze_masks": "looking",
-    "bench": "benchmark",
-    "demo": "demonstration",
-    "embed": "embedding",
-    "evaluate": "evaluation",
-    "inspect": "embedding",
-    "load": "loading",
-    "look": "looking",
-    "pretrain": "pretraining",
+_MODULES = {  # public name -> its module, imported when used, so that `import unveil` is quick
+    "analyze_attention": "commands.analyze",
+    "analyze_blocks": "commands.analyze",
+    "analyze_features": "commands.analyze",
+    "analyze_masks": "commands.analyze",
+    "bench": "experiments.bench",
+    "demo": "experiments.demo",
+    "embed": "commands.embed",
+    "evaluate": "commands.evaluate",
+    "inspect": "commands.embed",
+    "load": "commands.load",
+    "look": "commands.look",
+    "pretrain": "commands.pretrain",
     "report": "reporting",
 }
 _NAMES = {"report": "write_report"}
 
 if TYPE_CHECKING:
-    from .benchmark import bench
-    from .demonstration import demo
-    from .embedding import embed, inspect
-    from .evaluation import evaluate
-    from .loading import load
-    from .looking import analyze_attention, analyze_blocks, analyze_features, analyze_masks, look
-    from .pretraining import pretrain
+    from .commands.analyze.attention import analyze_attention, analyze_features
+    from .commands.analyze.blocks import analyze_blocks
+    from .commands.analyze.masks import analyze_masks
+    from .commands.embed import embed, inspect
+    from .commands.evaluate import evaluate
+    from .commands.load import load
+    from .commands.look import look
+    from .commands.pretrain import pretrain
+    from .experiments.bench import bench
+    from .experiments.demo import demo
     from .reporting import write_report as report
 
 __all__ = [
@@ -52,7 +56,10 @@ __all__ = [
 ]
 
 
+old_paths.install()
+
+
 def __getattr__(name: str) -> Any:
-    if name not in _ROOMS:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}; there are {', '.join(sorted(_ROOMS))}")
-    return getattr(importlib.import_module(f"{__name__}.{_ROOMS[name]}"), _NAMES.get(name, name))
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}; there are {', '.join(sorted(_MODULES))}")
+    return getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), _NAMES.get(name, name))

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 
-from ..progress import FailedElsewhere, say
+from ..runs.console import FailedElsewhere, say
 from .commands import COMMANDS, HelpAsked
 from .flags import UsageError, nearest
 from .help import columns

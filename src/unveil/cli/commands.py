@@ -9,8 +9,8 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..progress import is_spokesman
-from ..recipe_files import load_recipe, recipe_cards
+from ..recipes.registry import load_recipe, recipe_cards
+from ..runs.console import is_spokesman
 from . import next_steps
 from .flags import Flag, UsageError, flag_name, flags_of, is_flag, parse, spell, split
 from .foreign_flags import refuse_foreign
@@ -62,7 +62,7 @@ def _flags(function: Function, skip: Collection[str] = ()) -> dict[str, list[Fla
 
 
 def _demo(command: Command, words: list[str]) -> int:
-    from ..demonstration import demo
+    from ..experiments.demo import demo
 
     _, given = command.read(words, _flags(demo))
     demo(**given)
@@ -79,7 +79,7 @@ def _pretrain(command: Command, words: list[str]) -> int:
             f"unveil pretrain RECIPE --help tells all flags and the dials of the recipe, one of\n{_list_recipes()}"
         )
     recipe = load_recipe(name)
-    from ..pretraining import pretrain
+    from ..commands.pretrain import pretrain
 
     groups = {"flags": flags_of(pretrain, skip=("recipe",))}
     dials = flags_of(recipe, skip=("modality", "modalities"))
@@ -107,8 +107,8 @@ def _list_recipes() -> str:
 
 
 def _evaluate(command: Command, words: list[str]) -> int:
-    from ..evaluation import evaluate
-    from ..protocols import dials_of, protocols
+    from ..commands.evaluate import evaluate
+    from ..evaluation.registry import dials_of, protocols
 
     groups = _flags(evaluate, skip=("run",))
     for name, protocol in protocols().items():
@@ -120,8 +120,8 @@ def _evaluate(command: Command, words: list[str]) -> int:
 
 
 def _study(command: Command, words: list[str]) -> int:
-    from ..study.command import study
-    from ..study.finding import studies, summary
+    from ..experiments.study.command import study
+    from ..experiments.study.registry import studies, summary
 
     groups = _flags(study, skip=("name",))
     if not words or not {"-h", "--help"}.isdisjoint(words):
@@ -146,7 +146,7 @@ def _report(command: Command, words: list[str]) -> int:
 
 
 def _look(command: Command, words: list[str]) -> int:
-    from ..looking import look
+    from ..commands.look import look
 
     groups = _flags(look, skip=("run",))
     recipe = next((value for word, (value, *_) in _valued(words) if word == "recipe"), None)
@@ -161,7 +161,9 @@ def _look(command: Command, words: list[str]) -> int:
 
 
 def _analyze(command: Command, words: list[str]) -> int:
-    from ..looking import analyze_attention, analyze_blocks, analyze_features, analyze_masks
+    from ..commands.analyze.attention import analyze_attention, analyze_features
+    from ..commands.analyze.blocks import analyze_blocks
+    from ..commands.analyze.masks import analyze_masks
 
     kinds: dict[str, tuple[Function, tuple[str, ...]]] = {
         "attention": (analyze_attention, ("run",)),
@@ -192,7 +194,7 @@ def _valued(words: list[str]) -> list[tuple[str, list[str]]]:
 
 
 def _embed(command: Command, words: list[str]) -> int:
-    from ..embedding import embed
+    from ..commands.embed import embed
 
     (run,), given = command.read(words, _flags(embed, skip=("run",)))
     features = embed(run, **given)
@@ -201,8 +203,8 @@ def _embed(command: Command, words: list[str]) -> int:
 
 
 def _inspect(command: Command, words: list[str]) -> int:
-    from ..data.aligned import aligned_modalities
-    from ..embedding import inspect
+    from ..commands.embed import inspect
+    from ..data.aligned_folders import aligned_modalities
 
     (data,), given = command.read(words, _flags(inspect, skip=("data",)))
     print(inspect(data, **given))
@@ -212,7 +214,7 @@ def _inspect(command: Command, words: list[str]) -> int:
 
 
 def _bench(command: Command, words: list[str]) -> int:
-    from ..benchmark import bench
+    from ..experiments.bench import bench
 
     _, given = command.read(words, _flags(bench))
     bench(**given)

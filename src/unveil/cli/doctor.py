@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
-    from ..model import MaskedModel
-    from ..records import Batch
+    from ..modeling.masked_model import MaskedModel
+    from ..modeling.types import Batch
 
 GIB = 2**30
 NEEDS = ("torch", "numpy", "pillow", "simplejpeg", "pyarrow", "safetensors", "einops", "jaxtyping", "psutil", "rich")
@@ -180,7 +180,7 @@ def _step() -> Iterator[Finding]:
     """One update of the smallest MAE: the whole chain from bytes to gradients."""
     import torch
 
-    from ..model import mean_loss
+    from ..modeling.masked_model import mean_loss
 
     model, batch = _smallest()
     start = time.perf_counter()
@@ -201,7 +201,7 @@ def _step() -> Iterator[Finding]:
 def _compiling() -> Iterator[Finding]:
     import torch
 
-    from ..model import mean_loss
+    from ..modeling.masked_model import mean_loss
 
     model, batch = _smallest()
     expected = mean_loss(model(batch)).item()
@@ -227,9 +227,9 @@ def _smallest() -> tuple[MaskedModel, Batch]:
     """A tiny MAE on 32 px and eight grey images."""
     import torch
 
-    from ..chance import sample_keys
+    from ..modeling.rng import sample_keys
+    from ..modeling.types import Batch
     from ..recipes.mae import recipe
-    from ..records import Batch
 
     torch.manual_seed(0)
     model = recipe(size="tiny", patch=8, image_size=(32,), decoder_dim=64, decoder_depth=1).stages[0].build()

@@ -1,13 +1,13 @@
 """The data room: sources by address, decoding, views, batches and their inspection. It knows no model."""
 
-from .aligned import open_samples
-from .declaration import Declared, declare
+from .aligned_folders import open_samples
 from .decode import Unreadable
-from .inspection import Inspection, inspect_source
+from .inspect_images import Inspection, inspect_source
 from .loader import Loader, TooManyBroken
+from .modality_config import Declared, declare
 from .samples import Sample, SampleSource
 from .sources import Source, Subset, open_source, split
-from .views import View, center_view, random_view
+from .transforms import View, center_view, random_view
 
 __all__ = [
     "Declared",

@@ -13,13 +13,13 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from ..chance import Chance, mix, sample_keys
-from ..machine import num_cores, reading_threads
-from ..records import Batch, Modality
+from ..modeling.rng import Chance, mix, sample_keys
+from ..modeling.types import Batch, Modality
+from ..runs.hardware import num_cores, reading_threads
 from .decode import Unreadable
 from .samples import Sample, Stack, complete, join, lacking, sampler, stack, view_of
 from .sources import Source
-from .views import View, draw_cuts
+from .transforms import View, draw_cuts
 
 _CHUNKS = (16, 64)  # the fewest and the most samples that one thread prepares at a time
 _BATCHES_AHEAD = 2

@@ -11,12 +11,12 @@ import torch
 from jaxtyping import Bool, Shaped
 from torch import Tensor
 
-from ..records import Modality, unit
-from .declaration import Declared
+from ..modeling.types import Modality, unit
 from .decode import Unreadable
-from .reading import Map
+from .modality_config import Declared
+from .read_map import Map
 from .sources import Source, Subset
-from .views import Cut, Resize, center_cut, resize, resize_known, resize_nearest
+from .transforms import Cut, Resize, center_cut, resize, resize_known, resize_nearest
 
 
 @dataclass(frozen=True)

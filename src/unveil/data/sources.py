@@ -11,9 +11,10 @@ from typing import Protocol, runtime_checkable
 from jaxtyping import Shaped
 from torch import Tensor
 
-from ..chance import Chance, sample_keys
+from ..modeling.rng import Chance, sample_keys
 from .decode import EXTENSIONS, Unreadable, decode, read_header, to_channels
 from .listing import SPLITS, folder_labels, list_files, missing
+from .plugins import opener_of
 
 _HEADERS_READ = 64  # files that decide how many channels a source has
 _MAX_HELD_OUT = 1000
@@ -71,12 +72,10 @@ def open_source(address: str | Path, channels: int | None = None) -> Source:
     text = str(address)
     if channels is not None and channels < 1:
         raise ValueError(f"{channels} channels are too few; give 1 for grey, 3 for colour, or leave it to the images")
-    if text == "scenes" or text.startswith("scenes:"):
-        from .scenes import parse
-
-        source = parse(text)
+    if opener := opener_of(text):
+        source = opener(text, ())
         if channels not in (None, source.channels):
-            raise ValueError(f"scenes have {source.channels} channels, not {channels}; leave the number out")
+            raise ValueError(f"{text} has {source.channels} channels, not {channels}; leave the number out")
         return source
     path = Path(text).expanduser()
     if not path.exists():

@@ -10,15 +10,15 @@ from __future__ import annotations
 
 from typing import Literal
 
-from ..decoder import SelfDecoder
-from ..encoder import vit
-from ..masking import Attention, Draw, Guided, Hard, Hint, Masker, Reversed
-from ..model import MaskedModel, Objective
-from ..optim import Optim
-from ..recipe import Flip, Recipe, Stage, View, check_words
-from ..records import RGB, Modality, Reading
-from ..targets import Pixels
-from ..teachers import EMATeacher, Momentum
+from ..modeling.decoder import SelfDecoder
+from ..modeling.encoder import vit
+from ..modeling.masked_model import MaskedModel, Objective
+from ..modeling.masking import Attention, Draw, Guided, Hard, Hint, Masker, Reversed
+from ..modeling.optim import Optim
+from ..modeling.targets import Pixels
+from ..modeling.teachers import EMATeacher, Momentum
+from ..modeling.types import RGB, Modality, Reading
+from .recipe import Flip, Recipe, Stage, View, check_words
 
 
 def recipe(

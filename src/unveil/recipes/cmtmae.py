@@ -19,10 +19,11 @@ from typing import Literal
 
 import torch
 
-from ..decoder import Blend, CrossDecoder, SelfDecoder, choose_maps
-from ..encoder import vit
-from ..losses import Loss, cosine, l1, l2, smooth_l1
-from ..masking import (
+from ..modeling.decoder import Blend, CrossDecoder, SelfDecoder, choose_maps
+from ..modeling.encoder import vit
+from ..modeling.losses import Loss, cosine, l1, l2, smooth_l1
+from ..modeling.masked_model import MaskedModel, Objective, linear_head
+from ..modeling.masking import (
     FUSIONS,
     Attention,
     Collaborative,
@@ -39,13 +40,12 @@ from ..masking import (
     Score,
     Uniform,
 )
-from ..model import MaskedModel, Objective, linear_head
-from ..objectives import Gate, Looked, Ranking
-from ..optim import Optim
-from ..recipe import Flip, Recipe, Stage, View, check_words, once
-from ..records import RGB, Modality, Reading
-from ..targets import HOG, Features, Pixels, Target
-from ..teachers import EMATeacher, FrozenTeacher, Momentum, OnlineTeacher, load_teacher
+from ..modeling.objectives import Gate, Looked, Ranking
+from ..modeling.optim import Optim
+from ..modeling.targets import HOG, Features, Pixels, Target
+from ..modeling.teachers import EMATeacher, FrozenTeacher, Momentum, OnlineTeacher, load_teacher
+from ..modeling.types import RGB, Modality, Reading
+from .recipe import Flip, Recipe, Stage, View, check_words, once
 
 
 def recipe(

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import Literal
 
-from ..decoder import Blend, CrossDecoder, choose_maps
-from ..encoder import vit
-from ..masking import Masker, Uniform
-from ..model import MaskedModel, Objective
-from ..optim import Optim
-from ..recipe import Flip, Recipe, Stage, View, check_words
-from ..records import RGB, Modality
-from ..targets import Pixels
+from ..modeling.decoder import Blend, CrossDecoder, choose_maps
+from ..modeling.encoder import vit
+from ..modeling.masked_model import MaskedModel, Objective
+from ..modeling.masking import Masker, Uniform
+from ..modeling.optim import Optim
+from ..modeling.targets import Pixels
+from ..modeling.types import RGB, Modality
+from .recipe import Flip, Recipe, Stage, View, check_words
 
 
 def recipe(

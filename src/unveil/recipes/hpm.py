@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from ..decoder import SelfDecoder
-from ..encoder import vit
-from ..masking import HardestFirst, Masker
-from ..model import MaskedModel, Objective, linear_head
-from ..objectives import Foretold, Ranking
-from ..optim import Optim
-from ..recipe import Flip, Recipe, Stage, View
-from ..records import RGB, Modality
-from ..targets import Pixels
-from ..teachers import EMALossPredictor, Momentum
+from ..modeling.decoder import SelfDecoder
+from ..modeling.encoder import vit
+from ..modeling.masked_model import MaskedModel, Objective, linear_head
+from ..modeling.masking import HardestFirst, Masker
+from ..modeling.objectives import Foretold, Ranking
+from ..modeling.optim import Optim
+from ..modeling.targets import Pixels
+from ..modeling.teachers import EMALossPredictor, Momentum
+from ..modeling.types import RGB, Modality
+from .recipe import Flip, Recipe, Stage, View
 
 
 def recipe(

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from ..decoder import SelfDecoder
-from ..encoder import vit
-from ..masking import Masker, Uniform
-from ..model import MaskedModel, Objective
-from ..optim import Optim
-from ..recipe import Flip, Recipe, Stage, View
-from ..records import RGB, Modality
-from ..targets import Pixels
+from ..modeling.decoder import SelfDecoder
+from ..modeling.encoder import vit
+from ..modeling.masked_model import MaskedModel, Objective
+from ..modeling.masking import Masker, Uniform
+from ..modeling.optim import Optim
+from ..modeling.targets import Pixels
+from ..modeling.types import RGB, Modality
+from .recipe import Flip, Recipe, Stage, View
 
 
 def recipe(

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from ..decoder import Readout
-from ..encoder import vit
-from ..masking import Block, Masker
-from ..model import Blank, MaskedModel, Objective
-from ..optim import Optim
-from ..recipe import Flip, Recipe, Stage, View
-from ..records import RGB, Modality
-from ..targets import HOG
+from ..modeling.decoder import Readout
+from ..modeling.encoder import vit
+from ..modeling.masked_model import Blank, MaskedModel, Objective
+from ..modeling.masking import Block, Masker
+from ..modeling.optim import Optim
+from ..modeling.targets import HOG
+from ..modeling.types import RGB, Modality
+from .recipe import Flip, Recipe, Stage, View
 
 
 def recipe(

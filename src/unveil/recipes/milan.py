@@ -10,17 +10,17 @@ from typing import Literal
 
 import torch
 
-from ..decoder import PromptingDecoder
-from ..encoder import vit
-from ..losses import cosine
-from ..masking import Attention, Guided, Gumbel, Masker, Reversed
-from ..model import MaskedModel, Objective
-from ..objectives import ClassToken
-from ..optim import Optim
-from ..recipe import Flip, Recipe, Stage, View, check_words
-from ..records import RGB, Modality, Reading
-from ..targets import Features
-from ..teachers import load_teacher
+from ..modeling.decoder import PromptingDecoder
+from ..modeling.encoder import vit
+from ..modeling.losses import cosine
+from ..modeling.masked_model import MaskedModel, Objective
+from ..modeling.masking import Attention, Guided, Gumbel, Masker, Reversed
+from ..modeling.objectives import ClassToken
+from ..modeling.optim import Optim
+from ..modeling.targets import Features
+from ..modeling.teachers import load_teacher
+from ..modeling.types import RGB, Modality, Reading
+from .recipe import Flip, Recipe, Stage, View, check_words
 
 
 def recipe(

@@ -6,10 +6,11 @@ from typing import Literal
 
 import torch
 
-from ..decoder import Blend, CrossDecoder, Decoder, Readout, SelfDecoder, choose_maps
-from ..encoder import vit
-from ..losses import Loss, cosine, l1, l2, smooth_l1
-from ..masking import (
+from ..modeling.decoder import Blend, CrossDecoder, Decoder, Readout, SelfDecoder, choose_maps
+from ..modeling.encoder import vit
+from ..modeling.losses import Loss, cosine, l1, l2, smooth_l1
+from ..modeling.masked_model import Blank, MaskedModel, Objective, drop
+from ..modeling.masking import (
     Attention,
     Block,
     Draw,
@@ -24,12 +25,11 @@ from ..masking import (
     Uniform,
     units_of,
 )
-from ..model import Blank, MaskedModel, Objective, drop
-from ..optim import Optim
-from ..recipe import Flip, Recipe, Stage, View, check_words
-from ..records import RGB, Modality, Reading
-from ..targets import HOG, Features, Pixels, Target
-from ..teachers import EMATeacher, FrozenTeacher, Momentum, load_teacher
+from ..modeling.optim import Optim
+from ..modeling.targets import HOG, Features, Pixels, Target
+from ..modeling.teachers import EMATeacher, FrozenTeacher, Momentum, load_teacher
+from ..modeling.types import RGB, Modality, Reading
+from .recipe import Flip, Recipe, Stage, View, check_words
 
 SCORES: dict[str, Score] = {"uniform": Uniform(), "block": Block(), "inverse-block": InverseBlock(), "grid": Grid()}
 DRAWS: dict[str, Draw] = {

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Literal
 
-from ..encoder import vit
-from ..masking import ByModality, Masker
-from ..model import MaskedModel
-from ..optim import Optim
-from ..recipe import Flip, Recipe, Stage, View, check_words
-from ..records import DEPTH, RGB, SEMSEG, Modality
-from .modalities import PATTERNS, answers, budgeted
+from ..modeling.encoder import vit
+from ..modeling.masked_model import MaskedModel
+from ..modeling.masking import ByModality, Masker
+from ..modeling.optim import Optim
+from ..modeling.types import DEPTH, RGB, SEMSEG, Modality
+from .multimodal import PATTERNS, answers, budgeted
+from .recipe import Flip, Recipe, Stage, View, check_words
 
 
 def recipe(

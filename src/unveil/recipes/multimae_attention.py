@@ -11,8 +11,9 @@ from typing import Literal
 import torch
 from torch import nn
 
-from ..encoder import Encoder, vit
-from ..masking import (
+from ..modeling.encoder import Encoder, vit
+from ..modeling.masked_model import Criterion, MaskedModel, Teacher
+from ..modeling.masking import (
     Attention,
     ByModality,
     Collaborative,
@@ -31,12 +32,9 @@ from ..masking import (
     Score,
     Uniform,
 )
-from ..model import Criterion, MaskedModel, Teacher
-from ..objectives import Foreseen, Ranking
-from ..optim import Optim
-from ..recipe import Flip, Recipe, Stage, View, check_words
-from ..records import DEPTH, RGB, SEMSEG, Modality, Reading
-from ..teachers import (
+from ..modeling.objectives import Foreseen, Ranking
+from ..modeling.optim import Optim
+from ..modeling.teachers import (
     Coarse,
     ComplementaryErrors,
     EMATeacher,
@@ -46,7 +44,9 @@ from ..teachers import (
     Sometimes,
     load_teacher,
 )
-from .modalities import answers, budgeted
+from ..modeling.types import DEPTH, RGB, SEMSEG, Modality, Reading
+from .multimodal import answers, budgeted
+from .recipe import Flip, Recipe, Stage, View, check_words
 
 
 def recipe(

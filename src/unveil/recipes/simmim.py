@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from ..decoder import Readout
-from ..encoder import vit
-from ..losses import l1
-from ..masking import Masker, Uniform, units_of
-from ..model import Blank, MaskedModel, Objective
-from ..optim import Optim
-from ..recipe import Flip, Recipe, Stage, View
-from ..records import RGB, Modality
-from ..targets import Pixels
+from ..modeling.decoder import Readout
+from ..modeling.encoder import vit
+from ..modeling.losses import l1
+from ..modeling.masked_model import Blank, MaskedModel, Objective
+from ..modeling.masking import Masker, Uniform, units_of
+from ..modeling.optim import Optim
+from ..modeling.targets import Pixels
+from ..modeling.types import RGB, Modality
+from .recipe import Flip, Recipe, Stage, View
 
 
 def recipe(

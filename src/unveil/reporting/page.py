@@ -9,19 +9,10 @@ from collections.abc import Callable
 from .analyses import attention_over_time, attention_tables, layers
 from .decoders import block_by_block
 from .galleries import across_modalities, attention_maps, guidance, nearest_neighbours, reconstructions
-from .looks import cheaper_guidance
+from .guidance_cost import cheaper_guidance
 from .markup import Markup, brief, join, tag
 from .scores import comparison, evaluations
-from .sections import (
-    Runs,
-    broken_files,
-    curves,
-    environment,
-    health,
-    key_figures,
-    label_free,
-    what_was_run,
-)
+from .sections import Runs, broken_files, curves, environment, health, key_figures, label_free, what_was_run
 from .style import LOGO, SCRIPT, STYLE
 
 SECTIONS: tuple[Callable[[Runs], Markup | None], ...] = (

@@ -8,18 +8,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from .run import (
-    Evaluation,
-    Neighbour,
-    NeighbourRow,
-    ProbeEpoch,
-    ProbeFiles,
-    Probes,
-    Run,
-    Signals,
-    Step,
-    number,
-)
+from .run import Evaluation, Neighbour, NeighbourRow, ProbeEpoch, ProbeFiles, Probes, Run, Signals, Step, number
 
 
 def read_run(path: str | Path) -> Run:

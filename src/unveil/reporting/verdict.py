@@ -11,10 +11,10 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from .finding import ENOUGH_ROWS, ENOUGH_STEPS, LEVELS, Verdict, ends_of, is_telling, losses_of
-from .guided import easy_targets, even_guidance, no_gain, unstable_weight
+from .guidance_checks import easy_targets, even_guidance, no_gain, unstable_weight
 from .markup import brief, figure, percent
 from .run import Run, Signals
+from .verdict_types import ENOUGH_ROWS, ENOUGH_STEPS, LEVELS, Verdict, ends_of, is_telling, losses_of
 
 
 def judge(run: Run, others: Sequence[Run] = ()) -> list[Verdict]:

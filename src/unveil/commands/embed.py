@@ -1,0 +1,77 @@
+"""`unveil embed`: features of any images, with their names, in one file."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..data.aligned_folders import aligned_modalities, open_images, open_samples
+from ..data.inspect_aligned import AlignedInspection, inspect_samples
+from ..data.inspect_images import Inspection, inspect_source
+from ..data.modality_config import declare
+from ..data.sources import open_source
+from ..evaluation.features import extract
+from ..modeling.image_encoder import Pool
+from ..runs.folder import check_writable
+from .load import declared_of, load
+
+
+def embed(
+    run: str,
+    *,
+    data: str,
+    out: str = "features.npz",
+    pool: Pool = "mean",
+    limit: int | None = None,
+    batch_size: int = 256,
+    device: str = "auto",
+) -> Path:
+    """Write the features of images to an .npz file: `features` N x D, `names`, and `labels` where there are any.
+
+    data: a folder of images, a Parquet file, or scenes; of a folder of rgb, depth, ... the first that the run reads
+    out: the file to write
+    pool: cls, mean, or both
+    limit: embed at most so many images, evenly spread
+    batch_size: images at once
+    device: cpu, cuda, mps; auto takes the best
+    """
+    path = Path(out).expanduser()
+    if path.suffix != ".npz":
+        raise ValueError(f"--out {out} is to be an .npz file; give a name that ends so")
+    check_writable(path.parent)
+    encoder = load(run, pool=pool, device=device)
+    source = open_images(data, encoder.channels, declared_of(run))
+    found = extract(encoder, source, pool, batch_size, limit=limit)
+    content: dict[str, Any] = {"features": found.values.numpy(), "names": np.array(found.names)}
+    if found.labels is not None:
+        content["labels"] = found.labels.numpy()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.npz")
+    try:
+        np.savez(temporary, **content)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    for name in found.unreadable[:10]:
+        print(f"left out, unreadable: {name}", file=sys.stderr)
+    print(f"{path}: {found.values.shape[0]:,} features of {found.values.shape[1]} numbers")
+    return path
+
+
+def inspect(data: str, *, modalities: tuple[str, ...] = (), limit: int | None = None) -> Inspection | AlignedInspection:
+    """Look at images before training on them: `print(unveil.inspect("~/photos"))`.
+
+    A folder that holds one for each of several modalities is checked for alignment, and the orphans are named.
+
+    data: a folder of images, a Parquet file, or scenes; with modalities, a folder that holds one for each
+    modalities: rgb, depth, semseg, or .toml files that declare others; by default those that have a folder
+    limit: decode at most so many images for the statistics of pixels
+    """
+    declared = declare(modalities) or aligned_modalities(data)
+    if declared:
+        return inspect_samples(open_samples(data, declared), limit)
+    return inspect_source(open_source(data), limit)

@@ -1,0 +1,182 @@
+"""`unveil evaluate`: protocols on a run, beside what raw pixels, no training and training from scratch give."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+
+from ..evaluation.baselines import RawPixels
+from ..evaluation.cache import Kept
+from ..evaluation.dense import DenseTask
+from ..evaluation.dense.reconstruction import RestoringTask
+from ..evaluation.features import FeatureEncoder
+from ..evaluation.registry import work_of
+from ..evaluation.results import Result, parts_table, table, write_results
+from ..evaluation.run_dense import run_dense, run_tasks
+from ..evaluation.run_protocols import run_protocols
+from ..evaluation.task import open_sets
+from ..modeling.image_encoder import Pool, Pretrained
+from ..modeling.public_vits import ForeignEncoder, is_foreign
+from ..modeling.types import Modality
+from ..runs.console import duration, say
+from .load import declared_of, load, untrained
+from .reconstruct import restoring_tasks
+
+TERMINAL_SECONDS, PLAIN_SECONDS = 0.2, 20.0  # between two words on how far it is
+LONG = 5.0  # seconds after which the time left is told
+
+
+def evaluate(
+    run: str,
+    *,
+    data: str,
+    test_data: str | None = None,
+    group_by: str | None = None,
+    protocol: tuple[str, ...] = ("knn", "linear"),
+    pool: Pool = "mean",
+    baselines: bool = True,
+    limit: int | None = None,
+    micro_batch: int = 256,
+    at_epoch: float | None = None,
+    device: str = "auto",
+    seed: int = 0,
+    **dials: object,
+) -> list[Result]:
+    """Measure a run, or a public ViT, on labelled images; the results are printed and kept in the run's `eval/`.
+
+    Those of a public ViT (a weight file, a folder, a name on the hub) are kept in `runs/<its name>/eval/`.
+    Further arguments are dials of the protocols: each goes to every chosen protocol that has it.
+
+    data: labelled images: a folder of class folders, or of train and val; a Parquet file with labels; scenes; of a
+        folder of rgb, depth, ... the first that the run reads; for segment and depth such a folder, a well-known
+        layout of one, or as --modalities declares
+    test_data: the images to test on; by default those in data's own val or test, else a fifth of every class
+    group_by: hold out whole groups, such as patients: a level of the path (1 is the first folder), or a regex with one
+        group
+    protocol: knn, knn-whitened, linear (as MAE probes), linear-lbfgs, attentive, finetune, lowshot, transfer; segment,
+        depth; reconstruct, heldout (of the run's own decoders)
+    pool: cls, mean, or both
+    baselines: measure raw pixels and the untrained encoder too; where the encoder is trained, from scratch
+    limit: use at most so many images of each source
+    micro_batch: images in memory at once
+    at_epoch: measure the weights that the run kept then (`pretrain --keep-every`); results go to `eval/epoch-<epoch>/`
+    device: cpu, cuda, mps; auto takes the best
+    seed: of splits, probes and fine-tuning
+    """
+    work = work_of(protocol)
+    if work is RestoringTask and is_foreign(run):
+        raise ValueError(f"{', '.join(protocol)} needs a run with its decoders, and {run} is an encoder alone")
+    folder = Path("runs", Path(run).stem) if is_foreign(run) else Path(run).expanduser()
+    told, kept = Told(), Kept(folder / "eval" / "unfinished")
+    try:
+        if work is RestoringTask:
+            tasks = restoring_tasks(
+                run,
+                data,
+                test_data,
+                baselines=baselines,
+                limit=limit,
+                micro_batch=micro_batch,
+                at_epoch=at_epoch,
+                device=device,
+                seed=seed,
+                tell=told.progress,
+            )
+            results = run_tasks(tasks, protocol, data, test_data, seed, dials)
+        else:
+            encoder = load(run, pool=pool, device=device, at_epoch=at_epoch)
+            others = _beside(run, encoder, pool, device) if baselines else {}
+            if work is DenseTask:
+                results = run_dense(
+                    encoder,
+                    protocol,
+                    data,
+                    test_data,
+                    others,
+                    seed=seed,
+                    micro_batch=micro_batch,
+                    limit=limit,
+                    dials=dials,
+                    tell=told.progress,
+                    note=told.note,
+                    kept=kept,
+                )
+            else:
+                results = run_protocols(
+                    encoder,
+                    protocol,
+                    *open_sets(data, test_data, encoder.channels, group_by, seed, declared_of(run)),
+                    pool,
+                    others,
+                    seed=seed,
+                    micro_batch=micro_batch,
+                    limit=limit,
+                    dials=dials,
+                    tell=told.progress,
+                    note=told.note,
+                    kept=kept,
+                )
+    except KeyboardInterrupt:
+        if not kept.is_empty:
+            told.note("what was measured is kept: the same command goes on from here")
+        raise
+    finally:
+        told.close()
+    for file in write_results(folder, results, at_epoch):
+        if is_foreign(run):
+            say(f"kept in {file}")
+    kept.clear()
+    print("\n\n".join(filter(None, (table(results), parts_table(results)))))
+    return results
+
+
+def _beside(run: str, encoder: Pretrained | ForeignEncoder, pool: Pool, device: str) -> dict[str, FeatureEncoder]:
+    """What an encoder is measured beside: raw pixels, and its like as it was before training."""
+    pixels = Modality("rgb", encoder.channels, *encoder.statistics)
+    return {
+        "pixels": RawPixels(pixels, encoder.image_size, encoder.device),
+        "untrained": untrained(run, pool=pool, device=device),
+    }
+
+
+class Told:
+    """What a person hears of a measurement on stderr: in place on a terminal, plain lines elsewhere."""
+
+    def __init__(self) -> None:
+        self.is_terminal = sys.stderr.isatty()
+        self.notes: set[str] = set()
+        self.what, self.began, self.shown, self.width = "", 0.0, 0.0, 0
+
+    def progress(self, what: str, done: int, total: int) -> None:
+        """So many of the images of something are done."""
+        now = time.monotonic()
+        if what != self.what:
+            self.close()
+            self.what, self.began, self.shown = what, now, now if not self.is_terminal else 0.0
+        if now - self.shown < (TERMINAL_SECONDS if self.is_terminal else PLAIN_SECONDS) and done < total:
+            return
+        spent = now - self.began
+        if not self.is_terminal and spent < PLAIN_SECONDS:
+            return
+        self.shown = now
+        left = f"  {duration(spent / done * (total - done))} left" if spent > LONG and 0 < done < total else ""
+        text = f"{what}: {done:,} of {total:,} images{left}"
+        if self.is_terminal:
+            print("\r" + text.ljust(self.width), end="", file=sys.stderr, flush=True)
+            self.width = len(text)
+        else:
+            say(text)
+
+    def note(self, text: str) -> None:
+        """Something was chosen for the user; it is said once."""
+        if text not in self.notes:
+            self.notes.add(text)
+            self.close()
+            say(text)
+
+    def close(self) -> None:
+        """End the line."""
+        if self.is_terminal and self.width:
+            say("")
+            self.width = 0

@@ -1,0 +1,187 @@
+"""Sources of several maps: aligned folders `root/<modality>/**/<stem>.*`."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+import torch
+from jaxtyping import Shaped
+from PIL import Image
+from torch import Tensor
+
+from ..modeling.types import unit
+from .decode import Unreadable
+from .listing import folder_labels, list_files, missing
+from .modality_config import BUILT_IN, Declared
+from .plugins import opener_of
+from .read_map import READ, Map, read_map
+from .samples import Sample, SampleSource, as_sample
+from .sources import Source, open_source, read_bytes
+
+_NEEDED = "Several modalities are read from a folder that holds one for each, or from scenes"
+INTEGERS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif")  # files of whole numbers, which no NaN is among
+Files = Mapping[str, str]  # stem -> path below the root
+
+
+def open_samples(address: str | Path, declared: tuple[Declared, ...]) -> SampleSource:
+    """The samples at an address: a folder with one of files for each modality, or `scenes[:k=v,...]`.
+
+    The samples are all stems that any modality has. Raises FileNotFoundError for a folder that is not there,
+    ValueError for modalities that share no stem with the first, and for what scenes do not hold.
+    """
+    text = str(address)
+    if not declared:
+        raise ValueError("no modality is declared; name at least one, such as rgb")
+    if opener := opener_of(text):
+        return cast("SampleSource", opener(text, declared))
+    root = Path(text).expanduser()
+    if not root.exists():
+        raise FileNotFoundError(missing(root, _NEEDED))
+    if not root.is_dir():
+        raise ValueError(f"{text!r} is a file. {_NEEDED}")
+    files = {d.name: _files_of(root, d.folder, d.suffix, f"modality {d.name!r}") for d in declared}
+    masks = {d.name: _files_of(root, d.validity, "", f"the validity of {d.name!r}") for d in declared if d.validity}
+    first = declared[0].name
+    for d in declared[1:]:
+        if not files[d.name].keys() & files[first].keys():
+            one, other = min(files[first]), min(files[d.name])
+            raise ValueError(
+                f"{text!r} is not aligned: no file of {d.folder!r} (such as {other}) has the stem of one of"
+                f" {declared[0].folder!r} (such as {one}); give both the same names, or declare a suffix"
+            )
+    stems = sorted(set().union(*files.values()))
+    labels, classes = folder_labels(stems)
+    return AlignedSource(text, root, declared, stems, files, masks, labels, classes)
+
+
+def aligned_modalities(address: str | Path) -> tuple[Declared, ...]:
+    """The built-in modalities that a folder has a sub-folder for; none unless there are two."""
+    root = Path(str(address)).expanduser()
+    found = tuple(d for d in BUILT_IN.values() if root.is_dir() and (root / d.folder).is_dir())
+    return found if len(found) > 1 else ()
+
+
+def open_images(address: str | Path, channels: int | None = None, declared: Sequence[Declared] = ()) -> Source:
+    """What an encoder of images reads at an address: of aligned folders the first of its `declared` inputs, or rgb.
+
+    Any other address is opened as `open_source` does, and what that raises is raised.
+    """
+    root = Path(str(address)).expanduser()
+    first = next((d for d in declared if d.modality.role != "output"), None)
+    if root.is_dir() and (aligned_modalities(address) or (first is not None and (root / first.folder).is_dir())):
+        return open_samples(address, (first or BUILT_IN["rgb"],))
+    return open_source(address, channels)
+
+
+@dataclass(frozen=True)
+class AlignedSource:
+    """Files of several modalities in aligned folders: those of one stem are one sample, called by its stem."""
+
+    address: str
+    root: Path
+    declared: tuple[Declared, ...]
+    stems: list[str] = field(repr=False)
+    files: Mapping[str, Files] = field(repr=False)
+    masks: Mapping[str, Files] = field(repr=False)
+    labels: list[int] | None = field(repr=False)
+    classes: list[str] | None = field(repr=False)
+
+    def __len__(self) -> int:
+        return len(self.stems)
+
+    @property
+    def channels(self) -> int:
+        """Those of the first modality."""
+        return self.declared[0].modality.channels
+
+    def name(self, index: int) -> str:
+        """The stem."""
+        return self.stems[index]
+
+    def has(self, index: int) -> tuple[bool, ...]:
+        """Whether each modality has a file of this stem."""
+        return tuple(self.stems[index] in self.files[d.name] for d in self.declared)
+
+    def complete(self) -> frozenset[str]:
+        """Pictures, and numbers of which none is declared to mean no truth: arrays may hold NaN, some TIFFs say so."""
+        return frozenset(
+            d.name
+            for d in self.declared
+            if not (d.validity or d.nodata or d.void is not None)
+            and all(name.lower().endswith(INTEGERS) for name in self.files[d.name].values())
+        )
+
+    def read(self, index: int) -> dict[str, Map]:
+        """The maps that the sample has, as their files hold them, each at its own size; raises `Unreadable`."""
+        stem = self.stems[index]
+        return {d.name: self._map(stem, d) for d in self.declared if stem in self.files[d.name]}
+
+    def image(self, index: int) -> Shaped[Tensor, "C H W"]:
+        """The map of the first modality."""
+        stem, first = self.stems[index], self.declared[0]
+        if stem not in self.files[first.name]:
+            raise Unreadable(stem, f"has no file of {first.name}")
+        return self._map(stem, first).values
+
+    def sample(self, index: int) -> Sample:
+        """The maps that the sample has, in the frame of the first."""
+        return as_sample(self.read(index), [d.modality for d in self.declared], self.stems[index])
+
+    def _map(self, stem: str, declared: Declared) -> Map:
+        path = self.files[declared.name][stem]
+        found = read_map(read_bytes(self.root / path, path), declared, path)
+        mask = self.masks.get(declared.name, {}).get(stem)
+        return found if mask is None else _masked(found, declared, self.root / mask, mask)
+
+    def settled(self, declared: tuple[Declared, ...]) -> AlignedSource:
+        """The same files, read as the data have settled it."""
+        return replace(self, declared=declared)
+
+
+def _files_of(root: Path, folder: str, suffix: str, what: str) -> Files:
+    """The files of a folder by stem: the path in it without the suffix, or the extension."""
+    place = root / folder
+    if not place.is_dir():
+        near = [name for name in sorted(os.listdir(root)) if (root / name).is_dir()]
+        close = difflib.get_close_matches(folder, near, n=1)
+        there = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(near) or 'no folders'}."
+        raise FileNotFoundError(
+            f"{what} has no folder {str(place)!r}; {there} Name the folder as the modality, or declare files"
+        )
+    names, others = list_files(place, READ)
+    found: dict[str, str] = {}
+    for name in names:
+        if not name.endswith(suffix):
+            continue
+        stem = name.removesuffix(suffix) if suffix else os.path.splitext(name)[0]
+        if stem in found:
+            raise ValueError(f"{what} has two files of one stem: {found[stem]} and {folder}/{name}; remove one of them")
+        found[stem] = f"{folder}/{name}"
+    if not found:
+        held = ", ".join(f"{n} {kind}" for kind, n in others.most_common(5)) or f"{len(names)} of another suffix"
+        raise ValueError(
+            f"{what} has no files in {str(place)!r}: found {held}. What counts: *{suffix}, {' '.join(READ)}"
+        )
+    return found
+
+
+def _masked(found: Map, declared: Declared, path: Path, name: str) -> Map:
+    """A map with what a mask file says of it: 0 where it holds no truth."""
+    try:
+        with Image.open(path) as image:
+            mask = np.array(image)
+    except (OSError, ValueError) as error:
+        raise Unreadable(name, str(error)) from error
+    if mask.shape[:2] != found.values.shape[-2:]:
+        raise Unreadable(name, f"the mask has {mask.shape[1::-1]} pixels, the map {tuple(found.values.shape[:0:-1])}")
+    valid = torch.from_numpy(mask.reshape(*mask.shape[:2], -1).any(-1))[None]
+    if found.valid is not None:
+        valid &= found.valid
+    values = found.values if declared.is_categorical else unit(found.values)
+    return Map(values * valid, valid, found.stored)

@@ -1,0 +1,229 @@
+"""Images with a truth at every pixel, classes or depth: plain folders, ADE20K, NYUv2, Hypersim, CamVid, declared
+maps, rendered scenes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+from .aligned_folders import open_samples
+from .class_names import CAMVID, NYU40, named, numbered
+from .dense_dataset import DensePair, DenseSet, Files, Labels, Sampled
+from .hdf5 import NYUV2, nyuv2_frames
+from .listing import list_files, missing
+from .modality_config import BUILT_IN, DEPTH, RGB, SEMSEG, Declared
+from .read_map import READ
+
+Layout = Literal["auto", "folders", "ade20k", "nyuv2", "hypersim", "camvid"]
+FOLDERS = {  # the names that a folder of each kind of map goes by
+    "rgb": ("rgb", "images", "image", "img", "imgs"),
+    "depth": ("depth", "depths", "depth_raw"),
+    "semseg": ("semseg", "labels_40", "labels", "label", "annotations", "masks", "mask"),
+}
+SPLITS = {"train": ("train", "training"), "test": ("test", "testing", "val", "valid", "validation")}
+EXTENSIONS = (*READ, ".hdf5")
+_NEEDED = "Images with a truth at every pixel are folders of images and of labels or depth, by the same names"
+_HELD_OUT = 5  # one in so many, where there is no test set
+
+
+@dataclass(frozen=True)
+class Stored:
+    """What the user says of how labels and depth are stored; None leaves it to the layout.
+
+    `declared` are maps by declaration, which says all of this itself but for `max_depth`.
+    """
+
+    layout: Layout = "auto"
+    classes: int | None = None
+    ignore: int | None = None
+    first_class: int | None = None
+    depth_scale: float | None = None
+    max_depth: float | None = None
+    declared: tuple[Declared, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name in ("depth_scale", "max_depth"):
+            if (value := getattr(self, name)) is not None and value <= 0:
+                raise ValueError(f"{name} is a number above 0; got {value}")
+
+
+def open_dense(data: str, test_data: str | None = None, stored: Stored | None = None) -> DensePair:
+    """The sets at an address, and at another one for the test.
+
+    Where there is no test set, the last fifth is held out: neighbouring frames of a video look alike. Raises
+    FileNotFoundError where nothing is there, ValueError where maps do not belong together.
+    """
+    stored = stored or Stored()
+    found = _open(data, stored)
+    if test_data is not None:
+        other = _open(test_data, stored)
+        return DensePair(found["train"], other.get("test", other["train"]), False)
+    if "test" in found:
+        return DensePair(found["train"], found["test"], False)
+    whole = found["train"]
+    first = len(whole) - max(1, len(whole) // _HELD_OUT)
+    if first < 1:
+        raise ValueError(f"{data} has a single image; at least 2 are needed, one to learn from and one to judge on")
+    return DensePair(whole.only(range(first)), whole.only(range(first, len(whole))), True)
+
+
+def _open(address: str, stored: Stored) -> dict[str, DenseSet]:
+    root = Path(address).expanduser()
+    if stored.declared or address == "scenes" or address.startswith("scenes:"):
+        return _declared(address, root, stored)
+    if not root.exists():
+        raise FileNotFoundError(missing(root, _NEEDED))
+    if not root.is_dir():
+        raise ValueError(f"{address!r} is a file. {_NEEDED}")
+    layout = stored.layout if stored.layout != "auto" else _guess(root)
+    if layout == "hypersim":
+        from .hypersim import frames
+
+        listed = frames(root)
+    elif layout == "nyuv2" and (root / NYUV2).is_file():
+        listed = nyuv2_frames(root)
+    else:
+        listed = {split: _listed(root, kinds) for split, kinds in _splits(root).items()}
+    labels = _labels(root, layout, stored)
+    scale = stored.depth_scale or DEPTH.scale
+    declared = {
+        "rgb": RGB,
+        "depth": replace(DEPTH, scale=scale),
+        "semseg": replace(SEMSEG, void=labels.void, modality=replace(SEMSEG.modality, stride=1)),
+    }
+    return {
+        split: DenseSet(
+            f"{address} ({split})" if len(listed) > 1 else address,
+            names,
+            {kind: Files(declared[kind], root, paths) for kind, paths in kinds.items()},
+            labels,
+            stored.max_depth,
+        )
+        for split, (names, kinds) in listed.items()
+    }
+
+
+def _declared(address: str, root: Path, stored: Stored) -> dict[str, DenseSet]:
+    """Sets of the maps that were declared, in `train/` and `test/` where these hold them; of scenes all three."""
+    given = ["layout"] * (stored.layout != "auto")
+    given += [name for name in ("classes", "ignore", "first_class", "depth_scale") if getattr(stored, name) is not None]
+    if given:
+        told = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+        raise ValueError(
+            f"{told}: scenes and declared maps say this themselves; leave it out, or write it in the .toml"
+        )
+    declared = stored.declared or tuple(BUILT_IN.values())
+    inside = _by_split(root) if root.is_dir() and not (root / declared[0].folder).is_dir() else {}
+    places = {split: str(folder) for split, folder in inside.items()} if "train" in inside else {"train": address}
+    return {split: _of_samples(place, declared, stored.max_depth) for split, place in places.items()}
+
+
+def _of_samples(address: str, declared: tuple[Declared, ...], max_depth: float | None) -> DenseSet:
+    """The samples that have all declared maps; the map of classes goes by semseg, whatever its name."""
+    source = open_samples(address, declared)
+    rows = [row for row in range(len(source)) if all(source.has(row))]
+    if not rows:
+        raise ValueError(f"no sample of {address} has all of {', '.join(d.name for d in declared)}; declare fewer")
+    kinds = [d for d in source.declared if d.is_categorical]
+    classes = kinds[0] if len(kinds) == 1 else next((d for d in kinds if d.name == SEMSEG.name), None)
+    labels = Labels()
+    if classes is not None:
+        count = 0 if classes.measured else classes.modality.num_classes
+        labels = Labels(classes.classes or numbered(count, 0), void=classes.void)
+    maps = {SEMSEG.name if d is classes else d.name: Sampled(source, d, rows) for d in source.declared}
+    return DenseSet(address, [source.name(row) for row in rows], maps, labels, max_depth)
+
+
+def _guess(root: Path) -> Layout:
+    if (root / "objectInfo150.txt").is_file():
+        return "ade20k"
+    if (root / "trainannot").is_dir():
+        return "camvid"
+    if (root / NYUV2).is_file() or any((root / split / "labels_40").is_dir() for split in ("train", "test", ".")):
+        return "nyuv2"
+    return "hypersim" if any(root.glob("ai_*_*/images")) else "folders"
+
+
+def _labels(root: Path, layout: Layout, stored: Stored) -> Labels:
+    """How a layout stores classes, and what the user says of it."""
+    known = {
+        "ade20k": lambda: Labels(named(root / "objectInfo150.txt") or numbered(150, 1), first=1, void=None),
+        "nyuv2": lambda: Labels(NYU40, first=1, void=None),
+        "hypersim": lambda: Labels(NYU40, first=1, void=-1),
+        "camvid": lambda: Labels(CAMVID, void=11),
+    }
+    if layout in known:
+        labels = known[layout]()
+    else:
+        files = [root / name for name in ("classes.txt", "names.txt", "codes.txt")]
+        names = next((found for file in files if (found := named(file))), ())
+        labels = Labels(names, void=255 if len(names) <= 255 else None)
+    if stored.classes is not None and stored.classes != len(labels.names):
+        if labels.names:
+            raise ValueError(f"{root} has {len(labels.names)} classes by its layout, not {stored.classes}")
+        if stored.classes < 2:
+            raise ValueError(f"at least 2 classes are needed; got {stored.classes}")
+        labels = replace(labels, names=numbered(stored.classes, stored.first_class or 0))
+    first = labels.first if stored.first_class is None else stored.first_class
+    return Labels(labels.names, first, labels.void if stored.ignore is None else stored.ignore)
+
+
+def _splits(root: Path) -> dict[str, dict[str, Path]]:
+    """The folders of each kind for each split: `train/rgb`, `rgb/train`, `train` and `trainannot`, or without."""
+    if (root / "trainannot").is_dir():
+        pairs = {s: {"rgb": root / s, "semseg": root / f"{s}annot"} for s in ("train", "test", "val")}
+        there = [kinds for kinds in pairs.values() if all(folder.is_dir() for folder in kinds.values())]
+        return dict(zip(SPLITS, there, strict=False))
+    here = _kinds(root)
+    if here:
+        inside = {kind: _by_split(folder) for kind, folder in here.items()}
+        if all("train" in splits for splits in inside.values()):
+            shared = set.intersection(*(set(splits) for splits in inside.values()))
+            return {s: {kind: splits[s] for kind, splits in inside.items()} for s in SPLITS if s in shared}
+        return {"train": here}
+    found = {split: kinds for split, folder in _by_split(root).items() if (kinds := _kinds(folder))}
+    if "train" not in found:
+        held = ", ".join(sorted(p.name for p in root.iterdir() if p.is_dir())[:8]) or "no folders"
+        raise ValueError(
+            f"{str(root)!r} is of no known layout, it holds {held}: put images into rgb/, labels into semseg/, depth"
+            " into depth/, or these three into train/ and test/"
+        )
+    return found
+
+
+def _kinds(root: Path) -> dict[str, Path]:
+    """The folders of each kind inside a folder, the first by the order of names."""
+    inside = {path.name.lower(): path for path in root.iterdir() if path.is_dir()}
+    found = {kind: next((inside[n] for n in names if n in inside), None) for kind, names in FOLDERS.items()}
+    return {kind: path for kind, path in found.items() if path is not None}
+
+
+def _by_split(root: Path) -> dict[str, Path]:
+    inside = {path.name.lower(): path for path in root.iterdir() if path.is_dir()}
+    found = {split: next((inside[n] for n in names if n in inside), None) for split, names in SPLITS.items()}
+    return {split: path for split, path in found.items() if path is not None}
+
+
+def _listed(root: Path, kinds: Mapping[str, Path]) -> tuple[list[str], dict[str, list[str]]]:
+    """The samples that folders share, and the file of each; ValueError where an image has no partner."""
+    stems = {kind: _stems(folder) for kind, folder in kinds.items()}
+    first = next(iter(kinds))
+    names = sorted(stems[first])
+    for kind, found in stems.items():
+        if without := [name for name in names if name not in found]:
+            raise ValueError(
+                f"{len(without)} of the {len(names)} files of {kinds[first]} have no {kind} in {kinds[kind]}, e.g."
+                f" {without[0]!r}: add the files under the same names, or take those images out"
+            )
+    below = {kind: folder.relative_to(root) for kind, folder in kinds.items()}
+    return names, {kind: [(below[kind] / found[name]).as_posix() for name in names] for kind, found in stems.items()}
+
+
+def _stems(folder: Path) -> dict[str, str]:
+    files, others = list_files(folder, EXTENSIONS)
+    if not files:
+        held = ", ".join(f"{n} {kind}" for kind, n in others.most_common(5)) or "nothing"
+        raise ValueError(f"no maps in {str(folder)!r}: found {held}. What counts: {' '.join(EXTENSIONS)}")
+    return {path.rsplit(".", 1)[0]: path for path in files}

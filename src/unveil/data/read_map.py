@@ -1,0 +1,233 @@
+"""Files of any modality to maps: images, arrays, GeoTIFF and DICOM, with what is no data told apart."""
+
+from __future__ import annotations
+
+import io
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Shaped
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+
+from .decode import EXTENSIONS, Unreadable, decode, oriented, read_header, to_channels
+from .modality_config import Declared
+from .tiff import is_tiff
+
+READ = (*EXTENSIONS, ".npy", ".npz", ".dcm")
+_LISTED_IDS = 5
+_GEO_TAGS = (34735, 42113)  # GeoKeyDirectory, GDAL_NODATA
+
+
+@dataclass(frozen=True)
+class Map:
+    """A map as it was read: uint8 in 0..255, float32 in its unit, or class ids (uint8 or int32).
+
+    `valid` is None where every pixel has a truth; where one has none, the map is 0. A picture is whole, in bytes or in
+    [0, 1]. `stored` says what the file held.
+    """
+
+    values: Shaped[Tensor, "C H W"]
+    valid: Bool[Tensor, "1 H W"] | None
+    stored: str
+    is_picture: bool = False
+
+
+@dataclass(frozen=True)
+class _Stored:
+    """The numbers of a file, as they are in it."""
+
+    values: Shaped[np.ndarray, "C H W"]
+    kind: str
+    nodata: float | None = None
+
+
+def read_map(data: bytes, declared: Declared, name: str = "map") -> Map:
+    """The map that a file of this modality holds. Raises `Unreadable`, also for a class id that is not declared."""
+    if not data:
+        raise Unreadable(name, "the file is empty (0 bytes)")
+    try:
+        if _is_picture(data, declared):
+            header = read_header(data, name)
+            pixels = to_channels(decode(data, name), declared.modality.channels, name)
+            return Map(pixels, None, f"{header.bits}-bit {header.format}", is_picture=True)
+        stored = _stored(data, declared)
+        _check_channels(stored, declared)
+        return _ids(stored, declared) if declared.is_categorical else _measured(stored, declared)
+    except Unreadable:
+        raise
+    except Exception as error:  # decoders of foreign bytes may raise anything
+        raise Unreadable(name, str(error) or type(error).__name__) from error
+
+
+def _is_picture(data: bytes, declared: Declared) -> bool:
+    """Whether a file is an image to look at: nothing declared needs the numbers that it stores."""
+    plain = declared.scale is None and not declared.nodata and not declared.is_categorical
+    return plain and not _is_array(data) and not _is_dicom(data) and not (is_tiff(data) and _is_geotiff(data))
+
+
+def _is_array(data: bytes) -> bool:
+    return data[:6] == b"\x93NUMPY" or data[:4] == b"PK\x03\x04"
+
+
+def _is_dicom(data: bytes) -> bool:
+    return data[128:132] == b"DICM"
+
+
+def _is_geotiff(data: bytes) -> bool:
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            tags = getattr(image, "tag_v2", {})
+            return any(tag in tags for tag in _GEO_TAGS)
+    except UnidentifiedImageError:
+        return True  # bands that Pillow does not know
+
+
+def _stored(data: bytes, declared: Declared) -> _Stored:
+    if _is_array(data):
+        return _array(data, declared)
+    if _is_dicom(data):
+        return _dicom(data, declared)
+    if is_tiff(data) and _is_geotiff(data):
+        return _geotiff(data)
+    with Image.open(io.BytesIO(data)) as image:
+        if image.mode not in ("L", "P", "1", "I", "F", "RGB") and not image.mode.startswith("I;16"):
+            raise ValueError(f"its numbers cannot be read as stored (mode {image.mode}); save it as grey or RGB")
+        values = np.array(image)
+        values = values.astype(np.uint8) if image.mode == "1" else values
+        values = values.astype(np.uint16) if image.mode == "I" and image.format == "PNG" else values
+        values = values[None] if values.ndim == 2 else values.transpose(2, 0, 1)
+        turned = oriented(torch.from_numpy(values), image).numpy()
+        return _Stored(turned, f"{8 * values.itemsize}-bit {image.format}")
+
+
+def _array(data: bytes, declared: Declared) -> _Stored:
+    """An `.npy`, or the one array of an `.npz` that `key` names: H W, C H W, or H W C."""
+    try:
+        loaded = np.load(io.BytesIO(data), allow_pickle=False)
+    except zipfile.BadZipFile as error:
+        raise ValueError(f"the .npz is damaged ({error})") from error
+    if isinstance(loaded, np.ndarray):
+        array, kind = loaded, "npy"
+    else:
+        names, key = list(loaded.files), declared.key
+        if not key and len(names) == 1:
+            key = names[0]
+        if key not in names:
+            asked = f"no array {key!r}" if key else "several arrays, and no key is declared"
+            raise ValueError(f"the .npz has {asked}; it holds {', '.join(names)}: declare key = {names[:1]}")
+        array, kind = loaded[key], f"npz[{key}]"
+    channels = declared.modality.channels
+    if array.ndim == 2:
+        array = array[None]
+    elif array.ndim == 3 and array.shape[0] != channels and array.shape[2] == channels:
+        array = array.transpose(2, 0, 1)
+    if array.ndim != 3 or array.dtype.kind not in "biuf":
+        raise ValueError(f"an array of {array.dtype} {array.shape} is no map; H W, C H W or H W C numbers are needed")
+    return _Stored(np.ascontiguousarray(array), f"{array.dtype} {kind}")
+
+
+def _geotiff(data: bytes) -> _Stored:
+    try:
+        import rasterio
+    except ImportError as error:
+        raise ValueError("a GeoTIFF is read with rasterio: pip install 'unveil[geotiff]'") from error
+    with rasterio.MemoryFile(data) as memory, memory.open() as file:
+        values, nodata = file.read(), file.nodata
+        return _Stored(values, f"{values.dtype} GeoTIFF", nodata)
+
+
+def _dicom(data: bytes, declared: Declared) -> _Stored:
+    """One frame with rescale slope and intercept applied, and the window, which maps to [0, 1], where there is one.
+
+    PS3.3, C.11.1 and C.11.2.1.2. `MONOCHROME1` is turned, so that high is bright. Padding is no data.
+    """
+    try:
+        import pydicom
+    except ImportError as error:
+        raise ValueError("DICOM is read with pydicom: pip install 'unveil[dicom]'") from error
+    file = pydicom.dcmread(io.BytesIO(data))
+    array = file.pixel_array
+    if array.ndim != 2:
+        raise ValueError(f"a DICOM of shape {array.shape} is not one grey frame; save each frame as a file")
+    values = array.astype(np.float32)
+    padding = file.get("PixelPaddingValue")
+    if not declared.is_categorical:
+        values = values * float(file.get("RescaleSlope", 1)) + float(file.get("RescaleIntercept", 0))
+        if (window := declared.window or _own_window(file)) is not None:
+            centre, width = window
+            values = ((values - (centre - 0.5)) / max(width - 1, 1e-6) + 0.5).clip(0, 1)
+            if file.get("PhotometricInterpretation") == "MONOCHROME1":
+                values = 1 - values
+        values[array == padding] = np.nan
+        return _Stored(values[None], f"{file.BitsStored}-bit DICOM")
+    return _Stored(array[None], f"{file.BitsStored}-bit DICOM", padding)
+
+
+def _own_window(file: object) -> tuple[float, float] | None:
+    centre, width = (getattr(file, name, None) for name in ("WindowCenter", "WindowWidth"))
+    if centre is None or width is None:
+        return None
+    several = [value if isinstance(value, Sequence) else [value] for value in (centre, width)]
+    return float(several[0][0]), float(several[1][0])
+
+
+def _check_channels(stored: _Stored, declared: Declared) -> None:
+    found, needed = len(stored.values), declared.modality.channels
+    if found != needed:
+        kind = "class ids have one" if declared.is_categorical else f"{needed} declared"
+        raise ValueError(f"has {found} channel{'s' * (found > 1)}, {kind} ({stored.kind})")
+
+
+def _measured(stored: _Stored, declared: Declared) -> Map:
+    values, valid = stored.values, None
+    units: np.ndarray
+    for nodata in (stored.nodata, *declared.nodata):
+        if nodata is not None and not np.isnan(nodata):
+            known = (values != nodata).all(0, keepdims=True)
+            valid = known if valid is None else valid & known
+    if values.dtype.kind == "f":
+        known = np.isfinite(values).all(0, keepdims=True)
+        if not known.all() or valid is not None:
+            valid = known if valid is None else valid & known
+        units = values.astype(np.float32)
+    elif declared.scale is not None:
+        units = (values.astype(np.float64) * declared.scale + declared.offset).astype(np.float32)
+    elif values.dtype == np.uint8:
+        if valid is None:
+            return Map(torch.from_numpy(np.ascontiguousarray(values)), None, stored.kind, is_picture=True)
+        units = values.astype(np.float32) / 255
+    elif values.dtype == np.uint16:
+        units = values.astype(np.float32) / np.float32(65535)
+    else:
+        raise ValueError(f"its {values.dtype} numbers have no known range; declare a scale, such as scale = 0.001")
+    if valid is None or valid.all():
+        return Map(torch.from_numpy(np.ascontiguousarray(units)), None, stored.kind)
+    units = np.where(valid, units, np.float32(0))
+    return Map(torch.from_numpy(units), torch.from_numpy(valid), stored.kind)
+
+
+def _ids(stored: _Stored, declared: Declared) -> Map:
+    """Class ids, exact; void and no data become 0 and are not valid."""
+    values = stored.values
+    if values.dtype.kind not in "biu":
+        raise ValueError(f"class ids are whole numbers; its {values.dtype} are none ({stored.kind})")
+    ids = values.astype(np.int32)
+    valid = np.ones(ids.shape, bool)
+    for none in (stored.nodata, *declared.nodata, declared.void):
+        if none is not None:
+            valid &= ids != none
+    known = ids[valid]
+    top = np.iinfo(np.int32).max if declared.measured else declared.modality.num_classes
+    if wrong := np.unique(known[(known < 0) | (known >= top)]).tolist():
+        listed = ", ".join(map(str, wrong[:_LISTED_IDS])) + (", ..." if len(wrong) > _LISTED_IDS else "")
+        void = f" and void {declared.void}" if declared.void is not None else ""
+        raise ValueError(
+            f"holds the class ids {listed}; 0 to {top - 1}{void} are declared: correct the file, or classes and void"
+        )
+    ids = np.where(valid, ids, 0)
+    ids = ids.astype(np.uint8) if top <= 256 or ids.max(initial=0) <= 255 else ids
+    return Map(torch.from_numpy(ids), None if valid.all() else torch.from_numpy(valid), stored.kind)

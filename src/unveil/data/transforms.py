@@ -1,0 +1,169 @@
+"""Views: what of an image the model sees. A random view is a pure function of the image and its sample's key."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int, Shaped
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+from ..modeling.rng import Chance
+
+Flip = Literal["none", "h", "hv", "turns"]
+Resize = Callable[[Tensor, tuple[int, int]], Tensor]
+_ATTEMPTS = 10  # boxes drawn before the centre is taken
+
+
+@dataclass(frozen=True)
+class View:
+    """How random views are drawn: a crop of random area and shape, resized to `image_size` (height, width), flipped.
+
+    `crop_scale` bounds the share of the image's area, `crop_ratio` the stretch: width over height of the box, divided
+    by that of `image_size` (Szegedy et al., 2015; the defaults are MAE's, appendix A.1). `flip` is "none"; "h":
+    mirrored half of the time; "hv": also upside down half of the time; "turns": also turned by a quarter half of the
+    time, so that all eight poses are equally likely.
+    """
+
+    image_size: tuple[int, int]
+    crop_scale: tuple[float, float] = (0.2, 1.0)
+    crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    flip: Flip = "h"
+
+    def __post_init__(self) -> None:
+        if len(self.image_size) != 2 or min(self.image_size) < 1:
+            raise ValueError(f"image size {self.image_size} is not (height, width) in pixels, such as (224, 224)")
+        if not 0 < self.crop_scale[0] <= self.crop_scale[1] <= 1:
+            raise ValueError(f"crop scale {self.crop_scale} is not (low, high) with 0 < low <= high <= 1")
+        if not 0 < self.crop_ratio[0] <= self.crop_ratio[1]:
+            raise ValueError(f"crop ratio {self.crop_ratio} is not (low, high) with 0 < low <= high")
+        if self.flip not in get_args(Flip):
+            raise ValueError(f"flip {self.flip!r} is not one of: {', '.join(get_args(Flip))}")
+
+
+@dataclass(frozen=True)
+class Cut:
+    """One drawn view: the box in the image, then a quarter turn, a mirror, upside down."""
+
+    top: int
+    left: int
+    height: int
+    width: int
+    turned: bool
+    mirrored: bool
+    upside_down: bool
+
+    def of(
+        self, image: Shaped[Tensor, "C H W"], size: tuple[int, int], resized: Resize | None = None
+    ) -> Shaped[Tensor, "C h w"]:
+        """The view of this image, `size` (height, width) large, by `resize` or another way."""
+        view = image[:, self.top : self.top + self.height, self.left : self.left + self.width]
+        view = (resized or resize)(view.transpose(1, 2) if self.turned else view, size)
+        dims = [axis for axis, flipped in ((1, self.upside_down), (2, self.mirrored)) if flipped]
+        return view.flip(dims) if dims else view
+
+
+def random_view(image: Shaped[Tensor, "C H W"], view: View, key: Int[Tensor, ""]) -> Shaped[Tensor, "C h w"]:
+    """The view of an image that its sample's key draws."""
+    cut = draw_cuts([(image.shape[-2], image.shape[-1])], view, key.reshape(1))[0]
+    return cut.of(image, view.image_size)
+
+
+def draw_cuts(sizes: Sequence[tuple[int, int]], view: View, keys: Int[Tensor, " B"]) -> list[Cut]:
+    """The views of a batch of images of these sizes (height, width), all numbers drawn at once."""
+    chance = Chance(keys)
+    flips = chance.uniform("view flips", 3).numpy() < 0.5
+    mirrored = flips[:, 0] & (view.flip != "none")
+    upside_down = flips[:, 1] & (view.flip in ("hv", "turns"))
+    turned = flips[:, 2] & (view.flip == "turns")
+
+    height, width = np.array(sizes, dtype=int).reshape(-1, 2).T
+    # A transposition, with the two flips, makes the eight poses. It comes before the crop, so its box has the shape
+    # that the view will have.
+    height, width = np.where(turned, (width, height), (height, width))
+    draws = chance.uniform("view crop", 2 * _ATTEMPTS + 2).numpy().astype(np.float64)
+    area, ratio = draws[:, 2:].reshape(-1, _ATTEMPTS, 2).transpose(2, 0, 1)  # each B A
+    area = (view.crop_scale[0] + area * (view.crop_scale[1] - view.crop_scale[0])) * (height * width)[:, None]
+    ratios = np.array(view.crop_ratio) * view.image_size[1] / view.image_size[0]
+    low, high = np.log(ratios)
+    ratio = np.exp(low + ratio * (high - low))
+    tall, wide = np.rint(np.sqrt(area / ratio)), np.rint(np.sqrt(area * ratio))
+    fits = (tall >= 1) & (wide >= 1) & (tall <= height[:, None]) & (wide <= width[:, None])
+    first = fits.argmax(1)
+    rows = np.arange(len(sizes))
+    # Where no box fits, the largest of an allowed shape, in the middle.
+    limit = np.clip(width / height, *ratios)
+    tall = np.where(fits.any(1), tall[rows, first], np.minimum(height, np.rint(width / limit)).clip(1))
+    wide = np.where(fits.any(1), wide[rows, first], np.minimum(width, np.rint(height * limit)).clip(1))
+    place = np.where(fits.any(1)[:, None], draws[:, :2], 0.5)
+    top = np.floor(place[:, 0] * (height - tall + 1))
+    left = np.floor(place[:, 1] * (width - wide + 1))
+
+    boxes = np.stack([top, left, tall, wide], 1).astype(int)
+    boxes = np.where(turned[:, None], boxes[:, [1, 0, 3, 2]], boxes)  # back in the frame of the image
+    poses = np.stack([turned, mirrored, upside_down], 1)
+    return [Cut(*box, *pose) for box, pose in zip(boxes.tolist(), poses.tolist(), strict=True)]
+
+
+def center_view(image: Shaped[Tensor, "C H W"], image_size: tuple[int, int]) -> Shaped[Tensor, "C h w"]:
+    """The middle of an image for evaluation: resized until `image_size` fits, then cropped at the centre.
+
+    An image whose short side exceeds 96 px and that is large enough is resized to 256/224 of the size first, so that
+    a margin is cut all round (the usual protocol on ImageNet); from smaller ones no margin is cut.
+    """
+    size = (image.shape[-2], image.shape[-1])
+    scale = _center_scale(size, image_size)
+    height, width = (max(target, round(side * scale)) for target, side in zip(image_size, size, strict=True))
+    image = resize(image, (height, width))
+    top, left = (height - image_size[0]) // 2, (width - image_size[1]) // 2
+    return image[:, top : top + image_size[0], left : left + image_size[1]]
+
+
+def center_cut(size: tuple[int, int], image_size: tuple[int, int]) -> Cut:
+    """The same middle as a box in an image of this size (height, width), to the pixel."""
+    scale = _center_scale(size, image_size)
+    height, width = (min(side, max(1, round(t / scale))) for t, side in zip(image_size, size, strict=True))
+    return Cut((size[0] - height) // 2, (size[1] - width) // 2, height, width, False, False, False)
+
+
+def _center_scale(size: tuple[int, int], image_size: tuple[int, int]) -> float:
+    scale = max(target / side for target, side in zip(image_size, size, strict=True))
+    return scale * 256 / 224 if min(size) > 96 and scale * 256 / 224 <= 1 else scale
+
+
+def resize(image: Shaped[Tensor, "C H W"], size: tuple[int, int]) -> Shaped[Tensor, "C h w"]:
+    """The image at `size` (height, width): antialiased bicubic, in bytes for uint8, else in float kept in [0, 1]."""
+    if tuple(image.shape[-2:]) == size:
+        return image
+    resized = interpolate(image[None], size, mode="bicubic", antialias=True)[0]
+    return resized if image.dtype == torch.uint8 else resized.clamp(0, 1)
+
+
+def resize_nearest(image: Shaped[Tensor, "C H W"], size: tuple[int, int]) -> Shaped[Tensor, "C h w"]:
+    """The image at `size`, each pixel that of the old one in whose cell its centre lies: class ids stay ids."""
+    if tuple(image.shape[-2:]) == size:
+        return image
+    rows, columns = (
+        (2 * torch.arange(new) + 1) * old // (2 * new) for new, old in zip(size, image.shape[-2:], strict=True)
+    )
+    return image[:, rows][:, :, columns]
+
+
+def resize_known(image: Float[Tensor, "C H W"], size: tuple[int, int]) -> Float[Tensor, "C h w"]:
+    """Values with what is known of them, 1 or 0, as the last channel, at `size`: means over known pixels alone.
+
+    Weights are those of an antialiased triangle, none below 0, so that no mean lies outside the values. A new pixel
+    is known where at least half of its weight is; where it is not, its values are 0.
+    """
+    if tuple(image.shape[-2:]) == size:
+        return torch.cat([image[:-1] * image[-1:], image[-1:]])
+    known = image[-1:]
+    weighed = torch.cat([image[:-1] * known, known])[None]
+    summed = interpolate(weighed, size, mode="bilinear", antialias=True)[0]
+    share = summed[-1:]
+    kept = (share >= 0.5 - 1e-6).to(image.dtype)
+    return torch.cat([summed[:-1] / share.clamp_min(1e-6) * kept, kept])

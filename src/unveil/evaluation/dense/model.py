@@ -1,0 +1,73 @@
+"""An encoder with a head that tells something of every pixel."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import cast
+
+import torch
+from einops import rearrange
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from ...modeling.types import Batch, Modality
+from .encoder import DenseEncoder
+from .heads import HEADS, HeadName, taps
+from .upernet import UPerHead
+
+
+class DenseModel(nn.Module):
+    """A copy of an encoder, frozen or not, and a head on the tokens of its inputs.
+
+    The tokens that several modalities have at one place stand side by side, as MultiMAE's heads read them. Prefix
+    tokens are left out, and maps are read before any final norm.
+    """
+
+    def __init__(
+        self, encoder: DenseEncoder, inputs: Sequence[Modality], head: HeadName, outputs: int, frozen: bool, seed: int
+    ):
+        super().__init__()
+        self.encoder, self.inputs, self.is_frozen = copy.deepcopy(encoder), tuple(inputs), frozen
+        self.blocks = taps(head, encoder.depth)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.head = HEADS[head](encoder.dim * len(self.inputs), encoder.dim, outputs)
+        self.to(encoder.device).requires_grad_(True)
+        self._module.requires_grad_(not frozen)
+
+    def train(self, mode: bool = True) -> DenseModel:
+        """A frozen encoder stays as it is judged."""
+        super().train(mode)
+        if self.is_frozen:
+            self._module.eval()
+        return self
+
+    @property
+    def _module(self) -> nn.Module:
+        return cast("nn.Module", self.encoder)
+
+    def forward(self, batch: Batch) -> Float[Tensor, "B K H W"]:
+        return self.head(*self._read(batch)).float()
+
+    def guesses(self, batch: Batch) -> list[tuple[float, Float[Tensor, "B K H W"]]]:
+        """What is learned from: the prediction, and those of a head that helps it to learn, each with its weight."""
+        grids, size = self._read(batch)
+        aside = self.head.aside(grids, size) if isinstance(self.head, UPerHead) else []
+        return [(1.0, self.head(grids, size).float()), *((weight, guess.float()) for weight, guess in aside)]
+
+    def _read(self, batch: Batch) -> tuple[list[Float[Tensor, "B C h w"]], tuple[int, int]]:
+        """The encoder's maps, and the size of the prediction."""
+        names = [m.name for m in self.inputs]
+        maps, valid = ({n: every[n] for n in names if n in every} for every in (batch.maps, batch.valid))
+        read = Batch(maps, batch.key, batch.progress, valid)
+        first = self.inputs[0]
+        size = tuple(side * first.stride for side in maps[first.name].shape[-2:])
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.is_frozen):
+            found = self.encoder.tokens(read, self.blocks)
+        rows = size[0] // self.encoder.patch
+        grids = [
+            rearrange(x[:, self.encoder.num_prefix :], "b (m h w) d -> b (m d) h w", m=len(names), h=rows)
+            for x in found
+        ]
+        return grids, (size[0], size[1])

@@ -1,0 +1,208 @@
+"""How a head, and the encoder with it, learns to tell something of every pixel; and its predictions of whole images."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import asdict, dataclass, replace
+from typing import Literal, cast
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ...data.dense_dataset import DensePair
+from ...data.samples import Sample, stack
+from ...modeling.optim import warmup_cosine
+from ...modeling.rng import Chance
+from ...modeling.types import Batch, Modality
+from ...runs.hardware import has_native_bf16
+from ..cache import checksum
+from ..finetuning.classifier import StochasticDepth, layer_groups
+from ..resume import Done, Unfinished
+from .encoder import DenseEncoder
+from .heads import HeadName, enlarged
+from .loader import DenseReader
+from .losses import Truth
+from .model import DenseModel
+from .task import DenseTask
+from .transforms import DenseView, Fit, jittered, places, window_of
+
+Schedule = Literal["auto", "probe", "small", "multimae-ade20k", "multimae-hypersim", "multimae-nyuv2", "mae-ade20k"]
+
+
+@dataclass(frozen=True)
+class DenseTraining:
+    """Settings of a dense fine-tuning or probe; `lr` is the peak rate itself, whatever the batch.
+
+    `image_size` is the side of a view, None the encoder's own size. `scales`, `fit` and `jitter` are those of
+    `DenseView`.
+    """
+
+    epochs: int
+    batch_size: int = 16
+    lr: float = 1e-4
+    warmup_epochs: float = 1
+    weight_decay: float = 0.05
+    layer_decay: float = 0.75
+    drop_path: float = 0.1
+    image_size: int | None = None
+    scales: tuple[float, float] = (0.5, 2.0)
+    fit: Fit = "cover"
+    jitter: float = 0.5
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is at least 1; got {getattr(self, name)}")
+        for name in ("lr", "warmup_epochs", "weight_decay"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} is at least 0; got {getattr(self, name)}")
+        if not 0 < self.layer_decay <= 1 or not 0 <= self.drop_path < 1:
+            raise ValueError(
+                f"layer_decay is a share above 0 and drop_path one below 1; got {self.layer_decay}, {self.drop_path}"
+            )
+
+
+def fitted(settings: DenseTraining, num_images: int, updates: int, given: Mapping[str, object]) -> DenseTraining:
+    """Settings that make about so many updates on a set, in at most their epochs, with what the user gave.
+
+    Where epochs are given, the warm-up keeps its share of them.
+    """
+    changed = {name: value for name, value in given.items() if value is not None}
+    batch_size = min(int(cast("int", changed.get("batch_size", settings.batch_size))), num_images)
+    epochs = settings.epochs
+    if updates:
+        epochs = max(1, min(epochs, round(updates * batch_size / num_images)))
+    epochs = int(cast("int", changed.pop("epochs", epochs)))
+    warmup = settings.warmup_epochs * epochs / settings.epochs
+    return replace(settings, **{**changed, "batch_size": batch_size, "epochs": epochs, "warmup_epochs": warmup})  # type: ignore[arg-type]
+
+
+class Trainer:
+    """A dense model in training on a task: updates of whole batches, cut into micro-batches.
+
+    Heads with BatchNorm see the statistics of a micro-batch.
+    """
+
+    def __init__(
+        self,
+        task: DenseTask,
+        sets: DensePair,
+        encoder: DenseEncoder,
+        inputs: Sequence[Modality],
+        truth: Truth,
+        head: HeadName,
+        frozen: bool,
+        settings: DenseTraining,
+        seed: int,
+    ):
+        self.task, self.sets, self.settings, self.seed = task, sets, settings, seed
+        self.truth, self.inputs, self.device = truth, tuple(inputs), encoder.device
+        side = settings.image_size
+        size = (side, side) if side else encoder.image_size
+        self.view = DenseView(size, settings.scales, settings.fit, settings.jitter)
+        self.model = DenseModel(encoder, inputs, head, truth.outputs, frozen, seed).train()
+        decay = settings.layer_decay if task.is_trained else 1.0
+        self.groups = layer_groups(self.model, self.model.encoder, decay, settings.weight_decay)
+        self.optimizer = torch.optim.AdamW(self.groups, lr=0.0, fused=True)
+        self.depth = StochasticDepth(self.model.encoder.branches(), 0.0 if frozen else settings.drop_path)
+        self.micro_batch = min(task.micro_batch, settings.batch_size)
+        self.unreadable: dict[str, str] = {}
+        loss = getattr(truth.loss, "__name__", repr(truth.loss))
+        key: dict[str, object] = {"learns": [truth.modality.name, truth.outputs, loss], "settings": asdict(settings)}
+        key |= {"weights": checksum(encoder), "images": [sets.train.identity, sets.test.identity]}
+        key |= {"head": head, "frozen": frozen, "inputs": [m.name for m in inputs], "view": size, "seed": seed}
+        key |= {"micro_batch": task.micro_batch, "on": self.device.type, "who": task.who}
+        self.unfinished = Unfinished(task.kept.training(key), self.model, self.optimizer, note=task.note)
+
+    def train(self) -> None:
+        """All epochs. Raises ValueError when it diverges."""
+        settings, train = self.settings, self.sets.train
+        reader = DenseReader(train, (*self.inputs, self.truth.modality))
+        per_epoch = len(train) // settings.batch_size
+        total = settings.epochs * per_epoch * settings.batch_size
+        done = self.unfinished.resume()
+        seen, reader.unreadable = done.steps * settings.batch_size, dict(done.unreadable)
+        for epoch in range(done.epochs, settings.epochs):
+            loss = torch.zeros((), device=self.device)
+            batches = reader.epoch(self.view, settings.batch_size, self.seed, epoch)
+            with closing(cast("Generator[Batch]", batches)):  # its threads end here
+                for step, batch in enumerate(batches):
+                    at = epoch + step / per_epoch
+                    lr = settings.lr * warmup_cosine(at, settings.epochs, settings.warmup_epochs)
+                    loss += self.update(batch.on(self.device), lr)
+                    seen += settings.batch_size
+                    self.task.tell(f"learning, {self.task.who}", seen, total)
+            if not loss.isfinite():
+                raise ValueError(
+                    f"the training of {self.task.who} diverged in epoch {epoch + 1} at a rate of {settings.lr:g};"
+                    " give a lower --lr"
+                )
+            done = Done(epoch + 1, seen // settings.batch_size, reader.unreadable)
+            self.unfinished.save(done, is_last=done.epochs == settings.epochs)
+        self.unreadable |= reader.unreadable
+
+    def update(self, batch: Batch, lr: float) -> Float[Tensor, ""]:
+        """One step on a batch; returns its loss, a mean over valid pixels, still on the device."""
+        name = self.truth.modality.name
+        batch = jittered(batch, self.settings.jitter)
+        total, count = torch.zeros((), device=self.device), batch.valid[name].sum().clamp_min(1)
+        for start in range(0, len(batch), self.micro_batch):
+            part = batch[start : start + self.micro_batch]
+            self.depth.draw(Chance(part.key))
+            with self._precision():
+                guesses = self.model.guesses(part)
+            losses = [w * self.truth.loss(guess, part.maps[name], part.valid[name]) for w, guess in guesses]
+            loss = torch.stack(losses).sum() / count
+            loss.backward()
+            total += loss.detach()
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr * group["scale"]
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return total
+
+    def predictions(self) -> Iterator[tuple[Float[Tensor, "K H W"], Sample]]:
+        """For each test sample the prediction at the size of its truth, averaged over windows, and the sample."""
+        self.model.eval()
+        reader = DenseReader(self.sets.test, (*self.inputs, self.truth.modality))
+        done = 0
+        for samples in reader.each():
+            for sample, guess in zip(samples, self._predicted(samples), strict=True):
+                yield guess, sample
+            done += len(samples)
+            self.task.tell(f"judging {self.task.who}", done, len(self.sets.test))
+        self.unreadable |= reader.unreadable
+
+    @torch.no_grad()
+    def _predicted(self, samples: Sequence[Sample]) -> list[Float[Tensor, "K H W"]]:
+        """Windows of all these samples go through the model together."""
+        wholes = [self.view.whole(sample, self.inputs) for sample in samples]
+        sizes = [(max(made[0], self.view.size[0]), max(made[1], self.view.size[1])) for _, made in wholes]
+        corners = [places(size, self.view.size) for size in sizes]
+        cut = [
+            window_of(whole, corner, self.view.size, self.inputs)
+            for (whole, _), own in zip(wholes, corners, strict=True)
+            for corner in own
+        ]
+        found = []
+        for start in range(0, len(cut), self.micro_batch):
+            maps = stack(cut[start : start + self.micro_batch], self.inputs, self.view.size, missing=())
+            key = torch.zeros(len(maps), dtype=torch.int64)
+            batch = Batch(maps.maps, key, torch.ones(()), maps.valid).on(self.device)
+            with self._precision():
+                found += list(self.model(batch).cpu())
+        guesses = []
+        for sample, (_, made), size, own in zip(samples, wholes, sizes, corners, strict=True):
+            total, count = torch.zeros(self.truth.outputs, *size), torch.zeros(size)
+            for top, left in own:
+                rows, columns = slice(top, top + self.view.size[0]), slice(left, left + self.view.size[1])
+                total[:, rows, columns] += found.pop(0)
+                count[rows, columns] += 1
+            mean = (total / count)[:, : made[0], : made[1]]
+            guesses.append(enlarged(mean[None], sample.size)[0])
+        return guesses
+
+    def _precision(self) -> torch.autocast:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=has_native_bf16(self.device))

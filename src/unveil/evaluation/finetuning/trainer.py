@@ -1,0 +1,226 @@
+"""How a classifier is fine-tuned: the settings, the published ones by name, and the loop."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Generator, Mapping
+from contextlib import closing
+from dataclasses import asdict, dataclass, replace
+from typing import Literal, cast
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from ...data.augment import Mix, RandAugment, erase, mix_images, soft_labels
+from ...data.transforms import View
+from ...modeling.optim import warmup_cosine
+from ...modeling.rng import Chance
+from ...modeling.types import unit
+from ...runs.hardware import has_native_bf16
+from ..cache import checksum
+from ..encoder_protocols import TrainableEncoder
+from ..features import decoded
+from ..loader import Reader, Views
+from ..resume import Done, Unfinished
+from ..task import Task
+from ..types import accuracies
+from .classifier import Classifier, StochasticDepth, TokenPool, layer_groups
+
+Preset = Literal["auto", "mae-b", "mae-l", "mae-h", "crossmae-paper", "crossmae-released", "multimae", "small"]
+
+
+@dataclass(frozen=True)
+class FineTuning:
+    """Settings of a fine-tuning; `lr` is per 256 images, `pool` None leaves the choice to the command.
+
+    `randaugment` is a magnitude of 0..10, `ema` the decay of the average of the weights that is judged; 0 turns each of
+    the regularisers off.
+    """
+
+    epochs: int = 100
+    batch_size: int = 1024
+    lr: float = 5e-4
+    min_lr: float = 1e-6
+    warmup_epochs: float = 5
+    weight_decay: float = 0.05
+    layer_decay: float = 0.65
+    drop_path: float = 0.1
+    randaugment: float = 9
+    mixup: float = 0.8
+    cutmix: float = 1.0
+    smoothing: float = 0.1
+    erasing: float = 0.25
+    ema: float = 0.0
+    crop_scale: tuple[float, float] = (0.08, 1.0)
+    pool: TokenPool | None = None
+
+    def __post_init__(self) -> None:
+        rates = {"drop_path": self.drop_path, "smoothing": self.smoothing, "ema": self.ema}
+        wrong = [name for name, rate in rates.items() if not 0 <= rate < 1]
+        wrong += [name for name in ("erasing", "layer_decay") if not 0 <= getattr(self, name) <= 1]
+        if wrong:
+            raise ValueError(f"{wrong[0]} is a share from 0 to 1; got {getattr(self, wrong[0])}")
+        if self.epochs < 1 or self.batch_size < 1:
+            raise ValueError(f"epochs and batch size are at least 1; got {self.epochs} and {self.batch_size}")
+        wrong = [n for n in ("lr", "weight_decay", "mixup", "cutmix", "warmup_epochs") if getattr(self, n) < 0]
+        if wrong:
+            raise ValueError(f"{wrong[0]} is at least 0; got {getattr(self, wrong[0])}")
+        if not 0 <= self.randaugment <= 10:
+            raise ValueError(f"randaugment is a magnitude from 0 to 10; got {self.randaugment}")
+
+    def rate(self, epoch: float) -> float:
+        """The learning rate at a point of training, counted in epochs: warm-up from 0, then a cosine to `min_lr`."""
+        peak = self.lr * self.batch_size / 256
+        share = warmup_cosine(epoch, self.epochs, self.warmup_epochs)
+        return peak * share if epoch < self.warmup_epochs else self.min_lr + (peak - self.min_lr) * share
+
+
+PRESETS = {
+    "mae-b": FineTuning(),
+    "mae-l": FineTuning(epochs=50, lr=1e-3, layer_decay=0.75, drop_path=0.2),
+    "mae-h": FineTuning(epochs=50, lr=1e-3, layer_decay=0.75, drop_path=0.3),
+    # table 11 of the paper names neither layer decay nor erasing
+    "crossmae-paper": FineTuning(lr=1e-3, layer_decay=1.0, erasing=0.0),
+    "crossmae-released": FineTuning(),
+    "multimae": FineTuning(erasing=0.0, pool="all"),
+    "small": FineTuning(
+        batch_size=128, lr=1e-3, layer_decay=0.75, randaugment=5, mixup=0.0, erasing=0.0, crop_scale=(0.35, 1.0)
+    ),
+}
+FEW = 200_000  # images, below which the published schedules would make too few updates
+UPDATES = 4000
+MAX_EPOCHS = 100
+IN_CACHE = 32  # images whose activations a processor keeps near: a tenth faster than 64 or more at once
+
+
+def preset_for(num_images: int, dim: int) -> Preset:
+    """The preset for a set of images and an encoder: MAE's for its size, or `small` where images are few."""
+    if num_images < FEW:
+        return "small"
+    return "mae-h" if dim >= 1280 else "mae-l" if dim >= 1024 else "mae-b"
+
+
+def settle(preset: Preset, num_images: int, given: Mapping[str, object]) -> FineTuning:
+    """The settings of a preset with what the user gave; `small` makes about 4,000 updates in at most 100 epochs.
+
+    Epochs are given as such or by the number of `updates`. Where they are and the warm-up is not, it keeps its share of
+    them. Raises ValueError for both, and for a setting that is out of range.
+    """
+    settings = PRESETS[preset]
+    changed = {name: value for name, value in given.items() if value is not None}
+    updates = cast("int | None", changed.pop("updates", None))
+    if updates is not None and ("epochs" in changed or updates < 1):
+        also = f" and --epochs {changed['epochs']}" if "epochs" in changed else ""
+        raise ValueError(f"--updates is a number of at least 1, in place of --epochs; got --updates {updates}{also}")
+    if preset == "small":
+        fitting = max(16, min(settings.batch_size, 2 ** int(math.log2(max(1, num_images // 4)))))
+        batch_size = int(cast("int", changed.get("batch_size", fitting)))
+        epochs = max(1, min(MAX_EPOCHS, round(UPDATES * batch_size / num_images)))
+        settings = replace(settings, batch_size=batch_size, epochs=epochs, warmup_epochs=epochs / 10)
+    if updates is not None:
+        batch_size = cast("int", changed.get("batch_size", settings.batch_size))
+        changed["epochs"] = max(1, round(updates * batch_size / num_images))
+    if "epochs" in changed and "warmup_epochs" not in changed:
+        changed["warmup_epochs"] = settings.warmup_epochs * cast("int", changed["epochs"]) / settings.epochs
+    return replace(settings, **changed)  # type: ignore[arg-type]
+
+
+class FineTuner:
+    """A classifier in training on a task: updates of whole batches, cut into micro-batches."""
+
+    def __init__(self, task: Task, encoder: TrainableEncoder, settings: FineTuning, pool: TokenPool, seed: int):
+        self.task, self.settings, self.seed = task, settings, seed
+        self.device = encoder.device
+        self.classifier = Classifier(encoder, task.sets.num_classes, pool, torch.Generator().manual_seed(seed)).train()
+        self.groups = layer_groups(
+            self.classifier, self.classifier.encoder, settings.layer_decay, settings.weight_decay
+        )
+        self.optimizer = torch.optim.AdamW(self.groups, lr=0.0, fused=True)
+        self.depth = StochasticDepth(self.classifier.encoder.branches(), settings.drop_path)
+        self.mean, self.std = encoder.statistics
+        self.average = [p.detach().clone() for p in self.classifier.parameters()] if settings.ema else []
+        self.micro_batch = task.micro_batch if self.device.type != "cpu" else min(task.micro_batch, IN_CACHE)
+        self.steps = 0
+        key = {"learns": "classes", "weights": checksum(encoder), "images": task.sets.identity, "pool": pool}
+        key |= {"settings": asdict(settings), "seed": seed, "micro_batch": self.micro_batch, "on": self.device.type}
+        file = task.kept.training(key | {"image_size": encoder.image_size, "who": task.who})
+        self.unfinished = Unfinished(file, self.classifier, self.optimizer, self.average, task.note)
+
+    def update(self, views: Views, lr: float, mix: Mix) -> Float[Tensor, ""]:
+        """One step on a batch; returns its loss, still on the device."""
+        images, labels, chance = views.on(self.device)
+        if self.settings.randaugment:
+            images = RandAugment(self.mean, self.settings.randaugment)(images, chance)
+        images = mix_images(erase(images, chance, self.settings.erasing, self.mean, self.std), mix)
+        truth = soft_labels(labels, self.task.sets.num_classes, self.settings.smoothing, mix)
+        total = torch.zeros((), device=self.device)
+        size = self.micro_batch
+        for part, wanted, key in zip(images.split(size), truth.split(size), chance.key.split(size), strict=True):
+            self.depth.draw(Chance(key))
+            with self._precision():
+                scores = self.classifier(part)
+            loss = F.cross_entropy(scores.float(), wanted, reduction="sum") / len(images)
+            loss.backward()
+            total += loss.detach()
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr * group["scale"]
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.steps += 1
+        if self.average:  # it follows faster at first, so that a short training is not an average of its beginning
+            decay = min(self.settings.ema, (1 + self.steps) / (10 + self.steps))
+            torch._foreach_lerp_(self.average, list(self.classifier.parameters()), 1 - decay)
+        return total
+
+    def train(self, view_size: tuple[int, int]) -> Reader:
+        """All epochs; returns the reader, which knows what could not be read. Raises ValueError when it diverges."""
+        settings, sets = self.settings, self.task.sets
+        view = View(view_size, settings.crop_scale)
+        reader = Reader(sets.train, view, settings.batch_size, self.seed)
+        per_epoch = reader.steps_per_epoch
+        total = settings.epochs * per_epoch * reader.batch_size
+        done = self.unfinished.resume()
+        self.steps, reader.unreadable = done.steps, dict(done.unreadable)
+        for epoch in range(done.epochs, settings.epochs):
+            loss = torch.zeros((), device=self.device)
+            with closing(cast("Generator[Views]", reader.epoch(epoch))) as batches:  # its threads end here
+                for step, views in enumerate(batches):
+                    rng = np.random.default_rng((self.seed, epoch, step))
+                    mix = Mix.draw(rng, settings.mixup, settings.cutmix, view_size)
+                    loss += self.update(views, settings.rate(epoch + step / per_epoch), mix)
+                    self.task.tell(f"fine-tuning {self.task.who}", self.steps * reader.batch_size, total)
+            if not loss.isfinite():
+                raise ValueError(
+                    f"fine-tuning of {self.task.who} diverged in epoch {epoch + 1} at a rate of {settings.lr:g};"
+                    " give a lower --lr"
+                )
+            done = Done(epoch + 1, self.steps, reader.unreadable)
+            self.unfinished.save(done, is_last=done.epochs == settings.epochs)
+        if self.average:
+            for parameter, average in zip(self.classifier.parameters(), self.average, strict=True):
+                parameter.data.copy_(average)
+        return reader
+
+    def judge(self) -> tuple[dict[str, float], tuple[str, ...]]:
+        """Accuracies and cross-entropy on centre views of the test images, and the names of unreadable ones."""
+        test = self.task.sets.test
+        self.classifier.eval()
+        scores, rows, unreadable = [], [], []
+        size = self.task.encoder.image_size
+        for batch in decoded(test, list(range(len(test))), self.task.micro_batch, size):
+            unreadable += batch.unreadable
+            rows += batch.indices
+            if batch.images is not None:
+                with torch.inference_mode(), self._precision():
+                    scores.append(self.classifier(unit(batch.images.to(self.device))).float())
+        if not scores:
+            raise ValueError(f"none of the {len(test)} test images of {test.source.address} can be read")
+        found, labels = torch.cat(scores), torch.tensor([test.numbers[row] for row in rows], device=self.device)
+        loss = F.cross_entropy(found, labels).item()
+        return accuracies(found, labels) | {"cross_entropy": loss}, tuple(unreadable)
+
+    def _precision(self) -> torch.autocast:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=has_native_bf16(self.device))

@@ -1,0 +1,170 @@
+"""The attentive probe: one learned query looks over frozen tokens, then a linear classifier."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import psutil
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from ...modeling.optim import warmup_cosine
+from ..encoder_protocols import TrainableEncoder, check_trainable
+from ..features import Pool, extract
+from ..task import Task
+from ..types import Score, Split, accuracies
+
+HEAD_DIM = 64
+BATCH_SIZE = 1024
+LR = 1e-3  # not scaled by the batch
+WEIGHT_DECAY = 0.05
+EPOCHS, MIN_UPDATES = 20, 500
+WARMUP_SHARE = 0.1
+EPS = 1e-6
+MEMORY_SHARE = 0.5  # of what is free, for the tokens
+
+
+def attentive(task: Task, seed: int = 0, *, epochs: int | None = None) -> Score | None:
+    """A cross-attention pool with one query over frozen tokens, then a linear layer (Chen et al., 2024, section 3).
+
+    None for an encoder without tokens.
+
+    epochs: times that every image is seen
+    """
+    encoder = check_trainable(task.encoder)
+    if encoder is None:
+        return None
+    split, num_tokens = _tokens(task, encoder)
+    heads = max(1, encoder.dim // HEAD_DIM)
+    while encoder.dim % heads:
+        heads -= 1
+    batch_size = max(1, min(BATCH_SIZE, len(split.train) // 8))
+    updates = len(split.train) // batch_size
+    epochs = max(EPOCHS, math.ceil(MIN_UPDATES / updates)) if epochs is None else epochs
+    if epochs < 1:
+        raise ValueError(f"epochs are at least 1; got {epochs}")
+    chance = torch.Generator().manual_seed(seed)
+    probe = AttentivePool(encoder.dim, heads, split.num_classes, chance).to(encoder.device).train()
+    matrices = [p for p in probe.parameters() if p.ndim > 1]
+    vectors = [p for p in probe.parameters() if p.ndim == 1]
+    groups = [{"params": matrices, "weight_decay": WEIGHT_DECAY}, {"params": vectors, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=LR)
+    total = epochs * updates
+    for step in range(total):
+        if step % updates == 0:
+            order = torch.randperm(len(split.train), generator=chance)
+        rows = order[step % updates * batch_size :][:batch_size]
+        for group in optimizer.param_groups:
+            group["lr"] = LR * warmup_cosine(step + 1, total, WARMUP_SHARE * total)
+        tokens = split.train[rows].to(encoder.device).float().unflatten(1, (num_tokens, -1))
+        loss = F.cross_entropy(probe(tokens), split.train_labels[rows].to(encoder.device))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        task.tell(f"attentive probe of {task.who}", (step + 1) * batch_size, total * batch_size)
+    return Score(
+        metrics=accuracies(_scores(probe.eval(), split.test, num_tokens, encoder), split.test_labels),
+        settings={
+            "head": "BatchNorm1d(affine=False), cross-attention with one query, Linear",
+            "heads": heads,
+            "optimizer": f"AdamW(weight_decay={WEIGHT_DECAY})",
+            "lr": LR,
+            "batch_size": batch_size,
+            "epochs": epochs,
+            "train_images": len(split.train),
+            "test_images": len(split.test),
+            "augmentation": None,
+        },
+        card=(
+            f"One learned query attends, with {heads} heads, to all frozen tokens of the last block (prefix, patches,"
+            " after the encoder's final norm or, where it has none, one without parameters, then a BatchNorm without"
+            f" affine); a linear layer classifies what it gathers. AdamW, rate {LR:g}, {epochs} epochs in batches of"
+            f" {batch_size}, a tenth of them warm-up, then a cosine. Tokens are computed once, from centre views, kept"
+            " in half precision, so there is no augmentation; the accuracy is that of the last epoch."
+        ),
+    )
+
+
+class AttentivePool(nn.Module):
+    """Tokens -> classes: keys and values are linear in the normalised tokens, the query is learned."""
+
+    def __init__(self, dim: int, heads: int, num_classes: int, chance: torch.Generator):
+        super().__init__()
+        self.heads = heads
+        self.norm = nn.BatchNorm1d(dim, eps=EPS, affine=False)
+        self.query = nn.Parameter(torch.empty(1, dim))
+        self.kv = nn.Linear(dim, 2 * dim)
+        self.head = nn.Linear(dim, num_classes)
+        for weight in (self.query, self.kv.weight, self.head.weight):
+            nn.init.trunc_normal_(weight, std=0.02, generator=chance)
+        nn.init.zeros_(self.kv.bias)
+        nn.init.zeros_(self.head.bias)
+
+    def forward(self, tokens: Float[Tensor, "B T D"]) -> Float[Tensor, "B K"]:
+        x = self.norm(tokens.flatten(0, 1)).view(tokens.shape)
+        k, v = self.kv(x).unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)  # each B H T D/H
+        q = self.query.view(self.heads, 1, -1).expand(len(x), -1, -1, -1)
+        return self.head(F.scaled_dot_product_attention(q, k, v).flatten(1))
+
+
+@dataclass(frozen=True)
+class _FlatTokens:
+    """An encoder whose feature of an image is all of its tokens, normalised."""
+
+    encoder: TrainableEncoder
+
+    @property
+    def channels(self) -> int:
+        return self.encoder.channels
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        return self.encoder.image_size
+
+    @property
+    def device(self) -> torch.device:
+        return self.encoder.device
+
+    def features(self, images: Float[Tensor, "B C H W"], pool: Pool) -> Float[Tensor, "B F"]:
+        (tokens,) = self.encoder.maps(images, [self.encoder.depth])
+        norm = self.encoder.final_norm
+        is_plain = isinstance(norm, nn.Identity)
+        return (F.layer_norm(tokens, tokens.shape[-1:], eps=EPS) if is_plain else norm(tokens)).flatten(1)
+
+
+def _tokens(task: Task, encoder: TrainableEncoder) -> tuple[Split, int]:
+    """The tokens of all images, side by side, in the memory of the processor, and how many an image has."""
+    flat = _FlatTokens(encoder)
+    with torch.inference_mode():
+        size = flat.features(
+            torch.zeros(1, encoder.channels, *encoder.image_size, device=encoder.device), "cls"
+        ).numel()
+    sets = task.sets
+    images, free = len(sets.train) + len(sets.test), MEMORY_SHARE * psutil.virtual_memory().available
+    if 2 * size * images > free:
+        raise ValueError(
+            f"the tokens of {images:,} images take {2 * size * images / 2**30:.1f} GB, and {free / 2**30:.1f} GB are"
+            f" free for them; give --limit {int(free / (2 * size) / 2)} or less"
+        )
+
+    def told(done: int, total: int) -> None:
+        task.tell(f"tokens of {task.who}", done, total)
+
+    train, test = (
+        extract(flat, part, task.pool, task.micro_batch, told, dtype=torch.float16) for part in (sets.train, sets.test)
+    )
+    assert train.labels is not None
+    assert test.labels is not None
+    split = Split(train.values, train.labels, test.values, test.labels, sets.num_classes)
+    return split, size // encoder.dim
+
+
+def _scores(
+    probe: AttentivePool, tokens: Float[Tensor, "M F"], num_tokens: int, encoder: TrainableEncoder
+) -> Float[Tensor, "M K"]:
+    with torch.inference_mode():
+        parts = [probe(x.to(encoder.device).float().unflatten(1, (num_tokens, -1))).cpu() for x in tokens.split(256)]
+    return torch.cat(parts)

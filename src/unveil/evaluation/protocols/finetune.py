@@ -1,0 +1,148 @@
+"""Fine-tuning: the whole encoder learns the classes, beside the same training from scratch."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import asdict
+from pathlib import Path
+
+from ..encoder_protocols import Savable, TrainableEncoder, check_trainable
+from ..finetuning.classifier import TokenPool
+from ..finetuning.trainer import FineTuner, FineTuning, Preset, preset_for, settle
+from ..task import Task, unreadable_facts
+from ..types import Score
+
+
+def finetune(
+    task: Task,
+    seed: int = 0,
+    *,
+    preset: Preset = "auto",
+    epochs: int | None = None,
+    updates: int | None = None,
+    batch_size: int | None = None,
+    lr: float | None = None,
+    warmup_epochs: float | None = None,
+    weight_decay: float | None = None,
+    layer_decay: float | None = None,
+    drop_path: float | None = None,
+    randaugment: float | None = None,
+    mixup: float | None = None,
+    cutmix: float | None = None,
+    smoothing: float | None = None,
+    erasing: float | None = None,
+    ema: float | None = None,
+    keep: str | None = None,
+) -> Score | None:
+    """Fine-tuning as MAE does it (He et al., 2022, appendix A.1); None for an encoder that cannot be trained.
+
+    preset: published settings: mae-b, mae-l, mae-h, crossmae-paper, crossmae-released, multimae; small for few images;
+        auto is small below 200,000 images, else MAE's for the encoder's size
+    epochs: times that every image is seen
+    updates: about so many, whatever the number of images; in place of epochs
+    batch_size: images of one update
+    lr: learning rate per 256 images of a batch
+    warmup_epochs: over which the rate grows to its peak
+    weight_decay: of matrices
+    layer_decay: the rate of a layer is that of the next one times this; 1 is one rate for all
+    drop_path: how often the branches of the last block are left out; earlier ones less
+    randaugment: magnitude of RandAugment, 0 to 10; 0 is off
+    mixup: alpha of mixup; 0 is off
+    cutmix: alpha of CutMix; 0 is off
+    smoothing: label smoothing
+    erasing: how often a part of an image is erased
+    ema: decay of the averaged weights that are judged; 0 judges the last ones
+    keep: a new .safetensors file for the fine-tuned encoder, without its head: a teacher for cmtmae
+    """
+    encoder = check_trainable(task.encoder)
+    if encoder is None:
+        return None
+    file = _file_for(keep, encoder) if keep and task.is_trained else None
+    num_images = len(task.sets.train)
+    name = preset_for(num_images, encoder.dim) if preset == "auto" else preset
+    settings = settle(
+        name,
+        num_images,
+        {
+            "epochs": epochs,
+            "updates": updates,
+            "batch_size": batch_size,
+            "lr": lr,
+            "warmup_epochs": warmup_epochs,
+            "weight_decay": weight_decay,
+            "layer_decay": layer_decay if task.is_trained else 1.0,
+            "drop_path": drop_path,
+            "randaugment": randaugment,
+            "mixup": mixup,
+            "cutmix": cutmix,
+            "smoothing": smoothing,
+            "erasing": erasing,
+            "ema": ema,
+        },
+    )
+    pool = settings.pool or task.pool
+    if pool == "both":
+        raise ValueError("fine-tuning reads the class token or the mean of the patches; give --pool cls or --pool mean")
+    if pool == "cls" and not encoder.num_prefix:
+        raise ValueError("this encoder has no class token; give --pool mean")
+    if preset == "auto":
+        task.note(
+            f"finetune: preset {name} for {num_images:,} images: {settings.epochs}"
+            f" epoch{'s' * (settings.epochs > 1)} in batches of {settings.batch_size};"
+            " --preset, --epochs, --updates and --batch-size say otherwise"
+        )
+    tuner = FineTuner(task, encoder, settings, pool, seed)
+    reader = tuner.train(encoder.image_size)
+    metrics, missing = tuner.judge()
+    if file is not None and isinstance(tuner.classifier.encoder, Savable):
+        tuner.classifier.encoder.save(file)
+        task.note(f"the fine-tuned encoder is kept in {file}; unveil pretrain cmtmae --teacher {file}")
+    unreadable = (*reader.unreadable, *missing)
+    return Score(
+        metrics=metrics,
+        settings={
+            "preset": name,
+            **asdict(settings),
+            "pool": pool,
+            "batch_size": reader.batch_size,
+            "optimizer": "AdamW(betas=(0.9, 0.999))",
+            "train_images": num_images - len(reader.unreadable),
+            "test_images": len(task.sets.test) - len(missing),
+            **unreadable_facts(unreadable),
+        },
+        card=_card(name, settings, reader.batch_size, pool),
+        trains_encoder=True,
+    )
+
+
+def _file_for(keep: str, encoder: TrainableEncoder) -> Path:
+    """Where the encoder will be kept, found fit before hours are spent."""
+    file = Path(keep).expanduser()
+    if not isinstance(encoder, Savable):
+        raise ValueError("--keep is for encoders of our runs; a public ViT keeps its own file")
+    if file.suffix != ".safetensors" or file.exists() or not os.access(file.absolute().parent, os.W_OK | os.X_OK):
+        raise ValueError(f"--keep is a new .safetensors file in a folder that can be written; got {keep}")
+    return file
+
+
+def _card(name: str, settings: FineTuning, batch_size: int, pool: TokenPool) -> str:
+    read = {"cls": "the class token", "mean": "the mean of the patch tokens", "all": "the mean of all tokens"}[pool]
+    regularisers = {
+        "RandAugment": settings.randaugment,
+        "mixup": settings.mixup,
+        "CutMix": settings.cutmix,
+        "label smoothing": settings.smoothing,
+        "random erasing": settings.erasing,
+        "drop path": settings.drop_path,
+        "averaged weights": settings.ema,
+    }
+    used = ", ".join(f"{word} {value:g}" for word, value in regularisers.items() if value)
+    return (
+        f"The whole encoder and a linear head on {read} after a LayerNorm, trained by AdamW in {settings.epochs}"
+        f" epoch{'s' * (settings.epochs > 1)} with batches of {batch_size} (preset {name}): base rate"
+        f" {settings.lr:g} per 256 images, layer decay {settings.layer_decay:g}, weight decay"
+        f" {settings.weight_decay:g}, {settings.warmup_epochs:g} epochs of warm-up, then a cosine. Random resized"
+        f" crops, flips; {used or 'nothing else'}. Judged on centre views after the last epoch, not the best"
+        " one. From scratch is the same training of the untrained encoder, without layer decay, which would hold its"
+        " first layers back. RandAugment is bilinear here and bicubic in the public code."
+    )

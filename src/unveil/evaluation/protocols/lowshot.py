@@ -1,0 +1,111 @@
+"""Few labels: the same measurement on stratified draws of the training images."""
+
+from __future__ import annotations
+
+import re
+from statistics import fmean
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from ..by_name import ON_FEATURES, Measure, measure
+from ..statistics import mean_interval
+from ..task import Task
+from ..types import Score
+
+MIN_PER_CLASS = 2
+
+
+def lowshot(
+    task: Task,
+    seed: int = 0,
+    *,
+    shots: tuple[str, ...] = ("1%", "10%", "10k", "20k"),
+    draws: int = 5,
+    by: Measure = "linear-lbfgs",
+    epochs: int | None = None,
+    updates: int | None = None,
+) -> Score | None:
+    """Accuracy from few labelled images, as the mean over draws, with its 95 % interval where there are several.
+
+    shots: how many training images: a share (1%), a number (500), thousands (10k); what the set cannot give is left out
+    draws: how many times images are drawn for each number
+    by: knn, knn-whitened, linear, linear-lbfgs, attentive or finetune: what is learned from them
+    epochs: of attentive and finetune
+    updates: of finetune, in place of epochs
+    """
+    if draws < 1:
+        raise ValueError(f"draws are at least 1, and 2 for an interval; got {draws}")
+    is_on_features = by in ON_FEATURES
+    labels = task.split.train_labels.cpu() if is_on_features else torch.tensor(task.sets.train.numbers)
+    counts = {shot: count_of(shot, len(labels)) for shot in shots}
+    fewest = MIN_PER_CLASS * len(labels.unique())
+    possible = {shot: count for shot, count in counts.items() if fewest <= count < len(labels)}
+    if not possible:
+        raise ValueError(
+            f"none of {', '.join(shots)} can be drawn from {len(labels):,} training images: {fewest:,} are needed, 2 of"
+            " each class, and fewer than all; give other --shots"
+        )
+    for shot in counts.keys() - possible.keys():
+        task.note(f"lowshot: {shot} of {len(labels):,} training images is left out: it needs {fewest:,} and not all")
+    metrics: dict[str, float] = {}
+    found: list[Score] = []
+    for shot, count in possible.items():
+        accuracies = []
+        for draw in range(draws):
+            rows = stratified_draw(labels, count, seed * 1000 + draw)
+            some = task.on_features_of(rows) if is_on_features else task.learning_from(rows)
+            score = measure(some, by, seed + draw, epochs, updates)
+            if score is None:
+                return None
+            found.append(score)
+            accuracies.append(score.metrics["accuracy"])
+        metrics[f"accuracy_{shot}"] = fmean(accuracies)
+        if draws > 1:
+            _, metrics[f"plus_minus_{shot}"] = mean_interval(accuracies)
+    drawn = "once" if draws == 1 else f"{draws} times"
+    spread = (
+        " The mean accuracy, and half of its 95 % interval by Student's t over the draws: it says how much the drawn"
+        " images matter, not how much pretraining varies."
+    )
+    return Score(
+        metrics=metrics,
+        settings={"by": by, "draws": draws, "images": possible, "last": found[-1].settings},
+        card=(
+            f"{by} on {' and '.join(f'{shot} ({count:,})' for shot, count in possible.items())} of {len(labels):,}"
+            f" training images, drawn {drawn} with the classes in proportion; all test images."
+            f"{spread if draws > 1 else ''} {found[-1].card}"
+        ),
+        trains_encoder=found[-1].trains_encoder,
+    )
+
+
+def count_of(shot: str, total: int) -> int:
+    """How many of `total` images: `1%`, `500` or `10k`. Raises ValueError for other words."""
+    read = re.fullmatch(r"(\d+(?:\.\d+)?)(%|k|)", shot)
+    if read is None:
+        raise ValueError(f"shots are shares or numbers of images, such as 1% or 500 or 10k; got {shot!r}")
+    number = float(read[1])
+    return int(total * number / 100 + 1e-9) if read[2] == "%" else int(number * (1000 if read[2] else 1))
+
+
+def stratified_draw(labels: Int[Tensor, " N"], count: int, seed: int) -> Int[Tensor, " K"]:
+    """So many rows, ascending: of every class its share, by largest remainders, and at least two where it has them."""
+    chance = torch.Generator().manual_seed(seed)
+    classes, sizes = labels.unique(return_counts=True)
+    exact = sizes.double() * count / len(labels)
+    wanted = exact.floor().long().clamp_min(MIN_PER_CLASS).minimum(sizes)
+    while (missing := count - int(wanted.sum())) != 0:  # the class that is furthest from its share gives or takes one
+        off = exact - wanted
+        if missing > 0:
+            off[wanted >= sizes] = -torch.inf
+            wanted[off.argmax()] += 1
+        else:
+            off[wanted <= MIN_PER_CLASS] = torch.inf
+            wanted[off.argmin()] -= 1
+    rows = []
+    for label, number in zip(classes.tolist(), wanted.tolist(), strict=True):
+        own = (labels == label).nonzero()[:, 0]
+        rows.append(own[torch.randperm(len(own), generator=chance)[:number]])
+    return torch.cat(rows).sort().values

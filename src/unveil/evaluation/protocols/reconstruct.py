@@ -1,0 +1,107 @@
+"""Reconstruction: how close a run's own decoders come to what is hidden, and to one modality from others."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ..dense import Confusion, DepthErrors
+from ..dense.reconstruction import Restored, RestoringTask
+from ..types import Score
+
+LEAST_ERROR = 0.25  # of 255, squared, at which PSNR ends: rounding alone can make it
+
+
+def reconstruct(
+    task: RestoringTask, seed: int = 0, *, hidden: tuple[float, ...] = (0.5, 0.75, 0.9), cross_modal: bool = True
+) -> Score | None:
+    """PSNR and loss on hidden patches for several shares hidden, and what one modality tells of another.
+
+    hidden: the shares of all patches that are hidden
+    cross_modal: of a run of several modalities, hide each whole and predict it from the first, and from all others
+    """
+    if not hidden or not all(0 < share < 1 for share in hidden):
+        raise ValueError(f"hidden is one share between 0 and 1 or several; got {hidden}")
+    ways: dict[str, float | tuple[str, ...]] = {f"{share:g}": 1 - share for share in hidden}
+    inputs, outputs = task.model.inputs, task.model.outputs
+    crossings: dict[str, str] = {}
+    if cross_modal and len(inputs) > 1:
+        for name in outputs:
+            others = tuple(other for other in inputs if other != name)
+            for shown in dict.fromkeys((others[:1], others)):
+                told = f"{name}_from_{'_and_'.join(shown)}"
+                ways[told], crossings[told] = shown, name
+    found: dict[str, _Found] = defaultdict(_Found)
+    done = 0
+    for batch in task.batches():
+        for told, way in ways.items():
+            for name, restored in task.model.restored(batch, way).items():
+                target = crossings.get(told)
+                if target is None:
+                    found[f"{told}_{name}"].add(restored)
+                elif restored.modality.name == target:  # several objectives may tell it, each by its own name
+                    found[name + told.removeprefix(target)].add(restored)
+        done += len(batch)
+        task.tell(f"reconstruction, {task.who}", done, task.num_samples)
+    metrics = {f"{metric}_{told}": value for told, f in found.items() for metric, value in f.metrics().items()}
+    if not metrics:
+        raise ValueError("this run predicts features only, no pixels, depth or classes that could be reconstructed")
+    return Score(
+        metrics=metrics,
+        settings={"hidden": list(hidden), "cross_modal": sorted(crossings), "test_images": done},
+        card=(
+            f"The run's own decoders on centre views of {done} samples that it was not trained on, at"
+            f" {', '.join(f'{share:g}' for share in hidden)} of all patches hidden: the same uniform masks for every"
+            " model with this grid, whatever it was trained with. The loss is the model's own, on hidden patches. PSNR"
+            " is of hidden pixels in 0 to 255, clipped and rounded, the mean over images. Where targets were normalised"
+            " (by their own patch's mean and deviation, or by each image's, as depth), the truth's are put back, as"
+            " published: the model never saw them, so only models of one target compare."
+            + (" Cross-modal: a modality is hidden whole and told from others that are whole." if crossings else "")
+            + " Training mean: at each place the mean target of training images, or their most frequent class, put back"
+            " in the same way; it reads nothing."
+        ),
+    )
+
+
+class _Found:
+    """What adds up over batches about one prediction."""
+
+    def __init__(self) -> None:
+        self.losses: list[Float[Tensor, " B"]] = []
+        self.psnr: list[float] = []
+        self.depth = DepthErrors()
+        self.confusion: Confusion | None = None
+        self.kind = "other"
+
+    def add(self, restored: Restored) -> None:
+        self.losses.append(restored.losses.cpu())
+        modality, asked = restored.modality, restored.asked
+        if modality.kind == "categorical":
+            self.kind = "classes"
+            self.confusion = self.confusion or Confusion(modality.num_classes)
+            self.confusion.add(restored.guess[:, :1], restored.truth[:, :1], asked)
+        elif modality.normalise == "fixed":
+            self.kind = "picture"
+            guess, truth = ((x * 255).round().clamp(0, 255) for x in (restored.guess, restored.truth))
+            error = ((guess - truth).square().mean(1, keepdim=True) * asked).flatten(1).sum(1)
+            count = asked.flatten(1).sum(1)
+            mean = (error / count.clamp_min(1)).clamp_min(LEAST_ERROR)
+            self.psnr += (20 * math.log10(255) - 10 * mean[count > 0].log10()).tolist()
+        elif modality.channels == 1:
+            self.kind = "depth"
+            self.depth.add(restored.guess, restored.truth, asked & (restored.truth > 0))
+
+    def metrics(self) -> dict[str, float]:
+        losses = torch.cat(self.losses)
+        found = {"loss": losses[losses.isfinite()].mean().item()} if losses.isfinite().any() else {}
+        if self.kind == "picture" and self.psnr:
+            found["psnr"] = sum(self.psnr) / len(self.psnr)
+        elif self.kind == "depth" and self.depth.count:
+            found |= self.depth.metrics()
+        elif self.confusion is not None and self.confusion.counts.sum():
+            found |= self.confusion.metrics()
+        return found

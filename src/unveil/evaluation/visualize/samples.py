@@ -1,0 +1,60 @@
+"""A few samples, read to be looked at."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+
+from ...data.decode import Unreadable
+from ...data.samples import Sample, Stack, center_of, complete, lacking, sampler, stack
+from ...data.sources import Source, spread
+from ...data.transforms import center_view
+from ...modeling.rng import sample_keys
+from ...modeling.types import Batch, Modality, unit
+
+
+@dataclass(frozen=True)
+class Glance:
+    """Centre views of a few samples, evenly spread over a source, with their names and their places in it."""
+
+    names: list[str]
+    places: list[int]
+    views: Stack
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def batch(self, device: torch.device | str) -> Batch:
+        """All of them as a batch."""
+        return batch_of(self.views, device)
+
+
+def batch_of(views: Stack, device: torch.device | str) -> Batch:
+    """Views as a batch, each with the same chance every time."""
+    key = sample_keys(0, 0, range(len(views)))
+    return Batch(views.maps, key, torch.ones(()), views.valid, views.present).on(device)
+
+
+def glance(source: Source, modalities: Sequence[Modality], size: tuple[int, int], count: int) -> Glance:
+    """Look at a few samples that have the first input; those that cannot be read are left out."""
+    first = next(m for m in modalities if m.role != "output")
+    read, lacks = sampler(source, first.name), lacking(source)
+    places, views = [], []
+    for index in spread(len(source), count) if count else []:
+        try:
+            sample = read(index)
+        except Unreadable:
+            continue
+        if first.name in sample.maps:
+            places.append(index)
+            views.append(_centre(sample, size, modalities, is_plain=lacks is None))
+    return Glance([source.name(i) for i in places], places, stack(views, modalities, size, lacks, complete(source)))
+
+
+def _centre(sample: Sample, size: tuple[int, int], modalities: Sequence[Modality], is_plain: bool) -> Sample:
+    if is_plain:  # by the resize that evaluations use, to the bit
+        return Sample({name: unit(center_view(image, size)) for name, image in sample.maps.items()})
+    views = center_of(sample, size, modalities)
+    return replace(views, maps={n: unit(m) if n not in views.valid else m for n, m in views.maps.items()})

@@ -1,0 +1,231 @@
+"""`unveil bench`: a training step against transformers' and along the ladder from MAE to CrossMAE."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import shlex
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import psutil
+import torch
+
+from ..._version import __version__
+from ...runs.checkpoint import write_json
+from ...runs.console import duration
+from ...runs.hardware import choose_device, git_commit, has_native_bf16, memory_total, num_cores, versions
+from .contenders import Contender, Name, Work, present
+from .flops import Cost, count
+from .memory import MEANING, peak
+from .results import Entry, Results, text
+from .timing import Precision, Seconds, Stepper, interleave
+
+_WARMUP = 2  # rounds: moments are made in the first, and kernels chosen
+_BUSY = 0.2  # share of the processor that others may use before the times are called doubtful
+
+
+def bench(
+    *,
+    size: str = "base",
+    patch: int = 16,
+    image_size: tuple[int, ...] = (224,),
+    batch_size: int | None = None,
+    contenders: tuple[Name, ...] = ("mae", "transformers", "cross-attention", "partial", "inter-block"),
+    precision: Literal["both", "float32", "bf16"] = "both",
+    rounds: int | None = None,
+    memory: bool = True,
+    compile: bool = False,
+    device: str = "auto",
+    threads: int | None = None,
+    seed: int = 0,
+    out: str | None = None,
+) -> dict[str, Any]:
+    """Time a training step, forward, backward and update; returns and prints what was found.
+
+    All contenders take turns in one process, on the same images, so that the ratios hold where the times drift.
+
+    size: width and depth of the ViT: nano, tiny, small, base, large, huge
+    patch: side of a patch in pixels
+    image_size: side of an image in pixels, or its height and width
+    batch_size: images per step; by default 8 on a processor, 64 or more on a GPU, as its memory allows
+    contenders: who is timed; the first is the base of the ratios
+    precision: both is float32, and bf16 where the device has it in hardware
+    rounds: turns of each contender; by default 10 on a processor, 30 on a GPU
+    memory: measure peak memory too, each contender in a process of its own
+    compile: compile the steps with torch.compile
+    device: cpu, cuda, cuda:1, mps; auto takes the best
+    threads: threads of the processor; by default as many as torch takes
+    seed: of weights, images and masks
+    out: a JSON file for every raw time, the machine and the versions
+    """
+    began = datetime.now(UTC).isoformat(timespec="seconds")
+    chosen = choose_device(device)
+    rounds = (10 if chosen.type == "cpu" else 30) if rounds is None else rounds
+    for name, number in {"rounds": rounds, "threads": threads}.items():
+        if number is not None and number < 1:
+            raise ValueError(f"{name} is a whole number, at least 1; got {number}")
+    file = _writable(out) if out else None
+    work = Work(size, patch, tuple(image_size), _fitting_batch(chosen) if batch_size is None else batch_size, seed)
+    found, skipped = present(contenders, work)
+    precisions, refused = _precisions(precision, chosen)
+    skipped |= refused
+    for name, why in skipped.items():
+        _say(f"{name} is left out: {why}")
+    if batch_size is None:
+        _say(f"{work.batch_size} images a step, fitted to this device; --batch-size says otherwise")
+
+    threads_before = torch.get_num_threads()
+    torch.set_num_threads(threads or threads_before)
+    try:
+        busy = psutil.cpu_percent(interval=1.0) / 100
+        if busy > _BUSY:
+            _say(f"warning: other programs keep the processor {busy:.0%} busy; the times are less to be trusted")
+        costs: dict[str, Cost] = {c.name: count(c, work) for c in found}
+        megabytes = _memory(found, work, precisions, chosen, compile) if memory else {}
+        _check_room(costs, megabytes, chosen)
+        seconds = _time(found, work, precisions, chosen, compile, rounds)
+        used = torch.get_num_threads()
+    finally:
+        torch.set_num_threads(threads_before)
+
+    entries = (
+        Entry(
+            c.name,
+            c.summary,
+            costs[c.name].parameters,
+            costs[c.name].flops,
+            {p: megabytes.get((c.name, p)) for p in precisions},
+            {p: seconds[c.name, p] for p in precisions},
+        )
+        for c in found
+    )
+    facts = {
+        "unveil": __version__,
+        "command": _command(),
+        "started": began,
+        "git": git_commit(),
+        "machine": versions(chosen) | {"cores": num_cores(), "transformers": _version("transformers")},
+        "threads": used,
+        "busy_before": busy,
+        "compile": compile,
+        "float32_matmul": torch.get_float32_matmul_precision(),
+        "rounds": rounds,
+        "warmup": _WARMUP,
+        "memory_is": MEANING.get(chosen.type, "not measured on this device") if memory else "not measured",
+    }
+    results = Results(work, precisions, tuple(entries), facts, skipped)
+    print(text(results), flush=True)
+    if file:
+        write_json(file, results.to_dict())
+        _say(f"every raw time is in {file}")
+    return results.to_dict()
+
+
+def _memory(
+    contenders: Sequence[Contender],
+    work: Work,
+    precisions: Sequence[Precision],
+    device: torch.device,
+    compile: bool,
+) -> dict[tuple[str, Precision], float | None]:
+    found: dict[tuple[str, Precision], float | None] = {}
+    for contender in contenders:
+        for precision in precisions:
+            _say(f"memory of {contender.name} in {precision} ...")
+            found[contender.name, precision] = peak(contender, work, precision, device, compile)
+    return found
+
+
+def _time(
+    contenders: Sequence[Contender],
+    work: Work,
+    precisions: Sequence[Precision],
+    device: torch.device,
+    compile: bool,
+    rounds: int,
+) -> dict[tuple[str, Precision], list[Seconds]]:
+    batch = work.batch(device)
+    steppers = {c.name: Stepper(c.build(work), batch, device, compile, c.period) for c in contenders}
+    steps: dict[tuple[str, Precision], partial[Seconds]] = {
+        (name, precision): partial(stepper.step, precision)
+        for precision in precisions
+        for name, stepper in steppers.items()
+    }
+    began: list[float] = []
+
+    def tell(number: int, of: int) -> None:
+        began.append(time.monotonic())
+        if number < 1:
+            _say("warming up ..." if number < 0 else f"round 1 of {of}")
+        else:
+            left = (began[-1] - began[-1 - number]) / number * (of - number)
+            _say(f"round {number + 1} of {of}, {duration(left)} left")
+
+    return interleave(steps, rounds, _WARMUP, tell)
+
+
+def _precisions(
+    asked: Literal["both", "float32", "bf16"], device: torch.device
+) -> tuple[tuple[Precision, ...], dict[str, str]]:
+    """What is timed, and why bf16 is not where it was not asked for by name."""
+    if asked == "both" and not has_native_bf16(device):
+        return ("float32",), {"bf16": "this device only emulates it; --precision bf16 times it all the same"}
+    if asked == "both":
+        return ("float32", "bf16"), {}
+    return (asked,), {}
+
+
+def _fitting_batch(device: torch.device) -> int:
+    """8 images on a processor; on a GPU 64, and more where it has more than 24 GB."""
+    if device.type == "cuda":
+        gigabytes = memory_total(device) / 1024
+        return next(size for size, least in ((256, 70), (128, 36), (64, 0)) if gigabytes >= least)
+    return 8 if device.type == "cpu" else 16
+
+
+def _check_room(
+    costs: Mapping[str, Cost], megabytes: Mapping[tuple[str, Precision], float | None], device: torch.device
+) -> None:
+    """All contenders' weights and moments stay in memory while they take turns: say so before it runs out."""
+    kept = {name: 12 * cost.parameters / 2**20 for name, cost in costs.items()}
+    extra = [4 * cost.parameters / 2**20 for cost in costs.values()]
+    extra += [most - kept[name] for (name, _), most in megabytes.items() if most is not None]
+    need, free = sum(kept.values()) + max(extra), memory_total(device)
+    if need > free:
+        raise ValueError(
+            f"taking turns needs about {need / 1024:.1f} GB, {free / 1024:.1f} GB are there;"
+            " give fewer --contenders, a smaller --batch-size or a smaller --size"
+        )
+
+
+def _writable(out: str) -> Path:
+    """The file to write, found writable before minutes are spent."""
+    file = Path(out).expanduser()
+    if file.is_dir() or not file.parent.is_dir():
+        raise ValueError(f"--out is a JSON file in a folder that exists; got {out}")
+    if not os.access(file.parent, os.W_OK | os.X_OK):
+        raise PermissionError(f"--out {out} cannot be written: no permission in {file.parent}; give another folder")
+    return file
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _command() -> str:
+    program = Path(sys.argv[0])
+    is_ours = "unveil" in (program.name, program.parent.name)
+    return shlex.join(["unveil", *sys.argv[1:]]) if is_ours else "unveil.bench(...)"
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)

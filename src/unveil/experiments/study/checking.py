@@ -1,0 +1,85 @@
+"""What could not run in a study, told before anything does, with what there is instead."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any
+
+from ...evaluation.registry import dials_of, protocols
+from .design import Arm, RunOf, Scale, ScaleName, Study
+from .jobs import OF_PRETRAIN, needs_of, recipe_dials, settled
+
+OF_EVALUATE = ("pool", "baselines", "limit", "micro_batch")
+ANALYSES = {
+    "attention": ("labels", "foreground", "limit"),
+    "blocks": ("limit", "samples"),
+    "features": ("run_b", "limit"),
+}
+
+
+def check(study: Study, scale: ScaleName) -> None:
+    """Raise ValueError, with what there is instead, for anything in a study that could not run."""
+    _one_of("scale", scale, study.scales)
+    at, arms = study.scales[scale], study.arms_at(scale)
+    names = [arm.name for arm in arms]
+    for what, all_names in (("arm", names), ("setting", [s.name for s in at.settings]), ("seed", list(at.seeds))):
+        if not all_names or len(set(all_names)) < len(all_names):
+            raise ValueError(f"a study has {what}s, each once; got {', '.join(map(str, all_names)) or 'none'}")
+    for name in at.arms:
+        _one_of("arm", name, [arm.name for arm in study.arms])
+    _one_of("baseline", study.baseline, names, f"at scale {scale} ")
+    for arm in arms:
+        known = recipe_dials(arm.recipe)
+        for dial in arm.dials:
+            _one_of("dial", dial, [*known, *OF_PRETRAIN], f"arm {arm.name}: ")
+        for setting in at.settings:
+            for other in needs_of(arm, at, setting):
+                _one_of("arm", other, names, f"arm {arm.name} starts from another: ")
+            _check_circle(arm, {a.name: needs_of(a, at, setting) for a in arms})
+            dials = settled(arm, at, setting)
+            if not dials.get("paper") and "epochs" not in dials:
+                raise ValueError(
+                    f"arm {arm.name} has no epochs: their number would be fitted to the machine, and runs would not"
+                    " compare; give the scale dials={'epochs': ...}"
+                )
+    shared = {*at.dials, *(dial for setting in at.settings for dial in setting.dials)}
+    everything = {dial for arm in study.arms for dial in recipe_dials(arm.recipe)} | set(OF_PRETRAIN)
+    for dial in shared:
+        _one_of("dial", dial, everything, f"scale {scale}: ")
+    _check_protocols(at)
+
+
+def _check_circle(arm: Arm, needs: Mapping[str, Sequence[str]]) -> None:
+    if any(isinstance(value, RunOf) and value.arm == arm.name for value in arm.dials.values()):
+        raise ValueError(f"arm {arm.name} would start from its own run")
+    seen, ahead = set[str](), list(needs[arm.name])
+    while ahead:
+        name = ahead.pop()
+        if name == arm.name:
+            raise ValueError(f"arm {arm.name} would start from a run that starts from its own")
+        if name not in seen:
+            seen.add(name)
+            ahead += needs.get(name, ())
+
+
+def _check_protocols(at: Scale) -> None:
+    known: dict[str, Callable[..., Any]] = dict(protocols())
+    for name, dials in (*at.protocols.items(), *at.along.items()):
+        _one_of("protocol", name, known)
+        for dial in dials:
+            _one_of("dial", dial, dials_of(known[name]), f"protocol {name}: ")
+    for name, given in at.analyses.items():
+        _one_of("analysis", name, ANALYSES)
+        for argument in given:
+            _one_of("argument", argument, ANALYSES[name], f"analysis {name}: ")
+    for name in at.evaluation:
+        _one_of("argument of evaluate", name, OF_EVALUATE)
+
+
+def _one_of(what: str, name: str, known: Collection[str], where: str = "") -> None:
+    """Raise ValueError, with the nearest names, unless a name is a known one."""
+    if name not in known:
+        close = difflib.get_close_matches(name, [str(k) for k in known], n=3)
+        meant = f"did you mean {', '.join(close)}?" if close else f"there are {', '.join(map(str, known)) or 'none'}"
+        raise ValueError(f"{where}there is no {what} {name!r}; {meant}")

@@ -1,0 +1,217 @@
+"""A study at one scale as jobs: each a run and its measurements, with a folder name that its settings decide."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from ...evaluation.dense.reconstruction import RestoringTask
+from ...evaluation.registry import work_of
+from ...recipes.registry import load_recipe, reads_several
+from ...training.config import HANDED, Asked, json_like
+from .design import Arm, Dials, RunOf, Scale, ScaleName, Setting, Share, Study
+
+# How a run uses the machine, which changes nothing that it finds out: such arguments may differ when it goes on.
+MACHINE = ("device", "workers", "micro_batch", "compile", "save_minutes", "tensorboard")
+OF_PRETRAIN = tuple(f.name for f in fields(Asked) if f.name not in ("recipe", "data", "out", "overwrite", "dials"))
+SAVE_MINUTES = 2.0
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run of a study. All that it holds is JSON, so that any process can take it up."""
+
+    name: str
+    arm: str
+    setting: str
+    seed: int
+    recipe: str
+    pretrain: dict[str, Any]
+    evaluate: list[dict[str, Any]]
+    analyze: list[dict[str, Any]]
+    needs: list[str]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The content of its file."""
+        return asdict(self)
+
+
+def expand(study: Study, scale: ScaleName, folder: Path) -> list[Job]:
+    """The jobs of a study, a job that another needs before it; all arms of a seed come before the next seed.
+
+    Raises ValueError for a setting without images.
+    """
+    at = study.scales[scale]
+    jobs: dict[tuple[str, str, int], Job] = {}
+    for seed in at.seeds:
+        for setting in at.settings:
+            if setting.data is None:
+                raise ValueError(f"setting {setting.name} has no images; give --data {setting.name}=FOLDER")
+            for arm in _in_order(study.arms_at(scale), at, setting):
+                needed = {a: jobs[a, setting.name, seed] for a in needs_of(arm, at, setting)}
+                jobs[arm.name, setting.name, seed] = _job(study, at, setting, arm, seed, needed, folder)
+    return list(jobs.values())
+
+
+def settled(arm: Arm, at: Scale, setting: Setting) -> dict[str, Any]:
+    """The dials of an arm in a setting: the scale's and the setting's as far as its recipe has them, then its own."""
+    defaults = recipe_dials(arm.recipe)
+    known = {*defaults, *OF_PRETRAIN}
+    shared = {name: value for name, value in {**at.dials, **setting.dials}.items() if name in known}
+    dials = {**shared, **arm.dials}
+    whole: Any = shared.get("epochs", defaults.get("epochs"))
+    if isinstance(dials.get("epochs"), Share):
+        dials["epochs"] = dials["epochs"].of_epochs * whole
+    epochs: Any = dials.get("epochs", whole)
+    return {name: value.of_epochs * epochs if isinstance(value, Share) else value for name, value in dials.items()}
+
+
+def _job(
+    study: Study, at: Scale, setting: Setting, arm: Arm, seed: int, needed: Mapping[str, Job], folder: Path
+) -> Job:
+    dials = settled(arm, at, setting)
+    named = {name: needed[v.arm].name if isinstance(v, RunOf) else json_like(v) for name, v in dials.items()}
+    identity = {
+        "recipe": _content(arm.recipe),
+        "data": setting.data,
+        "seed": seed,
+        **{name: value for name, value in named.items() if name not in MACHINE},
+    }
+    assert setting.data is not None
+    several = reads_maps(arm.recipe)
+    digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:8]
+    words = [word for word in (setting.name, arm.name) if word]
+    name = f"{slug(' '.join(words))[:60]}-seed{seed}-{digest}"
+    runs = {name: str(folder / "runs" / needed[v.arm].name) for name, v in dials.items() if isinstance(v, RunOf)}
+    pretrain = {"save_minutes": SAVE_MINUTES, **{n: json_like(v) for n, v in dials.items()}, **runs}
+    evaluate = [
+        {
+            **_measured_on(setting, folder, several, work_of(names)),
+            "protocol": names,
+            "seed": seed,
+            "baselines": arm.name == study.baseline and not when,
+            **{n: json_like(v) for n, v in {**at.evaluation, **given}.items()},
+            **when,
+        }
+        for chosen, times in ((at.along, _kept(dials, arm.recipe)), (at.protocols, [{}]))
+        for names, given in _grouped(chosen)
+        for when in times
+    ]
+    return Job(
+        name=name,
+        arm=arm.name,
+        setting=setting.name,
+        seed=seed,
+        recipe=arm.recipe,
+        pretrain={"data": place(setting.data, folder, several), "seed": seed, **pretrain},
+        evaluate=evaluate,
+        analyze=[
+            {"analysis": name, **_looked_at(setting, folder, name)}
+            | {n: str(folder / "runs" / needed[v.arm].name) if isinstance(v, RunOf) else v for n, v in given.items()}
+            for name, given in at.analyses.items()
+            if not any(isinstance(v, RunOf) and v.arm == arm.name for v in given.values())  # itself beside itself
+        ],
+        needs=[job.name for job in needed.values()],
+    )
+
+
+def _measured_on(setting: Setting, folder: Path, several: bool, work: type) -> dict[str, str | None]:
+    """What protocols of one kind are given: labelled images, or for a run's own decoders all maps that it reads.
+
+    The user's own test images are labelled, but need not have those maps: the run's held-out samples take their place.
+    """
+    assert setting.data is not None
+    if work is RestoringTask:
+        test = setting.test_data if setting.test_data and is_scenes(setting.test_data) else None
+        return {"data": place(setting.data, folder, several), "test_data": test and place(test, folder, several)}
+    test = setting.test_data
+    return {"data": place(setting.labelled or setting.data, folder), "test_data": test and place(test, folder)}
+
+
+def place(address: str, folder: Path, several: bool = False) -> str:
+    """Where a run finds images: scenes are rendered into the study's folder; of aligned folders, most read `rgb`."""
+    if is_scenes(address):
+        return str(scenes_folder(address, folder) / ("" if several else "rgb"))
+    inside = Path(address).expanduser() / "rgb"
+    return str(inside) if not several and inside.is_dir() else address
+
+
+def _kept(dials: Dials, recipe: str) -> list[dict[str, float]]:
+    """The epochs whose weights a run keeps, as an argument of `evaluate`."""
+    if not (every := dials.get("keep_every")):
+        return []
+    count = int(dials.get("epochs", recipe_dials(recipe)["epochs"]) / every + 1e-9)
+    return [{"at_epoch": k * every} for k in range(1, count + 1)]
+
+
+@cache
+def reads_maps(recipe: str) -> bool:
+    """Whether a recipe reads several modalities."""
+    return reads_several(load_recipe(recipe)) is not None
+
+
+def _looked_at(setting: Setting, folder: Path, analysis: str) -> dict[str, Any]:
+    """Attention is held against things, where the images are scenes, whose classes are known."""
+    known = analysis == "attention" and setting.data is not None and is_scenes(setting.data)
+    return {"data": str(scenes_folder(str(setting.data), folder))} if known else {}
+
+
+def is_scenes(address: str) -> bool:
+    """Whether images are rendered here."""
+    return address == "scenes" or address.startswith("scenes:")
+
+
+def scenes_folder(address: str, folder: Path) -> Path:
+    """Where the scenes of an address are rendered to."""
+    return folder / "scenes" / (slug(address.partition(":")[2]) or "default")
+
+
+def _grouped(chosen: Mapping[str, Dials]) -> list[tuple[list[str], Dials]]:
+    """Protocols that share their dials are measured together: features are computed once for them."""
+    groups: list[tuple[list[str], Dials]] = []
+    for name, dials in chosen.items():
+        work = work_of([name])
+        same = next((names for names, given in groups if given == dials and work_of(names) is work), None)
+        if same is None:
+            groups.append(([name], dials))
+        else:
+            same.append(name)
+    return groups
+
+
+def _content(recipe: str) -> str:
+    """A recipe's name, or what is in a recipe file."""
+    return Path(recipe).expanduser().read_text() if recipe.endswith(".py") else recipe
+
+
+def slug(text: str) -> str:
+    """Text as a part of a file's name."""
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
+
+
+def needs_of(arm: Arm, at: Scale, setting: Setting) -> list[str]:
+    """The arms whose runs an arm starts from, or is looked at beside."""
+    values = [*settled(arm, at, setting).values(), *(v for given in at.analyses.values() for v in given.values())]
+    return list(dict.fromkeys(v.arm for v in values if isinstance(v, RunOf) and v.arm != arm.name))
+
+
+def _in_order(arms: Sequence[Arm], at: Scale, setting: Setting) -> list[Arm]:
+    """The arms, those that others start from first. They are few, and `check` has seen that there is no circle."""
+    ordered: list[Arm] = []
+    while len(ordered) < len(arms):
+        known = {arm.name for arm in ordered}
+        ordered += [arm for arm in arms if arm.name not in known and known.issuperset(needs_of(arm, at, setting))]
+    return ordered
+
+
+@cache  # every recipe is read as text to find one, and a study asks for each arm in each setting and seed
+def recipe_dials(recipe: str) -> dict[str, Any]:
+    """The dials of a recipe, and what they are by default."""
+    return {n: p.default for n, p in inspect.signature(load_recipe(recipe)).parameters.items() if n not in HANDED}

@@ -1,0 +1,76 @@
+"""A budget that follows the losses.
+
+Shapes: B batch, M modalities, N tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from .masking import Score, by_budget
+from .types import Batch, Observations, Tokens
+
+
+class AdaptiveBudget(nn.Module):
+    """A Dirichlet budget whose concentrations follow a moving average of each modality's loss.
+
+    Losses differ in unit, so each counts as a share of what it was at the first update. The concentrations are M alpha
+    times the softmax of the logarithms of these shares over `temperature`, at least `floor`: a modality whose loss has
+    fallen least gets more of its tokens `visible`, or more of them `hidden`. `losses` names each modality's objective.
+    """
+
+    average: Tensor
+    start: Tensor
+
+    def __init__(
+        self,
+        guide: Score,
+        losses: Mapping[str, str],
+        alpha: float = 1.0,
+        harder_gets: Literal["visible", "hidden"] = "visible",
+        temperature: float = 1.0,
+        floor: float = 0.1,
+        momentum: float = 0.99,
+    ):
+        super().__init__()
+        for name, value, is_fine, need in (
+            ("alpha", alpha, alpha > 0, "above 0"),
+            ("temperature", temperature, temperature > 0, "above 0"),
+            ("floor", floor, floor > 0, "above 0"),
+            ("momentum", momentum, 0 <= momentum < 1, "from 0 and below 1"),
+        ):
+            if not is_fine:
+                raise ValueError(f"the {name} of an adaptive budget is {need}; got {value}")
+        self.guide, self.objectives = guide, dict(losses)
+        self.alpha, self.temperature, self.floor, self.momentum = alpha, temperature, floor, momentum
+        self.sign = 1.0 if harder_gets == "visible" else -1.0
+        self.register_buffer("average", torch.zeros(len(losses)))
+        self.register_buffer("start", torch.zeros(len(losses)))
+
+    @property
+    def concentrations(self) -> Float[Tensor, " M"]:
+        """The Dirichlet's parameters as they are now, in the order of `losses`."""
+        is_begun = self.start > 0
+        share = torch.where(is_begun, self.average / torch.where(is_begun, self.start, 1), 1).clamp_min(1e-6)
+        weight = (self.sign * share.log() / self.temperature).softmax(dim=0) * len(share)
+        return (self.alpha * weight).clamp_min(self.floor)
+
+    @torch.no_grad()
+    def forward(self, tokens: Tokens, observations: Observations, batch: Batch) -> Float[Tensor, "B N"]:
+        places = [list(self.objectives).index(name) for name in tokens.layout.spans]
+        alpha = torch.stack([self.concentrations[place] for place in places])
+        return by_budget(self.guide(tokens, observations, batch), alpha, batch, tokens.layout)
+
+    @torch.no_grad()
+    def after_step(self, losses: Mapping[str, Float[Tensor, ""]], made: Bool[Tensor, ""]) -> None:
+        """Move the averages towards the losses of an update that was made; the first such sets where they start."""
+        now = torch.stack([losses[name] for name in self.objectives.values()]).to(self.average)
+        begins = made & (self.start == 0)
+        self.start.copy_(torch.where(begins, now, self.start))
+        moved = torch.where(begins, now, self.average.lerp(now, 1 - self.momentum))
+        self.average.copy_(torch.where(made, moved, self.average))

@@ -1,0 +1,211 @@
+"""The encoder: adapters turn each modality into tokens, one ViT reads them all."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from .layers import EPS, Block, Keys, Positions, by_name, in_order, initialise, norm, token
+from .patches import normalised, patchify, validity
+from .types import RGB, Batch, Latents, Layout, Modality, Observation, Reading, Tokens
+
+READING = Reading()
+
+SIZES = {  # width, depth, heads
+    "nano": (128, 6, 4),  # of no paper: for demonstrations and tests, a fourth of the work of tiny
+    "tiny": (192, 12, 3),
+    "small": (384, 12, 6),
+    "base": (768, 12, 12),
+    "large": (1024, 24, 16),
+    "huge": (1280, 32, 16),
+}
+
+
+def token_grid(image_size: Sequence[int], patch: int) -> tuple[int, int]:
+    """Image size in pixels (one number, or height and width) -> the grid of tokens; the patch must divide it."""
+    if len(image_size) not in (1, 2) or patch < 1:
+        raise ValueError(
+            f"an image size is one number or height and width, a patch at least 1; got {image_size}, {patch}"
+        )
+    height, width = image_size[0], image_size[-1]
+    if min(height, width) < patch or height % patch or width % patch:
+        near = sorted({max(patch, side // patch * patch + up) for side in (height, width) for up in (0, patch)})
+        raise ValueError(
+            f"a patch of {patch} does not divide an image of {height} x {width};"
+            f" use sides that are multiples of {patch}, such as {', '.join(map(str, near))}, or another --patch"
+        )
+    return height // patch, width // patch
+
+
+class PatchAdapter(nn.Module):
+    """Patches of a continuous map, normalised as the modality says -> tokens without positions."""
+
+    def __init__(self, modality: Modality, patch: int, dim: int):
+        super().__init__()
+        self.modality, self.side = modality, modality.side(patch)
+        self.proj = nn.Linear(modality.channels * self.side**2, dim)
+
+    def forward(self, batch: Batch) -> Float[Tensor, "B N D"]:
+        return self.proj(patchify(normalised(batch, self.modality, validity(batch, self.modality)), self.side))
+
+
+class ClassAdapter(nn.Module):
+    """Patches of a categorical map, each class a learned vector -> tokens without positions (MultiMAE's semantics).
+
+    A pixel without a class is a vector of zeros.
+    """
+
+    def __init__(self, modality: Modality, patch: int, dim: int, class_dim: int):
+        super().__init__()
+        self.modality, self.side = modality, modality.side(patch)
+        self.classes = nn.Embedding(modality.num_classes, class_dim)
+        self.proj = nn.Linear(class_dim * self.side**2, dim)
+        nn.init.normal_(self.classes.weight, std=0.02)
+
+    def forward(self, batch: Batch) -> Float[Tensor, "B N D"]:
+        valid = validity(batch, self.modality)
+        vectors = self.classes(torch.where(valid, batch.maps[self.modality.name], 0)[:, 0]) * valid[:, 0, ..., None]
+        return self.proj(patchify(vectors.permute(0, 3, 1, 2), self.side))
+
+
+def adapter(modality: Modality, patch: int, dim: int, class_dim: int) -> nn.Module:
+    """The adapter that a modality's kind takes."""
+    if modality.kind == "categorical":
+        return ClassAdapter(modality, patch, dim, class_dim)
+    return PatchAdapter(modality, patch, dim)
+
+
+class Encoder(nn.Module):
+    """A ViT: prefix tokens, pre-norm blocks, a final norm where the paper has one (CrossMAE and MultiMAE have none).
+
+    It reads the modalities that are inputs. `class_dim` is the width of a class's vector (MultiMAE: 64).
+    """
+
+    def __init__(
+        self,
+        modalities: Sequence[Modality],
+        image_size: Sequence[int],
+        patch: int,
+        dim: int,
+        depth: int,
+        heads: int,
+        final_norm: bool = True,
+        class_dim: int = 64,
+    ):
+        super().__init__()
+        self.dim, self.depth, self.patch = dim, depth, patch
+        self.modalities = tuple(m for m in modalities if m.role != "output")
+        if not self.modalities:
+            raise ValueError("an encoder needs a modality to read; all that are given are outputs")
+        self.grid = token_grid(image_size, patch)
+        self.adapters = by_name({m.name: adapter(m, patch, dim, class_dim) for m in self.modalities})
+        self.prefix = token(1, dim)
+        self.positions = Positions(self.grid, dim)
+        self.blocks = in_order(Block(dim, heads) for _ in range(depth))
+        self.norm = norm(dim) if final_norm else nn.Identity()
+        self.apply(initialise)
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """Height and width in pixels of the images it was built for; others that the patch divides work too."""
+        return self.grid[0] * self.patch, self.grid[1] * self.patch
+
+    def layout(self, batch: Batch) -> Layout:
+        """Where the tokens of a batch will sit: those of the modalities that it has of the encoder's."""
+        given = [m for m in self.modalities if m.name in batch.maps]
+        if not given:
+            raise ValueError(
+                f"a batch needs one of {', '.join(m.name for m in self.modalities)}; got {', '.join(batch.maps)}"
+            )
+        sizes = {tuple(side * m.stride for side in batch.maps[m.name].shape[-2:]) for m in given}
+        if len(sizes) != 1:
+            raise ValueError(f"modalities of one batch need one size; got {sizes}")
+        grid = token_grid(sizes.pop(), self.patch)
+        cells = grid[0] * grid[1]
+        return Layout({m.name: slice(i * cells, (i + 1) * cells) for i, m in enumerate(given)}, grid)
+
+    def embed(self, batch: Batch) -> Tokens:
+        """Every token of every modality of the batch, in one sequence."""
+        layout = self.layout(batch)
+        places = self.positions(layout.grid)
+        values = torch.cat([self.adapters[name](batch) + places for name in layout.spans], dim=1)
+        ids = torch.arange(layout.num_tokens, device=values.device).expand(values.shape[:2])
+        return Tokens(values, ids, layout, missing(batch, layout))
+
+    def begin(self, tokens: Tokens) -> tuple[Float[Tensor, "B K D"], Keys]:
+        """The input of the first block, prefix first, and which of it may be read."""
+        x = torch.cat([self.prefix.expand(len(tokens.values), -1, -1), tokens.values], dim=1)
+        if tokens.missing is None:
+            return x, None
+        return x, F.pad(~tokens.missing, (len(self.prefix), 0), value=True)
+
+    def forward(self, tokens: Tokens, keep: Collection[int] = ()) -> Latents:
+        """Read tokens. `keep` names the maps to hand on besides the last: 0 the input, k the output of block k."""
+        x, keys = self.begin(tokens)
+        layers = {0: x} if 0 in keep else {}
+        for depth, block in enumerate(self.blocks, start=1):
+            x = block(x, keys)
+            if depth in keep:
+                layers[depth] = x
+        return Latents(self.norm(x), layers, tokens, len(self.prefix))
+
+    def observe(self, tokens: Tokens, reading: Reading = READING) -> Observation:
+        """What the encoder sees in the whole input: attention of one block, features of the last ones.
+
+        A single map of features is the final one; of several, each is normalised without parameters and the mean is
+        taken. Blocks are run only as far as the reading needs.
+        """
+        if reading.projected:
+            raise ValueError("this encoder has no output projection to read features from; ask for projected=False")
+        looked = reading.layer % self.depth if -self.depth <= reading.layer < self.depth else -1
+        if looked < 0 or not 0 <= reading.features <= self.depth:
+            raise ValueError(
+                f"an encoder of {self.depth} blocks has layers from {-self.depth} to {self.depth - 1} and features of"
+                f" up to {self.depth} blocks; got {reading.layer} and {reading.features}"
+            )
+        x, keys = self.begin(tokens)
+        start = 0 if reading.class_token else len(self.prefix)
+        attention, maps = None, []
+        for index, block in enumerate(self.blocks):
+            if index == looked and reading.attention is not None:
+                attention = block.attn.seen(block.norm1(x), reading.attention, len(self.prefix), keys)
+                if not reading.features:
+                    break
+            x = block(x, keys)
+            if index >= self.depth - reading.features:
+                maps.append(x[:, start:])
+        features = class_token = None
+        if reading.features == 1:
+            features = self.norm(maps[0])
+        elif maps:
+            features = torch.stack([F.layer_norm(m, m.shape[-1:], eps=EPS) for m in maps]).mean(dim=0)
+        if features is not None and reading.class_token:
+            class_token, features = features[:, 0], features[:, len(self.prefix) :]
+        return Observation(tokens.layout, attention, features, class_token=class_token)
+
+
+def missing(batch: Batch, layout: Layout) -> Bool[Tensor, "B N"] | None:
+    """The tokens of modalities that a sample does not have; None where the batch says nothing of it."""
+    if not any(name in batch.present for name in layout.spans):
+        return None
+    everywhere = torch.ones_like(batch.key, dtype=torch.bool)
+    there = torch.stack([batch.present.get(name, everywhere) for name in layout.spans], dim=1)
+    return ~there.repeat_interleave(layout.num_cells, dim=1)
+
+
+def vit(
+    size: str = "base",
+    patch: int = 16,
+    image_size: Sequence[int] = (224,),
+    modalities: Sequence[Modality] = (RGB,),
+    final_norm: bool = True,
+) -> Encoder:
+    """A ViT of a standard size (nano, tiny, small, base, large, huge) that reads the given modalities."""
+    if size not in SIZES:
+        raise ValueError(f"size must be one of {', '.join(SIZES)}; got {size!r}")
+    dim, depth, heads = SIZES[size]
+    return Encoder(modalities, image_size, patch, dim, depth, heads, final_norm)

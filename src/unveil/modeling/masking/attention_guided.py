@@ -1,0 +1,207 @@
+"""Attention as a score: where teachers look, made comparable, fused into one map, drawn from.
+
+Shapes: B batch, H heads, N tokens.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ..types import Batch, Observations, Tokens
+from .sampling import Draw, Gumbel
+
+Normalise = Literal["sum", "minmax", "rank", "none"]
+TINY = torch.finfo(torch.float32).tiny
+
+
+class Gaze(Protocol):
+    """Where teachers look: a number for every token, at least 0, high where they look most."""
+
+    def __call__(self, observations: Observations) -> Float[Tensor, "B N"]: ...
+
+
+class Fusion(Protocol):
+    """Two maps as one. A `student_weight` of 0 leaves the teacher's alone, 1 the student's, where a fusion has one."""
+
+    def __call__(
+        self, teacher: Float[Tensor, "B N"], student: Float[Tensor, "B N"], student_weight: float
+    ) -> Float[Tensor, "B N"]: ...
+
+
+@dataclass(frozen=True)
+class Attention:
+    """The attention of one teacher, as a map that can be fused with another's.
+
+    The mean over `heads` (by default all), cut at its quantile `clip` (late layers of large ViTs have a few tokens
+    that take most of it), then normalised: `sum` to one, `minmax` to [0, 1], `rank` to shares of N, or `none`.
+    """
+
+    teacher: str
+    heads: tuple[int, ...] | None = None
+    normalise: Normalise = "sum"
+    clip: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.clip is not None and not 0 < self.clip <= 1:
+            raise ValueError(f"a quantile at which attention is cut is above 0 and at most 1; got {self.clip}")
+        if self.heads is not None and (not self.heads or len(set(self.heads)) < len(self.heads)):
+            raise ValueError(f"heads are numbered from 0, one at least and each once; got {self.heads}")
+
+    def __call__(self, observations: Observations) -> Float[Tensor, "B N"]:
+        seen = observations[self.teacher].attention
+        assert seen is not None, f"{self.teacher} was not asked for its attention"
+        if self.heads is not None:
+            if not all(0 <= head < seen.shape[1] for head in self.heads):
+                told = ", ".join(map(str, self.heads))
+                raise ValueError(f"the {self.teacher} has {seen.shape[1]} heads, numbered from 0; got {told}")
+            seen = torch.stack([seen[:, head] for head in self.heads], dim=1)
+        attention = seen.float().mean(dim=1)
+        if self.clip is not None:
+            place = int(self.clip * (attention.shape[1] - 1))
+            attention = attention.minimum(attention.sort(dim=1).values[:, place : place + 1])
+        return normalised(attention, self.normalise)
+
+
+def normalised(attention: Float[Tensor, "B N"], how: Normalise) -> Float[Tensor, "B N"]:
+    """A map on a scale that another map shares (CMT-MAE, arXiv 2412.17566, does not say which)."""
+    if how == "sum":
+        return attention / attention.sum(dim=1, keepdim=True).clamp_min(TINY)
+    if how == "minmax":
+        low, high = attention.aminmax(dim=1, keepdim=True)
+        return (attention - low) / (high - low).clamp_min(TINY)
+    if how == "rank":
+        return ranks(attention)
+    return attention
+
+
+def ranks(attention: Float[Tensor, "B N"]) -> Float[Tensor, "B N"]:
+    """The share of tokens that have no more than this one: 1 for the highest, 1/N for the lowest; equals rank equal."""
+    attention = attention.contiguous()
+    return torch.searchsorted(attention.sort(dim=1).values, attention, right=True) / attention.shape[1]
+
+
+def entropy(attention: Float[Tensor, "B N"]) -> Float[Tensor, "B 1"]:
+    """The entropy of a map over tokens, in nats: 0 where one token has it all, log N where all have the same."""
+    share = attention / attention.sum(dim=1, keepdim=True).clamp_min(TINY)
+    return -torch.xlogy(share, share).sum(dim=1, keepdim=True)
+
+
+def linear(teacher: Float[Tensor, "B N"], student: Float[Tensor, "B N"], student_weight: float) -> Float[Tensor, "B N"]:
+    """The weighted mean (CMT-MAE, arXiv 2412.17566: "linear aggregation")."""
+    return teacher.lerp(student, student_weight)
+
+
+def attention_weighted(
+    teacher: Float[Tensor, "B N"], student: Float[Tensor, "B N"], student_weight: float
+) -> Float[Tensor, "B N"]:
+    """The mean weighted, token by token, by the maps themselves: whoever looks there decides."""
+    his, its = teacher * (1 - student_weight), student * student_weight
+    return (his * teacher + its * student) / (his + its).clamp_min(TINY)
+
+
+def geometric(
+    teacher: Float[Tensor, "B N"], student: Float[Tensor, "B N"], student_weight: float
+) -> Float[Tensor, "B N"]:
+    """The weighted geometric mean: high where both look."""
+    return teacher.clamp_min(TINY).log().lerp(student.clamp_min(TINY).log(), student_weight).exp()
+
+
+def maximum(
+    teacher: Float[Tensor, "B N"], student: Float[Tensor, "B N"], student_weight: float
+) -> Float[Tensor, "B N"]:
+    """The larger of the two: high where either looks; without weights."""
+    return teacher.maximum(student)
+
+
+def product(
+    teacher: Float[Tensor, "B N"], student: Float[Tensor, "B N"], student_weight: float
+) -> Float[Tensor, "B N"]:
+    """The product: high where both look; without weights."""
+    return teacher * student
+
+
+def mean_rank(
+    teacher: Float[Tensor, "B N"], student: Float[Tensor, "B N"], student_weight: float
+) -> Float[Tensor, "B N"]:
+    """The weighted mean of the two ranks, whatever the maps' own scales."""
+    return ranks(teacher).lerp(ranks(student), student_weight)
+
+
+def entropy_gated(
+    teacher: Float[Tensor, "B N"], student: Float[Tensor, "B N"], student_weight: float
+) -> Float[Tensor, "B N"]:
+    """The weighted mean of an image's two maps, the sharper of which counts more: weights are divided by perplexity."""
+    its = student_weight * (-entropy(student)).exp()
+    his = (1 - student_weight) * (-entropy(teacher)).exp()
+    return teacher.lerp(student, its / (its + his))
+
+
+FUSIONS: dict[str, Fusion] = {
+    "linear": linear,
+    "attention-weighted": attention_weighted,
+    "geometric": geometric,
+    "maximum": maximum,
+    "product": product,
+    "mean-rank": mean_rank,
+    "entropy-gated": entropy_gated,
+}
+
+
+@dataclass(frozen=True)
+class Collaborative:
+    """Teacher's and student's maps, fused into one (CMT-MAE, arXiv 2412.17566)."""
+
+    teacher: Gaze
+    student: Gaze
+    student_weight: float = 0.3
+    fuse: Fusion = linear
+
+    def __call__(self, observations: Observations) -> Float[Tensor, "B N"]:
+        return self.fuse(self.teacher(observations), self.student(observations), self.student_weight)
+
+
+@dataclass(frozen=True)
+class Guided:
+    """Tokens are hidden in an order drawn from where teachers look: by default, what they look at is hidden first."""
+
+    gaze: Gaze
+    draw: Draw = field(default_factory=Gumbel)
+
+    @torch.no_grad()  # a mask hands no gradient to what it was drawn from
+    def __call__(self, tokens: Tokens, observations: Observations, batch: Batch) -> Float[Tensor, "B N"]:
+        attention = self.gaze(observations)
+        if attention.shape != tokens.ids.shape:
+            raise ValueError(
+                f"the teachers look at {attention.shape[1]} tokens where the student has {tokens.ids.shape[1]};"
+                " a mask guided by attention takes teachers that see them all"
+            )
+        return self.draw(attention, batch)
+
+
+@dataclass(frozen=True)
+class HardestFirst:
+    """Tokens that a teacher expects to be hard are hidden first, the rest at random (HPM, arXiv 2304.05919, 3.3).
+
+    Of the share `hidden` of all tokens, the part that is chosen so grows with training from `start` to `end`.
+    """
+
+    teacher: str
+    hidden: float
+    start: float = 0.0
+    end: float = 0.5
+
+    @torch.no_grad()
+    def __call__(self, tokens: Tokens, observations: Observations, batch: Batch) -> Float[Tensor, "B N"]:
+        error = observations[self.teacher].error
+        assert error is not None, f"{self.teacher} was not asked for errors"
+        num_tokens = error.shape[1]
+        part = self.start + (self.end - self.start) * batch.progress
+        chosen = (part * math.ceil(self.hidden * num_tokens - 1e-6)).floor()
+        place = error.argsort(dim=1, descending=True, stable=True).argsort(dim=1)  # 0 for the hardest
+        return torch.where(place < chosen, 2.0, batch.chance.uniform("mask", num_tokens))

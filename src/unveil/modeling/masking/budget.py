@@ -1,0 +1,97 @@
+"""How many tokens of each modality are visible: a budget shared out by a Dirichlet draw.
+
+Shapes: B batch, M modalities, N tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ..rng import Chance
+from ..types import Batch, Layout, Observations, Tokens
+from .masker import Score, Uniform
+
+Tasks = Literal["all", "uniform"]
+
+TRIES = 8  # candidates of a draw: of one in 20, at worst, none of eight is accepted once in 10^10 draws
+LEFT_OUT = 1e-5  # the concentration of a modality that a draw of tasks leaves out (MultiMAE's released code)
+LEAST = -30.0  # of the logarithm of a share: below it float32 could not tell ranks apart
+_TINY = 2.0**-25
+
+
+def log_gamma_draw(chance: Chance, alpha: Float[Tensor, "B M"]) -> Float[Tensor, "B M"]:
+    """Logarithms of draws from Gamma(alpha, 1), for any alpha above 0.
+
+    Marsaglia and Tsang (2000): of a fixed number of candidates for Gamma(alpha + 1) the first that is accepted, times
+    a uniform draw to the power 1/alpha. In logarithms, so that the smallest concentrations do not underflow.
+    """
+    shape = (alpha.shape[1], TRIES)
+    d = (alpha + 2 / 3)[..., None]
+    x = chance.normal("gamma candidates", shape[0] * TRIES).unflatten(1, shape)
+    u = chance.uniform("gamma acceptance", shape[0] * TRIES).unflatten(1, shape).clamp_min(_TINY)
+    v = (1 + x / (9 * d).sqrt()).pow(3)
+    log_v = v.clamp_min(_TINY).log()
+    accepted = (v > 0) & (u.log() < x.square() / 2 + d - d * v + d * log_v)
+    first = accepted.int().argmax(dim=-1, keepdim=True)
+    power = chance.uniform("gamma power", shape[0]).clamp_min(_TINY).log() / alpha
+    return d[..., 0].log() + log_v.gather(-1, first)[..., 0] + power
+
+
+def log_dirichlet_draw(chance: Chance, alpha: Float[Tensor, "B M"]) -> Float[Tensor, "B M"]:
+    """Logarithms of shares that sum to 1, one draw per sample from Dirichlet(alpha)."""
+    return log_gamma_draw(chance, alpha).log_softmax(dim=1).clamp_min(LEAST)
+
+
+def by_budget(
+    guide: Float[Tensor, "B N"], alpha: Float[Tensor, " M"], batch: Batch, layout: Layout, tasks: Tasks = "all"
+) -> Float[Tensor, "B N"]:
+    """A score that shares the visible tokens out to modalities by a Dirichlet draw; inside each, `guide` orders.
+
+    Rank r inside a modality of share s scores (r + 1/2) / s, here in logarithms: the lowest V scores of a sample are
+    the seats that Sainte-Lague gives its modalities. So the total is exact, and what a modality cannot take, because
+    it is too small or missing, passes to the others.
+    """
+    alpha = alpha.expand(len(guide), -1)
+    if tasks == "uniform":
+        alpha = alpha * some_tasks(batch.chance, alpha.shape[1]) + LEFT_OUT
+    ranks = guide.unflatten(1, (len(layout.spans), layout.num_cells)).argsort(dim=2, stable=True).argsort(dim=2)
+    shares = log_dirichlet_draw(batch.chance, alpha)
+    return ((ranks + 0.5).log() - shares[..., None]).flatten(1)
+
+
+def some_tasks(chance: Chance, count: int) -> Float[Tensor, "B M"]:
+    """1 for the modalities of a set that is drawn among all sets but the empty one, 0 for the others."""
+    number = 1 + (chance.uniform("tasks", 1) * (2**count - 1)).long()
+    return (number >> torch.arange(count, device=number.device) & 1).float()
+
+
+@dataclass(frozen=True)
+class DirichletBudget:
+    """Each modality's share of the visible tokens is drawn per sample from a Dirichlet (MultiMAE, arXiv 2204.01678,
+    section 3.3); inside a modality the tokens that `guide` scores highest are hidden.
+
+    `alpha` is the concentration, one for all or one per modality: 1 draws all shares alike, a large one equal shares.
+    `tasks` uniform first draws which modalities take part, every set alike.
+    """
+
+    guide: Score = field(default_factory=Uniform)
+    alpha: float | Mapping[str, float] = 1.0
+    tasks: Tasks = "all"
+
+    def __post_init__(self) -> None:
+        values = self.alpha.values() if isinstance(self.alpha, Mapping) else [self.alpha]
+        if not all(alpha > 0 for alpha in values):
+            raise ValueError(f"the concentration of a Dirichlet is above 0; got {self.alpha}")
+
+    @torch.no_grad()
+    def __call__(self, tokens: Tokens, observations: Observations, batch: Batch) -> Float[Tensor, "B N"]:
+        guide = self.guide(tokens, observations, batch)
+        names = list(tokens.layout.spans)
+        each = [self.alpha[name] for name in names] if isinstance(self.alpha, Mapping) else [self.alpha] * len(names)
+        return by_budget(guide, torch.tensor(each, device=guide.device), batch, tokens.layout, self.tasks)

@@ -1,0 +1,240 @@
+"""Encoders of other projects as functions of images: `load_encoder("clip.safetensors")`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from ...runs.console import say
+from ..layers import EPS
+from ..types import Batch, Layout, Modality, Observation, Reading, unit
+from . import clip, dino, multimae
+from . import timm_vit as plain
+from . import unveil_runs as own
+from .files import State
+from .load_report import load_weights
+from .locate import Found, find
+from .spec_from_weights import Traits, assemble
+from .vit import Spec, ViT
+
+Pool = Literal["cls", "mean", "both"]
+FAMILIES: tuple[Callable[[Found], tuple[State, Traits] | None], ...] = (  # the first that knows the names reads them
+    own.read,
+    multimae.read,
+    clip.read,
+    dino.read,
+    plain.read,
+)
+MATCHED = 0.9  # of an encoder's tensors; with fewer the file is of something else
+
+
+class ForeignEncoder(nn.Module):
+    """Images in [0, 1] -> features, with the normalisation that the encoder was trained with."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, vit: ViT, pool: Pool = "mean"):
+        super().__init__()
+        self.vit, self.pool = vit, pool
+        self.register_buffer("mean", torch.tensor(vit.spec.mean)[:, None, None], persistent=False)
+        self.register_buffer("std", torch.tensor(vit.spec.std)[:, None, None], persistent=False)
+        self.eval().requires_grad_(False)
+
+    @property
+    def spec(self) -> Spec:
+        """What the encoder is."""
+        return self.vit.spec
+
+    @property
+    def channels(self) -> int:
+        """Channels of the images it reads."""
+        return self.spec.channels
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """Height and width it was trained at; other sizes that the patch divides work too."""
+        return self.spec.grid[0] * self.spec.patch, self.spec.grid[1] * self.spec.patch
+
+    @property
+    def device(self) -> torch.device:
+        """Where its weights are."""
+        return self.vit.prefix.device
+
+    @property
+    def dim(self) -> int:
+        """Width of a token's features before any projection."""
+        return self.spec.width
+
+    @property
+    def depth(self) -> int:
+        """The number of its blocks."""
+        return self.spec.depth
+
+    @property
+    def num_prefix(self) -> int:
+        """How many tokens come before those of the patches: class token, registers."""
+        return self.spec.num_prefix
+
+    @property
+    def final_norm(self) -> nn.Module:
+        """The norm after the last block; an identity where there is none."""
+        return self.vit.norm
+
+    @property
+    def statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """The mean and the standard deviation of each channel, by which it normalises images itself."""
+        return self.spec.mean, self.spec.std
+
+    def normalised(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
+        """Images as the ViT reads them. Raises ValueError where the patch does not divide them."""
+        if images.shape[-2] % self.spec.patch or images.shape[-1] % self.spec.patch:
+            raise ValueError(
+                f"images of {images.shape[-2]} x {images.shape[-1]} are not divided by this encoder's patches of"
+                f" {self.spec.patch}; give another size, such as {self.image_size[0]} x {self.image_size[1]}"
+            )
+        return (images - self.mean) / self.std
+
+    def observe(
+        self, images: Float[Tensor, "B C H W"], grid: tuple[int, int], reading: Reading, modality: str = "rgb"
+    ) -> Observation:
+        """What it sees in images that are resized to this grid of its patches; nothing beyond the reading is run."""
+        fitted = resized(images, (grid[0] * self.spec.patch, grid[1] * self.spec.patch))
+        attention, features = self.vit.read(self.normalised(fitted), reading)
+        features, class_token = None if features is None else features.float(), None
+        if features is not None and reading.class_token:
+            class_token, features = features[:, 0], features[:, self.num_prefix :]
+        layout = Layout({modality: slice(0, grid[0] * grid[1])}, grid)
+        return Observation(layout, attention, features, class_token=class_token)
+
+    def feature_dim(self, reading: Reading) -> int:
+        """The width of the features that a reading gives."""
+        return self.spec.projection if reading.projected else self.spec.width
+
+    def features(self, images: Float[Tensor, "B C H W"], pool: Pool) -> Float[Tensor, "B F"]:
+        """The class token, the mean of the patch tokens, or both side by side.
+
+        The final norm is applied where its source does; elsewhere tokens are normalised without parameters.
+        """
+        if pool != "mean" and not self.num_prefix:
+            raise ValueError("this encoder has no class token; use --pool mean")
+        x, start = self.vit(self.normalised(images)), self.num_prefix
+        plain = x if self.spec.final_norm == "all" else F.layer_norm(x, x.shape[-1:], eps=EPS)
+        mean = plain[:, start:].mean(dim=1)
+        if pool == "mean":
+            return mean
+        cls = self.vit.norm(x[:, 0]) if self.spec.final_norm == "cls" else plain[:, 0]
+        return cls if pool == "cls" else torch.cat([cls, mean], dim=1)
+
+    def maps(self, images: Float[Tensor, "B C H W"], blocks: Sequence[int]) -> list[Float[Tensor, "B K D"]]:
+        """The outputs of these blocks, counted from 1, before any final norm: prefix tokens, then patches by rows."""
+        x, turn = self.vit.begin(self.normalised(images))
+        outputs = []
+        for block in self.vit.blocks:
+            x = block(x, turn)
+            outputs.append(x)
+        return [outputs[block - 1] for block in blocks]
+
+    @property
+    def modalities(self) -> Sequence[Modality]:
+        """What it reads: pictures."""
+        return (Modality("rgb", self.channels, *self.statistics),)
+
+    @property
+    def patch(self) -> int:
+        """A patch's side in pixels."""
+        return self.spec.patch
+
+    def tokens(self, batch: Batch, blocks: Sequence[int]) -> list[Float[Tensor, "B K D"]]:
+        """The outputs of these blocks, as `maps`, of a batch's pictures."""
+        return self.maps(batch.maps["rgb"], blocks)
+
+    def layer_of(self, name: str) -> int:
+        """Where a parameter sits: 0 before the blocks, k in block k counted from 1, depth + 1 after them."""
+        _, part, *rest = name.split(".")
+        return int(rest[0]) + 1 if part == "blocks" else self.depth + 1 if part in ("norm", "projection") else 0
+
+    def branches(self) -> Sequence[Sequence[nn.Module]]:
+        """Of each block, the modules whose outputs are added to its input."""
+        return [(block.ls1, block.ls2) for block in self.vit.blocks]
+
+    @torch.no_grad()  # not inference_mode: a head may be trained on the features
+    def forward(self, images: Tensor) -> Float[Tensor, "B F"]:
+        if images.ndim != 4 or images.shape[1] != self.channels:
+            raise ValueError(f"images are B x {self.channels} x H x W in [0, 1]; got {tuple(images.shape)}")
+        return self.features(unit(images.to(self.device)), self.pool)
+
+
+def resized(images: Float[Tensor, "B C H W"], size: tuple[int, int]) -> Float[Tensor, "B C h w"]:
+    """Images in [0, 1] at another size: bicubic, antialiased."""
+    if tuple(images.shape[-2:]) == size:
+        return images
+    return F.interpolate(images, size, mode="bicubic", align_corners=False, antialias=True).clamp(0, 1)
+
+
+def fresh(spec: Spec, seed: int, pool: Pool = "mean") -> ForeignEncoder:
+    """An encoder of this description as it is before any training; torch's own chance is left as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return ForeignEncoder(ViT(spec), pool)
+
+
+def load_encoder(address: str | Path, pool: Pool = "mean") -> ForeignEncoder:
+    """A public ViT, frozen, from a weight file, a folder with its configuration, a run of ours or a name on the hub.
+
+    What it is, and a table of what became of every key, are told. Raises FileNotFoundError when there is nothing at
+    the address, OSError when the hub does not answer, ValueError for weights that are no ViT, that hold more than
+    tensors, or that fill less than 90 % of the encoder they look like.
+    """
+    found = find(address)
+    spec, state, family = _recognise(found)
+    with torch.random.fork_rng(devices=[]):  # what is drawn here is overwritten, and no part of the run's chance
+        vit = ViT(spec)
+    report = load_weights(vit, state)
+    needed = len(vit.state_dict())
+    if len(report.loaded) < MATCHED * needed:
+        raise ValueError(
+            f"{address} looks like {family}, but only {len(report.loaded)} of that encoder's {needed} tensors are in"
+            f" it. Missing: {_some(report.missing)}. Of another shape: {_some(report.reshaped)}."
+            f" Left out: {_some(report.unexpected)}"
+        )
+    encoder = ForeignEncoder(vit, pool)
+    height, width = encoder.image_size
+    heads = f"{spec.heads} head{'s' * (spec.heads > 1)}"
+    say(
+        f"{address}: {family}, {spec.depth} blocks of width {spec.width}, {heads}, patch {spec.patch} at"
+        f" {height} x {width}, {spec.activation}; images normalised by mean {_numbers(spec.mean)} and std"
+        f" {_numbers(spec.std)}\n{report}"
+    )
+    return encoder
+
+
+def describe(address: str | Path) -> Spec:
+    """What the encoder at an address is, as `load_encoder` would make it."""
+    return _recognise(find(address))[0]
+
+
+def _recognise(found: Found) -> tuple[Spec, State, str]:
+    for read in FAMILIES:
+        known = read(found)
+        if known is not None:
+            state, traits = known
+            try:
+                return *assemble(state, traits), traits.family
+            except ValueError as error:
+                raise ValueError(f"{found.address} cannot be read as {traits.family}: {error}") from error
+    raise ValueError(f"{found.address} holds no ViT that is known here; its tensors are {_some(tuple(found.state))}")
+
+
+def _some(names: Sequence[str]) -> str:
+    return f"{', '.join(names[:6])}{f' and {len(names) - 6} more' if len(names) > 6 else ''}" if names else "none"
+
+
+def _numbers(values: Sequence[float]) -> str:
+    return " ".join(f"{value:.3g}" for value in values)

@@ -1,0 +1,20 @@
+"""The contract of a target."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from torch import Tensor
+
+from ..types import Batch, Observations
+
+Truth = tuple[Tensor, Tensor]
+
+
+class Target(Protocol):
+    """The truth at every token; `dim` numbers guess it."""
+
+    @property
+    def dim(self) -> int: ...
+
+    def __call__(self, batch: Batch, observations: Observations) -> Truth: ...

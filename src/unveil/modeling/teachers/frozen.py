@@ -1,0 +1,178 @@
+"""A teacher that was trained before, by whomever, and stays as it is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import replace
+from functools import cache, lru_cache
+from pathlib import Path
+from typing import Self
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from ...runs.console import say
+from ...runs.hardware import has_native_bf16
+from ..encoder import READING, Encoder
+from ..public_vits import ForeignEncoder, Spec, fresh, load_encoder
+from ..types import Batch, Modality, Observation, Reading, Tokens
+
+RANDOM = "random"
+LARGE_RESIZE = 2  # factor beyond which a teacher sees images unlike those it was trained on
+_SALT = 0x7EAC  # else a random teacher of the student's shape would be drawn with the student's own numbers
+
+
+class FrozenTeacher(nn.Module):
+    """An encoder that looks at each batch, once, and is neither trained nor saved: its weights come with its address.
+
+    It sees the images of a modality, of them `channels` (counted from 1) where given; a single channel is repeated to
+    as many as it reads. They are resized to the student's grid times its own patch and normalised its own way. It
+    runs in bf16 where the device has it in hardware (else as the student does), and only as deep as `reading` asks.
+    Its weights are buffers that no checkpoint holds, so that it moves with the model, and no optimizer knows of it.
+    """
+
+    def __init__(
+        self,
+        encoder: ForeignEncoder,
+        reading: Reading = READING,
+        modality: str = "rgb",
+        channels: tuple[int, ...] | None = None,
+    ):
+        super().__init__()
+        encoder.vit.check(reading)
+        self.encoder, self.reading, self.modality, self.channels = unsaved(encoder), reading, modality, channels
+        self.in_bf16 = has_native_bf16(encoder.device)
+        self.eval()
+
+    @property
+    def dim(self) -> int:
+        """The width of its features."""
+        return self.encoder.feature_dim(self.reading)
+
+    @torch.no_grad()  # not inference_mode: what it gives is kept for the backward of the student
+    def observe(self, batch: Batch, tokens: Tokens) -> Observation:
+        """What it sees in the whole images of a batch, at the student's cells."""
+        images = self.chosen(batch.maps[self.modality])
+        in_bf16 = self.in_bf16 and not images.is_meta  # where shapes alone are counted, there is no arithmetic
+        with torch.autocast(images.device.type, torch.bfloat16) if in_bf16 else nullcontext():
+            return self.encoder.observe(images, tokens.layout.grid, self.reading, self.modality)
+
+    def chosen(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B F H W"]:
+        """The channels that it sees."""
+        if self.channels is not None:
+            images = torch.cat([images[:, channel - 1 : channel] for channel in self.channels], dim=1)
+        return images.expand(-1, self.encoder.channels, -1, -1)
+
+    def train(self, mode: bool = True) -> Self:
+        """It stays in eval."""
+        return super().train(False)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Moving to another device decides the precision anew."""
+        moved = super()._apply(fn, recurse)
+        self.in_bf16 = has_native_bf16(self.encoder.device)
+        return moved
+
+
+def unsaved(encoder: ForeignEncoder) -> ForeignEncoder:
+    """The same encoder, its parameters turned into buffers that are no part of a checkpoint."""
+    for module in encoder.modules():
+        for name, parameter in list(module.named_parameters(recurse=False)):
+            delattr(module, name)
+            module.register_buffer(name, parameter.detach(), persistent=False)
+    return encoder
+
+
+def load_teacher(
+    address: str,
+    student: Encoder,
+    reading: Reading = READING,
+    channels: tuple[int, ...] | None = None,
+    modality: str | None = None,
+    seed: int = 0,
+) -> FrozenTeacher:
+    """The frozen teacher at an address (see `load_encoder`), for a student of this patch and image size.
+
+    `random` is an untrained encoder of the student's own shape, drawn from `seed`: what a teacher gives without having
+    learned. Projected features are read where the teacher has a projection, else those before it. How images are
+    resized for it is told once, with a warning beyond a factor of 2. Raises ValueError where the channels of images
+    and teacher do not fit.
+    """
+    seen = _modality(student, modality)
+    for channel in channels or ():
+        if not 1 <= channel <= seen.channels:
+            raise ValueError(f"the teacher's channels are from 1 to {seen.channels}, as {seen.name} has; got {channel}")
+    if address == RANDOM:
+        encoder = fresh(_like(student, seen, channels), seed ^ _SALT)
+    else:
+        encoder = _read(address, _stamp(Path(address).expanduser()))
+    given = len(channels) if channels else seen.channels
+    if given not in (1, encoder.channels):
+        raise ValueError(
+            f"the teacher {address} reads images of {encoder.channels} channels, and those of {seen.name} have {given};"
+            f" choose {encoder.channels} of them with --teacher-channels, such as"
+            f" {' '.join(str(min(c, seen.channels)) for c in range(encoder.channels, 0, -1))}"
+        )
+    _tell(address, encoder.spec.patch, student.image_size, student.grid)
+    if reading.projected and not encoder.spec.projection:
+        if address != RANDOM:
+            _tell_unprojected(address)
+        reading = replace(reading, projected=False)
+    return FrozenTeacher(encoder, reading, seen.name, channels)
+
+
+def _modality(student: Encoder, name: str | None) -> Modality:
+    """What the teacher sees of what the student reads: the named modality, else rgb, else the first."""
+    known = {m.name: m for m in student.modalities if m.kind == "continuous"}
+    if not known or (name is not None and name not in known):
+        raise ValueError(f"a teacher sees images; the student reads {', '.join(known) or 'none'}, not {name or 'any'}")
+    return known[name] if name is not None else known.get("rgb", next(iter(known.values())))
+
+
+def _like(student: Encoder, modality: Modality, channels: tuple[int, ...] | None) -> Spec:
+    picked = [c - 1 for c in channels] if channels else list(range(modality.channels))
+    return Spec(
+        width=student.dim,
+        depth=student.depth,
+        heads=student.blocks[0].attn.heads,
+        patch=student.patch,
+        hidden=4 * student.dim,
+        grid=student.grid,
+        channels=len(picked),
+        positions="sincos",
+        mean=tuple(modality.mean[c] for c in picked),
+        std=tuple(modality.std[c] for c in picked),
+    )
+
+
+def _stamp(path: Path) -> int:
+    """When a file, or what lies in a folder, was last written; 0 for a name on the hub."""
+    return max((place.stat().st_mtime_ns for place in (path, *path.glob("*")) if place.exists()), default=0)
+
+
+@lru_cache(maxsize=1)
+def _read(address: str, stamp: int) -> ForeignEncoder:
+    """A recipe is built several times before its run begins; its teacher is read, and told of, once."""
+    return unsaved(load_encoder(address))
+
+
+@cache
+def _tell_unprojected(address: str) -> None:
+    say(f"the teacher {address} has no output projection: its features are those of its last block")
+
+
+@cache
+def _tell(address: str, patch: int, image_size: tuple[int, int], grid: tuple[int, int]) -> None:
+    size = (grid[0] * patch, grid[1] * patch)
+    if size == image_size:
+        return
+    factor = max(max(theirs / ours, ours / theirs) for theirs, ours in zip(size, image_size, strict=True))
+    text = f"images of {image_size[0]} x {image_size[1]} are resized to {size[0]} x {size[1]} for the teacher {address}"
+    if factor > LARGE_RESIZE:
+        text = (
+            f"warning: {text}, by a factor of {factor:.3g}: it was not trained on images so"
+            f" {'blurred' if size > image_size else 'small'}; another --patch or --image-size brings them nearer"
+        )
+    say(text)

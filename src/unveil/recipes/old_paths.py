@@ -1,0 +1,91 @@
+"""Module paths of release 0.1, so that recipe and study files written for it go on working; each warns once.
+
+A file of one's own imports from `unveil.parts`, whose names stay.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+import warnings
+from collections.abc import Sequence
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+from typing import Any
+
+MOVED = {  # old module -> new module, both below `unveil`; what lies in a package that moved, moved with it
+    "adaptive": "modeling.adaptive_budget",
+    "chance": "modeling.rng",
+    "data.views": "data.transforms",
+    "decoder": "modeling.decoder",
+    "encoder": "modeling.encoder",
+    "foreign": "modeling.public_vits",
+    "layers": "modeling.layers",
+    "losses": "modeling.losses",
+    "masking": "modeling.masking",
+    "masking.attention": "modeling.masking.attention_guided",
+    "masking.crossmodal": "modeling.masking.combinators",
+    "masking.drawing": "modeling.masking.sampling",
+    "model": "modeling.masked_model",
+    "objectives": "modeling.objectives",
+    "optim": "modeling.optim",
+    "patches": "modeling.patches",
+    "pretrained": "modeling.image_encoder",
+    "recipe": "recipes.recipe",
+    "recipes.modalities": "recipes.multimodal",
+    "records": "modeling.types",
+    "study": "experiments.study",
+    "targets": "modeling.targets",
+    "teachers": "modeling.teachers",
+    "teachers.guidance": "modeling.teachers.low_cost",
+    "teachers.momentum": "modeling.teachers.ema",
+}
+RENAMED: dict[str, str] = {}  # names of release 0.1 that have another name now
+
+
+def moved_to(module: str) -> str | None:
+    """The new path of an old module path, both with `unveil.` in front; None for a path that is not old."""
+    package, _, rest = module.partition(".")
+    if package != "unveil" or not rest:
+        return None
+    parts = rest.split(".")
+    for end in range(len(parts), 0, -1):
+        if new := MOVED.get(".".join(parts[:end])):
+            return ".".join([package, new, *parts[end:]])
+    return None
+
+
+class OldPaths(MetaPathFinder, Loader):
+    """Imports an old path as an alias of the new module; asked after all other finders."""
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        """The alias of an old path."""
+        return ModuleSpec(fullname, self, is_package=True) if moved_to(fullname) else None
+
+    def create_module(self, spec: ModuleSpec) -> None:
+        """An ordinary empty module."""
+
+    def exec_module(self, module: ModuleType) -> None:
+        """Look every name up in the new module."""
+        new = moved_to(module.__name__)
+        assert new
+        there = importlib.import_module(new)
+        warnings.warn(
+            f"{module.__name__} is now {new}; import what a recipe needs from unveil.parts", FutureWarning, stacklevel=2
+        )
+
+        def look_up(name: str) -> Any:
+            if name.startswith("__"):
+                raise AttributeError(name)
+            return getattr(there, RENAMED.get(name, name))
+
+        module.__getattr__ = look_up  # type: ignore[method-assign]
+
+
+def install() -> None:
+    """Make the old paths importable."""
+    if not any(isinstance(finder, OldPaths) for finder in sys.meta_path):
+        sys.meta_path.append(OldPaths())

@@ -1,0 +1,213 @@
+"""The run folder: the interface between the rooms. Its place, its lock, its journal, and which run it holds."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from .checkpoint import remove_left_overs, write_json
+from .console import say
+from .tensorboard import FOLDER, Board
+
+try:
+    import fcntl
+except ImportError:  # Windows: two processes in one folder are not noticed there
+    fcntl = None  # type: ignore[assignment]
+
+_LOCK = ".lock"
+_OURS = (  # what a run writes, and all that --overwrite removes; run.json first: without it the rest is no run
+    *("run.json", "metrics.jsonl", "broken.json", "nonfinite.json", "inspection.json", "recipe.py", "report.html"),
+    *("checkpoints", "kept", "pictures", "eval", "analysis", "look.png", FOLDER),
+)
+
+
+class RunFolder:
+    """A folder that one training process writes: `run.json`, `metrics.jsonl`, checkpoints, pictures, evaluations."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.board: Board | None = None  # told every line of the journal, where there is one
+        self._complained: set[str] = set()
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What `run.json` says; empty when there is none."""
+        return read_facts(self.path)
+
+    def write_facts(self, **facts: Any) -> None:
+        """Add to `run.json`, or replace what it says."""
+        write_json(self.path / "run.json", {**self.facts, **facts})
+
+    def mark(self, status: str, **facts: Any) -> None:
+        """Say in `run.json` where the run stands, if that can be done."""
+        with self.spared("run.json"):
+            self.write_facts(status=status, **facts)
+
+    def note(self, name: str, content: Any) -> None:
+        """Replace a JSON file that training can do without: a disk that is full costs the file, not the run."""
+        with self.spared(name):
+            write_json(self.path / name, content)
+
+    def read(self, name: str, default: Any) -> Any:
+        """What such a file says; the default where there is none."""
+        try:
+            return json.loads((self.path / name).read_text())
+        except (OSError, ValueError):
+            return default
+
+    def log(self, line: Mapping[str, Any]) -> None:
+        """Add a line to the journal, if that can be done."""
+        with self.spared("metrics.jsonl"), (self.path / "metrics.jsonl").open("a") as journal:
+            journal.write(json.dumps(line) + "\n")
+        if self.board is not None:
+            with self.spared(FOLDER):
+                self.board.add(line)
+
+    @contextmanager
+    def spared(self, what: str) -> Iterator[None]:
+        """A disk that is full or gone while this is written is told once, and training goes on."""
+        try:
+            yield
+        except OSError as error:
+            if what not in self._complained:
+                say(f"warning: {self.path / what} cannot be written ({error}); training goes on")
+            self._complained.add(what)
+
+    def rewind(self, step: int) -> None:
+        """Drop from the journal what was logged after a step, and a line that was cut off: training goes on there."""
+        journal = self.path / "metrics.jsonl"
+        text = journal.read_text(errors="replace") if journal.exists() else ""
+        kept = "".join(line for line in text.splitlines(keepends=True) if _step_of(line) <= step)
+        if kept != text:
+            with self.spared(journal.name):
+                part = journal.with_name(f".{journal.name}.part")
+                part.write_text(kept)
+                part.replace(journal)
+
+    def clear(self) -> None:
+        """Remove what a run has written here, and nothing else."""
+        for name in _OURS:
+            path = self.path / name
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+
+    def remove_left_overs(self) -> None:
+        """Remove half-written files of a process that was killed."""
+        remove_left_overs(self.path)
+        for part in self.path.rglob(".*.part"):
+            part.unlink(missing_ok=True)
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep other processes out. Raises ValueError when one is in.
+
+        The file stays: were it removed, one process could lock the old file and another the new one.
+        """
+        with (self.path / _LOCK).open("a+") as file:
+            if fcntl is not None:
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError as error:
+                    file.seek(0)
+                    raise ValueError(
+                        f"another process ({file.read().strip()}) is training in {self.path}; wait for it, or give"
+                        " another --out"
+                    ) from error
+                except OSError as error:
+                    say(f"note: {self.path} cannot be locked ({error}); see that only one process trains in it")
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {os.uname().nodename if hasattr(os, 'uname') else 'this machine'}\n")
+            file.flush()
+            yield
+
+
+class ReadOnlyRun(RunFolder):
+    """A run folder in a process that leaves the writing to another."""
+
+    def write_facts(self, **facts: Any) -> None:
+        """Nothing is written here, nor below."""
+
+    def note(self, name: str, content: Any) -> None: ...
+
+    def log(self, line: Mapping[str, Any]) -> None: ...
+
+
+def _step_of(line: str) -> float:
+    """The step of a line of the journal; infinity for a line that was cut off."""
+    try:
+        return float(json.loads(line)["step"]) if line.endswith("\n") else float("inf")
+    except (ValueError, KeyError, TypeError):
+        return float("inf")
+
+
+def read_facts(path: Path) -> dict[str, Any]:
+    """What a run's `run.json` says; empty when there is none. Raises ValueError when it is damaged."""
+    try:
+        facts = json.loads((path / "run.json").read_text())
+    except FileNotFoundError:
+        return {}
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path / 'run.json'} is damaged ({error}); give another --out, or --overwrite") from error
+    if not isinstance(facts, dict):
+        raise ValueError(f"{path / 'run.json'} is damaged (it is no JSON object); give another --out, or --overwrite")
+    return facts
+
+
+def choose_folder(out: str | None, recipe: str) -> Path:
+    """The folder that was asked for, or the next free `runs/<recipe>-<n>`."""
+    if out is not None:
+        return Path(out).expanduser()
+    n = 1
+    while (Path("runs") / f"{recipe}-{n}").exists():
+        n += 1
+    return Path("runs") / f"{recipe}-{n}"
+
+
+def check_writable(path: Path) -> None:
+    """Raise PermissionError or NotADirectoryError when a folder cannot be made or written; leaves nothing behind."""
+    place = path
+    while not place.exists() and place != place.parent:
+        place = place.parent
+    if not place.is_dir():
+        raise NotADirectoryError(f"{path} cannot be made: {place} is a file; give another --out")
+    try:  # permissions alone say little: to root, on network drives, or when the disk is full
+        with tempfile.TemporaryDirectory(dir=place, prefix=".unveil-"):
+            pass
+    except OSError as error:
+        raise PermissionError(f"{path} cannot be written: {error.strerror} in {place}; give another --out") from error
+
+
+def check_apart(path: Path, data: str) -> None:
+    """Raise ValueError when a run would lie among its images: its pictures would be taken for some of them."""
+    images = Path(data).expanduser()
+    if images.is_dir() and path.resolve().is_relative_to(images.resolve()):
+        raise ValueError(f"{path} lies in {data}: its pictures would be taken for images; give an --out elsewhere")
+
+
+def is_continuation(path: Path, asked: Mapping[str, Any], overwrite: bool) -> bool:
+    """Whether the folder holds an unfinished run of just this recipe and these dials, which is then continued.
+
+    Raises ValueError when it holds something else, and says what differs.
+    """
+    if not path.exists() or not any(path.iterdir()):
+        return False
+    if not (path / "run.json").exists():
+        if (path / _LOCK).exists():  # a run that was killed before it began
+            return False
+        raise ValueError(f"{path} holds files that are no run; give another --out, or an empty folder")
+    if overwrite:
+        return False
+    facts = read_facts(path)
+    before = facts.get("asked", {})
+    differs = sorted(k for k in {*before, *asked} if before.get(k) != asked.get(k))
+    if differs:
+        told = "; ".join(f"{k}: {before.get(k)!r} then, {asked.get(k)!r} now" for k in differs)
+        raise ValueError(f"{path} holds another run ({told}); give another --out, the same dials, or --overwrite")
+    if facts.get("status") == "finished":
+        raise ValueError(f"{path} holds this run, finished; evaluate it, give another --out, or --overwrite")
+    return True

@@ -1,0 +1,39 @@
+"""The weights that a run starts from: our own, or a public checkpoint's under our names."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ..modeling.public_vits import State, find, is_foreign, load_weights, read_weights, translate, with_bands
+from ..recipes.recipe import Recipe
+from ..runs.checkpoint import read_latest
+from ..runs.console import say
+from .config import Asked
+
+
+def read_initial(address: str) -> State:
+    """The tensors of a run, of a weight file or of a folder with one, or of a name on the hub."""
+    path = Path(address).expanduser()
+    if is_foreign(address):
+        return find(address).state
+    if not path.is_dir():
+        return read_weights(path)
+    found, complaints = read_latest(path)
+    if found is None:
+        raise ValueError(f"{path} has no whole checkpoint to start from" + "".join(f"; {c}" for c in complaints))
+    return found.model
+
+
+def fitting(weights: State, built: Recipe, asked: Asked) -> State:
+    """The weights under our names, with a table of keys told. Raises ValueError when the encoder takes none."""
+    first = built.encoder.modalities[0]
+    state = translate(weights, first.name)
+    if asked.init_bands:
+        state = with_bands(state, first.name, first.channels, first.side(built.encoder.patch), asked.init_bands)
+    report = load_weights(built.stages[0].build(), state)
+    say(str(report))
+    if not any(name.startswith("encoder.blocks.") for name in report.loaded):
+        raise ValueError(
+            "nothing in --init-from fits this encoder; give a checkpoint of the same size, or another --size"
+        )
+    return state

@@ -1,0 +1,248 @@
+"""The loop: takes a recipe's encoder through its stages. There is one loop; it owns time and nothing else."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import closing, contextmanager
+from dataclasses import replace
+from typing import Any, cast
+
+import torch
+
+from ..data.loader import Loader
+from ..modeling.masked_model import MaskedModel
+from ..modeling.rng import sample_keys
+from ..modeling.teachers import begin_averages
+from ..modeling.types import Batch
+from ..recipes.recipe import Recipe
+from ..runs import checkpoint
+from ..runs.checkpoint import Checkpoint
+from ..runs.console import Progress, is_spokesman, say
+from ..runs.folder import RunFolder
+from ..runs.hardware import memory_used
+from .distributed import ALONE, Group
+from .metrics import Refusals, Window
+from .trainer import Settings, Trainer
+
+LINES = 1000  # of metrics that a run writes, about
+
+Watch = Callable[[MaskedModel, float, int], None]
+
+
+class Diverged(ValueError):  # noqa: N818
+    """Update after update was not finite."""
+
+
+def seed_stage(seed: int, stage: int) -> None:
+    """A stage's initialisation depends on the seed and the stage alone."""
+    torch.manual_seed(int(sample_keys(seed, stage, [0])[0]) & (2**63 - 1))
+
+
+@contextmanager
+def stop_on_signal() -> Iterator[threading.Event]:
+    """Ctrl-C and SIGTERM ask for a stop after the step; a second Ctrl-C stops at once.
+
+    (A second SIGTERM asks again: `torchrun` sends one to a process that has just had the terminal's Ctrl-C.)
+    """
+    stop = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+
+    def ask(number: int, frame: Any) -> None:
+        if stop.is_set() and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        if not stop.is_set() and is_spokesman():
+            # not print: the signal may have come in the middle of one, and buffers do not take a second
+            os.write(2, b"\nstopping after this step; once more to stop at once\n")
+        stop.set()
+
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+class Loop:
+    """A run in time: stages, steps, the learning rate, metrics, checkpoints, and where to go on from."""
+
+    def __init__(
+        self,
+        run: RunFolder,
+        recipe: Recipe,
+        loader: Loader,
+        settings: Settings,
+        seed: int,
+        watch: Watch,
+        metadata: Mapping[str, str],
+        group: Group = ALONE,
+    ):
+        self.run, self.recipe, self.loader, self.settings = run, recipe, loader, settings
+        self.seed, self.watch, self.metadata, self.group = seed, watch, metadata, group
+        per_epoch = loader.steps_per_epoch
+        self.ends: list[int] = []  # the last step of each stage, which has one at least
+        epochs = 0.0
+        for stage in recipe.stages:
+            epochs += stage.epochs
+            self.ends.append(max((self.ends or [0])[-1] + 1, round(epochs * per_epoch)))
+        self.total = self.ends[-1]
+        self.starts = [0, *self.ends[:-1]]
+        self.log_every = max(1, min(self.total // LINES, per_epoch))
+        self.signals_every = max(1, round(settings.signals_every * per_epoch))
+        self.keeps: dict[int, float] = {}  # the steps whose weights stay, with the epochs that were asked for
+        if every := settings.keep_every:
+            count = int(self.total / per_epoch / every + 1e-9)
+            self.keeps = {max(1, round(k * every * per_epoch)): k * every for k in range(1, count + 1)}
+        self.refusals = Refusals(run, loader)
+        self.seconds = 0.0  # of training, over all sessions
+
+    def train(
+        self, stop: threading.Event, start: Callable[[MaskedModel], None], resume: Checkpoint | None = None
+    ) -> MaskedModel:
+        """Run to the end, from a checkpoint where there is one, and return the last stage's model.
+
+        `start` may put weights into the first model of a run that has no checkpoint. Raises KeyboardInterrupt after a
+        stop that was asked for, with everything saved; Diverged when updates stay non-finite.
+        """
+        step = first = 0
+        if resume is not None:
+            step, first = resume.state["step"], resume.state["stage"]
+            self.seconds, self.refusals.count = resume.state["seconds"], resume.state["skipped"]
+        before: Trainer | None = None
+        for index in range(first, len(self.ends)):
+            seed_stage(self.seed, index)
+            model = self.recipe.stages[index].build()
+            if resume is not None:
+                _load(model, resume)
+            elif step == 0:
+                start(model)
+                begin_averages(model)  # of what the weights that were put in have made of the student
+            trainer = Trainer(model, self.recipe.optim, self.settings, self.group)
+            if resume is not None:
+                checkpoint.restore_optimizer(model, trainer.optimizer, resume.optimizer)
+            elif before is not None:
+                trainer.adopt(before.optimizer.state)
+            if step == 0:
+                self.watch(model, 0.0, 0)
+            step = self._stage(trainer, index, step, stop)
+            before, resume = trainer, None
+        assert before
+        return before.model
+
+    def _stage(self, trainer: Trainer, index: int, step: int, stop: threading.Event) -> int:
+        per_epoch, end = self.loader.steps_per_epoch, self.ends[index]
+        progress = Progress(self.total, per_epoch)
+        began, before = time.monotonic(), self.seconds
+        saved = began
+        window = Window(self.loader.wait_seconds)
+        for epoch, batch in self._batches(step, end):
+            lr = self._rate(index, step)
+            trainer.model.before_step(step, step / self.total)
+            update = trainer.update(replace(batch, progress=torch.tensor(step / self.total)), lr)
+            step += 1
+            window.add(update, self.loader.batch_size)
+            self.refusals.add(update, epoch, step)
+            self.seconds = before + time.monotonic() - began
+            stops = self.group.any(stop.is_set())  # asked once: a later signal stops after the next step, all saved
+            is_last = step == end or stops
+            if step % self.log_every == 0 or is_last:
+                self._log(window, progress, step, lr)
+                window = Window(self.loader.wait_seconds)
+            if self.refusals.too_many():
+                self._save(trainer, index, step, must=False)
+                raise Diverged(self.refusals.report())
+            if step % self.signals_every == 0 or step == self.total:
+                with window.paused():
+                    self.watch(trainer.model, step / per_epoch, step)
+            if step in self.keeps:
+                self._keep(trainer, index, step)
+            if is_last or time.monotonic() - saved > 60 * self.settings.save_minutes:
+                self._save(trainer, index, step, must=is_last)
+                saved = time.monotonic()
+            if stops and step < self.total:
+                progress.close()
+                raise KeyboardInterrupt
+        progress.close()
+        return step
+
+    def _rate(self, index: int, step: int) -> float:
+        """The learning rate at a step: of the whole run, or of its stage where stages restart the schedule."""
+        start, end = (self.starts[index], self.ends[index]) if self.recipe.restart else (0, self.total)
+        return self.recipe.optim.rate(step - start, end - start, self.loader.steps_per_epoch)
+
+    def _batches(self, step: int, end: int) -> Iterator[tuple[int, Batch]]:
+        """The batches after a step, up to the last of a stage, with their epochs."""
+        per_epoch = self.loader.steps_per_epoch
+        while step < end:
+            epoch = step // per_epoch
+            batches = cast("Generator[Batch]", self.loader.batches(epoch, step - epoch * per_epoch))
+            with closing(batches):  # its threads end here, whatever happens
+                for batch in batches:
+                    yield epoch, batch
+                    step += 1
+                    if step == end:
+                        return
+
+    def _log(self, window: Window, progress: Progress, step: int, lr: float) -> None:
+        broken = self.group.merged(self.loader.broken)
+        if not self.group.is_first:
+            return
+        line = {
+            "kind": "step",
+            "step": step,
+            "epoch": step / self.loader.steps_per_epoch,
+            "time": self.seconds,
+            "lr": lr,
+        }
+        line |= window.line(self.loader.wait_seconds)
+        line |= {"memory_mb": memory_used(torch.device(self.settings.device)), "skipped": self.refusals.read()}
+        self.run.log(line)
+        progress.show(line)
+        if broken:
+            self.run.note("broken.json", {**self.run.read("broken.json", {}), **broken})
+
+    def _keep(self, trainer: Trainer, index: int, step: int) -> None:
+        """Keep the weights of a step, if that can be done."""
+        if self.group.is_first:
+            state = {"stage": index, "epoch": step / self.loader.steps_per_epoch, "seconds": self.seconds}
+            with self.run.spared(checkpoint.ON_THE_WAY):
+                weights = trainer.model.state_dict()
+                checkpoint.keep(self.run.path, step, self.keeps[step], weights, state, self.metadata)
+
+    def _save(self, trainer: Trainer, index: int, step: int, must: bool) -> None:
+        """Save; where that fails in the middle of a run, say so and train on with the checkpoint before.
+
+        In a group the first process does it for all: they have the same weights.
+        """
+        if not self.group.is_first:
+            return
+        epoch = step / self.loader.steps_per_epoch
+        state = {"stage": index, "epoch": epoch, "seconds": self.seconds, "skipped": self.refusals.read()}
+        try:
+            checkpoint.save(
+                self.run.path,
+                step,
+                trainer.model.state_dict(),
+                checkpoint.optimizer_tensors(trainer.model, trainer.optimizer),
+                state,
+                self.metadata,
+            )
+        except OSError as error:
+            if must:
+                raise OSError(
+                    f"{error}; once there is room, the same command goes on from the checkpoint before"
+                ) from error
+            say(f"warning: {error}; training goes on, the checkpoint before is untouched")
+
+
+def _load(model: MaskedModel, resume: Checkpoint) -> None:
+    try:
+        model.load_state_dict(resume.model)
+    except RuntimeError as error:
+        raise ValueError(f"{resume.path} does not fit the recipe it was begun with: {error}") from error

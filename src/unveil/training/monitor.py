@@ -1,0 +1,157 @@
+"""Watching a model learn: label-free signals and pictures, on images that it does not train on."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ..data.samples import Stack
+from ..data.sources import Source
+from ..evaluation.analysis.attention import attention_figures
+from ..evaluation.rankme import feature_std, rankme
+from ..evaluation.visualize import Glance, Shown, glance, panels, viewers
+from ..evaluation.visualize.panels import FEATURES, is_norm_pix
+from ..evaluation.visualize.samples import batch_of
+from ..modeling.image_encoder import pooled
+from ..modeling.masked_model import MaskedModel
+from ..modeling.types import Batch, Modality, unit
+from ..reporting.pictures import Near, Picture, Probe, write_neighbours, write_probes
+from ..runs.folder import RunFolder
+
+PROBES, SIGNAL_IMAGES, NEIGHBOUR_IMAGES, QUERIES, NEIGHBOURS = 6, 256, 1000, 5, 6
+SEVERAL_PROBES = 3  # samples whose maps are shown where there are several of each
+_BATCH = 64
+
+
+class Watcher:
+    """Looks at the model every so often: held-out loss, RankMe, feature std, and what it makes of fixed images.
+
+    The held-out images and their masks are the same every time, so numbers and pictures compare over a run.
+    """
+
+    def __init__(
+        self, run: RunFolder, train: Source, held_out: Source, modalities: Sequence[Modality], size: tuple[int, int]
+    ):
+        self.run, self.size, self.modalities = run, size, tuple(modalities)
+        self.first = next(m for m in modalities if m.role != "output")  # the one that features and pictures are of
+        self.train, self.held_out = train, held_out
+        self.probes = self._glance(held_out, PROBES if len(self.modalities) == 1 else SEVERAL_PROBES)
+        self.queries = self._glance(held_out, QUERIES)
+        self.unseen = self._glance(held_out, SIGNAL_IMAGES).views
+        self.more = self._glance(train, max(0, SIGNAL_IMAGES - len(self.unseen))).views
+        self.viewers = viewers(self.modalities, held_out, self.probes.batch("cpu")) if len(self.probes) else {}
+
+    @torch.no_grad()
+    def __call__(self, model: MaskedModel, epoch: float, step: int) -> None:
+        if not len(self.unseen):
+            return
+        was_training = model.training
+        model.eval()
+        try:
+            features = torch.cat([self._features(model, views) for views in (self.unseen, self.more) if len(views)])
+            losses = self._losses(model)
+            signals = {
+                "heldout_loss": sum(losses.values()),
+                "rankme": rankme(features),
+                "feature_std": feature_std(features),
+                "feature_dim": features.shape[1],
+            }
+            if all(math.isfinite(value) for value in signals.values()):
+                told = {"heldout_losses": losses} if len(losses) > 1 else {}
+                if model.teachers:
+                    batch = self._batch(model, self.unseen)[:_BATCH]
+                    told["attention"] = attention_figures(model, batch, model.imagine(batch))
+                self.run.log({"kind": "signals", "step": step, "epoch": epoch, **signals, **told})
+            with self.run.spared("pictures"):
+                self._picture(model, epoch, step)
+        finally:
+            model.train(was_training)
+
+    @torch.no_grad()
+    def finish(self, model: MaskedModel) -> None:
+        """The nearest neighbours of a few held-out images among the training images."""
+        others = self._glance(self.train, NEIGHBOUR_IMAGES)
+        if self.first.kind == "categorical" or not len(others) or not len(self.queries):
+            return  # class ids are not compared as images are
+        model.eval()
+        images, queries = (found.views.maps[self.first.name] for found in (others, self.queries))
+        sought, known = (torch.nn.functional.normalize(features_of(model, i), dim=1) for i in (queries, images))
+        near = (sought @ known.T).topk(min(NEIGHBOURS, len(images)), dim=1)
+        rows = []
+        for q, place in enumerate(self.queries.places):
+            found = [
+                Near(self._view(others.views, i), 1 - float(similarity), _class_of(self.train, others.places[i]))
+                for i, similarity in zip(near.indices[q].tolist(), near.values[q].tolist(), strict=True)
+            ]
+            rows.append((Near(self._view(self.queries.views, q), label=_class_of(self.held_out, place)), found))
+        with self.run.spared("pictures"):
+            write_neighbours(self.run.path, rows)
+
+    def _glance(self, source: Source, count: int) -> Glance:
+        return glance(source, self.modalities, self.size, count)
+
+    def _batch(self, model: MaskedModel, views: Stack) -> Batch:
+        return batch_of(views, model.encoder.prefix.device)
+
+    def _losses(self, model: MaskedModel) -> dict[str, float]:
+        """The mean loss of each objective on the held-out images."""
+        batch = self._batch(model, self.unseen)
+        totals: defaultdict[str, float] = defaultdict(float)
+        counts: defaultdict[str, float] = defaultdict(float)
+        for start in range(0, len(batch), _BATCH):
+            for name, (summed, counted) in model(batch[start : start + _BATCH]).items():
+                totals[name] += float(summed)
+                counts[name] += float(counted)
+        return {name: totals[name] / max(counts[name], 1.0) for name in totals}
+
+    def _features(self, model: MaskedModel, views: Stack) -> Tensor:
+        return features_of(model, views.maps[self.first.name])
+
+    def _view(self, views: Stack, place: int) -> Picture:
+        """The first map of a sample."""
+        image = views.maps[self.first.name][place]
+        known = (
+            views.valid[self.first.name][place] if self.first.name in views.valid else torch.ones_like(image[:1]) > 0
+        )
+        return self.viewers[self.first.name](image if image.dtype == torch.int64 else unit(image), known)
+
+    def _picture(self, model: MaskedModel, epoch: float, step: int) -> None:
+        batch = self.probes.batch(model.encoder.prefix.device)
+        shown = panels(model, batch, self.probes.names, self.modalities, self.viewers)
+        several = len(self.modalities) > 1
+        items = [_probe(one, several, bool(model.teachers)) for rows in shown for one in rows]
+        notes = [view.note for view in self.viewers.values() if view.note]
+        keys = [view.key.to_dict() for view in self.viewers.values() if view.key]
+        keys += [FEATURES.to_dict()] if any(one.features is not None for rows in shown for one in rows) else []
+        write_probes(self.run.path, epoch, step, items, is_norm_pix(model), " ".join(notes), keys)
+
+
+def _probe(one: Shown, several: bool, is_guided: bool) -> Probe:
+    """What is kept of a look at one map: the masks of each way of drawing where attention draws any."""
+    named = (("teacher", one.teacher), ("blend", one.blend), ("features", one.features))
+    more = {name: picture for name, picture in named if picture is not None}
+    if is_guided:
+        more |= {f"draw {way}": picture for way, picture in one.masks.items()}
+    more |= {f"from {source}": picture for source, picture in one.given.items()}
+    name = f"{one.sample} · {one.modality}" if several else one.sample
+    return Probe(name, one.original, one.hidden, one.reconstructed, one.attention, more)
+
+
+def features_of(model: MaskedModel, images: Tensor) -> Tensor:
+    """Mean features of whole images, in float32 on the processor."""
+    parts = [
+        pooled(model.encoder, i.to(model.encoder.prefix.device), "mean").float().cpu() for i in images.split(_BATCH)
+    ]
+    return torch.cat(parts)
+
+
+def _class_of(source: Source, index: int) -> str | None:
+    """An image's class in words, where its source has any."""
+    if source.labels is None or source.labels[index] < 0:
+        return None
+    number = source.labels[index]
+    return source.classes[number] if source.classes else str(number)

@@ -1,0 +1,177 @@
+"""What `run.json` says of a run, and how it is read back."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import nn
+from torch.func import functional_call
+from torch.utils.flop_counter import FlopCounterMode
+
+from ..data.aligned_folders import AlignedSource
+from ..data.modality_config import Declared, declared_from, modality_from
+from ..data.samples import SampleSource, origin
+from ..data.sources import EncodedSource, Source
+from ..modeling.encoder import Encoder
+from ..modeling.layers import Positions
+from ..modeling.masked_model import MaskedModel, Objective, mean_loss
+from ..modeling.rng import sample_keys
+from ..modeling.targets import Pixels
+from ..modeling.types import Batch, Layout, Modality
+from ..recipes.recipe import Recipe
+from .trainer import Settings
+
+
+def data_facts(source: Source, train: Source, held_out: Source, built: Recipe, modality: Modality) -> dict[str, Any]:
+    """Which images, and how they are read."""
+    return {
+        "address": source.address,
+        "count": len(source),
+        "names": names_digest(source),
+        "train": len(train),
+        "held_out": len(held_out),
+        "image_size": list(built.view.image_size),
+        "channels": modality.channels,
+        "mean": list(modality.mean),
+        "std": list(modality.std),
+    }
+
+
+def names_digest(source: Source) -> str:
+    """Tells one set of images from another by their names and order, wherever they lie."""
+    digest = hashlib.sha256()
+    whole, numbers = origin(source)
+    if not isinstance(
+        whole, EncodedSource | AlignedSource
+    ):  # images that are made: their names do not say how large they are
+        digest.update(source.address.encode())
+    for i in range(len(source)):
+        digest.update(source.name(i).encode(errors="surrogateescape") + b"\0")
+    if isinstance(whole, SampleSource):
+        digest.update(bytes(has for i in numbers for has in whole.has(i)))
+    return digest.hexdigest()[:16]
+
+
+def layout_of(encoder: Encoder) -> Layout:
+    """The encoder's tokens: one span of cells for each modality."""
+    cells = encoder.grid[0] * encoder.grid[1]
+    spans = {m.name: slice(i * cells, (i + 1) * cells) for i, m in enumerate(encoder.modalities)}
+    return Layout(spans, encoder.grid)
+
+
+def model_facts(recipe: Recipe, modalities: Sequence[Modality]) -> dict[str, Any]:
+    """Parameters and tokens, counted, as training begins; and what each stage trains and costs."""
+    built = [stage.build() for stage in recipe.stages]
+    model = built[0]
+    targets = [o.target for o in model.objectives if isinstance(o, Objective)]
+    layout = layout_of(model.encoder)
+    visible, predicted = model.masker.counts(layout)
+    return {
+        "parameters": {"encoder": trained(model.encoder), "decoder": trained(model) - trained(model.encoder)},
+        "heads": model.encoder.blocks[0].attn.heads,
+        "num_tokens": layout.num_tokens,
+        "num_visible": visible,
+        "num_predicted": predicted,
+        "norm_pix": any(isinstance(t, Pixels) and t.norm_pix for t in targets),
+        "stages": [
+            {"epochs": stage.epochs, **_stage_facts(model, modalities, recipe.view.image_size)}
+            for stage, model in zip(recipe.stages, built, strict=True)
+        ],
+    }
+
+
+def _stage_facts(model: MaskedModel, modalities: Sequence[Modality], size: tuple[int, int]) -> dict[str, int | None]:
+    try:
+        operations: int | None = flops(model, modalities, size)
+    except (RuntimeError, NotImplementedError):  # a part of the user's own that asks for numbers, not shapes
+        operations = None
+    return {"trained": trained(model), "guides": guides(model), "flops": operations}
+
+
+def trained(module: nn.Module) -> int:
+    """The number of parameters that training changes."""
+    return sum(p.numel() for p in module.parameters() if p.requires_grad)
+
+
+def guides(model: MaskedModel) -> int:
+    """The numbers that frozen or averaged teachers hold, position tables left out."""
+    parts = (part for part in cast("nn.ModuleDict", model.teachers).modules() if not isinstance(part, Positions))
+    held = (t for part in parts for t in (*part.parameters(recurse=False), *part.buffers(recurse=False)))
+    return sum(t.numel() for t in held if not t.requires_grad)
+
+
+def flops(model: MaskedModel, modalities: Sequence[Modality], size: tuple[int, int]) -> int:
+    """Operations of a step on one image, forward and backward, two for each multiply-add; teachers look, too.
+
+    Counted on shapes alone. Norms, activations and the update do not count.
+    """
+    held = dict(model.named_parameters()) | dict(model.named_buffers())
+    with torch.device("meta"), FlopCounterMode(display=False) as counter:
+        shapes = {name: torch.empty_like(t, device="meta", requires_grad=t.requires_grad) for name, t in held.items()}
+        maps = {}
+        for m in modalities:
+            shape = (1, m.channels, size[0] // m.stride, size[1] // m.stride)
+            maps[m.name] = torch.zeros(shape, dtype=torch.long if m.kind == "categorical" else torch.float)
+        batch = Batch(maps, sample_keys(0, 0, range(1)), torch.zeros(()))
+        # Not tied: a table that two encoders share is one module, which would be given back as shapes.
+        mean_loss(functional_call(model, shapes, (batch,), tie_weights=False)).backward()
+    return counter.get_total_flops()
+
+
+def stage_lines(told: Mapping[str, Any]) -> list[str]:
+    """What a person is told of the stages, from the facts of a model."""
+    stages, lines = told["stages"], []
+    for number, stage in enumerate(stages, start=1):
+        which = f"stage {number} of {len(stages)}, {stage['epochs']:.4g} epochs: " if len(stages) > 1 else ""
+        beside = f" beside {_millions(stage['guides'])} of teachers" if stage["guides"] else ""
+        takes = f"; a step takes {stage['flops'] / 1e9:.3g} GFLOPs for each image" if stage["flops"] else ""
+        lines.append(f"  {which}{_millions(stage['trained'])} parameters are trained{beside}{takes}")
+    return lines
+
+
+def _millions(count: int) -> str:
+    return f"{count / 1e6:.3g} M"
+
+
+def settings_facts(settings: Settings, batch_size: int, workers: int, processes: int = 1) -> dict[str, Any]:
+    """How the run uses the machine, or the machines."""
+    return asdict(settings) | {
+        "processes": processes,
+        "accumulation": -(-batch_size // (settings.micro_batch * processes)),
+        "threads": torch.get_num_threads(),
+        "workers": workers,
+    }
+
+
+def part(facts: Mapping[str, Any], name: str, run: Path) -> Any:
+    """A part of `run.json`. Raises ValueError when it is not there."""
+    if name not in facts:
+        raise ValueError(f"{run / 'run.json'} is not whole: it has no {name!r}; give another run, or another --out")
+    return facts[name]
+
+
+def read_declared(facts: Mapping[str, Any]) -> tuple[Declared, ...]:
+    """The modalities that a run was told to read, settled; none for a run of plain images."""
+    return tuple(declared_from(told) for told in facts.get("modalities", ()))
+
+
+def read_modalities(facts: Mapping[str, Any], run: Path) -> tuple[Modality, ...]:
+    """The modalities of a run, in the order in which its recipe was given them."""
+    declared = read_declared(facts)
+    return tuple(d.modality for d in declared) or (modality_from(part(facts, "modality", run)),)
+
+
+def read_dials(facts: Mapping[str, Any], run: Path) -> dict[str, Any]:
+    """The dials of a run; JSON has no tuples."""
+    return {name: tuple(v) if isinstance(v, list) else v for name, v in part(facts, "dials", run).items()}
+
+
+def read_settings(facts: Mapping[str, Any], run: Path) -> Settings:
+    """How the run used its machine."""
+    told = part(facts, "settings", run)
+    return Settings(**{name: told[name] for name in Settings.__dataclass_fields__ if name in told})

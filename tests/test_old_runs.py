@@ -1,0 +1,102 @@
+"""Run folders, recipe files and module paths of release 0.1 work as they did."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import shutil
+import sys
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import unveil
+from tiny_runs import write_images
+from unveil.cli import main
+from unveil.modeling.encoder import SIZES
+from unveil.recipes.old_paths import MOVED
+
+OLD = Path(__file__).parent / "old_runs"
+RUNS = ("mae", "centre_first", "tiny", "cmtmae", "multimae")
+pytestmark = pytest.mark.filterwarnings("ignore:unveil:FutureWarning")
+
+
+@pytest.fixture
+def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Copies of the stored runs beside the images that they were trained on."""
+    monkeypatch.setitem(SIZES, "nano", (8, 2, 2))
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(OLD, tmp_path, dirs_exist_ok=True)
+    write_images(tmp_path / "images")
+    return tmp_path
+
+
+@pytest.mark.parametrize("run", RUNS)
+def test_an_old_run_is_an_encoder(runs: Path, run: str) -> None:
+    encoder = unveil.load(run)
+    stored = load_file(sorted((runs / run).glob("checkpoints/*/model.safetensors"))[-1])
+    own = encoder.encoder.state_dict()
+    assert own
+    for name, tensor in own.items():
+        assert torch.equal(tensor, stored[f"encoder.{name}"])
+
+
+def test_an_old_run_is_measured_as_it_was(runs: Path) -> None:
+    before = json.loads((runs / "mae/eval/knn.json").read_text())
+    (found,) = unveil.evaluate("mae", data="images", protocol=("knn",))
+    assert found.metrics == pytest.approx(before["metrics"])
+    assert main(["evaluate", "mae", "--data", "images", "--protocol", "knn", "--at-epoch", "1"]) == 0
+
+
+@pytest.mark.parametrize("run", RUNS)
+def test_an_old_run_is_looked_at_and_reported(runs: Path, run: str) -> None:
+    assert main(["look", run]) == 0
+    assert (runs / run / "look.png").exists()
+    assert main(["report", run]) == 0
+    assert main(["analyze", "attention", run]) == 0
+
+
+@pytest.mark.parametrize(
+    ("run", "data"), [("mae", "images"), ("tiny", "images"), ("multimae", "scenes:count=30,seed=5")]
+)
+def test_the_decoders_of_an_old_run_reconstruct(runs: Path, run: str, data: str) -> None:
+    assert main(["evaluate", run, "--data", data, "--protocol", "reconstruct", "--limit", "20"]) == 0
+
+
+def test_an_old_run_that_was_stopped_goes_on(runs: Path) -> None:
+    """Its recipe file imports module paths of release 0.1; the end is what release 0.1 came to."""
+    run = runs / "tiny"
+    last = run / "checkpoints/step-00000009"
+    expected = load_file(last / "model.safetensors")
+    shutil.rmtree(last)
+    facts = json.loads((run / "run.json").read_text())
+    (run / "run.json").write_text(json.dumps({**facts, "status": "stopped"}))
+    shutil.copyfile(run / "recipe.py", runs / "tiny.py")
+    words = ["tiny.py", "--data", "images", "--out", "tiny", "--paper", "--stages", "2", "--device", "cpu"]
+    assert main(["pretrain", *words]) == 0
+    found = load_file(last / "model.safetensors")
+    assert found.keys() == expected.keys()
+    for name, tensor in found.items():
+        torch.testing.assert_close(tensor, expected[name], rtol=1e-2, atol=1e-3)
+
+
+@pytest.mark.parametrize("old", MOVED)
+def test_an_old_module_path_is_an_alias_that_warns_once(old: str) -> None:
+    sys.modules.pop(f"unveil.{old}", None)
+    with pytest.warns(FutureWarning, match="unveil.parts"):
+        alias = importlib.import_module(f"unveil.{old}")
+    new = importlib.import_module(f"unveil.{MOVED[old]}")
+    for name in (n for n in vars(new) if not n.startswith("_")):
+        assert getattr(alias, name) is getattr(new, name)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        importlib.import_module(f"unveil.{old}")
+
+
+def test_a_path_that_never_was_is_no_alias() -> None:
+    with pytest.raises(ModuleNotFoundError):
+        importlib.import_module("unveil.nothing")
