@@ -20,11 +20,12 @@ from unveil.data.sources import open_source
 from unveil.modeling.encoder import SIZES
 from unveil.modeling.masked_model import MaskedModel, mean_loss
 from unveil.modeling.optim import warmup_cosine
+from unveil.modeling.seeding import seed_stage
 from unveil.recipes import attmask, cmtmae, hpm, maskfeat, milan
 from unveil.recipes.recipe import Recipe
 from unveil.runs.checkpoint import read_latest
 from unveil.runs.folder import RunFolder
-from unveil.training.loop import Loop, seed_stage
+from unveil.training.loop import Loop
 from unveil.training.trainer import Settings, Trainer
 
 CPU = Settings("cpu", "float32", micro_batch=64, compile=False, save_minutes=10, signals_every=100)

@@ -35,7 +35,7 @@ class Erring:
         return self.error, self.known
 
 
-class Asked:
+class PretrainConfig:
     def __init__(self) -> None:
         self.queries = {"pixels": None}
 
@@ -46,7 +46,7 @@ class TestRanking:
         known = torch.ones(3, 5)
         known[1, 2] = 0
         known[2] = 0
-        total, count = Ranking("r", [Erring(error, known)], Guess(guess))(Asked(), None)  # type: ignore[list-item]
+        total, count = Ranking("r", [Erring(error, known)], Guess(guess))(PretrainConfig(), None)  # type: ignore[list-item]
         sums = []
         for b in range(3):
             pairs = [
@@ -64,7 +64,7 @@ class TestRanking:
         optimizer = torch.optim.Adam(guess.parameters(), 0.3)
         for _ in range(50):
             optimizer.zero_grad()
-            ranking(Asked(), None)[0].backward()
+            ranking(PretrainConfig(), None)[0].backward()
             optimizer.step()
         assert torch.equal(guess.values.argsort(dim=1), error.argsort(dim=1))
 
@@ -119,6 +119,6 @@ class TestGate:
         before = distance()
         for _ in range(60):
             optimizer.zero_grad()
-            (ranking(Asked(), None)[0] / 64).backward()
+            (ranking(PretrainConfig(), None)[0] / 64).backward()
             optimizer.step()
         assert distance() < 0.5 * before

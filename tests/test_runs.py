@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from unveil.runs.folder import RunFolder, check_writable, choose_folder, is_continuation, read_facts
-from unveil.training.config import Asked
+from unveil.training.config import PretrainConfig
 
 ASKED = {"recipe": "mae", "seed": 0, "visible": 0.25}
 
@@ -195,7 +195,7 @@ def read_only(folder: Path) -> Path:
 
 class TestAsked:
     def test_the_command_says_all_that_was_given_and_where_the_run_is(self):
-        asked = Asked("my recipe.py", data="my photos", seed=3, overwrite=True, minutes=1.5,
+        asked = PretrainConfig("my recipe.py", data="my photos", seed=3, overwrite=True, minutes=1.5,
                       dials={"image_size": (160, 224), "norm_pix": False, "predicted": None, "lr": 1e-5})  # fmt: skip
         assert asked.command(Path("runs/a")) == (
             "unveil pretrain 'my recipe.py' --data 'my photos' --out runs/a --minutes 1.5 --seed 3"
@@ -209,8 +209,8 @@ class TestAsked:
         from unveil import pretrain
 
         signature = inspect.signature(pretrain).parameters
-        assert set(signature) == {f.name for f in fields(Asked)}
-        for f in fields(Asked):
+        assert set(signature) == {f.name for f in fields(PretrainConfig)}
+        for f in fields(PretrainConfig):
             if f.default is not MISSING:
                 assert signature[f.name].default == f.default, f.name
 
@@ -230,4 +230,4 @@ class TestAsked:
     )
     def test_a_number_that_no_run_could_have_is_named(self, name: str, value: object):
         with pytest.raises(ValueError, match=f"^--{name.replace('_', '-')} {value}: .* is needed"):
-            Asked("mae", **{name: value})  # type: ignore[arg-type]
+            PretrainConfig("mae", **{name: value})  # type: ignore[arg-type]

@@ -38,12 +38,12 @@ def timed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The recipes whose step is timed, from here on: with teachers it takes 40 ms an image, else 10."""
     names: list[str] = []
 
-    def time_an_image(asked, recipe, modalities, device):
+    def tune_step(asked, recipe, modalities, device):
         names.append(asked.recipe)
         settings = Settings("cpu", "float32", 16, compile=True, save_minutes=1.0, signals_every=1.0)
         return settings, 0.04 if recipe.stages[0].build().teachers else 0.01
 
-    monkeypatch.setattr(equal_time, "time_an_image", time_an_image)
+    monkeypatch.setattr(equal_time, "tune_step", tune_step)
     return names
 
 
@@ -65,7 +65,7 @@ def test_epochs_are_those_that_fit_and_are_timed_once(timed: list[str], tmp_path
 def test_arms_are_timed_in_turns_and_the_least_time_counts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     turns: list[str] = []
 
-    def time_an_image(asked, recipe, modalities, device):
+    def tune_step(asked, recipe, modalities, device):
         turns.append(asked.recipe)
         return Settings("cpu", "float32", 16, compile=False, save_minutes=1.0, signals_every=1.0), 0.04
 
@@ -73,7 +73,7 @@ def test_arms_are_timed_in_turns_and_the_least_time_counts(monkeypatch: pytest.M
         turns.append("cmtmae" if recipe.stages[0].build().teachers else "mae")
         return batch * (0.01 if len(turns) == 6 else 0.05)  # one quiet moment, in the turn of the second arm
 
-    monkeypatch.setattr(equal_time, "time_an_image", time_an_image)
+    monkeypatch.setattr(equal_time, "tune_step", tune_step)
     monkeypatch.setattr(equal_time, "measure_step", measure_step)
     epochs = fit_epochs(ASKED, "cpu", tmp_path, "cpu")
     assert turns[:6] == ["mae", "cmtmae"] * 3

@@ -20,14 +20,15 @@ from unveil.data.loader import Loader
 from unveil.data.samples import Sample
 from unveil.data.sources import open_source
 from unveil.modeling.rng import sample_keys
+from unveil.modeling.seeding import seed_stage
 from unveil.modeling.types import Batch, Observation, Tokens
 from unveil.recipes.recipe import Recipe
 from unveil.recipes.registry import load_recipe
 from unveil.runs.checkpoint import read_latest
 from unveil.runs.console import Progress, duration
 from unveil.runs.folder import RunFolder
-from unveil.training.loop import Diverged, Loop, seed_stage, stop_on_signal
-from unveil.training.metrics import MAX_REFUSED, Window
+from unveil.training.loop import Diverged, Loop, stop_on_signal
+from unveil.training.metrics import MAX_SKIPPED, MetricsWindow
 from unveil.training.trainer import Settings, Trainer, Update
 
 CPU = Settings("cpu", "float32", micro_batch=64, compile=False, save_minutes=10, signals_every=100)
@@ -150,15 +151,15 @@ class TestNotFinite:
             lambda model: {"average": Average(model.encoder)},
         )
         first, second, third = batches(3)
-        assert not trainer.update(first, 0.01).refused
+        assert not trainer.update(first, 0.01).skipped
         before = state_of(trainer)
         with pytest.MonkeyPatch.context() as patch:
-            assert trainer.update(spoil(trainer, second, patch), 0.01).refused
+            assert trainer.update(spoil(trainer, second, patch), 0.01).skipped
             if hasattr(trainer, "unhook"):
                 trainer.unhook()
         assert same(state_of(trainer), before)
         # and it recovers: the next update is the one that would have come had there been no bad batch
-        assert not trainer.update(third, 0.01).refused
+        assert not trainer.update(third, 0.01).skipped
         after = state_of(trainer)
         assert not same(after, before)
         untroubled = trainer_of(
@@ -275,12 +276,12 @@ class TestLoop:
         monkeypatch.setattr(Trainer, "update", spoilt)
         with pytest.raises(Diverged, match=r"20 updates in a row were not finite.*lower --lr.*nonfinite.json"):
             train(loop_of(tmp_path, build(tmp_path, epochs=50, batch_size=10)))
-        assert count == 3 + MAX_REFUSED
+        assert count == 3 + MAX_SKIPPED
         from unveil.runs.checkpoint import read_latest
 
         found, _ = read_latest(tmp_path / "run")
         assert found
-        assert found.state["skipped"] == MAX_REFUSED
+        assert found.state["skipped"] == MAX_SKIPPED
         assert all(torch.equal(found.model[name], value) for name, value in good.items())
 
     def test_refused_updates_are_counted_and_their_images_named(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -342,7 +343,7 @@ LINE = {
 
 class TestTelling:
     def test_a_window_without_a_single_update_made_says_so(self):
-        window = Window(0.0)
+        window = MetricsWindow(0.0)
         window.add(Update({"pixels": torch.tensor(torch.nan)}, torch.tensor(1.0), torch.tensor(True)), 4)
         line = window.line(0.0)
         assert (line["loss"], line["losses"], line["grad_norm"]) == (None, {}, None)
@@ -363,7 +364,7 @@ class TestTelling:
         Progress(10, 2).show({**LINE, "loss": None, "grad_norm": None, "skipped": 3})
         told = capsys.readouterr().err
         assert "loss -" in told
-        assert "3 refused" in told
+        assert "3 skipped" in told
 
     @pytest.mark.parametrize(("seconds", "words"), [(12, "12 s"), (600, "10 min"), (7200, "2.0 h"), (3e5, "3.5 days")])
     def test_times_are_in_the_unit_of_a_person(self, seconds: float, words: str):

@@ -98,9 +98,9 @@ class Killed(BaseException):
 
 def at_steps(monkeypatch: pytest.MonkeyPatch, steps: Collection[int], do: Callable[[], None]) -> None:
     """Do something in the middle of certain steps of training, once each."""
-    from unveil.training.metrics import Refusals
+    from unveil.training.metrics import SkippedSteps
 
-    rest, add = set(steps), Refusals.add
+    rest, add = set(steps), SkippedSteps.add
 
     def added(self: Any, update: Any, epoch: int, step: int) -> None:
         add(self, update, epoch, step)
@@ -108,7 +108,7 @@ def at_steps(monkeypatch: pytest.MonkeyPatch, steps: Collection[int], do: Callab
             rest.remove(step)
             do()
 
-    monkeypatch.setattr(Refusals, "add", added)
+    monkeypatch.setattr(SkippedSteps, "add", added)
 
 
 def interrupt() -> None:

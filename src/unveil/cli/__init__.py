@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 
-from ..runs.console import FailedElsewhere, say
+from ..runs.console import RankZeroFailed, say
 from .commands import COMMANDS, HelpAsked
 from .flags import UsageError, nearest
 from .help import columns
@@ -33,7 +33,7 @@ def main(words: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         say("\nstopped")
         return 130
-    except FailedElsewhere:
+    except RankZeroFailed:
         return 2
     except (ValueError, OSError) as error:
         _say_mistake(error)

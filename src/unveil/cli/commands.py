@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..recipes.registry import load_recipe, recipe_cards
-from ..runs.console import is_spokesman
+from ..runs.console import is_rank_zero
 from . import next_steps
 from .flags import Flag, UsageError, flag_name, flags_of, is_flag, parse, spell, split
 from .foreign_flags import refuse_foreign
@@ -53,7 +53,7 @@ class Command:
 
 def say_next(step: str) -> None:
     """The last line of a command."""
-    if is_spokesman():
+    if is_rank_zero():
         print(f"next: {step}", flush=True)
 
 

@@ -8,12 +8,12 @@ from typing import Any
 from ..data.modality_config import Declared
 from ..modeling.image_encoder import Pool, Pretrained
 from ..modeling.public_vits import ForeignEncoder, describe, fresh, is_foreign, load_encoder
+from ..modeling.seeding import seed_stage
 from ..recipes.recipe import Recipe
 from ..recipes.registry import handed, load_recipe
 from ..runs.checkpoint import Checkpoint, read_at, read_latest
 from ..runs.folder import read_facts
 from ..runs.hardware import choose_device
-from ..training.loop import seed_stage
 from ..training.run_metadata import part, read_declared, read_dials, read_modalities
 
 

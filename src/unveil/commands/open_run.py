@@ -14,15 +14,15 @@ from ..data.modality_config import BUILT_IN, Declared
 from ..data.sources import Source, Subset, open_source, spread
 from ..data.splits import hold_out
 from ..modeling.masked_model import MaskedModel
+from ..modeling.seeding import seed_stage
 from ..modeling.types import Modality
 from ..recipes.registry import handed, load_recipe
 from ..runs.checkpoint import Checkpoint
 from ..runs.console import say
 from ..runs.hardware import choose_device
-from ..training.autoconfig import Plan, fit_shape
-from ..training.config import Asked
+from ..training.autoconfig import AutoConfig, configure_shape
+from ..training.config import PretrainConfig
 from ..training.data_setup import declared_for, look_at, modalities_of, open_data, settle
-from ..training.loop import seed_stage
 from ..training.run_metadata import part, read_declared
 from .load import known_facts, read_weights, rebuild
 
@@ -69,14 +69,14 @@ def open_recipe(
 ) -> Opened:
     """The last stage of a recipe as it is before any training, fitted to the samples of `data` but for given dials."""
     load = load_recipe(name)
-    asked = Asked(name, data, modalities=tuple(modalities), seed=seed, dials=dials)
+    asked = PretrainConfig(name, data, modalities=tuple(modalities), seed=seed, dials=dials)
     asked.check_dials(load)
     source = open_data(data, declared_for(asked, load))
     found = look_at(Subset(source, spread(len(source), _GLANCE)))
     told, source = modalities_of(source, found), settle(source, found)
-    plan = Plan(load, dials)
+    plan = AutoConfig(load, dials)
     where = choose_device(device)
-    fit_shape(plan, found, len(source), where)
+    configure_shape(plan, found, len(source), where)
     for change in plan.changes:
         say(f"  {change.dial}: {change.used}  (paper: {change.paper}; {change.why})")
     seed_stage(seed, -1)

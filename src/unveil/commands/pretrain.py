@@ -17,10 +17,10 @@ from ..runs.console import say
 from ..runs.folder import ReadOnlyRun, RunFolder, check_apart, check_writable, choose_folder, is_continuation
 from ..runs.hardware import Precision
 from ..runs.tensorboard import Board, check_board
-from ..training.config import Asked, Compile, Continue, HeldOut
-from ..training.distributed import Group, joined
+from ..training.config import Compile, Continue, HeldOut, PretrainConfig
+from ..training.distributed import Group, process_group
 from ..training.loop import Loop, stop_on_signal
-from ..training.monitor import Watcher
+from ..training.monitor import ValidationMonitor
 from ..training.setup import Prepared, prepare_again, prepare_new
 
 
@@ -87,12 +87,12 @@ def pretrain(
     max_broken: share of unreadable images above which the run stops
     tensorboard: write the metrics as TensorBoard's event files too
     """
-    asked = Asked(**locals())
-    with joined() as group:
-        return _lead(asked, group) if group.is_first else _follow(asked, group)
+    asked = PretrainConfig(**locals())
+    with process_group() as group:
+        return _lead(asked, group) if group.is_rank_zero else _follow(asked, group)
 
 
-def _lead(asked: Asked, group: Group) -> Path:
+def _lead(asked: PretrainConfig, group: Group) -> Path:
     """What a process alone does; in a group it is the first that decides and writes, and the others follow."""
     with ExitStack() as stack:
         prepared: Prepared | None = None
@@ -102,18 +102,18 @@ def _lead(asked: Asked, group: Group) -> Path:
             run, prepared = _open(asked, group.size, stack)
             return str(run.path)
 
-        run = RunFolder(Path(group.tell(begin)))
+        run = RunFolder(Path(group.broadcast(begin)))
         assert prepared
         return _train(run, prepared, asked, group)
 
 
-def _follow(asked: Asked, group: Group) -> Path:
+def _follow(asked: PretrainConfig, group: Group) -> Path:
     """To a process that joins, a run that was just begun is one to go on with: its folder has all that was decided."""
-    run = ReadOnlyRun(Path(group.hear()))
+    run = ReadOnlyRun(Path(group.receive()))
     return _train(run, prepare_again(asked, run.path, group.size), asked, group)
 
 
-def _open(asked: Asked, processes: int, stack: ExitStack) -> tuple[RunFolder, Prepared]:
+def _open(asked: PretrainConfig, processes: int, stack: ExitStack) -> tuple[RunFolder, Prepared]:
     """The run, locked for as long as the stack lasts, and all that training takes; nothing is written on a mistake."""
     if asked.tensorboard:
         check_board()
@@ -134,7 +134,7 @@ def _open(asked: Asked, processes: int, stack: ExitStack) -> tuple[RunFolder, Pr
     return run, prepared
 
 
-def _claim(asked: Asked) -> RunFolder:
+def _claim(asked: PretrainConfig) -> RunFolder:
     """The run folder, made. Where it is ours to name, another run may have taken the name since we looked."""
     while True:
         folder = choose_folder(asked.out, asked.name)
@@ -147,7 +147,7 @@ def _claim(asked: Asked) -> RunFolder:
         return RunFolder(folder)
 
 
-def _begin(run: RunFolder, prepared: Prepared, asked: Asked) -> None:
+def _begin(run: RunFolder, prepared: Prepared, asked: PretrainConfig) -> None:
     """Write what a run begins with; `run.json` comes last, and what is here without it is no run."""
     if not asked.overwrite and (run.path / "run.json").exists():
         raise ValueError(f"another run was begun in {run.path} meanwhile; give another --out")
@@ -166,7 +166,7 @@ def _begin(run: RunFolder, prepared: Prepared, asked: Asked) -> None:
         raise
 
 
-def _train(run: RunFolder, prepared: Prepared, asked: Asked, group: Group) -> Path:
+def _train(run: RunFolder, prepared: Prepared, asked: PretrainConfig, group: Group) -> Path:
     """Train to the end, or to where it is stopped; `run.json` says which."""
     command = asked.command(run.path)
     built, modalities = prepared.recipe, prepared.modalities
@@ -177,7 +177,7 @@ def _train(run: RunFolder, prepared: Prepared, asked: Asked, group: Group) -> Pa
 
     try:
         run.write_facts(status="running", error=None, command=command, settings=prepared.facts["settings"])
-        if asked.tensorboard and group.is_first:
+        if asked.tensorboard and group.is_rank_zero:
             run.board = Board(run.path, prepared.resume.state["step"] if prepared.resume else -1)
         loader = Loader(
             prepared.train,
@@ -189,13 +189,13 @@ def _train(run: RunFolder, prepared: Prepared, asked: Asked, group: Group) -> Pa
             modality=modalities,
             part=(group.rank, group.size),
         )
-        watcher = Watcher(run, prepared.train, prepared.held_out, modalities, built.view.image_size)
-        watch = watcher if group.is_first else _look_away
+        watcher = ValidationMonitor(run, prepared.train, prepared.held_out, modalities, built.view.image_size)
+        watch = watcher if group.is_rank_zero else _look_away
         told = {k: prepared.facts[k] for k in ("unveil", "recipe", "dials", "modality", "model")}
         loop = Loop(run, built, loader, prepared.settings, asked.seed, watch, {"unveil": json.dumps(told)}, group)
         with stop_on_signal() as stop:
             model = loop.train(stop, start, prepared.resume)
-            if group.is_first:
+            if group.is_rank_zero:
                 watcher.finish(model)
     except KeyboardInterrupt:
         run.mark("stopped")

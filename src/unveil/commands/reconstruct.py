@@ -23,10 +23,10 @@ from ..modeling.masked_model import Imagined, MaskedModel, Objective
 from ..modeling.masking import ByModality, DirichletBudget, Masker, Uniform
 from ..modeling.patches import unpatchify, validity
 from ..modeling.rng import sample_keys
+from ..modeling.seeding import seed_stage
 from ..modeling.targets import Classes, Pixels
 from ..modeling.types import Batch, Observations, Tokens
 from ..runs.hardware import choose_device
-from ..training.loop import seed_stage
 from ..training.run_metadata import part, read_declared
 from .load import known_facts, read_weights, rebuild
 from .open_run import open_run

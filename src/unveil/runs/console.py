@@ -12,18 +12,18 @@ _PLAIN_SECONDS = 10.0  # between two lines where there is no terminal
 _TERMINAL_SECONDS = 0.2
 
 
-class FailedElsewhere(Exception):  # noqa: N818
+class RankZeroFailed(Exception):  # noqa: N818
     """The process that speaks for this one has stopped, and has said why."""
 
 
-def is_spokesman() -> bool:
+def is_rank_zero() -> bool:
     """Whether this process speaks for the others that `torchrun` started with it; one alone does."""
     return os.environ.get("RANK", "0") == "0"
 
 
 def say(text: str) -> None:
     """What a person should know while the command runs: to stderr, results go to stdout."""
-    if is_spokesman():
+    if is_rank_zero():
         print(text, file=sys.stderr, flush=True)
 
 
@@ -71,7 +71,7 @@ class Progress:
             f"  loss {_number(line['loss'], '.4f')}  lr {line['lr']:.1e}  grad {_number(line['grad_norm'], '.2f')}"
             f"  {line['images_per_second']:.0f} images/s  data wait {line['data_wait']:.0%}"
             f"  {line['memory_mb'] / 1024:.1f} GB"
-            + (f"  {line['skipped']} refused" if line["skipped"] else "")
+            + (f"  {line['skipped']} skipped" if line["skipped"] else "")
             + (f"  {duration(left)} left" if done and not is_last else "")
         )
         if self.is_terminal:

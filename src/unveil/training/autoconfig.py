@@ -30,7 +30,7 @@ from ..recipes.recipe import Recipe
 from ..recipes.registry import HANDED
 from ..runs.console import say
 from ..runs.hardware import choose_precision, memory_total
-from .config import Asked
+from .config import PretrainConfig
 from .loop import Settings, Trainer
 
 MINUTES = {"cpu": 10.0, "mps": 30.0, "cuda": 120.0}  # of training when the user gives neither epochs nor minutes
@@ -56,7 +56,7 @@ class Change:
     why: str
 
 
-class Plan:
+class AutoConfig:
     """Dials as they are settled, one after another; those that the user gave are never touched."""
 
     def __init__(self, recipe: Callable[..., Recipe], given: Mapping[str, Any]):
@@ -82,7 +82,9 @@ class Plan:
             self.given[dial] = self.dials[dial]
 
 
-def fit_shape(plan: Plan, data: Inspection | AlignedInspection, num_train: int, device: torch.device) -> None:
+def configure_shape(
+    plan: AutoConfig, data: Inspection | AlignedInspection, num_train: int, device: torch.device
+) -> None:
     """Size of image, patch and model: before anything is built."""
     height, width = data.median or (224, 224)
     side = min(height, width)
@@ -106,7 +108,7 @@ def fit_shape(plan: Plan, data: Inspection | AlignedInspection, num_train: int, 
     _fit_decoder(plan)
 
 
-def _fit_decoder(plan: Plan) -> None:
+def _fit_decoder(plan: AutoConfig) -> None:
     narrow = {"nano": (96, 2, 3), "tiny": (128, 4, 4), "small": (256, 8, 8)}.get(str(plan.dials.get("size")))
     if narrow:
         why = "in proportion to the encoder"
@@ -115,7 +117,7 @@ def _fit_decoder(plan: Plan) -> None:
                 plan.set(dial, value, why)
 
 
-def fit_schedule(plan: Plan, num_train: int, image_seconds: float, minutes: float) -> None:
+def configure_schedule(plan: AutoConfig, num_train: int, image_seconds: float, minutes: float) -> None:
     """Epochs that fit the time, a batch that leaves enough updates, and a rate for a run of that length."""
     epochs = min(MAX_EPOCHS, minutes * 60 / max(1e-9, num_train * image_seconds))
     epochs = round(epochs) if epochs >= 10 else max(0.01, round(epochs, 2))
@@ -141,7 +143,7 @@ def fit_schedule(plan: Plan, num_train: int, image_seconds: float, minutes: floa
         plan.set("lr_scale", "none", "the peak is for this run as it stands")
 
 
-def _fit_momentum(plan: Plan, updates: float) -> None:
+def _fit_momentum(plan: AutoConfig, updates: float) -> None:
     """An average that still is what it began as, when the run ends, teaches the student what an untrained one knows."""
     trails = max(1.0, AVERAGE_TRAILS * updates)
     if plan.defaults.get("momentum", 0.0) > 1 - 1 / trails and _follows(plan.dials):
@@ -156,8 +158,8 @@ def _follows(dials: Mapping[str, Any]) -> bool:
     return bool(dials.get("teacher", "student") == "student")
 
 
-def time_an_image(
-    asked: Asked, built: Recipe, modalities: Sequence[Modality], device: torch.device, processes: int = 1
+def tune_step(
+    asked: PretrainConfig, built: Recipe, modalities: Sequence[Modality], device: torch.device, processes: int = 1
 ) -> tuple[Settings, float]:
     """Settings that work, and the seconds that an image of an update takes.
 
@@ -188,7 +190,7 @@ def time_an_image(
             settings = replace(settings, compile=False)
 
 
-def rehearse(recipe: Recipe, settings: Settings, loader: Loader, alone: float) -> float:
+def time_with_data(recipe: Recipe, settings: Settings, loader: Loader, alone: float) -> float:
     """Seconds that an image of a run takes: updates on its own views, beside the threads that make them.
 
     `alone` is what an image takes where nothing has to be read. On a processor the two share the cores, and a small
@@ -224,7 +226,7 @@ def _mean_seconds(act: Callable[[], object]) -> float:
     return (time.perf_counter() - began) / done
 
 
-def look_every(epochs: float, epoch_seconds: float) -> float:
+def validation_interval(epochs: float, epoch_seconds: float) -> float:
     """Epochs between two looks at held-out images: a short run has fewer, for each takes a second or so."""
     return max(epochs / LOOKS, min(epochs, LOOK_SECONDS / max(1e-9, epoch_seconds)))
 

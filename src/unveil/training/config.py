@@ -20,7 +20,7 @@ Continue = Literal["restart", "tail", "x10"]
 
 
 @dataclass(frozen=True)
-class Asked:
+class PretrainConfig:
     """The arguments of `pretrain`. Raises ValueError for a number that no run could have."""
 
     recipe: str

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from ..recipes.recipe import Recipe
 from ..runs.folder import read_facts
-from .autoconfig import Plan
-from .config import Asked, Continue
+from .autoconfig import AutoConfig
+from .config import Continue, PretrainConfig
 
 RAISED = 10.0  # the rate of x10, in tails
 _BARS = "▁▂▃▄▅▆▇█"
@@ -27,7 +27,7 @@ class Before:
     warmup_epochs: float | None = None
 
 
-def find_before(asked: Asked) -> Before | None:
+def find_before(asked: PretrainConfig) -> Before | None:
     """What `--init-from` says of its training; None where the schedule begins anew.
 
     Raises ValueError where its length is neither given nor known.
@@ -48,7 +48,7 @@ def find_before(asked: Asked) -> Before | None:
     return Before(epochs, rate, told.get("warmup_epochs"))
 
 
-def keep_schedule(plan: Plan, before: Before) -> None:
+def keep_schedule(plan: AutoConfig, before: Before) -> None:
     """Let the rate and the warm-up be those of the first training, where they are known, else the paper's."""
     for dial, value in (("lr", before.lr), ("warmup_epochs", before.warmup_epochs)):
         plan.hold(dial, plan.dials.get(dial) if value is None else value, "of the training that goes on")
@@ -56,7 +56,7 @@ def keep_schedule(plan: Plan, before: Before) -> None:
         plan.hold("lr_scale", "none", "the rate is that of the training that goes on")
 
 
-def on_the_tail(built: Recipe, schedule: Continue, epochs: float) -> Recipe:
+def resume_schedule(built: Recipe, schedule: Continue, epochs: float) -> Recipe:
     """A recipe whose schedule began so many epochs ago; with x10, at ten times the rate."""
     if schedule == "restart":
         return built

@@ -19,12 +19,12 @@ from ..data.splits import hold_out
 from ..modeling.types import RGB, Modality
 from ..recipes.registry import handed, reads_several
 from ..runs.console import say
-from .config import Asked
+from .config import PretrainConfig
 
 Found = Inspection | AlignedInspection
 
 
-def declared_for(asked: Asked, recipe: Callable[..., Any]) -> tuple[Declared, ...]:
+def declared_for(asked: PretrainConfig, recipe: Callable[..., Any]) -> tuple[Declared, ...]:
     """The modalities that a run is to read, as asked or as its recipe has them; none for plain images.
 
     Raises ValueError for several where the recipe reads one, and for none that is an input.
@@ -84,7 +84,7 @@ def present(source: Source) -> dict[str, Bool[Tensor, " N"]]:
     return {d.name: column for d, column in zip(whole.declared, has.unbind(dim=1), strict=True)}
 
 
-def part_data(source: Source, asked: Asked, seed: int) -> tuple[Subset, Subset]:
+def part_data(source: Source, asked: PretrainConfig, seed: int) -> tuple[Subset, Subset]:
     """The source in two: to train on, and for label-free signals and pictures."""
     return hold_out(source, asked.held_out_share, seed, last=asked.held_out == "last", group_by=asked.group_by)
 

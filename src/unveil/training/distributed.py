@@ -17,7 +17,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from ..runs.console import FailedElsewhere
+from ..runs.console import RankZeroFailed
 
 # The first process alone looks at held-out images and saves, while the others wait at the next step.
 _PATIENCE = timedelta(hours=2)
@@ -35,11 +35,11 @@ class Group:
     size: int = 1
 
     @property
-    def is_first(self) -> bool:
+    def is_rank_zero(self) -> bool:
         """Whether this process writes, and speaks to the user, for all."""
         return self.rank == 0
 
-    def total(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def all_reduce(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Numbers, each added up over the processes."""
         if self.size == 1 or not tensors:
             return dict(tensors)
@@ -55,7 +55,7 @@ class Group:
         dist.all_reduce(flags, dist.ReduceOp.MAX)
         return bool(flags)
 
-    def merged(self, found: Mapping[str, str]) -> dict[str, str]:
+    def gather(self, found: Mapping[str, str]) -> dict[str, str]:
         """What each process has found, put together."""
         if self.size == 1:
             return dict(found)
@@ -63,8 +63,8 @@ class Group:
         dist.all_gather_object(parts, dict(found))
         return {name: value for part in parts for name, value in part.items()}
 
-    def tell(self, find: Callable[[], str]) -> str:
-        """What this process, the first, finds out; the others hear it. Where it fails, they raise FailedElsewhere."""
+    def broadcast(self, find: Callable[[], str]) -> str:
+        """What this process, the first, finds out; the others hear it. Where it fails, they raise RankZeroFailed."""
         if self.size == 1:
             return find()
         answer: list[str | None] = [None]
@@ -75,32 +75,32 @@ class Group:
         assert answer[0] is not None
         return answer[0]
 
-    def hear(self) -> str:
+    def receive(self) -> str:
         """What the first process tells."""
         answer: list[str | None] = [None]
         dist.broadcast_object_list(answer)
         if answer[0] is None:
-            raise FailedElsewhere
+            raise RankZeroFailed
         return answer[0]
 
-    def shared(self, model: Any) -> Any:
+    def wrap(self, model: Any) -> Any:
         """A model whose gradients are the mean over the processes, exchanged while the backward pass goes on."""
         return model if self.size == 1 else DistributedDataParallel(model, broadcast_buffers=False)
 
-    def exchange(self, model: Any, now: bool) -> AbstractContextManager[None]:
+    def sync_gradients(self, model: Any, now: bool) -> AbstractContextManager[None]:
         """The forward and backward pass of a part of a batch; gradients are exchanged with the last part alone."""
         return nullcontext() if now or self.size == 1 else model.no_sync()
 
 
-ALONE = Group()
+SINGLE_PROCESS = Group()
 
 
 @contextmanager
-def joined() -> Iterator[Group]:
+def process_group() -> Iterator[Group]:
     """The group that `torchrun` has put this process in; by itself, a group of one."""
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:
-        yield ALONE
+        yield SINGLE_PROCESS
         return
     has_gpu = torch.cuda.is_available()
     if has_gpu:

@@ -8,7 +8,7 @@ from ..modeling.public_vits import State, find, is_foreign, load_weights, read_w
 from ..recipes.recipe import Recipe
 from ..runs.checkpoint import read_latest
 from ..runs.console import say
-from .config import Asked
+from .config import PretrainConfig
 
 
 def read_initial(address: str) -> State:
@@ -24,7 +24,7 @@ def read_initial(address: str) -> State:
     return found.model
 
 
-def fitting(weights: State, built: Recipe, asked: Asked) -> State:
+def fitting(weights: State, built: Recipe, asked: PretrainConfig) -> State:
     """The weights under our names, with a table of keys told. Raises ValueError when the encoder takes none."""
     first = built.encoder.modalities[0]
     state = translate(weights, first.name)

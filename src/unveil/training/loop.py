@@ -15,17 +15,17 @@ import torch
 
 from ..data.loader import Loader
 from ..modeling.masked_model import MaskedModel
-from ..modeling.rng import sample_keys
+from ..modeling.seeding import seed_stage
 from ..modeling.teachers import begin_averages
 from ..modeling.types import Batch
 from ..recipes.recipe import Recipe
 from ..runs import checkpoint
 from ..runs.checkpoint import Checkpoint
-from ..runs.console import Progress, is_spokesman, say
+from ..runs.console import Progress, is_rank_zero, say
 from ..runs.folder import RunFolder
 from ..runs.hardware import memory_used
-from .distributed import ALONE, Group
-from .metrics import Refusals, Window
+from .distributed import SINGLE_PROCESS, Group
+from .metrics import MetricsWindow, SkippedSteps
 from .trainer import Settings, Trainer
 
 LINES = 1000  # of metrics that a run writes, about
@@ -35,11 +35,6 @@ Watch = Callable[[MaskedModel, float, int], None]
 
 class Diverged(ValueError):  # noqa: N818
     """Update after update was not finite."""
-
-
-def seed_stage(seed: int, stage: int) -> None:
-    """A stage's initialisation depends on the seed and the stage alone."""
-    torch.manual_seed(int(sample_keys(seed, stage, [0])[0]) & (2**63 - 1))
 
 
 @contextmanager
@@ -56,7 +51,7 @@ def stop_on_signal() -> Iterator[threading.Event]:
     def ask(number: int, frame: Any) -> None:
         if stop.is_set() and number == signal.SIGINT:
             raise KeyboardInterrupt
-        if not stop.is_set() and is_spokesman():
+        if not stop.is_set() and is_rank_zero():
             # not print: the signal may have come in the middle of one, and buffers do not take a second
             os.write(2, b"\nstopping after this step; once more to stop at once\n")
         stop.set()
@@ -81,7 +76,7 @@ class Loop:
         seed: int,
         watch: Watch,
         metadata: Mapping[str, str],
-        group: Group = ALONE,
+        group: Group = SINGLE_PROCESS,
     ):
         self.run, self.recipe, self.loader, self.settings = run, recipe, loader, settings
         self.seed, self.watch, self.metadata, self.group = seed, watch, metadata, group
@@ -99,7 +94,7 @@ class Loop:
         if every := settings.keep_every:
             count = int(self.total / per_epoch / every + 1e-9)
             self.keeps = {max(1, round(k * every * per_epoch)): k * every for k in range(1, count + 1)}
-        self.refusals = Refusals(run, loader)
+        self.refusals = SkippedSteps(run, loader)
         self.seconds = 0.0  # of training, over all sessions
 
     def train(
@@ -140,7 +135,7 @@ class Loop:
         progress = Progress(self.total, per_epoch)
         began, before = time.monotonic(), self.seconds
         saved = began
-        window = Window(self.loader.wait_seconds)
+        window = MetricsWindow(self.loader.wait_seconds)
         for epoch, batch in self._batches(step, end):
             lr = self._rate(index, step)
             trainer.model.before_step(step, step / self.total)
@@ -153,7 +148,7 @@ class Loop:
             is_last = step == end or stops
             if step % self.log_every == 0 or is_last:
                 self._log(window, progress, step, lr)
-                window = Window(self.loader.wait_seconds)
+                window = MetricsWindow(self.loader.wait_seconds)
             if self.refusals.too_many():
                 self._save(trainer, index, step, must=False)
                 raise Diverged(self.refusals.report())
@@ -189,9 +184,9 @@ class Loop:
                     if step == end:
                         return
 
-    def _log(self, window: Window, progress: Progress, step: int, lr: float) -> None:
-        broken = self.group.merged(self.loader.broken)
-        if not self.group.is_first:
+    def _log(self, window: MetricsWindow, progress: Progress, step: int, lr: float) -> None:
+        broken = self.group.gather(self.loader.broken)
+        if not self.group.is_rank_zero:
             return
         line = {
             "kind": "step",
@@ -209,7 +204,7 @@ class Loop:
 
     def _keep(self, trainer: Trainer, index: int, step: int) -> None:
         """Keep the weights of a step, if that can be done."""
-        if self.group.is_first:
+        if self.group.is_rank_zero:
             state = {"stage": index, "epoch": step / self.loader.steps_per_epoch, "seconds": self.seconds}
             with self.run.spared(checkpoint.ON_THE_WAY):
                 weights = trainer.model.state_dict()
@@ -220,7 +215,7 @@ class Loop:
 
         In a group the first process does it for all: they have the same weights.
         """
-        if not self.group.is_first:
+        if not self.group.is_rank_zero:
             return
         epoch = step / self.loader.steps_per_epoch
         state = {"stage": index, "epoch": epoch, "seconds": self.seconds, "skipped": self.refusals.read()}

@@ -1,4 +1,4 @@
-"""What the loop remembers of its updates until it is told: the means of a line of metrics, the updates refused."""
+"""What the loop remembers of its updates until it is told: the means of a line of metrics, the updates skipped."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from ..data.loader import Loader
 from ..runs.folder import RunFolder
 from .trainer import Update
 
-MAX_REFUSED = 20  # updates in a row that are not finite before the run stops
-_NAMED = 100  # refused updates whose images are kept in nonfinite.json
+MAX_SKIPPED = 20  # updates in a row that are not finite before the run stops
+_NAMED = 100  # skipped updates whose images are kept in nonfinite.json
 
 
-class Window:
+class MetricsWindow:
     """What happened since the last line of metrics, kept on the device until it is read."""
 
     def __init__(self, waited: float):
@@ -41,8 +41,8 @@ class Window:
     def line(self, waited: float) -> dict[str, Any]:
         """Means over the updates that were made, the last one's gradient, the speed; None where none was made."""
         rows = torch.stack([torch.stack([u.norm, *u.losses.values()]).float() for u in self.updates])
-        refused = torch.stack([u.refused for u in self.updates])
-        made = rows[~refused].cpu()
+        skipped = torch.stack([u.skipped for u in self.updates])
+        made = rows[~skipped].cpu()
         means = made[:, 1:].double().mean(dim=0).tolist()
         losses = dict(zip(self.updates[0].losses, means, strict=True)) if len(made) else {}
         seconds = max(1e-9, time.monotonic() - self.began)
@@ -55,7 +55,7 @@ class Window:
         }
 
 
-class Refusals:
+class SkippedSteps:
     """The updates that were not made: counted, their images named in `nonfinite.json`; too many in a row end a run."""
 
     def __init__(self, run: RunFolder, loader: Loader):
@@ -64,30 +64,30 @@ class Refusals:
         self.unread: list[tuple[int, int, Tensor]] = []
 
     def add(self, update: Update, epoch: int, step: int) -> None:
-        """Note an update, refused or not, for later."""
-        self.unread.append((epoch, step, update.refused))
+        """Note an update, skipped or not, for later."""
+        self.unread.append((epoch, step, update.skipped))
 
     def read(self) -> int:
-        """How many updates were refused so far. This waits for the device."""
+        """How many updates were skipped so far. This waits for the device."""
         if not self.unread:
             return self.count
-        flags = torch.stack([refused for *_, refused in self.unread]).tolist()
-        refused = [place for *place, _ in [u for u, flag in zip(self.unread, flags, strict=True) if flag]]
+        flags = torch.stack([skipped for *_, skipped in self.unread]).tolist()
+        skipped = [place for *place, _ in [u for u, flag in zip(self.unread, flags, strict=True) if flag]]
         for flag in flags:
             self.in_a_row = self.in_a_row + 1 if flag else 0
         self.unread.clear()
-        if refused:
-            self.count += len(refused)
-            before = [u for u in self.run.read("nonfinite.json", []) if u["step"] < refused[0][1]]
-            named = [{"step": step, "images": self._images(epoch, step)} for epoch, step in refused]
+        if skipped:
+            self.count += len(skipped)
+            before = [u for u in self.run.read("nonfinite.json", []) if u["step"] < skipped[0][1]]
+            named = [{"step": step, "images": self._images(epoch, step)} for epoch, step in skipped]
             self.run.note("nonfinite.json", [*before, *named][-_NAMED:])
         return self.count
 
     def too_many(self) -> bool:
         """Whether it is time to give up; looks at the device only so often."""
-        if len(self.unread) >= MAX_REFUSED or (self.in_a_row and self.unread):
+        if len(self.unread) >= MAX_SKIPPED or (self.in_a_row and self.unread):
             self.read()
-        return self.in_a_row >= MAX_REFUSED
+        return self.in_a_row >= MAX_SKIPPED
 
     def report(self) -> str:
         """What happened and what to do."""

@@ -27,7 +27,7 @@ SEVERAL_PROBES = 3  # samples whose maps are shown where there are several of ea
 _BATCH = 64
 
 
-class Watcher:
+class ValidationMonitor:
     """Looks at the model every so often: held-out loss, RankMe, feature std, and what it makes of fixed images.
 
     The held-out images and their masks are the same every time, so numbers and pictures compare over a run.

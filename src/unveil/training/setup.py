@@ -15,6 +15,7 @@ from .._version import __version__
 from ..data.loader import Loader
 from ..data.sources import Source, Subset, spread
 from ..modeling.public_vits import State
+from ..modeling.seeding import seed_stage
 from ..modeling.types import Modality
 from ..recipes.recipe import Recipe
 from ..recipes.registry import handed, load_recipe
@@ -22,9 +23,18 @@ from ..runs.checkpoint import Checkpoint, read_latest
 from ..runs.console import duration, say
 from ..runs.folder import read_facts
 from ..runs.hardware import choose_device, git_commit, num_cores, versions
-from .autoconfig import MINUTES, Change, Plan, fit_schedule, fit_shape, look_every, rehearse, time_an_image
-from .config import Asked, json_like
-from .continue_schedule import find_before, keep_schedule, on_the_tail, schedule_facts, schedule_lines
+from .autoconfig import (
+    MINUTES,
+    AutoConfig,
+    Change,
+    configure_schedule,
+    configure_shape,
+    time_with_data,
+    tune_step,
+    validation_interval,
+)
+from .config import PretrainConfig, json_like
+from .continue_schedule import find_before, keep_schedule, resume_schedule, schedule_facts, schedule_lines
 from .data_setup import (
     Found,
     check_broken,
@@ -38,7 +48,6 @@ from .data_setup import (
     settle,
 )
 from .init_from import fitting, read_initial
-from .loop import seed_stage
 from .run_metadata import (
     data_facts,
     layout_of,
@@ -74,7 +83,7 @@ class Prepared:
     resume: Checkpoint | None = None
 
 
-def prepare_new(asked: Asked, processes: int = 1) -> Prepared:
+def prepare_new(asked: PretrainConfig, processes: int = 1) -> Prepared:
     """A new run: the data looked at, the recipe fitted to data and machine, its step tried and timed.
 
     Several processes share every batch, so each has a part of it to compute and the run takes that much less time.
@@ -100,23 +109,24 @@ def prepare_new(asked: Asked, processes: int = 1) -> Prepared:
         weights = fitting(weights, built, asked)
     if before is not None:
         keep_schedule(plan, before)
-    settings, image_seconds = time_an_image(asked, built, modalities, device, processes)
+    settings, image_seconds = tune_step(asked, built, modalities, device, processes)
     minutes = asked.minutes or MINUTES.get(device.type, 30.0)
     guess = copy.deepcopy(plan)
     if not asked.paper:
-        fit_schedule(guess, len(train), image_seconds, minutes)
+        configure_schedule(guess, len(train), image_seconds, minutes)
     built = _build(asked, load, guess.dials, modalities, len(train))
     image_seconds = _rehearsed(asked, built, settings, image_seconds, train, modalities, processes)
     if not asked.paper:
-        fit_schedule(plan, len(train), image_seconds, minutes)
+        configure_schedule(plan, len(train), image_seconds, minutes)
     built = _build(asked, load, plan.dials, modalities, len(train))
-    built = on_the_tail(built, asked.continue_schedule, before.epochs if before else 0.0)
+    built = resume_schedule(built, asked.continue_schedule, before.epochs if before else 0.0)
     check_shared(built.optim.batch_size, processes)
     per_epoch = max(1, len(train) // built.optim.batch_size)
     settings = replace(
         settings,
         micro_batch=min(settings.micro_batch, built.optim.batch_size // processes),
-        signals_every=asked.signals_every or max(1 / per_epoch, look_every(built.epochs, image_seconds * len(train))),
+        signals_every=asked.signals_every
+        or max(1 / per_epoch, validation_interval(built.epochs, image_seconds * len(train))),
         keep_every=asked.keep_every,
     )
     model = model_facts(built, modalities)
@@ -141,7 +151,7 @@ def prepare_new(asked: Asked, processes: int = 1) -> Prepared:
     return Prepared(built, train, held_out, modalities, settings, facts, found, weights)
 
 
-def prepare_again(asked: Asked, folder: Path, processes: int = 1) -> Prepared:
+def prepare_again(asked: PretrainConfig, folder: Path, processes: int = 1) -> Prepared:
     """An unfinished run, taken up where its newest whole checkpoint left it, with the plan that it was begun with.
 
     So do the processes that join one which has just been begun, and a run may go on with more or fewer of them.
@@ -171,7 +181,7 @@ def prepare_again(asked: Asked, folder: Path, processes: int = 1) -> Prepared:
     train, held_out = part_data(source, asked, part(facts, "seed", folder))
     modalities = read_modalities(facts, folder)
     built = _build(asked, load, read_dials(facts, folder), modalities, len(train))
-    built = on_the_tail(built, asked.continue_schedule, part(facts, "optim", folder).get("trained_epochs", 0.0))
+    built = resume_schedule(built, asked.continue_schedule, part(facts, "optim", folder).get("trained_epochs", 0.0))
     weights = None
     if resume is None and asked.init_from:  # stopped before its first checkpoint
         weights = fitting(read_initial(asked.init_from), built, asked)
@@ -190,7 +200,7 @@ def prepare_again(asked: Asked, folder: Path, processes: int = 1) -> Prepared:
 
 
 def _rehearsed(
-    asked: Asked,
+    asked: PretrainConfig,
     built: Recipe,
     settings: Settings,
     alone: float,
@@ -204,17 +214,17 @@ def _rehearsed(
     loader = Loader(
         train, built.view, size, asked.seed, asked.workers, max_broken=asked.max_broken, modality=modalities
     )
-    return rehearse(built, replace(settings, micro_batch=size), loader, alone * processes) / processes
+    return time_with_data(built, replace(settings, micro_batch=size), loader, alone * processes) / processes
 
 
 def _first_plan(
-    asked: Asked, load: Load, source: Source, found: Found, num_train: int, device: torch.device
-) -> tuple[Plan, tuple[Modality, ...], Recipe]:
+    asked: PretrainConfig, load: Load, source: Source, found: Found, num_train: int, device: torch.device
+) -> tuple[AutoConfig, tuple[Modality, ...], Recipe]:
     """The plan as far as the data decide it, and a recipe that is known to build."""
     modalities = modalities_of(source, found)
-    plan = Plan(load, asked.dials)
+    plan = AutoConfig(load, asked.dials)
     if not asked.paper:
-        fit_shape(plan, found, num_train, device)
+        configure_shape(plan, found, num_train, device)
     wanted = plan.dials.get("batch_size", 0)
     if wanted > num_train:
         plan.dials["batch_size"] = num_train
@@ -231,7 +241,7 @@ def _first_plan(
 
 
 def _build(
-    asked: Asked, load: Load, dials: Mapping[str, Any], modalities: Sequence[Modality], num_train: int
+    asked: PretrainConfig, load: Load, dials: Mapping[str, Any], modalities: Sequence[Modality], num_train: int
 ) -> Recipe:
     """The recipe as training begins with it: its batch is at most all images."""
     seed_stage(asked.seed, -1)
@@ -242,7 +252,7 @@ def _build(
     return replace(built, optim=replace(built.optim, batch_size=min(built.optim.batch_size, num_train)))
 
 
-def _cannot_build(asked: Asked, error: Exception) -> ValueError:
+def _cannot_build(asked: PretrainConfig, error: Exception) -> ValueError:
     frame = traceback.extract_tb(error.__traceback__)[-1]
     given = ", ".join(f"{name}={value}" for name, value in asked.dials.items()) or "its defaults"
     return ValueError(

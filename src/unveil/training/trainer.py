@@ -13,7 +13,7 @@ from torch import Tensor
 from ..modeling.masked_model import Losses, MaskedModel
 from ..modeling.optim import Optim, adamw
 from ..modeling.types import Batch
-from .distributed import ALONE, Group
+from .distributed import SINGLE_PROCESS, Group
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Update:
 
     losses: Mapping[str, Float[Tensor, ""]]
     norm: Float[Tensor, ""]
-    refused: Bool[Tensor, ""]
+    skipped: Bool[Tensor, ""]
 
 
 class Trainer:
@@ -44,12 +44,12 @@ class Trainer:
     In a group of processes each makes the same updates, from the gradients of all.
     """
 
-    def __init__(self, model: MaskedModel, optim: Optim, settings: Settings, group: Group = ALONE):
+    def __init__(self, model: MaskedModel, optim: Optim, settings: Settings, group: Group = SINGLE_PROCESS):
         self.model, self.optim, self.settings = model.to(settings.device).train(), optim, settings
         self.group = group
         self.optimizer = adamw(self.model, optim)
         self.parameters = [p for p in model.parameters() if p.requires_grad]
-        self.forward: Callable[[Batch], Losses] = group.shared(compiled(model) if settings.compile else model)
+        self.forward: Callable[[Batch], Losses] = group.wrap(compiled(model) if settings.compile else model)
 
     def adopt(self, moments: Mapping[Tensor, Any]) -> None:
         """Take over the moments of the parameters that an earlier stage trained too; the others start at zero."""
@@ -69,7 +69,7 @@ class Trainer:
             with self.autocast():
                 found = self.model.counts(part.on(self.settings.device))
             counts = {name: counts.get(name, 0) + count for name, count in found.items()}
-        return self.group.total(counts)
+        return self.group.all_reduce(counts)
 
     def update(self, batch: Batch, lr: float) -> Update:
         """One step on a whole batch, micro-batch by micro-batch; in a group, on this process's part of it.
@@ -85,7 +85,7 @@ class Trainer:
         counts = self.counts(parts) if is_uneven else {}
         means: dict[str, Tensor] = {}
         for number, part in enumerate(parts, 1):
-            with self.group.exchange(self.forward, now=number == len(parts)):
+            with self.group.sync_gradients(self.forward, now=number == len(parts)):
                 with self.autocast():
                     found = self.forward(part.on(self.settings.device))
                 counted = self._counted({name: count for name, (_, count) in found.items()}, len(part) / len(batch))
@@ -93,24 +93,24 @@ class Trainer:
                 # the exchange takes the mean over the processes, and the loss is a sum over them
                 (self.group.size * torch.stack(list(own.values())).sum()).backward()
             means = {name: means.get(name, 0) + value.detach() for name, value in own.items()}
-        means = self.group.total(means)
+        means = self.group.all_reduce(means)
         norm = torch.nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
-        refused = ~torch.stack([norm, *means.values()]).isfinite().all()
+        skipped = ~torch.stack([norm, *means.values()]).isfinite().all()
         if self.optim.clip is not None:
             torch.nn.utils.clip_grads_with_norm_(self.parameters, self.optim.clip, norm)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         # The fused kernel itself leaves weights and moments alone when told so: the check needs no wait for the device.
-        self.optimizer.found_inf = refused.float()  # type: ignore[attr-defined]
+        self.optimizer.found_inf = skipped.float()  # type: ignore[attr-defined]
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        self.model.after_step(means, ~refused)  # an average takes no step that was not made
-        return Update(means, norm, refused)
+        self.model.after_step(means, ~skipped)  # an average takes no step that was not made
+        return Update(means, norm, skipped)
 
     def _counted(self, counts: Mapping[str, Tensor], share: float) -> dict[str, Tensor]:
         """How many samples of the whole batch count, by those of a part that is this share of the process's own."""
         if share == 1:
-            return self.group.total(counts)
+            return self.group.all_reduce(counts)
         return {name: count * (self.group.size / share) for name, count in counts.items()}  # for parts that are alike
 
 

@@ -16,12 +16,12 @@ from ...evaluation.analysis.mask_overlap import Overlap, drawn, overlaps
 from ...evaluation.visualize import glance
 from ...modeling.masked_model import MaskedModel, Objective, Teacher, mean_loss
 from ...modeling.masking import ByModality, DirichletBudget, Masker, Uniform
+from ...modeling.seeding import seed_stage
 from ...modeling.targets import Classes, Pixels
 from ...modeling.teachers import Coarse, EMATeacher, OnlineTeacher
 from ...modeling.types import Batch, Observation, Reading, Tokens
 from ...runs.checkpoint import write_json
 from ...runs.folder import check_writable
-from ...training.loop import seed_stage
 from ...training.run_metadata import part
 from ..load import known_facts, rebuild
 from ..open_run import Opened, device_of, open_run

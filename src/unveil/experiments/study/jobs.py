@@ -15,12 +15,14 @@ from typing import Any
 from ...evaluation.dense.reconstruction import RestoringTask
 from ...evaluation.registry import work_of
 from ...recipes.registry import load_recipe, reads_several
-from ...training.config import HANDED, Asked, json_like
+from ...training.config import HANDED, PretrainConfig, json_like
 from .design import Arm, Dials, RunOf, Scale, ScaleName, Setting, Share, Study
 
 # How a run uses the machine, which changes nothing that it finds out: such arguments may differ when it goes on.
 MACHINE = ("device", "workers", "micro_batch", "compile", "save_minutes", "tensorboard")
-OF_PRETRAIN = tuple(f.name for f in fields(Asked) if f.name not in ("recipe", "data", "out", "overwrite", "dials"))
+OF_PRETRAIN = tuple(
+    f.name for f in fields(PretrainConfig) if f.name not in ("recipe", "data", "out", "overwrite", "dials")
+)
 SAVE_MINUTES = 2.0
 
 

@@ -12,8 +12,8 @@ from typing import Any
 from ...runs.checkpoint import write_json
 from ...runs.console import say
 from ...runs.hardware import choose_device
-from ...training.autoconfig import measure_step, time_an_image
-from ...training.config import Asked
+from ...training.autoconfig import measure_step, tune_step
+from ...training.config import PretrainConfig
 from .cost_estimate import build, modalities_of, num_images
 from .design import Arm, Scale, ScaleName, Setting, Study
 from .jobs import OF_PRETRAIN, settled
@@ -97,11 +97,11 @@ class _Step:
     def __init__(self, arm: Arm, at: Scale, setting: Setting, device: str):
         given = settled(arm, at, setting)
         told = {n: v for n, v in given.items() if n in OF_PRETRAIN and n not in ("paper", "minutes")}
-        asked = Asked(arm.recipe, **told)
+        asked = PretrainConfig(arm.recipe, **told)
         self.recipe = build(arm, at, setting, teacher_as_given=True)
         self.modalities = modalities_of(arm, at, setting)
         self.num_train = num_images(setting) * (1 - asked.held_out_share)
-        self.settings, self.seconds = time_an_image(asked, self.recipe, self.modalities, choose_device(device))
+        self.settings, self.seconds = tune_step(asked, self.recipe, self.modalities, choose_device(device))
 
     def time_again(self) -> None:
         """Other programs make a step slower, never faster, so the least counts. A compiled step is timed once."""

@@ -13,7 +13,7 @@ from unveil.modeling.encoder import Encoder
 from unveil.modeling.optim import Optim
 from unveil.modeling.types import RGB
 from unveil.recipes.recipe import Recipe, Stage, View
-from unveil.training.continue_schedule import on_the_tail, schedule_facts, schedule_lines, schedule_of
+from unveil.training.continue_schedule import resume_schedule, schedule_facts, schedule_lines, schedule_of
 
 QUICK = {"workers": 1, "compile": "off", "device": "cpu", "epochs": 2.0, "signals_every": 99.0}
 
@@ -116,7 +116,7 @@ def test_the_schedule_is_kept_for_the_report():
     built = Recipe(encoder, (Stage(lambda: None, 100),), Optim(1e-4, 2048, 40), View((8, 8)))
     assert set(schedule_facts(built, "restart")) == {"run"}
     for schedule, factor in (("tail", 1), ("x10", 10)):
-        told = schedule_facts(on_the_tail(built, schedule, 1600), schedule)
+        told = schedule_facts(resume_schedule(built, schedule, 1600), schedule)
         epochs, rates = zip(*told["whole"], strict=True)
         assert (epochs[0], epochs[-1], rates[0]) == (0, 1700, 0)
         assert max(rates) == pytest.approx(8e-4, rel=0.01), "of the first training, whatever this run makes of it"

@@ -14,7 +14,7 @@ from tiny import DIALS
 from unveil.data import Loader, View
 from unveil.modeling.encoder import SIZES
 from unveil.recipes import cmtmae, mim
-from unveil.training.autoconfig import MIN_BATCH, Plan, fit_schedule, look_every, rehearse
+from unveil.training.autoconfig import MIN_BATCH, AutoConfig, configure_schedule, time_with_data, validation_interval
 from unveil.training.trainer import Settings
 
 SIZE = (16, 24)
@@ -52,31 +52,31 @@ def recipe(monkeypatch: pytest.MonkeyPatch):
 
 class TestRehearse:
     def test_what_reading_takes_is_in_it(self, recipe):
-        assert rehearse(recipe, SETTINGS, loader(0.02), alone=0.0) >= 0.015  # no step is as long as its reading
-        assert rehearse(recipe, SETTINGS, loader(0.0), alone=9.0) < 9.0  # a step alone is another batch's
+        assert time_with_data(recipe, SETTINGS, loader(0.02), alone=0.0) >= 0.015  # no step is as long as its reading
+        assert time_with_data(recipe, SETTINGS, loader(0.0), alone=9.0) < 9.0  # a step alone is another batch's
 
     def test_where_the_step_leaves_the_cores_alone_the_slower_decides(self, recipe):
         compiled = Settings(**{**vars(SETTINGS), "compile": True})
-        assert rehearse(recipe, compiled, loader(0.0), alone=9.0) == 9.0
-        assert 0.015 <= rehearse(recipe, compiled, loader(0.02), alone=0.0) < 9.0
+        assert time_with_data(recipe, compiled, loader(0.0), alone=9.0) == 9.0
+        assert 0.015 <= time_with_data(recipe, compiled, loader(0.02), alone=0.0) < 9.0
 
     def test_it_goes_over_the_end_of_the_data_and_leaves_no_thread(self, recipe):
         before = threading.active_count()
-        assert rehearse(recipe, SETTINGS, loader(0.0), alone=0.0) > 0
+        assert time_with_data(recipe, SETTINGS, loader(0.0), alone=0.0) > 0
         assert threading.active_count() == before
 
 
 def test_a_long_run_is_looked_at_ten_times_and_a_short_one_less():
-    assert look_every(100.0, epoch_seconds=60.0) == 10.0
-    assert look_every(10.0, epoch_seconds=6.0) == 2.5  # a minute: every 15 s
-    assert look_every(2.0, epoch_seconds=1.0) == 2.0  # two seconds: at its end
-    assert look_every(2.0, epoch_seconds=0.0) == 2.0
+    assert validation_interval(100.0, epoch_seconds=60.0) == 10.0
+    assert validation_interval(10.0, epoch_seconds=6.0) == 2.5  # a minute: every 15 s
+    assert validation_interval(2.0, epoch_seconds=1.0) == 2.0  # two seconds: at its end
+    assert validation_interval(2.0, epoch_seconds=0.0) == 2.0
 
 
 class TestFitSchedule:
-    def plan(self, **given) -> Plan:
-        plan = Plan(mim.recipe, given)
-        fit_schedule(plan, num_train=1000, image_seconds=0.01, minutes=1.0)
+    def plan(self, **given) -> AutoConfig:
+        plan = AutoConfig(mim.recipe, given)
+        configure_schedule(plan, num_train=1000, image_seconds=0.01, minutes=1.0)
         return plan
 
     def test_the_epochs_fill_the_time(self):
@@ -117,6 +117,6 @@ class TestFitSchedule:
 
     @pytest.mark.parametrize(("student", "fits"), [("momentum", True), ("online", False)])
     def test_a_student_as_it_is_has_no_momentum_to_fit(self, student, fits):
-        plan = Plan(cmtmae.recipe, {"student": student})
-        fit_schedule(plan, num_train=1000, image_seconds=0.01, minutes=1.0)
+        plan = AutoConfig(cmtmae.recipe, {"student": student})
+        configure_schedule(plan, num_train=1000, image_seconds=0.01, minutes=1.0)
         assert ("momentum" in {c.dial for c in plan.changes}) == fits
