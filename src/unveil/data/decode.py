@@ -75,7 +75,7 @@ def to_channels(image: Shaped[Tensor, "C H W"], channels: int, name: str = "imag
     if len(image) == 1 and channels == 3:
         return image.repeat(3, 1, 1)
     if len(image) == 3 and channels == 1:
-        luma = torch.tensordot(torch.tensor(LUMA), image.float(), dims=1)[None]
+        luma: Tensor = torch.tensordot(torch.tensor(LUMA), image.float(), dims=1)[None]
         return luma.round().to(torch.uint8) if image.dtype == torch.uint8 else luma
     raise Unreadable(name, f"has {_count(len(image))}; {channels} are needed")
 

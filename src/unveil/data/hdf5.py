@@ -68,4 +68,5 @@ def _loaded(path: Path) -> dict[str, np.ndarray]:
         from scipy.io import loadmat
     except ImportError as error:
         raise ValueError(f"{path} {_NEEDED}") from error
-    return loadmat(path)
+    arrays: dict[str, np.ndarray] = loadmat(path)
+    return arrays

@@ -38,7 +38,7 @@ class ParquetSource:
                 raise ValueError(f"{path} has other columns than {paths[0]}; give files of one dataset")
         features = _features(schema)
         self._column = _image_column(schema, features, address)
-        self._ends = []  # the row after the last, for each row group
+        self._ends: list[int] = []  # the row after the last, for each row group
         self._groups = []  # (file, row group) of each
         self._starts = []  # the first row of each file
         rows = 0
@@ -86,7 +86,7 @@ class ParquetSource:
             cell = cell.get("bytes") or self._beside(index, cell.get("path"))
         if cell is None:
             raise Unreadable(self.name(index), "the row is empty (null)")
-        return cell
+        return bytes(cell)
 
     def image(self, index: int) -> Shaped[Tensor, "C H W"]:
         """The decoded row."""
@@ -142,14 +142,15 @@ class ParquetSource:
 def _features(schema: pa.Schema) -> dict[str, Any]:
     """Column -> feature, as the `datasets` library describes them in the schema; {} where it did not."""
     try:
-        return json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
+        features: dict[str, Any] = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
     except (KeyError, TypeError, ValueError):
         return {}
+    return features
 
 
 def _image_column(schema: pa.Schema, features: dict[str, Any], address: str) -> str:
     def holds_bytes(kind: pa.DataType) -> bool:
-        return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+        return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
 
     def is_image(column: pa.Field) -> bool:
         if pa.types.is_struct(column.type):
@@ -157,7 +158,7 @@ def _image_column(schema: pa.Schema, features: dict[str, Any], address: str) -> 
             return at >= 0 and holds_bytes(column.type.field(at).type)
         return holds_bytes(column.type)
 
-    columns = [column.name for column in schema if is_image(column)]
+    columns: list[str] = [column.name for column in schema if is_image(column)]
     if not columns:
         kinds = ", ".join(f"{column.name} ({column.type})" for column in schema)
         raise ValueError(f"{address!r} has no column of images, a struct of bytes and path; its columns: {kinds}")

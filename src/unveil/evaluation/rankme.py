@@ -17,7 +17,7 @@ def rankme(features: Float[Tensor, "N D"]) -> float:
     gram = x.T @ x if len(x) > x.shape[1] else x @ x.T  # its eigenvalues are the squares, and it is the cheaper of two
     sizes = torch.linalg.eigvalsh(gram).clamp_min(0).sqrt()
     shares = sizes / sizes.sum().clamp_min(torch.finfo(sizes.dtype).tiny) + 1e-7
-    return (-(shares * shares.log()).sum()).exp().item()
+    return float((-(shares * shares.log()).sum()).exp())
 
 
 def feature_std(features: Float[Tensor, "N D"]) -> float:
@@ -26,4 +26,4 @@ def feature_std(features: Float[Tensor, "N D"]) -> float:
     The mean over dimensions of the standard deviation over samples, times sqrt(D).
     """
     x = F.normalize(features.detach().double(), dim=1)
-    return (x.std(0, correction=0).mean() * x.shape[1] ** 0.5).item()
+    return float(x.std(0, correction=0).mean() * x.shape[1] ** 0.5)

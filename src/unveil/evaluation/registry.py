@@ -35,7 +35,8 @@ def dials_of(protocol: Protocol) -> list[str]:
 def works_on(protocol: Protocol) -> type:
     """What a protocol is given: the type of its first argument."""
     first = next(iter(inspect.signature(protocol).parameters))
-    return typing.get_type_hints(protocol)[first]
+    subject: type = typing.get_type_hints(protocol)[first]
+    return subject
 
 
 def wants_features(protocol: Protocol) -> bool:

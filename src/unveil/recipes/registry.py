@@ -12,7 +12,10 @@ import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from .recipe import Recipe
 
 PACKAGE = "unveil.recipes"
 HANDED = ("modality", "modalities")  # arguments of a recipe that come from the data, not from the user
@@ -54,7 +57,7 @@ def _value(default: ast.expr) -> Any:
         return ast.unparse(default)  # a name or an expression, as it is written
 
 
-def load_recipe(name: str) -> Callable[..., Any]:
+def load_recipe(name: str) -> Callable[..., Recipe]:
     """The function `recipe` of a recipe of the package, or of a user's own `.py` file.
 
     Raises FileNotFoundError and ValueError that say what there is instead, or where the user's file fails.
@@ -67,7 +70,8 @@ def load_recipe(name: str) -> Callable[..., Any]:
         close = difflib.get_close_matches(name, known, n=1)
         meant = f"; did you mean {close[0]}?" if close else ";"
         raise ValueError(f"there is no recipe {name}{meant} there are {', '.join(known)}, or give a file such as my.py")
-    return importlib.import_module(f"{PACKAGE}.{name.replace('-', '_')}").recipe
+    recipe: Callable[..., Recipe] = importlib.import_module(f"{PACKAGE}.{name.replace('-', '_')}").recipe
+    return recipe
 
 
 class _Named(Protocol):
@@ -93,7 +97,7 @@ def handed(recipe: Callable[..., Any], modalities: Sequence[_Named]) -> dict[str
     return {"modality": modalities[0]}
 
 
-def _from_file(path: Path) -> Callable[..., Any]:
+def _from_file(path: Path) -> Callable[..., Recipe]:
     if not path.is_file():
         raise FileNotFoundError(f"there is no recipe file {path}")
     spec = importlib.util.spec_from_file_location(f"unveil_recipe_{path.stem}", path)
@@ -107,7 +111,7 @@ def _from_file(path: Path) -> Callable[..., Any]:
         lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == str(path)]
         line = error.lineno if isinstance(error, SyntaxError) else lines[-1] if lines else 0
         raise ValueError(f"{path}, line {line}: {type(error).__name__}: {error}") from error
-    recipe = getattr(module, "recipe", None)
+    recipe: Callable[..., Recipe] | None = getattr(module, "recipe", None)
     if not callable(recipe):
         raise ValueError(f"{path} has no function `recipe`; write `def recipe(*, ...) -> Recipe:` in it")
     return recipe

@@ -86,11 +86,13 @@ def smoothed(y: Float[np.ndarray, " n"], half_width: int) -> Float[np.ndarray, "
 
     def mean(values: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
         total = np.concatenate([[0.0], np.cumsum(values, dtype=np.float64)])
-        return (total[last + 1] - total[first]) / (last - first + 1)
+        means: np.ndarray = (total[last + 1] - total[first]) / (last - first + 1)
+        return means
 
     middle, variance = (first + last) / 2, ((last - first + 1) ** 2 - 1) / 12
     slope = (mean(places * y) - middle * mean(y)) / np.maximum(variance, 1e-12)
-    return mean(y) + slope * (places - middle)
+    line: np.ndarray = mean(y) + slope * (places - middle)
+    return line
 
 
 def nice_ticks(low: float, high: float, about: int = 5) -> list[float]:

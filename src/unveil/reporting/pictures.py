@@ -207,7 +207,8 @@ def _oklab(
     lab = np.stack([lightness, chroma * np.cos(hue), chroma * np.sin(hue)], axis=-1)
     linear = ((lab @ _LAB_TO_LMS.T) ** 3 @ _LMS_TO_RGB.T).clip(0, 1)
     srgb = np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
-    return (srgb * 255 + 0.5).astype(np.uint8)
+    pixels: np.ndarray = (srgb * 255 + 0.5).astype(np.uint8)
+    return pixels
 
 
 def png(image: Picture) -> bytes:

@@ -34,7 +34,7 @@ def choose_device(name: str = "auto") -> torch.device:
 def has_native_bf16(device: torch.device) -> bool:
     """Whether a device multiplies bfloat16 in hardware; where it only emulates it, float32 is faster."""
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     if device.type == "cpu":
         can = torch.cpu.get_capabilities()
         return bool(can.get("amx_bf16") or can.get("avx512_bf16"))
@@ -76,14 +76,14 @@ def memory_used(device: torch.device) -> float:
     """Megabytes at the highest so far on a GPU, and now for the process on a processor."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
-    return psutil.Process().memory_info().rss / 2**20
+    return float(psutil.Process().memory_info().rss) / 2**20
 
 
 def memory_total(device: torch.device) -> float:
     """Megabytes that a run may use: the GPU's own, or what the machine has free."""
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory / 2**20
-    return psutil.virtual_memory().available / 2**20
+    return float(psutil.virtual_memory().available) / 2**20
 
 
 def processor_name() -> str:

@@ -120,7 +120,7 @@ def flops(model: MaskedModel, modalities: Sequence[Modality], size: tuple[int, i
         batch = Batch(maps, sample_keys(0, 0, range(1)), torch.zeros(()))
         # Not tied: a table that two encoders share is one module, which would be given back as shapes.
         mean_loss(functional_call(model, shapes, (batch,), tie_weights=False)).backward()
-    return counter.get_total_flops()
+    return int(counter.get_total_flops())
 
 
 def stage_lines(told: Mapping[str, Any]) -> list[str]:

@@ -56,4 +56,4 @@ def shift(right: Float[Tensor, " B"], down: Float[Tensor, " B"]) -> Maps:
 
 
 def _maps(*entries: Float[Tensor, " B"]) -> Maps:
-    return torch.stack(entries, dim=1).unflatten(1, (2, 3))
+    return torch.stack(entries, dim=1).reshape(-1, 2, 3)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -62,7 +62,8 @@ def apply(
     factor = (1 + 0.9 * signed).clamp_min(0.1)
     match name:
         case "autocontrast" | "equalize" | "invert":
-            return getattr(colour, name)(x)
+            operation: Callable[..., Tensor] = getattr(colour, name)
+            return operation(x)
         case "posterize":
             return colour.posterize(x, 4 - (4 * level).floor())
         case "solarize":
@@ -70,7 +71,8 @@ def apply(
         case "solarize_add":
             return colour.solarize_add(x, (110 * level).floor())
         case "saturation" | "contrast" | "brightness" | "sharpness":
-            return getattr(colour, name)(x, factor)
+            operation = getattr(colour, name)
+            return operation(x, factor)
         case "rotate":
             maps = geometry.rotation(30 * signed, (height, width))
         case "shear_x":

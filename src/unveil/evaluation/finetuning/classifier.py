@@ -41,7 +41,8 @@ class Classifier(nn.Module):
         first = self.encoder.num_prefix if self.pool == "mean" else 0
         pooled = tokens[:, 0] if self.pool == "cls" else tokens[:, first:].mean(1)
         norm = self.encoder.final_norm if self.norm is None else self.norm
-        return self.head(norm(pooled))
+        scores: Tensor = self.head(norm(pooled))
+        return scores
 
 
 def layer_groups(model: nn.Module, encoder: TrainableEncoder, decay: float, weight_decay: float) -> list[dict]:

@@ -107,7 +107,8 @@ class AttentivePool(nn.Module):
         x = self.norm(tokens.flatten(0, 1)).view(tokens.shape)
         k, v = self.kv(x).unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)  # each B H T D/H
         q = self.query.view(self.heads, 1, -1).expand(len(x), -1, -1, -1)
-        return self.head(F.scaled_dot_product_attention(q, k, v).flatten(1))
+        scores: Tensor = self.head(F.scaled_dot_product_attention(q, k, v).flatten(1))
+        return scores
 
 
 @dataclass(frozen=True)

@@ -107,7 +107,7 @@ class _Probe:
     def logits(self, x: Float[Tensor, "B D"], mean: Tensor, var: Tensor) -> Float[Tensor, "H B K"]:
         weight = torch.cat(self.weights) * (var + EPS).rsqrt()
         scores = F.linear(x, weight, torch.cat(self.biases) - weight @ mean)
-        return scores.unflatten(1, (len(self.weights), -1)).transpose(0, 1)
+        return scores.view(len(x), len(self.weights), -1).transpose(0, 1)
 
     def train_logits(self, x: Float[Tensor, "B D"]) -> Float[Tensor, "H B K"]:
         """By the batch's own statistics, which the running ones follow."""

@@ -64,7 +64,7 @@ def logistic_regression(
         loss.backward()
         return loss
 
-    solver.step(closure)  # type: ignore[arg-type]
+    solver.step(closure)
     return weight.detach(), bias.detach()
 
 

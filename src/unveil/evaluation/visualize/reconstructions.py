@@ -94,7 +94,7 @@ class _Others:
 
     def __call__(self, tokens: Tokens, observations: Observations, batch: Batch) -> Float[Tensor, "B N"]:
         span = tokens.layout.spans[self.modality]
-        return ((tokens.ids < span.start) | (tokens.ids >= span.stop)).float()
+        return torch.logical_or(tokens.ids < span.start, tokens.ids >= span.stop).float()
 
 
 def alone(modality: str, count: int) -> Masker:

@@ -110,7 +110,8 @@ class Theirs(nn.Module):
         self.model = model
 
     def forward(self, batch: Batch) -> Float[Tensor, ""]:
-        return self.model(batch.maps[RGB.name]).loss
+        loss: Tensor = self.model(batch.maps[RGB.name]).loss
+        return loss
 
     def before_step(self, step: int) -> None:
         """Every step is alike."""

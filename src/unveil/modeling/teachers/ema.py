@@ -69,7 +69,7 @@ class Average(nn.Module):
         mine: list[Tensor] = list(self.copy.parameters())
         theirs: list[Tensor] = list(self.of[0].parameters())
         step = (1 - self.momentum(self.progress)) * made
-        torch._foreach_lerp_(mine, theirs, [step] * len(mine))  # type: ignore[list-item]
+        torch._foreach_lerp_(mine, theirs, [step] * len(mine))
 
 
 def begin_averages(model: nn.Module) -> None:
