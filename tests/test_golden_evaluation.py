@@ -1,0 +1,94 @@
+"""Golden results: every protocol gives, for stored runs, the result file that it gave before.
+
+`tests/golden/evaluation.json` was written by `python tests/test_golden_evaluation.py`, one thread, on a CPU. On the
+processor and torch that wrote it every number has to be equal to the bit; elsewhere the same names have to be there.
+A change that moves a number on purpose writes the file anew and says why in its message.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+import tempfile
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import unveil
+from test_golden_curves import machine, one_thread
+from tiny_runs import write_images
+from unveil.modeling.encoder import SIZES
+
+OLD = Path(__file__).parent / "old_runs"
+GOLDEN = Path(__file__).parent / "golden" / "evaluation.json"
+SCENES = {"data": "scenes:count=16,seed=2", "test_data": "scenes:count=6,seed=3"}
+FEW = {"epochs": 2, "batch_size": 4}
+MEASURED: dict[str, tuple[str, dict[str, Any]]] = {
+    "features": ("mae", {"protocol": ("knn", "knn-whitened", "linear", "linear-lbfgs"), "lrs": (0.1, 0.03)}),
+    "attentive": ("mae", {"protocol": ("attentive",), "epochs": 3, "pool": "both", "seed": 1}),
+    "finetune": ("mae", {"protocol": ("finetune",), **FEW, "ema": 0.9, "mixup": 0.8, "drop_path": 0.2}),
+    "few labels, features": ("mae", {"protocol": ("lowshot",), "shots": ("30%", "20"), "draws": 3, "by": "knn"}),
+    "few labels, fine-tuned": (
+        "mae",
+        {"protocol": ("lowshot",), "shots": ("50%",), "draws": 2, "by": "finetune", "epochs": 1, "limit": 30},
+    ),
+    "transfer": ("mae", {"protocol": ("knn", "transfer"), "to": ("images",), "by": "linear"}),
+    "segment": ("multimae", {"protocol": ("segment",), **SCENES, **FEW, "inputs": ("rgb", "depth")}),
+    "segment, fine-tuned": (
+        "mae",
+        {"protocol": ("segment",), **SCENES, **FEW, "head": "upernet", "frozen": False, "micro_batch": 2, "limit": 8},
+    ),
+    "depth": ("mae", {"protocol": ("depth",), **SCENES, **FEW, "head": "dpt", "frozen": False}),
+    "decoders": ("multimae", {"protocol": ("reconstruct", "heldout"), "data": "scenes:count=30,seed=5", "limit": 4}),
+}
+
+
+def measured(name: str) -> list[dict[str, Any]]:
+    """The content of the result files, without what a clock says, in a folder that holds the runs and the images."""
+    run, options = MEASURED[name]
+    with one_thread(), warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        results = unveil.evaluate(run, **{"data": "images", "device": "cpu", **options})
+    files = [json.loads((Path(run) / "eval" / f"{result.protocol}.json").read_text()) for result in results]
+    return [{key: value for key, value in file.items() if key not in ("seconds", "date")} for file in files]
+
+
+def prepare(folder: Path) -> None:
+    shutil.copytree(OLD, folder, dirs_exist_ok=True)
+    write_images(folder / "images")
+    os.chdir(folder)
+
+
+def names(content: Any) -> Any:
+    return {key: names(value) for key, value in content.items()} if isinstance(content, dict) else None
+
+
+@pytest.mark.parametrize("name", MEASURED)
+def test_results_are_the_golden_ones(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(SIZES, "nano", (8, 2, 2))
+    monkeypatch.chdir(tmp_path)
+    prepare(tmp_path)
+    golden = json.loads(GOLDEN.read_text())
+    found, expected = measured(name), golden["results"][name]
+    if golden["machine"] == machine():
+        assert found == expected
+    assert [names(result) for result in found] == [names(result) for result in expected]
+
+
+def test_every_protocol_has_a_golden_result() -> None:
+    from unveil.evaluation.registry import protocols
+
+    assert {protocol for _, options in MEASURED.values() for protocol in options["protocol"]} == set(protocols())
+
+
+if __name__ == "__main__":
+    SIZES["nano"] = (8, 2, 2)
+    with tempfile.TemporaryDirectory() as place:
+        prepare(Path(place))
+        content = {name: measured(name) for name in MEASURED}
+    GOLDEN.write_text(json.dumps({"machine": machine(), "results": content}, indent=1) + "\n")
+    sys.exit(0)
