@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import json
 import os
 import resource
 import shutil
@@ -16,7 +15,7 @@ import torch
 from torch import nn
 
 from unveil.runs import checkpoint
-from unveil.runs.checkpoint import KEPT, optimizer_tensors, read, read_latest, restore_optimizer, save, write_json
+from unveil.runs.checkpoint import KEPT, optimizer_tensors, read, read_latest, restore_optimizer, save
 
 
 def put(run: Path, step: int) -> Path:
@@ -148,7 +147,7 @@ def test_a_disk_that_fails_in_the_middle_costs_this_checkpoint_only(
     def fail(*_: object, **__: object) -> None:
         raise OSError(error, os.strerror(error))
 
-    for place in ("_sync", "write_json", "save_file"):
+    for place in ("sync", "write_json", "save_file"):
         with monkeypatch.context() as patch:
             patch.setattr(checkpoint, place, fail)
             with pytest.raises(OSError, match=os.strerror(error)):
@@ -171,15 +170,6 @@ def test_a_real_limit_on_the_size_of_files_is_an_error_and_no_half_file(tmp_path
             os._exit(3)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
     assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["step-00000001"]
-
-
-def test_json_is_replaced_whole(tmp_path: Path):
-    file = tmp_path / "a.json"
-    write_json(file, {"a": 1})
-    with pytest.raises(TypeError):
-        write_json(file, {"a": object()})
-    assert json.loads(file.read_text()) == {"a": 1}
-    assert list(tmp_path.iterdir()) == [file]
 
 
 def test_moments_go_by_name_and_continue_just_so():

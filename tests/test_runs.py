@@ -126,7 +126,7 @@ class TestJournal:
 class TestLock:
     def test_a_second_process_is_kept_out_and_told_who_is_in(self, tmp_path: Path):
         code = (
-            "import sys; from pathlib import Path; from unveil.runs import RunFolder\n"
+            "import sys; from pathlib import Path; from unveil.runs.folder import RunFolder\n"
             "with RunFolder(Path(sys.argv[1])).locked(): print('in', flush=True); sys.stdin.read()"
         )
         words = [sys.executable, "-c", code, str(tmp_path)]

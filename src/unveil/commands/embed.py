@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from ..data.modality_config import declare
 from ..data.sources import open_source
 from ..evaluation.features import extract
 from ..modeling.image_encoder import Pool
+from ..runs.atomic import replacing
 from ..runs.folder import check_writable
 from .load import declared_of, load
 
@@ -50,12 +50,8 @@ def embed(
     if found.labels is not None:
         content["labels"] = found.labels.numpy()
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.npz")
-    try:
-        np.savez(temporary, **content)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        np.savez(file, **content)
     for name in found.unreadable[:10]:
         print(f"left out, unreadable: {name}", file=sys.stderr)
     print(f"{path}: {found.values.shape[0]:,} features of {found.values.shape[1]} numbers")

@@ -7,8 +7,8 @@ from typing import Any
 
 from ..evaluation.visualize import glance, panels, sheet, viewers
 from ..evaluation.visualize.panels import Shown, is_norm_pix
-from ..reporting.files import write_whole
 from ..reporting.pictures import png
+from ..runs.atomic import write_bytes
 from ..runs.console import say
 from ..runs.folder import check_writable
 from .open_run import Opened, device_of, open_recipe, open_run
@@ -59,7 +59,7 @@ def look(
     check_writable(path.parent)
     picture = draw(opened, samples)
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, png(picture))
+    write_bytes(path, png(picture))
     print(path)
     return path
 

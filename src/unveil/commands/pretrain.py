@@ -12,7 +12,7 @@ from typing import Any
 from ..data.loader import Loader
 from ..modeling.masked_model import MaskedModel
 from ..modeling.public_vits import load_weights
-from ..runs.checkpoint import write_json
+from ..runs.atomic import write_json
 from ..runs.console import say
 from ..runs.folder import ReadOnlyRun, RunFolder, check_apart, check_writable, choose_folder, is_continuation
 from ..runs.hardware import Precision

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from .results import write_json
+from ..runs.atomic import write_json
 from .types import Score
 
 Key = Mapping[str, object]

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+
+from ..runs.atomic import write_json
 
 
 @dataclass(frozen=True)
@@ -47,19 +47,6 @@ def write_results(run_dir: Path | str, results: Iterable[Result], at_epoch: floa
         write_json(path, result.to_dict())
         written.append(path)
     return written
-
-
-def write_json(path: Path, content: object) -> None:
-    """Replace a file whole, or leave it as it is."""
-    unfinished = path.with_suffix(f".{os.getpid()}.tmp")
-    try:
-        with unfinished.open("w", encoding="utf-8") as file:
-            json.dump(content, file, indent=2)
-            file.flush()
-            os.fsync(file.fileno())
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
 
 
 _SHOWN = {  # metrics that stand for a protocol where it has no accuracy, in words, and how they are written

@@ -14,7 +14,7 @@ import torch
 
 from ..evaluation.results import Result
 from ..reporting import write_report
-from ..runs.checkpoint import write_json
+from ..runs.atomic import write_json
 from ..runs.console import duration, say
 from ..runs.folder import check_writable
 from ..runs.hardware import num_cores

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from .files import write_whole
+from ..runs.atomic import write_text
 from .page import page
 from .run_folder import Run, read_run
 
@@ -29,7 +29,7 @@ def write_report(runs: Sequence[str | Path], out: str | Path | None = None) -> P
     if path.is_dir():
         path = path / "report.html"
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, page(read).encode())
+    write_text(path, page(read))
     return path
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .files import write_whole
+from ..runs.atomic import write_text
 from .markup import Markup, figure, join, percent, tag
 from .style import MARKS, PALETTE
 
@@ -46,7 +46,7 @@ def write_intervals(outcome: Mapping[str, Any], folder: Path) -> list[Path]:
         if rows:
             path = folder / "figures" / f"{re.sub(r'[^a-z0-9]+', '-', title.lower()).strip('-')}.svg"
             path.parent.mkdir(exist_ok=True)
-            write_whole(path, _alone(f"{title}, mean and 95 % interval over seeds", metric, rows).encode())
+            write_text(path, _alone(f"{title}, mean and 95 % interval over seeds", metric, rows))
             written.append(path)
     return written
 

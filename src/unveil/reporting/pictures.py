@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
 from PIL import Image
 
-from .files import write_whole
+from ..runs.atomic import write_bytes, write_json
 
 Picture = UInt8[np.ndarray, "H W 3"]
 Grid = tuple[int, int]
@@ -69,17 +69,17 @@ def write_probes(
             image = getattr(item, role)
             if image is not None:
                 entry[role] = f"step{step:08d}-probe{i}-{role}.png"
-                write_whole(folder / entry[role], png(image))
+                write_bytes(folder / entry[role], png(image))
         for name, image in item.more.items():
             entry["more"][name] = f"step{step:08d}-probe{i}-{name.replace(' ', '-')}.png"
-            write_whole(folder / entry["more"][name], png(image))
+            write_bytes(folder / entry["more"][name], png(image))
         entries.append(entry)
     epochs = [e for e in _epochs_so_far(folder / "index.json") if e.get("step") != step]
     epochs.append({"epoch": epoch, "step": step, "items": entries})
     epochs.sort(key=lambda e: e.get("step", 0))
     named = [{"name": i.name} for i in items]
     index = {"probes": named, "epochs": epochs, "norm_pix": norm_pix, "note": note, "keys": list(keys)}
-    write_whole(folder / "index.json", json.dumps(index, indent=1).encode())
+    write_json(folder / "index.json", index)
 
 
 def write_neighbours(run_dir: str | Path, rows: Sequence[tuple[Near, Sequence[Near]]]) -> None:
@@ -87,14 +87,14 @@ def write_neighbours(run_dir: str | Path, rows: Sequence[tuple[Near, Sequence[Ne
     folder = _pictures(run_dir)
     described = []
     for q, (query, neighbours) in enumerate(rows):
-        write_whole(folder / f"query{q}.png", png(query.image))
+        write_bytes(folder / f"query{q}.png", png(query.image))
         found = []
         for n, near in enumerate(neighbours):
             name = f"query{q}-near{n}.png"
-            write_whole(folder / name, png(near.image))
+            write_bytes(folder / name, png(near.image))
             found.append({"image": name, "distance": float(near.distance), "label": near.label})
         described.append({"query": f"query{q}.png", "query_label": query.label, "neighbours": found})
-    write_whole(folder / "neighbours.json", json.dumps(described, indent=1).encode())
+    write_json(folder / "neighbours.json", described)
 
 
 def viewable(

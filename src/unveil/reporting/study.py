@@ -10,8 +10,8 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from ..runs.atomic import write_text
 from .charts import Line, line_chart
-from .files import write_whole
 from .intervals import interval, intervals, rows_of, value_of, write_intervals
 from .markup import Markup, duration, figure, join, table, tag
 from .style import LOGO, SCRIPT, STYLE
@@ -28,7 +28,7 @@ def write_study_report(folder: str | Path) -> Path:
     folder = Path(folder)
     path, outcome = folder / "report.html", json.loads((folder / "results.json").read_text())
     write_intervals(outcome, folder)
-    write_whole(path, study_page(outcome).encode())
+    write_text(path, study_page(outcome))
     return path
 
 

@@ -8,7 +8,6 @@ three). It is written under a temporary name, synced and renamed, so a crash at 
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import zlib
 from collections.abc import Mapping
@@ -19,6 +18,8 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+
+from .atomic import replacing, sync, write_json
 
 ON_THE_WAY = "kept"  # the folder of weights that stay
 KEPT = 2  # checkpoints of a run; the older one is there in case the newer is damaged
@@ -33,21 +34,6 @@ class Checkpoint:
     model: dict[str, Tensor]
     optimizer: dict[str, Tensor]
     state: dict[str, Any]
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Replace a JSON file in one step: a reader sees the old one or the new one, whole."""
-    text = json.dumps(content, indent=1)
-    temporary = path.with_name(f".{path.name}.part")
-    try:
-        with temporary.open("w") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-        _sync(path.parent)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def save(
@@ -110,14 +96,14 @@ def _write(
             file = temporary / f"{name}.safetensors"
             _save_tensors(file, tensors, dict(metadata) if name == "model" else {})
             checksums[file.name] = _checksum(file)
-            _sync(file)
+            sync(file)
         content = {**state, "step": step, "checksums": checksums}
         write_json(temporary / "state.json", {**content, "checksum": _checksum_of(content)})
-        _sync(temporary)
+        sync(temporary)
         if final.exists():  # a damaged one, which the run went back behind
             shutil.rmtree(final)
         temporary.rename(final)
-        _sync(folder)
+        sync(folder)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
@@ -125,15 +111,9 @@ def _write(
 
 
 def write_weights(file: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    """Write a weight file that stands alone; it is whole or not there. Raises OSError when it cannot be written."""
-    unfinished = file.with_name(f".{file.name}.part")
-    try:
-        _save_tensors(unfinished, tensors, dict(metadata))
-        _sync(unfinished)
-        unfinished.replace(file)
-        _sync(file.parent)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    """Write a weight file that stands alone, atomically. Raises OSError when it cannot be written."""
+    with replacing(file) as temporary:
+        _save_tensors(temporary, tensors, dict(metadata))
 
 
 def remove_left_overs(run: Path) -> None:
@@ -220,14 +200,6 @@ def _checksum(file: Path) -> str:
 
 def _checksum_of(content: Mapping[str, Any]) -> str:
     return f"crc32:{zlib.crc32(json.dumps(content, sort_keys=True).encode()):08x}"
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

@@ -11,7 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from .checkpoint import remove_left_overs, write_json
+from .atomic import write_json, write_text
+from .checkpoint import remove_left_overs
 from .console import say
 from .tensorboard import FOLDER, Board
 
@@ -86,9 +87,7 @@ class RunFolder:
         kept = "".join(line for line in text.splitlines(keepends=True) if _step_of(line) <= step)
         if kept != text:
             with self.spared(journal.name):
-                part = journal.with_name(f".{journal.name}.part")
-                part.write_text(kept)
-                part.replace(journal)
+                write_text(journal, kept)
 
     def clear(self) -> None:
         """Remove what a run has written here, and nothing else."""

@@ -19,7 +19,8 @@ from ...evaluation.visualize import glance
 from ...modeling.image_encoder import Pretrained
 from ...modeling.public_vits import ForeignEncoder, is_foreign
 from ...modeling.types import Modality, unit
-from ...runs.checkpoint import by_step, read, write_json
+from ...runs.atomic import write_json
+from ...runs.checkpoint import by_step, read
 from ...runs.console import say
 from ...runs.folder import check_writable
 from ..load import known_facts, load

@@ -18,9 +18,8 @@ from ...evaluation.visualize.reconstructions import restore
 from ...modeling.targets import Pixels
 from ...modeling.types import Batch
 from ...reporting.figures import Block, Panel, draw_sheet
-from ...reporting.files import write_whole
 from ...reporting.pictures import Picture, hide_patches, png
-from ...runs.checkpoint import write_json
+from ...runs.atomic import write_bytes, write_json
 from ...runs.folder import check_writable
 from ..open_run import Opened, device_of, open_run
 from ..tables import table
@@ -75,7 +74,7 @@ def analyze_blocks(
     }
     (path / "analysis").mkdir(parents=True, exist_ok=True)
     write_json(path / "analysis" / "blocks.json", told)
-    write_whole(path / "analysis" / "blocks.png", png(_drawn(opened, seen.names[:samples], whole[:samples])))
+    write_bytes(path / "analysis" / "blocks.png", png(_drawn(opened, seen.names[:samples], whole[:samples])))
     for d in decoders:
         print(f"decoder {d.decoder}: what each part adds to the prediction of hidden patches")
         print(table(["", "share", "loss so far", "detail"],

@@ -20,7 +20,7 @@ from ...modeling.seeding import seed_stage
 from ...modeling.targets import Classes, Pixels
 from ...modeling.teachers import Coarse, EMATeacher, OnlineTeacher
 from ...modeling.types import Batch, Observation, Reading, Tokens
-from ...runs.checkpoint import write_json
+from ...runs.atomic import write_json
 from ...runs.folder import check_writable
 from ...training.run_metadata import part
 from ..load import known_facts, rebuild

@@ -17,7 +17,7 @@ import psutil
 import torch
 
 from ..._version import __version__
-from ...runs.checkpoint import write_json
+from ...runs.atomic import write_json
 from ...runs.console import duration
 from ...runs.hardware import choose_device, git_commit, has_native_bf16, memory_total, num_cores, versions
 from .contenders import Contender, Name, Work, present

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ...reporting.study import write_study_report
-from ...runs.checkpoint import write_json
+from ...runs.atomic import write_json
 from ...runs.console import duration, say
 from ...runs.folder import check_writable
 from ..scene_files import render_scenes

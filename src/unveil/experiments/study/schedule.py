@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from ...runs.checkpoint import write_json
+from ...runs.atomic import write_json
 from ...runs.console import duration, say
 from ...runs.hardware import num_cores
 from .jobs import Job

@@ -8,8 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ...reporting.files import write_whole
-from ...runs.checkpoint import write_json
+from ...runs.atomic import write_json, write_text
 from .statistics import Estimate, estimate
 
 COSTS = ("seconds", "images_per_second", "memory_mb")
@@ -18,14 +17,10 @@ _SHARES = ("accuracy", "top5", "miou", "delta")  # metrics that are told in per 
 
 def write(outcome: Mapping[str, Any], folder: Path) -> list[Path]:
     """Write results.json, results.csv (a line per run and metric) and table.txt; returns their paths."""
-    files = {
-        "results.csv": as_csv(outcome),
-        "table.txt": as_text(outcome) + "\n",
-    }
     write_json(folder / "results.json", outcome)
-    for name, text in files.items():
-        write_whole(folder / name, text.encode())
-    return [folder / name for name in ("results.json", *files)]
+    write_text(folder / "results.csv", as_csv(outcome))
+    write_text(folder / "table.txt", as_text(outcome) + "\n")
+    return [folder / name for name in ("results.json", "results.csv", "table.txt")]
 
 
 def as_csv(outcome: Mapping[str, Any]) -> str:

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ...runs.checkpoint import write_json
+from ...runs.atomic import write_json
 from ...runs.console import say
 from ...runs.hardware import choose_device
 from ...training.autoconfig import measure_step, tune_step

@@ -17,7 +17,7 @@ from ...commands.analyze.attention import analyze_attention, analyze_features
 from ...commands.analyze.blocks import analyze_blocks
 from ...commands.evaluate import evaluate
 from ...commands.pretrain import pretrain
-from ...runs.checkpoint import write_json
+from ...runs.atomic import write_json
 from ...runs.folder import RunFolder, read_facts
 from .locks import held
 
