@@ -21,7 +21,7 @@ from unveil.evaluation.results import Result
 from unveil.experiments.demo import SCENE_SIZE, begin, conclusion, demo, recipes
 from unveil.experiments.scene_files import render_scenes
 from unveil.experiments.scenes import SceneSource, render
-from unveil.runs.folder import read_facts
+from unveil.runs.folder import read_metadata
 
 SMALL = {"minutes": 0.005, "scenes": 20}
 
@@ -37,7 +37,7 @@ def test_it_leaves_finished_runs_measured_on_other_scenes_and_one_report_of_all(
     page = (small_demo / "report.html").read_text()
     for name in recipes(small_demo):
         run = small_demo / "runs" / name
-        assert read_facts(run)["status"] == "finished"
+        assert read_metadata(run)["status"] == "finished"
         result = json.loads((run / "eval" / "knn.json").read_text())
         assert (result["data"], result["test_data"]) == tuple(
             str(small_demo / which / "rgb") for which in ("scenes", "held-out-scenes")
@@ -104,7 +104,7 @@ def test_stopped_by_ctrl_c_it_goes_on_where_it_was(tmp_path):
     told = process.stderr.read()
     assert process.wait(120) == 130, told
     assert "Traceback" not in told + (logs / "mae.log").read_text()
-    assert read_facts(run)["status"] == "stopped"
+    assert read_metadata(run)["status"] == "stopped"
     (saved,) = (run / "checkpoints").iterdir()
     step = int(saved.name.removeprefix("step-"))
     assert step > 0
@@ -128,7 +128,7 @@ def test_a_run_that_was_cut_off_before_it_began_is_begun_again(small_demo, tmp_p
         (folder / "runs" / "multimae-attention" / left).touch()
     kept = (folder / "runs" / "mae" / "run.json").stat().st_mtime_ns
     assert demo(str(folder), **SMALL).exists()
-    assert read_facts(folder / "runs" / "multimae-attention")["status"] == "finished"
+    assert read_metadata(folder / "runs" / "multimae-attention")["status"] == "finished"
     assert (folder / "runs" / "mae" / "run.json").stat().st_mtime_ns == kept
 
 

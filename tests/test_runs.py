@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from unveil.runs.folder import RunFolder, check_writable, choose_folder, is_continuation, read_facts
+from unveil.runs.folder import RunFolder, check_writable, choose_folder, is_continuation, read_metadata
 from unveil.training.config import PretrainConfig
 
 ASKED = {"recipe": "mae", "seed": 0, "visible": 0.25}
@@ -20,7 +20,7 @@ ASKED = {"recipe": "mae", "seed": 0, "visible": 0.25}
 def begun(path: Path, **facts: object) -> RunFolder:
     path.mkdir(exist_ok=True)
     run = RunFolder(path)
-    run.write_facts(asked=ASKED, **{"status": "running", **facts})
+    run.update_metadata(asked=ASKED, **{"status": "running", **facts})
     return run
 
 
@@ -57,7 +57,7 @@ class TestIntents:
 
     def test_a_run_killed_before_it_began_is_begun_again(self, tmp_path: Path):
         run = RunFolder(tmp_path)
-        with run.locked():
+        with run.lock():
             (tmp_path / "inspection.json").touch()
         assert not is_continuation(tmp_path, ASKED, overwrite=False)
 
@@ -85,7 +85,7 @@ class TestRemoving:
         (tmp_path / "pictures").mkdir()
         for name in (".run.json.part", "pictures/.index.json.123.part"):
             (tmp_path / name).touch()
-        run.remove_left_overs()
+        run.remove_partial_files()
         assert sorted(str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*")) == [
             "checkpoints",
             "pictures",
@@ -97,7 +97,7 @@ class TestJournal:
     def test_it_goes_back_to_a_step_without_the_line_that_was_cut_off(self, tmp_path: Path):
         run = begun(tmp_path)
         for step in (0, 1, 2, 3):
-            run.log({"kind": "step", "step": step})
+            run.log_metrics({"kind": "step", "step": step})
         with (tmp_path / "metrics.jsonl").open("a") as journal:
             journal.write('{"kind": "step", "step": 2')
         run.rewind(2)
@@ -115,8 +115,8 @@ class TestJournal:
         (tmp_path / "metrics.jsonl").mkdir()
         (tmp_path / "broken.json").mkdir()
         for _ in range(3):
-            run.log({"step": 1})
-            run.note("broken.json", {})
+            run.log_metrics({"step": 1})
+            run.write_optional_json("broken.json", {})
         told = capsys.readouterr().err.splitlines()
         assert len(told) == 2
         assert "metrics.jsonl cannot be written" in told[0]
@@ -127,7 +127,7 @@ class TestLock:
     def test_a_second_process_is_kept_out_and_told_who_is_in(self, tmp_path: Path):
         code = (
             "import sys; from pathlib import Path; from unveil.runs.folder import RunFolder\n"
-            "with RunFolder(Path(sys.argv[1])).locked(): print('in', flush=True); sys.stdin.read()"
+            "with RunFolder(Path(sys.argv[1])).lock(): print('in', flush=True); sys.stdin.read()"
         )
         words = [sys.executable, "-c", code, str(tmp_path)]
         with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
@@ -135,17 +135,17 @@ class TestLock:
             assert other.stdout.readline() == "in\n"
             with (
                 pytest.raises(ValueError, match=rf"process {other.pid} on .* is training in"),
-                RunFolder(tmp_path).locked(),
+                RunFolder(tmp_path).lock(),
             ):
                 pass
             other.kill()
-        with RunFolder(tmp_path).locked():  # a killed process keeps nobody out
+        with RunFolder(tmp_path).lock():  # a killed process keeps nobody out
             pass
 
     def test_it_is_open_again_afterwards_even_after_an_error(self, tmp_path: Path):
-        with pytest.raises(KeyError), RunFolder(tmp_path).locked():
+        with pytest.raises(KeyError), RunFolder(tmp_path).lock():
             raise KeyError
-        with RunFolder(tmp_path).locked():
+        with RunFolder(tmp_path).lock():
             pass
 
     def test_a_place_without_locks_is_told_and_used(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys):
@@ -153,7 +153,7 @@ class TestLock:
             raise OSError(errno.ENOLCK, "No locks available")
 
         monkeypatch.setattr("unveil.runs.folder.fcntl.flock", refuse)
-        with RunFolder(tmp_path).locked():
+        with RunFolder(tmp_path).lock():
             assert "No locks available" in capsys.readouterr().err
 
 
@@ -180,7 +180,7 @@ class TestPlace:
             check_writable(read_only(tmp_path))
 
     def test_a_run_json_that_is_not_there_says_nothing(self, tmp_path: Path):
-        assert read_facts(tmp_path) == {}
+        assert read_metadata(tmp_path) == {}
 
 
 def read_only(folder: Path) -> Path:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 
-from ..runs.console import RankZeroFailed, say
+from ..runs.console import RankZeroFailed, log
 from .commands import COMMANDS, HelpAsked
 from .flags import UsageError, nearest
 from .help import columns
@@ -31,7 +31,7 @@ def main(words: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except KeyboardInterrupt:
-        say("\nstopped")
+        log("\nstopped")
         return 130
     except RankZeroFailed:
         return 2

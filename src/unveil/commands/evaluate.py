@@ -19,7 +19,7 @@ from ..evaluation.task import open_sets
 from ..modeling.image_encoder import Pool, Pretrained
 from ..modeling.public_vits import ForeignEncoder, is_foreign
 from ..modeling.types import Modality
-from ..runs.console import duration, say
+from ..runs.console import duration, log
 from .load import declared_of, load, untrained
 from .reconstruct import restoring_tasks
 
@@ -125,7 +125,7 @@ def evaluate(
         told.close()
     for file in write_results(folder, results, at_epoch):
         if is_foreign(run):
-            say(f"kept in {file}")
+            log(f"kept in {file}")
     kept.clear()
     print("\n\n".join(filter(None, (table(results), parts_table(results)))))
     return results
@@ -166,17 +166,17 @@ class Told:
             print("\r" + text.ljust(self.width), end="", file=sys.stderr, flush=True)
             self.width = len(text)
         else:
-            say(text)
+            log(text)
 
     def note(self, text: str) -> None:
         """Something was chosen for the user; it is said once."""
         if text not in self.notes:
             self.notes.add(text)
             self.close()
-            say(text)
+            log(text)
 
     def close(self) -> None:
         """End the line."""
         if self.is_terminal and self.width:
-            say("")
+            log("")
             self.width = 0

@@ -11,8 +11,8 @@ from ..modeling.public_vits import ForeignEncoder, describe, fresh, is_foreign, 
 from ..modeling.seeding import seed_stage
 from ..recipes.recipe import Recipe
 from ..recipes.registry import handed, load_recipe
-from ..runs.checkpoint import Checkpoint, read_at, read_latest
-from ..runs.folder import read_facts
+from ..runs.checkpoint import Checkpoint, read_epoch, read_latest
+from ..runs.folder import read_metadata
 from ..runs.hardware import choose_device
 from ..training.run_metadata import part, read_declared, read_dials, read_modalities
 
@@ -42,7 +42,7 @@ def load(
 def read_weights(run: Path, at_epoch: float | None = None) -> Checkpoint:
     """The newest whole checkpoint of a run, or the weights that it kept at an epoch. Raises ValueError for none."""
     if at_epoch is not None:
-        return read_at(run, at_epoch)
+        return read_epoch(run, at_epoch)
     found, complaints = read_latest(run)
     if found is None:
         raise ValueError(f"{run} has no whole checkpoint yet" + "".join(f"; {c}" for c in complaints))
@@ -72,7 +72,7 @@ def rebuild(path: Path) -> Recipe:
 
 def known_facts(path: Path) -> dict[str, Any]:
     """What `run.json` says. Raises FileNotFoundError when the folder is no run."""
-    facts = read_facts(path)
+    facts = read_metadata(path)
     if not facts:
         near = [str(p.parent) for p in sorted(path.glob("*/run.json"))[:5]]
         hint = f"; there are runs at {', '.join(near)}" if near else ""

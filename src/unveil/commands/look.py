@@ -9,7 +9,7 @@ from ..evaluation.visualize import glance, panels, sheet, viewers
 from ..evaluation.visualize.panels import Shown, is_norm_pix
 from ..reporting.pictures import png
 from ..runs.atomic import write_bytes
-from ..runs.console import say
+from ..runs.console import log
 from ..runs.folder import check_writable
 from .open_run import Opened, device_of, open_recipe, open_run
 
@@ -54,7 +54,7 @@ def look(
         opened = open_run(run, data, device=device)
     else:
         assert recipe is not None
-        say(f"looking at {recipe}, untrained ...")
+        log(f"looking at {recipe}, untrained ...")
         opened = open_recipe(recipe, data or "scenes", modalities, dials, device, seed)
     check_writable(path.parent)
     picture = draw(opened, samples)

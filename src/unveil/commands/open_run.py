@@ -18,7 +18,7 @@ from ..modeling.seeding import seed_stage
 from ..modeling.types import Modality
 from ..recipes.registry import handed, load_recipe
 from ..runs.checkpoint import Checkpoint
-from ..runs.console import say
+from ..runs.console import log
 from ..runs.hardware import choose_device
 from ..training.autoconfig import AutoConfig, configure_shape
 from ..training.config import PretrainConfig
@@ -78,7 +78,7 @@ def open_recipe(
     where = choose_device(device)
     configure_shape(plan, found, len(source), where)
     for change in plan.changes:
-        say(f"  {change.dial}: {change.used}  (paper: {change.paper}; {change.why})")
+        log(f"  {change.dial}: {change.used}  (paper: {change.paper}; {change.why})")
     seed_stage(seed, -1)
     recipe = load(**handed(load, told), **plan.dials)
     seed_stage(seed, len(recipe.stages) - 1)

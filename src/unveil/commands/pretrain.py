@@ -13,10 +13,10 @@ from ..data.loader import Loader
 from ..modeling.masked_model import MaskedModel
 from ..modeling.public_vits import load_weights
 from ..runs.atomic import write_json
-from ..runs.console import say
+from ..runs.console import log
 from ..runs.folder import ReadOnlyRun, RunFolder, check_apart, check_writable, choose_folder, is_continuation
 from ..runs.hardware import Precision
-from ..runs.tensorboard import Board, check_board
+from ..runs.tensorboard import TensorBoardWriter, check_tensorboard
 from ..training.config import Compile, Continue, HeldOut, PretrainConfig
 from ..training.distributed import Group, process_group
 from ..training.loop import Loop, stop_on_signal
@@ -116,20 +116,20 @@ def _follow(asked: PretrainConfig, group: Group) -> Path:
 def _open(asked: PretrainConfig, processes: int, stack: ExitStack) -> tuple[RunFolder, Prepared]:
     """The run, locked for as long as the stack lasts, and all that training takes; nothing is written on a mistake."""
     if asked.tensorboard:
-        check_board()
+        check_tensorboard()
     folder = choose_folder(asked.out, asked.name)
     check_writable(folder)
     check_apart(folder, asked.data)
     if is_continuation(folder, asked.identity, asked.overwrite):
         run = RunFolder(folder)
-        stack.enter_context(run.locked())
+        stack.enter_context(run.lock())
         prepared = prepare_again(asked, folder, processes)
-        run.remove_left_overs()
+        run.remove_partial_files()
         run.rewind(prepared.resume.state["step"] if prepared.resume else -1)
         return run, prepared
     prepared = prepare_new(asked, processes)
     run = _claim(asked)
-    stack.enter_context(run.locked())
+    stack.enter_context(run.lock())
     _begin(run, prepared, asked)
     return run, prepared
 
@@ -160,7 +160,7 @@ def _begin(run: RunFolder, prepared: Prepared, asked: PretrainConfig) -> None:
         if prepared.inspection.unreadable:
             write_json(run.path / "broken.json", prepared.inspection.unreadable)
         (run.path / "metrics.jsonl").touch()
-        run.write_facts(**prepared.facts, started=datetime.now(UTC).isoformat(timespec="seconds"))
+        run.update_metadata(**prepared.facts, started=datetime.now(UTC).isoformat(timespec="seconds"))
     except OSError:
         run.clear()
         raise
@@ -176,9 +176,9 @@ def _train(run: RunFolder, prepared: Prepared, asked: PretrainConfig, group: Gro
             load_weights(model, prepared.weights)
 
     try:
-        run.write_facts(status="running", error=None, command=command, settings=prepared.facts["settings"])
+        run.update_metadata(status="running", error=None, command=command, settings=prepared.facts["settings"])
         if asked.tensorboard and group.is_rank_zero:
-            run.board = Board(run.path, prepared.resume.state["step"] if prepared.resume else -1)
+            run.tensorboard = TensorBoardWriter(run.path, prepared.resume.state["step"] if prepared.resume else -1)
         loader = Loader(
             prepared.train,
             built.view,
@@ -198,16 +198,16 @@ def _train(run: RunFolder, prepared: Prepared, asked: PretrainConfig, group: Gro
             if group.is_rank_zero:
                 watcher.finish(model)
     except KeyboardInterrupt:
-        run.mark("stopped")
-        say(f"stopped; everything is in {run.path}. To go on: {command}")
+        run.update_status("stopped")
+        log(f"stopped; everything is in {run.path}. To go on: {command}")
         raise
     except BaseException as error:
-        run.mark("failed", error=f"{type(error).__name__}: {error}"[:500])
+        run.update_status("failed", error=f"{type(error).__name__}: {error}"[:500])
         raise
     finally:
-        if run.board is not None:
-            run.board.close()
-    run.mark("finished", seconds=loop.seconds)
+        if run.tensorboard is not None:
+            run.tensorboard.close()
+    run.update_status("finished", seconds=loop.seconds)
     return run.path
 
 

@@ -15,7 +15,7 @@ import torch
 from ..evaluation.results import Result
 from ..reporting import write_report
 from ..runs.atomic import write_json
-from ..runs.console import duration, say
+from ..runs.console import duration, log
 from ..runs.folder import check_writable
 from ..runs.hardware import num_cores
 from .scene_files import render_scenes
@@ -67,7 +67,7 @@ def demo(out: str = "runs/demo", *, minutes: float = 1.0, scenes: int = 3000, se
     try:
         return _demo(folder, minutes, scenes, seed, began)
     except KeyboardInterrupt:
-        say("the demo goes on from here: the same command again")
+        log("the demo goes on from here: the same command again")
         raise
 
 
@@ -77,13 +77,13 @@ def _demo(folder: Path, minutes: float, scenes: int, seed: int, began: float) ->
     jobs = _jobs(folder, minutes, seed)
     write_jobs(folder, jobs, "auto")
     schedule = Schedule(folder, jobs, None if torch.cuda.is_available() else min(2, num_cores()), TOLD_SECONDS)
-    say(f"pretraining and evaluating {', '.join(job.name for job in jobs)}; all they say is in {folder / 'logs'}")
+    log(f"pretraining and evaluating {', '.join(job.name for job in jobs)}; all they say is in {folder / 'logs'}")
     schedule.run(lambda job: _figures(folder / "runs" / job.name))
     if schedule.failed:
         name, why = next(iter(schedule.failed.items()))
         raise ValueError(f"{name} failed: {why}; the same command tries it again")
     report = write_report([folder / "runs" / job.name for job in jobs], folder / "report.html")
-    say(f"all of it took {duration(time.monotonic() - began)}")
+    log(f"all of it took {duration(time.monotonic() - began)}")
     plain, whitened = (
         {job.name: _result(folder / "runs" / job.name, measure) for job in jobs} for measure in ("knn", "knn-whitened")
     )

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ..runs.console import say
+from ..runs.console import log
 from ..runs.hardware import num_cores
 from .scenes import CLASSES, SceneSource, render
 
@@ -24,7 +24,7 @@ def render_scenes(source: SceneSource, folder: Path) -> None:
     every run reads the files. All scenes are there or none.
     """
     if folder.exists():
-        say(f"{folder} is there already")
+        log(f"{folder} is there already")
         return
     unfinished = folder.with_name(f"{folder.name}.part")
     shutil.rmtree(unfinished, ignore_errors=True)
@@ -32,7 +32,7 @@ def render_scenes(source: SceneSource, folder: Path) -> None:
         for name in CLASSES:
             (unfinished / modality / name).mkdir(parents=True)
     is_terminal = sys.stderr.isatty()
-    say(f"rendering {len(source):,} scenes with {num_cores()} cores ...")
+    log(f"rendering {len(source):,} scenes with {num_cores()} cores ...")
     pool = ProcessPoolExecutor(num_cores(), initializer=signal.signal, initargs=(signal.SIGINT, signal.SIG_IGN))
     try:
         draw = partial(_draw, unfinished, source.seed, source.size)

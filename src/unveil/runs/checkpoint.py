@@ -21,8 +21,8 @@ from torch import Tensor, nn
 
 from .atomic import replacing, sync, write_json
 
-ON_THE_WAY = "kept"  # the folder of weights that stay
-KEPT = 2  # checkpoints of a run; the older one is there in case the newer is damaged
+WEIGHTS_FOLDER = "kept"  # the folder of weights that stay
+NUM_KEPT = 2  # checkpoints of a run; the older one is there in case the newer is damaged
 _MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 
 
@@ -44,21 +44,21 @@ def save(
     state: Mapping[str, Any],
     metadata: Mapping[str, str],
 ) -> Path:
-    """Write the checkpoint of a step; drop all but the newest `KEPT`, and any of a later step: this run went back.
+    """Write the checkpoint of a step; drop all but the newest `NUM_KEPT`, and any of a later step: this run went back.
 
     Raises OSError when it cannot be written (a full disk, a lost mount); nothing half-written stays and the previous
     checkpoints are untouched.
     """
     final = _write(run, "checkpoints", step, model, optimizer, state, metadata)
     found = folders(run)
-    kept = found[: found.index(final) + 1][-KEPT:]
+    kept = found[: found.index(final) + 1][-NUM_KEPT:]
     for other in found:
         if other not in kept:
             shutil.rmtree(other, ignore_errors=True)
     return final
 
 
-def keep(
+def save_weights(
     run: Path,
     step: int,
     epoch: float,
@@ -70,7 +70,7 @@ def keep(
 
     Raises OSError as `save` does.
     """
-    return _write(run, ON_THE_WAY, step, model, {}, {**state, "kept_at": epoch}, metadata)
+    return _write(run, WEIGHTS_FOLDER, step, model, {}, {**state, "kept_at": epoch}, metadata)
 
 
 def _write(
@@ -84,7 +84,7 @@ def _write(
 ) -> Path:
     folder = run / inside
     folder.mkdir(exist_ok=True)
-    remove_left_overs(run)
+    remove_partial_files(run)
     final = folder / f"step-{step:08d}"
     temporary = folder / f".step-{step:08d}"
     try:
@@ -116,9 +116,9 @@ def write_weights(file: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
         _save_tensors(temporary, tensors, dict(metadata))
 
 
-def remove_left_overs(run: Path) -> None:
+def remove_partial_files(run: Path) -> None:
     """Remove what a process that was killed while it saved has left half-written."""
-    for left_over in (*(run / "checkpoints").glob(".step-*"), *(run / ON_THE_WAY).glob(".step-*")):
+    for left_over in (*(run / "checkpoints").glob(".step-*"), *(run / WEIGHTS_FOLDER).glob(".step-*")):
         shutil.rmtree(left_over, ignore_errors=True)
 
 
@@ -168,17 +168,17 @@ def folders(run: Path) -> list[Path]:
     return sorted((run / "checkpoints").glob("step-*"))
 
 
-def by_step(run: Path) -> dict[int, Path]:
+def weights_by_step(run: Path) -> dict[int, Path]:
     """The folders of all weights that a run has, checkpoints and kept ones, by their steps, the first first."""
-    found = {int(f.name.removeprefix("step-")): f for f in ((run / ON_THE_WAY).glob("step-*"))}
+    found = {int(f.name.removeprefix("step-")): f for f in ((run / WEIGHTS_FOLDER).glob("step-*"))}
     found |= {int(f.name.removeprefix("step-")): f for f in folders(run)}
     return dict(sorted(found.items()))
 
 
-def read_at(run: Path, epoch: float) -> Checkpoint:
+def read_epoch(run: Path, epoch: float) -> Checkpoint:
     """The weights that were kept at an epoch. Raises ValueError, with those there are, where none were."""
     there: dict[float, Path] = {}
-    for folder in sorted((run / ON_THE_WAY).glob("step-*")):
+    for folder in sorted((run / WEIGHTS_FOLDER).glob("step-*")):
         try:
             there[json.loads((folder / "state.json").read_text())["kept_at"]] = folder
         except (OSError, ValueError, KeyError) as error:

@@ -21,7 +21,7 @@ def is_rank_zero() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
-def say(text: str) -> None:
+def log(text: str) -> None:
     """What a person should know while the command runs: to stderr, results go to stdout."""
     if is_rank_zero():
         print(text, file=sys.stderr, flush=True)
@@ -78,12 +78,12 @@ class Progress:
             print("\r" + text.ljust(self.width), end="", file=sys.stderr, flush=True)
             self.width = len(text)
         else:
-            say(text)
+            log(text)
 
     def close(self) -> None:
         """End the line."""
         if self.is_terminal and self.width:
-            say("")
+            log("")
             self.width = 0
 
 

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from .atomic import write_json, write_text
-from .checkpoint import remove_left_overs
-from .console import say
-from .tensorboard import FOLDER, Board
+from .checkpoint import remove_partial_files
+from .console import log
+from .tensorboard import FOLDER, TensorBoardWriter
 
 try:
     import fcntl
@@ -33,26 +33,26 @@ class RunFolder:
 
     def __init__(self, path: Path):
         self.path = path
-        self.board: Board | None = None  # told every line of the journal, where there is one
+        self.tensorboard: TensorBoardWriter | None = None  # told every line of the journal, where there is one
         self._complained: set[str] = set()
 
     @property
-    def facts(self) -> dict[str, Any]:
+    def metadata(self) -> dict[str, Any]:
         """What `run.json` says; empty when there is none."""
-        return read_facts(self.path)
+        return read_metadata(self.path)
 
-    def write_facts(self, **facts: Any) -> None:
+    def update_metadata(self, **entries: Any) -> None:
         """Add to `run.json`, or replace what it says."""
-        write_json(self.path / "run.json", {**self.facts, **facts})
+        write_json(self.path / "run.json", {**self.metadata, **entries})
 
-    def mark(self, status: str, **facts: Any) -> None:
+    def update_status(self, status: str, **entries: Any) -> None:
         """Say in `run.json` where the run stands, if that can be done."""
-        with self.spared("run.json"):
-            self.write_facts(status=status, **facts)
+        with self.tolerate_io_errors("run.json"):
+            self.update_metadata(status=status, **entries)
 
-    def note(self, name: str, content: Any) -> None:
+    def write_optional_json(self, name: str, content: Any) -> None:
         """Replace a JSON file that training can do without: a disk that is full costs the file, not the run."""
-        with self.spared(name):
+        with self.tolerate_io_errors(name):
             write_json(self.path / name, content)
 
     def read(self, name: str, default: Any) -> Any:
@@ -62,22 +62,22 @@ class RunFolder:
         except (OSError, ValueError):
             return default
 
-    def log(self, line: Mapping[str, Any]) -> None:
+    def log_metrics(self, line: Mapping[str, Any]) -> None:
         """Add a line to the journal, if that can be done."""
-        with self.spared("metrics.jsonl"), (self.path / "metrics.jsonl").open("a") as journal:
+        with self.tolerate_io_errors("metrics.jsonl"), (self.path / "metrics.jsonl").open("a") as journal:
             journal.write(json.dumps(line) + "\n")
-        if self.board is not None:
-            with self.spared(FOLDER):
-                self.board.add(line)
+        if self.tensorboard is not None:
+            with self.tolerate_io_errors(FOLDER):
+                self.tensorboard.add(line)
 
     @contextmanager
-    def spared(self, what: str) -> Iterator[None]:
+    def tolerate_io_errors(self, what: str) -> Iterator[None]:
         """A disk that is full or gone while this is written is told once, and training goes on."""
         try:
             yield
         except OSError as error:
             if what not in self._complained:
-                say(f"warning: {self.path / what} cannot be written ({error}); training goes on")
+                log(f"warning: {self.path / what} cannot be written ({error}); training goes on")
             self._complained.add(what)
 
     def rewind(self, step: int) -> None:
@@ -86,7 +86,7 @@ class RunFolder:
         text = journal.read_text(errors="replace") if journal.exists() else ""
         kept = "".join(line for line in text.splitlines(keepends=True) if _step_of(line) <= step)
         if kept != text:
-            with self.spared(journal.name):
+            with self.tolerate_io_errors(journal.name):
                 write_text(journal, kept)
 
     def clear(self) -> None:
@@ -95,14 +95,14 @@ class RunFolder:
             path = self.path / name
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
-    def remove_left_overs(self) -> None:
+    def remove_partial_files(self) -> None:
         """Remove half-written files of a process that was killed."""
-        remove_left_overs(self.path)
+        remove_partial_files(self.path)
         for part in self.path.rglob(".*.part"):
             part.unlink(missing_ok=True)
 
     @contextmanager
-    def locked(self) -> Iterator[None]:
+    def lock(self) -> Iterator[None]:
         """Keep other processes out. Raises ValueError when one is in.
 
         The file stays: were it removed, one process could lock the old file and another the new one.
@@ -118,7 +118,7 @@ class RunFolder:
                         " another --out"
                     ) from error
                 except OSError as error:
-                    say(f"note: {self.path} cannot be locked ({error}); see that only one process trains in it")
+                    log(f"note: {self.path} cannot be locked ({error}); see that only one process trains in it")
             file.truncate(0)
             file.write(f"process {os.getpid()} on {os.uname().nodename if hasattr(os, 'uname') else 'this machine'}\n")
             file.flush()
@@ -128,12 +128,12 @@ class RunFolder:
 class ReadOnlyRun(RunFolder):
     """A run folder in a process that leaves the writing to another."""
 
-    def write_facts(self, **facts: Any) -> None:
+    def update_metadata(self, **entries: Any) -> None:
         """Nothing is written here, nor below."""
 
-    def note(self, name: str, content: Any) -> None: ...
+    def write_optional_json(self, name: str, content: Any) -> None: ...
 
-    def log(self, line: Mapping[str, Any]) -> None: ...
+    def log_metrics(self, line: Mapping[str, Any]) -> None: ...
 
 
 def _step_of(line: str) -> float:
@@ -144,17 +144,17 @@ def _step_of(line: str) -> float:
         return float("inf")
 
 
-def read_facts(path: Path) -> dict[str, Any]:
+def read_metadata(path: Path) -> dict[str, Any]:
     """What a run's `run.json` says; empty when there is none. Raises ValueError when it is damaged."""
     try:
-        facts = json.loads((path / "run.json").read_text())
+        metadata = json.loads((path / "run.json").read_text())
     except FileNotFoundError:
         return {}
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path / 'run.json'} is damaged ({error}); give another --out, or --overwrite") from error
-    if not isinstance(facts, dict):
+    if not isinstance(metadata, dict):
         raise ValueError(f"{path / 'run.json'} is damaged (it is no JSON object); give another --out, or --overwrite")
-    return facts
+    return metadata
 
 
 def choose_folder(out: str | None, recipe: str) -> Path:
@@ -201,12 +201,12 @@ def is_continuation(path: Path, asked: Mapping[str, Any], overwrite: bool) -> bo
         raise ValueError(f"{path} holds files that are no run; give another --out, or an empty folder")
     if overwrite:
         return False
-    facts = read_facts(path)
-    before = facts.get("asked", {})
+    metadata = read_metadata(path)
+    before = metadata.get("asked", {})
     differs = sorted(k for k in {*before, *asked} if before.get(k) != asked.get(k))
     if differs:
         told = "; ".join(f"{k}: {before.get(k)!r} then, {asked.get(k)!r} now" for k in differs)
         raise ValueError(f"{path} holds another run ({told}); give another --out, the same dials, or --overwrite")
-    if facts.get("status") == "finished":
+    if metadata.get("status") == "finished":
         raise ValueError(f"{path} holds this run, finished; evaluate it, give another --out, or --overwrite")
     return True

@@ -10,13 +10,13 @@ from typing import Any
 FOLDER = "tensorboard"
 
 
-def check_board() -> None:
+def check_tensorboard() -> None:
     """Raise ValueError when TensorBoard is not installed."""
     if find_spec("tensorboard") is None:
         raise ValueError("--tensorboard needs a package that is not here: pip install 'unveil[tensorboard]'")
 
 
-class Board:
+class TensorBoardWriter:
     """Writes every line of metrics as scalars; what an earlier process wrote beyond `step` no longer counts."""
 
     def __init__(self, run: Path, step: int):

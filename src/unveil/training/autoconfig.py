@@ -28,7 +28,7 @@ from ..modeling.rng import sample_keys
 from ..modeling.types import Batch, Modality
 from ..recipes.recipe import Recipe
 from ..recipes.registry import HANDED
-from ..runs.console import say
+from ..runs.console import log
 from ..runs.hardware import choose_precision, memory_total
 from .config import PretrainConfig
 from .loop import Settings, Trainer
@@ -186,7 +186,7 @@ def tune_step(
             if not settings.compile:
                 raise
             reason = (str(error).splitlines() or [type(error).__name__])[0]
-            say(f"note: torch.compile does not work here ({reason}); training goes on without it")
+            log(f"note: torch.compile does not work here ({reason}); training goes on without it")
             settings = replace(settings, compile=False)
 
 

@@ -9,7 +9,7 @@ from itertools import accumulate
 from pathlib import Path
 
 from ..recipes.recipe import Recipe
-from ..runs.folder import read_facts
+from ..runs.folder import read_metadata
 from .autoconfig import AutoConfig
 from .config import Continue, PretrainConfig
 
@@ -35,7 +35,7 @@ def find_before(asked: PretrainConfig) -> Before | None:
     if asked.continue_schedule == "restart" or asked.init_from is None:
         return None
     path = Path(asked.init_from).expanduser()
-    told = read_facts(path).get("optim", {}) if path.is_dir() else {}
+    told = read_metadata(path).get("optim", {}) if path.is_dir() else {}
     states = sorted(path.glob("checkpoints/step-*/state.json")) if told else []
     epochs = asked.init_epoch
     if epochs is None:

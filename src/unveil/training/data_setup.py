@@ -18,7 +18,7 @@ from ..data.sources import Source, Subset, open_source
 from ..data.splits import hold_out
 from ..modeling.types import RGB, Modality
 from ..recipes.registry import handed, reads_several
-from ..runs.console import say
+from ..runs.console import log
 from .config import PretrainConfig
 
 Found = Inspection | AlignedInspection
@@ -42,7 +42,7 @@ def open_data(address: str, declared: tuple[Declared, ...]) -> Source:
     if declared:
         return open_samples(address, declared)
     if several := " ".join(d.name for d in aligned_modalities(address)):
-        say(
+        log(
             f"note: {address} has a folder for each of {several}; all are read as images. --modalities tells them apart"
         )
     return open_source(address)

@@ -7,7 +7,7 @@ from pathlib import Path
 from ..modeling.public_vits import State, find, is_foreign, load_weights, read_weights, translate, with_bands
 from ..recipes.recipe import Recipe
 from ..runs.checkpoint import read_latest
-from ..runs.console import say
+from ..runs.console import log
 from .config import PretrainConfig
 
 
@@ -31,7 +31,7 @@ def fitting(weights: State, built: Recipe, asked: PretrainConfig) -> State:
     if asked.init_bands:
         state = with_bands(state, first.name, first.channels, first.side(built.encoder.patch), asked.init_bands)
     report = load_weights(built.stages[0].build(), state)
-    say(str(report))
+    log(str(report))
     if not any(name.startswith("encoder.blocks.") for name in report.loaded):
         raise ValueError(
             "nothing in --init-from fits this encoder; give a checkpoint of the same size, or another --size"

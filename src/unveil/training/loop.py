@@ -21,7 +21,7 @@ from ..modeling.types import Batch
 from ..recipes.recipe import Recipe
 from ..runs import checkpoint
 from ..runs.checkpoint import Checkpoint
-from ..runs.console import Progress, is_rank_zero, say
+from ..runs.console import Progress, is_rank_zero, log
 from ..runs.folder import RunFolder
 from ..runs.hardware import memory_used
 from .distributed import SINGLE_PROCESS, Group
@@ -197,18 +197,18 @@ class Loop:
         }
         line |= window.line(self.loader.wait_seconds)
         line |= {"memory_mb": memory_used(torch.device(self.settings.device)), "skipped": self.refusals.read()}
-        self.run.log(line)
+        self.run.log_metrics(line)
         progress.show(line)
         if broken:
-            self.run.note("broken.json", {**self.run.read("broken.json", {}), **broken})
+            self.run.write_optional_json("broken.json", {**self.run.read("broken.json", {}), **broken})
 
     def _keep(self, trainer: Trainer, index: int, step: int) -> None:
         """Keep the weights of a step, if that can be done."""
         if self.group.is_rank_zero:
             state = {"stage": index, "epoch": step / self.loader.steps_per_epoch, "seconds": self.seconds}
-            with self.run.spared(checkpoint.ON_THE_WAY):
+            with self.run.tolerate_io_errors(checkpoint.WEIGHTS_FOLDER):
                 weights = trainer.model.state_dict()
-                checkpoint.keep(self.run.path, step, self.keeps[step], weights, state, self.metadata)
+                checkpoint.save_weights(self.run.path, step, self.keeps[step], weights, state, self.metadata)
 
     def _save(self, trainer: Trainer, index: int, step: int, must: bool) -> None:
         """Save; where that fails in the middle of a run, say so and train on with the checkpoint before.
@@ -233,7 +233,7 @@ class Loop:
                 raise OSError(
                     f"{error}; once there is room, the same command goes on from the checkpoint before"
                 ) from error
-            say(f"warning: {error}; training goes on, the checkpoint before is untouched")
+            log(f"warning: {error}; training goes on, the checkpoint before is untouched")
 
 
 def _load(model: MaskedModel, resume: Checkpoint) -> None:

@@ -80,7 +80,7 @@ class SkippedSteps:
             self.count += len(skipped)
             before = [u for u in self.run.read("nonfinite.json", []) if u["step"] < skipped[0][1]]
             named = [{"step": step, "images": self._images(epoch, step)} for epoch, step in skipped]
-            self.run.note("nonfinite.json", [*before, *named][-_NAMED:])
+            self.run.write_optional_json("nonfinite.json", [*before, *named][-_NAMED:])
         return self.count
 
     def too_many(self) -> bool:

@@ -65,8 +65,8 @@ class ValidationMonitor:
                 if model.teachers:
                     batch = self._batch(model, self.unseen)[:_BATCH]
                     told["attention"] = attention_figures(model, batch, model.imagine(batch))
-                self.run.log({"kind": "signals", "step": step, "epoch": epoch, **signals, **told})
-            with self.run.spared("pictures"):
+                self.run.log_metrics({"kind": "signals", "step": step, "epoch": epoch, **signals, **told})
+            with self.run.tolerate_io_errors("pictures"):
                 self._picture(model, epoch, step)
         finally:
             model.train(was_training)
@@ -88,7 +88,7 @@ class ValidationMonitor:
                 for i, similarity in zip(near.indices[q].tolist(), near.values[q].tolist(), strict=True)
             ]
             rows.append((Near(self._view(self.queries.views, q), label=_class_of(self.held_out, place)), found))
-        with self.run.spared("pictures"):
+        with self.run.tolerate_io_errors("pictures"):
             write_neighbours(self.run.path, rows)
 
     def _glance(self, source: Source, count: int) -> Glance:

@@ -20,8 +20,8 @@ from ..modeling.types import Modality
 from ..recipes.recipe import Recipe
 from ..recipes.registry import handed, load_recipe
 from ..runs.checkpoint import Checkpoint, read_latest
-from ..runs.console import duration, say
-from ..runs.folder import read_facts
+from ..runs.console import duration, log
+from ..runs.folder import read_metadata
 from ..runs.hardware import choose_device, git_commit, num_cores, versions
 from .autoconfig import (
     MINUTES,
@@ -97,10 +97,10 @@ def prepare_new(asked: PretrainConfig, processes: int = 1) -> Prepared:
     if len(source) > 2 * _GLANCE:
         glance = Subset(source, spread(len(source), _GLANCE))
         _first_plan(asked, load, glance, look_at(glance), len(source), device)
-    say(f"looking at {asked.data} ...")
+    log(f"looking at {asked.data} ...")
     found = look_at(source)
     for line in found.lines():
-        say(f"  {line}")
+        log(f"  {line}")
     source = settle(source, found)
     train, held_out = part_data(source, asked, asked.seed)
     check_broken(found, train, asked.max_broken)
@@ -156,7 +156,7 @@ def prepare_again(asked: PretrainConfig, folder: Path, processes: int = 1) -> Pr
 
     So do the processes that join one which has just been begun, and a run may go on with more or fewer of them.
     """
-    facts = read_facts(folder)
+    facts = read_metadata(folder)
     own = folder / "recipe.py"
     if asked.is_own_recipe and own.exists() and own.read_bytes() != Path(asked.recipe).expanduser().read_bytes():
         raise ValueError(
@@ -177,7 +177,7 @@ def prepare_again(asked: PretrainConfig, folder: Path, processes: int = 1) -> Pr
             f"{folder} has no whole checkpoint to go on from: {'; '.join(complaints)}; --overwrite starts anew"
         )
     for complaint in complaints:
-        say(f"warning: {complaint}; the checkpoint before it is used")
+        log(f"warning: {complaint}; the checkpoint before it is used")
     train, held_out = part_data(source, asked, part(facts, "seed", folder))
     modalities = read_modalities(facts, folder)
     built = _build(asked, load, read_dials(facts, folder), modalities, len(train))
@@ -195,7 +195,7 @@ def prepare_again(asked: PretrainConfig, folder: Path, processes: int = 1) -> Pr
     check_shared(built.optim.batch_size, processes)
     settings = replace(settings, micro_batch=min(settings.micro_batch, built.optim.batch_size // processes))
     facts["settings"] = settings_facts(settings, built.optim.batch_size, asked.workers or num_cores(), processes)
-    say(f"continuing {folder} at step {resume.state['step'] if resume else 0}")
+    log(f"continuing {folder} at step {resume.state['step'] if resume else 0}")
     return Prepared(built, train, held_out, modalities, settings, facts, weights=weights, resume=resume)
 
 
@@ -280,15 +280,15 @@ def _tell(
 ) -> None:
     for change in changes:
         used, paper = (" ".join(map(str, v)) if isinstance(v, tuple) else v for v in (change.used, change.paper))
-        say(f"  --{change.dial.replace('_', '-')} {used}  (paper: {paper}; {change.why})")
+        log(f"  --{change.dial.replace('_', '-')} {used}  (paper: {paper}; {change.why})")
     optim = built.optim
     times = -(-optim.batch_size // (settings.micro_batch * processes))
     where = f" in each of {processes} processes" if processes > 1 else ""
-    say(
+    log(
         f"  batch of {optim.batch_size} images per update, {settings.micro_batch} at once{where}"
         f"{f', {times} times' if times > 1 else ''}; peak learning rate {optim.peak_lr:.2e}; "
         f"{settings.precision} on {settings.device}"
     )
     for line in (*stage_lines(model), *schedule_lines(built)):
-        say(line)
-    say(f"training {built.epochs:g} epochs of {num_train:,} images: about {duration(seconds)}")
+        log(line)
+    log(f"training {built.epochs:g} epochs of {num_train:,} images: about {duration(seconds)}")

@@ -20,8 +20,8 @@ from ...modeling.image_encoder import Pretrained
 from ...modeling.public_vits import ForeignEncoder, is_foreign
 from ...modeling.types import Modality, unit
 from ...runs.atomic import write_json
-from ...runs.checkpoint import by_step, read
-from ...runs.console import say
+from ...runs.checkpoint import read, weights_by_step
+from ...runs.console import log
 from ...runs.folder import check_writable
 from ..load import known_facts, load
 from ..open_run import Opened, device_of, open_run, samples_of
@@ -77,7 +77,7 @@ def analyze_attention(
     check_writable(path)
     lines: list[dict[str, Any]] = []
     decoders: list[DecoderAttention] = []
-    for step, folder in by_step(path).items() or [(None, None)]:
+    for step, folder in weights_by_step(path).items() or [(None, None)]:
         opened = open_run(run, data, more, device, read(folder) if folder else None)
         figures, decoders = _attention(opened, *_things(opened, foreground), limit)
         lines.append({"step": step, "epoch": opened.epoch, **figures})
@@ -169,7 +169,7 @@ def _things(opened: Opened, foreground: tuple[str, ...]) -> tuple[Modality | Non
         return declared.modality, [known[word] for word in foreground]
     if names:
         return declared.modality, [i for i, name in enumerate(names) if name not in BACKGROUND]
-    say("note: the classes have no names; --foreground with their numbers says which are things")
+    log("note: the classes have no names; --foreground with their numbers says which are things")
     return None, []
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from ...reporting.study import write_study_report
 from ...runs.atomic import write_json
-from ...runs.console import duration, say
+from ...runs.console import duration, log
 from ...runs.folder import check_writable
 from ..scene_files import render_scenes
 from ..scenes import parse
@@ -91,14 +91,14 @@ def study(
     _render(asked, at, folder)
     schedule = Schedule(folder, wanted, jobs)
     if schedule.done:
-        say(f"{len(schedule.done)} of {len(wanted)} runs are there already")
+        log(f"{len(schedule.done)} of {len(wanted)} runs are there already")
     try:
         schedule.run(lambda job: _told(job, folder))
     except KeyboardInterrupt:
         lists = {"data": data, "labelled": labelled, "test-data": test_data, "arms": arms}
         others = {"teacher": teacher, "seeds": seeds, "minutes": minutes, "limit": limit, "jobs": jobs}
         others["device"] = None if device == "auto" else device
-        say(f"the study goes on from here: {_again(name, at, folder, lists, others)}")
+        log(f"the study goes on from here: {_again(name, at, folder, lists, others)}")
         raise
     outcome = {"study": title, **gather(asked, at, wanted, folder, schedule.failed)}
     outcome["remarks"] = remarks(outcome)

@@ -9,7 +9,7 @@ from typing import Any
 
 from ...modeling.public_vits import is_foreign
 from ...modeling.teachers.frozen import RANDOM
-from ...runs.console import say
+from ...runs.console import log
 from .design import ScaleName, Setting, Study
 from .jobs import is_scenes
 
@@ -71,7 +71,7 @@ def with_data(study: Study, scale: ScaleName, **given: Sequence[str]) -> Study:
     kept = tuple(s for s in settings.values() if s.data is not None) or tuple(settings.values())
     for setting in settings.values():
         if setting not in kept:
-            say(f"setting {setting.name} is left out, for it has no images; --data {setting.name}=FOLDER takes it in")
+            log(f"setting {setting.name} is left out, for it has no images; --data {setting.name}=FOLDER takes it in")
     return replace(study, scales={**study.scales, scale: replace(at, settings=tuple(_renamed(s) for s in kept))})
 
 

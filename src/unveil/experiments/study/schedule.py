@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from ...runs.atomic import write_json
-from ...runs.console import duration, say
+from ...runs.console import duration, log
 from ...runs.hardware import num_cores
 from .jobs import Job
 from .locks import holder
@@ -119,10 +119,10 @@ class Schedule:
             if code == 0 and self._is_done(job):
                 self.done.add(job.name)
                 spent = duration(time.monotonic() - running.began)
-                say(f"[{len(self.done)}/{len(self.jobs)}] {job.name}: {tell(job)} ({spent})")
+                log(f"[{len(self.done)}/{len(self.jobs)}] {job.name}: {tell(job)} ({spent})")
             else:
                 self.failed[job.name] = _last_words(self._log(job), code)
-                say(f"{job.name} failed: {self.failed[job.name]}; {self._log(job)} has the whole of it")
+                log(f"{job.name} failed: {self.failed[job.name]}; {self._log(job)} has the whole of it")
 
     def _tell_how_far(self) -> None:
         if time.monotonic() - self.told < self.told_seconds:
@@ -131,7 +131,7 @@ class Schedule:
         for running in self.running:
             words = _last_line(self._log(running.job))
             if words and words != running.told:
-                say(f"{running.job.name}: {words}")
+                log(f"{running.job.name}: {words}")
                 running.told = words
 
     def _close(self, running: _Running) -> None:
@@ -143,7 +143,7 @@ class Schedule:
         held = {job.name: holder(self.folder / "locks", job.name) for job in self._left()}
         if not self.waits and any(held.values()):
             name, who = next((name, who) for name, who in held.items() if who)
-            say(f"waiting for {sum(map(bool, held.values()))} runs of other processes, such as {name} ({who})")
+            log(f"waiting for {sum(map(bool, held.values()))} runs of other processes, such as {name} ({who})")
             self.waits = True
         time.sleep(_LOOK)
         self.done |= {job.name for job in self._left() if self._is_done(job)}
@@ -151,7 +151,7 @@ class Schedule:
     def _stop(self) -> None:
         """Pass Ctrl-C on: each process stops after its step and saves; a second Ctrl-C is passed on too."""
         if self.running:
-            say(f"stopping {len(self.running)} running job{'s' if len(self.running) > 1 else ''} ...")
+            log(f"stopping {len(self.running)} running job{'s' if len(self.running) > 1 else ''} ...")
         while self.running:
             for running in self.running:
                 if running.process.poll() is None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ...runs.atomic import write_json
-from ...runs.console import say
+from ...runs.console import log
 from ...runs.hardware import choose_device
 from ...training.autoconfig import measure_step, tune_step
 from ...training.config import PretrainConfig
@@ -52,7 +52,7 @@ def fit_epochs(study: Study, scale: ScaleName, folder: Path, device: str) -> Epo
     known = read(folder, at)
     missing = [arm for arm in study.arms_at(scale) if arm.name not in known]
     if missing:
-        say(f"timing a step of {len(missing)} arm{'s' * (len(missing) > 1)} ...")
+        log(f"timing a step of {len(missing)} arm{'s' * (len(missing) > 1)} ...")
     steps = {arm.name: _Step(arm, at, at.settings[0], device) for arm in missing}
     for _ in range(_ROUNDS):
         for step in steps.values():

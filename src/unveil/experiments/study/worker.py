@@ -18,7 +18,7 @@ from ...commands.analyze.blocks import analyze_blocks
 from ...commands.evaluate import evaluate
 from ...commands.pretrain import pretrain
 from ...runs.atomic import write_json
-from ...runs.folder import RunFolder, read_facts
+from ...runs.folder import RunFolder, read_metadata
 from .locks import held
 
 ANALYSES: dict[str, Callable[..., Any]] = {
@@ -51,7 +51,7 @@ def main(folder: Path, name: str) -> int:
 
 def perform(run: Path, job: dict[str, Any]) -> None:
     """Pretrain, where that is not finished, and measure what has not been measured with these settings."""
-    if read_facts(run).get("status") != "finished":
+    if read_metadata(run).get("status") != "finished":
         pretrain(job["recipe"], out=str(run), **_arguments(job["pretrain"]))
     for asked in job["evaluate"]:
         if digest(asked) not in measured(run):

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ...runs.console import say
+from ...runs.console import log
 from ..layers import EPS
 from ..types import Batch, Layout, Modality, Observation, Reading, unit
 from . import clip, dino, multimae
@@ -207,7 +207,7 @@ def load_encoder(address: str | Path, pool: Pool = "mean") -> ForeignEncoder:
     encoder = ForeignEncoder(vit, pool)
     height, width = encoder.image_size
     heads = f"{spec.heads} head{'s' * (spec.heads > 1)}"
-    say(
+    log(
         f"{address}: {family}, {spec.depth} blocks of width {spec.width}, {heads}, patch {spec.patch} at"
         f" {height} x {width}, {spec.activation}; images normalised by mean {_numbers(spec.mean)} and std"
         f" {_numbers(spec.std)}\n{report}"

@@ -12,7 +12,7 @@ from typing import Any
 from safetensors import safe_open
 
 from ...runs.checkpoint import read_latest
-from ...runs.folder import read_facts
+from ...runs.folder import read_metadata
 from .files import State, read_weights
 
 _INDICES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
@@ -74,7 +74,7 @@ def _of_run(path: Path) -> Found:
     found, complaints = read_latest(path)
     if found is None:
         raise ValueError(f"{path} has no whole checkpoint yet" + "".join(f"; {c}" for c in complaints))
-    return Found(str(path), found.model, {"unveil": read_facts(path)})
+    return Found(str(path), found.model, {"unveil": read_metadata(path)})
 
 
 def _of_folder(path: Path, address: str) -> Found:

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ...runs.console import say
+from ...runs.console import log
 from ...runs.hardware import has_native_bf16
 from ..encoder import READING, Encoder
 from ..public_vits import ForeignEncoder, Spec, fresh, load_encoder
@@ -160,7 +160,7 @@ def _read(address: str, stamp: int) -> ForeignEncoder:
 
 @cache
 def _tell_unprojected(address: str) -> None:
-    say(f"the teacher {address} has no output projection: its features are those of its last block")
+    log(f"the teacher {address} has no output projection: its features are those of its last block")
 
 
 @cache
@@ -175,4 +175,4 @@ def _tell(address: str, patch: int, image_size: tuple[int, int], grid: tuple[int
             f"warning: {text}, by a factor of {factor:.3g}: it was not trained on images so"
             f" {'blurred' if size > image_size else 'small'}; another --patch or --image-size brings them nearer"
         )
-    say(text)
+    log(text)
