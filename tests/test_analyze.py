@@ -87,7 +87,7 @@ class TestAttention:
     def test_figures_of_an_unguided_model(self):
         model, on = build(visible=0.25, predicted=0.75), batch(4)
         with torch.no_grad():
-            found = attention_figures(model, on, model.imagine(on), torch.ones(4, 24))
+            found = attention_figures(model, on, model.encode_decode(on), torch.ones(4, 24))
         assert found["hidden_tokens"] == 0.75
         assert found["student_foreground"] == pytest.approx(1)
         assert found["foreground_area"] == 1

@@ -38,7 +38,7 @@ def test_parts_sum_to_the_prediction(dials: dict[str, str]):
 def test_shares_sum_to_one_and_the_last_error_is_the_models():
     model, on = build(**ALL, decoder="cross", blend="linear"), batch(3)
     (found,) = parts_of(model, on)
-    seen = model.imagine(on, Masker(Uniform(), 0.25, 0.75))
+    seen = model.encode_decode(on, Masker(Uniform(), 0.25, 0.75))
     total, count = next(iter(model.objectives))(seen, on)
     assert sum(part.share for part in found.parts) == pytest.approx(1, abs=1e-5)
     assert found.parts[-1].error == pytest.approx(float(total / count), rel=1e-5)
@@ -66,7 +66,7 @@ def test_what_a_block_reads_is_weighed_by_the_size_of_the_maps():
     (found,) = parts_of(model, on)
     assert found.maps == (0, 1, 2)
     assert found.reads[0] == (0, 1, 0)
-    sizes = torch.stack([model.imagine(on).latents.layers[m].square().mean().sqrt() for m in (0, 1, 2)])
+    sizes = torch.stack([model.encode_decode(on).latents.layers[m].square().mean().sqrt() for m in (0, 1, 2)])
     assert found.reads[1] == pytest.approx((sizes / sizes.sum()).tolist(), rel=1e-4)
     (without,) = parts_of(build(**ALL, decoder="cross"), on)
     assert without.reads == ()

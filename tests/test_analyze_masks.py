@@ -42,8 +42,8 @@ def test_a_guided_run_masks_as_its_faithful_way_does(lacks: dict):
     ways = {way.name: way.teacher for way in ways_of(model)}
     with torch.no_grad():
         masks = {name: drawn(model, on, tokens, teacher.observe(on, tokens)) for name, teacher in ways.items()}
-        visible = model.imagine(on).mask.visible
-        random = build(multimae.recipe, visible=0.15).imagine(on).mask.visible
+        visible = model.encode_decode(on).mask.visible
+        random = build(multimae.recipe, visible=0.15).encode_decode(on).mask.visible
     assert not masks[FAITHFUL].gather(1, visible).any()
     assert not masks[RANDOM].gather(1, random).any()
     for mask in masks.values():

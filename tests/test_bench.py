@@ -43,7 +43,7 @@ class TestContenders:
         with torch.device("meta"):
             built = CONTENDERS[name].build(BASE)
             assert isinstance(built, Ours)
-            seen = built.model.imagine(replace(BASE, batch_size=1).batch("meta"))
+            seen = built.model.encode_decode(replace(BASE, batch_size=1).batch("meta"))
         (found,) = built.model.decoders.values()
         assert type(found) is decoder
         assert len(found.blocks) == depth

@@ -167,7 +167,7 @@ def test_psnr_is_of_hidden_pixels_with_the_truths_statistics_put_back():
     found = reconstruct(task(model, made), hidden=(0.75,)).metrics["psnr_0.75_pixels"]
     (objective,) = model.objectives
     with torch.no_grad():
-        seen = model.imagine(made, Masker(Uniform(), 0.25, 0.75))
+        seen = model.encode_decode(made, Masker(Uniform(), 0.25, 0.75))
         guess = objective.head(seen.decoded[objective.decoder])
     patches = torch.stack(
         [i.unfold(1, 4, 4).unfold(2, 4, 4).permute(1, 2, 3, 4, 0).flatten(2) for i in made.maps["rgb"]]

@@ -25,7 +25,7 @@ from unveil.modeling.image_encoder import Pretrained, pooled
 from unveil.modeling.layers import sincos_positions
 from unveil.modeling.public_vits import ForeignEncoder, describe, is_foreign, load_encoder
 from unveil.modeling.teachers import load_teacher
-from unveil.modeling.types import RGB, Batch, Modality, Reading
+from unveil.modeling.types import RGB, Batch, FeatureSpec, Modality
 from unveil.runs.checkpoint import save
 
 HEADS = '{"num_attention_heads": 2}'
@@ -107,8 +107,8 @@ def test_our_own_runs(size: tuple[int, int], tmp_path: Path):
     grid = (size[0] // 4, size[1] // 4)
     for address in (run, saved / "model.safetensors"):
         with torch.no_grad():
-            expected = encoder.observe(encoder.embed(batch), Reading("cls"))
-            seen = load_encoder(address).observe(images, grid, Reading("cls"))
+            expected = encoder.observe(encoder.embed(batch), FeatureSpec("cls"))
+            seen = load_encoder(address).observe(images, grid, FeatureSpec("cls"))
         close(seen.features, expected.features)
         close(seen.attention, expected.attention)
     save_file(weights, tmp_path / "bare.safetensors")

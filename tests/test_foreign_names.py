@@ -31,7 +31,7 @@ from public_models import (
     vit,
 )
 from unveil.modeling.public_vits import ForeignEncoder, load_encoder
-from unveil.modeling.types import Reading
+from unveil.modeling.types import FeatureSpec
 
 transformers = pytest.importorskip("transformers", reason="parity is with transformers' models")
 
@@ -55,7 +55,7 @@ def split(state: dict[str, Tensor]) -> dict[str, Tensor]:
 def same(first: ForeignEncoder, second: ForeignEncoder, query: str = "cls") -> None:
     images = torch.rand(2, 3, 32, 32)
     with torch.no_grad():
-        a, b = (e.observe(images, (3, 5), Reading(query)) for e in (first, second))
+        a, b = (e.observe(images, (3, 5), FeatureSpec(query)) for e in (first, second))
     close(a.attention, b.attention)
     close(a.features, b.features)
 
@@ -195,7 +195,7 @@ def test_openai_s_and_openclip_s_names(activation: str, tmp_path: Path):
     assert encoder.spec.activation == activation.replace("_", "-")
     same(encoder, expected)
     images = torch.rand(1, 3, 32, 32)
-    close(*(e.observe(images, (4, 4), Reading(None, projected=True)).features for e in (encoder, expected)))
+    close(*(e.observe(images, (4, 4), FeatureSpec(None, projected=True)).features for e in (encoder, expected)))
 
 
 def test_half_precision_weights_are_read(tmp_path: Path):
@@ -225,7 +225,7 @@ def test_patches_of_14_on_a_grid_of_14():
     images = torch.rand(1, 3, 196, 196)
     expected, attentions = theirs_on(model, encoder, images)
     with torch.no_grad():
-        seen = encoder.observe(images, (14, 14), Reading("cls"))
+        seen = encoder.observe(images, (14, 14), FeatureSpec("cls"))
     close(seen.features, expected[:, 1:])
     close(seen.attention, attentions[-1][:, :, 0, 1:])
 

@@ -25,7 +25,7 @@ from public_models import (
     vit,
 )
 from unveil.modeling.public_vits import ForeignEncoder, load_encoder
-from unveil.modeling.types import Reading
+from unveil.modeling.types import FeatureSpec
 
 transformers = pytest.importorskip("transformers", reason="parity is with transformers' models")
 
@@ -48,10 +48,10 @@ def test_outputs_and_attention_are_transformers_own(pair: tuple[Any, ForeignEnco
         assert expected.std() > 0.1, "nothing has died away"
         grid, start = (size[0] // 8, size[1] // 8), encoder.spec.num_prefix
         for layer in (0, -1):
-            seen = encoder.observe(images, grid, Reading("cls", layer, features=0))
+            seen = encoder.observe(images, grid, FeatureSpec("cls", layer, features=0))
             close(seen.attention, attentions[layer][:, :, 0, start:])
             assert seen.features is None
-            seen = encoder.observe(images, grid, Reading("all", layer, features=0))
+            seen = encoder.observe(images, grid, FeatureSpec("all", layer, features=0))
             close(seen.attention, attentions[layer][:, :, start:, start:].mean(2))
         assert seen.layout.grid == grid
 
@@ -81,7 +81,7 @@ def test_the_mean_query_is_the_mean_of_the_patches_queries():
         encoder = loaded(make())
         images, start = torch.rand(2, 3, 32, 32), encoder.spec.num_prefix
         with torch.no_grad():
-            seen = encoder.observe(images, (4, 4), Reading("mean", 1, features=0)).attention
+            seen = encoder.observe(images, (4, 4), FeatureSpec("mean", 1, features=0)).attention
             x, turn = encoder.vit.begin(encoder.normalised(images))
             x = encoder.vit.blocks[0](x, turn)
             block = encoder.vit.blocks[1]
@@ -104,13 +104,13 @@ def test_features_of_one_and_of_several_blocks():
     images = torch.rand(2, 3, 32, 32)
     with torch.no_grad():
         found = model(normalised(encoder, images), output_hidden_states=True)
-        one = encoder.observe(images, (4, 4), Reading(None, features=1))
-        two = encoder.observe(images, (4, 4), Reading("cls", features=2))
+        one = encoder.observe(images, (4, 4), FeatureSpec(None, features=1))
+        two = encoder.observe(images, (4, 4), FeatureSpec("cls", features=2))
     assert one.attention is None
     close(one.features, found.last_hidden_state[:, 1:])
     parts = [F.layer_norm(h[:, 1:], (48,), eps=1e-6) for h in found.hidden_states[-2:]]
     close(two.features, (parts[0] + parts[1]) / 2)
-    assert encoder.feature_dim(Reading()) == 48
+    assert encoder.feature_dim(FeatureSpec()) == 48
 
 
 def test_clip_s_projected_features():
@@ -119,13 +119,13 @@ def test_clip_s_projected_features():
     images = torch.rand(2, 3, 32, 32)
     with torch.no_grad():
         found = model(normalised(encoder, images))
-        seen = encoder.observe(images, (4, 4), Reading("cls", features=1, projected=True))
+        seen = encoder.observe(images, (4, 4), FeatureSpec("cls", features=1, projected=True))
         patches = model.vision_model.post_layernorm(found.last_hidden_state[:, 1:])
         close(seen.features, model.visual_projection(patches))
         close(encoder.vit.projection(encoder.features(images, "cls")), found.image_embeds)
-        raw = encoder.observe(images, (4, 4), Reading("cls", features=1)).features
+        raw = encoder.observe(images, (4, 4), FeatureSpec("cls", features=1)).features
         close(raw, F.layer_norm(found.last_hidden_state[:, 1:], (48,), eps=1e-6))
-    assert encoder.feature_dim(Reading(projected=True)) == 24
+    assert encoder.feature_dim(FeatureSpec(projected=True)) == 24
 
 
 def test_pooled_features():
@@ -145,10 +145,10 @@ def test_only_what_is_read_is_run(monkeypatch: pytest.MonkeyPatch):
     for i, block in enumerate(encoder.vit.blocks):
         block.attn.register_forward_hook(lambda *_, i=i: calls.append(i))
     images = torch.rand(1, 3, 32, 32)
-    encoder.observe(images, (4, 4), Reading("cls", -1, features=0))
+    encoder.observe(images, (4, 4), FeatureSpec("cls", -1, features=0))
     assert calls == [0, 1], "of the last block the row alone"
     calls.clear()
-    encoder.observe(images, (4, 4), Reading("cls", 0, features=0))
+    encoder.observe(images, (4, 4), FeatureSpec("cls", 0, features=0))
     assert calls == []
-    encoder.observe(images, (4, 4), Reading("cls", -1, features=1))
+    encoder.observe(images, (4, 4), FeatureSpec("cls", -1, features=1))
     assert calls == [0, 1, 2]

@@ -244,9 +244,9 @@ def test_hidden_pixels_change_no_latent_when_the_mask_is_held(name: str):
     recipe, dials = RECIPES[name]
     model, on = build_of(recipe, **dials).eval(), batch()
     held = replace(model.masker, score=Given(torch.rand(3, 24)))
-    before = model.imagine(on, held)
+    before = model.encode_decode(on, held)
     hidden = torch.ones(3, 24, dtype=torch.bool).scatter(1, before.mask.visible, False).nonzero()[:, 1].view(3, -1)
-    after = model.imagine(noisy_where(on, hidden), held)
+    after = model.encode_decode(noisy_where(on, hidden), held)
     assert torch.equal(before.latents.final, after.latents.final)
     for decoder in before.decoded:
         assert torch.equal(before.decoded[decoder], after.decoded[decoder])

@@ -45,11 +45,11 @@ def test_guided_runs_share_the_random_masks_and_have_their_own():
     assert found[0].metrics["loss_random_masks"] == found[1].metrics["loss_random_masks"], "the weights are the same"
     assert found[0].metrics["loss_own_masks"] != found[1].metrics["loss_own_masks"]
     own = ModelRestorer(high).imagined(made, Masks.OWN).mask
-    assert torch.equal(own.visible, high.imagine(made).mask.visible)
+    assert torch.equal(own.visible, high.encode_decode(made).mask.visible)
     assert own.predicted.shape[1] == 48 - own.visible.shape[1], "all that is hidden is asked for"
     common = replace(high.masker, score=DirichletBudget(ByModality(Uniform())))
     shared = ModelRestorer(low).imagined(made, Masks.RANDOM).mask.visible
-    assert torch.equal(shared, high.imagine(made, common).mask.visible)
+    assert torch.equal(shared, high.encode_decode(made, common).mask.visible)
 
 
 def test_the_table_has_both_beside_the_mean_and_the_file_has_each_part(tmp_path: Path):

@@ -19,7 +19,7 @@ from unveil.modeling.encoder import Encoder
 from unveil.modeling.layers import Attention, Block, CrossAttention, sincos_positions
 from unveil.modeling.masking import Masker, Uniform
 from unveil.modeling.patches import patchify, unpatchify
-from unveil.modeling.types import Modality, Reading, take
+from unveil.modeling.types import FeatureSpec, Modality, take
 
 
 def test_patches_are_laid_out_row_column_channel():
@@ -95,9 +95,9 @@ def test_observation_is_attention_of_the_last_block_and_its_features(final_norm:
     rows = {"cls": whole[:, :, 0], "all": whole[:, :, 1:].mean(dim=2)}
     for query, row in rows.items():
         for features in (0, 1):
-            seen = encoder.observe(tokens, Reading(query, features=features))
+            seen = encoder.observe(tokens, FeatureSpec(query, features=features))
             torch.testing.assert_close(seen.attention, row[:, :, 1:])
-    assert encoder.observe(tokens, Reading(features=0)).features is None
+    assert encoder.observe(tokens, FeatureSpec(features=0)).features is None
     torch.testing.assert_close(seen.features, encoder.norm(encoder.blocks[-1](x))[:, 1:])
 
 
@@ -112,15 +112,15 @@ def test_an_earlier_block_is_read_and_the_later_ones_are_not_run(monkeypatch: py
     run = []
     for index, block in enumerate(encoder.blocks):
         block.register_forward_hook(lambda *_, index=index: run.append(index))
-    seen = encoder.observe(tokens, Reading("mean", layer=1, features=0))
+    seen = encoder.observe(tokens, FeatureSpec("mean", layer=1, features=0))
     torch.testing.assert_close(seen.attention, mean.softmax(dim=-1)[:, :, 1:])
     assert run == [0]
-    deep = encoder.observe(tokens, Reading(attention=None, features=2))
+    deep = encoder.observe(tokens, FeatureSpec(attention=None, features=2))
     assert deep.attention is None
     maps = encoder(tokens, keep=(3, 4)).layers
     normed = [F.layer_norm(maps[m][:, 1:], (24,), eps=1e-6) for m in (3, 4)]
     torch.testing.assert_close(deep.features, sum(normed) / 2)
-    for wrong in (Reading(layer=4), Reading(features=5), Reading(projected=True)):
+    for wrong in (FeatureSpec(layer=4), FeatureSpec(features=5), FeatureSpec(projected=True)):
         with pytest.raises(ValueError, match="encoder"):
             encoder.observe(tokens, wrong)
 
@@ -232,7 +232,7 @@ def test_without_a_blend_every_block_reads_the_last_map(self_attention: bool):
 def test_an_answer_depends_on_who_is_asked_not_on_the_order():
     """Queries of a cross-decoder do not see one another, so each may be asked alone."""
     model, on = build(decoder="cross", blend="linear"), batch()
-    seen = model.imagine(on)
+    seen = model.encode_decode(on)
     queries, decoder = seen.queries["pixels"], model.decoders["pixels"]
     one = replace(queries, ids=queries.ids[:, 3:4], cells=queries.cells[:, 3:4], weight=queries.weight[:, 3:4])
     torch.testing.assert_close(decoder(seen.latents, one), seen.decoded["pixels"][:, 3:4])

@@ -188,7 +188,7 @@ class TestAnswers:
     def test_what_is_visible_comes_back_as_it_was(self):
         model, on = build(target="pixels"), batch(2)
         with torch.no_grad():
-            seen = model.imagine(on)
+            seen = model.encode_decode(on)
         (back,) = answers(model, on, seen).values()
         image = on.maps["rgb"]
         patches = back.unfold(2, 4, 4).unfold(3, 4, 4).flatten(2, 3)  # B C N 4 4
@@ -205,7 +205,7 @@ class TestAnswers:
         maps = {"rgb": torch.rand(2, 3, 16, 16), "depth": 1 + torch.rand(2, 1, 16, 16)}
         on = Batch(maps, batch(2).key, torch.ones(()))
         with torch.no_grad():
-            seen = model.imagine(on)
+            seen = model.encode_decode(on)
         for name, back in answers(model, on, seen).items():
             span = seen.latents.tokens.layout.spans[name]
             hidden = hidden_tokens(seen.mask.visible, 32)[:, span].reshape(2, 1, 4, 4)
@@ -229,7 +229,7 @@ class TestDistances:
     def test_they_are_those_of_what_is_asked(self, recipe, dials):
         model, on = built(recipe, **dials).eval(), batch(2)
         with torch.no_grad():
-            seen = model.imagine(on)
+            seen = model.encode_decode(on)
             (apart,) = distances(model, on, seen).values()
             objective = model.objectives[0]
             guess, truth, _ = objective.compared(seen, on)
@@ -242,7 +242,7 @@ class TestDistances:
     def test_none_where_there_are_pixels_to_be_seen(self):
         for dials in ({"targets": "pixels"}, {"pixels": 0.1}):
             model, on = built(cmtmae, **dials).eval(), batch(2)
-            assert distances(model, on, model.imagine(on)) == {}
+            assert distances(model, on, model.encode_decode(on)) == {}
 
 
 class TestPictures:

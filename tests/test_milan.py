@@ -16,7 +16,7 @@ from unveil.modeling.encoder import SIZES, Encoder
 from unveil.modeling.masked_model import mean_loss
 from unveil.modeling.public_vits import Spec, fresh
 from unveil.modeling.rng import sample_keys
-from unveil.modeling.types import DEPTH, RGB, SEMSEG, Batch, Modality, Reading
+from unveil.modeling.types import DEPTH, RGB, SEMSEG, Batch, FeatureSpec, Modality
 from unveil.recipes import milan
 from unveil.recipes.registry import handed, load_recipe, recipe_cards
 
@@ -25,7 +25,7 @@ TAUGHT = [name for name in recipe_cards() if "teacher" in inspect.signature(load
 
 def test_the_loss_is_the_mean_over_patches_and_class_token():
     model, on = build(milan).eval(), batch()
-    seen = model.imagine(on)
+    seen = model.encode_decode(on)
     teacher = model.teachers["teacher"].encoder
     truth = teacher.vit(teacher.normalised(on.maps["rgb"]))  # the random one: class token, then patches in their order
     places = torch.cat([torch.zeros(3, 1, dtype=torch.long), 1 + seen.queries["features"].ids], dim=1)
@@ -47,24 +47,24 @@ def test_predicted_patches_alone_have_no_class_token():
 def test_a_teacher_s_class_token_is_its_first(num_prefix: int):
     encoder = fresh(Spec(24, 2, 2, 4, 48, (4, 6), num_prefix=num_prefix, projection=8, final_norm="cls"), 0)
     images = torch.rand(2, 3, 16, 24)
-    seen = encoder.observe(images, (4, 6), Reading(projected=True, class_token=True))
+    seen = encoder.observe(images, (4, 6), FeatureSpec(projected=True, class_token=True))
     whole = encoder.vit.projection(encoder.vit.norm(encoder.vit(encoder.normalised(images))))
     torch.testing.assert_close(seen.class_token, whole[:, 0])
     torch.testing.assert_close(seen.features, whole[:, num_prefix:])
-    assert encoder.observe(images, (4, 6), Reading(projected=True)).class_token is None
+    assert encoder.observe(images, (4, 6), FeatureSpec(projected=True)).class_token is None
     headless = fresh(replace(encoder.spec, num_prefix=0), 0)
     with pytest.raises(ValueError, match="no class token whose features"):
-        headless.observe(images, (4, 6), Reading("mean", class_token=True))
+        headless.observe(images, (4, 6), FeatureSpec("mean", class_token=True))
 
 
 def test_our_own_encoder_s_class_token():
     encoder = Encoder((Modality(),), (16, 24), 4, 24, 3, 2)
     tokens = encoder.embed(batch())
-    seen, whole = encoder.observe(tokens, Reading(class_token=True)), encoder(tokens).final
+    seen, whole = encoder.observe(tokens, FeatureSpec(class_token=True)), encoder(tokens).final
     torch.testing.assert_close(seen.class_token, whole[:, 0])
     torch.testing.assert_close(seen.features, whole[:, 1:])
-    several = encoder.observe(tokens, Reading(features=2, class_token=True))
-    plain = encoder.observe(tokens, Reading(features=2))
+    several = encoder.observe(tokens, FeatureSpec(features=2, class_token=True))
+    plain = encoder.observe(tokens, FeatureSpec(features=2))
     torch.testing.assert_close(several.features, plain.features)
     assert several.class_token.shape == (3, 24)
 

@@ -58,10 +58,10 @@ def noisy_where(on: Batch, ids: Tensor, patch: int = 4) -> Batch:
 @pytest.mark.parametrize("pair", PAIRS.values(), ids=PAIRS)
 def test_noise_in_hidden_pixels_changes_no_latent(pair: dict, masking: str):
     model, on = build(masking=masking, visible=0.5, predicted=0.25, **pair).eval(), batch()
-    before = model.imagine(on)
+    before = model.encode_decode(on)
     hidden = torch.ones(3, 24, dtype=torch.bool).scatter(1, before.mask.visible, False).nonzero()[:, 1].view(3, -1)
     assert hidden.shape == (3, 12)
-    after = model.imagine(noisy_where(on, hidden))
+    after = model.encode_decode(noisy_where(on, hidden))
     assert torch.equal(before.mask.visible, after.mask.visible)
     assert torch.equal(before.latents.final, after.latents.final)
     for depth in before.latents.layers:
@@ -69,7 +69,7 @@ def test_noise_in_hidden_pixels_changes_no_latent(pair: dict, masking: str):
     assert torch.equal(before.decoded["pixels"], after.decoded["pixels"])
 
     for seen in before.mask.visible[0]:  # and every visible patch matters to every prediction
-        other = model.imagine(noisy_where(on, seen.expand(3, 1)))
+        other = model.encode_decode(noisy_where(on, seen.expand(3, 1)))
         changed = (other.decoded["pixels"][0] - before.decoded["pixels"][0]).abs().amax(dim=-1)
         assert (changed > 0).all() or pair["hide"] == "blank"
         assert (changed > 0).any()
@@ -78,7 +78,7 @@ def test_noise_in_hidden_pixels_changes_no_latent(pair: dict, masking: str):
 @pytest.mark.parametrize("pair", PAIRS.values(), ids=PAIRS)
 def test_no_loss_reads_the_truth_of_what_is_not_predicted(pair: dict):
     model, on = build(visible=0.25, predicted=0.5, **pair), batch()
-    mask = model.imagine(on).mask
+    mask = model.encode_decode(on).mask
     known = torch.zeros(3, 24, dtype=torch.bool).scatter(1, torch.cat([mask.visible, mask.predicted], 1), True)
     skipped = (~known).nonzero()[:, 1].view(3, -1)
     assert torch.equal(mean_loss(model(on)), mean_loss(model(noisy_where(on, skipped))))
@@ -93,7 +93,7 @@ def test_no_loss_reads_the_truth_of_what_is_not_predicted(pair: dict):
 @pytest.mark.parametrize(("size", "patch"), [((32, 48), 4), ((32, 48), 8), ((28, 42), 14), ((32, 48), 16)])
 def test_any_channels_and_sizes(channels: int, size: tuple[int, int], patch: int, pair: str):
     model = build(channels=channels, image_size=size, patch=patch, visible=0.5, **PAIRS[pair])
-    seen = model.imagine(batch(2, channels, size))
+    seen = model.encode_decode(batch(2, channels, size))
     cells = size[0] // patch * (size[1] // patch)
     assert seen.mask.visible.shape[1] == cells // 2
     assert seen.latents.final.shape == (2, 1 + (cells if pair == "blank-linear" else cells // 2), 24)
@@ -186,7 +186,7 @@ def test_losses_are_their_formulas_where_the_truth_is_valid(loss, formula):
 
 def test_a_sample_without_an_answer_does_not_count():
     model, on = build(), batch()
-    seen = model.imagine(on)
+    seen = model.encode_decode(on)
     objective, queries = model.objectives[0], seen.queries["pixels"]
     weight = queries.weight.clone()
     weight[1] = 0

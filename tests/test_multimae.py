@@ -69,7 +69,7 @@ def test_every_variant_trains_every_parameter(recipe, dials: dict, lacks: dict):
         if p.requires_grad and not (is_shared and (".adapters." in n or ".tasks." in n))
     }
     assert not [n for n, p in trained.items() if p.grad is None or not p.grad.abs().sum() > 0]
-    mask = model.imagine(on).mask
+    mask = model.encode_decode(on).mask
     assert mask.visible.shape == (12, int(0.15 * 48))
     for span, known in zip(model.encoder.layout(on).spans.items(), ALL, strict=True):
         assert span[0] == known.name
@@ -153,11 +153,11 @@ def test_an_output_alone_is_predicted_and_never_read(decoder: str):
     semantics = replace(SEMANTICS, role="output")
     model, on = build(modalities=(RGB, DEPTH, semantics), decoder=decoder), batch()
     assert list(model.encoder.adapters) == ["rgb", "depth"]
-    seen = model.imagine(on)
+    seen = model.encode_decode(on)
     assert (seen.queries["semseg"].weight == 1).all()
     assert seen.queries["semseg"].cells.shape == (4, 16)
     other = replace(on, maps={**on.maps, "semseg": 4 - on.maps["semseg"]})
-    assert torch.equal(model.imagine(other).decoded["semseg"], seen.decoded["semseg"])
+    assert torch.equal(model.encode_decode(other).decoded["semseg"], seen.decoded["semseg"])
     assert model(other)["semseg"][0] != model(on)["semseg"][0]
     depth = replace(DEPTH, role="input")
     assert [o.name for o in build(modalities=(RGB, depth, semantics)).objectives] == ["rgb", "norm_rgb", "semseg"]

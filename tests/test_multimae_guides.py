@@ -10,14 +10,14 @@ import torch
 from multimodal import GUIDED, SEMANTICS, batch, build, flags
 from unveil.modeling.masked_model import mean_loss
 from unveil.modeling.masking import Masker, Uniform
-from unveil.modeling.teachers import Coarse, ComplementaryErrors, OnlineTeacher, Sometimes
-from unveil.modeling.types import DEPTH, RGB, Mask, Observation, Reading
+from unveil.modeling.teachers import EveryNSteps, LowResolutionTeacher, MeasuredLossTeacher, OnlineTeacher
+from unveil.modeling.types import DEPTH, RGB, FeatureSpec, Mask, Observation
 
 
 def test_the_guided_mask_hides_what_is_attended_most():
     model, on = build(GUIDED), batch()
-    seen = model.imagine(on)
-    attention = model.encoder.observe(model.encoder.embed(on), Reading("cls", features=0)).attention.mean(dim=1)
+    seen = model.encode_decode(on)
+    attention = model.encoder.observe(model.encoder.embed(on), FeatureSpec("cls", features=0)).attention.mean(dim=1)
     visible = torch.zeros(4, 48, dtype=torch.bool).scatter(1, seen.mask.visible, True)
     for span in seen.latents.tokens.layout.spans.values():
         for sample in range(4):
@@ -35,8 +35,8 @@ def test_a_saved_look_is_a_pass_that_is_not_made():
             return super().observe(batch, tokens)
 
     model, on = build(), batch(1)
-    teacher = Counting(model.encoder, Reading("cls", features=0))
-    sometimes = Sometimes(teacher, every=4, after=0.25)
+    teacher = Counting(model.encoder, FeatureSpec("cls", features=0))
+    sometimes = EveryNSteps(teacher, every=4, after=0.25)
     for step in range(16):
         sometimes.before_step(step, step / 16)
         sometimes.observe(on, model.encoder.embed(on))
@@ -47,7 +47,7 @@ def test_a_saved_look_is_a_pass_that_is_not_made():
 
 def test_a_coarse_look_sees_the_same_at_a_quarter_of_the_tokens():
     model, on = build(), batch()
-    reading = Reading("cls", features=0)
+    reading = FeatureSpec("cls", features=0)
     flat = replace(on, maps={n: m.new_full((), 1).expand_as(m) for n, m in on.maps.items()})
     seen = []
 
@@ -56,7 +56,7 @@ def test_a_coarse_look_sees_the_same_at_a_quarter_of_the_tokens():
             seen.append((batch, tokens))
             return super().observe(batch, tokens)
 
-    coarse = Coarse(Watching(model.encoder, reading), model.encoder)
+    coarse = LowResolutionTeacher(Watching(model.encoder, reading), model.encoder)
     attention = coarse.observe(flat, model.encoder.embed(flat)).attention
     small, tokens = seen[0]
     assert tokens.ids.shape == (4, 12)
@@ -79,7 +79,7 @@ def test_what_is_foreseen_to_be_hard_is_hidden_and_comes_true():
     mean_loss({o.name: losses[o.name] for o in orders}).backward()
     moved = {n for n, p in model.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
     assert moved == {f"objectives.{i}.guess.head.weight" for i in (4, 5, 6)}
-    seen = model.imagine(on)
+    seen = model.encode_decode(on)
     error = seen.observations["student"].error
     assert error is not None
     shown = torch.zeros(12, 48, dtype=torch.bool).scatter(1, seen.mask.visible, True)
@@ -87,7 +87,7 @@ def test_what_is_foreseen_to_be_hard_is_hidden_and_comes_true():
         for own, visible in zip(error[:, span], shown[:, span], strict=True):
             if visible.any() and not visible.all():
                 assert own[visible].max() <= own[~visible].min()
-    held = model.imagine(on, replace(model.masker, score=Uniform()))
+    held = model.encode_decode(on, replace(model.masker, score=Uniform()))
     optimizer = torch.optim.Adam([p for o in orders for p in o.guess.parameters()], 0.01)
     surprises = []
     for _ in range(30):
@@ -105,7 +105,7 @@ def test_what_is_foreseen_to_be_hard_is_hidden_and_comes_true():
 @pytest.mark.parametrize("guide", ["error", "foreseen"])
 def test_a_map_that_nobody_predicts_has_no_error_and_is_hidden_by_chance(guide: str):
     model, on = build(GUIDED, (RGB, replace(DEPTH, role="input"), SEMANTICS), guide=guide), batch(64)
-    seen = model.imagine(on)
+    seen = model.encode_decode(on)
     span = seen.latents.tokens.layout.spans["depth"]
     shown = torch.zeros(64, 48).scatter(1, seen.mask.visible, 1.0)[:, span]
     assert (shown.mean(dim=0) > 0.05).all()
@@ -114,7 +114,7 @@ def test_a_map_that_nobody_predicts_has_no_error_and_is_hidden_by_chance(guide: 
 
 def test_errors_are_those_of_guesses_from_the_other_half():
     model, on = build(visible=0.5), batch(present={"depth": flags(1, 0, 1, 1)})
-    teacher = ComplementaryErrors(model.encoder, model.decoders, model.objectives)
+    teacher = MeasuredLossTeacher(model.encoder, model.decoders, model.objectives)
     tokens = model.encoder.embed(on)
     error = teacher.observe(on, tokens).error
     assert error is not None
@@ -125,7 +125,7 @@ def test_errors_are_those_of_guesses_from_the_other_half():
         def __call__(self, tokens, observations, batch) -> Mask:
             return Mask(order[:, :24], order[:, 24:])
 
-    seen = model.imagine(on, Fixed(model.masker.score, 0.5, 0.5))
+    seen = model.encode_decode(on, Fixed(model.masker.score, 0.5, 0.5))
     depth = next(o for o in model.objectives if o.name == "depth")
     found, known = depth.errors(seen, on)
     for sample in (0, 2, 3):

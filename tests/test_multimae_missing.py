@@ -22,7 +22,7 @@ def test_nothing_hidden_leaks(which: str, dials: dict):
     statistics may read hidden pixels."""
     depth = Modality("depth", 1, (2.0,), (1.0,))
     model, on = build(modalities=(RGB, depth, SEMANTICS), **dials), batch()
-    before = model.imagine(on)
+    before = model.encode_decode(on)
     layout = before.latents.tokens.layout
     seen = torch.zeros(4, layout.num_tokens, dtype=torch.bool).scatter(1, before.mask.visible, True)
     side = on.maps[which].shape[-1] // 4
@@ -30,12 +30,12 @@ def test_nothing_hidden_leaks(which: str, dials: dict):
     other = batch(count=8).maps[which][4:]
     noisy = torch.where(shown, on.maps[which], other)
     assert not torch.equal(noisy, on.maps[which])
-    after = model.imagine(replace(on, maps={**on.maps, which: noisy}))
+    after = model.encode_decode(replace(on, maps={**on.maps, which: noisy}))
     assert torch.equal(before.mask.visible, after.mask.visible)
     assert torch.equal(before.latents.final, after.latents.final)
     for key, decoded in before.decoded.items():
         assert torch.equal(decoded, after.decoded[key])
-    everything = model.imagine(replace(on, maps={**on.maps, which: other}))
+    everything = model.encode_decode(replace(on, maps={**on.maps, which: other}))
     assert not torch.equal(before.latents.final, everything.latents.final), "what is visible is read"
 
 
@@ -47,7 +47,7 @@ def test_a_missing_modality_is_read_by_nobody(dials: dict):
     other = {n: torch.where(there[n], m, batch(count=8).maps[n][4:]) for n, m in on.maps.items()}
     changed = replace(on, maps=other)
     assert not torch.equal(on.maps["depth"], changed.maps["depth"])
-    before, after = model.imagine(on), model.imagine(changed)
+    before, after = model.encode_decode(on), model.encode_decode(changed)
     torch.testing.assert_close(before.observations["student"].attention, after.observations["student"].attention)
     assert torch.equal(before.mask.visible, after.mask.visible)
     for key, (total, count) in model(on).items():
@@ -58,7 +58,7 @@ def test_a_missing_modality_is_read_by_nobody(dials: dict):
 
 def test_attention_to_a_missing_modality_is_zero():
     model, on = build(GUIDED), batch(present=LACKING)
-    seen = model.imagine(on).observations["student"]
+    seen = model.encode_decode(on).observations["student"]
     assert seen.attention is not None
     assert (seen.of("depth").attention[1] == 0).all()
     assert (seen.of("depth").attention[0] > 0).all()

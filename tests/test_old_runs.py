@@ -18,7 +18,7 @@ import unveil
 from tiny_runs import write_images
 from unveil.cli import main
 from unveil.modeling.encoder import SIZES
-from unveil.recipes.old_paths import MOVED
+from unveil.recipes.old_paths import MOVED, RENAMED, moved_to
 
 OLD = Path(__file__).parent / "old_runs"
 RUNS = ("mae", "centre_first", "tiny", "cmtmae", "multimae")
@@ -95,6 +95,16 @@ def test_an_old_module_path_is_an_alias_that_warns_once(old: str) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         importlib.import_module(f"unveil.{old}")
+
+
+@pytest.mark.parametrize(("package", "old", "new"), [(p, old, new) for p in RENAMED for old, new in RENAMED[p].items()])
+def test_an_old_name_is_the_thing_under_its_new_name(package: str, old: str, new: str) -> None:
+    here = importlib.import_module(f"unveil.{package}")
+    aliases = [f"unveil.{path}" for path in MOVED if f"{moved_to(f'unveil.{path}')}.".startswith(f"unveil.{package}.")]
+    found = [getattr(importlib.import_module(path), old, None) for path in aliases]
+    assert not hasattr(here, old)
+    assert any(value is not None for value in found)
+    assert all(value is getattr(here, new, value) for value in found if value is not None)
 
 
 def test_a_path_that_never_was_is_no_alias() -> None:

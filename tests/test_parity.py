@@ -128,7 +128,7 @@ def test_multimae_s_numbers(case: dict):
     assert not report.unexpected, report
     assert not report.reshaped, report
 
-    seen = model.imagine(batch)
+    seen = model.encode_decode(batch)
     cells = seen.latents.tokens.layout.num_cells
     counted = [(seen.mask.visible // cells == m).sum(dim=1).tolist() for m in range(3)]
     assert list(map(list, zip(*counted, strict=True))) == case["visible_per_modality"]
@@ -153,7 +153,7 @@ def test_public_numbers(case: dict):
     assert not report.unexpected, report
     assert not report.reshaped, report
 
-    seen = model.imagine(batch)
+    seen = model.encode_decode(batch)
     if "visible_first_sample" in case:
         assert sorted(seen.mask.visible[0].tolist()) == case["visible_first_sample"]
     if "predicted_first_sample" in case:

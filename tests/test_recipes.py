@@ -144,7 +144,7 @@ def test_the_compiled_step_is_the_plain_one(dials: dict):
 )
 def test_an_illegal_choice_gets_one_clear_error(dials: dict, told: str):
     with pytest.raises(ValueError, match=told):
-        build(**dials).imagine(batch())
+        build(**dials).encode_decode(batch())
 
 
 # The papers' numbers

@@ -20,7 +20,7 @@ from unveil.modeling.public_vits import ForeignEncoder, Spec, fresh, load_encode
 from unveil.modeling.targets import Pixels
 from unveil.modeling.teachers import FrozenTeacher, load_teacher
 from unveil.modeling.teachers import frozen as frozen_file
-from unveil.modeling.types import Batch, Observations, Reading
+from unveil.modeling.types import Batch, FeatureSpec, Observations
 
 SPEC = Spec(width=64, depth=2, heads=1, patch=8, hidden=128, grid=(2, 2), mean=(0.3, 0.4, 0.5), std=(0.1, 0.2, 0.3))
 
@@ -61,7 +61,7 @@ def public_file(path: Path, channels: int = 3, patch: int = 8) -> Path:
 def test_it_sees_the_images_at_the_student_s_cells(tmp_path: Path):
     on = batch()
     pupil = student()
-    teacher = load_teacher(str(public_file(tmp_path / "w.safetensors")), pupil, Reading("cls"))
+    teacher = load_teacher(str(public_file(tmp_path / "w.safetensors")), pupil, FeatureSpec("cls"))
     seen = teacher.observe(on, pupil.embed(on))
     assert seen.attention is not None
     assert seen.features is not None
@@ -98,7 +98,7 @@ def test_it_moves_with_its_model():
     assert {b.device.type for b in teacher.buffers()} == {"meta"}
 
 
-def with_teacher(encoder: ForeignEncoder | None, reading: Reading = Reading("cls")) -> MaskedModel:  # noqa: B008
+def with_teacher(encoder: ForeignEncoder | None, reading: FeatureSpec = FeatureSpec("cls")) -> MaskedModel:  # noqa: B008
     """A model that is taught nothing by it, but has it look: its features are a part of the loss through a score."""
     model = build(image_size=(16, 24))
     teachers = {"teacher": FrozenTeacher(encoder, reading)} if encoder else {}
@@ -125,7 +125,7 @@ class Looking(Pixels):
 def test_it_compiles_within_the_step(query: str, positions: str):
     """As one graph, and with the same numbers: images and positions are resized inside it."""
     spec = replace(SPEC, positions=positions, antialias=True)
-    model = with_teacher(fresh(spec, 1), Reading(query))
+    model = with_teacher(fresh(spec, 1), FeatureSpec(query))
     expected = mean_loss(model(batch()))
     compiled = torch.compile(model, fullgraph=True, dynamic=False, backend="aot_eager")
     found = mean_loss(compiled(batch()))
@@ -245,12 +245,12 @@ def test_a_random_teacher_is_of_the_student_s_shape_and_the_seed_s_chance():
 def test_a_reading_that_the_teacher_has_not(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     file = str(public_file(tmp_path / "w.safetensors"))
     with pytest.raises(ValueError, match="layers from -2 to 1"):
-        load_teacher(file, student(), Reading("cls", 2))
+        load_teacher(file, student(), FeatureSpec("cls", 2))
     with pytest.raises(ValueError, match="no output projection"):
-        FrozenTeacher(load_encoder(file), Reading("cls", projected=True))
-    assert not load_teacher(file, student(), Reading("cls", projected=True)).reading.projected
+        FrozenTeacher(load_encoder(file), FeatureSpec("cls", projected=True))
+    assert not load_teacher(file, student(), FeatureSpec("cls", projected=True)).reading.projected
     assert f"the teacher {file} has no output projection" in capsys.readouterr().err
     headless = fresh(replace(SPEC, num_prefix=0), 0)
     with pytest.raises(ValueError, match="no class token whose attention"):
-        FrozenTeacher(headless, Reading("cls"))
-    assert isinstance(FrozenTeacher(headless, Reading("mean")), nn.Module)
+        FrozenTeacher(headless, FeatureSpec("cls"))
+    assert isinstance(FrozenTeacher(headless, FeatureSpec("mean")), nn.Module)

@@ -12,10 +12,10 @@ from tiny import batch, build_of
 from unveil.modeling.decoder import CrossDecoder, PromptingDecoder, SelfDecoder
 from unveil.modeling.encoder import Encoder
 from unveil.modeling.teachers import EMATeacher, Momentum, OnlineTeacher, begin_averages
-from unveil.modeling.types import RGB, Mask, Reading
+from unveil.modeling.types import RGB, FeatureSpec, Mask
 from unveil.recipes import attmask
 
-READING = Reading()
+READING = FeatureSpec()
 
 
 def encoder(dim: int = 24) -> Encoder:

@@ -93,9 +93,9 @@ class TestMicroBatches:
     def test_what_is_hidden_of_a_sample_is_its_own_affair(self, tmp_path: Path):
         model = trainer_of(build(tmp_path)).model
         batch = batches(1)[0]
-        whole = model.imagine(batch).mask
+        whole = model.encode_decode(batch).mask
         for samples in (slice(0, 5), slice(5, 16)):
-            part = model.imagine(batch[samples]).mask
+            part = model.encode_decode(batch[samples]).mask
             assert torch.equal(part.visible, whole.visible[samples])
             assert torch.equal(part.predicted, whole.predicted[samples])
 

@@ -19,7 +19,7 @@ from ..evaluation.dense.reconstruction import Masks, Restored, Restorer, Restori
 from ..evaluation.task import Tell, silent
 from ..evaluation.visualize.reconstructions import restore
 from ..evaluation.visualize.samples import glance
-from ..modeling.masked_model import Imagined, MaskedModel, Objective
+from ..modeling.masked_model import ForwardOutput, MaskedModel, Objective
 from ..modeling.masking import ByModality, DirichletBudget, Masker, Uniform
 from ..modeling.patches import unpatchify, validity
 from ..modeling.rng import sample_keys
@@ -67,18 +67,18 @@ class ModelRestorer:
         """The modalities that an objective tells."""
         return list(dict.fromkeys(cast("Pixels | Classes", o.target).modality.name for o in self.objectives))
 
-    def imagined(self, batch: Batch, shown: Shown) -> Imagined:
+    def imagined(self, batch: Batch, shown: Shown) -> ForwardOutput:
         """One pass with a share of the tokens shown, by chance, or the tokens of some modalities, or by a mask."""
         if isinstance(shown, Masks):
-            return self.model.imagine(batch, self.masker(shown))
+            return self.model.encode_decode(batch, self.masker(shown))
         if isinstance(shown, float):
-            return self.model.imagine(batch, Masker(Uniform(), shown, 1 - shown))
+            return self.model.encode_decode(batch, Masker(Uniform(), shown, 1 - shown))
         share = len(shown) / len(self.inputs)
         hidden = frozenset(self.inputs) - frozenset(shown)
         if not hidden:  # what is told is no input: all that is there is shown, but for a patch that a mask must hide
             layout = self.model.encoder.layout(batch)
             share = 1 - 1 / layout.num_tokens
-        return self.model.imagine(batch, Masker(Hidden(hidden), share, 1 - share))
+        return self.model.encode_decode(batch, Masker(Hidden(hidden), share, 1 - share))
 
     def masker(self, masks: Masks) -> Masker:
         """The model's own masks or MultiMAE's random ones, all that is hidden asked for."""
@@ -146,7 +146,7 @@ def _mean(objective: Objective, batches: Iterator[Batch]) -> Float[Tensor, "N T"
     return total / count.clamp_min(1)
 
 
-def said(objective: Objective, batch: Batch, seen: Imagined) -> Restored:
+def said(objective: Objective, batch: Batch, seen: ForwardOutput) -> Restored:
     """What an objective says of the tokens that were asked for."""
     target = cast("Pixels | Classes", objective.target)
     queries, truth = seen.queries[objective.decoder], batch.maps[target.modality.name]

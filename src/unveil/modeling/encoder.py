@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from .layers import EPS, Block, Keys, Positions, by_name, in_order, initialise, norm, token
 from .patches import normalised, patchify, validity
-from .types import RGB, Batch, Latents, Layout, Modality, Observation, Reading, Tokens
+from .types import RGB, Batch, FeatureSpec, Latents, Layout, Modality, Observation, Tokens
 
-READING = Reading()
+FEATURE_SPEC = FeatureSpec()
 
 SIZES = {  # width, depth, heads
     "nano": (128, 6, 4),  # of no paper: for demonstrations and tests, a fourth of the work of tiny
@@ -153,7 +153,7 @@ class Encoder(nn.Module):
                 layers[depth] = x
         return Latents(self.norm(x), layers, tokens, len(self.prefix))
 
-    def observe(self, tokens: Tokens, reading: Reading = READING) -> Observation:
+    def observe(self, tokens: Tokens, reading: FeatureSpec = FEATURE_SPEC) -> Observation:
         """What the encoder sees in the whole input: attention of one block, features of the last ones.
 
         A single map of features is the final one; of several, each is normalised without parameters and the mean is

@@ -34,7 +34,7 @@ class Teacher(Protocol):
 
 
 @runtime_checkable
-class Follower(Protocol):
+class AfterStep(Protocol):
     """A part, a teacher or a score, that moves after each update: an average of the student, of losses."""
 
     def after_step(self, losses: Mapping[str, Float[Tensor, ""]], made: Bool[Tensor, ""]) -> None:
@@ -43,7 +43,7 @@ class Follower(Protocol):
 
 
 @runtime_checkable
-class Timed(Protocol):
+class BeforeStep(Protocol):
     """A part that is told which step comes: it may leave something out in some of them."""
 
     def before_step(self, step: int, progress: float) -> None:
@@ -72,7 +72,7 @@ class Blank(nn.Module):
 
 
 @dataclass(frozen=True)
-class Imagined:
+class ForwardOutput:
     """All that one forward makes on its way to the losses."""
 
     observations: Observations
@@ -104,7 +104,7 @@ class Objective(nn.Module):
         self.target, self.loss, self.weight = target, loss, weight
         self.head = head or linear_head(dim, target.dim)
 
-    def compared(self, seen: Imagined, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+    def compared(self, seen: ForwardOutput, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         """Guess and truth at the queries, and what of it counts: each B Q T, or with a last dimension of 1."""
         truth, valid = self.truth(seen.queries[self.decoder], batch, seen.observations)
         return self.head(seen.decoded[self.decoder]).float(), truth, valid
@@ -120,14 +120,14 @@ class Objective(nn.Module):
         _, valid = self.truth(queries, batch, observations)
         return (valid > 0).flatten(1).any(dim=1).sum()
 
-    def errors(self, seen: Imagined, batch: Batch) -> tuple[Float[Tensor, "B Q"], Float[Tensor, "B Q"]]:
+    def errors(self, seen: ForwardOutput, batch: Batch) -> tuple[Float[Tensor, "B Q"], Float[Tensor, "B Q"]]:
         """The mean error of each asked token, and 1 where it has one."""
         parts = self.compared(seen, batch)
         total, count = self.loss(*(part.flatten(0, 1)[:, None] for part in parts))  # each token as a sample
         shape = parts[0].shape[:2]
         return (total / count.clamp_min(1)).unflatten(0, shape), (count > 0).float().unflatten(0, shape)
 
-    def forward(self, seen: Imagined, batch: Batch) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
+    def forward(self, seen: ForwardOutput, batch: Batch) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
         total, count = self.loss(*self.compared(seen, batch))
         counted = count > 0
         mean = total / count.clamp_min(1)
@@ -141,12 +141,12 @@ def linear_head(dim: int, width: int, bias: bool = True) -> nn.Linear:
     return head
 
 
-class Criterion(Protocol):
+class LossTerm(Protocol):
     """What a model is trained by: a module such as `Objective`."""
 
     name: str
 
-    def __call__(self, seen: Imagined, batch: Batch) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]: ...
+    def __call__(self, seen: ForwardOutput, batch: Batch) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]: ...
 
 
 class MaskedModel(nn.Module):
@@ -157,19 +157,19 @@ class MaskedModel(nn.Module):
         encoder: Encoder,
         masker: Masker,
         decoders: Mapping[str, Decoder],
-        objectives: Sequence[Criterion],
+        objectives: Sequence[LossTerm],
         teachers: Mapping[str, Teacher] | None = None,
         hide: Hide = drop,
     ):
         super().__init__()
         self.encoder, self.masker, self.hide = encoder, masker, hide
         self.decoders = by_name(decoders)
-        self.objectives = cast("Sequence[Criterion]", nn.ModuleList(cast("list[nn.Module]", list(objectives))))
+        self.objectives = cast("Sequence[LossTerm]", nn.ModuleList(cast("list[nn.Module]", list(objectives))))
         self.teachers = cast("Mapping[str, Teacher]", nn.ModuleDict(cast("dict[str, nn.Module]", dict(teachers or {}))))
         self.scores = in_order(part for part in (masker.score, masker.ask) if isinstance(part, nn.Module))
         self.keep = sorted({m for decoder in decoders.values() for m in decoder.reads})
 
-    def imagine(self, batch: Batch, masker: Masker | None = None) -> Imagined:
+    def encode_decode(self, batch: Batch, masker: Masker | None = None) -> ForwardOutput:
         """Embed, observe, mask, encode, decode. Another masker may ask for more than training does."""
         tokens = self.encoder.embed(batch)
         observations = {name: teacher.observe(batch, tokens) for name, teacher in self.teachers.items()}
@@ -177,17 +177,17 @@ class MaskedModel(nn.Module):
         latents = self.encoder(self.hide(tokens, mask), self.keep)
         queries = {name: decoder.asks(mask, tokens.layout) for name, decoder in self.decoders.items()}
         decoded = {name: decoder(latents, queries[name]) for name, decoder in self.decoders.items()}
-        return Imagined(observations, mask, latents, queries, decoded)
+        return ForwardOutput(observations, mask, latents, queries, decoded)
 
     def forward(self, batch: Batch) -> Losses:
         """Each objective's weighted loss, as the sum over samples and the number of samples that count."""
-        seen = self.imagine(batch)
+        seen = self.encode_decode(batch)
         return {o.name: o(seen, batch) for o in self.objectives}
 
     def before_step(self, step: int, progress: float) -> None:
         """Parts that do not do the same in every step are told which comes, however deep in a teacher they are."""
         for part in cast("nn.ModuleDict", self.teachers).modules():
-            if isinstance(part, Timed):
+            if isinstance(part, BeforeStep):
                 part.before_step(step, progress)
 
     def is_uneven(self, batch: Batch) -> bool:
@@ -212,7 +212,7 @@ class MaskedModel(nn.Module):
     def after_step(self, losses: Mapping[str, Float[Tensor, ""]], made: Bool[Tensor, ""]) -> None:
         """Parts that follow the training move here."""
         for part in (*self.teachers.values(), *self.scores):
-            if isinstance(part, Follower):
+            if isinstance(part, AfterStep):
                 part.after_step(losses, made)
 
 

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from .layers import initialise
-from .masked_model import Imagined, Objective
+from .masked_model import ForwardOutput, Objective
 from .masking import Gaze, entropy
 from .types import Batch, Latents, Queries, take
 
@@ -33,7 +33,7 @@ class Ranking(nn.Module):
         self.of = tuple(of)  # in a tuple: they are the model's parts, not this one's
         self.guess = guess
 
-    def forward(self, seen: Imagined, batch: Batch) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
+    def forward(self, seen: ForwardOutput, batch: Batch) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
         with torch.no_grad():
             found = [objective.errors(seen, batch) for objective in self.of]
             error = torch.stack([o.weight * e for o, (e, _) in zip(self.of, found, strict=True)]).sum(dim=0)
@@ -46,7 +46,7 @@ class Ranking(nn.Module):
         return self.weight * mean.sum(), (pairs > 0).float().sum()
 
 
-class Whole(Protocol):
+class ClassTokenDecoder(Protocol):
     """A decoder that answers for the class token, too."""
 
     def class_token(self, latents: Latents) -> Float[Tensor, "B 1 D"]: ...
@@ -58,12 +58,12 @@ class ClassToken(nn.Module):
     MILAN compares it as it compares a patch (arXiv 2208.06049, section 3.4).
     """
 
-    def __init__(self, name: str, teacher: str, decoder: Whole, like: Objective, weight: float):
+    def __init__(self, name: str, teacher: str, decoder: ClassTokenDecoder, like: Objective, weight: float):
         super().__init__()
         self.name, self.teacher, self.weight = name, teacher, weight
         self.shared = (decoder, like)  # in a tuple: they are the model's parts, not this one's
 
-    def forward(self, seen: Imagined, batch: Batch) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
+    def forward(self, seen: ForwardOutput, batch: Batch) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
         decoder, like = self.shared
         truth = seen.observations[self.teacher].class_token
         assert truth is not None, f"{self.teacher} was not asked for its class token"
@@ -80,30 +80,30 @@ class Uncertain(Objective):
         super().__init__(*args, **kwargs)
         self.log_variance = nn.Parameter(torch.zeros(()))
 
-    def forward(self, seen: Imagined, batch: Batch) -> tuple[Float[Tensor, ""], Tensor]:
+    def forward(self, seen: ForwardOutput, batch: Batch) -> tuple[Float[Tensor, ""], Tensor]:
         total, count = super().forward(seen, batch)
         return (-self.log_variance).exp() * total + self.log_variance * count, count
 
 
-class Foretold(nn.Module):
+class DecoderLossPrediction(nn.Module):
     """The guess of a head on a decoder of its own (HPM's loss predictor)."""
 
     def __init__(self, decoder: str, head: nn.Linear):
         super().__init__()
         self.decoder, self.head = decoder, head
 
-    def forward(self, seen: Imagined, queries: Queries) -> Float[Tensor, "B Q"]:
+    def forward(self, seen: ForwardOutput, queries: Queries) -> Float[Tensor, "B Q"]:
         return self.head(seen.decoded[self.decoder])[..., 0]
 
 
-class Foreseen(nn.Module):
+class FeatureLossPrediction(nn.Module):
     """The guess of a linear head on what a teacher saw at the asked tokens; 0 in the steps in which it did not look."""
 
     def __init__(self, teacher: str, head: nn.Linear):
         super().__init__()
         self.teacher, self.head = teacher, head
 
-    def forward(self, seen: Imagined, queries: Queries) -> Float[Tensor, "B Q"]:
+    def forward(self, seen: ForwardOutput, queries: Queries) -> Float[Tensor, "B Q"]:
         features = seen.observations[self.teacher].features
         if features is None:
             return torch.zeros_like(queries.weight)
@@ -136,12 +136,12 @@ class Gate(nn.Module):
         return teacher.lerp(student, share)
 
 
-class Looked(nn.Module):
+class GateScore(nn.Module):
     """The guess of a gate: the more the fused map looks at a token, the harder that token should be to predict."""
 
     def __init__(self, gate: Gate, gaze: Gaze):
         super().__init__()
         self.gate, self.gaze = gate, gaze
 
-    def forward(self, seen: Imagined, queries: Queries) -> Float[Tensor, "B Q"]:
+    def forward(self, seen: ForwardOutput, queries: Queries) -> Float[Tensor, "B Q"]:
         return take(self.gaze(seen.observations).clamp_min(TINY).log(), queries.cells)

@@ -175,7 +175,7 @@ class Queries:
 
 
 @dataclass(frozen=True)
-class Reading:
+class FeatureSpec:
     """What is read off an encoder that sees the whole input: nothing else of its last blocks is computed.
 
     `attention` names the queries whose attention is read, in block `layer` (from the end below 0): `cls`, the first

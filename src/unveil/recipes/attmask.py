@@ -17,7 +17,7 @@ from ..modeling.masking import Attention, Draw, Guided, Hard, Hint, Masker, Reve
 from ..modeling.optim import Optim
 from ..modeling.targets import Pixels
 from ..modeling.teachers import EMATeacher, Momentum
-from ..modeling.types import RGB, Modality, Reading
+from ..modeling.types import RGB, FeatureSpec, Modality
 from .recipe import Flip, Recipe, Stage, View, check_words
 
 
@@ -85,7 +85,7 @@ def recipe(
             masker,
             decoders={"pixels": SelfDecoder(modality.name, encoder, decoder_dim, decoder_depth, decoder_heads)},
             objectives=[Objective("pixels", "pixels", decoder_dim, Pixels(modality, patch, norm_pix))],
-            teachers={"student": EMATeacher(encoder, follows, Reading(features=0))},
+            teachers={"student": EMATeacher(encoder, follows, FeatureSpec(features=0))},
         )
 
     return Recipe(

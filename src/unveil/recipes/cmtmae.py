@@ -40,11 +40,11 @@ from ..modeling.masking import (
     Score,
     Uniform,
 )
-from ..modeling.objectives import Gate, Looked, Ranking
+from ..modeling.objectives import Gate, GateScore, Ranking
 from ..modeling.optim import Optim
 from ..modeling.targets import HOG, Features, Pixels, Target
 from ..modeling.teachers import EMATeacher, FrozenTeacher, Momentum, OnlineTeacher, load_teacher
-from ..modeling.types import RGB, Modality, Reading
+from ..modeling.types import RGB, FeatureSpec, Modality
 from .recipe import Flip, Recipe, Stage, View, check_words, once
 
 
@@ -219,7 +219,7 @@ def recipe(
     gate = once(Gate)
     seed = torch.initial_seed()  # the run's: a random teacher is the same one in every stage
 
-    def observer(who: str, reading: Reading) -> EMATeacher | OnlineTeacher | FrozenTeacher:
+    def observer(who: str, reading: FeatureSpec) -> EMATeacher | OnlineTeacher | FrozenTeacher:
         if who == "teacher":
             return load_teacher(teacher, encoder, reading, teacher_channels, seed=seed)
         if student == "online":
@@ -238,7 +238,7 @@ def recipe(
                 asked = query if hides.get(who) else None
                 wanted = depths[who] if shows.get(who) else 0
                 if asked or wanted:
-                    teachers[who] = observer(who, Reading(asked, layer, wanted, projected and who == "teacher"))
+                    teachers[who] = observer(who, FeatureSpec(asked, layer, wanted, projected and who == "teacher"))
                 if wanted:
                     target = Features(who, modality.name, teachers[who].dim, target_norm)
                     head = heads[who](decoder_dim, target.dim)
@@ -254,7 +254,7 @@ def recipe(
                 fuse: Fusion = gate() if fusion == "learned" else FUSIONS[fusion]
                 gaze = Collaborative(looks["teacher"], looks["student"], in_masks, fuse)
                 if fusion == "learned":
-                    ranks = (Ranking("gate", objectives, Looked(gate(), gaze)),)
+                    ranks = (Ranking("gate", objectives, GateScore(gate(), gaze)),)
             score: Score = Guided(gaze, draws[draw]) if hides else Uniform()
             masker = Masker(score, visible, 1 - visible if predicted is None else predicted)
             return MaskedModel(encoder, masker, {"patches": decodes}, (*objectives, *ranks), teachers)

@@ -6,7 +6,7 @@ from ..modeling.decoder import SelfDecoder
 from ..modeling.encoder import vit
 from ..modeling.masked_model import MaskedModel, Objective, linear_head
 from ..modeling.masking import HardestFirst, Masker
-from ..modeling.objectives import Foretold, Ranking
+from ..modeling.objectives import DecoderLossPrediction, Ranking
 from ..modeling.optim import Optim
 from ..modeling.targets import Pixels
 from ..modeling.teachers import EMALossPredictor, Momentum
@@ -75,7 +75,7 @@ def recipe(
             encoder,
             masker,
             decoders={"pixels": SelfDecoder(*shape), "errors": predictor},
-            objectives=[pixels, Ranking("errors", [pixels], Foretold("errors", head))],
+            objectives=[pixels, Ranking("errors", [pixels], DecoderLossPrediction("errors", head))],
             teachers={"student": EMALossPredictor(encoder, predictor, head, follows)},
         )
 

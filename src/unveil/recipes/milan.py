@@ -19,7 +19,7 @@ from ..modeling.objectives import ClassToken
 from ..modeling.optim import Optim
 from ..modeling.targets import Features
 from ..modeling.teachers import load_teacher
-from ..modeling.types import RGB, Modality, Reading
+from ..modeling.types import RGB, FeatureSpec, Modality
 from .recipe import Flip, Recipe, Stage, View, check_words
 
 
@@ -78,7 +78,7 @@ def recipe(
     seed = torch.initial_seed()
 
     def build() -> MaskedModel:
-        reading = Reading(projected=projected, class_token=is_all)
+        reading = FeatureSpec(projected=projected, class_token=is_all)
         guide = load_teacher(teacher, encoder, reading, teacher_channels, seed=seed)
         decoder = PromptingDecoder(*shape, answers=positions)
         target = Features("teacher", modality.name, guide.dim, "none")

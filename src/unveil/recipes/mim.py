@@ -28,7 +28,7 @@ from ..modeling.masking import (
 from ..modeling.optim import Optim
 from ..modeling.targets import HOG, Features, Pixels, Target
 from ..modeling.teachers import EMATeacher, FrozenTeacher, Momentum, load_teacher
-from ..modeling.types import RGB, Modality, Reading
+from ..modeling.types import RGB, FeatureSpec, Modality
 from .recipe import Flip, Recipe, Stage, View, check_words
 
 SCORES: dict[str, Score] = {"uniform": Uniform(), "block": Block(), "inverse-block": InverseBlock(), "grid": Grid()}
@@ -149,7 +149,7 @@ def recipe(
         return CrossDecoder(*shape, blended, self_attention=decoder == "cross-self")
 
     def build_teachers() -> dict[str, EMATeacher | FrozenTeacher]:
-        reading = Reading("cls" if masking == "attention" else None, features=int(target == "features"))
+        reading = FeatureSpec("cls" if masking == "attention" else None, features=int(target == "features"))
         if teacher is None or not (reading.attention or reading.features):
             return {}
         if teacher == "student":

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from ..modeling.encoder import Encoder, vit
-from ..modeling.masked_model import Criterion, MaskedModel, Teacher
+from ..modeling.masked_model import LossTerm, MaskedModel, Teacher
 from ..modeling.masking import (
     Attention,
     ByModality,
@@ -32,19 +32,19 @@ from ..modeling.masking import (
     Score,
     Uniform,
 )
-from ..modeling.objectives import Foreseen, Ranking
+from ..modeling.objectives import FeatureLossPrediction, Ranking
 from ..modeling.optim import Optim
 from ..modeling.teachers import (
-    Coarse,
-    ComplementaryErrors,
     EMATeacher,
-    ForeseenErrors,
+    EveryNSteps,
+    LowResolutionTeacher,
+    MeasuredLossTeacher,
     Momentum,
     OnlineTeacher,
-    Sometimes,
+    PredictedLossTeacher,
     load_teacher,
 )
-from ..modeling.types import DEPTH, RGB, SEMSEG, Modality, Reading
+from ..modeling.types import DEPTH, RGB, SEMSEG, FeatureSpec, Modality
 from .multimodal import answers, budgeted
 from .recipe import Flip, Recipe, Stage, View, check_words
 
@@ -172,24 +172,24 @@ def recipe(
         decoders, objectives = answers(
             modalities, encoder, decoder, blend, decoder_dim, decoder_depth, decoder_heads, extra_norm_pix, weighting
         )
-        reading = Reading(query, layer, features=0)
+        reading = FeatureSpec(query, layer, features=0)
         looks: Teacher = OnlineTeacher(encoder, reading)
-        criteria: list[Criterion] = [*objectives]
+        criteria: list[LossTerm] = [*objectives]
         if guide == "error":
-            looks = ComplementaryErrors(encoder, decoders, objectives)
+            looks = MeasuredLossTeacher(encoder, decoders, objectives)
         elif guide == "foreseen":
             heads = {m.name: nn.Linear(encoder.dim, 1, bias=False) for m in encoder.modalities if m.role == "both"}
-            looks = ForeseenErrors(encoder, heads)  # without a bias: all that counts is the order
+            looks = PredictedLossTeacher(encoder, heads)  # without a bias: all that counts is the order
             for name, head in heads.items():
                 own = [o for o in objectives if decoders[o.decoder].modality == name]
-                criteria.append(Ranking(f"{name}_order", own, Foreseen("student", head)))
+                criteria.append(Ranking(f"{name}_order", own, FeatureLossPrediction("student", head)))
         elif student == "momentum":
             looks = EMATeacher(encoder, Momentum(momentum), reading)
         if guide_scale == "half":
-            looks = Coarse(looks, encoder)
-        teachers: dict[str, Teacher] = {"student": Sometimes(looks, guide_every, guide_warmup)}
+            looks = LowResolutionTeacher(looks, encoder)
+        teachers: dict[str, Teacher] = {"student": EveryNSteps(looks, guide_every, guide_warmup)}
         if teacher is not None:
-            teachers["teacher"] = Sometimes(rgb_teacher(teacher, encoder), guide_every, guide_warmup)
+            teachers["teacher"] = EveryNSteps(rgb_teacher(teacher, encoder), guide_every, guide_warmup)
         budget_score = budgeted(
             score, encoder, objectives, budget, concentration, tasks, harder_gets, budget_temperature, budget_floor
         )
@@ -206,4 +206,4 @@ def recipe(
 
 def rgb_teacher(address: str, encoder: Encoder) -> Teacher:
     """The frozen teacher at an address, looking at RGB."""
-    return load_teacher(address, encoder, Reading("cls", features=0), modality="rgb", seed=torch.initial_seed())
+    return load_teacher(address, encoder, FeatureSpec("cls", features=0), modality="rgb", seed=torch.initial_seed())

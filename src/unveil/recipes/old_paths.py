@@ -41,7 +41,28 @@ MOVED = {  # old module -> new module, both below `unveil`; what lies in a packa
     "teachers.guidance": "modeling.teachers.low_cost",
     "teachers.momentum": "modeling.teachers.ema",
 }
-RENAMED: dict[str, str] = {}  # names of release 0.1 that have another name now
+RENAMED = {  # names of release 0.1 that have another name now, by the new module (or its package) that has them
+    "modeling.masked_model": {
+        "Criterion": "LossTerm",
+        "Follower": "AfterStep",
+        "Imagined": "ForwardOutput",
+        "Timed": "BeforeStep",
+    },
+    "modeling.encoder": {"READING": "FEATURE_SPEC"},
+    "modeling.objectives": {
+        "Foreseen": "FeatureLossPrediction",
+        "Foretold": "DecoderLossPrediction",
+        "Looked": "GateScore",
+        "Whole": "ClassTokenDecoder",
+    },
+    "modeling.teachers": {
+        "Coarse": "LowResolutionTeacher",
+        "ComplementaryErrors": "MeasuredLossTeacher",
+        "ForeseenErrors": "PredictedLossTeacher",
+        "Sometimes": "EveryNSteps",
+    },
+    "modeling.types": {"Reading": "FeatureSpec"},
+}
 
 
 def moved_to(module: str) -> str | None:
@@ -54,6 +75,13 @@ def moved_to(module: str) -> str | None:
         if new := MOVED.get(".".join(parts[:end])):
             return ".".join([package, new, *parts[end:]])
     return None
+
+
+def renamed(module: str, name: str) -> str:
+    """What a name of release 0.1 is called now in a module below `unveil`."""
+    parts = module.split(".")
+    packages = (".".join(parts[:end]) for end in range(1, len(parts) + 1))
+    return next((names[name] for package in packages if name in (names := RENAMED.get(package, {}))), name)
 
 
 class OldPaths(MetaPathFinder, Loader):
@@ -80,7 +108,7 @@ class OldPaths(MetaPathFinder, Loader):
         def look_up(name: str) -> Any:
             if name.startswith("__"):
                 raise AttributeError(name)
-            return getattr(there, RENAMED.get(name, name))
+            return getattr(there, renamed(new.removeprefix("unveil."), name))
 
         module.__getattr__ = look_up  # type: ignore[method-assign]
 

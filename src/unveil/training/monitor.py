@@ -64,7 +64,7 @@ class ValidationMonitor:
                 told = {"heldout_losses": losses} if len(losses) > 1 else {}
                 if model.teachers:
                     batch = self._batch(model, self.unseen)[:_BATCH]
-                    told["attention"] = attention_figures(model, batch, model.imagine(batch))
+                    told["attention"] = attention_figures(model, batch, model.encode_decode(batch))
                 self.run.log_metrics({"kind": "signals", "step": step, "epoch": epoch, **signals, **told})
             with self.run.tolerate_io_errors("pictures"):
                 self._picture(model, epoch, step)

@@ -2,14 +2,14 @@
 
 from dataclasses import dataclass
 
-from unveil.modeling.decoder import SelfDecoder
-from unveil.modeling.encoder import vit
-from unveil.modeling.masked_model import MaskedModel, Objective
-from unveil.modeling.masking import Masker
-from unveil.modeling.optim import Optim
-from unveil.modeling.targets import Pixels
-from unveil.modeling.types import RGB, Batch, Modality, Observations, Tokens
-from unveil.recipes.recipe import Recipe, Stage, View
+from unveil.decoder import SelfDecoder
+from unveil.encoder import vit
+from unveil.masking import Masker
+from unveil.model import MaskedModel, Objective
+from unveil.optim import Optim
+from unveil.recipe import Recipe, Stage, View
+from unveil.records import RGB, Batch, Modality, Observations, Tokens
+from unveil.targets import Pixels
 
 
 @dataclass(frozen=True)

@@ -1,13 +1,13 @@
 """Tiny: a ViT of two blocks, trained in one stage or in two that share the encoder."""
 
-from unveil.modeling.decoder import CrossDecoder, SelfDecoder
-from unveil.modeling.encoder import Encoder
-from unveil.modeling.masked_model import MaskedModel, Objective
-from unveil.modeling.masking import Masker, Uniform
-from unveil.modeling.optim import Optim
-from unveil.modeling.targets import Pixels
-from unveil.modeling.types import RGB
-from unveil.recipes.recipe import Recipe, Stage, View
+from unveil.decoder import CrossDecoder, SelfDecoder
+from unveil.encoder import Encoder
+from unveil.masking import Masker, Uniform
+from unveil.model import MaskedModel, Objective
+from unveil.optim import Optim
+from unveil.recipe import Recipe, Stage, View
+from unveil.records import RGB
+from unveil.targets import Pixels
 
 
 def recipe(

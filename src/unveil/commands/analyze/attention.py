@@ -146,7 +146,7 @@ def _attention(
     for start in range(0, len(seen), _BATCH):
         batch = whole[start : start + _BATCH]
         shown = None if labels is None else foreground_of(batch, labels, things, model.encoder.patch)
-        for name, value in attention_figures(model, batch, model.imagine(batch), shown).items():
+        for name, value in attention_figures(model, batch, model.encode_decode(batch), shown).items():
             totals.setdefault(name, []).append((value, len(batch)))
     figures = {}
     for name, parts in totals.items():

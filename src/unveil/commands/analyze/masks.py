@@ -18,8 +18,8 @@ from ...modeling.masked_model import MaskedModel, Objective, Teacher, mean_loss
 from ...modeling.masking import ByModality, DirichletBudget, Masker, Uniform
 from ...modeling.seeding import seed_stage
 from ...modeling.targets import Classes, Pixels
-from ...modeling.teachers import Coarse, EMATeacher, OnlineTeacher
-from ...modeling.types import Batch, Observation, Reading, Tokens
+from ...modeling.teachers import EMATeacher, LowResolutionTeacher, OnlineTeacher
+from ...modeling.types import Batch, FeatureSpec, Observation, Tokens
 from ...runs.atomic import write_json
 from ...runs.folder import check_writable
 from ...training.run_metadata import part
@@ -42,7 +42,7 @@ class Way:
     teacher: Teacher
 
 
-class Nobody(nn.Module):
+class NullTeacher(nn.Module):
     """A teacher that does not look."""
 
     def observe(self, batch: Batch, tokens: Tokens) -> Observation:
@@ -95,18 +95,24 @@ def ways_of(model: MaskedModel) -> list[Way]:
     """The looks that a model can take: the faithful one first, then cheaper ones, no look last."""
     encoder = model.encoder
     stride = max(1, encoder.depth // _LAYERS)
-    found = [Way(FAITHFUL, "whole", OnlineTeacher(encoder, Reading(features=0)))]
+    found = [Way(FAITHFUL, "whole", OnlineTeacher(encoder, FeatureSpec(features=0)))]
     found += [
-        Way(f"layer {k}", "layer", OnlineTeacher(encoder, Reading(layer=k - 1, features=0)))
+        Way(f"layer {k}", "layer", OnlineTeacher(encoder, FeatureSpec(layer=k - 1, features=0)))
         for k in range(stride, encoder.depth, stride)
     ]
     if not (encoder.grid[0] % 2 or encoder.grid[1] % 2):
-        found.append(Way("half resolution", "half", Coarse(OnlineTeacher(encoder, Reading(features=0)), encoder)))
+        found.append(
+            Way(
+                "half resolution",
+                "half",
+                LowResolutionTeacher(OnlineTeacher(encoder, FeatureSpec(features=0)), encoder),
+            )
+        )
     if average := [part for part in model.modules() if isinstance(part, EMATeacher)]:
         looks = copy.copy(average[0])
-        looks.reading = Reading(features=0)
+        looks.reading = FeatureSpec(features=0)
         found.append(Way("averaged weights", "average", looks))
-    return [*found, Way(RANDOM, "random", Nobody())]
+    return [*found, Way(RANDOM, "random", NullTeacher())]
 
 
 @torch.no_grad()

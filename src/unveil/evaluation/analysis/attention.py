@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ...modeling.decoder import SelfDecoder
-from ...modeling.masked_model import Imagined, MaskedModel
+from ...modeling.masked_model import ForwardOutput, MaskedModel
 from ...modeling.patches import patchify, validity
 from ...modeling.types import Batch, Modality
 from .attention_maps import gazes_of, hidden
@@ -21,7 +21,7 @@ TOP = 0.25  # of the tokens, that count as looked at
 
 @torch.no_grad()
 def attention_figures(
-    model: MaskedModel, batch: Batch, seen: Imagined, foreground: Float[Tensor, "B N"] | None = None
+    model: MaskedModel, batch: Batch, seen: ForwardOutput, foreground: Float[Tensor, "B N"] | None = None
 ) -> dict[str, float]:
     """Evenness of student, teacher and guide; rank correlation and overlap of student and teacher; what share of the
     attention, of the quarter of tokens with the most of it, and of all tokens the masks hide.
@@ -123,7 +123,7 @@ def decoder_attention(model: MaskedModel, batch: Batch) -> list[DecoderAttention
         if not isinstance(decoder, SelfDecoder):
             continue
         with read_inputs([block.attn for block in decoder.blocks]) as read:
-            seen = model.imagine(batch)
+            seen = model.encode_decode(batch)
         blank = seen.queries[name].ids.shape[1]
         if decoder.answers == "all":
             blank -= seen.mask.visible.shape[1]

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from ...modeling.masked_model import Imagined, MaskedModel
+from ...modeling.masked_model import ForwardOutput, MaskedModel
 from ...modeling.masking import (
     Attention,
     Collaborative,
@@ -23,7 +23,7 @@ from ...modeling.masking import (
     Reversed,
     Score,
 )
-from ...modeling.types import Batch, Observation, Observations, Reading, Tokens
+from ...modeling.types import Batch, FeatureSpec, Observation, Observations, Tokens
 
 DRAWS: dict[str, Draw] = {
     "gumbel": Gumbel(),
@@ -61,12 +61,12 @@ class Gazes:
 
 
 @torch.no_grad()
-def gazes_of(model: MaskedModel, batch: Batch, seen: Imagined) -> Gazes:
+def gazes_of(model: MaskedModel, batch: Batch, seen: ForwardOutput) -> Gazes:
     """Where everybody looks who took part in this forward; the student where nobody asked: its last block's class
     token."""
     student = seen.observations.get("student")
     if student is None or student.attention is None:
-        student = model.encoder.observe(model.encoder.embed(batch), Reading(features=0))
+        student = model.encoder.observe(model.encoder.embed(batch), FeatureSpec(features=0))
     assert student.attention is not None
     teacher = seen.observations.get("teacher")
     if teacher is not None and teacher.attention is None:

@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ...modeling.decoder import Blend, CrossDecoder, SelfDecoder
-from ...modeling.masked_model import Imagined, MaskedModel, Objective
+from ...modeling.masked_model import ForwardOutput, MaskedModel, Objective
 from ...modeling.masking import Masker
 from ...modeling.targets import Pixels
 from ...modeling.types import Batch, Latents
@@ -73,7 +73,7 @@ def contributions(
 
 
 @torch.no_grad()
-def reconstructions(model: MaskedModel, batch: Batch) -> tuple[Imagined, dict[str, Reconstruction]]:
+def reconstructions(model: MaskedModel, batch: Batch) -> tuple[ForwardOutput, dict[str, Reconstruction]]:
     """One forward that asks for every hidden patch, and of each decoder whose blocks add up its prediction of pixels.
 
     Those are MAE's and CrossMAE's decoders; of others nothing is told.
@@ -81,7 +81,7 @@ def reconstructions(model: MaskedModel, batch: Batch) -> tuple[Imagined, dict[st
     own = model.masker
     parts = {name: d for name, d in model.decoders.items() if isinstance(d, SelfDecoder | CrossDecoder)}
     with read_inputs([part for d in parts.values() for part in (*d.blocks, d.norm)]) as read:
-        seen = model.imagine(batch, Masker(own.score, own.visible, 1 - own.visible, own.ask, own.unit))
+        seen = model.encode_decode(batch, Masker(own.score, own.visible, 1 - own.visible, own.ask, own.unit))
     given = {id(part): x for part, (x, *_) in read}
     found = {}
     for name, decoder in parts.items():
@@ -104,7 +104,7 @@ def headless(objective: Objective) -> Objective:
     return Objective(*told, as_it_is)
 
 
-def so_far(found: Reconstruction, seen: Imagined, blocks: int) -> Imagined:
+def so_far(found: Reconstruction, seen: ForwardOutput, blocks: int) -> ForwardOutput:
     """The forward as if the decoder ended after so many of its blocks, for the objective without a head."""
     guess = found.added[: blocks + 1].sum(dim=0)
     return replace(seen, decoded={**seen.decoded, found.objective.decoder: guess})

@@ -54,7 +54,7 @@ def panels(
     """For each sample of a batch what is to be shown of each of its maps. The model is in eval, all of its masks' own
     chance; every hidden token is asked for."""
     own = model.masker
-    seen = model.imagine(batch, Masker(own.score, own.visible, 1 - own.visible, own.ask, own.unit))
+    seen = model.encode_decode(batch, Masker(own.score, own.visible, 1 - own.visible, own.ask, own.unit))
     gazes = gazes_of(model, batch, seen)
     layout = seen.latents.tokens.layout
     inputs = list(layout.spans)
@@ -119,7 +119,7 @@ def across(model: MaskedModel, batch: Batch, inputs: Sequence[str]) -> dict[str,
     """What the model makes of every map, by the name of the one that it is given whole while the others are hidden."""
     found = {}
     for name in inputs if len(inputs) > 1 else ():
-        found[name] = answers(model, batch, model.imagine(batch, alone(name, len(inputs))))
+        found[name] = answers(model, batch, model.encode_decode(batch, alone(name, len(inputs))))
     return found
 
 

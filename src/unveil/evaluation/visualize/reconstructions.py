@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from ...modeling.masked_model import Imagined, MaskedModel, Objective
+from ...modeling.masked_model import ForwardOutput, MaskedModel, Objective
 from ...modeling.masking import Masker, Uniform
 from ...modeling.patches import statistics, unpatchify, validity
 from ...modeling.targets import Classes, Pixels, patch_statistics
@@ -31,14 +31,14 @@ def answerers(model: MaskedModel) -> dict[str, Objective]:
 
 
 @torch.no_grad()
-def answers(model: MaskedModel, batch: Batch, seen: Imagined) -> dict[str, Tensor]:
+def answers(model: MaskedModel, batch: Batch, seen: ForwardOutput) -> dict[str, Tensor]:
     """Each modality's map, B C H W in the units of the batch (class ids B 1 H W), every patch that was asked for
     replaced by what the model says."""
     return {name: restore(objective, batch, seen) for name, objective in answerers(model).items()}
 
 
 @torch.no_grad()
-def distances(model: MaskedModel, batch: Batch, seen: Imagined) -> dict[str, Float[Tensor, "B N"]]:
+def distances(model: MaskedModel, batch: Batch, seen: ForwardOutput) -> dict[str, Float[Tensor, "B N"]]:
     """Of each modality whose look nobody predicts, how far what is predicted of a patch points from the truth: 1 - cos.
 
     NaN where nothing is asked. Where several objectives predict such a modality, as a teacher's and a student's
@@ -58,7 +58,7 @@ def distances(model: MaskedModel, batch: Batch, seen: Imagined) -> dict[str, Flo
     return found
 
 
-def restore(objective: Objective, batch: Batch, seen: Imagined) -> Tensor:
+def restore(objective: Objective, batch: Batch, seen: ForwardOutput) -> Tensor:
     """The map of an objective's modality with every patch that was asked for replaced by what the model says.
 
     What was taken out of the truth by its own statistics (norm-pix, robust depth) is put back from the truth: without

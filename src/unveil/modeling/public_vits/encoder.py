@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ...runs.console import log
 from ..layers import EPS
-from ..types import Batch, Layout, Modality, Observation, Reading, unit
+from ..types import Batch, FeatureSpec, Layout, Modality, Observation, unit
 from . import clip, dino, multimae
 from . import timm_vit as plain
 from . import unveil_runs as own
@@ -102,7 +102,7 @@ class ForeignEncoder(nn.Module):
         return (images - self.mean) / self.std
 
     def observe(
-        self, images: Float[Tensor, "B C H W"], grid: tuple[int, int], reading: Reading, modality: str = "rgb"
+        self, images: Float[Tensor, "B C H W"], grid: tuple[int, int], reading: FeatureSpec, modality: str = "rgb"
     ) -> Observation:
         """What it sees in images that are resized to this grid of its patches; nothing beyond the reading is run."""
         fitted = resized(images, (grid[0] * self.spec.patch, grid[1] * self.spec.patch))
@@ -113,7 +113,7 @@ class ForeignEncoder(nn.Module):
         layout = Layout({modality: slice(0, grid[0] * grid[1])}, grid)
         return Observation(layout, attention, features, class_token=class_token)
 
-    def feature_dim(self, reading: Reading) -> int:
+    def feature_dim(self, reading: FeatureSpec) -> int:
         """The width of the features that a reading gives."""
         return self.spec.projection if reading.projected else self.spec.width
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ..layers import EPS, ROWS, Positions, check_heads, in_order, initialise, token
 from ..patches import patchify
-from ..types import IMAGENET_MEAN, IMAGENET_STD, Reading
+from ..types import IMAGENET_MEAN, IMAGENET_STD, FeatureSpec
 
 Activation = Literal["gelu", "gelu-tanh", "quick-gelu", "silu"]
 Turn = tuple[Float[Tensor, "N d"], Float[Tensor, "N d"]]  # cosines and sines of the angles of patches
@@ -106,7 +106,7 @@ class Attention(nn.Module):
         return self.proj(x.transpose(1, 2).flatten(2))
 
     def seen(self, x: Float[Tensor, "B K D"], query: str, num_prefix: int, turn: Turn | None) -> Float[Tensor, "B H N"]:
-        """The attention that patches get, head by head; `query` as in `Reading.attention`. No values are computed.
+        """The attention that patches get, head by head; `query` as in `FeatureSpec.attention`. No values are computed.
 
         Of all rows, some are computed at a time: the whole map would be the largest tensor of the step.
         """
@@ -237,7 +237,7 @@ class ViT(nn.Module):
         return self.norm(x) if self.spec.final_norm == "all" else x
 
     def read(
-        self, images: Float[Tensor, "B C H W"], reading: Reading
+        self, images: Float[Tensor, "B C H W"], reading: FeatureSpec
     ) -> tuple[Float[Tensor, "B heads N"] | None, Float[Tensor, "B K F"] | None]:
         """Attention and features of the patches; blocks are run only as far as the reading needs.
 
@@ -272,7 +272,7 @@ class ViT(nn.Module):
             found = [F.layer_norm(m, m.shape[-1:], eps=EPS) for m in maps]
         return torch.stack(found).mean(dim=0) if len(found) > 1 else found[0]
 
-    def check(self, reading: Reading) -> None:
+    def check(self, reading: FeatureSpec) -> None:
         """Raise ValueError for a reading that this encoder has not."""
         depth = self.spec.depth
         if not (-depth <= reading.layer < depth and 0 <= reading.features <= depth):

@@ -15,7 +15,7 @@ EPS = 1e-6
 
 @dataclass(frozen=True)
 class Features:
-    """A teacher's features of each token, `dim` wide: which layers, and how they are averaged, is its `Reading`.
+    """A teacher's features of each token, `dim` wide: which layers, and how they are averaged, is its `FeatureSpec`.
 
     `layer` normalises each token's by their own mean and standard deviation, without parameters (MaskDistill's
     whitening, arXiv 2210.10615, section 2.1), `l2` to unit length.

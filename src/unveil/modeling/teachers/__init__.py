@@ -2,19 +2,19 @@
 
 from .ema import Average, EMALossPredictor, EMATeacher, Momentum, OnlineTeacher, begin_averages
 from .frozen import FrozenTeacher, load_teacher
-from .low_cost import Coarse, ComplementaryErrors, ForeseenErrors, Sometimes
+from .low_cost import EveryNSteps, LowResolutionTeacher, MeasuredLossTeacher, PredictedLossTeacher
 
 __all__ = [
     "Average",
-    "Coarse",
-    "ComplementaryErrors",
     "EMALossPredictor",
     "EMATeacher",
-    "ForeseenErrors",
+    "EveryNSteps",
     "FrozenTeacher",
+    "LowResolutionTeacher",
+    "MeasuredLossTeacher",
     "Momentum",
     "OnlineTeacher",
-    "Sometimes",
+    "PredictedLossTeacher",
     "begin_averages",
     "load_teacher",
 ]

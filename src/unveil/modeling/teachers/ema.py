@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ..decoder import SelfDecoder
 from ..encoder import Encoder
 from ..layers import Positions
-from ..types import Batch, Mask, Observation, Reading, Tokens
+from ..types import Batch, FeatureSpec, Mask, Observation, Tokens
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ def begin_averages(model: nn.Module) -> None:
 class EMATeacher(nn.Module):
     """The student's encoder, averaged over time (BYOL, arXiv 2006.07733; DINO, arXiv 2104.14294)."""
 
-    def __init__(self, encoder: Encoder, momentum: Momentum, reading: Reading):
+    def __init__(self, encoder: Encoder, momentum: Momentum, reading: FeatureSpec):
         super().__init__()
         self.average = Average(encoder, momentum)
         self.reading = reading
@@ -109,7 +109,7 @@ class EMATeacher(nn.Module):
 class OnlineTeacher(nn.Module):
     """The student as it is now, without gradient; it reads the tokens that are embedded already."""
 
-    def __init__(self, encoder: Encoder, reading: Reading):
+    def __init__(self, encoder: Encoder, reading: FeatureSpec):
         super().__init__()
         self.student = (encoder,)  # in a tuple: it is the model's part, not this one's
         self.reading = reading

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 from ...runs.console import log
 from ...runs.hardware import has_native_bf16
-from ..encoder import READING, Encoder
+from ..encoder import FEATURE_SPEC, Encoder
 from ..public_vits import ForeignEncoder, Spec, fresh, load_encoder
-from ..types import Batch, Modality, Observation, Reading, Tokens
+from ..types import Batch, FeatureSpec, Modality, Observation, Tokens
 
 RANDOM = "random"
 LARGE_RESIZE = 2  # factor beyond which a teacher sees images unlike those it was trained on
@@ -36,7 +36,7 @@ class FrozenTeacher(nn.Module):
     def __init__(
         self,
         encoder: ForeignEncoder,
-        reading: Reading = READING,
+        reading: FeatureSpec = FEATURE_SPEC,
         modality: str = "rgb",
         channels: tuple[int, ...] | None = None,
     ):
@@ -88,7 +88,7 @@ def unsaved(encoder: ForeignEncoder) -> ForeignEncoder:
 def load_teacher(
     address: str,
     student: Encoder,
-    reading: Reading = READING,
+    reading: FeatureSpec = FEATURE_SPEC,
     channels: tuple[int, ...] | None = None,
     modality: str | None = None,
     seed: int = 0,

@@ -13,12 +13,12 @@ from torch import Tensor, nn
 from ..decoder import Decoder
 from ..encoder import Encoder
 from ..layers import EPS
-from ..masked_model import Follower, Imagined, Objective, Teacher
+from ..masked_model import AfterStep, ForwardOutput, Objective, Teacher
 from ..patches import validity
-from ..types import Batch, Layout, Mask, Modality, Observation, Reading, Tokens
+from ..types import Batch, FeatureSpec, Layout, Mask, Modality, Observation, Tokens
 
 
-class Sometimes(nn.Module):
+class EveryNSteps(nn.Module):
     """A teacher that looks on every k-th step only, and not before a share `after` of the training: a look saved.
 
     The loop says which step it is, so nothing of it is kept; a compiled step becomes two graphs, one for each case.
@@ -43,11 +43,11 @@ class Sometimes(nn.Module):
 
     def after_step(self, losses: Mapping[str, Float[Tensor, ""]], made: Bool[Tensor, ""]) -> None:
         """What follows the training goes on doing so."""
-        if isinstance(self.teacher, Follower):
+        if isinstance(self.teacher, AfterStep):
             self.teacher.after_step(losses, made)
 
 
-class Coarse(nn.Module):
+class LowResolutionTeacher(nn.Module):
     """A teacher of the student's kind that looks at views of half the size: a quarter of the tokens.
 
     Its attention is brought back to the student's grid, bilinearly.
@@ -69,7 +69,7 @@ class Coarse(nn.Module):
 
     def after_step(self, losses: Mapping[str, Float[Tensor, ""]], made: Bool[Tensor, ""]) -> None:
         """What follows the training goes on doing so."""
-        if isinstance(self.teacher, Follower):
+        if isinstance(self.teacher, AfterStep):
             self.teacher.after_step(losses, made)
 
 
@@ -95,7 +95,7 @@ def resized(attention: Float[Tensor, "B H N"], layout: Layout, grid: tuple[int, 
     return F.interpolate(maps, size=grid, mode="bilinear").reshape(len(attention), heads, -1)
 
 
-class ForeseenErrors(nn.Module):
+class PredictedLossTeacher(nn.Module):
     """How hard a modality's linear head expects each token to be for the student as it is, from its last map of the
     whole input; 0 for modalities without a head.
 
@@ -109,7 +109,7 @@ class ForeseenErrors(nn.Module):
     @torch.no_grad()
     def observe(self, batch: Batch, tokens: Tokens) -> Observation:
         encoder, heads = self.parts
-        seen = encoder.observe(replace(tokens, values=tokens.values.detach()), Reading(attention=None))
+        seen = encoder.observe(replace(tokens, values=tokens.values.detach()), FeatureSpec(attention=None))
         assert seen.features is not None
         features = F.layer_norm(seen.features, seen.features.shape[-1:], eps=EPS)
         error = torch.zeros(tokens.ids.shape, device=features.device)
@@ -120,7 +120,7 @@ class ForeseenErrors(nn.Module):
         return Observation(tokens.layout, features=features, error=error)
 
 
-class ComplementaryErrors(nn.Module):
+class MeasuredLossTeacher(nn.Module):
     """How hard each token is for the student as it is: from a random half of the tokens the others are guessed, and
     the other way round (uncertainty-guided masking: the attention-guided MultiMAE's future work).
 
@@ -144,7 +144,7 @@ class ComplementaryErrors(nn.Module):
             latents = encoder(tokens.take(mask.visible), keep)
             queries = {name: decoder.asks(mask, tokens.layout) for name, decoder in asked.items()}
             decoded = {name: decoder(latents, queries[name]) for name, decoder in asked.items()}
-            seen = Imagined({}, mask, latents, queries, decoded)
+            seen = ForwardOutput({}, mask, latents, queries, decoded)
             for objective in objectives:
                 found, known = objective.errors(seen, batch)
                 error = error.scatter_add(1, queries[objective.decoder].ids, objective.weight * found * known)
