@@ -46,6 +46,7 @@ class _OffWhileTracing(type(jaxtyping.config)):  # type: ignore[misc]
 
 jaxtyping.config.__class__ = _OffWhileTracing
 
+torch.cpu.get_capabilities = dict  # float32, also on a processor that multiplies bfloat16 in hardware
 torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", min(4, torch.get_num_threads()))))
 
 

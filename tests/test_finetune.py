@@ -21,6 +21,7 @@ from unveil.evaluation.cache import Kept
 from unveil.evaluation.encoder_protocols import TrainableEncoder
 from unveil.evaluation.finetuning.classifier import Classifier, StochasticDepth, layer_groups
 from unveil.evaluation.finetuning.trainer import FineTuner, FineTuning
+from unveil.evaluation.fit import follow, update
 from unveil.evaluation.loader import Reader, Views
 from unveil.evaluation.protocols.attentive import attentive
 from unveil.evaluation.protocols.finetune import finetune
@@ -118,7 +119,7 @@ def test_one_step_is_that_of_a_plain_computation(colours):
     torch.nn.init.normal_(tuner.classifier.head.weight)  # so that gradients are far above Adam's epsilon
     plain = copy.deepcopy(tuner.classifier)
     views = batch()
-    loss = tuner.update(views, lr, Mix(own))
+    loss = update(tuner.optimizer, tuner.losses((views, Mix(own))), lr)
 
     x = own * views.images + (1 - own) * views.images.flip(0)
     y = F.one_hot(views.labels, 2) * 0.9 + 0.05
@@ -155,7 +156,7 @@ def test_micro_batches_change_nothing_but_rounding(colours):
     for micro_batch in (2, 6):
         asked = replace(task(colours), micro_batch=micro_batch)
         tuner = FineTuner(asked, asked.encoder, settings, "cls", 0)
-        tuner.update(batch(), 1e-3, Mix(0.5, (0, 4, 0, 4)))
+        update(tuner.optimizer, tuner.losses((batch(), Mix(0.5, (0, 4, 0, 4)))), 1e-3)
         weights.append(torch.cat([p.detach().flatten() for p in tuner.classifier.head.parameters()]))
     torch.testing.assert_close(*weights, rtol=1e-4, atol=1e-7)
 
@@ -179,12 +180,22 @@ def test_stochastic_depth_leaves_branches_out_by_sample():
 def test_the_average_of_the_weights_is_what_is_judged(colours):
     tuner = FineTuner(task(colours), tiny(), replace(PLAIN, ema=0.9, epochs=1, batch_size=12), "mean", 0)
     start = [p.detach().clone() for p in tuner.classifier.parameters()]
-    tuner.update(batch(), 0.01, Mix(1.0))
-    for first, now, mean in zip(start, tuner.classifier.parameters(), tuner.average, strict=True):
+    average = [p.clone() for p in start]
+    update(tuner.optimizer, tuner.losses((batch(), Mix(1.0))), 0.01)
+    follow(average, tuner.classifier, 0.9, 1)
+    for first, now, mean in zip(start, tuner.classifier.parameters(), average, strict=True):
         torch.testing.assert_close(mean, first + (1 - 2 / 11) * (now - first))
-    tuner.train((8, 8))
-    for now, mean in zip(tuner.classifier.parameters(), tuner.average, strict=True):
-        assert torch.equal(now, mean)
+    ends = []
+    for ema in (0.0, 0.9):
+        tuner = FineTuner(task(colours), tiny(), replace(PLAIN, ema=ema, epochs=1, batch_size=12), "mean", 0)
+        tuner.train((8, 8))
+        ends.append([p.detach() for p in tuner.classifier.parameters()])
+    shares = [
+        ((mean - first).norm() / (last - first).norm()).item()
+        for first, last, mean in zip(start, *ends, strict=True)
+        if not torch.equal(first, last)
+    ]
+    assert max(shares) < 1, "averaged weights lag behind the last ones"
 
 
 def test_views_are_pure_functions_and_carry_their_own_labels(colours):

@@ -18,7 +18,7 @@ from safetensors import safe_open
 from test_segment import tiny
 from tiny_runs import write_images
 from unveil.data.sources import open_source
-from unveil.evaluation import resume as files
+from unveil.evaluation import fit
 from unveil.evaluation.cache import Kept
 from unveil.evaluation.results import Result
 from unveil.evaluation.run_dense import run_dense
@@ -29,10 +29,11 @@ CHILD = """
 import sys, torch
 from pathlib import Path
 torch.set_num_threads({threads})
+torch.cpu.get_capabilities = dict
 sys.path.insert(0, {tests!r})
 from test_unfinished import measured
-from unveil.protocols import unfinished
-unfinished.SECONDS = 0
+from unveil.evaluation import fit
+fit.SAVE_EVERY = 0
 measured({protocol!r}, Path({place!r}), True)
 """
 
@@ -89,7 +90,7 @@ def test_a_killed_training_costs_an_epoch_and_changes_no_bit(place: Path, protoc
 
     def tell(what: str, done: int, of: int) -> None:
         nonlocal total
-        if "learning" in what or "fine-tuning" in what:
+        if "training" in what or "fine-tuning" in what:
             seen.append(done)
             total = of
 
@@ -101,7 +102,7 @@ def test_a_killed_training_costs_an_epoch_and_changes_no_bit(place: Path, protoc
 
 
 def test_what_was_done_counts_for_the_same_training_only(place: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(files, "SECONDS", 0)
+    monkeypatch.setattr(fit, "SAVE_EVERY", 0)
 
     def stop(what: str, done: int, total: int) -> None:
         if done > total / 2:

@@ -15,7 +15,7 @@ from ..data.decode import Unreadable
 from ..data.sources import Source, spread
 from ..data.transforms import center_view
 from ..modeling.types import unit
-from ..runs.hardware import has_native_bf16, num_cores, reading_threads
+from ..runs.hardware import autocast, num_cores, reading_threads
 
 Pool = Literal["cls", "mean", "both"]
 
@@ -85,14 +85,13 @@ def extract(
     check_channels(encoder, source)
     chosen = spread(len(source), len(source) if limit is None else limit)
     total = len(chosen)
-    half_precision = torch.autocast(encoder.device.type, torch.bfloat16, enabled=has_native_bf16(encoder.device))
     values: Tensor | None = None
     kept: list[int] = []
     unreadable: list[str] = []
     for batch in decoded(source, chosen, batch_size, encoder.image_size):
         unreadable += batch.unreadable
         if batch.images is not None:
-            with torch.inference_mode(), half_precision:
+            with torch.inference_mode(), autocast(encoder.device):
                 found = encoder.features(unit(batch.images.to(encoder.device)), pool).to(dtype)
             if values is None:
                 values = torch.empty(total, found.shape[1], dtype=dtype)

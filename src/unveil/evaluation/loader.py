@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 
@@ -55,7 +55,7 @@ class Reader:
         """Full batches in an epoch; another remainder is left out every time."""
         return len(self.images) // self.batch_size
 
-    def epoch(self, epoch: int) -> Iterator[Views]:
+    def epoch(self, epoch: int) -> Generator[Views]:
         """The batches of one epoch in its own order."""
         order = Chance(sample_keys(self.seed, epoch, range(len(self.images)))).fold("order").key.argsort()
         batches = order[: self.steps_per_epoch * self.batch_size].split(self.batch_size)
@@ -71,7 +71,7 @@ class Reader:
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
 
-    def _joined(self, futures: Sequence[Future[Views]]) -> Iterator[Views]:
+    def _joined(self, futures: Sequence[Future[Views]]) -> Generator[Views]:
         """The batch, unless none of its images can be read."""
         parts = [part for part in (future.result() for future in futures) if len(part.labels)]
         if len({part.images.dtype for part in parts}) > 1:

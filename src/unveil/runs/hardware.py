@@ -54,6 +54,11 @@ def num_cores() -> int:
     return max(1, here // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
+def autocast(device: torch.device) -> torch.autocast:
+    """Mixed precision for models that are evaluated or fine-tuned: bfloat16 where the device has it, else float32."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=has_native_bf16(device))
+
+
 def reading_threads(workers: int | None = None) -> ThreadPoolExecutor:
     """Threads that prepare data while another computes: one for each core, unless told otherwise.
 

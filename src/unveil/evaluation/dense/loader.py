@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import Future
 
 import psutil
@@ -35,7 +35,7 @@ class DenseReader:
         self._cache: dict[int, Sample] = {}
         self._room = min(4 << 30, psutil.virtual_memory().available // 4)
 
-    def epoch(self, view: DenseView, batch_size: int, seed: int, epoch: int) -> Iterator[Batch]:
+    def epoch(self, view: DenseView, batch_size: int, seed: int, epoch: int) -> Generator[Batch]:
         """Full batches of views, in the epoch's own order; a set smaller than one is one batch."""
         size = min(batch_size, len(self.samples))
         order = Chance(sample_keys(seed, epoch, range(len(self.samples)))).fold("order").key.argsort()

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Mapping, Sequence
-from contextlib import closing
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Literal, cast
 
@@ -16,10 +15,10 @@ from ...data.samples import Sample, stack
 from ...modeling.optim import warmup_cosine
 from ...modeling.rng import Chance
 from ...modeling.types import Batch, Modality
-from ...runs.hardware import has_native_bf16
+from ...runs.hardware import autocast
 from ..cache import checksum
 from ..finetuning.classifier import StochasticDepth, layer_groups
-from ..resume import Done, Unfinished
+from ..fit import FitCheckpoint, fit
 from .encoder import DenseEncoder
 from .heads import HeadName, enlarged
 from .loader import DenseReader
@@ -114,54 +113,42 @@ class Trainer:
         key |= {"weights": checksum(encoder), "images": [sets.train.identity, sets.test.identity]}
         key |= {"head": head, "frozen": frozen, "inputs": [m.name for m in inputs], "view": size, "seed": seed}
         key |= {"micro_batch": task.micro_batch, "on": self.device.type, "who": task.who}
-        self.unfinished = Unfinished(task.kept.training(key), self.model, self.optimizer, note=task.note)
+        self.checkpoint = FitCheckpoint(task.kept.training(key), task.note)
 
     def train(self) -> None:
         """All epochs. Raises ValueError when it diverges."""
         settings, train = self.settings, self.sets.train
         reader = DenseReader(train, (*self.inputs, self.truth.modality))
-        per_epoch = len(train) // settings.batch_size
-        total = settings.epochs * per_epoch * settings.batch_size
-        done = self.unfinished.resume()
-        seen, reader.unreadable = done.steps * settings.batch_size, dict(done.unreadable)
-        for epoch in range(done.epochs, settings.epochs):
-            loss = torch.zeros((), device=self.device)
-            batches = reader.epoch(self.view, settings.batch_size, self.seed, epoch)
-            with closing(cast("Generator[Batch]", batches)):  # its threads end here
-                for step, batch in enumerate(batches):
-                    at = epoch + step / per_epoch
-                    lr = settings.lr * warmup_cosine(at, settings.epochs, settings.warmup_epochs)
-                    loss += self.update(batch.on(self.device), lr)
-                    seen += settings.batch_size
-                    self.task.tell(f"learning, {self.task.who}", seen, total)
-            if not loss.isfinite():
-                raise ValueError(
-                    f"the training of {self.task.who} diverged in epoch {epoch + 1} at a rate of {settings.lr:g};"
-                    " give a lower --lr"
-                )
-            done = Done(epoch + 1, seen // settings.batch_size, reader.unreadable)
-            self.unfinished.save(done, is_last=done.epochs == settings.epochs)
+        reader.unreadable = self.checkpoint.unreadable
+        fit(
+            self.model,
+            self.losses,
+            self.optimizer,
+            lambda epoch: reader.epoch(self.view, settings.batch_size, self.seed, epoch),
+            lambda epoch: settings.lr * warmup_cosine(epoch, settings.epochs, settings.warmup_epochs),
+            epochs=settings.epochs,
+            steps_per_epoch=len(train) // settings.batch_size,
+            name=f"training {self.task.who}",
+            advice=f"give a lower --lr than {settings.lr:g}",
+            checkpoint=self.checkpoint,
+            progress=lambda step, steps: self.task.tell(
+                f"training {self.task.who}", step * settings.batch_size, steps * settings.batch_size
+            ),
+        )
         self.unreadable |= reader.unreadable
 
-    def update(self, batch: Batch, lr: float) -> Float[Tensor, ""]:
-        """One step on a batch; returns its loss, a mean over valid pixels, still on the device."""
+    def losses(self, batch: Batch) -> Iterator[Float[Tensor, ""]]:
+        """The loss of each micro-batch, divided by the number of valid pixels of the batch."""
         name = self.truth.modality.name
-        batch = jittered(batch, self.settings.jitter)
-        total, count = torch.zeros((), device=self.device), batch.valid[name].sum().clamp_min(1)
+        batch = jittered(batch.on(self.device), self.settings.jitter)
+        count = batch.valid[name].sum().clamp_min(1)
         for start in range(0, len(batch), self.micro_batch):
-            part = batch[start : start + self.micro_batch]
-            self.depth.draw(Chance(part.key))
-            with self._precision():
-                guesses = self.model.guesses(part)
-            losses = [w * self.truth.loss(guess, part.maps[name], part.valid[name]) for w, guess in guesses]
-            loss = torch.stack(losses).sum() / count
-            loss.backward()
-            total += loss.detach()
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr * group["scale"]
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        return total
+            micro = batch[start : start + self.micro_batch]
+            self.depth.draw(Chance(micro.key))
+            with autocast(self.device):
+                guesses = self.model.guesses(micro)
+            losses = [w * self.truth.loss(guess, micro.maps[name], micro.valid[name]) for w, guess in guesses]
+            yield torch.stack(losses).sum() / count
 
     def predictions(self) -> Iterator[tuple[Float[Tensor, "K H W"], Sample]]:
         """For each test sample the prediction at the size of its truth, averaged over windows, and the sample."""
@@ -191,7 +178,7 @@ class Trainer:
             maps = stack(cut[start : start + self.micro_batch], self.inputs, self.view.size, missing=())
             key = torch.zeros(len(maps), dtype=torch.int64)
             batch = Batch(maps.maps, key, torch.ones(()), maps.valid).on(self.device)
-            with self._precision():
+            with autocast(self.device):
                 found += list(self.model(batch).cpu())
         guesses = []
         for sample, (_, made), size, own in zip(samples, wholes, sizes, corners, strict=True):
@@ -203,6 +190,3 @@ class Trainer:
             mean = (total / count)[:, : made[0], : made[1]]
             guesses.append(enlarged(mean[None], sample.size)[0])
         return guesses
-
-    def _precision(self) -> torch.autocast:
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=has_native_bf16(self.device))

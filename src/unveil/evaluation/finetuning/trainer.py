@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from typing import Literal, cast
@@ -19,12 +19,12 @@ from ...data.transforms import View
 from ...modeling.optim import warmup_cosine
 from ...modeling.rng import Chance
 from ...modeling.types import unit
-from ...runs.hardware import has_native_bf16
+from ...runs.hardware import autocast
 from ..cache import checksum
 from ..encoder_protocols import TrainableEncoder
 from ..features import decoded
+from ..fit import FitCheckpoint, fit
 from ..loader import Reader, Views
-from ..resume import Done, Unfinished
 from ..task import Task
 from ..types import accuracies
 from .classifier import Classifier, StochasticDepth, TokenPool, layer_groups
@@ -141,67 +141,54 @@ class FineTuner:
         self.optimizer = torch.optim.AdamW(self.groups, lr=0.0, fused=True)
         self.depth = StochasticDepth(self.classifier.encoder.branches(), settings.drop_path)
         self.mean, self.std = encoder.statistics
-        self.average = [p.detach().clone() for p in self.classifier.parameters()] if settings.ema else []
         self.micro_batch = task.micro_batch if self.device.type != "cpu" else min(task.micro_batch, IN_CACHE)
-        self.steps = 0
         key = {"learns": "classes", "weights": checksum(encoder), "images": task.sets.identity, "pool": pool}
         key |= {"settings": asdict(settings), "seed": seed, "micro_batch": self.micro_batch, "on": self.device.type}
         file = task.kept.training(key | {"image_size": encoder.image_size, "who": task.who})
-        self.unfinished = Unfinished(file, self.classifier, self.optimizer, self.average, task.note)
+        self.checkpoint = FitCheckpoint(file, task.note)
 
-    def update(self, views: Views, lr: float, mix: Mix) -> Float[Tensor, ""]:
-        """One step on a batch; returns its loss, still on the device."""
+    def losses(self, batch: tuple[Views, Mix]) -> Iterator[Float[Tensor, ""]]:
+        """The loss of each micro-batch, divided by the size of the batch."""
+        views, mix = batch
         images, labels, chance = views.on(self.device)
         if self.settings.randaugment:
             images = RandAugment(self.mean, self.settings.randaugment)(images, chance)
         images = mix_images(erase(images, chance, self.settings.erasing, self.mean, self.std), mix)
-        truth = soft_labels(labels, self.task.sets.num_classes, self.settings.smoothing, mix)
-        total = torch.zeros((), device=self.device)
+        targets = soft_labels(labels, self.task.sets.num_classes, self.settings.smoothing, mix)
         size = self.micro_batch
-        for part, wanted, key in zip(images.split(size), truth.split(size), chance.key.split(size), strict=True):
+        for x, y, key in zip(images.split(size), targets.split(size), chance.key.split(size), strict=True):
             self.depth.draw(Chance(key))
-            with self._precision():
-                scores = self.classifier(part)
-            loss = F.cross_entropy(scores.float(), wanted, reduction="sum") / len(images)
-            loss.backward()
-            total += loss.detach()
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr * group["scale"]
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        self.steps += 1
-        if self.average:  # it follows faster at first, so that a short training is not an average of its beginning
-            decay = min(self.settings.ema, (1 + self.steps) / (10 + self.steps))
-            torch._foreach_lerp_(self.average, list(self.classifier.parameters()), 1 - decay)
-        return total
+            with autocast(self.device):
+                scores = self.classifier(x)
+            yield F.cross_entropy(scores.float(), y, reduction="sum") / len(images)
 
     def train(self, view_size: tuple[int, int]) -> Reader:
         """All epochs; returns the reader, which knows what could not be read. Raises ValueError when it diverges."""
-        settings, sets = self.settings, self.task.sets
-        view = View(view_size, settings.crop_scale)
-        reader = Reader(sets.train, view, settings.batch_size, self.seed)
-        per_epoch = reader.steps_per_epoch
-        total = settings.epochs * per_epoch * reader.batch_size
-        done = self.unfinished.resume()
-        self.steps, reader.unreadable = done.steps, dict(done.unreadable)
-        for epoch in range(done.epochs, settings.epochs):
-            loss = torch.zeros((), device=self.device)
-            with closing(cast("Generator[Views]", reader.epoch(epoch))) as batches:  # its threads end here
+        settings = self.settings
+        reader = Reader(self.task.sets.train, View(view_size, settings.crop_scale), settings.batch_size, self.seed)
+        reader.unreadable = self.checkpoint.unreadable
+
+        def batches(epoch: int) -> Generator[tuple[Views, Mix]]:
+            with closing(reader.epoch(epoch)) as batches:
                 for step, views in enumerate(batches):
                     rng = np.random.default_rng((self.seed, epoch, step))
-                    mix = Mix.draw(rng, settings.mixup, settings.cutmix, view_size)
-                    loss += self.update(views, settings.rate(epoch + step / per_epoch), mix)
-                    self.task.tell(f"fine-tuning {self.task.who}", self.steps * reader.batch_size, total)
-            if not loss.isfinite():
-                raise ValueError(
-                    f"fine-tuning of {self.task.who} diverged in epoch {epoch + 1} at a rate of {settings.lr:g};"
-                    " give a lower --lr"
-                )
-            done = Done(epoch + 1, self.steps, reader.unreadable)
-            self.unfinished.save(done, is_last=done.epochs == settings.epochs)
-        if self.average:
-            for parameter, average in zip(self.classifier.parameters(), self.average, strict=True):
-                parameter.data.copy_(average)
+                    yield views, Mix.draw(rng, settings.mixup, settings.cutmix, view_size)
+
+        name, size = f"fine-tuning {self.task.who}", reader.batch_size
+        fit(
+            self.classifier,
+            self.losses,
+            self.optimizer,
+            batches,
+            settings.rate,
+            epochs=settings.epochs,
+            steps_per_epoch=reader.steps_per_epoch,
+            name=name,
+            advice=f"give a lower --lr than {settings.lr:g}",
+            ema=settings.ema,
+            checkpoint=self.checkpoint,
+            progress=lambda step, steps: self.task.tell(name, step * size, steps * size),
+        )
         return reader
 
     def judge(self) -> tuple[dict[str, float], tuple[str, ...]]:
@@ -214,13 +201,10 @@ class FineTuner:
             unreadable += batch.unreadable
             rows += batch.indices
             if batch.images is not None:
-                with torch.inference_mode(), self._precision():
+                with torch.inference_mode(), autocast(self.device):
                     scores.append(self.classifier(unit(batch.images.to(self.device))).float())
         if not scores:
             raise ValueError(f"none of the {len(test)} test images of {test.source.address} can be read")
         found, labels = torch.cat(scores), torch.tensor([test.numbers[row] for row in rows], device=self.device)
         loss = F.cross_entropy(found, labels).item()
         return accuracies(found, labels) | {"cross_entropy": loss}, tuple(unreadable)
-
-    def _precision(self) -> torch.autocast:
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=has_native_bf16(self.device))

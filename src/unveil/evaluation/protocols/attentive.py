@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 
 import psutil
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from ...modeling.optim import warmup_cosine
+from ...modeling.optim import parameter_groups, warmup_cosine
 from ..encoder_protocols import TrainableEncoder, check_trainable
 from ..features import Pool, extract
+from ..fit import fit
 from ..task import Task
 from ..types import Score, Split, accuracies
 
@@ -48,23 +50,33 @@ def attentive(task: Task, seed: int = 0, *, epochs: int | None = None) -> Score 
         raise ValueError(f"epochs are at least 1; got {epochs}")
     chance = torch.Generator().manual_seed(seed)
     probe = AttentivePool(encoder.dim, heads, split.num_classes, chance).to(encoder.device).train()
-    matrices = [p for p in probe.parameters() if p.ndim > 1]
-    vectors = [p for p in probe.parameters() if p.ndim == 1]
-    groups = [{"params": matrices, "weight_decay": WEIGHT_DECAY}, {"params": vectors, "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, lr=LR)
+    optimizer = torch.optim.AdamW(parameter_groups(probe.named_parameters(), WEIGHT_DECAY), lr=LR)
     total = epochs * updates
-    for step in range(total):
-        if step % updates == 0:
-            order = torch.randperm(len(split.train), generator=chance)
-        rows = order[step % updates * batch_size :][:batch_size]
-        for group in optimizer.param_groups:
-            group["lr"] = LR * warmup_cosine(step + 1, total, WARMUP_SHARE * total)
+
+    def batches(epoch: int) -> Generator[Int[Tensor, " B"]]:
+        order = torch.randperm(len(split.train), generator=chance)
+        yield from order[: updates * batch_size].split(batch_size)
+
+    def losses(rows: Int[Tensor, " B"]) -> Iterator[Float[Tensor, ""]]:
         tokens = split.train[rows].to(encoder.device).float().unflatten(1, (num_tokens, -1))
-        loss = F.cross_entropy(probe(tokens), split.train_labels[rows].to(encoder.device))
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        task.tell(f"attentive probe of {task.who}", (step + 1) * batch_size, total * batch_size)
+        yield F.cross_entropy(probe(tokens), split.train_labels[rows].to(encoder.device))
+
+    def rate(epoch: float) -> float:
+        return LR * warmup_cosine(round(epoch * updates) + 1, total, WARMUP_SHARE * total)
+
+    name = f"attentive probe of {task.who}"
+    fit(
+        probe,
+        losses,
+        optimizer,
+        batches,
+        rate,
+        epochs=epochs,
+        steps_per_epoch=updates,
+        name=name,
+        advice="check the encoder's weights",
+        progress=lambda step, steps: task.tell(name, step * batch_size, steps * batch_size),
+    )
     return Score(
         metrics=accuracies(_scores(probe.eval(), split.test, num_tokens, encoder), split.test_labels),
         settings={

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Generator, Iterator
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ...modeling.optim import warmup_cosine
 from ..finetuning.lars import LARS
+from ..fit import fit
 from ..labels import stratified_split
 from ..types import Score, Split, accuracies
 
@@ -85,31 +87,26 @@ def _validated(split: Split, lrs: tuple[float, ...], seed: int) -> dict[float, f
     return {lr: accuracies(scores, split.train_labels[held])["accuracy"] for lr, scores in zip(lrs, found, strict=True)}
 
 
-@dataclass(frozen=True)
-class _Probe:
+class _Probe(nn.Module):
     """Heads on BatchNorm(x), with the norm folded into the weights: features need no gradient, so no normalised copy.
 
     All heads begin alike and see the same batches.
     """
 
-    weights: list[Float[Tensor, "K D"]]
-    biases: list[Float[Tensor, " K"]]
-    mean: Float[Tensor, " D"]  # running averages, for evaluation
-    var: Float[Tensor, " D"]
-
-    @classmethod
-    def fresh(cls, dim: int, num_classes: int, heads: int, chance: torch.Generator, device: torch.device) -> _Probe:
+    def __init__(self, dim: int, num_classes: int, heads: int, chance: torch.Generator, device: torch.device):
+        super().__init__()
         first = nn.init.trunc_normal_(torch.empty(num_classes, dim), std=0.01, generator=chance)
-        weights = [first.to(device, copy=True).requires_grad_() for _ in range(heads)]
-        biases = [torch.zeros(num_classes, device=device, requires_grad=True) for _ in range(heads)]
-        return cls(weights, biases, torch.zeros(dim, device=device), torch.ones(dim, device=device))
+        self.weights = nn.ParameterList(first.to(device, copy=True) for _ in range(heads))
+        self.biases = nn.ParameterList(torch.zeros(num_classes, device=device) for _ in range(heads))
+        self.mean = nn.Buffer(torch.zeros(dim, device=device))  # running averages, for evaluation
+        self.var = nn.Buffer(torch.ones(dim, device=device))
 
     def logits(self, x: Float[Tensor, "B D"], mean: Tensor, var: Tensor) -> Float[Tensor, "H B K"]:
-        weight = torch.cat(self.weights) * (var + EPS).rsqrt()
-        scores = F.linear(x, weight, torch.cat(self.biases) - weight @ mean)
+        weight = torch.cat(list(self.weights)) * (var + EPS).rsqrt()
+        scores = F.linear(x, weight, torch.cat(list(self.biases)) - weight @ mean)
         return scores.view(len(x), len(self.weights), -1).transpose(0, 1)
 
-    def train_logits(self, x: Float[Tensor, "B D"]) -> Float[Tensor, "H B K"]:
+    def forward(self, x: Float[Tensor, "B D"]) -> Float[Tensor, "H B K"]:
         """By the batch's own statistics, which the running ones follow."""
         mean = x.mean(0)
         squares = torch.zeros_like(mean)
@@ -126,27 +123,29 @@ def _train(
     """One head per rate."""
     chance = torch.Generator().manual_seed(seed)
     batch_size, epochs = _schedule_for(len(features))
-    probe = _Probe.fresh(features.shape[1], num_classes, len(lrs), chance, features.device)
+    probe = _Probe(features.shape[1], num_classes, len(lrs), chance, features.device)
     heads = zip(probe.weights, probe.biases, lrs, strict=True)
-    optimizer = LARS([{"params": [weight, bias], "lr": _peak(lr)} for weight, bias, lr in heads])
-    batches = len(features) // batch_size  # an incomplete last batch is dropped, another one every epoch
-    batch = features.new_empty(batch_size, features.shape[1])
-    for epoch in range(epochs):
+    optimizer = LARS([{"params": [weight, bias], "scale": _peak(lr)} for weight, bias, lr in heads])
+    updates = len(features) // batch_size  # an incomplete last batch is dropped, another one every epoch
+    rows_of_batch = features.new_empty(batch_size, features.shape[1])
+
+    def batches(epoch: int) -> Generator[Int[Tensor, " B"]]:
         order = torch.randperm(len(features), generator=chance).to(features.device)
-        for i in range(batches):
-            for group, lr in zip(optimizer.param_groups, lrs, strict=True):
-                group["lr"] = _peak(lr) * _schedule((epoch + i / batches) / epochs)
-            rows = order[i * batch_size : (i + 1) * batch_size]
-            torch.index_select(features, 0, rows, out=batch)
-            optimizer.zero_grad()
-            losses = [F.cross_entropy(scores, labels[rows]) for scores in probe.train_logits(batch)]
-            torch.stack(losses).sum().backward()
-            optimizer.step()
+        yield from order[: updates * batch_size].split(batch_size)
+
+    def losses(rows: Int[Tensor, " B"]) -> Iterator[Float[Tensor, ""]]:
+        torch.index_select(features, 0, rows, out=rows_of_batch)
+        yield torch.stack([F.cross_entropy(scores, labels[rows]) for scores in probe(rows_of_batch)]).sum()
+
+    fit(
+        probe,
+        losses,
+        optimizer,
+        batches,
+        lambda epoch: warmup_cosine(epoch / epochs, 1.0, WARMUP_SHARE),
+        epochs=epochs,
+        steps_per_epoch=updates,
+        name="the linear probe",
+        advice=None if len(lrs) > 1 else "give lower --lrs",
+    )
     return probe
-
-
-def _schedule(done: float) -> float:
-    """Linear warm-up, then half a cosine to zero; `done` is the share of training in [0, 1)."""
-    if done < WARMUP_SHARE:
-        return done / WARMUP_SHARE
-    return 0.5 * (1 + math.cos(math.pi * (done - WARMUP_SHARE) / (1 - WARMUP_SHARE)))
