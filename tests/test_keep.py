@@ -36,7 +36,7 @@ def test_the_weights_of_each_epoch_stay(made: Path):
     assert len(set(found.values())) == 3
     assert found["step-00000009"] == weights(made / "run")[0]
     assert list(checkpoint.weights_by_step(made / "run")) == [3, 6, 9]
-    whole = checkpoint.read_epoch(made / "run", 2.0)
+    whole = unveil.Run.open(made / "run").checkpoint(2.0)
     assert (whole.state["step"], whole.state["epoch"], whole.optimizer) == (6, 2.0, {})
 
 

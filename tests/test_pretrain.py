@@ -246,10 +246,9 @@ class TestUsing:
         assert torch.equal(once, twice)
         found, _ = checkpoint.read_latest(run)
         assert found
-        from unveil.commands.load import rebuild
         from unveil.modeling.image_encoder import pooled
 
-        model = rebuild(run).stages[0].build()
+        model = unveil.Run.open(run).recipe().stages[0].build()
         model.load_state_dict(found.model)
         with torch.no_grad():
             assert torch.equal(pooled(model.encoder.eval(), images, "mean"), once)

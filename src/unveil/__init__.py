@@ -9,6 +9,7 @@ from ._version import __version__
 from .recipes import old_paths
 
 _MODULES = {  # public name -> its module, imported when used, so that `import unveil` is quick
+    "Run": "recipes.run",
     "analyze_attention": "commands.analyze",
     "analyze_blocks": "commands.analyze",
     "analyze_features": "commands.analyze",
@@ -36,9 +37,11 @@ if TYPE_CHECKING:
     from .commands.pretrain import pretrain
     from .experiments.bench import bench
     from .experiments.demo import demo
+    from .recipes.run import Run
     from .reporting import write_report as report
 
 __all__ = [
+    "Run",
     "__version__",
     "analyze_attention",
     "analyze_blocks",

@@ -15,9 +15,11 @@ from ..data.modality_config import declare
 from ..data.sources import open_source
 from ..evaluation.features import extract
 from ..modeling.image_encoder import Pool
+from ..modeling.public_vits import is_foreign
+from ..recipes.run import Run
 from ..runs.atomic import replacing
 from ..runs.folder import check_writable
-from .load import declared_of, load
+from .load import load
 
 
 def embed(
@@ -43,8 +45,9 @@ def embed(
     if path.suffix != ".npz":
         raise ValueError(f"--out {out} is to be an .npz file; give a name that ends so")
     check_writable(path.parent)
-    encoder = load(run, pool=pool, device=device)
-    source = open_images(data, encoder.channels, declared_of(run))
+    stored = None if is_foreign(run) else Run.open(run)
+    encoder = load(stored or run, pool=pool, device=device)
+    source = open_images(data, encoder.channels, stored.declared if stored else ())
     found = extract(encoder, source, pool, batch_size, limit=limit)
     content: dict[str, Any] = {"features": found.values.numpy(), "names": np.array(found.names)}
     if found.labels is not None:

@@ -17,10 +17,11 @@ from ..evaluation.run_dense import run_dense, run_tasks
 from ..evaluation.run_protocols import run_protocols
 from ..evaluation.task import open_sets
 from ..modeling.image_encoder import Pool, Pretrained
-from ..modeling.public_vits import ForeignEncoder, is_foreign
+from ..modeling.public_vits import ForeignEncoder, describe, fresh, is_foreign
 from ..modeling.types import Modality
+from ..recipes.run import Run
 from ..runs.console import duration, log
-from .load import declared_of, load, untrained
+from .load import load
 from .reconstruct import restoring_tasks
 
 TERMINAL_SECONDS, PLAIN_SECONDS = 0.2, 20.0  # between two words on how far it is
@@ -64,15 +65,15 @@ def evaluate(
     device: cpu, cuda, mps; auto takes the best
     seed: of splits, probes and fine-tuning
     """
-    work = work_of(protocol)
-    if work is RestoringTask and is_foreign(run):
+    work, stored = work_of(protocol), None if is_foreign(run) else Run.open(run)
+    if work is RestoringTask and stored is None:
         raise ValueError(f"{', '.join(protocol)} needs a run with its decoders, and {run} is an encoder alone")
-    folder = Path("runs", Path(run).stem) if is_foreign(run) else Path(run).expanduser()
+    folder = stored.path if stored else Path("runs", Path(run).stem)
     told, kept = Told(), Kept(folder / "eval" / "unfinished")
     try:
-        if work is RestoringTask:
+        if work is RestoringTask and stored:
             tasks = restoring_tasks(
-                run,
+                stored,
                 data,
                 test_data,
                 baselines=baselines,
@@ -85,8 +86,8 @@ def evaluate(
             )
             results = run_tasks(tasks, protocol, data, test_data, seed, dials)
         else:
-            encoder = load(run, pool=pool, device=device, at_epoch=at_epoch)
-            others = _beside(run, encoder, pool, device) if baselines else {}
+            encoder = load(stored or run, pool=pool, device=device, at_epoch=at_epoch)
+            others = _beside(stored or run, encoder, pool) if baselines else {}
             if work is DenseTask:
                 results = run_dense(
                     encoder,
@@ -106,7 +107,7 @@ def evaluate(
                 results = run_protocols(
                     encoder,
                     protocol,
-                    *open_sets(data, test_data, encoder.channels, group_by, seed, declared_of(run)),
+                    *open_sets(data, test_data, encoder.channels, group_by, seed, stored.declared if stored else ()),
                     pool,
                     others,
                     seed=seed,
@@ -124,19 +125,20 @@ def evaluate(
     finally:
         told.close()
     for file in write_results(folder, results, at_epoch):
-        if is_foreign(run):
+        if stored is None:
             log(f"kept in {file}")
     kept.clear()
     print("\n\n".join(filter(None, (table(results), parts_table(results)))))
     return results
 
 
-def _beside(run: str, encoder: Pretrained | ForeignEncoder, pool: Pool, device: str) -> dict[str, FeatureEncoder]:
-    """What an encoder is measured beside: raw pixels, and its like as it was before training."""
+def _beside(run: str | Run, encoder: Pretrained | ForeignEncoder, pool: Pool) -> dict[str, FeatureEncoder]:
+    """What an encoder is measured beside: raw pixels, and an encoder of the same shape before training."""
     pixels = Modality("rgb", encoder.channels, *encoder.statistics)
+    begun = run.encoder(pool, trained=False) if isinstance(run, Run) else fresh(describe(run), seed=0, pool=pool)
     return {
         "pixels": RawPixels(pixels, encoder.image_size, encoder.device),
-        "untrained": untrained(run, pool=pool, device=device),
+        "untrained": begun.to(encoder.device),
     }
 
 

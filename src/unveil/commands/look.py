@@ -7,6 +7,7 @@ from typing import Any
 
 from ..evaluation.visualize import glance, panels, sheet, viewers
 from ..evaluation.visualize.panels import Shown, is_norm_pix
+from ..recipes.run import Run
 from ..reporting.pictures import png
 from ..runs.atomic import write_bytes
 from ..runs.console import log
@@ -51,7 +52,7 @@ def look(
     if path.suffix != ".png":
         raise ValueError(f"--out {out} is to be a .png file; give a name that ends so")
     if run is not None:
-        opened = open_run(run, data, device=device)
+        opened = open_run(Run.open(run), data, device=device)
     else:
         assert recipe is not None
         log(f"looking at {recipe}, untrained ...")

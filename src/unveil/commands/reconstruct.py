@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import cast
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..data.aligned_folders import open_samples
-from ..data.sources import Source, Subset, open_source, spread
+from ..data.sources import Source, Subset, spread
 from ..data.splits import hold_out
 from ..evaluation.analysis.decoder_blocks import headless
 from ..evaluation.dense.reconstruction import Masks, Restored, Restorer, RestoringTask, Shown
@@ -23,13 +21,10 @@ from ..modeling.masked_model import ForwardOutput, MaskedModel, Objective
 from ..modeling.masking import ByModality, DirichletBudget, Masker, Uniform
 from ..modeling.patches import unpatchify, validity
 from ..modeling.rng import sample_keys
-from ..modeling.seeding import seed_stage
 from ..modeling.targets import Classes, Pixels
 from ..modeling.types import Batch, Observations, Tokens
+from ..recipes.run import Run
 from ..runs.hardware import choose_device
-from ..training.run_metadata import part, read_declared
-from .load import known_facts, read_weights, rebuild
-from .open_run import open_run
 
 TEST_SAMPLES, MEAN_SAMPLES = 1000, 1000  # at most, of the test and of the training mean
 HELD_OUT = 0.2
@@ -165,7 +160,7 @@ def said(objective: Objective, batch: Batch, seen: ForwardOutput) -> Restored:
 
 
 def restoring_tasks(
-    run: str,
+    run: Run,
     data: str,
     test_data: str | None = None,
     *,
@@ -183,18 +178,17 @@ def restoring_tasks(
     the newest, or those that the run kept at an epoch; the untrained model is one of the same stage. Raises
     ValueError where none can be read, and what opening a run or data raises.
     """
-    path, where = Path(run).expanduser(), choose_device(device)
-    weights = read_weights(path, at_epoch)
-    opened = open_run(run, device=device, weights=weights)
-    train, test = _sources(path, data, test_data)
-    model = ModelRestorer(opened.model)
-    size = opened.model.encoder.image_size
+    where = choose_device(device)
+    trained = run.model(epoch=at_epoch).to(where)
+    train, test = _sources(run, data, test_data)
+    model = ModelRestorer(trained)
+    size = trained.encoder.image_size
 
     def batches(source: Source, most: int) -> Iterator[Batch]:
         chosen, read = spread(len(source), most), 0
         for start in range(0, len(chosen), micro_batch):
             part_of = Subset(source, chosen[start : start + micro_batch])
-            seen = glance(part_of, opened.modalities, size, len(part_of))
+            seen = glance(part_of, run.modalities, size, len(part_of))
             if len(seen):
                 key = sample_keys(seed, 0, [start + place for place in seen.places])
                 read += len(seen)
@@ -207,27 +201,16 @@ def restoring_tasks(
 
     restorers: dict[str, Restorer] = {"this run": model}
     if baselines:
-        recipe = rebuild(path)
-        stage = weights.state["stage"]
-        seed_stage(part(known_facts(path), "seed", path), stage)
+        stage = run.checkpoint(at_epoch).state["stage"]
         restorers["training mean"] = TrainingMean(model, lambda: batches(train, limit or MEAN_SAMPLES))
-        restorers["untrained"] = ModelRestorer(recipe.stages[stage].build().to(where))
+        restorers["untrained"] = ModelRestorer(run.model(stage, trained=False).to(where))
     count = min(limit or TEST_SAMPLES, len(test))
     return {who: RestoringTask(restorer, tested, count, who, tell) for who, restorer in restorers.items()}
 
 
-def _sources(path: Path, data: str, test_data: str | None) -> tuple[Source, Source]:
-    """What the mean is taken of, and what is restored."""
-    facts = known_facts(path)
-    told, declared = part(facts, "data", path), read_declared(facts)
-
-    def opened(address: str) -> Source:
-        return open_samples(address, declared) if declared else open_source(address, told["channels"])
-
+def _sources(run: Run, data: str, test_data: str | None) -> tuple[Source, Source]:
+    """What the mean is taken of, and what is reconstructed."""
+    train, unseen = run.split(data)
     if test_data is not None:
-        return opened(data), opened(test_data)
-    seed, asked = part(facts, "seed", path), part(facts, "asked", path)
-    if Path(data).expanduser().absolute() == Path(told["address"]).expanduser().absolute():
-        last, share = asked.get("held_out", "spread") == "last", asked.get("held_out_share", 0.05)
-        return hold_out(opened(data), share, seed, last=last, group_by=asked.get("group_by"))
-    return hold_out(opened(data), HELD_OUT, seed, last=True)
+        return train if len(train) else unseen, run.split(test_data)[1]
+    return (train, unseen) if len(train) else hold_out(unseen, HELD_OUT, run.config.seed, last=True)

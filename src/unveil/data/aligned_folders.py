@@ -6,6 +6,7 @@ import difflib
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import cast
 
@@ -103,6 +104,15 @@ class AlignedSource:
     def name(self, index: int) -> str:
         """The stem."""
         return self.stems[index]
+
+    @cached_property
+    def _resolved(self) -> Path:
+        return self.root.resolve()
+
+    def location(self, index: int) -> str:
+        """The path of the sample's first map."""
+        stem = self.stems[index]
+        return f"{self._resolved}/{next((f[stem] for d in self.declared if stem in (f := self.files[d.name])), stem)}"
 
     def has(self, index: int) -> tuple[bool, ...]:
         """Whether each modality has a file of this stem."""

@@ -31,6 +31,7 @@ class ParquetSource:
 
     def __init__(self, address: str, paths: list[Path], channels: int) -> None:
         self.address, self.paths, self.channels = address, paths, channels
+        self._resolved = [path.resolve() for path in paths]
         self._open()
         schema = self._files[0].schema_arrow
         for path, file in zip(paths, self._files, strict=True):
@@ -77,6 +78,11 @@ class ParquetSource:
         group, _ = self._locate(index)
         f, _ = self._groups[group]
         return f"{self.paths[f].name}[{index - self._starts[f]}]"
+
+    def location(self, index: int) -> str:
+        """The path of the file, and the row in it."""
+        f, _ = self._groups[self._locate(index)[0]]
+        return f"{self._resolved[f]}[{index - self._starts[f]}]"
 
     def encoded(self, index: int) -> bytes:
         """The bytes in the row, or of the file that it names."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
@@ -112,6 +113,14 @@ class FolderSource:
     def name(self, index: int) -> str:
         """The path in the folder."""
         return self.files[index]
+
+    @cached_property
+    def _resolved(self) -> Path:
+        return self.root.resolve()
+
+    def location(self, index: int) -> str:
+        """The path of the file."""
+        return f"{self._resolved}/{self.files[index]}"
 
     def encoded(self, index: int) -> bytes:
         """The bytes of the file."""

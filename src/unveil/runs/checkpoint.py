@@ -133,14 +133,23 @@ def _save_tensors(file: Path, tensors: Mapping[str, Tensor], metadata: dict[str,
         raise OSError(f"{file} could not be written: {error}") from error
 
 
-def read(path: Path) -> Checkpoint:
-    """Read one checkpoint folder. Raises ValueError, naming the file, when it is not whole."""
+def read_state(path: Path) -> dict[str, Any]:
+    """The `state.json` of a checkpoint folder. Raises ValueError when it is damaged."""
     try:
-        state = json.loads((path / "state.json").read_text())
+        state: dict[str, Any] = json.loads((path / "state.json").read_text())
         if _checksum_of({k: v for k, v in state.items() if k != "checksum"}) != state["checksum"]:
             raise ValueError("its checksum is not the one that was written")
     except (OSError, ValueError, KeyError, AttributeError) as error:
         raise ValueError(f"{path / 'state.json'} is damaged: {error}") from error
+    return state
+
+
+def read(path: Path, state: dict[str, Any] | None = None) -> Checkpoint:
+    """Read one checkpoint folder, whose `state` may be read already.
+
+    Raises ValueError, naming the file, when it is not whole.
+    """
+    state = state or read_state(path)
     try:
         for name, expected in state["checksums"].items():
             if _checksum(path / name) != expected:
@@ -169,25 +178,10 @@ def folders(run: Path) -> list[Path]:
 
 
 def weights_by_step(run: Path) -> dict[int, Path]:
-    """The folders of all weights that a run has, checkpoints and kept ones, by their steps, the first first."""
-    found = {int(f.name.removeprefix("step-")): f for f in ((run / WEIGHTS_FOLDER).glob("step-*"))}
-    found |= {int(f.name.removeprefix("step-")): f for f in folders(run)}
+    """The folders of all weights that a run has, kept ones and checkpoints, by their steps, the first first."""
+    all_folders = [*folders(run), *sorted((run / WEIGHTS_FOLDER).glob("step-*"))]
+    found = {int(f.name.removeprefix("step-")): f for f in all_folders}
     return dict(sorted(found.items()))
-
-
-def read_epoch(run: Path, epoch: float) -> Checkpoint:
-    """The weights that were kept at an epoch. Raises ValueError, with those there are, where none were."""
-    there: dict[float, Path] = {}
-    for folder in sorted((run / WEIGHTS_FOLDER).glob("step-*")):
-        try:
-            there[json.loads((folder / "state.json").read_text())["kept_at"]] = folder
-        except (OSError, ValueError, KeyError) as error:
-            raise ValueError(f"{folder / 'state.json'} is damaged: {error}") from error
-    near = min(there, key=lambda at: abs(at - epoch), default=None)
-    if near is None or abs(near - epoch) > 1e-6 * max(1.0, epoch):
-        told = f"there are epochs {', '.join(f'{at:g}' for at in there)}" if there else "it kept none"
-        raise ValueError(f"{run} has no weights of epoch {epoch:g}: {told}; `unveil pretrain --keep-every` keeps some")
-    return read(there[near])
 
 
 def _checksum(file: Path) -> str:

@@ -14,6 +14,7 @@ from typing import Any
 from .atomic import write_json, write_text
 from .checkpoint import remove_partial_files
 from .console import log
+from .run_config import read_metadata
 from .tensorboard import FOLDER, TensorBoardWriter
 
 try:
@@ -142,19 +143,6 @@ def _step_of(line: str) -> float:
         return float(json.loads(line)["step"]) if line.endswith("\n") else float("inf")
     except (ValueError, KeyError, TypeError):
         return float("inf")
-
-
-def read_metadata(path: Path) -> dict[str, Any]:
-    """What a run's `run.json` says; empty when there is none. Raises ValueError when it is damaged."""
-    try:
-        metadata = json.loads((path / "run.json").read_text())
-    except FileNotFoundError:
-        return {}
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path / 'run.json'} is damaged ({error}); give another --out, or --overwrite") from error
-    if not isinstance(metadata, dict):
-        raise ValueError(f"{path / 'run.json'} is damaged (it is no JSON object); give another --out, or --overwrite")
-    return metadata
 
 
 def choose_folder(out: str | None, recipe: str) -> Path:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -13,10 +12,9 @@ from torch import nn
 from torch.func import functional_call
 from torch.utils.flop_counter import FlopCounterMode
 
-from ..data.aligned_folders import AlignedSource
+from ..data.identity import names_digest
 from ..data.modality_config import Declared, declared_from, modality_from
-from ..data.samples import SampleSource, origin
-from ..data.sources import EncodedSource, Source
+from ..data.sources import Source
 from ..modeling.encoder import Encoder
 from ..modeling.layers import Positions
 from ..modeling.masked_model import MaskedModel, Objective, mean_loss
@@ -40,21 +38,6 @@ def data_facts(source: Source, train: Source, held_out: Source, built: Recipe, m
         "mean": list(modality.mean),
         "std": list(modality.std),
     }
-
-
-def names_digest(source: Source) -> str:
-    """Tells one set of images from another by their names and order, wherever they lie."""
-    digest = hashlib.sha256()
-    whole, numbers = origin(source)
-    if not isinstance(
-        whole, EncodedSource | AlignedSource
-    ):  # images that are made: their names do not say how large they are
-        digest.update(source.address.encode())
-    for i in range(len(source)):
-        digest.update(source.name(i).encode(errors="surrogateescape") + b"\0")
-    if isinstance(whole, SampleSource):
-        digest.update(bytes(has for i in numbers for has in whole.has(i)))
-    return digest.hexdigest()[:16]
 
 
 def layout_of(encoder: Encoder) -> Layout:

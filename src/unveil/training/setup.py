@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from .._version import __version__
+from ..data.identity import names_digest
 from ..data.loader import Loader
 from ..data.sources import Source, Subset, spread
 from ..modeling.public_vits import State
@@ -52,7 +53,6 @@ from .run_metadata import (
     data_facts,
     layout_of,
     model_facts,
-    names_digest,
     part,
     read_declared,
     read_dials,

@@ -19,12 +19,12 @@ from ...evaluation.visualize import glance
 from ...modeling.image_encoder import Pretrained
 from ...modeling.public_vits import ForeignEncoder, is_foreign
 from ...modeling.types import Modality, unit
+from ...recipes.run import Run
 from ...runs.atomic import write_json
-from ...runs.checkpoint import read, weights_by_step
 from ...runs.console import log
 from ...runs.folder import check_writable
-from ..load import known_facts, load
-from ..open_run import Opened, device_of, open_run, samples_of
+from ..load import load
+from ..open_run import Opened, device_of, open_run
 from ..tables import table
 
 _BATCH = 32
@@ -70,17 +70,17 @@ def analyze_attention(
     limit: look at most at so many samples, evenly spread
     device: cpu, cuda, mps; auto takes the best
     """
-    path = Path(run).expanduser()
-    address = data or known_facts(path)["data"]["address"]
+    stored = Run.open(run)
+    path, address = stored.path, data or stored.config.data.address
     has_labels = address.startswith("scenes") or any(d.name == "semseg" for d in aligned_modalities(address))
     more = declare((labels or "semseg",)) if labels or has_labels else ()
     check_writable(path)
     lines: list[dict[str, Any]] = []
     decoders: list[DecoderAttention] = []
-    for step, folder in weights_by_step(path).items() or [(None, None)]:
-        opened = open_run(run, data, more, device, read(folder) if folder else None)
+    for weights in stored.checkpoints():
+        opened = open_run(stored, data, more, device, weights.epoch)
         figures, decoders = _attention(opened, *_things(opened, foreground), limit)
-        lines.append({"step": step, "epoch": opened.epoch, **figures})
+        lines.append({"step": weights.step, "epoch": opened.epoch, **figures})
     told = {"data": address, "samples": limit, "checkpoints": lines, "decoders": [d.to_dict() for d in decoders]}
     _keep(path, "attention", told)
     named = {name: word for name, word in ATTENTION.items() if name in lines[-1]}
@@ -107,12 +107,14 @@ def analyze_features(
     device: cpu, cuda, mps; auto takes the best
     """
     pair = (run_a, run_b)
-    if data is None and is_foreign(run_a):
-        raise ValueError(f"{run_a} is no run with images of its own; give --data")
-    source = open_source(data) if data is not None else samples_of(Path(run_a).expanduser())
-    folder = Path("runs", Path(run_a).stem) if is_foreign(run_a) else Path(run_a).expanduser()
+    first = None if is_foreign(run_a) else Run.open(run_a)
+    given = None if data is None else open_source(data)
+    source = given if first is None else first.held_out(given)
+    if source is None:
+        raise ValueError(f"{run_a} is not a run with images of its own; give --data")
+    folder = Path("runs", Path(run_a).stem) if first is None else first.path
     check_writable(folder)
-    read = [_layers(load(run, device=device), source, limit) for run in pair]
+    read = [_layers(load(run, device=device), source, limit) for run in (first or run_a, run_b)]
     names = [Path(run).name for run in pair]
     matrix = cka_matrix(*read)
     told = {

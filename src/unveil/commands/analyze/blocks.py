@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +16,7 @@ from ...evaluation.visualize import Viewer, glance, viewers
 from ...evaluation.visualize.reconstructions import restore
 from ...modeling.targets import Pixels
 from ...modeling.types import Batch
+from ...recipes.run import Run
 from ...reporting.figures import Block, Panel, draw_sheet
 from ...reporting.pictures import Picture, hide_patches, png
 from ...runs.atomic import write_bytes, write_json
@@ -52,8 +52,8 @@ def analyze_blocks(
     """
     if limit < 1 or samples < 1:
         raise ValueError(f"--limit and --samples are 1 or more; got {limit} and {samples}")
-    path = Path(run).expanduser()
-    opened = open_run(run, data, device=device)
+    stored = Run.open(run)
+    path, opened = stored.path, open_run(stored, data, device=device)
     check_writable(path)
     seen = glance(opened.samples, opened.modalities, opened.model.encoder.image_size, limit)
     if not len(seen):

@@ -16,14 +16,12 @@ from ...evaluation.analysis.mask_overlap import Overlap, drawn, overlaps
 from ...evaluation.visualize import glance
 from ...modeling.masked_model import MaskedModel, Objective, Teacher, mean_loss
 from ...modeling.masking import ByModality, DirichletBudget, Masker, Uniform
-from ...modeling.seeding import seed_stage
 from ...modeling.targets import Classes, Pixels
 from ...modeling.teachers import EMATeacher, LowResolutionTeacher, OnlineTeacher
 from ...modeling.types import Batch, FeatureSpec, Observation, Tokens
+from ...recipes.run import Run
 from ...runs.atomic import write_json
 from ...runs.folder import check_writable
-from ...training.run_metadata import part
-from ..load import known_facts, rebuild
 from ..open_run import Opened, device_of, open_run
 from ..tables import table
 
@@ -68,10 +66,10 @@ def analyze_masks(
     """
     if limit < 1:
         raise ValueError(f"--limit is 1 or more; got {limit}")
-    path = Path(run).expanduser()
-    opened = open_run(run, data, device=device)
+    stored = Run.open(run)
+    path, opened = stored.path, open_run(stored, data, device=device)
     if untrained:
-        opened = replace(opened, model=_as_begun(path).eval().to(device_of(opened.model)), epoch=0.0)
+        opened = replace(opened, model=stored.model(trained=False).to(device_of(opened.model)), epoch=0.0)
     _check(opened.model, path)
     check_writable(path)
     seen = glance(opened.samples, opened.modalities, opened.model.encoder.image_size, limit)
@@ -181,13 +179,6 @@ def costs(model: MaskedModel, one: Batch, ways: list[Way]) -> list[int]:
             teacher.observe(batch, tokens)
         found.append(counter.get_total_flops())
     return found
-
-
-def _as_begun(path: Path) -> MaskedModel:
-    """The last stage's model as it is before training."""
-    recipe = rebuild(path)
-    seed_stage(part(known_facts(path), "seed", path), len(recipe.stages) - 1)
-    return recipe.stages[-1].build()
 
 
 def _check(model: MaskedModel, path: Path) -> None:

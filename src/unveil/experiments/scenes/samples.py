@@ -48,6 +48,10 @@ class SceneSamples:
         """That of the scene."""
         return self.scenes.name(index)
 
+    def location(self, index: int) -> str:
+        """That of the scene."""
+        return self.scenes.location(index)
+
     def has(self, index: int) -> tuple[bool, ...]:
         """All of them, always."""
         return (True,) * len(self.declared)

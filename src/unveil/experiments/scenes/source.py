@@ -57,6 +57,10 @@ class SceneSource:
         """What tells this scene from every other, whatever its size."""
         return f"scenes/seed{self.seed}/{self._inside(index):06d}"
 
+    def location(self, index: int) -> str:
+        """The name: seed and number."""
+        return self.name(index)
+
     def image(self, index: int) -> UInt8[Tensor, "3 H W"]:
         """The picture of one scene."""
         return self.maps(index)["rgb"]

@@ -1,0 +1,211 @@
+"""A stored run, opened: its configuration, recipe, weights and data. `unveil.Run`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from ..data.aligned_folders import open_samples
+from ..data.identity import locations, names_digest
+from ..data.inspect_aligned import inspect_samples
+from ..data.modality_config import BUILT_IN, Declared, declared_from, modality_from
+from ..data.sources import Source, Subset, open_source, spread
+from ..data.splits import hold_out
+from ..modeling.image_encoder import Pool, Pretrained
+from ..modeling.masked_model import MaskedModel
+from ..modeling.seeding import seed_stage
+from ..modeling.types import Modality
+from ..runs.checkpoint import Checkpoint, read, read_latest, read_state, weights_by_step
+from ..runs.console import log
+from ..runs.run_config import RunConfig
+from .recipe import Recipe
+from .registry import handed, load_recipe
+
+_INSPECTED = 64  # samples that settle maps which the run itself does not read
+_HEADLINE = ("size", "patch", "image_size", "visible", "batch_size", "lr", "teacher")
+
+
+@dataclass(frozen=True)
+class SavedWeights:
+    """Weights of a run on disk: a checkpoint, or those that it kept at an epoch (`pretrain --keep-every`)."""
+
+    step: int
+    epoch: float
+    stage: int
+    path: Path
+
+
+class Run:
+    """A run folder, opened to be read: `run = Run.open("runs/a")`. Each of its files is read once.
+
+    Models and data are made when they are asked for, on the CPU, and are new objects each time.
+    """
+
+    def __init__(self, path: Path, config: RunConfig):
+        self.path, self.config = path, config
+        self._last_read: tuple[float | None, Checkpoint] | None = None
+
+    @classmethod
+    def open(cls, path: str | Path) -> Run:
+        """The run in a folder.
+
+        Raises FileNotFoundError where there is no `run.json`, ValueError where it is damaged.
+        """
+        folder = Path(path).expanduser()
+        return cls(folder, RunConfig.read(folder))
+
+    def __repr__(self) -> str:
+        c, newest = self.config, max(weights_by_step(self.path), default=None)
+        done = f"step {newest}" if newest is not None else "no checkpoint"
+        epochs = "" if c.epochs is None else f", {c.epochs:g} epoch{'s' * (c.epochs != 1)}"
+        images = f"{c.data.count:,} images of {c.data.address} ({c.data.held_out:,} held out)"
+        headline = "".join(f", {name}={c.options[name]}" for name in _HEADLINE if c.options.get(name) is not None)
+        return f"<Run {self.path}: {c.recipe}, {c.status} at {done}{epochs}, {images}{headline}>"
+
+    @property
+    def name(self) -> str:
+        """That of its folder."""
+        return self.path.absolute().name
+
+    @cached_property
+    def declared(self) -> tuple[Declared, ...]:
+        """The maps that the run reads, and how their files are read; empty for a run of plain images."""
+        return tuple(map(declared_from, self.config.modalities))
+
+    @cached_property
+    def modalities(self) -> tuple[Modality, ...]:
+        """The modalities of the run, in the order of its recipe."""
+        return tuple(d.modality for d in self.declared) or (modality_from(self.config.image),)
+
+    @cached_property
+    def _make_recipe(self) -> Callable[..., Recipe]:
+        own = self.path / "recipe.py"
+        return load_recipe(str(own) if own.exists() else self.config.recipe)
+
+    def recipe(self) -> Recipe:
+        """The run's recipe with its options, initialised as the run began."""
+        seed_stage(self.config.seed, -1)
+        return self._make_recipe(**handed(self._make_recipe, self.modalities), **self.config.options)
+
+    @cached_property
+    def _states(self) -> dict[int, tuple[Path, dict[str, Any]]]:
+        return {step: (folder, read_state(folder)) for step, folder in weights_by_step(self.path).items()}
+
+    def checkpoints(self) -> list[SavedWeights]:
+        """All weights of the run, the oldest first. Raises ValueError where a `state.json` is damaged."""
+        return [
+            SavedWeights(step, state.get("kept_at", state["epoch"]), state["stage"], folder)
+            for step, (folder, state) in self._states.items()
+        ]
+
+    def checkpoint(self, epoch: float | None = None) -> Checkpoint:
+        """The newest whole checkpoint, or the weights that the run has of an epoch.
+
+        Raises ValueError, with those there are, where there are none.
+        """
+        if self._last_read is None or self._last_read[0] != epoch:
+            self._last_read = epoch, self._newest() if epoch is None else self._at(epoch)
+        return self._last_read[1]
+
+    def _newest(self) -> Checkpoint:
+        newest, complaints = read_latest(self.path)
+        if newest is None:
+            raise ValueError(f"{self.path} has no whole checkpoint yet" + "".join(f"; {c}" for c in complaints))
+        return newest
+
+    def _at(self, epoch: float) -> Checkpoint:
+        saved = self.checkpoints()
+        near = min(saved, key=lambda weights: abs(weights.epoch - epoch), default=None)
+        if near is None or abs(near.epoch - epoch) > 1e-6 * max(1.0, epoch):
+            epochs = f"there are epochs {', '.join(f'{w.epoch:g}' for w in saved)}" if saved else "it has none yet"
+            raise ValueError(
+                f"{self.path} has no weights of epoch {epoch:g}: {epochs}; `unveil pretrain --keep-every` keeps some"
+            )
+        return read(near.path, self._states[near.step][1])
+
+    def model(self, stage: int | None = None, epoch: float | None = None, *, trained: bool = True) -> MaskedModel:
+        """The masked model of a stage, counted from 0, in eval mode on the CPU; by default that of the weights.
+
+        `epoch` picks weights as `checkpoint` does. With `trained=False` it is the model as it was before training, by
+        default of the last stage. Raises ValueError where the weights belong to another stage.
+        """
+        saved = self.checkpoint(epoch) if trained else None
+        recipe = self.recipe()
+        if stage is None:
+            stage = len(recipe.stages) - 1 if saved is None else saved.state["stage"]
+        if saved is not None and saved.state["stage"] != stage:
+            raise ValueError(
+                f"the weights of {self.path} at epoch {saved.state['epoch']:g} are those of stage"
+                f" {saved.state['stage']}, not {stage}; give an epoch of that stage"
+            )
+        seed_stage(self.config.seed, stage)
+        model = recipe.stages[stage].build()
+        if saved is not None:
+            model.load_state_dict(saved.model)
+        return model.eval()
+
+    def encoder(self, pool: Pool = "mean", epoch: float | None = None, *, trained: bool = True) -> Pretrained:
+        """The encoder as a function of images, on the CPU; `epoch` and `trained` as in `model`."""
+        encoder = self.recipe().encoder
+        if trained:
+            weights = self.checkpoint(epoch).model
+            own = {n.removeprefix("encoder."): tensor for n, tensor in weights.items() if n.startswith("encoder.")}
+            encoder.load_state_dict(own)
+        return Pretrained(encoder, pool)
+
+    def train_images(self) -> Source:
+        """The samples that the run was trained on. Raises FileNotFoundError where its data have moved."""
+        return self.split()[0]
+
+    def held_out(self, data: str | Source | None = None, more: tuple[Declared, ...] = ()) -> Source:
+        """The samples at an address, or of a source, that the run was not trained on; by default of its own data."""
+        return self.split(data, more)[1]
+
+    def split(self, data: str | Source | None = None, more: tuple[Declared, ...] = ()) -> tuple[Source, Source]:
+        """The samples at an address, or of a source, in two: those that the run was trained on, and the others.
+
+        Samples are the same where their files are, however the address is written, and where all names in it are those
+        of the run's data, wherever they lie. `more` maps are read than the run itself reads, such as labels. Raises
+        ValueError where the run was trained on all of them, FileNotFoundError where there is nothing.
+        """
+        address = self.config.data.address if data is None else data
+        given = self._open(address) if isinstance(address, str) else address
+        own = given if data is None or names_digest(given) == self.config.data.names else self._own_data()
+        trained = frozenset() if own is None else frozenset(locations(self._hold_out(own)[0]))
+        source = self._open(address, more) if more and isinstance(address, str) else given
+        where = locations(source)
+        seen = [i for i, location in enumerate(where) if location in trained]
+        unseen = [i for i, location in enumerate(where) if location not in trained]
+        if not unseen:
+            raise ValueError(f"{self.path} was trained on all {len(source)} samples of {source.address}; give others")
+        return Subset(source, seen), Subset(source, unseen) if seen else source
+
+    def _own_data(self) -> Source | None:
+        """The data that the run was trained on; None where they are not there any more."""
+        try:
+            return self._open(self.config.data.address)
+        except (OSError, ValueError):
+            return None
+
+    def _hold_out(self, own: Source) -> tuple[Source, Source]:
+        data = self.config.data
+        if names_digest(own) != data.names:
+            log(
+                f"warning: {own.address} has changed since {self.path} was trained on {data.count} samples of it (now"
+                f" {len(own)}); which of them it was trained on is not known, and some of those used may be"
+            )
+        return hold_out(own, data.held_out_share, self.config.seed, last=data.held_out_last, group_by=data.group_by)
+
+    def _open(self, address: str, more: tuple[Declared, ...] = ()) -> Source:
+        """The samples at an address as the run reads them, with `more` maps."""
+        more = tuple(d for d in more if d.name not in {own.name for own in self.declared})
+        if not self.declared and not more:
+            return open_source(address, self.config.data.channels)
+        source = open_samples(address, (*(self.declared or (BUILT_IN["rgb"],)), *more))
+        if more:
+            inspection = inspect_samples(Subset(source, spread(len(source), _INSPECTED)))
+            source = source.settled(inspection.settle(source.declared))
+        return source

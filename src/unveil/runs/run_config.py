@@ -1,0 +1,111 @@
+"""The configuration of a stored run: `run.json`, parsed once into types. It is read without torch."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """The data of a run as they were when it began, and how they were split.
+
+    `names` is the digest of all samples' names, in order. A share of the samples was held out: spread over them, or
+    `held_out_last`; with `group_by`, whole groups of them.
+    """
+
+    address: str
+    count: int
+    names: str
+    channels: int
+    held_out: int
+    held_out_share: float = 0.05
+    held_out_last: bool = False
+    group_by: str | None = None
+
+
+@dataclass(frozen=True)
+class ScheduleConfig:
+    """The learning rate of a run: `lr` before scaling, and the epochs that earlier runs of its schedule trained."""
+
+    lr: float
+    lr_factor: float = 1.0
+    warmup_epochs: float = 0.0
+    trained_epochs: float = 0.0
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """What `run.json` says of a run.
+
+    `options` are the values of the recipe's options, `modalities` the declared maps as JSON holds them (empty for a run
+    of plain images), `image` the modality of such a run, `epochs` the length of all stages.
+    """
+
+    recipe: str
+    seed: int
+    data: DataConfig
+    options: Mapping[str, Any] = field(default_factory=dict)
+    modalities: tuple[Mapping[str, Any], ...] = ()
+    image: Mapping[str, Any] = field(default_factory=dict)
+    schedule: ScheduleConfig | None = None
+    epochs: float | None = None
+    status: str = "unknown"
+
+    @classmethod
+    def read(cls, run: Path) -> RunConfig:
+        """The configuration of a run folder, of this release or the last.
+
+        Raises FileNotFoundError where there is no `run.json`, ValueError where it is damaged or lacks an entry.
+        """
+        facts = read_metadata(run)
+        if not facts:
+            near = [str(p.parent) for p in sorted(run.glob("*/run.json"))[:5]]
+            hint = f"; there are runs at {', '.join(near)}" if near else ""
+            raise FileNotFoundError(f"{run} is no run folder: it has no run.json{hint}")
+        try:
+            return cls.parse(facts)
+        except KeyError as error:
+            raise ValueError(f"{run / 'run.json'} has no entry {error}; give another run") from error
+
+    @classmethod
+    def parse(cls, facts: Mapping[str, Any]) -> RunConfig:
+        """The configuration in the content of a `run.json`. Raises KeyError with the first entry that is missing."""
+        asked, data, optim = facts["asked"], facts["data"], facts.get("optim")
+        return cls(
+            recipe=facts["recipe"],
+            seed=facts["seed"],
+            data=DataConfig(
+                data["address"],
+                data["count"],
+                data["names"],
+                data["channels"],
+                data["held_out"],
+                asked.get("held_out_share", 0.05),
+                asked.get("held_out") == "last",
+                asked.get("group_by"),
+            ),
+            options={name: tuple(v) if isinstance(v, list) else v for name, v in facts["dials"].items()},
+            modalities=tuple(facts.get("modalities", ())),
+            image=facts["modality"],
+            schedule=optim
+            and ScheduleConfig(**{f: optim[f] for f in ScheduleConfig.__dataclass_fields__ if f in optim}),
+            epochs=sum(stage["epochs"] for stage in facts.get("model", {}).get("stages", ())) or None,
+            status=facts.get("status", "unknown"),
+        )
+
+
+def read_metadata(run: Path) -> dict[str, Any]:
+    """The content of a folder's `run.json`; empty where there is none. Raises ValueError when it is damaged."""
+    try:
+        facts = json.loads((run / "run.json").read_text())
+    except FileNotFoundError:
+        return {}
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{run / 'run.json'} is damaged ({error}); give another --out, or --overwrite") from error
+    if not isinstance(facts, dict):
+        raise ValueError(f"{run / 'run.json'} is damaged (it is no JSON object); give another --out, or --overwrite")
+    return facts
