@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import unveil
+from test_cmtmae import build as guided
 from test_look import FEW, SMALL
 from tiny import batch, build
 from tiny_runs import write_images
@@ -30,6 +32,7 @@ from unveil.evaluation.analysis.metrics import (
 from unveil.modeling.image_encoder import Pretrained
 from unveil.modeling.public_vits import Spec, fresh
 from unveil.modeling.types import Batch, Modality
+from unveil.recipes import attmask
 
 
 def features(seed: int, count: int = 12, width: int = 5) -> torch.Tensor:
@@ -93,6 +96,20 @@ class TestAttention:
         assert found["foreground_area"] == 1
         assert "guide_evenness" not in found
         assert 0.9 < found["student_evenness"] <= 1
+
+    def test_a_teacher_that_attends_as_the_student_agrees_with_it(self):
+        model, on = guided(attmask).eval(), batch(4)
+        output = model.encode_decode(on)
+        student = output.observations["student"]
+        same = replace(output, observations={"student": student, "teacher": student})
+        figures = attention_figures(model, on, same)
+        assert figures["rank_correlation"] == pytest.approx(1)
+        assert figures["top_overlap"] == 1
+        assert figures["teacher_evenness"] == figures["student_evenness"]
+        opposite = replace(student, attention=student.attention.amax() - student.attention)
+        figures = attention_figures(model, on, replace(output, observations={"student": student, "teacher": opposite}))
+        assert figures["rank_correlation"] == pytest.approx(-1)
+        assert figures["top_overlap"] == 0
 
     def test_even_attention_in_a_decoder_gives_the_even_figures(self):
         model, on = build(visible=0.25, predicted=0.75, decoder="self"), batch(2)
@@ -161,9 +178,9 @@ class TestAnalyze:
         assert "rank corr." in out
         assert "to visible" in out
         told: dict[str, Any] = json.loads((guided / "analysis/attention.json").read_text())
-        assert len(told["checkpoints"]) == 2
-        last = told["checkpoints"][-1]
-        assert -1 <= last["rank_correlation"] <= 1
+        first, last = told["checkpoints"]
+        assert first["rank_correlation"] != last["rank_correlation"]
+        assert first["teacher_evenness"] == last["teacher_evenness"], "the teacher is frozen"
         assert last["hidden_tokens"] == 0.75
         assert told["decoders"][0]["heads"] == 2
         page = unveil.report([guided]).read_text()

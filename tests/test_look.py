@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ from unveil.cli import main
 from unveil.data.modality_config import declare
 from unveil.evaluation.analysis.attention_maps import guided_part, masks_of
 from unveil.evaluation.analysis.attention_maps import hidden as hidden_tokens
-from unveil.evaluation.visualize import panels, viewers
+from unveil.evaluation.visualize import panels, sheet, viewers
 from unveil.evaluation.visualize.reconstructions import alone, answers, distances
 from unveil.experiments.scenes import SceneSource
 from unveil.modeling.encoder import SIZES
@@ -57,23 +58,33 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return home
 
 
-def panel(sheet: np.ndarray, left: int, upper: int, side: int = 100) -> np.ndarray:
-    return sheet[upper : upper + side, left : left + side]
+def grey_patches(picture: np.ndarray | None, side: int = 4) -> np.ndarray:
+    assert picture is not None
+    grey = (picture == 128).all(axis=-1)
+    return grey.reshape(grey.shape[0] // side, side, -1, side).all(axis=(1, 3))
 
 
 class TestLook:
-    def test_a_guided_run(self, made: Path, capsys: pytest.CaptureFixture[str]):
+    def test_a_guided_run(self, made: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
+        drawn: list[Block] = []
+        monkeypatch.setattr(
+            sys.modules[sheet.__module__], "draw_sheet", lambda *args: drawn.extend(args[1]) or draw_sheet(*args)
+        )
         assert main(["look", str(made / "cmtmae"), "--samples", "1", "--device", "cpu"]) == 0
         out = capsys.readouterr().out.splitlines()
         assert out[0] == str(made / "cmtmae" / "look.png")
         assert out[1].startswith("next: unveil ")
-        sheet = np.asarray(Image.open(out[0]))
-        assert sheet.shape[1] == WIDTH
-        upper = [panel(sheet, x, 110) for x in (345, 500, 650, 805)]  # teacher, student, blend, mask
-        lower = [panel(sheet, x, 285) for x in (345, 500, 650, 805, 957, 1110)]  # the six ways of drawing
-        shown = [p.tobytes() for p in (*upper, *lower)]
-        assert len(set(shown)) >= len(shown) - 1, "panels differ; a hint may equal the hard cut on 16 patches"
-        assert all(p.std() > 5 for p in (*upper, *lower))
+        assert Image.open(out[0]).width == WIDTH
+        (block,) = drawn
+        attention, masks = ({p.caption.partition(",")[0]: p for p in row} for row in block.rows)
+        assert list(masks) == ["gumbel", "hard", "noise", "hint", "low", "keep"]
+        maps = [attention[name].picture for name in ("teacher attention", "student attention", "blend")]
+        assert len({np.asarray(one).tobytes() for one in maps}) == 3
+        hidden = {name: grey_patches(one.picture) for name, one in masks.items()}
+        assert all(grey.sum() == 12 for grey in hidden.values()), "75% of 16 patches"
+        assert (hidden["gumbel"] == grey_patches(attention["mask as trained"].picture)).all(), "the run's own way"
+        shares = {name: int(one.caption.partition(", ")[2].removesuffix("%")) for name, one in masks.items()}
+        assert shares["low"] == min(shares.values()) < max(shares.values()) == shares["hard"]
 
     def test_several_modalities(self, made: Path):
         path = unveil.look(str(made / "two"), samples=2, device="cpu", out=str(made / "two.png"))

@@ -21,24 +21,19 @@ from unveil.training.run_metadata import read_declared
 RECIPE = '''
 """Two: a tiny ViT that reads several modalities and predicts the continuous ones."""
 
-from unveil.decoder import SelfDecoder
-from unveil.encoder import Encoder
-from unveil.masking import Masker, Uniform
-from unveil.model import MaskedModel, Objective
-from unveil.optim import Optim
-from unveil.recipe import Recipe, Stage, View
-from unveil.records import DEPTH, RGB
-from unveil.targets import Pixels
+from unveil.parts import (
+    DEPTH, RGB, Encoder, MaskedModel, Masker, Objective, Optim, Pixels, Recipe, SelfDecoder, Stage, Uniform, View
+)
 
 
 def recipe(*, modalities=(RGB, DEPTH), image_size: tuple[int, ...] = (16,), patch: int = 4, visible: float = 0.25,
            epochs: float = 2, warmup_epochs: float = 1, batch_size: int = 10, lr: float = 0.05) -> Recipe:
     encoder = Encoder(modalities, image_size, patch, dim=16, depth=2, heads=2)
-    told = [m for m in modalities if m.kind == "continuous"]
+    outputs = [m for m in modalities if m.kind == "continuous"]
 
     def build():
-        decoders = {m.name: SelfDecoder(m.name, encoder, 16, 1, 2) for m in told}
-        objectives = [Objective(m.name, m.name, 16, Pixels(m, patch, norm_pix=False)) for m in told]
+        decoders = {m.name: SelfDecoder(m.name, encoder, 16, 1, 2) for m in outputs}
+        objectives = [Objective(m.name, m.name, 16, Pixels(m, patch, norm_pix=False)) for m in outputs]
         return MaskedModel(encoder, Masker(Uniform(), visible, 1 - visible), decoders, objectives)
 
     return Recipe(encoder, (Stage(build, epochs),), Optim(lr, batch_size, warmup_epochs), View(encoder.image_size))

@@ -263,10 +263,12 @@ class TestUsing:
 
     def test_evaluate_keeps_its_figures_with_the_run(self, place: Place, whole: Callable):
         run = shutil.copytree(whole(*TRAIN), place.path / "copy")
-        assert main(["evaluate", str(run), "--data", place.data, "--protocol", "knn"]) == 0
-        told = json.loads((run / "eval" / "knn.json").read_text())
-        assert 0 <= told["metrics"]["accuracy"] <= 1
-        assert set(told["baselines"]) == {"pixels", "untrained"}
+        words = ["--data", place.data, "--test-data", place.data]  # of one neighbour: each image is its own
+        assert main(["evaluate", str(run), *words, "--protocol", "knn"]) == 0
+        result = json.loads((run / "eval" / "knn.json").read_text())
+        assert result["metrics"]["accuracy_k1"] == 1
+        assert result["metrics"]["accuracy"] < 1
+        assert {name: b["accuracy_k1"] for name, b in result["baselines"].items()} == {"pixels": 1, "untrained": 1}
 
     @pytest.mark.parametrize(
         ("words", "part"),

@@ -72,7 +72,8 @@ def test_a_built_in_study_is_possible_at_every_scale(name: str, tmp_path: Path):
         given = with_data(asked, scale, data=[f"{s.name}=scenes" for s in at.settings if s.data is None])
         jobs = expand(given, scale, tmp_path)
         assert len({job.name for job in jobs}) == len(jobs)
-        assert scale != "cpu" or len(jobs) <= 12
+        assert len(jobs) == len(asked.arms_at(scale)) * len(at.settings) * len(at.seeds)
+    assert len(expand(asked, "cpu", tmp_path)) <= 12
 
 
 @pytest.mark.parametrize("name", NAMES)

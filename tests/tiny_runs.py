@@ -19,14 +19,9 @@ from unveil.cli import main
 RECIPE = '''
 """Tiny: a ViT of two blocks, trained in one stage or in two that share the encoder."""
 
-from unveil.decoder import CrossDecoder, SelfDecoder
-from unveil.encoder import Encoder
-from unveil.masking import Masker, Uniform
-from unveil.model import MaskedModel, Objective
-from unveil.optim import Optim
-from unveil.recipe import Recipe, Stage, View
-from unveil.records import RGB
-from unveil.targets import Pixels
+from unveil.parts import (
+    RGB, CrossDecoder, Encoder, MaskedModel, Masker, Objective, Optim, Pixels, Recipe, SelfDecoder, Stage, Uniform, View
+)
 
 
 def recipe(*, modality=RGB, image_size: tuple[int, ...] = (16,), patch: int = 4, visible: float = 0.25,
