@@ -1,8 +1,8 @@
 """Golden results: every protocol gives, for stored runs, the result file that it gave before.
 
-`tests/golden/evaluation.json` was written by `python tests/test_golden_evaluation.py`, one thread, on a CPU. On the
-processor and torch that wrote it every number has to be equal to the bit; elsewhere the same names have to be there.
-A change that moves a number on purpose writes the file anew and says why in its message.
+`tests/golden/evaluation.json` was written by `python tests/test_golden_evaluation.py`, float32, one thread, on a CPU.
+On the processor and torch that wrote it every number has to be equal to the bit; elsewhere the same names have to be
+there. A change that moves a number on purpose writes the file anew and says why in its message.
 """
 
 from __future__ import annotations
@@ -17,12 +17,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import unveil
 from test_golden_curves import machine, one_thread
 from tiny_runs import write_images
 from unveil.modeling.encoder import SIZES
 
+torch.cpu.get_capabilities = dict  # float32, whatever the processor has in hardware
 OLD = Path(__file__).parent / "old_runs"
 GOLDEN = Path(__file__).parent / "golden" / "evaluation.json"
 SCENES = {"data": "scenes:count=16,seed=2", "test_data": "scenes:count=6,seed=3"}
