@@ -15,6 +15,7 @@ from unveil.modeling.masked_model import MaskedModel
 from unveil.modeling.rng import sample_keys
 from unveil.modeling.types import DEPTH, RGB, SEMSEG, Batch, Modality
 from unveil.recipes import multimae, multimae_attention
+from unveil.recipes.registry import build_recipe
 
 SEMANTICS = replace(SEMSEG, num_classes=5)
 ALL = (RGB, DEPTH, SEMANTICS)
@@ -26,7 +27,7 @@ def build(recipe=multimae.recipe, modalities: tuple[Modality, ...] = ALL, **dial
     torch.manual_seed(0)
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(SIZES, "tiny", (24, 2, 2))
-        return recipe(modalities=modalities, **{**SHAPE, "visible": 0.25, **dials}).stages[0].build()
+        return build_recipe(recipe, modalities, {**SHAPE, "visible": 0.25, **dials}).stages[0].build()
 
 
 def batch(count: int = 4, progress: float = 0.5, **said: Mapping[str, Tensor]) -> Batch:

@@ -15,8 +15,9 @@ from unveil.commands.analyze.masks import FAITHFUL, RANDOM, costs, ways_of
 from unveil.evaluation.analysis.mask_overlap import Overlap, drawn, overlaps
 from unveil.experiments.bench.contenders import CONTENDERS, Work
 from unveil.experiments.bench.flops import count
-from unveil.modeling.types import DEPTH, RGB, SEMSEG, Layout, Tokens
+from unveil.modeling.types import Layout, Tokens
 from unveil.recipes import multimae
+from unveil.recipes.registry import build_recipe
 
 
 def test_overlaps_by_hand():
@@ -54,7 +55,7 @@ def test_a_guided_run_masks_as_its_faithful_way_does(lacks: dict):
 def test_costs_are_those_that_the_bench_counts():
     work = Work("nano", 16, (64,), 1, 0)
     bench = {name: count(CONTENDERS[name], work).flops for name in ("multimae", "multimae-guided", "guided-half")}
-    model = multimae.recipe(size="nano", image_size=(64,), modalities=(RGB, DEPTH, SEMSEG)).stages[0].build()
+    model = build_recipe(multimae.recipe, (), {"size": "nano", "image_size": (64,)}).stages[0].build()
     ways = ways_of(model)
     step, *looks = costs(model, work.batch("cpu"), ways)
     told = dict(zip((way.name for way in ways), looks, strict=True))

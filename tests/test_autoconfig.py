@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import threading
 import time
 
@@ -14,6 +13,7 @@ from tiny import DIALS
 from unveil.data import Loader, View
 from unveil.modeling.encoder import SIZES
 from unveil.recipes import cmtmae, mim
+from unveil.recipes.registry import build_recipe, defaults_of
 from unveil.training.autoconfig import MIN_BATCH, AutoConfig, configure_schedule, time_with_data, validation_interval
 from unveil.training.trainer import Settings
 
@@ -47,7 +47,7 @@ def loader(seconds: float, cache_bytes: int = 0) -> Loader:
 @pytest.fixture
 def recipe(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(SIZES, "tiny", (24, 1, 2))
-    return mim.recipe(**{**DIALS, "decoder_depth": 1})
+    return build_recipe(mim.recipe, (), {**DIALS, "decoder_depth": 1})
 
 
 class TestRehearse:
@@ -93,7 +93,7 @@ class TestFitSchedule:
         assert (dials["epochs"], dials["batch_size"], dials["lr"]) == (3.0, 64, 1e-4)
 
     def test_every_dial_it_sets_is_the_recipes(self):
-        assert self.plan().dials.keys() <= inspect.signature(mim.recipe).parameters.keys()
+        assert self.plan().dials.keys() <= defaults_of(mim.recipe).keys()
 
     @pytest.mark.parametrize(
         ("given", "fits"),

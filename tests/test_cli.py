@@ -213,14 +213,13 @@ class TestFlags:
 
     @pytest.mark.parametrize("name", ["mae", "crossmae", "simmim", "mim"])
     def test_every_dial_of_our_recipes_is_a_flag_with_a_meaning(self, name: str):
-        import inspect
 
         from unveil.cli.flags import flags_of
-        from unveil.recipes.registry import load_recipe
+        from unveil.recipes.registry import defaults_of, load_recipe
 
         recipe = load_recipe(name)
         flags = flags_of(recipe, skip=("modality",))
-        assert {flag.name for flag in flags} == set(inspect.signature(recipe).parameters) - {"modality"}
+        assert {flag.name for flag in flags} == defaults_of(recipe).keys()
         for flag in flags:
             assert flag.meaning, flag.name
             assert flag.example
@@ -322,7 +321,8 @@ class TestRecipes:
         assert main(["recipes"]) == 0
         told = " ".join(capsys.readouterr().out.split())
         assert "MAE: hide three quarters" in told
-        assert "image-size 224, visible 0.25" in told
+        assert "image-size 224, epochs 800" in told
+        assert "flip h, visible 0.25" in told
 
 
 class TestEnds:

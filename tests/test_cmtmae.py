@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
-import re
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tiny import DIALS, batch, modality
+from tiny import DIALS, batch, check_options, modality
 from tiny_runs import write_images
 from unveil.data.loader import Loader
 from unveil.data.sources import open_source
@@ -23,6 +21,7 @@ from unveil.modeling.optim import warmup_cosine
 from unveil.modeling.seeding import seed_stage
 from unveil.recipes import attmask, cmtmae, hpm, maskfeat, milan
 from unveil.recipes.recipe import Recipe
+from unveil.recipes.registry import build_recipe, defaults_of
 from unveil.runs.checkpoint import read_latest
 from unveil.runs.folder import RunFolder
 from unveil.training.loop import Loop
@@ -71,11 +70,13 @@ CHOICES: list[dict[str, Any]] = [
 
 def make(recipe: Any = cmtmae, **dials: Any) -> Recipe:
     """A recipe on an encoder of two blocks that is 24 wide."""
-    known = inspect.signature(recipe.recipe).parameters
-    given = {**DIALS, "visible": 0.5, "teacher": "random", "modality": modality(3), **dials}
+    known = defaults_of(recipe.recipe)
+    given = {**DIALS, "visible": 0.5, "teacher": "random", **dials}
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(SIZES, "tiny", (24, 2, 2))
-        return recipe.recipe(**{name: value for name, value in given.items() if name in known})
+        return build_recipe(
+            recipe.recipe, [modality(3)], {name: value for name, value in given.items() if name in known}
+        )
 
 
 def build(recipe: Any = cmtmae, stage: int = -1, **dials: Any) -> MaskedModel:
@@ -367,10 +368,7 @@ class TestStages:
 
 @pytest.mark.parametrize("recipe", [cmtmae, attmask, milan, maskfeat, hpm], ids=lambda r: r.__name__)
 def test_every_dial_is_a_keyword_with_a_default_and_a_line_of_help(recipe: Any):
-    parameters = inspect.signature(recipe.recipe).parameters
-    assert all(p.kind is p.KEYWORD_ONLY and p.default is not p.empty for p in parameters.values())
-    told = re.findall(r"^    (\w+): \S", recipe.recipe.__doc__, re.MULTILINE)
-    assert told == [dial for dial in parameters if dial != "modality"]
+    check_options(recipe.recipe)
 
 
 def test_the_papers_numbers():

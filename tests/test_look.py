@@ -27,6 +27,7 @@ from unveil.modeling.encoder import SIZES
 from unveil.modeling.masking import ByModality, DirichletBudget, Guided, IfSeen, RandomHeads, Uniform
 from unveil.modeling.types import DEPTH, RGB, Batch
 from unveil.recipes import cmtmae, maskfeat, multimae
+from unveil.recipes.registry import build_recipe
 from unveil.reporting.figures import WIDTH, Bar, Block, Legend, Panel, draw_sheet
 from unveil.reporting.pictures import (
     class_colours,
@@ -212,7 +213,9 @@ class TestAnswers:
     def test_so_it_does_in_each_of_several_modalities_that_ask_for_all(self, monkeypatch: pytest.MonkeyPatch):
         monkeypatch.setitem(SIZES, "tiny", (24, 2, 2))
         dials = {"size": "tiny", "patch": 4, "image_size": (16,), "decoder_dim": 16, "decoder_depth": 1}
-        model = multimae.recipe(modalities=(RGB, DEPTH), visible=0.5, decoder_heads=2, **dials).stages[0].build()
+        model = (
+            build_recipe(multimae.recipe, (RGB, DEPTH), {"visible": 0.5, "decoder_heads": 2, **dials}).stages[0].build()
+        )
         maps = {"rgb": torch.rand(2, 3, 16, 16), "depth": 1 + torch.rand(2, 1, 16, 16)}
         on = Batch(maps, batch(2).key, torch.ones(()))
         with torch.no_grad():

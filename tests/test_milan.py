@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from dataclasses import replace
 from typing import Any
 
@@ -16,11 +15,11 @@ from unveil.modeling.encoder import SIZES, Encoder
 from unveil.modeling.masked_model import mean_loss
 from unveil.modeling.public_vits import Spec, fresh
 from unveil.modeling.rng import sample_keys
-from unveil.modeling.types import DEPTH, RGB, SEMSEG, Batch, FeatureSpec, Modality
+from unveil.modeling.types import RGB, Batch, FeatureSpec, Modality
 from unveil.recipes import milan
-from unveil.recipes.registry import handed, load_recipe, recipe_cards
+from unveil.recipes.registry import build_recipe, default_modalities, defaults_of, load_recipe, recipe_cards
 
-TAUGHT = [name for name in recipe_cards() if "teacher" in inspect.signature(load_recipe(name)).parameters]
+TAUGHT = [name for name in recipe_cards() if "teacher" in defaults_of(load_recipe(name))]
 
 
 def test_the_loss_is_the_mean_over_patches_and_class_token():
@@ -74,11 +73,11 @@ def test_a_random_teacher_is_all_that_the_control_needs(name: str, monkeypatch: 
     monkeypatch.setitem(SIZES, "base", (24, 2, 2))
     monkeypatch.setitem(SIZES, "tiny", (24, 2, 2))
     load = load_recipe(name)
-    modalities = (RGB, DEPTH, SEMSEG) if "modalities" in inspect.signature(load).parameters else (RGB,)
+    modalities = default_modalities(load) or (RGB,)
     dials: dict[str, Any] = {"patch": 8, "image_size": (32,), "decoder_dim": 16, "decoder_depth": 1}
-    if "decoder_heads" in inspect.signature(load).parameters:
+    if "decoder_heads" in defaults_of(load):
         dials["decoder_heads"] = 2
-    made = load(**handed(load, modalities), **dials, teacher="random")
+    made = build_recipe(load, modalities, {**dials, "teacher": "random"})
     maps = {"rgb": torch.rand(2, 3, 32, 32), "depth": torch.rand(2, 1, 32, 32)}
     maps["semseg"] = torch.randint(133, (2, 1, 8, 8))
     given = {m.name: maps[m.name] for m in modalities}

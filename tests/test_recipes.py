@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import inspect
 import itertools
-import re
 
 import pytest
 import torch
 
-from tiny import DIALS, batch, build
+from tiny import DIALS, batch, build, check_options
 from unveil.modeling.encoder import SIZES
 from unveil.modeling.masked_model import mean_loss
 from unveil.modeling.types import Layout
 from unveil.recipes import crossmae, mae, mim, simmim
 from unveil.recipes.recipe import Recipe, Stage
+from unveil.recipes.registry import build_recipe, options_of
 
 SCORES = ("uniform", "block", "inverse-block", "grid")
 HIDE_AND_DECODER = (
@@ -157,7 +156,7 @@ def layout(grid: tuple[int, int]) -> Layout:
 def sizes(recipe, **dials) -> tuple[int, int]:
     """Trained parameters of the encoder and of the rest, without making a single number."""
     with torch.device("meta"):
-        model = recipe(**dials).stages[0].build()
+        model = build_recipe(recipe, (), dials).stages[0].build()
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     encoder = sum(p.numel() for p in model.encoder.parameters() if p.requires_grad)
     return encoder, trained - encoder
@@ -200,7 +199,7 @@ def test_a_norm_is_trained_only_where_it_is_read():
 )
 def test_the_papers_token_counts(recipe, dials: dict, expected: tuple[int, int]):
     with torch.device("meta"):
-        built = recipe(**dials)
+        built = build_recipe(recipe, (), dials)
         model = built.stages[0].build()
     assert model.masker.counts(layout(built.encoder.grid)) == expected
 
@@ -243,7 +242,7 @@ def test_a_paper_is_a_choice_of_words(paper, words: dict):
     losses = []
     for recipe, dials in ((paper.recipe, {}), (mim.recipe, words)):
         torch.manual_seed(0)
-        losses.append(mean_loss(recipe(**shape, **dials).stages[0].build()(on)))
+        losses.append(mean_loss(build_recipe(recipe, (), {**shape, **dials}).stages[0].build()(on)))
     assert losses[0] == losses[1]
 
 
@@ -252,25 +251,22 @@ def test_a_paper_is_a_choice_of_words(paper, words: dict):
 
 @pytest.mark.parametrize("recipe", [mae, crossmae, simmim, mim], ids=lambda r: r.__name__)
 def test_every_dial_is_a_keyword_with_a_default_and_a_line_of_help(recipe):
-    parameters = inspect.signature(recipe.recipe).parameters
-    assert all(p.kind is p.KEYWORD_ONLY and p.default is not p.empty for p in parameters.values())
-    told = re.findall(r"^    (\w+): \S", recipe.recipe.__doc__, re.MULTILINE)
-    assert told == [dial for dial in parameters if dial != "modality"]
+    check_options(recipe.recipe)
 
 
 def test_dials_mean_the_same_in_every_recipe():
     """A flag's help and its type do not depend on the recipe."""
     told: dict[str, set[str]] = {}
     for recipe in (mae, crossmae, mim):
-        for line in re.findall(r"^    (\w+: .*)$", recipe.recipe.__doc__, re.MULTILINE):
-            told.setdefault(line.split(":")[0], set()).add(line)
+        for option in options_of(recipe.recipe):
+            told.setdefault(option.name, set()).add(option.meaning)
     different = {dial for dial, lines in told.items() if len(lines) > 1}
     assert different <= {"predicted", "blend"}, "whose default and whose decoders differ"
 
 
 def test_a_recipe_s_epochs_are_its_stages_together():
     with torch.device("meta"):
-        built = mim.recipe(**DIALS, epochs=3)
+        built = build_recipe(mim.recipe, (), {**DIALS, "epochs": 3})
     stage = built.stages[0]
     both = Recipe(built.encoder, (stage, Stage(stage.build, 1.5)), built.optim, built.view)
     assert both.epochs == 4.5

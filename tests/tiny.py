@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
+import re
+from collections.abc import Callable
+from dataclasses import fields
 from types import ModuleType
 from typing import Any
 
@@ -14,6 +18,8 @@ from unveil.modeling.masked_model import MaskedModel
 from unveil.modeling.rng import sample_keys
 from unveil.modeling.types import Batch, Modality
 from unveil.recipes import mim
+from unveil.recipes.hyperparameters import Hyperparameters
+from unveil.recipes.registry import build_recipe, options_of
 
 DIALS = {"size": "tiny", "patch": 4, "image_size": (16, 24), "decoder_dim": 16, "decoder_depth": 2, "decoder_heads": 2}
 
@@ -26,7 +32,7 @@ def build(depth: int = 2, channels: int = 3, **dials: Any) -> MaskedModel:
     """The model of the recipe `mim` with these dials, on an encoder of two heads that is 24 wide."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(SIZES, "tiny", (24, depth, 2))
-        return mim.recipe(modality=modality(channels), **{**DIALS, **dials}).stages[0].build()
+        return build_recipe(mim.recipe, [modality(channels)], {**DIALS, **dials}).stages[0].build()
 
 
 def batch(count: int = 3, channels: int = 3, size: tuple[int, int] = (16, 24), epoch: int = 0) -> Batch:
@@ -39,7 +45,7 @@ def build_of(recipe: ModuleType, stage: int = -1, **dials: Any) -> MaskedModel:
     """The model of a stage of any recipe of images, the last by default, with half of the tokens visible."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(SIZES, "tiny", (24, 2, 2))
-        return recipe.recipe(**{**DIALS, "visible": 0.5, **dials}).stages[stage].build()
+        return build_recipe(recipe.recipe, (), {**DIALS, "visible": 0.5, **dials}).stages[stage].build()
 
 
 def maps(seed: int = 0, count: int = 4, num_tokens: int = 12) -> tuple[Tensor, Tensor]:
@@ -48,3 +54,15 @@ def maps(seed: int = 0, count: int = 4, num_tokens: int = 12) -> tuple[Tensor, T
     draw = torch.rand(2, count, num_tokens, generator=generator).pow(3) + 1e-4
     teacher, student = draw / draw.sum(dim=2, keepdim=True)
     return teacher, student
+
+
+def check_options(recipe: Callable[..., Any]) -> None:
+    """Every argument of a recipe is a keyword with a default, and its own options are explained in their order."""
+    parameters = inspect.signature(recipe).parameters
+    assert all(p.kind is p.KEYWORD_ONLY and p.default is not p.empty for p in parameters.values())
+    told = re.findall(r"^    (\w+): \S", recipe.__doc__ or "", re.MULTILINE)
+    assert told == [name for name in parameters if name not in ("modality", "modalities", "train")]
+    shared = [f.name for f in fields(Hyperparameters)]
+    assert re.findall(r"^    (\w+): \S", Hyperparameters.__doc__ or "", re.MULTILINE) == shared
+    assert [option.name for option in options_of(recipe)] == [*shared, *told]
+    assert all(option.meaning for option in options_of(recipe))

@@ -31,7 +31,7 @@ from .modeling.optim import Optim
 from .modeling.targets import HOG, Classes, Features, Pixels, Target
 from .modeling.teachers import EMATeacher, FrozenTeacher, Momentum, OnlineTeacher, load_teacher
 from .modeling.types import DEPTH, RGB, SEMSEG, Batch, Latents, Mask, Modality, Observations, Queries, Tokens
-from .recipes.recipe import Recipe, Stage, check_words, once
+from .recipes.recipe import Hyperparameters, Recipe, Stage, check_choices, once
 
 __all__ = [
     "DEPTH",
@@ -61,6 +61,7 @@ __all__ = [
     "Hard",
     "HardestFirst",
     "Hint",
+    "Hyperparameters",
     "InverseBlock",
     "Latents",
     "Loss",
@@ -88,7 +89,7 @@ __all__ = [
     "Tokens",
     "Uniform",
     "View",
-    "check_words",
+    "check_choices",
     "cosine",
     "cross_entropy",
     "drop",

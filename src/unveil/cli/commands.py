@@ -235,8 +235,8 @@ def _recipes(command: Command, words: list[str]) -> int:
     command.read(words, {})
     cards = recipe_cards()
     for card in cards.values():
-        dials = ", ".join(f"{dial.replace('_', '-')} {spell(default)}" for dial, default in card.dials.items())
-        print(f"{card.name}\n" + columns([("", card.summary), ("", dials)]))
+        options = ", ".join(f"{name.replace('_', '-')} {spell(default)}" for name, default in card.options.items())
+        print(f"{card.name}\n" + columns([("", card.summary), ("", options)]))
     say_next(next_steps.after_recipes(next(iter(cards))))
     return 0
 

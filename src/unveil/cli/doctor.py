@@ -229,9 +229,11 @@ def _smallest() -> tuple[MaskedModel, Batch]:
 
     from ..modeling.rng import sample_keys
     from ..modeling.types import Batch
+    from ..recipes.hyperparameters import Hyperparameters
     from ..recipes.mae import recipe
 
     torch.manual_seed(0)
-    model = recipe(size="tiny", patch=8, image_size=(32,), decoder_dim=64, decoder_depth=1).stages[0].build()
+    train = Hyperparameters(size="tiny", patch=8, image_size=(32,))
+    model = recipe(train=train, decoder_dim=64, decoder_depth=1).stages[0].build()
     images = torch.rand(8, 3, 32, 32)
     return model, Batch({"rgb": images}, sample_keys(0, 0, range(8)), torch.tensor(0.0))

@@ -8,7 +8,6 @@ argument of any other type is none of the command line's business. Its meaning i
 from __future__ import annotations
 
 import difflib
-import inspect
 import re
 import types
 import typing
@@ -17,7 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-REQUIRED = inspect.Parameter.empty
+from ..recipes.options import REQUIRED, options_in
+
 _SCALARS: dict[type, tuple[str, str]] = {
     int: ("a whole number", "100"),
     float: ("a number", "0.25"),
@@ -129,47 +129,9 @@ def nearest(word: str, names: Iterable[str]) -> list[str]:
     return difflib.get_close_matches(word, list(names), n=3, cutoff=0.6)
 
 
-def meanings(function: Callable[..., Any]) -> dict[str, str]:
-    """What each argument means: the docstring's lines `name: meaning`, continued where the indent is deeper."""
-    names = set(inspect.signature(function).parameters)
-    found: dict[str, str] = {}
-    name, indent = "", 0
-    for line in (inspect.getdoc(function) or "").splitlines():
-        entry = re.match(r"\s*(?:- )?`{0,2}(\w+)`{0,2}: +(.+)", line)
-        depth = len(line) - len(line.lstrip())
-        if entry and entry[1] in names:
-            name, indent = entry[1], depth
-            found[name] = entry[2]
-        elif name and line.strip() and depth > indent:
-            found[name] += " " + line.strip()
-        else:
-            name = ""
-    return found
-
-
 def flags_of(function: Callable[..., Any], skip: Collection[str] = ()) -> list[Flag]:
     """The flags of a function, in the order of its signature."""
-    function = inspect.unwrap(function)
-    explained = meanings(function)
-    flags = []
-    for p in inspect.signature(function).parameters.values():
-        if p.name in skip or p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD):
-            continue
-        kind = p.annotation
-        if isinstance(
-            kind, str
-        ):  # evaluated one by one: the other annotations may name what is imported for types only
-            kind = eval(kind, function.__globals__)
-        if kind is REQUIRED:
-            kind = str if p.default in (REQUIRED, None) else _kind_of(p.default)
-        if _is_sayable(kind):
-            flags.append(Flag(p.name, kind, p.default, explained.get(p.name, "")))
-    return flags
-
-
-def _kind_of(value: Any) -> Any:
-    """The kind of an argument that has a default but no annotation."""
-    return tuple[type(value[0]), ...] if isinstance(value, tuple) and value else type(value)  # type: ignore[misc]
+    return [Flag(**vars(option)) for option in options_in(function, skip) if _is_sayable(option.kind)]
 
 
 def is_flag(word: str) -> bool:

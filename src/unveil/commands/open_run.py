@@ -13,7 +13,7 @@ from ..data.sources import Source, Subset, spread
 from ..modeling.masked_model import MaskedModel
 from ..modeling.seeding import seed_stage
 from ..modeling.types import Modality
-from ..recipes.registry import handed, load_recipe
+from ..recipes.registry import build_recipe, load_recipe
 from ..recipes.run import Run
 from ..runs.console import log
 from ..runs.hardware import choose_device
@@ -66,7 +66,7 @@ def open_recipe(
     for change in plan.changes:
         log(f"  {change.dial}: {change.used}  (paper: {change.paper}; {change.why})")
     seed_stage(seed, -1)
-    recipe = load(**handed(load, told), **plan.dials)
+    recipe = build_recipe(load, told, plan.dials)
     seed_stage(seed, len(recipe.stages) - 1)
     return Opened(name, recipe.stages[-1].build().eval().to(where), told, source)
 

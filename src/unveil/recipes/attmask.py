@@ -11,22 +11,18 @@ from __future__ import annotations
 from typing import Literal
 
 from ..modeling.decoder import SelfDecoder
-from ..modeling.encoder import vit
 from ..modeling.masked_model import MaskedModel, Objective
 from ..modeling.masking import Attention, Draw, Guided, Hard, Hint, Masker, Reversed
-from ..modeling.optim import Optim
 from ..modeling.targets import Pixels
 from ..modeling.teachers import EMATeacher, Momentum
 from ..modeling.types import RGB, FeatureSpec, Modality
-from .recipe import Flip, Recipe, Stage, View, check_words
+from .recipe import Hyperparameters, Recipe, Stage
 
 
 def recipe(
     *,
     modality: Modality = RGB,
-    size: str = "base",
-    patch: int = 16,
-    image_size: tuple[int, ...] = (224,),
+    train: Hyperparameters = Hyperparameters(epochs=800, warmup_epochs=40, batch_size=4096, lr=1.5e-4),
     masking: Literal["high", "hint", "low"] = "high",
     hint_top: float = 0.1,
     hint_shown: float = 0.03,
@@ -38,20 +34,9 @@ def recipe(
     decoder_dim: int = 512,
     decoder_depth: int = 8,
     decoder_heads: int = 16,
-    epochs: float = 800,
-    warmup_epochs: float = 40,
-    batch_size: int = 4096,
-    lr: float = 1.5e-4,
-    weight_decay: float = 0.05,
-    clip: float | None = None,
-    crop_scale: float = 0.2,
-    flip: Flip = "h",
 ) -> Recipe:
     """AttMask: hide what an average of the student attends to; MAE's loss.
 
-    size: width and depth of the ViT: nano, tiny, small, base, large, huge
-    patch: side of a patch in pixels
-    image_size: side of a training view in pixels, or its height and width
     masking: hide the most attended patches (high), all but a few of them (hint), or the least attended (low)
     hint_top: share of the patches, the most attended, among which hints are drawn
     hint_shown: share of all patches that are drawn as hints and stay visible
@@ -63,17 +48,8 @@ def recipe(
     decoder_dim: width of the decoder
     decoder_depth: number of the decoder's blocks
     decoder_heads: number of the decoder's attention heads
-    epochs: passes over the data
-    warmup_epochs: epochs in which the learning rate rises
-    batch_size: images per update, over all devices and micro-batches
-    lr: learning rate per 256 images of the batch
-    weight_decay: of AdamW, on matrices and tokens
-    clip: largest norm of the gradient; none by default
-    crop_scale: smallest share of the image's area that a view shows
-    flip: none, h, hv, or turns (flips and quarter turns: satellite, microscopy)
     """
-    check_words(recipe, locals())
-    encoder = vit(size, patch, image_size, (modality,))
+    encoder = train.vit(modality)
     draws: dict[str, Draw] = {"high": Hard(), "hint": Hint(hint_top, hint_shown), "low": Reversed(Hard())}
     score = Guided(Attention("student"), draws[masking])
     masker = Masker(score, visible, 1 - visible if predicted is None else predicted)
@@ -84,13 +60,13 @@ def recipe(
             encoder,
             masker,
             decoders={"pixels": SelfDecoder(modality.name, encoder, decoder_dim, decoder_depth, decoder_heads)},
-            objectives=[Objective("pixels", "pixels", decoder_dim, Pixels(modality, patch, norm_pix))],
+            objectives=[Objective("pixels", "pixels", decoder_dim, Pixels(modality, train.patch, norm_pix))],
             teachers={"student": EMATeacher(encoder, follows, FeatureSpec(features=0))},
         )
 
     return Recipe(
         encoder,
-        stages=(Stage(build, epochs),),
-        optim=Optim(lr, batch_size, warmup_epochs, weight_decay, clip=clip),
-        view=View(encoder.image_size, (crop_scale, 1.0), flip=flip),
+        stages=(Stage(build, train.epochs),),
+        optim=train.optim(),
+        view=train.view(encoder),
     )

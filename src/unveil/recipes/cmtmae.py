@@ -14,13 +14,13 @@ that does say. The ladder from its controls to the whole, by `--masking` and `--
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Literal
 
 import torch
 
 from ..modeling.decoder import Blend, CrossDecoder, SelfDecoder, choose_maps
-from ..modeling.encoder import vit
 from ..modeling.losses import Loss, cosine, l1, l2, smooth_l1
 from ..modeling.masked_model import MaskedModel, Objective, linear_head
 from ..modeling.masking import (
@@ -41,19 +41,16 @@ from ..modeling.masking import (
     Uniform,
 )
 from ..modeling.objectives import Gate, GateScore, Ranking
-from ..modeling.optim import Optim
 from ..modeling.targets import HOG, Features, Pixels, Target
 from ..modeling.teachers import EMATeacher, FrozenTeacher, Momentum, OnlineTeacher, load_teacher
 from ..modeling.types import RGB, FeatureSpec, Modality
-from .recipe import Flip, Recipe, Stage, View, check_words, once
+from .recipe import Hyperparameters, LrScale, Recipe, Stage, lr_factor, once
 
 
 def recipe(
     *,
     modality: Modality = RGB,
-    size: str = "base",
-    patch: int = 16,
-    image_size: tuple[int, ...] = (224,),
+    train: Hyperparameters = Hyperparameters(epochs=800, warmup_epochs=40, batch_size=4096, lr=1.5e-4),
     teacher: str = "openai/clip-vit-base-patch16",
     teacher_channels: tuple[int, ...] | None = None,
     masking: Literal["collaborative", "teacher", "uniform"] = "collaborative",
@@ -103,21 +100,10 @@ def recipe(
     decoder_dim: int = 512,
     decoder_depth: int = 8,
     decoder_heads: int = 16,
-    epochs: float = 800,
-    warmup_epochs: float = 40,
-    batch_size: int = 4096,
-    lr: float = 1.5e-4,
-    lr_scale: Literal["predicted", "inverse", "none"] = "none",
-    weight_decay: float = 0.05,
-    clip: float | None = None,
-    crop_scale: float = 0.2,
-    flip: Flip = "h",
+    lr_scale: LrScale = "none",
 ) -> Recipe:
     """CMT-MAE: a frozen teacher and the student's own average decide together what is hidden and what is predicted.
 
-    size: width and depth of the ViT: nano, tiny, small, base, large, huge
-    patch: side of a patch in pixels
-    image_size: side of a training view in pixels, or its height and width
     teacher: the frozen encoder: a file, a folder, a run, a name on the hub, or random as a control
     teacher_channels: which channels of an image the teacher sees, counted from 1; by default all
     masking: whose attention decides what is hidden: from stage two on also the student's, the teacher's, or nobody's
@@ -159,17 +145,8 @@ def recipe(
     decoder_dim: width of the decoder
     decoder_depth: number of the decoder's blocks
     decoder_heads: number of the decoder's attention heads
-    epochs: passes over the data
-    warmup_epochs: epochs in which the learning rate rises
-    batch_size: images per update, over all devices and micro-batches
-    lr: learning rate per 256 images of the batch
     lr_scale: multiply the rate by predicted/hidden, by its inverse, or not
-    weight_decay: of AdamW, on matrices and tokens
-    clip: largest norm of the gradient; none by default
-    crop_scale: smallest share of the image's area that a view shows
-    flip: none, h, hv, or turns (flips and quarter turns: satellite, microscopy)
     """
-    check_words(recipe, locals())
     weight = student_weight if alpha is None else alpha
     target_weight = weight if target_student_weight is None else target_student_weight
     for name, share in (("student_weight", weight), ("target_student_weight", target_weight)):
@@ -184,11 +161,12 @@ def recipe(
     ):
         if value < least:
             raise ValueError(f"{name} is a number of at least {least}; got {value}")
-    first = epochs / 8 if stage1_epochs is None else stage1_epochs
-    if not 0 <= first <= epochs:
-        raise ValueError(f"stage1_epochs is a part of the {epochs:g} epochs, from 0 to all; got {first}")
+    first = train.epochs / 8 if stage1_epochs is None else stage1_epochs
+    if not 0 <= first <= train.epochs:
+        raise ValueError(f"stage1_epochs is a part of the {train.epochs:g} epochs, from 0 to all; got {first}")
 
-    encoder = vit(size, patch, image_size, (modality,), final_norm=blend == "none")  # else the decoder normalises
+    shares = Masker(Uniform(), visible, 1 - visible if predicted is None else predicted)
+    encoder = train.vit(modality, final_norm=blend == "none")  # else the decoder normalises
     shape = (modality.name, encoder, decoder_dim, decoder_depth, decoder_heads)
     blended = None
     if blend != "none":
@@ -212,8 +190,8 @@ def recipe(
     }
     depths = {"teacher": teacher_features, "student": student_features}
     raw: dict[str, tuple[float, Target]] = {
-        "pixels": (pixels or float(targets == "pixels"), Pixels(modality, patch, norm_pix)),
-        "hog": (hog, HOG(modality, patch)),
+        "pixels": (pixels or float(targets == "pixels"), Pixels(modality, train.patch, norm_pix)),
+        "hog": (hog, HOG(modality, train.patch)),
     }
     heads = {name: once(linear_head) for name in ("teacher", "student", "pixels", "hog")}
     gate = once(Gate)
@@ -256,21 +234,20 @@ def recipe(
                 if fusion == "learned":
                     ranks = (Ranking("gate", objectives, GateScore(gate(), gaze)),)
             score: Score = Guided(gaze, draws[draw]) if hides else Uniform()
-            masker = Masker(score, visible, 1 - visible if predicted is None else predicted)
-            return MaskedModel(encoder, masker, {"patches": decodes}, (*objectives, *ranks), teachers)
+            return MaskedModel(
+                encoder, replace(shares, score=score), {"patches": decodes}, (*objectives, *ranks), teachers
+            )
 
         return build
 
     collaborative = stage(
         weight if masking == "collaborative" else 0.0, target_weight if targets == "collaborative" else 0.0
     )
-    parts = ((stage(0.0, 0.0), first), (collaborative, epochs - first))
-    share = 1.0 if predicted is None else predicted / (1 - visible)
-    factor = {"predicted": share, "inverse": 1 / share, "none": 1.0}[lr_scale]
+    parts = ((stage(0.0, 0.0), first), (collaborative, train.epochs - first))
     return Recipe(
         encoder,
         stages=tuple(Stage(build, length) for build, length in parts if length > 0),
-        optim=Optim(lr, batch_size, warmup_epochs, weight_decay, clip=clip, lr_factor=factor),
-        view=View(encoder.image_size, (crop_scale, 1.0), flip=flip),
+        optim=train.optim(lr_factor=lr_factor(lr_scale, shares)),
+        view=train.view(encoder),
         restart=restart,
     )

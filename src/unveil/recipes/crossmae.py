@@ -5,21 +5,17 @@ from __future__ import annotations
 from typing import Literal
 
 from ..modeling.decoder import Blend, CrossDecoder, choose_maps
-from ..modeling.encoder import vit
 from ..modeling.masked_model import MaskedModel, Objective
 from ..modeling.masking import Masker, Uniform
-from ..modeling.optim import Optim
 from ..modeling.targets import Pixels
 from ..modeling.types import RGB, Modality
-from .recipe import Flip, Recipe, Stage, View, check_words
+from .recipe import Hyperparameters, LrScale, Recipe, Stage, lr_factor
 
 
 def recipe(
     *,
     modality: Modality = RGB,
-    size: str = "base",
-    patch: int = 16,
-    image_size: tuple[int, ...] = (224,),
+    train: Hyperparameters = Hyperparameters(epochs=800, warmup_epochs=40, batch_size=4096, lr=1.5e-4),
     visible: float = 0.25,
     predicted: float = 0.25,
     norm_pix: bool = True,
@@ -32,21 +28,10 @@ def recipe(
     maps: tuple[int, ...] | None = None,
     use_input: bool = True,
     self_attention: bool = False,
-    epochs: float = 800,
-    warmup_epochs: float = 40,
-    batch_size: int = 4096,
-    lr: float = 1.5e-4,
-    lr_scale: Literal["predicted", "inverse", "none"] = "predicted",
-    weight_decay: float = 0.05,
-    clip: float | None = None,
-    crop_scale: float = 0.2,
-    flip: Flip = "h",
+    lr_scale: LrScale = "predicted",
 ) -> Recipe:
     """CrossMAE: MAE that predicts a part of what is hidden and decodes by cross-attention alone.
 
-    size: width and depth of the ViT: nano, tiny, small, base, large, huge
-    patch: side of a patch in pixels
-    image_size: side of a training view in pixels, or its height and width
     visible: share of the patches that the encoder reads
     predicted: share of all patches that is predicted, at most 1 - visible
     norm_pix: predict each patch normalised by its own mean and standard deviation
@@ -59,18 +44,9 @@ def recipe(
     maps: which encoder blocks are blended, counted from 1; instead of num_maps
     use_input: blend the patch embeddings too
     self_attention: let the queries read one another first (the paper's ablation)
-    epochs: passes over the data
-    warmup_epochs: epochs in which the learning rate rises
-    batch_size: images per update, over all devices and micro-batches
-    lr: learning rate per 256 images of the batch
     lr_scale: multiply the rate by predicted/hidden, by its inverse, or not
-    weight_decay: of AdamW, on matrices and tokens
-    clip: largest norm of the gradient; none by default
-    crop_scale: smallest share of the image's area that a view shows
-    flip: none, h, hv, or turns (flips and quarter turns: satellite, microscopy)
     """
-    check_words(recipe, locals())
-    encoder = vit(size, patch, image_size, (modality,), final_norm=blend == "none")  # else the decoder normalises
+    encoder = train.vit(modality, final_norm=blend == "none")  # else the decoder normalises
     masker = Masker(Uniform(), visible, predicted)
     read = choose_maps(encoder.depth, num_maps, maps, use_input)
 
@@ -83,14 +59,12 @@ def recipe(
             encoder,
             masker,
             decoders={"pixels": CrossDecoder(*shape, blended, self_attention)},
-            objectives=[Objective("pixels", "pixels", decoder_dim, Pixels(modality, patch, norm_pix))],
+            objectives=[Objective("pixels", "pixels", decoder_dim, Pixels(modality, train.patch, norm_pix))],
         )
 
-    share = predicted / (1 - visible)
-    factor = {"predicted": share, "inverse": 1 / share, "none": 1.0}[lr_scale]
     return Recipe(
         encoder,
-        stages=(Stage(build, epochs),),
-        optim=Optim(lr, batch_size, warmup_epochs, weight_decay, clip=clip, lr_factor=factor),
-        view=View(encoder.image_size, (crop_scale, 1.0), flip=flip),
+        stages=(Stage(build, train.epochs),),
+        optim=train.optim(lr_factor=lr_factor(lr_scale, masker)),
+        view=train.view(encoder),
     )

@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 from ..modeling.decoder import SelfDecoder
-from ..modeling.encoder import vit
 from ..modeling.masked_model import MaskedModel, Objective, linear_head
 from ..modeling.masking import HardestFirst, Masker
 from ..modeling.objectives import DecoderLossPrediction, Ranking
-from ..modeling.optim import Optim
 from ..modeling.targets import Pixels
 from ..modeling.teachers import EMALossPredictor, Momentum
 from ..modeling.types import RGB, Modality
-from .recipe import Flip, Recipe, Stage, View
+from .recipe import Hyperparameters, Recipe, Stage
 
 
 def recipe(
     *,
     modality: Modality = RGB,
-    size: str = "base",
-    patch: int = 16,
-    image_size: tuple[int, ...] = (224,),
+    train: Hyperparameters = Hyperparameters(epochs=800, warmup_epochs=40, batch_size=4096, lr=1.5e-4),
     visible: float = 0.25,
     norm_pix: bool = True,
     hardest: float = 0.0,
@@ -30,20 +26,9 @@ def recipe(
     decoder_dim: int = 512,
     decoder_depth: int = 8,
     decoder_heads: int = 16,
-    epochs: float = 800,
-    warmup_epochs: float = 40,
-    batch_size: int = 4096,
-    lr: float = 1.5e-4,
-    weight_decay: float = 0.05,
-    clip: float | None = None,
-    crop_scale: float = 0.2,
-    flip: Flip = "h",
 ) -> Recipe:
     """HPM: a second decoder predicts how hard each patch is; more and more of the hardest ones are hidden.
 
-    size: width and depth of the ViT: nano, tiny, small, base, large, huge
-    patch: side of a patch in pixels
-    image_size: side of a training view in pixels, or its height and width
     visible: share of the patches that the encoder reads
     norm_pix: predict each patch normalised by its own mean and standard deviation
     hardest: share of the hidden patches that are the hardest, at first; the others are drawn at random
@@ -54,22 +39,14 @@ def recipe(
     decoder_dim: width of the decoder
     decoder_depth: number of the decoder's blocks
     decoder_heads: number of the decoder's attention heads
-    epochs: passes over the data
-    warmup_epochs: epochs in which the learning rate rises
-    batch_size: images per update, over all devices and micro-batches
-    lr: learning rate per 256 images of the batch
-    weight_decay: of AdamW, on matrices and tokens
-    clip: largest norm of the gradient; none by default
-    crop_scale: smallest share of the image's area that a view shows
-    flip: none, h, hv, or turns (flips and quarter turns: satellite, microscopy)
     """
-    encoder = vit(size, patch, image_size, (modality,))
+    encoder = train.vit(modality)
     masker = Masker(HardestFirst("student", 1 - visible, hardest, hardest_end), visible, 1 - visible)
-    follows = Momentum(momentum, momentum_end, "linear", until=max(momentum_epochs / epochs, 1e-9))
+    follows = Momentum(momentum, momentum_end, "linear", until=max(momentum_epochs / train.epochs, 1e-9))
     shape = (modality.name, encoder, decoder_dim, decoder_depth, decoder_heads)
 
     def build() -> MaskedModel:
-        pixels = Objective("pixels", "pixels", decoder_dim, Pixels(modality, patch, norm_pix))
+        pixels = Objective("pixels", "pixels", decoder_dim, Pixels(modality, train.patch, norm_pix))
         predictor, head = SelfDecoder(*shape), linear_head(decoder_dim, 1, bias=False)  # a rank knows no offset
         return MaskedModel(
             encoder,
@@ -81,7 +58,7 @@ def recipe(
 
     return Recipe(
         encoder,
-        stages=(Stage(build, epochs),),
-        optim=Optim(lr, batch_size, warmup_epochs, weight_decay, clip=clip),
-        view=View(encoder.image_size, (crop_scale, 1.0), flip=flip),
+        stages=(Stage(build, train.epochs),),
+        optim=train.optim(),
+        view=train.view(encoder),
     )

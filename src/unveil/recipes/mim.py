@@ -7,7 +7,6 @@ from typing import Literal
 import torch
 
 from ..modeling.decoder import Blend, CrossDecoder, Decoder, Readout, SelfDecoder, choose_maps
-from ..modeling.encoder import vit
 from ..modeling.losses import Loss, cosine, l1, l2, smooth_l1
 from ..modeling.masked_model import Blank, MaskedModel, Objective, drop
 from ..modeling.masking import (
@@ -25,11 +24,10 @@ from ..modeling.masking import (
     Uniform,
     units_of,
 )
-from ..modeling.optim import Optim
 from ..modeling.targets import HOG, Features, Pixels, Target
 from ..modeling.teachers import EMATeacher, FrozenTeacher, Momentum, load_teacher
 from ..modeling.types import RGB, FeatureSpec, Modality
-from .recipe import Flip, Recipe, Stage, View, check_words
+from .recipe import Hyperparameters, LrScale, Recipe, Stage, lr_factor
 
 SCORES: dict[str, Score] = {"uniform": Uniform(), "block": Block(), "inverse-block": InverseBlock(), "grid": Grid()}
 DRAWS: dict[str, Draw] = {
@@ -44,9 +42,7 @@ LOSSES: dict[str, Loss] = {"l2": l2, "l1": l1, "smooth-l1": smooth_l1, "cosine":
 def recipe(
     *,
     modality: Modality = RGB,
-    size: str = "base",
-    patch: int = 16,
-    image_size: tuple[int, ...] = (224,),
+    train: Hyperparameters = Hyperparameters(epochs=800, warmup_epochs=40, batch_size=4096, lr=1.5e-4),
     masking: Literal["uniform", "block", "inverse-block", "grid", "attention"] = "uniform",
     draw: Literal["gumbel", "hard", "low", "keep"] = "gumbel",
     teacher: str | None = None,
@@ -68,21 +64,10 @@ def recipe(
     decoder_heads: int = 16,
     target: Literal["norm-pixels", "pixels", "hog", "features"] = "norm-pixels",
     loss: Literal["l2", "l1", "smooth-l1", "cosine"] = "l2",
-    epochs: float = 800,
-    warmup_epochs: float = 40,
-    batch_size: int = 4096,
-    lr: float = 1.5e-4,
-    lr_scale: Literal["predicted", "inverse", "none"] = "none",
-    weight_decay: float = 0.05,
-    clip: float | None = None,
-    crop_scale: float = 0.2,
-    flip: Flip = "h",
+    lr_scale: LrScale = "none",
 ) -> Recipe:
     """Masked image modelling: choose a word for every part. As it stands it is MAE.
 
-    size: width and depth of the ViT: nano, tiny, small, base, large, huge
-    patch: side of a patch in pixels
-    image_size: side of a training view in pixels, or its height and width
     masking: the order in which tokens are hidden; attention is that of the teacher
     draw: hide by a draw in proportion to attention (gumbel), hide the most attended (hard) or the least (low), or keep
         a draw in proportion to attention visible (keep)
@@ -106,31 +91,22 @@ def recipe(
     decoder_heads: number of the decoder's attention heads
     target: what is predicted: pixels, also normalised patch by patch, histograms of gradients, a teacher's features
     loss: squared, absolute or smooth absolute error, or 2 - 2 cos
-    epochs: passes over the data
-    warmup_epochs: epochs in which the learning rate rises
-    batch_size: images per update, over all devices and micro-batches
-    lr: learning rate per 256 images of the batch
     lr_scale: multiply the rate by predicted/hidden, by its inverse, or not
-    weight_decay: of AdamW, on matrices and tokens
-    clip: largest norm of the gradient; none by default
-    crop_scale: smallest share of the image's area that a view shows
-    flip: none, h, hv, or turns (flips and quarter turns: satellite, microscopy)
     """
-    check_words(recipe, locals())
     if decoder == "linear" and hide == "drop":
         raise ValueError("decoder=linear reads hidden patches at their own places, so it needs --hide blank")
     if blend != "none" and (decoder == "linear" or (decoder == "self" and hide == "blank")):
         raise ValueError(f"blend={blend} has no place in decoder={decoder} with hide={hide}; use --decoder cross")
     if teacher is None and (masking == "attention" or target == "features"):
         raise ValueError("masking=attention and target=features need --teacher student, or an encoder's address")
-    encoder = vit(size, patch, image_size, (modality,), final_norm=blend == "none")
+    encoder = train.vit(modality, final_norm=blend == "none")
     score = Guided(Attention("teacher"), DRAWS[draw]) if masking == "attention" else SCORES[masking]
     masker = Masker(
         score,
         visible,
         1 - visible if predicted is None else predicted,
         ask=score if ask == "hardest" else Uniform(),
-        unit=units_of(mask_unit, patch) if mask_unit else 1,
+        unit=units_of(mask_unit, train.patch) if mask_unit else 1,
     )
     read = choose_maps(encoder.depth, num_maps, maps, use_input)
 
@@ -159,9 +135,9 @@ def recipe(
     def build() -> MaskedModel:
         width = encoder.dim if decoder == "linear" else decoder_dim
         teachers = build_teachers()
-        truth: Target = Pixels(modality, patch, target == "norm-pixels")
+        truth: Target = Pixels(modality, train.patch, target == "norm-pixels")
         if target == "hog":
-            truth = HOG(modality, patch)
+            truth = HOG(modality, train.patch)
         elif target == "features":
             truth = Features("teacher", modality.name, teachers["teacher"].dim)
         name = "pixels" if isinstance(truth, Pixels) else target
@@ -174,17 +150,9 @@ def recipe(
             hide=Blank(encoder) if hide == "blank" else drop,
         )
 
-    share = masker.predicted / (1 - visible)
     return Recipe(
         encoder,
-        stages=(Stage(build, epochs),),
-        optim=Optim(
-            lr,
-            batch_size,
-            warmup_epochs,
-            weight_decay,
-            clip=clip,
-            lr_factor={"predicted": share, "inverse": 1 / share, "none": 1.0}[lr_scale],
-        ),
-        view=View(encoder.image_size, (crop_scale, 1.0), flip=flip),
+        stages=(Stage(build, train.epochs),),
+        optim=train.optim(lr_factor=lr_factor(lr_scale, masker)),
+        view=train.view(encoder),
     )

@@ -4,21 +4,17 @@ from __future__ import annotations
 
 from typing import Literal
 
-from ..modeling.encoder import vit
 from ..modeling.masked_model import MaskedModel
 from ..modeling.masking import ByModality, Masker
-from ..modeling.optim import Optim
 from ..modeling.types import DEPTH, RGB, SEMSEG, Modality
 from .multimodal import PATTERNS, answers, budgeted
-from .recipe import Flip, Recipe, Stage, View, check_words
+from .recipe import Hyperparameters, Recipe, Stage
 
 
 def recipe(
     *,
     modalities: tuple[Modality, ...] = (RGB, DEPTH, SEMSEG),
-    size: str = "base",
-    patch: int = 16,
-    image_size: tuple[int, ...] = (224,),
+    train: Hyperparameters = Hyperparameters(epochs=1600, warmup_epochs=40, batch_size=2048, lr=1e-4),
     visible: float = 1 / 6,
     predicted: float | None = None,
     masking: Literal["uniform", "block", "inverse-block", "grid"] = "uniform",
@@ -35,20 +31,9 @@ def recipe(
     decoder_heads: int = 8,
     extra_norm_pix: bool = True,
     weighting: Literal["sum", "uncertainty"] = "sum",
-    epochs: float = 1600,
-    warmup_epochs: float = 40,
-    batch_size: int = 2048,
-    lr: float = 1e-4,
-    weight_decay: float = 0.05,
-    clip: float | None = None,
-    crop_scale: float = 0.2,
-    flip: Flip = "h",
 ) -> Recipe:
     """MultiMAE: from a few patches of all modalities together, predict the others of every one.
 
-    size: width and depth of the ViT: nano, tiny, small, base, large, huge
-    patch: side of a patch in pixels
-    image_size: side of a training view in pixels, or its height and width
     visible: share of the patches of all modalities that the encoder reads
     predicted: share of all patches that is predicted; by default all that are hidden
     masking: the order in which the patches of a modality are hidden
@@ -65,19 +50,10 @@ def recipe(
     decoder_heads: number of each decoder's attention heads
     extra_norm_pix: predict RGB patches normalised by their own mean and standard deviation too, by their own decoder
     weighting: add the losses up, or weigh each by a learned uncertainty
-    epochs: passes over the data
-    warmup_epochs: epochs in which the learning rate rises
-    batch_size: images per update, over all devices and micro-batches
-    lr: learning rate per 256 images of the batch
-    weight_decay: of AdamW, on matrices and tokens
-    clip: largest norm of the gradient; none by default
-    crop_scale: smallest share of the image's area that a view shows
-    flip: none, h, hv, or turns (flips and quarter turns: satellite, microscopy)
     """
-    check_words(recipe, locals())
     if decoder == "task" and blend != "none":
         raise ValueError(f"blend={blend} has no place in decoder=task; use --decoder cross")
-    encoder = vit(size, patch, image_size, modalities, final_norm=decoder != "task" and blend == "none")
+    encoder = train.vit(*modalities, final_norm=decoder != "task" and blend == "none")
 
     def build() -> MaskedModel:
         decoders, objectives = answers(
@@ -92,7 +68,7 @@ def recipe(
 
     return Recipe(
         encoder,
-        stages=(Stage(build, epochs),),
-        optim=Optim(lr, batch_size, warmup_epochs, weight_decay, clip=clip),
-        view=View(encoder.image_size, (crop_scale, 1.0), flip=flip),
+        stages=(Stage(build, train.epochs),),
+        optim=train.optim(),
+        view=train.view(encoder),
     )

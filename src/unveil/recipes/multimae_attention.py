@@ -11,7 +11,7 @@ from typing import Literal
 import torch
 from torch import nn
 
-from ..modeling.encoder import Encoder, vit
+from ..modeling.encoder import Encoder
 from ..modeling.masked_model import LossTerm, MaskedModel, Teacher
 from ..modeling.masking import (
     Attention,
@@ -33,7 +33,6 @@ from ..modeling.masking import (
     Uniform,
 )
 from ..modeling.objectives import FeatureLossPrediction, Ranking
-from ..modeling.optim import Optim
 from ..modeling.teachers import (
     EMATeacher,
     EveryNSteps,
@@ -46,15 +45,13 @@ from ..modeling.teachers import (
 )
 from ..modeling.types import DEPTH, RGB, SEMSEG, FeatureSpec, Modality
 from .multimodal import answers, budgeted
-from .recipe import Flip, Recipe, Stage, View, check_words
+from .recipe import Hyperparameters, Recipe, Stage
 
 
 def recipe(
     *,
     modalities: tuple[Modality, ...] = (RGB, DEPTH, SEMSEG),
-    size: str = "base",
-    patch: int = 16,
-    image_size: tuple[int, ...] = (224,),
+    train: Hyperparameters = Hyperparameters(epochs=400, warmup_epochs=40, batch_size=2048, lr=1e-4),
     visible: float = 1 / 6,
     predicted: float | None = None,
     guide: Literal["attention", "error", "foreseen"] = "attention",
@@ -83,20 +80,9 @@ def recipe(
     decoder_heads: int = 8,
     extra_norm_pix: bool = True,
     weighting: Literal["sum", "uncertainty"] = "sum",
-    epochs: float = 400,
-    warmup_epochs: float = 40,
-    batch_size: int = 2048,
-    lr: float = 1e-4,
-    weight_decay: float = 0.05,
-    clip: float | None = None,
-    crop_scale: float = 0.2,
-    flip: Flip = "h",
 ) -> Recipe:
     """MultiMAE, guided: in each modality the patches that the model itself attends to most are hidden.
 
-    size: width and depth of the ViT: nano, tiny, small, base, large, huge
-    patch: side of a patch in pixels
-    image_size: side of a training view in pixels, or its height and width
     visible: share of the patches of all modalities that the encoder reads
     predicted: share of all patches that is predicted; by default all that are hidden
     guide: what decides: attention, the error of guesses from two masks that complement each other, or the error that a
@@ -127,16 +113,7 @@ def recipe(
     decoder_heads: number of each decoder's attention heads
     extra_norm_pix: predict RGB patches normalised by their own mean and standard deviation too, by their own decoder
     weighting: add the losses up, or weigh each by a learned uncertainty
-    epochs: passes over the data
-    warmup_epochs: epochs in which the learning rate rises
-    batch_size: images per update, over all devices and micro-batches
-    lr: learning rate per 256 images of the batch
-    weight_decay: of AdamW, on matrices and tokens
-    clip: largest norm of the gradient; none by default
-    crop_scale: smallest share of the image's area that a view shows
-    flip: none, h, hv, or turns (flips and quarter turns: satellite, microscopy)
     """
-    check_words(recipe, locals())
     if decoder == "task" and blend != "none":
         raise ValueError(f"blend={blend} has no place in decoder=task; use --decoder cross")
     if guide != "attention" and (guide_heads, guide_scale, teacher) != ("all", "full", None):
@@ -145,7 +122,7 @@ def recipe(
         raise ValueError("errors are foreseen inside each modality, not across; use --budget dirichlet or adaptive")
     if teacher is not None and budget == "joint":
         raise ValueError("a teacher of RGB has no say across modalities; use --budget dirichlet or adaptive")
-    encoder = vit(size, patch, image_size, modalities, final_norm=decoder != "task" and blend == "none")
+    encoder = train.vit(*modalities, final_norm=decoder != "task" and blend == "none")
 
     draws: dict[str, Draw] = {
         "hard": Hard(),
@@ -198,9 +175,9 @@ def recipe(
 
     return Recipe(
         encoder,
-        stages=(Stage(build, epochs),),
-        optim=Optim(lr, batch_size, warmup_epochs, weight_decay, clip=clip),
-        view=View(encoder.image_size, (crop_scale, 1.0), flip=flip),
+        stages=(Stage(build, train.epochs),),
+        optim=train.optim(),
+        view=train.view(encoder),
     )
 
 

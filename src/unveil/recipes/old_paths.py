@@ -62,6 +62,7 @@ RENAMED = {  # names of release 0.1 that have another name now, by the new modul
         "Sometimes": "EveryNSteps",
     },
     "modeling.types": {"Reading": "FeatureSpec"},
+    "recipes.recipe": {"check_words": "check_choices"},
 }
 
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, Literal, ParamSpec, TypeVar, cast, get_args, get_origin, get_type_hints
+from typing import ParamSpec, TypeVar, cast
 
 import torch
 
@@ -14,18 +14,13 @@ from ..data.transforms import Flip, View
 from ..modeling.encoder import Encoder
 from ..modeling.masked_model import MaskedModel
 from ..modeling.optim import Optim
+from .hyperparameters import Hyperparameters, LrScale, lr_factor
+from .options import check_choices
 
-__all__ = ["Flip", "Recipe", "Stage", "View", "check_words", "once"]
+__all__ = ["Flip", "Hyperparameters", "LrScale", "Recipe", "Stage", "View", "check_choices", "lr_factor", "once"]
 
 P = ParamSpec("P")
 T = TypeVar("T")
-
-
-def check_words(recipe: Callable[..., Recipe], dials: Mapping[str, Any]) -> None:
-    """Raise ValueError for a dial that is none of the words that the recipe's annotation lists for it."""
-    for dial, hint in get_type_hints(recipe).items():
-        if get_origin(hint) is Literal and dials[dial] not in get_args(hint):
-            raise ValueError(f"{dial} must be one of {', '.join(get_args(hint))}; got {dials[dial]!r}")
 
 
 def once(make: Callable[P, T]) -> Callable[P, T]:

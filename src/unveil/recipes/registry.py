@@ -9,25 +9,30 @@ import importlib.util
 import inspect
 import sys
 import traceback
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     from .recipe import Recipe
 
+from .options import DATA, SHARED, Option, check_choices, is_group, options_in
+
+if TYPE_CHECKING:  # which imports torch
+    from .recipe import Recipe
+
 PACKAGE = "unveil.recipes"
-HANDED = ("modality", "modalities")  # arguments of a recipe that come from the data, not from the user
 
 
 @dataclass(frozen=True)
 class RecipeCard:
-    """What a recipe's source says of it: the first line of its docstring, and its dials with their defaults."""
+    """What a recipe's source says of it: the first line of its docstring, and its options with their defaults."""
 
     name: str
     summary: str
-    dials: dict[str, Any]
+    options: dict[str, Any]
 
 
 def recipe_cards() -> dict[str, RecipeCard]:
@@ -45,9 +50,24 @@ def read_card(file: Path) -> RecipeCard | None:
         if isinstance(node, ast.FunctionDef) and node.name == "recipe":
             text = ast.get_docstring(node) or ast.get_docstring(module) or ""
             arguments = zip(node.args.kwonlyargs, node.args.kw_defaults, strict=True)
-            dials = {a.arg: _value(d) for a, d in arguments if d and a.arg not in HANDED}
-            return RecipeCard(file.stem.replace("_", "-"), text.partition("\n")[0], dials)
+            options: dict[str, Any] = {}
+            for argument, default in arguments:
+                if argument.arg == SHARED and isinstance(default, ast.Call):
+                    options |= _shared_defaults() | {k.arg: _value(k.value) for k in default.keywords if k.arg}
+                elif default and argument.arg not in DATA:
+                    options[argument.arg] = _value(default)
+            return RecipeCard(file.stem.replace("_", "-"), text.partition("\n")[0], options)
     return None
+
+
+@cache
+def _shared_defaults() -> dict[str, Any]:
+    """The fields of `Hyperparameters` with their defaults, read as text."""
+    file = Path(__file__).with_name("hyperparameters.py")
+    tree = ast.parse(file.read_text(encoding="utf-8"), str(file))
+    lines = [line for node in tree.body if isinstance(node, ast.ClassDef) for line in node.body]
+    assigned = [line for line in lines if isinstance(line, ast.AnnAssign) and line.value]
+    return {ast.unparse(line.target): _value(line.value) for line in assigned if line.value}
 
 
 def _value(default: ast.expr) -> Any:
@@ -75,26 +95,51 @@ def load_recipe(name: str) -> Callable[..., Recipe]:
 
 
 class _Named(Protocol):
-    """A modality, as far as this room knows it: it starts without torch."""
+    """A modality, as far as this module needs it: it imports no torch."""
 
     @property
     def name(self) -> str: ...
 
 
-def reads_several(recipe: Callable[..., Any]) -> tuple[Any, ...] | None:
+def options_of(recipe: Callable[..., Recipe]) -> list[Option]:
+    """The options of a recipe, flat, in the order of its signature: those that all recipes share, and its own."""
+    return options_in(recipe, skip=DATA)
+
+
+def defaults_of(recipe: Callable[..., Recipe]) -> dict[str, Any]:
+    """The options of a recipe with their defaults, which are the paper's."""
+    return {option.name: option.default for option in options_of(recipe)}
+
+
+def default_modalities(recipe: Callable[..., Recipe]) -> tuple[Any, ...] | None:
     """The modalities that a recipe of several reads by default; None for a recipe of one."""
     parameter = inspect.signature(recipe).parameters.get("modalities")
     return None if parameter is None else tuple(parameter.default)
 
 
-def handed(recipe: Callable[..., Any], modalities: Sequence[_Named]) -> dict[str, Any]:
-    """The modalities as the argument that a recipe takes. Raises ValueError for several where it reads one."""
-    if reads_several(recipe) is not None:
-        return {"modalities": tuple(modalities)}
-    if len(modalities) > 1:
+def check_modalities(recipe: Callable[..., Recipe], modalities: Sequence[_Named]) -> None:
+    """Raise ValueError for several modalities where a recipe reads one."""
+    if len(modalities) > 1 and default_modalities(recipe) is None:
         names = " ".join(m.name for m in modalities)
         raise ValueError(f"this recipe reads one modality, got {names}; give it one, or take one such as multimae")
-    return {"modality": modalities[0]}
+
+
+def build_recipe(recipe: Callable[..., Recipe], modalities: Sequence[_Named], options: Mapping[str, Any]) -> Recipe:
+    """The `Recipe` of a recipe function with flat options; without modalities, of those that it reads by default.
+
+    Raises ValueError for several modalities where the recipe reads one, and for a value that an option cannot have.
+    """
+    check_modalities(recipe, modalities)
+    check_choices(recipe, options)
+    given = dict(options)
+    shared = inspect.signature(recipe).parameters.get(SHARED)
+    if shared is not None and is_group(shared):
+        names = [f.name for f in fields(shared.default) if f.name in given]
+        given[SHARED] = replace(shared.default, **{name: given.pop(name) for name in names})
+    if modalities:
+        several = default_modalities(recipe) is not None
+        given |= {"modalities": tuple(modalities)} if several else {"modality": modalities[0]}
+    return recipe(**given)
 
 
 def _from_file(path: Path) -> Callable[..., Recipe]:

@@ -22,7 +22,7 @@ from ..runs.checkpoint import Checkpoint, read, read_latest, read_state, weights
 from ..runs.console import log
 from ..runs.run_config import RunConfig
 from .recipe import Recipe
-from .registry import handed, load_recipe
+from .registry import build_recipe, load_recipe
 
 _INSPECTED = 64  # samples that settle maps which the run itself does not read
 _HEADLINE = ("size", "patch", "image_size", "visible", "batch_size", "lr", "teacher")
@@ -88,7 +88,7 @@ class Run:
     def recipe(self) -> Recipe:
         """The run's recipe with its options, initialised as the run began."""
         seed_stage(self.config.seed, -1)
-        return self._make_recipe(**handed(self._make_recipe, self.modalities), **self.config.options)
+        return build_recipe(self._make_recipe, self.modalities, self.config.options)
 
     @cached_property
     def _states(self) -> dict[int, tuple[Path, dict[str, Any]]]:

@@ -6,7 +6,6 @@ this many images of this size, within the time there is; each change is told wit
 
 from __future__ import annotations
 
-import inspect
 import math
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
@@ -27,7 +26,7 @@ from ..modeling.optim import Optim
 from ..modeling.rng import sample_keys
 from ..modeling.types import Batch, Modality
 from ..recipes.recipe import Recipe
-from ..recipes.registry import HANDED
+from ..recipes.registry import defaults_of
 from ..runs.console import log
 from ..runs.hardware import choose_precision, memory_total
 from .config import PretrainConfig
@@ -60,9 +59,7 @@ class AutoConfig:
     """Dials as they are settled, one after another; those that the user gave are never touched."""
 
     def __init__(self, recipe: Callable[..., Recipe], given: Mapping[str, Any]):
-        self.defaults = {
-            name: p.default for name, p in inspect.signature(recipe).parameters.items() if name not in HANDED
-        }
+        self.defaults = defaults_of(recipe)
         self.given = dict(given)
         self.dials = {**self.defaults, **given}
         self.changes: list[Change] = []

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import inspect
 import math
 import shlex
 from collections.abc import Callable, Mapping
@@ -11,7 +10,7 @@ from dataclasses import Field, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from ..recipes.registry import HANDED
+from ..recipes.registry import options_of
 from ..runs.hardware import Precision
 
 Compile = Literal["auto", "on", "off"]
@@ -107,7 +106,7 @@ class PretrainConfig:
 
     def check_dials(self, recipe: Callable[..., Any]) -> None:
         """Raise ValueError, with the nearest names, for a dial that the recipe has not."""
-        known = [name for name in inspect.signature(recipe).parameters if name not in HANDED]
+        known = [option.name for option in options_of(recipe)]
         for dial in self.dials:
             if dial not in known:
                 close = difflib.get_close_matches(dial, known, n=3)

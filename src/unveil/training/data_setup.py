@@ -16,8 +16,8 @@ from ..data.modality_config import BUILT_IN, Declared, declare
 from ..data.samples import SampleSource, origin
 from ..data.sources import Source, Subset, open_source
 from ..data.splits import hold_out
-from ..modeling.types import RGB, Modality
-from ..recipes.registry import handed, reads_several
+from ..modeling.types import Modality
+from ..recipes.registry import check_modalities, default_modalities
 from ..runs.console import log
 from .config import PretrainConfig
 
@@ -29,9 +29,9 @@ def declared_for(asked: PretrainConfig, recipe: Callable[..., Any]) -> tuple[Dec
 
     Raises ValueError for several where the recipe reads one, and for none that is an input.
     """
-    by_default = (BUILT_IN.get(m.name, Declared(m)) for m in reads_several(recipe) or ())
+    by_default = (BUILT_IN.get(m.name, Declared(m)) for m in default_modalities(recipe) or ())
     declared = declare(asked.modalities) or tuple(by_default)
-    handed(recipe, [d.modality for d in declared] or [RGB])
+    check_modalities(recipe, [d.modality for d in declared])
     if declared and all(d.modality.role == "output" for d in declared):
         raise ValueError(f"--modalities {' '.join(d.name for d in declared)}: all are outputs; an encoder reads one")
     return declared

@@ -19,7 +19,7 @@ from ..modeling.public_vits import State
 from ..modeling.seeding import seed_stage
 from ..modeling.types import Modality
 from ..recipes.recipe import Recipe
-from ..recipes.registry import handed, load_recipe
+from ..recipes.registry import build_recipe, load_recipe
 from ..runs.checkpoint import Checkpoint, read_latest
 from ..runs.console import duration, log
 from ..runs.folder import read_metadata
@@ -246,7 +246,7 @@ def _build(
     """The recipe as training begins with it: its batch is at most all images."""
     seed_stage(asked.seed, -1)
     try:
-        built = load(**handed(load, modalities), **dials)
+        built = build_recipe(load, modalities, dials)
     except (ArithmeticError, RuntimeError, TypeError) as error:
         raise _cannot_build(asked, error) from error
     return replace(built, optim=replace(built.optim, batch_size=min(built.optim.batch_size, num_train)))

@@ -24,6 +24,7 @@ from ...recipes.mae import recipe as mae
 from ...recipes.multimae import recipe as multimae
 from ...recipes.multimae_attention import recipe as guided
 from ...recipes.recipe import Recipe
+from ...recipes.registry import build_recipe
 
 Name = Literal[
     "mae", "transformers", "cross-attention", "partial", "inter-block",
@@ -125,7 +126,8 @@ Timed = Ours | Theirs
 
 def _ours(recipe: Callable[..., Recipe], stage: int = 0, **dials: Any) -> Callable[[Work], Timed]:
     def make(work: Work) -> Timed:
-        built = recipe(size=work.size, patch=work.patch, image_size=work.image_size, **dials)
+        shape = {"size": work.size, "patch": work.patch, "image_size": work.image_size}
+        built = build_recipe(recipe, (), {**shape, **dials})
         return Ours(built.stages[stage].build())
 
     return make

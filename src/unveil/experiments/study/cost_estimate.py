@@ -11,7 +11,7 @@ from ...data.modality_config import BUILT_IN
 from ...data.sources import open_source
 from ...modeling.types import RGB, Modality
 from ...recipes.recipe import Recipe
-from ...recipes.registry import handed, load_recipe, reads_several
+from ...recipes.registry import build_recipe, default_modalities, load_recipe
 from ...runs.hardware import choose_device, choose_precision
 from ...training.autoconfig import measure_step
 from ...training.run_metadata import flops
@@ -77,12 +77,12 @@ def build(arm: Arm, at: Scale, setting: Setting, teacher_as_given: bool = False)
     teacher = dials.get("teacher", arm.recipe in ("cmtmae", "milan"))  # their default is a public model
     if teacher and not (teacher_as_given and isinstance(teacher, str) and Path(teacher).exists()):
         dials["teacher"] = "random"
-    return load(**handed(load, modalities_of(arm, at, setting)), **dials)
+    return build_recipe(load, modalities_of(arm, at, setting), dials)
 
 
 def modalities_of(arm: Arm, at: Scale, setting: Setting) -> tuple[Modality, ...]:
     """What an arm's recipe reads."""
-    several = reads_several(load_recipe(arm.recipe))
+    several = default_modalities(load_recipe(arm.recipe))
     if several is None:
         return (RGB,)
     named = settled(arm, at, setting).get("modalities")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import inspect
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -14,8 +13,8 @@ from typing import Any
 
 from ...evaluation.dense.reconstruction import RestoringTask
 from ...evaluation.registry import work_of
-from ...recipes.registry import load_recipe, reads_several
-from ...training.config import HANDED, PretrainConfig, json_like
+from ...recipes.registry import default_modalities, defaults_of, load_recipe
+from ...training.config import PretrainConfig, json_like
 from .design import Arm, Dials, RunOf, Scale, ScaleName, Setting, Share, Study
 
 # How a run uses the machine, which changes nothing that it finds out: such arguments may differ when it goes on.
@@ -156,7 +155,7 @@ def _kept(dials: Dials, recipe: str) -> list[dict[str, float]]:
 @cache
 def reads_maps(recipe: str) -> bool:
     """Whether a recipe reads several modalities."""
-    return reads_several(load_recipe(recipe)) is not None
+    return default_modalities(load_recipe(recipe)) is not None
 
 
 def _looked_at(setting: Setting, folder: Path, analysis: str) -> dict[str, Any]:
@@ -216,4 +215,4 @@ def _in_order(arms: Sequence[Arm], at: Scale, setting: Setting) -> list[Arm]:
 @cache  # every recipe is read as text to find one, and a study asks for each arm in each setting and seed
 def recipe_dials(recipe: str) -> dict[str, Any]:
     """The dials of a recipe, and what they are by default."""
-    return {n: p.default for n, p in inspect.signature(load_recipe(recipe)).parameters.items() if n not in HANDED}
+    return defaults_of(load_recipe(recipe))
