@@ -210,7 +210,7 @@ class TestAnalyze:
     @pytest.mark.parametrize(
         ("words", "told"),
         [
-            (["attention", "nowhere"], "is no run folder"),
+            (["attention", "nowhere"], "is not a run folder"),
             (["attnetion", "RUN"], "analyze needs attention, blocks or masks and a run, or features and two"),
             (["features", "RUN"], "analyze needs attention, blocks or masks and a run, or features and two"),
             (["attention", "RUN", "--data", "scenes:count=4", "--foreground", "flor"], "the classes are"),

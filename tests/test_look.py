@@ -103,7 +103,7 @@ class TestLook:
     @pytest.mark.parametrize(
         ("words", "told"),
         [
-            (["nowhere"], "is no run folder"),
+            (["nowhere"], "is not a run folder"),
             ([], "look needs RUN"),
             (["--recipe", "cmtmea"], "did you mean cmtmae"),
             (["RUN", "--out", "a.jpg"], "is to be a .png file"),

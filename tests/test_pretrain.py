@@ -114,7 +114,7 @@ class TestIntents:
             ("tensor.pth", "holds no weights"),
             ("text.pth", "was refused"),
             ("cut.safetensors", "not a whole safetensors file"),
-            ("empty", "no whole checkpoint"),
+            ("empty", "is not a run folder"),
             ("none.pth", "no weight file"),
         ):
             assert place.pretrain(*TRAIN, "--init-from", str(place.path / name)) == 2
@@ -274,10 +274,10 @@ class TestUsing:
         ("words", "part"),
         [
             ("evaluate RUN --data nowhere", "no data at"),
-            ("evaluate nothing --data IMAGES", "is no run folder"),
+            ("evaluate nothing --data IMAGES", "is not a run folder"),
             ("evaluate RUN --data IMAGES --protocol nose", "nose"),
             ("embed RUN --data IMAGES --out features.txt", "ends so"),
-            ("embed nothing --data IMAGES", "is no run folder"),
+            ("embed nothing --data IMAGES", "is not a run folder"),
         ],
     )
     def test_mistakes(self, place: Place, whole: Callable, monkeypatch, capsys, words: str, part: str):

@@ -65,7 +65,7 @@ class RunConfig:
         if not facts:
             near = [str(p.parent) for p in sorted(run.glob("*/run.json"))[:5]]
             hint = f"; there are runs at {', '.join(near)}" if near else ""
-            raise FileNotFoundError(f"{run} is no run folder: it has no run.json{hint}")
+            raise FileNotFoundError(f"{run} is not a run folder: it has no run.json{hint}")
         try:
             return cls.parse(facts)
         except KeyError as error:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ..modeling.public_vits import State, find, is_foreign, load_weights, read_weights, translate, with_bands
 from ..recipes.recipe import Recipe
-from ..runs.checkpoint import read_latest
+from ..recipes.run import Run
 from ..runs.console import log
 from .config import PretrainConfig
 
@@ -18,10 +18,7 @@ def read_initial(address: str) -> State:
         return find(address).state
     if not path.is_dir():
         return read_weights(path)
-    found, complaints = read_latest(path)
-    if found is None:
-        raise ValueError(f"{path} has no whole checkpoint to start from" + "".join(f"; {c}" for c in complaints))
-    return found.model
+    return Run.open(path).checkpoint().model
 
 
 def fitting(weights: State, built: Recipe, asked: PretrainConfig) -> State:

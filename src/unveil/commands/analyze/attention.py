@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from ...data.aligned_folders import aligned_modalities
+from ...data.aligned_folders import aligned_modalities, open_images
 from ...data.decode import Unreadable
 from ...data.modality_config import declare
 from ...data.samples import SampleSource, origin
-from ...data.sources import Source, open_source, spread
+from ...data.sources import Source, spread
 from ...data.transforms import center_view
 from ...evaluation.analysis.attention import DecoderAttention, attention_figures, decoder_attention, foreground_of
 from ...evaluation.analysis.layer_features import Layer, cka_matrix, layers_of
@@ -108,13 +108,14 @@ def analyze_features(
     """
     pair = (run_a, run_b)
     first = None if is_foreign(run_a) else Run.open(run_a)
-    given = None if data is None else open_source(data)
+    encoders = [load(run, device=device) for run in (first or run_a, run_b)]
+    given = None if data is None else open_images(data, encoders[0].channels, first.declared if first else ())
     source = given if first is None else first.held_out(given)
     if source is None:
         raise ValueError(f"{run_a} is not a run with images of its own; give --data")
     folder = Path("runs", Path(run_a).stem) if first is None else first.path
     check_writable(folder)
-    read = [_layers(load(run, device=device), source, limit) for run in (first or run_a, run_b)]
+    read = [_layers(encoder, source, limit) for encoder in encoders]
     names = [Path(run).name for run in pair]
     matrix = cka_matrix(*read)
     told = {
