@@ -31,11 +31,11 @@ def build(recipe=multimae.recipe, modalities: tuple[Modality, ...] = ALL, **dial
 
 
 def batch(count: int = 4, progress: float = 0.5, **said: Mapping[str, Tensor]) -> Batch:
-    chance = torch.Generator().manual_seed(1)
+    rng = torch.Generator().manual_seed(1)
     maps = {
-        "rgb": torch.rand(count, 3, 32, 32, generator=chance),
-        "depth": 1 + 4 * torch.rand(count, 1, 32, 32, generator=chance),
-        "semseg": torch.randint(0, 5, (count, 1, 8, 8), generator=chance),
+        "rgb": torch.rand(count, 3, 32, 32, generator=rng),
+        "depth": 1 + 4 * torch.rand(count, 1, 32, 32, generator=rng),
+        "semseg": torch.randint(0, 5, (count, 1, 8, 8), generator=rng),
     }
     return Batch(maps, sample_keys(0, 0, range(count)), torch.tensor(progress), **said)
 

@@ -9,7 +9,7 @@ from PIL import Image, ImageEnhance, ImageOps
 
 from unveil.data.augment import Mix, RandAugment, colour, erase, geometry, mix_images, soft_labels
 from unveil.data.augment.randaugment import OPERATIONS, apply
-from unveil.modeling.rng import Chance, sample_keys
+from unveil.modeling.rng import SampleRng, sample_keys
 
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
 
@@ -121,19 +121,19 @@ def test_every_operation_runs_on_images_of_any_channels():
 
 
 def test_randaugment_is_a_function_of_the_sample_and_leaves_a_quarter_alone():
-    chance = Chance(sample_keys(0, 3, range(400)))
+    rng = SampleRng(sample_keys(0, 3, range(400)))
     images = batch(1)[:, :, :12, :12].expand(400, -1, -1, -1)
     augment = RandAugment(MEAN)
-    found = augment(images, chance)
-    torch.testing.assert_close(augment(images[7:11], Chance(chance.key[7:11])), found[7:11])
+    found = augment(images, rng)
+    torch.testing.assert_close(augment(images[7:11], SampleRng(rng.key[7:11])), found[7:11])
     alone = (found == images).flatten(1).all(1).float().mean()
     assert 0.17 < alone < 0.36  # two operations, each left out half of the time
-    assert not torch.equal(augment(images, Chance(sample_keys(0, 4, range(400)))), found)
+    assert not torch.equal(augment(images, SampleRng(sample_keys(0, 4, range(400)))), found)
 
 
 def test_stronger_is_further_away():
-    chance, images = Chance(sample_keys(0, 0, range(100))), batch(1)[:, :, :16, :16].expand(100, -1, -1, -1)
-    weak, strong = ((RandAugment(MEAN, m, std=0)(images, chance) - images).abs().mean() for m in (2, 9))
+    rng, images = SampleRng(sample_keys(0, 0, range(100))), batch(1)[:, :, :16, :16].expand(100, -1, -1, -1)
+    weak, strong = ((RandAugment(MEAN, m, std=0)(images, rng) - images).abs().mean() for m in (2, 9))
     assert weak < 0.8 * strong
 
 
@@ -168,8 +168,8 @@ def test_mixes_are_drawn_from_beta_and_switched():
 
 def test_erasing_makes_a_rectangle_of_noise_as_often_as_asked():
     images = torch.full((600, 3, 24, 32), 2.0)
-    chance = Chance(sample_keys(0, 0, range(600)))
-    found = erase(images, chance, 0.25, MEAN, STD)
+    rng = SampleRng(sample_keys(0, 0, range(600)))
+    found = erase(images, rng, 0.25, MEAN, STD)
     changed = (found != images).any(1)  # B H W
     sizes = changed.flatten(1).sum(1)
     assert (sizes > 0).float().mean() == pytest.approx(0.25, abs=0.06)
@@ -182,5 +182,5 @@ def test_erasing_makes_a_rectangle_of_noise_as_often_as_asked():
     noise = noise[changed[:, None].expand_as(noise)]
     assert noise.mean().item() == pytest.approx(0, abs=0.03)
     assert noise.std().item() == pytest.approx(1, abs=0.03)
-    assert torch.equal(erase(images, chance, 0.0, MEAN, STD), images)
-    torch.testing.assert_close(erase(images[5:9], Chance(chance.key[5:9]), 0.25, MEAN, STD), found[5:9])
+    assert torch.equal(erase(images, rng, 0.0, MEAN, STD), images)
+    torch.testing.assert_close(erase(images[5:9], SampleRng(rng.key[5:9]), 0.25, MEAN, STD), found[5:9])

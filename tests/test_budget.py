@@ -27,7 +27,7 @@ from unveil.modeling.masking import (
     Uniform,
     log_dirichlet_draw,
 )
-from unveil.modeling.rng import Chance, sample_keys
+from unveil.modeling.rng import SampleRng, sample_keys
 from unveil.modeling.types import Batch, Layout, Observation, Tokens
 
 NAMES = ("rgb", "depth", "semseg")
@@ -67,7 +67,9 @@ def test_shares_follow_the_dirichlet(alpha: tuple[float, ...]):
     """Means, variances and the whole distribution of a share (a beta), within sampling error."""
     stats = pytest.importorskip("scipy.stats", reason="the true distribution is scipy's")
     n = 4000
-    shares = log_dirichlet_draw(Chance(sample_keys(1, 0, range(n))), torch.tensor([alpha]).expand(n, -1)).exp().double()
+    shares = (
+        log_dirichlet_draw(SampleRng(sample_keys(1, 0, range(n))), torch.tensor([alpha]).expand(n, -1)).exp().double()
+    )
     assert torch.allclose(shares.sum(dim=1), torch.ones(n, dtype=torch.float64), atol=1e-5)
     for m, a in enumerate(alpha):
         rest = sum(alpha) - a
@@ -79,7 +81,7 @@ def test_counts_follow_the_published_sampler():
     on, n = layout(14), 3000
     masker = Masker(DirichletBudget(), 1 / 6, 5 / 6)
     counts = visible_counts(masker, on, n)
-    shares = log_dirichlet_draw(batch(n).chance, torch.ones(n, 3)).exp()
+    shares = log_dirichlet_draw(batch(n).rng, torch.ones(n, 3)).exp()
     assert ((counts - (98 * shares).round()).abs() <= 1).all()
     spread = math.sqrt(98**2 / 18 / n)  # of the mean of n shares of a flat Dirichlet
     assert torch.allclose(counts.double().mean(dim=0), torch.full((3,), 98 / 3, dtype=torch.float64), atol=4 * spread)
@@ -123,7 +125,7 @@ def test_tasks_are_sampled_uniformly():
 @given(st.integers(0, 99), st.floats(0.1, 0.9))
 def test_inside_a_modality_the_highest_are_hidden(seed: int, visible: float):
     on = layout(4)
-    guide = Chance(sample_keys(seed, 1, range(4))).uniform("guide", on.num_tokens)
+    guide = SampleRng(sample_keys(seed, 1, range(4))).uniform("guide", on.num_tokens)
     mask = Masker(DirichletBudget(Given(guide)), visible, 1 - visible)(tokens(on, 4), {}, batch(4, seed))
     seen = torch.zeros(4, on.num_tokens, dtype=torch.bool).scatter(1, mask.visible, True)
     for span in on.spans.values():
@@ -140,7 +142,7 @@ def test_a_concentration_is_above_0(alpha):
 
 
 def observed(on: Layout, count: int, heads: int = 4) -> dict[str, Observation]:
-    values = Chance(sample_keys(3, 0, range(count))).uniform("attention", heads * on.num_tokens)
+    values = SampleRng(sample_keys(3, 0, range(count))).uniform("attention", heads * on.num_tokens)
     return {"student": Observation(on, values.unflatten(1, (heads, -1)))}
 
 
@@ -189,7 +191,7 @@ def test_without_a_look_the_other_score_decides():
     on, count = layout(4), 3
     score = IfSeen("student", Guided(Attention("student", normalise="none"), Hard()), Uniform())
     blind = {"student": Observation(on)}
-    assert torch.equal(score(tokens(on, count), blind, batch(count)), batch(count).chance.uniform("mask", 48))
+    assert torch.equal(score(tokens(on, count), blind, batch(count)), batch(count).rng.uniform("mask", 48))
     seen = observed(on, count)
     assert torch.equal(score(tokens(on, count), seen, batch(count)), seen["student"].attention.mean(dim=1))
     errors = {"student": Observation(on, error=seen["student"].attention[:, 0])}

@@ -143,11 +143,11 @@ def scene_model(seed: int = 0) -> MaskedModel:
 
 
 def scene_batch(count: int = 4) -> Batch:
-    chance = torch.Generator().manual_seed(0)
+    rng = torch.Generator().manual_seed(0)
     maps = {
-        "rgb": torch.rand(count, 3, 8, 8, generator=chance),
-        "depth": 1 + torch.rand(count, 1, 8, 8, generator=chance),
-        "semseg": torch.randint(0, 2, (count, 1, 8, 8), generator=chance),
+        "rgb": torch.rand(count, 3, 8, 8, generator=rng),
+        "depth": 1 + torch.rand(count, 1, 8, 8, generator=rng),
+        "semseg": torch.randint(0, 2, (count, 1, 8, 8), generator=rng),
     }
     valid = {name: torch.ones(count, 1, 8, 8, dtype=torch.bool) for name in maps}
     valid["depth"][0] = False

@@ -62,11 +62,11 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("pairs")
     for modality in ("rgb", "depth"):
         (folder / "data" / modality).mkdir(parents=True)
-    chance = np.random.default_rng(0)
+    rng = np.random.default_rng(0)
     for i in range(21):
-        Image.fromarray(chance.integers(0, 256, (16, 16, 3), dtype=np.uint8)).save(folder / f"data/rgb/{i:02}.png")
+        Image.fromarray(rng.integers(0, 256, (16, 16, 3), dtype=np.uint8)).save(folder / f"data/rgb/{i:02}.png")
         if i % 3:
-            depth = chance.integers(1000, 5000, (16, 16)).astype(np.uint16)
+            depth = rng.integers(1000, 5000, (16, 16)).astype(np.uint16)
             Image.fromarray(depth).save(folder / f"data/depth/{i:02}.png")
     return folder
 

@@ -62,9 +62,9 @@ class Memory:
 
 
 def coloured(count: int, seed: int = 0) -> Memory:
-    chance = torch.Generator().manual_seed(seed)
+    rng = torch.Generator().manual_seed(seed)
     labels = [i % 3 for i in range(count)]
-    noise = torch.randint(-30, 30, (count, 3, 12, 12), generator=chance)
+    noise = torch.randint(-30, 30, (count, 3, 12, 12), generator=rng)
     colours = torch.tensor(list(COLOURS.values()))[labels][:, :, None, None]
     return Memory(list((colours + noise).clamp(0, 255).to(torch.uint8)), labels, list(COLOURS))
 
@@ -72,11 +72,11 @@ def coloured(count: int, seed: int = 0) -> Memory:
 @pytest.fixture
 def folder(tmp_path):
     """Class folders of PNG files, one of them broken."""
-    chance = np.random.default_rng(0)
+    rng = np.random.default_rng(0)
     for name, colour in COLOURS.items():
         (tmp_path / "data" / name).mkdir(parents=True)
         for i in range(15):
-            pixels = np.clip(np.array(colour) + chance.integers(-30, 30, (10, 14, 3)), 0, 255).astype(np.uint8)
+            pixels = np.clip(np.array(colour) + rng.integers(-30, 30, (10, 14, 3)), 0, 255).astype(np.uint8)
             Image.fromarray(pixels).save(tmp_path / "data" / name / f"{i:02}.png")
     (tmp_path / "data" / "red" / "03.png").write_bytes(b"not an image")
     return tmp_path / "data"
@@ -264,21 +264,21 @@ def test_sets_without_a_readable_image_and_broken_encoders_are_named():
 
 
 def test_rankme_counts_directions():
-    chance = torch.Generator().manual_seed(0)
-    isotropic = torch.randn(4000, 32, generator=chance)
+    rng = torch.Generator().manual_seed(0)
+    isotropic = torch.randn(4000, 32, generator=rng)
     assert 31 < rankme(isotropic) <= 32.001
     assert rankme(torch.outer(isotropic[:, 0], isotropic[0])) == pytest.approx(1, abs=1e-3)
-    basis = torch.linalg.qr(torch.randn(32, 5, generator=chance))[0]
-    assert rankme(torch.randn(4000, 5, generator=chance) @ basis.T) == pytest.approx(5, abs=0.1)
-    wide = torch.randn(10, 400, generator=chance)
+    basis = torch.linalg.qr(torch.randn(32, 5, generator=rng))[0]
+    assert rankme(torch.randn(4000, 5, generator=rng) @ basis.T) == pytest.approx(5, abs=0.1)
+    wide = torch.randn(10, 400, generator=rng)
     sizes = torch.linalg.svdvals(wide) / torch.linalg.svdvals(wide).sum()
     assert rankme(wide) == pytest.approx((-(sizes * sizes.log()).sum()).exp().item(), rel=1e-4)
     assert rankme(7 * isotropic) == pytest.approx(rankme(isotropic))
 
 
 def test_feature_std_tells_spread_from_collapse():
-    chance = torch.Generator().manual_seed(0)
-    isotropic = torch.randn(4000, 32, generator=chance)
+    rng = torch.Generator().manual_seed(0)
+    isotropic = torch.randn(4000, 32, generator=rng)
     assert feature_std(isotropic) == pytest.approx(1, abs=0.01)
     assert feature_std(torch.ones(100, 32)) == pytest.approx(0, abs=1e-6)
     assert feature_std(isotropic + 10) < 0.2

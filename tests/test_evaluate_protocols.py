@@ -26,12 +26,12 @@ PROTOCOLS = [knn, knn_whitened, linear, linear_lbfgs]
 
 def clouds(apart: float, num_classes: int = 3, per_class: int = 40, dim: int = 8, seed: int = 0) -> Split:
     """Gaussian clouds round random centres that lie `apart` standard deviations from the origin."""
-    chance = torch.Generator().manual_seed(seed)
-    centres = F.normalize(torch.randn(num_classes, dim, generator=chance), dim=1) * apart
+    rng = torch.Generator().manual_seed(seed)
+    centres = F.normalize(torch.randn(num_classes, dim, generator=rng), dim=1) * apart
 
     def draw() -> tuple[torch.Tensor, torch.Tensor]:
         labels = torch.arange(num_classes).repeat(per_class)
-        return centres[labels] + torch.randn(len(labels), dim, generator=chance), labels
+        return centres[labels] + torch.randn(len(labels), dim, generator=rng), labels
 
     return Split(*draw(), *draw(), num_classes)
 
@@ -235,9 +235,9 @@ def test_logistic_regression_agrees_with_sklearn():
 
 
 def test_lbfgs_chooses_a_penalty_that_noise_calls_for():
-    chance = torch.Generator().manual_seed(0)
+    rng = torch.Generator().manual_seed(0)
     labels = torch.arange(200) % 2
-    x = torch.randn(200, 150, generator=chance)
+    x = torch.randn(200, 150, generator=rng)
     x[:, 0] += labels * 1.5
     noisy = linear_lbfgs(Split(x[:100], labels[:100], x[100:], labels[100:], 2))
     assert noisy.settings["penalty"] >= 1e-2

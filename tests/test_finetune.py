@@ -32,7 +32,7 @@ from unveil.evaluation.task import Sets, Task
 from unveil.modeling.encoder import Encoder
 from unveil.modeling.image_encoder import Pretrained
 from unveil.modeling.public_vits import load_encoder
-from unveil.modeling.rng import Chance, sample_keys
+from unveil.modeling.rng import SampleRng, sample_keys
 from unveil.modeling.types import RGB, Batch
 
 PLAIN = FineTuning(
@@ -167,7 +167,7 @@ def test_stochastic_depth_leaves_branches_out_by_sample():
     whole = encoder.maps(images, [1, 2])
     depth = StochasticDepth(encoder.branches(), 0.5)
     assert depth.keep.tolist() == [1, 1, 0.5, 0.5]
-    depth.draw(Chance(sample_keys(0, 0, range(64))))
+    depth.draw(SampleRng(sample_keys(0, 0, range(64))))
     first, last = encoder.maps(images, [1, 2])
     torch.testing.assert_close(first, whole[0])  # the first block is never left out
     untouched = (last == first).flatten(1).all(1)

@@ -127,13 +127,13 @@ def test_an_earlier_block_is_read_and_the_later_ones_are_not_run(monkeypatch: py
 
 @given(st.integers(1, 6), st.integers(0, 9))
 def test_take_is_indexing(width: int, seed: int):
-    chance = torch.Generator().manual_seed(seed)
-    x = torch.randn(3, 7, width, generator=chance, requires_grad=True)
-    places = torch.randint(7, (3, 5), generator=chance)
+    rng = torch.Generator().manual_seed(seed)
+    x = torch.randn(3, 7, width, generator=rng, requires_grad=True)
+    places = torch.randint(7, (3, 5), generator=rng)
     naive = torch.stack([row[at] for row, at in zip(x, places, strict=True)])
     assert torch.equal(take(x, places), naive)
     assert torch.equal(take(x[..., 0], places), naive[..., 0])
-    weight = torch.randn(3, 5, width, generator=chance)
+    weight = torch.randn(3, 5, width, generator=rng)
     (ours,) = torch.autograd.grad((take(x, places) * weight).sum(), x)
     (theirs,) = torch.autograd.grad((naive * weight).sum(), x, retain_graph=True)
     torch.testing.assert_close(ours, theirs)
@@ -219,7 +219,7 @@ def test_without_a_blend_every_block_reads_the_last_map(self_attention: bool):
     tokens = encoder.embed(on)
     mask = Masker(Uniform(), 0.5, 0.25)(tokens, {}, on)
     latents = encoder(tokens.take(mask.visible))
-    queries = decoder.asks(mask, tokens.layout)
+    queries = decoder.make_queries(mask, tokens.layout)
     x = decoder.mask_token + sincos_positions((4, 6), 16)[queries.cells]
     for block in decoder.blocks:
         if self_attention:

@@ -246,7 +246,7 @@ class TestDistances:
             seen = model.encode_decode(on)
             (apart,) = distances(model, on, seen).values()
             objective = model.objectives[0]
-            guess, truth, _ = objective.compared(seen, on)
+            guess, truth, _ = objective.prediction_and_target(seen, on)
         cells = seen.queries[objective.decoder].cells
         cosine = (guess * truth).sum(-1) / guess.norm(dim=-1) / truth.norm(dim=-1)
         torch.testing.assert_close(apart.gather(1, cells), 1 - cosine, rtol=1e-4, atol=1e-5)

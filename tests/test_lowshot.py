@@ -25,8 +25,8 @@ from unveil.evaluation.task import Sets, Task, open_sets
 def noisy(count: int, seed: int = 0) -> Memory:
     """Colours under so much noise that few images are not enough."""
     source = coloured(count, seed)
-    chance = torch.Generator().manual_seed(seed + 9)
-    images = [(x + torch.randn(3, 1, 1, generator=chance) * 90).clamp(0, 255).to(torch.uint8) for x in source.images]
+    rng = torch.Generator().manual_seed(seed + 9)
+    images = [(x + torch.randn(3, 1, 1, generator=rng) * 90).clamp(0, 255).to(torch.uint8) for x in source.images]
     return replace(source, images=images)
 
 

@@ -10,8 +10,8 @@ from hypothesis import assume, example, given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from unveil.modeling.masking import Block, Grid, InverseBlock, Masker, Uniform, ask, units_of
-from unveil.modeling.rng import Chance, sample_keys
+from unveil.modeling.masking import Block, Grid, InverseBlock, Masker, Uniform, modality_queries, units_of
+from unveil.modeling.rng import SampleRng, sample_keys
 from unveil.modeling.types import Batch, Layout, Mask, Tokens, take
 
 SCORES = (Uniform(), Grid(), Grid(3), Block(), InverseBlock(), Block(area=(0.02, 0.05), count=3))
@@ -53,7 +53,7 @@ def cases(draw_from: st.DrawFn) -> tuple[Masker, Layout]:
     visible = draw_from(st.floats(0.02, 0.98))
     predicted = (1 - visible) * draw_from(st.floats(0.02, 1))
     score = draw_from(st.sampled_from(SCORES))
-    masker = Masker(score, visible, predicted, ask=draw_from(st.sampled_from([Uniform(), score])), unit=unit)
+    masker = Masker(score, visible, predicted, predict_score=draw_from(st.sampled_from([Uniform(), score])), unit=unit)
     return masker, layout(rows, columns, names)
 
 
@@ -155,7 +155,7 @@ def test_the_hardest_are_those_that_the_score_hides_first():
     on, batch = layout(6, 6), keyed(sample_keys(0, 0, range(8)))
     score = Block()
     values = score(tokens(on, 8), {}, batch)
-    mask = Masker(score, 0.25, 0.25, ask=score)(tokens(on, 8), {}, batch)
+    mask = Masker(score, 0.25, 0.25, predict_score=score)(tokens(on, 8), {}, batch)
     highest = values.topk(9, dim=1).indices
     assert as_sets(mask.predicted) == as_sets(highest)
 
@@ -250,11 +250,11 @@ def test_questions_cover_what_is_predicted_once_and_in_raster_order(rows: int, c
     on = layout(rows, columns, ("rgb", "depth"))
     key = sample_keys(seed, 0, range(4))
     num_predicted = max(1, int(share * on.num_tokens))
-    predicted = Chance(key).uniform("any", on.num_tokens).argsort(dim=1)[:, :num_predicted]
+    predicted = SampleRng(key).uniform("any", on.num_tokens).argsort(dim=1)[:, :num_predicted]
     mask = Mask(predicted[:, :0], predicted)
     found: list[set[int]] = [set(), set(), set(), set()]
     for name, span in on.spans.items():
-        queries = ask(mask, on, name)
+        queries = modality_queries(mask, on, name)
         assert torch.equal(queries.ids % on.num_cells, queries.cells)
         assert ((queries.ids >= span.start) & (queries.ids < span.stop)).all()
         for sample in range(4):

@@ -119,7 +119,7 @@ def test_errors_are_those_of_guesses_from_the_other_half():
     error = teacher.observe(on, tokens).error
     assert error is not None
     assert not error.requires_grad
-    order = on.chance.uniform("halves", 48).argsort(dim=1)
+    order = on.rng.uniform("halves", 48).argsort(dim=1)
 
     class Fixed(Masker):
         def __call__(self, tokens, observations, batch) -> Mask:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import importlib
 import json
 import shutil
+import subprocess
 import sys
+import textwrap
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -105,6 +107,36 @@ def test_an_old_name_is_the_thing_under_its_new_name(package: str, old: str, new
     assert not hasattr(here, old)
     assert any(value is not None for value in found)
     assert all(value is getattr(here, new, value) for value in found if value is not None)
+
+
+def test_a_recipe_file_of_release_0_1_uses_old_arguments_attributes_and_overrides() -> None:
+    """In a process of its own: the classes keep what they have learned."""
+    code = """
+        import torch
+        from unveil.decoder import Decoder, SelfDecoder, ask
+        from unveil.encoder import Encoder
+        from unveil.masking import Masker, Uniform
+        from unveil.model import MaskedModel, Objective
+        from unveil.records import RGB, Batch
+        from unveil.targets import Pixels
+
+        class Half(Decoder):
+            def make_queries(self, mask, layout):
+                return "half of them"
+
+        encoder = Encoder([RGB], (16,), 4, dim=16, depth=2, heads=2)
+        decoder = SelfDecoder("rgb", encoder, 16, 1, 2, outputs="all")
+        masker = Masker(Uniform(), 0.25, 0.5, ask=Uniform("other"))
+        model = MaskedModel(encoder, masker, {"pixels": decoder}, [Objective("pixels", "pixels", 16, Pixels(RGB, 4))])
+        batch = Batch({"rgb": torch.rand(2, 3, 16, 16)}, torch.arange(2), torch.zeros(()))
+        seen = model.imagine(batch)
+        assert decoder.outputs == decoder.outputs == "all" and masker.predict_score.purpose == "other"
+        assert Half("rgb").make_queries(None, None) == "half of them"
+        assert decoder.make_queries(seen.mask, seen.latents.tokens.layout).ids.shape == (2, 12)
+        assert ask(seen.mask, seen.latents.tokens.layout, "rgb").ids.shape == (2, 8)
+        assert torch.equal(batch.chance.uniform("x", 3), batch.rng.uniform("x", 3))
+        """
+    subprocess.run([sys.executable, "-W", "ignore", "-c", textwrap.dedent(code)], check=True)
 
 
 def test_a_path_that_never_was_is_no_alias() -> None:

@@ -60,7 +60,7 @@ def build(case: dict) -> MaskedModel:
     else:
         decoder = SelfDecoder(*shape)
     score = Given(noise((case["batch"], encoder.grid[0] * encoder.grid[1]), case["seed"]))
-    masker = Masker(score, 1 - case["mask_ratio"], case.get("kept_mask_ratio", case["mask_ratio"]), ask=score)
+    masker = Masker(score, 1 - case["mask_ratio"], case.get("kept_mask_ratio", case["mask_ratio"]), predict_score=score)
     target = Pixels(PLAIN, case["patch"], case["norm_pix"])
     return MaskedModel(
         encoder, masker, {"pixels": decoder}, [Objective("pixels", "pixels", case["decoder_dim"], target)]

@@ -67,12 +67,12 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[bytes, bytes]:
 
 def kill_again_and_again(command: Command, seed: int, times: int) -> None:
     """Kill a run that saves every step, at random moments: in a step, in a save, between the two."""
-    chance = random.Random(seed)
+    rng = random.Random(seed)
     reached = 0
     for _ in range(times):
         process = command.start("--save-minutes", "0")
-        reached = command.met(process, reached + chance.randint(1, 8))
-        time.sleep(chance.random() * 0.1)
+        reached = command.met(process, reached + rng.randint(1, 8))
+        time.sleep(rng.random() * 0.1)
         process.send_signal(signal.SIGKILL)
         process.communicate()
     process = command.start("--save-minutes", "0")

@@ -61,11 +61,11 @@ def table(document: str, first: str) -> list[list[str]]:
 def home(tmp_path_factory) -> Path:
     """A home with photos, nested, and labelled images, a folder per class."""
     home = tmp_path_factory.mktemp("home")
-    chance = np.random.default_rng(0)
+    rng = np.random.default_rng(0)
     for name in (*(f"photos/{i % 2}/{i}" for i in range(12)), *(f"labelled/{c}/{i}" for c in "ab" for i in range(5))):
         file = home / f"{name}.png"
         file.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(chance.integers(0, 256, (64, 64, 3), np.uint8)).save(file)
+        Image.fromarray(rng.integers(0, 256, (64, 64, 3), np.uint8)).save(file)
     return home
 
 

@@ -34,7 +34,7 @@ from unveil.modeling.encoder import Encoder
 from unveil.modeling.image_encoder import Pretrained
 from unveil.modeling.public_vits.encoder import fresh
 from unveil.modeling.public_vits.vit import Spec
-from unveil.modeling.rng import Chance, sample_keys
+from unveil.modeling.rng import SampleRng, sample_keys
 from unveil.modeling.types import DEPTH, RGB, Batch, Modality
 from unveil.reporting import write_report
 
@@ -64,8 +64,8 @@ def red_bars(tmp_path_factory) -> Path:
     return root
 
 
-def chance_of(count: int) -> Chance:
-    return Chance(sample_keys(0, 0, range(count)))
+def chance_of(count: int) -> SampleRng:
+    return SampleRng(sample_keys(0, 0, range(count)))
 
 
 @settings(max_examples=30, deadline=None)

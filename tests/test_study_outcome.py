@@ -21,9 +21,9 @@ from unveil.reporting.study import study_page
 
 def test_intervals_and_tests_are_scipys():
     stats = pytest.importorskip("scipy.stats")
-    chance = torch.Generator().manual_seed(0)
+    rng = torch.Generator().manual_seed(0)
     for count in (2, 3, 5, 9, 40):
-        a, b = (torch.randn(count, generator=chance, dtype=torch.float64).tolist() for _ in range(2))
+        a, b = (torch.randn(count, generator=rng, dtype=torch.float64).tolist() for _ in range(2))
         found = compare(dict(enumerate(a)), dict(enumerate(b)))
         assert found is not None
         assert found.p == pytest.approx(stats.ttest_rel(a, b).pvalue, rel=1e-9)

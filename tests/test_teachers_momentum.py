@@ -105,26 +105,26 @@ class TestAnswersForAll:
         order = torch.rand(3, 24).argsort(dim=1)
         mask = Mask(order[:, :8], order[:, 8:14])
         latents = student(tokens.take(mask.visible))
-        asked = decoder.asks(mask, tokens.layout)
-        decoder.answers = "all"
-        every = decoder.asks(mask, tokens.layout)
+        asked = decoder.make_queries(mask, tokens.layout)
+        decoder.outputs = "all"
+        every = decoder.make_queries(mask, tokens.layout)
         assert torch.equal(every.ids[:, :8], mask.visible)
         assert torch.equal(every.ids[:, 8:], asked.ids)
         assert (every.weight == 1).all()
         answers = decoder(latents, every)
-        decoder.answers = "predicted"
+        decoder.outputs = "predicted"
         torch.testing.assert_close(answers[:, 8:], decoder(latents, asked))
 
     def test_a_visible_token_answers_from_its_own_slot(self):
         """Not from a mask token: where blocks change nothing, its answer is its embedded latent."""
         student, on = encoder(), batch()
-        decoder = SelfDecoder("rgb", student, 16, 1, 2, answers="all")
+        decoder = SelfDecoder("rgb", student, 16, 1, 2, outputs="all")
         with torch.no_grad():
             for block in decoder.blocks:
                 block.attn.proj.weight.zero_(), block.mlp[2].weight.zero_()
         tokens = student.embed(on)
         mask = Mask(torch.tensor([[5, 2]] * 3), torch.tensor([[0, 1, 3]] * 3))
         latents = student(tokens.take(mask.visible))
-        answers = decoder(latents, decoder.asks(mask, tokens.layout))
+        answers = decoder(latents, decoder.make_queries(mask, tokens.layout))
         own = decoder.norm(decoder.embed(latents.final[:, 1:]) + decoder.positions(tokens.layout.grid)[[5, 2]])
         torch.testing.assert_close(answers[:, :2], own)

@@ -149,7 +149,7 @@ def said(objective: Objective, batch: Batch, seen: ForwardOutput) -> Restored:
     grid = (truth.shape[-2] // side, truth.shape[-1] // side)
     asked = torch.zeros(len(batch), grid[0] * grid[1], device=truth.device).scatter(1, queries.cells, queries.weight)
     pixels = unpatchify(asked[..., None].expand(-1, -1, side * side), side, grid) > 0
-    total, count = objective.loss(*objective.compared(seen, batch))
+    total, count = objective.loss(*objective.prediction_and_target(seen, batch))
     return Restored(
         target.modality,
         restore(objective, batch, seen),

@@ -16,7 +16,7 @@ from jaxtyping import Shaped
 from PIL import Image
 from torch import Tensor
 
-from ..modeling.types import unit
+from ..modeling.types import to_float
 from .decode import Unreadable
 from .listing import folder_labels, list_files, missing
 from .modality_config import BUILT_IN, Declared
@@ -193,5 +193,5 @@ def _masked(found: Map, declared: Declared, path: Path, name: str) -> Map:
     valid = torch.from_numpy(mask.reshape(*mask.shape[:2], -1).any(-1))[None]
     if found.valid is not None:
         valid &= found.valid
-    values = found.values if declared.is_categorical else unit(found.values)
+    values = found.values if declared.is_categorical else to_float(found.values)
     return Map(values * valid, valid, found.stored)

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from ..modeling.types import unit
+from ..modeling.types import to_float
 from .decode import Unreadable
 from .inspect_images import counted, listed, table
 from .modality_config import Declared
@@ -159,7 +159,7 @@ class _Tally:
             ids, counts = image[0][known].unique(return_counts=True)
             self.ids.update(dict(zip(ids.tolist(), counts.tolist(), strict=True)))
         elif known.any():
-            pixels = unit(image)[:, known].double()
+            pixels = to_float(image)[:, known].double()
             sums = torch.stack([pixels.mean(1), pixels.square().mean(1)])
             self.sums = sums if self.sums is None else self.sums + sums
             self.measured += 1

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from ..modeling.types import unit
+from ..modeling.types import to_float
 from .decode import Header, Unreadable, decode, read_header, to_channels
 from .sources import EncodedSource, Source, Subset, spread
 
@@ -111,7 +111,7 @@ def inspect_source(source: Source, limit: int | None = None) -> Inspection:
             made.append((image.shape[-2], image.shape[-1]))
             kinds["made here"] += 1
             depths[8 * image.element_size()] += 1
-        pixels = unit(image).double()
+        pixels = to_float(image).double()
         sums += torch.stack([pixels.mean((1, 2)), pixels.square().mean((1, 2))])
         measured += 1
     mean, square = sums / max(measured, 1)

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from ..modeling.rng import Chance, mix, sample_keys
+from ..modeling.rng import SampleRng, mix, sample_keys
 from ..modeling.types import Batch, Modality
 from ..runs.hardware import num_cores, reading_threads
 from .decode import Unreadable
@@ -93,7 +93,7 @@ class Loader:
     def order(self, epoch: int) -> Int[Tensor, " N"]:
         """The samples in the order of this epoch, a permutation."""
         key = sample_keys(self.seed, epoch, torch.arange(len(self.source)))
-        return Chance(key).fold("order").key.argsort()  # keys never tie: the hash is a bijection
+        return SampleRng(key).fold("order").key.argsort()  # keys never tie: the hash is a bijection
 
     def batches(self, epoch: int, start_step: int = 0) -> Iterator[Batch]:
         """The batches of an epoch from a step on; `progress` is 0, the training loop knows better."""

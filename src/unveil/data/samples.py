@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Bool, Shaped
 from torch import Tensor
 
-from ..modeling.types import Modality, unit
+from ..modeling.types import Modality, to_float
 from .decode import Unreadable
 from .modality_config import Declared
 from .read_map import Map
@@ -237,5 +237,5 @@ def join(parts: Sequence[Stack]) -> Stack:
 def joined(parts: Sequence[Shaped[Tensor, "_ _ _ _"]]) -> Shaped[Tensor, "B C H W"]:
     """The parts as one; in float where some are, for a folder may mix 8 and 16 bits."""
     if len({part.dtype for part in parts}) > 1:
-        parts = [unit(part) for part in parts]
+        parts = [to_float(part) for part in parts]
     return parts[0] if len(parts) == 1 else torch.cat(list(parts))

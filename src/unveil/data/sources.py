@@ -12,7 +12,7 @@ from typing import Protocol, runtime_checkable
 from jaxtyping import Shaped
 from torch import Tensor
 
-from ..modeling.rng import Chance, sample_keys
+from ..modeling.rng import SampleRng, sample_keys
 from .decode import EXTENSIONS, Unreadable, decode, read_header, to_channels
 from .listing import SPLITS, folder_labels, list_files, missing
 from .plugins import opener_of
@@ -183,7 +183,7 @@ def split(source: Source, fraction: float, seed: int) -> tuple[Subset, Subset]:
     if n < 2:
         raise ValueError(f"{source.address} has {n} image; to hold one out, at least 2 are needed")
     count = min(max(1, round(fraction * n)), _MAX_HELD_OUT, n - 1)
-    draws = Chance(sample_keys(seed, 0, range(count))).uniform("held out", 1)[:, 0].tolist()
+    draws = SampleRng(sample_keys(seed, 0, range(count))).uniform("held out", 1)[:, 0].tolist()
     edges = [k * n // count for k in range(count + 1)]
     held_out = [low + int(u * (high - low)) for low, high, u in zip(edges, edges[1:], draws, strict=False)]
     chosen = set(held_out)

@@ -12,7 +12,7 @@ from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from ..modeling.rng import Chance
+from ..modeling.rng import SampleRng
 
 Flip = Literal["none", "h", "hv", "turns"]
 Resize = Callable[[Tensor, tuple[int, int]], Tensor]
@@ -75,8 +75,8 @@ def random_view(image: Shaped[Tensor, "C H W"], view: View, key: Int[Tensor, ""]
 
 def draw_cuts(sizes: Sequence[tuple[int, int]], view: View, keys: Int[Tensor, " B"]) -> list[Cut]:
     """The views of a batch of images of these sizes (height, width), all numbers drawn at once."""
-    chance = Chance(keys)
-    flips = chance.uniform("view flips", 3).numpy() < 0.5
+    rng = SampleRng(keys)
+    flips = rng.uniform("view flips", 3).numpy() < 0.5
     mirrored = flips[:, 0] & (view.flip != "none")
     upside_down = flips[:, 1] & (view.flip in ("hv", "turns"))
     turned = flips[:, 2] & (view.flip == "turns")
@@ -85,7 +85,7 @@ def draw_cuts(sizes: Sequence[tuple[int, int]], view: View, keys: Int[Tensor, " 
     # A transposition, with the two flips, makes the eight poses. It comes before the crop, so its box has the shape
     # that the view will have.
     height, width = np.where(turned, (width, height), (height, width))
-    draws = chance.uniform("view crop", 2 * _ATTEMPTS + 2).numpy().astype(np.float64)
+    draws = rng.uniform("view crop", 2 * _ATTEMPTS + 2).numpy().astype(np.float64)
     area, ratio = draws[:, 2:].reshape(-1, _ATTEMPTS, 2).transpose(2, 0, 1)  # each B A
     area = (view.crop_scale[0] + area * (view.crop_scale[1] - view.crop_scale[0])) * (height * width)[:, None]
     ratios = np.array(view.crop_ratio) * view.image_size[1] / view.image_size[0]

@@ -14,7 +14,7 @@ from torch import Tensor
 from ..data.decode import Unreadable
 from ..data.sources import Source, spread
 from ..data.transforms import center_view
-from ..modeling.types import unit
+from ..modeling.types import to_float
 from ..runs.hardware import autocast, num_cores, reading_threads
 
 Pool = Literal["cls", "mean", "both"]
@@ -92,7 +92,7 @@ def extract(
         unreadable += batch.unreadable
         if batch.images is not None:
             with torch.inference_mode(), autocast(encoder.device):
-                found = encoder.features(unit(batch.images.to(encoder.device)), pool).to(dtype)
+                found = encoder.features(to_float(batch.images.to(encoder.device)), pool).to(dtype)
             if values is None:
                 values = torch.empty(total, found.shape[1], dtype=dtype)
             values[len(kept) : len(kept) + len(found)] = found.cpu()
@@ -155,5 +155,5 @@ def _decode(source: Source, indices: list[int], size: tuple[int, int]) -> Decode
         except Unreadable:
             unreadable.append(source.name(i))
     if len({view.dtype for view in views}) > 1:  # bytes and floats in one source: only in [0, 1] do they mix
-        views = [unit(view) for view in views]
+        views = [to_float(view) for view in views]
     return Decoded(torch.stack(views) if views else None, kept, unreadable)

@@ -49,12 +49,12 @@ def stratified_split(
     labels: Int[Tensor, " N"], held_share: float, seed: int
 ) -> tuple[Int[Tensor, " K"], Int[Tensor, " H"]]:
     """Rows to keep and rows to hold out, both ascending: that share of every class, at least one but never all."""
-    chance = torch.Generator().manual_seed(seed)
+    rng = torch.Generator().manual_seed(seed)
     held = torch.zeros(len(labels), dtype=torch.bool)
     for label in labels.unique().tolist():
         rows = (labels == label).nonzero()[:, 0].cpu()
         count = min(max(1, int(held_share * len(rows))), len(rows) - 1)
-        held[rows[torch.randperm(len(rows), generator=chance)[:count]]] = True
+        held[rows[torch.randperm(len(rows), generator=rng)[:count]]] = True
     return (~held).nonzero()[:, 0], held.nonzero()[:, 0]
 
 

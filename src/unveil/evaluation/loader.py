@@ -14,8 +14,8 @@ from torch import Tensor
 
 from ..data.decode import Unreadable
 from ..data.transforms import View, draw_cuts
-from ..modeling.rng import Chance, sample_keys
-from ..modeling.types import unit
+from ..modeling.rng import SampleRng, sample_keys
+from ..modeling.types import to_float
 from ..runs.hardware import reading_threads
 from .task import Labelled
 
@@ -31,10 +31,10 @@ class Views:
     labels: Int[Tensor, " B"]
     key: Int[Tensor, " B"]
 
-    def on(self, device: torch.device) -> tuple[Float[Tensor, "B C H W"], Int[Tensor, " B"], Chance]:
+    def on(self, device: torch.device) -> tuple[Float[Tensor, "B C H W"], Int[Tensor, " B"], SampleRng]:
         """The images in [0, 1], the labels and the chance, on a device."""
         images, labels, key = (x.to(device, non_blocking=True) for x in (self.images, self.labels, self.key))
-        return unit(images), labels, Chance(key)
+        return to_float(images), labels, SampleRng(key)
 
 
 class Reader:
@@ -57,7 +57,7 @@ class Reader:
 
     def epoch(self, epoch: int) -> Generator[Views]:
         """The batches of one epoch in its own order."""
-        order = Chance(sample_keys(self.seed, epoch, range(len(self.images)))).fold("order").key.argsort()
+        order = SampleRng(sample_keys(self.seed, epoch, range(len(self.images)))).fold("order").key.argsort()
         batches = order[: self.steps_per_epoch * self.batch_size].split(self.batch_size)
         pool = reading_threads()
         pending: deque[list[Future[Views]]] = deque()
@@ -75,7 +75,7 @@ class Reader:
         """The batch, unless none of its images can be read."""
         parts = [part for part in (future.result() for future in futures) if len(part.labels)]
         if len({part.images.dtype for part in parts}) > 1:
-            parts = [Views(unit(part.images), part.labels, part.key) for part in parts]
+            parts = [Views(to_float(part.images), part.labels, part.key) for part in parts]
         if parts:
             columns = ((part.images, part.labels, part.key) for part in parts)
             yield Views(*(torch.cat(column) for column in zip(*columns, strict=True)))
@@ -95,7 +95,7 @@ class Reader:
         cuts = draw_cuts([(image.shape[-2], image.shape[-1]) for image in found], self.view, key)
         views = [cut.of(image, self.view.image_size) for cut, image in zip(cuts, found, strict=True)]
         if len({view.dtype for view in views}) > 1:
-            views = [unit(view) for view in views]
+            views = [to_float(view) for view in views]
         return Views(torch.stack(views) if views else torch.empty(0), labels, key)
 
     def _image(self, row: int) -> Tensor:

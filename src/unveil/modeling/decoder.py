@@ -17,10 +17,10 @@ from torch import Tensor, nn
 
 from .encoder import Encoder
 from .layers import Block, CrossAttention, CrossBlock, Mlp, Positions, in_order, initialise, norm, token
-from .masking import ask
+from .masking import modality_queries
 from .types import Latents, Layout, Mask, Queries, take
 
-Answers = Literal["predicted", "all"]
+Outputs = Literal["predicted", "all"]
 
 
 class Decoder(nn.Module):
@@ -28,14 +28,14 @@ class Decoder(nn.Module):
 
     reads: tuple[int, ...] = ()
 
-    def __init__(self, modality: str, answers: Answers = "predicted"):
+    def __init__(self, modality: str, outputs: Outputs = "predicted"):
         super().__init__()
-        self.modality, self.answers = modality, answers
+        self.modality, self.outputs = modality, outputs
 
-    def asks(self, mask: Mask, layout: Layout) -> Queries:
+    def make_queries(self, mask: Mask, layout: Layout) -> Queries:
         """The predicted tokens of this decoder's modality; where it answers all, the visible ones come before them."""
-        asked = ask(mask, layout, self.modality)
-        if self.answers == "predicted":
+        asked = modality_queries(mask, layout, self.modality)
+        if self.outputs == "predicted":
             return asked
         span = layout.spans[self.modality]
         is_own = (mask.visible >= span.start) & (mask.visible < span.stop)
@@ -125,9 +125,9 @@ class SelfDecoder(Decoder):
         depth: int,
         heads: int,
         blend: Blend | None = None,
-        answers: Answers = "predicted",
+        outputs: Outputs = "predicted",
     ):
-        super().__init__(modality, answers)
+        super().__init__(modality, outputs)
         check_depth(depth)
         self.reads = blend.maps if blend else ()
         self.embed = nn.Linear(encoder.dim, dim)
@@ -145,7 +145,7 @@ class SelfDecoder(Decoder):
             read = self.blend_norm(self.blend(latents.layers)[0])
         places = self.positions(latents.tokens.layout.grid)
         prefix, visible = self.embed(read).tensor_split([latents.num_prefix], dim=1)
-        blank = queries.cells[:, visible.shape[1] :] if self.answers == "all" else queries.cells
+        blank = queries.cells[:, visible.shape[1] :] if self.outputs == "all" else queries.cells
         asked = self.mask_token + places[blank]
         x = torch.cat([prefix, visible + places[latents.tokens.cells], asked.to(visible.dtype)], dim=1)
         *others, last = self.blocks
@@ -170,9 +170,9 @@ class CrossDecoder(Decoder):
         heads: int,
         blend: Blend | None,
         self_attention: bool = False,
-        answers: Answers = "predicted",
+        outputs: Outputs = "predicted",
     ):
-        super().__init__(modality, answers)
+        super().__init__(modality, outputs)
         check_depth(depth)
         self.reads = blend.maps if blend else ()
         self.mask_token = token(dim)
@@ -205,9 +205,9 @@ class PromptingDecoder(Decoder):
     """
 
     def __init__(
-        self, modality: str, encoder: Encoder, dim: int, depth: int, heads: int, answers: Answers = "predicted"
+        self, modality: str, encoder: Encoder, dim: int, depth: int, heads: int, outputs: Outputs = "predicted"
     ):
-        super().__init__(modality, answers)
+        super().__init__(modality, outputs)
         check_depth(depth)
         self.embed = nn.Linear(encoder.dim, dim)
         self.mask_token = token(dim)
@@ -221,7 +221,7 @@ class PromptingDecoder(Decoder):
         places = self.positions(latents.tokens.layout.grid)
         prefix, visible = self.embed(latents.final).tensor_split([latents.num_prefix], dim=1)
         visible = visible + places[latents.tokens.cells]
-        is_all = self.answers == "all"
+        is_all = self.outputs == "all"
         x = self.mask_token + places[queries.cells[:, visible.shape[1] :] if is_all else queries.cells]
         for block, normalise in zip(self.blocks, self.context_norms, strict=True):
             x = block(x, normalise(torch.cat([prefix, visible, x.to(visible.dtype)], dim=1)))
@@ -252,10 +252,10 @@ class TaskDecoder(Decoder):
         self.blocks = in_order(Block(dim, heads) for _ in range(depth))
         self.apply(initialise)
 
-    def asks(self, mask: Mask, layout: Layout) -> Queries:
+    def make_queries(self, mask: Mask, layout: Layout) -> Queries:
         """All tokens of the modality; those that are not predicted count nothing."""
         every = replace(mask, most=layout.num_cells)
-        return ask(every, layout, self.modality)
+        return modality_queries(every, layout, self.modality)
 
     def forward(self, latents: Latents, queries: Queries) -> Float[Tensor, "B Q D"]:
         layout, ids = latents.tokens.layout, latents.tokens.ids

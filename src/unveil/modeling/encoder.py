@@ -172,7 +172,7 @@ class Encoder(nn.Module):
         attention, maps = None, []
         for index, block in enumerate(self.blocks):
             if index == looked and reading.attention is not None:
-                attention = block.attn.seen(block.norm1(x), reading.attention, len(self.prefix), keys)
+                attention = block.attn.attention_to_patches(block.norm1(x), reading.attention, len(self.prefix), keys)
                 if not reading.features:
                     break
             x = block(x, keys)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ..runs.checkpoint import write_weights
 from .encoder import Encoder
 from .layers import EPS
-from .types import Batch, Latents, Modality, unit
+from .types import Batch, Latents, Modality, to_float
 
 Pool = Literal["cls", "mean", "both"]
 CACHED_TOKENS = 2048
@@ -144,4 +144,4 @@ class Pretrained(nn.Module):
     def forward(self, images: Tensor) -> Float[Tensor, "B D"]:
         if images.ndim != 4 or images.shape[1] != self.channels:
             raise ValueError(f"images are B x {self.channels} x H x W in [0, 1]; got {tuple(images.shape)}")
-        return self.features(unit(images.to(self.device)), self.pool)
+        return self.features(to_float(images.to(self.device)), self.pool)

@@ -76,7 +76,9 @@ class Attention(nn.Module):
             scores = scores.masked_fill(~keys[:, None, None], -torch.inf)
         return scores.softmax(dim=-1)
 
-    def seen(self, x: Float[Tensor, "B N D"], query: str, num_prefix: int, keys: Keys = None) -> Float[Tensor, "B H M"]:
+    def attention_to_patches(
+        self, x: Float[Tensor, "B N D"], query: str, num_prefix: int, keys: Keys = None
+    ) -> Float[Tensor, "B H M"]:
         """The attention that the tokens after the prefix get, head by head; `query` as in `FeatureSpec.attention`."""
         tokens = x[:, num_prefix:]
         there = tokens.new_ones(tokens.shape[:2]) if keys is None else keys[:, num_prefix:].to(tokens.dtype)  # B M

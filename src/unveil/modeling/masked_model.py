@@ -104,7 +104,7 @@ class Objective(nn.Module):
         self.target, self.loss, self.weight = target, loss, weight
         self.head = head or linear_head(dim, target.dim)
 
-    def compared(self, seen: ForwardOutput, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+    def prediction_and_target(self, seen: ForwardOutput, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         """Guess and truth at the queries, and what of it counts: each B Q T, or with a last dimension of 1."""
         truth, valid = self.truth(seen.queries[self.decoder], batch, seen.observations)
         return self.head(seen.decoded[self.decoder]).float(), truth, valid
@@ -122,13 +122,13 @@ class Objective(nn.Module):
 
     def errors(self, seen: ForwardOutput, batch: Batch) -> tuple[Float[Tensor, "B Q"], Float[Tensor, "B Q"]]:
         """The mean error of each asked token, and 1 where it has one."""
-        parts = self.compared(seen, batch)
+        parts = self.prediction_and_target(seen, batch)
         total, count = self.loss(*(part.flatten(0, 1)[:, None] for part in parts))  # each token as a sample
         shape = parts[0].shape[:2]
         return (total / count.clamp_min(1)).unflatten(0, shape), (count > 0).float().unflatten(0, shape)
 
     def forward(self, seen: ForwardOutput, batch: Batch) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
-        total, count = self.loss(*self.compared(seen, batch))
+        total, count = self.loss(*self.prediction_and_target(seen, batch))
         counted = count > 0
         mean = total / count.clamp_min(1)
         return self.weight * (mean * counted).sum(), counted.sum()
@@ -166,7 +166,7 @@ class MaskedModel(nn.Module):
         self.decoders = by_name(decoders)
         self.objectives = cast("Sequence[LossTerm]", nn.ModuleList(cast("list[nn.Module]", list(objectives))))
         self.teachers = cast("Mapping[str, Teacher]", nn.ModuleDict(cast("dict[str, nn.Module]", dict(teachers or {}))))
-        self.scores = in_order(part for part in (masker.score, masker.ask) if isinstance(part, nn.Module))
+        self.scores = in_order(part for part in (masker.score, masker.predict_score) if isinstance(part, nn.Module))
         self.keep = sorted({m for decoder in decoders.values() for m in decoder.reads})
 
     def encode_decode(self, batch: Batch, masker: Masker | None = None) -> ForwardOutput:
@@ -175,7 +175,7 @@ class MaskedModel(nn.Module):
         observations = {name: teacher.observe(batch, tokens) for name, teacher in self.teachers.items()}
         mask = (masker or self.masker)(tokens, observations, batch)
         latents = self.encoder(self.hide(tokens, mask), self.keep)
-        queries = {name: decoder.asks(mask, tokens.layout) for name, decoder in self.decoders.items()}
+        queries = {name: decoder.make_queries(mask, tokens.layout) for name, decoder in self.decoders.items()}
         decoded = {name: decoder(latents, queries[name]) for name, decoder in self.decoders.items()}
         return ForwardOutput(observations, mask, latents, queries, decoded)
 
@@ -200,12 +200,12 @@ class MaskedModel(nn.Module):
         return not is_whole or (len(layout.spans) > 1 and self.masker.counts(layout)[0] >= layout.num_cells)
 
     @torch.no_grad()
-    def counts(self, batch: Batch) -> dict[str, Int[Tensor, ""]]:
+    def count_samples(self, batch: Batch) -> dict[str, Int[Tensor, ""]]:
         """How many samples count for each objective with a target: masks are made, nothing is encoded or decoded."""
         tokens = self.encoder.embed(batch)
         observations = {name: teacher.observe(batch, tokens) for name, teacher in self.teachers.items()}
         mask = self.masker(tokens, observations, batch)
-        queries = {name: decoder.asks(mask, tokens.layout) for name, decoder in self.decoders.items()}
+        queries = {name: decoder.make_queries(mask, tokens.layout) for name, decoder in self.decoders.items()}
         aimed = [o for o in self.objectives if isinstance(o, Objective)]
         return {o.name: o.count(queries[o.decoder], batch, observations) for o in aimed}
 

@@ -1,4 +1,4 @@
-"""Chance as a pure function: every draw is a hash of (seed, epoch, sample) and the name of its purpose.
+"""Random numbers as a pure function: every draw is a hash of (seed, epoch, sample) and the name of its purpose.
 
 Nothing random is hidden state, so nothing depends on workers, ranks, micro-batches or devices, and a resumed run
 needs no luck. The hash is SplitMix64 (Steele et al., 2014) in wrapping int64 arithmetic, which gives the same bits on
@@ -54,14 +54,14 @@ def _salt(purpose: str) -> int:
 
 
 @dataclass(frozen=True)
-class Chance:
+class SampleRng:
     """The draws of a batch of samples. The same purpose gives the same draw; another purpose an independent one."""
 
     key: Int[Tensor, " B"]
 
-    def fold(self, purpose: str) -> Chance:
+    def fold(self, purpose: str) -> SampleRng:
         """An independent source of chance."""
-        return Chance(mix(self.key ^ _salt(purpose)))
+        return SampleRng(mix(self.key ^ _salt(purpose)))
 
     def uniform(self, purpose: str, n: int) -> Float[Tensor, "B {n}"]:
         """`n` numbers per sample, uniform in [0, 1), with 24 random bits each."""

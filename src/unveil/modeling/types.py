@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from .rng import Chance
+from .rng import SampleRng
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -91,8 +91,8 @@ class Batch:
         return len(self.key)
 
     @property
-    def chance(self) -> Chance:
-        return Chance(self.key)
+    def rng(self) -> SampleRng:
+        return SampleRng(self.key)
 
     def __getitem__(self, samples: slice) -> Batch:
         """Some of the samples: the micro-batches of an accumulated step."""
@@ -104,12 +104,12 @@ class Batch:
         """The same batch on a device, its maps in [0, 1]. Bytes travel as bytes and are scaled where they arrive."""
         groups = (self.maps, self.valid, self.present)
         maps, valid, present = ({n: m.to(device, non_blocking=True) for n, m in group.items()} for group in groups)
-        maps = {name: m if m.dtype == torch.int64 else unit(m) for name, m in maps.items()}
+        maps = {name: m if m.dtype == torch.int64 else to_float(m) for name, m in maps.items()}
         key, progress = (x.to(device, non_blocking=True) for x in (self.key, self.progress))
         return Batch(maps, key, progress, valid, present)
 
 
-def unit(image: Tensor) -> Float[Tensor, ...]:
+def to_float(image: Tensor) -> Float[Tensor, ...]:
     """An image in [0, 1], float32: uint8 is divided by 255, float passes."""
     return image.float() / 255 if image.dtype == torch.uint8 else image.float()
 

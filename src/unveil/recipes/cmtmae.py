@@ -173,7 +173,7 @@ def recipe(
         outputs = decoder_depth if decoder == "cross" else 1
         blended = Blend(choose_maps(encoder.depth), outputs, encoder.dim, blend == "softmax", blend == "project")
     kind = CrossDecoder if decoder == "cross" else SelfDecoder
-    decodes = kind(*shape, blended, answers=positions)
+    decodes = kind(*shape, blended, outputs=positions)
 
     losses: dict[str, Loss] = {"smooth-l1": partial(smooth_l1, beta=beta), "cosine": cosine, "l2": l2, "l1": l1}
     draws: dict[str, Draw] = {

@@ -56,7 +56,7 @@ def recipe(
     def build() -> MaskedModel:
         reading = FeatureSpec(projected=projected, class_token=is_all)
         guide = load_teacher(teacher, encoder, reading, teacher_channels, seed=seed)
-        decoder = PromptingDecoder(*shape, answers=positions)
+        decoder = PromptingDecoder(*shape, outputs=positions)
         target = Features("teacher", modality.name, guide.dim, "none")
         features = Objective("features", "features", decoder_dim, target, cosine, weight=1 - share)
         whole = [ClassToken("class token", "teacher", decoder, features, share)] if is_all else []

@@ -105,7 +105,7 @@ def recipe(
         score,
         visible,
         1 - visible if predicted is None else predicted,
-        ask=score if ask == "hardest" else Uniform(),
+        predict_score=score if ask == "hardest" else Uniform(),
         unit=units_of(mask_unit, train.patch) if mask_unit else 1,
     )
     read = choose_maps(encoder.depth, num_maps, maps, use_input)

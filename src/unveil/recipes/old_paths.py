@@ -5,10 +5,12 @@ A file of one's own imports from `unveil.parts`, whose names stay.
 
 from __future__ import annotations
 
+import functools
 import importlib
+import operator
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
@@ -48,21 +50,40 @@ RENAMED = {  # names of release 0.1 that have another name now, by the new modul
         "Imagined": "ForwardOutput",
         "Timed": "BeforeStep",
     },
+    "modeling.decoder": {"Answers": "Outputs", "ask": "modality_queries"},
     "modeling.encoder": {"READING": "FEATURE_SPEC"},
+    "modeling.losses": {"Weighed": "LossSums"},
+    "modeling.masking": {"ask": "modality_queries"},
     "modeling.objectives": {
         "Foreseen": "FeatureLossPrediction",
         "Foretold": "DecoderLossPrediction",
         "Looked": "GateScore",
         "Whole": "ClassTokenDecoder",
     },
+    "modeling.rng": {"Chance": "SampleRng"},
+    "modeling.targets": {"Truth": "TargetValues"},
     "modeling.teachers": {
         "Coarse": "LowResolutionTeacher",
         "ComplementaryErrors": "MeasuredLossTeacher",
         "ForeseenErrors": "PredictedLossTeacher",
         "Sometimes": "EveryNSteps",
     },
-    "modeling.types": {"Reading": "FeatureSpec"},
+    "modeling.types": {"Chance": "SampleRng", "Reading": "FeatureSpec", "unit": "to_float"},
     "recipes.recipe": {"check_words": "check_choices"},
+}
+ARGUMENTS = {  # keyword arguments of release 0.1 that have another name now, by class
+    "modeling.decoder.SelfDecoder": {"answers": "outputs"},
+    "modeling.decoder.CrossDecoder": {"answers": "outputs"},
+    "modeling.decoder.PromptingDecoder": {"answers": "outputs"},
+    "modeling.masking.Masker": {"ask": "predict_score"},
+}
+ATTRIBUTES = {  # attributes and methods of release 0.1 that have another name now, by class
+    "modeling.decoder.Decoder": {"answers": "outputs", "asks": "make_queries"},
+    "modeling.layers.Attention": {"seen": "attention_to_patches"},
+    "modeling.masked_model.MaskedModel": {"imagine": "encode_decode", "counts": "count_samples"},
+    "modeling.masked_model.Objective": {"compared": "prediction_and_target"},
+    "modeling.masking.Masker": {"ask": "predict_score"},
+    "modeling.types.Batch": {"chance": "rng"},
 }
 
 
@@ -85,6 +106,44 @@ def renamed(module: str, name: str) -> str:
     return next((names[name] for package in packages if name in (names := RENAMED.get(package, {}))), name)
 
 
+def _class(path: str) -> type:
+    module, _, name = path.rpartition(".")
+    found = getattr(importlib.import_module(f"unveil.{module}"), name)
+    assert isinstance(found, type)
+    return found
+
+
+@functools.cache
+def accept_old_names() -> None:
+    """Let the classes that recipe files use take the arguments, attributes and overrides of release 0.1."""
+    for path, names in ARGUMENTS.items():
+        _accept_arguments(_class(path), names)
+    for path, names in ATTRIBUTES.items():
+        for old, new in names.items():
+            setattr(_class(path), old, property(operator.attrgetter(new)))
+    _accept_overrides(_class("modeling.decoder.Decoder"), {"asks": "make_queries"})
+
+
+def _accept_arguments(cls: Any, names: Mapping[str, str]) -> None:
+    init = cls.__init__
+
+    @functools.wraps(init)
+    def accept(self: Any, *args: Any, **kwargs: Any) -> None:
+        init(self, *args, **{names.get(name, name): value for name, value in kwargs.items()})
+
+    cls.__init__ = accept
+
+
+def _accept_overrides(cls: Any, names: Mapping[str, str]) -> None:
+    """A subclass that overrides a method by its old name overrides it."""
+
+    def rename(subclass: type) -> None:
+        for old in names.keys() & vars(subclass).keys():
+            setattr(subclass, names[old], vars(subclass)[old])
+
+    cls.__init_subclass__ = classmethod(rename)
+
+
 class OldPaths(MetaPathFinder, Loader):
     """Imports an old path as an alias of the new module; asked after all other finders."""
 
@@ -102,6 +161,7 @@ class OldPaths(MetaPathFinder, Loader):
         new = moved_to(module.__name__)
         assert new
         there = importlib.import_module(new)
+        accept_old_names()
         warnings.warn(
             f"{module.__name__} is now {new}; import what a recipe needs from unveil.parts", FutureWarning, stacklevel=2
         )

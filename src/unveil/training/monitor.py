@@ -18,7 +18,7 @@ from ..evaluation.visualize.panels import FEATURES, is_norm_pix
 from ..evaluation.visualize.samples import batch_of
 from ..modeling.image_encoder import pooled
 from ..modeling.masked_model import MaskedModel
-from ..modeling.types import Batch, Modality, unit
+from ..modeling.types import Batch, Modality, to_float
 from ..reporting.pictures import Near, Picture, Probe, write_neighbours, write_probes
 from ..runs.folder import RunFolder
 
@@ -117,7 +117,7 @@ class ValidationMonitor:
         known = (
             views.valid[self.first.name][place] if self.first.name in views.valid else torch.ones_like(image[:1]) > 0
         )
-        return self.viewers[self.first.name](image if image.dtype == torch.int64 else unit(image), known)
+        return self.viewers[self.first.name](image if image.dtype == torch.int64 else to_float(image), known)
 
     def _picture(self, model: MaskedModel, epoch: float, step: int) -> None:
         batch = self.probes.batch(model.encoder.prefix.device)

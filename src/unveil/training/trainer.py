@@ -67,7 +67,7 @@ class Trainer:
         counts: dict[str, Tensor] = {}
         for part in parts:
             with self.autocast():
-                found = self.model.counts(part.on(self.settings.device))
+                found = self.model.count_samples(part.on(self.settings.device))
             counts = {name: counts.get(name, 0) + count for name, count in found.items()}
         return self.group.all_reduce(counts)
 

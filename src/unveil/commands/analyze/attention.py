@@ -18,7 +18,7 @@ from ...evaluation.analysis.layer_features import Layer, cka_matrix, layers_of
 from ...evaluation.visualize import glance
 from ...modeling.image_encoder import Pretrained
 from ...modeling.public_vits import ForeignEncoder, is_foreign
-from ...modeling.types import Modality, unit
+from ...modeling.types import Modality, to_float
 from ...recipes.run import Run
 from ...runs.atomic import write_json
 from ...runs.console import log
@@ -180,7 +180,7 @@ def _layers(encoder: Pretrained | ForeignEncoder, source: Source, limit: int) ->
     images = []
     for index in spread(len(source), limit):
         try:
-            images.append(unit(center_view(source.image(index), encoder.image_size)))
+            images.append(to_float(center_view(source.image(index), encoder.image_size)))
         except Unreadable:
             continue
     if len(images) < 2:

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ...modeling.rng import Chance
+from ...modeling.rng import SampleRng
 
 AREA = (0.02, 1 / 3)  # share of the image
 ASPECT = 0.3  # height over width, at least; at most its inverse
@@ -17,7 +17,7 @@ ATTEMPTS = 10
 
 
 def erase(
-    images: Float[Tensor, "B C H W"], chance: Chance, probability: float, mean: Sequence[float], std: Sequence[float]
+    images: Float[Tensor, "B C H W"], rng: SampleRng, probability: float, mean: Sequence[float], std: Sequence[float]
 ) -> Float[Tensor, "B C H W"]:
     """With this probability, a rectangle of each image becomes normal noise of the channels' mean and deviation.
 
@@ -27,7 +27,7 @@ def erase(
     if not probability:
         return images
     height, width = images.shape[-2:]
-    draws = chance.uniform("erasing", 3 + 2 * ATTEMPTS)
+    draws = rng.uniform("erasing", 3 + 2 * ATTEMPTS)
     whether, down, right = draws[:, :3].unbind(1)
     area, aspect = draws[:, 3:].unflatten(1, (2, ATTEMPTS)).unbind(1)  # B A
     area = (AREA[0] + area * (AREA[1] - AREA[0])) * height * width
@@ -43,7 +43,7 @@ def erase(
     top, left = (down[rows, None] * (height - tall + 1)).floor(), (right[rows, None] * (width - wide + 1)).floor()
     y, x = torch.arange(height, device=images.device), torch.arange(width, device=images.device)
     inside = ((y >= top) & (y < top + tall))[:, :, None] & ((x >= left) & (x < left + wide))[:, None]  # b H W
-    noise = Chance(chance.key[rows]).normal("erased", images[0].numel()).view(len(rows), *images.shape[1:])
+    noise = SampleRng(rng.key[rows]).normal("erased", images[0].numel()).view(len(rows), *images.shape[1:])
     noise = noise * images.new_tensor(std)[:, None, None] + images.new_tensor(mean)[:, None, None]
     images = images.clone()
     images[rows] = torch.where(inside[:, None], noise, images[rows])

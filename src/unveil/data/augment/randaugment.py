@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ...modeling.rng import Chance
+from ...modeling.rng import SampleRng
 from . import colour, geometry
 
 OPERATIONS = (
@@ -34,11 +34,11 @@ class RandAugment:
     std: float = 0.5
     num_operations: int = 2
 
-    def __call__(self, images: Float[Tensor, "B C H W"], chance: Chance) -> Float[Tensor, "B C H W"]:
+    def __call__(self, images: Float[Tensor, "B C H W"], rng: SampleRng) -> Float[Tensor, "B C H W"]:
         """Images in [0, 1] -> images in [0, 1]; which operations, and how strong, depends on each sample's key."""
         for k in range(self.num_operations):
-            which, whether, sign = chance.uniform(f"augment {k}", 3).unbind(1)
-            drawn = self.magnitude + self.std * chance.normal(f"augment level {k}", 1)[:, 0]
+            which, whether, sign = rng.uniform(f"augment {k}", 3).unbind(1)
+            drawn = self.magnitude + self.std * rng.normal(f"augment level {k}", 1)[:, 0]
             level = drawn.clamp(0, MAX_LEVEL) / MAX_LEVEL
             signed = torch.where(sign < 0.5, -level, level)
             operation = torch.where(whether < APPLIED, (which * len(OPERATIONS)).long(), -1)

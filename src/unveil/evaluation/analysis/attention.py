@@ -125,7 +125,7 @@ def decoder_attention(model: MaskedModel, batch: Batch) -> list[DecoderAttention
         with read_inputs([block.attn for block in decoder.blocks]) as read:
             seen = model.encode_decode(batch)
         blank = seen.queries[name].ids.shape[1]
-        if decoder.answers == "all":
+        if decoder.outputs == "all":
             blank -= seen.mask.visible.shape[1]
         parts = []
         for attn, (x, *_) in read:

@@ -81,7 +81,7 @@ def reconstructions(model: MaskedModel, batch: Batch) -> tuple[ForwardOutput, di
     own = model.masker
     parts = {name: d for name, d in model.decoders.items() if isinstance(d, SelfDecoder | CrossDecoder)}
     with read_inputs([part for d in parts.values() for part in (*d.blocks, d.norm)]) as read:
-        seen = model.encode_decode(batch, Masker(own.score, own.visible, 1 - own.visible, own.ask, own.unit))
+        seen = model.encode_decode(batch, Masker(own.score, own.visible, 1 - own.visible, own.predict_score, own.unit))
     given = {id(part): x for part, (x, *_) in read}
     found = {}
     for name, decoder in parts.items():

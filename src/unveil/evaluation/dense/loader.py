@@ -14,7 +14,7 @@ from torch import Tensor
 from ...data.decode import Unreadable
 from ...data.dense_dataset import DenseSet
 from ...data.samples import Sample, stack
-from ...modeling.rng import Chance, sample_keys
+from ...modeling.rng import SampleRng, sample_keys
 from ...modeling.types import Batch, Modality
 from ...runs.hardware import reading_threads
 from .transforms import DenseView
@@ -38,7 +38,7 @@ class DenseReader:
     def epoch(self, view: DenseView, batch_size: int, seed: int, epoch: int) -> Generator[Batch]:
         """Full batches of views, in the epoch's own order; a set smaller than one is one batch."""
         size = min(batch_size, len(self.samples))
-        order = Chance(sample_keys(seed, epoch, range(len(self.samples)))).fold("order").key.argsort()
+        order = SampleRng(sample_keys(seed, epoch, range(len(self.samples)))).fold("order").key.argsort()
         batches = order[: len(order) // size * size].split(size)
         pool = reading_threads()
         pending: deque[list[Future[tuple[list[Sample], list[int]]]]] = deque()
@@ -81,7 +81,7 @@ class DenseReader:
 
     def _views(self, rows: Int[Tensor, " b"], view: DenseView, seed: int, epoch: int) -> tuple[list[Sample], list[int]]:
         found, kept = self._read(rows)
-        return view.draw(found, self.modalities, Chance(sample_keys(seed, epoch, kept))), kept
+        return view.draw(found, self.modalities, SampleRng(sample_keys(seed, epoch, kept))), kept
 
     def _samples(self, rows: Int[Tensor, " b"]) -> list[Sample]:
         return self._read(rows)[0]

@@ -13,7 +13,7 @@ from torch import Tensor
 from ...data.dense_dataset import DensePair
 from ...data.samples import Sample, stack
 from ...modeling.optim import warmup_cosine
-from ...modeling.rng import Chance
+from ...modeling.rng import SampleRng
 from ...modeling.types import Batch, Modality
 from ...runs.hardware import autocast
 from ..cache import checksum
@@ -144,7 +144,7 @@ class Trainer:
         count = batch.valid[name].sum().clamp_min(1)
         for start in range(0, len(batch), self.micro_batch):
             micro = batch[start : start + self.micro_batch]
-            self.depth.draw(Chance(micro.key))
+            self.depth.draw(SampleRng(micro.key))
             with autocast(self.device):
                 guesses = self.model.guesses(micro)
             losses = [w * self.truth.loss(guess, micro.maps[name], micro.valid[name]) for w, guess in guesses]

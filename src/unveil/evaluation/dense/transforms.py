@@ -16,7 +16,7 @@ from torch import Tensor
 from ...data.augment import colour
 from ...data.samples import Sample, view_of
 from ...data.transforms import Cut
-from ...modeling.rng import Chance
+from ...modeling.rng import SampleRng
 from ...modeling.types import Batch, Modality
 
 Fit = Literal["cover", "inside"]
@@ -42,9 +42,9 @@ class DenseView:
         both = (self.size[0] / height, self.size[1] / width)
         return max(both) if self.fit == "cover" else min(both)
 
-    def draw(self, samples: Sequence[Sample], modalities: Sequence[Modality], chance: Chance) -> list[Sample]:
+    def draw(self, samples: Sequence[Sample], modalities: Sequence[Modality], rng: SampleRng) -> list[Sample]:
         """The views that the samples' keys draw."""
-        draws = chance.uniform("dense view", 4).tolist()
+        draws = rng.uniform("dense view", 4).tolist()
         return [self._view(sample, modalities, *numbers) for sample, numbers in zip(samples, draws, strict=True)]
 
     def _view(
@@ -125,7 +125,7 @@ def jittered(batch: Batch, probability: float) -> Batch:
     images = batch.maps.get("rgb")
     if not probability or images is None:
         return batch
-    draws = batch.chance.uniform("colour jitter", 1 + len(JITTER))
+    draws = batch.rng.uniform("colour jitter", 1 + len(JITTER))
     changed: Float[Tensor, "B C H W"] = images
     for k, (name, strength) in enumerate(JITTER.items(), start=1):
         changed = getattr(colour, name)(changed, 1 + strength * (2 * draws[:, k] - 1))

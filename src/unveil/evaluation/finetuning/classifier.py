@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ...modeling.rng import Chance
+from ...modeling.rng import SampleRng
 from ..encoder_protocols import TrainableEncoder
 
 TokenPool = Literal["cls", "mean", "all"]
@@ -25,14 +25,14 @@ class Classifier(nn.Module):
     does; `cls` is the class token under the encoder's own final norm, where it has one.
     """
 
-    def __init__(self, encoder: TrainableEncoder, num_classes: int, pool: TokenPool, chance: torch.Generator):
+    def __init__(self, encoder: TrainableEncoder, num_classes: int, pool: TokenPool, rng: torch.Generator):
         super().__init__()
         self.encoder = copy.deepcopy(encoder)
         self.pool = pool
         has_own = pool == "cls" and isinstance(encoder.final_norm, nn.LayerNorm)
         self.norm = None if has_own else nn.LayerNorm(encoder.dim, eps=1e-6)
         self.head = nn.Linear(encoder.dim, num_classes)
-        nn.init.trunc_normal_(self.head.weight, std=HEAD_STD, a=-2 * HEAD_STD, b=2 * HEAD_STD, generator=chance)
+        nn.init.trunc_normal_(self.head.weight, std=HEAD_STD, a=-2 * HEAD_STD, b=2 * HEAD_STD, generator=rng)
         nn.init.zeros_(self.head.bias)
         self.to(encoder.device).requires_grad_(True)
 
@@ -77,11 +77,11 @@ class StochasticDepth:
         for index, (_, branch) in enumerate(hooked):
             branch.register_forward_hook(partial(self._scale, index))
 
-    def draw(self, chance: Chance) -> None:
+    def draw(self, rng: SampleRng) -> None:
         """Decide for the samples of the next forward pass."""
         if len(self.keep):
-            keep = self.keep.to(chance.key.device)
-            self.factors = (chance.uniform("drop path", len(keep)) < keep) / keep
+            keep = self.keep.to(rng.key.device)
+            self.factors = (rng.uniform("drop path", len(keep)) < keep) / keep
 
     def _scale(self, index: int, module: nn.Module, given: Any, out: Tensor) -> Tensor:
         if not module.training or self.factors is None:

@@ -17,8 +17,8 @@ from torch import Tensor
 from ...data.augment import Mix, RandAugment, erase, mix_images, soft_labels
 from ...data.transforms import View
 from ...modeling.optim import warmup_cosine
-from ...modeling.rng import Chance
-from ...modeling.types import unit
+from ...modeling.rng import SampleRng
+from ...modeling.types import to_float
 from ...runs.hardware import autocast
 from ..cache import checksum
 from ..encoder_protocols import TrainableEncoder
@@ -150,14 +150,14 @@ class FineTuner:
     def losses(self, batch: tuple[Views, Mix]) -> Iterator[Float[Tensor, ""]]:
         """The loss of each micro-batch, divided by the size of the batch."""
         views, mix = batch
-        images, labels, chance = views.on(self.device)
+        images, labels, rng = views.on(self.device)
         if self.settings.randaugment:
-            images = RandAugment(self.mean, self.settings.randaugment)(images, chance)
-        images = mix_images(erase(images, chance, self.settings.erasing, self.mean, self.std), mix)
+            images = RandAugment(self.mean, self.settings.randaugment)(images, rng)
+        images = mix_images(erase(images, rng, self.settings.erasing, self.mean, self.std), mix)
         targets = soft_labels(labels, self.task.sets.num_classes, self.settings.smoothing, mix)
         size = self.micro_batch
-        for x, y, key in zip(images.split(size), targets.split(size), chance.key.split(size), strict=True):
-            self.depth.draw(Chance(key))
+        for x, y, key in zip(images.split(size), targets.split(size), rng.key.split(size), strict=True):
+            self.depth.draw(SampleRng(key))
             with autocast(self.device):
                 scores = self.classifier(x)
             yield F.cross_entropy(scores.float(), y, reduction="sum") / len(images)
@@ -202,7 +202,7 @@ class FineTuner:
             rows += batch.indices
             if batch.images is not None:
                 with torch.inference_mode(), autocast(self.device):
-                    scores.append(self.classifier(unit(batch.images.to(self.device))).float())
+                    scores.append(self.classifier(to_float(batch.images.to(self.device))).float())
         if not scores:
             raise ValueError(f"none of the {len(test)} test images of {test.source.address} can be read")
         found, labels = torch.cat(scores), torch.tensor([test.numbers[row] for row in rows], device=self.device)

@@ -48,13 +48,13 @@ def attentive(task: Task, seed: int = 0, *, epochs: int | None = None) -> Score 
     epochs = max(EPOCHS, math.ceil(MIN_UPDATES / updates)) if epochs is None else epochs
     if epochs < 1:
         raise ValueError(f"epochs are at least 1; got {epochs}")
-    chance = torch.Generator().manual_seed(seed)
-    probe = AttentivePool(encoder.dim, heads, split.num_classes, chance).to(encoder.device).train()
+    rng = torch.Generator().manual_seed(seed)
+    probe = AttentivePool(encoder.dim, heads, split.num_classes, rng).to(encoder.device).train()
     optimizer = torch.optim.AdamW(parameter_groups(probe.named_parameters(), WEIGHT_DECAY), lr=LR)
     total = epochs * updates
 
     def batches(epoch: int) -> Generator[Int[Tensor, " B"]]:
-        order = torch.randperm(len(split.train), generator=chance)
+        order = torch.randperm(len(split.train), generator=rng)
         yield from order[: updates * batch_size].split(batch_size)
 
     def losses(rows: Int[Tensor, " B"]) -> Iterator[Float[Tensor, ""]]:
@@ -103,7 +103,7 @@ def attentive(task: Task, seed: int = 0, *, epochs: int | None = None) -> Score 
 class AttentivePool(nn.Module):
     """Tokens -> classes: keys and values are linear in the normalised tokens, the query is learned."""
 
-    def __init__(self, dim: int, heads: int, num_classes: int, chance: torch.Generator):
+    def __init__(self, dim: int, heads: int, num_classes: int, rng: torch.Generator):
         super().__init__()
         self.heads = heads
         self.norm = nn.BatchNorm1d(dim, eps=EPS, affine=False)
@@ -111,7 +111,7 @@ class AttentivePool(nn.Module):
         self.kv = nn.Linear(dim, 2 * dim)
         self.head = nn.Linear(dim, num_classes)
         for weight in (self.query, self.kv.weight, self.head.weight):
-            nn.init.trunc_normal_(weight, std=0.02, generator=chance)
+            nn.init.trunc_normal_(weight, std=0.02, generator=rng)
         nn.init.zeros_(self.kv.bias)
         nn.init.zeros_(self.head.bias)
 

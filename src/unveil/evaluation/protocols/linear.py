@@ -93,9 +93,9 @@ class _Probe(nn.Module):
     All heads begin alike and see the same batches.
     """
 
-    def __init__(self, dim: int, num_classes: int, heads: int, chance: torch.Generator, device: torch.device):
+    def __init__(self, dim: int, num_classes: int, heads: int, rng: torch.Generator, device: torch.device):
         super().__init__()
-        first = nn.init.trunc_normal_(torch.empty(num_classes, dim), std=0.01, generator=chance)
+        first = nn.init.trunc_normal_(torch.empty(num_classes, dim), std=0.01, generator=rng)
         self.weights = nn.ParameterList(first.to(device, copy=True) for _ in range(heads))
         self.biases = nn.ParameterList(torch.zeros(num_classes, device=device) for _ in range(heads))
         self.mean = nn.Buffer(torch.zeros(dim, device=device))  # running averages, for evaluation
@@ -121,16 +121,16 @@ def _train(
     features: Float[Tensor, "N D"], labels: Int[Tensor, " N"], num_classes: int, lrs: tuple[float, ...], seed: int
 ) -> _Probe:
     """One head per rate."""
-    chance = torch.Generator().manual_seed(seed)
+    rng = torch.Generator().manual_seed(seed)
     batch_size, epochs = _schedule_for(len(features))
-    probe = _Probe(features.shape[1], num_classes, len(lrs), chance, features.device)
+    probe = _Probe(features.shape[1], num_classes, len(lrs), rng, features.device)
     heads = zip(probe.weights, probe.biases, lrs, strict=True)
     optimizer = LARS([{"params": [weight, bias], "scale": _peak(lr)} for weight, bias, lr in heads])
     updates = len(features) // batch_size  # an incomplete last batch is dropped, another one every epoch
     rows_of_batch = features.new_empty(batch_size, features.shape[1])
 
     def batches(epoch: int) -> Generator[Int[Tensor, " B"]]:
-        order = torch.randperm(len(features), generator=chance).to(features.device)
+        order = torch.randperm(len(features), generator=rng).to(features.device)
         yield from order[: updates * batch_size].split(batch_size)
 
     def losses(rows: Int[Tensor, " B"]) -> Iterator[Float[Tensor, ""]]:

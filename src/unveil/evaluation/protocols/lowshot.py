@@ -92,7 +92,7 @@ def count_of(shot: str, total: int) -> int:
 
 def stratified_draw(labels: Int[Tensor, " N"], count: int, seed: int) -> Int[Tensor, " K"]:
     """So many rows, ascending: of every class its share, by largest remainders, and at least two where it has them."""
-    chance = torch.Generator().manual_seed(seed)
+    rng = torch.Generator().manual_seed(seed)
     classes, sizes = labels.unique(return_counts=True)
     exact = sizes.double() * count / len(labels)
     wanted = exact.floor().long().clamp_min(MIN_PER_CLASS).minimum(sizes)
@@ -107,5 +107,5 @@ def stratified_draw(labels: Int[Tensor, " N"], count: int, seed: int) -> Int[Ten
     rows = []
     for label, number in zip(classes.tolist(), wanted.tolist(), strict=True):
         own = (labels == label).nonzero()[:, 0]
-        rows.append(own[torch.randperm(len(own), generator=chance)[:number]])
+        rows.append(own[torch.randperm(len(own), generator=rng)[:number]])
     return torch.cat(rows).sort().values

@@ -54,7 +54,7 @@ def panels(
     """For each sample of a batch what is to be shown of each of its maps. The model is in eval, all of its masks' own
     chance; every hidden token is asked for."""
     own = model.masker
-    seen = model.encode_decode(batch, Masker(own.score, own.visible, 1 - own.visible, own.ask, own.unit))
+    seen = model.encode_decode(batch, Masker(own.score, own.visible, 1 - own.visible, own.predict_score, own.unit))
     gazes = gazes_of(model, batch, seen)
     layout = seen.latents.tokens.layout
     inputs = list(layout.spans)

@@ -51,7 +51,7 @@ def distances(model: MaskedModel, batch: Batch, seen: ForwardOutput) -> dict[str
         if name in shown or name in found:
             continue
         queries = seen.queries[objective.decoder]
-        guess, truth, _ = objective.compared(seen, batch)
+        guess, truth, _ = objective.prediction_and_target(seen, batch)
         apart = 1 - F.cosine_similarity(guess, truth, dim=-1)
         nothing = apart.new_full((len(apart), seen.latents.tokens.layout.num_cells), math.nan)
         found[name] = nothing.scatter(1, queries.cells, torch.where(queries.weight > 0, apart, math.nan))

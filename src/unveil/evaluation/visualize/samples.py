@@ -12,7 +12,7 @@ from ...data.samples import Sample, Stack, center_of, complete, lacking, sampler
 from ...data.sources import Source, spread
 from ...data.transforms import center_view
 from ...modeling.rng import sample_keys
-from ...modeling.types import Batch, Modality, unit
+from ...modeling.types import Batch, Modality, to_float
 
 
 @dataclass(frozen=True)
@@ -55,6 +55,6 @@ def glance(source: Source, modalities: Sequence[Modality], size: tuple[int, int]
 
 def _centre(sample: Sample, size: tuple[int, int], modalities: Sequence[Modality], is_plain: bool) -> Sample:
     if is_plain:  # by the resize that evaluations use, to the bit
-        return Sample({name: unit(center_view(image, size)) for name, image in sample.maps.items()})
+        return Sample({name: to_float(center_view(image, size)) for name, image in sample.maps.items()})
     views = center_of(sample, size, modalities)
-    return replace(views, maps={n: unit(m) if n not in views.valid else m for n, m in views.maps.items()})
+    return replace(views, maps={n: to_float(m) if n not in views.valid else m for n, m in views.maps.items()})

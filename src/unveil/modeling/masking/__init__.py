@@ -18,7 +18,7 @@ from .attention_guided import (
 )
 from .budget import DirichletBudget, Tasks, by_budget, log_dirichlet_draw
 from .combinators import ByModality, Errors, IfSeen, RandomHeads
-from .masker import Masker, Score, Uniform, ask, floor, units_of
+from .masker import Masker, Score, Uniform, floor, modality_queries, units_of
 from .patterns import Block, Grid, InverseBlock
 from .sampling import Draw, Gumbel, Hard, Hint, Noisy, Reversed
 
@@ -49,11 +49,11 @@ __all__ = [
     "Score",
     "Tasks",
     "Uniform",
-    "ask",
     "by_budget",
     "entropy",
     "floor",
     "linear",
     "log_dirichlet_draw",
+    "modality_queries",
     "units_of",
 ]

@@ -204,4 +204,4 @@ class HardestFirst:
         part = self.start + (self.end - self.start) * batch.progress
         chosen = (part * math.ceil(self.hidden * num_tokens - 1e-6)).floor()
         place = error.argsort(dim=1, descending=True, stable=True).argsort(dim=1)  # 0 for the hardest
-        return torch.where(place < chosen, 2.0, batch.chance.uniform("mask", num_tokens))
+        return torch.where(place < chosen, 2.0, batch.rng.uniform("mask", num_tokens))

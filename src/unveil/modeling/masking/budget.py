@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..rng import Chance
+from ..rng import SampleRng
 from ..types import Batch, Layout, Observations, Tokens
 from .masker import Score, Uniform
 
@@ -25,7 +25,7 @@ LEAST = -30.0  # of the logarithm of a share: below it float32 could not tell ra
 _TINY = 2.0**-25
 
 
-def log_gamma_draw(chance: Chance, alpha: Float[Tensor, "B M"]) -> Float[Tensor, "B M"]:
+def log_gamma_draw(rng: SampleRng, alpha: Float[Tensor, "B M"]) -> Float[Tensor, "B M"]:
     """Logarithms of draws from Gamma(alpha, 1), for any alpha above 0.
 
     Marsaglia and Tsang (2000): of a fixed number of candidates for Gamma(alpha + 1) the first that is accepted, times
@@ -33,19 +33,19 @@ def log_gamma_draw(chance: Chance, alpha: Float[Tensor, "B M"]) -> Float[Tensor,
     """
     shape = (alpha.shape[1], TRIES)
     d = (alpha + 2 / 3)[..., None]
-    x = chance.normal("gamma candidates", shape[0] * TRIES).unflatten(1, shape)
-    u = chance.uniform("gamma acceptance", shape[0] * TRIES).unflatten(1, shape).clamp_min(_TINY)
+    x = rng.normal("gamma candidates", shape[0] * TRIES).unflatten(1, shape)
+    u = rng.uniform("gamma acceptance", shape[0] * TRIES).unflatten(1, shape).clamp_min(_TINY)
     v = (1 + x / (9 * d).sqrt()).pow(3)
     log_v = v.clamp_min(_TINY).log()
     accepted = (v > 0) & (u.log() < x.square() / 2 + d - d * v + d * log_v)
     first = accepted.int().argmax(dim=-1, keepdim=True)
-    power = chance.uniform("gamma power", shape[0]).clamp_min(_TINY).log() / alpha
+    power = rng.uniform("gamma power", shape[0]).clamp_min(_TINY).log() / alpha
     return d[..., 0].log() + log_v.gather(-1, first)[..., 0] + power
 
 
-def log_dirichlet_draw(chance: Chance, alpha: Float[Tensor, "B M"]) -> Float[Tensor, "B M"]:
+def log_dirichlet_draw(rng: SampleRng, alpha: Float[Tensor, "B M"]) -> Float[Tensor, "B M"]:
     """Logarithms of shares that sum to 1, one draw per sample from Dirichlet(alpha)."""
-    return log_gamma_draw(chance, alpha).log_softmax(dim=1).clamp_min(LEAST)
+    return log_gamma_draw(rng, alpha).log_softmax(dim=1).clamp_min(LEAST)
 
 
 def by_budget(
@@ -59,15 +59,15 @@ def by_budget(
     """
     alpha = alpha.expand(len(guide), -1)
     if tasks == "uniform":
-        alpha = alpha * some_tasks(batch.chance, alpha.shape[1]) + LEFT_OUT
+        alpha = alpha * some_tasks(batch.rng, alpha.shape[1]) + LEFT_OUT
     ranks = guide.unflatten(1, (len(layout.spans), layout.num_cells)).argsort(dim=2, stable=True).argsort(dim=2)
-    shares = log_dirichlet_draw(batch.chance, alpha)
+    shares = log_dirichlet_draw(batch.rng, alpha)
     return ((ranks + 0.5).log() - shares[..., None]).flatten(1)
 
 
-def some_tasks(chance: Chance, count: int) -> Float[Tensor, "B M"]:
+def some_tasks(rng: SampleRng, count: int) -> Float[Tensor, "B M"]:
     """1 for the modalities of a set that is drawn among all sets but the empty one, 0 for the others."""
-    number = 1 + (chance.uniform("tasks", 1) * (2**count - 1)).long()
+    number = 1 + (rng.uniform("tasks", 1) * (2**count - 1)).long()
     return (number >> torch.arange(count, device=number.device) & 1).float()
 
 

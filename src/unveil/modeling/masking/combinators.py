@@ -34,7 +34,7 @@ class ByModality:
             own = Tokens(tokens.values[:, span], tokens.ids[:, span] - span.start, alone, missing)
             seen = {teacher: o.of(name) for teacher, o in observations.items() if name in o.layout.spans}
             score = self.scores.get(name, self.elsewhere)
-            parts.append(score(own, seen, replace(batch, key=batch.chance.fold(name).key)).float())
+            parts.append(score(own, seen, replace(batch, key=batch.rng.fold(name).key)).float())
         return torch.cat(parts, dim=1)
 
 
@@ -63,8 +63,8 @@ class RandomHeads:
         seen = observations[self.teacher]
         assert seen.attention is not None, f"{self.teacher} was not asked for its attention"
         heads = seen.attention.shape[1]
-        number = 1 + (batch.chance.uniform("number of heads", 1) * heads).floor()
-        drawn = batch.chance.uniform("heads", heads).argsort(dim=1).argsort(dim=1) < number
+        number = 1 + (batch.rng.uniform("number of heads", 1) * heads).floor()
+        drawn = batch.rng.uniform("heads", heads).argsort(dim=1).argsort(dim=1) < number
         mean = (seen.attention * drawn[..., None]).sum(dim=1, keepdim=True) / number[..., None]
         return self.score(tokens, {**observations, self.teacher: replace(seen, attention=mean)}, batch)
 

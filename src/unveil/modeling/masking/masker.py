@@ -27,7 +27,7 @@ class Uniform:
     purpose: str = "mask"
 
     def __call__(self, tokens: Tokens, observations: Observations, batch: Batch) -> Float[Tensor, "B N"]:
-        return batch.chance.uniform(self.purpose, tokens.ids.shape[1])
+        return batch.rng.uniform(self.purpose, tokens.ids.shape[1])
 
 
 def as_units(score: Float[Tensor, "B N"], layout: Layout, side: int) -> Float[Tensor, "B N"]:
@@ -46,16 +46,16 @@ def as_units(score: Float[Tensor, "B N"], layout: Layout, side: int) -> Float[Te
 class Masker:
     """Which tokens the encoder reads and which the decoders are asked for, as shares of all N tokens.
 
-    The tokens with the lowest scores are visible. Of the hidden ones, those that `ask` scores highest are predicted:
-    a uniform subset by default, for which a partial loss is unbiased (CrossMAE, section 3.3); where not all are, every
-    modality is asked for as many. Counts are floors. With `unit` above 1 whole squares of tokens are hidden. What a
-    sample does not have is never visible.
+    The tokens with the lowest scores are visible. Of the hidden ones, those that `predict_score` scores highest are
+    predicted: a uniform subset by default, for which a partial loss is unbiased (CrossMAE, section 3.3); where not all
+    are, as many of every modality. Counts are floors. With `unit` above 1 whole squares of tokens are hidden. Tokens of
+    a modality that a sample lacks are never visible.
     """
 
     score: Score
     visible: float = 0.25
     predicted: float = 0.75
-    ask: Score = field(default_factory=Uniform)
+    predict_score: Score = field(default_factory=Uniform)
     unit: int = 1
 
     def __post_init__(self) -> None:
@@ -112,7 +112,7 @@ class Masker:
         visible, hidden = order[:, :num_visible], order[:, num_visible:]
         if num_predicted >= hidden.shape[1]:
             return Mask(visible, hidden)
-        layout, asked = tokens.layout, self.ask(tokens, observations, batch)
+        layout, asked = tokens.layout, self.predict_score(tokens, observations, batch)
         asked = asked.scatter(1, visible, -torch.inf).unflatten(1, (len(layout.spans), layout.num_cells))  # B M cells
         most = num_predicted // len(layout.spans)
         asked = asked.argsort(dim=2, stable=True)[..., layout.num_cells - most :]
@@ -125,7 +125,7 @@ def floor(share: float) -> int:
     return int(share + 1e-6)
 
 
-def ask(mask: Mask, layout: Layout, modality: str) -> Queries:
+def modality_queries(mask: Mask, layout: Layout, modality: str) -> Queries:
     """The predicted tokens of one modality, in raster order; all of one that is no input.
 
     The number asked is the most that any sample can need, so shapes stay static; tokens beyond a sample's own number

@@ -24,11 +24,11 @@ class Grid:
 
     def __call__(self, tokens: Tokens, observations: Observations, batch: Batch) -> Float[Tensor, "B N"]:
         rows, columns = tokens.layout.grid
-        places = batch.chance.uniform("grid", self.stride**2).argsort(dim=1).argsort(dim=1)
+        places = batch.rng.uniform("grid", self.stride**2).argsort(dim=1).argsort(dim=1)
         tiles = (-(-rows // self.stride), -(-columns // self.stride))
         pattern = repeat(places, "b (s t) -> b (h s) (w t)", s=self.stride, h=tiles[0], w=tiles[1])
         pattern = pattern[:, :rows, :columns].flatten(1).repeat(1, len(tokens.layout.spans))
-        return pattern + batch.chance.uniform("ties", tokens.ids.shape[1])
+        return pattern + batch.rng.uniform("ties", tokens.ids.shape[1])
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Block:
 
     def __call__(self, tokens: Tokens, observations: Observations, batch: Batch) -> Float[Tensor, "B N"]:
         rows, columns = tokens.layout.grid
-        area, aspect, top, left = batch.chance.uniform("block", 4 * self.count).chunk(4, dim=1)  # each B count
+        area, aspect, top, left = batch.rng.uniform("block", 4 * self.count).chunk(4, dim=1)  # each B count
         area = (self.area[0] + area * (self.area[1] - self.area[0])) * rows * columns
         low, high = (math.log(a) for a in self.aspect)
         aspect = (low + aspect * (high - low)).exp()
@@ -64,8 +64,8 @@ class Block:
         cells = torch.arange(rows * columns, device=top.device)
         down, right = cells, cells % columns * rows + cells // columns
         sides = torch.stack([down, right, cells.flip(0), right.flip(0)]) / len(cells)  # 4 cells
-        cut = sides[(4 * batch.chance.uniform("cut", 1)[:, 0]).long()]
-        within = torch.where(first < self.count, cut, batch.chance.uniform("ties", len(cells)))
+        cut = sides[(4 * batch.rng.uniform("cut", 1)[:, 0]).long()]
+        within = torch.where(first < self.count, cut, batch.rng.uniform("ties", len(cells)))
         return (-(first + within)).repeat(1, len(tokens.layout.spans))
 
 

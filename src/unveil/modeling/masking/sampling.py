@@ -39,7 +39,7 @@ class Gumbel:
             raise ValueError(f"the temperature of a draw is above 0; got {self.temperature}. To sort, draw hard")
 
     def __call__(self, attention: Float[Tensor, "B N"], batch: Batch) -> Float[Tensor, "B N"]:
-        waits = -batch.chance.uniform(self.purpose, attention.shape[1]).clamp_min(2.0**-25).log()
+        waits = -batch.rng.uniform(self.purpose, attention.shape[1]).clamp_min(2.0**-25).log()
         return attention.float().clamp_min(TINY).log() / self.temperature - waits.log()
 
 
@@ -63,7 +63,7 @@ class Noisy:
 
     def __call__(self, attention: Float[Tensor, "B N"], batch: Batch) -> Float[Tensor, "B N"]:
         std, mean = torch.std_mean(attention, dim=1, keepdim=True)
-        noise = mean + std * batch.chance.normal("mask", attention.shape[1])
+        noise = mean + std * batch.rng.normal("mask", attention.shape[1])
         return noise.lerp(attention, 1 - self.beta)
 
 
@@ -85,7 +85,7 @@ class Hint:
     def __call__(self, attention: Float[Tensor, "B N"], batch: Batch) -> Float[Tensor, "B N"]:
         num_tokens = attention.shape[1]
         place = attention.argsort(dim=1, descending=True, stable=True).argsort(dim=1)  # 0 for the highest
-        lot = torch.where(place < self.top * num_tokens, batch.chance.uniform("hint", num_tokens), -1.0)
+        lot = torch.where(place < self.top * num_tokens, batch.rng.uniform("hint", num_tokens), -1.0)
         is_shown = lot.argsort(dim=1, descending=True, stable=True).argsort(dim=1) < int(self.shown * num_tokens + 1e-6)
         return -torch.where(is_shown, num_tokens, place).to(attention.dtype)
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ...runs.console import log
 from ..layers import EPS
-from ..types import Batch, FeatureSpec, Layout, Modality, Observation, unit
+from ..types import Batch, FeatureSpec, Layout, Modality, Observation, to_float
 from . import clip, dino, multimae
 from . import timm_vit as plain
 from . import unveil_runs as own
@@ -168,7 +168,7 @@ class ForeignEncoder(nn.Module):
     def forward(self, images: Tensor) -> Float[Tensor, "B F"]:
         if images.ndim != 4 or images.shape[1] != self.channels:
             raise ValueError(f"images are B x {self.channels} x H x W in [0, 1]; got {tuple(images.shape)}")
-        return self.features(unit(images.to(self.device)), self.pool)
+        return self.features(to_float(images.to(self.device)), self.pool)
 
 
 def resized(images: Float[Tensor, "B C H W"], size: tuple[int, int]) -> Float[Tensor, "B C h w"]:

@@ -105,7 +105,9 @@ class Attention(nn.Module):
         x = F.scaled_dot_product_attention(rotate(q, turn), rotate(k, turn), v)
         return self.proj(x.transpose(1, 2).flatten(2))
 
-    def seen(self, x: Float[Tensor, "B K D"], query: str, num_prefix: int, turn: Turn | None) -> Float[Tensor, "B H N"]:
+    def attention_to_patches(
+        self, x: Float[Tensor, "B K D"], query: str, num_prefix: int, turn: Turn | None
+    ) -> Float[Tensor, "B H N"]:
         """The attention that patches get, head by head; `query` as in `FeatureSpec.attention`. No values are computed.
 
         Of all rows, some are computed at a time: the whole map would be the largest tensor of the step.
@@ -250,7 +252,7 @@ class ViT(nn.Module):
         attention, maps = None, []
         for index, block in enumerate(self.blocks):
             if index == reading.layer % depth and reading.attention is not None:
-                attention = block.attn.seen(block.norm1(x), reading.attention, start, turn)
+                attention = block.attn.attention_to_patches(block.norm1(x), reading.attention, start, turn)
                 if not reading.features:
                     break
             x = block(x, turn)

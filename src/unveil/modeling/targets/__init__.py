@@ -7,6 +7,6 @@ from .classes import Classes
 from .features import Features
 from .hog import HOG
 from .pixels import NORM_PIX_EPS, Pixels, patch_statistics
-from .target import Target, Truth
+from .target import Target, TargetValues
 
-__all__ = ["HOG", "NORM_PIX_EPS", "Classes", "Features", "Pixels", "Target", "Truth", "patch_statistics"]
+__all__ = ["HOG", "NORM_PIX_EPS", "Classes", "Features", "Pixels", "Target", "TargetValues", "patch_statistics"]

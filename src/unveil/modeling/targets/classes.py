@@ -8,7 +8,7 @@ import torch
 
 from ..patches import patchify, validity
 from ..types import Batch, Modality, Observations
-from .target import Truth
+from .target import TargetValues
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Classes:
         """The numbers of one patch's guess."""
         return self.modality.num_classes * self.modality.side(self.patch) ** 2
 
-    def __call__(self, batch: Batch, observations: Observations) -> Truth:
+    def __call__(self, batch: Batch, observations: Observations) -> TargetValues:
         valid = validity(batch, self.modality)
         truth = torch.where(valid, batch.maps[self.modality.name], 0)
         side = self.modality.side(self.patch)

@@ -8,7 +8,7 @@ from typing import Literal
 import torch.nn.functional as F
 
 from ..types import Batch, Observations
-from .target import Truth
+from .target import TargetValues
 
 EPS = 1e-6
 
@@ -26,7 +26,7 @@ class Features:
     dim: int
     normalise: Literal["layer", "l2", "none"] = "layer"
 
-    def __call__(self, batch: Batch, observations: Observations) -> Truth:
+    def __call__(self, batch: Batch, observations: Observations) -> TargetValues:
         seen = observations[self.teacher]
         assert seen.features is not None, f"{self.teacher} was not asked for its features"
         features = seen.features[:, seen.layout.spans[self.modality]].float()

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from einops import rearrange
 
 from ..types import Batch, Modality, Observations
-from .target import Truth
+from .target import TargetValues
 
 CELL = 8  # the side in pixels that a cell has in MaskFeat
 
@@ -39,7 +39,7 @@ class HOG:
         """T, the numbers of one patch."""
         return (self.patch // self.cell) ** 2 * self.modality.channels * self.bins
 
-    def __call__(self, batch: Batch, observations: Observations) -> Truth:
+    def __call__(self, batch: Batch, observations: Observations) -> TargetValues:
         image = batch.maps[self.modality.name].float()
         ramp, smooth = image.new_tensor([-1.0, 0.0, 1.0]), image.new_tensor([1.0, 2.0, 1.0])
         padded = F.pad(image, (1, 1, 1, 1), mode="replicate").flatten(0, 1)[:, None]  # (B C) 1 H+2 W+2

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..patches import normalised, patchify, validity
 from ..types import Batch, Modality, Observations
-from .target import Truth
+from .target import TargetValues
 
 NORM_PIX_EPS = 1e-6
 
@@ -45,7 +45,7 @@ class Pixels:
     def _patches(self, batch: Batch, valid: Bool[Tensor, "B 1 H W"]) -> Float[Tensor, "B N T"]:
         return patchify(normalised(batch, self.modality, valid), self.modality.side(self.patch))
 
-    def __call__(self, batch: Batch, observations: Observations) -> Truth:
+    def __call__(self, batch: Batch, observations: Observations) -> TargetValues:
         valid = validity(batch, self.modality)
         patches = self._patches(batch, valid)
         if self.norm_pix:

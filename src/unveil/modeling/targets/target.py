@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..types import Batch, Observations
 
-Truth = tuple[Tensor, Tensor]
+TargetValues = tuple[Tensor, Tensor]
 
 
 class Target(Protocol):
@@ -17,4 +17,4 @@ class Target(Protocol):
     @property
     def dim(self) -> int: ...
 
-    def __call__(self, batch: Batch, observations: Observations) -> Truth: ...
+    def __call__(self, batch: Batch, observations: Observations) -> TargetValues: ...

@@ -134,7 +134,7 @@ class LossPredictor(nn.Module):
     def forward(self, batch: Batch) -> Observation:
         """The guess for every token of the whole, unmasked input."""
         tokens = self.encoder.embed(batch)
-        queries = self.decoder.asks(Mask(tokens.ids, tokens.ids[:, :0]), tokens.layout)
+        queries = self.decoder.make_queries(Mask(tokens.ids, tokens.ids[:, :0]), tokens.layout)
         answers = self.decoder(self.encoder(tokens), queries)
         return Observation(tokens.layout, error=self.head(answers).float()[..., 0])
 
@@ -146,7 +146,7 @@ class EMALossPredictor(nn.Module):
         super().__init__()
         self.average = Average(LossPredictor(encoder, decoder, head), momentum)
         assert isinstance(self.average.copy, LossPredictor)
-        self.average.copy.decoder.answers = "all"  # it sees every token, and each answers from its own slot
+        self.average.copy.decoder.outputs = "all"  # it sees every token, and each answers from its own slot
 
     @torch.no_grad()
     def observe(self, batch: Batch, tokens: Tokens) -> Observation:

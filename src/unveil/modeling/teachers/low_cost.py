@@ -135,14 +135,14 @@ class MeasuredLossTeacher(nn.Module):
     @torch.no_grad()
     def observe(self, batch: Batch, tokens: Tokens) -> Observation:
         encoder, decoders, objectives = self.parts
-        order = batch.chance.uniform("halves", tokens.ids.shape[1]).argsort(dim=1)
+        order = batch.rng.uniform("halves", tokens.ids.shape[1]).argsort(dim=1)
         first, second = order.tensor_split(2, dim=1)
         error = torch.zeros(tokens.ids.shape, device=order.device)
         asked = {o.decoder: decoders[o.decoder] for o in objectives}
         keep = sorted({m for decoder in asked.values() for m in decoder.reads})
         for mask in (Mask(first, second), Mask(second, first)):
             latents = encoder(tokens.take(mask.visible), keep)
-            queries = {name: decoder.asks(mask, tokens.layout) for name, decoder in asked.items()}
+            queries = {name: decoder.make_queries(mask, tokens.layout) for name, decoder in asked.items()}
             decoded = {name: decoder(latents, queries[name]) for name, decoder in asked.items()}
             seen = ForwardOutput({}, mask, latents, queries, decoded)
             for objective in objectives:

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from unveil.modeling.rng import Chance, mix, sample_keys
+from unveil.modeling.rng import SampleRng, mix, sample_keys
 
 WORD = (1 << 64) - 1
 GOLDEN = 0x9E3779B97F4A7C15
@@ -56,18 +56,18 @@ def test_seeds_epochs_and_samples_never_share_a_key():
 @given(st.permutations(range(6)))
 def test_a_draw_does_not_know_its_neighbours(order: list[int]):
     keys = sample_keys(3, 1, range(6))
-    together, other = Chance(keys), Chance(keys[order])
-    for draw in (Chance.uniform, Chance.normal):
+    together, other = SampleRng(keys), SampleRng(keys[order])
+    for draw in (SampleRng.uniform, SampleRng.normal):
         assert torch.equal(draw(together, "mask", 5)[order], draw(other, "mask", 5))
 
 
 def test_a_longer_draw_begins_as_the_shorter_one():
-    chance = Chance(sample_keys(0, 0, range(4)))
-    assert torch.equal(chance.uniform("x", 3), chance.uniform("x", 10)[:, :3])
+    rng = SampleRng(sample_keys(0, 0, range(4)))
+    assert torch.equal(rng.uniform("x", 3), rng.uniform("x", 10)[:, :3])
 
 
 def test_uniform_fills_its_range_evenly():
-    x = Chance(sample_keys(0, 0, range(1000))).uniform("mask", 200)
+    x = SampleRng(sample_keys(0, 0, range(1000))).uniform("mask", 200)
     assert x.dtype == torch.float32
     assert x.min() >= 0
     assert x.max() < 1
@@ -90,7 +90,7 @@ def assert_even(x: Tensor, bins: int = 20):
 
 
 def test_normal_has_the_moments_of_the_normal():
-    x = Chance(sample_keys(0, 0, range(2000))).normal("view", 100).double().flatten()
+    x = SampleRng(sample_keys(0, 0, range(2000))).normal("view", 100).double().flatten()
     n = x.numel()
     assert x.isfinite().all()
     assert abs(x.mean()) < 5 / n**0.5
@@ -99,8 +99,8 @@ def test_normal_has_the_moments_of_the_normal():
     assert abs((x**4).mean() - 3) < 5 * (96 / n) ** 0.5
 
 
-def source(seed: int = 0, epoch: int = 0, first: int = 0) -> Chance:
-    return Chance(sample_keys(seed, epoch, range(first, first + 500)))
+def source(seed: int = 0, epoch: int = 0, first: int = 0) -> SampleRng:
+    return SampleRng(sample_keys(seed, epoch, range(first, first + 500)))
 
 
 @pytest.mark.parametrize(
@@ -124,15 +124,17 @@ def test_draws_are_independent(one, other):
 
 @given(ints, st.integers(1, 40))
 def test_a_draw_is_the_published_stream(key: int, n: int):
-    chance = Chance(torch.tensor([key]))
-    root = chance.fold("mask").key.item()
+    rng = SampleRng(torch.tensor([key]))
+    root = rng.fold("mask").key.item()
     expected = [(splitmix(root + k * GOLDEN) >> 40) * 2.0**-24 for k in range(1, n + 1)]
-    assert chance.uniform("mask", n)[0].tolist() == expected
+    assert rng.uniform("mask", n)[0].tolist() == expected
 
 
 @pytest.mark.slow
 def test_the_compiled_draw_has_the_same_bits():
     """Also where only a part of a draw is read: the compiler then works with its last steps alone."""
-    chance = Chance(sample_keys(0, 0, range(7)))
-    compiled = torch.compile(lambda key: [x * 2 for x in Chance(key).uniform("mask", 128).split(32, 1)], fullgraph=True)
-    assert torch.equal(torch.cat(compiled(chance.key), dim=1), chance.uniform("mask", 128) * 2)
+    rng = SampleRng(sample_keys(0, 0, range(7)))
+    compiled = torch.compile(
+        lambda key: [x * 2 for x in SampleRng(key).uniform("mask", 128).split(32, 1)], fullgraph=True
+    )
+    assert torch.equal(torch.cat(compiled(rng.key), dim=1), rng.uniform("mask", 128) * 2)
