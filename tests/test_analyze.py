@@ -19,14 +19,14 @@ from test_look import FEW, SMALL
 from tiny import batch, build
 from tiny_runs import write_images
 from unveil.cli import main
-from unveil.evaluation.analysis.attention import attention_figures, decoder_attention, foreground_of
-from unveil.evaluation.analysis.layer_features import layers_of
+from unveil.evaluation.analysis.attention import attention_metrics, decoder_attention, foreground_share
+from unveil.evaluation.analysis.layer_features import layer_features
 from unveil.evaluation.analysis.metrics import (
     attention_distance,
+    attention_share,
     evenness,
     linear_cka,
     rank_correlation,
-    share_on,
     top_overlap,
 )
 from unveil.modeling.image_encoder import Pretrained
@@ -69,8 +69,8 @@ class TestMeasures:
         assert rank_correlation(a, a) == pytest.approx(1)
         assert rank_correlation(a, -a) == pytest.approx(-1)
         assert rank_correlation(a, b) == pytest.approx(1 - 6 * 8 / (4 * 15))  # Spearman's formula: d = 0 2 0 2
-        assert share_on(a, torch.tensor([[True, False, False, True]])) == pytest.approx(0.5)
-        assert share_on(2 * a, torch.tensor([[0.5, 0, 0, 0]])) == pytest.approx(0.2)
+        assert attention_share(a, torch.tensor([[True, False, False, True]])) == pytest.approx(0.5)
+        assert attention_share(2 * a, torch.tensor([[0.5, 0, 0, 0]])) == pytest.approx(0.2)
         assert evenness(torch.full((3, 7), 0.1)) == pytest.approx(1)
         assert evenness(torch.eye(4)) == pytest.approx(0)
 
@@ -83,14 +83,14 @@ class TestMeasures:
         labels = Modality("semseg", 1, (0.0,), (1.0,), kind="categorical", num_classes=3)
         ids = torch.tensor([[1, 1, 0, 0], [1, 0, 0, 0], [2, 7, 7, 7], [0, 7, 7, 7]])[None, None]
         on = Batch({"semseg": ids}, torch.zeros(1, dtype=torch.int64), torch.ones(()))
-        assert foreground_of(on, labels, [1, 2], 2).tolist() == [[0.75, 0, 0.5, 0]]
+        assert foreground_share(on, labels, [1, 2], 2).tolist() == [[0.75, 0, 0.5, 0]]
 
 
 class TestAttention:
     def test_figures_of_an_unguided_model(self):
         model, on = build(visible=0.25, predicted=0.75), batch(4)
         with torch.no_grad():
-            found = attention_figures(model, on, model.encode_decode(on), torch.ones(4, 24))
+            found = attention_metrics(model, on, model.encode_decode(on), torch.ones(4, 24))
         assert found["hidden_tokens"] == 0.75
         assert found["student_foreground"] == pytest.approx(1)
         assert found["foreground_area"] == 1
@@ -102,12 +102,12 @@ class TestAttention:
         output = model.encode_decode(on)
         student = output.observations["student"]
         same = replace(output, observations={"student": student, "teacher": student})
-        figures = attention_figures(model, on, same)
+        figures = attention_metrics(model, on, same)
         assert figures["rank_correlation"] == pytest.approx(1)
         assert figures["top_overlap"] == 1
         assert figures["teacher_evenness"] == figures["student_evenness"]
         opposite = replace(student, attention=student.attention.amax() - student.attention)
-        figures = attention_figures(model, on, replace(output, observations={"student": student, "teacher": opposite}))
+        figures = attention_metrics(model, on, replace(output, observations={"student": student, "teacher": opposite}))
         assert figures["rank_correlation"] == pytest.approx(-1)
         assert figures["top_overlap"] == 0
 
@@ -140,7 +140,7 @@ class TestLayers:
         own = Pretrained(build(image_size=(16, 16)).encoder)
         spec = Spec(width=24, depth=3, heads=2, patch=4, hidden=48, grid=(4, 4))
         for encoder, depth in ((own, 2), (fresh(spec, seed=0), 3)):
-            found = layers_of(encoder, images)
+            found = layer_features(encoder, images)
             assert len(found) == depth
             for layer, block in zip(found, range(1, depth + 1), strict=True):
                 expected = encoder.maps(torch.stack(images), [block])[0][:, encoder.num_prefix :].mean(dim=1)
@@ -154,7 +154,7 @@ class TestLayers:
             torch.nn.init.zeros_(block.attn.qkv.weight)
         places = torch.cartesian_prod(torch.arange(4.0), torch.arange(4.0)) * 4
         apart = float(torch.cdist(places, places).mean())
-        for layer in layers_of(Pretrained(encoder), list(batch(2, size=(16, 16)).maps["rgb"])):
+        for layer in layer_features(Pretrained(encoder), list(batch(2, size=(16, 16)).maps["rgb"])):
             assert layer.distance == pytest.approx(apart, rel=1e-5)
 
 

@@ -15,7 +15,7 @@ from test_look import FEW, SMALL
 from tiny import batch, build
 from tiny_runs import write_images
 from unveil.cli import main
-from unveil.evaluation.analysis.decoder_blocks import detail, parts_of, reconstructions
+from unveil.evaluation.analysis.decoder_blocks import decoder_contributions, decompose, detail
 from unveil.modeling.decoder import CrossDecoder
 from unveil.modeling.masked_model import MaskedModel, Objective
 from unveil.modeling.masking import Masker, Uniform
@@ -27,7 +27,7 @@ ALL = {"visible": 0.25, "predicted": 0.25}
 @torch.no_grad()
 def test_parts_sum_to_the_prediction(dials: dict[str, str]):
     model, on = build(**ALL, **dials), batch(3)
-    seen, found = reconstructions(model, on)
+    seen, found = decompose(model, on)
     objective = next(iter(model.objectives))
     whole = objective.head(seen.decoded["pixels"])
     assert whole.shape[1] == 18  # of 24 patches: every hidden one
@@ -37,7 +37,7 @@ def test_parts_sum_to_the_prediction(dials: dict[str, str]):
 @torch.no_grad()
 def test_shares_sum_to_one_and_the_last_error_is_the_models():
     model, on = build(**ALL, decoder="cross", blend="linear"), batch(3)
-    (found,) = parts_of(model, on)
+    (found,) = decoder_contributions(model, on)
     seen = model.encode_decode(on, Masker(Uniform(), 0.25, 0.75))
     total, count = next(iter(model.objectives))(seen, on)
     assert sum(part.share for part in found.parts) == pytest.approx(1, abs=1e-5)
@@ -52,7 +52,7 @@ def test_a_block_that_does_nothing_adds_nothing():
     for layer in (block.cross_attn.proj, block.mlp[2]):
         torch.nn.init.zeros_(layer.weight)
         torch.nn.init.zeros_(layer.bias)
-    (found,) = parts_of(model, on)
+    (found,) = decoder_contributions(model, on)
     assert found.parts[1].share == 0
     assert found.parts[1].error == found.parts[0].error
     assert abs(found.parts[2].share) > 0.01
@@ -63,12 +63,12 @@ def test_what_a_block_reads_is_weighed_by_the_size_of_the_maps():
     model, on = build(**ALL, decoder="cross", blend="linear"), batch(2)
     blend = model.decoders["pixels"].blend
     blend.weight.copy_(torch.tensor([[0.0, -2.0, 0.0], [1.0, 1.0, 1.0]]))
-    (found,) = parts_of(model, on)
+    (found,) = decoder_contributions(model, on)
     assert found.maps == (0, 1, 2)
     assert found.reads[0] == (0, 1, 0)
     sizes = torch.stack([model.encode_decode(on).latents.layers[m].square().mean().sqrt() for m in (0, 1, 2)])
     assert found.reads[1] == pytest.approx((sizes / sizes.sum()).tolist(), rel=1e-4)
-    (without,) = parts_of(build(**ALL, decoder="cross"), on)
+    (without,) = decoder_contributions(build(**ALL, decoder="cross"), on)
     assert without.reads == ()
 
 
@@ -108,4 +108,4 @@ def test_a_model_without_such_a_decoder_is_told_apart():
     decoder = model.decoders["pixels"]
     assert isinstance(decoder, CrossDecoder)
     other = MaskedModel(model.encoder, model.masker, {"other": decoder}, [])
-    assert parts_of(other, batch(2)) == []
+    assert decoder_contributions(other, batch(2)) == []

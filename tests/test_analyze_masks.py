@@ -12,7 +12,7 @@ import unveil
 from multimodal import GUIDED, LACKING, batch, build
 from unveil.cli import main
 from unveil.commands.analyze.masks import FAITHFUL, RANDOM, costs, ways_of
-from unveil.evaluation.analysis.mask_overlap import Overlap, drawn, overlaps
+from unveil.evaluation.analysis.mask_overlap import MaskOverlap, hidden_under, mask_overlaps
 from unveil.experiments.bench.contenders import CONTENDERS, Work
 from unveil.experiments.bench.flops import count
 from unveil.modeling.types import Layout, Tokens
@@ -26,10 +26,10 @@ def test_overlaps_by_hand():
     tokens = Tokens(torch.zeros(1, 8, 2), torch.arange(8)[None], layout, missing)
     first = torch.tensor([[1, 1, 1, 0, 1, 1, 0, 1]]).bool()
     second = torch.tensor([[1, 0, 1, 1, 0, 1, 1, 1]]).bool()
-    found = overlaps(first, second, tokens)
-    assert found == {"rgb": Overlap(4, 3, 3, 2), "depth": Overlap(3, 2, 2, 1)}
+    found = mask_overlaps(first, second, tokens)
+    assert found == {"rgb": MaskOverlap(4, 3, 3, 2), "depth": MaskOverlap(3, 2, 2, 1)}
     both = found["rgb"] + found["depth"] * 2
-    assert both == Overlap(10, 7, 7, 4)
+    assert both == MaskOverlap(10, 7, 7, 4)
     assert both.hidden_in_common == pytest.approx(4 / 7)
     assert both.visible_in_common == 0
     assert both.jaccard == pytest.approx(4 / 10)
@@ -42,13 +42,13 @@ def test_a_guided_run_masks_as_its_faithful_way_does(lacks: dict):
     tokens = model.encoder.embed(on)
     ways = {way.name: way.teacher for way in ways_of(model)}
     with torch.no_grad():
-        masks = {name: drawn(model, on, tokens, teacher.observe(on, tokens)) for name, teacher in ways.items()}
+        masks = {name: hidden_under(model, on, tokens, teacher.observe(on, tokens)) for name, teacher in ways.items()}
         visible = model.encode_decode(on).mask.visible
         random = build(multimae.recipe, visible=0.15).encode_decode(on).mask.visible
     assert not masks[FAITHFUL].gather(1, visible).any()
     assert not masks[RANDOM].gather(1, random).any()
     for mask in masks.values():
-        for name, one in overlaps(masks[FAITHFUL], mask, tokens).items():
+        for name, one in mask_overlaps(masks[FAITHFUL], mask, tokens).items():
             assert one.first == one.second, f"the budget of {name} is the same"
 
 

@@ -18,10 +18,9 @@ from tiny import batch, build
 from tiny_runs import write_images
 from unveil.cli import main
 from unveil.data.modality_config import declare
-from unveil.evaluation.analysis.attention_maps import guided_part, masks_of
-from unveil.evaluation.analysis.attention_maps import hidden as hidden_tokens
-from unveil.evaluation.visualize import panels, sheet, viewers
-from unveil.evaluation.visualize.reconstructions import alone, answers, distances
+from unveil.evaluation.analysis.attention_maps import find_guided_score, hidden_tokens, masks_by_sampler
+from unveil.evaluation.visualize import draw_samples, map_renderers, sample_pictures
+from unveil.evaluation.visualize.reconstructions import feature_distances, only_visible, reconstructions
 from unveil.experiments.scenes import SceneSource
 from unveil.modeling.encoder import SIZES
 from unveil.modeling.masking import ByModality, DirichletBudget, Guided, IfSeen, RandomHeads, Uniform
@@ -69,7 +68,7 @@ class TestLook:
     def test_a_guided_run(self, made: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
         drawn: list[Block] = []
         monkeypatch.setattr(
-            sys.modules[sheet.__module__], "draw_sheet", lambda *args: drawn.extend(args[1]) or draw_sheet(*args)
+            sys.modules[draw_samples.__module__], "draw_sheet", lambda *args: drawn.extend(args[1]) or draw_sheet(*args)
         )
         assert main(["look", str(made / "cmtmae"), "--samples", "1", "--device", "cpu"]) == 0
         out = capsys.readouterr().out.splitlines()
@@ -164,8 +163,8 @@ def test_every_relative_can_be_looked_at(name: str):
     recipe, dials = RELATIVES[name]
     model, on = built(recipe, **dials).eval(), batch(2)
     modality = model.encoder.modalities[0]
-    views = viewers([modality], SceneSource(), on)
-    for ((one,),) in zip(panels(model, on, ["a", "b"], [modality], views), strict=True):
+    views = map_renderers([modality], SceneSource(), on)
+    for ((one,),) in zip(sample_pictures(model, on, ["a", "b"], [modality], views), strict=True):
         assert one.original is not None
         assert one.attention is not None
         assert one.hidden is not None
@@ -180,7 +179,7 @@ class TestMasks:
     def test_each_way_hides_its_part_of_the_map(self, visible: float):
         model, on = build(visible=visible, predicted=1 - visible), batch(4)
         attention = torch.rand(4, 24, generator=torch.Generator().manual_seed(0))
-        hidden = masks_of(model, on, attention)
+        hidden = masks_by_sampler(model, on, attention)
         assert set(hidden) == {"gumbel", "hard", "noise", "hint", "low", "keep"}
         assert all((h.sum(dim=1) == round(24 * (1 - visible))).all() for h in hidden.values())
         on_hidden = {way: (attention * h).sum() for way, h in hidden.items()}
@@ -192,8 +191,8 @@ class TestMasks:
     def test_the_guided_score_is_found_inside_others(self):
         guided = Guided(lambda observations: torch.ones(1, 1))
         nested = DirichletBudget(IfSeen("student", RandomHeads("student", ByModality(guided)), Uniform()))
-        assert guided_part(nested) is guided
-        assert guided_part(DirichletBudget()) is None
+        assert find_guided_score(nested) is guided
+        assert find_guided_score(DirichletBudget()) is None
 
 
 class TestAnswers:
@@ -201,7 +200,7 @@ class TestAnswers:
         model, on = build(target="pixels"), batch(2)
         with torch.no_grad():
             seen = model.encode_decode(on)
-        (back,) = answers(model, on, seen).values()
+        (back,) = reconstructions(model, on, seen).values()
         image = on.maps["rgb"]
         patches = back.unfold(2, 4, 4).unfold(3, 4, 4).flatten(2, 3)  # B C N 4 4
         truth = image.unfold(2, 4, 4).unfold(3, 4, 4).flatten(2, 3)
@@ -220,7 +219,7 @@ class TestAnswers:
         on = Batch(maps, batch(2).key, torch.ones(()))
         with torch.no_grad():
             seen = model.encode_decode(on)
-        for name, back in answers(model, on, seen).items():
+        for name, back in reconstructions(model, on, seen).items():
             span = seen.latents.tokens.layout.spans[name]
             hidden = hidden_tokens(seen.mask.visible, 32)[:, span].reshape(2, 1, 4, 4)
             hidden = hidden.repeat_interleave(4, dim=2).repeat_interleave(4, dim=3).expand_as(back)
@@ -233,7 +232,7 @@ class TestAnswers:
         tokens = model.encoder.embed(on)
         layout = type(tokens.layout)({"rgb": slice(0, 24), "depth": slice(24, 48)}, tokens.layout.grid)
         both = type(tokens)(tokens.values.repeat(1, 2, 1), torch.arange(48).expand(2, -1), layout)
-        mask = alone("depth", 2)(both, {}, on)
+        mask = only_visible("depth", 2)(both, {}, on)
         assert (mask.visible.sort(dim=1).values == torch.arange(24, 48)).all()
         assert (mask.predicted.sort(dim=1).values == torch.arange(24)).all()
 
@@ -244,7 +243,7 @@ class TestDistances:
         model, on = built(recipe, **dials).eval(), batch(2)
         with torch.no_grad():
             seen = model.encode_decode(on)
-            (apart,) = distances(model, on, seen).values()
+            (apart,) = feature_distances(model, on, seen).values()
             objective = model.objectives[0]
             guess, truth, _ = objective.prediction_and_target(seen, on)
         cells = seen.queries[objective.decoder].cells
@@ -256,7 +255,7 @@ class TestDistances:
     def test_none_where_there_are_pixels_to_be_seen(self):
         for dials in ({"targets": "pixels"}, {"pixels": 0.1}):
             model, on = built(cmtmae, **dials).eval(), batch(2)
-            assert distances(model, on, model.encode_decode(on)) == {}
+            assert feature_distances(model, on, model.encode_decode(on)) == {}
 
 
 class TestPictures:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ..evaluation.visualize import glance, panels, sheet, viewers
-from ..evaluation.visualize.panels import Shown, is_norm_pix
+from ..evaluation.visualize import draw_samples, load_samples, map_renderers, sample_pictures
+from ..evaluation.visualize.panels import MapPictures, predicts_norm_pix
 from ..recipes.run import Run
 from ..reporting.pictures import png
 from ..runs.atomic import write_bytes
@@ -68,17 +68,17 @@ def look(
 def draw(opened: Opened, samples: int) -> Any:
     """The picture of a few samples. Raises ValueError where none can be read."""
     model = opened.model
-    seen = glance(opened.samples, opened.modalities, model.encoder.image_size, samples)
+    seen = load_samples(opened.samples, opened.modalities, model.encoder.image_size, samples)
     if not len(seen):
         raise ValueError(f"no sample of {opened.samples.address} can be read; see `unveil inspect`")
     batch = seen.batch(device_of(model))
-    views = viewers(opened.modalities, opened.samples, batch)
-    shown = panels(model, batch, seen.names, opened.modalities, views)
+    views = map_renderers(opened.modalities, opened.samples, batch)
+    shown = sample_pictures(model, batch, seen.names, opened.modalities, views)
     when = "untrained" if opened.epoch is None else f"epoch {opened.epoch:.4g}"
-    return sheet(f"{opened.name}, {when}", shown, views, _notes(opened, shown, [v.note for v in views.values()]))
+    return draw_samples(f"{opened.name}, {when}", shown, views, _notes(opened, shown, [v.note for v in views.values()]))
 
 
-def _notes(opened: Opened, shown: list[list[Shown]], told: list[str]) -> list[str]:
+def _notes(opened: Opened, shown: list[list[MapPictures]], told: list[str]) -> list[str]:
     model, first = opened.model, shown[0]
     notes = [note for note in told if note]
     if len(first) == 1:
@@ -98,7 +98,7 @@ def _notes(opened: Opened, shown: list[list[Shown]], told: list[str]) -> list[st
             "Of what is predicted no picture can be made: each hidden patch has the colour of how far the predicted"
             " features point from the true ones, 1 - cos."
         )
-    if is_norm_pix(model):
+    if predicts_norm_pix(model):
         notes.append(
             "Predictions are relative to each patch's own mean and standard deviation; those of the truth, which the"
             " model never saw, are put back."

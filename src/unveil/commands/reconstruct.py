@@ -12,11 +12,11 @@ from torch import Tensor
 
 from ..data.sources import Source, Subset, spread
 from ..data.splits import hold_out
-from ..evaluation.analysis.decoder_blocks import headless
+from ..evaluation.analysis.decoder_blocks import without_head
 from ..evaluation.dense.reconstruction import Masks, Restored, Restorer, RestoringTask, Shown
 from ..evaluation.task import Tell, silent
-from ..evaluation.visualize.reconstructions import restore
-from ..evaluation.visualize.samples import glance
+from ..evaluation.visualize.reconstructions import reconstruct_map
+from ..evaluation.visualize.samples import load_samples
 from ..modeling.masked_model import ForwardOutput, MaskedModel, Objective
 from ..modeling.masking import ByModality, DirichletBudget, Masker, Uniform
 from ..modeling.patches import unpatchify, validity
@@ -111,7 +111,7 @@ class TrainingMean:
         found = {}
         for o in self.model.objectives:
             told = {o.decoder: self.guesses[o.name][seen.queries[o.decoder].cells]}
-            found[o.name] = said(headless(o), batch, replace(seen, decoded=told))
+            found[o.name] = said(without_head(o), batch, replace(seen, decoded=told))
         return found
 
 
@@ -152,7 +152,7 @@ def said(objective: Objective, batch: Batch, seen: ForwardOutput) -> Restored:
     total, count = objective.loss(*objective.prediction_and_target(seen, batch))
     return Restored(
         target.modality,
-        restore(objective, batch, seen),
+        reconstruct_map(objective, batch, seen),
         truth,
         pixels & validity(batch, target.modality),
         torch.where(count > 0, total / count.clamp_min(1), torch.nan),
@@ -188,7 +188,7 @@ def restoring_tasks(
         chosen, read = spread(len(source), most), 0
         for start in range(0, len(chosen), micro_batch):
             part_of = Subset(source, chosen[start : start + micro_batch])
-            seen = glance(part_of, run.modalities, size, len(part_of))
+            seen = load_samples(part_of, run.modalities, size, len(part_of))
             if len(seen):
                 key = sample_keys(seed, 0, [start + place for place in seen.places])
                 read += len(seen)

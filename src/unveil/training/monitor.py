@@ -11,11 +11,11 @@ from torch import Tensor
 
 from ..data.samples import Stack
 from ..data.sources import Source
-from ..evaluation.analysis.attention import attention_figures
+from ..evaluation.analysis.attention import attention_metrics
 from ..evaluation.rankme import feature_std, rankme
-from ..evaluation.visualize import Glance, Shown, glance, panels, viewers
-from ..evaluation.visualize.panels import FEATURES, is_norm_pix
-from ..evaluation.visualize.samples import batch_of
+from ..evaluation.visualize import MapPictures, SampleViews, load_samples, map_renderers, sample_pictures
+from ..evaluation.visualize.panels import FEATURES, predicts_norm_pix
+from ..evaluation.visualize.samples import to_batch
 from ..modeling.image_encoder import pooled
 from ..modeling.masked_model import MaskedModel
 from ..modeling.types import Batch, Modality, to_float
@@ -43,7 +43,7 @@ class ValidationMonitor:
         self.queries = self._glance(held_out, QUERIES)
         self.unseen = self._glance(held_out, SIGNAL_IMAGES).views
         self.more = self._glance(train, max(0, SIGNAL_IMAGES - len(self.unseen))).views
-        self.viewers = viewers(self.modalities, held_out, self.probes.batch("cpu")) if len(self.probes) else {}
+        self.viewers = map_renderers(self.modalities, held_out, self.probes.batch("cpu")) if len(self.probes) else {}
 
     @torch.no_grad()
     def __call__(self, model: MaskedModel, epoch: float, step: int) -> None:
@@ -64,7 +64,7 @@ class ValidationMonitor:
                 told = {"heldout_losses": losses} if len(losses) > 1 else {}
                 if model.teachers:
                     batch = self._batch(model, self.unseen)[:_BATCH]
-                    told["attention"] = attention_figures(model, batch, model.encode_decode(batch))
+                    told["attention"] = attention_metrics(model, batch, model.encode_decode(batch))
                 self.run.log_metrics({"kind": "signals", "step": step, "epoch": epoch, **signals, **told})
             with self.run.tolerate_io_errors("pictures"):
                 self._picture(model, epoch, step)
@@ -91,11 +91,11 @@ class ValidationMonitor:
         with self.run.tolerate_io_errors("pictures"):
             write_neighbours(self.run.path, rows)
 
-    def _glance(self, source: Source, count: int) -> Glance:
-        return glance(source, self.modalities, self.size, count)
+    def _glance(self, source: Source, count: int) -> SampleViews:
+        return load_samples(source, self.modalities, self.size, count)
 
     def _batch(self, model: MaskedModel, views: Stack) -> Batch:
-        return batch_of(views, model.encoder.prefix.device)
+        return to_batch(views, model.encoder.prefix.device)
 
     def _losses(self, model: MaskedModel) -> dict[str, float]:
         """The mean loss of each objective on the held-out images."""
@@ -121,16 +121,16 @@ class ValidationMonitor:
 
     def _picture(self, model: MaskedModel, epoch: float, step: int) -> None:
         batch = self.probes.batch(model.encoder.prefix.device)
-        shown = panels(model, batch, self.probes.names, self.modalities, self.viewers)
+        shown = sample_pictures(model, batch, self.probes.names, self.modalities, self.viewers)
         several = len(self.modalities) > 1
         items = [_probe(one, several, bool(model.teachers)) for rows in shown for one in rows]
         notes = [view.note for view in self.viewers.values() if view.note]
         keys = [view.key.to_dict() for view in self.viewers.values() if view.key]
         keys += [FEATURES.to_dict()] if any(one.features is not None for rows in shown for one in rows) else []
-        write_probes(self.run.path, epoch, step, items, is_norm_pix(model), " ".join(notes), keys)
+        write_probes(self.run.path, epoch, step, items, predicts_norm_pix(model), " ".join(notes), keys)
 
 
-def _probe(one: Shown, several: bool, is_guided: bool) -> Probe:
+def _probe(one: MapPictures, several: bool, is_guided: bool) -> Probe:
     """What is kept of a look at one map: the masks of each way of drawing where attention draws any."""
     named = (("teacher", one.teacher), ("blend", one.blend), ("features", one.features))
     more = {name: picture for name, picture in named if picture is not None}

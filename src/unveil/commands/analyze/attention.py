@@ -13,9 +13,9 @@ from ...data.modality_config import declare
 from ...data.samples import SampleSource, origin
 from ...data.sources import Source, spread
 from ...data.transforms import center_view
-from ...evaluation.analysis.attention import DecoderAttention, attention_figures, decoder_attention, foreground_of
-from ...evaluation.analysis.layer_features import Layer, cka_matrix, layers_of
-from ...evaluation.visualize import glance
+from ...evaluation.analysis.attention import DecoderAttention, attention_metrics, decoder_attention, foreground_share
+from ...evaluation.analysis.layer_features import LayerFeatures, cka_matrix, layer_features
+from ...evaluation.visualize import load_samples
 from ...modeling.image_encoder import Pretrained
 from ...modeling.public_vits import ForeignEncoder, is_foreign
 from ...modeling.types import Modality, to_float
@@ -141,15 +141,15 @@ def _attention(
     """The figures of one checkpoint, the mean over batches, and those of its decoders."""
     model = opened.model
     modalities = (*opened.modalities, *([labels] if labels and labels not in opened.modalities else []))
-    seen = glance(opened.samples, modalities, model.encoder.image_size, limit)
+    seen = load_samples(opened.samples, modalities, model.encoder.image_size, limit)
     if not len(seen):
         raise ValueError(f"no sample of {opened.samples.address} can be read; see `unveil inspect`")
     whole = seen.batch(device_of(model))
     totals: dict[str, list[tuple[float, int]]] = {}
     for start in range(0, len(seen), _BATCH):
         batch = whole[start : start + _BATCH]
-        shown = None if labels is None else foreground_of(batch, labels, things, model.encoder.patch)
-        for name, value in attention_figures(model, batch, model.encode_decode(batch), shown).items():
+        shown = None if labels is None else foreground_share(batch, labels, things, model.encoder.patch)
+        for name, value in attention_metrics(model, batch, model.encode_decode(batch), shown).items():
             totals.setdefault(name, []).append((value, len(batch)))
     figures = {}
     for name, parts in totals.items():
@@ -176,7 +176,7 @@ def _things(opened: Opened, foreground: tuple[str, ...]) -> tuple[Modality | Non
     return None, []
 
 
-def _layers(encoder: Pretrained | ForeignEncoder, source: Source, limit: int) -> list[Layer]:
+def _layers(encoder: Pretrained | ForeignEncoder, source: Source, limit: int) -> list[LayerFeatures]:
     images = []
     for index in spread(len(source), limit):
         try:
@@ -187,7 +187,7 @@ def _layers(encoder: Pretrained | ForeignEncoder, source: Source, limit: int) ->
         raise ValueError(f"{source.address} gives {len(images)} images that can be read; 2 or more are needed")
     if images[0].shape[0] != encoder.channels:
         raise ValueError(f"an encoder reads {encoder.channels} channels, {source.address} has {images[0].shape[0]}")
-    return layers_of(encoder, images)
+    return layer_features(encoder, images)
 
 
 def _keep(run: Path, name: str, told: dict[str, Any]) -> None:

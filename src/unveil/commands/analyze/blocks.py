@@ -10,10 +10,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...evaluation.analysis.attention_maps import hidden
-from ...evaluation.analysis.decoder_blocks import Part, Parts, Reconstruction, parts_of, reconstructions, so_far
-from ...evaluation.visualize import Viewer, glance, viewers
-from ...evaluation.visualize.reconstructions import restore
+from ...evaluation.analysis.attention_maps import hidden_tokens
+from ...evaluation.analysis.decoder_blocks import (
+    BlockContribution,
+    DecoderContributions,
+    Decomposition,
+    decoder_contributions,
+    decompose,
+    up_to_block,
+)
+from ...evaluation.visualize import MapRenderer, load_samples, map_renderers
+from ...evaluation.visualize.reconstructions import reconstruct_map
 from ...modeling.targets import Pixels
 from ...modeling.types import Batch
 from ...recipes.run import Run
@@ -55,12 +62,12 @@ def analyze_blocks(
     stored = Run.open(run)
     path, opened = stored.path, open_run(stored, data, device=device)
     check_writable(path)
-    seen = glance(opened.samples, opened.modalities, opened.model.encoder.image_size, limit)
+    seen = load_samples(opened.samples, opened.modalities, opened.model.encoder.image_size, limit)
     if not len(seen):
         raise ValueError(f"no sample of {opened.samples.address} can be read; see `unveil inspect`")
     whole = seen.batch(device_of(opened.model))
     batches = [whole[start : start + _BATCH] for start in range(0, len(seen), _BATCH)]
-    parts = [parts_of(opened.model, batch) for batch in batches]
+    parts = [decoder_contributions(opened.model, batch) for batch in batches]
     if not parts[0]:
         raise ValueError(
             f"{path} has no decoder whose blocks add up to a prediction of pixels, as those of MAE and CrossMAE do"
@@ -91,17 +98,19 @@ def _named(part: int) -> str:
     return f"block {part}" if part else "mask tokens"
 
 
-def _mean(parts: tuple[Parts, ...], counts: list[int]) -> Parts:
+def _mean(parts: tuple[DecoderContributions, ...], counts: list[int]) -> DecoderContributions:
     """One decoder's parts over batches."""
     first = parts[0]
 
     def mean(values: list[float]) -> float:
         return float(np.average(values, weights=counts))
 
-    return Parts(
+    return DecoderContributions(
         first.decoder,
         tuple(
-            Part(*(mean([getattr(p.parts[k], name) for p in parts]) for name in ("share", "error", "detail")))
+            BlockContribution(
+                *(mean([getattr(p.parts[k], name) for p in parts]) for name in ("share", "error", "detail"))
+            )
             for k in range(len(first.parts))
         ),
         first.maps,
@@ -114,16 +123,18 @@ def _mean(parts: tuple[Parts, ...], counts: list[int]) -> Parts:
 @torch.no_grad()
 def _drawn(opened: Opened, names: list[str], batch: Batch) -> Picture:
     """A block for each sample and decoder: the image, then the prediction block by block, and what each adds."""
-    views = viewers(opened.modalities, opened.samples, batch)
-    seen, found = reconstructions(opened.model, batch)
+    views = map_renderers(opened.modalities, opened.samples, batch)
+    seen, found = decompose(opened.model, batch)
     blocks = []
     for decoder, its in found.items():
         target = its.objective.target
         assert isinstance(target, Pixels)
         view, truth = views[target.modality.name], batch.maps[target.modality.name]
-        steps = [restore(its.objective, batch, so_far(its, seen, k)) for k in range(len(its.added))]
+        steps = [reconstruct_map(its.objective, batch, up_to_block(its, seen, k)) for k in range(len(its.added))]
         layout = seen.latents.tokens.layout
-        unseen = hidden(seen.mask.visible, layout.num_tokens)[:, layout.spans.get(target.modality.name, slice(0))]
+        unseen = hidden_tokens(seen.mask.visible, layout.num_tokens)[
+            :, layout.spans.get(target.modality.name, slice(0))
+        ]
         for i, name in enumerate(names):
             title = name if len(found) == 1 else f"{name} · {decoder}"
             patches = unseen[i].nonzero()[:, 0].cpu().numpy()
@@ -135,7 +146,7 @@ def _drawn(opened: Opened, names: list[str], batch: Batch) -> Picture:
     return draw_sheet(f"{opened.name}, epoch {opened.epoch:.4g}: block by block", blocks, [], notes)
 
 
-def _rows(view: Viewer, truth: Tensor, steps: list[Tensor]) -> list[list[Panel]]:
+def _rows(view: MapRenderer, truth: Tensor, steps: list[Tensor]) -> list[list[Panel]]:
     everywhere = _everywhere(truth)
     low, high = view.limits or (0.0, 1.0)
     above = [Panel("image", view(truth, everywhere))]
@@ -148,5 +159,5 @@ def _everywhere(truth: Tensor) -> Tensor:
     return torch.ones_like(truth[:1], dtype=torch.bool)
 
 
-def _is_norm_pix(found: Reconstruction) -> bool:
+def _is_norm_pix(found: Decomposition) -> bool:
     return isinstance(found.objective.target, Pixels) and found.objective.target.norm_pix

@@ -12,8 +12,8 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from ...evaluation.analysis.mask_overlap import Overlap, drawn, overlaps
-from ...evaluation.visualize import glance
+from ...evaluation.analysis.mask_overlap import MaskOverlap, hidden_under, mask_overlaps
+from ...evaluation.visualize import load_samples
 from ...modeling.masked_model import MaskedModel, Objective, Teacher, mean_loss
 from ...modeling.masking import ByModality, DirichletBudget, Masker, Uniform
 from ...modeling.targets import Classes, Pixels
@@ -72,7 +72,7 @@ def analyze_masks(
         opened = replace(opened, model=stored.model(trained=False).to(device_of(opened.model)), epoch=0.0)
     _check(opened.model, path)
     check_writable(path)
-    seen = glance(opened.samples, opened.modalities, opened.model.encoder.image_size, limit)
+    seen = load_samples(opened.samples, opened.modalities, opened.model.encoder.image_size, limit)
     if not len(seen):
         raise ValueError(f"no sample of {opened.samples.address} can be read; see `unveil inspect`")
     whole = seen.batch(device_of(opened.model))
@@ -117,14 +117,14 @@ def ways_of(model: MaskedModel) -> list[Way]:
 def _told(model: MaskedModel, whole: Batch) -> Iterator[dict[str, Any]]:
     """Each way with its cost and its overlap with the faithful one, as JSON holds it."""
     ways = ways_of(model)
-    found: dict[str, dict[str, Overlap]] = {}
+    found: dict[str, dict[str, MaskOverlap]] = {}
     for start in range(0, len(whole), _BATCH):
         batch = whole[start : start + _BATCH]
         tokens = model.encoder.embed(batch)
-        masks = {way.name: drawn(model, batch, tokens, way.teacher.observe(batch, tokens)) for way in ways}
+        masks = {way.name: hidden_under(model, batch, tokens, way.teacher.observe(batch, tokens)) for way in ways}
         for name, mask in masks.items():
             sums = found.setdefault(name, {})
-            for modality, one in overlaps(masks[FAITHFUL], mask, tokens).items():
+            for modality, one in mask_overlaps(masks[FAITHFUL], mask, tokens).items():
                 sums[modality] = sums[modality] + one if modality in sums else one
     step, *looks = costs(model, whole[:1], ways)
     by_chance = found[RANDOM]
@@ -135,20 +135,22 @@ def _told(model: MaskedModel, whole: Batch) -> Iterator[dict[str, Any]]:
         yield _way(name, "steps", 1 + looks[0] / step / k, mixed, by_chance)
 
 
-def _way(name: str, kind: str, cost: float, found: dict[str, Overlap], by_chance: dict[str, Overlap]) -> dict[str, Any]:
+def _way(
+    name: str, kind: str, cost: float, found: dict[str, MaskOverlap], by_chance: dict[str, MaskOverlap]
+) -> dict[str, Any]:
     both = {"all": (_sum(found), _sum(by_chance)), **{m: (found[m], by_chance[m]) for m in found}}
     overlap = {m: _figures(one, chance) for m, (one, chance) in both.items()}
     return {"name": name, "kind": kind, "cost": cost, "overlap": overlap}
 
 
-def _sum(found: dict[str, Overlap]) -> Overlap:
+def _sum(found: dict[str, MaskOverlap]) -> MaskOverlap:
     first, *others = found.values()
     for other in others:
         first += other
     return first
 
 
-def _figures(one: Overlap, by_chance: Overlap) -> dict[str, float]:
+def _figures(one: MaskOverlap, by_chance: MaskOverlap) -> dict[str, float]:
     level = by_chance.hidden_in_common
     return {
         "hidden_in_common": one.hidden_in_common,

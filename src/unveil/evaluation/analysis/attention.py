@@ -12,15 +12,15 @@ from ...modeling.decoder import SelfDecoder
 from ...modeling.masked_model import ForwardOutput, MaskedModel
 from ...modeling.patches import patchify, validity
 from ...modeling.types import Batch, Modality
-from .attention_maps import gazes_of, hidden
-from .hooks import read_inputs
-from .metrics import evenness, rank_correlation, share_on, top, top_overlap
+from .attention_maps import collect_attention_maps, hidden_tokens
+from .hooks import record_inputs
+from .metrics import attention_share, evenness, rank_correlation, top_overlap, top_tokens
 
 TOP = 0.25  # of the tokens, that count as looked at
 
 
 @torch.no_grad()
-def attention_figures(
+def attention_metrics(
     model: MaskedModel, batch: Batch, seen: ForwardOutput, foreground: Float[Tensor, "B N"] | None = None
 ) -> dict[str, float]:
     """Evenness of student, teacher and guide; rank correlation and overlap of student and teacher; what share of the
@@ -29,20 +29,20 @@ def attention_figures(
     With a `foreground`, the share of each of the first modality's tokens that it covers: the attention on it, beside
     its share of the area, which is what an even map has.
     """
-    gazes = gazes_of(model, batch, seen)
+    gazes = collect_attention_maps(model, batch, seen)
     layout = seen.latents.tokens.layout
     first = next(iter(layout.spans))
-    is_hidden = hidden(seen.mask.visible, layout.num_tokens)
+    is_hidden = hidden_tokens(seen.mask.visible, layout.num_tokens)
     found = {
         "student_evenness": evenness(gazes.student),
-        "hidden_attention": share_on(gazes.drawn, is_hidden),
-        "hidden_most_attended": share_on(top(gazes.drawn, TOP).float(), is_hidden),
+        "hidden_attention": attention_share(gazes.mask_source, is_hidden),
+        "hidden_most_attended": attention_share(top_tokens(gazes.mask_source, TOP).float(), is_hidden),
         "hidden_tokens": float(is_hidden.float().mean()),
     }
     if gazes.guide is not None:
         found["guide_evenness"] = evenness(gazes.guide)
-    sees = next((name for name in layout.spans if gazes.teachers(name) is not None), None)
-    teacher = gazes.teachers(sees) if sees is not None else None
+    sees = next((name for name in layout.spans if gazes.teacher_map(name) is not None), None)
+    teacher = gazes.teacher_map(sees) if sees is not None else None
     if sees is not None and teacher is not None:
         student = gazes.student[:, layout.spans[sees]]
         found |= {
@@ -55,12 +55,14 @@ def attention_figures(
         span = layout.spans[first]
         maps = {"student": gazes.student[:, span], "teacher": teacher if sees == first else None}
         maps["hidden"] = is_hidden[:, span].float()
-        told = {f"{who}_foreground": share_on(m[has], foreground[has]) for who, m in maps.items() if m is not None}
+        told = {
+            f"{who}_foreground": attention_share(m[has], foreground[has]) for who, m in maps.items() if m is not None
+        }
         found |= told | {"foreground_area": float(foreground[has].mean())} if has.any() else {}
     return found
 
 
-def foreground_of(batch: Batch, labels: Modality, things: list[int], patch: int) -> Float[Tensor, "B N"]:
+def foreground_share(batch: Batch, labels: Modality, things: list[int], patch: int) -> Float[Tensor, "B N"]:
     """The share of each patch's labelled pixels that show one of the `things`, class ids; 0 where none is labelled."""
     ids, known = batch.maps[labels.name], validity(batch, labels)
     shows = torch.isin(ids, torch.tensor(things, dtype=ids.dtype, device=ids.device)) & known
@@ -69,7 +71,7 @@ def foreground_of(batch: Batch, labels: Modality, things: list[int], patch: int)
 
 
 @dataclass(frozen=True)
-class DecoderBlock:
+class DecoderBlockAttention:
     """How masked tokens attend in one block of a decoder (CrossMAE, arXiv 2401.14391, appendix A.1).
 
     Per pair: the mean attention from a masked token to a visible, or to a masked one (itself too), summed over heads.
@@ -88,7 +90,7 @@ class DecoderAttention:
     decoder: str
     heads: int
     even: float
-    blocks: tuple[DecoderBlock, ...]
+    blocks: tuple[DecoderBlockAttention, ...]
 
     @property
     def summed(self) -> tuple[float, float]:
@@ -122,7 +124,7 @@ def decoder_attention(model: MaskedModel, batch: Batch) -> list[DecoderAttention
     for name, decoder in model.decoders.items():
         if not isinstance(decoder, SelfDecoder):
             continue
-        with read_inputs([block.attn for block in decoder.blocks]) as read:
+        with record_inputs([block.attn for block in decoder.blocks]) as read:
             seen = model.encode_decode(batch)
         blank = seen.queries[name].ids.shape[1]
         if decoder.outputs == "all":
@@ -132,7 +134,7 @@ def decoder_attention(model: MaskedModel, batch: Batch) -> list[DecoderAttention
             rows = attn.rows(x, x[:, -blank:])  # B H Q N
             visible, masked = rows[..., :-blank], rows[..., -blank:]
             to_visible, to_masked = (float(part.mean(dim=(0, 2, 3)).sum()) for part in (visible, masked))
-            parts.append(DecoderBlock(to_visible, to_masked, float(visible.sum(dim=-1).mean())))
+            parts.append(DecoderBlockAttention(to_visible, to_masked, float(visible.sum(dim=-1).mean())))
         heads, keys = decoder.blocks[0].attn.heads, read[0][1][0].shape[1]
         found.append(DecoderAttention(name, heads, len(parts) * heads / keys, tuple(parts)))
     return found

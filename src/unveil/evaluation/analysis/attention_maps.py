@@ -36,7 +36,7 @@ DRAWS: dict[str, Draw] = {
 
 
 @dataclass(frozen=True)
-class Gazes:
+class AttentionMaps:
     """Attention to every token, the mean over heads: the frozen teacher's (of the tokens that it sees), the student's,
     and the map that masks are drawn from; None where there is none.
 
@@ -48,11 +48,11 @@ class Gazes:
     guide: Float[Tensor, "B N"] | None = None
 
     @property
-    def drawn(self) -> Float[Tensor, "B N"]:
+    def mask_source(self) -> Float[Tensor, "B N"]:
         """What masks are drawn from, or would be if they were guided."""
         return self.student if self.guide is None else self.guide
 
-    def teachers(self, modality: str) -> Float[Tensor, "B N"] | None:
+    def teacher_map(self, modality: str) -> Float[Tensor, "B N"] | None:
         """The teacher's attention to one modality, where it sees that."""
         if self.teacher is None or modality not in self.teacher.layout.spans:
             return None
@@ -61,7 +61,7 @@ class Gazes:
 
 
 @torch.no_grad()
-def gazes_of(model: MaskedModel, batch: Batch, seen: ForwardOutput) -> Gazes:
+def collect_attention_maps(model: MaskedModel, batch: Batch, seen: ForwardOutput) -> AttentionMaps:
     """Where everybody looks who took part in this forward; the student where nobody asked: its last block's class
     token."""
     student = seen.observations.get("student")
@@ -71,12 +71,12 @@ def gazes_of(model: MaskedModel, batch: Batch, seen: ForwardOutput) -> Gazes:
     teacher = seen.observations.get("teacher")
     if teacher is not None and teacher.attention is None:
         teacher = None
-    return Gazes(student.attention.float().mean(dim=1), teacher, _guide(model.masker.score, seen.observations))
+    return AttentionMaps(student.attention.float().mean(dim=1), teacher, _guide(model.masker.score, seen.observations))
 
 
 def _guide(score: Score, observations: Observations) -> Float[Tensor, "B N"] | None:
     """The map that a score draws from; None where it is not guided, or its map is of some of the tokens only."""
-    guided = guided_part(score)
+    guided = find_guided_score(score)
     if guided is None:
         return None
     gaze = guided.gaze
@@ -87,7 +87,7 @@ def _guide(score: Score, observations: Observations) -> Float[Tensor, "B N"] | N
     return gaze(observations).float()
 
 
-def guided_part(score: object) -> Guided | None:
+def find_guided_score(score: object) -> Guided | None:
     """The guided score inside scores that are made of others: budgets, choices of heads, one for each modality."""
     while score is not None and not isinstance(score, Guided):
         inner = (getattr(score, name, None) for name in ("guide", "score", "elsewhere"))
@@ -106,17 +106,19 @@ class _Fixed:
         return self.draw(self.attention, batch)
 
 
-def masks_of(model: MaskedModel, batch: Batch, attention: Float[Tensor, "B N"]) -> dict[str, Bool[Tensor, "B N"]]:
+def masks_by_sampler(
+    model: MaskedModel, batch: Batch, attention: Float[Tensor, "B N"]
+) -> dict[str, Bool[Tensor, "B N"]]:
     """What each way of drawing hides of the tokens, at the model's own share, given the map it draws from."""
     tokens = model.encoder.embed(batch)
     own, found = model.masker, {}
     for name, draw in DRAWS.items():
         masker = Masker(_Fixed(attention, draw), own.visible, 1 - own.visible, unit=own.unit)
-        found[name] = hidden(masker(tokens, {}, batch).visible, attention.shape[1])
+        found[name] = hidden_tokens(masker(tokens, {}, batch).visible, attention.shape[1])
     return found
 
 
-def hidden(visible: Tensor, num_tokens: int) -> Bool[Tensor, "B N"]:
+def hidden_tokens(visible: Tensor, num_tokens: int) -> Bool[Tensor, "B N"]:
     """The tokens that are not visible."""
     everywhere = torch.ones(len(visible), num_tokens, dtype=torch.bool, device=visible.device)
     return everywhere.scatter(1, visible, False)

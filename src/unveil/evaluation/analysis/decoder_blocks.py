@@ -17,11 +17,11 @@ from ...modeling.masked_model import ForwardOutput, MaskedModel, Objective
 from ...modeling.masking import Masker
 from ...modeling.targets import Pixels
 from ...modeling.types import Batch, Latents
-from .hooks import read_inputs
+from .hooks import record_inputs
 
 
 @dataclass(frozen=True)
-class Part:
+class BlockContribution:
     """What the mask tokens with their positions (the first part) or one block add to a prediction of pixels.
 
     `share` is how much of the whole prediction it is (their inner product over the square of the whole: all shares sum
@@ -36,17 +36,17 @@ class Part:
 
 
 @dataclass(frozen=True)
-class Parts:
+class DecoderContributions:
     """A decoder's parts; `reads` tells of each block how much each encoder map weighs in what it reads, by `maps`."""
 
     decoder: str
-    parts: tuple[Part, ...]
+    parts: tuple[BlockContribution, ...]
     maps: tuple[int, ...] = ()
     reads: tuple[tuple[float, ...], ...] = ()
 
 
 @dataclass(frozen=True)
-class Reconstruction:
+class Decomposition:
     """A prediction of pixels as the sum of what the queries and each block add to it.
 
     `objective` has no head: it takes sums of these parts for guesses.
@@ -73,14 +73,14 @@ def contributions(
 
 
 @torch.no_grad()
-def reconstructions(model: MaskedModel, batch: Batch) -> tuple[ForwardOutput, dict[str, Reconstruction]]:
+def decompose(model: MaskedModel, batch: Batch) -> tuple[ForwardOutput, dict[str, Decomposition]]:
     """One forward that asks for every hidden patch, and of each decoder whose blocks add up its prediction of pixels.
 
     Those are MAE's and CrossMAE's decoders; of others nothing is told.
     """
     own = model.masker
     parts = {name: d for name, d in model.decoders.items() if isinstance(d, SelfDecoder | CrossDecoder)}
-    with read_inputs([part for d in parts.values() for part in (*d.blocks, d.norm)]) as read:
+    with record_inputs([part for d in parts.values() for part in (*d.blocks, d.norm)]) as read:
         seen = model.encode_decode(batch, Masker(own.score, own.visible, 1 - own.visible, own.predict_score, own.unit))
     given = {id(part): x for part, (x, *_) in read}
     found = {}
@@ -89,7 +89,7 @@ def reconstructions(model: MaskedModel, batch: Batch) -> tuple[ForwardOutput, di
         if isinstance(objective, Objective):
             asked = seen.queries[name].ids.shape[1]
             states = [given[id(part)][:, -asked:] for part in (*decoder.blocks, decoder.norm)]
-            found[name] = Reconstruction(headless(objective), contributions(states, decoder.norm, objective.head))
+            found[name] = Decomposition(without_head(objective), contributions(states, decoder.norm, objective.head))
     return seen, found
 
 
@@ -97,37 +97,37 @@ def _tells_pixels(objective: object, decoder: str) -> bool:
     return isinstance(objective, Objective) and objective.decoder == decoder and isinstance(objective.target, Pixels)
 
 
-def headless(objective: Objective) -> Objective:
+def without_head(objective: Objective) -> Objective:
     """The same objective, for guesses that are made already."""
     as_it_is = cast("nn.Linear", nn.Identity())
     told = objective.name, objective.decoder, objective.target.dim, objective.target, objective.loss, objective.weight
     return Objective(*told, as_it_is)
 
 
-def so_far(found: Reconstruction, seen: ForwardOutput, blocks: int) -> ForwardOutput:
+def up_to_block(found: Decomposition, seen: ForwardOutput, blocks: int) -> ForwardOutput:
     """The forward as if the decoder ended after so many of its blocks, for the objective without a head."""
     guess = found.added[: blocks + 1].sum(dim=0)
     return replace(seen, decoded={**seen.decoded, found.objective.decoder: guess})
 
 
 @torch.no_grad()
-def parts_of(model: MaskedModel, batch: Batch) -> list[Parts]:
+def decoder_contributions(model: MaskedModel, batch: Batch) -> list[DecoderContributions]:
     """The parts of each decoder's prediction, on every hidden patch of a batch."""
-    seen, found = reconstructions(model, batch)
+    seen, found = decompose(model, batch)
     told = []
     for name, its in found.items():
         weight = seen.queries[name].weight[..., None]
         whole = its.added.sum(dim=0) * weight
         parts = []
         for k, part in enumerate(its.added):
-            total, count = its.objective(so_far(its, seen, k), batch)
+            total, count = its.objective(up_to_block(its, seen, k), batch)
             share = (part * whole).sum() / whole.square().sum().clamp_min(1e-12)
             error = total / its.objective.weight / count.clamp_min(1)
-            parts.append(Part(float(share), float(error), detail(part[weight[..., 0] > 0], its.objective)))
+            parts.append(BlockContribution(float(share), float(error), detail(part[weight[..., 0] > 0], its.objective)))
         decoder = model.decoders[name]
         blend = decoder.blend if isinstance(decoder, SelfDecoder | CrossDecoder) else None
-        reads = () if blend is None else tuple(map(tuple, weights_of(blend, seen.latents).tolist()))
-        told.append(Parts(name, tuple(parts), () if blend is None else blend.maps, reads))
+        reads = () if blend is None else tuple(map(tuple, map_weights(blend, seen.latents).tolist()))
+        told.append(DecoderContributions(name, tuple(parts), () if blend is None else blend.maps, reads))
     return told
 
 
@@ -142,7 +142,7 @@ def detail(part: Float[Tensor, "N T"], objective: Objective) -> float:
     return float(sum(steps) / 2 / (2 * x.square().mean()).clamp_min(1e-12)) if steps else 0.0
 
 
-def weights_of(blend: Blend, latents: Latents) -> Float[Tensor, "L K"]:
+def map_weights(blend: Blend, latents: Latents) -> Float[Tensor, "L K"]:
     """How much each encoder map weighs in what each block reads: |weight| times the map's root mean square, as shares.
 
     Maps differ in length, so their weights alone do not tell.

@@ -12,7 +12,7 @@ M = TypeVar("M", bound=nn.Module)
 
 
 @contextmanager
-def read_inputs(parts: Sequence[M]) -> Iterator[list[tuple[M, tuple[Any, ...]]]]:
+def record_inputs(parts: Sequence[M]) -> Iterator[list[tuple[M, tuple[Any, ...]]]]:
     """While this lasts, each call of one of the parts adds it and its positional arguments to the list."""
     read: list[tuple[M, tuple[Any, ...]]] = []
 

@@ -15,7 +15,7 @@ from ...modeling.image_encoder import Pretrained
 from ...modeling.public_vits import ForeignEncoder
 from ...modeling.public_vits import vit as foreign_vit
 from ..rankme import rankme
-from .hooks import read_inputs
+from .hooks import record_inputs
 from .metrics import attention_distance, linear_cka
 
 _BATCH = 16
@@ -23,7 +23,7 @@ Attn = layers.Attention | foreign_vit.Attention
 
 
 @dataclass(frozen=True)
-class Layer:
+class LayerFeatures:
     """One block: features of images (the mean over patches), their RankMe, the reach of each head in pixels."""
 
     features: Float[Tensor, "B D"]
@@ -37,7 +37,9 @@ class Layer:
 
 
 @torch.no_grad()
-def layers_of(encoder: Pretrained | ForeignEncoder, images: Sequence[Float[Tensor, "C H W"]]) -> list[Layer]:
+def layer_features(
+    encoder: Pretrained | ForeignEncoder, images: Sequence[Float[Tensor, "C H W"]]
+) -> list[LayerFeatures]:
     """Every block of an encoder, on images of one size that its patch divides."""
     patch = encoder.encoder.patch if isinstance(encoder, Pretrained) else encoder.spec.patch
     start, blocks = encoder.num_prefix, range(1, encoder.depth + 1)
@@ -47,7 +49,7 @@ def layers_of(encoder: Pretrained | ForeignEncoder, images: Sequence[Float[Tenso
     for place in range(0, len(images), _BATCH):
         few = torch.stack(list(images[place : place + _BATCH])).to(encoder.device)
         grid = few.shape[-2] // patch, few.shape[-1] // patch
-        with read_inputs(attentions) as read:
+        with record_inputs(attentions) as read:
             maps = encoder.maps(few, blocks)
         for k, (attn, given) in enumerate(read):
             features[k].append(maps[k][:, start:].float().mean(dim=1).cpu())
@@ -55,11 +57,11 @@ def layers_of(encoder: Pretrained | ForeignEncoder, images: Sequence[Float[Tenso
     found = []
     for parts, heads in zip(features, reach, strict=True):
         x = torch.cat(parts)
-        found.append(Layer(x, rankme(x), tuple((torch.stack(heads).sum(dim=0) / len(images)).tolist())))
+        found.append(LayerFeatures(x, rankme(x), tuple((torch.stack(heads).sum(dim=0) / len(images)).tolist())))
     return found
 
 
-def cka_matrix(first: Sequence[Layer], second: Sequence[Layer]) -> list[list[float]]:
+def cka_matrix(first: Sequence[LayerFeatures], second: Sequence[LayerFeatures]) -> list[list[float]]:
     """The linear CKA of every layer of one encoder with every layer of another."""
     return [[linear_cka(a.features, b.features) for b in second] for a in first]
 

@@ -13,13 +13,13 @@ from torch import Tensor
 from ...modeling.masked_model import MaskedModel
 from ...modeling.masking import Attention, ByModality, DirichletBudget, Guided, Hard, IfSeen, Masker, Uniform
 from ...modeling.types import Batch, Observation, Tokens
-from .attention_maps import hidden
+from .attention_maps import hidden_tokens
 
 WHO = "guide"
 
 
 @dataclass(frozen=True)
-class Overlap:
+class MaskOverlap:
     """Numbers of tokens: all, those that one mask hides, those that another does, and those that both do."""
 
     tokens: float
@@ -27,13 +27,13 @@ class Overlap:
     second: float
     both: float
 
-    def __add__(self, other: Overlap) -> Overlap:
-        return Overlap(
+    def __add__(self, other: MaskOverlap) -> MaskOverlap:
+        return MaskOverlap(
             self.tokens + other.tokens, self.first + other.first, self.second + other.second, self.both + other.both
         )
 
-    def __mul__(self, share: float) -> Overlap:
-        return Overlap(share * self.tokens, share * self.first, share * self.second, share * self.both)
+    def __mul__(self, share: float) -> MaskOverlap:
+        return MaskOverlap(share * self.tokens, share * self.first, share * self.second, share * self.both)
 
     @property
     def hidden_in_common(self) -> float:
@@ -61,14 +61,16 @@ def guided_masker(own: Masker) -> Masker:
     return Masker(score, own.visible, 1 - own.visible, unit=own.unit)
 
 
-def drawn(model: MaskedModel, batch: Batch, tokens: Tokens, seen: Observation) -> Bool[Tensor, "B N"]:
+def hidden_under(model: MaskedModel, batch: Batch, tokens: Tokens, seen: Observation) -> Bool[Tensor, "B N"]:
     """The tokens that the paper's masks hide, given a look."""
     mask = guided_masker(model.masker)(tokens, {WHO: seen}, batch)
-    return hidden(mask.visible, tokens.layout.num_tokens)
+    return hidden_tokens(mask.visible, tokens.layout.num_tokens)
 
 
-def overlaps(first: Bool[Tensor, "B N"], second: Bool[Tensor, "B N"], tokens: Tokens) -> dict[str, Overlap]:
+def mask_overlaps(first: Bool[Tensor, "B N"], second: Bool[Tensor, "B N"], tokens: Tokens) -> dict[str, MaskOverlap]:
     """The overlap of two masks in each modality; tokens that a sample does not have are no part of it."""
     there = first.new_ones(first.shape) if tokens.missing is None else ~tokens.missing
     sets = (there, first & there, second & there, first & second & there)
-    return {name: Overlap(*(float(part[:, span].sum()) for part in sets)) for name, span in tokens.layout.spans.items()}
+    return {
+        name: MaskOverlap(*(float(part[:, span].sum()) for part in sets)) for name, span in tokens.layout.spans.items()
+    }

@@ -31,7 +31,7 @@ def _ranks(attention: Float[Tensor, "B N"]) -> Float[Tensor, "B N"]:
     return (below + upto + 1) / 2
 
 
-def top(attention: Float[Tensor, "B N"], share: float) -> Bool[Tensor, "B N"]:
+def top_tokens(attention: Float[Tensor, "B N"], share: float) -> Bool[Tensor, "B N"]:
     """The tokens with the most attention: a share of all, one at least."""
     count = max(1, int(share * attention.shape[1] + 1e-6))
     return torch.zeros_like(attention, dtype=torch.bool).scatter(1, attention.topk(count, dim=1).indices, True)
@@ -39,11 +39,11 @@ def top(attention: Float[Tensor, "B N"], share: float) -> Bool[Tensor, "B N"]:
 
 def top_overlap(first: Float[Tensor, "B N"], second: Float[Tensor, "B N"], share: float) -> float:
     """How many of the tokens with the most attention two maps have in common; by chance it is `share`."""
-    a, b = top(first, share), top(second, share)
+    a, b = top_tokens(first, share), top_tokens(second, share)
     return float(((a & b).sum(dim=1) / a.sum(dim=1)).mean())
 
 
-def share_on(attention: Float[Tensor, "B N"], part: Tensor) -> float:
+def attention_share(attention: Float[Tensor, "B N"], part: Tensor) -> float:
     """The share of the attention that lies on a part of the tokens, given as booleans or as shares of each token."""
     total = attention.sum(dim=1).clamp_min(1e-12)
     return float(((attention * part).sum(dim=1) / total).mean())

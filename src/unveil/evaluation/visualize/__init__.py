@@ -1,7 +1,15 @@
-"""A model made visible: where it and its teachers look, what they hide, what it makes of the rest."""
+"""Pictures of a model: its attention, its masks and its predictions."""
 
-from .colormaps import Viewer, viewers
-from .panels import Shown, panels, sheet
-from .samples import Glance, glance
+from .colormaps import MapRenderer, map_renderers
+from .panels import MapPictures, draw_samples, sample_pictures
+from .samples import SampleViews, load_samples
 
-__all__ = ["Glance", "Shown", "Viewer", "glance", "panels", "sheet", "viewers"]
+__all__ = [
+    "MapPictures",
+    "MapRenderer",
+    "SampleViews",
+    "draw_samples",
+    "load_samples",
+    "map_renderers",
+    "sample_pictures",
+]

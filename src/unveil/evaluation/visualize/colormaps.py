@@ -18,7 +18,7 @@ from ...reporting.pictures import Picture, class_picture, how_viewed, scalar_col
 
 
 @dataclass(frozen=True)
-class Viewer:
+class MapRenderer:
     """How the maps of one modality are shown.
 
     `limits` are those of the colours, in the unit of the data, None for an image in [0, 1]; `places` the classes that
@@ -70,7 +70,7 @@ class Viewer:
         return "" if self.modality.kind == "categorical" else how_viewed(self.modality.channels)
 
 
-def viewers(modalities: Sequence[Modality], source: Source, batch: Batch) -> dict[str, Viewer]:
+def map_renderers(modalities: Sequence[Modality], source: Source, batch: Batch) -> dict[str, MapRenderer]:
     """A viewer for each modality, its colours fitted to the maps of a batch: their 1st to their 99th percentile."""
     whole = origin(source)[0]
     declared: Mapping[str, Declared] = {}
@@ -91,5 +91,5 @@ def viewers(modalities: Sequence[Modality], source: Source, batch: Batch) -> dic
             if not is_picture or (m.channels == 1 and (unit or m.normalise != "fixed")):
                 low, high = np.percentile(values, (1, 99)).tolist() if len(values) else (0.0, 1.0)
                 limits = (low, high)
-        found[m.name] = Viewer(m, limits, unit, classes, places)
+        found[m.name] = MapRenderer(m, limits, unit, classes, places)
     return found

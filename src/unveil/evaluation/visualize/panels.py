@@ -16,16 +16,16 @@ from ...modeling.targets import Pixels
 from ...modeling.types import Batch, Layout, Modality
 from ...reporting.figures import Bar, Block, Panel, draw_sheet
 from ...reporting.pictures import Picture, attention_overlay, colours, hide_patches, patch_values, scalar_colours
-from ..analysis.attention_maps import Gazes, gazes_of, hidden, masks_of
-from .colormaps import Viewer
-from .reconstructions import alone, answerers, answers, distances
+from ..analysis.attention_maps import AttentionMaps, collect_attention_maps, hidden_tokens, masks_by_sampler
+from .colormaps import MapRenderer
+from .reconstructions import feature_distances, image_objectives, only_visible, reconstructions
 
 FAR = (0.0, 1.0)  # distances of features that are shown: of one direction, and at right angles
 FEATURES = Bar("1 - cos of predicted and true features", scalar_colours, "0", "1 or more")
 
 
 @dataclass(frozen=True)
-class Shown:
+class MapPictures:
     """The pictures of one map of one sample; what it or the model does not have is None or not there.
 
     `masks` has one for each way of drawing, `given` what is predicted of this map when another one alone is given,
@@ -48,36 +48,40 @@ class Shown:
 
 
 @torch.no_grad()
-def panels(
-    model: MaskedModel, batch: Batch, names: Sequence[str], modalities: Sequence[Modality], views: Mapping[str, Viewer]
-) -> list[list[Shown]]:
+def sample_pictures(
+    model: MaskedModel,
+    batch: Batch,
+    names: Sequence[str],
+    modalities: Sequence[Modality],
+    views: Mapping[str, MapRenderer],
+) -> list[list[MapPictures]]:
     """For each sample of a batch what is to be shown of each of its maps. The model is in eval, all of its masks' own
     chance; every hidden token is asked for."""
     own = model.masker
     seen = model.encode_decode(batch, Masker(own.score, own.visible, 1 - own.visible, own.predict_score, own.unit))
-    gazes = gazes_of(model, batch, seen)
+    gazes = collect_attention_maps(model, batch, seen)
     layout = seen.latents.tokens.layout
     inputs = list(layout.spans)
     looks = _looks(gazes, layout)
-    unseen = {"own": hidden(seen.mask.visible, layout.num_tokens)}
+    unseen = {"own": hidden_tokens(seen.mask.visible, layout.num_tokens)}
     if len(inputs) == 1:
-        unseen |= masks_of(model, batch, gazes.drawn)
-    total = gazes.drawn.sum(dim=1).clamp_min(1e-12)
-    shares = {name: (gazes.drawn * is_hidden).sum(dim=1) / total for name, is_hidden in unseen.items()}
-    back, apart = answers(model, batch, seen), distances(model, batch, seen)
-    crossed = across(model, batch, inputs) if len(modalities) > 1 else {}
+        unseen |= masks_by_sampler(model, batch, gazes.mask_source)
+    total = gazes.mask_source.sum(dim=1).clamp_min(1e-12)
+    shares = {name: (gazes.mask_source * is_hidden).sum(dim=1) / total for name, is_hidden in unseen.items()}
+    back, apart = reconstructions(model, batch, seen), feature_distances(model, batch, seen)
+    crossed = cross_modal_reconstructions(model, batch, inputs) if len(modalities) > 1 else {}
     shown = []
     for i, name in enumerate(names):
         rows = []
         for m in modalities:
             known, image = validity(batch, m)[i], batch.maps[m.name][i]
             if m.name in batch.present and not batch.present[m.name][i]:
-                rows.append(Shown(name, m.name, None))
+                rows.append(MapPictures(name, m.name, None))
                 continue
             view = views[m.name]
             original = view(image, known)
 
-            def made(maps: Tensor, i: int = i, view: Viewer = view, image: Tensor = image) -> Picture:
+            def made(maps: Tensor, i: int = i, view: MapRenderer = view, image: Tensor = image) -> Picture:
                 return view(maps[i], torch.ones_like(image[:1], dtype=torch.bool), like=image)
 
             told = {who: at[i] for who, at in looks.get(m.name, {}).items()}
@@ -90,7 +94,7 @@ def panels(
                     for way, is_hidden in unseen.items()
                 }
             rows.append(
-                Shown(
+                MapPictures(
                     name,
                     m.name,
                     original,
@@ -115,20 +119,24 @@ def panels(
     return shown
 
 
-def across(model: MaskedModel, batch: Batch, inputs: Sequence[str]) -> dict[str, dict[str, Tensor]]:
+def cross_modal_reconstructions(
+    model: MaskedModel, batch: Batch, inputs: Sequence[str]
+) -> dict[str, dict[str, Tensor]]:
     """What the model makes of every map, by the name of the one that it is given whole while the others are hidden."""
     found = {}
     for name in inputs if len(inputs) > 1 else ():
-        found[name] = answers(model, batch, model.encode_decode(batch, alone(name, len(inputs))))
+        found[name] = reconstructions(model, batch, model.encode_decode(batch, only_visible(name, len(inputs))))
     return found
 
 
-def is_norm_pix(model: MaskedModel) -> bool:
+def predicts_norm_pix(model: MaskedModel) -> bool:
     """Whether what is shown of an image was predicted relative to each patch's own mean and standard deviation."""
-    return any(isinstance(o.target, Pixels) and o.target.norm_pix for o in answerers(model).values())
+    return any(isinstance(o.target, Pixels) and o.target.norm_pix for o in image_objectives(model).values())
 
 
-def sheet(title: str, shown: Sequence[Sequence[Shown]], views: Mapping[str, Viewer], notes: Sequence[str]) -> Picture:
+def draw_samples(
+    title: str, shown: Sequence[Sequence[MapPictures]], views: Mapping[str, MapRenderer], notes: Sequence[str]
+) -> Picture:
     """Everything on one picture: of samples with one map a large image with two rows beside it, else a row a map."""
     is_single = all(len(rows) == 1 for rows in shown)
     blocks = [_single(rows[0]) if is_single else _several(rows, views) for rows in shown]
@@ -137,7 +145,7 @@ def sheet(title: str, shown: Sequence[Sequence[Shown]], views: Mapping[str, View
     return draw_sheet(title, blocks, keys, notes)
 
 
-def _single(one: Shown) -> Block:
+def _single(one: MapPictures) -> Block:
     first = [
         Panel("teacher attention", one.teacher),
         Panel("student attention" if one.teacher is not None else "attention", one.attention),
@@ -151,7 +159,7 @@ def _single(one: Shown) -> Block:
     return Block(one.sample, rows, Panel("image", one.original))
 
 
-def _several(rows: Sequence[Shown], views: Mapping[str, Viewer]) -> Block:
+def _several(rows: Sequence[MapPictures], views: Mapping[str, MapRenderer]) -> Block:
     has_teacher = any(one.teacher is not None for one in rows)
     sources = [name for name in views if any(name in one.given for one in rows)]
     lines = []
@@ -175,12 +183,12 @@ def _several(rows: Sequence[Shown], views: Mapping[str, Viewer]) -> Block:
     return Block(rows[0].sample, lines)
 
 
-def _looks(gazes: Gazes, layout: Layout) -> dict[str, dict[str, Float[Tensor, "B N"]]]:
+def _looks(gazes: AttentionMaps, layout: Layout) -> dict[str, dict[str, Float[Tensor, "B N"]]]:
     """Who looks at each modality. Of a single one also the guide, where two look: else it is one of them."""
     found: dict[str, dict[str, Tensor]] = {}
     for name, span in layout.spans.items():
         found[name] = {"student": gazes.student[:, span]}
-        teacher = gazes.teachers(name)
+        teacher = gazes.teacher_map(name)
         if teacher is not None:
             found[name]["teacher"] = teacher
             if gazes.guide is not None and len(layout.spans) == 1:
@@ -188,7 +196,7 @@ def _looks(gazes: Gazes, layout: Layout) -> dict[str, dict[str, Float[Tensor, "B
     return found
 
 
-def _part(gazes: Gazes, layout: Layout, modality: str, i: int) -> dict[str, float]:
+def _part(gazes: AttentionMaps, layout: Layout, modality: str, i: int) -> dict[str, float]:
     if len(layout.spans) == 1 or modality not in layout.spans:
         return {}
     student = gazes.student[i]

@@ -17,7 +17,7 @@ from ...modeling.targets import Classes, Pixels, patch_statistics
 from ...modeling.types import Batch, Observations, Tokens, take
 
 
-def answerers(model: MaskedModel) -> dict[str, Objective]:
+def image_objectives(model: MaskedModel) -> dict[str, Objective]:
     """The objective that tells most plainly what a modality looks like, for each that has one: raw pixels or classes,
     else pixels normalised by their own patch."""
     found: dict[str, Objective] = {}
@@ -31,21 +31,21 @@ def answerers(model: MaskedModel) -> dict[str, Objective]:
 
 
 @torch.no_grad()
-def answers(model: MaskedModel, batch: Batch, seen: ForwardOutput) -> dict[str, Tensor]:
+def reconstructions(model: MaskedModel, batch: Batch, seen: ForwardOutput) -> dict[str, Tensor]:
     """Each modality's map, B C H W in the units of the batch (class ids B 1 H W), every patch that was asked for
     replaced by what the model says."""
-    return {name: restore(objective, batch, seen) for name, objective in answerers(model).items()}
+    return {name: reconstruct_map(objective, batch, seen) for name, objective in image_objectives(model).items()}
 
 
 @torch.no_grad()
-def distances(model: MaskedModel, batch: Batch, seen: ForwardOutput) -> dict[str, Float[Tensor, "B N"]]:
+def feature_distances(model: MaskedModel, batch: Batch, seen: ForwardOutput) -> dict[str, Float[Tensor, "B N"]]:
     """Of each modality whose look nobody predicts, how far what is predicted of a patch points from the truth: 1 - cos.
 
     NaN where nothing is asked. Where several objectives predict such a modality, as a teacher's and a student's
     features, the first one tells.
     """
     found: dict[str, Tensor] = {}
-    shown = answerers(model)
+    shown = image_objectives(model)
     for objective in (o for o in model.objectives if isinstance(o, Objective)):
         name = model.decoders[objective.decoder].modality
         if name in shown or name in found:
@@ -58,7 +58,7 @@ def distances(model: MaskedModel, batch: Batch, seen: ForwardOutput) -> dict[str
     return found
 
 
-def restore(objective: Objective, batch: Batch, seen: ForwardOutput) -> Tensor:
+def reconstruct_map(objective: Objective, batch: Batch, seen: ForwardOutput) -> Tensor:
     """The map of an objective's modality with every patch that was asked for replaced by what the model says.
 
     What was taken out of the truth by its own statistics (norm-pix, robust depth) is put back from the truth: without
@@ -97,6 +97,6 @@ class _Others:
         return torch.logical_or(tokens.ids < span.start, tokens.ids >= span.stop).float()
 
 
-def alone(modality: str, count: int) -> Masker:
+def only_visible(modality: str, count: int) -> Masker:
     """A masker that shows one whole modality of `count`, hides the others and asks for all that is hidden."""
     return Masker(_Others(modality), 1 / count, 1 - 1 / count, Uniform())

@@ -16,7 +16,7 @@ from ...modeling.types import Batch, Modality, to_float
 
 
 @dataclass(frozen=True)
-class Glance:
+class SampleViews:
     """Centre views of a few samples, evenly spread over a source, with their names and their places in it."""
 
     names: list[str]
@@ -28,16 +28,16 @@ class Glance:
 
     def batch(self, device: torch.device | str) -> Batch:
         """All of them as a batch."""
-        return batch_of(self.views, device)
+        return to_batch(self.views, device)
 
 
-def batch_of(views: Stack, device: torch.device | str) -> Batch:
+def to_batch(views: Stack, device: torch.device | str) -> Batch:
     """Views as a batch, each with the same chance every time."""
     key = sample_keys(0, 0, range(len(views)))
     return Batch(views.maps, key, torch.ones(()), views.valid, views.present).on(device)
 
 
-def glance(source: Source, modalities: Sequence[Modality], size: tuple[int, int], count: int) -> Glance:
+def load_samples(source: Source, modalities: Sequence[Modality], size: tuple[int, int], count: int) -> SampleViews:
     """Look at a few samples that have the first input; those that cannot be read are left out."""
     first = next(m for m in modalities if m.role != "output")
     read, lacks = sampler(source, first.name), lacking(source)
@@ -50,7 +50,9 @@ def glance(source: Source, modalities: Sequence[Modality], size: tuple[int, int]
         if first.name in sample.maps:
             places.append(index)
             views.append(_centre(sample, size, modalities, is_plain=lacks is None))
-    return Glance([source.name(i) for i in places], places, stack(views, modalities, size, lacks, complete(source)))
+    return SampleViews(
+        [source.name(i) for i in places], places, stack(views, modalities, size, lacks, complete(source))
+    )
 
 
 def _centre(sample: Sample, size: tuple[int, int], modalities: Sequence[Modality], is_plain: bool) -> Sample:
