@@ -174,7 +174,7 @@ class TestTiming:
         )
         assert "".join(calls) == "abc" * 5
         assert [s.backward for s in times["b"]] == [8, 11, 14]
-        assert told == [(-2, 3), (-1, 3), (0, 3), (1, 3), (2, 3)]
+        assert told == [(-1, 3), (0, 3), (1, 3), (2, 3), (3, 3)]
 
     def test_a_ratio_is_taken_within_each_round_so_drift_cancels(self):
         base = [Seconds(t, t, 2 * t) for t in (1.0, 5.0, 2.0)]

@@ -308,7 +308,7 @@ class TestInspection:
         settled = found.settle(source.declared)
         assert settled[2].modality.num_classes == 12  # nobody said that 11 is void
         assert settled[0].modality.mean == pytest.approx(rgb.mean, abs=1e-4)
-        told = "\n".join(found.lines())
+        told = str(found)
         assert "missing in 2 samples: scene0/004, scene1/001" in told
         assert "16-bit PNG 8" in told
 

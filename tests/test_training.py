@@ -25,10 +25,9 @@ from unveil.modeling.types import Batch, Observation, Tokens
 from unveil.recipes.recipe import Recipe
 from unveil.recipes.registry import load_recipe
 from unveil.runs.checkpoint import read_latest
-from unveil.runs.console import Progress, duration
 from unveil.runs.folder import RunFolder
 from unveil.training.loop import Diverged, Loop, stop_on_signal
-from unveil.training.metrics import MAX_SKIPPED, MetricsWindow
+from unveil.training.metrics import MAX_SKIPPED, MetricsWindow, progress_text
 from unveil.training.trainer import Settings, Trainer, Update
 
 CPU = Settings("cpu", "float32", micro_batch=64, compile=False, save_minutes=10, signals_every=100)
@@ -349,26 +348,17 @@ class TestTelling:
         assert (line["loss"], line["losses"], line["grad_norm"]) == (None, {}, None)
         json.dumps(line, allow_nan=False)
 
-    def test_plain_lines_hold_every_item_and_come_now_and_then(self, capsys: pytest.CaptureFixture[str]):
-        progress = Progress(total=10, per_epoch=2)
-        for step in (4, 5, 6, 10):
-            progress.show({**LINE, "step": step})
-        progress.close()
-        first, last = capsys.readouterr().err.splitlines()
+    def test_a_line_of_progress_holds_every_item(self):
+        text = progress_text(LINE, total=10, per_epoch=2)
         items = ("epoch 2.5/5", "loss 0.5000", "lr 1.0e-03", "grad 1.50", "321 images/s", "data wait 25%", "2.0 GB")
-        for item in ("step 4/10", *items):
-            assert item in first
-        assert "step 10/10" in last
+        for item in ("step 5/10", *items):
+            assert item in text
+        assert "skipped" not in text
 
-    def test_refused_updates_show(self, capsys: pytest.CaptureFixture[str]):
-        Progress(10, 2).show({**LINE, "loss": None, "grad_norm": None, "skipped": 3})
-        told = capsys.readouterr().err
-        assert "loss -" in told
-        assert "3 skipped" in told
-
-    @pytest.mark.parametrize(("seconds", "words"), [(12, "12 s"), (600, "10 min"), (7200, "2.0 h"), (3e5, "3.5 days")])
-    def test_times_are_in_the_unit_of_a_person(self, seconds: float, words: str):
-        assert duration(seconds) == words
+    def test_skipped_updates_show(self):
+        text = progress_text({**LINE, "loss": None, "grad_norm": None, "skipped": 3}, 10, 2)
+        assert "loss -" in text
+        assert "3 skipped" in text
 
 
 @pytest.mark.slow

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from ..modeling.types import Batch
 
 GIB = 2**30
-NEEDS = ("torch", "numpy", "pillow", "simplejpeg", "pyarrow", "safetensors", "einops", "jaxtyping", "psutil", "rich")
+NEEDS = ("torch", "numpy", "pillow", "simplejpeg", "pyarrow", "safetensors", "einops", "jaxtyping", "psutil")
 EXTRAS = {
     "tensorboard": "metrics in TensorBoard beside metrics.jsonl",
     "tifffile": "TIFF files of any number of channels",

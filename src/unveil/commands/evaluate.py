@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import sys
-import time
+from functools import cache
 from pathlib import Path
 
 from ..evaluation.baselines import RawPixels
@@ -20,12 +19,9 @@ from ..modeling.image_encoder import Pool, Pretrained
 from ..modeling.public_vits import ForeignEncoder, describe, fresh, is_foreign
 from ..modeling.types import Modality
 from ..recipes.run import Run
-from ..runs.console import duration, log
+from ..runs.console import Progress, log
 from .load import load
 from .reconstruct import restoring_tasks
-
-TERMINAL_SECONDS, PLAIN_SECONDS = 0.2, 20.0  # between two words on how far it is
-LONG = 5.0  # seconds after which the time left is told
 
 
 def evaluate(
@@ -69,7 +65,12 @@ def evaluate(
     if work is RestoringTask and stored is None:
         raise ValueError(f"{', '.join(protocol)} needs a run with its decoders, and {run} is an encoder alone")
     folder = stored.path if stored else Path("runs", Path(run).stem)
-    told, kept = Told(), Kept(folder / "eval" / "unfinished")
+    progress, kept = Progress(quiet=20.0), Kept(folder / "eval" / "unfinished")
+    note = cache(progress.log)  # each message once
+
+    def tell(task: str, done: int, total: int) -> None:
+        progress.update(f"{task}: {done:,} of {total:,} images", done, total, task)
+
     try:
         if work is RestoringTask and stored:
             tasks = restoring_tasks(
@@ -82,7 +83,7 @@ def evaluate(
                 at_epoch=at_epoch,
                 device=device,
                 seed=seed,
-                tell=told.progress,
+                tell=tell,
             )
             results = run_tasks(tasks, protocol, data, test_data, seed, dials)
         else:
@@ -99,8 +100,8 @@ def evaluate(
                     micro_batch=micro_batch,
                     limit=limit,
                     dials=dials,
-                    tell=told.progress,
-                    note=told.note,
+                    tell=tell,
+                    note=note,
                     kept=kept,
                 )
             else:
@@ -114,16 +115,16 @@ def evaluate(
                     micro_batch=micro_batch,
                     limit=limit,
                     dials=dials,
-                    tell=told.progress,
-                    note=told.note,
+                    tell=tell,
+                    note=note,
                     kept=kept,
                 )
     except KeyboardInterrupt:
         if not kept.is_empty:
-            told.note("what was measured is kept: the same command goes on from here")
+            note("what was measured is kept: the same command goes on from here")
         raise
     finally:
-        told.close()
+        progress.close()
     for file in write_results(folder, results, at_epoch):
         if stored is None:
             log(f"kept in {file}")
@@ -140,45 +141,3 @@ def _beside(run: str | Run, encoder: Pretrained | ForeignEncoder, pool: Pool) ->
         "pixels": RawPixels(pixels, encoder.image_size, encoder.device),
         "untrained": begun.to(encoder.device),
     }
-
-
-class Told:
-    """What a person hears of a measurement on stderr: in place on a terminal, plain lines elsewhere."""
-
-    def __init__(self) -> None:
-        self.is_terminal = sys.stderr.isatty()
-        self.notes: set[str] = set()
-        self.what, self.began, self.shown, self.width = "", 0.0, 0.0, 0
-
-    def progress(self, what: str, done: int, total: int) -> None:
-        """So many of the images of something are done."""
-        now = time.monotonic()
-        if what != self.what:
-            self.close()
-            self.what, self.began, self.shown = what, now, now if not self.is_terminal else 0.0
-        if now - self.shown < (TERMINAL_SECONDS if self.is_terminal else PLAIN_SECONDS) and done < total:
-            return
-        spent = now - self.began
-        if not self.is_terminal and spent < PLAIN_SECONDS:
-            return
-        self.shown = now
-        left = f"  {duration(spent / done * (total - done))} left" if spent > LONG and 0 < done < total else ""
-        text = f"{what}: {done:,} of {total:,} images{left}"
-        if self.is_terminal:
-            print("\r" + text.ljust(self.width), end="", file=sys.stderr, flush=True)
-            self.width = len(text)
-        else:
-            log(text)
-
-    def note(self, text: str) -> None:
-        """Something was chosen for the user; it is said once."""
-        if text not in self.notes:
-            self.notes.add(text)
-            self.close()
-            log(text)
-
-    def close(self) -> None:
-        """End the line."""
-        if self.is_terminal and self.width:
-            log("")
-            self.width = 0

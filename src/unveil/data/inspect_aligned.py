@@ -10,8 +10,9 @@ from typing import Any
 import torch
 
 from ..modeling.types import to_float
+from ..runs.console import table
 from .decode import Unreadable
-from .inspect_images import counted, listed, table
+from .inspect_images import counted, listed
 from .modality_config import Declared
 from .read_map import Map
 from .samples import SampleSource, as_sample, origin
@@ -78,8 +79,7 @@ class AlignedInspection:
         """The same as JSON can hold it."""
         return asdict(self)
 
-    def lines(self) -> list[str]:
-        """The same for a person, line by line."""
+    def __str__(self) -> str:
         rows = [("samples", f"{self.count:,}")]
         if self.classes:
             rows.append(("labels", f"{len(self.classes)} classes: {counted(self.classes)}"))
@@ -89,16 +89,13 @@ class AlignedInspection:
                 names = ", ".join(lacking[:_LISTED]) + (", ..." if len(lacking) > _LISTED else "")
                 rows.append(("", f"missing in {len(lacking):,} sample{'s' * (len(lacking) > 1)}: {names}"))
         rows += listed("unreadable", self.unreadable)
-        lines = [self.address, *table(rows)]
+        lines = [self.address, table(rows, "l", "  ")]
         if self.num_decoded < self.count:
             lines.append(
                 f"  Sizes, values and damage come from {self.num_decoded:,} samples, evenly spread; all {self.count:,}"
                 " were checked for alignment."
             )
-        return lines
-
-    def __str__(self) -> str:
-        return "\n".join(self.lines())
+        return "\n".join(lines)
 
 
 def inspect_samples(source: Source, limit: int | None = None) -> AlignedInspection:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 
 from ..modeling.types import to_float
+from ..runs.console import table
 from .decode import Header, Unreadable, decode, read_header, to_channels
 from .sources import EncodedSource, Source, Subset, spread
 
@@ -47,8 +48,7 @@ class Inspection:
         """The same as JSON can hold it."""
         return {**asdict(self), "bits": {str(k): v for k, v in self.bits.items()}}
 
-    def lines(self) -> list[str]:
-        """The same for a person, line by line."""
+    def __str__(self) -> str:
         rows = [("images", f"{self.count:,}"), ("channels", f"{self.channels} ({counted(self.modes)})")]
         if self.formats:
             rows.append(("files", counted(self.formats)))
@@ -67,16 +67,13 @@ class Inspection:
         if self.duplicates:
             extra = sum(len(names) - 1 for names in self.duplicates)
             rows.append(("duplicates", f"{extra:,} exact copies, such as {' = '.join(self.duplicates[0][:3])}"))
-        lines = [self.address, *table([*rows, *listed("unreadable", self.unreadable)])]
+        lines = [self.address, table([*rows, *listed("unreadable", self.unreadable)], "l", "  ")]
         if self.num_decoded < self.count:
             lines.append(
                 f"  Mean, std and damage come from {self.num_decoded:,} images, evenly spread;"
                 f" the headers of all {self.count:,} were read."
             )
-        return lines
-
-    def __str__(self) -> str:
-        return "\n".join(self.lines())
+        return "\n".join(lines)
 
 
 def inspect_source(source: Source, limit: int | None = None) -> Inspection:
@@ -169,9 +166,3 @@ def listed(title: str, reasons: Mapping[str, str]) -> list[tuple[str, str]]:
     rows = [(title, f"{len(reasons):,}")]
     rows += [("", f"{name}: {reason}") for name, reason in list(reasons.items())[:_LISTED]]
     return rows + ([("", f"and {len(reasons) - _LISTED:,} more")] if len(reasons) > _LISTED else [])
-
-
-def table(rows: Sequence[tuple[str, str]]) -> list[str]:
-    """Titles and texts in two columns."""
-    width = max(len(title) for title, _ in rows)
-    return [f"  {title:<{width}}  {text}" for title, text in rows]

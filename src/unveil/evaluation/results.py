@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from ..runs import console
 from ..runs.atomic import write_json
 
 
@@ -83,14 +84,10 @@ def table(results: Sequence[Result]) -> str:
             [f"{result.protocol} {words}", *(form.format(m[name]) if name in m else "-" for m in found)]
             for name, words, form in shown
         ]
-    first, *others = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join(
-        "  ".join([name.ljust(first), *(cell.rjust(width) for cell, width in zip(cells, others, strict=True))])
-        for name, *cells in rows
-    )
+    return console.table(rows)
 
 
-WIDTH, BETWEEN = 100, 3  # characters of a line, and between two columns
+_WIDTH = 100  # characters of a line
 
 
 def parts_table(results: Sequence[Result]) -> str:
@@ -98,13 +95,12 @@ def parts_table(results: Sequence[Result]) -> str:
     blocks = []
     for result in results:
         for what, values in result.details.items():
-            told = {name: f"{value:.1%}" if what == "iou" else f"{value:.4g}" for name, value in values.items()}
-            first, second = (max(map(len, words), default=0) for words in (told, told.values()))
-            cells = [f"{name.ljust(first)}  {value.rjust(second)}" for name, value in told.items()]
-            columns = max(1, (WIDTH + BETWEEN) // (first + 2 + second + BETWEEN))
-            rows = -(-len(cells) // columns)
-            lines = [(" " * BETWEEN).join(cells[row::rows]) for row in range(rows)]
-            blocks.append("\n".join([f"{result.protocol}, {PARTS.get(what, what)}", *lines]))
+            cells = [(n, f"{value:.1%}" if what == "iou" else f"{value:.4g}") for n, value in values.items()]
+            widest = max((len(name) + len(value) for name, value in cells), default=0)
+            count = -(-len(cells) // max(1, _WIDTH // (widest + 4)))  # 4 spaces between names and values
+            cells += [("", "")] * (-len(cells) % max(1, count))
+            lines = console.table([sum(cells[row::count], ()) for row in range(count)], "lr" * len(cells))
+            blocks.append(f"{result.protocol}, {PARTS.get(what, what)}\n{lines}")
     return "\n\n".join(blocks)
 
 

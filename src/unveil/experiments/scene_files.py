@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 import signal
-import sys
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -12,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ..runs.console import log
+from ..runs.console import Progress, log
 from ..runs.hardware import num_cores
 from .scenes import CLASSES, SceneSource, render
 
@@ -31,20 +30,18 @@ def render_scenes(source: SceneSource, folder: Path) -> None:
     for modality in ("rgb", "depth", "semseg"):
         for name in CLASSES:
             (unfinished / modality / name).mkdir(parents=True)
-    is_terminal = sys.stderr.isatty()
+    progress = Progress()
     log(f"rendering {len(source):,} scenes with {num_cores()} cores ...")
     pool = ProcessPoolExecutor(num_cores(), initializer=signal.signal, initargs=(signal.SIGINT, signal.SIG_IGN))
     try:
         draw = partial(_draw, unfinished, source.seed, source.size)
         for done, _ in enumerate(pool.map(draw, range(len(source)), chunksize=16), start=1):
-            if is_terminal and (done % 16 == 0 or done == len(source)):
-                print(f"\r{done:,} of {len(source):,} scenes", end="", file=sys.stderr, flush=True)
+            progress.update(f"{done:,} of {len(source):,} scenes", done, len(source))
         unfinished.replace(folder)
     finally:  # also after Ctrl-C, which the workers leave to this process
         pool.shutdown(cancel_futures=True)
         shutil.rmtree(unfinished, ignore_errors=True)
-        if is_terminal:
-            print(file=sys.stderr)
+        progress.close()
 
 
 def _draw(folder: Path, seed: int, size: int, index: int) -> None:

@@ -76,16 +76,6 @@ def count(value: float) -> str:
     return figure(value, 5)
 
 
-def duration(seconds: float) -> str:
-    """Seconds as a person says them."""
-    if not math.isfinite(seconds):
-        return "–"
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02d} min"
-
-
 def picture(path: Path | None, alt: str, longest: int = 256) -> Markup:
     """An image with its bytes inside the page, small ones without loss, larger ones as JPEG; else a box that says so.
 

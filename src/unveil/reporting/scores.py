@@ -6,8 +6,9 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 
+from ..runs.console import duration
 from .charts import NUM_COLOURS
-from .markup import Markup, brief, duration, figure, percent, table, tag
+from .markup import Markup, brief, figure, percent, table, tag
 from .run import Evaluation, Run, protocol_name
 from .sections import Runs, section
 

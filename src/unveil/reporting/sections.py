@@ -8,8 +8,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 
+from ..runs.console import duration
 from .charts import NUM_COLOURS, Line, line_chart
-from .markup import Markup, brief, count, duration, figure, percent, table, tag
+from .markup import Markup, brief, count, figure, percent, table, tag
 from .run import Run, Signals, Step, number
 from .verdict import headline, judge
 

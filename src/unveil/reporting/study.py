@@ -11,9 +11,10 @@ from statistics import fmean
 from typing import Any
 
 from ..runs.atomic import write_text
+from ..runs.console import duration
 from .charts import Line, line_chart
 from .intervals import interval, intervals, rows_of, value_of, write_intervals
-from .markup import Markup, duration, figure, join, table, tag
+from .markup import Markup, figure, join, table, tag
 from .style import LOGO, SCRIPT, STYLE
 
 _CURVES = {"heldout_loss": "held-out loss", "rankme": "RankMe", "feature_std": "standard deviation of features"}

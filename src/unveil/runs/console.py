@@ -1,12 +1,13 @@
-"""What a person is told while a command runs, on stderr: notes, and the progress line."""
+"""The terminal: messages and one progress line on stderr, tables as plain text."""
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 import time
-from collections.abc import Mapping
-from typing import Any
+import unicodedata
+from collections.abc import Iterable, Sequence
 
 _PLAIN_SECONDS = 10.0  # between two lines where there is no terminal
 _TERMINAL_SECONDS = 0.2
@@ -28,7 +29,9 @@ def log(text: str) -> None:
 
 
 def duration(seconds: float) -> str:
-    """A time in the unit that a person would use."""
+    """Seconds in a readable unit; a dash where they are not known."""
+    if not math.isfinite(seconds):
+        return "–"
     if seconds < 90:
         return f"{seconds:.0f} s"
     if seconds < 90 * 60:
@@ -38,54 +41,78 @@ def duration(seconds: float) -> str:
     return f"{seconds / 86400:.1f} days"
 
 
-class Progress:
-    """Where training is: step, epoch, loss, rate, gradient, speed, waiting for data, memory, time left.
+def table(rows: Iterable[Sequence[object]], align: str = "lr", indent: str = "") -> str:
+    """Rows of cells as text in aligned columns, the same on a terminal and in a file.
 
-    In place on a terminal, plain lines elsewhere.
+    `align` holds l or r for each column, its last letter for all further ones. Floats get three digits after the
+    point, None is a dash.
+    """
+    cells = [[_cell(cell) for cell in row] for row in rows]
+    widths = [max(map(_width, column)) for column in zip(*cells, strict=True)]
+    aligns = align.ljust(len(widths), align[-1])
+    return "\n".join(
+        indent
+        + "  ".join(
+            cell + " " * (width - _width(cell)) if a == "l" else " " * (width - _width(cell)) + cell
+            for cell, width, a in zip(row, widths, aligns, strict=False)
+        ).rstrip()
+        for row in cells
+    )
+
+
+def _cell(cell: object) -> str:
+    if isinstance(cell, float):
+        return f"{cell:.3f}" if abs(cell) < 100 else f"{cell:.1f}"
+    return "-" if cell is None else str(cell)
+
+
+def _width(text: str) -> int:
+    return len(text) + sum(unicodedata.east_asian_width(character) in "WF" for character in text)
+
+
+class Progress:
+    """A line on stderr that says how far a task is and how long it still takes.
+
+    On a terminal it is rewritten in place; elsewhere a line is printed every ten seconds, none of them in the first
+    `quiet` seconds of a task.
     """
 
-    def __init__(self, total: int, per_epoch: int):
-        self.total, self.per_epoch = total, per_epoch
+    def __init__(self, quiet: float = 0.0):
         self.is_terminal = sys.stderr.isatty()
-        self.began: tuple[float, int] | None = None
-        self.shown = 0.0
-        self.width = 0
+        self.quiet = 0.0 if self.is_terminal else quiet
+        self.interval = _TERMINAL_SECONDS if self.is_terminal else _PLAIN_SECONDS
+        self.task: str | None = None
+        self.start = self.due = 0.0
+        self.first, self.is_shown, self.width = 0.0, False, 0
 
-    def show(self, line: Mapping[str, Any]) -> None:
-        """Tell a line of metrics; too soon after the last one it is left out."""
-        now, step = time.monotonic(), line["step"]
-        if self.began is None:
-            self.began = (now, step)
-        is_last = step == self.total
-        if (
-            not is_last
-            and self.shown
-            and now - self.shown < (_TERMINAL_SECONDS if self.is_terminal else _PLAIN_SECONDS)
-        ):
+    def update(self, text: str, done: float, total: float, task: str = "") -> None:
+        """Show `text` and the time left when a line is due; the last one of a task always is."""
+        now = time.monotonic()
+        if task != self.task:
+            self.close()
+            self.task, self.start, self.due = task, now, now + self.quiet
+            self.first, self.is_shown = done, False
+        if now < self.due and (done < total or not self.is_shown):
             return
-        self.shown = now
-        done = step - self.began[1]
-        left = (now - self.began[0]) / done * (self.total - step) if done else 0.0
-        text = (
-            f"step {step}/{self.total}  epoch {line['epoch']:.1f}/{self.total / self.per_epoch:.3g}"
-            f"  loss {_number(line['loss'], '.4f')}  lr {line['lr']:.1e}  grad {_number(line['grad_norm'], '.2f')}"
-            f"  {line['images_per_second']:.0f} images/s  data wait {line['data_wait']:.0%}"
-            f"  {line['memory_mb'] / 1024:.1f} GB"
-            + (f"  {line['skipped']} skipped" if line["skipped"] else "")
-            + (f"  {duration(left)} left" if done and not is_last else "")
-        )
-        if self.is_terminal:
-            print("\r" + text.ljust(self.width), end="", file=sys.stderr, flush=True)
-            self.width = len(text)
-        else:
-            log(text)
+        self.due, self.is_shown = now + self.interval, True
+        left = ""
+        if self.first < done < total:
+            left = f"  {duration((now - self.start) / (done - self.first) * (total - done))} left"
+        if not self.is_terminal:
+            log(text + left)
+            return
+        columns = os.get_terminal_size(sys.stderr.fileno()).columns or sys.maxsize  # 0: not known
+        line = text[: max(0, columns - 1 - len(left))] + left
+        print("\r" + line.ljust(self.width), end="", file=sys.stderr, flush=True)
+        self.width = len(line)
+
+    def log(self, text: str) -> None:
+        """Print a message below the line."""
+        self.close()
+        log(text)
 
     def close(self) -> None:
         """End the line."""
-        if self.is_terminal and self.width:
+        if self.width:
             log("")
             self.width = 0
-
-
-def _number(value: float | None, form: str) -> str:
-    return "-" if value is None else format(value, form)

@@ -25,7 +25,7 @@ from ..runs.console import Progress, is_rank_zero, log
 from ..runs.folder import RunFolder
 from ..runs.hardware import memory_used
 from .distributed import SINGLE_PROCESS, Group
-from .metrics import MetricsWindow, SkippedSteps
+from .metrics import MetricsWindow, SkippedSteps, progress_text
 from .trainer import Settings, Trainer
 
 LINES = 1000  # of metrics that a run writes, about
@@ -132,7 +132,7 @@ class Loop:
 
     def _stage(self, trainer: Trainer, index: int, step: int, stop: threading.Event) -> int:
         per_epoch, end = self.loader.steps_per_epoch, self.ends[index]
-        progress = Progress(self.total, per_epoch)
+        progress = Progress()
         began, before = time.monotonic(), self.seconds
         saved = began
         window = MetricsWindow(self.loader.wait_seconds)
@@ -198,7 +198,7 @@ class Loop:
         line |= window.line(self.loader.wait_seconds)
         line |= {"memory_mb": memory_used(torch.device(self.settings.device)), "skipped": self.refusals.read()}
         self.run.log_metrics(line)
-        progress.show(line)
+        progress.update(progress_text(line, self.total, self.loader.steps_per_epoch), step, self.total)
         if broken:
             self.run.write_optional_json("broken.json", {**self.run.read("broken.json", {}), **broken})
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -53,6 +53,18 @@ class MetricsWindow:
             "images_per_second": self.images / seconds,
             "data_wait": (waited - self.waited) / seconds,
         }
+
+
+def progress_text(line: Mapping[str, Any], total: int, per_epoch: int) -> str:
+    """A line of metrics as it is shown while training goes on; `total` steps, `per_epoch` of them an epoch."""
+    loss, grad_norm = line["loss"], line["grad_norm"]
+    return (
+        f"step {line['step']}/{total}  epoch {line['epoch']:.1f}/{total / per_epoch:.3g}"
+        f"  loss {'-' if loss is None else f'{loss:.4f}'}  lr {line['lr']:.1e}"
+        f"  grad {'-' if grad_norm is None else f'{grad_norm:.2f}'}  {line['images_per_second']:.0f} images/s"
+        f"  data wait {line['data_wait']:.0%}  {line['memory_mb'] / 1024:.1f} GB"
+        + (f"  {line['skipped']} skipped" if line["skipped"] else "")
+    )
 
 
 class SkippedSteps:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import textwrap
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -99,8 +100,7 @@ def prepare_new(asked: PretrainConfig, processes: int = 1) -> Prepared:
         _first_plan(asked, load, glance, look_at(glance), len(source), device)
     log(f"looking at {asked.data} ...")
     found = look_at(source)
-    for line in found.lines():
-        log(f"  {line}")
+    log(textwrap.indent(str(found), "  "))
     source = settle(source, found)
     train, held_out = part_data(source, asked, asked.seed)
     check_broken(found, train, asked.max_broken)

@@ -21,11 +21,10 @@ from ...modeling.public_vits import ForeignEncoder, is_foreign
 from ...modeling.types import Modality, to_float
 from ...recipes.run import Run
 from ...runs.atomic import write_json
-from ...runs.console import log
+from ...runs.console import log, table
 from ...runs.folder import check_writable
 from ..load import load
 from ..open_run import Opened, device_of, open_run
-from ..tables import table
 
 _BATCH = 32
 BACKGROUND = {  # names of what fills a scene; whatever else is labelled is a thing in it
@@ -84,13 +83,13 @@ def analyze_attention(
     told = {"data": address, "samples": limit, "checkpoints": lines, "decoders": [d.to_dict() for d in decoders]}
     _keep(path, "attention", told)
     named = {name: word for name, word in ATTENTION.items() if name in lines[-1]}
-    print(table(["attention", *(f"epoch {line['epoch']:.4g}" for line in lines)],
-                [[word, *(line.get(name) for line in lines)] for name, word in named.items()]))  # fmt: skip
+    head = ["attention", *(f"epoch {line['epoch']:.4g}" for line in lines)]
+    print(table([head, *([word, *(line.get(name) for line in lines)] for name, word in named.items())]))
     for d in decoders:
         rows = [[f"block {k}", b.to_visible, b.to_masked, b.mass_on_visible] for k, b in enumerate(d.blocks, start=1)]
         rows += [["summed", *d.summed, None], ["mean per pair", *d.mean, d.mass_on_visible]]
         print(f"\ndecoder {d.decoder}: masked tokens attend; summed, an even map has {d.even:.3f} and {d.even:.3f}")
-        print(table(["", "to visible", "to masked", "mass on visible"], rows))
+        print(table([["", "to visible", "to masked", "mass on visible"], *rows]))
     return told
 
 
@@ -127,11 +126,11 @@ def analyze_features(
     }
     _keep(folder, f"features-{names[1]}", told)
     print(f"linear CKA of the layers of {names[0]} (down) and {names[1]} (across), {told['images']} images")
-    print(table(["", *map(str, range(1, len(read[1]) + 1))], [[k, *row] for k, row in enumerate(matrix, start=1)]))
+    print(table([["", *range(1, len(read[1]) + 1)], *([k, *row] for k, row in enumerate(matrix, start=1))]))
     for name, xs in zip(names, read, strict=True):
         rows = [[k, x.rankme, x.distance, min(x.distances), max(x.distances)] for k, x in enumerate(xs, start=1)]
         print(f"\n{name}: dimensions in use, and the mean distance in pixels from a patch to those it attends to")
-        print(table(["layer", "RankMe", "distance", "nearest head", "farthest head"], rows))
+        print(table([["layer", "RankMe", "distance", "nearest head", "farthest head"], *rows]))
     return told
 
 

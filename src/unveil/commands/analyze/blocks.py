@@ -27,9 +27,9 @@ from ...recipes.run import Run
 from ...reporting.figures import Block, Panel, draw_sheet
 from ...reporting.pictures import Picture, hide_patches, png
 from ...runs.atomic import write_bytes, write_json
+from ...runs.console import table
 from ...runs.folder import check_writable
 from ..open_run import Opened, device_of, open_run
-from ..tables import table
 
 _BATCH = 32
 _NOTE = (
@@ -84,12 +84,12 @@ def analyze_blocks(
     write_bytes(path / "analysis" / "blocks.png", png(_drawn(opened, seen.names[:samples], whole[:samples])))
     for d in decoders:
         print(f"decoder {d.decoder}: what each part adds to the prediction of hidden patches")
-        print(table(["", "share", "loss so far", "detail"],
-                    [[_named(k), p.share, p.error, p.detail] for k, p in enumerate(d.parts)]))  # fmt: skip
+        rows = [[_named(k), p.share, p.error, p.detail] for k, p in enumerate(d.parts)]
+        print(table([["", "share", "loss so far", "detail"], *rows]))
         if d.reads:
             print("\nhow much each encoder map (0: the patches) weighs in what each block reads")
             rows = [[f"block {k}", *row] for k, row in enumerate(d.reads, start=1)]
-            print(table(["", *map(str, d.maps)], rows))
+            print(table([["", *d.maps], *rows]))
     print(path / "analysis" / "blocks.png")
     return told
 

@@ -21,9 +21,9 @@ from ...modeling.teachers import EMATeacher, LowResolutionTeacher, OnlineTeacher
 from ...modeling.types import Batch, FeatureSpec, Observation, Tokens
 from ...recipes.run import Run
 from ...runs.atomic import write_json
+from ...runs.console import table
 from ...runs.folder import check_writable
 from ..open_run import Opened, device_of, open_run
-from ..tables import table
 
 _BATCH = 32
 _LAYERS = 6  # at most so many earlier layers are tried, evenly spread
@@ -209,4 +209,4 @@ def _table(opened: Opened, told: dict[str, Any]) -> str:
         " faithful ones; a step of random masks costs 1"
         + ("; of each modality what is beyond chance" if several else "")
     )
-    return f"{lead}\n{table(head, rows)}"
+    return f"{lead}\n{table([head, *rows])}"

@@ -6,7 +6,6 @@ import importlib.metadata
 import os
 import shlex
 import sys
-import time
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from functools import partial
@@ -18,7 +17,7 @@ import torch
 
 from ..._version import __version__
 from ...runs.atomic import write_json
-from ...runs.console import duration
+from ...runs.console import Progress, log
 from ...runs.hardware import choose_device, git_commit, has_native_bf16, memory_total, num_cores, versions
 from .contenders import Contender, Name, Work, present
 from .flops import Cost, count
@@ -76,16 +75,16 @@ def bench(
     precisions, refused = _precisions(precision, chosen)
     skipped |= refused
     for name, why in skipped.items():
-        _say(f"{name} is left out: {why}")
+        log(f"{name} is left out: {why}")
     if batch_size is None:
-        _say(f"{work.batch_size} images a step, fitted to this device; --batch-size says otherwise")
+        log(f"{work.batch_size} images a step, fitted to this device; --batch-size says otherwise")
 
     threads_before = torch.get_num_threads()
     torch.set_num_threads(threads or threads_before)
     try:
         busy = psutil.cpu_percent(interval=1.0) / 100
         if busy > _BUSY:
-            _say(f"warning: other programs keep the processor {busy:.0%} busy; the times are less to be trusted")
+            log(f"warning: other programs keep the processor {busy:.0%} busy; the times are less to be trusted")
         costs: dict[str, Cost] = {c.name: count(c, work) for c in found}
         megabytes = _memory(found, work, precisions, chosen, compile) if memory else {}
         _check_room(costs, megabytes, chosen)
@@ -123,7 +122,7 @@ def bench(
     print(text(results), flush=True)
     if file:
         write_json(file, results.to_dict())
-        _say(f"every raw time is in {file}")
+        log(f"every raw time is in {file}")
     return results.to_dict()
 
 
@@ -137,7 +136,7 @@ def _memory(
     found: dict[tuple[str, Precision], float | None] = {}
     for contender in contenders:
         for precision in precisions:
-            _say(f"memory of {contender.name} in {precision} ...")
+            log(f"memory of {contender.name} in {precision} ...")
             found[contender.name, precision] = peak(contender, work, precision, device, compile)
     return found
 
@@ -157,17 +156,15 @@ def _time(
         for precision in precisions
         for name, stepper in steppers.items()
     }
-    began: list[float] = []
+    progress = Progress()
 
-    def tell(number: int, of: int) -> None:
-        began.append(time.monotonic())
-        if number < 1:
-            _say("warming up ..." if number < 0 else f"round 1 of {of}")
-        else:
-            left = (began[-1] - began[-1 - number]) / number * (of - number)
-            _say(f"round {number + 1} of {of}, {duration(left)} left")
+    def after_round(done: int, of: int) -> None:
+        progress.update("warming up" if done < 1 else f"round {done} of {of}", done, of)
 
-    return interleave(steps, rounds, _WARMUP, tell)
+    try:
+        return interleave(steps, rounds, _WARMUP, after_round)
+    finally:
+        progress.close()
 
 
 def _precisions(
@@ -225,7 +222,3 @@ def _command() -> str:
     program = Path(sys.argv[0])
     is_ours = "unveil" in (program.name, program.parent.name)
     return shlex.join(["unveil", *sys.argv[1:]]) if is_ours else "unveil.bench(...)"
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)

@@ -20,7 +20,7 @@ MEANING = {
     "cpu": "growth of the process's resident memory from before the model is built to its highest point",
 }
 _STEPS = 2  # AdamW's moments are there from the end of the first on, so the second has the peak
-_CODE = "from unveil.benchmark.memory import _child; _child()"
+_CODE = f"from {__name__} import _child; _child()"
 
 
 def peak(contender: Contender, work: Work, precision: Precision, device: torch.device, compile: bool) -> float | None:

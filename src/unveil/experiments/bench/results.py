@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from ...runs import console
 from .contenders import Work
 from .timing import Precision, Seconds, Spread, speed, spread
 
@@ -180,11 +181,7 @@ def table(results: Results, precision: Precision) -> str:
         ]
         row += [_spelled(speed(entry.seconds["float32"], times))] if has_both else []
         rows.append(row)
-    first, *others = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join(
-        "  ".join([name.ljust(first), *(cell.rjust(width) for cell, width in zip(cells, others, strict=True))])
-        for name, *cells in rows
-    )
+    return console.table(rows)
 
 
 def text(results: Results) -> str:

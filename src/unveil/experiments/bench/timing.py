@@ -105,7 +105,7 @@ class Stepper:
 
 
 def interleave(
-    steps: Mapping[K, Callable[[], Seconds]], rounds: int, warmup: int, tell: Callable[[int, int], None]
+    steps: Mapping[K, Callable[[], Seconds]], rounds: int, warmup: int, after_round: Callable[[int, int], None]
 ) -> dict[K, list[Seconds]]:
     """Rounds in which each step is made once, always in this order; the first `warmup` of them do not count.
 
@@ -113,11 +113,11 @@ def interleave(
     """
     times: dict[K, list[Seconds]] = {key: [] for key in steps}
     for number in range(-warmup, rounds):
-        tell(number, rounds)
         for key, step in steps.items():
             seconds = step()
             if number >= 0:
                 times[key].append(seconds)
+        after_round(number + 1, rounds)
     return times
 
 

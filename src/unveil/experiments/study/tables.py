@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ...runs import console
 from ...runs.atomic import write_json, write_text
 from .statistics import Estimate, estimate
 
@@ -49,8 +50,10 @@ def as_text(outcome: Mapping[str, Any]) -> str:
             lines += [[metric, r["arm"], str(r["count"]), *_cells(r), r["says"]] for r in own]
             others = [r for r in outcome["references"] if (r["setting"], r["metric"]) == (setting, metric)]
             lines += [[metric, f"({r['who']})", str(r["count"]), *_cells(r), r["says"]] for r in others]
-        parts.append(f"{setting}: differences to {outcome['baseline']}, paired by seed\n{_aligned(lines)}")
-        parts.append(_aligned([["arm", "runs", "time", "images/s", "memory"], *_costs(outcome["runs"], setting)]))
+        parts.append(f"{setting}: differences to {outcome['baseline']}, paired by seed\n{console.table(lines, 'l')}")
+        parts.append(
+            console.table([["arm", "runs", "time", "images/s", "memory"], *_costs(outcome["runs"], setting)], "l")
+        )
     parts += [_along(outcome, setting["name"]) for setting in outcome["settings"]]
     if outcome["times"]:
         parts.append(_times(outcome["times"]))
@@ -126,7 +129,7 @@ def _along(outcome: Mapping[str, Any], setting: str) -> str:
         lines.setdefault(key, {})[row["epoch"]] = interval(row["difference"], row["metric"], sign=True)
     table = [["metric", "arm", *(f"epoch {epoch:.4g}" for epoch in epochs)]]
     table += [[*key, *(found.get(epoch, "-") for epoch in epochs)] for key, found in lines.items()]
-    return f"{setting}: along the way, mean ± 95 %\n{_aligned(table)}" if rows else ""
+    return f"{setting}: along the way, mean ± 95 %\n{console.table(table, 'l')}" if rows else ""
 
 
 def _times(times: Sequence[Mapping[str, Any]]) -> str:
@@ -141,11 +144,4 @@ def _times(times: Sequence[Mapping[str, Any]]) -> str:
              f"{most}{time['epochs']:.1f}" if known else "-"]
         )  # fmt: skip
     head = f"until {metric} is {told}, what every arm reaches; on means, and between measurements on a straight line"
-    return f"{head}\n{_aligned(rows)}"
-
-
-def _aligned(rows: Sequence[Sequence[str]]) -> str:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
-    )
+    return f"{head}\n{console.table(rows, 'l')}"
