@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from unveil.modeling.public_vits import ForeignEncoder, load_encoder
+from unveil.modeling.public_vits import PublicViT, load_encoder
 
 transformers = pytest.importorskip("transformers", reason="parity is with transformers' models")
 
@@ -78,11 +78,11 @@ MODELS: dict[str, Callable[[], Any]] = {
 }  # fmt: skip
 
 
-def normalised(encoder: ForeignEncoder, images: Tensor) -> Tensor:
-    return (images - torch.tensor(encoder.spec.mean)[:, None, None]) / torch.tensor(encoder.spec.std)[:, None, None]
+def normalised(encoder: PublicViT, images: Tensor) -> Tensor:
+    return (images - torch.tensor(encoder.config.mean)[:, None, None]) / torch.tensor(encoder.config.std)[:, None, None]
 
 
-def theirs_on(model: Any, encoder: ForeignEncoder, images: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+def theirs_on(model: Any, encoder: PublicViT, images: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
     """The last map of transformers' model and the attention of all its layers."""
     inner = next((getattr(model, name) for name in ("vision_model", "vit") if hasattr(model, name)), model)
     resizes = not isinstance(model, (transformers.Dinov2Model, transformers.Dinov2WithRegistersModel)) and (
@@ -98,7 +98,7 @@ def close(ours: Tensor, theirs: Tensor) -> None:
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
 
 
-def loaded(model: Any) -> ForeignEncoder:
+def loaded(model: Any) -> PublicViT:
     """Through a folder of its own."""
     with tempfile.TemporaryDirectory() as folder:
         model.save_pretrained(folder)

@@ -29,7 +29,7 @@ from unveil.evaluation.analysis.metrics import (
     rank_correlation,
     top_overlap,
 )
-from unveil.modeling.image_encoder import Pretrained
+from unveil.modeling.image_encoder import ImageEncoder
 from unveil.modeling.public_vits import Spec, fresh
 from unveil.modeling.types import Batch, Modality
 from unveil.recipes import attmask
@@ -137,7 +137,7 @@ class TestAttention:
 class TestLayers:
     def test_own_and_foreign_encoders_give_a_layer_a_block(self):
         images = list(batch(5, size=(16, 16)).maps["rgb"])
-        own = Pretrained(build(image_size=(16, 16)).encoder)
+        own = ImageEncoder(build(image_size=(16, 16)).encoder)
         spec = Spec(width=24, depth=3, heads=2, patch=4, hidden=48, grid=(4, 4))
         for encoder, depth in ((own, 2), (fresh(spec, seed=0), 3)):
             found = layer_features(encoder, images)
@@ -154,7 +154,7 @@ class TestLayers:
             torch.nn.init.zeros_(block.attn.qkv.weight)
         places = torch.cartesian_prod(torch.arange(4.0), torch.arange(4.0)) * 4
         apart = float(torch.cdist(places, places).mean())
-        for layer in layer_features(Pretrained(encoder), list(batch(2, size=(16, 16)).maps["rgb"])):
+        for layer in layer_features(ImageEncoder(encoder), list(batch(2, size=(16, 16)).maps["rgb"])):
             assert layer.distance == pytest.approx(apart, rel=1e-5)
 
 

@@ -183,7 +183,7 @@ class TestWhoGuides:
     def test_only_what_is_asked_for_is_computed(self):
         def readings(**dials: Any) -> dict[str, tuple[Any, int]]:
             teachers = build(**dials).teachers
-            return {who: (t.reading.attention, t.reading.features) for who, t in teachers.items()}  # type: ignore[attr-defined]
+            return {who: (t.spec.attention, t.spec.features) for who, t in teachers.items()}  # type: ignore[attr-defined]
 
         assert readings() == {"teacher": ("cls", 1), "student": ("cls", 1)}
         assert readings(masking="uniform") == {"teacher": (None, 1), "student": (None, 1)}

@@ -25,7 +25,7 @@ from unveil.evaluation.results import table
 from unveil.evaluation.run_dense import run_dense, run_tasks
 from unveil.modeling.decoder import SelfDecoder
 from unveil.modeling.encoder import Encoder
-from unveil.modeling.image_encoder import Pretrained
+from unveil.modeling.image_encoder import ImageEncoder
 from unveil.modeling.losses import cross_entropy, l1, l2
 from unveil.modeling.masked_model import MaskedModel, Objective
 from unveil.modeling.masking import Masker, Uniform
@@ -50,9 +50,9 @@ def ramps(tmp_path_factory) -> Path:
     return root
 
 
-def tiny(seed: int = 0) -> Pretrained:
+def tiny(seed: int = 0) -> ImageEncoder:
     torch.manual_seed(seed)
-    return Pretrained(Encoder([RGB], (16,), 4, dim=16, depth=2, heads=2))
+    return ImageEncoder(Encoder([RGB], (16,), 4, dim=16, depth=2, heads=2))
 
 
 def test_errors_of_depth_by_hand():

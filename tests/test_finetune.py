@@ -30,7 +30,7 @@ from unveil.evaluation.results import table
 from unveil.evaluation.run_protocols import run_protocols
 from unveil.evaluation.task import Sets, Task
 from unveil.modeling.encoder import Encoder
-from unveil.modeling.image_encoder import Pretrained
+from unveil.modeling.image_encoder import ImageEncoder
 from unveil.modeling.public_vits import load_encoder
 from unveil.modeling.rng import SampleRng, sample_keys
 from unveil.modeling.types import RGB, Batch
@@ -41,9 +41,9 @@ PLAIN = FineTuning(
 SEEN = {"epochs": 12, "batch_size": 16, "lr": 0.05, "randaugment": 0, "drop_path": 0, "smoothing": 0, "cutmix": 0}
 
 
-def tiny(seed: int = 0, final_norm: bool = True) -> Pretrained:
+def tiny(seed: int = 0, final_norm: bool = True) -> ImageEncoder:
     torch.manual_seed(seed)
-    return Pretrained(Encoder([RGB], (8,), 4, dim=16, depth=2, heads=2, final_norm=final_norm))
+    return ImageEncoder(Encoder([RGB], (8,), 4, dim=16, depth=2, heads=2, final_norm=final_norm))
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ from test_cmtmae import build
 from tiny import batch
 from unveil.modeling.encoder import SIZES, Encoder
 from unveil.modeling.masked_model import mean_loss
-from unveil.modeling.public_vits import Spec, fresh
+from unveil.modeling.public_vits import ViTConfig, untrained_vit
 from unveil.modeling.rng import sample_keys
 from unveil.modeling.types import RGB, Batch, FeatureSpec, Modality
 from unveil.recipes import milan
@@ -44,14 +44,16 @@ def test_predicted_patches_alone_have_no_class_token():
 
 @pytest.mark.parametrize("num_prefix", [1, 5])
 def test_a_teacher_s_class_token_is_its_first(num_prefix: int):
-    encoder = fresh(Spec(24, 2, 2, 4, 48, (4, 6), num_prefix=num_prefix, projection=8, final_norm="cls"), 0)
+    encoder = untrained_vit(
+        ViTConfig(24, 2, 2, 4, 48, (4, 6), num_prefix=num_prefix, projection=8, final_norm="cls"), 0
+    )
     images = torch.rand(2, 3, 16, 24)
     seen = encoder.observe(images, (4, 6), FeatureSpec(projected=True, class_token=True))
     whole = encoder.vit.projection(encoder.vit.norm(encoder.vit(encoder.normalised(images))))
     torch.testing.assert_close(seen.class_token, whole[:, 0])
     torch.testing.assert_close(seen.features, whole[:, num_prefix:])
     assert encoder.observe(images, (4, 6), FeatureSpec(projected=True)).class_token is None
-    headless = fresh(replace(encoder.spec, num_prefix=0), 0)
+    headless = untrained_vit(replace(encoder.config, num_prefix=0), 0)
     with pytest.raises(ValueError, match="no class token whose features"):
         headless.observe(images, (4, 6), FeatureSpec("mean", class_token=True))
 

@@ -14,7 +14,7 @@ import unveil
 from test_data_aligned import write
 from tiny_runs import at_steps, interrupt, journal
 from unveil.cli import main
-from unveil.modeling.public_vits import adapt_bands, with_bands
+from unveil.modeling.public_vits import adapt_channels, with_channels
 from unveil.training.data_setup import open_data
 from unveil.training.run_metadata import read_declared
 
@@ -150,12 +150,12 @@ class TestBands:
         before = self.rgb @ flat.repeat_interleave(3)
         for bands in (3, 6, 9):
             for how in ("mean", "repeat"):
-                after = adapt_bands(self.rgb, 3, bands, (how,)) @ flat.repeat_interleave(bands)
+                after = adapt_channels(self.rgb, 3, bands, (how,)) @ flat.repeat_interleave(bands)
                 assert torch.allclose(after, before)
-        assert torch.equal(adapt_bands(self.rgb, 3, 3, ("repeat",)), self.rgb)
+        assert torch.equal(adapt_channels(self.rgb, 3, 3, ("repeat",)), self.rgb)
 
     def test_named_bands_keep_their_filters(self):
-        made = adapt_bands(self.rgb, 3, 4, ("2", "1", "0", "mean")).unflatten(1, (4, 4))
+        made = adapt_channels(self.rgb, 3, 4, ("2", "1", "0", "mean")).unflatten(1, (4, 4))
         trained = self.rgb.unflatten(1, (4, 3))
         assert torch.equal(made[..., :3], trained.flip(-1))
         assert torch.allclose(made[..., 3], trained.mean(-1))
@@ -163,19 +163,19 @@ class TestBands:
     @pytest.mark.parametrize("how", [("3",) * 4, ("0", "1"), ("meen",), ("mean", "mean")])
     def test_words_that_are_no_bands(self, how: tuple[str, ...]):
         with pytest.raises(ValueError, match="one word for each of 4 bands"):
-            adapt_bands(self.rgb, 3, 4, how)
+            adapt_channels(self.rgb, 3, 4, how)
 
     def test_rgb_weights_stand_in_for_another_modality(self):
         name = "encoder.adapters.rgb.proj"
-        made = with_bands({f"{name}.weight": self.rgb, f"{name}.bias": torch.ones(2)}, "bands", 5, 2, ("mean",))
+        made = with_channels({f"{name}.weight": self.rgb, f"{name}.bias": torch.ones(2)}, "bands", 5, 2, ("mean",))
         assert {n: tuple(t.shape) for n, t in made.items()} == {
             "encoder.adapters.bands.proj.weight": (2, 20),
             "encoder.adapters.bands.proj.bias": (2,),
         }
         with pytest.raises(ValueError, match="another patch than 5 x 5"):
-            with_bands({f"{name}.weight": self.rgb}, "bands", 5, 5, ("mean",))
+            with_channels({f"{name}.weight": self.rgb}, "bands", 5, 5, ("mean",))
         with pytest.raises(ValueError, match="no projection of bands or rgb"):
-            with_bands({}, "bands", 5, 2, ("mean",))
+            with_channels({}, "bands", 5, 2, ("mean",))
 
     def test_a_run_starts_from_one_of_other_bands(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
         rng = np.random.default_rng(0)

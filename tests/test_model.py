@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from tiny import batch, build
 from unveil.modeling.encoder import Encoder, token_grid
-from unveil.modeling.image_encoder import Pretrained
+from unveil.modeling.image_encoder import ImageEncoder
 from unveil.modeling.losses import l1, l2, smooth_l1
 from unveil.modeling.masked_model import mean_loss
 from unveil.modeling.patches import patchify, unpatchify
@@ -231,7 +231,7 @@ def test_micro_batches_add_up_to_the_whole_batch(pair: str):
 @pytest.mark.parametrize("decoder", ["drop-self", "drop-cross"])
 def test_features_of_whole_images(decoder: str, pool: str):
     model = build(**PAIRS[decoder])
-    encoder, images = Pretrained(model.encoder, pool), batch().maps["rgb"]
+    encoder, images = ImageEncoder(model.encoder, pool), batch().maps["rgb"]
     features = encoder(images)
     assert features.shape == (3, 48 if pool == "both" else 24)
     assert torch.equal(features, encoder(images))

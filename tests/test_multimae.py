@@ -13,7 +13,7 @@ from torch._dynamo.testing import CompileCounter
 from multimodal import ALL, GUIDED, LACKING, SEMANTICS, batch, build, flags, name
 from unveil.modeling.encoder import Encoder
 from unveil.modeling.masked_model import mean_loss
-from unveil.modeling.objectives import Uncertain
+from unveil.modeling.objectives import UncertaintyWeighted
 from unveil.modeling.optim import Optim
 from unveil.modeling.types import DEPTH, RGB, SEMSEG, Batch
 from unveil.recipes import multimae
@@ -239,7 +239,7 @@ def test_uncertainty_weighs_a_loss():
     model, on = build(weighting="uncertainty"), batch()
     plain = build()(on)
     for objective in model.objectives:
-        assert isinstance(objective, Uncertain)
+        assert isinstance(objective, UncertaintyWeighted)
         objective.log_variance.data.fill_(0.7)
     for key, (total, count) in model(on).items():
         expected = torch.exp(torch.tensor(-0.7)) * mean_loss({key: plain[key]}) + 0.7

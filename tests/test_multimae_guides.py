@@ -47,7 +47,7 @@ def test_a_saved_look_is_a_pass_that_is_not_made():
 
 def test_a_coarse_look_sees_the_same_at_a_quarter_of_the_tokens():
     model, on = build(), batch()
-    reading = FeatureSpec("cls", features=0)
+    spec = FeatureSpec("cls", features=0)
     flat = replace(on, maps={n: m.new_full((), 1).expand_as(m) for n, m in on.maps.items()})
     seen = []
 
@@ -56,7 +56,7 @@ def test_a_coarse_look_sees_the_same_at_a_quarter_of_the_tokens():
             seen.append((batch, tokens))
             return super().observe(batch, tokens)
 
-    coarse = LowResolutionTeacher(Watching(model.encoder, reading), model.encoder)
+    coarse = LowResolutionTeacher(Watching(model.encoder, spec), model.encoder)
     attention = coarse.observe(flat, model.encoder.embed(flat)).attention
     small, tokens = seen[0]
     assert tokens.ids.shape == (4, 12)

@@ -18,7 +18,7 @@ from unveil.modeling.layers import sincos_positions
 from unveil.modeling.losses import cross_entropy, l1, l2
 from unveil.modeling.masked_model import MaskedModel, Objective, mean_loss
 from unveil.modeling.masking import Masker
-from unveil.modeling.public_vits import load_weights, translate
+from unveil.modeling.public_vits import load_weights, to_own_names
 from unveil.modeling.targets import Classes, Pixels
 from unveil.modeling.types import Batch, Modality
 
@@ -123,7 +123,7 @@ def batch_of_multimae(case: dict) -> Batch:
 @pytest.mark.parametrize("case", [c for c in CASES if c["method"] == "multimae"], ids=lambda case: case["name"])
 def test_multimae_s_numbers(case: dict):
     model, batch = build_multimae(case), batch_of_multimae(case)
-    report = load_weights(model, translate(weights(case["state_dict"], case["seed"])))
+    report = load_weights(model, to_own_names(weights(case["state_dict"], case["seed"])))
     assert not report.missing, report
     assert not report.unexpected, report
     assert not report.reshaped, report
@@ -148,7 +148,7 @@ def test_multimae_s_numbers(case: dict):
 @pytest.mark.parametrize("case", [c for c in CASES if c["method"] != "multimae"], ids=lambda case: case["name"])
 def test_public_numbers(case: dict):
     model, batch = build(case), batch_of(case)
-    report = load_weights(model, translate(weights(case["state_dict"], case["seed"])))
+    report = load_weights(model, to_own_names(weights(case["state_dict"], case["seed"])))
     assert not report.missing, report
     assert not report.unexpected, report
     assert not report.reshaped, report
@@ -191,7 +191,7 @@ def test_transformers_vit_mae(norm_pix: bool):
         "decoder_depth": 2, "decoder_heads": 4, "mask_ratio": 0.75, "norm_pix": norm_pix, "batch": 3, "seed": 1,
     }  # fmt: skip
     ours, batch = build(case), batch_of(case)
-    report = load_weights(ours, translate(theirs.state_dict()))
+    report = load_weights(ours, to_own_names(theirs.state_dict()))
     assert not report.missing, report
     assert not report.unexpected, report
 
@@ -200,7 +200,7 @@ def test_transformers_vit_mae(norm_pix: bool):
     loss = mean_loss(ours(batch))
     loss.backward()
     assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
-    grads = translate({name: p.grad for name, p in theirs.named_parameters() if p.grad is not None})
+    grads = to_own_names({name: p.grad for name, p in theirs.named_parameters() if p.grad is not None})
     parameters = dict(ours.named_parameters())
     for name in ("encoder.blocks.0.attn.qkv.weight", "encoder.adapters.rgb.proj.weight", "objectives.0.head.bias"):
         torch.testing.assert_close(parameters[name].grad, grads[name], rtol=1e-4, atol=1e-7)

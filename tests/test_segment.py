@@ -31,9 +31,9 @@ from unveil.evaluation.results import Result, parts_table, table, write_results
 from unveil.evaluation.run_dense import run_dense
 from unveil.evaluation.task import Task
 from unveil.modeling.encoder import Encoder
-from unveil.modeling.image_encoder import Pretrained
-from unveil.modeling.public_vits.encoder import fresh
-from unveil.modeling.public_vits.vit import Spec
+from unveil.modeling.image_encoder import ImageEncoder
+from unveil.modeling.public_vits.encoder import untrained_vit
+from unveil.modeling.public_vits.vit import ViTConfig
 from unveil.modeling.rng import SampleRng, sample_keys
 from unveil.modeling.types import DEPTH, RGB, Batch, Modality
 from unveil.reporting import write_report
@@ -41,9 +41,9 @@ from unveil.reporting import write_report
 LABELS = Modality("semseg", 1, (0.0,), (1.0,), kind="categorical", num_classes=2)
 
 
-def tiny(*modalities: Modality, depth: int = 2, seed: int = 0) -> Pretrained:
+def tiny(*modalities: Modality, depth: int = 2, seed: int = 0) -> ImageEncoder:
     torch.manual_seed(seed)
-    return Pretrained(Encoder(modalities or (RGB,), (16,), 4, dim=16, depth=depth, heads=2))
+    return ImageEncoder(Encoder(modalities or (RGB,), (16,), 4, dim=16, depth=depth, heads=2))
 
 
 @pytest.fixture(scope="module")
@@ -316,13 +316,13 @@ def test_maps_of_a_stride_are_read_too(red_bars):
 
 @pytest.mark.parametrize("num_prefix", [0, 5])
 def test_public_vits_are_measured_too(red_bars, num_prefix):
-    spec = Spec(width=16, depth=4, heads=2, patch=4, hidden=32, grid=(4, 4), num_prefix=num_prefix)
+    config = ViTConfig(width=16, depth=4, heads=2, patch=4, hidden=32, grid=(4, 4), num_prefix=num_prefix)
     dials = {"head": "upernet", "frozen": False, "epochs": 1, "batch_size": 4, "image_size": 24}
-    (result,) = run_dense(fresh(spec, seed=0), ["segment"], str(red_bars), dials=dials)
+    (result,) = run_dense(untrained_vit(config, seed=0), ["segment"], str(red_bars), dials=dials)
     assert result.settings["image_size"] == [24, 24], "another size than it was trained at"
     assert result.settings["layer_decay"] == 0.75
     with pytest.raises(ValueError, match=r"patch|divide"):
-        run_dense(fresh(spec, seed=0), ["segment"], str(red_bars), dials={**dials, "image_size": 18})
+        run_dense(untrained_vit(config, seed=0), ["segment"], str(red_bars), dials={**dials, "image_size": 18})
 
 
 def test_windows_agree_with_one_pass_where_one_is_enough(red_bars):

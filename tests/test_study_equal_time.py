@@ -18,7 +18,7 @@ from unveil.experiments.study.schedule import Schedule
 from unveil.experiments.study.time_budget import fit_epochs, keep, with_epochs, with_minutes
 from unveil.experiments.study.worker import perform
 from unveil.modeling.encoder import vit
-from unveil.modeling.image_encoder import Pretrained
+from unveil.modeling.image_encoder import ImageEncoder
 from unveil.training.trainer import Settings
 
 DIALS = {
@@ -128,7 +128,7 @@ def test_the_ladder_with_a_teacher_of_ones_own(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(Schedule, "run", here)
     file = tmp_path / "teacher.safetensors"
     torch.manual_seed(3)
-    Pretrained(vit("nano", 8, (32,))).save(file)
+    ImageEncoder(vit("nano", 8, (32,))).save(file)
     chosen = ("random masks, teacher targets", "CMT-MAE, hard", "random teacher")
     given = {"scale": "smoke", "out": str(tmp_path / "s"), "seeds": 1, "device": "cpu", "teacher": str(file)}
     assert study("cmtmae-ladder", arms=chosen, **given)

@@ -16,13 +16,15 @@ from unveil.modeling.encoder import Encoder
 from unveil.modeling.layers import sincos_positions
 from unveil.modeling.masked_model import MaskedModel, Objective, mean_loss
 from unveil.modeling.optim import Optim, adamw
-from unveil.modeling.public_vits import ForeignEncoder, Spec, fresh, load_encoder
+from unveil.modeling.public_vits import PublicViT, ViTConfig, load_encoder, untrained_vit
 from unveil.modeling.targets import Pixels
 from unveil.modeling.teachers import FrozenTeacher, load_teacher
 from unveil.modeling.teachers import frozen as frozen_file
 from unveil.modeling.types import Batch, FeatureSpec, Observations
 
-SPEC = Spec(width=64, depth=2, heads=1, patch=8, hidden=128, grid=(2, 2), mean=(0.3, 0.4, 0.5), std=(0.1, 0.2, 0.3))
+SPEC = ViTConfig(
+    width=64, depth=2, heads=1, patch=8, hidden=128, grid=(2, 2), mean=(0.3, 0.4, 0.5), std=(0.1, 0.2, 0.3)
+)
 
 
 @pytest.fixture(autouse=True)
@@ -77,7 +79,7 @@ def test_it_sees_the_images_at_the_student_s_cells(tmp_path: Path):
 
 
 def test_it_is_neither_trained_nor_saved():
-    model = with_teacher(fresh(SPEC, 0))
+    model = with_teacher(untrained_vit(SPEC, 0))
     plain = with_teacher(None)
     assert model.state_dict().keys() == plain.state_dict().keys()
     assert dict(model.named_parameters()).keys() == dict(plain.named_parameters()).keys()
@@ -93,15 +95,15 @@ def test_it_is_neither_trained_nor_saved():
 
 
 def test_it_moves_with_its_model():
-    teacher = with_teacher(fresh(SPEC, 0)).to("meta").teachers["teacher"]
+    teacher = with_teacher(untrained_vit(SPEC, 0)).to("meta").teachers["teacher"]
     assert teacher.encoder.device.type == "meta"
     assert {b.device.type for b in teacher.buffers()} == {"meta"}
 
 
-def with_teacher(encoder: ForeignEncoder | None, reading: FeatureSpec = FeatureSpec("cls")) -> MaskedModel:  # noqa: B008
+def with_teacher(encoder: PublicViT | None, spec: FeatureSpec = FeatureSpec("cls")) -> MaskedModel:  # noqa: B008
     """A model that is taught nothing by it, but has it look: its features are a part of the loss through a score."""
     model = build(image_size=(16, 24))
-    teachers = {"teacher": FrozenTeacher(encoder, reading)} if encoder else {}
+    teachers = {"teacher": FrozenTeacher(encoder, spec)} if encoder else {}
     objectives = [Objective("pixels", "pixels", 16, Looking(modality(3), 4, bool(encoder)))]
     return MaskedModel(model.encoder, model.masker, dict(model.decoders), objectives, teachers)
 
@@ -124,8 +126,8 @@ class Looking(Pixels):
 @pytest.mark.parametrize(("query", "positions"), [("cls", "table"), ("mean", "rotary")])
 def test_it_compiles_within_the_step(query: str, positions: str):
     """As one graph, and with the same numbers: images and positions are resized inside it."""
-    spec = replace(SPEC, positions=positions, antialias=True)
-    model = with_teacher(fresh(spec, 1), FeatureSpec(query))
+    config = replace(SPEC, positions=positions, antialias=True)
+    model = with_teacher(untrained_vit(config, 1), FeatureSpec(query))
     expected = mean_loss(model(batch()))
     compiled = torch.compile(model, fullgraph=True, dynamic=False, backend="aot_eager")
     found = mean_loss(compiled(batch()))
@@ -230,9 +232,9 @@ def test_a_random_teacher_is_of_the_student_s_shape_and_the_seed_s_chance():
     torch.manual_seed(7)
     twin = Encoder([modality(5)], (16, 24), 4, 24, 2, 2)
     first, again, other = (load_teacher("random", pupil, seed=seed) for seed in (7, 7, 8))
-    spec = first.encoder.spec
-    assert (spec.width, spec.depth, spec.heads, spec.patch, spec.channels) == (24, 2, 2, 4, 5)
-    assert spec.mean == (0.4,) * 5
+    config = first.encoder.config
+    assert (config.width, config.depth, config.heads, config.patch, config.channels) == (24, 2, 2, 4, 5)
+    assert config.mean == (0.4,) * 5
     ours, theirs = (t.encoder.vit.embed.weight for t in (first, again))
     assert torch.equal(ours, theirs)
     assert not torch.equal(ours, other.encoder.vit.embed.weight)
@@ -248,9 +250,9 @@ def test_a_reading_that_the_teacher_has_not(tmp_path: Path, capsys: pytest.Captu
         load_teacher(file, student(), FeatureSpec("cls", 2))
     with pytest.raises(ValueError, match="no output projection"):
         FrozenTeacher(load_encoder(file), FeatureSpec("cls", projected=True))
-    assert not load_teacher(file, student(), FeatureSpec("cls", projected=True)).reading.projected
+    assert not load_teacher(file, student(), FeatureSpec("cls", projected=True)).spec.projected
     assert f"the teacher {file} has no output projection" in capsys.readouterr().err
-    headless = fresh(replace(SPEC, num_prefix=0), 0)
+    headless = untrained_vit(replace(SPEC, num_prefix=0), 0)
     with pytest.raises(ValueError, match="no class token whose attention"):
         FrozenTeacher(headless, FeatureSpec("cls"))
     assert isinstance(FrozenTeacher(headless, FeatureSpec("mean")), nn.Module)

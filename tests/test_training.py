@@ -99,7 +99,7 @@ class TestMicroBatches:
             assert torch.equal(part.predicted, whole.predicted[samples])
 
 
-class Average(nn.Module):
+class ModelEma(nn.Module):
     """A teacher that follows the student."""
 
     def __init__(self, student: nn.Module):
@@ -110,10 +110,10 @@ class Average(nn.Module):
     def observe(self, batch: Batch, tokens: Tokens) -> Observation:
         return Observation(tokens.layout, features=tokens.values)
 
-    def after_step(self, losses: Mapping[str, torch.Tensor], made: torch.Tensor) -> None:
+    def after_step(self, losses: Mapping[str, torch.Tensor], updated: torch.Tensor) -> None:
         with torch.no_grad():
             for mine, its in zip(self.weights.parameters(), self.student[0].parameters(), strict=True):
-                mine.lerp_(its, 0.1 * made)
+                mine.lerp_(its, 0.1 * updated)
 
 
 def spoil_input(trainer: Trainer, batch: Batch, monkeypatch: pytest.MonkeyPatch) -> Batch:
@@ -147,7 +147,7 @@ class TestNotFinite:
         trainer = trainer_of(
             build(tmp_path, clip=clip),
             replace(CPU, micro_batch=micro_batch),
-            lambda model: {"average": Average(model.encoder)},
+            lambda model: {"average": ModelEma(model.encoder)},
         )
         first, second, third = batches(3)
         assert not trainer.update(first, 0.01).skipped
@@ -164,13 +164,13 @@ class TestNotFinite:
         untroubled = trainer_of(
             build(tmp_path, clip=clip),
             replace(CPU, micro_batch=micro_batch),
-            lambda model: {"average": Average(model.encoder)},
+            lambda model: {"average": ModelEma(model.encoder)},
         )
         untroubled.update(first, 0.01), untroubled.update(third, 0.01)
         assert same(state_of(untroubled), after)
 
     def test_the_average_does_move_with_a_good_update(self, tmp_path: Path):
-        trainer = trainer_of(build(tmp_path), CPU, lambda model: {"average": Average(model.encoder)})
+        trainer = trainer_of(build(tmp_path), CPU, lambda model: {"average": ModelEma(model.encoder)})
         name = "teachers.average.weights.blocks.0.attn.qkv.weight"
         before = trainer.model.state_dict()[name].clone()
         trainer.update(batches(1)[0], 0.01)
@@ -233,19 +233,19 @@ class TestLoop:
     def test_a_stage_starts_from_what_the_encoder_has_become_with_its_moments_and_new_ones_for_new_parts(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ):
-        made: list[tuple[Trainer, dict[str, Tensor], int]] = []
+        updated: list[tuple[Trainer, dict[str, Tensor], int]] = []
         adopt = Trainer.adopt
 
         def noted(self: Trainer, moments: Any) -> None:
             adopt(self, moments)
             steps = [int(m["step"]) for m in self.optimizer.state.values()]
             assert set(steps) == {4}
-            made.append((self, {k: v.clone() for k, v in self.model.state_dict().items()}, len(steps)))
+            updated.append((self, {k: v.clone() for k, v in self.model.state_dict().items()}, len(steps)))
 
         monkeypatch.setattr(Trainer, "adopt", noted)
         recipe = build(tmp_path, stages=2, epochs=4, batch_size=10)
         model = train(loop_of(tmp_path, recipe))
-        ((second, begun, carried),) = made
+        ((second, begun, carried),) = updated
         assert model is second.model
         assert carried == len(list(recipe.encoder.parameters()))
         fresh = build(tmp_path, stages=2).encoder.state_dict()

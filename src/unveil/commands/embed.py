@@ -15,7 +15,7 @@ from ..data.modality_config import declare
 from ..data.sources import open_source
 from ..evaluation.features import extract
 from ..modeling.image_encoder import Pool
-from ..modeling.public_vits import is_foreign
+from ..modeling.public_vits import is_public_vit
 from ..recipes.run import Run
 from ..runs.atomic import replacing
 from ..runs.folder import check_writable
@@ -45,7 +45,7 @@ def embed(
     if path.suffix != ".npz":
         raise ValueError(f"--out {out} is to be an .npz file; give a name that ends so")
     check_writable(path.parent)
-    stored = None if is_foreign(run) else Run.open(run)
+    stored = None if is_public_vit(run) else Run.open(run)
     encoder = load(stored or run, pool=pool, device=device)
     source = open_images(data, encoder.channels, stored.declared if stored else ())
     found = extract(encoder, source, pool, batch_size, limit=limit)

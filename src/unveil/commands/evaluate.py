@@ -15,8 +15,8 @@ from ..evaluation.results import Result, parts_table, table, write_results
 from ..evaluation.run_dense import run_dense, run_tasks
 from ..evaluation.run_protocols import run_protocols
 from ..evaluation.task import open_sets
-from ..modeling.image_encoder import Pool, Pretrained
-from ..modeling.public_vits import ForeignEncoder, describe, fresh, is_foreign
+from ..modeling.image_encoder import ImageEncoder, Pool
+from ..modeling.public_vits import PublicViT, describe, is_public_vit, untrained_vit
 from ..modeling.types import Modality
 from ..recipes.run import Run
 from ..runs.console import Progress, log
@@ -61,7 +61,7 @@ def evaluate(
     device: cpu, cuda, mps; auto takes the best
     seed: of splits, probes and fine-tuning
     """
-    work, stored = work_of(protocol), None if is_foreign(run) else Run.open(run)
+    work, stored = work_of(protocol), None if is_public_vit(run) else Run.open(run)
     if work is RestoringTask and stored is None:
         raise ValueError(f"{', '.join(protocol)} needs a run with its decoders, and {run} is an encoder alone")
     folder = stored.path if stored else Path("runs", Path(run).stem)
@@ -133,10 +133,12 @@ def evaluate(
     return results
 
 
-def _beside(run: str | Run, encoder: Pretrained | ForeignEncoder, pool: Pool) -> dict[str, FeatureEncoder]:
+def _beside(run: str | Run, encoder: ImageEncoder | PublicViT, pool: Pool) -> dict[str, FeatureEncoder]:
     """What an encoder is measured beside: raw pixels, and an encoder of the same shape before training."""
     pixels = Modality("rgb", encoder.channels, *encoder.statistics)
-    begun = run.encoder(pool, trained=False) if isinstance(run, Run) else fresh(describe(run), seed=0, pool=pool)
+    begun = (
+        run.encoder(pool, trained=False) if isinstance(run, Run) else untrained_vit(describe(run), seed=0, pool=pool)
+    )
     return {
         "pixels": RawPixels(pixels, encoder.image_size, encoder.device),
         "untrained": begun.to(encoder.device),

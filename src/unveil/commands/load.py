@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ..modeling.image_encoder import Pool, Pretrained
-from ..modeling.public_vits import ForeignEncoder, is_foreign, load_encoder
+from ..modeling.image_encoder import ImageEncoder, Pool
+from ..modeling.public_vits import PublicViT, is_public_vit, load_encoder
 from ..recipes.run import Run
 from ..runs.hardware import choose_device
 
 
 def load(
     address: str | Path | Run, *, pool: Pool = "mean", device: str = "auto", at_epoch: float | None = None
-) -> Pretrained | ForeignEncoder:
+) -> ImageEncoder | PublicViT:
     """An encoder, of a run or a public ViT: `features = load("runs/a")(images)`.
 
     A run's weights are those of its newest whole checkpoint, or those that it has of an epoch (`--keep-every`).
@@ -21,7 +21,7 @@ def load(
     there is nothing at the address, OSError when the hub does not answer, ValueError when a run has no whole
     checkpoint yet, or the format of a file is unknown.
     """
-    if isinstance(address, Run) or not is_foreign(address):
+    if isinstance(address, Run) or not is_public_vit(address):
         run = address if isinstance(address, Run) else Run.open(address)
         return run.encoder(pool, at_epoch).to(choose_device(device))
     if at_epoch is not None:

@@ -67,10 +67,10 @@ class AdaptiveBudget(nn.Module):
         return by_budget(self.guide(tokens, observations, batch), alpha, batch, tokens.layout)
 
     @torch.no_grad()
-    def after_step(self, losses: Mapping[str, Float[Tensor, ""]], made: Bool[Tensor, ""]) -> None:
+    def after_step(self, losses: Mapping[str, Float[Tensor, ""]], updated: Bool[Tensor, ""]) -> None:
         """Move the averages towards the losses of an update that was made; the first such sets where they start."""
         now = torch.stack([losses[name] for name in self.objectives.values()]).to(self.average)
-        begins = made & (self.start == 0)
+        begins = updated & (self.start == 0)
         self.start.copy_(torch.where(begins, now, self.start))
         moved = torch.where(begins, now, self.average.lerp(now, 1 - self.momentum))
-        self.average.copy_(torch.where(made, moved, self.average))
+        self.average.copy_(torch.where(updated, moved, self.average))

@@ -153,37 +153,37 @@ class Encoder(nn.Module):
                 layers[depth] = x
         return Latents(self.norm(x), layers, tokens, len(self.prefix))
 
-    def observe(self, tokens: Tokens, reading: FeatureSpec = FEATURE_SPEC) -> Observation:
+    def observe(self, tokens: Tokens, spec: FeatureSpec = FEATURE_SPEC) -> Observation:
         """What the encoder sees in the whole input: attention of one block, features of the last ones.
 
         A single map of features is the final one; of several, each is normalised without parameters and the mean is
         taken. Blocks are run only as far as the reading needs.
         """
-        if reading.projected:
+        if spec.projected:
             raise ValueError("this encoder has no output projection to read features from; ask for projected=False")
-        looked = reading.layer % self.depth if -self.depth <= reading.layer < self.depth else -1
-        if looked < 0 or not 0 <= reading.features <= self.depth:
+        looked = spec.layer % self.depth if -self.depth <= spec.layer < self.depth else -1
+        if looked < 0 or not 0 <= spec.features <= self.depth:
             raise ValueError(
                 f"an encoder of {self.depth} blocks has layers from {-self.depth} to {self.depth - 1} and features of"
-                f" up to {self.depth} blocks; got {reading.layer} and {reading.features}"
+                f" up to {self.depth} blocks; got {spec.layer} and {spec.features}"
             )
         x, keys = self.begin(tokens)
-        start = 0 if reading.class_token else len(self.prefix)
+        start = 0 if spec.class_token else len(self.prefix)
         attention, maps = None, []
         for index, block in enumerate(self.blocks):
-            if index == looked and reading.attention is not None:
-                attention = block.attn.attention_to_patches(block.norm1(x), reading.attention, len(self.prefix), keys)
-                if not reading.features:
+            if index == looked and spec.attention is not None:
+                attention = block.attn.attention_to_patches(block.norm1(x), spec.attention, len(self.prefix), keys)
+                if not spec.features:
                     break
             x = block(x, keys)
-            if index >= self.depth - reading.features:
+            if index >= self.depth - spec.features:
                 maps.append(x[:, start:])
         features = class_token = None
-        if reading.features == 1:
+        if spec.features == 1:
             features = self.norm(maps[0])
         elif maps:
             features = torch.stack([F.layer_norm(m, m.shape[-1:], eps=EPS) for m in maps]).mean(dim=0)
-        if features is not None and reading.class_token:
+        if features is not None and spec.class_token:
             class_token, features = features[:, 0], features[:, len(self.prefix) :]
         return Observation(tokens.layout, attention, features, class_token=class_token)
 

@@ -52,7 +52,7 @@ def _pooled(encoder: Encoder, images: Float[Tensor, "B C H W"], pool: Pool) -> F
     return cls if pool == "cls" else mean
 
 
-class Pretrained(nn.Module):
+class ImageEncoder(nn.Module):
     """Images, float in [0, 1] or bytes -> features: what `unveil.load` returns, and what the evaluate room measures."""
 
     def __init__(self, encoder: Encoder, pool: Pool = "mean"):

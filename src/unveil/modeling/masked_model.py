@@ -37,8 +37,8 @@ class Teacher(Protocol):
 class AfterStep(Protocol):
     """A part, a teacher or a score, that moves after each update: an average of the student, of losses."""
 
-    def after_step(self, losses: Mapping[str, Float[Tensor, ""]], made: Bool[Tensor, ""]) -> None:
-        """`losses` are the objectives' means over the batch; where the update was not `made`, nothing moves."""
+    def after_step(self, losses: Mapping[str, Float[Tensor, ""]], updated: Bool[Tensor, ""]) -> None:
+        """`losses` are the objectives' means over the batch; where the update was not an update, nothing moves."""
         ...
 
 
@@ -209,11 +209,11 @@ class MaskedModel(nn.Module):
         aimed = [o for o in self.objectives if isinstance(o, Objective)]
         return {o.name: o.count(queries[o.decoder], batch, observations) for o in aimed}
 
-    def after_step(self, losses: Mapping[str, Float[Tensor, ""]], made: Bool[Tensor, ""]) -> None:
+    def after_step(self, losses: Mapping[str, Float[Tensor, ""]], updated: Bool[Tensor, ""]) -> None:
         """Parts that follow the training move here."""
         for part in (*self.teachers.values(), *self.scores):
             if isinstance(part, AfterStep):
-                part.after_step(losses, made)
+                part.after_step(losses, updated)
 
 
 def mean_loss(losses: Losses) -> Float[Tensor, ""]:

@@ -72,7 +72,7 @@ class ClassToken(nn.Module):
         return self.weight * (total / count).sum(), count.new_ones(len(truth)).sum()
 
 
-class Uncertain(Objective):
+class UncertaintyWeighted(Objective):
     """An objective whose weight is learned: exp(-s) times its loss plus s, s the logarithm of a variance (Kendall et
     al., arXiv 1705.07115; an option of MultiMAE's released code)."""
 

@@ -197,12 +197,12 @@ def recipe(
     gate = once(Gate)
     seed = torch.initial_seed()  # the run's: a random teacher is the same one in every stage
 
-    def observer(who: str, reading: FeatureSpec) -> EMATeacher | OnlineTeacher | FrozenTeacher:
+    def observer(who: str, spec: FeatureSpec) -> EMATeacher | OnlineTeacher | FrozenTeacher:
         if who == "teacher":
-            return load_teacher(teacher, encoder, reading, teacher_channels, seed=seed)
+            return load_teacher(teacher, encoder, spec, teacher_channels, seed=seed)
         if student == "online":
-            return OnlineTeacher(encoder, reading)
-        return EMATeacher(encoder, Momentum(momentum, momentum_end, momentum_schedule), reading)
+            return OnlineTeacher(encoder, spec)
+        return EMATeacher(encoder, Momentum(momentum, momentum_end, momentum_schedule), spec)
 
     def stage(in_masks: float, in_targets: float) -> Callable[[], MaskedModel]:
         """The stage in which the student has these shares."""

@@ -54,8 +54,8 @@ def recipe(
     seed = torch.initial_seed()
 
     def build() -> MaskedModel:
-        reading = FeatureSpec(projected=projected, class_token=is_all)
-        guide = load_teacher(teacher, encoder, reading, teacher_channels, seed=seed)
+        spec = FeatureSpec(projected=projected, class_token=is_all)
+        guide = load_teacher(teacher, encoder, spec, teacher_channels, seed=seed)
         decoder = PromptingDecoder(*shape, outputs=positions)
         target = Features("teacher", modality.name, guide.dim, "none")
         features = Objective("features", "features", decoder_dim, target, cosine, weight=1 - share)

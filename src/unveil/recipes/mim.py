@@ -125,12 +125,12 @@ def recipe(
         return CrossDecoder(*shape, blended, self_attention=decoder == "cross-self")
 
     def build_teachers() -> dict[str, EMATeacher | FrozenTeacher]:
-        reading = FeatureSpec("cls" if masking == "attention" else None, features=int(target == "features"))
-        if teacher is None or not (reading.attention or reading.features):
+        spec = FeatureSpec("cls" if masking == "attention" else None, features=int(target == "features"))
+        if teacher is None or not (spec.attention or spec.features):
             return {}
         if teacher == "student":
-            return {"teacher": EMATeacher(encoder, Momentum(momentum), reading)}
-        return {"teacher": load_teacher(teacher, encoder, reading, teacher_channels, seed=torch.initial_seed())}
+            return {"teacher": EMATeacher(encoder, Momentum(momentum), spec)}
+        return {"teacher": load_teacher(teacher, encoder, spec, teacher_channels, seed=torch.initial_seed())}
 
     def build() -> MaskedModel:
         width = encoder.dim if decoder == "linear" else decoder_dim

@@ -149,8 +149,8 @@ def recipe(
         decoders, objectives = answers(
             modalities, encoder, decoder, blend, decoder_dim, decoder_depth, decoder_heads, extra_norm_pix, weighting
         )
-        reading = FeatureSpec(query, layer, features=0)
-        looks: Teacher = OnlineTeacher(encoder, reading)
+        spec = FeatureSpec(query, layer, features=0)
+        looks: Teacher = OnlineTeacher(encoder, spec)
         criteria: list[LossTerm] = [*objectives]
         if guide == "error":
             looks = MeasuredLossTeacher(encoder, decoders, objectives)
@@ -161,7 +161,7 @@ def recipe(
                 own = [o for o in objectives if decoders[o.decoder].modality == name]
                 criteria.append(Ranking(f"{name}_order", own, FeatureLossPrediction("student", head)))
         elif student == "momentum":
-            looks = EMATeacher(encoder, Momentum(momentum), reading)
+            looks = EMATeacher(encoder, Momentum(momentum), spec)
         if guide_scale == "half":
             looks = LowResolutionTeacher(looks, encoder)
         teachers: dict[str, Teacher] = {"student": EveryNSteps(looks, guide_every, guide_warmup)}

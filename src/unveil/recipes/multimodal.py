@@ -11,7 +11,7 @@ from ..modeling.encoder import Encoder
 from ..modeling.losses import Loss, cross_entropy, l1, l2, smooth_l1
 from ..modeling.masked_model import Objective
 from ..modeling.masking import Block, DirichletBudget, Grid, InverseBlock, Score, Tasks, Uniform
-from ..modeling.objectives import Uncertain
+from ..modeling.objectives import UncertaintyWeighted
 from ..modeling.targets import Classes, Pixels, Target
 from ..modeling.types import Modality
 
@@ -37,7 +37,7 @@ def answers(
     """A decoder and an objective for every modality that is an output, and a second pair for normalised RGB."""
     decoders: dict[str, Decoder] = {}
     objectives: list[Objective] = []
-    kind = Uncertain if weighting == "uncertainty" else Objective
+    kind = UncertaintyWeighted if weighting == "uncertainty" else Objective
     for modality in modalities:
         if modality.role == "input":
             continue

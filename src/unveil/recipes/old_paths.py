@@ -10,7 +10,7 @@ import importlib
 import operator
 import sys
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
@@ -52,30 +52,50 @@ RENAMED = {  # names of release 0.1 that have another name now, by the new modul
     },
     "modeling.decoder": {"Answers": "Outputs", "ask": "modality_queries"},
     "modeling.encoder": {"READING": "FEATURE_SPEC"},
+    "modeling.image_encoder": {"Pretrained": "ImageEncoder"},
     "modeling.losses": {"Weighed": "LossSums"},
     "modeling.masking": {"ask": "modality_queries"},
     "modeling.objectives": {
         "Foreseen": "FeatureLossPrediction",
         "Foretold": "DecoderLossPrediction",
         "Looked": "GateScore",
+        "Uncertain": "UncertaintyWeighted",
         "Whole": "ClassTokenDecoder",
+    },
+    "modeling.public_vits": {
+        "ForeignEncoder": "PublicViT",
+        "Found": "WeightFiles",
+        "Spec": "ViTConfig",
+        "State": "StateDict",
+        "adapt_bands": "adapt_channels",
+        "find": "find_weights",
+        "fresh": "untrained_vit",
+        "is_foreign": "is_public_vit",
+        "translate": "to_own_names",
+        "with_bands": "with_channels",
     },
     "modeling.rng": {"Chance": "SampleRng"},
     "modeling.targets": {"Truth": "TargetValues"},
     "modeling.teachers": {
+        "Average": "ModelEma",
         "Coarse": "LowResolutionTeacher",
         "ComplementaryErrors": "MeasuredLossTeacher",
         "ForeseenErrors": "PredictedLossTeacher",
         "Sometimes": "EveryNSteps",
+        "begin_averages": "reset_emas",
     },
     "modeling.types": {"Chance": "SampleRng", "Reading": "FeatureSpec", "unit": "to_float"},
     "recipes.recipe": {"check_words": "check_choices"},
 }
-ARGUMENTS = {  # keyword arguments of release 0.1 that have another name now, by class
+ARGUMENTS = {  # keyword arguments of release 0.1 that have another name now, by class or function
     "modeling.decoder.SelfDecoder": {"answers": "outputs"},
     "modeling.decoder.CrossDecoder": {"answers": "outputs"},
     "modeling.decoder.PromptingDecoder": {"answers": "outputs"},
     "modeling.masking.Masker": {"ask": "predict_score"},
+    "modeling.teachers.EMATeacher": {"reading": "spec"},
+    "modeling.teachers.FrozenTeacher": {"reading": "spec"},
+    "modeling.teachers.OnlineTeacher": {"reading": "spec"},
+    "modeling.teachers.load_teacher": {"reading": "spec"},
 }
 ATTRIBUTES = {  # attributes and methods of release 0.1 that have another name now, by class
     "modeling.decoder.Decoder": {"answers": "outputs", "asks": "make_queries"},
@@ -106,32 +126,31 @@ def renamed(module: str, name: str) -> str:
     return next((names[name] for package in packages if name in (names := RENAMED.get(package, {}))), name)
 
 
-def _class(path: str) -> type:
+def _owner(path: str) -> tuple[Any, str]:
+    """What holds the thing at a path: a module for a function, the class itself for its `__init__`."""
     module, _, name = path.rpartition(".")
-    found = getattr(importlib.import_module(f"unveil.{module}"), name)
-    assert isinstance(found, type)
-    return found
+    owner = importlib.import_module(f"unveil.{module}")
+    return (getattr(owner, name), "__init__") if isinstance(getattr(owner, name), type) else (owner, name)
 
 
 @functools.cache
 def accept_old_names() -> None:
     """Let the classes that recipe files use take the arguments, attributes and overrides of release 0.1."""
     for path, names in ARGUMENTS.items():
-        _accept_arguments(_class(path), names)
+        owner, name = _owner(path)
+        setattr(owner, name, _accept_arguments(getattr(owner, name), names))
     for path, names in ATTRIBUTES.items():
         for old, new in names.items():
-            setattr(_class(path), old, property(operator.attrgetter(new)))
-    _accept_overrides(_class("modeling.decoder.Decoder"), {"asks": "make_queries"})
+            setattr(_owner(path)[0], old, property(operator.attrgetter(new)))
+    _accept_overrides(_owner("modeling.decoder.Decoder")[0], {"asks": "make_queries"})
 
 
-def _accept_arguments(cls: Any, names: Mapping[str, str]) -> None:
-    init = cls.__init__
+def _accept_arguments(call: Callable[..., Any], names: Mapping[str, str]) -> Callable[..., Any]:
+    @functools.wraps(call)
+    def accept(*args: Any, **kwargs: Any) -> Any:
+        return call(*args, **{names.get(name, name): value for name, value in kwargs.items()})
 
-    @functools.wraps(init)
-    def accept(self: Any, *args: Any, **kwargs: Any) -> None:
-        init(self, *args, **{names.get(name, name): value for name, value in kwargs.items()})
-
-    cls.__init__ = accept
+    return accept
 
 
 def _accept_overrides(cls: Any, names: Mapping[str, str]) -> None:

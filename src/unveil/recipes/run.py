@@ -14,7 +14,7 @@ from ..data.inspect_aligned import inspect_samples
 from ..data.modality_config import BUILT_IN, Declared, declared_from, modality_from
 from ..data.sources import Source, Subset, open_source, spread
 from ..data.splits import hold_out
-from ..modeling.image_encoder import Pool, Pretrained
+from ..modeling.image_encoder import ImageEncoder, Pool
 from ..modeling.masked_model import MaskedModel
 from ..modeling.seeding import seed_stage
 from ..modeling.types import Modality
@@ -147,14 +147,14 @@ class Run:
             model.load_state_dict(saved.model)
         return model.eval()
 
-    def encoder(self, pool: Pool = "mean", epoch: float | None = None, *, trained: bool = True) -> Pretrained:
+    def encoder(self, pool: Pool = "mean", epoch: float | None = None, *, trained: bool = True) -> ImageEncoder:
         """The encoder as a function of images, on the CPU; `epoch` and `trained` as in `model`."""
         encoder = self.recipe().encoder
         if trained:
             weights = self.checkpoint(epoch).model
             own = {n.removeprefix("encoder."): tensor for n, tensor in weights.items() if n.startswith("encoder.")}
             encoder.load_state_dict(own)
-        return Pretrained(encoder, pool)
+        return ImageEncoder(encoder, pool)
 
     def train_images(self) -> Source:
         """The samples that the run was trained on. Raises FileNotFoundError where its data have moved."""

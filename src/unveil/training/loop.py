@@ -16,7 +16,7 @@ import torch
 from ..data.loader import Loader
 from ..modeling.masked_model import MaskedModel
 from ..modeling.seeding import seed_stage
-from ..modeling.teachers import begin_averages
+from ..modeling.teachers import reset_emas
 from ..modeling.types import Batch
 from ..recipes.recipe import Recipe
 from ..runs import checkpoint
@@ -117,7 +117,7 @@ class Loop:
                 _load(model, resume)
             elif step == 0:
                 start(model)
-                begin_averages(model)  # of what the weights that were put in have made of the student
+                reset_emas(model)  # of what the weights that were put in have made of the student
             trainer = Trainer(model, self.recipe.optim, self.settings, self.group)
             if resume is not None:
                 checkpoint.restore_optimizer(model, trainer.optimizer, resume.optimizer)

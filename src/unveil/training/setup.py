@@ -16,7 +16,7 @@ from .._version import __version__
 from ..data.identity import names_digest
 from ..data.loader import Loader
 from ..data.sources import Source, Subset, spread
-from ..modeling.public_vits import State
+from ..modeling.public_vits import StateDict
 from ..modeling.seeding import seed_stage
 from ..modeling.types import Modality
 from ..recipes.recipe import Recipe
@@ -80,7 +80,7 @@ class Prepared:
     settings: Settings
     facts: dict[str, Any]
     inspection: Found | None = None
-    weights: State | None = None
+    weights: StateDict | None = None
     resume: Checkpoint | None = None
 
 

@@ -16,8 +16,8 @@ from ...data.transforms import center_view
 from ...evaluation.analysis.attention import DecoderAttention, attention_metrics, decoder_attention, foreground_share
 from ...evaluation.analysis.layer_features import LayerFeatures, cka_matrix, layer_features
 from ...evaluation.visualize import load_samples
-from ...modeling.image_encoder import Pretrained
-from ...modeling.public_vits import ForeignEncoder, is_foreign
+from ...modeling.image_encoder import ImageEncoder
+from ...modeling.public_vits import PublicViT, is_public_vit
 from ...modeling.types import Modality, to_float
 from ...recipes.run import Run
 from ...runs.atomic import write_json
@@ -106,7 +106,7 @@ def analyze_features(
     device: cpu, cuda, mps; auto takes the best
     """
     pair = (run_a, run_b)
-    first = None if is_foreign(run_a) else Run.open(run_a)
+    first = None if is_public_vit(run_a) else Run.open(run_a)
     encoders = [load(run, device=device) for run in (first or run_a, run_b)]
     given = None if data is None else open_images(data, encoders[0].channels, first.declared if first else ())
     source = given if first is None else first.held_out(given)
@@ -175,7 +175,7 @@ def _things(opened: Opened, foreground: tuple[str, ...]) -> tuple[Modality | Non
     return None, []
 
 
-def _layers(encoder: Pretrained | ForeignEncoder, source: Source, limit: int) -> list[LayerFeatures]:
+def _layers(encoder: ImageEncoder | PublicViT, source: Source, limit: int) -> list[LayerFeatures]:
     images = []
     for index in spread(len(source), limit):
         try:

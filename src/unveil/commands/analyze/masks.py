@@ -108,7 +108,7 @@ def ways_of(model: MaskedModel) -> list[Way]:
         )
     if average := [part for part in model.modules() if isinstance(part, EMATeacher)]:
         looks = copy.copy(average[0])
-        looks.reading = FeatureSpec(features=0)
+        looks.spec = FeatureSpec(features=0)
         found.append(Way("averaged weights", "average", looks))
     return [*found, Way(RANDOM, "random", NullTeacher())]
 

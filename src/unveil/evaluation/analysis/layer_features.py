@@ -11,8 +11,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ...modeling import layers
-from ...modeling.image_encoder import Pretrained
-from ...modeling.public_vits import ForeignEncoder
+from ...modeling.image_encoder import ImageEncoder
+from ...modeling.public_vits import PublicViT
 from ...modeling.public_vits import vit as foreign_vit
 from ..rankme import rankme
 from .hooks import record_inputs
@@ -37,11 +37,9 @@ class LayerFeatures:
 
 
 @torch.no_grad()
-def layer_features(
-    encoder: Pretrained | ForeignEncoder, images: Sequence[Float[Tensor, "C H W"]]
-) -> list[LayerFeatures]:
+def layer_features(encoder: ImageEncoder | PublicViT, images: Sequence[Float[Tensor, "C H W"]]) -> list[LayerFeatures]:
     """Every block of an encoder, on images of one size that its patch divides."""
-    patch = encoder.encoder.patch if isinstance(encoder, Pretrained) else encoder.spec.patch
+    patch = encoder.encoder.patch if isinstance(encoder, ImageEncoder) else encoder.config.patch
     start, blocks = encoder.num_prefix, range(1, encoder.depth + 1)
     attentions = [m for m in encoder.modules() if isinstance(m, layers.Attention | foreign_vit.Attention)]
     features: list[list[Tensor]] = [[] for _ in blocks]

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ...modeling.public_vits import is_foreign
+from ...modeling.public_vits import is_public_vit
 from ...modeling.teachers.frozen import RANDOM
 from ...runs.console import log
 from .design import ScaleName, Setting, Study
@@ -38,7 +38,7 @@ def with_choices(
     scale = study.scales[at]
     if teacher is not None:
         path = Path(teacher).expanduser()
-        if not path.exists() and not is_foreign(teacher) and teacher != RANDOM:
+        if not path.exists() and not is_public_vit(teacher) and teacher != RANDOM:
             raise FileNotFoundError(f"--teacher {teacher}: there is no such file, folder or name on the hub")
         scale = replace(scale, dials={**scale.dials, "teacher": str(path) if path.exists() else teacher})
     if arms:

@@ -6,29 +6,29 @@ ViTs are one module (`vit.py`) under different descriptions; a family is a file 
 `dino.py`, ...).
 """
 
-from .encoder import ForeignEncoder, describe, fresh, load_encoder
-from .files import State, read_weights
-from .input_channels import adapt_bands, with_bands
+from .encoder import PublicViT, describe, load_encoder, untrained_vit
+from .files import StateDict, read_weights
+from .input_channels import adapt_channels, with_channels
 from .load_report import KeyReport, load_weights
-from .locate import Found, find, is_foreign
-from .mae import translate
-from .vit import Spec, ViT
+from .locate import WeightFiles, find_weights, is_public_vit
+from .mae import to_own_names
+from .vit import ViT, ViTConfig
 
 __all__ = [
-    "ForeignEncoder",
-    "Found",
     "KeyReport",
-    "Spec",
-    "State",
+    "PublicViT",
+    "StateDict",
     "ViT",
-    "adapt_bands",
+    "ViTConfig",
+    "WeightFiles",
+    "adapt_channels",
     "describe",
-    "find",
-    "fresh",
-    "is_foreign",
+    "find_weights",
+    "is_public_vit",
     "load_encoder",
     "load_weights",
     "read_weights",
-    "translate",
-    "with_bands",
+    "to_own_names",
+    "untrained_vit",
+    "with_channels",
 ]

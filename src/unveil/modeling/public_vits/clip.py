@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from .files import State
+from .files import StateDict
 from .key_maps import OPENAI, TRANSFORMERS, rename
-from .locate import Found
+from .locate import WeightFiles
 from .spec_from_weights import Traits, activation_of, normalisation
 
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
 
-def read(found: Found) -> tuple[State, Traits] | None:
+def read(found: WeightFiles) -> tuple[StateDict, Traits] | None:
     """CLIP's vision tower under timm's names; None where the weights are none.
 
     Its final norm is meant for the class token, which the projection reads. Without a configuration the activation is

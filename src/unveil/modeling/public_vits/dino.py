@@ -7,16 +7,16 @@ import re
 import torch
 
 from ..types import IMAGENET_MEAN, IMAGENET_STD
-from .files import State
+from .files import StateDict
 from .key_maps import TRANSFORMERS, WRAPPERS, rename
-from .locate import Found
+from .locate import WeightFiles
 from .spec_from_weights import Traits, activation_of, normalisation
 
 _CHUNKS = ((r"^blocks\.\d+\.(\d+\.)", r"blocks.\1"),)  # blocks of a run on many machines lie in groups
 _HUGE = 1280, 20  # DINOv3's H+ has heads of 64 channels, where other ViTs of its width have 16
 
 
-def read(found: Found) -> tuple[State, Traits] | None:
+def read(found: WeightFiles) -> tuple[StateDict, Traits] | None:
     """DINOv2's or DINOv3's weights under timm's names; None where the weights are neither.
 
     DINOv2 is told by its layer scale, DINOv3 by registers without a table of positions.
@@ -59,9 +59,9 @@ def read(found: Found) -> tuple[State, Traits] | None:
     )
 
 
-def _unmasked(state: State) -> State:
+def _unmasked(state: StateDict) -> StateDict:
     """DINOv3's keys have no bias: the public file has one with a mask over it, where it may hold anything."""
-    unmasked: State = {}
+    unmasked: StateDict = {}
     for name, tensor in state.items():
         if name.endswith("qkv.bias") and f"{name}_mask" in state:
             query, _, value = tensor.chunk(3)

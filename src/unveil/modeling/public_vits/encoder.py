@@ -17,14 +17,16 @@ from ..types import Batch, FeatureSpec, Layout, Modality, Observation, to_float
 from . import clip, dino, multimae
 from . import timm_vit as plain
 from . import unveil_runs as own
-from .files import State
+from .files import StateDict
 from .load_report import load_weights
-from .locate import Found, find
+from .locate import WeightFiles, find_weights
 from .spec_from_weights import Traits, assemble
-from .vit import Spec, ViT
+from .vit import ViT, ViTConfig
 
 Pool = Literal["cls", "mean", "both"]
-FAMILIES: tuple[Callable[[Found], tuple[State, Traits] | None], ...] = (  # the first that knows the names reads them
+FAMILIES: tuple[
+    Callable[[WeightFiles], tuple[StateDict, Traits] | None], ...
+] = (  # the first that knows the names reads them
     own.read,
     multimae.read,
     clip.read,
@@ -34,7 +36,7 @@ FAMILIES: tuple[Callable[[Found], tuple[State, Traits] | None], ...] = (  # the 
 MATCHED = 0.9  # of an encoder's tensors; with fewer the file is of something else
 
 
-class ForeignEncoder(nn.Module):
+class PublicViT(nn.Module):
     """Images in [0, 1] -> features, with the normalisation that the encoder was trained with."""
 
     mean: Tensor
@@ -43,24 +45,24 @@ class ForeignEncoder(nn.Module):
     def __init__(self, vit: ViT, pool: Pool = "mean"):
         super().__init__()
         self.vit, self.pool = vit, pool
-        self.register_buffer("mean", torch.tensor(vit.spec.mean)[:, None, None], persistent=False)
-        self.register_buffer("std", torch.tensor(vit.spec.std)[:, None, None], persistent=False)
+        self.register_buffer("mean", torch.tensor(vit.config.mean)[:, None, None], persistent=False)
+        self.register_buffer("std", torch.tensor(vit.config.std)[:, None, None], persistent=False)
         self.eval().requires_grad_(False)
 
     @property
-    def spec(self) -> Spec:
+    def config(self) -> ViTConfig:
         """What the encoder is."""
-        return self.vit.spec
+        return self.vit.config
 
     @property
     def channels(self) -> int:
         """Channels of the images it reads."""
-        return self.spec.channels
+        return self.config.channels
 
     @property
     def image_size(self) -> tuple[int, int]:
         """Height and width it was trained at; other sizes that the patch divides work too."""
-        return self.spec.grid[0] * self.spec.patch, self.spec.grid[1] * self.spec.patch
+        return self.config.grid[0] * self.config.patch, self.config.grid[1] * self.config.patch
 
     @property
     def device(self) -> torch.device:
@@ -70,17 +72,17 @@ class ForeignEncoder(nn.Module):
     @property
     def dim(self) -> int:
         """Width of a token's features before any projection."""
-        return self.spec.width
+        return self.config.width
 
     @property
     def depth(self) -> int:
         """The number of its blocks."""
-        return self.spec.depth
+        return self.config.depth
 
     @property
     def num_prefix(self) -> int:
         """How many tokens come before those of the patches: class token, registers."""
-        return self.spec.num_prefix
+        return self.config.num_prefix
 
     @property
     def final_norm(self) -> nn.Module:
@@ -90,32 +92,32 @@ class ForeignEncoder(nn.Module):
     @property
     def statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """The mean and the standard deviation of each channel, by which it normalises images itself."""
-        return self.spec.mean, self.spec.std
+        return self.config.mean, self.config.std
 
     def normalised(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
         """Images as the ViT reads them. Raises ValueError where the patch does not divide them."""
-        if images.shape[-2] % self.spec.patch or images.shape[-1] % self.spec.patch:
+        if images.shape[-2] % self.config.patch or images.shape[-1] % self.config.patch:
             raise ValueError(
                 f"images of {images.shape[-2]} x {images.shape[-1]} are not divided by this encoder's patches of"
-                f" {self.spec.patch}; give another size, such as {self.image_size[0]} x {self.image_size[1]}"
+                f" {self.config.patch}; give another size, such as {self.image_size[0]} x {self.image_size[1]}"
             )
         return (images - self.mean) / self.std
 
     def observe(
-        self, images: Float[Tensor, "B C H W"], grid: tuple[int, int], reading: FeatureSpec, modality: str = "rgb"
+        self, images: Float[Tensor, "B C H W"], grid: tuple[int, int], spec: FeatureSpec, modality: str = "rgb"
     ) -> Observation:
         """What it sees in images that are resized to this grid of its patches; nothing beyond the reading is run."""
-        fitted = resized(images, (grid[0] * self.spec.patch, grid[1] * self.spec.patch))
-        attention, features = self.vit.read(self.normalised(fitted), reading)
+        fitted = resized(images, (grid[0] * self.config.patch, grid[1] * self.config.patch))
+        attention, features = self.vit.read(self.normalised(fitted), spec)
         features, class_token = None if features is None else features.float(), None
-        if features is not None and reading.class_token:
+        if features is not None and spec.class_token:
             class_token, features = features[:, 0], features[:, self.num_prefix :]
         layout = Layout({modality: slice(0, grid[0] * grid[1])}, grid)
         return Observation(layout, attention, features, class_token=class_token)
 
-    def feature_dim(self, reading: FeatureSpec) -> int:
+    def feature_dim(self, spec: FeatureSpec) -> int:
         """The width of the features that a reading gives."""
-        return self.spec.projection if reading.projected else self.spec.width
+        return self.config.projection if spec.projected else self.config.width
 
     def features(self, images: Float[Tensor, "B C H W"], pool: Pool) -> Float[Tensor, "B F"]:
         """The class token, the mean of the patch tokens, or both side by side.
@@ -125,19 +127,19 @@ class ForeignEncoder(nn.Module):
         if pool != "mean" and not self.num_prefix:
             raise ValueError("this encoder has no class token; use --pool mean")
         x, start = self.vit(self.normalised(images)), self.num_prefix
-        plain = x if self.spec.final_norm == "all" else F.layer_norm(x, x.shape[-1:], eps=EPS)
+        plain = x if self.config.final_norm == "all" else F.layer_norm(x, x.shape[-1:], eps=EPS)
         mean = plain[:, start:].mean(dim=1)
         if pool == "mean":
             return mean
-        cls = self.vit.norm(x[:, 0]) if self.spec.final_norm == "cls" else plain[:, 0]
+        cls = self.vit.norm(x[:, 0]) if self.config.final_norm == "cls" else plain[:, 0]
         return cls if pool == "cls" else torch.cat([cls, mean], dim=1)
 
     def maps(self, images: Float[Tensor, "B C H W"], blocks: Sequence[int]) -> list[Float[Tensor, "B K D"]]:
         """The outputs of these blocks, counted from 1, before any final norm: prefix tokens, then patches by rows."""
-        x, turn = self.vit.begin(self.normalised(images))
+        x, rotation = self.vit.begin(self.normalised(images))
         outputs = []
         for block in self.vit.blocks:
-            x = block(x, turn)
+            x = block(x, rotation)
             outputs.append(x)
         return [outputs[block - 1] for block in blocks]
 
@@ -149,7 +151,7 @@ class ForeignEncoder(nn.Module):
     @property
     def patch(self) -> int:
         """A patch's side in pixels."""
-        return self.spec.patch
+        return self.config.patch
 
     def tokens(self, batch: Batch, blocks: Sequence[int]) -> list[Float[Tensor, "B K D"]]:
         """The outputs of these blocks, as `maps`, of a batch's pictures."""
@@ -178,24 +180,24 @@ def resized(images: Float[Tensor, "B C H W"], size: tuple[int, int]) -> Float[Te
     return F.interpolate(images, size, mode="bicubic", align_corners=False, antialias=True).clamp(0, 1)
 
 
-def fresh(spec: Spec, seed: int, pool: Pool = "mean") -> ForeignEncoder:
+def untrained_vit(config: ViTConfig, seed: int, pool: Pool = "mean") -> PublicViT:
     """An encoder of this description as it is before any training; torch's own chance is left as it was."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return ForeignEncoder(ViT(spec), pool)
+        return PublicViT(ViT(config), pool)
 
 
-def load_encoder(address: str | Path, pool: Pool = "mean") -> ForeignEncoder:
+def load_encoder(address: str | Path, pool: Pool = "mean") -> PublicViT:
     """A public ViT, frozen, from a weight file, a folder with its configuration, a run of ours or a name on the hub.
 
     What it is, and a table of what became of every key, are told. Raises FileNotFoundError when there is nothing at
     the address, OSError when the hub does not answer, ValueError for weights that are no ViT, that hold more than
     tensors, or that fill less than 90 % of the encoder they look like.
     """
-    found = find(address)
-    spec, state, family = _recognise(found)
+    found = find_weights(address)
+    config, state, family = _recognise(found)
     with torch.random.fork_rng(devices=[]):  # what is drawn here is overwritten, and no part of the run's chance
-        vit = ViT(spec)
+        vit = ViT(config)
     report = load_weights(vit, state)
     needed = len(vit.state_dict())
     if len(report.loaded) < MATCHED * needed:
@@ -204,23 +206,23 @@ def load_encoder(address: str | Path, pool: Pool = "mean") -> ForeignEncoder:
             f" it. Missing: {_some(report.missing)}. Of another shape: {_some(report.reshaped)}."
             f" Left out: {_some(report.unexpected)}"
         )
-    encoder = ForeignEncoder(vit, pool)
+    encoder = PublicViT(vit, pool)
     height, width = encoder.image_size
-    heads = f"{spec.heads} head{'s' * (spec.heads > 1)}"
+    heads = f"{config.heads} head{'s' * (config.heads > 1)}"
     log(
-        f"{address}: {family}, {spec.depth} blocks of width {spec.width}, {heads}, patch {spec.patch} at"
-        f" {height} x {width}, {spec.activation}; images normalised by mean {_numbers(spec.mean)} and std"
-        f" {_numbers(spec.std)}\n{report}"
+        f"{address}: {family}, {config.depth} blocks of width {config.width}, {heads}, patch {config.patch} at"
+        f" {height} x {width}, {config.activation}; images normalised by mean {_numbers(config.mean)} and std"
+        f" {_numbers(config.std)}\n{report}"
     )
     return encoder
 
 
-def describe(address: str | Path) -> Spec:
+def describe(address: str | Path) -> ViTConfig:
     """What the encoder at an address is, as `load_encoder` would make it."""
-    return _recognise(find(address))[0]
+    return _recognise(find_weights(address))[0]
 
 
-def _recognise(found: Found) -> tuple[Spec, State, str]:
+def _recognise(found: WeightFiles) -> tuple[ViTConfig, StateDict, str]:
     for read in FAMILIES:
         known = read(found)
         if known is not None:

@@ -12,10 +12,10 @@ from torch import Tensor
 
 from .torchscript import is_script, read_script
 
-State = dict[str, Tensor]
+StateDict = dict[str, Tensor]
 
 
-def read_weights(path: str | Path) -> State:
+def read_weights(path: str | Path) -> StateDict:
     """The tensors of a weight file, under the names that the file gives them; of a script, those of its state dict.
 
     Raises FileNotFoundError when there is no such file, ValueError for a file that holds no weights, or a pickle with

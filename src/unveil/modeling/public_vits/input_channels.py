@@ -9,10 +9,12 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 
-from .files import State
+from .files import StateDict
 
 
-def adapt_bands(weight: Float[Tensor, "D K"], trained: int, channels: int, how: Sequence[str]) -> Float[Tensor, "D L"]:
+def adapt_channels(
+    weight: Float[Tensor, "D K"], trained: int, channels: int, how: Sequence[str]
+) -> Float[Tensor, "D L"]:
     """A patch projection for `channels` bands from one for `trained`, laid out row, column, channel.
 
     `how` is `mean`: every band gets the mean filter; `repeat`: the filters in turn; or one word for each band: the
@@ -38,7 +40,7 @@ def adapt_bands(weight: Float[Tensor, "D K"], trained: int, channels: int, how: 
     return rearrange(torch.stack(taken), "c d s -> d (s c)")
 
 
-def with_bands(state: State, modality: str, channels: int, side: int, how: Sequence[str]) -> State:
+def with_channels(state: StateDict, modality: str, channels: int, side: int, how: Sequence[str]) -> StateDict:
     """Weights whose projection of a modality is adapted to its bands; one trained on rgb stands in for it.
 
     Raises ValueError when the weights have no such projection, or one of another patch.
@@ -51,7 +53,7 @@ def with_bands(state: State, modality: str, channels: int, side: int, how: Seque
     if weight.shape[1] % side**2:
         raise ValueError(f"--init-bands: the weights were trained on another patch than {side} x {side}; give --patch")
     kept = {name: tensor for name, tensor in state.items() if not name.startswith(f"{found}.")}
-    kept[f"{names[0]}.weight"] = adapt_bands(weight, weight.shape[1] // side**2, channels, how)
+    kept[f"{names[0]}.weight"] = adapt_channels(weight, weight.shape[1] // side**2, channels, how)
     if f"{found}.bias" in state:
         kept[f"{names[0]}.bias"] = state[f"{found}.bias"]
     return kept

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from .files import State
+from .files import StateDict
 
 Table = Sequence[tuple[str, str]]  # a pattern and what it becomes, tried in this order
 
@@ -58,9 +58,9 @@ OPENAI: Table = (
 _TRIPLES = (("query", "key", "value"), ("q_proj", "k_proj", "v_proj"))
 
 
-def rename(state: Mapping[str, Tensor], table: Table) -> State:
+def rename(state: Mapping[str, Tensor], table: Table) -> StateDict:
     """The tensors under their new names; those that no pattern fits keep theirs."""
-    renamed: State = {}
+    renamed: StateDict = {}
     for name, tensor in state.items():
         for pattern, new in table:
             name = re.sub(pattern, new, name)
@@ -68,7 +68,7 @@ def rename(state: Mapping[str, Tensor], table: Table) -> State:
     return renamed
 
 
-def fuse(state: Mapping[str, Tensor]) -> State:
+def fuse(state: Mapping[str, Tensor]) -> StateDict:
     """Separate query, key and value projections -> one matrix. A bias that one of them goes without is 0."""
     fused = dict(state)
     for name, tensor in state.items():

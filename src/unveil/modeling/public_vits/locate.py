@@ -13,7 +13,7 @@ from safetensors import safe_open
 
 from ...runs.checkpoint import read_latest
 from ...runs.folder import read_metadata
-from .files import State, read_weights
+from .files import StateDict, read_weights
 
 _INDICES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 _SAFE = ("model.safetensors", "open_clip_model.safetensors")
@@ -25,19 +25,19 @@ _HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 
 
 @dataclass(frozen=True)
-class Found:
+class WeightFiles:
     """The weights at an address, with what the files beside them say: `config` is empty where there is none.
 
     Of our own runs, `config` holds the facts of `run.json` under "unveil".
     """
 
     address: str
-    state: State
+    state: StateDict
     config: Mapping[str, Any] = field(default_factory=dict)
     preprocessing: Mapping[str, Any] = field(default_factory=dict)
 
 
-def is_foreign(address: str | Path) -> bool:
+def is_public_vit(address: str | Path) -> bool:
     """Whether an address is other weights than a run folder: a file, a folder with weights, or a hub's name."""
     path = Path(address).expanduser()
     if path.is_dir():
@@ -52,7 +52,7 @@ def is_hub_name(address: str | Path) -> bool:
     return named and not path.exists() and not path.parent.exists() and path.suffix not in _WEIGHT_FILES
 
 
-def find(address: str | Path) -> Found:
+def find_weights(address: str | Path) -> WeightFiles:
     """The weights at an address.
 
     Raises FileNotFoundError when there is nothing, OSError when the hub does not answer, ValueError for what holds no
@@ -65,28 +65,28 @@ def find(address: str | Path) -> Found:
         return _of_folder(_download(str(address)), str(address))
     state = read_weights(path)
     if path.name not in (*_SAFE, *_PICKLES):  # a file with a name of its own: what lies beside it may be another's
-        return Found(str(address), state, _own_facts(path))
+        return WeightFiles(str(address), state, _own_facts(path))
     config, preprocessing = _config(path.parent), _read_json(path.parent / _PREPROCESSING)
-    return Found(str(address), state, config | _own_facts(path), preprocessing)
+    return WeightFiles(str(address), state, config | _own_facts(path), preprocessing)
 
 
-def _of_run(path: Path) -> Found:
+def _of_run(path: Path) -> WeightFiles:
     found, complaints = read_latest(path)
     if found is None:
         raise ValueError(f"{path} has no whole checkpoint yet" + "".join(f"; {c}" for c in complaints))
-    return Found(str(path), found.model, {"unveil": read_metadata(path)})
+    return WeightFiles(str(path), found.model, {"unveil": read_metadata(path)})
 
 
-def _of_folder(path: Path, address: str) -> Found:
+def _of_folder(path: Path, address: str) -> WeightFiles:
     config, preprocessing = _config(path), _read_json(path / _PREPROCESSING)
     for index in _INDICES:
         shards = sorted(set(_read_json(path / index).get("weight_map", {}).values()))
         if shards:
             state = {name: tensor for shard in shards for name, tensor in read_weights(path / shard).items()}
-            return Found(address, state, config, preprocessing)
+            return WeightFiles(address, state, config, preprocessing)
     for name in (*_SAFE, *_PICKLES):
         if (path / name).exists():
-            return Found(address, read_weights(path / name), config, preprocessing)
+            return WeightFiles(address, read_weights(path / name), config, preprocessing)
     raise FileNotFoundError(f"{address} has no weights: none of {', '.join((*_SAFE, *_PICKLES))} is there")
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..layers import sincos_positions
-from .files import State
+from .files import StateDict
 from .key_maps import TRANSFORMERS, fuse, rename
 from .multimodal import is_multimae, translate_multimae
 
@@ -34,7 +34,7 @@ _DECODER = (  # of transformers' ViTMAE
 )
 
 
-def translate(state: Mapping[str, Tensor], modality: str = "rgb") -> State:
+def to_own_names(state: Mapping[str, Tensor], modality: str = "rgb") -> StateDict:
     """Public MAE, CrossMAE or transformers' ViTMAE weights under our names; our own pass as they are.
 
     Fixed sine-cosine tables are left out: they are computed. A learned one stays under its own name, which no model
@@ -47,7 +47,7 @@ def translate(state: Mapping[str, Tensor], modality: str = "rgb") -> State:
     state = {name.removeprefix("module."): tensor for name, tensor in state.items()}  # of a distributed run
     if any(name.startswith(("vit.", "embeddings.")) for name in state):
         state = fuse(rename(state, (*TRANSFORMERS, *_DECODER)))
-    ours: State = {}
+    ours: StateDict = {}
     for name, tensor in state.items():
         if name in ("pos_embed", "decoder_pos_embed") and _is_sincos(tensor):
             continue

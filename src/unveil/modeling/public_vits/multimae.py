@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 
 from ..types import IMAGENET_MEAN, IMAGENET_STD
-from .files import State
+from .files import StateDict
 from .key_maps import WRAPPERS, rename
-from .locate import Found
+from .locate import WeightFiles
 from .spec_from_weights import Traits, normalisation
 
 _PUBLIC = (
@@ -16,7 +16,7 @@ _PUBLIC = (
 )
 
 
-def read(found: Found) -> tuple[State, Traits] | None:
+def read(found: WeightFiles) -> tuple[StateDict, Traits] | None:
     """MultiMAE's weights under timm's names; None where the weights are none.
 
     Its global token takes the class token's place: to attention their order is nothing. Its positions come with it,

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..layers import sincos_positions
-from .files import State
+from .files import StateDict
 
 _NAMES = (
     (r"^global_tokens$", "encoder.prefix"),
@@ -39,13 +39,13 @@ def is_multimae(state: Mapping[str, Tensor]) -> bool:
     return any(name.startswith("input_adapters.") for name in state)
 
 
-def translate_multimae(state: Mapping[str, Tensor]) -> State:
+def translate_multimae(state: Mapping[str, Tensor]) -> StateDict:
     """Public MultiMAE weights under our names, modalities under theirs; objectives follow the order of the decoders.
 
     Fixed sine-cosine tables are left out: they are computed. A learned one stays, and the table of keys tells of it.
     """
     outputs = list(dict.fromkeys(name.split(".")[1] for name in state if name.startswith("output_adapters.")))
-    ours: State = {}
+    ours: StateDict = {}
     for name, tensor in state.items():
         if name.endswith(".pos_emb") and _is_sincos(tensor):
             continue

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from ..types import IMAGENET_MEAN, IMAGENET_STD
-from .files import State
+from .files import StateDict
 from .key_maps import fuse
-from .locate import Found
-from .vit import Activation, Spec
+from .locate import WeightFiles
+from .vit import Activation, ViTConfig
 
 HEADS = {  # by width, of the ViTs that are public; others have one for every 64 channels
     192: 3, 384: 6, 768: 12, 1024: 16, 1152: 16, 1280: 16, 1408: 16, 1536: 24, 1664: 16, 4096: 32,
@@ -53,7 +53,7 @@ def activation_of(word: str) -> Activation:
 
 
 def normalisation(
-    found: Found, mean: tuple[float, ...], std: tuple[float, ...]
+    found: WeightFiles, mean: tuple[float, ...], std: tuple[float, ...]
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """The mean and std that files beside the weights tell (transformers, timm, OpenCLIP), or else these."""
     told: Mapping[str, Any] = found.preprocessing
@@ -63,7 +63,7 @@ def normalisation(
     return tuple(told.get("mean", mean)), tuple(told.get("std", std))
 
 
-def assemble(state: State, traits: Traits) -> tuple[Spec, State]:
+def assemble(state: StateDict, traits: Traits) -> tuple[ViTConfig, StateDict]:
     """The description of a checkpoint under timm's names, and its tensors under those of our ViT.
 
     Raises ValueError for one that is no plain ViT.
@@ -90,7 +90,7 @@ def assemble(state: State, traits: Traits) -> tuple[Spec, State]:
     if table is not None:
         ours["table"], grid = table, (table.shape[0], table.shape[1])
     projection = state.get("projection.weight")
-    spec = Spec(
+    config = ViTConfig(
         width=width,
         depth=blocks,
         heads=heads,
@@ -112,7 +112,7 @@ def assemble(state: State, traits: Traits) -> tuple[Spec, State]:
         mean=traits.mean,
         std=traits.std,
     )
-    return spec, ours
+    return config, ours
 
 
 def _num_blocks(state: Mapping[str, Tensor]) -> int:
@@ -125,9 +125,9 @@ def _some(state: Mapping[str, Tensor]) -> str:
     return f"{', '.join(names[:6])}{', ...' if len(names) > 6 else ''}"
 
 
-def _one_mlp(state: State) -> State:
+def _one_mlp(state: StateDict) -> StateDict:
     """A gated MLP's two first projections as one, the gate before what it gates (DINOv2's w12, timm's packed fc1)."""
-    joined: State = {}
+    joined: StateDict = {}
     for name, tensor in state.items():
         match = re.fullmatch(r"(blocks\.\d+\.mlp\.)(\w+)\.(weight|bias)", name)
         part = match[2] if match else ""

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from ..types import IMAGENET_MEAN, IMAGENET_STD
 from . import clip
-from .files import State
+from .files import StateDict
 from .key_maps import TRANSFORMERS, WRAPPERS, rename
-from .locate import Found
+from .locate import WeightFiles
 from .spec_from_weights import Traits, activation_of, normalisation
 
 _HALF = (0.5, 0.5, 0.5)
 
 
-def read(found: Found) -> tuple[State, Traits] | None:
+def read(found: WeightFiles) -> tuple[StateDict, Traits] | None:
     """A plain ViT's weights under timm's names; None where the weights are none.
 
     Without files beside them, transformers' ViT has its images normalised to [-1, 1], as it was trained, and all

@@ -6,8 +6,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from .files import State
-from .locate import Found
+from .files import StateDict
+from .locate import WeightFiles
 from .spec_from_weights import Traits
 
 _ADAPTER = "encoder.adapters."
@@ -17,7 +17,7 @@ def _own(modality: Mapping[str, Any]) -> str:
     return f"{_ADAPTER}{modality['name']}.proj."
 
 
-def read(found: Found) -> tuple[State, Traits] | None:
+def read(found: WeightFiles) -> tuple[StateDict, Traits] | None:
     """The encoder of a run under timm's names; None where the weights are none of ours.
 
     Raises ValueError for a checkpoint that does not say how its images were normalised.

@@ -20,11 +20,11 @@ from ..patches import patchify
 from ..types import IMAGENET_MEAN, IMAGENET_STD, FeatureSpec
 
 Activation = Literal["gelu", "gelu-tanh", "quick-gelu", "silu"]
-Turn = tuple[Float[Tensor, "N d"], Float[Tensor, "N d"]]  # cosines and sines of the angles of patches
+Rotation = tuple[Float[Tensor, "N d"], Float[Tensor, "N d"]]  # cosines and sines of the angles of patches
 
 
 @dataclass(frozen=True)
-class Spec:
+class ViTConfig:
     """What a public ViT is, and how its images are normalised (units of [0, 1] images).
 
     `grid` is that of the images it was trained on. `positions` are a learned table that is resized bicubically
@@ -80,11 +80,11 @@ ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
 }
 
 
-def rotate(x: Float[Tensor, "B H K d"], turn: Turn | None) -> Float[Tensor, "B H K d"]:
+def rotate(x: Float[Tensor, "B H K d"], rotation: Rotation | None) -> Float[Tensor, "B H K d"]:
     """Queries or keys with those of the patches turned by their angles; prefix tokens have no place (DINOv3)."""
-    if turn is None:
+    if rotation is None:
         return x
-    cos, sin = turn
+    cos, sin = rotation
     prefix, patches = x.split([x.shape[-2] - len(cos), len(cos)], dim=-2)
     left, right = patches.chunk(2, dim=-1)
     turned = patches * cos + torch.cat([-right, left], dim=-1) * sin
@@ -100,20 +100,20 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(dim, 3 * dim)
         self.proj = nn.Linear(dim, dim)
 
-    def forward(self, x: Float[Tensor, "B K D"], turn: Turn | None) -> Float[Tensor, "B K D"]:
+    def forward(self, x: Float[Tensor, "B K D"], rotation: Rotation | None) -> Float[Tensor, "B K D"]:
         q, k, v = (part.transpose(1, 2) for part in self.qkv(x).unflatten(-1, (3, self.heads, -1)).unbind(2))
-        x = F.scaled_dot_product_attention(rotate(q, turn), rotate(k, turn), v)
+        x = F.scaled_dot_product_attention(rotate(q, rotation), rotate(k, rotation), v)
         return self.proj(x.transpose(1, 2).flatten(2))
 
     def attention_to_patches(
-        self, x: Float[Tensor, "B K D"], query: str, num_prefix: int, turn: Turn | None
+        self, x: Float[Tensor, "B K D"], query: str, num_prefix: int, rotation: Rotation | None
     ) -> Float[Tensor, "B H N"]:
         """The attention that patches get, head by head; `query` as in `FeatureSpec.attention`. No values are computed.
 
         Of all rows, some are computed at a time: the whole map would be the largest tensor of the step.
         """
-        keys = rotate(self._part(x, 1), turn)
-        asking = self._part(x[:, :1], 0) if query == "cls" else rotate(self._part(x, 0), turn)[:, :, num_prefix:]
+        keys = rotate(self._part(x, 1), rotation)
+        asking = self._part(x[:, :1], 0) if query == "cls" else rotate(self._part(x, 0), rotation)[:, :, num_prefix:]
         if query == "mean":
             asking = asking.mean(dim=2, keepdim=True)
         scale = keys.shape[-1] ** -0.5
@@ -121,10 +121,10 @@ class Attention(nn.Module):
         return torch.stack(rows).sum(dim=0)[:, :, num_prefix:] / asking.shape[2]
 
     def between_patches(
-        self, x: Float[Tensor, "B K D"], num_prefix: int, turn: Turn | None
+        self, x: Float[Tensor, "B K D"], num_prefix: int, rotation: Rotation | None
     ) -> Float[Tensor, "B H N N"]:
         """How much each patch attends to each patch, head by head."""
-        asking, keys = (rotate(self._part(x, part), turn) for part in (0, 1))
+        asking, keys = (rotate(self._part(x, part), rotation) for part in (0, 1))
         scores = asking[:, :, num_prefix:] @ keys.mT * keys.shape[-1] ** -0.5
         return scores.float().softmax(dim=-1)[..., num_prefix:]
 
@@ -137,11 +137,11 @@ class Attention(nn.Module):
 class Mlp(nn.Module):
     """Two linear layers with an activation between; gated, the first gives the gate and then what it gates."""
 
-    def __init__(self, spec: Spec):
+    def __init__(self, config: ViTConfig):
         super().__init__()
-        self.activate, self.is_gated = ACTIVATIONS[spec.activation], spec.is_gated
-        self.fc1 = nn.Linear(spec.width, spec.hidden * (2 if spec.is_gated else 1))
-        self.fc2 = nn.Linear(spec.hidden, spec.width)
+        self.activate, self.is_gated = ACTIVATIONS[config.activation], config.is_gated
+        self.fc1 = nn.Linear(config.width, config.hidden * (2 if config.is_gated else 1))
+        self.fc2 = nn.Linear(config.hidden, config.width)
 
     def forward(self, x: Float[Tensor, "B K D"]) -> Float[Tensor, "B K D"]:
         x = self.fc1(x)
@@ -165,100 +165,100 @@ class Scale(nn.Module):
 class Block(nn.Module):
     """Pre-norm transformer block."""
 
-    def __init__(self, spec: Spec):
+    def __init__(self, config: ViTConfig):
         super().__init__()
-        self.norm1 = nn.LayerNorm(spec.width, eps=spec.eps)
-        self.attn = Attention(spec.width, spec.heads)
-        self.ls1 = Scale(spec.width) if spec.has_layer_scale else nn.Identity()
-        self.norm2 = nn.LayerNorm(spec.width, eps=spec.eps)
-        self.mlp = Mlp(spec)
-        self.ls2 = Scale(spec.width) if spec.has_layer_scale else nn.Identity()
+        self.norm1 = nn.LayerNorm(config.width, eps=config.eps)
+        self.attn = Attention(config.width, config.heads)
+        self.ls1 = Scale(config.width) if config.has_layer_scale else nn.Identity()
+        self.norm2 = nn.LayerNorm(config.width, eps=config.eps)
+        self.mlp = Mlp(config)
+        self.ls2 = Scale(config.width) if config.has_layer_scale else nn.Identity()
 
-    def forward(self, x: Float[Tensor, "B K D"], turn: Turn | None) -> Float[Tensor, "B K D"]:
-        x = x + self.ls1(self.attn(self.norm1(x), turn))
+    def forward(self, x: Float[Tensor, "B K D"], rotation: Rotation | None) -> Float[Tensor, "B K D"]:
+        x = x + self.ls1(self.attn(self.norm1(x), rotation))
         return x + self.ls2(self.mlp(self.norm2(x)))
 
 
 class ViT(nn.Module):
-    """A plain ViT after its `Spec`: normalised images -> R prefix tokens (the class token first), then patches.
+    """A plain ViT after its `ViTConfig`: normalised images -> R prefix tokens (the class token first), then patches.
 
     What a class or register token and its place add up to is one parameter, `prefix`.
     """
 
-    def __init__(self, spec: Spec):
+    def __init__(self, config: ViTConfig):
         super().__init__()
-        self.spec = spec
-        self.embed = nn.Linear(spec.channels * spec.patch**2, spec.width)
-        self.prefix = token(spec.num_prefix, spec.width)
-        if spec.positions == "table":
-            self.table = token(*spec.grid, spec.width)
-        elif spec.positions == "sincos":
-            self.waves = Positions(spec.grid, spec.width)
-        self.norm_pre = nn.LayerNorm(spec.width, eps=spec.eps) if spec.has_pre_norm else nn.Identity()
-        self.blocks = in_order(Block(spec) for _ in range(spec.depth))
-        self.norm = nn.Identity() if spec.final_norm == "none" else nn.LayerNorm(spec.width, eps=spec.eps)
-        if spec.projection:
-            self.projection = nn.Linear(spec.width, spec.projection, bias=False)
+        self.config = config
+        self.embed = nn.Linear(config.channels * config.patch**2, config.width)
+        self.prefix = token(config.num_prefix, config.width)
+        if config.positions == "table":
+            self.table = token(*config.grid, config.width)
+        elif config.positions == "sincos":
+            self.waves = Positions(config.grid, config.width)
+        self.norm_pre = nn.LayerNorm(config.width, eps=config.eps) if config.has_pre_norm else nn.Identity()
+        self.blocks = in_order(Block(config) for _ in range(config.depth))
+        self.norm = nn.Identity() if config.final_norm == "none" else nn.LayerNorm(config.width, eps=config.eps)
+        if config.projection:
+            self.projection = nn.Linear(config.width, config.projection, bias=False)
         self.apply(initialise)
 
     def places(self, grid: tuple[int, int]) -> Float[Tensor, "N D"] | float:
         """What is added to the patches of a grid: the table, resized where the grid is another; 0 for rotary ones."""
-        if self.spec.positions == "rotary":
+        if self.config.positions == "rotary":
             return 0.0
-        if self.spec.positions == "sincos":
+        if self.config.positions == "sincos":
             return self.waves(grid)
-        if grid == self.spec.grid:
+        if grid == self.config.grid:
             return self.table.flatten(0, 1)
         table = self.table.permute(2, 0, 1)[None].float()
-        resized = F.interpolate(table, grid, mode="bicubic", align_corners=False, antialias=self.spec.antialias)
+        resized = F.interpolate(table, grid, mode="bicubic", align_corners=False, antialias=self.config.antialias)
         return resized[0].flatten(1).T
 
-    def turns(self, grid: tuple[int, int]) -> Turn | None:
+    def turns(self, grid: tuple[int, int]) -> Rotation | None:
         """Cosines and sines by which queries and keys are turned: row and column of a patch's centre in [-1, 1]."""
-        if self.spec.positions != "rotary":
+        if self.config.positions != "rotary":
             return None
-        device, quarter = self.prefix.device, self.spec.width // self.spec.heads // 4
+        device, quarter = self.prefix.device, self.config.width // self.config.heads // 4
         rows, columns = ((torch.arange(n, device=device) + 0.5) / n * 2 - 1 for n in grid)
         centres = torch.stack(torch.meshgrid(rows, columns, indexing="ij"), dim=-1).flatten(0, 1)  # N 2
-        frequencies = self.spec.theta ** -(torch.arange(quarter, device=device) / quarter)
+        frequencies = self.config.theta ** -(torch.arange(quarter, device=device) / quarter)
         angles = (2 * math.pi * centres[:, :, None] * frequencies).flatten(1).tile(2)  # N d
         return angles.cos(), angles.sin()
 
-    def begin(self, images: Float[Tensor, "B C H W"]) -> tuple[Float[Tensor, "B K D"], Turn | None]:
+    def begin(self, images: Float[Tensor, "B C H W"]) -> tuple[Float[Tensor, "B K D"], Rotation | None]:
         """What the first block reads, and the turns of all blocks."""
-        grid = images.shape[-2] // self.spec.patch, images.shape[-1] // self.spec.patch
-        patches = self.embed(patchify(images, self.spec.patch)) + self.places(grid)
+        grid = images.shape[-2] // self.config.patch, images.shape[-1] // self.config.patch
+        patches = self.embed(patchify(images, self.config.patch)) + self.places(grid)
         x = torch.cat([self.prefix.expand(len(images), -1, -1).to(patches.dtype), patches], dim=1)
         return self.norm_pre(x), self.turns(grid)
 
     def forward(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B K D"]:
         """Normalised images -> the last map, as its source hands it on: after the final norm where that covers it."""
-        x, turn = self.begin(images)
+        x, rotation = self.begin(images)
         for block in self.blocks:
-            x = block(x, turn)
-        return self.norm(x) if self.spec.final_norm == "all" else x
+            x = block(x, rotation)
+        return self.norm(x) if self.config.final_norm == "all" else x
 
     def read(
-        self, images: Float[Tensor, "B C H W"], reading: FeatureSpec
+        self, images: Float[Tensor, "B C H W"], spec: FeatureSpec
     ) -> tuple[Float[Tensor, "B heads N"] | None, Float[Tensor, "B K F"] | None]:
         """Attention and features of the patches; blocks are run only as far as the reading needs.
 
         Where the class token is read, all prefix tokens' features come before the patches'.
         """
-        self.check(reading)
-        depth, start = self.spec.depth, self.spec.num_prefix
-        first = 0 if reading.class_token else start
-        x, turn = self.begin(images)
+        self.check(spec)
+        depth, start = self.config.depth, self.config.num_prefix
+        first = 0 if spec.class_token else start
+        x, rotation = self.begin(images)
         attention, maps = None, []
         for index, block in enumerate(self.blocks):
-            if index == reading.layer % depth and reading.attention is not None:
-                attention = block.attn.attention_to_patches(block.norm1(x), reading.attention, start, turn)
-                if not reading.features:
+            if index == spec.layer % depth and spec.attention is not None:
+                attention = block.attn.attention_to_patches(block.norm1(x), spec.attention, start, rotation)
+                if not spec.features:
                     break
-            x = block(x, turn)
-            if index >= depth - reading.features:
+            x = block(x, rotation)
+            if index >= depth - spec.features:
                 maps.append(x[:, first:])
-        return attention, self.features(maps, reading.projected) if maps else None
+        return attention, self.features(maps, spec.projected) if maps else None
 
     def features(self, maps: list[Float[Tensor, "B N D"]], projected: bool) -> Float[Tensor, "B N F"]:
         """The mean of some blocks' outputs, each normalised, or sent through final norm and projection.
@@ -268,23 +268,23 @@ class ViT(nn.Module):
         """
         if projected:
             found = [self.projection(self.norm(m)) for m in maps]
-        elif len(maps) == 1 and self.spec.final_norm == "all":
+        elif len(maps) == 1 and self.config.final_norm == "all":
             found = [self.norm(maps[0])]
         else:
             found = [F.layer_norm(m, m.shape[-1:], eps=EPS) for m in maps]
         return torch.stack(found).mean(dim=0) if len(found) > 1 else found[0]
 
-    def check(self, reading: FeatureSpec) -> None:
+    def check(self, spec: FeatureSpec) -> None:
         """Raise ValueError for a reading that this encoder has not."""
-        depth = self.spec.depth
-        if not (-depth <= reading.layer < depth and 0 <= reading.features <= depth):
+        depth = self.config.depth
+        if not (-depth <= spec.layer < depth and 0 <= spec.features <= depth):
             raise ValueError(
                 f"an encoder of {depth} blocks has layers from {-depth} to {depth - 1} and features of up to {depth}"
-                f" blocks; got {reading.layer} and {reading.features}"
+                f" blocks; got {spec.layer} and {spec.features}"
             )
-        if reading.projected and not self.spec.projection:
+        if spec.projected and not self.config.projection:
             raise ValueError("this encoder has no output projection to read features from; ask for projected=False")
-        if reading.attention == "cls" and not self.spec.num_prefix:
+        if spec.attention == "cls" and not self.config.num_prefix:
             raise ValueError("this encoder has no class token whose attention could be read; ask for mean or all")
-        if reading.class_token and not self.spec.num_prefix:
+        if spec.class_token and not self.config.num_prefix:
             raise ValueError("this encoder has no class token whose features could be read")

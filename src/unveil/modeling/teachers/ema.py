@@ -40,7 +40,7 @@ class Momentum:
         return self.start + (self.end - self.start) * share
 
 
-class Average(nn.Module):
+class ModelEma(nn.Module):
     """A copy of a module that follows it: after each update, m x copy + (1 - m) x module, in float32.
 
     It begins as the module is now, is never trained itself and always in eval. Position tables, which are fixed, are
@@ -55,7 +55,7 @@ class Average(nn.Module):
         self.momentum = momentum
         self.progress = 0.0
 
-    def train(self, mode: bool = True) -> Average:
+    def train(self, mode: bool = True) -> ModelEma:
         """It stays in eval."""
         return super().train(False)
 
@@ -64,28 +64,28 @@ class Average(nn.Module):
         self.progress = progress
 
     @torch.no_grad()
-    def follow(self, made: Bool[Tensor, ""]) -> None:
+    def follow(self, updated: Bool[Tensor, ""]) -> None:
         """Move towards the module, or not where the update was not made; nothing waits for the device."""
         mine: list[Tensor] = list(self.copy.parameters())
         theirs: list[Tensor] = list(self.of[0].parameters())
-        step = (1 - self.momentum(self.progress)) * made
+        step = (1 - self.momentum(self.progress)) * updated
         torch._foreach_lerp_(mine, theirs, [step] * len(mine))
 
 
-def begin_averages(model: nn.Module) -> None:
+def reset_emas(model: nn.Module) -> None:
     """Every average of a model becomes what it follows is now."""
     for part in model.modules():
-        if isinstance(part, Average):
+        if isinstance(part, ModelEma):
             part.copy.load_state_dict(part.of[0].state_dict())
 
 
 class EMATeacher(nn.Module):
     """The student's encoder, averaged over time (BYOL, arXiv 2006.07733; DINO, arXiv 2104.14294)."""
 
-    def __init__(self, encoder: Encoder, momentum: Momentum, reading: FeatureSpec):
+    def __init__(self, encoder: Encoder, momentum: Momentum, spec: FeatureSpec):
         super().__init__()
-        self.average = Average(encoder, momentum)
-        self.reading = reading
+        self.average = ModelEma(encoder, momentum)
+        self.spec = spec
 
     @property
     def encoder(self) -> Encoder:
@@ -100,19 +100,19 @@ class EMATeacher(nn.Module):
 
     @torch.no_grad()
     def observe(self, batch: Batch, tokens: Tokens) -> Observation:
-        return self.encoder.observe(self.encoder.embed(batch), self.reading)
+        return self.encoder.observe(self.encoder.embed(batch), self.spec)
 
-    def after_step(self, losses: Mapping[str, Float[Tensor, ""]], made: Bool[Tensor, ""]) -> None:
-        self.average.follow(made)
+    def after_step(self, losses: Mapping[str, Float[Tensor, ""]], updated: Bool[Tensor, ""]) -> None:
+        self.average.follow(updated)
 
 
 class OnlineTeacher(nn.Module):
     """The student as it is now, without gradient; it reads the tokens that are embedded already."""
 
-    def __init__(self, encoder: Encoder, reading: FeatureSpec):
+    def __init__(self, encoder: Encoder, spec: FeatureSpec):
         super().__init__()
         self.student = (encoder,)  # in a tuple: it is the model's part, not this one's
-        self.reading = reading
+        self.spec = spec
 
     @property
     def dim(self) -> int:
@@ -121,7 +121,7 @@ class OnlineTeacher(nn.Module):
 
     @torch.no_grad()
     def observe(self, batch: Batch, tokens: Tokens) -> Observation:
-        return self.student[0].observe(replace(tokens, values=tokens.values.detach()), self.reading)
+        return self.student[0].observe(replace(tokens, values=tokens.values.detach()), self.spec)
 
 
 class LossPredictor(nn.Module):
@@ -144,7 +144,7 @@ class EMALossPredictor(nn.Module):
 
     def __init__(self, encoder: Encoder, decoder: SelfDecoder, head: nn.Linear, momentum: Momentum):
         super().__init__()
-        self.average = Average(LossPredictor(encoder, decoder, head), momentum)
+        self.average = ModelEma(LossPredictor(encoder, decoder, head), momentum)
         assert isinstance(self.average.copy, LossPredictor)
         self.average.copy.decoder.outputs = "all"  # it sees every token, and each answers from its own slot
 
@@ -152,5 +152,5 @@ class EMALossPredictor(nn.Module):
     def observe(self, batch: Batch, tokens: Tokens) -> Observation:
         return self.average.copy(batch)
 
-    def after_step(self, losses: Mapping[str, Float[Tensor, ""]], made: Bool[Tensor, ""]) -> None:
-        self.average.follow(made)
+    def after_step(self, losses: Mapping[str, Float[Tensor, ""]], updated: Bool[Tensor, ""]) -> None:
+        self.average.follow(updated)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ...runs.console import log
 from ...runs.hardware import has_native_bf16
 from ..encoder import FEATURE_SPEC, Encoder
-from ..public_vits import ForeignEncoder, Spec, fresh, load_encoder
+from ..public_vits import PublicViT, ViTConfig, load_encoder, untrained_vit
 from ..types import Batch, FeatureSpec, Modality, Observation, Tokens
 
 RANDOM = "random"
@@ -29,27 +29,27 @@ class FrozenTeacher(nn.Module):
 
     It sees the images of a modality, of them `channels` (counted from 1) where given; a single channel is repeated to
     as many as it reads. They are resized to the student's grid times its own patch and normalised its own way. It
-    runs in bf16 where the device has it in hardware (else as the student does), and only as deep as `reading` asks.
+    runs in bf16 where the device has it in hardware (else as the student does), and only as deep as `spec` asks.
     Its weights are buffers that no checkpoint holds, so that it moves with the model, and no optimizer knows of it.
     """
 
     def __init__(
         self,
-        encoder: ForeignEncoder,
-        reading: FeatureSpec = FEATURE_SPEC,
+        encoder: PublicViT,
+        spec: FeatureSpec = FEATURE_SPEC,
         modality: str = "rgb",
         channels: tuple[int, ...] | None = None,
     ):
         super().__init__()
-        encoder.vit.check(reading)
-        self.encoder, self.reading, self.modality, self.channels = unsaved(encoder), reading, modality, channels
+        encoder.vit.check(spec)
+        self.encoder, self.spec, self.modality, self.channels = unsaved(encoder), spec, modality, channels
         self.in_bf16 = has_native_bf16(encoder.device)
         self.eval()
 
     @property
     def dim(self) -> int:
         """The width of its features."""
-        return self.encoder.feature_dim(self.reading)
+        return self.encoder.feature_dim(self.spec)
 
     @torch.no_grad()  # not inference_mode: what it gives is kept for the backward of the student
     def observe(self, batch: Batch, tokens: Tokens) -> Observation:
@@ -57,7 +57,7 @@ class FrozenTeacher(nn.Module):
         images = self.chosen(batch.maps[self.modality])
         in_bf16 = self.in_bf16 and not images.is_meta  # where shapes alone are counted, there is no arithmetic
         with torch.autocast(images.device.type, torch.bfloat16) if in_bf16 else nullcontext():
-            return self.encoder.observe(images, tokens.layout.grid, self.reading, self.modality)
+            return self.encoder.observe(images, tokens.layout.grid, self.spec, self.modality)
 
     def chosen(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B F H W"]:
         """The channels that it sees."""
@@ -76,7 +76,7 @@ class FrozenTeacher(nn.Module):
         return moved
 
 
-def unsaved(encoder: ForeignEncoder) -> ForeignEncoder:
+def unsaved(encoder: PublicViT) -> PublicViT:
     """The same encoder, its parameters turned into buffers that are no part of a checkpoint."""
     for module in encoder.modules():
         for name, parameter in list(module.named_parameters(recurse=False)):
@@ -88,7 +88,7 @@ def unsaved(encoder: ForeignEncoder) -> ForeignEncoder:
 def load_teacher(
     address: str,
     student: Encoder,
-    reading: FeatureSpec = FEATURE_SPEC,
+    spec: FeatureSpec = FEATURE_SPEC,
     channels: tuple[int, ...] | None = None,
     modality: str | None = None,
     seed: int = 0,
@@ -105,7 +105,7 @@ def load_teacher(
         if not 1 <= channel <= seen.channels:
             raise ValueError(f"the teacher's channels are from 1 to {seen.channels}, as {seen.name} has; got {channel}")
     if address == RANDOM:
-        encoder = fresh(_like(student, seen, channels), seed ^ _SALT)
+        encoder = untrained_vit(_like(student, seen, channels), seed ^ _SALT)
     else:
         encoder = _read(address, _stamp(Path(address).expanduser()))
     given = len(channels) if channels else seen.channels
@@ -115,12 +115,12 @@ def load_teacher(
             f" choose {encoder.channels} of them with --teacher-channels, such as"
             f" {' '.join(str(min(c, seen.channels)) for c in range(encoder.channels, 0, -1))}"
         )
-    _tell(address, encoder.spec.patch, student.image_size, student.grid)
-    if reading.projected and not encoder.spec.projection:
+    _tell(address, encoder.config.patch, student.image_size, student.grid)
+    if spec.projected and not encoder.config.projection:
         if address != RANDOM:
             _tell_unprojected(address)
-        reading = replace(reading, projected=False)
-    return FrozenTeacher(encoder, reading, seen.name, channels)
+        spec = replace(spec, projected=False)
+    return FrozenTeacher(encoder, spec, seen.name, channels)
 
 
 def _modality(student: Encoder, name: str | None) -> Modality:
@@ -131,9 +131,9 @@ def _modality(student: Encoder, name: str | None) -> Modality:
     return known[name] if name is not None else known.get("rgb", next(iter(known.values())))
 
 
-def _like(student: Encoder, modality: Modality, channels: tuple[int, ...] | None) -> Spec:
+def _like(student: Encoder, modality: Modality, channels: tuple[int, ...] | None) -> ViTConfig:
     picked = [c - 1 for c in channels] if channels else list(range(modality.channels))
-    return Spec(
+    return ViTConfig(
         width=student.dim,
         depth=student.depth,
         heads=student.blocks[0].attn.heads,
@@ -153,7 +153,7 @@ def _stamp(path: Path) -> int:
 
 
 @lru_cache(maxsize=1)
-def _read(address: str, stamp: int) -> ForeignEncoder:
+def _read(address: str, stamp: int) -> PublicViT:
     """A recipe is built several times before its run begins; its teacher is read, and told of, once."""
     return unsaved(load_encoder(address))
 

@@ -41,10 +41,10 @@ class EveryNSteps(nn.Module):
             return self.teacher.observe(batch, tokens)
         return Observation(tokens.layout)
 
-    def after_step(self, losses: Mapping[str, Float[Tensor, ""]], made: Bool[Tensor, ""]) -> None:
+    def after_step(self, losses: Mapping[str, Float[Tensor, ""]], updated: Bool[Tensor, ""]) -> None:
         """What follows the training goes on doing so."""
         if isinstance(self.teacher, AfterStep):
-            self.teacher.after_step(losses, made)
+            self.teacher.after_step(losses, updated)
 
 
 class LowResolutionTeacher(nn.Module):
@@ -67,10 +67,10 @@ class LowResolutionTeacher(nn.Module):
         assert seen.attention is not None
         return Observation(tokens.layout, resized(seen.attention, seen.layout, tokens.layout.grid))
 
-    def after_step(self, losses: Mapping[str, Float[Tensor, ""]], made: Bool[Tensor, ""]) -> None:
+    def after_step(self, losses: Mapping[str, Float[Tensor, ""]], updated: Bool[Tensor, ""]) -> None:
         """What follows the training goes on doing so."""
         if isinstance(self.teacher, AfterStep):
-            self.teacher.after_step(losses, made)
+            self.teacher.after_step(losses, updated)
 
 
 def halved(batch: Batch, modalities: Sequence[Modality]) -> Batch:

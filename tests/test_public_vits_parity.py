@@ -24,21 +24,21 @@ from public_models import (
     theirs_on,
     vit,
 )
-from unveil.modeling.public_vits import ForeignEncoder, load_encoder
+from unveil.modeling.public_vits import PublicViT, load_encoder
 from unveil.modeling.types import FeatureSpec
 
 transformers = pytest.importorskip("transformers", reason="parity is with transformers' models")
 
 
 @pytest.fixture(params=MODELS)
-def pair(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Any, ForeignEncoder]:
+def pair(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Any, PublicViT]:
     model = MODELS[request.param]()
     model.save_pretrained(tmp_path)
     return model, load_encoder(tmp_path)
 
 
 @pytest.mark.parametrize("size", [(32, 32), (24, 40)], ids=["trained", "other"])
-def test_outputs_and_attention_are_transformers_own(pair: tuple[Any, ForeignEncoder], size: tuple[int, int]):
+def test_outputs_and_attention_are_transformers_own(pair: tuple[Any, PublicViT], size: tuple[int, int]):
     """At the size that it was trained at, and at another one, for which positions are resized."""
     model, encoder = pair
     images = torch.rand(2, 3, *size)
@@ -46,7 +46,7 @@ def test_outputs_and_attention_are_transformers_own(pair: tuple[Any, ForeignEnco
     with torch.no_grad():
         close(encoder.vit(normalised(encoder, images)), expected)
         assert expected.std() > 0.1, "nothing has died away"
-        grid, start = (size[0] // 8, size[1] // 8), encoder.spec.num_prefix
+        grid, start = (size[0] // 8, size[1] // 8), encoder.config.num_prefix
         for layer in (0, -1):
             seen = encoder.observe(images, grid, FeatureSpec("cls", layer, features=0))
             close(seen.attention, attentions[layer][:, :, 0, start:])
@@ -79,7 +79,7 @@ def test_the_mean_query_is_the_mean_of_the_patches_queries():
     """By hand, from the weights of a rotary encoder: there the mean is taken after the turns."""
     for make in (vit, dinov3):
         encoder = loaded(make())
-        images, start = torch.rand(2, 3, 32, 32), encoder.spec.num_prefix
+        images, start = torch.rand(2, 3, 32, 32), encoder.config.num_prefix
         with torch.no_grad():
             seen = encoder.observe(images, (4, 4), FeatureSpec("mean", 1, features=0)).attention
             x, turn = encoder.vit.begin(encoder.normalised(images))

@@ -16,14 +16,14 @@ from torch import Tensor
 
 import unveil
 from public_models import close
-from test_foreign import CROSS, Hostile, public_names
+from test_public_vits import CROSS, Hostile, public_names
 from test_teachers_frozen import public_file
 from tiny import build
 from tiny_runs import write_images, write_recipe
 from unveil.modeling.encoder import Encoder
-from unveil.modeling.image_encoder import Pretrained, pooled
+from unveil.modeling.image_encoder import ImageEncoder, pooled
 from unveil.modeling.layers import sincos_positions
-from unveil.modeling.public_vits import ForeignEncoder, describe, is_foreign, load_encoder
+from unveil.modeling.public_vits import PublicViT, describe, is_public_vit, load_encoder
 from unveil.modeling.teachers import load_teacher
 from unveil.modeling.types import RGB, Batch, FeatureSpec, Modality
 from unveil.runs.checkpoint import save
@@ -48,7 +48,7 @@ def test_mae_and_crossmae_give_our_own_encoder_s_features(dials: dict, tmp_path:
     theirs = load_encoder(folder_of(tmp_path / "mae", public_names(model)))
     theirs.mean.fill_(0.4)
     theirs.std.fill_(0.3)
-    assert theirs.spec.final_norm == ("none" if dials else "all"), "CrossMAE has no final norm"
+    assert theirs.config.final_norm == ("none" if dials else "all"), "CrossMAE has no final norm"
     images = torch.rand(2, 3, 16, 16)
     with torch.no_grad():
         close(theirs.features(images, "both"), pooled(model.encoder, images, "both"))
@@ -126,7 +126,7 @@ def test_a_public_vit_is_loaded_embedded_and_evaluated(
     file = str(public_file(Path("vit.safetensors")))
     images = write_images(Path("images"), 24)
     encoder = unveil.load(file, pool="both", device="cpu")
-    assert isinstance(encoder, ForeignEncoder)
+    assert isinstance(encoder, PublicViT)
     assert encoder((torch.rand(2, 3, 16, 16) * 255).to(torch.uint8)).shape == (2, 128)
     with pytest.raises(ValueError, match="images are B x 3 x H x W"):
         encoder(torch.rand(2, 1, 16, 16))
@@ -153,7 +153,7 @@ def test_a_folder_initialises_a_run(tmp_path: Path, capsys: pytest.CaptureFixtur
     )  # fmt: skip
     assert "1 tensors loaded" in capsys.readouterr().err
     loaded = unveil.load(run, device="cpu")
-    assert isinstance(loaded, Pretrained)
+    assert isinstance(loaded, ImageEncoder)
     assert loaded.encoder.blocks[0].norm1.weight.mean() > 2
 
 
@@ -166,8 +166,8 @@ def test_which_addresses_are_others(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     Path("runs/a/run.json").write_text("{}")
     public_file(Path("vit.safetensors"))
     folder_of(Path("hf"), {"a": torch.zeros(1)})
-    assert [is_foreign(a) for a in ("vit.safetensors", "hf", "openai/clip-vit-base-patch16")] == [True] * 3
-    assert [is_foreign(a) for a in ("runs/a", "runs/b", "nothing", "org/vit.pth", "a/b/c", "runs")] == [False] * 6
+    assert [is_public_vit(a) for a in ("vit.safetensors", "hf", "openai/clip-vit-base-patch16")] == [True] * 3
+    assert [is_public_vit(a) for a in ("runs/a", "runs/b", "nothing", "org/vit.pth", "a/b/c", "runs")] == [False] * 6
 
 
 def test_nothing_there(tmp_path: Path):
@@ -218,7 +218,7 @@ def test_a_hub_name_is_fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         return str(folder)
 
     monkeypatch.setattr(hub, "snapshot_download", snapshot_download)
-    assert load_encoder("some-org/some-vit").spec == expected.spec
+    assert load_encoder("some-org/some-vit").config == expected.config
     assert asked == ["some-org/some-vit"] * 2
 
 
@@ -270,4 +270,4 @@ def test_less_than_nine_tenths_is_an_error_that_names_keys(tmp_path: Path, capsy
 
 def test_a_description_is_that_of_the_encoder(tmp_path: Path):
     path = public_file(tmp_path / "w.safetensors")
-    assert describe(path) == load_encoder(path).spec
+    assert describe(path) == load_encoder(path).config

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from tiny import batch, build
 from unveil.modeling.layers import sincos_positions
 from unveil.modeling.masked_model import MaskedModel, mean_loss
-from unveil.modeling.public_vits import load_weights, read_weights, translate
+from unveil.modeling.public_vits import load_weights, read_weights, to_own_names
 
 CROSS = {"decoder": "cross", "blend": "linear", "predicted": 0.25}
 
@@ -76,7 +76,7 @@ def test_public_weights_load_under_our_names(dials: dict, wrapper: str | None, t
     state = public_names(theirs)
     content = {wrapper: state, "epoch": 3, "args": argparse.Namespace(mask_ratio=0.75)} if wrapper else state
     torch.save(content, tmp_path / "checkpoint.pth")
-    report = load_weights(fresh, translate(read_weights(tmp_path / "checkpoint.pth")))
+    report = load_weights(fresh, to_own_names(read_weights(tmp_path / "checkpoint.pth")))
     assert set(report.loaded) == set(fresh.state_dict())
     assert (report.missing, report.unexpected, report.reshaped) == ((), (), ())
     assert str(report) == f"{len(report.loaded)} tensors loaded"
@@ -87,7 +87,7 @@ def test_public_weights_load_under_our_names(dials: dict, wrapper: str | None, t
 def test_a_distributed_run_s_names(tmp_path: Path):
     model = build(image_size=(16, 16))
     torch.save({f"module.{name}": tensor for name, tensor in public_names(model).items()}, tmp_path / "w.pth")
-    report = load_weights(build(image_size=(16, 16)), translate(read_weights(tmp_path / "w.pth")))
+    report = load_weights(build(image_size=(16, 16)), to_own_names(read_weights(tmp_path / "w.pth")))
     assert (report.missing, report.unexpected) == ((), ())
 
 
@@ -98,7 +98,7 @@ def test_every_key_that_does_not_fit_is_told(tmp_path: Path):
     del state["norm.weight"], state["cls_token"]
     model = build(image_size=(16, 16))
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    report = load_weights(model, translate(state))
+    report = load_weights(model, to_own_names(state))
     assert set(report.missing) == {"encoder.norm.weight", "encoder.prefix"}
     assert report.unexpected == ("head.weight",)
     assert report.reshaped == ("objectives.0.head.weight",)
@@ -114,26 +114,26 @@ def test_every_key_that_does_not_fit_is_told(tmp_path: Path):
 def test_learned_positions_are_not_ours():
     """A checkpoint with a learned table would read wrong places in silence: its table is told as left out."""
     state = public_names(build(image_size=(16, 16)))
-    assert "pos_embed" not in translate(state)
+    assert "pos_embed" not in to_own_names(state)
     state["pos_embed"] = state["pos_embed"] + 0.1
-    assert load_weights(build(image_size=(16, 16)), translate(state)).unexpected == ("pos_embed",)
+    assert load_weights(build(image_size=(16, 16)), to_own_names(state)).unexpected == ("pos_embed",)
 
 
 def test_another_modality_s_adapter():
     state = public_names(build(image_size=(16, 16)))
-    assert "encoder.adapters.thermal.proj.weight" in translate(state, "thermal")
+    assert "encoder.adapters.thermal.proj.weight" in to_own_names(state, "thermal")
 
 
 def test_our_own_names_pass():
     model = build()
     state = model.state_dict()
-    assert translate(state).keys() == state.keys()
-    report = load_weights(build(), translate(state))
+    assert to_own_names(state).keys() == state.keys()
+    report = load_weights(build(), to_own_names(state))
     assert len(report.loaded) == len(state)
 
 
 def test_crossmae_weights_in_mae_s_place_share_the_encoder():
-    report = load_weights(build(image_size=(16, 16)), translate(public_names(build(image_size=(16, 16), **CROSS))))
+    report = load_weights(build(image_size=(16, 16)), to_own_names(public_names(build(image_size=(16, 16), **CROSS))))
     assert {name for name in report.missing if name.startswith("encoder.")} == {
         "encoder.norm.weight", "encoder.norm.bias",
     }  # fmt: skip
@@ -155,7 +155,7 @@ def test_transformers_vit_mae_from_its_folder(tmp_path: Path, base: bool):
         theirs.decoder.decoder_pos_embed.data.copy_(table((4, 4), 16))
     theirs.save_pretrained(tmp_path)
     model = build(image_size=(16, 16)).eval()
-    report = load_weights(model, translate(read_weights(tmp_path / "model.safetensors")))
+    report = load_weights(model, to_own_names(read_weights(tmp_path / "model.safetensors")))
     assert not report.unexpected
     assert all(base and not name.startswith("encoder.") for name in report.missing)
 

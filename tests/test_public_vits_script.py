@@ -86,8 +86,8 @@ def test_clip_as_openai_publishes_it(tmp_path: Path):
     torch.jit.script(Tree(state)).save(str(tmp_path / "clip.pt"))
     save_file(state, tmp_path / "clip.safetensors")
     script, plain = (load_encoder(tmp_path / name) for name in ("clip.pt", "clip.safetensors"))
-    assert script.spec == plain.spec
-    assert script.spec.activation == "quick-gelu"
+    assert script.config == plain.config
+    assert script.config.activation == "quick-gelu"
     images = torch.rand(2, 3, 8, 8)
     assert torch.equal(script(images), plain(images))
 

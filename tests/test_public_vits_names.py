@@ -30,7 +30,7 @@ from public_models import (
     theirs_on,
     vit,
 )
-from unveil.modeling.public_vits import ForeignEncoder, load_encoder
+from unveil.modeling.public_vits import PublicViT, load_encoder
 from unveil.modeling.types import FeatureSpec
 
 transformers = pytest.importorskip("transformers", reason="parity is with transformers' models")
@@ -52,7 +52,7 @@ def split(state: dict[str, Tensor]) -> dict[str, Tensor]:
     }
 
 
-def same(first: ForeignEncoder, second: ForeignEncoder, query: str = "cls") -> None:
+def same(first: PublicViT, second: PublicViT, query: str = "cls") -> None:
     images = torch.rand(2, 3, 32, 32)
     with torch.no_grad():
         a, b = (e.observe(images, (3, 5), FeatureSpec(query)) for e in (first, second))
@@ -79,7 +79,7 @@ def test_public_names_of_plain_vits(wrapper: str, tmp_path: Path):
     }
     (folder / "config.json").write_text(json.dumps(told))
     encoder = load_encoder(folder)
-    assert (encoder.spec.mean, encoder.spec.std, encoder.spec.antialias) == ((0.1,) * 3, (0.2,) * 3, True)
+    assert (encoder.config.mean, encoder.config.std, encoder.config.antialias) == ((0.1,) * 3, (0.2,) * 3, True)
     encoder.mean.copy_(expected.mean)
     encoder.std.copy_(expected.std)
     images = torch.rand(2, 3, 32, 32)
@@ -95,9 +95,9 @@ def test_dinov2_s_public_names(tmp_path: Path):
     for make, folder in ((dinov2, "a"), (dinov2_registers, "b"), (dinov2_giant, "c")):
         expected = loaded(make())
         state = split(expected.vit.state_dict())
-        if expected.spec.num_prefix > 1:
+        if expected.config.num_prefix > 1:
             state["register_tokens"] = expected.vit.prefix[None, 1:]
-        if expected.spec.is_gated:
+        if expected.config.is_gated:
             state = {n.replace("mlp.fc1", "mlp.w12").replace("mlp.fc2", "mlp.w3"): t for n, t in state.items()}
         for i in range(3):  # a run on many machines keeps its blocks in groups
             state = {n.replace(f"blocks.{i}.", f"blocks.{i // 2}.{i}.", 1): t for n, t in state.items()}
@@ -124,7 +124,7 @@ def test_dinov3_s_public_names(tmp_path: Path):
             state[n] = state[n].clone()
             state[n][48:96] = torch.nan
             state[f"{n}_mask"] = torch.tensor([1.0, 0.0, 1.0]).repeat_interleave(48)
-        if expected.spec.is_gated:
+        if expected.config.is_gated:
             for n in [n for n in state if "mlp.fc1" in n]:
                 state[n.replace("fc1", "w1")], state[n.replace("fc1", "w2")] = (
                     t.clone() for t in state.pop(n).chunk(2)
@@ -134,7 +134,7 @@ def test_dinov3_s_public_names(tmp_path: Path):
         (tmp_path / folder / "config.json").write_text('{"num_attention_heads": 4}')
         save_file({n: t.contiguous() for n, t in state.items()}, tmp_path / folder / "model.safetensors")
         encoder = load_encoder(tmp_path / folder)
-        assert encoder.spec.theta == pytest.approx(100)
+        assert encoder.config.theta == pytest.approx(100)
         same(encoder, expected)
         same(encoder, expected, "mean")
 
@@ -188,11 +188,11 @@ def test_openai_s_and_openclip_s_names(activation: str, tmp_path: Path):
         }
         (folder / "open_clip_config.json").write_text(json.dumps(told))
         encoder = load_encoder(folder)
-        assert encoder.spec.mean == (0.5,) * 3
+        assert encoder.config.mean == (0.5,) * 3
         encoder.mean.copy_(expected.mean)
         encoder.std.copy_(expected.std)
-    assert expected.spec.mean == pytest.approx((0.4815, 0.4578, 0.4082), abs=1e-4)
-    assert encoder.spec.activation == activation.replace("_", "-")
+    assert expected.config.mean == pytest.approx((0.4815, 0.4578, 0.4082), abs=1e-4)
+    assert encoder.config.activation == activation.replace("_", "-")
     same(encoder, expected)
     images = torch.rand(1, 3, 32, 32)
     close(*(e.observe(images, (4, 4), FeatureSpec(None, projected=True)).features for e in (encoder, expected)))
@@ -237,8 +237,8 @@ def test_patches_of_14_on_a_grid_of_14():
 )
 def test_each_has_its_own_normalisation(make: Callable[[], Any], mean: float, tmp_path: Path):
     make().save_pretrained(tmp_path)
-    assert load_encoder(tmp_path).spec.mean[0] == pytest.approx(mean, abs=1e-4)
+    assert load_encoder(tmp_path).config.mean[0] == pytest.approx(mean, abs=1e-4)
     (tmp_path / "preprocessor_config.json").write_text('{"image_mean": [0.1, 0.2, 0.3], "image_std": [1, 2, 3]}')
-    spec = load_encoder(tmp_path).spec
-    assert (spec.mean, spec.std) == ((0.1, 0.2, 0.3), (1, 2, 3))
-    assert load_encoder(tmp_path / "model.safetensors").spec == spec, "the same file by its own name"
+    config = load_encoder(tmp_path).config
+    assert (config.mean, config.std) == ((0.1, 0.2, 0.3), (1, 2, 3))
+    assert load_encoder(tmp_path / "model.safetensors").config == config, "the same file by its own name"

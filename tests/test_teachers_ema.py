@@ -11,7 +11,7 @@ from torch import nn
 from tiny import batch, build_of
 from unveil.modeling.decoder import CrossDecoder, PromptingDecoder, SelfDecoder
 from unveil.modeling.encoder import Encoder
-from unveil.modeling.teachers import EMATeacher, Momentum, OnlineTeacher, begin_averages
+from unveil.modeling.teachers import EMATeacher, Momentum, OnlineTeacher, reset_emas
 from unveil.modeling.types import RGB, FeatureSpec, Mask
 from unveil.recipes import attmask
 
@@ -74,7 +74,7 @@ class TestTheStudentAsTeacher:
         model["teacher"] = EMATeacher(model["student"], Momentum(), READING)
         model["student"].load_state_dict(encoder().state_dict())
         assert not torch.equal(model["teacher"].encoder.prefix, model["student"].prefix)
-        begin_averages(model)
+        reset_emas(model)
         for mine, its in zip(model["teacher"].encoder.parameters(), model["student"].parameters(), strict=True):
             assert torch.equal(mine, its)
             assert mine is not its
