@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import math
+import sys
+from importlib import import_module
+from importlib.util import find_spec
+
 import numpy as np
 import pytest
 import torch
@@ -87,27 +92,50 @@ def test_what_comes_in_from_outside_has_the_fill():
     torch.testing.assert_close(moved, torch.tensor(MEAN)[None, :, None, None].expand_as(moved))
 
 
-def test_torchvision_agrees():
-    functional = pytest.importorskip("torchvision.transforms.v2.functional", reason="torchvision is not installed")
+@pytest.fixture(scope="module")
+def functional():
+    """torchvision's functions. Built for another torch it lacks its compiled operators; the two that its import reads
+    are declared then, which is enough for all but detection."""
+    if find_spec("torchvision") is None:
+        pytest.skip("torchvision is not installed")
+    try:
+        return import_module("torchvision.transforms.v2.functional")
+    except RuntimeError:
+        for name in [name for name in sys.modules if name.partition(".")[0] == "torchvision"]:
+            del sys.modules[name]
+        operators = torch.library.Library("torchvision", "DEF")
+        operators.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        operators.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        return import_module("torchvision.transforms.v2.functional")
+
+
+def test_torchvision_agrees(functional):
     x = torch.from_numpy(photograph()).permute(2, 0, 1)[None]
-    ours = x.float() / 255
+    ours, bilinear, black = x.float() / 255, functional.InterpolationMode.BILINEAR, (0.0, 0.0, 0.0)
+    degrees = math.degrees(math.atan(0.3))
     pairs = {
         "autocontrast": (functional.autocontrast(x), colour.autocontrast(ours)),
         "equalize": (functional.equalize(x), colour.equalize(ours)),
+        "invert": (functional.invert(x), colour.invert(ours)),
         "posterize": (functional.posterize(x, 3), colour.posterize(ours, same(3, 1))),
         "solarize": (functional.solarize(x, 100), colour.solarize(ours, same(100, 1))),
         "saturation": (functional.adjust_saturation(x, 1.7), colour.saturation(ours, same(1.7, 1))),
+        "brightness": (functional.adjust_brightness(x, 1.5), colour.brightness(ours, same(1.5, 1))),
         "contrast": (functional.adjust_contrast(x, 0.4), colour.contrast(ours, same(0.4, 1))),
         "sharpness": (functional.adjust_sharpness(x, 1.9), colour.sharpness(ours, same(1.9, 1))),
         "rotate": (
-            functional.rotate(x.float(), 20, functional.InterpolationMode.BILINEAR) / 1.0,
-            geometry.warp(ours, geometry.rotation(same(20, 1), (40, 56)), (0.0, 0.0, 0.0)),
+            functional.rotate(x.float(), 20, bilinear),
+            geometry.warp(ours, geometry.rotation(same(20, 1), (40, 56)), black),
+        ),
+        "shear": (
+            functional.affine(x.float(), 0.0, [0, 0], 1.0, [degrees, 0.0], bilinear, center=[0, 0]),
+            geometry.warp(ours, geometry.shear_x(same(0.3, 1)), black),
         ),
     }
+    exact = ("equalize", "invert", "posterize", "solarize", "rotate", "shear")
     for name, (theirs, found) in pairs.items():
-        off = (theirs.float() - found * 255).abs()
-        assert off.median() <= 1, name
-        assert (off > 2).float().mean() < 0.06, name
+        off = (theirs.float() - found * 255).abs().max()
+        assert off < (0.01 if name in exact else 1.5), name  # torchvision rounds grey, smoothed images and results
 
 
 def test_every_operation_runs_on_images_of_any_channels():
