@@ -1,4 +1,4 @@
-"""What the plan makes of data and machine: the time of an image as a run will have it, looks, schedules."""
+"""What the auto makes of data and machine: the time of an image as a run will have it, looks, schedules."""
 
 from __future__ import annotations
 
@@ -14,11 +14,12 @@ from unveil.data import Loader, View
 from unveil.modeling.encoder import SIZES
 from unveil.recipes import cmtmae, mim
 from unveil.recipes.registry import build_recipe, defaults_of
-from unveil.training.autoconfig import MIN_BATCH, AutoConfig, configure_schedule, time_with_data, validation_interval
+from unveil.training.autoconfig import MIN_BATCH, AutoConfig, configure_schedule, validation_interval
+from unveil.training.timing import time_with_data
 from unveil.training.trainer import Settings
 
 SIZE = (16, 24)
-SETTINGS = Settings("cpu", "float32", 4, compile=False, save_minutes=10.0, signals_every=1.0)
+SETTINGS = Settings("cpu", "float32", 4, compile=False, save_minutes=10.0, val_every=1.0)
 
 
 class Slow:
@@ -50,19 +51,19 @@ def recipe(monkeypatch: pytest.MonkeyPatch):
     return build_recipe(mim.recipe, (), {**DIALS, "decoder_depth": 1})
 
 
-class TestRehearse:
+class TestTimeWithData:
     def test_what_reading_takes_is_in_it(self, recipe):
-        assert time_with_data(recipe, SETTINGS, loader(0.02), alone=0.0) >= 0.015  # no step is as long as its reading
-        assert time_with_data(recipe, SETTINGS, loader(0.0), alone=9.0) < 9.0  # a step alone is another batch's
+        assert time_with_data(recipe, SETTINGS, loader(0.02), step_seconds=0.0) >= 0.015
+        assert time_with_data(recipe, SETTINGS, loader(0.0), step_seconds=9.0) < 9.0  # a step alone is another batch's
 
     def test_where_the_step_leaves_the_cores_alone_the_slower_decides(self, recipe):
         compiled = Settings(**{**vars(SETTINGS), "compile": True})
-        assert time_with_data(recipe, compiled, loader(0.0), alone=9.0) == 9.0
-        assert 0.015 <= time_with_data(recipe, compiled, loader(0.02), alone=0.0) < 9.0
+        assert time_with_data(recipe, compiled, loader(0.0), step_seconds=9.0) == 9.0
+        assert 0.015 <= time_with_data(recipe, compiled, loader(0.02), step_seconds=0.0) < 9.0
 
     def test_it_goes_over_the_end_of_the_data_and_leaves_no_thread(self, recipe):
         before = threading.active_count()
-        assert time_with_data(recipe, SETTINGS, loader(0.0), alone=0.0) > 0
+        assert time_with_data(recipe, SETTINGS, loader(0.0), step_seconds=0.0) > 0
         assert threading.active_count() == before
 
 
@@ -74,26 +75,26 @@ def test_a_long_run_is_looked_at_ten_times_and_a_short_one_less():
 
 
 class TestFitSchedule:
-    def plan(self, **given) -> AutoConfig:
-        plan = AutoConfig(mim.recipe, given)
-        configure_schedule(plan, num_train=1000, image_seconds=0.01, minutes=1.0)
-        return plan
+    def auto(self, **given) -> AutoConfig:
+        auto = AutoConfig(mim.recipe, given)
+        configure_schedule(auto, num_train=1000, image_seconds=0.01, minutes=1.0)
+        return auto
 
     def test_the_epochs_fill_the_time(self):
-        assert self.plan().dials["epochs"] == 6.0
+        assert self.auto().options["epochs"] == 6.0
 
     def test_few_views_have_small_batches_and_a_rate_that_fits_them(self):
-        dials = self.plan().dials
+        dials = self.auto().options
         assert dials["batch_size"] == MIN_BATCH
         assert dials["lr_scale"] == "none"
         assert 0 < dials["lr"] * dials["batch_size"] / 256 <= 1e-3
 
     def test_what_was_given_stays(self):
-        dials = self.plan(epochs=3.0, batch_size=64, lr=1e-4).dials
+        dials = self.auto(epochs=3.0, batch_size=64, lr=1e-4).options
         assert (dials["epochs"], dials["batch_size"], dials["lr"]) == (3.0, 64, 1e-4)
 
     def test_every_dial_it_sets_is_the_recipes(self):
-        assert self.plan().dials.keys() <= defaults_of(mim.recipe).keys()
+        assert self.auto().options.keys() <= defaults_of(mim.recipe).keys()
 
     @pytest.mark.parametrize(
         ("given", "fits"),
@@ -106,17 +107,17 @@ class TestFitSchedule:
         ],
     )
     def test_in_a_short_run_an_average_follows_closely(self, given, fits):
-        plan = self.plan(**given)
-        assert (plan.dials["momentum"] < 0.996) == fits == ("momentum" in {c.dial for c in plan.changes})
-        updates = plan.dials["epochs"] * 1000 / plan.dials["batch_size"]
+        auto = self.auto(**given)
+        assert (auto.options["momentum"] < 0.996) == fits == ("momentum" in {c.dial for c in auto.changes})
+        updates = auto.options["epochs"] * 1000 / auto.options["batch_size"]
         if fits:
-            assert 1 / (1 - plan.dials["momentum"]) <= 0.051 * updates
+            assert 1 / (1 - auto.options["momentum"]) <= 0.051 * updates
 
     def test_an_average_of_no_more_than_a_few_updates_is_the_student_itself(self):
-        assert self.plan(teacher="student", epochs=0.1).dials["momentum"] == 0.0
+        assert self.auto(teacher="student", epochs=0.1).options["momentum"] == 0.0
 
     @pytest.mark.parametrize(("student", "fits"), [("momentum", True), ("online", False)])
     def test_a_student_as_it_is_has_no_momentum_to_fit(self, student, fits):
-        plan = AutoConfig(cmtmae.recipe, {"student": student})
-        configure_schedule(plan, num_train=1000, image_seconds=0.01, minutes=1.0)
-        assert ("momentum" in {c.dial for c in plan.changes}) == fits
+        auto = AutoConfig(cmtmae.recipe, {"student": student})
+        configure_schedule(auto, num_train=1000, image_seconds=0.01, minutes=1.0)
+        assert ("momentum" in {c.dial for c in auto.changes}) == fits

@@ -27,7 +27,7 @@ from unveil.runs.folder import RunFolder
 from unveil.training.loop import Loop
 from unveil.training.trainer import Settings, Trainer
 
-CPU = Settings("cpu", "float32", micro_batch=64, compile=False, save_minutes=10, signals_every=100)
+CPU = Settings("cpu", "float32", micro_batch=64, compile=False, save_minutes=10, val_every=100)
 RELATIVES: dict[str, tuple[Any, dict[str, Any]]] = {
     "attmask": (attmask, {}),
     "attmask-hint": (attmask, {"masking": "hint", "hint_shown": 0.1}),

@@ -13,7 +13,7 @@ from unveil.modeling.encoder import Encoder
 from unveil.modeling.optim import Optim
 from unveil.modeling.types import RGB
 from unveil.recipes.recipe import Recipe, Stage, View
-from unveil.training.continue_schedule import resume_schedule, schedule_facts, schedule_lines, schedule_of
+from unveil.training.continue_schedule import resume_schedule, schedule_lines, schedule_metadata, schedule_of
 
 QUICK = {"workers": 1, "compile": "off", "device": "cpu", "epochs": 2.0, "signals_every": 99.0}
 
@@ -42,7 +42,7 @@ def first(tmp_path_factory) -> tuple[Path, str, str]:
 
 
 @pytest.mark.parametrize(("schedule", "factor"), [("tail", 1), ("x10", 10)])
-def test_a_run_rides_the_tail_of_its_own_schedule(first, tmp_path: Path, capsys, schedule: str, factor: int):
+def test_a_run_resumes_its_own_schedule(first, tmp_path: Path, capsys, schedule: str, factor: int):
     run, images, recipe = first
     second = unveil.pretrain(
         recipe, data=images, out=str(tmp_path / "second"), init_from=str(run), continue_schedule=schedule, **QUICK
@@ -55,7 +55,7 @@ def test_a_run_rides_the_tail_of_its_own_schedule(first, tmp_path: Path, capsys,
     whole = Optim(optim["lr"], optim["batch_size"], 0.5, lr_factor=factor)
     assert rates(second) == pytest.approx([whole.rate(steps + i, 2 * steps, per_epoch) for i in range(steps)])
     told = capsys.readouterr()
-    assert "learning rate from epoch 2 to 4: begins at" in told.out + told.err
+    assert "which resumes the cosine schedule at epoch 2 of 4" in told.out + told.err
     assert "Schedule of the learning rate" in unveil.report([second]).read_text()
     assert "Schedule of the learning rate" not in unveil.report([run]).read_text(), "it goes on with nothing"
 
@@ -105,7 +105,7 @@ def test_the_schedule_is_drawn():
     encoder = Encoder((RGB,), (8,), 4, 8, 1, 1)
     built = Recipe(encoder, (Stage(lambda: None, 100),), Optim(warmup_epochs=20), View((8, 8)))
     words, drawn = schedule_lines(built)
-    assert words == "  learning rate from epoch 0 to 100: begins at 0.0e+00, at most 2.4e-03, ends at 0.0e+00"
+    assert words == "  learning rate: starts at 0.00e+00, peak 2.40e-03, ends at 0.00e+00"
     bars = drawn.strip()
     assert (bars[0], bars[-1], max(bars)) == ("▁", "▁", "█")
     assert bars.index("█") == pytest.approx(8, abs=1)
@@ -114,9 +114,9 @@ def test_the_schedule_is_drawn():
 def test_the_schedule_is_kept_for_the_report():
     encoder = Encoder((RGB,), (8,), 4, 8, 1, 1)
     built = Recipe(encoder, (Stage(lambda: None, 100),), Optim(1e-4, 2048, 40), View((8, 8)))
-    assert set(schedule_facts(built, "restart")) == {"run"}
+    assert set(schedule_metadata(built, "restart")) == {"run"}
     for schedule, factor in (("tail", 1), ("x10", 10)):
-        told = schedule_facts(resume_schedule(built, schedule, 1600), schedule)
+        told = schedule_metadata(resume_schedule(built, schedule, 1600), schedule)
         epochs, rates = zip(*told["whole"], strict=True)
         assert (epochs[0], epochs[-1], rates[0]) == (0, 1700, 0)
         assert max(rates) == pytest.approx(8e-4, rel=0.01), "of the first training, whatever this run makes of it"

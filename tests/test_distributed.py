@@ -20,7 +20,8 @@ from tiny_runs import facts, journal
 from unveil.runs.checkpoint import read_latest
 
 WORDS = """multimae --data data --modalities rgb depth --visible 0.375 --size nano --image-size 16 --patch 8
-    --decoder-dim 16 --decoder-depth 1 --decoder-heads 2 --batch-size 8 --lr 0.05 --workers 1"""
+    --decoder-dim 16 --decoder-depth 1 --decoder-heads 2 --batch-size 8 --lr 0.05 --workers 1
+    --precision float32"""
 
 
 def start(folder: Path, words: Sequence[str], processes: int = 1) -> subprocess.Popen[str]:
@@ -108,5 +109,5 @@ def test_a_mistake_is_told_once_and_nothing_is_written(pairs: Path) -> None:
     process = start(pairs, words("never", "--batch-size", "7"), processes=2)
     _, err = process.communicate(timeout=240)
     assert process.returncode != 0
-    assert err.count("--batch-size 7 has no equal shares for 2 processes; give 6 or 8") == 1
+    assert err.count("--batch-size 7 is not divisible by the world size 2; give 6 or 8") == 1
     assert not (pairs / "never").exists()

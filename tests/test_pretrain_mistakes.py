@@ -91,7 +91,7 @@ class TestBadInput:
         for words in ("--visible 1.7", "--decoder-heads 3", "--lr nan"):
             assert place.pretrain("--data", "scenes:count=201,size=32", *words.split()) == 2
             told = capsys.readouterr().err
-            assert "looking at" not in told
+            assert "inspecting" not in told
             assert told.startswith("error: ")
 
     def test_one_image_is_too_few(self, place: Place, capsys):

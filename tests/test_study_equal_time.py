@@ -40,7 +40,7 @@ def timed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     def tune_step(asked, recipe, modalities, device):
         names.append(asked.recipe)
-        settings = Settings("cpu", "float32", 16, compile=True, save_minutes=1.0, signals_every=1.0)
+        settings = Settings("cpu", "float32", 16, compile=True, save_minutes=1.0, val_every=1.0)
         return settings, 0.04 if recipe.stages[0].build().teachers else 0.01
 
     monkeypatch.setattr(equal_time, "tune_step", tune_step)
@@ -67,7 +67,7 @@ def test_arms_are_timed_in_turns_and_the_least_time_counts(monkeypatch: pytest.M
 
     def tune_step(asked, recipe, modalities, device):
         turns.append(asked.recipe)
-        return Settings("cpu", "float32", 16, compile=False, save_minutes=1.0, signals_every=1.0), 0.04
+        return Settings("cpu", "float32", 16, compile=False, save_minutes=1.0, val_every=1.0), 0.04
 
     def measure_step(recipe, settings, batch, modalities):
         turns.append("cmtmae" if recipe.stages[0].build().teachers else "mae")

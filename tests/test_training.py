@@ -30,7 +30,7 @@ from unveil.training.loop import Diverged, Loop, stop_on_signal
 from unveil.training.metrics import MAX_SKIPPED, MetricsWindow, progress_text
 from unveil.training.trainer import Settings, Trainer, Update
 
-CPU = Settings("cpu", "float32", micro_batch=64, compile=False, save_minutes=10, signals_every=100)
+CPU = Settings("cpu", "float32", micro_batch=64, compile=False, save_minutes=10, val_every=100)
 
 
 def build(tmp_path: Path, **dials: Any) -> Recipe:
@@ -211,9 +211,7 @@ class TestLoop:
     def test_held_out_looks_come_at_their_epochs(self, tmp_path: Path):
         seen: list[tuple[float, int]] = []
         recipe = build(tmp_path, epochs=5, batch_size=10)
-        train(
-            loop_of(tmp_path, recipe, replace(CPU, signals_every=2), lambda m, epoch, step: seen.append((epoch, step)))
-        )
+        train(loop_of(tmp_path, recipe, replace(CPU, val_every=2), lambda m, epoch, step: seen.append((epoch, step))))
         assert seen == [(0, 0), (2, 4), (4, 8), (5, 10)]
 
     def test_a_stop_that_is_asked_for_in_the_middle_of_a_step_leaves_a_checkpoint(self, tmp_path: Path):
@@ -223,7 +221,7 @@ class TestLoop:
             if step:
                 stop.set()
 
-        loop = loop_of(tmp_path, build(tmp_path, epochs=5, batch_size=5), replace(CPU, signals_every=0.01), ask)
+        loop = loop_of(tmp_path, build(tmp_path, epochs=5, batch_size=5), replace(CPU, val_every=0.01), ask)
         with pytest.raises(KeyboardInterrupt):
             loop.train(stop, lambda model: None)
         found, _ = read_latest(tmp_path / "run")

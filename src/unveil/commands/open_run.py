@@ -60,13 +60,13 @@ def open_recipe(
     source = open_data(data, declared_for(asked, load))
     found = look_at(Subset(source, spread(len(source), _GLANCE)))
     told, source = modalities_of(source, found), settle(source, found)
-    plan = AutoConfig(load, dials)
+    auto = AutoConfig(load, dials)
     where = choose_device(device)
-    configure_shape(plan, found, len(source), where)
-    for change in plan.changes:
+    configure_shape(auto, found, len(source), where)
+    for change in auto.changes:
         log(f"  {change.dial}: {change.used}  (paper: {change.paper}; {change.why})")
     seed_stage(seed, -1)
-    recipe = build_recipe(load, told, plan.dials)
+    recipe = build_recipe(load, told, auto.options)
     seed_stage(seed, len(recipe.stages) - 1)
     return Opened(name, recipe.stages[-1].build().eval().to(where), told, source)
 

@@ -21,7 +21,7 @@ from ..training.config import Compile, Continue, HeldOut, PretrainConfig
 from ..training.distributed import Group, process_group
 from ..training.loop import Loop, stop_on_signal
 from ..training.monitor import ValidationMonitor
-from ..training.setup import Prepared, prepare_again, prepare_new
+from ..training.setup import TrainingSetup, set_up_new, set_up_resumed
 
 
 def pretrain(
@@ -95,25 +95,25 @@ def pretrain(
 def _lead(asked: PretrainConfig, group: Group) -> Path:
     """What a process alone does; in a group it is the first that decides and writes, and the others follow."""
     with ExitStack() as stack:
-        prepared: Prepared | None = None
+        setup: TrainingSetup | None = None
 
         def begin() -> str:
-            nonlocal prepared
-            run, prepared = _open(asked, group.size, stack)
+            nonlocal setup
+            run, setup = _open(asked, group.size, stack)
             return str(run.path)
 
         run = RunFolder(Path(group.broadcast(begin)))
-        assert prepared
-        return _train(run, prepared, asked, group)
+        assert setup
+        return _train(run, setup, asked, group)
 
 
 def _follow(asked: PretrainConfig, group: Group) -> Path:
     """To a process that joins, a run that was just begun is one to go on with: its folder has all that was decided."""
     run = ReadOnlyRun(Path(group.receive()))
-    return _train(run, prepare_again(asked, run.path, group.size), asked, group)
+    return _train(run, set_up_resumed(asked, run.path, group.size), asked, group)
 
 
-def _open(asked: PretrainConfig, processes: int, stack: ExitStack) -> tuple[RunFolder, Prepared]:
+def _open(asked: PretrainConfig, processes: int, stack: ExitStack) -> tuple[RunFolder, TrainingSetup]:
     """The run, locked for as long as the stack lasts, and all that training takes; nothing is written on a mistake."""
     if asked.tensorboard:
         check_tensorboard()
@@ -123,15 +123,15 @@ def _open(asked: PretrainConfig, processes: int, stack: ExitStack) -> tuple[RunF
     if is_continuation(folder, asked.identity, asked.overwrite):
         run = RunFolder(folder)
         stack.enter_context(run.lock())
-        prepared = prepare_again(asked, folder, processes)
+        setup = set_up_resumed(asked, folder, processes)
         run.remove_partial_files()
-        run.rewind(prepared.resume.state["step"] if prepared.resume else -1)
-        return run, prepared
-    prepared = prepare_new(asked, processes)
+        run.rewind(setup.resume.state["step"] if setup.resume else -1)
+        return run, setup
+    setup = set_up_new(asked, processes)
     run = _claim(asked)
     stack.enter_context(run.lock())
-    _begin(run, prepared, asked)
-    return run, prepared
+    _begin(run, setup, asked)
+    return run, setup
 
 
 def _claim(asked: PretrainConfig) -> RunFolder:
@@ -147,7 +147,7 @@ def _claim(asked: PretrainConfig) -> RunFolder:
         return RunFolder(folder)
 
 
-def _begin(run: RunFolder, prepared: Prepared, asked: PretrainConfig) -> None:
+def _begin(run: RunFolder, setup: TrainingSetup, asked: PretrainConfig) -> None:
     """Write what a run begins with; `run.json` comes last, and what is here without it is no run."""
     if not asked.overwrite and (run.path / "run.json").exists():
         raise ValueError(f"another run was begun in {run.path} meanwhile; give another --out")
@@ -155,32 +155,32 @@ def _begin(run: RunFolder, prepared: Prepared, asked: PretrainConfig) -> None:
     try:
         if asked.is_own_recipe:
             shutil.copyfile(Path(asked.recipe).expanduser(), run.path / "recipe.py")
-        assert prepared.inspection
-        write_json(run.path / "inspection.json", prepared.inspection.to_dict())
-        if prepared.inspection.unreadable:
-            write_json(run.path / "broken.json", prepared.inspection.unreadable)
+        assert setup.inspection
+        write_json(run.path / "inspection.json", setup.inspection.to_dict())
+        if setup.inspection.unreadable:
+            write_json(run.path / "broken.json", setup.inspection.unreadable)
         (run.path / "metrics.jsonl").touch()
-        run.update_metadata(**prepared.facts, started=datetime.now(UTC).isoformat(timespec="seconds"))
+        run.update_metadata(**setup.metadata, started=datetime.now(UTC).isoformat(timespec="seconds"))
     except OSError:
         run.clear()
         raise
 
 
-def _train(run: RunFolder, prepared: Prepared, asked: PretrainConfig, group: Group) -> Path:
+def _train(run: RunFolder, setup: TrainingSetup, asked: PretrainConfig, group: Group) -> Path:
     """Train to the end, or to where it is stopped; `run.json` says which."""
     command = asked.command(run.path)
-    built, modalities = prepared.recipe, prepared.modalities
+    built, modalities = setup.recipe, setup.modalities
 
     def start(model: MaskedModel) -> None:
-        if prepared.weights is not None:
-            load_weights(model, prepared.weights)
+        if setup.weights is not None:
+            load_weights(model, setup.weights)
 
     try:
-        run.update_metadata(status="running", error=None, command=command, settings=prepared.facts["settings"])
+        run.update_metadata(status="running", error=None, command=command, settings=setup.metadata["settings"])
         if asked.tensorboard and group.is_rank_zero:
-            run.tensorboard = TensorBoardWriter(run.path, prepared.resume.state["step"] if prepared.resume else -1)
+            run.tensorboard = TensorBoardWriter(run.path, setup.resume.state["step"] if setup.resume else -1)
         loader = Loader(
-            prepared.train,
+            setup.train,
             built.view,
             built.optim.batch_size,
             asked.seed,
@@ -189,12 +189,12 @@ def _train(run: RunFolder, prepared: Prepared, asked: PretrainConfig, group: Gro
             modality=modalities,
             part=(group.rank, group.size),
         )
-        watcher = ValidationMonitor(run, prepared.train, prepared.held_out, modalities, built.view.image_size)
+        watcher = ValidationMonitor(run, setup.train, setup.held_out, modalities, built.view.image_size)
         watch = watcher if group.is_rank_zero else _look_away
-        told = {k: prepared.facts[k] for k in ("unveil", "recipe", "dials", "modality", "model")}
-        loop = Loop(run, built, loader, prepared.settings, asked.seed, watch, {"unveil": json.dumps(told)}, group)
+        told = {k: setup.metadata[k] for k in ("unveil", "recipe", "dials", "modality", "model")}
+        loop = Loop(run, built, loader, setup.settings, asked.seed, watch, {"unveil": json.dumps(told)}, group)
         with stop_on_signal() as stop:
-            model = loop.train(stop, start, prepared.resume)
+            model = loop.train(stop, start, setup.resume)
             if group.is_rank_zero:
                 watcher.finish(model)
     except KeyboardInterrupt:

@@ -16,6 +16,7 @@ from ..runs.hardware import Precision
 Compile = Literal["auto", "on", "off"]
 HeldOut = Literal["spread", "last"]
 Continue = Literal["restart", "tail", "x10"]
+OLD_NAMES = {"signals_every": "val_every", "keep_every": "save_every", "init_bands": "init_channels"}  # release 0.1
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Continuing a training: what the learning rate does with weights that were trained before."""
+"""The learning-rate schedule of a run that continues an earlier training from its weights."""
 
 from __future__ import annotations
 
@@ -13,93 +13,97 @@ from ..runs.folder import read_metadata
 from .autoconfig import AutoConfig
 from .config import Continue, PretrainConfig
 
-RAISED = 10.0  # the rate of x10, in tails
+RAISED = 10.0  # the factor of --continue-schedule x10
 _BARS = "▁▂▃▄▅▆▇█"
-_COLUMNS, _WHOLE = 40, 200  # intervals of a run, and of the training that it is the tail of
+_COLUMNS, _WHOLE = 40, 200  # points of a run's schedule, and of the whole training that it continues
 
 
 @dataclass(frozen=True)
-class Before:
-    """The training that a run goes on from: its length in epochs, and what is known of its schedule."""
+class PreviousTraining:
+    """The training that a run continues: its length in epochs, and its peak rate and warm-up where they are known."""
 
     epochs: float
     lr: float | None = None
     warmup_epochs: float | None = None
 
 
-def find_before(asked: PretrainConfig) -> Before | None:
-    """What `--init-from` says of its training; None where the schedule begins anew.
+def previous_training(config: PretrainConfig) -> PreviousTraining | None:
+    """The training of `--init-from`; None where the schedule starts anew.
 
-    Raises ValueError where its length is neither given nor known.
+    Raises ValueError where its length is neither given nor stored.
     """
-    if asked.continue_schedule == "restart" or asked.init_from is None:
+    if config.continue_schedule == "restart" or config.init_from is None:
         return None
-    path = Path(asked.init_from).expanduser()
-    told = read_metadata(path).get("optim", {}) if path.is_dir() else {}
-    states = sorted(path.glob("checkpoints/step-*/state.json")) if told else []
-    epochs = asked.init_epoch
+    path = Path(config.init_from).expanduser()
+    optim = read_metadata(path).get("optim", {}) if path.is_dir() else {}
+    states = sorted(path.glob("checkpoints/step-*/state.json")) if optim else []
+    epochs = config.init_epoch
     if epochs is None:
         if not states:
             raise ValueError(
-                f"how long {asked.init_from} was trained is not known; give its epochs with --init-epoch, such as 1600"
+                f"how long {config.init_from} was trained is not known; give its epochs with --init-epoch, such as 1600"
             )
-        epochs = told.get("trained_epochs", 0.0) + json.loads(states[-1].read_text())["epoch"]
-    rate = told["lr"] * told["lr_factor"] if told else None
-    return Before(epochs, rate, told.get("warmup_epochs"))
+        epochs = optim.get("trained_epochs", 0.0) + json.loads(states[-1].read_text())["epoch"]
+    lr = optim["lr"] * optim["lr_factor"] if optim else None
+    return PreviousTraining(epochs, lr, optim.get("warmup_epochs"))
 
 
-def keep_schedule(plan: AutoConfig, before: Before) -> None:
-    """Let the rate and the warm-up be those of the first training, where they are known, else the paper's."""
-    for dial, value in (("lr", before.lr), ("warmup_epochs", before.warmup_epochs)):
-        plan.hold(dial, plan.dials.get(dial) if value is None else value, "of the training that goes on")
-    if before.lr is not None:
-        plan.hold("lr_scale", "none", "the rate is that of the training that goes on")
+def keep_schedule(auto: AutoConfig, previous: PreviousTraining) -> None:
+    """Fix the rate and the warm-up to those of the previous training where they are known, else to the paper's."""
+    for option, value in (("lr", previous.lr), ("warmup_epochs", previous.warmup_epochs)):
+        auto.fix(option, auto.options.get(option) if value is None else value, "of the training that is continued")
+    if previous.lr is not None:
+        auto.fix("lr_scale", "none", "the rate is that of the training that is continued")
 
 
-def resume_schedule(built: Recipe, schedule: Continue, epochs: float) -> Recipe:
-    """A recipe whose schedule began so many epochs ago; with x10, at ten times the rate."""
+def resume_schedule(recipe: Recipe, schedule: Continue, epochs: float) -> Recipe:
+    """A recipe that resumes the cosine schedule after so many epochs; with x10, at ten times the rate."""
     if schedule == "restart":
-        return built
-    if built.restart:
-        raise ValueError("a schedule that restarts in every stage has no tail to ride; give one of the two")
-    factor = built.optim.lr_factor * (RAISED if schedule == "x10" else 1.0)
-    return replace(built, optim=replace(built.optim, trained_epochs=epochs, lr_factor=factor))
+        return recipe
+    if recipe.restart:
+        raise ValueError(
+            f"--continue-schedule {schedule} resumes one cosine schedule, and this recipe restarts it in every stage;"
+            " leave one of the two out"
+        )
+    factor = recipe.optim.lr_factor * (RAISED if schedule == "x10" else 1.0)
+    return replace(recipe, optim=replace(recipe.optim, trained_epochs=epochs, lr_factor=factor))
 
 
-def schedule_of(built: Recipe) -> list[tuple[float, float]]:
+def schedule_of(recipe: Recipe) -> list[tuple[float, float]]:
     """Points of the run's schedule: epochs, counted from the first training's start, and the learning rate there."""
-    optim, lengths = built.optim, [stage.epochs for stage in built.stages] if built.restart else [built.epochs]
+    optim, lengths = recipe.optim, [stage.epochs for stage in recipe.stages] if recipe.restart else [recipe.epochs]
     ends = list(accumulate(lengths))
     points = []
     for i in range(_COLUMNS + 1):
-        epoch = built.epochs * i / _COLUMNS
+        epoch = recipe.epochs * i / _COLUMNS
         stage = min(bisect_right(ends, epoch), len(ends) - 1)
         rate = optim.rate(epoch - ends[stage] + lengths[stage], lengths[stage], 1)
         points.append((optim.trained_epochs + epoch, rate))
     return points
 
 
-def schedule_facts(built: Recipe, schedule: Continue) -> dict[str, list[tuple[float, float]]]:
-    """The schedule as `run.json` keeps it: of this run, and of the whole training that it rides the tail of."""
-    optim, first = built.optim, built.optim.trained_epochs
+def schedule_metadata(recipe: Recipe, schedule: Continue) -> dict[str, list[tuple[float, float]]]:
+    """The schedule as `run.json` stores it: of this run, and of the whole training that it continues."""
+    optim, first = recipe.optim, recipe.optim.trained_epochs
     if not first:
-        return {"run": schedule_of(built)}
-    whole, raised = first + built.epochs, RAISED if schedule == "x10" else 1.0
+        return {"run": schedule_of(recipe)}
+    whole, raised = first + recipe.epochs, RAISED if schedule == "x10" else 1.0
     epochs = [whole * i / _WHOLE for i in range(_WHOLE + 1)]
     return {
-        "run": schedule_of(built),
-        "whole": [(epoch, optim.rate(epoch - first, built.epochs, 1) / raised) for epoch in epochs],
+        "run": schedule_of(recipe),
+        "whole": [(epoch, optim.rate(epoch - first, recipe.epochs, 1) / raised) for epoch in epochs],
     }
 
 
-def schedule_lines(built: Recipe) -> list[str]:
-    """The learning rate over the run, in words and drawn."""
-    points = schedule_of(built)
-    at = [rate for _, rate in points]
-    highest = max(at)
-    drawn = "".join(_BARS[round(rate / highest * (len(_BARS) - 1))] if highest else _BARS[0] for rate in at)
+def schedule_lines(recipe: Recipe) -> list[str]:
+    """The learning rate over the run, in numbers and as a bar chart."""
+    points = schedule_of(recipe)
+    first, last, rates = points[0][0], points[-1][0], [rate for _, rate in points]
+    resumed = f", which resumes the cosine schedule at epoch {first:g} of {last:g}" if first else ""
+    warms_up = first <= recipe.optim.warmup_epochs <= last
+    peak = recipe.optim.peak_lr if warms_up else max(rates)
+    bars = (_BARS[round(rate / peak * (len(_BARS) - 1))] if peak else _BARS[0] for rate in rates)
     return [
-        f"  learning rate from epoch {points[0][0]:g} to {points[-1][0]:g}: begins at {at[0]:.1e}, at most"
-        f" {highest:.1e}, ends at {at[-1]:.1e}",
-        f"  {drawn}",
+        f"  learning rate: starts at {rates[0]:.2e}, peak {peak:.2e}, ends at {rates[-1]:.2e}{resumed}",
+        f"  {''.join(bars)}",
     ]

@@ -89,9 +89,9 @@ class Loop:
         self.total = self.ends[-1]
         self.starts = [0, *self.ends[:-1]]
         self.log_every = max(1, min(self.total // LINES, per_epoch))
-        self.signals_every = max(1, round(settings.signals_every * per_epoch))
+        self.val_every = max(1, round(settings.val_every * per_epoch))
         self.keeps: dict[int, float] = {}  # the steps whose weights stay, with the epochs that were asked for
-        if every := settings.keep_every:
+        if every := settings.save_every:
             count = int(self.total / per_epoch / every + 1e-9)
             self.keeps = {max(1, round(k * every * per_epoch)): k * every for k in range(1, count + 1)}
         self.refusals = SkippedSteps(run, loader)
@@ -152,7 +152,7 @@ class Loop:
             if self.refusals.too_many():
                 self._save(trainer, index, step, must=False)
                 raise Diverged(self.refusals.report())
-            if step % self.signals_every == 0 or step == self.total:
+            if step % self.val_every == 0 or step == self.total:
                 with window.paused():
                     self.watch(trainer.model, step / per_epoch, step)
             if step in self.keeps:

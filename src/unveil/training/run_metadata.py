@@ -22,6 +22,7 @@ from ..modeling.rng import sample_keys
 from ..modeling.targets import Pixels
 from ..modeling.types import Batch, Layout, Modality
 from ..recipes.recipe import Recipe
+from .config import OLD_NAMES
 from .trainer import Settings
 
 
@@ -156,5 +157,5 @@ def read_dials(facts: Mapping[str, Any], run: Path) -> dict[str, Any]:
 
 def read_settings(facts: Mapping[str, Any], run: Path) -> Settings:
     """How the run used its machine."""
-    told = part(facts, "settings", run)
-    return Settings(**{name: told[name] for name in Settings.__dataclass_fields__ if name in told})
+    stored = {OLD_NAMES.get(name, name): value for name, value in part(facts, "settings", run).items()}
+    return Settings(**{name: stored[name] for name in Settings.__dataclass_fields__ if name in stored})

@@ -1,4 +1,4 @@
-"""From what was asked to a run that is known to be possible. Nothing is written here, so a mistake leaves no trace."""
+"""From options to a run that is known to work. Nothing is written here, so a mistake leaves no files behind."""
 
 from __future__ import annotations
 
@@ -25,18 +25,9 @@ from ..runs.checkpoint import Checkpoint, read_latest
 from ..runs.console import duration, log
 from ..runs.folder import read_metadata
 from ..runs.hardware import choose_device, git_commit, num_cores, versions
-from .autoconfig import (
-    MINUTES,
-    AutoConfig,
-    Change,
-    configure_schedule,
-    configure_shape,
-    time_with_data,
-    tune_step,
-    validation_interval,
-)
+from .autoconfig import MINUTES, AutoConfig, Change, configure_schedule, configure_shape, validation_interval
 from .config import PretrainConfig, json_like
-from .continue_schedule import find_before, keep_schedule, resume_schedule, schedule_facts, schedule_lines
+from .continue_schedule import keep_schedule, previous_training, resume_schedule, schedule_lines, schedule_metadata
 from .data_setup import (
     Found,
     check_broken,
@@ -62,216 +53,250 @@ from .run_metadata import (
     settings_facts,
     stage_lines,
 )
+from .timing import build_once, time_with_data, tune_step
 from .trainer import Settings
 
-_GLANCE = 100  # images that show most mistakes before all are read
+_SAMPLE = 100  # images that show most mistakes before all are inspected
 
-Load = Callable[..., Recipe]
+RecipeFunction = Callable[..., Recipe]
 
 
 @dataclass(frozen=True)
-class Prepared:
-    """All that training takes. `facts` is what `run.json` is to say; `inspection` comes with a new run only."""
+class TrainingSetup:
+    """All that training needs. `metadata` is the content of `run.json`; only a new run has an `inspection`."""
 
     recipe: Recipe
     train: Source
     held_out: Source
     modalities: tuple[Modality, ...]
     settings: Settings
-    facts: dict[str, Any]
+    metadata: dict[str, Any]
     inspection: Found | None = None
     weights: StateDict | None = None
     resume: Checkpoint | None = None
 
 
-def prepare_new(asked: PretrainConfig, processes: int = 1) -> Prepared:
-    """A new run: the data looked at, the recipe fitted to data and machine, its step tried and timed.
+def set_up_new(config: PretrainConfig, processes: int = 1) -> TrainingSetup:
+    """A new run: options resolved and checked on the meta device, then one update timed on this machine.
 
-    Several processes share every batch, so each has a part of it to compute and the run takes that much less time.
+    The recipe and each stage's model are built once on the meta device, once for timing and once for training.
+    `processes` share every batch, so the run takes that much less time.
     """
-    load = load_recipe(asked.recipe)
-    asked.check_dials(load)
-    device = choose_device(asked.device)
-    source = open_data(asked.data, declared_for(asked, load))
-    before = find_before(asked)
-    weights = read_initial(asked.init_from) if asked.init_from else None
-    if len(source) > 2 * _GLANCE:
-        glance = Subset(source, spread(len(source), _GLANCE))
-        _first_plan(asked, load, glance, look_at(glance), len(source), device)
-    log(f"looking at {asked.data} ...")
-    found = look_at(source)
-    log(textwrap.indent(str(found), "  "))
-    source = settle(source, found)
-    train, held_out = part_data(source, asked, asked.seed)
-    check_broken(found, train, asked.max_broken)
-    plan, modalities, built = _first_plan(asked, load, source, found, len(train), device)
+    function = load_recipe(config.recipe)
+    config.check_dials(function)
+    device = choose_device(config.device)
+    source = open_data(config.data, declared_for(config, function))
+    previous = previous_training(config)
+    weights = read_initial(config.init_from) if config.init_from else None
+    draft: _Draft | None = None
+    if len(source) > 2 * _SAMPLE:
+        sample = Subset(source, spread(len(source), _SAMPLE))
+        draft = _Draft(config, function, sample, look_at(sample), len(source), device)
+        draft.check(draft.on_meta(), sample)
+    log(f"inspecting {config.data} ...")
+    inspection = look_at(source)
+    log(textwrap.indent(str(inspection), "  "))
+    source = settle(source, inspection)
+    train, held_out = part_data(source, config, config.seed)
+    check_broken(inspection, train, config.max_broken)
+
+    full = _Draft(config, function, source, inspection, len(train), device)
+    auto, modalities = full.auto, full.modalities
+    if draft is None or draft.key == full.key:
+        model = full.check((draft or full).on_meta(), source)
+        timing = full.build()
+    else:  # the sample was of another shape than all images
+        timing = full.build()
+        model = full.check(timing, source)
     if weights is not None:
-        weights = fitting(weights, built, asked)
-    if before is not None:
-        keep_schedule(plan, before)
-    settings, image_seconds = tune_step(asked, built, modalities, device, processes)
-    minutes = asked.minutes or MINUTES.get(device.type, 30.0)
-    guess = copy.deepcopy(plan)
-    if not asked.paper:
+        weights = fitting(weights, timing, config)
+    if previous is not None:
+        keep_schedule(auto, previous)
+    auto.limit_batch(len(train))
+    settings, image_seconds = tune_step(config, timing, modalities, device, processes)
+    minutes = config.minutes or MINUTES.get(device.type, 30.0)
+    if not config.paper:
+        guess = copy.deepcopy(auto)
         configure_schedule(guess, len(train), image_seconds, minutes)
-    built = _build(asked, load, guess.dials, modalities, len(train))
-    image_seconds = _rehearsed(asked, built, settings, image_seconds, train, modalities, processes)
-    if not asked.paper:
-        configure_schedule(plan, len(train), image_seconds, minutes)
-    built = _build(asked, load, plan.dials, modalities, len(train))
-    built = resume_schedule(built, asked.continue_schedule, before.epochs if before else 0.0)
-    check_shared(built.optim.batch_size, processes)
-    per_epoch = max(1, len(train) // built.optim.batch_size)
+        batch = guess.options.get("batch_size", timing.optim.batch_size)
+    else:
+        batch = timing.optim.batch_size
+    check_divisible(batch, processes)
+    size = min(settings.micro_batch, batch // processes)
+    loader = Loader(
+        train, timing.view, size, config.seed, config.workers, max_broken=config.max_broken, modality=modalities
+    )
+    image_seconds = time_with_data(timing, replace(settings, micro_batch=size), loader, image_seconds * processes)
+    image_seconds /= processes
+    if not config.paper:
+        configure_schedule(auto, len(train), image_seconds, minutes)
+
+    recipe = _build(config, function, auto.options, modalities, len(train))
+    recipe = resume_schedule(recipe, config.continue_schedule, previous.epochs if previous else 0.0)
+    check_divisible(recipe.optim.batch_size, processes)
+    per_epoch = max(1, len(train) // recipe.optim.batch_size)
+    interval = max(1 / per_epoch, validation_interval(recipe.epochs, image_seconds * len(train)))
     settings = replace(
         settings,
-        micro_batch=min(settings.micro_batch, built.optim.batch_size // processes),
-        signals_every=asked.signals_every
-        or max(1 / per_epoch, validation_interval(built.epochs, image_seconds * len(train))),
-        keep_every=asked.keep_every,
+        micro_batch=min(settings.micro_batch, recipe.optim.batch_size // processes),
+        val_every=config.signals_every or interval,
+        save_every=config.keep_every,
     )
-    model = model_facts(built, modalities)
-    _tell(plan.changes, built, settings, processes, model, len(train), len(train) * built.epochs * image_seconds)
-    facts = {
+    if len(model["stages"]) != len(recipe.stages):  # a stage takes all the epochs, or none
+        model = model_facts(build_once(recipe), modalities)
+    for stage, entry in zip(recipe.stages, model["stages"], strict=True):
+        entry["epochs"] = stage.epochs
+    _log_plan(auto.changes, recipe, settings, processes, model, len(train), len(train) * recipe.epochs * image_seconds)
+    metadata = {
         "unveil": __version__,
-        "recipe": asked.name,
-        "asked": asked.identity,
-        "dials": {dial: json_like(value) for dial, value in plan.dials.items()},
+        "recipe": config.name,
+        "asked": config.identity,
+        "dials": {name: json_like(value) for name, value in auto.options.items()},
         "modality": asdict(modalities[0]),
         **declared_facts(source),
-        "changes": [asdict(change) for change in plan.changes],
-        "data": data_facts(source, train, held_out, built, modalities[0]),
+        "changes": [asdict(change) for change in auto.changes],
+        "data": data_facts(source, train, held_out, recipe, modalities[0]),
         "model": model,
-        "settings": settings_facts(settings, built.optim.batch_size, asked.workers or num_cores(), processes),
-        "optim": asdict(built.optim) | {"peak_lr": built.optim.peak_lr},
-        "schedule": schedule_facts(built, asked.continue_schedule),
-        "seed": asked.seed,
+        "settings": settings_facts(settings, recipe.optim.batch_size, config.workers or num_cores(), processes),
+        "optim": asdict(recipe.optim) | {"peak_lr": recipe.optim.peak_lr},
+        "schedule": schedule_metadata(recipe, config.continue_schedule),
+        "seed": config.seed,
         "versions": versions(device),
         "git": git_commit(),
     }
-    return Prepared(built, train, held_out, modalities, settings, facts, found, weights)
+    return TrainingSetup(recipe, train, held_out, modalities, settings, metadata, inspection, weights)
 
 
-def prepare_again(asked: PretrainConfig, folder: Path, processes: int = 1) -> Prepared:
-    """An unfinished run, taken up where its newest whole checkpoint left it, with the plan that it was begun with.
+def set_up_resumed(config: PretrainConfig, folder: Path, processes: int = 1) -> TrainingSetup:
+    """An unfinished run, from its newest whole checkpoint, with the options that it was started with.
 
-    So do the processes that join one which has just been begun, and a run may go on with more or fewer of them.
+    The other processes of a run that has just been started do the same, and a run may continue with more or fewer.
     """
-    facts = read_metadata(folder)
+    metadata = read_metadata(folder)
     own = folder / "recipe.py"
-    if asked.is_own_recipe and own.exists() and own.read_bytes() != Path(asked.recipe).expanduser().read_bytes():
-        raise ValueError(
-            f"{asked.recipe} has changed since {folder} was begun with what is now {own}; give another --out"
-        )
-    load = load_recipe(str(own) if own.exists() else asked.recipe)
-    device = choose_device(asked.device)
-    source = open_data(asked.data, read_declared(facts))
-    data = part(facts, "data", folder)
+    if config.is_own_recipe and own.exists() and own.read_bytes() != Path(config.recipe).expanduser().read_bytes():
+        raise ValueError(f"{config.recipe} has changed since {folder} was started with {own}; give another --out")
+    function = load_recipe(str(own) if own.exists() else config.recipe)
+    device = choose_device(config.device)
+    source = open_data(config.data, read_declared(metadata))
+    data = part(metadata, "data", folder)
     if names_digest(source) != data["names"]:
         raise ValueError(
-            f"{folder} was begun on the {data['count']} images of {data['address']}; the {len(source)} of"
+            f"{folder} was started on the {data['count']} images of {data['address']}; the {len(source)} of"
             f" {source.address} are others. Give the same images, another --out, or --overwrite"
         )
     resume, complaints = read_latest(folder)
     if complaints and resume is None:
-        raise ValueError(
-            f"{folder} has no whole checkpoint to go on from: {'; '.join(complaints)}; --overwrite starts anew"
-        )
+        raise ValueError(f"{folder} has no whole checkpoint: {'; '.join(complaints)}; --overwrite starts again")
     for complaint in complaints:
         log(f"warning: {complaint}; the checkpoint before it is used")
-    train, held_out = part_data(source, asked, part(facts, "seed", folder))
-    modalities = read_modalities(facts, folder)
-    built = _build(asked, load, read_dials(facts, folder), modalities, len(train))
-    built = resume_schedule(built, asked.continue_schedule, part(facts, "optim", folder).get("trained_epochs", 0.0))
+    train, held_out = part_data(source, config, part(metadata, "seed", folder))
+    modalities = read_modalities(metadata, folder)
+    recipe = _build(config, function, read_dials(metadata, folder), modalities, len(train))
+    trained_epochs = part(metadata, "optim", folder).get("trained_epochs", 0.0)
+    recipe = resume_schedule(recipe, config.continue_schedule, trained_epochs)
     weights = None
-    if resume is None and asked.init_from:  # stopped before its first checkpoint
-        weights = fitting(read_initial(asked.init_from), built, asked)
-    settings = replace(read_settings(facts, folder), device=str(device), save_minutes=asked.save_minutes)
-    if asked.precision != "auto":
-        settings = replace(settings, precision=asked.precision)
-    if asked.compile != "auto":
-        settings = replace(settings, compile=asked.compile == "on")
-    if asked.micro_batch:
-        settings = replace(settings, micro_batch=asked.micro_batch)
-    check_shared(built.optim.batch_size, processes)
-    settings = replace(settings, micro_batch=min(settings.micro_batch, built.optim.batch_size // processes))
-    facts["settings"] = settings_facts(settings, built.optim.batch_size, asked.workers or num_cores(), processes)
+    if resume is None and config.init_from:  # stopped before its first checkpoint
+        weights = fitting(read_initial(config.init_from), recipe, config)
+    check_divisible(recipe.optim.batch_size, processes)
+    settings = replace(read_settings(metadata, folder), device=str(device), save_minutes=config.save_minutes)
+    if config.precision != "auto":
+        settings = replace(settings, precision=config.precision)
+    if config.compile != "auto":
+        settings = replace(settings, compile=config.compile == "on")
+    micro_batch = min(config.micro_batch or settings.micro_batch, recipe.optim.batch_size // processes)
+    settings = replace(settings, micro_batch=micro_batch)
+    workers = config.workers or num_cores()
+    metadata["settings"] = settings_facts(settings, recipe.optim.batch_size, workers, processes)
     log(f"continuing {folder} at step {resume.state['step'] if resume else 0}")
-    return Prepared(built, train, held_out, modalities, settings, facts, weights=weights, resume=resume)
+    return TrainingSetup(recipe, train, held_out, modalities, settings, metadata, weights=weights, resume=resume)
 
 
-def _rehearsed(
-    asked: PretrainConfig,
-    built: Recipe,
-    settings: Settings,
-    alone: float,
-    train: Source,
-    modalities: Sequence[Modality],
-    processes: int,
-) -> float:
-    """The seconds that an image takes in this run, with its batch and its data; `alone` is those of its step."""
-    check_shared(built.optim.batch_size, processes)
-    size = min(settings.micro_batch, built.optim.batch_size // processes)
-    loader = Loader(
-        train, built.view, size, asked.seed, asked.workers, max_broken=asked.max_broken, modality=modalities
-    )
-    return time_with_data(built, replace(settings, micro_batch=size), loader, alone * processes) / processes
+class _Draft:
+    """A recipe with the options that images of this kind and this device suggest, before its schedule is set."""
 
+    def __init__(
+        self,
+        config: PretrainConfig,
+        function: RecipeFunction,
+        source: Source,
+        inspection: Found,
+        num_train: int,
+        device: torch.device,
+    ):
+        self.config, self.function, self.num_train = config, function, num_train
+        self.modalities = modalities_of(source, inspection)
+        self.auto = AutoConfig(function, config.dials)
+        if not config.paper:
+            configure_shape(self.auto, inspection, num_train, device)
+        shapes = [{**asdict(m), "mean": None, "std": None} for m in self.modalities]
+        self.key = (dict(self.auto.options), shapes)  # two drafts with the same key have the same counts
+        self.on_meta_device: Recipe | None = None
 
-def _first_plan(
-    asked: PretrainConfig, load: Load, source: Source, found: Found, num_train: int, device: torch.device
-) -> tuple[AutoConfig, tuple[Modality, ...], Recipe]:
-    """The plan as far as the data decide it, and a recipe that is known to build."""
-    modalities = modalities_of(source, found)
-    plan = AutoConfig(load, asked.dials)
-    if not asked.paper:
-        configure_shape(plan, found, num_train, device)
-    wanted = plan.dials.get("batch_size", 0)
-    if wanted > num_train:
-        plan.dials["batch_size"] = num_train
-        plan.changes.append(Change("batch_size", wanted, num_train, "there are no more images"))
-    built = _build(asked, load, plan.dials, modalities, num_train)
-    try:
-        for stage in built.stages:
-            model = stage.build()
-            model.masker.counts(layout_of(model.encoder))
-            model.masker.check(layout_of(model.encoder), present(source))
-    except (ArithmeticError, RuntimeError, TypeError) as error:
-        raise _cannot_build(asked, error) from error
-    return plan, modalities, _build(asked, load, plan.dials, modalities, num_train)
+    def build(self) -> Recipe:
+        """The recipe, each stage's model built at most once."""
+        return build_once(_build(self.config, self.function, self.auto.options, self.modalities, self.num_train))
+
+    def on_meta(self) -> Recipe:
+        """The recipe and its models without memory for weights; of a recipe that needs values, with weights."""
+        if self.on_meta_device is None:
+            try:
+                with torch.device("meta"):
+                    self.on_meta_device = self.build()
+                    for stage in self.on_meta_device.stages:
+                        stage.build()
+            except (ArithmeticError, RuntimeError, TypeError):
+                self.on_meta_device = self.build()
+        return self.on_meta_device
+
+    def check(self, recipe: Recipe, source: Source) -> dict[str, Any]:
+        """The model's counts for `run.json`. Raises ValueError for a recipe that cannot be built or masks too much."""
+        try:
+            for stage in recipe.stages:
+                model = stage.build()
+                model.masker.counts(layout_of(model.encoder))
+                model.masker.check(layout_of(model.encoder), present(source))
+            return model_facts(recipe, self.modalities)
+        except (ArithmeticError, RuntimeError, TypeError) as error:
+            raise _cannot_build(self.config, error) from error
 
 
 def _build(
-    asked: PretrainConfig, load: Load, dials: Mapping[str, Any], modalities: Sequence[Modality], num_train: int
+    config: PretrainConfig,
+    function: RecipeFunction,
+    options: Mapping[str, Any],
+    modalities: Sequence[Modality],
+    num_train: int,
 ) -> Recipe:
-    """The recipe as training begins with it: its batch is at most all images."""
-    seed_stage(asked.seed, -1)
+    """The recipe as training starts with it, its batch cut to the number of images."""
+    seed_stage(config.seed, -1)
     try:
-        built = build_recipe(load, modalities, dials)
+        recipe = build_recipe(function, modalities, options)
     except (ArithmeticError, RuntimeError, TypeError) as error:
-        raise _cannot_build(asked, error) from error
-    return replace(built, optim=replace(built.optim, batch_size=min(built.optim.batch_size, num_train)))
+        raise _cannot_build(config, error) from error
+    return replace(recipe, optim=replace(recipe.optim, batch_size=min(recipe.optim.batch_size, num_train)))
 
 
-def _cannot_build(asked: PretrainConfig, error: Exception) -> ValueError:
+def _cannot_build(config: PretrainConfig, error: Exception) -> ValueError:
     frame = traceback.extract_tb(error.__traceback__)[-1]
-    given = ", ".join(f"{name}={value}" for name, value in asked.dials.items()) or "its defaults"
+    given = ", ".join(f"{name}={value}" for name, value in config.dials.items()) or "its defaults"
     return ValueError(
-        f"the recipe {asked.recipe} cannot be built with {given}: {type(error).__name__}: {error}"
+        f"the recipe {config.recipe} cannot be built with {given}: {type(error).__name__}: {error}"
         f" ({frame.filename}, line {frame.lineno})"
     )
 
 
-def check_shared(batch: int, processes: int) -> None:
-    """Raise ValueError for a batch that does not part into equal shares."""
+def check_divisible(batch: int, processes: int) -> None:
+    """Raise ValueError for a batch that the processes cannot share equally."""
     if batch % processes:
         below, above = batch // processes * processes, -(-batch // processes) * processes
         either = f"{below} or {above}" if below else str(above)
-        raise ValueError(f"--batch-size {batch} has no equal shares for {processes} processes; give {either}")
+        raise ValueError(f"--batch-size {batch} is not divisible by the world size {processes}; give {either}")
 
 
-def _tell(
+def _log_plan(
     changes: list[Change],
-    built: Recipe,
+    recipe: Recipe,
     settings: Settings,
     processes: int,
     model: Mapping[str, Any],
@@ -281,14 +306,14 @@ def _tell(
     for change in changes:
         used, paper = (" ".join(map(str, v)) if isinstance(v, tuple) else v for v in (change.used, change.paper))
         log(f"  --{change.dial.replace('_', '-')} {used}  (paper: {paper}; {change.why})")
-    optim = built.optim
-    times = -(-optim.batch_size // (settings.micro_batch * processes))
+    batch = recipe.optim.batch_size
+    times = -(-batch // (settings.micro_batch * processes))
     where = f" in each of {processes} processes" if processes > 1 else ""
     log(
-        f"  batch of {optim.batch_size} images per update, {settings.micro_batch} at once{where}"
-        f"{f', {times} times' if times > 1 else ''}; peak learning rate {optim.peak_lr:.2e}; "
-        f"{settings.precision} on {settings.device}"
+        f"  batch of {batch} images per update, {settings.micro_batch} at once{where}"
+        f"{f', {times} times' if times > 1 else ''}; {settings.precision} on {settings.device}"
     )
-    for line in (*stage_lines(model), *schedule_lines(built)):
+    for line in (*stage_lines(model), *schedule_lines(recipe)):
         log(line)
-    log(f"training {built.epochs:g} epochs of {num_train:,} images: about {duration(seconds)}")
+    epochs = f"{recipe.epochs:g} epoch{'s' * (recipe.epochs != 1)}"
+    log(f"training {epochs} of {num_train:,} images: about {duration(seconds)}")

@@ -25,8 +25,8 @@ class Settings:
     micro_batch: int
     compile: bool
     save_minutes: float
-    signals_every: float  # epochs
-    keep_every: float | None = None  # epochs
+    val_every: float  # epochs
+    save_every: float | None = None  # epochs
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,8 @@ from ...modeling.types import RGB, Modality
 from ...recipes.recipe import Recipe
 from ...recipes.registry import build_recipe, default_modalities, load_recipe
 from ...runs.hardware import choose_device, choose_precision
-from ...training.autoconfig import measure_step
 from ...training.run_metadata import flops
+from ...training.timing import measure_step
 from ...training.trainer import Settings
 from .design import Arm, Scale, ScaleName, Setting, Study
 from .jobs import OF_PRETRAIN, settled

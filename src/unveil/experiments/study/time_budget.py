@@ -12,8 +12,8 @@ from typing import Any
 from ...runs.atomic import write_json
 from ...runs.console import log
 from ...runs.hardware import choose_device
-from ...training.autoconfig import measure_step, tune_step
 from ...training.config import PretrainConfig
+from ...training.timing import measure_step, tune_step
 from .cost_estimate import build, modalities_of, num_images
 from .design import Arm, Scale, ScaleName, Setting, Study
 from .jobs import OF_PRETRAIN, settled

@@ -155,7 +155,8 @@ def _stamp(path: Path) -> int:
 @lru_cache(maxsize=1)
 def _read(address: str, stamp: int) -> PublicViT:
     """A recipe is built several times before its run begins; its teacher is read, and told of, once."""
-    return unsaved(load_encoder(address))
+    with torch.device("cpu"):  # also for a student on the meta device
+        return unsaved(load_encoder(address))
 
 
 @cache

@@ -1,0 +1,147 @@
+"""The seconds that an update takes on this machine, and settings with which it runs there."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Generator, Sequence
+from contextlib import closing
+from dataclasses import replace
+from functools import cache
+from itertools import count
+from typing import cast
+
+import torch
+from torch import Tensor
+
+from ..data.loader import Loader
+from ..modeling.masked_model import MaskedModel
+from ..modeling.optim import Optim
+from ..modeling.rng import sample_keys
+from ..modeling.types import Batch, Modality
+from ..recipes.recipe import Recipe
+from ..runs.console import log
+from ..runs.hardware import choose_precision, memory_total
+from .config import PretrainConfig
+from .trainer import Settings, Trainer
+
+_UPDATES, _SECONDS = 8, 2.0  # timed with real data: at most so many updates, ended after so many seconds
+_LONG = 5.0  # seconds of an update that is timed only once
+
+
+def build_once(recipe: Recipe) -> Recipe:
+    """The recipe with stages that build their model once and then return it: to check and time, not to train."""
+    return replace(recipe, stages=tuple(replace(stage, build=cache(stage.build)) for stage in recipe.stages))
+
+
+def tune_step(
+    config: PretrainConfig, recipe: Recipe, modalities: Sequence[Modality], device: torch.device, processes: int = 1
+) -> tuple[Settings, float]:
+    """Settings that work on the device, and the seconds that an update takes per image.
+
+    On a GPU the micro-batch is the largest that fits; where compilation fails, it is turned off.
+    """
+    batch = max(1, recipe.optim.batch_size // processes)
+    settings = Settings(
+        str(device),
+        choose_precision(config.precision, device),
+        min(batch, config.micro_batch or first_micro_batch(recipe, batch, device)),
+        compile=config.compile == "on" or (config.compile == "auto" and device.type == "cuda"),
+        save_minutes=config.save_minutes,
+        val_every=1.0,
+    )
+    while True:
+        try:
+            return settings, measure_step(recipe, settings, batch, modalities) / (batch * processes)
+        except torch.OutOfMemoryError:
+            if config.micro_batch or settings.micro_batch == 1:
+                raise
+            torch.cuda.empty_cache()
+            settings = replace(settings, micro_batch=settings.micro_batch // 2)
+        except Exception as error:  # compilers raise many types; an error of the model itself is raised again below
+            if not settings.compile:
+                raise
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            log(f"note: torch.compile does not work here ({reason}); training goes on without it")
+            settings = replace(settings, compile=False)
+
+
+def time_with_data(recipe: Recipe, settings: Settings, loader: Loader, step_seconds: float) -> float:
+    """Seconds per image of updates on the run's own data; `step_seconds` is per image without any loading.
+
+    On a CPU the loader's threads and the update share the cores, and small batches cost more per image, so both are
+    timed together. On a GPU, or with a compiled step, they overlap: the slower of the two decides.
+    """
+    with closing(_endless(loader)) as batches:
+        if settings.compile or settings.device != "cpu":
+            return max(step_seconds, _mean_seconds(lambda: next(batches)) / loader.batch_size)
+        seconds = 0.0
+        for stage in recipe.stages:
+            trainer = Trainer(stage.build(), Optim(batch_size=loader.batch_size), settings)
+            seconds += stage.epochs * _mean_seconds(lambda t=trainer: t.update(next(batches), 0.0))  # type: ignore[misc]
+    return seconds / recipe.epochs / loader.batch_size
+
+
+def _endless(loader: Loader) -> Generator[Batch]:
+    for epoch in count():
+        with closing(cast("Generator[Batch]", loader.batches(epoch))) as batches:
+            yield from batches
+
+
+def _mean_seconds(act: Callable[[], object]) -> float:
+    """Mean seconds of a call, without the first one unless that alone is long enough."""
+    began = time.perf_counter()
+    act()
+    if (first := time.perf_counter() - began) > _SECONDS:
+        return first
+    began, done = time.perf_counter(), 0
+    while done < _UPDATES and time.perf_counter() - began < _SECONDS:
+        act()
+        done += 1
+    return (time.perf_counter() - began) / done
+
+
+def measure_step(recipe: Recipe, settings: Settings, batch_size: int, modalities: Sequence[Modality]) -> float:
+    """Seconds of one update on random images: the mean over stages, weighted by their epochs.
+
+    Raises torch.OutOfMemoryError where the micro-batch does not fit.
+    """
+    size = min(batch_size, settings.micro_batch)
+    maps = {m.name: _random_map(m, size, recipe.view.image_size) for m in modalities}
+    batch = Batch(maps, sample_keys(0, 0, range(size)), torch.zeros(()))
+    seconds = [stage.epochs * _measure(stage.build(), settings, batch) for stage in recipe.stages]
+    return sum(seconds) / recipe.epochs * batch_size / size
+
+
+def _measure(model: MaskedModel, settings: Settings, batch: Batch) -> float:
+    """Seconds of one update: the median of three after a first one that does not count."""
+    try:
+        trainer = Trainer(model, Optim(batch_size=len(batch)), settings)
+        seconds = []
+        for _ in range(4):
+            began = time.perf_counter()
+            trainer.update(batch, 0.0)
+            if settings.device.startswith("cuda"):
+                torch.cuda.synchronize()
+            seconds.append(time.perf_counter() - began)
+            if seconds[0] > _LONG and not settings.compile:
+                return seconds[0]
+        return sorted(seconds[1:])[1]
+    finally:  # the next stage, or a smaller micro-batch, gets all memory of the device
+        model.zero_grad(set_to_none=True)
+        model.cpu()
+
+
+def _random_map(modality: Modality, count: int, size: tuple[int, int]) -> Tensor:
+    shape = (count, modality.channels, size[0] // modality.stride, size[1] // modality.stride)
+    if modality.kind == "categorical":
+        return torch.randint(modality.num_classes, shape)
+    return torch.rand(shape)
+
+
+def first_micro_batch(recipe: Recipe, batch_size: int, device: torch.device) -> int:
+    """The micro-batch to try first: an upper estimate of one image's activations, as a share of the memory."""
+    tokens = recipe.encoder.grid[0] * recipe.encoder.grid[1] * len(recipe.encoder.modalities)
+    per_image = 4 * 60 * recipe.encoder.depth * recipe.encoder.dim * tokens / 2**20  # MB
+    share = 0.8 if device.type == "cuda" else 0.4
+    limit = 128 if device.type == "cpu" else 2048
+    return max(1, min(batch_size, limit, int(share * memory_total(device) / per_image)))
