@@ -105,6 +105,16 @@ def test_files_stay_short(path: Path):
     assert ast.get_docstring(ast.parse(path.read_text())), "and says what it is"
 
 
+@pytest.mark.parametrize("path", FILES, ids=module_of)
+def test_docstrings_say_something(path: Path):
+    """Five words only repeat a name. Methods and private functions may do without a docstring."""
+    documented = (ast.Module, ast.ClassDef, ast.FunctionDef)
+    nodes = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, documented)]
+    texts = {getattr(node, "name", "module"): ast.get_docstring(node) for node in nodes}
+    short = {name: text for name, text in texts.items() if text is not None and len(text.split()) <= 5}
+    assert not short, "say what comes in and out, in which unit, or what is raised"
+
+
 def test_parts_are_frozen_or_modules():
     """Records, scores and targets are frozen dataclasses: state lives in modules and in the loop."""
     for path in FILES:

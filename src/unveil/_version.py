@@ -1,3 +1,3 @@
-"""The version of the package."""
+"""The version of the package, read by its build and by `unveil doctor`."""
 
 __version__ = "0.2.0"

@@ -11,7 +11,7 @@ from .flags import REQUIRED, Flag, alternatives, spell
 
 
 def help_text(head: str, summary: str, groups: Mapping[str, Sequence[Flag]], example: str) -> str:
-    """The help of one command."""
+    """The help of a command: its summary, its flags by group and an example."""
     parts = [f"{head}\n\n{summary}"]
     for title, flags in groups.items():
         if flags:

@@ -39,7 +39,7 @@ def after_study(words: Sequence[str], folder: Path | None) -> str:
 
 
 def after_embed(features: str | Path) -> str:
-    """Features are written: open them."""
+    """After `unveil embed`: a command that opens the file of features."""
     opened = f"import numpy; print({{k: v.shape for k, v in numpy.load({str(features)!r}).items()}})"
     return f"python -c {_quoted(opened)}"
 

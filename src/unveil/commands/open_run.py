@@ -72,5 +72,5 @@ def open_recipe(
 
 
 def device_of(model: MaskedModel) -> torch.device:
-    """Where a model is."""
+    """The device on which the weights of a model are."""
     return model.encoder.prefix.device

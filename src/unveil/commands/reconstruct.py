@@ -101,7 +101,6 @@ class TrainingMean:
 
     @property
     def outputs(self) -> list[str]:
-        """Those of the model."""
         return self.model.outputs
 
     @torch.no_grad()

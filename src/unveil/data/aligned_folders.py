@@ -98,11 +98,9 @@ class AlignedSource:
 
     @property
     def channels(self) -> int:
-        """Those of the first modality."""
         return self.declared[0].modality.channels
 
     def name(self, index: int) -> str:
-        """The stem."""
         return self.stems[index]
 
     @cached_property

@@ -60,9 +60,7 @@ class Maps(Protocol):
     """The maps of one kind, one for each sample."""
 
     @property
-    def declared(self) -> Declared:
-        """How they are read."""
-        ...
+    def declared(self) -> Declared: ...
 
     def __len__(self) -> int: ...
 
@@ -95,18 +93,15 @@ class Files:
         return len(self.paths)
 
     def name(self, index: int) -> str:
-        """The path below the root."""
         return self.paths[index]
 
     def read(self, index: int) -> Map:
-        """What the file holds."""
         path = self.paths[index]
         is_hdf5 = path.endswith(".hdf5") or ".mat#" in path
         data = as_npy(self.root, path) if is_hdf5 else read_bytes(self.root / path, path)
         return read_map(data, self.declared, path)
 
     def only(self, rows: Sequence[int]) -> Files:
-        """Some of the files."""
         return replace(self, paths=[self.paths[i] for i in rows])
 
     def with_channels(self, channels: int) -> Files:
@@ -138,7 +133,6 @@ class Sampled:
         return replace(found, values=to_channels(found.values, asked.modality.channels, self.name(index)))
 
     def only(self, rows: Sequence[int]) -> Sampled:
-        """Those of some samples."""
         return replace(self, rows=[self.rows[i] for i in rows])
 
     def with_channels(self, channels: int) -> Sampled:
@@ -174,7 +168,6 @@ class DenseSet:
         return [self.address, zlib.crc32(str(list(self.names)).encode()), read, repr(self.labels), self.max_depth]
 
     def only(self, rows: Sequence[int]) -> DenseSet:
-        """Some of the samples."""
         files = {kind: maps.only(rows) for kind, maps in self.files.items()}
         return replace(self, names=[self.names[i] for i in rows], files=files)
 

@@ -61,7 +61,6 @@ class Declared:
 
     @property
     def name(self) -> str:
-        """That of the modality."""
         return self.modality.name
 
     @property
@@ -88,7 +87,7 @@ class Declared:
 
 
 def declared_from(told: Mapping[str, Any]) -> Declared:
-    """What `to_dict` gave, read back."""
+    """The inverse of `to_dict`: a declaration from its JSON object."""
     own = {name: _tuples(told[name]) for name in (f.name for f in fields(Declared)) if name in told}
     return Declared(**{**own, "modality": modality_from(told["modality"])})
 

@@ -74,7 +74,6 @@ class ParquetSource:
         return self._ends[-1]
 
     def name(self, index: int) -> str:
-        """File[row]."""
         group, _ = self._locate(index)
         f, _ = self._groups[group]
         return f"{self.paths[f].name}[{index - self._starts[f]}]"
@@ -95,7 +94,6 @@ class ParquetSource:
         return bytes(cell)
 
     def image(self, index: int) -> Shaped[Tensor, "C H W"]:
-        """The decoded row."""
         name = self.name(index)
         return to_channels(decode(self.encoded(index), name), self.channels, name)
 

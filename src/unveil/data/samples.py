@@ -38,7 +38,6 @@ class Sample:
 
     @property
     def nbytes(self) -> int:
-        """The memory that it takes."""
         return sum(t.nbytes for t in (*self.maps.values(), *self.valid.values()) if t is not None)
 
 
@@ -222,7 +221,7 @@ def stack(
 
 
 def join(parts: Sequence[Stack]) -> Stack:
-    """Stacks one after another."""
+    """Several stacks of samples as one, in the order given."""
     parts = [part for part in parts if len(part)]
     if len(parts) <= 1:
         return parts[0] if parts else Stack({})

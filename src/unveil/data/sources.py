@@ -60,7 +60,7 @@ class EncodedSource(Source, Protocol):
     """A source whose images are files, or bytes of files."""
 
     def encoded(self, index: int) -> bytes:
-        """The undecoded bytes; raises `Unreadable`."""
+        """The bytes of an image before decoding; raises `Unreadable` where they cannot be read."""
         ...
 
 
@@ -111,7 +111,6 @@ class FolderSource:
         return len(self.files)
 
     def name(self, index: int) -> str:
-        """The path in the folder."""
         return self.files[index]
 
     @cached_property
@@ -119,15 +118,12 @@ class FolderSource:
         return self.root.resolve()
 
     def location(self, index: int) -> str:
-        """The path of the file."""
         return f"{self._resolved}/{self.files[index]}"
 
     def encoded(self, index: int) -> bytes:
-        """The bytes of the file."""
         return read_bytes(self.root / self.files[index], self.files[index])
 
     def image(self, index: int) -> Shaped[Tensor, "C H W"]:
-        """The decoded file."""
         name = self.files[index]
         return to_channels(decode(self.encoded(index), name), self.channels, name)
 
@@ -146,29 +142,24 @@ class Subset:
 
     @property
     def channels(self) -> int:
-        """Those of the whole."""
         return self.source.channels
 
     @property
     def labels(self) -> list[int] | None:
-        """The labels of these images."""
         labels = self.source.labels
         return None if labels is None else [labels[i] for i in self.indices]
 
     @property
     def classes(self) -> list[str] | None:
-        """Those of the whole."""
         return self.source.classes
 
     def __len__(self) -> int:
         return len(self.indices)
 
     def image(self, index: int) -> Shaped[Tensor, "C H W"]:
-        """An image of the whole."""
         return self.source.image(self.indices[index])
 
     def name(self, index: int) -> str:
-        """Its name in the whole."""
         return self.source.name(self.indices[index])
 
 
@@ -249,7 +240,7 @@ def _readable(source: EncodedSource, indices: Iterable[int]) -> Iterable[tuple[b
 
 
 def read_bytes(path: Path, name: str) -> bytes:
-    """A file's bytes; raises `Unreadable`."""
+    """The bytes of a file; raises `Unreadable` where it cannot be read."""
     try:
         return path.read_bytes()
     except OSError as error:

@@ -24,7 +24,6 @@ class RawPixels:
 
     @property
     def channels(self) -> int:
-        """The modality's."""
         return self.modality.channels
 
     @property

@@ -18,12 +18,12 @@ class TrainableEncoder(FeatureEncoder, Protocol):
 
     @property
     def dim(self) -> int:
-        """The width of a token."""
+        """The width of the tokens that `maps` returns."""
         ...
 
     @property
     def depth(self) -> int:
-        """The number of blocks."""
+        """The number of blocks, the last one that `maps` accepts."""
         ...
 
     @property
@@ -59,7 +59,7 @@ class Savable(Protocol):
     """An encoder that can be kept in a file."""
 
     def save(self, file: Path) -> None:
-        """Keep it as safetensors."""
+        """Write the weights to a file in the safetensors format."""
         ...
 
 

@@ -35,7 +35,7 @@ class FeatureEncoder(Protocol):
 
     @property
     def device(self) -> torch.device:
-        """Where it computes."""
+        """The device on which images are expected and features returned."""
         ...
 
     def features(self, images: Float[Tensor, "B C H W"], pool: Pool) -> Float[Tensor, "B D"]:

@@ -31,7 +31,6 @@ class Result:
     details: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, object]:
-        """The content of `eval/<protocol>.json`."""
         return asdict(self)
 
 

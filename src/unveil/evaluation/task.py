@@ -27,11 +27,11 @@ Tell = Callable[[str, int, int], None]
 
 
 def silent(what: str, done: int, total: int) -> None:
-    """Tells nobody."""
+    """A progress callback that ignores every call, the default."""
 
 
 def unnoted(note: str) -> None:
-    """Notes nothing."""
+    """A note callback that ignores every note, the default."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,6 @@ class Labelled(Subset):
         return self.numbers
 
     def only(self, rows: Int[Tensor, " K"]) -> Labelled:
-        """Some of these images."""
         chosen = rows.tolist()
         return Labelled(self.source, [self.indices[i] for i in chosen], [self.numbers[i] for i in chosen])
 

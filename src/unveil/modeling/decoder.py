@@ -184,7 +184,6 @@ class CrossDecoder(Decoder):
         self.blend = blend
 
     def contexts(self, latents: Latents) -> Sequence[Float[Tensor, "B K D"]]:
-        """What each block reads."""
         if self.blend is None or self.context_norms is None:
             return [latents.final] * len(self.blocks)
         blends = self.blend(latents.layers)
@@ -228,7 +227,6 @@ class PromptingDecoder(Decoder):
         return self.norm(torch.cat([visible, x], dim=1) if is_all else x)
 
     def class_token(self, latents: Latents) -> Float[Tensor, "B 1 D"]:
-        """The class token's own answer."""
         return self.norm(self.embed(latents.final[:, :1]))
 
 

@@ -72,7 +72,6 @@ class ImageEncoder(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where its weights are."""
         return self.encoder.prefix.device
 
     @property
@@ -82,7 +81,6 @@ class ImageEncoder(nn.Module):
 
     @property
     def depth(self) -> int:
-        """The number of its blocks."""
         return self.encoder.depth
 
     @property
@@ -112,7 +110,6 @@ class ImageEncoder(nn.Module):
 
     @property
     def patch(self) -> int:
-        """A patch's side in pixels."""
         return self.encoder.patch
 
     def tokens(self, batch: Batch, blocks: Sequence[int]) -> list[Float[Tensor, "B K D"]]:

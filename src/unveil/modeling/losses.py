@@ -20,7 +20,7 @@ def _weigh(error: Float[Tensor, "B Q T"], valid: Tensor) -> LossSums:
 
 
 def l2(guess: Float[Tensor, "B Q T"], truth: Float[Tensor, "B Q T"], valid: Tensor) -> LossSums:
-    """Squared error (MAE)."""
+    """The squared error of each value, the loss of MAE."""
     return _weigh((guess - truth).square(), valid)
 
 

@@ -40,7 +40,6 @@ class Optim:
 
     @property
     def peak_lr(self) -> float:
-        """The learning rate after warm-up."""
         return self.lr * self.lr_factor * self.batch_size / 256
 
     def rate(self, step: float, steps: float, per_epoch: float) -> float:

@@ -21,7 +21,7 @@ def patchify(image: Tensor, patch: int) -> Tensor:
 
 
 def unpatchify(patches: Shaped[Tensor, "B N T"], patch: int, grid: tuple[int, int]) -> Shaped[Tensor, "B C H W"]:
-    """The inverse of `patchify`."""
+    """Patches `B N (p p C)` back to maps `B C H W`, the inverse of `patchify`."""
     return rearrange(patches, "b (h w) (p q c) -> b c (h p) (w q)", h=grid[0], p=patch, q=patch)
 
 

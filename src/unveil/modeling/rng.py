@@ -60,7 +60,6 @@ class SampleRng:
     key: Int[Tensor, " B"]
 
     def fold(self, purpose: str) -> SampleRng:
-        """An independent source of chance."""
         return SampleRng(mix(self.key ^ _salt(purpose)))
 
     def uniform(self, purpose: str, n: int) -> Float[Tensor, "B {n}"]:

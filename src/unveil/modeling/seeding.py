@@ -1,4 +1,4 @@
-"""Seeds of initialisation."""
+"""The seed of a stage's initialisation, from the seed of the run."""
 
 from __future__ import annotations
 

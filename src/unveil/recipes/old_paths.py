@@ -173,7 +173,7 @@ class OldPaths(MetaPathFinder, Loader):
         return ModuleSpec(fullname, self, is_package=True) if moved_to(fullname) else None
 
     def create_module(self, spec: ModuleSpec) -> None:
-        """An ordinary empty module."""
+        """None, by which Python creates an ordinary empty module."""
 
     def exec_module(self, module: ModuleType) -> None:
         """Look every name up in the new module."""
@@ -194,6 +194,6 @@ class OldPaths(MetaPathFinder, Loader):
 
 
 def install() -> None:
-    """Make the old paths importable."""
+    """Make the module paths of release 0.1 importable."""
     if not any(isinstance(finder, OldPaths) for finder in sys.meta_path):
         sys.meta_path.append(OldPaths())

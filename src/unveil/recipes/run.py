@@ -67,7 +67,6 @@ class Run:
 
     @property
     def name(self) -> str:
-        """That of its folder."""
         return self.path.absolute().name
 
     @cached_property

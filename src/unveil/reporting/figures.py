@@ -45,7 +45,6 @@ class Bar:
     high: str
 
     def to_dict(self) -> dict[str, Any]:
-        """For the index of pictures."""
         stops = self.ramp(np.linspace(0, 1, 9)).tolist()
         return {"name": self.name, "low": self.low, "high": self.high, "stops": stops}
 
@@ -62,12 +61,10 @@ class Legend:
 
     @property
     def colours(self) -> list[tuple[int, ...]]:
-        """One for each name."""
         palette = class_colours(self.count).tolist()
         return [tuple(palette[place]) if place >= 0 else NO_TRUTH for place in self.places]
 
     def to_dict(self) -> dict[str, Any]:
-        """For the index of pictures."""
         return {"name": self.name, "classes": list(self.names), "colours": self.colours}
 
 

@@ -57,7 +57,7 @@ class Signals:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What `eval/<protocol>.json` says."""
+    """The content of a file `eval/<protocol>.json`."""
 
     protocol: str
     data: str
@@ -86,7 +86,7 @@ class ProbeFiles:
 
 @dataclass(frozen=True)
 class ProbeEpoch:
-    """All probes at one epoch."""
+    """The pictures of all fixed images at one epoch."""
 
     epoch: float
     step: int

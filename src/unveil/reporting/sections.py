@@ -265,7 +265,7 @@ def _facts(pairs: Iterable[tuple[str, str]]) -> Markup | None:
 
 
 def charts_of(charts: Iterable[Markup | None]) -> Markup:
-    """Charts side by side."""
+    """A row of charts; those that are None are left out."""
     return tag("div", *charts, class_="charts")
 
 

@@ -50,7 +50,7 @@ def failed(run: Run) -> Verdict | None:
 
 
 def no_metrics(run: Run) -> Verdict | None:
-    """Nothing was logged."""
+    """A verdict where the run has logged no metrics."""
     if run.steps:
         return None
     return Verdict("note", "No training step was logged yet.", "Write the report again once training has begun.")
@@ -185,7 +185,7 @@ def collapse(run: Run) -> Verdict | None:
 
 
 def data_bound(run: Run) -> Verdict | None:
-    """Training waits for images."""
+    """A verdict where training waits for images to be decoded."""
     waits = np.array([s.data_wait for s in run.steps])
     waits = waits[np.isfinite(waits)]
     if not len(waits) or not (wait := float(np.median(waits[len(waits) // 2 :]))) > 0.3:

@@ -27,13 +27,13 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Replace a file."""
+    """Replace the content of a file as a whole or not at all."""
     with replacing(path) as temporary:
         temporary.write_bytes(content)
 
 
 def write_text(path: Path, text: str) -> None:
-    """Replace a text file (UTF-8)."""
+    """Replace the content of a text file (UTF-8) as a whole or not at all."""
     write_bytes(path, text.encode())
 
 

@@ -112,7 +112,6 @@ class Progress:
         log(text)
 
     def close(self) -> None:
-        """End the line."""
         if self.width:
             log("")
             self.width = 0

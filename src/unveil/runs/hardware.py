@@ -92,7 +92,7 @@ def memory_total(device: torch.device) -> float:
 
 
 def processor_name() -> str:
-    """The processor in words."""
+    """The name of the processor, such as `AMD EPYC 7763`."""
     try:
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):

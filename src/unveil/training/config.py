@@ -77,7 +77,6 @@ class PretrainConfig:
 
     @property
     def name(self) -> str:
-        """The recipe's name."""
         return Path(self.recipe).stem
 
     @property

@@ -49,7 +49,7 @@ def open_data(address: str, declared: tuple[Declared, ...]) -> Source:
 
 
 def look_at(source: Source) -> Found:
-    """What a source holds."""
+    """The inspection of a source: counts, sizes, unreadable and duplicate files."""
     return inspect_samples(source) if isinstance(origin(source)[0], SampleSource) else inspect_source(source)
 
 

@@ -76,7 +76,6 @@ class Group:
         return answer[0]
 
     def receive(self) -> str:
-        """What the first process tells."""
         answer: list[str | None] = [None]
         dist.broadcast_object_list(answer)
         if answer[0] is None:

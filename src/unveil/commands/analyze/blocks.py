@@ -99,7 +99,6 @@ def _named(part: int) -> str:
 
 
 def _mean(parts: tuple[DecoderContributions, ...], counts: list[int]) -> DecoderContributions:
-    """One decoder's parts over batches."""
     first = parts[0]
 
     def mean(values: list[float]) -> float:

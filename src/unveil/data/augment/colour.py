@@ -36,7 +36,7 @@ def equalize(x: Images) -> Images:
 
 
 def invert(x: Images) -> Images:
-    """The negative."""
+    """The negative: 1 minus the value of each pixel and channel."""
     return 1 - x
 
 

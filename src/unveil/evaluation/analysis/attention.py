@@ -105,11 +105,9 @@ class DecoderAttention:
 
     @property
     def mass_on_visible(self) -> float:
-        """The mean over blocks."""
         return sum(b.mass_on_visible for b in self.blocks) / len(self.blocks)
 
     def to_dict(self) -> dict[str, object]:
-        """As JSON holds it."""
         told = {"mean": self.mean, "summed": self.summed, "mass_on_visible": self.mass_on_visible}
         return {**asdict(self), **told}
 

@@ -32,7 +32,6 @@ class LayerFeatures:
 
     @property
     def distance(self) -> float:
-        """The mean over heads."""
         return sum(self.distances) / len(self.distances)
 
 

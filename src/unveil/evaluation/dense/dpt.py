@@ -1,4 +1,4 @@
-"""The dense prediction transformer's head."""
+"""The head of the dense prediction transformer (Ranftl et al., 2021)."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class Fusion(nn.Module):
 
 
 class Refine(nn.Sequential):
-    """Two convolutions beside the identity."""
+    """A residual unit of two 3x3 convolutions, each after a ReLU."""
 
     def __init__(self, dim: int):
         convolutions = (nn.Conv2d(dim, dim, 3, padding=1) for _ in range(2))

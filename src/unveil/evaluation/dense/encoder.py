@@ -24,7 +24,7 @@ class DenseEncoder(TrainableEncoder, Protocol):
 
     @property
     def patch(self) -> int:
-        """A patch's side in pixels."""
+        """The side in pixels of the square patch of a token."""
         ...
 
     def tokens(self, batch: Batch, blocks: Sequence[int]) -> list[Float[Tensor, "B K D"]]:

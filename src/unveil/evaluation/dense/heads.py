@@ -77,7 +77,6 @@ class ConvNeXtHead(nn.Module):
 
 
 def _small(module: nn.Module) -> None:
-    """ConvNeXt's initialisation."""
     if isinstance(module, nn.Linear | nn.Conv2d):
         nn.init.trunc_normal_(module.weight, std=0.02)
         if module.bias is not None:

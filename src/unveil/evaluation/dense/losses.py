@@ -28,7 +28,7 @@ class Truth:
 def classes_loss(
     guess: Float[Tensor, "B K H W"], truth: Shaped[Tensor, "B 1 H W"], valid: Bool[Tensor, "B 1 H W"]
 ) -> Float[Tensor, ""]:
-    """Cross-entropy of the valid pixels."""
+    """The sum of the cross-entropy over the valid pixels."""
     error = F.cross_entropy(guess, torch.where(valid, truth, 0)[:, 0].long(), reduction="none")
     return (error * valid[:, 0]).sum()
 
@@ -55,5 +55,4 @@ class DepthLoss:
         return error.sum()
 
     def metres(self, guess: Float[Tensor, ...]) -> Float[Tensor, ...]:
-        """A prediction as depth."""
         return guess * self.std + self.mean

@@ -42,12 +42,12 @@ class Restorer(Protocol):
 
     @property
     def inputs(self) -> Sequence[str]:
-        """The modalities that it reads."""
+        """The names of the modalities that the encoder reads."""
         ...
 
     @property
     def outputs(self) -> Sequence[str]:
-        """The modalities that it tells."""
+        """The names of the modalities that the decoders predict."""
         ...
 
     def restored(self, batch: Batch, shown: Shown) -> Mapping[str, Restored]:

@@ -38,7 +38,6 @@ class DenseView:
     jitter: float = 0.0
 
     def base(self, height: int, width: int) -> float:
-        """The scale that is 1."""
         both = (self.size[0] / height, self.size[1] / width)
         return max(both) if self.fit == "cover" else min(both)
 

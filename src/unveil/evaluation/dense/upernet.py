@@ -1,4 +1,4 @@
-"""UPerNet on a plain ViT."""
+"""UPerNet (Xiao et al., 2018) on maps of a plain ViT."""
 
 from __future__ import annotations
 

@@ -120,7 +120,6 @@ class _Probe(nn.Module):
 def _train(
     features: Float[Tensor, "N D"], labels: Int[Tensor, " N"], num_classes: int, lrs: tuple[float, ...], seed: int
 ) -> _Probe:
-    """One head per rate."""
     rng = torch.Generator().manual_seed(seed)
     batch_size, epochs = _schedule_for(len(features))
     probe = _Probe(features.shape[1], num_classes, len(lrs), rng, features.device)

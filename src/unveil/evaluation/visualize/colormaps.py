@@ -33,7 +33,6 @@ class MapRenderer:
 
     @property
     def title(self) -> str:
-        """The modality, with its unit."""
         return f"{self.modality.name} ({self.unit})" if self.unit else self.modality.name
 
     @property

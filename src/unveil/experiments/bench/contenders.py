@@ -115,10 +115,10 @@ class Theirs(nn.Module):
         return loss
 
     def before_step(self, step: int) -> None:
-        """Every step is alike."""
+        """Part of the interface that the trainer calls; nothing to do."""
 
     def after_step(self) -> None:
-        """Nothing follows."""
+        """Part of the interface that the trainer calls; nothing to do."""
 
 
 Timed = Ours | Theirs

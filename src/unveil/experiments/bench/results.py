@@ -58,7 +58,6 @@ class Results:
         return self[base].flops / self[other].flops
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything, as JSON takes it."""
         base = self.entries[0].name
         return {
             **self.facts,

@@ -20,7 +20,7 @@ Precision = Literal["float32", "bf16"]
 
 @dataclass(frozen=True)
 class Seconds:
-    """The parts of one step."""
+    """The seconds of the parts of one training step."""
 
     forward: float
     backward: float
@@ -28,7 +28,6 @@ class Seconds:
 
     @property
     def step(self) -> float:
-        """All of it."""
         return self.forward + self.backward + self.update
 
 
@@ -49,7 +48,6 @@ class Clock:
             torch.accelerator.synchronize(self.device)
 
     def mark(self) -> None:
-        """Mark this moment."""
         if self.device.type == "cuda":
             event = torch.cuda.Event(enable_timing=True)
             event.record(torch.cuda.current_stream(self.device))

@@ -26,34 +26,27 @@ class SceneSamples:
 
     @property
     def address(self) -> str:
-        """That of the scenes."""
         return self.scenes.address
 
     @property
     def channels(self) -> int:
-        """Those of the first modality."""
         return self.declared[0].modality.channels
 
     @property
     def labels(self) -> list[int]:
-        """The class of every scene."""
         return self.scenes.labels
 
     @property
     def classes(self) -> list[str]:
-        """The names of the labels."""
         return self.scenes.classes
 
     def name(self, index: int) -> str:
-        """That of the scene."""
         return self.scenes.name(index)
 
     def location(self, index: int) -> str:
-        """That of the scene."""
         return self.scenes.location(index)
 
     def has(self, index: int) -> tuple[bool, ...]:
-        """All of them, always."""
         return (True,) * len(self.declared)
 
     def complete(self) -> frozenset[str]:
@@ -61,7 +54,6 @@ class SceneSamples:
         return frozenset(d.name for d in self.declared)
 
     def read(self, index: int) -> dict[str, Map]:
-        """All maps of one scene."""
         made = self.scenes.maps(index)
         found = {d.name: made[d.name] for d in self.declared}
         return {n: Map(m[None] if m.ndim == 2 else m, None, "made here", n == "rgb") for n, m in found.items()}
@@ -71,11 +63,9 @@ class SceneSamples:
         return self.read(index)[self.declared[0].name].values
 
     def sample(self, index: int) -> Sample:
-        """All maps of one scene."""
         return as_sample(self.read(index), [d.modality for d in self.declared], self.name(index))
 
     def settled(self, declared: tuple[Declared, ...]) -> SceneSamples:
-        """The same scenes."""
         return replace(self, declared=declared)
 
 

@@ -59,13 +59,12 @@ class Plane:
         return _entry(t, d[2] < 0) if np.isinf(self.top) else _entry(t, (d[2] < 0) & (o[1] + t * d[1] < self.top))
 
     def normal(self, p: ndarray) -> ndarray:
-        """Straight up."""
         return np.repeat(np.array([[0], [0], [1]], np.float32), p.shape[1], axis=1)
 
 
 @dataclass(frozen=True)
 class Ball:
-    """The unit sphere."""
+    """The sphere of radius 1 about the origin."""
 
     bounded: ClassVar[bool] = True
 
@@ -75,7 +74,6 @@ class Ball:
         return _entry(t, real)
 
     def normal(self, p: ndarray) -> ndarray:
-        """The point itself."""
         return p
 
 

@@ -40,7 +40,6 @@ class SceneSource:
 
     @property
     def channels(self) -> int:
-        """Red, green, blue."""
         return 3
 
     @cached_property
@@ -50,7 +49,6 @@ class SceneSource:
 
     @property
     def classes(self) -> list[str]:
-        """The names of the labels."""
         return list(CLASSES)
 
     def name(self, index: int) -> str:
@@ -58,11 +56,9 @@ class SceneSource:
         return f"scenes/seed{self.seed}/{self._inside(index):06d}"
 
     def location(self, index: int) -> str:
-        """The name: seed and number."""
         return self.name(index)
 
     def image(self, index: int) -> UInt8[Tensor, "3 H W"]:
-        """The picture of one scene."""
         return self.maps(index)["rgb"]
 
     def maps(self, index: int) -> dict[str, Tensor]:

@@ -51,12 +51,12 @@ def _odd(x: ndarray) -> ndarray:
 
 
 def plain(rng: Generator, scale: float) -> Texture:
-    """One colour."""
+    """One colour at every point of the surface."""
     return lambda p: np.zeros(p.shape[1], np.float32)
 
 
 def checker(rng: Generator, scale: float) -> Texture:
-    """Cubes of alternating colour."""
+    """Cubes in two alternating colours, the chequerboard in space."""
     shift = rng.uniform(0.2, 0.8, (3, 1)).astype(np.float32)  # flat faces must not lie on a border between cubes
     side = np.float32(1 / scale)
     return lambda p: _odd(np.floor(p * side + shift).sum(0))
@@ -85,13 +85,13 @@ def dots(rng: Generator, scale: float) -> Texture:
 
 
 def noise(rng: Generator, scale: float) -> Texture:
-    """Clouds."""
+    """Smooth noise between two colours, as of clouds."""
     waves, k = _waves(rng), np.float32(0.5 / scale)
     return lambda p: _soft_step(waves(p * k), 1.6)
 
 
 def marble(rng: Generator, scale: float) -> Texture:
-    """Thin veins that wander."""
+    """Marble: thin wandering veins of a second colour."""
     waves, k = _waves(rng), np.float32(0.5 / scale)
     direction = np.float32(rng.normal(size=3) * 1.5)
 

@@ -46,7 +46,7 @@ def shape(solid: Solid, centre: Xyz, half: Xyz, group: int = 0, turn: ndarray | 
 
 
 def turn_z(angle: float) -> Float[ndarray, "3 3"]:
-    """The rotation about the vertical."""
+    """The 3x3 matrix of a rotation about the vertical axis."""
     c, s = np.cos(angle), np.sin(angle)
     return np.array([[c, -s, 0], [s, c, 0], [0, 0, 1]])
 

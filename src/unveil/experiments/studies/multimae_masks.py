@@ -8,7 +8,7 @@ MEASURES: dict[str, Dials] = {"knn": {}, "knn-whitened": {}, "linear": {}, "held
 
 
 def guided(name: str, **dials: str) -> Arm:
-    """A way to guide masks."""
+    """An arm of multimae-attention with these options of its masks."""
     return Arm(name, "multimae-attention", dials)
 
 

@@ -81,7 +81,7 @@ def build(arm: Arm, at: Scale, setting: Setting, teacher_as_given: bool = False)
 
 
 def modalities_of(arm: Arm, at: Scale, setting: Setting) -> tuple[Modality, ...]:
-    """What an arm's recipe reads."""
+    """The modalities that the recipe of an arm is built with."""
     several = default_modalities(load_recipe(arm.recipe))
     if several is None:
         return (RGB,)

@@ -40,7 +40,6 @@ class Job:
     needs: list[str]
 
     def to_dict(self) -> dict[str, Any]:
-        """The content of its file."""
         return asdict(self)
 
 
@@ -165,7 +164,7 @@ def _looked_at(setting: Setting, folder: Path, analysis: str) -> dict[str, Any]:
 
 
 def is_scenes(address: str) -> bool:
-    """Whether images are rendered here."""
+    """Whether an address of data means rendered scenes."""
     return address == "scenes" or address.startswith("scenes:")
 
 

@@ -51,7 +51,6 @@ class PublicViT(nn.Module):
 
     @property
     def config(self) -> ViTConfig:
-        """What the encoder is."""
         return self.vit.config
 
     @property
@@ -66,7 +65,6 @@ class PublicViT(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where its weights are."""
         return self.vit.prefix.device
 
     @property
@@ -76,7 +74,6 @@ class PublicViT(nn.Module):
 
     @property
     def depth(self) -> int:
-        """The number of its blocks."""
         return self.config.depth
 
     @property
@@ -145,12 +142,10 @@ class PublicViT(nn.Module):
 
     @property
     def modalities(self) -> Sequence[Modality]:
-        """What it reads: pictures."""
         return (Modality("rgb", self.channels, *self.statistics),)
 
     @property
     def patch(self) -> int:
-        """A patch's side in pixels."""
         return self.config.patch
 
     def tokens(self, batch: Batch, blocks: Sequence[int]) -> list[Float[Tensor, "B K D"]]:

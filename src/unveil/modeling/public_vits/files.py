@@ -40,7 +40,6 @@ def read_weights(path: str | Path) -> StateDict:
 
 
 def _load(path: Path) -> Any:
-    """What torch's own files hold."""
     try:
         with torch.serialization.safe_globals([argparse.Namespace]):
             return torch.load(path, map_location="cpu", weights_only=True)

@@ -35,7 +35,7 @@ _IS_TOKEN = re.compile(r"(prefix|mask_token|\.tasks\.\w+|norm\d?\.(weight|bias))
 
 
 def is_multimae(state: Mapping[str, Tensor]) -> bool:
-    """Whether these are MultiMAE's names."""
+    """Whether the names of a state dict are MultiMAE's."""
     return any(name.startswith("input_adapters.") for name in state)
 
 

@@ -68,7 +68,7 @@ def quick_gelu(x: Tensor) -> Tensor:
 
 
 def gelu_tanh(x: Tensor) -> Tensor:
-    """GELU by its tanh approximation."""
+    """GELU by its tanh approximation, as some public models use it."""
     return F.gelu(x, approximate="tanh")
 
 
@@ -163,7 +163,7 @@ class Scale(nn.Module):
 
 
 class Block(nn.Module):
-    """Pre-norm transformer block."""
+    """A pre-norm transformer block, with LayerScale where the model has it."""
 
     def __init__(self, config: ViTConfig):
         super().__init__()

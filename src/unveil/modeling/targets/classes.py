@@ -1,4 +1,4 @@
-"""Classes as the truth."""
+"""A target: the class of each pixel of a categorical map."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pixels as the truth."""
+"""A target: the pixels of each patch, normalised per patch or not."""
 
 from __future__ import annotations
 
@@ -39,7 +39,6 @@ class Pixels:
         return self.modality.channels * self.modality.side(self.patch) ** 2
 
     def patches(self, batch: Batch) -> Float[Tensor, "B N T"]:
-        """The patches, before norm-pix."""
         return self._patches(batch, validity(batch, self.modality))
 
     def _patches(self, batch: Batch, valid: Bool[Tensor, "B 1 H W"]) -> Float[Tensor, "B N T"]:

@@ -1,4 +1,4 @@
-"""The contract of a target."""
+"""The contract of a target: what it is called with and what it returns."""
 
 from __future__ import annotations
 

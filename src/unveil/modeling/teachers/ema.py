@@ -56,7 +56,6 @@ class ModelEma(nn.Module):
         self.progress = 0.0
 
     def train(self, mode: bool = True) -> ModelEma:
-        """It stays in eval."""
         return super().train(False)
 
     def before_step(self, step: int, progress: float) -> None:
@@ -89,13 +88,11 @@ class EMATeacher(nn.Module):
 
     @property
     def encoder(self) -> Encoder:
-        """The averaged encoder."""
         assert isinstance(self.average.copy, Encoder)
         return self.average.copy
 
     @property
     def dim(self) -> int:
-        """Width of its features."""
         return self.encoder.dim
 
     @torch.no_grad()
@@ -116,7 +113,6 @@ class OnlineTeacher(nn.Module):
 
     @property
     def dim(self) -> int:
-        """Width of its features."""
         return self.student[0].dim
 
     @torch.no_grad()

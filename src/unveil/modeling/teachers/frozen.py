@@ -48,7 +48,6 @@ class FrozenTeacher(nn.Module):
 
     @property
     def dim(self) -> int:
-        """The width of its features."""
         return self.encoder.feature_dim(self.spec)
 
     @torch.no_grad()  # not inference_mode: what it gives is kept for the backward of the student
@@ -60,13 +59,11 @@ class FrozenTeacher(nn.Module):
             return self.encoder.observe(images, tokens.layout.grid, self.spec, self.modality)
 
     def chosen(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B F H W"]:
-        """The channels that it sees."""
         if self.channels is not None:
             images = torch.cat([images[:, channel - 1 : channel] for channel in self.channels], dim=1)
         return images.expand(-1, self.encoder.channels, -1, -1)
 
     def train(self, mode: bool = True) -> Self:
-        """It stays in eval."""
         return super().train(False)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
