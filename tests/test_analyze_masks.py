@@ -12,7 +12,7 @@ import unveil
 from multimodal import GUIDED, LACKING, batch, build
 from unveil.cli import main
 from unveil.commands.analyze.masks import FAITHFUL, RANDOM, costs, ways_of
-from unveil.evaluation.analysis.mask_overlap import MaskOverlap, hidden_under, mask_overlaps
+from unveil.evaluation.analysis.mask_overlap import MaskOverlap, guided_mask, mask_overlaps
 from unveil.experiments.bench.contenders import CONTENDERS, Work
 from unveil.experiments.bench.flops import count
 from unveil.modeling.types import Layout, Tokens
@@ -42,7 +42,7 @@ def test_a_guided_run_masks_as_its_faithful_way_does(lacks: dict):
     tokens = model.encoder.embed(on)
     ways = {way.name: way.teacher for way in ways_of(model)}
     with torch.no_grad():
-        masks = {name: hidden_under(model, on, tokens, teacher.observe(on, tokens)) for name, teacher in ways.items()}
+        masks = {name: guided_mask(model, on, tokens, teacher.observe(on, tokens)) for name, teacher in ways.items()}
         visible = model.encode_decode(on).mask.visible
         random = build(multimae.recipe, visible=0.15).encode_decode(on).mask.visible
     assert not masks[FAITHFUL].gather(1, visible).any()

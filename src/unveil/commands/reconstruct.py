@@ -77,7 +77,7 @@ class ModelRestorer:
 
     def masker(self, masks: Masks) -> Masker:
         """The model's own masks or MultiMAE's random ones, all that is hidden asked for."""
-        own = replace(self.model.masker, predicted=1 - self.model.masker.visible)
+        own = self.model.masker.predict_all()
         return own if masks is Masks.OWN else replace(own, score=DirichletBudget(ByModality(Uniform())))
 
     @torch.no_grad()

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from ...evaluation.analysis.mask_overlap import MaskOverlap, hidden_under, mask_overlaps
+from ...evaluation.analysis.mask_overlap import MaskOverlap, guided_mask, mask_overlaps
 from ...evaluation.visualize import load_samples
 from ...modeling.masked_model import MaskedModel, Objective, Teacher, mean_loss
 from ...modeling.masking import ByModality, DirichletBudget, Masker, Uniform
@@ -121,7 +121,7 @@ def _told(model: MaskedModel, whole: Batch) -> Iterator[dict[str, Any]]:
     for start in range(0, len(whole), _BATCH):
         batch = whole[start : start + _BATCH]
         tokens = model.encoder.embed(batch)
-        masks = {way.name: hidden_under(model, batch, tokens, way.teacher.observe(batch, tokens)) for way in ways}
+        masks = {way.name: guided_mask(model, batch, tokens, way.teacher.observe(batch, tokens)) for way in ways}
         for name, mask in masks.items():
             sums = found.setdefault(name, {})
             for modality, one in mask_overlaps(masks[FAITHFUL], mask, tokens).items():

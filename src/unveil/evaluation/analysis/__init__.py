@@ -1,1 +1,1 @@
-"""What goes on in a model, in numbers: its attention, its masks, its layers."""
+"""Numbers on a model's attention, masks, decoder blocks and layers."""

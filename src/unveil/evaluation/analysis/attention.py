@@ -1,4 +1,4 @@
-"""Where a model looks, in numbers: how evenly, how much as its teacher, and what of it is hidden."""
+"""Metrics of attention maps and masks, and of the attention inside decoders."""
 
 from __future__ import annotations
 
@@ -16,66 +16,68 @@ from .attention_maps import collect_attention_maps, hidden_tokens
 from .hooks import record_inputs
 from .metrics import attention_share, evenness, rank_correlation, top_overlap, top_tokens
 
-TOP = 0.25  # of the tokens, that count as looked at
+TOP_SHARE = 0.25  # of the tokens, those with the most attention
 
 
 @torch.no_grad()
 def attention_metrics(
-    model: MaskedModel, batch: Batch, seen: ForwardOutput, foreground: Float[Tensor, "B N"] | None = None
+    model: MaskedModel, batch: Batch, output: ForwardOutput, foreground: Float[Tensor, "B N"] | None = None
 ) -> dict[str, float]:
-    """Evenness of student, teacher and guide; rank correlation and overlap of student and teacher; what share of the
-    attention, of the quarter of tokens with the most of it, and of all tokens the masks hide.
+    """Metrics of the attention maps and of the mask of one forward pass, means over the batch.
 
-    With a `foreground`, the share of each of the first modality's tokens that it covers: the attention on it, beside
-    its share of the area, which is what an even map has.
+    `*_evenness` is normalised entropy, from 0 to 1. `rank_correlation` and `top_overlap` compare teacher and student.
+    `hidden_attention` is the share of the attention on hidden tokens, `hidden_most_attended` the share of the
+    most attended quarter that is hidden, `hidden_tokens` the share of all tokens that is hidden. With a `foreground`,
+    the share of each token of the first modality that it covers: `*_foreground`, the share of each map and of
+    the mask on it, and `foreground_area`, which is what an even map has.
     """
-    gazes = collect_attention_maps(model, batch, seen)
-    layout = seen.latents.tokens.layout
+    attention = collect_attention_maps(model, batch, output)
+    layout = output.latents.tokens.layout
     first = next(iter(layout.spans))
-    is_hidden = hidden_tokens(seen.mask.visible, layout.num_tokens)
-    found = {
-        "student_evenness": evenness(gazes.student),
-        "hidden_attention": attention_share(gazes.mask_source, is_hidden),
-        "hidden_most_attended": attention_share(top_tokens(gazes.mask_source, TOP).float(), is_hidden),
+    is_hidden = hidden_tokens(output.mask.visible, layout.num_tokens)
+    metrics = {
+        "student_evenness": evenness(attention.student),
+        "hidden_attention": attention_share(attention.mask_source, is_hidden),
+        "hidden_most_attended": attention_share(top_tokens(attention.mask_source, TOP_SHARE).float(), is_hidden),
         "hidden_tokens": float(is_hidden.float().mean()),
     }
-    if gazes.guide is not None:
-        found["guide_evenness"] = evenness(gazes.guide)
-    sees = next((name for name in layout.spans if gazes.teacher_map(name) is not None), None)
-    teacher = gazes.teacher_map(sees) if sees is not None else None
-    if sees is not None and teacher is not None:
-        student = gazes.student[:, layout.spans[sees]]
-        found |= {
+    if attention.guide is not None:
+        metrics["guide_evenness"] = evenness(attention.guide)
+    teacher_maps = {name: attention.teacher_map(name) for name in layout.spans}
+    name, teacher = next(((n, t) for n, t in teacher_maps.items() if t is not None), (first, None))
+    if teacher is not None:
+        student = attention.student[:, layout.spans[name]]
+        metrics |= {
             "teacher_evenness": evenness(teacher),
             "rank_correlation": rank_correlation(teacher, student),
-            "top_overlap": top_overlap(teacher, student, TOP),
+            "top_overlap": top_overlap(teacher, student, TOP_SHARE),
         }
-    if foreground is not None:
-        has = foreground.sum(dim=1) > 0  # an image without any says nothing
+    if foreground is not None and (labelled := foreground.sum(dim=1) > 0).any():
         span = layout.spans[first]
-        maps = {"student": gazes.student[:, span], "teacher": teacher if sees == first else None}
-        maps["hidden"] = is_hidden[:, span].float()
-        told = {
-            f"{who}_foreground": attention_share(m[has], foreground[has]) for who, m in maps.items() if m is not None
-        }
-        found |= told | {"foreground_area": float(foreground[has].mean())} if has.any() else {}
-    return found
+        maps = {"student": attention.student[:, span], "hidden": is_hidden[:, span].float()}
+        if teacher is not None and name == first:
+            maps["teacher"] = teacher
+        covered = foreground[labelled]
+        metrics |= {f"{of}_foreground": attention_share(m[labelled], covered) for of, m in maps.items()}
+        metrics["foreground_area"] = float(covered.mean())
+    return metrics
 
 
 def foreground_share(batch: Batch, labels: Modality, things: list[int], patch: int) -> Float[Tensor, "B N"]:
-    """The share of each patch's labelled pixels that show one of the `things`, class ids; 0 where none is labelled."""
-    ids, known = batch.maps[labels.name], validity(batch, labels)
-    shows = torch.isin(ids, torch.tensor(things, dtype=ids.dtype, device=ids.device)) & known
+    """The share of each patch's labelled pixels that are of the class ids `things`; 0 where none is labelled."""
+    ids, labelled = batch.maps[labels.name], validity(batch, labels)
+    is_thing = torch.isin(ids, torch.tensor(things, dtype=ids.dtype, device=ids.device)) & labelled
     side = labels.side(patch)
-    return patchify(shows.float(), side).sum(dim=-1) / patchify(known.float(), side).sum(dim=-1).clamp_min(1)
+    return patchify(is_thing.float(), side).sum(dim=-1) / patchify(labelled.float(), side).sum(dim=-1).clamp_min(1)
 
 
 @dataclass(frozen=True)
 class DecoderBlockAttention:
-    """How masked tokens attend in one block of a decoder (CrossMAE, arXiv 2401.14391, appendix A.1).
+    """The attention of masked tokens in one block of a decoder (CrossMAE, arXiv 2401.14391, appendix A.1).
 
-    Per pair: the mean attention from a masked token to a visible, or to a masked one (itself too), summed over heads.
-    Mass: the share of all attention of masked tokens that visible ones get. The class token counts as visible.
+    `to_visible` and `to_masked` are the mean attention weight from a masked token to one visible, or to one masked
+    token (itself too), summed over heads; `mass_on_visible` is the share of all attention of masked tokens that goes
+    to visible ones. The class token counts as visible.
     """
 
     to_visible: float
@@ -85,7 +87,8 @@ class DecoderBlockAttention:
 
 @dataclass(frozen=True)
 class DecoderAttention:
-    """The attention of masked tokens in a decoder, block by block, and what an even one would have for each pair."""
+    """The attention of masked tokens in a decoder by block. `even` is what uniform attention has per pair, summed over
+    blocks and heads."""
 
     decoder: str
     heads: int
@@ -108,31 +111,27 @@ class DecoderAttention:
         return sum(b.mass_on_visible for b in self.blocks) / len(self.blocks)
 
     def to_dict(self) -> dict[str, object]:
-        told = {"mean": self.mean, "summed": self.summed, "mass_on_visible": self.mass_on_visible}
-        return {**asdict(self), **told}
+        return asdict(self) | {"mean": self.mean, "summed": self.summed, "mass_on_visible": self.mass_on_visible}
 
 
 @torch.no_grad()
 def decoder_attention(model: MaskedModel, batch: Batch) -> list[DecoderAttention]:
-    """What masked tokens attend to in each decoder that lets tokens attend to one another (MAE's); of others nothing.
-
-    Those of a cross-attention decoder attend to visible tokens alone, by its making.
-    """
-    found = []
+    """The attention of masked tokens in each self-attention decoder (MAE's); a cross-attention decoder has none."""
+    results = []
     for name, decoder in model.decoders.items():
         if not isinstance(decoder, SelfDecoder):
             continue
-        with record_inputs([block.attn for block in decoder.blocks]) as read:
-            seen = model.encode_decode(batch)
-        blank = seen.queries[name].ids.shape[1]
+        with record_inputs([block.attn for block in decoder.blocks]) as inputs:
+            output = model.encode_decode(batch)
+        num_masked = output.queries[name].ids.shape[1]
         if decoder.outputs == "all":
-            blank -= seen.mask.visible.shape[1]
-        parts = []
-        for attn, (x, *_) in read:
-            rows = attn.rows(x, x[:, -blank:])  # B H Q N
-            visible, masked = rows[..., :-blank], rows[..., -blank:]
-            to_visible, to_masked = (float(part.mean(dim=(0, 2, 3)).sum()) for part in (visible, masked))
-            parts.append(DecoderBlockAttention(to_visible, to_masked, float(visible.sum(dim=-1).mean())))
-        heads, keys = decoder.blocks[0].attn.heads, read[0][1][0].shape[1]
-        found.append(DecoderAttention(name, heads, len(parts) * heads / keys, tuple(parts)))
-    return found
+            num_masked -= output.mask.visible.shape[1]
+        blocks = []
+        for attn, (x, *_) in inputs:
+            rows = attn.rows(x, x[:, -num_masked:])  # B H Q N
+            visible, masked = rows[..., :-num_masked], rows[..., -num_masked:]
+            to_visible, to_masked = (float(keys.mean(dim=(0, 2, 3)).sum()) for keys in (visible, masked))
+            blocks.append(DecoderBlockAttention(to_visible, to_masked, float(visible.sum(dim=-1).mean())))
+        heads, num_keys = decoder.blocks[0].attn.heads, inputs[0][1][0].shape[1]
+        results.append(DecoderAttention(name, heads, len(blocks) * heads / num_keys, tuple(blocks)))
+    return results

@@ -1,4 +1,4 @@
-"""Where a model and its teachers look, and the masks that each way of drawing makes of it."""
+"""Attention maps of a model and its teachers, and the masks that each sampler draws from a map."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from ...modeling.masking import (
     Reversed,
     Score,
 )
-from ...modeling.types import Batch, FeatureSpec, Observation, Observations, Tokens
+from ...modeling.types import Batch, FeatureSpec, Observation, Observations
 
 DRAWS: dict[str, Draw] = {
     "gumbel": Gumbel(),
@@ -37,10 +37,8 @@ DRAWS: dict[str, Draw] = {
 
 @dataclass(frozen=True)
 class AttentionMaps:
-    """Attention to every token, the mean over heads: the frozen teacher's (of the tokens that it sees), the student's,
-    and the map that masks are drawn from; None where there is none.
-
-    `layout` of the teacher's may lack modalities; the others cover all tokens.
+    """Attention to every token, the mean over heads, of the student and of the frozen teacher, and the map that masks
+    are sampled from (the guide). The teacher's may cover some of the modalities only.
     """
 
     student: Float[Tensor, "B N"]
@@ -49,33 +47,35 @@ class AttentionMaps:
 
     @property
     def mask_source(self) -> Float[Tensor, "B N"]:
-        """What masks are drawn from, or would be if they were guided."""
+        """The map that masks are sampled from; in a run without guidance the student's."""
         return self.student if self.guide is None else self.guide
 
     def teacher_map(self, modality: str) -> Float[Tensor, "B N"] | None:
-        """The teacher's attention to one modality, where it sees that."""
+        """The teacher's attention to one modality; None where it does not read that."""
         if self.teacher is None or modality not in self.teacher.layout.spans:
             return None
-        seen = self.teacher.of(modality).attention
-        return None if seen is None else seen.float().mean(dim=1)
+        attention = self.teacher.of(modality).attention
+        return None if attention is None else attention.float().mean(dim=1)
 
 
 @torch.no_grad()
-def collect_attention_maps(model: MaskedModel, batch: Batch, seen: ForwardOutput) -> AttentionMaps:
-    """Where everybody looks who took part in this forward; the student where nobody asked: its last block's class
-    token."""
-    student = seen.observations.get("student")
+def collect_attention_maps(model: MaskedModel, batch: Batch, output: ForwardOutput) -> AttentionMaps:
+    """The attention maps of a forward pass. A student that was not observed in it is observed now: the attention of its
+    last block's class token."""
+    student = output.observations.get("student")
     if student is None or student.attention is None:
         student = model.encoder.observe(model.encoder.embed(batch), FeatureSpec(features=0))
     assert student.attention is not None
-    teacher = seen.observations.get("teacher")
+    teacher = output.observations.get("teacher")
     if teacher is not None and teacher.attention is None:
         teacher = None
-    return AttentionMaps(student.attention.float().mean(dim=1), teacher, _guide(model.masker.score, seen.observations))
+    return AttentionMaps(
+        student.attention.float().mean(dim=1), teacher, _guide(model.masker.score, output.observations)
+    )
 
 
 def _guide(score: Score, observations: Observations) -> Float[Tensor, "B N"] | None:
-    """The map that a score draws from; None where it is not guided, or its map is of some of the tokens only."""
+    """The map that a score samples from; None where it is not guided, or its map covers some of the tokens only."""
     guided = find_guided_score(score)
     if guided is None:
         return None
@@ -88,34 +88,24 @@ def _guide(score: Score, observations: Observations) -> Float[Tensor, "B N"] | N
 
 
 def find_guided_score(score: object) -> Guided | None:
-    """The guided score inside scores that are made of others: budgets, choices of heads, one for each modality."""
+    """The guided score inside nested ones: budgets, random heads, scores by modality."""
     while score is not None and not isinstance(score, Guided):
         inner = (getattr(score, name, None) for name in ("guide", "score", "elsewhere"))
         score = next((part for part in inner if part is not None), None)
     return score
 
 
-@dataclass(frozen=True)
-class _Fixed:
-    """A map that is drawn from as it is."""
-
-    attention: Float[Tensor, "B N"]
-    draw: Draw
-
-    def __call__(self, tokens: Tokens, observations: Observations, batch: Batch) -> Float[Tensor, "B N"]:
-        return self.draw(self.attention, batch)
-
-
 def masks_by_sampler(
     model: MaskedModel, batch: Batch, attention: Float[Tensor, "B N"]
 ) -> dict[str, Bool[Tensor, "B N"]]:
-    """What each way of drawing hides of the tokens, at the model's own share, given the map it draws from."""
-    tokens = model.encoder.embed(batch)
-    own, found = model.masker, {}
-    for name, draw in DRAWS.items():
-        masker = Masker(_Fixed(attention, draw), own.visible, 1 - own.visible, unit=own.unit)
-        found[name] = hidden_tokens(masker(tokens, {}, batch).visible, attention.shape[1])
-    return found
+    """The tokens that each sampler hides, given the map to sample from and the model's own share of visible tokens."""
+    tokens, own = model.encoder.embed(batch), model.masker
+
+    def hidden_by(sampler: Draw) -> Bool[Tensor, "B N"]:
+        masker = Masker(Guided(lambda _: attention, sampler), own.visible, 1 - own.visible, unit=own.unit)
+        return hidden_tokens(masker(tokens, {}, batch).visible, attention.shape[1])
+
+    return {name: hidden_by(sampler) for name, sampler in DRAWS.items()}
 
 
 def hidden_tokens(visible: Tensor, num_tokens: int) -> Bool[Tensor, "B N"]:

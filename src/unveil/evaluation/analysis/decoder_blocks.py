@@ -1,4 +1,4 @@
-"""What each block of a decoder adds to a reconstruction, and which encoder maps it reads (CrossMAE, appendix D)."""
+"""What each block of a decoder adds to a prediction, and which encoder maps it reads (CrossMAE, appendix D)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 from ...modeling.decoder import Blend, CrossDecoder, SelfDecoder
 from ...modeling.masked_model import ForwardOutput, MaskedModel, Objective
-from ...modeling.masking import Masker
 from ...modeling.targets import Pixels
 from ...modeling.types import Batch, Latents
 from .hooks import record_inputs
@@ -22,12 +21,11 @@ from .hooks import record_inputs
 
 @dataclass(frozen=True)
 class BlockContribution:
-    """What the mask tokens with their positions (the first part) or one block add to a prediction of pixels.
+    """What the mask tokens with their positions (the first contribution) or one block add to a prediction of pixels.
 
-    `share` is how much of the whole prediction it is (their inner product over the square of the whole: all shares sum
-    to 1, and one may be below 0), `error` the objective's mean loss with this part and those before it, and `detail`
-    how the part changes from pixel to pixel: the mean square of steps between neighbours in a patch over twice the
-    variance in it, 0 for what is flat and about 1 for noise.
+    `share` is the inner product with the whole prediction over its square: shares sum to 1, and one may be negative.
+    `error` is the objective's mean loss with this contribution and those before it. `detail` is the mean square of
+    differences between neighbouring pixels in a patch over twice the variance in it: 0 for a flat patch, 1 for noise.
     """
 
     share: float
@@ -37,7 +35,7 @@ class BlockContribution:
 
 @dataclass(frozen=True)
 class DecoderContributions:
-    """A decoder's parts; `reads` tells of each block how much each encoder map weighs in what it reads, by `maps`."""
+    """A decoder's contributions; `reads` has for each block the weight of each encoder map of `maps` in its input."""
 
     decoder: str
     parts: tuple[BlockContribution, ...]
@@ -47,9 +45,9 @@ class DecoderContributions:
 
 @dataclass(frozen=True)
 class Decomposition:
-    """A prediction of pixels as the sum of what the queries and each block add to it.
+    """A prediction of pixels as a sum of contributions: `added[0]` is that of the queries, `added[k]` of block k.
 
-    `objective` has no head: it takes sums of these parts for guesses.
+    `objective` has no head: it takes sums of them as predictions.
     """
 
     objective: Objective
@@ -61,8 +59,8 @@ def contributions(
 ) -> Float[Tensor, "K B Q T"]:
     """What each difference of a residual stream's states adds to `head(norm(states[-1]))`: they sum to it.
 
-    LayerNorm is linear once its deviation is that of the whole sum (CrossMAE, arXiv 2401.14391, appendix D, leaves open
-    which it takes). Biases belong to the first part.
+    LayerNorm is linear once its deviation is that of the whole sum (CrossMAE, arXiv 2401.14391, appendix D, does not
+    say which it takes). Biases belong to the first contribution.
     """
     deviation = (states[-1].var(dim=-1, correction=0, keepdim=True) + norm.eps).sqrt()
     steps = [states[0], *(after - before for before, after in pairwise(states))]
@@ -74,78 +72,76 @@ def contributions(
 
 @torch.no_grad()
 def decompose(model: MaskedModel, batch: Batch) -> tuple[ForwardOutput, dict[str, Decomposition]]:
-    """One forward that asks for every hidden patch, and of each decoder whose blocks add up its prediction of pixels.
+    """A forward pass that predicts every hidden patch, and the decomposition of each decoder's prediction of pixels.
 
-    Those are MAE's and CrossMAE's decoders; of others nothing is told.
+    Decoders other than MAE's and CrossMAE's are left out.
     """
-    own = model.masker
-    parts = {name: d for name, d in model.decoders.items() if isinstance(d, SelfDecoder | CrossDecoder)}
-    with record_inputs([part for d in parts.values() for part in (*d.blocks, d.norm)]) as read:
-        seen = model.encode_decode(batch, Masker(own.score, own.visible, 1 - own.visible, own.predict_score, own.unit))
-    given = {id(part): x for part, (x, *_) in read}
-    found = {}
-    for name, decoder in parts.items():
-        objective = next((o for o in model.objectives if _tells_pixels(o, name)), None)
+    decoders = {name: d for name, d in model.decoders.items() if isinstance(d, SelfDecoder | CrossDecoder)}
+    with record_inputs([module for d in decoders.values() for module in (*d.blocks, d.norm)]) as inputs:
+        output = model.encode_decode(batch, model.masker.predict_all())
+    states_of = {id(module): x for module, (x, *_) in inputs}
+    decompositions = {}
+    for name, decoder in decoders.items():
+        objective = next((o for o in model.objectives if _predicts_pixels(o, name)), None)
         if isinstance(objective, Objective):
-            asked = seen.queries[name].ids.shape[1]
-            states = [given[id(part)][:, -asked:] for part in (*decoder.blocks, decoder.norm)]
-            found[name] = Decomposition(without_head(objective), contributions(states, decoder.norm, objective.head))
-    return seen, found
+            num_queries = output.queries[name].ids.shape[1]
+            states = [states_of[id(module)][:, -num_queries:] for module in (*decoder.blocks, decoder.norm)]
+            added = contributions(states, decoder.norm, objective.head)
+            decompositions[name] = Decomposition(without_head(objective), added)
+    return output, decompositions
 
 
-def _tells_pixels(objective: object, decoder: str) -> bool:
+def _predicts_pixels(objective: object, decoder: str) -> bool:
     return isinstance(objective, Objective) and objective.decoder == decoder and isinstance(objective.target, Pixels)
 
 
-def without_head(objective: Objective) -> Objective:
-    """The same objective, for guesses that are made already."""
-    as_it_is = cast("nn.Linear", nn.Identity())
-    told = objective.name, objective.decoder, objective.target.dim, objective.target, objective.loss, objective.weight
-    return Objective(*told, as_it_is)
+def without_head(o: Objective) -> Objective:
+    """The same objective, for predictions that have passed its head already."""
+    return Objective(o.name, o.decoder, o.target.dim, o.target, o.loss, o.weight, cast("nn.Linear", nn.Identity()))
 
 
-def up_to_block(found: Decomposition, seen: ForwardOutput, blocks: int) -> ForwardOutput:
-    """The forward as if the decoder ended after so many of its blocks, for the objective without a head."""
-    guess = found.added[: blocks + 1].sum(dim=0)
-    return replace(seen, decoded={**seen.decoded, found.objective.decoder: guess})
+def up_to_block(decomposition: Decomposition, output: ForwardOutput, block: int) -> ForwardOutput:
+    """The forward pass as if the decoder ended after a block (0: before the first), for the objective without head."""
+    prediction = decomposition.added[: block + 1].sum(dim=0)
+    return replace(output, decoded={**output.decoded, decomposition.objective.decoder: prediction})
 
 
 @torch.no_grad()
 def decoder_contributions(model: MaskedModel, batch: Batch) -> list[DecoderContributions]:
-    """The parts of each decoder's prediction, on every hidden patch of a batch."""
-    seen, found = decompose(model, batch)
-    told = []
-    for name, its in found.items():
-        weight = seen.queries[name].weight[..., None]
-        whole = its.added.sum(dim=0) * weight
-        parts = []
-        for k, part in enumerate(its.added):
-            total, count = its.objective(up_to_block(its, seen, k), batch)
-            share = (part * whole).sum() / whole.square().sum().clamp_min(1e-12)
-            error = total / its.objective.weight / count.clamp_min(1)
-            parts.append(BlockContribution(float(share), float(error), detail(part[weight[..., 0] > 0], its.objective)))
+    """The contributions of each decoder's blocks, on every hidden patch of a batch."""
+    output, decompositions = decompose(model, batch)
+    results = []
+    for name, decomposition in decompositions.items():
+        objective, weight = decomposition.objective, output.queries[name].weight[..., None]
+        whole = decomposition.added.sum(dim=0) * weight
+        blocks = []
+        for k, added in enumerate(decomposition.added):
+            total, count = objective(up_to_block(decomposition, output, k), batch)
+            share = (added * whole).sum() / whole.square().sum().clamp_min(1e-12)
+            error = total / objective.weight / count.clamp_min(1)
+            blocks.append(BlockContribution(float(share), float(error), detail(added[weight[..., 0] > 0], objective)))
         decoder = model.decoders[name]
         blend = decoder.blend if isinstance(decoder, SelfDecoder | CrossDecoder) else None
-        reads = () if blend is None else tuple(map(tuple, map_weights(blend, seen.latents).tolist()))
-        told.append(DecoderContributions(name, tuple(parts), () if blend is None else blend.maps, reads))
-    return told
+        reads = () if blend is None else tuple(map(tuple, map_weights(blend, output.latents).tolist()))
+        results.append(DecoderContributions(name, tuple(blocks), () if blend is None else blend.maps, reads))
+    return results
 
 
-def detail(part: Float[Tensor, "N T"], objective: Objective) -> float:
-    """How patches change from pixel to pixel, as `Part.detail`."""
+def detail(patches: Float[Tensor, "N T"], objective: Objective) -> float:
+    """How much neighbouring pixels of patches differ, as `BlockContribution.detail`."""
     target = objective.target
     assert isinstance(target, Pixels)
     side = target.modality.side(target.patch)
-    x = part.unflatten(-1, (side, side, -1))
+    x = patches.unflatten(-1, (side, side, -1))
     x = x - x.mean(dim=(1, 2), keepdim=True)
     steps = [x.diff(dim=dim).square().mean() for dim in (1, 2)] if side > 1 else []
     return float(sum(steps) / 2 / (2 * x.square().mean()).clamp_min(1e-12)) if steps else 0.0
 
 
 def map_weights(blend: Blend, latents: Latents) -> Float[Tensor, "L K"]:
-    """How much each encoder map weighs in what each block reads: |weight| times the map's root mean square, as shares.
+    """The weight of each encoder map in the input of each block: |weight| times the map's root mean square, as shares.
 
-    Maps differ in length, so their weights alone do not tell.
+    Maps differ in norm, so their weights alone do not compare.
     """
     maps = [latents.layers[m] for m in blend.maps]
     if blend.projections is not None:

@@ -1,4 +1,4 @@
-"""What parts of a model are given while it runs."""
+"""Records the inputs of modules during a forward pass."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ M = TypeVar("M", bound=nn.Module)
 
 
 @contextmanager
-def record_inputs(parts: Sequence[M]) -> Iterator[list[tuple[M, tuple[Any, ...]]]]:
-    """While this lasts, each call of one of the parts adds it and its positional arguments to the list."""
-    read: list[tuple[M, tuple[Any, ...]]] = []
+def record_inputs(modules: Sequence[M]) -> Iterator[list[tuple[M, tuple[Any, ...]]]]:
+    """A list to which each call of one of the modules adds the module and its positional arguments."""
+    calls: list[tuple[M, tuple[Any, ...]]] = []
 
-    def note(part: M, given: tuple[Any, ...]) -> None:
-        read.append((part, given))
+    def record(module: M, inputs: tuple[Any, ...]) -> None:
+        calls.append((module, inputs))
 
-    hooks = [part.register_forward_pre_hook(note) for part in parts]
+    hooks = [module.register_forward_pre_hook(record) for module in modules]
     try:
-        yield read
+        yield calls
     finally:
         for hook in hooks:
             hook.remove()

@@ -1,4 +1,4 @@
-"""What each layer of an encoder holds: its features, their rank, how far its attention reaches."""
+"""Features of every block of an encoder, their RankMe and the attention distance of its heads."""
 
 from __future__ import annotations
 
@@ -19,12 +19,13 @@ from .hooks import record_inputs
 from .metrics import attention_distance, linear_cka
 
 _BATCH = 16
-Attn = layers.Attention | foreign_vit.Attention
+AttentionModule = layers.Attention | foreign_vit.Attention
 
 
 @dataclass(frozen=True)
 class LayerFeatures:
-    """One block: features of images (the mean over patches), their RankMe, the reach of each head in pixels."""
+    """One block: features of images (the mean over patches), their RankMe, and each head's attention distance in
+    pixels."""
 
     features: Float[Tensor, "B D"]
     rankme: float
@@ -39,23 +40,24 @@ class LayerFeatures:
 def layer_features(encoder: ImageEncoder | PublicViT, images: Sequence[Float[Tensor, "C H W"]]) -> list[LayerFeatures]:
     """Every block of an encoder, on images of one size that its patch divides."""
     patch = encoder.encoder.patch if isinstance(encoder, ImageEncoder) else encoder.config.patch
-    start, blocks = encoder.num_prefix, range(1, encoder.depth + 1)
-    attentions = [m for m in encoder.modules() if isinstance(m, layers.Attention | foreign_vit.Attention)]
+    prefix, blocks = encoder.num_prefix, range(1, encoder.depth + 1)
+    attentions = [m for m in encoder.modules() if isinstance(m, AttentionModule)]
     features: list[list[Tensor]] = [[] for _ in blocks]
-    reach: list[list[Tensor]] = [[] for _ in blocks]
-    for place in range(0, len(images), _BATCH):
-        few = torch.stack(list(images[place : place + _BATCH])).to(encoder.device)
-        grid = few.shape[-2] // patch, few.shape[-1] // patch
-        with record_inputs(attentions) as read:
-            maps = encoder.maps(few, blocks)
-        for k, (attn, given) in enumerate(read):
-            features[k].append(maps[k][:, start:].float().mean(dim=1).cpu())
-            reach[k].append(attention_distance(_between_patches(attn, given, start), grid, patch).cpu() * len(few))
-    found = []
-    for parts, heads in zip(features, reach, strict=True):
-        x = torch.cat(parts)
-        found.append(LayerFeatures(x, rankme(x), tuple((torch.stack(heads).sum(dim=0) / len(images)).tolist())))
-    return found
+    distances: list[list[Tensor]] = [[] for _ in blocks]
+    for start in range(0, len(images), _BATCH):
+        batch = torch.stack(list(images[start : start + _BATCH])).to(encoder.device)
+        grid = batch.shape[-2] // patch, batch.shape[-1] // patch
+        with record_inputs(attentions) as inputs:
+            maps = encoder.maps(batch, blocks)
+        for k, (attn, arguments) in enumerate(inputs):
+            features[k].append(maps[k][:, prefix:].float().mean(dim=1).cpu())
+            attention = _between_patches(attn, arguments, prefix)
+            distances[k].append(attention_distance(attention, grid, patch).cpu() * len(batch))
+    results = []
+    for chunks, sums in zip(features, distances, strict=True):
+        x = torch.cat(chunks)
+        results.append(LayerFeatures(x, rankme(x), tuple((torch.stack(sums).sum(dim=0) / len(images)).tolist())))
+    return results
 
 
 def cka_matrix(first: Sequence[LayerFeatures], second: Sequence[LayerFeatures]) -> list[list[float]]:
@@ -63,9 +65,8 @@ def cka_matrix(first: Sequence[LayerFeatures], second: Sequence[LayerFeatures]) 
     return [[linear_cka(a.features, b.features) for b in second] for a in first]
 
 
-def _between_patches(attn: Attn, given: tuple[Any, ...], start: int) -> Float[Tensor, "B H N N"]:
-    """How much each patch attends to each patch."""
-    x = given[0]
+def _between_patches(attn: AttentionModule, arguments: tuple[Any, ...], prefix: int) -> Float[Tensor, "B H N N"]:
+    x = arguments[0]
     if isinstance(attn, layers.Attention):
-        return attn.rows(x, x[:, start:])[..., start:]
-    return attn.between_patches(x, start, given[1])
+        return attn.rows(x, x[:, prefix:])[..., prefix:]
+    return attn.between_patches(x, prefix, arguments[1])

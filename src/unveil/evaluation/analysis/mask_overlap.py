@@ -1,4 +1,4 @@
-"""Two masks of the same samples beside each other: how many tokens both hide.
+"""The overlap of two masks of the same samples.
 
 Shapes: B samples, N tokens.
 """
@@ -15,12 +15,12 @@ from ...modeling.masking import Attention, ByModality, DirichletBudget, Guided, 
 from ...modeling.types import Batch, Observation, Tokens
 from .attention_maps import hidden_tokens
 
-WHO = "guide"
+TEACHER = "guide"  # the name of the observation that masks follow
 
 
 @dataclass(frozen=True)
 class MaskOverlap:
-    """Numbers of tokens: all, those that one mask hides, those that another does, and those that both do."""
+    """Numbers of tokens: all, those that the first mask hides, those that the second hides, and those that both do."""
 
     tokens: float
     first: float
@@ -37,40 +37,37 @@ class MaskOverlap:
 
     @property
     def hidden_in_common(self) -> float:
-        """The share of the tokens that the first hides that the second hides too."""
+        """The share of the first mask's hidden tokens that the second hides too."""
         return self.both / max(self.first, 1e-12)
 
     @property
     def visible_in_common(self) -> float:
-        """The share of the tokens that the first shows that the second shows too."""
+        """The share of the first mask's visible tokens that are visible in the second too."""
         return (self.tokens - self.first - self.second + self.both) / max(self.tokens - self.first, 1e-12)
 
     @property
     def jaccard(self) -> float:
-        """The hidden tokens of both over those of either."""
+        """Jaccard index of the hidden tokens: both over either."""
         return self.both / max(self.first + self.second - self.both, 1e-12)
 
 
 def guided_masker(own: Masker) -> Masker:
-    """The paper's masks at a masker's own share: a Dirichlet budget, and in each modality the most attended is hidden.
-
-    What is attended is what `WHO` observed; where it did not look, masks are random under the same budget.
+    """A masker with the visible share of `own` that masks as attention-guided MultiMAE: a Dirichlet budget, and in each
+    modality the most attended tokens are hidden. Without an observation, masks are random under the same budget.
     """
-    most = ByModality(Guided(Attention(WHO, normalise="none"), Hard()))
-    score = DirichletBudget(IfSeen(WHO, most, ByModality(Uniform())))
+    most_attended = ByModality(Guided(Attention(TEACHER, normalise="none"), Hard()))
+    score = DirichletBudget(IfSeen(TEACHER, most_attended, ByModality(Uniform())))
     return Masker(score, own.visible, 1 - own.visible, unit=own.unit)
 
 
-def hidden_under(model: MaskedModel, batch: Batch, tokens: Tokens, seen: Observation) -> Bool[Tensor, "B N"]:
-    """The tokens that the paper's masks hide, given a look."""
-    mask = guided_masker(model.masker)(tokens, {WHO: seen}, batch)
+def guided_mask(model: MaskedModel, batch: Batch, tokens: Tokens, observation: Observation) -> Bool[Tensor, "B N"]:
+    """The tokens that `guided_masker` hides, given a teacher's observation."""
+    mask = guided_masker(model.masker)(tokens, {TEACHER: observation}, batch)
     return hidden_tokens(mask.visible, tokens.layout.num_tokens)
 
 
 def mask_overlaps(first: Bool[Tensor, "B N"], second: Bool[Tensor, "B N"], tokens: Tokens) -> dict[str, MaskOverlap]:
-    """The overlap of two masks in each modality; tokens that a sample does not have are no part of it."""
-    there = first.new_ones(first.shape) if tokens.missing is None else ~tokens.missing
-    sets = (there, first & there, second & there, first & second & there)
-    return {
-        name: MaskOverlap(*(float(part[:, span].sum()) for part in sets)) for name, span in tokens.layout.spans.items()
-    }
+    """The overlap of two masks in each modality; tokens of a missing modality are left out."""
+    present = first.new_ones(first.shape) if tokens.missing is None else ~tokens.missing
+    sets = (present, first & present, second & present, first & second & present)
+    return {name: MaskOverlap(*(float(s[:, span].sum()) for s in sets)) for name, span in tokens.layout.spans.items()}

@@ -1,4 +1,4 @@
-"""Maps of any kind as pictures: measured ones in colours with a unit, classes in theirs, images as they are."""
+"""Maps as pictures: measured ones in colours with a unit, classes in colours with a legend, images as they are."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from ...reporting.pictures import Picture, class_picture, how_viewed, scalar_col
 
 @dataclass(frozen=True)
 class MapRenderer:
-    """How the maps of one modality are shown.
+    """Draws the maps of one modality.
 
-    `limits` are those of the colours, in the unit of the data, None for an image in [0, 1]; `places` the classes that
-    occur, -1 for none at all.
+    `limits` are those of the colours, in the unit of the data, None for an image in [0, 1]; `places` are the class ids
+    that occur, with -1 for unlabelled pixels.
     """
 
     modality: Modality
@@ -41,12 +41,12 @@ class MapRenderer:
         return self.limits is not None and self.modality.channels == 1
 
     def __call__(self, image: Tensor, known: Tensor, like: Tensor | None = None) -> Picture:
-        """A map C H W as a picture; `known` 1 H W says where it holds a truth."""
-        values, there = image.cpu().numpy(), known[0].cpu().numpy()
+        """A map C H W as a picture; `known` 1 H W says where it is valid."""
+        values, valid = image.cpu().numpy(), known[0].cpu().numpy()
         if self.modality.kind == "categorical":
-            return class_picture(values[0], there, self.modality.num_classes)
+            return class_picture(values[0], valid, self.modality.num_classes)
         if self.is_measured and self.limits is not None:
-            return scalar_picture(values[0], there, self.limits)
+            return scalar_picture(values[0], valid, self.limits)
         if self.limits is not None:
             values = (values - self.limits[0]) / max(self.limits[1] - self.limits[0], 1e-12)
         return viewable(values, None if like is None else like.cpu().numpy())
@@ -65,20 +65,20 @@ class MapRenderer:
 
     @property
     def note(self) -> str:
-        """A sentence on how it is shown, where that needs one."""
+        """A sentence for the caption, where one is needed."""
         return "" if self.modality.kind == "categorical" else how_viewed(self.modality.channels)
 
 
 def map_renderers(modalities: Sequence[Modality], source: Source, batch: Batch) -> dict[str, MapRenderer]:
-    """A viewer for each modality, its colours fitted to the maps of a batch: their 1st to their 99th percentile."""
+    """A renderer for each modality; the limits of its colours are the 1st and 99th percentile of a batch's maps."""
     whole = origin(source)[0]
     declared: Mapping[str, Declared] = {}
     if isinstance(whole, SampleSource):
         declared = {d.name: d for d in whole.declared}
-    found = {}
+    renderers = {}
     for m in modalities:
-        told = declared.get(m.name)
-        unit, classes = (told.unit, told.classes) if told else ("", ())
+        own = declared.get(m.name)
+        unit, classes = (own.unit, own.classes) if own else ("", ())
         image, known = batch.maps[m.name], validity(batch, m)
         limits: tuple[float, float] | None = None
         places: tuple[int, ...] = ()
@@ -90,5 +90,5 @@ def map_renderers(modalities: Sequence[Modality], source: Source, batch: Batch) 
             if not is_picture or (m.channels == 1 and (unit or m.normalise != "fixed")):
                 low, high = np.percentile(values, (1, 99)).tolist() if len(values) else (0.0, 1.0)
                 limits = (low, high)
-        found[m.name] = MapRenderer(m, limits, unit, classes, places)
-    return found
+        renderers[m.name] = MapRenderer(m, limits, unit, classes, places)
+    return renderers

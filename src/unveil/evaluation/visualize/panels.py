@@ -1,16 +1,16 @@
-"""What is shown of a sample: its maps, where they are looked at, what is hidden, what comes back; all on a sheet."""
+"""Pictures of a sample: its maps, attention, masks and predictions, and all of them on one sheet."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from ...modeling.masked_model import MaskedModel
-from ...modeling.masking import Masker
 from ...modeling.patches import validity
 from ...modeling.targets import Pixels
 from ...modeling.types import Batch, Layout, Modality
@@ -20,17 +20,17 @@ from ..analysis.attention_maps import AttentionMaps, collect_attention_maps, hid
 from .colormaps import MapRenderer
 from .reconstructions import feature_distances, image_objectives, only_visible, reconstructions
 
-FAR = (0.0, 1.0)  # distances of features that are shown: of one direction, and at right angles
+DISTANCES = (0.0, 1.0)  # of features, the limits of the colours: the same direction, and at right angles
 FEATURES = Bar("1 - cos of predicted and true features", scalar_colours, "0", "1 or more")
 
 
 @dataclass(frozen=True)
 class MapPictures:
-    """The pictures of one map of one sample; what it or the model does not have is None or not there.
+    """The pictures of one map of one sample, None where there is nothing to draw.
 
-    `masks` has one for each way of drawing, `given` what is predicted of this map when another one alone is given,
-    by that one's name. `shares` says how much of all attention is hidden by each mask, and how much this map has.
-    `features` is there where the look of a map is not predicted: how far predicted features are from the true ones.
+    `masks` has the mask of each sampler, for a run whose masks are guided; `given` the prediction of this map from
+    each other one alone. `shares` is the share of the attention that each mask hides ("own": the run's), and that this
+    map has ("attention"). `features` is the distance of predicted and true features, where no map is predicted.
     """
 
     sample: str
@@ -53,95 +53,106 @@ def sample_pictures(
     batch: Batch,
     names: Sequence[str],
     modalities: Sequence[Modality],
-    views: Mapping[str, MapRenderer],
+    renderers: Mapping[str, MapRenderer],
 ) -> list[list[MapPictures]]:
-    """For each sample of a batch what is to be shown of each of its maps. The model is in eval, all of its masks' own
-    chance; every hidden token is asked for."""
-    own = model.masker
-    seen = model.encode_decode(batch, Masker(own.score, own.visible, 1 - own.visible, own.predict_score, own.unit))
-    gazes = collect_attention_maps(model, batch, seen)
-    layout = seen.latents.tokens.layout
-    inputs = list(layout.spans)
-    looks = _looks(gazes, layout)
-    unseen = {"own": hidden_tokens(seen.mask.visible, layout.num_tokens)}
-    if len(inputs) == 1:
-        unseen |= masks_by_sampler(model, batch, gazes.mask_source)
-    total = gazes.mask_source.sum(dim=1).clamp_min(1e-12)
-    shares = {name: (gazes.mask_source * is_hidden).sum(dim=1) / total for name, is_hidden in unseen.items()}
-    back, apart = reconstructions(model, batch, seen), feature_distances(model, batch, seen)
-    crossed = cross_modal_reconstructions(model, batch, inputs) if len(modalities) > 1 else {}
-    shown = []
-    for i, name in enumerate(names):
-        rows = []
-        for m in modalities:
-            known, image = validity(batch, m)[i], batch.maps[m.name][i]
-            if m.name in batch.present and not batch.present[m.name][i]:
-                rows.append(MapPictures(name, m.name, None))
-                continue
-            view = views[m.name]
-            original = view(image, known)
+    """The pictures of each sample and map of a batch, under the model's own masks, every hidden token predicted.
 
-            def made(maps: Tensor, i: int = i, view: MapRenderer = view, image: Tensor = image) -> Picture:
-                return view(maps[i], torch.ones_like(image[:1], dtype=torch.bool), like=image)
+    The model is in eval mode.
+    """
+    output = model.encode_decode(batch, model.masker.predict_all())
+    attention = collect_attention_maps(model, batch, output)
+    layout = output.latents.tokens.layout
+    masks = {"own": hidden_tokens(output.mask.visible, layout.num_tokens)}
+    if len(layout.spans) == 1 and attention.guide is not None:
+        masks |= masks_by_sampler(model, batch, attention.guide)
+    total = attention.mask_source.sum(dim=1).clamp_min(1e-12)
+    shares = {name: (attention.mask_source * hides).sum(dim=1) / total for name, hides in masks.items()}
+    predicted, distances = reconstructions(model, batch, output), feature_distances(model, batch, output)
+    from_one = {
+        name: reconstructions(model, batch, model.encode_decode(batch, only_visible([name], layout.spans)))
+        for name in (layout.spans if len(layout.spans) > 1 else ())
+    }
 
-            told = {who: at[i] for who, at in looks.get(m.name, {}).items()}
-            over = {who: attention_overlay(original, at.reshape(layout.grid).cpu().numpy()) for who, at in told.items()}
-            masks = {}
-            if m.name in layout.spans:
-                span = layout.spans[m.name]
-                masks = {
-                    way: hide_patches(original, is_hidden[i, span].nonzero()[:, 0].cpu().numpy(), layout.grid)
-                    for way, is_hidden in unseen.items()
-                }
-            rows.append(
-                MapPictures(
-                    name,
-                    m.name,
-                    original,
-                    over.get("student"),
-                    over.get("teacher"),
-                    over.get("blend"),
-                    masks.pop("own", None),
-                    made(back[m.name]) if m.name in back else None,
-                    masks,
-                    {
-                        source: made(maps[m.name])
-                        for source, maps in crossed.items()
-                        if source != m.name and m.name in maps and _has(batch, source, i)
-                    },
-                    {way: float(share[i]) for way, share in shares.items()} | _part(gazes, layout, m.name, i),
-                    patch_values(original, apart[m.name][i].reshape(layout.grid).cpu().numpy(), FAR)
-                    if m.name in apart
-                    else None,
-                )
-            )
-        shown.append(rows)
-    return shown
+    def has(modality: str, i: int) -> bool:
+        return modality not in batch.present or bool(batch.present[modality][i])
+
+    def pictures(m: Modality, i: int) -> MapPictures:
+        image, render = batch.maps[m.name][i], renderers[m.name]
+        original = render(image, validity(batch, m)[i])
+
+        def prediction(maps: Tensor) -> Picture:
+            return render(maps[i], torch.ones_like(image[:1], dtype=torch.bool), like=image)
+
+        def cells(values: Tensor) -> np.ndarray:
+            return values[i].reshape(layout.grid).float().cpu().numpy()
+
+        overlays = {
+            of: attention_overlay(original, cells(values)) for of, values in _maps_of(attention, layout, m.name).items()
+        }
+        span = layout.spans.get(m.name)
+        hidden = {
+            name: hide_patches(original, hides[i, span].nonzero()[:, 0].cpu().numpy(), layout.grid)
+            for name, hides in (masks if span is not None else {}).items()
+        }
+        own_share = {}
+        if span is not None and len(layout.spans) > 1:
+            student = attention.student[i]
+            own_share["attention"] = float(student[span].sum() / student.sum().clamp_min(1e-12))
+        return MapPictures(
+            names[i],
+            m.name,
+            original,
+            overlays.get("student"),
+            overlays.get("teacher"),
+            overlays.get("blend"),
+            hidden.pop("own", None),
+            prediction(predicted[m.name]) if m.name in predicted else None,
+            hidden,
+            {
+                source: prediction(maps[m.name])
+                for source, maps in from_one.items()
+                if source != m.name and m.name in maps and has(source, i)
+            },
+            {name: float(share[i]) for name, share in shares.items()} | own_share,
+            patch_values(original, cells(distances[m.name]), DISTANCES) if m.name in distances else None,
+        )
+
+    return [
+        [pictures(m, i) if has(m.name, i) else MapPictures(name, m.name, None) for m in modalities]
+        for i, name in enumerate(names)
+    ]
 
 
-def cross_modal_reconstructions(
-    model: MaskedModel, batch: Batch, inputs: Sequence[str]
-) -> dict[str, dict[str, Tensor]]:
-    """What the model makes of every map, by the name of the one that it is given whole while the others are hidden."""
-    found = {}
-    for name in inputs if len(inputs) > 1 else ():
-        found[name] = reconstructions(model, batch, model.encode_decode(batch, only_visible(name, len(inputs))))
-    return found
+def _maps_of(attention: AttentionMaps, layout: Layout, modality: str) -> dict[str, Float[Tensor, "B N"]]:
+    """The attention maps over one modality; the blend is drawn where it is one of teacher and student, of one
+    modality."""
+    if modality not in layout.spans:
+        return {}
+    maps = {"student": attention.student[:, layout.spans[modality]]}
+    teacher = attention.teacher_map(modality)
+    if teacher is not None:
+        maps["teacher"] = teacher
+        if attention.guide is not None and len(layout.spans) == 1:
+            maps["blend"] = attention.guide
+    return maps
 
 
 def predicts_norm_pix(model: MaskedModel) -> bool:
-    """Whether what is shown of an image was predicted relative to each patch's own mean and standard deviation."""
+    """Whether the predictions that are drawn are of pixels normalised by each patch's mean and deviation."""
     return any(isinstance(o.target, Pixels) and o.target.norm_pix for o in image_objectives(model).values())
 
 
 def draw_samples(
-    title: str, shown: Sequence[Sequence[MapPictures]], views: Mapping[str, MapRenderer], notes: Sequence[str]
+    title: str,
+    samples: Sequence[Sequence[MapPictures]],
+    renderers: Mapping[str, MapRenderer],
+    notes: Sequence[str],
 ) -> Picture:
-    """Everything on one picture: of samples with one map a large image with two rows beside it, else a row a map."""
-    is_single = all(len(rows) == 1 for rows in shown)
-    blocks = [_single(rows[0]) if is_single else _several(rows, views) for rows in shown]
-    keys = [Bar("attention", colours, "low", "high"), *(view.key for view in views.values() if view.key)]
-    keys += [FEATURES] if any(one.features is not None for rows in shown for one in rows) else []
+    """All pictures on one sheet: of samples with one map a large image beside one or two rows, else a row a map."""
+    is_single = all(len(maps) == 1 for maps in samples)
+    blocks = [_single(maps[0]) if is_single else _several(maps, renderers) for maps in samples]
+    keys = [Bar("attention", colours, "low", "high"), *(r.key for r in renderers.values() if r.key)]
+    keys += [FEATURES] if any(one.features is not None for maps in samples for one in maps) else []
     return draw_sheet(title, blocks, keys, notes)
 
 
@@ -154,54 +165,30 @@ def _single(one: MapPictures) -> Block:
         Panel("prediction", one.reconstructed),
         Panel("feature distance", one.features),
     ]
-    second = [Panel(f"{way}, {one.shares[way]:.0%}", picture) for way, picture in one.masks.items()]
-    rows = [[p for p in first if p.picture is not None], second]
+    second = [Panel(f"{sampler}, {one.shares[sampler]:.0%}", picture) for sampler, picture in one.masks.items()]
+    rows = [[p for p in first if p.picture is not None], *([second] if second else [])]
     return Block(one.sample, rows, Panel("image", one.original))
 
 
-def _several(rows: Sequence[MapPictures], views: Mapping[str, MapRenderer]) -> Block:
-    has_teacher = any(one.teacher is not None for one in rows)
-    sources = [name for name in views if any(name in one.given for one in rows)]
-    lines = []
-    for one in rows:
-        title = views[one.modality].title
+def _several(maps: Sequence[MapPictures], renderers: Mapping[str, MapRenderer]) -> Block:
+    has_teacher = any(one.teacher is not None for one in maps)
+    sources = [name for name in renderers if any(name in one.given for one in maps)]
+    rows = []
+    for one in maps:
+        title = renderers[one.modality].title
         if one.original is None:
-            lines.append([Panel(title, None, "missing")])
+            rows.append([Panel(title, None, "missing")])
             continue
         share = f" {one.shares['attention']:.0%}" if "attention" in one.shares else ""
-        line = [
+        row = [
             Panel(title, one.original),
-            Panel(f"attention{share}", one.attention, "no input"),
-            *([Panel("teacher attention", one.teacher, "not seen")] if has_teacher else []),
-            Panel("mask", one.hidden, "never shown"),
+            Panel(f"attention{share}", one.attention, "not an input"),
+            *([Panel("teacher attention", one.teacher, "not read")] if has_teacher else []),
+            Panel("mask", one.hidden, "not an input"),
             Panel("prediction", one.reconstructed, "not predicted"),
         ]
         for source in sources:
             empty = "given" if source == one.modality else "not predicted"
-            line.append(Panel(f"from {source} alone", one.given.get(source), empty))
-        lines.append(line)
-    return Block(rows[0].sample, lines)
-
-
-def _looks(gazes: AttentionMaps, layout: Layout) -> dict[str, dict[str, Float[Tensor, "B N"]]]:
-    """Who looks at each modality. Of a single one also the guide, where two look: else it is one of them."""
-    found: dict[str, dict[str, Tensor]] = {}
-    for name, span in layout.spans.items():
-        found[name] = {"student": gazes.student[:, span]}
-        teacher = gazes.teacher_map(name)
-        if teacher is not None:
-            found[name]["teacher"] = teacher
-            if gazes.guide is not None and len(layout.spans) == 1:
-                found[name]["blend"] = gazes.guide
-    return found
-
-
-def _part(gazes: AttentionMaps, layout: Layout, modality: str, i: int) -> dict[str, float]:
-    if len(layout.spans) == 1 or modality not in layout.spans:
-        return {}
-    student = gazes.student[i]
-    return {"attention": float(student[layout.spans[modality]].sum() / student.sum().clamp_min(1e-12))}
-
-
-def _has(batch: Batch, modality: str, i: int) -> bool:
-    return modality not in batch.present or bool(batch.present[modality][i])
+            row.append(Panel(f"from {source} alone", one.given.get(source), empty))
+        rows.append(row)
+    return Block(maps[0].sample, rows)

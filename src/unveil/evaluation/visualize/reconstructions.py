@@ -1,8 +1,9 @@
-"""What a model makes of hidden tokens, as maps in the units of the data."""
+"""Predictions of hidden tokens as maps in the units of the data."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import torch
@@ -11,64 +12,61 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ...modeling.masked_model import ForwardOutput, MaskedModel, Objective
-from ...modeling.masking import Masker, Uniform
+from ...modeling.masking import Masker
 from ...modeling.patches import statistics, unpatchify, validity
 from ...modeling.targets import Classes, Pixels, patch_statistics
 from ...modeling.types import Batch, Observations, Tokens, take
 
 
 def image_objectives(model: MaskedModel) -> dict[str, Objective]:
-    """The objective that tells most plainly what a modality looks like, for each that has one: raw pixels or classes,
-    else pixels normalised by their own patch."""
-    found: dict[str, Objective] = {}
+    """For each modality whose map is predicted, the objective to show it by: raw pixels or classes, else norm-pix."""
+    by_modality: dict[str, Objective] = {}
     for objective in model.objectives:
         if isinstance(objective, Objective) and isinstance(objective.target, Pixels | Classes):
             name = objective.target.modality.name
-            before = found.get(name)
-            if before is None or (isinstance(before.target, Pixels) and before.target.norm_pix):
-                found[name] = objective
-    return found
+            other = by_modality.get(name)
+            if other is None or (isinstance(other.target, Pixels) and other.target.norm_pix):
+                by_modality[name] = objective
+    return by_modality
 
 
 @torch.no_grad()
-def reconstructions(model: MaskedModel, batch: Batch, seen: ForwardOutput) -> dict[str, Tensor]:
-    """Each modality's map, B C H W in the units of the batch (class ids B 1 H W), every patch that was asked for
-    replaced by what the model says."""
-    return {name: reconstruct_map(objective, batch, seen) for name, objective in image_objectives(model).items()}
+def reconstructions(model: MaskedModel, batch: Batch, output: ForwardOutput) -> dict[str, Tensor]:
+    """The map of each predicted modality, B C H W in the units of the batch (class ids B 1 H W): predicted patches
+    where there are any, else the input's."""
+    return {name: reconstruct_map(objective, batch, output) for name, objective in image_objectives(model).items()}
 
 
 @torch.no_grad()
-def feature_distances(model: MaskedModel, batch: Batch, seen: ForwardOutput) -> dict[str, Float[Tensor, "B N"]]:
-    """Of each modality whose look nobody predicts, how far what is predicted of a patch points from the truth: 1 - cos.
+def feature_distances(model: MaskedModel, batch: Batch, output: ForwardOutput) -> dict[str, Float[Tensor, "B N"]]:
+    """For each modality of which features are predicted and no map, 1 - cos of predicted and true features.
 
-    NaN where nothing is asked. Where several objectives predict such a modality, as a teacher's and a student's
-    features, the first one tells.
+    NaN where nothing is predicted. Of several objectives of one modality the first counts.
     """
-    found: dict[str, Tensor] = {}
-    shown = image_objectives(model)
+    distances: dict[str, Tensor] = {}
+    has_map = image_objectives(model)
     for objective in (o for o in model.objectives if isinstance(o, Objective)):
         name = model.decoders[objective.decoder].modality
-        if name in shown or name in found:
+        if name in has_map or name in distances:
             continue
-        queries = seen.queries[objective.decoder]
-        guess, truth, _ = objective.prediction_and_target(seen, batch)
-        apart = 1 - F.cosine_similarity(guess, truth, dim=-1)
-        nothing = apart.new_full((len(apart), seen.latents.tokens.layout.num_cells), math.nan)
-        found[name] = nothing.scatter(1, queries.cells, torch.where(queries.weight > 0, apart, math.nan))
-    return found
+        queries = output.queries[objective.decoder]
+        guess, truth, _ = objective.prediction_and_target(output, batch)
+        distance = 1 - F.cosine_similarity(guess, truth, dim=-1)
+        blank = distance.new_full((len(distance), output.latents.tokens.layout.num_cells), math.nan)
+        distances[name] = blank.scatter(1, queries.cells, torch.where(queries.weight > 0, distance, math.nan))
+    return distances
 
 
-def reconstruct_map(objective: Objective, batch: Batch, seen: ForwardOutput) -> Tensor:
-    """The map of an objective's modality with every patch that was asked for replaced by what the model says.
+def reconstruct_map(objective: Objective, batch: Batch, output: ForwardOutput) -> Tensor:
+    """The map of an objective's modality, with every predicted patch in place of the true one.
 
-    What was taken out of the truth by its own statistics (norm-pix, robust depth) is put back from the truth: without
-    it such predictions cannot be looked at.
+    Where targets are normalised by the map's own statistics (norm-pix, robust depth), those of the truth are put back.
     """
     target = objective.target
     assert isinstance(target, Pixels | Classes)
-    queries = seen.queries[objective.decoder]
-    guess = objective.head(seen.decoded[objective.decoder]).float()
-    truth, _ = target(batch, seen.observations)
+    queries = output.queries[objective.decoder]
+    guess = objective.head(output.decoded[objective.decoder]).float()
+    truth, _ = target(batch, output.observations)
     side = target.modality.side(target.patch)
     if isinstance(target, Classes):
         guess = guess.unflatten(-1, (side**2, target.modality.num_classes)).argmax(dim=-1)
@@ -87,16 +85,19 @@ def reconstruct_map(objective: Objective, batch: Batch, seen: ForwardOutput) -> 
 
 
 @dataclass(frozen=True)
-class _Others:
-    """Every token but those of one modality is hidden."""
+class HideModalities:
+    """Every token of some modalities is hidden, none of the others."""
 
-    modality: str
+    modalities: frozenset[str]
 
     def __call__(self, tokens: Tokens, observations: Observations, batch: Batch) -> Float[Tensor, "B N"]:
-        span = tokens.layout.spans[self.modality]
-        return torch.logical_or(tokens.ids < span.start, tokens.ids >= span.stop).float()
+        score = torch.zeros_like(tokens.ids, dtype=torch.float32)
+        for name in self.modalities:
+            score[:, tokens.layout.spans[name]] = 1
+        return score
 
 
-def only_visible(modality: str, count: int) -> Masker:
-    """A masker that shows one whole modality of `count`, hides the others and asks for all that is hidden."""
-    return Masker(_Others(modality), 1 / count, 1 - 1 / count, Uniform())
+def only_visible(visible: Collection[str], inputs: Collection[str]) -> Masker:
+    """A masker under which some of the inputs, but not all, are whole, and the others hidden and predicted."""
+    share = len(visible) / len(inputs)
+    return Masker(HideModalities(frozenset(inputs) - frozenset(visible)), share, 1 - share)

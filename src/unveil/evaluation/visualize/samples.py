@@ -1,4 +1,4 @@
-"""A few samples, read to be looked at."""
+"""A few samples of a source, as centre views in one batch."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ...modeling.types import Batch, Modality, to_float
 
 @dataclass(frozen=True)
 class SampleViews:
-    """Centre views of a few samples, evenly spread over a source, with their names and their places in it."""
+    """Centre views of a few samples, evenly spread over a source, with their names and their indices in it."""
 
     names: list[str]
     places: list[int]
@@ -32,13 +32,13 @@ class SampleViews:
 
 
 def to_batch(views: Stack, device: torch.device | str) -> Batch:
-    """Views as a batch, each with the same chance every time."""
+    """Views as a batch whose random numbers are the same every time."""
     key = sample_keys(0, 0, range(len(views)))
     return Batch(views.maps, key, torch.ones(()), views.valid, views.present).on(device)
 
 
 def load_samples(source: Source, modalities: Sequence[Modality], size: tuple[int, int], count: int) -> SampleViews:
-    """Look at a few samples that have the first input; those that cannot be read are left out."""
+    """At most `count` samples, evenly spread, that have the first input; unreadable ones are left out."""
     first = next(m for m in modalities if m.role != "output")
     read, lacks = sampler(source, first.name), lacking(source)
     places, views = [], []
@@ -50,9 +50,16 @@ def load_samples(source: Source, modalities: Sequence[Modality], size: tuple[int
         if first.name in sample.maps:
             places.append(index)
             views.append(_centre(sample, size, modalities, is_plain=lacks is None))
-    return SampleViews(
-        [source.name(i) for i in places], places, stack(views, modalities, size, lacks, complete(source))
-    )
+    stacked = stack(views, modalities, size, lacks, complete(source))
+    return SampleViews([source.name(i) for i in places], places, stacked)
+
+
+def need_samples(source: Source, modalities: Sequence[Modality], size: tuple[int, int], count: int) -> SampleViews:
+    """As `load_samples`. Raises ValueError where no sample can be read."""
+    samples = load_samples(source, modalities, size, count)
+    if not len(samples):
+        raise ValueError(f"no sample of {source.address} can be read; see `unveil inspect`")
+    return samples
 
 
 def _centre(sample: Sample, size: tuple[int, int], modalities: Sequence[Modality], is_plain: bool) -> Sample:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import torch
@@ -68,6 +68,10 @@ class Masker:
                 f"predicted is a share of all tokens, above 0 and at most the hidden share 1 - visible ="
                 f" {1 - self.visible:.4g}; got {self.predicted}"
             )
+
+    def predict_all(self) -> Masker:
+        """The same masks, with every hidden token predicted."""
+        return replace(self, predicted=1 - self.visible)
 
     def counts(self, layout: Layout) -> tuple[int, int]:
         """How many tokens of a layout are visible, and how many predicted."""
