@@ -9,12 +9,12 @@ import pytest
 import torch
 from PIL import Image
 
+from measuring import on_dense
 from test_segment import tiny
 from unveil.data.decode import Unreadable
 from unveil.data.dense_layouts import Stored, open_dense
 from unveil.data.modality_config import declare
 from unveil.evaluation.dense.label_statistics import class_counts
-from unveil.evaluation.run_dense import run_dense
 from unveil.experiments.scenes import SEMANTIC_CLASSES, parse
 from unveil.modeling.types import DEPTH, RGB, SEMSEG, Modality
 
@@ -63,11 +63,11 @@ def test_scenes_hold_their_truth():
 
 
 def test_what_is_measured_on_scenes():
-    found = run_dense(tiny(), ["segment"], SCENES, "scenes:count=3,size=32,seed=1", dials={"epochs": 1})[0]
+    found = on_dense(tiny(), ["segment"], SCENES, "scenes:count=3,size=32,seed=1", options={"epochs": 1})[0]
     assert 0 <= found.metrics["miou"] <= 1
     assert set(found.details["iou"]) <= set(SEMANTIC_CLASSES)
     assert found.settings["test_images"] == 3
-    depth = run_dense(tiny(), ["depth"], SCENES, dials={"epochs": 1, "modalities": ("rgb", "depth")})[0]
+    depth = on_dense(tiny(), ["depth"], SCENES, options={"epochs": 1, "modalities": ("rgb", "depth")})[0]
     assert depth.metrics["rmse"] > 0
     assert depth.settings["inputs"] == ["rgb"]
 
@@ -84,7 +84,7 @@ def test_declared_maps_of_any_name(land: Path):
     there = sample.valid["semseg"]
     assert torch.equal((sample.maps["thermal"] > 25)[there], (sample.maps["semseg"] == 1)[there])
     dials = {"modalities": (str(land / "land.toml"),), "epochs": 2}
-    found = run_dense(tiny(THERMAL), ["segment"], str(land / "land"), dials=dials)[0]
+    found = on_dense(tiny(THERMAL), ["segment"], str(land / "land"), options=dials)[0]
     assert found.settings["inputs"] == ["thermal"]
     assert set(found.details["iou"]) <= {"field", "wood", "water"}
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from measuring import on_dense
 from tiny import batch, build
 from tiny_runs import write_recipe
 from unveil.cli import main
@@ -19,10 +21,11 @@ from unveil.commands.reconstruct import ModelRestorer, TrainingMean
 from unveil.data.dense_layouts import open_dense
 from unveil.evaluation.dense import DepthErrors
 from unveil.evaluation.dense.losses import DepthLoss
-from unveil.evaluation.dense.reconstruction import RestoringTask
-from unveil.evaluation.protocols.reconstruct import reconstruct
+from unveil.evaluation.dense.reconstruction import HeldOutSamples
+from unveil.evaluation.protocols.reconstruct import Reconstruct
 from unveil.evaluation.results import table
-from unveil.evaluation.run_dense import run_dense, run_tasks
+from unveil.evaluation.run import run_protocols
+from unveil.evaluation.types import Context, Score
 from unveil.modeling.decoder import SelfDecoder
 from unveil.modeling.encoder import Encoder
 from unveil.modeling.image_encoder import ImageEncoder
@@ -87,8 +90,8 @@ def test_berhu_is_l1_below_a_fifth_of_the_largest_error():
 
 def test_depth_is_learned_and_the_same_call_gives_the_same_numbers(ramps):
     dials = {"epochs": 30, "batch_size": 6, "lr": 2e-2, "loss": "l1"}
-    (result,) = run_dense(tiny(), ["depth"], str(ramps), dials=dials)
-    (again,) = run_dense(tiny(), ["depth"], str(ramps), dials=dials)
+    (result,) = on_dense(tiny(), ["depth"], str(ramps), options=dials)
+    (again,) = on_dense(tiny(), ["depth"], str(ramps), options=dials)
     assert result.metrics == again.metrics
     assert result.metrics["rmse"] < result.baselines["training mean"]["rmse"]
     assert result.settings["test_images"] == 3
@@ -102,29 +105,31 @@ def test_depth_is_learned_and_the_same_call_gives_the_same_numbers(ramps):
 @pytest.mark.parametrize("head", ["dpt", "convnext"])
 def test_other_heads_run_from_scratch_and_fine_tuned(ramps, head):
     dials = {"head": head, "frozen": False, "epochs": 1, "batch_size": 6}
-    (result,) = run_dense(tiny(), ["depth"], str(ramps), dials=dials, baselines={"untrained": tiny(1)})
+    (result,) = on_dense(tiny(), ["depth"], str(ramps), options=dials, baselines={"untrained": tiny(1)})
     assert set(result.baselines) == {"training mean", "from scratch"}
     assert all(math.isfinite(value) for value in result.metrics.values())
 
 
 def test_wrong_dials_are_told(ramps):
-    with pytest.raises(ValueError, match="depth has the schedules probe, small, multimae-nyuv2"):
-        run_dense(tiny(), ["depth"], str(ramps), dials={"schedule": "mae-ade20k"})
+    with pytest.raises(ValueError, match=r"no schedule 'mae-ade20k' .*; there are probe, small, multimae-nyuv2"):
+        on_dense(tiny(), ["depth"], str(ramps), options={"schedule": "mae-ade20k"})
     with pytest.raises(ValueError, match=r"no pixel of .* has a depth up to 0.5 m"):
-        run_dense(tiny(), ["depth"], str(ramps), dials={"max_depth": 0.5})
+        on_dense(tiny(), ["depth"], str(ramps), options={"max_depth": 0.5})
     with pytest.raises(ValueError, match="depth is what is to be predicted"):
-        run_dense(tiny(), ["depth"], str(ramps), dials={"inputs": ("depth",)})
+        on_dense(tiny(), ["depth"], str(ramps), options={"inputs": ("depth",)})
     with pytest.raises(ValueError, match="has no semseg"):
-        run_dense(tiny(), ["segment"], str(ramps))
+        on_dense(tiny(), ["segment"], str(ramps))
 
 
 # reconstruction
 
 
-def task(model: MaskedModel, made: Batch, who: str = "this run", mean: bool = False) -> RestoringTask:
-    restorer = ModelRestorer(model)
-    chosen = TrainingMean(restorer, lambda: iter([made])) if mean else restorer
-    return RestoringTask(chosen, lambda: iter([made]), len(made), who)
+def samples(made: Batch) -> HeldOutSamples:
+    return HeldOutSamples("scenes", None, lambda: iter([made]), len(made))
+
+
+def reconstructed(model: MaskedModel, made: Batch, **options: Any) -> Score:
+    return Reconstruct(**options).run(ModelRestorer(model), samples(made), Context())
 
 
 def scene_model(seed: int = 0) -> MaskedModel:
@@ -156,7 +161,7 @@ def scene_batch(count: int = 4) -> Batch:
 
 def test_the_loss_is_the_models_own_under_common_masks():
     model, made = build().eval(), batch(3)
-    found = reconstruct(task(model, made), hidden=(0.75,))
+    found = reconstructed(model, made, hidden=(0.75,))
     model.masker = Masker(Uniform(), 0.25, 0.75)
     total, count = model(made)["pixels"]
     assert found.metrics["loss_0.75_pixels"] == pytest.approx((total / count).item(), rel=1e-5)
@@ -164,7 +169,7 @@ def test_the_loss_is_the_models_own_under_common_masks():
 
 def test_psnr_is_of_hidden_pixels_with_the_truths_statistics_put_back():
     model, made = build().eval(), batch(3)
-    found = reconstruct(task(model, made), hidden=(0.75,)).metrics["psnr_0.75_pixels"]
+    found = reconstructed(model, made, hidden=(0.75,)).metrics["psnr_0.75_pixels"]
     (objective,) = model.objectives
     with torch.no_grad():
         seen = model.encode_decode(made, Masker(Uniform(), 0.25, 0.75))
@@ -185,9 +190,10 @@ def test_psnr_is_of_hidden_pixels_with_the_truths_statistics_put_back():
 
 def test_every_modality_is_told_from_others():
     made = scene_batch()
-    tasks = {"this run": task(scene_model(), made), "training mean": task(scene_model(), made, mean=True)}
-    (result,) = run_tasks(tasks, ["reconstruct"], "scenes", dials={"hidden": (0.5,)})
-    (again,) = run_tasks(tasks, ["reconstruct"], "scenes", dials={"hidden": (0.5,)})
+    mean = TrainingMean(ModelRestorer(scene_model()), lambda: iter([made]))
+    models = {"this run": ModelRestorer(scene_model()), "training mean": mean}
+    (result,) = run_protocols({"reconstruct": Reconstruct((0.5,))}, models, samples(made))
+    (again,) = run_protocols({"reconstruct": Reconstruct((0.5,))}, models, samples(made))
     assert result.metrics == again.metrics
     crossed = {name.split("_", 1)[1] for name in result.metrics if "_from_" in name and name.startswith("loss")}
     assert crossed == {
@@ -198,7 +204,7 @@ def test_every_modality_is_told_from_others():
     assert 0 <= result.metrics["miou_semseg_from_rgb_and_depth"] <= 1
     assert result.baselines["training mean"].keys() == result.metrics.keys()
     assert "reconstruct RMSE depth from rgb" in table([result])
-    plain = reconstruct(task(scene_model(), made), hidden=(0.5,), cross_modal=False)
+    plain = reconstructed(scene_model(), made, hidden=(0.5,), cross_modal=False)
     assert not any("_from_" in name for name in plain.metrics)
 
 
@@ -232,11 +238,11 @@ def test_the_training_mean_is_the_mean_and_the_most_frequent_class():
 def test_what_cannot_be_reconstructed_is_told():
     made = batch(2)
     with pytest.raises(ValueError, match="hidden is one share between 0 and 1"):
-        reconstruct(task(build(), made), hidden=(1.0,))
+        reconstructed(build(), made, hidden=(1.0,))
     model = build()
     model.objectives = torch.nn.ModuleList()
     with pytest.raises(ValueError, match="predicts features only"):
-        reconstruct(task(model, made))
+        reconstructed(model, made)
 
 
 def test_a_run_from_the_command_line(ramps, tmp_path, monkeypatch, capsys):

@@ -10,13 +10,13 @@ import pytest
 import torch
 from PIL import Image
 
+from measuring import on_images
 from unveil.data.sources import Unreadable, open_source
 from unveil.evaluation.baselines import RawPixels
 from unveil.evaluation.features import extract
 from unveil.evaluation.rankme import feature_std, rankme
 from unveil.evaluation.registry import protocols
 from unveil.evaluation.results import Result, table, write_results
-from unveil.evaluation.run_protocols import run_protocols
 from unveil.modeling.types import RGB, Modality
 
 COLOURS = {"blue": (40, 60, 200), "green": (50, 180, 60), "red": (200, 60, 50)}
@@ -148,7 +148,7 @@ def test_raw_pixels_are_normalised_and_at_most_32_wide():
 
 
 def test_a_folder_end_to_end(folder, tmp_path):
-    call = lambda: run_protocols(  # noqa: E731
+    call = lambda: on_images(  # noqa: E731
         Patches(), ["knn", "linear-lbfgs"], open_source(folder), pool="mean", baselines={"pixels": PIXELS}, seed=4
     )
     results = call()
@@ -177,7 +177,7 @@ def test_a_folder_end_to_end(folder, tmp_path):
 
 def test_every_protocol_runs_and_is_found_by_its_users_name():
     assert {"knn", "linear", "linear-lbfgs", "finetune"} <= set(protocols())
-    results = run_protocols(Patches(), ["knn", "linear", "linear-lbfgs"], coloured(60), coloured(30, seed=1))
+    results = on_images(Patches(), ["knn", "linear", "linear-lbfgs"], coloured(60), coloured(30, seed=1))
     assert [r.metrics["accuracy"] for r in results] == [1, 1, 1]
     assert all(r.test_data == "memory" and "held out" not in r.card for r in results)
 
@@ -190,18 +190,18 @@ def test_features_are_extracted_once_per_encoder():
             seen.append(len(images))
             return super().features(images, pool)
 
-    run_protocols(Counted(), ["knn", "linear-lbfgs"], coloured(30), coloured(12, seed=1))
+    on_images(Counted(), ["knn", "linear-lbfgs"], coloured(30), coloured(12, seed=1))
     assert seen == [30, 12]
 
 
 def test_test_classes_are_matched_by_name():
     test = coloured(30, seed=1)
     turned = replace(test, labels=[(label + 1) % 3 for label in test.labels], classes=["red", "blue", "green"])
-    assert run_protocols(Patches(), ["knn"], coloured(60), turned)[0].metrics["accuracy"] == 1
+    assert on_images(Patches(), ["knn"], coloured(60), turned)[0].metrics["accuracy"] == 1
 
 
 def test_results_of_other_protocols_stay_and_a_failed_write_changes_nothing(tmp_path):
-    (result,) = run_protocols(Patches(), ["knn"], coloured(30))
+    (result,) = on_images(Patches(), ["knn"], coloured(30))
     write_results(tmp_path, [result, replace(result, protocol="linear")])
     write_results(tmp_path, [replace(result, metrics={"accuracy": 0.5})])
     assert json.loads((tmp_path / "eval" / "linear.json").read_text())["metrics"] == result.metrics
@@ -248,7 +248,7 @@ def test_bad_input_is_refused_before_an_image_is_read(change, told):
         s = call[name]
         call[name] = Unread(s.images, s.labels, s.classes, s.channels)
     with pytest.raises(ValueError, match=told):
-        run_protocols(**call)
+        on_images(**call)
 
 
 def test_sets_without_a_readable_image_and_broken_encoders_are_named():

@@ -12,23 +12,23 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
 
+from measuring import on_images, score
 from tiny_runs import write_images
 from unveil.data.augment import Mix
 from unveil.data.sources import open_source
 from unveil.data.transforms import View
 from unveil.evaluation.baselines import RawPixels
-from unveil.evaluation.cache import Kept
-from unveil.evaluation.encoder_protocols import TrainableEncoder
+from unveil.evaluation.cache import ResultCache
+from unveil.evaluation.datasets import ImageSplit
 from unveil.evaluation.finetuning.classifier import Classifier, StochasticDepth, layer_groups
 from unveil.evaluation.finetuning.trainer import FineTuner, FineTuning
 from unveil.evaluation.fit import follow, update
 from unveil.evaluation.loader import Reader, Views
-from unveil.evaluation.protocols.attentive import attentive
-from unveil.evaluation.protocols.finetune import finetune
-from unveil.evaluation.registry import choose, dials_of, protocols
+from unveil.evaluation.protocols.attentive import Attentive
+from unveil.evaluation.protocols.finetune import Finetune
+from unveil.evaluation.registry import choose, options_of, protocols
 from unveil.evaluation.results import table
-from unveil.evaluation.run_protocols import run_protocols
-from unveil.evaluation.task import Sets, Task
+from unveil.evaluation.types import Context, TrainableEncoder
 from unveil.modeling.encoder import Encoder
 from unveil.modeling.image_encoder import ImageEncoder
 from unveil.modeling.public_vits import load_encoder
@@ -62,8 +62,12 @@ def colours(tmp_path_factory):
     return folder
 
 
-def task(folder, **changes) -> Task:
-    return Task(tiny(), Sets.of(open_source(folder)), "mean", **changes)
+def data(folder) -> ImageSplit:
+    return ImageSplit.of(open_source(folder))
+
+
+def finetuned(folder, encoder=None, seed: int = 0, pool: str = "mean", **options):
+    return score(Finetune(**{**SEEN, **options}), encoder or tiny(), data(folder), seed=seed, pool=pool)
 
 
 def batch(count: int = 6) -> Views:
@@ -115,7 +119,7 @@ def test_one_step_is_that_of_a_plain_computation(colours):
     """Mixup, label smoothing, erasing off, layer decay and weight decay, two micro-batches; AdamW written out."""
     settings = replace(PLAIN, smoothing=0.1)
     encoder, lr, own = tiny(1), 0.01, 0.7
-    tuner = FineTuner(replace(task(colours), encoder=encoder, micro_batch=4), encoder, settings, "mean", 0)
+    tuner = FineTuner(encoder, data(colours), settings, "mean", Context(micro_batch=4))
     torch.nn.init.normal_(tuner.classifier.head.weight)  # so that gradients are far above Adam's epsilon
     plain = copy.deepcopy(tuner.classifier)
     views = batch()
@@ -154,8 +158,7 @@ def test_micro_batches_change_nothing_but_rounding(colours):
     settings = replace(FineTuning(), layer_decay=0.8, drop_path=0.5)
     weights = []
     for micro_batch in (2, 6):
-        asked = replace(task(colours), micro_batch=micro_batch)
-        tuner = FineTuner(asked, asked.encoder, settings, "cls", 0)
+        tuner = FineTuner(tiny(), data(colours), settings, "cls", Context(micro_batch=micro_batch))
         update(tuner.optimizer, tuner.losses((batch(), Mix(0.5, (0, 4, 0, 4)))), 1e-3)
         weights.append(torch.cat([p.detach().flatten() for p in tuner.classifier.head.parameters()]))
     torch.testing.assert_close(*weights, rtol=1e-4, atol=1e-7)
@@ -178,7 +181,7 @@ def test_stochastic_depth_leaves_branches_out_by_sample():
 
 
 def test_the_average_of_the_weights_is_what_is_judged(colours):
-    tuner = FineTuner(task(colours), tiny(), replace(PLAIN, ema=0.9, epochs=1, batch_size=12), "mean", 0)
+    tuner = FineTuner(tiny(), data(colours), replace(PLAIN, ema=0.9, epochs=1, batch_size=12), "mean", Context())
     start = [p.detach().clone() for p in tuner.classifier.parameters()]
     average = [p.clone() for p in start]
     update(tuner.optimizer, tuner.losses((batch(), Mix(1.0))), 0.01)
@@ -187,7 +190,7 @@ def test_the_average_of_the_weights_is_what_is_judged(colours):
         torch.testing.assert_close(mean, first + (1 - 2 / 11) * (now - first))
     ends = []
     for ema in (0.0, 0.9):
-        tuner = FineTuner(task(colours), tiny(), replace(PLAIN, ema=ema, epochs=1, batch_size=12), "mean", 0)
+        tuner = FineTuner(tiny(), data(colours), replace(PLAIN, ema=ema, epochs=1, batch_size=12), "mean", Context())
         tuner.train((8, 8))
         ends.append([p.detach() for p in tuner.classifier.parameters()])
     shares = [
@@ -199,8 +202,7 @@ def test_the_average_of_the_weights_is_what_is_judged(colours):
 
 
 def test_views_are_pure_functions_and_carry_their_own_labels(colours):
-    sets = Sets.of(open_source(colours))
-    reader = Reader(sets.train, View((8, 8)), 16, seed=3)
+    reader = Reader(data(colours).train, View((8, 8)), 16, seed=3)
     first, again = list(reader.epoch(2)), list(reader.epoch(2))
     assert len(first) == reader.steps_per_epoch == 3
     for one, other in zip(first, again, strict=True):
@@ -212,40 +214,40 @@ def test_views_are_pure_functions_and_carry_their_own_labels(colours):
 
 
 def test_a_toy_is_learned_and_twice_the_same(colours):
-    asked = task(colours)
-    first, again = (finetune(asked, 5, **SEEN) for _ in range(2))
+    encoder = tiny()
+    first, again = (finetuned(colours, encoder, 5) for _ in range(2))
     assert first == again
     assert first is not None
     assert first.metrics["accuracy"] > 0.9
     assert first.settings["preset"] == "small"
     assert first.settings["epochs"] == 12
     assert "12 epochs with batches of 16 (preset small)" in first.card
-    assert finetune(asked, 6, **SEEN).metrics != first.metrics
+    assert finetuned(colours, encoder, 6).metrics != first.metrics
 
 
 def test_the_encoder_that_was_given_stays_as_it_was(colours):
-    asked = task(colours)
-    before = copy.deepcopy(asked.encoder.state_dict())
-    finetune(asked, 0, **{**SEEN, "epochs": 1, "drop_path": 0.3})
-    assert all(torch.equal(before[name], now) for name, now in asked.encoder.state_dict().items())
-    assert not asked.encoder.training
-    assert not any(module._forward_hooks for module in asked.encoder.modules())
+    encoder = tiny()
+    before = copy.deepcopy(encoder.state_dict())
+    finetuned(colours, encoder, epochs=1, drop_path=0.3)
+    assert all(torch.equal(before[name], now) for name, now in encoder.state_dict().items())
+    assert not encoder.training
+    assert not any(module._forward_hooks for module in encoder.modules())
 
 
 def test_a_class_token_is_fine_tuned_under_the_norm_that_is_kept(colours, tmp_path):
     kept = tmp_path / "teacher.safetensors"
-    given = Task(tiny(), Sets.of(open_source(colours)), "cls")
-    finetune(given, 0, **SEEN | {"epochs": 1}, keep=str(kept))
-    assert not torch.equal(load_file(kept)["encoder.norm.weight"], given.encoder.encoder.norm.weight)
+    encoder = tiny()
+    finetuned(colours, encoder, pool="cls", epochs=1, keep=str(kept))
+    assert not torch.equal(load_file(kept)["encoder.norm.weight"], encoder.encoder.norm.weight)
 
 
 def test_what_was_fine_tuned_is_kept_and_read_as_any_encoder(colours, tmp_path):
     kept = tmp_path / "teacher.safetensors"
-    given = task(colours)
-    assert finetune(given, 0, **SEEN | {"epochs": 1}, keep=str(kept))
+    encoder = tiny()
+    assert finetuned(colours, encoder, epochs=1, keep=str(kept))
     read = load_encoder(kept)
     images = batch().images
-    before = given.encoder.features(images, "mean")
+    before = encoder.features(images, "mean")
     after = read.features(images, "mean")
     assert not torch.allclose(before, after, atol=1e-3), "it has learned"
     weights = load_file(kept)
@@ -254,14 +256,14 @@ def test_what_was_fine_tuned_is_kept_and_read_as_any_encoder(colours, tmp_path):
     torch.testing.assert_close(again.features(images, "mean"), after, atol=1e-5, rtol=1e-5)
     assert [p.name for p in tmp_path.iterdir()] == ["teacher.safetensors"]
     with pytest.raises(ValueError, match=r"--keep is a new \.safetensors file"):
-        finetune(given, 0, **SEEN, keep=str(kept))
+        finetuned(colours, encoder, keep=str(kept))
 
 
 def test_results_have_training_from_scratch_beside_them_and_no_pixels(colours):
     baselines = {"pixels": RawPixels(RGB, (8, 8)), "untrained": tiny(7)}
     notes = []
-    (found,) = run_protocols(
-        tiny(), ["finetune"], open_source(colours), pool="mean", baselines=baselines, dials=SEEN, note=notes.append
+    (found,) = on_images(
+        tiny(), ["finetune"], open_source(colours), pool="mean", baselines=baselines, options=SEEN, note=notes.append
     )
     assert set(found.baselines) == {"from scratch"}
     assert found.settings["layer_decay"] == 0.75
@@ -274,74 +276,75 @@ def test_results_have_training_from_scratch_beside_them_and_no_pixels(colours):
 
 def test_a_stopped_evaluation_goes_on_after_what_it_has_measured(colours, tmp_path):
     def measured(tell, **dials):
-        kept = Kept(tmp_path / "unfinished")
-        return kept, run_protocols(
+        kept = ResultCache(tmp_path / "unfinished")
+        return kept, on_images(
             tiny(),
             ["finetune"],
             open_source(colours),
             baselines={"untrained": tiny(7)},
-            dials={**SEEN, "epochs": 2, **dials},
-            tell=tell,
-            kept=kept,
+            options={**SEEN, "epochs": 2, **dials},
+            progress=tell,
+            cache=kept,
         )
 
     told = []
 
     def stop(what, done, total):
         told.append(what)
-        if what == "fine-tuning this run":
+        if what == "fine-tuning untrained":
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         measured(stop)
-    assert "fine-tuning untrained" in told
+    assert "fine-tuning this run" in told
     seen = []
     kept, results = measured(lambda what, done, total: seen.append(what))
-    assert set(seen) == {"fine-tuning this run"}
+    assert set(seen) == {"fine-tuning untrained"}
     kept.clear()
     assert not (tmp_path / "unfinished").exists()
     again = measured(lambda what, done, total: seen.append(what), lr=0.04)[1]
-    assert "fine-tuning untrained" in seen  # another rate is another measurement
-    whole = run_protocols(
+    assert "fine-tuning this run" in seen  # another rate is another measurement
+    whole = on_images(
         tiny(),
         ["finetune"],
         open_source(colours),
         baselines={"untrained": tiny(7)},
-        dials={**SEEN, "epochs": 2},
+        options={**SEEN, "epochs": 2},
     )
     assert (results[0].metrics, results[0].baselines) == (whole[0].metrics, whole[0].baselines)
     assert again[0].baselines != results[0].baselines
 
 
 def test_the_attentive_probe_learns_and_is_the_same_twice(colours):
-    asked = task(colours)
-    found = attentive(asked, 0, epochs=30)
+    encoder, protocol = tiny(), Attentive(epochs=30)
+    found = score(protocol, encoder, data(colours))
     assert found is not None
     assert found.metrics["accuracy"] > 0.9
-    assert attentive(asked, 0, epochs=30) == found
-    assert attentive(replace(asked, encoder=RawPixels(RGB, (8, 8))), 0) is None
+    assert score(protocol, encoder, data(colours)) == found
+    assert score(protocol, RawPixels(RGB, (8, 8)), data(colours)) is None
 
 
-def test_a_dial_has_one_type_wherever_it_is():
+def test_an_option_has_one_type_in_all_protocols():
     from unveil.cli.flags import flags_of
 
     kinds: dict[str, object] = {}
     for protocol in protocols().values():
         flags = {flag.name: flag for flag in flags_of(protocol)}
-        for dial in dials_of(protocol):
-            assert flags[dial].meaning, dial
-            assert kinds.setdefault(dial, flags[dial].kind) == flags[dial].kind
+        assert list(flags) == options_of(protocol)
+        for option, flag in flags.items():
+            assert flag.meaning, option
+            assert kinds.setdefault(option, flag.kind) == flag.kind
 
 
 @pytest.mark.parametrize(
     ("names", "dials", "told"),
     [
-        (["knn"], {"epochs": 3}, "knn has no dial 'epochs'; attentive, .*finetune, .*transfer have it"),
-        (["knn", "linear"], {"nonsense": 3}, "knn and linear have no dial 'nonsense'; no protocol has it"),
+        (["knn"], {"epochs": 3}, "knn has no option 'epochs'; attentive, .*finetune, .*transfer have it"),
+        (["knn", "linear"], {"nonsense": 3}, "knn and linear have no option 'nonsense'; no protocol has it"),
         (["finetun"], {}, "did you mean 'finetune'"),
     ],
 )
-def test_a_dial_that_no_chosen_protocol_has_is_refused(names, dials, told):
+def test_an_option_that_no_chosen_protocol_has_is_refused(names, dials, told):
     with pytest.raises(ValueError, match=told):
         choose(names, dials)
 
@@ -359,13 +362,13 @@ def test_a_dial_that_no_chosen_protocol_has_is_refused(names, dials, told):
 )
 def test_dials_that_make_no_sense_are_refused(colours, dials, told):
     with pytest.raises(ValueError, match=told):
-        finetune(task(colours), 0, **{**SEEN, "epochs": 2, **dials})
+        finetuned(colours, **{"epochs": 2, **dials})
 
 
 def test_bad_data_is_refused(colours, tmp_path):
     def asked(train, test=None):
         names = ["finetune"]
-        return run_protocols(tiny(), names, open_source(train), test and open_source(test), "mean", dials=SEEN)
+        return on_images(tiny(), names, open_source(train), test and open_source(test), options=SEEN, pool="mean")
 
     flat = tmp_path / "flat"
     write_images(tmp_path / "two", 8)
@@ -377,7 +380,7 @@ def test_bad_data_is_refused(colours, tmp_path):
     with pytest.raises(ValueError, match=r"2 classes that .* has not, e\.g\. 'even'"):
         asked(colours, tmp_path / "two")
     with pytest.raises(ValueError, match="give --pool cls or --pool mean"):
-        finetune(replace(task(colours), pool="both"), 0, **SEEN)
+        finetuned(colours, pool="both")
     with pytest.raises(ValueError, match="gives features only"):
-        run_protocols(RawPixels(RGB, (8, 8)), ["finetune"], open_source(colours))
+        on_images(RawPixels(RGB, (8, 8)), ["finetune"], open_source(colours))
     assert math.isfinite(PLAIN.rate(3))

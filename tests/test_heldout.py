@@ -11,25 +11,30 @@ import torch
 
 from multimodal import GUIDED, LACKING, batch, build
 from unveil.commands.reconstruct import ModelRestorer, TrainingMean
-from unveil.evaluation.dense.reconstruction import Masks, RestoringTask
-from unveil.evaluation.protocols.heldout import heldout
+from unveil.evaluation.dense.reconstruction import HeldOutSamples, Masks
+from unveil.evaluation.protocols.heldout import Heldout
 from unveil.evaluation.results import table, write_results
-from unveil.evaluation.run_dense import run_tasks
+from unveil.evaluation.run import run_protocols
+from unveil.evaluation.types import Context, Score
 from unveil.experiments.study import Arm, Scale, Setting, Study
 from unveil.experiments.study.jobs import expand
 from unveil.modeling.masking import ByModality, DirichletBudget, Uniform
 
 
-def task(model: torch.nn.Module, lacks: dict | None = None) -> RestoringTask:
+def samples(lacks: dict | None = None) -> HeldOutSamples:
     made = batch(12, present={n: known.repeat(3) for n, known in (lacks or {}).items()})
-    return RestoringTask(ModelRestorer(model), lambda: iter([made[:8], made[8:]]), len(made))
+    return HeldOutSamples("scenes", None, lambda: iter([made[:8], made[8:]]), len(made))
+
+
+def heldout(model: torch.nn.Module, lacks: dict | None = None) -> Score:
+    return Heldout().run(ModelRestorer(model), samples(lacks), Context())
 
 
 @pytest.mark.parametrize("lacks", [{}, LACKING], ids=["whole", "lacking"])
 def test_the_losses_of_random_masks_are_those_of_training(lacks: dict):
     """MultiMAE's own masks are the common random ones, to the token; and the loss is the mean over samples."""
     model = build(visible=0.15).eval()
-    found = heldout(task(model, lacks))
+    found = heldout(model, lacks)
     assert found.metrics["loss_own_masks"] == found.metrics["loss_random_masks"]
     made = batch(12, present={n: known.repeat(3) for n, known in lacks.items()})
     with torch.no_grad():
@@ -41,7 +46,7 @@ def test_the_losses_of_random_masks_are_those_of_training(lacks: dict):
 def test_guided_runs_share_the_random_masks_and_have_their_own():
     made = batch()
     low, high = (build(GUIDED, draw=draw, predicted=0.25).eval() for draw in ("low", "hard"))
-    found = heldout(task(low)), heldout(task(high))
+    found = heldout(low), heldout(high)
     assert found[0].metrics["loss_random_masks"] == found[1].metrics["loss_random_masks"], "the weights are the same"
     assert found[0].metrics["loss_own_masks"] != found[1].metrics["loss_own_masks"]
     own = ModelRestorer(high).imagined(made, Masks.OWN).mask
@@ -55,8 +60,8 @@ def test_guided_runs_share_the_random_masks_and_have_their_own():
 def test_the_table_has_both_beside_the_mean_and_the_file_has_each_part(tmp_path: Path):
     model = build().eval()
     mean = TrainingMean(ModelRestorer(model), lambda: iter([batch()]))
-    tasks = {"this run": task(model), "training mean": replace(task(model), model=mean)}
-    (result,) = run_tasks(tasks, ["heldout"], "scenes")
+    models = {"this run": ModelRestorer(model), "training mean": mean}
+    (result,) = run_protocols({"heldout": Heldout()}, models, samples())
     assert result.baselines["training mean"].keys() == result.metrics.keys()
     assert "heldout loss random masks" in table([result])
     assert "heldout loss own masks" in table([result])
@@ -69,7 +74,7 @@ def test_a_run_of_features_has_no_such_loss():
     model = build()
     model.objectives = torch.nn.ModuleList()
     with pytest.raises(ValueError, match="predicts features only"):
-        heldout(task(model))
+        heldout(model)
 
 
 def test_a_study_gives_each_protocol_the_maps_that_it_needs(tmp_path: Path):

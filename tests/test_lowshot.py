@@ -12,14 +12,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from measuring import on_images, score
 from test_evaluate import PIXELS, Memory, Patches, coloured
 from unveil.data.sources import open_source
-from unveil.evaluation.protocols.lowshot import count_of, lowshot, stratified_draw
-from unveil.evaluation.protocols.transfer import transfer
+from unveil.evaluation.datasets import ImageSplit, open_sets
+from unveil.evaluation.protocols.lowshot import Lowshot, count_of, stratified_draw
+from unveil.evaluation.protocols.transfer import Transfer
 from unveil.evaluation.results import table
-from unveil.evaluation.run_protocols import run_protocols
 from unveil.evaluation.statistics import mean_interval
-from unveil.evaluation.task import Sets, Task, open_sets
 
 
 def noisy(count: int, seed: int = 0) -> Memory:
@@ -30,8 +30,10 @@ def noisy(count: int, seed: int = 0) -> Memory:
     return replace(source, images=images)
 
 
-def task(train: Memory, test: Memory) -> Task:
-    return Task(Patches(), Sets.of(train, test), "mean")
+def small(note=print):
+    """A low-shot score on 90 images."""
+    data = ImageSplit.of(noisy(90), noisy(30, 1))
+    return lambda **options: score(Lowshot(**{"by": "knn", **options}), Patches(), data, note=note)
 
 
 @settings(max_examples=60, deadline=None)
@@ -76,9 +78,9 @@ def test_intervals_are_students():
 
 @pytest.mark.parametrize("by", ["knn", "linear-lbfgs"])
 def test_more_labels_help_and_the_numbers_stay(by):
-    asked = task(noisy(240), noisy(120, 1))
-    found = lowshot(asked, 0, shots=("9", "50%"), draws=4, by=by)
-    assert found == lowshot(asked, 0, shots=("9", "50%"), draws=4, by=by)
+    data, protocol = ImageSplit.of(noisy(240), noisy(120, 1)), Lowshot(shots=("9", "50%"), draws=4, by=by)
+    found = score(protocol, Patches(), data)
+    assert found == score(protocol, Patches(), data)
     assert found is not None
     assert found.metrics["accuracy_50%"] > found.metrics["accuracy_9"] > 0.34
     assert 0 < found.metrics["plus_minus_50%"] < 1
@@ -87,7 +89,7 @@ def test_more_labels_help_and_the_numbers_stay(by):
 
 
 def test_a_single_draw_has_no_interval():
-    found = lowshot(task(noisy(90), noisy(30, 1)), 0, shots=("20%",), draws=1, by="knn")
+    found = small()(shots=("20%",), draws=1)
     assert found is not None
     assert set(found.metrics) == {"accuracy_20%"}
     assert "drawn once" in found.card
@@ -96,8 +98,7 @@ def test_a_single_draw_has_no_interval():
 
 def test_what_a_set_cannot_give_is_left_out_and_said():
     notes = []
-    asked = replace(task(noisy(90), noisy(30, 1)), note=notes.append)
-    found = lowshot(asked, 0, shots=("1%", "20%", "10k"), draws=2, by="knn")
+    found = small(notes.append)(shots=("1%", "20%", "10k"), draws=2)
     assert found is not None
     assert set(found.metrics) == {"accuracy_20%", "plus_minus_20%"}
     assert len(notes) == 2
@@ -114,17 +115,17 @@ def test_what_a_set_cannot_give_is_left_out_and_said():
 )
 def test_bad_shots_are_refused(dials, told):
     with pytest.raises(ValueError, match=told):
-        lowshot(task(noisy(90), noisy(30, 1)), 0, **{"shots": ("20%",), "by": "knn", **dials})
+        small()(**{"shots": ("20%",), **dials})
 
 
 def test_a_row_per_shot_with_its_interval():
-    (found,) = run_protocols(
+    (found,) = on_images(
         Patches(),
         ["lowshot"],
         coloured(60),
         coloured(30, 1),
         baselines={"pixels": PIXELS},
-        dials={"shots": ("9", "30"), "by": "knn", "draws": 2},
+        options={"shots": ("9", "30"), "by": "knn", "draws": 2},
     )
     rows = table([found]).splitlines()
     assert [row.split()[:2] for row in rows[1:]] == [["lowshot", "9"], ["lowshot", "30"]]
@@ -156,17 +157,17 @@ def test_transfer_is_the_protocol_on_each_set(tmp_path):
     places = folder_of(tmp_path / "places" / "train", 24, 0).parent
     folder_of(places / "val", 9, 1)
     birds = folder_of(tmp_path / "birds", 30, 2)
-    asked = task(coloured(30), coloured(12, 1))
-    found = transfer(asked, 0, to=(str(places), str(birds)), by="knn")
+    data = ImageSplit.of(coloured(30), coloured(12, 1))
+    found = score(Transfer(to=(str(places), str(birds)), by="knn"), Patches(), data)
     assert found is not None
     assert set(found.metrics) == {"accuracy_places", "accuracy_birds", "accuracy_mean"}
-    alone = run_protocols(Patches(), ["knn"], open_source(birds), pool="mean")[0]
+    alone = on_images(Patches(), ["knn"], open_source(birds), pool="mean")[0]
     assert found.metrics["accuracy_birds"] == alone.metrics["accuracy"]
     assert found.settings["sets"]["places"]["test_images"] == 9
     with pytest.raises(ValueError, match="give --to FOLDER"):
-        transfer(asked, 0)
+        score(Transfer(), Patches(), data)
     with pytest.raises(FileNotFoundError, match="nowhere"):
-        transfer(asked, 0, to=(str(tmp_path / "nowhere"),))
+        score(Transfer(to=(str(tmp_path / "nowhere"),)), Patches(), data)
 
 
 def test_groups_are_held_out_whole(tmp_path):

@@ -16,20 +16,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from measuring import on_dense
 from unveil.data.dense_layouts import open_dense
 from unveil.data.samples import Sample
 from unveil.evaluation.baselines import RawPixels
-from unveil.evaluation.dense import HEADS, Confusion, DenseModel, DenseTask, DenseTraining, Trainer, Truth, fitted
+from unveil.evaluation.dense import HEADS, Confusion, DenseModel, DenseTarget, DenseTrainer, DenseTraining, fitted
+from unveil.evaluation.dense.data import DenseData
 from unveil.evaluation.dense.encoder import chosen_inputs
 from unveil.evaluation.dense.heads import ConvNeXtHead, taps
 from unveil.evaluation.dense.loader import DenseReader
 from unveil.evaluation.dense.losses import classes_loss
 from unveil.evaluation.dense.transforms import DenseView, jittered, places, starts
-from unveil.evaluation.protocols.segment import segment
-from unveil.evaluation.registry import work_of
+from unveil.evaluation.protocols.segment import Segment
+from unveil.evaluation.registry import data_for
 from unveil.evaluation.results import Result, parts_table, table, write_results
-from unveil.evaluation.run_dense import run_dense
-from unveil.evaluation.task import Task
+from unveil.evaluation.types import Context
 from unveil.modeling.encoder import Encoder
 from unveil.modeling.image_encoder import ImageEncoder
 from unveil.modeling.public_vits.encoder import untrained_vit
@@ -177,10 +178,10 @@ def test_heads_answer_at_any_size_and_learn_from_every_parameter(head):
 
 def test_upernet_learns_with_an_auxiliary_head_too(red_bars):
     """A convolution and a classifier on the third map, whose loss counts 0.4, as in MAE's setting for ADE20K."""
-    task, pair = DenseTask(tiny(depth=4), str(red_bars)), open_dense(str(red_bars))
+    pair = open_dense(str(red_bars))
     settings = DenseTraining(1, 4, image_size=16, drop_path=0.0, jitter=0.0, scales=(1.0, 1.0))
-    labels = Truth(LABELS, 2, classes_loss)
-    trainer = Trainer(task, pair, task.encoder, [RGB], labels, "upernet", True, settings, 0)
+    labels = DenseTarget(LABELS, 2, classes_loss)
+    trainer = DenseTrainer(tiny(depth=4), pair, [RGB], labels, "upernet", True, settings, Context(micro_batch=16))
     batch = next(DenseReader(pair.train, [RGB, LABELS]).epoch(trainer.view, 4, 0, 0))
     twin = copy.deepcopy(trainer.model)
     third = twin.encoder.tokens(Batch({"rgb": batch.maps["rgb"] / 255}, batch.key, batch.progress), [3])[0][:, 1:]
@@ -254,8 +255,8 @@ def test_void_pixels_do_not_teach():
 @pytest.mark.parametrize("frozen", [True, False])
 def test_bars_are_found_and_the_same_call_gives_the_same_numbers(red_bars, frozen):
     dials = {"frozen": frozen, "epochs": 12 if frozen else 4, "batch_size": 4, "lr": 2e-2 if frozen else 3e-3}
-    (result,) = run_dense(tiny(), ["segment"], str(red_bars), dials=dials, baselines={"untrained": tiny(seed=1)})
-    (again,) = run_dense(tiny(), ["segment"], str(red_bars), dials=dials)
+    (result,) = on_dense(tiny(), ["segment"], str(red_bars), options=dials, baselines={"untrained": tiny(seed=1)})
+    (again,) = on_dense(tiny(), ["segment"], str(red_bars), options=dials)
     assert result.metrics == again.metrics
     assert result.metrics["miou"] > 0.6 > result.baselines["majority class (class 0)"]["miou"]
     assert ("from scratch" in result.baselines) == (not frozen)
@@ -291,9 +292,9 @@ def test_the_iou_of_each_class_is_told_and_on_the_page(tmp_path):
 def test_depth_and_pictures_are_read_together(red_bars):
     encoder = tiny(RGB, DEPTH)
     dials = {"inputs": ("depth", "rgb"), "epochs": 3, "batch_size": 4}
-    (result,) = run_dense(encoder, ["segment"], str(red_bars), dials=dials)
+    (result,) = on_dense(encoder, ["segment"], str(red_bars), options=dials)
     assert result.settings["inputs"] == ["rgb", "depth"]
-    (alone,) = run_dense(encoder, ["segment"], str(red_bars), dials={**dials, "inputs": ("depth",)})
+    (alone,) = on_dense(encoder, ["segment"], str(red_bars), options={**dials, "inputs": ("depth",)})
     assert alone.metrics != result.metrics
     there = ["rgb", "semseg"]
     with pytest.raises(ValueError, match="reads rgb, depth, not 'thermal'"):
@@ -309,7 +310,7 @@ def test_maps_of_a_stride_are_read_too(red_bars):
     """MultiMAE's semantics have a pixel for each 4 x 4 of the picture."""
     coarse = Modality("semseg", 1, (0.0,), (1.0,), kind="categorical", num_classes=2, stride=4)
     dials = {"inputs": ("rgb", "semseg"), "epochs": 2, "batch_size": 4}
-    (result,) = run_dense(tiny(RGB, coarse), ["depth"], str(red_bars), dials=dials)
+    (result,) = on_dense(tiny(RGB, coarse), ["depth"], str(red_bars), options=dials)
     assert result.settings["inputs"] == ["rgb", "semseg"]
     assert np.isfinite(list(result.metrics.values())).all()
 
@@ -318,19 +319,19 @@ def test_maps_of_a_stride_are_read_too(red_bars):
 def test_public_vits_are_measured_too(red_bars, num_prefix):
     config = ViTConfig(width=16, depth=4, heads=2, patch=4, hidden=32, grid=(4, 4), num_prefix=num_prefix)
     dials = {"head": "upernet", "frozen": False, "epochs": 1, "batch_size": 4, "image_size": 24}
-    (result,) = run_dense(untrained_vit(config, seed=0), ["segment"], str(red_bars), dials=dials)
+    (result,) = on_dense(untrained_vit(config, seed=0), ["segment"], str(red_bars), options=dials)
     assert result.settings["image_size"] == [24, 24], "another size than it was trained at"
     assert result.settings["layer_decay"] == 0.75
     with pytest.raises(ValueError, match=r"patch|divide"):
-        run_dense(untrained_vit(config, seed=0), ["segment"], str(red_bars), dials={**dials, "image_size": 18})
+        on_dense(untrained_vit(config, seed=0), ["segment"], str(red_bars), options={**dials, "image_size": 18})
 
 
 def test_windows_agree_with_one_pass_where_one_is_enough(red_bars):
     """A sample of the window's size goes through whole: the answer is the model's own."""
-    task = DenseTask(tiny(), str(red_bars))
     pair = open_dense(str(red_bars))
     training = DenseTraining(1, 4, image_size=16, jitter=0.0)
-    trainer = Trainer(task, pair, tiny(), [RGB], Truth(LABELS, 2, classes_loss), "linear", True, training, 0)
+    labels = DenseTarget(LABELS, 2, classes_loss)
+    trainer = DenseTrainer(tiny(), pair, [RGB], labels, "linear", True, training, Context(micro_batch=16))
     trainer.model.eval()
     sample = pair.test.sample(0, [RGB, LABELS])
     square = Sample({name: m[:, :, :16] for name, m in sample.maps.items()}, {"semseg": None})
@@ -366,12 +367,12 @@ def test_broken_files_are_left_out_and_named(red_bars, tmp_path):
 
     root = shutil.copytree(red_bars, tmp_path / "bars")
     (root / "train" / "rgb" / "3.png").write_bytes(b"not an image")
-    (result,) = run_dense(tiny(), ["segment"], str(root), dials={"epochs": 1})
+    (result,) = on_dense(tiny(), ["segment"], str(root), options={"epochs": 1})
     assert result.settings["unreadable_names"] == ["3"]
     for path in (root / "train" / "rgb").glob("*.png"):
         path.write_bytes(b"not an image")
     with pytest.raises(ValueError, match=r"none of the 8 samples of .* can be read"):
-        run_dense(tiny(), ["segment"], str(root), dials={"epochs": 1})
+        on_dense(tiny(), ["segment"], str(root), options={"epochs": 1})
 
 
 def test_a_batch_is_a_function_of_seed_epoch_and_sample(red_bars):
@@ -384,12 +385,13 @@ def test_a_batch_is_a_function_of_seed_epoch_and_sample(red_bars):
 
 
 def test_dense_protocols_stand_alone(red_bars):
-    assert work_of(["segment", "depth"]) is DenseTask
-    assert work_of(["knn", "linear", "finetune"]) is Task
-    with pytest.raises(ValueError, match="segment, depth and knn are measured on different kinds of data"):
-        work_of(["segment", "depth", "knn"])
+    assert data_for(["segment", "depth"]) == "images with a label per pixel"
+    assert data_for(["knn", "linear", "finetune"]) == "labelled images"
+    assert data_for(["heldout"]) == "samples for a run's decoders"
+    with pytest.raises(ValueError, match=r"segment, depth on images with .* and knn on labelled images: these"):
+        data_for(["segment", "depth", "knn"])
     with pytest.raises(ValueError, match="reads the encoder's tokens"):
-        run_dense(RawPixels(RGB, (16, 16)), ["segment"], str(red_bars))
-    assert segment(DenseTask(RawPixels(RGB, (16, 16)), str(red_bars))) is None
+        on_dense(RawPixels(RGB, (16, 16)), ["segment"], str(red_bars))
+    assert Segment().run(RawPixels(RGB, (16, 16)), DenseData(str(red_bars)), Context()) is None
     with pytest.raises(ValueError, match="head of segment is one of linear, convnext"):
-        run_dense(tiny(), ["segment"], str(red_bars), dials={"head": "mlp"})
+        on_dense(tiny(), ["segment"], str(red_bars), options={"head": "mlp"})

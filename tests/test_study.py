@@ -181,7 +181,7 @@ def mistakes() -> Iterator[tuple[str, str]]:
     yield FILE.replace('"lr": 0.01', '"clipp": 0.01'), "arm slow: there is no dial 'clipp'; did you mean clip"
     yield FILE.replace('baseline="slow"', 'baseline="slw"'), "no baseline 'slw'; did you mean slow"
     yield FILE.replace('{"knn": {}}', '{"knnn": {}}'), "no protocol 'knnn'; did you mean knn"
-    yield FILE.replace('{"knn": {}}', '{"knn": {"epochs": 3}}'), "protocol knn: there is no dial 'epochs'"
+    yield FILE.replace('{"knn": {}}', '{"knn": {"epochs": 3}}'), "protocol knn: there is no option 'epochs'"
     yield FILE.replace('"epochs": 15, ', ""), "has no epochs"
     yield FILE.replace('"batch_size"', '"batch_sise"'), "there is no dial 'batch_sise'; did you mean batch_size"
     yield FILE.replace('"fast", "tiny.py"', '"slow", "tiny.py"'), "each once"

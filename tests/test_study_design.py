@@ -46,7 +46,7 @@ def test_weights_on_the_way_are_measured_as_often_as_they_are_kept(tmp_path: Pat
     assert [e["at_epoch"] for e in job.evaluate if "at_epoch" in e] == [4 * k for k in range(1, 9)]
     assert [e["protocol"] for e in job.evaluate if "at_epoch" not in e] == [["knn", "linear"]]
     with_none = replace(asked.scales["cpu"], dials={"epochs": 8}, along={"knn": {"nonsense": 1}})
-    with pytest.raises(ValueError, match="there is no dial 'nonsense'"):
+    with pytest.raises(ValueError, match="there is no option 'nonsense'"):
         check(replace(asked, scales={"cpu": with_none}), "cpu")
 
 

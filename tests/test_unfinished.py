@@ -15,14 +15,13 @@ import torch
 from PIL import Image
 from safetensors import safe_open
 
+from measuring import on_dense, on_images
 from test_segment import tiny
 from tiny_runs import write_images
 from unveil.data.sources import open_source
 from unveil.evaluation import fit
-from unveil.evaluation.cache import Kept
+from unveil.evaluation.cache import ResultCache
 from unveil.evaluation.results import Result
-from unveil.evaluation.run_dense import run_dense
-from unveil.evaluation.run_protocols import run_protocols
 
 EPOCHS = 12
 CHILD = """
@@ -38,14 +37,14 @@ measured({protocol!r}, Path({place!r}), True)
 """
 
 
-def measured(protocol: str, place: Path, is_kept: bool, tell=lambda what, done, total: None) -> Result:
-    kept = Kept(place / "unfinished") if is_kept else Kept()
+def measured(protocol: str, place: Path, is_kept: bool, progress=lambda what, done, total: None) -> Result:
+    kept = ResultCache(place / "unfinished") if is_kept else ResultCache()
     if protocol == "finetune":
         dials = {"epochs": EPOCHS, "batch_size": 8, "ema": 0.9, "mixup": 0.8, "drop_path": 0.2}
         images = open_source(place / "images")
-        return run_protocols(tiny(), ["finetune"], images, pool="mean", dials=dials, kept=kept, tell=tell)[0]
+        return on_images(tiny(), ["finetune"], images, pool="mean", options=dials, cache=kept, progress=progress)[0]
     dials = {"epochs": EPOCHS, "batch_size": 4, "frozen": protocol == "frozen", "head": "upernet"}
-    return run_dense(tiny(), ["segment"], str(place / "bars"), dials=dials, kept=kept, tell=tell)[0]
+    return on_dense(tiny(), ["segment"], str(place / "bars"), options=dials, cache=kept, progress=progress)[0]
 
 
 @pytest.fixture
@@ -111,12 +110,14 @@ def test_what_was_done_counts_for_the_same_training_only(place: Path, monkeypatc
     with pytest.raises(KeyboardInterrupt):
         measured("segment", place, True, stop)
     assert len(list((place / "unfinished").iterdir())) == 1
-    kept = Kept(place / "unfinished")
+    kept = ResultCache(place / "unfinished")
     dials = {"epochs": EPOCHS, "batch_size": 4, "frozen": False, "head": "upernet"}
     told: list[tuple[str, int, int]] = []
     for given in ({**dials, "lr": 1e-3}, dials):
         told.append(("begins", 0, 0))
-        run_dense(tiny(), ["segment"], str(place / "bars"), dials=given, kept=kept, tell=lambda *it: told.append(it))
+        on_dense(
+            tiny(), ["segment"], str(place / "bars"), options=given, cache=kept, progress=lambda *it: told.append(it)
+        )
     first, second = (told[k + 1][1] for k, it in enumerate(told) if it[0] == "begins")
     assert first == 4
     assert second > 4 * EPOCHS / 2 - 4
@@ -132,7 +133,7 @@ def test_a_damaged_file_is_told_and_costs_the_time_it_would_have_saved(place: Pa
     file.write_bytes(file.read_bytes()[:100])
     notes: list[str] = []
     dials = {"epochs": EPOCHS, "batch_size": 4, "head": "upernet"}
-    (found,) = run_dense(tiny(), ["segment"], str(place / "bars"), dials=dials, kept=Kept(place / "unfinished"),
-                         note=notes.append)  # fmt: skip
+    cache = ResultCache(place / "unfinished")
+    (found,) = on_dense(tiny(), ["segment"], str(place / "bars"), options=dials, cache=cache, note=notes.append)
     assert found.metrics == whole.metrics
     assert "is damaged" in notes[0]

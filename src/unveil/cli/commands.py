@@ -108,11 +108,11 @@ def _list_recipes() -> str:
 
 def _evaluate(command: Command, words: list[str]) -> int:
     from ..commands.evaluate import evaluate
-    from ..evaluation.registry import dials_of, protocols
+    from ..evaluation.registry import find_protocol, protocols
 
     groups = _flags(evaluate, skip=("run",))
-    for name, protocol in protocols().items():
-        groups[f"dials of {name}"] = [flag for flag in flags_of(protocol) if flag.name in dials_of(protocol)]
+    for name in [*protocols(), *(word for word in words if word.endswith(".py"))]:
+        groups[f"options of {name}"] = flags_of(find_protocol(name))
     (run,), given = command.read(words, groups)
     evaluate(run, **given)
     say_next(next_steps.after_evaluate(run))

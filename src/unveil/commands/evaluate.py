@@ -1,4 +1,4 @@
-"""`unveil evaluate`: protocols on a run, beside what raw pixels, no training and training from scratch give."""
+"""`unveil evaluate`: protocols on a run and on its baselines: raw pixels, no training, training from scratch."""
 
 from __future__ import annotations
 
@@ -6,22 +6,20 @@ from functools import cache
 from pathlib import Path
 
 from ..evaluation.baselines import RawPixels
-from ..evaluation.cache import Kept
-from ..evaluation.dense import DenseTask
-from ..evaluation.dense.reconstruction import RestoringTask
-from ..evaluation.features import FeatureEncoder
-from ..evaluation.registry import work_of
+from ..evaluation.cache import ResultCache
+from ..evaluation.datasets import ImageSplit, open_sets
+from ..evaluation.dense.data import DenseData
+from ..evaluation.registry import choose, data_for
 from ..evaluation.results import Result, parts_table, table, write_results
-from ..evaluation.run_dense import run_dense, run_tasks
-from ..evaluation.run_protocols import run_protocols
-from ..evaluation.task import open_sets
-from ..modeling.image_encoder import ImageEncoder, Pool
-from ..modeling.public_vits import PublicViT, describe, is_public_vit, untrained_vit
+from ..evaluation.run import UNTRAINED, run_protocols
+from ..evaluation.types import THIS_RUN, Context, FeatureEncoder
+from ..modeling.image_encoder import Pool
+from ..modeling.public_vits import describe, is_public_vit, untrained_vit
 from ..modeling.types import Modality
 from ..recipes.run import Run
 from ..runs.console import Progress, log
 from .load import load
-from .reconstruct import restoring_tasks
+from .reconstruct import open_decoders
 
 
 def evaluate(
@@ -38,12 +36,12 @@ def evaluate(
     at_epoch: float | None = None,
     device: str = "auto",
     seed: int = 0,
-    **dials: object,
+    **options: object,
 ) -> list[Result]:
     """Measure a run, or a public ViT, on labelled images; the results are printed and kept in the run's `eval/`.
 
     Those of a public ViT (a weight file, a folder, a name on the hub) are kept in `runs/<its name>/eval/`.
-    Further arguments are dials of the protocols: each goes to every chosen protocol that has it.
+    Further arguments are options of the protocols: each goes to every chosen protocol that has it.
 
     data: labelled images: a folder of class folders, or of train and val; a Parquet file with labels; scenes; of a
         folder of rgb, depth, ... the first that the run reads; for segment and depth such a folder, a well-known
@@ -52,7 +50,7 @@ def evaluate(
     group_by: hold out whole groups, such as patients: a level of the path (1 is the first folder), or a regex with one
         group
     protocol: knn, knn-whitened, linear (as MAE probes), linear-lbfgs, attentive, finetune, lowshot, transfer; segment,
-        depth; reconstruct, heldout (of the run's own decoders)
+        depth; reconstruct, heldout (of the run's own decoders); or a file with a protocol of your own, my_protocol.py
     pool: cls, mean, or both
     baselines: measure raw pixels and the untrained encoder too; where the encoder is trained, from scratch
     limit: use at most so many images of each source
@@ -61,85 +59,48 @@ def evaluate(
     device: cpu, cuda, mps; auto takes the best
     seed: of splits, probes and fine-tuning
     """
-    work, stored = work_of(protocol), None if is_public_vit(run) else Run.open(run)
-    if work is RestoringTask and stored is None:
-        raise ValueError(f"{', '.join(protocol)} needs a run with its decoders, and {run} is an encoder alone")
+    protocols, kind = choose(protocol, options), data_for(protocol)
+    stored = None if is_public_vit(run) else Run.open(run)
     folder = stored.path if stored else Path("runs", Path(run).stem)
-    progress, kept = Progress(quiet=20.0), Kept(folder / "eval" / "unfinished")
-    note = cache(progress.log)  # each message once
+    line, results_so_far = Progress(quiet=20.0), ResultCache(folder / "eval" / "unfinished")
 
-    def tell(task: str, done: int, total: int) -> None:
-        progress.update(f"{task}: {done:,} of {total:,} images", done, total, task)
+    def progress(task: str, done: int, total: int) -> None:
+        line.update(f"{task}: {done:,} of {total:,} images", done, total, task)
 
+    note = cache(line.log)  # each message once
+    context = Context(seed, limit, micro_batch, pool, cache=results_so_far, progress=progress, note=note)
     try:
-        if work is RestoringTask and stored:
-            tasks = restoring_tasks(
-                stored,
-                data,
-                test_data,
-                baselines=baselines,
-                limit=limit,
-                micro_batch=micro_batch,
-                at_epoch=at_epoch,
-                device=device,
-                seed=seed,
-                tell=tell,
+        if kind == "samples for a run's decoders":
+            if stored is None:
+                raise ValueError(f"{', '.join(protocol)} needs a run with its decoders, and {run} is an encoder alone")
+            models, samples = open_decoders(
+                stored, data, test_data, context, baselines=baselines, at_epoch=at_epoch, device=device
             )
-            results = run_tasks(tasks, protocol, data, test_data, seed, dials)
+            results = run_protocols(protocols, models, samples, context)
         else:
             encoder = load(stored or run, pool=pool, device=device, at_epoch=at_epoch)
-            others = _beside(stored or run, encoder, pool) if baselines else {}
-            if work is DenseTask:
-                results = run_dense(
-                    encoder,
-                    protocol,
-                    data,
-                    test_data,
-                    others,
-                    seed=seed,
-                    micro_batch=micro_batch,
-                    limit=limit,
-                    dials=dials,
-                    tell=tell,
-                    note=note,
-                    kept=kept,
-                )
+            encoders: dict[str, FeatureEncoder] = {THIS_RUN: encoder}
+            if baselines:
+                pixels = Modality("rgb", encoder.channels, *encoder.statistics)
+                encoders["pixels"] = RawPixels(pixels, encoder.image_size, encoder.device)
+                untrained = stored.encoder(pool, trained=False) if stored else untrained_vit(describe(run), 0, pool)
+                encoders[UNTRAINED] = untrained.to(encoder.device)
+            if kind == "images with a label per pixel":
+                images: DenseData | ImageSplit = DenseData(data, test_data)
             else:
-                results = run_protocols(
-                    encoder,
-                    protocol,
-                    *open_sets(data, test_data, encoder.channels, group_by, seed, stored.declared if stored else ()),
-                    pool,
-                    others,
-                    seed=seed,
-                    micro_batch=micro_batch,
-                    limit=limit,
-                    dials=dials,
-                    tell=tell,
-                    note=note,
-                    kept=kept,
-                )
+                declared = stored.declared if stored else ()
+                sources = open_sets(data, test_data, encoder.channels, group_by, seed, declared)
+                images = ImageSplit.of(*sources, limit, seed)
+            results = run_protocols(protocols, encoders, images, context)
     except KeyboardInterrupt:
-        if not kept.is_empty:
+        if not results_so_far.is_empty:
             note("what was measured is kept: the same command goes on from here")
         raise
     finally:
-        progress.close()
+        line.close()
     for file in write_results(folder, results, at_epoch):
         if stored is None:
             log(f"kept in {file}")
-    kept.clear()
+    results_so_far.clear()
     print("\n\n".join(filter(None, (table(results), parts_table(results)))))
     return results
-
-
-def _beside(run: str | Run, encoder: ImageEncoder | PublicViT, pool: Pool) -> dict[str, FeatureEncoder]:
-    """What an encoder is measured beside: raw pixels, and an encoder of the same shape before training."""
-    pixels = Modality("rgb", encoder.channels, *encoder.statistics)
-    begun = (
-        run.encoder(pool, trained=False) if isinstance(run, Run) else untrained_vit(describe(run), seed=0, pool=pool)
-    )
-    return {
-        "pixels": RawPixels(pixels, encoder.image_size, encoder.device),
-        "untrained": begun.to(encoder.device),
-    }

@@ -1,4 +1,4 @@
-"""Whole models as restorers of what is hidden, for the protocol that measures it."""
+"""Whole models as reconstructors of hidden patches, for the protocols that measure them."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ from torch import Tensor
 from ..data.sources import Source, Subset, spread
 from ..data.splits import hold_out
 from ..evaluation.analysis.decoder_blocks import without_head
-from ..evaluation.dense.reconstruction import Masks, Restored, Restorer, RestoringTask, Shown
-from ..evaluation.task import Tell, silent
+from ..evaluation.dense.reconstruction import HeldOutSamples, Masks, Restored, Restorer, Shown
+from ..evaluation.run import UNTRAINED
+from ..evaluation.types import THIS_RUN, Context
 from ..evaluation.visualize.reconstructions import reconstruct_map
 from ..evaluation.visualize.samples import load_samples
 from ..modeling.masked_model import ForwardOutput, MaskedModel, Objective
@@ -158,20 +159,17 @@ def said(objective: Objective, batch: Batch, seen: ForwardOutput) -> Restored:
     )
 
 
-def restoring_tasks(
+def open_decoders(
     run: Run,
     data: str,
-    test_data: str | None = None,
+    test_data: str | None,
+    context: Context,
     *,
     baselines: bool = True,
-    limit: int | None = None,
-    micro_batch: int = 64,
     at_epoch: float | None = None,
     device: str = "auto",
-    seed: int = 0,
-    tell: Tell = silent,
-) -> dict[str, RestoringTask]:
-    """The run, the model as it was before training and the training mean, on samples that the run has not seen.
+) -> tuple[dict[str, Restorer], HeldOutSamples]:
+    """The run, the training mean and the model as it was before training, and samples that the run has not seen.
 
     Of the run's own data these are the ones that it held out; of others the last fifth, or `test_data`. The weights are
     the newest, or those that the run kept at an epoch; the untrained model is one of the same stage. Raises
@@ -185,26 +183,23 @@ def restoring_tasks(
 
     def batches(source: Source, most: int) -> Iterator[Batch]:
         chosen, read = spread(len(source), most), 0
-        for start in range(0, len(chosen), micro_batch):
-            part_of = Subset(source, chosen[start : start + micro_batch])
+        for start in range(0, len(chosen), context.micro_batch):
+            part_of = Subset(source, chosen[start : start + context.micro_batch])
             seen = load_samples(part_of, run.modalities, size, len(part_of))
             if len(seen):
-                key = sample_keys(seed, 0, [start + place for place in seen.places])
+                key = sample_keys(context.seed, 0, [start + place for place in seen.places])
                 read += len(seen)
                 yield replace(seen.batch("cpu"), key=key).on(where)
         if not read:
             raise ValueError(f"no sample of {source.address} can be read; see `unveil inspect`")
 
-    def tested() -> Iterator[Batch]:
-        return batches(test, limit or TEST_SAMPLES)
-
-    restorers: dict[str, Restorer] = {"this run": model}
+    restorers: dict[str, Restorer] = {THIS_RUN: model}
     if baselines:
         stage = run.checkpoint(at_epoch).state["stage"]
-        restorers["training mean"] = TrainingMean(model, lambda: batches(train, limit or MEAN_SAMPLES))
-        restorers["untrained"] = ModelRestorer(run.model(stage, trained=False).to(where))
-    count = min(limit or TEST_SAMPLES, len(test))
-    return {who: RestoringTask(restorer, tested, count, who, tell) for who, restorer in restorers.items()}
+        restorers["training mean"] = TrainingMean(model, lambda: batches(train, context.limit or MEAN_SAMPLES))
+        restorers[UNTRAINED] = ModelRestorer(run.model(stage, trained=False).to(where))
+    count = min(context.limit or TEST_SAMPLES, len(test))
+    return restorers, HeldOutSamples(data, test_data, lambda: batches(test, count), count)
 
 
 def _sources(run: Run, data: str, test_data: str | None) -> tuple[Source, Source]:

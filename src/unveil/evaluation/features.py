@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import Literal, Protocol
 
 import torch
 from jaxtyping import Float, Int
@@ -16,31 +15,7 @@ from ..data.sources import Source, spread
 from ..data.transforms import center_view
 from ..modeling.types import to_float
 from ..runs.hardware import autocast, num_cores, reading_threads
-
-Pool = Literal["cls", "mean", "both"]
-
-
-class FeatureEncoder(Protocol):
-    """Anything that turns images into one feature vector each, in eval mode and without chance."""
-
-    @property
-    def channels(self) -> int:
-        """How many channels its images have."""
-        ...
-
-    @property
-    def image_size(self) -> tuple[int, int]:
-        """The height and width of its images."""
-        ...
-
-    @property
-    def device(self) -> torch.device:
-        """The device on which images are expected and features returned."""
-        ...
-
-    def features(self, images: Float[Tensor, "B C H W"], pool: Pool) -> Float[Tensor, "B D"]:
-        """The class token, the mean of the patch tokens, or both side by side, of images in [0, 1]."""
-        ...
+from .types import FeatureEncoder, Pool
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from ..data.transforms import View, draw_cuts
 from ..modeling.rng import SampleRng, sample_keys
 from ..modeling.types import to_float
 from ..runs.hardware import reading_threads
-from .task import Labelled
+from .datasets import LabelledImages
 
 CHUNK = 32  # images that one thread prepares at a time
 AHEAD = 2  # batches
@@ -43,7 +43,7 @@ class Reader:
     Images that cannot be read are left out of their batch and named in `unreadable`.
     """
 
-    def __init__(self, images: Labelled, view: View, batch_size: int, seed: int):
+    def __init__(self, images: LabelledImages, view: View, batch_size: int, seed: int):
         self.images, self.view, self.seed = images, view, seed
         self.batch_size = min(batch_size, len(images))
         self.unreadable: dict[str, str] = {}

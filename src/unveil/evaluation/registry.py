@@ -1,89 +1,102 @@
-"""The protocols by name, and their dials: the keyword arguments of a protocol's function."""
+"""The protocols by name, and their options: the fields of a protocol's dataclass."""
 
 from __future__ import annotations
 
 import difflib
 import importlib
-import inspect
 import pkgutil
 import typing
-from collections.abc import Mapping, Sequence
-from functools import partial
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import fields
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Literal
 
-from .task import Task
-from .types import Protocol, Split
+from ..recipes.registry import load_file
+from .types import EvaluationProtocol
 
-GIVEN = 2  # what a protocol works on, and a seed
+Data = Literal["labelled images", "images with a label per pixel", "samples for a run's decoders"]
+DATA: dict[str, Data] = {
+    "features": "labelled images",
+    "images": "labelled images",
+    "dense": "images with a label per pixel",
+    "model": "samples for a run's decoders",
+}
 
 
-def protocols() -> dict[str, Protocol]:
-    """Every protocol by its user's name: a file of this folder that holds a function of its own name."""
+def protocols() -> dict[str, type[EvaluationProtocol]]:
+    """Every protocol of the package by its user's name: the file `knn_whitened.py` holds `knn-whitened`."""
     folder = importlib.import_module(f"{__package__}.protocols")
-    found: dict[str, Protocol] = {}
-    for file in pkgutil.iter_modules(folder.__path__):
-        function = getattr(importlib.import_module(f"{folder.__name__}.{file.name}"), file.name, None)
-        if inspect.isfunction(function):
-            found[file.name.replace("_", "-")] = function
-    return found
+    files = [file.name for file in pkgutil.iter_modules(folder.__path__)]
+    return {_name(file): _protocol_in(importlib.import_module(f"{folder.__name__}.{file}")) for file in files}
 
 
-def dials_of(protocol: Protocol) -> list[str]:
-    """The names of a protocol's dials."""
-    return list(inspect.signature(protocol).parameters)[GIVEN:]
-
-
-def works_on(protocol: Protocol) -> type:
-    """What a protocol is given: the type of its first argument."""
-    first = next(iter(inspect.signature(protocol).parameters))
-    subject: type = typing.get_type_hints(protocol)[first]
-    return subject
-
-
-def wants_features(protocol: Protocol) -> bool:
-    """Whether a protocol works on a split of features, not on the task itself."""
-    return works_on(protocol) is Split
-
-
-def work_of(names: Sequence[str]) -> type:
-    """What these protocols are given: a `Task` of labelled images, or what is needed to judge every pixel.
-
-    Raises ValueError where they need different things; a name that no protocol has is left to `choose`.
-    """
+def find_protocol(name: str) -> type[EvaluationProtocol]:
+    """A protocol by name, or of a user's own `.py` file. Raises ValueError with the names that there are."""
+    if name.endswith(".py"):
+        return _protocol_in(load_file(Path(name).expanduser()))
     known = protocols()
-    kinds: dict[type, list[str]] = {}
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
+        meant = f"; did you mean {near[0]!r}?" if near else ";"
+        raise ValueError(f"there is no protocol {name!r}{meant} there are {', '.join(sorted(known))}")
+    return known[name]
+
+
+def _name(stem: str) -> str:
+    return stem.replace("_", "-")
+
+
+def _has(names: Sequence[str]) -> str:
+    return "has" if len(names) == 1 else "have"
+
+
+def _protocol_in(module: ModuleType) -> type[EvaluationProtocol]:
+    own = [value for value in vars(module).values() if isinstance(value, type) and value.__module__ == module.__name__]
+    found = [value for value in own if hasattr(value, "needs") and hasattr(value, "run")]
+    if len(found) != 1:
+        raise ValueError(f"{module.__file__} has {len(found)} classes with `needs` and `run`; a protocol is one")
+    return found[0]
+
+
+def options_of(protocol: type[EvaluationProtocol]) -> list[str]:
+    """The names of a protocol's options."""
+    return [option.name for option in fields(typing.cast("Any", protocol))]
+
+
+def data_for(names: Iterable[str]) -> Data:
+    """The kind of data that these protocols run on. Raises ValueError where they need different kinds."""
+    kinds: dict[Data, list[str]] = {}
     for name in names:
-        kind = works_on(known[name]) if name in known else Task
-        kinds.setdefault(Task if kind is Split else kind, []).append(name)
+        kinds.setdefault(DATA[find_protocol(name)().needs], []).append(name)
     if len(kinds) > 1:
-        groups = " and ".join(", ".join(group) for group in kinds.values())
-        raise ValueError(f"{groups} are measured on different kinds of data: give a command for each")
-    return next(iter(kinds), Task)
+        groups = " and ".join(f"{', '.join(group)} on {kind}" for kind, group in kinds.items())
+        raise ValueError(f"{groups}: these are different kinds of data; give a command for each")
+    return next(iter(kinds), "labelled images")
 
 
-def choose(names: Sequence[str], dials: Mapping[str, object]) -> dict[str, Protocol]:
-    """The named protocols, each with those of the dials that it has.
+def choose(names: Sequence[str], options: Mapping[str, object] | None = None) -> dict[str, EvaluationProtocol]:
+    """The named protocols, each with those of the options that it has.
 
-    Raises ValueError for an unknown protocol, for a dial that none of the chosen ones has, and for a word that one of
-    them does not know.
+    Raises ValueError for an unknown protocol, for an option that none of the chosen ones has, and for a value that is
+    not among an option's choices.
     """
-    known = protocols()
-    for name in names:
-        if name not in known:
-            near = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
-            meant = f"; did you mean {near[0]!r}?" if near else ";"
-            raise ValueError(f"there is no protocol {name!r}{meant} there are {', '.join(sorted(known))}")
-    for dial in dials:
-        if not any(dial in dials_of(known[name]) for name in names):
-            having = [name for name, protocol in known.items() if dial in dials_of(protocol)]
-            told = f"{', '.join(having)} {'has' if len(having) == 1 else 'have'} it" if having else "no protocol has it"
-            raise ValueError(f"{' and '.join(names)} {'has' if len(names) == 1 else 'have'} no dial {dial!r}; {told}")
-    for name in names:
-        hints = typing.get_type_hints(known[name])
-        for dial, value in dials.items():
-            words = typing.get_args(hints.get(dial)) if typing.get_origin(hints.get(dial)) is typing.Literal else ()
-            if words and value not in words:
-                raise ValueError(f"{dial} of {name} is one of {', '.join(words)}; got {value!r}")
-    return {
-        name: partial(known[name], **{d: value for d, value in dials.items() if d in dials_of(known[name])})
-        for name in dict.fromkeys(names)
-    }
+    chosen = {name: find_protocol(name) for name in names}
+    options = options or {}
+    for option in options:
+        if not any(option in options_of(protocol) for protocol in chosen.values()):
+            having = [name for name, protocol in protocols().items() if option in options_of(protocol)]
+            there = f"{', '.join(having)} {_has(having)} it" if having else "no protocol has it"
+            raise ValueError(f"{' and '.join(names)} {_has(names)} no option {option!r}; {there}")
+    for name, protocol in chosen.items():
+        hints = typing.get_type_hints(protocol)
+        for option, value in options.items():
+            choices = typing.get_args(hints.get(option)) if typing.get_origin(hints.get(option)) is Literal else ()
+            if choices and value not in choices:
+                raise ValueError(f"{option} of {name} is one of {', '.join(choices)}; got {value!r}")
+    return {_name(Path(name).stem): create(protocol, options) for name, protocol in chosen.items()}
+
+
+def create(protocol: type[EvaluationProtocol], options: Mapping[str, object]) -> EvaluationProtocol:
+    """A protocol with those of the options that it has."""
+    return protocol(**{name: value for name, value in options.items() if name in options_of(protocol)})

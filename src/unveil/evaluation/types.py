@@ -1,60 +1,187 @@
-"""What a protocol is given and what it gives back.
-
-A protocol is a function in a file of the same name. The type of its first argument says what it works on: a `Split`
-of features that are computed once, or a `Task`, the images and the encoder themselves. Its keyword arguments after the
-seed are its dials.
-"""
+"""What a protocol is given and what it returns: encoders, features, the context of an evaluation, a score."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal, Protocol, runtime_checkable
 
+import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
+from .cache import ResultCache
 
-@dataclass(frozen=True)
-class Split:
-    """Features to learn from and features to be judged on, both labelled 0 .. num_classes - 1."""
-
-    train: Float[Tensor, "N D"]
-    train_labels: Int[Tensor, " N"]
-    test: Float[Tensor, "M D"]
-    test_labels: Int[Tensor, " M"]
-    num_classes: int
-
-    def learning_from(self, rows: Int[Tensor, " K"]) -> Split:
-        """The same with some of the training samples only."""
-        rows = rows.to(self.train.device)
-        return Split(self.train[rows], self.train_labels[rows], self.test, self.test_labels, self.num_classes)
+Pool = Literal["cls", "mean", "both"]
+Needs = Literal["features", "images", "dense", "model"]
+THIS_RUN = "this run"
 
 
 @dataclass(frozen=True)
 class Score:
-    """What a protocol found (shares in [0, 1]), with which settings, and what it did in plain words.
+    """What a protocol measured on one subject: shares in [0, 1], its settings, and a card that describes the procedure.
 
-    `trains_encoder` says that the encoder learned too: then that of an untrained one is training from scratch.
-    `beside` are the metrics of answers that need no encoder, such as the most frequent class, and `details` what a
-    metric is a mean of, such as each class's IoU.
+    `trains_encoder` says that the encoder was trained too: then that of an untrained one is training from scratch.
+    `baselines` are the metrics of predictors that need no encoder, such as the most frequent class, and `details` what
+    a metric is a mean of, such as the IoU of each class.
     """
 
     metrics: dict[str, float]
     settings: dict[str, object]
     card: str
     trains_encoder: bool = False
-    beside: Mapping[str, dict[str, float]] = field(default_factory=dict)
+    baselines: Mapping[str, dict[str, float]] = field(default_factory=dict)
     details: Mapping[str, dict[str, float]] = field(default_factory=dict)
 
 
-Protocol = Callable[..., Score | None]
+@dataclass(frozen=True)
+class Context:
+    """How an evaluation runs its protocols: the same for all of them, but for the name of the subject.
+
+    `limit` caps the images of each set, `micro_batch` the images in the encoder at once. `is_trained` is false for the
+    untrained baseline. `progress` is called with (what is done, images done, images in all), `note` with a sentence on
+    what was chosen for the user. `cache` holds what an interrupted evaluation has measured.
+    """
+
+    seed: int = 0
+    limit: int | None = None
+    micro_batch: int = 256
+    pool: Pool = "cls"
+    subject: str = THIS_RUN
+    is_trained: bool = True
+    cache: ResultCache = field(default_factory=ResultCache)
+    progress: Callable[[str, int, int], None] = lambda what, done, total: None
+    note: Callable[[str], None] = lambda text: None
+
+
+class EvaluationProtocol(Protocol):
+    """A measurement: a frozen dataclass whose fields are its options, each with a default and a line in its docstring.
+
+    What `run` gets depends on `needs`: `features` an encoder and a `FeatureSplit`; `images` an encoder and an
+    `ImageSplit`; `dense` an encoder and a `DenseData`, the address of images with a label per pixel; `model` a model
+    with decoders and `HeldOutSamples`.
+    """
+
+    @property
+    def needs(self) -> Needs:
+        """The kind of subject and data that `run` is given."""
+        ...
+
+    def run(self, subject: Any, data: Any, context: Context, /) -> Score | None:
+        """The score of a subject; None where the protocol cannot measure it."""
+        ...
+
+
+@dataclass(frozen=True)
+class FeatureSplit:
+    """Features to train on and to test on, both labelled 0 .. num_classes - 1; `facts` say how they were computed."""
+
+    train: Float[Tensor, "N D"]
+    train_labels: Int[Tensor, " N"]
+    test: Float[Tensor, "M D"]
+    test_labels: Int[Tensor, " M"]
+    num_classes: int
+    facts: Mapping[str, object] = field(default_factory=dict)
+    identity: object = None
+
+    def subset(self, rows: Int[Tensor, " K"]) -> FeatureSplit:
+        """The same with some of the training samples only."""
+        identity = [self.identity, zlib.crc32(str(rows.tolist()).encode())]
+        rows = rows.to(self.train.device)
+        return replace(self, train=self.train[rows], train_labels=self.train_labels[rows], identity=identity)
+
+    def to(self, device: torch.device) -> FeatureSplit:
+        """The same features, with all tensors on a device."""
+        moved = {name: getattr(self, name).to(device) for name in ("train", "train_labels", "test", "test_labels")}
+        return replace(self, **moved)
 
 
 def accuracies(scores: Float[Tensor, "M K"], labels: Int[Tensor, " M"]) -> dict[str, float]:
     """The share of samples whose class scores highest, and, beyond 5 classes, among the highest 5. A tie is a miss."""
     own = scores.gather(1, labels[:, None])
     rivals = scores.shape[1] - 1 - (scores < own).sum(1)  # so NaN, which is below nothing, is a miss too
-    found = {"accuracy": (rivals < 1).double().mean().item()}
+    metrics = {"accuracy": (rivals < 1).double().mean().item()}
     if scores.shape[1] > 5:
-        found["top5"] = (rivals < 5).double().mean().item()
-    return found
+        metrics["top5"] = (rivals < 5).double().mean().item()
+    return metrics
+
+
+class FeatureEncoder(Protocol):
+    """Anything that turns images into one feature vector each, in eval mode and deterministically."""
+
+    @property
+    def channels(self) -> int:
+        """How many channels its images have."""
+        ...
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """The height and width of its images."""
+        ...
+
+    @property
+    def device(self) -> torch.device:
+        """The device on which images are expected and features returned."""
+        ...
+
+    def features(self, images: Float[Tensor, "B C H W"], pool: Pool) -> Float[Tensor, "B D"]:
+        """The class token, the mean of the patch tokens, or both side by side, of images in [0, 1]."""
+        ...
+
+
+@runtime_checkable
+class TrainableEncoder(FeatureEncoder, Protocol):
+    """An `nn.Module` that reads images in [0, 1] as tokens, and that `copy.deepcopy` copies whole."""
+
+    @property
+    def dim(self) -> int:
+        """The width of the tokens that `maps` returns."""
+        ...
+
+    @property
+    def depth(self) -> int:
+        """The number of blocks, the last one that `maps` accepts."""
+        ...
+
+    @property
+    def num_prefix(self) -> int:
+        """How many tokens before those of the patches: class token, registers."""
+        ...
+
+    @property
+    def final_norm(self) -> nn.Module:
+        """The norm after the last block; an identity where there is none."""
+        ...
+
+    @property
+    def statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """The mean and the standard deviation of each channel, by which it normalises images itself."""
+        ...
+
+    def maps(self, images: Float[Tensor, "B C H W"], blocks: Sequence[int]) -> list[Float[Tensor, "B K D"]]:
+        """The outputs of these blocks, counted from 1, before any final norm: prefix tokens, then patches by rows."""
+        ...
+
+    def layer_of(self, name: str) -> int:
+        """Where a parameter sits: 0 before the blocks, k in block k counted from 1, depth + 1 after them."""
+        ...
+
+    def branches(self) -> Sequence[Sequence[nn.Module]]:
+        """Of each block, the modules whose outputs are added to its input."""
+        ...
+
+
+@runtime_checkable
+class SavableEncoder(Protocol):
+    """An encoder that can be written to a file."""
+
+    def save(self, file: Path) -> None:
+        """Write the weights to a file in the safetensors format."""
+        ...
+
+
+def check_trainable(encoder: FeatureEncoder) -> TrainableEncoder | None:
+    """The encoder where it can be trained, else None (raw pixels)."""
+    return encoder if isinstance(encoder, TrainableEncoder) and isinstance(encoder, nn.Module) else None

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cache
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
@@ -143,9 +144,17 @@ def build_recipe(recipe: Callable[..., Recipe], modalities: Sequence[_Named], op
 
 
 def _from_file(path: Path) -> Callable[..., Recipe]:
+    recipe: Callable[..., Recipe] | None = getattr(load_file(path), "recipe", None)
+    if not callable(recipe):
+        raise ValueError(f"{path} has no function `recipe`; write `def recipe(*, ...) -> Recipe:` in it")
+    return recipe
+
+
+def load_file(path: Path) -> ModuleType:
+    """A user's file as a module. Raises FileNotFoundError, and ValueError with the line of the file that fails."""
     if not path.is_file():
-        raise FileNotFoundError(f"there is no recipe file {path}")
-    spec = importlib.util.spec_from_file_location(f"unveil_recipe_{path.stem}", path)
+        raise FileNotFoundError(f"there is no file {path}")
+    spec = importlib.util.spec_from_file_location(f"unveil_file_{path.stem}", path)
     assert spec
     assert spec.loader
     module = importlib.util.module_from_spec(spec)
@@ -156,7 +165,4 @@ def _from_file(path: Path) -> Callable[..., Recipe]:
         lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == str(path)]
         line = error.lineno if isinstance(error, SyntaxError) else lines[-1] if lines else 0
         raise ValueError(f"{path}, line {line}: {type(error).__name__}: {error}") from error
-    recipe: Callable[..., Recipe] | None = getattr(module, "recipe", None)
-    if not callable(recipe):
-        raise ValueError(f"{path} has no function `recipe`; write `def recipe(*, ...) -> Recipe:` in it")
-    return recipe
+    return module

@@ -1,25 +1,23 @@
-"""What protocols that judge every pixel share: samples and their views, heads, training, windows, measures."""
+"""What protocols with a label per pixel share: samples and their views, heads, training, windows, metrics."""
 
 from .encoder import DenseEncoder, check_dense
 from .heads import HEADS, HeadName
-from .losses import Truth
+from .losses import DenseTarget
 from .metrics import Confusion, DepthErrors
 from .model import DenseModel
-from .task import DenseTask
-from .training import DenseTraining, Schedule, Trainer, fitted
+from .training import DenseTrainer, DenseTraining, Schedule, fitted
 
 __all__ = [
     "HEADS",
     "Confusion",
     "DenseEncoder",
     "DenseModel",
-    "DenseTask",
+    "DenseTarget",
+    "DenseTrainer",
     "DenseTraining",
     "DepthErrors",
     "HeadName",
     "Schedule",
-    "Trainer",
-    "Truth",
     "check_dense",
     "fitted",
 ]

@@ -9,8 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ...modeling.types import Batch, Modality
-from ..encoder_protocols import TrainableEncoder
-from ..features import FeatureEncoder
+from ..types import FeatureEncoder, TrainableEncoder
 
 
 @runtime_checkable

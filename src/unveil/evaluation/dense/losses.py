@@ -1,4 +1,4 @@
-"""What is to be told of every pixel, and how far a prediction is from it."""
+"""What is predicted at every pixel, and the losses of a prediction."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ BERHU_SHARE, BERHU_LEAST = 0.2, 1e-5
 
 
 @dataclass(frozen=True)
-class Truth:
-    """A map to be predicted: `outputs` numbers for each pixel, whose `loss` is a sum over valid pixels."""
+class DenseTarget:
+    """A map to predict: `outputs` numbers for each pixel, whose `loss` is a sum over valid pixels."""
 
     modality: Modality
     outputs: int

@@ -11,7 +11,6 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ...modeling.types import Batch, Modality
-from ..task import Tell, silent
 
 
 @dataclass(frozen=True)
@@ -60,11 +59,10 @@ class Restorer(Protocol):
 
 
 @dataclass(frozen=True)
-class RestoringTask:
-    """What `reconstruct` and `heldout` are asked: a restorer, and batches of samples that it was not trained on."""
+class HeldOutSamples:
+    """Batches of samples that the model was not trained on, and how many samples there are."""
 
-    model: Restorer
+    address: str
+    test_address: str | None
     batches: Callable[[], Iterator[Batch]]
     num_samples: int
-    who: str = "this run"
-    tell: Tell = silent

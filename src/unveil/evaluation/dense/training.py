@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 import torch
 from jaxtyping import Float
@@ -16,15 +16,14 @@ from ...modeling.optim import warmup_cosine
 from ...modeling.rng import SampleRng
 from ...modeling.types import Batch, Modality
 from ...runs.hardware import autocast
-from ..cache import checksum
 from ..finetuning.classifier import StochasticDepth, layer_groups
 from ..fit import FitCheckpoint, fit
+from ..types import Context
 from .encoder import DenseEncoder
 from .heads import HeadName, enlarged
 from .loader import DenseReader
-from .losses import Truth
+from .losses import DenseTarget
 from .model import DenseModel
-from .task import DenseTask
 from .transforms import DenseView, Fit, jittered, places, window_of
 
 Schedule = Literal["auto", "probe", "small", "multimae-ade20k", "multimae-hypersim", "multimae-nyuv2", "mae-ade20k"]
@@ -78,47 +77,64 @@ def fitted(settings: DenseTraining, num_images: int, updates: int, given: Mappin
     return replace(settings, **{**changed, "batch_size": batch_size, "epochs": epochs, "warmup_epochs": warmup})  # type: ignore[arg-type]
 
 
-class Trainer:
-    """A dense model in training on a task: updates of whole batches, cut into micro-batches.
+def schedule_for(
+    options: Mapping[str, Any], schedules: Mapping[str, tuple[DenseTraining, int]], num_images: int
+) -> tuple[str, DenseTraining]:
+    """The name of the schedule and its settings, from the options of a dense protocol.
+
+    `schedules` holds settings and the number of updates at most, 0 for any. Raises ValueError for an unknown schedule.
+    """
+    name = options["schedule"]
+    if name == "auto":
+        name = "probe" if options["frozen"] else "small"
+    if name not in schedules:
+        raise ValueError(f"there is no schedule {name!r} for this protocol; there are {', '.join(schedules)}")
+    settings, updates = schedules[name]
+    given = {option: options[option] for option in ("epochs", "batch_size", "lr", "image_size")}
+    return name, fitted(settings, num_images, updates, given)
+
+
+class DenseTrainer:
+    """A dense model in training: updates of whole batches, cut into micro-batches.
 
     Heads with BatchNorm see the statistics of a micro-batch.
     """
 
     def __init__(
         self,
-        task: DenseTask,
-        sets: DensePair,
         encoder: DenseEncoder,
+        sets: DensePair,
         inputs: Sequence[Modality],
-        truth: Truth,
+        target: DenseTarget,
         head: HeadName,
         frozen: bool,
         settings: DenseTraining,
-        seed: int,
+        context: Context,
     ):
-        self.task, self.sets, self.settings, self.seed = task, sets, settings, seed
-        self.truth, self.inputs, self.device = truth, tuple(inputs), encoder.device
+        self.sets, self.settings, self.context, self.seed = sets, settings, context, context.seed
+        self.head, self.is_frozen = head, frozen
+        self.target, self.inputs, self.device = target, tuple(inputs), encoder.device
         side = settings.image_size
         size = (side, side) if side else encoder.image_size
         self.view = DenseView(size, settings.scales, settings.fit, settings.jitter)
-        self.model = DenseModel(encoder, inputs, head, truth.outputs, frozen, seed).train()
-        decay = settings.layer_decay if task.is_trained else 1.0
+        self.model = DenseModel(encoder, inputs, head, target.outputs, frozen, self.seed).train()
+        decay = settings.layer_decay if context.is_trained else 1.0
         self.groups = layer_groups(self.model, self.model.encoder, decay, settings.weight_decay)
         self.optimizer = torch.optim.AdamW(self.groups, lr=0.0, fused=True)
         self.depth = StochasticDepth(self.model.encoder.branches(), 0.0 if frozen else settings.drop_path)
-        self.micro_batch = min(task.micro_batch, settings.batch_size)
+        self.micro_batch = min(context.micro_batch, settings.batch_size)
         self.unreadable: dict[str, str] = {}
-        loss = getattr(truth.loss, "__name__", repr(truth.loss))
-        key: dict[str, object] = {"learns": [truth.modality.name, truth.outputs, loss], "settings": asdict(settings)}
-        key |= {"weights": checksum(encoder), "images": [sets.train.identity, sets.test.identity]}
-        key |= {"head": head, "frozen": frozen, "inputs": [m.name for m in inputs], "view": size, "seed": seed}
-        key |= {"micro_batch": task.micro_batch, "on": self.device.type, "who": task.who}
-        self.checkpoint = FitCheckpoint(task.kept.training(key), task.note)
+        loss = getattr(target.loss, "__name__", repr(target.loss))
+        key: dict[str, object] = {"learns": [target.modality.name, target.outputs, loss], "settings": asdict(settings)}
+        key |= {"weights": context.cache.checksum(encoder), "images": [sets.train.identity, sets.test.identity]}
+        key |= {"head": head, "frozen": frozen, "inputs": [m.name for m in inputs], "view": size, "seed": self.seed}
+        key |= {"micro_batch": context.micro_batch, "on": self.device.type, "subject": context.subject}
+        self.checkpoint = FitCheckpoint(context.cache.checkpoint(key), context.note)
 
     def train(self) -> None:
         """All epochs. Raises ValueError when it diverges."""
         settings, train = self.settings, self.sets.train
-        reader = DenseReader(train, (*self.inputs, self.truth.modality))
+        reader = DenseReader(train, (*self.inputs, self.target.modality))
         reader.unreadable = self.checkpoint.unreadable
         fit(
             self.model,
@@ -128,18 +144,18 @@ class Trainer:
             lambda epoch: settings.lr * warmup_cosine(epoch, settings.epochs, settings.warmup_epochs),
             epochs=settings.epochs,
             steps_per_epoch=len(train) // settings.batch_size,
-            name=f"training {self.task.who}",
+            name=f"training {self.context.subject}",
             advice=f"give a lower --lr than {settings.lr:g}",
             checkpoint=self.checkpoint,
-            progress=lambda step, steps: self.task.tell(
-                f"training {self.task.who}", step * settings.batch_size, steps * settings.batch_size
+            progress=lambda step, steps: self.context.progress(
+                f"training {self.context.subject}", step * settings.batch_size, steps * settings.batch_size
             ),
         )
         self.unreadable |= reader.unreadable
 
     def losses(self, batch: Batch) -> Iterator[Float[Tensor, ""]]:
         """The loss of each micro-batch, divided by the number of valid pixels of the batch."""
-        name = self.truth.modality.name
+        name = self.target.modality.name
         batch = jittered(batch.on(self.device), self.settings.jitter)
         count = batch.valid[name].sum().clamp_min(1)
         for start in range(0, len(batch), self.micro_batch):
@@ -147,19 +163,19 @@ class Trainer:
             self.depth.draw(SampleRng(micro.key))
             with autocast(self.device):
                 guesses = self.model.guesses(micro)
-            losses = [w * self.truth.loss(guess, micro.maps[name], micro.valid[name]) for w, guess in guesses]
+            losses = [w * self.target.loss(guess, micro.maps[name], micro.valid[name]) for w, guess in guesses]
             yield torch.stack(losses).sum() / count
 
     def predictions(self) -> Iterator[tuple[Float[Tensor, "K H W"], Sample]]:
         """For each test sample the prediction at the size of its truth, averaged over windows, and the sample."""
         self.model.eval()
-        reader = DenseReader(self.sets.test, (*self.inputs, self.truth.modality))
+        reader = DenseReader(self.sets.test, (*self.inputs, self.target.modality))
         done = 0
         for samples in reader.each():
             for sample, guess in zip(samples, self._predicted(samples), strict=True):
                 yield guess, sample
             done += len(samples)
-            self.task.tell(f"judging {self.task.who}", done, len(self.sets.test))
+            self.context.progress(f"testing {self.context.subject}", done, len(self.sets.test))
         self.unreadable |= reader.unreadable
 
     @torch.no_grad()
@@ -182,7 +198,7 @@ class Trainer:
                 found += list(self.model(batch).cpu())
         guesses = []
         for sample, (_, made), size, own in zip(samples, wholes, sizes, corners, strict=True):
-            total, count = torch.zeros(self.truth.outputs, *size), torch.zeros(size)
+            total, count = torch.zeros(self.target.outputs, *size), torch.zeros(size)
             for top, left in own:
                 rows, columns = slice(top, top + self.view.size[0]), slice(left, left + self.view.size[1])
                 total[:, rows, columns] += found.pop(0)

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ...modeling.rng import SampleRng
-from ..encoder_protocols import TrainableEncoder
+from ..types import TrainableEncoder
 
 TokenPool = Literal["cls", "mean", "all"]
 HEAD_STD = 2e-5

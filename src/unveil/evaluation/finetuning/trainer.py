@@ -20,13 +20,11 @@ from ...modeling.optim import warmup_cosine
 from ...modeling.rng import SampleRng
 from ...modeling.types import to_float
 from ...runs.hardware import autocast
-from ..cache import checksum
-from ..encoder_protocols import TrainableEncoder
+from ..datasets import ImageSplit
 from ..features import decoded
 from ..fit import FitCheckpoint, fit
 from ..loader import Reader, Views
-from ..task import Task
-from ..types import accuracies
+from ..types import Context, TrainableEncoder, accuracies
 from .classifier import Classifier, StochasticDepth, TokenPool, layer_groups
 
 Preset = Literal["auto", "mae-b", "mae-l", "mae-h", "crossmae-paper", "crossmae-released", "multimae", "small"]
@@ -129,23 +127,25 @@ def settle(preset: Preset, num_images: int, given: Mapping[str, object]) -> Fine
 
 
 class FineTuner:
-    """A classifier in training on a task: updates of whole batches, cut into micro-batches."""
+    """A classifier in training: updates of whole batches, cut into micro-batches."""
 
-    def __init__(self, task: Task, encoder: TrainableEncoder, settings: FineTuning, pool: TokenPool, seed: int):
-        self.task, self.settings, self.seed = task, settings, seed
-        self.device = encoder.device
-        self.classifier = Classifier(encoder, task.sets.num_classes, pool, torch.Generator().manual_seed(seed)).train()
+    def __init__(
+        self, encoder: TrainableEncoder, data: ImageSplit, settings: FineTuning, pool: TokenPool, context: Context
+    ):
+        self.data, self.settings, self.context, self.seed = data, settings, context, context.seed
+        self.device, self.image_size = encoder.device, encoder.image_size
+        self.classifier = Classifier(encoder, data.num_classes, pool, torch.Generator().manual_seed(self.seed)).train()
         self.groups = layer_groups(
             self.classifier, self.classifier.encoder, settings.layer_decay, settings.weight_decay
         )
         self.optimizer = torch.optim.AdamW(self.groups, lr=0.0, fused=True)
         self.depth = StochasticDepth(self.classifier.encoder.branches(), settings.drop_path)
         self.mean, self.std = encoder.statistics
-        self.micro_batch = task.micro_batch if self.device.type != "cpu" else min(task.micro_batch, IN_CACHE)
-        key = {"learns": "classes", "weights": checksum(encoder), "images": task.sets.identity, "pool": pool}
-        key |= {"settings": asdict(settings), "seed": seed, "micro_batch": self.micro_batch, "on": self.device.type}
-        file = task.kept.training(key | {"image_size": encoder.image_size, "who": task.who})
-        self.checkpoint = FitCheckpoint(file, task.note)
+        self.micro_batch = context.micro_batch if self.device.type != "cpu" else min(context.micro_batch, IN_CACHE)
+        key = {"learns": "classes", "weights": context.cache.checksum(encoder), "images": data.identity, "pool": pool}
+        key |= {"settings": asdict(settings), "seed": self.seed, "micro_batch": self.micro_batch}
+        key |= {"on": self.device.type, "image_size": encoder.image_size, "subject": context.subject}
+        self.checkpoint = FitCheckpoint(context.cache.checkpoint(key), context.note)
 
     def losses(self, batch: tuple[Views, Mix]) -> Iterator[Float[Tensor, ""]]:
         """The loss of each micro-batch, divided by the size of the batch."""
@@ -154,7 +154,7 @@ class FineTuner:
         if self.settings.randaugment:
             images = RandAugment(self.mean, self.settings.randaugment)(images, rng)
         images = mix_images(erase(images, rng, self.settings.erasing, self.mean, self.std), mix)
-        targets = soft_labels(labels, self.task.sets.num_classes, self.settings.smoothing, mix)
+        targets = soft_labels(labels, self.data.num_classes, self.settings.smoothing, mix)
         size = self.micro_batch
         for x, y, key in zip(images.split(size), targets.split(size), rng.key.split(size), strict=True):
             self.depth.draw(SampleRng(key))
@@ -165,7 +165,7 @@ class FineTuner:
     def train(self, view_size: tuple[int, int]) -> Reader:
         """All epochs; returns the reader, which knows what could not be read. Raises ValueError when it diverges."""
         settings = self.settings
-        reader = Reader(self.task.sets.train, View(view_size, settings.crop_scale), settings.batch_size, self.seed)
+        reader = Reader(self.data.train, View(view_size, settings.crop_scale), settings.batch_size, self.seed)
         reader.unreadable = self.checkpoint.unreadable
 
         def batches(epoch: int) -> Generator[tuple[Views, Mix]]:
@@ -174,7 +174,7 @@ class FineTuner:
                     rng = np.random.default_rng((self.seed, epoch, step))
                     yield views, Mix.draw(rng, settings.mixup, settings.cutmix, view_size)
 
-        name, size = f"fine-tuning {self.task.who}", reader.batch_size
+        name, size = f"fine-tuning {self.context.subject}", reader.batch_size
         fit(
             self.classifier,
             self.losses,
@@ -187,17 +187,17 @@ class FineTuner:
             advice=f"give a lower --lr than {settings.lr:g}",
             ema=settings.ema,
             checkpoint=self.checkpoint,
-            progress=lambda step, steps: self.task.tell(name, step * size, steps * size),
+            progress=lambda step, steps: self.context.progress(name, step * size, steps * size),
         )
         return reader
 
-    def judge(self) -> tuple[dict[str, float], tuple[str, ...]]:
+    def evaluate(self) -> tuple[dict[str, float], tuple[str, ...]]:
         """Accuracies and cross-entropy on centre views of the test images, and the names of unreadable ones."""
-        test = self.task.sets.test
+        test = self.data.test
         self.classifier.eval()
         scores, rows, unreadable = [], [], []
-        size = self.task.encoder.image_size
-        for batch in decoded(test, list(range(len(test))), self.task.micro_batch, size):
+        size = self.image_size
+        for batch in decoded(test, list(range(len(test))), self.context.micro_batch, size):
             unreadable += batch.unreadable
             rows += batch.indices
             if batch.images is not None:

@@ -1,10 +1,11 @@
-"""The attentive probe: one learned query looks over frozen tokens, then a linear classifier."""
+"""The attentive probe: one learned query attends to frozen tokens, then a linear classifier."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass
+from typing import ClassVar
 
 import psutil
 import torch
@@ -13,11 +14,19 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from ...modeling.optim import parameter_groups, warmup_cosine
-from ..encoder_protocols import TrainableEncoder, check_trainable
-from ..features import Pool, extract
+from ..datasets import ImageSplit
 from ..fit import fit
-from ..task import Task
-from ..types import Score, Split, accuracies
+from ..types import (
+    Context,
+    FeatureEncoder,
+    FeatureSplit,
+    Needs,
+    Pool,
+    Score,
+    TrainableEncoder,
+    accuracies,
+    check_trainable,
+)
 
 HEAD_DIM = 64
 BATCH_SIZE = 1024
@@ -29,75 +38,82 @@ EPS = 1e-6
 MEMORY_SHARE = 0.5  # of what is free, for the tokens
 
 
-def attentive(task: Task, seed: int = 0, *, epochs: int | None = None) -> Score | None:
+@dataclass(frozen=True)
+class Attentive:
     """A cross-attention pool with one query over frozen tokens, then a linear layer (Chen et al., 2024, section 3).
-
-    None for an encoder without tokens.
 
     epochs: times that every image is seen
     """
-    encoder = check_trainable(task.encoder)
-    if encoder is None:
-        return None
-    split, num_tokens = _tokens(task, encoder)
-    heads = max(1, encoder.dim // HEAD_DIM)
-    while encoder.dim % heads:
-        heads -= 1
-    batch_size = max(1, min(BATCH_SIZE, len(split.train) // 8))
-    updates = len(split.train) // batch_size
-    epochs = max(EPOCHS, math.ceil(MIN_UPDATES / updates)) if epochs is None else epochs
-    if epochs < 1:
-        raise ValueError(f"epochs are at least 1; got {epochs}")
-    rng = torch.Generator().manual_seed(seed)
-    probe = AttentivePool(encoder.dim, heads, split.num_classes, rng).to(encoder.device).train()
-    optimizer = torch.optim.AdamW(parameter_groups(probe.named_parameters(), WEIGHT_DECAY), lr=LR)
-    total = epochs * updates
 
-    def batches(epoch: int) -> Generator[Int[Tensor, " B"]]:
-        order = torch.randperm(len(split.train), generator=rng)
-        yield from order[: updates * batch_size].split(batch_size)
+    needs: ClassVar[Needs] = "images"
 
-    def losses(rows: Int[Tensor, " B"]) -> Iterator[Float[Tensor, ""]]:
-        tokens = split.train[rows].to(encoder.device).float().unflatten(1, (num_tokens, -1))
-        yield F.cross_entropy(probe(tokens), split.train_labels[rows].to(encoder.device))
+    epochs: int | None = None
 
-    def rate(epoch: float) -> float:
-        return LR * warmup_cosine(round(epoch * updates) + 1, total, WARMUP_SHARE * total)
+    def run(self, subject: FeatureEncoder, data: ImageSplit, context: Context) -> Score | None:
+        """The accuracy after the last epoch; None for an encoder without tokens."""
+        encoder = check_trainable(subject)
+        if encoder is None:
+            return None
+        split, num_tokens = _tokens(encoder, data, context)
+        heads = max(1, encoder.dim // HEAD_DIM)
+        while encoder.dim % heads:
+            heads -= 1
+        batch_size = max(1, min(BATCH_SIZE, len(split.train) // 8))
+        updates = len(split.train) // batch_size
+        epochs = max(EPOCHS, math.ceil(MIN_UPDATES / updates)) if self.epochs is None else self.epochs
+        if epochs < 1:
+            raise ValueError(f"epochs are at least 1; got {epochs}")
+        rng = torch.Generator().manual_seed(context.seed)
+        probe = AttentivePool(encoder.dim, heads, split.num_classes, rng).to(encoder.device).train()
+        optimizer = torch.optim.AdamW(parameter_groups(probe.named_parameters(), WEIGHT_DECAY), lr=LR)
+        total = epochs * updates
 
-    name = f"attentive probe of {task.who}"
-    fit(
-        probe,
-        losses,
-        optimizer,
-        batches,
-        rate,
-        epochs=epochs,
-        steps_per_epoch=updates,
-        name=name,
-        advice="check the encoder's weights",
-        progress=lambda step, steps: task.tell(name, step * batch_size, steps * batch_size),
-    )
-    return Score(
-        metrics=accuracies(_scores(probe.eval(), split.test, num_tokens, encoder), split.test_labels),
-        settings={
-            "head": "BatchNorm1d(affine=False), cross-attention with one query, Linear",
-            "heads": heads,
-            "optimizer": f"AdamW(weight_decay={WEIGHT_DECAY})",
-            "lr": LR,
-            "batch_size": batch_size,
-            "epochs": epochs,
-            "train_images": len(split.train),
-            "test_images": len(split.test),
-            "augmentation": None,
-        },
-        card=(
-            f"One learned query attends, with {heads} heads, to all frozen tokens of the last block (prefix, patches,"
-            " after the encoder's final norm or, where it has none, one without parameters, then a BatchNorm without"
-            f" affine); a linear layer classifies what it gathers. AdamW, rate {LR:g}, {epochs} epochs in batches of"
-            f" {batch_size}, a tenth of them warm-up, then a cosine. Tokens are computed once, from centre views, kept"
-            " in half precision, so there is no augmentation; the accuracy is that of the last epoch."
-        ),
-    )
+        def batches(epoch: int) -> Generator[Int[Tensor, " B"]]:
+            order = torch.randperm(len(split.train), generator=rng)
+            yield from order[: updates * batch_size].split(batch_size)
+
+        def losses(rows: Int[Tensor, " B"]) -> Iterator[Float[Tensor, ""]]:
+            tokens = split.train[rows].to(encoder.device).float().unflatten(1, (num_tokens, -1))
+            yield F.cross_entropy(probe(tokens), split.train_labels[rows].to(encoder.device))
+
+        def rate(epoch: float) -> float:
+            return LR * warmup_cosine(round(epoch * updates) + 1, total, WARMUP_SHARE * total)
+
+        name = f"attentive probe of {context.subject}"
+        fit(
+            probe,
+            losses,
+            optimizer,
+            batches,
+            rate,
+            epochs=epochs,
+            steps_per_epoch=updates,
+            name=name,
+            advice="check the encoder's weights",
+            progress=lambda step, steps: context.progress(name, step * batch_size, steps * batch_size),
+        )
+        return Score(
+            metrics=accuracies(_scores(probe.eval(), split.test, num_tokens, encoder), split.test_labels),
+            settings={
+                "head": "BatchNorm1d(affine=False), cross-attention with one query, Linear",
+                "heads": heads,
+                "optimizer": f"AdamW(weight_decay={WEIGHT_DECAY})",
+                "lr": LR,
+                "batch_size": batch_size,
+                "epochs": epochs,
+                "train_images": len(split.train),
+                "test_images": len(split.test),
+                "augmentation": None,
+            },
+            card=(
+                f"One learned query attends, with {heads} heads, to all frozen tokens of the last block (prefix,"
+                " patches, after the encoder's final norm or, where it has none, one without parameters, then a"
+                f" BatchNorm without affine); a linear layer classifies what it gathers. AdamW, rate {LR:g}, {epochs}"
+                f" epochs in batches of {batch_size}, a tenth of them warm-up, then a cosine. Tokens are computed"
+                " once, from centre views, kept in half precision, so there is no augmentation; the accuracy is that"
+                " of the last epoch."
+            ),
+        )
 
 
 class AttentivePool(nn.Module):
@@ -148,31 +164,20 @@ class _FlatTokens:
         return (F.layer_norm(tokens, tokens.shape[-1:], eps=EPS) if is_plain else norm(tokens)).flatten(1)
 
 
-def _tokens(task: Task, encoder: TrainableEncoder) -> tuple[Split, int]:
+def _tokens(encoder: TrainableEncoder, data: ImageSplit, context: Context) -> tuple[FeatureSplit, int]:
     """The tokens of all images, side by side, in the memory of the processor, and how many an image has."""
     flat = _FlatTokens(encoder)
     with torch.inference_mode():
         size = flat.features(
             torch.zeros(1, encoder.channels, *encoder.image_size, device=encoder.device), "cls"
         ).numel()
-    sets = task.sets
-    images, free = len(sets.train) + len(sets.test), MEMORY_SHARE * psutil.virtual_memory().available
+    images, free = len(data.train) + len(data.test), MEMORY_SHARE * psutil.virtual_memory().available
     if 2 * size * images > free:
         raise ValueError(
             f"the tokens of {images:,} images take {2 * size * images / 2**30:.1f} GB, and {free / 2**30:.1f} GB are"
             f" free for them; give --limit {int(free / (2 * size) / 2)} or less"
         )
-
-    def told(done: int, total: int) -> None:
-        task.tell(f"tokens of {task.who}", done, total)
-
-    train, test = (
-        extract(flat, part, task.pool, task.micro_batch, told, dtype=torch.float16) for part in (sets.train, sets.test)
-    )
-    assert train.labels is not None
-    assert test.labels is not None
-    split = Split(train.values, train.labels, test.values, test.labels, sets.num_classes)
-    return split, size // encoder.dim
+    return data.features(flat, context, "tokens", torch.float16), size // encoder.dim
 
 
 def _scores(

@@ -3,38 +3,27 @@
 from __future__ import annotations
 
 import os
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import ClassVar
 
-from ..encoder_protocols import Savable, TrainableEncoder, check_trainable
+from ..datasets import ImageSplit, unreadable_facts
 from ..finetuning.classifier import TokenPool
 from ..finetuning.trainer import FineTuner, FineTuning, Preset, preset_for, settle
-from ..task import Task, unreadable_facts
-from ..types import Score
+from ..types import (
+    Context,
+    FeatureEncoder,
+    Needs,
+    SavableEncoder,
+    Score,
+    TrainableEncoder,
+    check_trainable,
+)
 
 
-def finetune(
-    task: Task,
-    seed: int = 0,
-    *,
-    preset: Preset = "auto",
-    epochs: int | None = None,
-    updates: int | None = None,
-    batch_size: int | None = None,
-    lr: float | None = None,
-    warmup_epochs: float | None = None,
-    weight_decay: float | None = None,
-    layer_decay: float | None = None,
-    drop_path: float | None = None,
-    randaugment: float | None = None,
-    mixup: float | None = None,
-    cutmix: float | None = None,
-    smoothing: float | None = None,
-    erasing: float | None = None,
-    ema: float | None = None,
-    keep: str | None = None,
-) -> Score | None:
-    """Fine-tuning as MAE does it (He et al., 2022, appendix A.1); None for an encoder that cannot be trained.
+@dataclass(frozen=True)
+class Finetune:
+    """Fine-tuning as MAE does it (He et al., 2022, appendix A.1).
 
     preset: published settings: mae-b, mae-l, mae-h, crossmae-paper, crossmae-released, multimae; small for few images;
         auto is small below 200,000 images, else MAE's for the encoder's size
@@ -54,71 +43,77 @@ def finetune(
     ema: decay of the averaged weights that are judged; 0 judges the last ones
     keep: a new .safetensors file for the fine-tuned encoder, without its head: a teacher for cmtmae
     """
-    encoder = check_trainable(task.encoder)
-    if encoder is None:
-        return None
-    file = _file_for(keep, encoder) if keep and task.is_trained else None
-    num_images = len(task.sets.train)
-    name = preset_for(num_images, encoder.dim) if preset == "auto" else preset
-    settings = settle(
-        name,
-        num_images,
-        {
-            "epochs": epochs,
-            "updates": updates,
-            "batch_size": batch_size,
-            "lr": lr,
-            "warmup_epochs": warmup_epochs,
-            "weight_decay": weight_decay,
-            "layer_decay": layer_decay if task.is_trained else 1.0,
-            "drop_path": drop_path,
-            "randaugment": randaugment,
-            "mixup": mixup,
-            "cutmix": cutmix,
-            "smoothing": smoothing,
-            "erasing": erasing,
-            "ema": ema,
-        },
-    )
-    pool = settings.pool or task.pool
-    if pool == "both":
-        raise ValueError("fine-tuning reads the class token or the mean of the patches; give --pool cls or --pool mean")
-    if pool == "cls" and not encoder.num_prefix:
-        raise ValueError("this encoder has no class token; give --pool mean")
-    if preset == "auto":
-        task.note(
-            f"finetune: preset {name} for {num_images:,} images: {settings.epochs}"
-            f" epoch{'s' * (settings.epochs > 1)} in batches of {settings.batch_size};"
-            " --preset, --epochs, --updates and --batch-size say otherwise"
+
+    needs: ClassVar[Needs] = "images"
+
+    preset: Preset = "auto"
+    epochs: int | None = None
+    updates: int | None = None
+    batch_size: int | None = None
+    lr: float | None = None
+    warmup_epochs: float | None = None
+    weight_decay: float | None = None
+    layer_decay: float | None = None
+    drop_path: float | None = None
+    randaugment: float | None = None
+    mixup: float | None = None
+    cutmix: float | None = None
+    smoothing: float | None = None
+    erasing: float | None = None
+    ema: float | None = None
+    keep: str | None = None
+
+    def run(self, subject: FeatureEncoder, data: ImageSplit, context: Context) -> Score | None:
+        """Accuracy and cross-entropy after the last epoch; None for an encoder that cannot be trained."""
+        encoder = check_trainable(subject)
+        if encoder is None:
+            return None
+        file = _file_for(self.keep, encoder) if self.keep and context.is_trained else None
+        num_images = len(data.train)
+        name = preset_for(num_images, encoder.dim) if self.preset == "auto" else self.preset
+        given = {option: value for option, value in asdict(self).items() if option not in ("preset", "keep")}
+        settings = settle(name, num_images, given if context.is_trained else {**given, "layer_decay": 1.0})
+        pool = settings.pool or context.pool
+        if pool == "both":
+            raise ValueError(
+                "fine-tuning reads the class token or the mean of the patches; give --pool cls or --pool mean"
+            )
+        if pool == "cls" and not encoder.num_prefix:
+            raise ValueError("this encoder has no class token; give --pool mean")
+        if self.preset == "auto":
+            context.note(
+                f"finetune: preset {name} for {num_images:,} images: {settings.epochs}"
+                f" epoch{'s' * (settings.epochs > 1)} in batches of {settings.batch_size};"
+                " --preset, --epochs, --updates and --batch-size say otherwise"
+            )
+        tuner = FineTuner(encoder, data, settings, pool, context)
+        reader = tuner.train(encoder.image_size)
+        metrics, missing = tuner.evaluate()
+        if file is not None and isinstance(tuner.classifier.encoder, SavableEncoder):
+            tuner.classifier.encoder.save(file)
+            context.note(f"the fine-tuned encoder is kept in {file}; unveil pretrain cmtmae --teacher {file}")
+        unreadable = (*reader.unreadable, *missing)
+        return Score(
+            metrics=metrics,
+            settings={
+                "preset": name,
+                **asdict(settings),
+                "pool": pool,
+                "batch_size": reader.batch_size,
+                "optimizer": "AdamW(betas=(0.9, 0.999))",
+                "train_images": num_images - len(reader.unreadable),
+                "test_images": len(data.test) - len(missing),
+                **unreadable_facts(unreadable),
+            },
+            card=_card(name, settings, reader.batch_size, pool),
+            trains_encoder=True,
         )
-    tuner = FineTuner(task, encoder, settings, pool, seed)
-    reader = tuner.train(encoder.image_size)
-    metrics, missing = tuner.judge()
-    if file is not None and isinstance(tuner.classifier.encoder, Savable):
-        tuner.classifier.encoder.save(file)
-        task.note(f"the fine-tuned encoder is kept in {file}; unveil pretrain cmtmae --teacher {file}")
-    unreadable = (*reader.unreadable, *missing)
-    return Score(
-        metrics=metrics,
-        settings={
-            "preset": name,
-            **asdict(settings),
-            "pool": pool,
-            "batch_size": reader.batch_size,
-            "optimizer": "AdamW(betas=(0.9, 0.999))",
-            "train_images": num_images - len(reader.unreadable),
-            "test_images": len(task.sets.test) - len(missing),
-            **unreadable_facts(unreadable),
-        },
-        card=_card(name, settings, reader.batch_size, pool),
-        trains_encoder=True,
-    )
 
 
 def _file_for(keep: str, encoder: TrainableEncoder) -> Path:
     """Where the encoder will be kept, found fit before hours are spent."""
     file = Path(keep).expanduser()
-    if not isinstance(encoder, Savable):
+    if not isinstance(encoder, SavableEncoder):
         raise ValueError("--keep is for encoders of our runs; a public ViT keeps its own file")
     if file.suffix != ".safetensors" or file.exists() or not os.access(file.absolute().parent, os.W_OK | os.X_OK):
         raise ValueError(f"--keep is a new .safetensors file in a folder that can be written; got {keep}")

@@ -3,43 +3,50 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..dense.reconstruction import Masks, RestoringTask
-from ..types import Score
+from ..dense.reconstruction import HeldOutSamples, Masks, Restorer
+from ..types import Context, Needs, Score
 
 
-def heldout(task: RestoringTask, seed: int = 0) -> Score | None:
+@dataclass(frozen=True)
+class Heldout:
     """The loss on hidden patches, at the run's own share, under random masks that all runs share and under its own."""
-    found: dict[tuple[Masks, str], list[Float[Tensor, " B"]]] = defaultdict(list)
-    done = 0
-    for batch in task.batches():
-        for masks in Masks:
-            for name, restored in task.model.restored(batch, masks).items():
-                found[masks, name].append(restored.losses.cpu())
-        done += len(batch)
-        task.tell(f"held-out loss, {task.who}", done, task.num_samples)
-    if not found:
-        raise ValueError("this run predicts features only, no pixels, depth or classes of which a loss could be told")
-    details: dict[str, dict[str, float]] = defaultdict(dict)
-    for (masks, name), parts in found.items():
-        losses = torch.cat(parts)
-        if (known := losses[losses.isfinite()]).numel():
-            details[name][f"loss_{masks.value}"] = known.mean().item()
-    totals = {
-        f"loss_{masks.value}": sum(own.get(f"loss_{masks.value}", 0.0) for own in details.values()) for masks in Masks
-    }
-    return Score(
-        metrics=totals,
-        settings={"test_images": done},
-        card=(
-            f"The run's own losses on the hidden patches of centre views of {done} samples that it was not trained on,"
-            " the mean over samples that count, added up over what it predicts. Random masks: the tokens of each"
-            " modality by chance, its share by a Dirichlet draw, the same for every run of this grid and share; these"
-            " compare. Own masks: as the run was trained; these say how hard its own task is, and do not compare."
-        ),
-        details=dict(details),
-    )
+
+    needs: ClassVar[Needs] = "model"
+
+    def run(self, subject: Restorer, data: HeldOutSamples, context: Context) -> Score:
+        """Both losses, added up over what the run predicts."""
+        losses_of: dict[tuple[Masks, str], list[Float[Tensor, " B"]]] = defaultdict(list)
+        done = 0
+        for batch in data.batches():
+            for masks in Masks:
+                for name, restored in subject.restored(batch, masks).items():
+                    losses_of[masks, name].append(restored.losses.cpu())
+            done += len(batch)
+            context.progress(f"held-out loss, {context.subject}", done, data.num_samples)
+        if not losses_of:
+            raise ValueError("this run predicts features only: it has no loss of pixels, depth or classes")
+        details: dict[str, dict[str, float]] = defaultdict(dict)
+        for (masks, name), batches in losses_of.items():
+            losses = torch.cat(batches)
+            if (known := losses[losses.isfinite()]).numel():
+                details[name][f"loss_{masks.value}"] = known.mean().item()
+        keys = [f"loss_{masks.value}" for masks in Masks]
+        return Score(
+            metrics={key: sum(losses.get(key, 0.0) for losses in details.values()) for key in keys},
+            settings={"test_images": done},
+            card=(
+                f"The run's own losses on the hidden patches of centre views of {done} samples that it was not trained"
+                " on, the mean over samples that count, added up over what it predicts. Random masks: the tokens of"
+                " each modality by chance, its share by a Dirichlet draw, the same for every run of this grid and"
+                " share; these compare. Own masks: as the run was trained; these say how hard its own task is, and do"
+                " not compare."
+            ),
+            details=dict(details),
+        )

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Generator, Iterator
+from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float, Int
@@ -11,10 +13,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ...modeling.optim import warmup_cosine
+from ..datasets import stratified_split
 from ..finetuning.lars import LARS
 from ..fit import fit
-from ..labels import stratified_split
-from ..types import Score, Split, accuracies
+from ..types import Context, FeatureEncoder, FeatureSplit, Needs, Score, accuracies
 
 BATCH_SIZE = 16384
 EPOCHS = 90
@@ -27,46 +29,54 @@ VALIDATION_SHARE = 0.1
 MIN_UPDATES = 270
 
 
-def linear(split: Split, seed: int = 0, *, lrs: tuple[float, ...] = (0.1,)) -> Score:
+@dataclass(frozen=True)
+class Linear:
     """A linear classifier after a BatchNorm without affine, trained by LARS (He et al., 2022, appendix A.1).
 
     lrs: learning rates per 256 images; of several, the one best on a tenth of the training images is used
     """
-    if not lrs or min(lrs) <= 0:
-        raise ValueError(f"learning rates are numbers above 0, one at least; got {lrs}")
-    tried = _validated(split, lrs, seed) if len(lrs) > 1 else {}
-    lr = max(tried, key=lambda rate: tried[rate]) if tried else lrs[0]
-    batch_size, epochs = _schedule_for(len(split.train))
-    probe = _train(split.train, split.train_labels, split.num_classes, (lr,), seed)
-    with torch.inference_mode():
-        scores = probe.logits(split.test, probe.mean, probe.var)[0]
-    fitted = ""
-    if tried:
-        fitted += f" The rate was chosen among {len(tried)} on a tenth of the training set; the final fit uses all."
-    if epochs > EPOCHS:
-        fitted += f" The set is small, so epochs were raised from {EPOCHS} to {epochs}."
-    if batch_size < BATCH_SIZE:
-        fitted += f" A batch is the whole set, at the rate of {BATCH_SIZE}."
-    return Score(
-        metrics=accuracies(scores, split.test_labels),
-        settings={
-            "head": "BatchNorm1d(affine=False, eps=1e-6), Linear",
-            "optimizer": "LARS(momentum=0.9, weight_decay=0, trust=0.001)",
-            "lr": _peak(lr),
-            "lrs_tried": {f"{_peak(rate):g}": accuracy for rate, accuracy in tried.items()},
-            "batch_size": batch_size,
-            "epochs": epochs,
-            "warmup_epochs": round(epochs * WARMUP_SHARE, 1),
-            "augmentation": None,
-        },
-        card=(
-            "A linear classifier on frozen features, after MAE (He et al., 2022): BatchNorm without affine, LARS at a"
-            f" rate of {_peak(lr):g} ({lr:g} x {BATCH_SIZE} / 256), batches of {batch_size}, {epochs} epochs, a ninth"
-            " of them warm-up, then cosine decay. Unlike the published protocol, features are computed once from centre"
-            " views, so there is no augmentation (random resized crop, flip), which on small sets favours over-fitting;"
-            f" and the accuracy is that of the last epoch, not the best one.{fitted}"
-        ),
-    )
+
+    needs: ClassVar[Needs] = "features"
+
+    lrs: tuple[float, ...] = (0.1,)
+
+    def run(self, encoder: FeatureEncoder, data: FeatureSplit, context: Context) -> Score:
+        """The accuracy after the last epoch."""
+        if not self.lrs or min(self.lrs) <= 0:
+            raise ValueError(f"learning rates are numbers above 0, one at least; got {self.lrs}")
+        tried = _validated(data, self.lrs, context.seed) if len(self.lrs) > 1 else {}
+        lr = max(tried, key=lambda rate: tried[rate]) if tried else self.lrs[0]
+        batch_size, epochs = _schedule_for(len(data.train))
+        probe = _train(data.train, data.train_labels, data.num_classes, (lr,), context.seed)
+        with torch.inference_mode():
+            scores = probe.logits(data.test, probe.mean, probe.var)[0]
+        notes = ""
+        if tried:
+            notes += f" The rate was chosen among {len(tried)} on a tenth of the training set; the final fit uses all."
+        if epochs > EPOCHS:
+            notes += f" The set is small, so epochs were raised from {EPOCHS} to {epochs}."
+        if batch_size < BATCH_SIZE:
+            notes += f" A batch is the whole set, at the rate of {BATCH_SIZE}."
+        return Score(
+            metrics=accuracies(scores, data.test_labels),
+            settings={
+                "head": "BatchNorm1d(affine=False, eps=1e-6), Linear",
+                "optimizer": "LARS(momentum=0.9, weight_decay=0, trust=0.001)",
+                "lr": _peak(lr),
+                "lrs_tried": {f"{_peak(rate):g}": accuracy for rate, accuracy in tried.items()},
+                "batch_size": batch_size,
+                "epochs": epochs,
+                "warmup_epochs": round(epochs * WARMUP_SHARE, 1),
+                "augmentation": None,
+            },
+            card=(
+                "A linear classifier on frozen features, after MAE (He et al., 2022): BatchNorm without affine, LARS"
+                f" at a rate of {_peak(lr):g} ({lr:g} x {BATCH_SIZE} / 256), batches of {batch_size}, {epochs} epochs,"
+                " a ninth of them warm-up, then cosine decay. Unlike the published protocol, features are computed"
+                " once from centre views, so there is no augmentation (random resized crop, flip), which on small"
+                f" sets favours over-fitting; and the accuracy is that of the last epoch, not the best one.{notes}"
+            ),
+        )
 
 
 def _peak(lr: float) -> float:
@@ -78,13 +88,14 @@ def _schedule_for(num_images: int) -> tuple[int, int]:
     return batch_size, max(EPOCHS, math.ceil(MIN_UPDATES / (num_images // batch_size)))
 
 
-def _validated(split: Split, lrs: tuple[float, ...], seed: int) -> dict[float, float]:
+def _validated(data: FeatureSplit, lrs: tuple[float, ...], seed: int) -> dict[float, float]:
     """The accuracy of each rate on a tenth of the training set, learned on the rest, all heads in one pass."""
-    fit, held = (rows.to(split.train.device) for rows in stratified_split(split.train_labels, VALIDATION_SHARE, seed))
-    probe = _train(split.train[fit], split.train_labels[fit], split.num_classes, lrs, seed)
+    fit, held = (rows.to(data.train.device) for rows in stratified_split(data.train_labels, VALIDATION_SHARE, seed))
+    probe = _train(data.train[fit], data.train_labels[fit], data.num_classes, lrs, seed)
     with torch.inference_mode():
-        found = probe.logits(split.train[held], probe.mean, probe.var)
-    return {lr: accuracies(scores, split.train_labels[held])["accuracy"] for lr, scores in zip(lrs, found, strict=True)}
+        by_rate = probe.logits(data.train[held], probe.mean, probe.var)
+    labels = data.train_labels[held]
+    return {lr: accuracies(scores, labels)["accuracy"] for lr, scores in zip(lrs, by_rate, strict=True)}
 
 
 class _Probe(nn.Module):

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import ClassVar
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..labels import stratified_split
-from ..types import Score, Split, accuracies
+from ..datasets import stratified_split
+from ..types import Context, FeatureEncoder, FeatureSplit, Needs, Score, accuracies
 
 PENALTIES = (1.0, 1e-1, 1e-2, 1e-3, 1e-4, 1e-5)  # strongest first: each solution starts the next, looser one
 VALIDATION_SHARE = 0.1
@@ -16,27 +19,34 @@ PATIENCE = 2  # looser penalties over-fit more and take longest: stop after this
 MAX_ITERATIONS = 100
 
 
-def linear_lbfgs(split: Split, seed: int = 0) -> Score:
+@dataclass(frozen=True)
+class LinearLBFGS:
     """L2-regularised logistic regression on standardised features; the penalty is chosen on held-out training data."""
-    mean, std = split.train.mean(0), split.train.std(0).clamp_min(1e-6)
-    train = (split.train - mean) / std
-    penalty, validated = _choose(train, split, seed)
-    weight, bias = logistic_regression(train, split.train_labels, split.num_classes, penalty)
-    return Score(
-        metrics=accuracies(F.linear((split.test - mean) / std, weight, bias), split.test_labels),
-        settings={
-            "penalty": penalty,
-            "penalties_tried": {f"{tried:g}": accuracy for tried, accuracy in validated.items()},
-            "validation_share": VALIDATION_SHARE,
-            "max_iterations": MAX_ITERATIONS,
-        },
-        card=(
-            "Multinomial logistic regression on frozen features, standardised by the training set, solved by full-batch"
-            " L-BFGS with strong-Wolfe line search. The L2 penalty (half of it times the squared weights, beside the"
-            f" mean cross-entropy) was chosen on a tenth of the training set; the final fit uses"
-            f" all of it, at {penalty:g}. No augmentation. Not MAE's probe: numbers of the two do not compare."
-        ),
-    )
+
+    needs: ClassVar[Needs] = "features"
+
+    def run(self, encoder: FeatureEncoder, data: FeatureSplit, context: Context) -> Score:
+        """The accuracy at the chosen penalty."""
+        mean, std = data.train.mean(0), data.train.std(0).clamp_min(1e-6)
+        train = (data.train - mean) / std
+        penalty, validated = _choose(train, data, context.seed)
+        weight, bias = logistic_regression(train, data.train_labels, data.num_classes, penalty)
+        return Score(
+            metrics=accuracies(F.linear((data.test - mean) / std, weight, bias), data.test_labels),
+            settings={
+                "penalty": penalty,
+                "penalties_tried": {f"{tried:g}": accuracy for tried, accuracy in validated.items()},
+                "validation_share": VALIDATION_SHARE,
+                "max_iterations": MAX_ITERATIONS,
+            },
+            card=(
+                "Multinomial logistic regression on frozen features, standardised by the training set, solved by"
+                " full-batch L-BFGS with strong-Wolfe line search. The L2 penalty (half of it times the squared"
+                " weights, beside the mean cross-entropy) was chosen on a tenth of the training set; the final fit"
+                f" uses all of it, at {penalty:g}. No augmentation. Not MAE's probe: numbers of the two do not"
+                " compare."
+            ),
+        )
 
 
 def logistic_regression(
@@ -68,16 +78,16 @@ def logistic_regression(
     return weight.detach(), bias.detach()
 
 
-def _choose(train: Float[Tensor, "N D"], split: Split, seed: int) -> tuple[float, dict[float, float]]:
+def _choose(train: Float[Tensor, "N D"], data: FeatureSplit, seed: int) -> tuple[float, dict[float, float]]:
     """The penalty with the best validation accuracy (the strongest of equals), and the accuracy of each."""
-    fit, held = (rows.to(train.device) for rows in stratified_split(split.train_labels, VALIDATION_SHARE, seed))
-    seen, seen_labels = train[fit], split.train_labels[fit]
-    unseen, unseen_labels = train[held], split.train_labels[held]
+    fit, held = (rows.to(train.device) for rows in stratified_split(data.train_labels, VALIDATION_SHARE, seed))
+    fitted, fitted_labels = train[fit], data.train_labels[fit]
+    held_out, held_out_labels = train[held], data.train_labels[held]
     solution = None
     validated: dict[float, float] = {}
     for penalty in PENALTIES:
-        weight, bias = solution = logistic_regression(seen, seen_labels, split.num_classes, penalty, solution)
-        validated[penalty] = accuracies(F.linear(unseen, weight, bias), unseen_labels)["accuracy"]
+        weight, bias = solution = logistic_regression(fitted, fitted_labels, data.num_classes, penalty, solution)
+        validated[penalty] = accuracies(F.linear(held_out, weight, bias), held_out_labels)["accuracy"]
         best = max(validated, key=lambda tried: validated[tried])
         if list(validated).index(best) <= len(validated) - 1 - PATIENCE:
             break

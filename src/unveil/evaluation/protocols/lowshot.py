@@ -3,30 +3,26 @@
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass, replace
 from statistics import fmean
+from typing import Literal
 
 import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from ..by_name import ON_FEATURES, Measure, measure
+from ..datasets import ImageSplit
+from ..registry import create, find_protocol
+from ..run import run_cached
 from ..statistics import mean_interval
-from ..task import Task
-from ..types import Score
+from ..types import Context, FeatureEncoder, FeatureSplit, Needs, Score
 
+Classification = Literal["knn", "knn-whitened", "linear", "linear-lbfgs", "attentive", "finetune"]
 MIN_PER_CLASS = 2
 
 
-def lowshot(
-    task: Task,
-    seed: int = 0,
-    *,
-    shots: tuple[str, ...] = ("1%", "10%", "10k", "20k"),
-    draws: int = 5,
-    by: Measure = "linear-lbfgs",
-    epochs: int | None = None,
-    updates: int | None = None,
-) -> Score | None:
+@dataclass(frozen=True)
+class Lowshot:
     """Accuracy from few labelled images, as the mean over draws, with its 95 % interval where there are several.
 
     shots: how many training images: a share (1%), a number (500), thousands (10k); what the set cannot give is left out
@@ -35,50 +31,70 @@ def lowshot(
     epochs: of attentive and finetune
     updates: of finetune, in place of epochs
     """
-    if draws < 1:
-        raise ValueError(f"draws are at least 1, and 2 for an interval; got {draws}")
-    is_on_features = by in ON_FEATURES
-    labels = task.split.train_labels.cpu() if is_on_features else torch.tensor(task.sets.train.numbers)
-    counts = {shot: count_of(shot, len(labels)) for shot in shots}
-    fewest = MIN_PER_CLASS * len(labels.unique())
-    possible = {shot: count for shot, count in counts.items() if fewest <= count < len(labels)}
-    if not possible:
-        raise ValueError(
-            f"none of {', '.join(shots)} can be drawn from {len(labels):,} training images: {fewest:,} are needed, 2 of"
-            " each class, and fewer than all; give other --shots"
+
+    shots: tuple[str, ...] = ("1%", "10%", "10k", "20k")
+    draws: int = 5
+    by: Classification = "linear-lbfgs"
+    epochs: int | None = None
+    updates: int | None = None
+
+    @property
+    def needs(self) -> Needs:
+        """What the repeated protocol needs: features or images."""
+        return find_protocol(self.by)().needs
+
+    def run(self, subject: FeatureEncoder, data: FeatureSplit | ImageSplit, context: Context) -> Score | None:
+        """Mean accuracies; None where the repeated protocol cannot measure the encoder."""
+        if self.draws < 1:
+            raise ValueError(f"draws are at least 1, and 2 for an interval; got {self.draws}")
+        protocol = create(find_protocol(self.by), {"epochs": self.epochs, "updates": self.updates})
+        labels = data.train_labels.cpu()
+        counts = self._possible(labels, context)
+        metrics: dict[str, float] = {}
+        score: Score | None = None
+        for shot, count in counts.items():
+            accuracies = []
+            for draw in range(self.draws):
+                few = data.subset(stratified_draw(labels, count, context.seed * 1000 + draw))
+                score = run_cached(self.by, protocol, subject, few, replace(context, seed=context.seed + draw))
+                if score is None:
+                    return None
+                accuracies.append(score.metrics["accuracy"])
+            metrics[f"accuracy_{shot}"] = fmean(accuracies)
+            if self.draws > 1:
+                _, metrics[f"plus_minus_{shot}"] = mean_interval(accuracies)
+        assert score is not None
+        drawn = "once" if self.draws == 1 else f"{self.draws} times"
+        spread = (
+            " The mean accuracy, and half of its 95 % interval by Student's t over the draws: it says how much the"
+            " drawn images matter, not how much pretraining varies."
         )
-    for shot in counts.keys() - possible.keys():
-        task.note(f"lowshot: {shot} of {len(labels):,} training images is left out: it needs {fewest:,} and not all")
-    metrics: dict[str, float] = {}
-    found: list[Score] = []
-    for shot, count in possible.items():
-        accuracies = []
-        for draw in range(draws):
-            rows = stratified_draw(labels, count, seed * 1000 + draw)
-            some = task.on_features_of(rows) if is_on_features else task.learning_from(rows)
-            score = measure(some, by, seed + draw, epochs, updates)
-            if score is None:
-                return None
-            found.append(score)
-            accuracies.append(score.metrics["accuracy"])
-        metrics[f"accuracy_{shot}"] = fmean(accuracies)
-        if draws > 1:
-            _, metrics[f"plus_minus_{shot}"] = mean_interval(accuracies)
-    drawn = "once" if draws == 1 else f"{draws} times"
-    spread = (
-        " The mean accuracy, and half of its 95 % interval by Student's t over the draws: it says how much the drawn"
-        " images matter, not how much pretraining varies."
-    )
-    return Score(
-        metrics=metrics,
-        settings={"by": by, "draws": draws, "images": possible, "last": found[-1].settings},
-        card=(
-            f"{by} on {' and '.join(f'{shot} ({count:,})' for shot, count in possible.items())} of {len(labels):,}"
-            f" training images, drawn {drawn} with the classes in proportion; all test images."
-            f"{spread if draws > 1 else ''} {found[-1].card}"
-        ),
-        trains_encoder=found[-1].trains_encoder,
-    )
+        return Score(
+            metrics=metrics,
+            settings={"by": self.by, "draws": self.draws, "images": counts, "last": score.settings},
+            card=(
+                f"{self.by} on {' and '.join(f'{shot} ({count:,})' for shot, count in counts.items())} of"
+                f" {len(labels):,} training images, drawn {drawn} with the classes in proportion; all test images."
+                f"{spread if self.draws > 1 else ''} {score.card}"
+            ),
+            trains_encoder=score.trains_encoder,
+        )
+
+    def _possible(self, labels: Int[Tensor, " N"], context: Context) -> dict[str, int]:
+        """The number of images of each shot that the set can give."""
+        counts = {shot: count_of(shot, len(labels)) for shot in self.shots}
+        fewest = MIN_PER_CLASS * len(labels.unique())
+        possible = {shot: count for shot, count in counts.items() if fewest <= count < len(labels)}
+        if not possible:
+            raise ValueError(
+                f"none of {', '.join(self.shots)} can be drawn from {len(labels):,} training images: {fewest:,} are"
+                " needed, 2 of each class, and fewer than all; give other --shots"
+            )
+        for shot in counts.keys() - possible.keys():
+            context.note(
+                f"lowshot: {shot} of {len(labels):,} training images is left out: it needs {fewest:,} and not all"
+            )
+        return possible
 
 
 def count_of(shot: str, total: int) -> int:

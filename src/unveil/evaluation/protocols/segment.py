@@ -1,8 +1,10 @@
-"""Semantic segmentation: a head on the encoder's tokens tells the class of every pixel."""
+"""Semantic segmentation: a head on the encoder's tokens predicts the class of every pixel."""
 
 from __future__ import annotations
 
 import math
+from dataclasses import asdict, dataclass
+from typing import ClassVar
 
 import torch
 
@@ -10,12 +12,15 @@ from ...data.dense_dataset import DensePair
 from ...data.dense_layouts import Layout, Stored
 from ...data.modality_config import declare
 from ...modeling.types import Modality
-from ..dense import Confusion, DenseTask, DenseTraining, HeadName, Schedule, Trainer, Truth, check_dense, fitted
-from ..dense.card import judging_words, learning_words, settings_of
-from ..dense.data import opened
+from ..dense.card import evaluation_summary, settings_of, training_summary
+from ..dense.data import DenseData
+from ..dense.encoder import check_dense
+from ..dense.heads import HeadName
 from ..dense.label_statistics import class_counts
-from ..dense.losses import classes_loss
-from ..types import Score
+from ..dense.losses import DenseTarget, classes_loss
+from ..dense.metrics import Confusion
+from ..dense.training import DenseTrainer, DenseTraining, Schedule, schedule_for
+from ..types import Context, FeatureEncoder, Needs, Score
 
 _MULTIMAE = DenseTraining(64, scales=(0.1, 2.0), fit="inside", image_size=512)
 SCHEDULES: dict[str, tuple[DenseTraining, int]] = {  # settings, and the updates that are made at most; 0 is any number
@@ -29,25 +34,9 @@ SCHEDULES: dict[str, tuple[DenseTraining, int]] = {  # settings, and the updates
 }
 
 
-def segment(
-    task: DenseTask,
-    seed: int = 0,
-    *,
-    head: HeadName = "linear",
-    frozen: bool = True,
-    inputs: tuple[str, ...] = (),
-    modalities: tuple[str, ...] = (),
-    layout: Layout = "auto",
-    classes: int | None = None,
-    ignore: int | None = None,
-    first_class: int | None = None,
-    schedule: Schedule = "auto",
-    epochs: int | None = None,
-    batch_size: int | None = None,
-    lr: float | None = None,
-    image_size: int | None = None,
-) -> Score | None:
-    """The class of every pixel, judged by mean IoU; None for an encoder without tokens.
+@dataclass(frozen=True)
+class Segment:
+    """The class of every pixel, measured by mean IoU.
 
     head: linear; convnext (MultiMAE's); upernet (as MAE is fine-tuned); dpt
     frozen: only the head learns; --no-frozen trains the encoder too
@@ -55,7 +44,7 @@ def segment(
     modalities: how the maps of a folder are declared: .toml files, and rgb, depth, semseg; by default the layout says
     layout: how images and labels lie: folders (rgb/ and semseg/, in train/ and test/ where there are two), ade20k,
         nyuv2, hypersim, camvid; auto looks
-    classes: their number, where only the labels tell it otherwise
+    classes: their number, where only the labels say it otherwise
     ignore: the id of pixels without a class (void); the layout's own by default, 255 for folders
     first_class: the id of the first class; lower ones are no class
     schedule: published settings: multimae-ade20k, multimae-hypersim, multimae-nyuv2, mae-ade20k; probe for a frozen
@@ -63,43 +52,56 @@ def segment(
     epochs: times that every image is seen
     batch_size: images of one update
     lr: peak learning rate, for a batch as it is
-    image_size: side of the views that are learned from, and of the windows that are judged
+    image_size: side of the training views and of the test windows
     """
-    encoder = check_dense(task.encoder)
-    if encoder is None:
-        return None
-    stored = Stored(layout, classes, ignore, first_class, declared=declare(modalities))
-    sets, chosen = opened(task, encoder, stored, inputs, "semseg")
-    names, counts = class_counts(sets.train)
-    sets = DensePair(sets.train.labelled(names), sets.test.labelled(names), sets.is_held_out)
-    name = ("probe" if frozen else "small") if schedule == "auto" else schedule
-    settings = fitted(
-        *(SCHEDULES[name][0], len(sets.train), SCHEDULES[name][1]),
-        {"epochs": epochs, "batch_size": batch_size, "lr": lr, "image_size": image_size},
-    )
-    truth = Truth(
-        Modality("semseg", 1, (0.0,), (1.0,), kind="categorical", num_classes=len(names)), len(names), classes_loss
-    )
-    trainer = Trainer(task, sets, encoder, chosen, truth, head, frozen, settings, seed)
-    trainer.train()
-    found, majority = Confusion(len(names)), Confusion(len(names))
-    most = int(counts.argmax())
-    for guess, sample in trainer.predictions():
-        true, known = sample.maps["semseg"][0], sample.valid["semseg"]
-        valid = torch.ones_like(true, dtype=torch.bool) if known is None else known[0]
-        found.add(guess.argmax(0), true, valid)
-        majority.add(torch.full_like(true, most), true, valid)
-    return Score(
-        metrics=found.metrics(),
-        settings=settings_of(trainer, head, frozen, name) | {"classes": list(names)},
-        card=(
-            learning_words(trainer, head, frozen, name)
-            + judging_words(trainer, frozen)
-            + " Mean IoU is over classes that occur; pixels without a class do not count."
-        ),
-        trains_encoder=not frozen,
-        beside={f"majority class ({names[most]})": majority.metrics()},
-        details={
-            "iou": {name: value for name, value in zip(names, found.iou.tolist(), strict=True) if not math.isnan(value)}
-        },
-    )
+
+    needs: ClassVar[Needs] = "dense"
+
+    head: HeadName = "linear"
+    frozen: bool = True
+    inputs: tuple[str, ...] = ()
+    modalities: tuple[str, ...] = ()
+    layout: Layout = "auto"
+    classes: int | None = None
+    ignore: int | None = None
+    first_class: int | None = None
+    schedule: Schedule = "auto"
+    epochs: int | None = None
+    batch_size: int | None = None
+    lr: float | None = None
+    image_size: int | None = None
+
+    def run(self, subject: FeatureEncoder, data: DenseData, context: Context) -> Score | None:
+        """The metrics after the last epoch; None for an encoder without tokens."""
+        encoder = check_dense(subject)
+        if encoder is None:
+            return None
+        stored = Stored(self.layout, self.classes, self.ignore, self.first_class, declared=declare(self.modalities))
+        sets, inputs = data.open(encoder, stored, self.inputs, "semseg", context.limit)
+        names, counts = class_counts(sets.train)
+        sets = DensePair(sets.train.labelled(names), sets.test.labelled(names), sets.is_held_out)
+        schedule, settings = schedule_for(asdict(self), SCHEDULES, len(sets.train))
+        labels = Modality("semseg", 1, (0.0,), (1.0,), kind="categorical", num_classes=len(names))
+        target = DenseTarget(labels, len(names), classes_loss)
+        trainer = DenseTrainer(encoder, sets, inputs, target, self.head, self.frozen, settings, context)
+        trainer.train()
+        confusion, majority = Confusion(len(names)), Confusion(len(names))
+        most_frequent = int(counts.argmax())
+        for prediction, sample in trainer.predictions():
+            truth, known = sample.maps["semseg"][0], sample.valid["semseg"]
+            valid = torch.ones_like(truth, dtype=torch.bool) if known is None else known[0]
+            confusion.add(prediction.argmax(0), truth, valid)
+            majority.add(torch.full_like(truth, most_frequent), truth, valid)
+        ious = dict(zip(names, confusion.iou.tolist(), strict=True))
+        return Score(
+            metrics=confusion.metrics(),
+            settings=settings_of(trainer, schedule) | {"classes": list(names)},
+            card=(
+                training_summary(trainer, schedule)
+                + evaluation_summary(trainer)
+                + " Mean IoU is over classes that occur; pixels without a class do not count."
+            ),
+            trains_encoder=not self.frozen,
+            baselines={f"majority class ({names[most_frequent]})": majority.metrics()},
+            details={"iou": {name: iou for name, iou in ious.items() if not math.isnan(iou)}},
+        )

@@ -1,26 +1,21 @@
-"""Transfer: the same measurement on several data sets."""
+"""Transfer: the same protocol on several data sets."""
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
+from typing import ClassVar
 
-from ..by_name import Measure, measure
-from ..features import check_channels
-from ..task import Sets, Task, open_sets
-from ..types import Score
+from ..datasets import ImageSplit, open_sets
+from ..registry import create, find_protocol
+from ..run import run_cached
+from ..types import Context, FeatureEncoder, Needs, Score
+from .lowshot import Classification
 
 
-def transfer(
-    task: Task,
-    seed: int = 0,
-    *,
-    to: tuple[str, ...] = (),
-    by: Measure = "linear",
-    epochs: int | None = None,
-    updates: int | None = None,
-) -> Score | None:
+@dataclass(frozen=True)
+class Transfer:
     """Accuracy on further data sets, each learned by itself, and their mean.
 
     to: further labelled images, as --data takes them; a folder may hold train and val
@@ -28,37 +23,48 @@ def transfer(
     epochs: of attentive and finetune
     updates: of finetune, in place of epochs
     """
-    if not to:
-        raise ValueError("transfer needs data sets to go to: give --to FOLDER ..., beside --data")
-    sets = {_name(address, to): _open(address, task, seed) for address in to}
-    metrics: dict[str, float] = {}
-    settings: dict[str, object] = {}
-    last: Score | None = None
-    for name, found in sets.items():
-        last = measure(replace(task, sets=found, who=f"{task.who} on {name}"), by, seed, epochs, updates)
-        if last is None:
-            return None
-        metrics[f"accuracy_{name}"] = last.metrics["accuracy"]
-        settings[name] = {"train_images": len(found.train), "test_images": len(found.test), **last.settings}
-    assert last is not None
-    return Score(
-        metrics={**metrics, "accuracy_mean": fmean(metrics.values())},
-        settings={"by": by, "sets": settings},
-        card=f"{by} on each of {', '.join(sets)}, and the mean of their accuracies. On {name}: {last.card}",
-        trains_encoder=last.trains_encoder,
-    )
+
+    needs: ClassVar[Needs] = "images"
+
+    to: tuple[str, ...] = ()
+    by: Classification = "linear"
+    epochs: int | None = None
+    updates: int | None = None
+
+    def run(self, subject: FeatureEncoder, data: ImageSplit, context: Context) -> Score | None:
+        """Accuracies on the further sets; None where the protocol cannot measure the encoder."""
+        if not self.to:
+            raise ValueError("transfer needs data sets to go to: give --to FOLDER ..., beside --data")
+        protocol = create(find_protocol(self.by), {"epochs": self.epochs, "updates": self.updates})
+        splits = {_name(address, self.to): _open(address, subject, context.seed) for address in self.to}
+        metrics: dict[str, float] = {}
+        settings: dict[str, object] = {}
+        score: Score | None = None
+        for name, split in splits.items():
+            own = replace(context, subject=f"{context.subject} on {name}")
+            given = split.features(subject, own).to(subject.device) if protocol.needs == "features" else split
+            score = run_cached(self.by, protocol, subject, given, own)
+            if score is None:
+                return None
+            metrics[f"accuracy_{name}"] = score.metrics["accuracy"]
+            settings[name] = {"train_images": len(split.train), "test_images": len(split.test), **score.settings}
+        assert score is not None
+        return Score(
+            metrics={**metrics, "accuracy_mean": fmean(metrics.values())},
+            settings={"by": self.by, "sets": settings},
+            card=f"{self.by} on each of {', '.join(splits)}, and the mean of their accuracies. On {name}: {score.card}",
+            trains_encoder=score.trains_encoder,
+        )
 
 
-def _open(address: str, task: Task, seed: int) -> Sets:
-    train, test = open_sets(address, None, task.encoder.channels)
-    for source in (train, test):
-        if source is not None:
-            check_channels(task.encoder, source)
-    return Sets.of(train, test, seed=seed)
+def _open(address: str, encoder: FeatureEncoder, seed: int) -> ImageSplit:
+    split = ImageSplit.of(*open_sets(address, None, encoder.channels), seed=seed)
+    split.check_channels(encoder)
+    return split
 
 
-def _name(address: str, all_of_them: tuple[str, ...]) -> str:
+def _name(address: str, addresses: tuple[str, ...]) -> str:
     """The last part of an address that no other has; else the address itself."""
-    stems = [Path(other).stem for other in all_of_them]
+    stems = [Path(other).stem for other in addresses]
     stem = Path(address).stem
     return stem if stems.count(stem) == 1 else address

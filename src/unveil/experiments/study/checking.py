@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any
+from collections.abc import Collection, Mapping, Sequence
 
-from ...evaluation.registry import dials_of, protocols
+from ...evaluation.registry import find_protocol, options_of, protocols
 from .design import Arm, RunOf, Scale, ScaleName, Study
 from .jobs import OF_PRETRAIN, needs_of, recipe_dials, settled
 
@@ -64,11 +63,10 @@ def _check_circle(arm: Arm, needs: Mapping[str, Sequence[str]]) -> None:
 
 
 def _check_protocols(at: Scale) -> None:
-    known: dict[str, Callable[..., Any]] = dict(protocols())
     for name, dials in (*at.protocols.items(), *at.along.items()):
-        _one_of("protocol", name, known)
+        _one_of("protocol", name, protocols())
         for dial in dials:
-            _one_of("dial", dial, dials_of(known[name]), f"protocol {name}: ")
+            _one_of("option", dial, options_of(find_protocol(name)), f"protocol {name}: ")
     for name, given in at.analyses.items():
         _one_of("analysis", name, ANALYSES)
         for argument in given:

@@ -11,8 +11,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from ...evaluation.dense.reconstruction import RestoringTask
-from ...evaluation.registry import work_of
+from ...evaluation.registry import Data, data_for
 from ...recipes.registry import default_modalities, defaults_of, load_recipe
 from ...training.config import PretrainConfig, json_like
 from .design import Arm, Dials, RunOf, Scale, ScaleName, Setting, Share, Study
@@ -93,7 +92,7 @@ def _job(
     pretrain = {"save_minutes": SAVE_MINUTES, **{n: json_like(v) for n, v in dials.items()}, **runs}
     evaluate = [
         {
-            **_measured_on(setting, folder, several, work_of(names)),
+            **_measured_on(setting, folder, several, data_for(names)),
             "protocol": names,
             "seed": seed,
             "baselines": arm.name == study.baseline and not when,
@@ -122,13 +121,13 @@ def _job(
     )
 
 
-def _measured_on(setting: Setting, folder: Path, several: bool, work: type) -> dict[str, str | None]:
+def _measured_on(setting: Setting, folder: Path, several: bool, kind: Data) -> dict[str, str | None]:
     """What protocols of one kind are given: labelled images, or for a run's own decoders all maps that it reads.
 
     The user's own test images are labelled, but need not have those maps: the run's held-out samples take their place.
     """
     assert setting.data is not None
-    if work is RestoringTask:
+    if kind == "samples for a run's decoders":
         test = setting.test_data if setting.test_data and is_scenes(setting.test_data) else None
         return {"data": place(setting.data, folder, several), "test_data": test and place(test, folder, several)}
     test = setting.test_data
@@ -177,8 +176,8 @@ def _grouped(chosen: Mapping[str, Dials]) -> list[tuple[list[str], Dials]]:
     """Protocols that share their dials are measured together: features are computed once for them."""
     groups: list[tuple[list[str], Dials]] = []
     for name, dials in chosen.items():
-        work = work_of([name])
-        same = next((names for names, given in groups if given == dials and work_of(names) is work), None)
+        kind = data_for([name])
+        same = next((names for names, given in groups if given == dials and data_for(names) == kind), None)
         if same is None:
             groups.append(([name], dials))
         else:

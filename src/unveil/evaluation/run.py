@@ -1,0 +1,89 @@
+"""Runs protocols on a subject and its baselines, and collects one result per protocol."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from datetime import UTC, datetime
+from typing import Any, cast
+
+from .datasets import ImageSplit
+from .dense.data import DenseData
+from .dense.reconstruction import HeldOutSamples
+from .results import Result
+from .types import THIS_RUN, Context, EvaluationProtocol, FeatureSplit, Score
+
+UNTRAINED, SCRATCH = "untrained", "from scratch"
+
+
+def run_protocols(
+    protocols: Mapping[str, EvaluationProtocol],
+    subjects: Mapping[str, Any],
+    data: ImageSplit | DenseData | HeldOutSamples,
+    context: Context | None = None,
+) -> list[Result]:
+    """One result per protocol, in their order: the subject named "this run" beside the others, its baselines.
+
+    Features are extracted once per subject. The baseline named "untrained" is training from scratch where a protocol
+    trains the encoder; one that a protocol cannot measure is left out. The same call gives the same numbers. Raises
+    ValueError, before any image is read, for channels that do not fit, and for a run that a protocol cannot measure.
+    """
+    context = context or Context()
+    labelled = data if isinstance(data, ImageSplit) else None
+    if labelled is not None:
+        for encoder in subjects.values():
+            labelled.check_channels(encoder)
+    scores: dict[str, dict[str, Score]] = {name: {} for name in protocols}
+    seconds = dict.fromkeys(protocols, 0.0)
+    for subject, model in subjects.items():
+        own = replace(context, subject=subject, is_trained=subject != UNTRAINED)
+        features: FeatureSplit | None = None
+        for name, protocol in protocols.items():
+            if protocol.needs == "features" and labelled is not None:
+                features = features or labelled.features(model, own).to(model.device)
+            started = time.perf_counter()
+            score = run_cached(name, protocol, model, features if protocol.needs == "features" else data, own)
+            seconds[name] += time.perf_counter() - started
+            if score is not None:
+                if protocol.needs == "features" and features is not None:
+                    score = replace(score, settings={**score.settings, **features.facts})
+                scores[name][SCRATCH if score.trains_encoder and subject == UNTRAINED else subject] = score
+            elif subject == THIS_RUN:
+                raise ValueError(f"{name} reads the encoder's tokens, and this encoder gives features only")
+
+    common: dict[str, object] = {"seed": context.seed}
+    if labelled is not None:
+        common["image_sizes"] = {subject: list(model.image_size) for subject, model in subjects.items()}
+    held_out = f" No test set was given: a fifth of every class was held out (seed {context.seed})."
+    return [
+        Result(
+            protocol=name,
+            data=data.address,
+            test_data=data.test_address,
+            pool="tokens" if labelled is None else context.pool,
+            metrics=found[THIS_RUN].metrics,
+            baselines={**found[THIS_RUN].baselines, **{who: s.metrics for who, s in found.items() if who != THIS_RUN}},
+            settings={**found[THIS_RUN].settings, **common},
+            card=found[THIS_RUN].card + (held_out if labelled is not None and labelled.is_held_out else ""),
+            seconds=round(seconds[name], 2),
+            date=datetime.now(UTC).isoformat(timespec="seconds"),
+            details=found[THIS_RUN].details,
+        )
+        for name, found in scores.items()
+    ]
+
+
+def run_cached(name: str, protocol: EvaluationProtocol, subject: Any, data: Any, context: Context) -> Score | None:
+    """The score of a protocol, from the cache where an interrupted evaluation has stored it."""
+    if (identity := getattr(data, "identity", None)) is None:
+        return protocol.run(subject, data, context)
+    key = {"protocol": name, "options": asdict(cast("Any", protocol)), "seed": context.seed}
+    key |= {"subject": context.subject, "weights": context.cache.checksum(subject), "image_size": subject.image_size}
+    key |= {"pool": context.pool, "images": identity}
+    if (stored := context.cache.get(key)) is not None:
+        return Score(**stored)
+    score = protocol.run(subject, data, context)
+    if score is not None:
+        context.cache.put(key, asdict(score))
+    return score
