@@ -19,7 +19,7 @@ from unveil.evaluation.datasets import ImageSplit, open_sets
 from unveil.evaluation.protocols.lowshot import Lowshot, count_of, stratified_draw
 from unveil.evaluation.protocols.transfer import Transfer
 from unveil.evaluation.results import table
-from unveil.evaluation.statistics import mean_interval
+from unveil.evaluation.statistics import estimate
 
 
 def noisy(count: int, seed: int = 0) -> Memory:
@@ -66,14 +66,14 @@ def test_shots_in_words(shot, count):
 
 
 def test_intervals_are_students():
-    mean, half = mean_interval([0.1, 0.2, 0.4])
-    assert mean == pytest.approx(0.7 / 3)
-    assert half == pytest.approx(4.303 * 0.152753 / 3**0.5, rel=1e-4)
+    found = estimate([0.1, 0.2, 0.4])
+    assert found.mean == pytest.approx(0.7 / 3)
+    assert found.half == pytest.approx(4.303 * 0.152753 / 3**0.5, rel=1e-4)
     stats = pytest.importorskip("scipy.stats")
     for count in (2, 5, 31, 60):
         values = torch.rand(count, generator=torch.Generator().manual_seed(count)).tolist()
         low, high = stats.t.interval(0.95, count - 1, loc=sum(values) / count, scale=stats.sem(values))
-        assert mean_interval(values)[1] == pytest.approx((high - low) / 2, rel=0.03)
+        assert estimate(values).half == pytest.approx((high - low) / 2, rel=1e-9)
 
 
 @pytest.mark.parametrize("by", ["knn", "linear-lbfgs"])

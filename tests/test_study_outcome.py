@@ -9,11 +9,11 @@ from xml.etree import ElementTree
 import pytest
 import torch
 
+from unveil.evaluation.statistics import compare, estimate, holm, p_value, t_quantile
 from unveil.experiments.study.aggregate import claim, gather, references_of, rows_of
 from unveil.experiments.study.jobs import expand
 from unveil.experiments.study.learning_curves import along, times_to
 from unveil.experiments.study.registry import load_study
-from unveil.experiments.study.statistics import compare, estimate, holm, p_value, t_quantile
 from unveil.experiments.study.tables import as_csv, as_text, remarks
 from unveil.reporting.intervals import intervals, write_intervals
 from unveil.reporting.study import study_page

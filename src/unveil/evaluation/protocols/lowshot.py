@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, replace
-from statistics import fmean
 from typing import Literal
 
 import torch
@@ -14,7 +13,7 @@ from torch import Tensor
 from ..datasets import ImageSplit
 from ..registry import create, find_protocol
 from ..run import run_cached
-from ..statistics import mean_interval
+from ..statistics import estimate
 from ..types import Context, FeatureEncoder, FeatureSplit, Needs, Score
 
 Classification = Literal["knn", "knn-whitened", "linear", "linear-lbfgs", "attentive", "finetune"]
@@ -60,9 +59,10 @@ class Lowshot:
                 if score is None:
                     return None
                 accuracies.append(score.metrics["accuracy"])
-            metrics[f"accuracy_{shot}"] = fmean(accuracies)
-            if self.draws > 1:
-                _, metrics[f"plus_minus_{shot}"] = mean_interval(accuracies)
+            interval = estimate(accuracies)
+            metrics[f"accuracy_{shot}"] = interval.mean
+            if interval.half is not None:
+                metrics[f"plus_minus_{shot}"] = interval.half
         assert score is not None
         drawn = "once" if self.draws == 1 else f"{self.draws} times"
         spread = (

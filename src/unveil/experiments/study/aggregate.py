@@ -9,10 +9,10 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from ...evaluation.statistics import Comparison, compare, estimate, holm
 from .design import ScaleName, Study
 from .jobs import Job
 from .learning_curves import along, times_to
-from .statistics import Comparison, compare, estimate, holm
 
 SURE = 0.05  # a corrected p below which a difference is called one
 ATTENDED = ("student_foreground", "student_evenness", "rank_correlation", "hidden_attention")  # over training

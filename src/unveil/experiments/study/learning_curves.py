@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from .statistics import compare, estimate
+from ...evaluation.statistics import compare, estimate
 
 Run = Mapping[str, Any]
 Path = list[tuple[float, float, float]]  # a value, the seconds of training and the epochs until it was reached

@@ -8,9 +8,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ...evaluation.statistics import Estimate, estimate
 from ...runs import console
 from ...runs.atomic import write_json, write_text
-from .statistics import Estimate, estimate
 
 COSTS = ("seconds", "images_per_second", "memory_mb")
 _SHARES = ("accuracy", "top5", "miou", "delta")  # metrics that are told in per cent
