@@ -152,7 +152,7 @@ class TestLock:
         def refuse(*_: object) -> None:
             raise OSError(errno.ENOLCK, "No locks available")
 
-        monkeypatch.setattr("unveil.runs.folder.fcntl.flock", refuse)
+        monkeypatch.setattr("fcntl.flock", refuse)
         with RunFolder(tmp_path).lock():
             assert "No locks available" in capsys.readouterr().err
 

@@ -5,10 +5,8 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -23,10 +21,10 @@ from unveil.experiments.study.aggregate import read_outcome
 from unveil.experiments.study.checking import check
 from unveil.experiments.study.command import study
 from unveil.experiments.study.jobs import Job, expand
-from unveil.experiments.study.locks import DEAD, held, holder
 from unveil.experiments.study.registry import load_study
 from unveil.experiments.study.schedule import Schedule, _Running
 from unveil.experiments.study.worker import perform
+from unveil.runs.lock import holder
 
 FILE = '''
 """Two rates."""
@@ -77,9 +75,9 @@ def start(folder: Path) -> subprocess.Popen[str]:
 def test_a_study_that_was_killed_and_stopped_gives_the_same_table(place: Path):
     process = start(place)
     wait_for("training", lambda: '"step": 8,' in journal(place / "s"), process)
-    locks = [json.loads(p.read_text()) for p in (place / "s" / "locks").glob("colours-*")]
-    for number in [lock["process"] for lock in locks if lock != "free"]:
-        os.kill(number, signal.SIGKILL)
+    for lock in (place / "s" / "locks").glob("colours-*[0-9]"):
+        if owner := holder(lock):
+            os.kill(int(owner.split()[1]), signal.SIGKILL)
     process.kill()
     process.communicate()
     assert '"step": 45,' not in journal(place / "s")
@@ -200,58 +198,6 @@ def test_a_mistake_in_a_file_is_one_clear_error(place: Path, text: str, message:
 def test_a_folder_of_something_else_is_left_alone(place: Path):
     with pytest.raises(ValueError, match="holds files that are no study"):
         study("rates.py", out="images", device="cpu")
-
-
-# ---- locks
-
-
-def test_a_lock_is_held_once(tmp_path: Path):
-    with held(tmp_path, "a") as first, held(tmp_path, "a") as second, held(tmp_path, "b") as other:
-        assert (first, second, other) == (True, False, True)
-        assert f"process {os.getpid()}" in str(holder(tmp_path, "a"))
-    assert holder(tmp_path, "a") is None
-    with held(tmp_path, "a") as again:
-        assert again
-
-
-def test_many_at_once_and_one_has_it(tmp_path: Path):
-    began, got = threading.Barrier(16), []
-
-    def take() -> None:
-        began.wait()
-        with held(tmp_path, "a") as is_mine:
-            got.append(is_mine)
-            time.sleep(0.3)
-
-    threads = [threading.Thread(target=take) for _ in range(16)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert sorted(got) == [False] * 15 + [True]
-
-
-def test_the_lock_of_a_dead_process_is_taken_over(tmp_path: Path):
-    ended = subprocess.Popen([sys.executable, "-c", ""])
-    ended.wait()
-    owner = {"host": socket.gethostname(), "process": ended.pid, "started": time.time()}
-    (tmp_path / "a.0").write_text(json.dumps(owner))
-    with held(tmp_path, "a") as is_mine:
-        assert is_mine
-    recycled = {**owner, "process": os.getpid(), "started": 1.0}  # the number of a process that began at another time
-    (tmp_path / "b.0").write_text(json.dumps(recycled))
-    assert holder(tmp_path, "b") is None
-
-
-def test_another_machine_is_alive_as_long_as_it_gives_signs(tmp_path: Path):
-    file = tmp_path / "a.3"
-    file.write_text(json.dumps({"host": "elsewhere", "process": 1, "started": 0.0}))
-    with held(tmp_path, "a") as is_mine:
-        assert not is_mine
-    silent = time.time() - DEAD - 1
-    os.utime(file, (silent, silent))
-    with held(tmp_path, "a") as is_mine:
-        assert is_mine
 
 
 def test_what_running_jobs_last_said_is_told_once(tmp_path, capsys):

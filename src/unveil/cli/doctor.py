@@ -22,7 +22,18 @@ if TYPE_CHECKING:
     from ..modeling.types import Batch
 
 GIB = 2**30
-NEEDS = ("torch", "numpy", "pillow", "simplejpeg", "pyarrow", "safetensors", "einops", "jaxtyping", "psutil")
+NEEDS = (
+    "torch",
+    "numpy",
+    "pillow",
+    "simplejpeg",
+    "pyarrow",
+    "safetensors",
+    "einops",
+    "jaxtyping",
+    "filelock",
+    "psutil",
+)
 EXTRAS = {
     "tensorboard": "metrics in TensorBoard beside metrics.jsonl",
     "tifffile": "TIFF files of any number of channels",

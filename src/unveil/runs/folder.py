@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -14,13 +13,9 @@ from typing import Any
 from .atomic import write_json, write_text
 from .checkpoint import remove_partial_files
 from .console import log
+from .lock import hold
 from .run_config import read_metadata
 from .tensorboard import FOLDER, TensorBoardWriter
-
-try:
-    import fcntl
-except ImportError:  # Windows: two processes in one folder are not noticed there
-    fcntl = None  # type: ignore[assignment]
 
 _LOCK = ".lock"
 _OURS = (  # what a run writes, and all that --overwrite removes; run.json first: without it the rest is no run
@@ -104,25 +99,12 @@ class RunFolder:
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Keep other processes out. Raises ValueError when one is in.
-
-        The file stays: were it removed, one process could lock the old file and another the new one.
-        """
-        with (self.path / _LOCK).open("a+") as file:
-            if fcntl is not None:
-                try:
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except BlockingIOError as error:
-                    file.seek(0)
-                    raise ValueError(
-                        f"another process ({file.read().strip()}) is training in {self.path}; wait for it, or give"
-                        " another --out"
-                    ) from error
-                except OSError as error:
-                    log(f"note: {self.path} cannot be locked ({error}); see that only one process trains in it")
-            file.truncate(0)
-            file.write(f"process {os.getpid()} on {os.uname().nodename if hasattr(os, 'uname') else 'this machine'}\n")
-            file.flush()
+        """Keep other processes out of the folder. Raises ValueError, naming it, when one trains in it."""
+        with hold(self.path / _LOCK) as other:
+            if other:
+                raise ValueError(
+                    f"another process ({other}) is training in {self.path}; wait for it, or give another --out"
+                )
             yield
 
 

@@ -13,6 +13,7 @@ from ...reporting.study import write_study_report
 from ...runs.atomic import write_json
 from ...runs.console import duration, log
 from ...runs.folder import check_writable
+from ...runs.lock import hold
 from ..scene_files import render_scenes
 from ..scenes import parse
 from .aggregate import gather, read_outcome
@@ -20,7 +21,6 @@ from .checking import check
 from .cost_estimate import Cost, costs
 from .design import ScaleName, Study
 from .jobs import Job, expand, is_scenes, scenes_folder, slug
-from .locks import held
 from .overrides import check_numbers, with_choices, with_data
 from .registry import load_study
 from .schedule import Schedule, write_jobs
@@ -138,8 +138,8 @@ def _render(asked: Study, at: ScaleName, folder: Path) -> None:
         place = scenes_folder(address, folder)
         place.parent.mkdir(exist_ok=True)
         while not place.exists():  # another process may be drawing them
-            with held(folder / "locks", place.name) as is_ours:
-                if is_ours and not place.exists():
+            with hold(folder / "locks" / place.name) as other:
+                if other is None and not place.exists():
                     render_scenes(parse(address), place)
             time.sleep(0.0 if place.exists() else 1.0)
 

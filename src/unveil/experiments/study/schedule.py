@@ -16,8 +16,8 @@ import torch
 from ...runs.atomic import write_json
 from ...runs.console import duration, log
 from ...runs.hardware import num_cores
+from ...runs.lock import holder
 from .jobs import Job
-from .locks import holder
 from .worker import TAKEN, is_done
 
 _WAIT = 0.1  # seconds between looks at our own processes
@@ -82,7 +82,7 @@ class Schedule:
             if broken:
                 self.failed[job.name] = f"it starts from {broken}, which failed"
                 return True
-            if job.name in busy or not self.done.issuperset(job.needs) or holder(self.folder / "locks", job.name):
+            if job.name in busy or not self.done.issuperset(job.needs) or holder(self.folder / "locks" / job.name):
                 continue
             if self._is_done(job):  # by another process, meanwhile
                 self.done.add(job.name)
@@ -140,7 +140,7 @@ class Schedule:
 
     def _wait_for_others(self) -> None:
         """Other processes hold what is left: look again after a while."""
-        held = {job.name: holder(self.folder / "locks", job.name) for job in self._left()}
+        held = {job.name: holder(self.folder / "locks" / job.name) for job in self._left()}
         if not self.waits and any(held.values()):
             name, who = next((name, who) for name, who in held.items() if who)
             log(f"waiting for {sum(map(bool, held.values()))} runs of other processes, such as {name} ({who})")

@@ -12,12 +12,12 @@ from typing import Any
 from ...runs.atomic import write_json
 from ...runs.console import log
 from ...runs.hardware import choose_device
+from ...runs.lock import hold
 from ...training.config import PretrainConfig
 from ...training.timing import measure_step, tune_step
 from .cost_estimate import build, modalities_of, num_images
 from .design import Arm, Scale, ScaleName, Setting, Study
 from .jobs import OF_PRETRAIN, settled
-from .locks import held
 
 FILE = "epochs.json"
 _ROUNDS = 4  # of timing all arms in turns, after the first: what else the machine does then hits them alike
@@ -71,8 +71,8 @@ def with_epochs(study: Study, epochs: Epochs) -> Study:
 def keep(epochs: Epochs, at: Scale, folder: Path) -> Epochs:
     """The epochs as the folder holds them from now on: those of whoever came first."""
     while True:
-        with held(folder / "locks", "epochs") as is_ours:
-            if is_ours:
+        with hold(folder / "locks" / "epochs") as other:
+            if other is None:
                 kept = {**epochs, **read(folder, at)}
                 write_json(folder / FILE, {"minutes": at.minutes, "epochs": kept})
                 return kept

@@ -19,7 +19,7 @@ from ...commands.evaluate import evaluate
 from ...commands.pretrain import pretrain
 from ...runs.atomic import write_json
 from ...runs.folder import RunFolder, read_metadata
-from .locks import held
+from ...runs.lock import hold
 
 ANALYSES: dict[str, Callable[..., Any]] = {
     "attention": analyze_attention,
@@ -32,8 +32,8 @@ TAKEN = 75  # the exit code of a process that found its job in other hands
 def main(folder: Path, name: str) -> int:
     """Do what is left of a job, and return the exit code: 0 done, 1 failed, 130 interrupted."""
     job = json.loads((folder / "jobs" / f"{name}.json").read_text())
-    with held(folder / "locks", name) as is_ours:
-        if not is_ours:
+    with hold(folder / "locks" / name) as other:
+        if other:
             return TAKEN
         try:
             perform(folder / "runs" / name, job)
