@@ -30,7 +30,7 @@ from unveil.evaluation.analysis.metrics import (
     top_overlap,
 )
 from unveil.modeling.image_encoder import ImageEncoder
-from unveil.modeling.public_vits import Spec, fresh
+from unveil.modeling.public_vits import ViTConfig, untrained_vit
 from unveil.modeling.types import Batch, Modality
 from unveil.recipes import attmask
 
@@ -138,8 +138,8 @@ class TestLayers:
     def test_own_and_foreign_encoders_give_a_layer_a_block(self):
         images = list(batch(5, size=(16, 16)).maps["rgb"])
         own = ImageEncoder(build(image_size=(16, 16)).encoder)
-        spec = Spec(width=24, depth=3, heads=2, patch=4, hidden=48, grid=(4, 4))
-        for encoder, depth in ((own, 2), (fresh(spec, seed=0), 3)):
+        config = ViTConfig(width=24, depth=3, heads=2, patch=4, hidden=48, grid=(4, 4))
+        for encoder, depth in ((own, 2), (untrained_vit(config, seed=0), 3)):
             found = layer_features(encoder, images)
             assert len(found) == depth
             for layer, block in zip(found, range(1, depth + 1), strict=True):
