@@ -17,12 +17,12 @@ from tiny import batch, build
 from tiny_runs import write_recipe
 from unveil.cli import main
 from unveil.commands.evaluate import evaluate
-from unveil.commands.reconstruct import ModelRestorer, TrainingMean
 from unveil.data.dense_layouts import open_dense
 from unveil.evaluation.dense import DepthErrors
 from unveil.evaluation.dense.losses import DepthLoss
 from unveil.evaluation.dense.reconstruction import HeldOutSamples
 from unveil.evaluation.protocols.reconstruct import Reconstruct
+from unveil.evaluation.reconstructors import ModelReconstructor, TrainingMean
 from unveil.evaluation.results import table
 from unveil.evaluation.run import run_protocols
 from unveil.evaluation.types import Context, Score
@@ -129,7 +129,7 @@ def samples(made: Batch) -> HeldOutSamples:
 
 
 def reconstructed(model: MaskedModel, made: Batch, **options: Any) -> Score:
-    return Reconstruct(**options).run(ModelRestorer(model), samples(made), Context())
+    return Reconstruct(**options).run(ModelReconstructor(model), samples(made), Context())
 
 
 def scene_model(seed: int = 0) -> MaskedModel:
@@ -190,8 +190,8 @@ def test_psnr_is_of_hidden_pixels_with_the_truths_statistics_put_back():
 
 def test_every_modality_is_told_from_others():
     made = scene_batch()
-    mean = TrainingMean(ModelRestorer(scene_model()), lambda: iter([made]))
-    models = {"this run": ModelRestorer(scene_model()), "training mean": mean}
+    mean = TrainingMean(ModelReconstructor(scene_model()), lambda: iter([made]))
+    models = {"this run": ModelReconstructor(scene_model()), "training mean": mean}
     (result,) = run_protocols({"reconstruct": Reconstruct((0.5,))}, models, samples(made))
     (again,) = run_protocols({"reconstruct": Reconstruct((0.5,))}, models, samples(made))
     assert result.metrics == again.metrics
@@ -210,28 +210,28 @@ def test_every_modality_is_told_from_others():
 
 def test_what_is_hidden_whole_is_not_seen():
     """Depth told from colour stays what it is when depth changes, but for the statistics that are put back."""
-    restorer, made = ModelRestorer(scene_model()), scene_batch()
+    reconstructor, made = ModelReconstructor(scene_model()), scene_batch()
     for shown in (("rgb",), ("depth",), ("rgb", "semseg")):
-        seen = restorer.imagined(made, shown)
+        seen = reconstructor.forward(made, shown)
         spans = seen.latents.tokens.layout.spans
         expected = {i for name in shown for i in range(spans[name].start, spans[name].stop)}
         assert set(seen.mask.visible.flatten().tolist()) == expected
-    seen = restorer.imagined(made, ("rgb",))
+    seen = reconstructor.forward(made, ("rgb",))
     changed = Batch({**made.maps, "depth": made.maps["depth"] * 3}, made.key, made.progress, made.valid)
-    other = restorer.imagined(changed, ("rgb",))
+    other = reconstructor.forward(changed, ("rgb",))
     assert torch.equal(seen.decoded["depth"], other.decoded["depth"])
 
 
 def test_the_training_mean_is_the_mean_and_the_most_frequent_class():
     made = scene_batch()
     made.maps["semseg"][1:] = 1
-    mean = TrainingMean(ModelRestorer(scene_model()), lambda: iter([made, made]))
+    mean = TrainingMean(ModelReconstructor(scene_model()), lambda: iter([made, made]))
     target = scene_model().objectives[1].target
     values = target(made, {})[0]
     torch.testing.assert_close(mean.guesses["depth"], values[1:].mean(0))  # the first sample has no depth
-    told = mean.restored(made, ("rgb",))
+    told = mean.reconstruct(made, ("rgb",))
     assert (told["semseg"].guess == 1).all()
-    assert not told["depth"].asked[0].any()
+    assert not told["depth"].predicted[0].any()
     assert told["depth"].losses[0].isnan()
 
 

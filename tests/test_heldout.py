@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from multimodal import GUIDED, LACKING, batch, build
-from unveil.commands.reconstruct import ModelRestorer, TrainingMean
 from unveil.evaluation.dense.reconstruction import HeldOutSamples, Masks
 from unveil.evaluation.protocols.heldout import Heldout
+from unveil.evaluation.reconstructors import ModelReconstructor, TrainingMean
 from unveil.evaluation.results import table, write_results
 from unveil.evaluation.run import run_protocols
 from unveil.evaluation.types import Context, Score
@@ -27,7 +27,7 @@ def samples(lacks: dict | None = None) -> HeldOutSamples:
 
 
 def heldout(model: torch.nn.Module, lacks: dict | None = None) -> Score:
-    return Heldout().run(ModelRestorer(model), samples(lacks), Context())
+    return Heldout().run(ModelReconstructor(model), samples(lacks), Context())
 
 
 @pytest.mark.parametrize("lacks", [{}, LACKING], ids=["whole", "lacking"])
@@ -49,18 +49,18 @@ def test_guided_runs_share_the_random_masks_and_have_their_own():
     found = heldout(low), heldout(high)
     assert found[0].metrics["loss_random_masks"] == found[1].metrics["loss_random_masks"], "the weights are the same"
     assert found[0].metrics["loss_own_masks"] != found[1].metrics["loss_own_masks"]
-    own = ModelRestorer(high).imagined(made, Masks.OWN).mask
+    own = ModelReconstructor(high).forward(made, Masks.OWN).mask
     assert torch.equal(own.visible, high.encode_decode(made).mask.visible)
     assert own.predicted.shape[1] == 48 - own.visible.shape[1], "all that is hidden is asked for"
     common = replace(high.masker, score=DirichletBudget(ByModality(Uniform())))
-    shared = ModelRestorer(low).imagined(made, Masks.RANDOM).mask.visible
+    shared = ModelReconstructor(low).forward(made, Masks.RANDOM).mask.visible
     assert torch.equal(shared, high.encode_decode(made, common).mask.visible)
 
 
 def test_the_table_has_both_beside_the_mean_and_the_file_has_each_part(tmp_path: Path):
     model = build().eval()
-    mean = TrainingMean(ModelRestorer(model), lambda: iter([batch()]))
-    models = {"this run": ModelRestorer(model), "training mean": mean}
+    mean = TrainingMean(ModelReconstructor(model), lambda: iter([batch()]))
+    models = {"this run": ModelReconstructor(model), "training mean": mean}
     (result,) = run_protocols({"heldout": Heldout()}, models, samples())
     assert result.baselines["training mean"].keys() == result.metrics.keys()
     assert "heldout loss random masks" in table([result])

@@ -9,6 +9,7 @@ from ..evaluation.baselines import RawPixels
 from ..evaluation.cache import ResultCache
 from ..evaluation.datasets import ImageSplit, open_sets
 from ..evaluation.dense.data import DenseData
+from ..evaluation.reconstructors import open_reconstructors
 from ..evaluation.registry import choose, data_for
 from ..evaluation.results import Result, parts_table, table, write_results
 from ..evaluation.run import UNTRAINED, run_protocols
@@ -19,7 +20,6 @@ from ..modeling.types import Modality
 from ..recipes.run import Run
 from ..runs.console import Progress, log
 from .load import load
-from .reconstruct import open_decoders
 
 
 def evaluate(
@@ -73,7 +73,7 @@ def evaluate(
         if kind == "samples for a run's decoders":
             if stored is None:
                 raise ValueError(f"{', '.join(protocol)} needs a run with its decoders, and {run} is an encoder alone")
-            models, samples = open_decoders(
+            models, samples = open_reconstructors(
                 stored, data, test_data, context, baselines=baselines, at_epoch=at_epoch, device=device
             )
             results = run_protocols(protocols, models, samples, context)

@@ -1,4 +1,4 @@
-"""A model that says what hidden parts of its input look like, as protocols see it."""
+"""Models that reconstruct hidden parts of their input, as protocols see them."""
 
 from __future__ import annotations
 
@@ -14,30 +14,32 @@ from ...modeling.types import Batch, Modality
 
 
 @dataclass(frozen=True)
-class Restored:
-    """What is said of one modality: maps of the guess and the truth, in the units of the data, class ids of a
-    categorical one; `asked` are the hidden pixels that have a truth. `losses` is the mean error of each sample, in
-    the model's own target space and by its own loss, NaN where nothing counts."""
+class Reconstruction:
+    """A predicted map of one modality and the true one, in the units of the data (class ids of a categorical one).
+
+    `predicted` are the hidden pixels that have a truth. `losses` is the mean loss of each sample in the model's own
+    target space, NaN where no token counts.
+    """
 
     modality: Modality
     guess: Tensor
     truth: Tensor
-    asked: Bool[Tensor, "B 1 H W"]
+    predicted: Bool[Tensor, "B 1 H W"]
     losses: Float[Tensor, " B"]
 
 
 class Masks(Enum):
-    """Masks at a model's own share of tokens: random ones that other models share, or as it is trained."""
+    """Masks at a model's own share of visible tokens: random ones that other models share, or its own."""
 
     RANDOM = "random_masks"
     OWN = "own_masks"
 
 
-Shown = float | Sequence[str] | Masks
+Visible = float | Sequence[str] | Masks  # a share of all tokens, drawn uniformly; whole modalities; or masks
 
 
-class Restorer(Protocol):
-    """Something that restores what is hidden of a batch."""
+class Reconstructor(Protocol):
+    """Something that reconstructs the hidden tokens of a batch."""
 
     @property
     def inputs(self) -> Sequence[str]:
@@ -49,12 +51,8 @@ class Restorer(Protocol):
         """The names of the modalities that the decoders predict."""
         ...
 
-    def restored(self, batch: Batch, shown: Shown) -> Mapping[str, Restored]:
-        """What it says of hidden patches, by the name of what is predicted.
-
-        `shown` is the share of all tokens that it reads, drawn by each sample's own chance, the modalities that it
-        reads whole while the others are hidden, or which masks say so.
-        """
+    def reconstruct(self, batch: Batch, visible: Visible) -> Mapping[str, Reconstruction]:
+        """The reconstruction of each objective, by its name, with every hidden token predicted."""
         ...
 
 

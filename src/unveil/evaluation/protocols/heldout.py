@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..dense.reconstruction import HeldOutSamples, Masks, Restorer
+from ..dense.reconstruction import HeldOutSamples, Masks, Reconstructor
 from ..types import Context, Needs, Score
 
 
@@ -20,14 +20,14 @@ class Heldout:
 
     needs: ClassVar[Needs] = "model"
 
-    def run(self, subject: Restorer, data: HeldOutSamples, context: Context) -> Score:
+    def run(self, subject: Reconstructor, data: HeldOutSamples, context: Context) -> Score:
         """Both losses, added up over what the run predicts."""
         losses_of: dict[tuple[Masks, str], list[Float[Tensor, " B"]]] = defaultdict(list)
         done = 0
         for batch in data.batches():
             for masks in Masks:
-                for name, restored in subject.restored(batch, masks).items():
-                    losses_of[masks, name].append(restored.losses.cpu())
+                for name, reconstruction in subject.reconstruct(batch, masks).items():
+                    losses_of[masks, name].append(reconstruction.losses.cpu())
             done += len(batch)
             context.progress(f"held-out loss, {context.subject}", done, data.num_samples)
         if not losses_of:

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..dense import Confusion, DepthErrors
-from ..dense.reconstruction import HeldOutSamples, Restored, Restorer
+from ..dense.reconstruction import HeldOutSamples, Reconstruction, Reconstructor
 from ..types import Context, Needs, Score
 
 LEAST_ERROR = 0.25  # of 255, squared, at which PSNR ends: rounding alone can make it
@@ -31,7 +31,7 @@ class Reconstruct:
     hidden: tuple[float, ...] = (0.5, 0.75, 0.9)
     cross_modal: bool = True
 
-    def run(self, subject: Restorer, data: HeldOutSamples, context: Context) -> Score:
+    def run(self, subject: Reconstructor, data: HeldOutSamples, context: Context) -> Score:
         """The metrics of each prediction at each share."""
         if not self.hidden or not all(0 < share < 1 for share in self.hidden):
             raise ValueError(f"hidden is one share between 0 and 1 or several; got {self.hidden}")
@@ -48,12 +48,12 @@ class Reconstruct:
         done = 0
         for batch in data.batches():
             for way_name, way in ways.items():
-                for name, restored in subject.restored(batch, way).items():
+                for name, reconstruction in subject.reconstruct(batch, way).items():
                     target = crossings.get(way_name)
                     if target is None:
-                        found[f"{way_name}_{name}"].add(restored)
-                    elif restored.modality.name == target:  # several objectives may predict it, each by its own name
-                        found[name + way_name.removeprefix(target)].add(restored)
+                        found[f"{way_name}_{name}"].add(reconstruction)
+                    elif reconstruction.modality.name == target:
+                        found[name + way_name.removeprefix(target)].add(reconstruction)
             done += len(batch)
             context.progress(f"reconstruction, {context.subject}", done, data.num_samples)
         metrics = {f"{metric}_{name}": value for name, own in found.items() for metric, value in own.metrics().items()}
@@ -87,23 +87,23 @@ class _Metrics:
         self.confusion: Confusion | None = None
         self.kind = "other"
 
-    def add(self, restored: Restored) -> None:
-        self.losses.append(restored.losses.cpu())
-        modality, asked = restored.modality, restored.asked
+    def add(self, reconstruction: Reconstruction) -> None:
+        self.losses.append(reconstruction.losses.cpu())
+        modality, predicted = reconstruction.modality, reconstruction.predicted
         if modality.kind == "categorical":
             self.kind = "classes"
             self.confusion = self.confusion or Confusion(modality.num_classes)
-            self.confusion.add(restored.guess[:, :1], restored.truth[:, :1], asked)
+            self.confusion.add(reconstruction.guess[:, :1], reconstruction.truth[:, :1], predicted)
         elif modality.normalise == "fixed":
             self.kind = "picture"
-            guess, truth = ((x * 255).round().clamp(0, 255) for x in (restored.guess, restored.truth))
-            error = ((guess - truth).square().mean(1, keepdim=True) * asked).flatten(1).sum(1)
-            count = asked.flatten(1).sum(1)
+            guess, truth = ((x * 255).round().clamp(0, 255) for x in (reconstruction.guess, reconstruction.truth))
+            error = ((guess - truth).square().mean(1, keepdim=True) * predicted).flatten(1).sum(1)
+            count = predicted.flatten(1).sum(1)
             mean = (error / count.clamp_min(1)).clamp_min(LEAST_ERROR)
             self.psnr += (20 * math.log10(255) - 10 * mean[count > 0].log10()).tolist()
         elif modality.channels == 1:
             self.kind = "depth"
-            self.depth.add(restored.guess, restored.truth, asked & (restored.truth > 0))
+            self.depth.add(reconstruction.guess, reconstruction.truth, predicted & (reconstruction.truth > 0))
 
     def metrics(self) -> dict[str, float]:
         losses = torch.cat(self.losses)
