@@ -29,7 +29,7 @@ from unveil.evaluation.dense.losses import classes_loss
 from unveil.evaluation.dense.transforms import DenseView, jittered, places, starts
 from unveil.evaluation.protocols.segment import Segment
 from unveil.evaluation.registry import data_for
-from unveil.evaluation.results import Result, parts_table, table, write_results
+from unveil.evaluation.results import Result, details_table, table, write_results
 from unveil.evaluation.types import Context
 from unveil.modeling.encoder import Encoder
 from unveil.modeling.image_encoder import ImageEncoder
@@ -273,14 +273,14 @@ def test_bars_are_found_and_the_same_call_gives_the_same_numbers(red_bars, froze
 def test_the_iou_of_each_class_is_told_and_on_the_page(tmp_path):
     iou = {f"kind {k}": k / 30 for k in range(30)}
     result = Result("segment", "bars", None, "tokens", {"miou": 0.5}, {}, {}, "card", 1.0, "2026", {"iou": iou})
-    lines = parts_table([result]).splitlines()
+    lines = details_table([result]).splitlines()
     assert lines[0] == "segment, IoU of each class"
     assert lines[1].split()[:3] == ["kind", "0", "0.0%"]
     assert lines[2].startswith("kind 1 ")
     assert 5 < len(lines) < 12
     assert max(map(len, lines)) <= 100
     assert sum("kind 29  96.7%" in line for line in lines) == 1
-    assert parts_table([]) == ""
+    assert details_table([]) == ""
     (tmp_path / "run.json").write_text(json.dumps({"recipe": "mae"}))
     write_results(tmp_path, [result])
     page = write_report([tmp_path]).read_text()

@@ -111,10 +111,11 @@ def _evaluate(command: Command, words: list[str]) -> int:
     from ..evaluation.registry import find_protocol, protocols
 
     groups = _flags(evaluate, skip=("run",))
-    for name in [*protocols(), *(word for word in words if word.endswith(".py"))]:
+    given = [name for flag, names in _valued(words) if flag == "protocol" for name in names]
+    for name in dict.fromkeys([*protocols(), *(name for name in given if name.endswith(".py"))]):
         groups[f"options of {name}"] = flags_of(find_protocol(name))
-    (run,), given = command.read(words, groups)
-    evaluate(run, **given)
+    (run,), options = command.read(words, groups)
+    evaluate(run, **options)
     say_next(next_steps.after_evaluate(run))
     return 0
 

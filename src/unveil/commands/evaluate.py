@@ -11,7 +11,7 @@ from ..evaluation.datasets import ImageSplit, open_sets
 from ..evaluation.dense.data import DenseData
 from ..evaluation.reconstructors import open_reconstructors
 from ..evaluation.registry import choose, data_for
-from ..evaluation.results import Result, parts_table, table, write_results
+from ..evaluation.results import Result, details_table, table, write_results
 from ..evaluation.run import UNTRAINED, run_protocols
 from ..evaluation.types import THIS_RUN, Context, FeatureEncoder
 from ..modeling.image_encoder import Pool
@@ -102,5 +102,5 @@ def evaluate(
         if stored is None:
             log(f"kept in {file}")
     results_so_far.clear()
-    print("\n\n".join(filter(None, (table(results), parts_table(results)))))
+    print("\n\n".join(filter(None, (table(results), details_table(results)))))
     return results

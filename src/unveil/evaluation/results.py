@@ -1,4 +1,4 @@
-"""What an evaluation leaves behind: a JSON file per protocol in the run folder, and a table on the terminal."""
+"""The results of an evaluation: a JSON file per protocol in the run folder, and a table on the terminal."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def write_results(run_dir: Path | str, results: Iterable[Result], at_epoch: floa
     return written
 
 
-_SHOWN = {  # metrics that stand for a protocol where it has no accuracy, in words, and how they are written
+_FORMS = {  # metrics that the table shows, beside accuracies: their label and format
     "miou": ("mIoU", "{:.1%}"),
     "pixel_accuracy": ("pixel accuracy", "{:.1%}"),
     "delta1": ("delta1", "{:.1%}"),
@@ -58,63 +58,58 @@ _SHOWN = {  # metrics that stand for a protocol where it has no accuracy, in wor
     "psnr": ("PSNR", "{:.2f} dB"),
     "loss": ("loss", "{:.4f}"),
 }
-
-
-PARTS = {"iou": "IoU of each class"}
+_DETAILS = {"iou": "IoU of each class"}
 
 
 def table(results: Sequence[Result]) -> str:
-    """Accuracies in per cent, and what other protocols measure, as plain text: a column per baseline, this run last.
+    """The main metrics as plain text: a row per protocol and metric, a column per baseline, this run last.
 
-    A row per protocol, or, where one has several accuracies and none stands for all, a row for each of these, with
-    half of its interval where there is one.
+    Accuracies are in per cent, with half of their interval where there is one; where one stands for all, the others are
+    left out. Of a protocol without any of the metrics in `_FORMS`, all are shown.
     """
-    columns = list(dict.fromkeys(name for result in results for name in result.baselines))
-    rows = [["protocol", *columns, "this run"]]
+    baselines = list(dict.fromkeys(name for result in results for name in result.baselines))
+    rows = [["protocol", *baselines, "this run"]]
     for result in results:
-        found = [result.baselines.get(name, {}) for name in columns] + [result.metrics]
-        parts = [name.removeprefix("accuracy_") for name in result.metrics if name.startswith("accuracy_")]
+        columns = [result.baselines.get(name, {}) for name in baselines] + [result.metrics]
         rows += [
-            [f"{result.protocol} {part}".strip(), *(_cell(metrics, part) for metrics in found)]
-            for part in ([""] if "accuracy" in result.metrics else parts)
-        ]
-        shown = [(name, *words) for name in result.metrics if (words := _shown(name))]
-        rows += [
-            [f"{result.protocol} {words}", *(form.format(m[name]) if name in m else "-" for m in found)]
-            for name, words, form in shown
+            [f"{result.protocol} {label}".strip(), *(_cell(column, metric, form) for column in columns)]
+            for metric, label, form in _main(result.metrics)
         ]
     return console.table(rows)
+
+
+def _main(metrics: Mapping[str, float]) -> list[tuple[str, str, str]]:
+    """The metrics that the table shows, each with its label and format: `psnr_0.75` is PSNR 0.75."""
+    names = [name for name in metrics if name.startswith("accuracy_")] if "accuracy" not in metrics else ["accuracy"]
+    rows = [(name, name.removeprefix("accuracy").strip("_"), "") for name in names]
+    for name in metrics:
+        for known, (label, form) in _FORMS.items():
+            if name == known or name.startswith(f"{known}_"):
+                rows.append((name, f"{label} {name.removeprefix(known).strip('_').replace('_', ' ')}".strip(), form))
+    return rows or [(name, name.replace("_", " "), "{:.4g}") for name in metrics]
+
+
+def _cell(metrics: Mapping[str, float], metric: str, form: str) -> str:
+    if metric not in metrics:
+        return "-"
+    if form:
+        return form.format(metrics[metric])
+    half = metrics.get(metric.replace("accuracy", "plus_minus"))
+    return f"{100 * metrics[metric]:.1f} {'' if half is None else f'± {100 * half:.1f} '}%"
 
 
 _WIDTH = 100  # characters of a line
 
 
-def parts_table(results: Sequence[Result]) -> str:
-    """What metrics of this run are means of, such as the IoU of each class: a block each, down its columns."""
+def details_table(results: Sequence[Result]) -> str:
+    """The details of each metric of this run, such as the IoU of each class, in columns of names and values."""
     blocks = []
     for result in results:
-        for what, values in result.details.items():
-            cells = [(n, f"{value:.1%}" if what == "iou" else f"{value:.4g}") for n, value in values.items()]
+        for kind, values in result.details.items():
+            cells = [(n, f"{value:.1%}" if kind == "iou" else f"{value:.4g}") for n, value in values.items()]
             widest = max((len(name) + len(value) for name, value in cells), default=0)
             count = -(-len(cells) // max(1, _WIDTH // (widest + 4)))  # 4 spaces between names and values
             cells += [("", "")] * (-len(cells) % max(1, count))
             lines = console.table([sum(cells[row::count], ()) for row in range(count)], "lr" * len(cells))
-            blocks.append(f"{result.protocol}, {PARTS.get(what, what)}\n{lines}")
+            blocks.append(f"{result.protocol}, {_DETAILS.get(kind, kind)}\n{lines}")
     return "\n\n".join(blocks)
-
-
-def _shown(metric: str) -> tuple[str, str] | None:
-    """A metric in words, and its form: `psnr_0.75` is PSNR 0.75. None for one that the table leaves out."""
-    known = next((name for name in _SHOWN if metric == name or metric.startswith(f"{name}_")), None)
-    if known is None:
-        return None
-    words, form = _SHOWN[known]
-    return f"{words} {metric.removeprefix(known).strip('_').replace('_', ' ')}".strip(), form
-
-
-def _cell(metrics: Mapping[str, float], part: str) -> str:
-    name = f"accuracy_{part}" if part else "accuracy"
-    if name not in metrics:
-        return "-"
-    half = metrics.get(f"plus_minus_{part}")
-    return f"{100 * metrics[name]:.1f} {'' if half is None else f'± {100 * half:.1f} '}%"
