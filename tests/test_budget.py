@@ -13,17 +13,17 @@ from torch import Tensor
 
 from unveil.modeling.adaptive_budget import AdaptiveBudget
 from unveil.modeling.masking import (
-    Attention,
-    Block,
+    AttentionGuided,
+    Blockwise,
     ByModality,
     DirichletBudget,
-    Errors,
-    Guided,
     Hard,
-    IfSeen,
+    IfObserved,
+    LossMap,
     Masker,
     Noisy,
     RandomHeads,
+    TeacherAttention,
     Uniform,
     log_dirichlet_draw,
 )
@@ -149,12 +149,12 @@ def observed(on: Layout, count: int, heads: int = 4) -> dict[str, Observation]:
 def test_each_modality_is_scored_alone():
     on, count = layout(4), 3
     seen = observed(on, count)
-    score = ByModality(Guided(Attention("student", normalise="none"), Hard()), {"depth": Uniform()})
+    score = ByModality(AttentionGuided(TeacherAttention("student", normalise="none"), Hard()), {"depth": Uniform()})
     found = score(tokens(on, count), seen, batch(count))
     mean = seen["student"].attention.mean(dim=1)
     assert torch.equal(found[:, on.spans["rgb"]], mean[:, on.spans["rgb"]])
     assert not torch.equal(found[:, on.spans["depth"]], mean[:, on.spans["depth"]])
-    block = ByModality(Block())(tokens(on, count), {}, batch(count))
+    block = ByModality(Blockwise())(tokens(on, count), {}, batch(count))
     assert not torch.equal(block[:, on.spans["rgb"]], block[:, on.spans["depth"]]), "their blocks are drawn apart"
 
 
@@ -163,8 +163,8 @@ def test_noise_has_the_mean_and_spread_of_its_own_modality():
     attention = observed(on, count)["student"].attention.clone()
     attention[:, :, on.spans["depth"]] *= 100
     seen = {"student": Observation(on, attention)}
-    gaze = Attention("student", normalise="none")
-    found = ByModality(Guided(gaze, Noisy(beta=1.0)))(tokens(on, count), seen, batch(count))
+    gaze = TeacherAttention("student", normalise="none")
+    found = ByModality(AttentionGuided(gaze, Noisy(beta=1.0)))(tokens(on, count), seen, batch(count))
     for span in on.spans.values():
         truth = attention.mean(dim=1)[:, span]
         assert found[:, span].mean().item() == pytest.approx(truth.mean().item(), rel=0.02)
@@ -177,7 +177,7 @@ def test_a_random_few_heads_guide():
     attention = torch.zeros(count, heads, on.num_tokens)
     for head in range(heads):
         attention[:, head, head] = 1.0  # each head looks at its own token
-    score = RandomHeads("student", Guided(Attention("student", normalise="none"), Hard()))
+    score = RandomHeads("student", AttentionGuided(TeacherAttention("student", normalise="none"), Hard()))
     found = score(tokens(on, count), {"student": Observation(on, attention)}, batch(count))
     number = (found > 0).sum(dim=1)
     assert torch.allclose(found.sum(dim=1), torch.ones(count)), "they are averaged"
@@ -189,13 +189,13 @@ def test_a_random_few_heads_guide():
 
 def test_without_a_look_the_other_score_decides():
     on, count = layout(4), 3
-    score = IfSeen("student", Guided(Attention("student", normalise="none"), Hard()), Uniform())
+    score = IfObserved("student", AttentionGuided(TeacherAttention("student", normalise="none"), Hard()), Uniform())
     blind = {"student": Observation(on)}
     assert torch.equal(score(tokens(on, count), blind, batch(count)), batch(count).rng.uniform("mask", 48))
     seen = observed(on, count)
     assert torch.equal(score(tokens(on, count), seen, batch(count)), seen["student"].attention.mean(dim=1))
     errors = {"student": Observation(on, error=seen["student"].attention[:, 0])}
-    guided = IfSeen("student", Guided(Errors("student"), Hard()))
+    guided = IfObserved("student", AttentionGuided(LossMap("student"), Hard()))
     assert torch.equal(guided(tokens(on, count), errors, batch(count)), errors["student"].error)
 
 

@@ -215,7 +215,7 @@ class TestWhoGuides:
         assert weights == {"teacher": pytest.approx(0.8), "student": pytest.approx(0.2), "pixels": 0.5}
         model = build(student_weight=0.3, target_student_weight=0.9)
         assert {o.name: round(o.weight, 3) for o in model.objectives} == {"teacher": 0.1, "student": 0.9}  # type: ignore[attr-defined]
-        assert model.masker.score.gaze.student_weight == 0.3  # type: ignore[attr-defined]
+        assert model.masker.score.attention_map.student_weight == 0.3  # type: ignore[attr-defined]
 
     def test_the_average_starts_from_what_stage_one_left(self):
         recipe = make()

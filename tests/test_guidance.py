@@ -16,8 +16,7 @@ from test_model import Given, noisy_where
 from tiny import batch, build_of, maps
 from unveil.modeling.masking import (
     FUSIONS,
-    Attention,
-    Guided,
+    AttentionGuided,
     Gumbel,
     Hard,
     HardestFirst,
@@ -25,6 +24,7 @@ from unveil.modeling.masking import (
     Masker,
     Noisy,
     Reversed,
+    TeacherAttention,
     entropy,
 )
 from unveil.modeling.rng import sample_keys
@@ -46,7 +46,7 @@ class TestMaps:
         attention = torch.rand(2, 3, 12, generator=torch.Generator().manual_seed(seed)) * 0.1
         mean = attention[:, list(heads or (0, 1, 2))].mean(dim=1)
         found = {
-            how: Attention("teacher", heads, how, clip)(observed(attention))
+            how: TeacherAttention("teacher", heads, how, clip)(observed(attention))
             for how in ("none", "sum", "minmax", "rank")
         }
         torch.testing.assert_close(found["sum"].sum(dim=1), torch.ones(2))
@@ -61,7 +61,7 @@ class TestMaps:
     def test_an_outlier_is_cut_at_the_quantile(self):
         attention = torch.full((1, 1, 11), 0.01)
         attention[0, 0, 4] = 0.9
-        cut = Attention("teacher", normalise="none", clip=0.9)(observed(attention, 1, 11))
+        cut = TeacherAttention("teacher", normalise="none", clip=0.9)(observed(attention, 1, 11))
         assert torch.equal(cut, torch.full((1, 11), 0.01))
 
     @pytest.mark.parametrize(
@@ -74,11 +74,11 @@ class TestMaps:
     )
     def test_what_no_map_can_be(self, dials: dict, told: str):
         with pytest.raises(ValueError, match=told):
-            Attention("teacher", **dials)(observed(torch.rand(1, 3, 12)))
+            TeacherAttention("teacher", **dials)(observed(torch.rand(1, 3, 12)))
 
     def test_a_teacher_that_sees_other_tokens_is_refused(self):
         with pytest.raises(ValueError, match="look at 12 tokens where the student has 20"):
-            Guided(Attention("teacher"))(
+            AttentionGuided(TeacherAttention("teacher"))(
                 tokens(layout(4, 5), 2), observed(torch.rand(2, 1, 12)), keyed(torch.arange(2))
             )
 
@@ -210,7 +210,7 @@ class TestMasks:
         seen, on, key = observed(attention.expand(count, 1, -1)), layout(3, 4), keyed(sample_keys(0, 0, range(count)))
         visible = {}
         for name, draw in (("high", Gumbel()), ("keep", Reversed(Gumbel())), ("hard", Hard())):
-            mask = Masker(Guided(Attention("teacher"), draw), 0.25, 0.75)(tokens(on, count), seen, key)
+            mask = Masker(AttentionGuided(TeacherAttention("teacher"), draw), 0.25, 0.75)(tokens(on, count), seen, key)
             assert mask.visible.shape == (count, 3)
             visible[name] = torch.zeros(count, 12).scatter(1, mask.visible, 1.0).mean(dim=0)
         assert visible["high"][0] < 0.1 < visible["high"][-1]

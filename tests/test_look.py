@@ -23,7 +23,7 @@ from unveil.evaluation.visualize import draw_samples, map_renderers, sample_pict
 from unveil.evaluation.visualize.reconstructions import feature_distances, only_visible, reconstructions
 from unveil.experiments.scenes import SceneSource
 from unveil.modeling.encoder import SIZES
-from unveil.modeling.masking import ByModality, DirichletBudget, Guided, IfSeen, RandomHeads, Uniform
+from unveil.modeling.masking import AttentionGuided, ByModality, DirichletBudget, IfObserved, RandomHeads, Uniform
 from unveil.modeling.types import DEPTH, RGB, Batch
 from unveil.recipes import cmtmae, maskfeat, multimae
 from unveil.recipes.registry import build_recipe
@@ -77,7 +77,7 @@ class TestLook:
         assert Image.open(out[0]).width == WIDTH
         (block,) = drawn
         attention, masks = ({p.caption.partition(",")[0]: p for p in row} for row in block.rows)
-        assert list(masks) == ["gumbel", "hard", "noise", "hint", "low", "keep"]
+        assert list(masks) == ["gumbel", "hard", "noisy", "hint", "low", "keep"]
         maps = [attention[name].picture for name in ("teacher attention", "student attention", "blend")]
         assert len({np.asarray(one).tobytes() for one in maps}) == 3
         hidden = {name: grey_patches(one.picture) for name, one in masks.items()}
@@ -180,7 +180,7 @@ class TestMasks:
         model, on = build(visible=visible, predicted=1 - visible), batch(4)
         attention = torch.rand(4, 24, generator=torch.Generator().manual_seed(0))
         hidden = masks_by_sampler(model, on, attention)
-        assert set(hidden) == {"gumbel", "hard", "noise", "hint", "low", "keep"}
+        assert set(hidden) == {"gumbel", "hard", "noisy", "hint", "low", "keep"}
         assert all((h.sum(dim=1) == round(24 * (1 - visible))).all() for h in hidden.values())
         on_hidden = {way: (attention * h).sum() for way, h in hidden.items()}
         assert on_hidden["hard"] == max(on_hidden.values())
@@ -189,8 +189,8 @@ class TestMasks:
         assert (least_hidden >= torch.where(hidden["hard"], -1, attention).max(dim=1).values).all()
 
     def test_the_guided_score_is_found_inside_others(self):
-        guided = Guided(lambda observations: torch.ones(1, 1))
-        nested = DirichletBudget(IfSeen("student", RandomHeads("student", ByModality(guided)), Uniform()))
+        guided = AttentionGuided(lambda observations: torch.ones(1, 1))
+        nested = DirichletBudget(IfObserved("student", RandomHeads("student", ByModality(guided)), Uniform()))
         assert find_guided_score(nested) is guided
         assert find_guided_score(DirichletBudget()) is None
 

@@ -10,11 +10,11 @@ from hypothesis import assume, example, given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from unveil.modeling.masking import Block, Grid, InverseBlock, Masker, Uniform, modality_queries, units_of
+from unveil.modeling.masking import Blockwise, Grid, InverseBlockwise, Masker, Uniform, modality_queries, unit_in_tokens
 from unveil.modeling.rng import SampleRng, sample_keys
 from unveil.modeling.types import Batch, Layout, Mask, Tokens, take
 
-SCORES = (Uniform(), Grid(), Grid(3), Block(), InverseBlock(), Block(area=(0.02, 0.05), count=3))
+SCORES = (Uniform(), Grid(), Grid(3), Blockwise(), InverseBlockwise(), Blockwise(area=(0.02, 0.05), count=3))
 
 
 def layout(rows: int, columns: int, names: tuple[str, ...] = ("rgb",)) -> Layout:
@@ -132,7 +132,7 @@ def test_every_token_is_visible_equally_often():
 
 
 @pytest.mark.parametrize("unit", [1, 2])
-@pytest.mark.parametrize("score", [Uniform(), Block(), InverseBlock(), Grid()], ids=repr)
+@pytest.mark.parametrize("score", [Uniform(), Blockwise(), InverseBlockwise(), Grid()], ids=repr)
 def test_what_is_predicted_is_uniform_among_the_hidden(score, unit: int):
     """CrossMAE's partial loss is unbiased only then (section 3.3): so is the mean of any error over the predicted."""
     n, on = 20_000, layout(4, 4)
@@ -153,7 +153,7 @@ def test_what_is_predicted_is_uniform_among_the_hidden(score, unit: int):
 
 def test_the_hardest_are_those_that_the_score_hides_first():
     on, batch = layout(6, 6), keyed(sample_keys(0, 0, range(8)))
-    score = Block()
+    score = Blockwise()
     values = score(tokens(on, 8), {}, batch)
     mask = Masker(score, 0.25, 0.25, predict_score=score)(tokens(on, 8), {}, batch)
     highest = values.topk(9, dim=1).indices
@@ -171,7 +171,7 @@ def test_the_grid_shows_the_same_place_of_every_cell(rows: int, columns: int):
 
 @given(st.integers(2, 12), st.integers(2, 12), st.integers(0, 20))
 def test_blocks_are_rectangles_hidden_one_after_another(rows: int, columns: int, seed: int):
-    on, block = layout(rows, columns), Block()
+    on, block = layout(rows, columns), Blockwise()
     score = block(tokens(on, 3), {}, keyed(sample_keys(seed, 0, range(3)))).unflatten(1, on.grid)
     for order in (-score).floor():  # which rectangle hid the token first; `count` where none did
         assert order[order < block.count].numel()
@@ -185,7 +185,7 @@ def test_blocks_are_rectangles_hidden_one_after_another(rows: int, columns: int,
 
 def test_the_last_block_is_cut_from_one_side_to_the_exact_count():
     n, hidden = 40, 196 - 117
-    on, block = layout(14, 14), Block(count=1, area=(0.5, 0.6), aspect=(0.8, 1.2))
+    on, block = layout(14, 14), Blockwise(count=1, area=(0.5, 0.6), aspect=(0.8, 1.2))
     batch = keyed(sample_keys(0, 0, range(n)))
     rectangle = ((-block(tokens(on, n), {}, batch)).floor() == 0).unflatten(1, on.grid)
     picture = as_picture(Masker(block, 0.6, 0.4)(tokens(on, n), {}, batch).predicted, on)
@@ -207,7 +207,7 @@ def view(picture: Tensor, side: int) -> Tensor:
     return cells.flip(0) if side > 1 else cells
 
 
-@pytest.mark.parametrize("score", [Uniform(), Block(), InverseBlock(), Grid()], ids=repr)
+@pytest.mark.parametrize("score", [Uniform(), Blockwise(), InverseBlockwise(), Grid()], ids=repr)
 def test_no_side_of_the_image_is_hidden_more_often(score):
     n, on = 10_000, layout(6, 6)
     picture = as_picture(draw(Masker(score, 0.4, 0.6), on, n).visible, on).double()
@@ -218,7 +218,7 @@ def test_no_side_of_the_image_is_hidden_more_often(score):
 
 
 def test_what_no_block_covers_is_hidden_by_chance():
-    on, block = layout(8, 8), Block(count=1, area=(0.1, 0.1))
+    on, block = layout(8, 8), Blockwise(count=1, area=(0.1, 0.1))
     picture = as_picture(draw(Masker(block, 0.5, 0.5), on, 500).visible, on).double().mean(dim=0)
     assert picture.min() > 0.2, "no corner is always the first or the last"
     assert picture.max() < 0.8
@@ -228,15 +228,15 @@ def test_what_no_block_covers_is_hidden_by_chance():
 def test_the_inverse_block_is_the_block_s_mirror(rows: int, columns: int, visible: float):
     assume(int(visible * rows * columns) >= 1)
     on = layout(rows, columns)
-    masker = Masker(InverseBlock(), visible, 1 - visible)
+    masker = Masker(InverseBlockwise(), visible, 1 - visible)
     num_visible, num_hidden = masker.counts(on)
     shown = draw(masker, on, 4).visible
-    block = Masker(Block(), num_hidden / on.num_tokens, num_visible / on.num_tokens)
+    block = Masker(Blockwise(), num_hidden / on.num_tokens, num_visible / on.num_tokens)
     assert as_sets(shown) == as_sets(draw(block, on, 4).predicted)
 
 
 @given(st.integers(2, 6), st.integers(2, 6), st.sampled_from([2, 3, 4]), st.sampled_from(SCORES))
-@example(rows=5, columns=2, unit=2, score=Block())  # two squares of one mean score
+@example(rows=5, columns=2, unit=2, score=Blockwise())  # two squares of one mean score
 def test_units_hide_whole_squares(rows: int, columns: int, unit: int, score):
     on = layout(unit * rows, unit * columns)
     picture = as_picture(draw(Masker(score, 0.5, 0.5, unit=unit), on, 4).visible, on)
@@ -288,5 +288,5 @@ def test_shares_that_leave_no_token_are_refused():
 @pytest.mark.parametrize(("side", "patch"), [(30, 16), (8, 16), (0, 4), (-32, 16)])
 def test_a_masking_unit_is_made_of_patches(side: int, patch: int):
     with pytest.raises(ValueError, match=f"got {side} with a patch of {patch}"):
-        units_of(side, patch)
-    assert units_of(32, 16) == 2
+        unit_in_tokens(side, patch)
+    assert unit_in_tokens(32, 16) == 2

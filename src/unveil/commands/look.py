@@ -85,7 +85,7 @@ def _notes(opened: Opened, shown: list[list[MapPictures]], told: list[str]) -> l
         drawn = "the blend" if first[0].blend is not None else "this attention"
         notes.append(
             f"Grey is hidden: {1 - model.masker.visible:.0%} of the patches. Below, what each way of drawing hides of"
-            f" {drawn}: gumbel draws in proportion to it, hard takes the highest, noise and hint soften that, low takes"
+            f" {drawn}: gumbel draws in proportion to it, hard takes the highest, noisy and hint soften that, low takes"
             " the lowest, keep draws what stays. The percentage is the share of the attention that is hidden."
         )
     else:

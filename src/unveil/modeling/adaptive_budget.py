@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from .masking import Score, by_budget
+from .masking import TokenScore, score_by_budget
 from .types import Batch, Observations, Tokens
 
 
@@ -29,7 +29,7 @@ class AdaptiveBudget(nn.Module):
 
     def __init__(
         self,
-        guide: Score,
+        guide: TokenScore,
         losses: Mapping[str, str],
         alpha: float = 1.0,
         harder_gets: Literal["visible", "hidden"] = "visible",
@@ -64,7 +64,7 @@ class AdaptiveBudget(nn.Module):
     def forward(self, tokens: Tokens, observations: Observations, batch: Batch) -> Float[Tensor, "B N"]:
         places = [list(self.objectives).index(name) for name in tokens.layout.spans]
         alpha = torch.stack([self.concentrations[place] for place in places])
-        return by_budget(self.guide(tokens, observations, batch), alpha, batch, tokens.layout)
+        return score_by_budget(self.guide(tokens, observations, batch), alpha, batch, tokens.layout)
 
     @torch.no_grad()
     def after_step(self, losses: Mapping[str, Float[Tensor, ""]], updated: Bool[Tensor, ""]) -> None:

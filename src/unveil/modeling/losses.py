@@ -47,3 +47,12 @@ def cosine(guess: Float[Tensor, "B Q T"], truth: Float[Tensor, "B Q T"], valid: 
     """2 - 2 cos of guess and truth: the squared distance of their directions (MILAN, arXiv 2208.06049)."""
     error = 2 - 2 * F.cosine_similarity(guess, truth, dim=-1)[..., None]
     return _weigh(error, valid.to(error.dtype).mean(dim=-1, keepdim=True))
+
+
+LOSSES: dict[str, Loss] = {
+    "l2": l2,
+    "l1": l1,
+    "smooth-l1": smooth_l1,
+    "cosine": cosine,
+    "cross-entropy": cross_entropy,
+}

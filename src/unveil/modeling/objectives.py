@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from .layers import initialise
 from .masked_model import ForwardOutput, Objective
-from .masking import Gaze, entropy
+from .masking import AttentionMap, entropy
 from .types import Batch, Latents, Queries, take
 
 TINY = torch.finfo(torch.float32).tiny
@@ -139,9 +139,9 @@ class Gate(nn.Module):
 class GateScore(nn.Module):
     """The guess of a gate: the more the fused map looks at a token, the harder that token should be to predict."""
 
-    def __init__(self, gate: Gate, gaze: Gaze):
+    def __init__(self, gate: Gate, attention_map: AttentionMap):
         super().__init__()
-        self.gate, self.gaze = gate, gaze
+        self.gate, self.attention_map = gate, attention_map
 
     def forward(self, seen: ForwardOutput, queries: Queries) -> Float[Tensor, "B Q"]:
-        return take(self.gaze(seen.observations).clamp_min(TINY).log(), queries.cells)
+        return take(self.attention_map(seen.observations).clamp_min(TINY).log(), queries.cells)

@@ -12,7 +12,7 @@ from typing import Literal
 
 from ..modeling.decoder import SelfDecoder
 from ..modeling.masked_model import MaskedModel, Objective
-from ..modeling.masking import Attention, Draw, Guided, Hard, Hint, Masker, Reversed
+from ..modeling.masking import AttentionGuided, Hard, Hint, Masker, Reversed, Sampler, TeacherAttention
 from ..modeling.targets import Pixels
 from ..modeling.teachers import EMATeacher, Momentum
 from ..modeling.types import RGB, FeatureSpec, Modality
@@ -50,8 +50,8 @@ def recipe(
     decoder_heads: number of the decoder's attention heads
     """
     encoder = train.vit(modality)
-    draws: dict[str, Draw] = {"high": Hard(), "hint": Hint(hint_top, hint_shown), "low": Reversed(Hard())}
-    score = Guided(Attention("student"), draws[masking])
+    draws: dict[str, Sampler] = {"high": Hard(), "hint": Hint(hint_top, hint_shown), "low": Reversed(Hard())}
+    score = AttentionGuided(TeacherAttention("student"), draws[masking])
     masker = Masker(score, visible, 1 - visible if predicted is None else predicted)
     follows = Momentum(momentum, momentum_end)
 

@@ -25,20 +25,16 @@ from ..modeling.losses import Loss, cosine, l1, l2, smooth_l1
 from ..modeling.masked_model import MaskedModel, Objective, linear_head
 from ..modeling.masking import (
     FUSIONS,
-    Attention,
-    Collaborative,
-    Draw,
-    Fusion,
-    Gaze,
-    Guided,
-    Gumbel,
-    Hard,
-    Hint,
+    AttentionGuided,
+    AttentionMap,
+    CollaborativeAttention,
+    MapFusion,
     Masker,
-    Noisy,
-    Reversed,
-    Score,
+    SamplerName,
+    TeacherAttention,
+    TokenScore,
     Uniform,
+    make_sampler,
 )
 from ..modeling.objectives import Gate, GateScore, Ranking
 from ..modeling.targets import HOG, Features, Pixels, Target
@@ -62,7 +58,7 @@ def recipe(
     restart: bool = False,
     visible: float = 0.25,
     predicted: float | None = None,
-    draw: Literal["gumbel", "hard", "noisy", "hint", "low", "keep"] = "gumbel",
+    draw: SamplerName = "gumbel",
     temperature: float = 1.0,
     noise: float = 0.25,
     fusion: Literal[
@@ -115,8 +111,8 @@ def recipe(
     restart: warm up and decay the learning rate in each stage, instead of once over both
     visible: share of the patches that the encoder reads
     predicted: share of all patches that is predicted; by default all that are hidden
-    draw: hide by a draw in proportion to attention (gumbel), hide the most attended (hard), with noise, with hints,
-        hide the least attended (low), or keep a draw in proportion to attention visible (keep)
+    draw: hide the most attended (hard), the most attended after noise is added (noisy), all but a few of these (hint),
+        a sample in proportion to attention (gumbel), the least attended (low), or all but a sample (keep)
     temperature: of the gumbel and keep draws; higher draws more evenly
     noise: share of noise in the map of the noisy draw
     fusion: how the two maps become one; a learned gate is trained to look where errors are large
@@ -176,17 +172,9 @@ def recipe(
     decodes = kind(*shape, blended, outputs=positions)
 
     losses: dict[str, Loss] = {"smooth-l1": partial(smooth_l1, beta=beta), "cosine": cosine, "l2": l2, "l1": l1}
-    draws: dict[str, Draw] = {
-        "gumbel": Gumbel(temperature),
-        "hard": Hard(),
-        "noisy": Noisy(noise),
-        "hint": Hint(),
-        "low": Reversed(Hard()),
-        "keep": Reversed(Gumbel(temperature)),
-    }
     looks = {
-        "teacher": Attention("teacher", teacher_heads, map_norm, map_clip),
-        "student": Attention("student", student_heads, map_norm, map_clip),
+        "teacher": TeacherAttention("teacher", teacher_heads, map_norm, map_clip),
+        "student": TeacherAttention("student", student_heads, map_norm, map_clip),
     }
     depths = {"teacher": teacher_features, "student": student_features}
     raw: dict[str, tuple[float, Target]] = {
@@ -227,13 +215,13 @@ def recipe(
                     objectives.append(Objective(name, "patches", decoder_dim, truth, weight=share, head=head))
 
             ranks: tuple[Ranking, ...] = ()
-            gaze: Gaze = looks["student" if in_masks == 1 else "teacher"]
+            gaze: AttentionMap = looks["student" if in_masks == 1 else "teacher"]
             if 0 < in_masks < 1:
-                fuse: Fusion = gate() if fusion == "learned" else FUSIONS[fusion]
-                gaze = Collaborative(looks["teacher"], looks["student"], in_masks, fuse)
+                fuse: MapFusion = gate() if fusion == "learned" else FUSIONS[fusion]
+                gaze = CollaborativeAttention(looks["teacher"], looks["student"], in_masks, fuse)
                 if fusion == "learned":
                     ranks = (Ranking("gate", objectives, GateScore(gate(), gaze)),)
-            score: Score = Guided(gaze, draws[draw]) if hides else Uniform()
+            score: TokenScore = AttentionGuided(gaze, make_sampler(draw, temperature, noise)) if hides else Uniform()
             return MaskedModel(
                 encoder, replace(shares, score=score), {"patches": decodes}, (*objectives, *ranks), teachers
             )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ..modeling.decoder import Readout
 from ..modeling.masked_model import Blank, MaskedModel, Objective
-from ..modeling.masking import Block, Masker
+from ..modeling.masking import Blockwise, Masker
 from ..modeling.targets import HOG
 from ..modeling.types import RGB, Modality
 from .recipe import Hyperparameters, Recipe, Stage
@@ -25,7 +25,7 @@ def recipe(
     bins: directions that a histogram tells apart
     """
     encoder = train.vit(modality)
-    masker = Masker(Block(), visible, 1 - visible)
+    masker = Masker(Blockwise(), visible, 1 - visible)
 
     def build() -> MaskedModel:
         return MaskedModel(

@@ -13,7 +13,7 @@ import torch
 from ..modeling.decoder import PromptingDecoder
 from ..modeling.losses import cosine
 from ..modeling.masked_model import MaskedModel, Objective
-from ..modeling.masking import Attention, Guided, Gumbel, Masker, Reversed
+from ..modeling.masking import AttentionGuided, Gumbel, Masker, Reversed, TeacherAttention
 from ..modeling.objectives import ClassToken
 from ..modeling.targets import Features
 from ..modeling.teachers import load_teacher
@@ -46,7 +46,7 @@ def recipe(
     decoder_heads: number of the decoder's attention heads
     """
     encoder = train.vit(modality)
-    masker = Masker(Guided(Attention("teacher"), Reversed(Gumbel())), visible, 1 - visible)
+    masker = Masker(AttentionGuided(TeacherAttention("teacher"), Reversed(Gumbel())), visible, 1 - visible)
     shape = (modality.name, encoder, decoder_dim, decoder_depth, decoder_heads)
 
     is_all = positions == "all"

@@ -7,36 +7,22 @@ from typing import Literal
 import torch
 
 from ..modeling.decoder import Blend, CrossDecoder, Decoder, Readout, SelfDecoder, choose_maps
-from ..modeling.losses import Loss, cosine, l1, l2, smooth_l1
+from ..modeling.losses import LOSSES
 from ..modeling.masked_model import Blank, MaskedModel, Objective, drop
 from ..modeling.masking import (
-    Attention,
-    Block,
-    Draw,
-    Grid,
-    Guided,
-    Gumbel,
-    Hard,
-    InverseBlock,
+    PATTERNS,
+    SAMPLERS,
+    AttentionGuided,
     Masker,
-    Reversed,
-    Score,
+    SamplerName,
+    TeacherAttention,
     Uniform,
-    units_of,
+    unit_in_tokens,
 )
 from ..modeling.targets import HOG, Features, Pixels, Target
 from ..modeling.teachers import EMATeacher, FrozenTeacher, Momentum, load_teacher
 from ..modeling.types import RGB, FeatureSpec, Modality
 from .recipe import Hyperparameters, LrScale, Recipe, Stage, lr_factor
-
-SCORES: dict[str, Score] = {"uniform": Uniform(), "block": Block(), "inverse-block": InverseBlock(), "grid": Grid()}
-DRAWS: dict[str, Draw] = {
-    "gumbel": Gumbel(),
-    "hard": Hard(),
-    "low": Reversed(Hard()),
-    "keep": Reversed(Gumbel()),
-}
-LOSSES: dict[str, Loss] = {"l2": l2, "l1": l1, "smooth-l1": smooth_l1, "cosine": cosine}
 
 
 def recipe(
@@ -44,7 +30,7 @@ def recipe(
     modality: Modality = RGB,
     train: Hyperparameters = Hyperparameters(epochs=800, warmup_epochs=40, batch_size=4096, lr=1.5e-4),
     masking: Literal["uniform", "block", "inverse-block", "grid", "attention"] = "uniform",
-    draw: Literal["gumbel", "hard", "low", "keep"] = "gumbel",
+    draw: SamplerName = "gumbel",
     teacher: str | None = None,
     teacher_channels: tuple[int, ...] | None = None,
     momentum: float = 0.996,
@@ -69,8 +55,8 @@ def recipe(
     """Masked image modelling: choose a word for every part. As it stands it is MAE.
 
     masking: the order in which tokens are hidden; attention is that of the teacher
-    draw: hide by a draw in proportion to attention (gumbel), hide the most attended (hard) or the least (low), or keep
-        a draw in proportion to attention visible (keep)
+    draw: hide the most attended (hard), the most attended after noise is added (noisy), all but a few of these (hint),
+        a sample in proportion to attention (gumbel), the least attended (low), or all but a sample (keep)
     teacher: who guides attention and gives features: student, its average over time, or a frozen encoder: a file, a
         folder, a run, a name on the hub, or random as a control
     teacher_channels: which channels of an image a frozen encoder sees, counted from 1; by default all
@@ -100,13 +86,15 @@ def recipe(
     if teacher is None and (masking == "attention" or target == "features"):
         raise ValueError("masking=attention and target=features need --teacher student, or an encoder's address")
     encoder = train.vit(modality, final_norm=blend == "none")
-    score = Guided(Attention("teacher"), DRAWS[draw]) if masking == "attention" else SCORES[masking]
+    score = (
+        AttentionGuided(TeacherAttention("teacher"), SAMPLERS[draw]) if masking == "attention" else PATTERNS[masking]
+    )
     masker = Masker(
         score,
         visible,
         1 - visible if predicted is None else predicted,
         predict_score=score if ask == "hardest" else Uniform(),
-        unit=units_of(mask_unit, train.patch) if mask_unit else 1,
+        unit=unit_in_tokens(mask_unit, train.patch) if mask_unit else 1,
     )
     read = choose_maps(encoder.depth, num_maps, maps, use_input)
 

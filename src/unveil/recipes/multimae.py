@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Literal
 
 from ..modeling.masked_model import MaskedModel
-from ..modeling.masking import ByModality, Masker
+from ..modeling.masking import PATTERNS, ByModality, Masker
 from ..modeling.types import DEPTH, RGB, SEMSEG, Modality
-from .multimodal import PATTERNS, answers, budgeted
+from .multimodal import answers, budgeted
 from .recipe import Hyperparameters, Recipe, Stage
 
 

@@ -14,23 +14,19 @@ from torch import nn
 from ..modeling.encoder import Encoder
 from ..modeling.masked_model import LossTerm, MaskedModel, Teacher
 from ..modeling.masking import (
-    Attention,
+    AttentionGuided,
+    AttentionMap,
     ByModality,
-    Collaborative,
-    Draw,
-    Errors,
-    Gaze,
-    Guided,
-    Gumbel,
-    Hard,
-    Hint,
-    IfSeen,
+    CollaborativeAttention,
+    IfObserved,
+    LossMap,
     Masker,
-    Noisy,
     RandomHeads,
-    Reversed,
-    Score,
+    SamplerName,
+    TeacherAttention,
+    TokenScore,
     Uniform,
+    make_sampler,
 )
 from ..modeling.objectives import FeatureLossPrediction, Ranking
 from ..modeling.teachers import (
@@ -55,7 +51,7 @@ def recipe(
     visible: float = 1 / 6,
     predicted: float | None = None,
     guide: Literal["attention", "error", "foreseen"] = "attention",
-    draw: Literal["hard", "low", "noisy", "hint", "gumbel", "keep"] = "hard",
+    draw: SamplerName = "hard",
     noise: float = 0.25,
     guide_heads: Literal["all", "random"] = "all",
     query: Literal["cls", "mean", "all"] = "cls",
@@ -87,8 +83,8 @@ def recipe(
     predicted: share of all patches that is predicted; by default all that are hidden
     guide: what decides: attention, the error of guesses from two masks that complement each other, or the error that a
         head, which learns by the errors that come true, foresees
-    draw: hide the most attended (hard), the least (low), with noise, with hints, by a draw in proportion to attention
-        (gumbel), or keep a draw in proportion to attention visible (keep)
+    draw: hide the most attended (hard), the most attended after noise is added (noisy), all but a few of these (hint),
+        a sample in proportion to attention (gumbel), the least attended (low), or all but a sample (keep)
     noise: share of noise in the map of the noisy draw
     guide_heads: average the attention of all heads, or of a random few, drawn anew for each image
     query: whose attention is read: the class token's, one query that is the mean of all patches', or all patches'
@@ -124,26 +120,19 @@ def recipe(
         raise ValueError("a teacher of RGB has no say across modalities; use --budget dirichlet or adaptive")
     encoder = train.vit(*modalities, final_norm=decoder != "task" and blend == "none")
 
-    draws: dict[str, Draw] = {
-        "hard": Hard(),
-        "low": Reversed(Hard()),
-        "noisy": Noisy(noise),
-        "hint": Hint(),
-        "gumbel": Gumbel(),
-        "keep": Reversed(Gumbel()),
-    }
-    gaze: Gaze = Attention("student") if guide == "attention" else Errors("student")
-    score: Score = Guided(gaze, draws[draw])
+    gaze: AttentionMap = TeacherAttention("student") if guide == "attention" else LossMap("student")
+    score: TokenScore = AttentionGuided(gaze, make_sampler(draw, noise=noise))
     if budget != "joint":
-        others: dict[str, Score] = {}
+        others: dict[str, TokenScore] = {}
         if guide != "attention":  # of a map that nobody predicts there are no errors
             others = {m.name: Uniform() for m in encoder.modalities if m.role == "input"}
         if teacher is not None:
-            others["rgb"] = Guided(Collaborative(Attention("teacher"), gaze, student_weight), draws[draw])
+            blended = CollaborativeAttention(TeacherAttention("teacher"), gaze, student_weight)
+            others["rgb"] = AttentionGuided(blended, make_sampler(draw, noise=noise))
         score = ByModality(score, others)
     if guide_heads == "random":
         score = RandomHeads("student", score)
-    score = IfSeen("student", score, ByModality(Uniform()))
+    score = IfObserved("student", score, ByModality(Uniform()))
 
     def build() -> MaskedModel:
         decoders, objectives = answers(

@@ -8,9 +8,9 @@ from typing import Literal
 from ..modeling.adaptive_budget import AdaptiveBudget
 from ..modeling.decoder import Blend, CrossDecoder, Decoder, TaskDecoder, choose_maps
 from ..modeling.encoder import Encoder
-from ..modeling.losses import Loss, cross_entropy, l1, l2, smooth_l1
+from ..modeling.losses import LOSSES, Loss, cross_entropy, l1, l2
 from ..modeling.masked_model import Objective
-from ..modeling.masking import Block, DirichletBudget, Grid, InverseBlock, Score, Tasks, Uniform
+from ..modeling.masking import DirichletBudget, TaskSampling, TokenScore
 from ..modeling.objectives import UncertaintyWeighted
 from ..modeling.targets import Classes, Pixels, Target
 from ..modeling.types import Modality
@@ -18,9 +18,6 @@ from ..modeling.types import Modality
 Decodes = Literal["task", "cross", "cross-self"]
 Blends = Literal["linear", "softmax", "project", "none"]
 BudgetKind = Literal["dirichlet", "adaptive", "joint"]
-
-PATTERNS: dict[str, Score] = {"uniform": Uniform(), "block": Block(), "inverse-block": InverseBlock(), "grid": Grid()}
-LOSSES: dict[str, Loss] = {"l2": l2, "l1": l1, "smooth-l1": smooth_l1, "cross-entropy": cross_entropy}
 
 
 def answers(
@@ -80,16 +77,16 @@ def loss_of(modality: Modality) -> Loss:
 
 
 def budgeted(
-    guide: Score,
+    guide: TokenScore,
     encoder: Encoder,
     objectives: Sequence[Objective],
     budget: BudgetKind,
     concentration: Sequence[float],
-    tasks: Tasks,
+    tasks: TaskSampling,
     harder_gets: Literal["visible", "hidden"],
     temperature: float,
     floor: float,
-) -> Score:
+) -> TokenScore:
     """The score that shares visible tokens out to modalities; joint lets the guide's own order do so."""
     names = [m.name for m in encoder.modalities]
     if len(concentration) not in (1, len(names)):

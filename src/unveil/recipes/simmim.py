@@ -5,7 +5,7 @@ from __future__ import annotations
 from ..modeling.decoder import Readout
 from ..modeling.losses import l1
 from ..modeling.masked_model import Blank, MaskedModel, Objective
-from ..modeling.masking import Masker, Uniform, units_of
+from ..modeling.masking import Masker, Uniform, unit_in_tokens
 from ..modeling.targets import Pixels
 from ..modeling.types import RGB, Modality
 from .recipe import Hyperparameters, Recipe, Stage
@@ -28,7 +28,7 @@ def recipe(
     norm_pix: predict each patch normalised by its own mean and standard deviation
     """
     encoder = train.vit(modality)
-    masker = Masker(Uniform(), visible, 1 - visible, unit=units_of(mask_unit, train.patch))
+    masker = Masker(Uniform(), visible, 1 - visible, unit=unit_in_tokens(mask_unit, train.patch))
 
     def build() -> MaskedModel:
         return MaskedModel(

@@ -10,29 +10,16 @@ from torch import Tensor
 
 from ...modeling.masked_model import ForwardOutput, MaskedModel
 from ...modeling.masking import (
-    Attention,
-    Collaborative,
-    Draw,
-    Errors,
-    Guided,
-    Gumbel,
-    Hard,
-    Hint,
+    SAMPLERS,
+    AttentionGuided,
+    CollaborativeAttention,
+    LossMap,
     Masker,
-    Noisy,
-    Reversed,
-    Score,
+    Sampler,
+    TeacherAttention,
+    TokenScore,
 )
 from ...modeling.types import Batch, FeatureSpec, Observation, Observations
-
-DRAWS: dict[str, Draw] = {
-    "gumbel": Gumbel(),
-    "hard": Hard(),
-    "noise": Noisy(),
-    "hint": Hint(),
-    "low": Reversed(Hard()),
-    "keep": Reversed(Gumbel()),
-}
 
 
 @dataclass(frozen=True)
@@ -74,22 +61,22 @@ def collect_attention_maps(model: MaskedModel, batch: Batch, output: ForwardOutp
     )
 
 
-def _guide(score: Score, observations: Observations) -> Float[Tensor, "B N"] | None:
+def _guide(score: TokenScore, observations: Observations) -> Float[Tensor, "B N"] | None:
     """The map that a score samples from; None where it is not guided, or its map covers some of the tokens only."""
     guided = find_guided_score(score)
     if guided is None:
         return None
-    gaze = guided.gaze
-    needed = [gaze.teacher, gaze.student] if isinstance(gaze, Collaborative) else [gaze]
-    who = [part.teacher for part in needed if isinstance(part, Attention | Errors)]
+    gaze = guided.attention_map
+    needed = [gaze.teacher, gaze.student] if isinstance(gaze, CollaborativeAttention) else [gaze]
+    who = [part.teacher for part in needed if isinstance(part, TeacherAttention | LossMap)]
     if not who or any(name not in observations for name in who):
         return None
     return gaze(observations).float()
 
 
-def find_guided_score(score: object) -> Guided | None:
+def find_guided_score(score: object) -> AttentionGuided | None:
     """The guided score inside nested ones: budgets, random heads, scores by modality."""
-    while score is not None and not isinstance(score, Guided):
+    while score is not None and not isinstance(score, AttentionGuided):
         inner = (getattr(score, name, None) for name in ("guide", "score", "elsewhere"))
         score = next((part for part in inner if part is not None), None)
     return score
@@ -101,11 +88,11 @@ def masks_by_sampler(
     """The tokens that each sampler hides, given the map to sample from and the model's own share of visible tokens."""
     tokens, own = model.encoder.embed(batch), model.masker
 
-    def hidden_by(sampler: Draw) -> Bool[Tensor, "B N"]:
-        masker = Masker(Guided(lambda _: attention, sampler), own.visible, 1 - own.visible, unit=own.unit)
+    def hidden_by(sampler: Sampler) -> Bool[Tensor, "B N"]:
+        masker = Masker(AttentionGuided(lambda _: attention, sampler), own.visible, 1 - own.visible, unit=own.unit)
         return hidden_tokens(masker(tokens, {}, batch).visible, attention.shape[1])
 
-    return {name: hidden_by(sampler) for name, sampler in DRAWS.items()}
+    return {name: hidden_by(sampler) for name, sampler in SAMPLERS.items()}
 
 
 def hidden_tokens(visible: Tensor, num_tokens: int) -> Bool[Tensor, "B N"]:

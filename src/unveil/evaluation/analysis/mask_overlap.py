@@ -11,7 +11,16 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from ...modeling.masked_model import MaskedModel
-from ...modeling.masking import Attention, ByModality, DirichletBudget, Guided, Hard, IfSeen, Masker, Uniform
+from ...modeling.masking import (
+    AttentionGuided,
+    ByModality,
+    DirichletBudget,
+    Hard,
+    IfObserved,
+    Masker,
+    TeacherAttention,
+    Uniform,
+)
 from ...modeling.types import Batch, Observation, Tokens
 from .attention_maps import hidden_tokens
 
@@ -55,8 +64,8 @@ def guided_masker(own: Masker) -> Masker:
     """A masker with the visible share of `own` that masks as attention-guided MultiMAE: a Dirichlet budget, and in each
     modality the most attended tokens are hidden. Without an observation, masks are random under the same budget.
     """
-    most_attended = ByModality(Guided(Attention(TEACHER, normalise="none"), Hard()))
-    score = DirichletBudget(IfSeen(TEACHER, most_attended, ByModality(Uniform())))
+    most_attended = ByModality(AttentionGuided(TeacherAttention(TEACHER, normalise="none"), Hard()))
+    score = DirichletBudget(IfObserved(TEACHER, most_attended, ByModality(Uniform())))
     return Masker(score, own.visible, 1 - own.visible, unit=own.unit)
 
 

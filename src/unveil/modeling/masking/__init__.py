@@ -6,54 +6,58 @@ its pixels, and imports no model.
 
 from .attention_guided import (
     FUSIONS,
-    Attention,
-    Collaborative,
-    Fusion,
-    Gaze,
-    Guided,
+    AttentionGuided,
+    AttentionMap,
+    CollaborativeAttention,
     HardestFirst,
-    Normalise,
+    MapFusion,
+    MapNorm,
+    TeacherAttention,
     entropy,
     linear,
 )
-from .budget import DirichletBudget, Tasks, by_budget, log_dirichlet_draw
-from .combinators import ByModality, Errors, IfSeen, RandomHeads
-from .masker import Masker, Score, Uniform, floor, modality_queries, units_of
-from .patterns import Block, Grid, InverseBlock
-from .sampling import Draw, Gumbel, Hard, Hint, Noisy, Reversed
+from .budget import DirichletBudget, TaskSampling, log_dirichlet_draw, score_by_budget
+from .combinators import ByModality, IfObserved, LossMap, RandomHeads
+from .masker import Masker, TokenScore, Uniform, floor, modality_queries, unit_in_tokens
+from .patterns import PATTERNS, Blockwise, Grid, InverseBlockwise
+from .sampling import SAMPLERS, Gumbel, Hard, Hint, Noisy, Reversed, Sampler, SamplerName, make_sampler
 
 __all__ = [
     "FUSIONS",
-    "Attention",
-    "Block",
+    "PATTERNS",
+    "SAMPLERS",
+    "AttentionGuided",
+    "AttentionMap",
+    "Blockwise",
     "ByModality",
-    "Collaborative",
+    "CollaborativeAttention",
     "DirichletBudget",
-    "Draw",
-    "Errors",
-    "Fusion",
-    "Gaze",
     "Grid",
-    "Guided",
     "Gumbel",
     "Hard",
     "HardestFirst",
     "Hint",
-    "IfSeen",
-    "InverseBlock",
+    "IfObserved",
+    "InverseBlockwise",
+    "LossMap",
+    "MapFusion",
+    "MapNorm",
     "Masker",
     "Noisy",
-    "Normalise",
     "RandomHeads",
     "Reversed",
-    "Score",
-    "Tasks",
+    "Sampler",
+    "SamplerName",
+    "TaskSampling",
+    "TeacherAttention",
+    "TokenScore",
     "Uniform",
-    "by_budget",
     "entropy",
     "floor",
     "linear",
     "log_dirichlet_draw",
+    "make_sampler",
     "modality_queries",
-    "units_of",
+    "score_by_budget",
+    "unit_in_tokens",
 ]

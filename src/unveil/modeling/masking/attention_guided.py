@@ -14,19 +14,19 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..types import Batch, Observations, Tokens
-from .sampling import Draw, Gumbel
+from .sampling import Gumbel, Sampler
 
-Normalise = Literal["sum", "minmax", "rank", "none"]
+MapNorm = Literal["sum", "minmax", "rank", "none"]
 TINY = torch.finfo(torch.float32).tiny
 
 
-class Gaze(Protocol):
+class AttentionMap(Protocol):
     """Where teachers look: a number for every token, at least 0, high where they look most."""
 
     def __call__(self, observations: Observations) -> Float[Tensor, "B N"]: ...
 
 
-class Fusion(Protocol):
+class MapFusion(Protocol):
     """Two maps as one. A `student_weight` of 0 leaves the teacher's alone, 1 the student's, where a fusion has one."""
 
     def __call__(
@@ -35,7 +35,7 @@ class Fusion(Protocol):
 
 
 @dataclass(frozen=True)
-class Attention:
+class TeacherAttention:
     """The attention of one teacher, as a map that can be fused with another's.
 
     The mean over `heads` (by default all), cut at its quantile `clip` (late layers of large ViTs have a few tokens
@@ -44,7 +44,7 @@ class Attention:
 
     teacher: str
     heads: tuple[int, ...] | None = None
-    normalise: Normalise = "sum"
+    normalise: MapNorm = "sum"
     clip: float | None = None
 
     def __post_init__(self) -> None:
@@ -68,7 +68,7 @@ class Attention:
         return normalised(attention, self.normalise)
 
 
-def normalised(attention: Float[Tensor, "B N"], how: Normalise) -> Float[Tensor, "B N"]:
+def normalised(attention: Float[Tensor, "B N"], how: MapNorm) -> Float[Tensor, "B N"]:
     """A map on a scale that another map shares (CMT-MAE, arXiv 2412.17566, does not say which)."""
     if how == "sum":
         return attention / attention.sum(dim=1, keepdim=True).clamp_min(TINY)
@@ -142,7 +142,7 @@ def entropy_gated(
     return teacher.lerp(student, its / (its + his))
 
 
-FUSIONS: dict[str, Fusion] = {
+FUSIONS: dict[str, MapFusion] = {
     "linear": linear,
     "attention-weighted": attention_weighted,
     "geometric": geometric,
@@ -154,34 +154,34 @@ FUSIONS: dict[str, Fusion] = {
 
 
 @dataclass(frozen=True)
-class Collaborative:
+class CollaborativeAttention:
     """Teacher's and student's maps, fused into one (CMT-MAE, arXiv 2412.17566)."""
 
-    teacher: Gaze
-    student: Gaze
+    teacher: AttentionMap
+    student: AttentionMap
     student_weight: float = 0.3
-    fuse: Fusion = linear
+    fuse: MapFusion = linear
 
     def __call__(self, observations: Observations) -> Float[Tensor, "B N"]:
         return self.fuse(self.teacher(observations), self.student(observations), self.student_weight)
 
 
 @dataclass(frozen=True)
-class Guided:
+class AttentionGuided:
     """Tokens are hidden in an order drawn from where teachers look: by default, what they look at is hidden first."""
 
-    gaze: Gaze
-    draw: Draw = field(default_factory=Gumbel)
+    attention_map: AttentionMap
+    sampler: Sampler = field(default_factory=Gumbel)
 
     @torch.no_grad()  # a mask hands no gradient to what it was drawn from
     def __call__(self, tokens: Tokens, observations: Observations, batch: Batch) -> Float[Tensor, "B N"]:
-        attention = self.gaze(observations)
+        attention = self.attention_map(observations)
         if attention.shape != tokens.ids.shape:
             raise ValueError(
                 f"the teachers look at {attention.shape[1]} tokens where the student has {tokens.ids.shape[1]};"
                 " a mask guided by attention takes teachers that see them all"
             )
-        return self.draw(attention, batch)
+        return self.sampler(attention, batch)
 
 
 @dataclass(frozen=True)

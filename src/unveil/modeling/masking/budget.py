@@ -15,9 +15,9 @@ from torch import Tensor
 
 from ..rng import SampleRng
 from ..types import Batch, Layout, Observations, Tokens
-from .masker import Score, Uniform
+from .masker import TokenScore, Uniform
 
-Tasks = Literal["all", "uniform"]
+TaskSampling = Literal["all", "uniform"]
 
 TRIES = 8  # candidates of a draw: of one in 20, at worst, none of eight is accepted once in 10^10 draws
 LEFT_OUT = 1e-5  # the concentration of a modality that a draw of tasks leaves out (MultiMAE's released code)
@@ -48,8 +48,8 @@ def log_dirichlet_draw(rng: SampleRng, alpha: Float[Tensor, "B M"]) -> Float[Ten
     return log_gamma_draw(rng, alpha).log_softmax(dim=1).clamp_min(LEAST)
 
 
-def by_budget(
-    guide: Float[Tensor, "B N"], alpha: Float[Tensor, " M"], batch: Batch, layout: Layout, tasks: Tasks = "all"
+def score_by_budget(
+    guide: Float[Tensor, "B N"], alpha: Float[Tensor, " M"], batch: Batch, layout: Layout, tasks: TaskSampling = "all"
 ) -> Float[Tensor, "B N"]:
     """A score that shares the visible tokens out to modalities by a Dirichlet draw; inside each, `guide` orders.
 
@@ -59,13 +59,13 @@ def by_budget(
     """
     alpha = alpha.expand(len(guide), -1)
     if tasks == "uniform":
-        alpha = alpha * some_tasks(batch.rng, alpha.shape[1]) + LEFT_OUT
+        alpha = alpha * sample_tasks(batch.rng, alpha.shape[1]) + LEFT_OUT
     ranks = guide.unflatten(1, (len(layout.spans), layout.num_cells)).argsort(dim=2, stable=True).argsort(dim=2)
     shares = log_dirichlet_draw(batch.rng, alpha)
     return ((ranks + 0.5).log() - shares[..., None]).flatten(1)
 
 
-def some_tasks(rng: SampleRng, count: int) -> Float[Tensor, "B M"]:
+def sample_tasks(rng: SampleRng, count: int) -> Float[Tensor, "B M"]:
     """1 for the modalities of a set that is drawn among all sets but the empty one, 0 for the others."""
     number = 1 + (rng.uniform("tasks", 1) * (2**count - 1)).long()
     return (number >> torch.arange(count, device=number.device) & 1).float()
@@ -80,9 +80,9 @@ class DirichletBudget:
     `tasks` uniform first draws which modalities take part, every set alike.
     """
 
-    guide: Score = field(default_factory=Uniform)
+    guide: TokenScore = field(default_factory=Uniform)
     alpha: float | Mapping[str, float] = 1.0
-    tasks: Tasks = "all"
+    tasks: TaskSampling = "all"
 
     def __post_init__(self) -> None:
         values = self.alpha.values() if isinstance(self.alpha, Mapping) else [self.alpha]
@@ -94,4 +94,4 @@ class DirichletBudget:
         guide = self.guide(tokens, observations, batch)
         names = list(tokens.layout.spans)
         each = [self.alpha[name] for name in names] if isinstance(self.alpha, Mapping) else [self.alpha] * len(names)
-        return by_budget(guide, torch.tensor(each, device=guide.device), batch, tokens.layout, self.tasks)
+        return score_by_budget(guide, torch.tensor(each, device=guide.device), batch, tokens.layout, self.tasks)

@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..types import Batch, Layout, Observations, Tokens
-from .masker import Score, Uniform
+from .masker import TokenScore, Uniform
 
 
 @dataclass(frozen=True)
@@ -23,8 +23,8 @@ class ByModality:
     The score sees that modality alone: its tokens, and what was observed at them.
     """
 
-    elsewhere: Score
-    scores: Mapping[str, Score] = field(default_factory=dict)
+    elsewhere: TokenScore
+    scores: Mapping[str, TokenScore] = field(default_factory=dict)
 
     def __call__(self, tokens: Tokens, observations: Observations, batch: Batch) -> Float[Tensor, "B N"]:
         layout, parts = tokens.layout, []
@@ -39,12 +39,12 @@ class ByModality:
 
 
 @dataclass(frozen=True)
-class IfSeen:
+class IfObserved:
     """A score that needs what a teacher saw, and another for the steps in which the teacher did not look."""
 
     teacher: str
-    score: Score
-    otherwise: Score = field(default_factory=Uniform)
+    score: TokenScore
+    otherwise: TokenScore = field(default_factory=Uniform)
 
     def __call__(self, tokens: Tokens, observations: Observations, batch: Batch) -> Float[Tensor, "B N"]:
         seen = observations[self.teacher]
@@ -57,7 +57,7 @@ class RandomHeads:
     """A score that a random few of a teacher's H heads guide: their number is drawn from 1..H, then which they are."""
 
     teacher: str
-    score: Score
+    score: TokenScore
 
     def __call__(self, tokens: Tokens, observations: Observations, batch: Batch) -> Float[Tensor, "B N"]:
         seen = observations[self.teacher]
@@ -70,7 +70,7 @@ class RandomHeads:
 
 
 @dataclass(frozen=True)
-class Errors:
+class LossMap:
     """How hard a teacher found each token to predict, as a map to draw from."""
 
     teacher: str

@@ -14,7 +14,7 @@ from torch import Tensor
 from ..types import Batch, Layout, Mask, Observations, Queries, Tokens
 
 
-class Score(Protocol):
+class TokenScore(Protocol):
     """The order in which tokens are hidden: high = first."""
 
     def __call__(self, tokens: Tokens, observations: Observations, batch: Batch) -> Float[Tensor, "B N"]: ...
@@ -52,10 +52,10 @@ class Masker:
     a modality that a sample lacks are never visible.
     """
 
-    score: Score
+    score: TokenScore
     visible: float = 0.25
     predicted: float = 0.75
-    predict_score: Score = field(default_factory=Uniform)
+    predict_score: TokenScore = field(default_factory=Uniform)
     unit: int = 1
 
     def __post_init__(self) -> None:
@@ -146,7 +146,7 @@ def modality_queries(mask: Mask, layout: Layout, modality: str) -> Queries:
     return Queries(cells + span.start, cells, asked.gather(1, cells).float())
 
 
-def units_of(side: int, patch: int) -> int:
+def unit_in_tokens(side: int, patch: int) -> int:
     """A masking unit's side in pixels -> in tokens; the patch must divide it."""
     if side < patch or side % patch:
         raise ValueError(f"mask_unit is a side in pixels that the patch divides; got {side} with a patch of {patch}")

@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..types import Batch, Observations, Tokens
+from .masker import TokenScore, Uniform
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class Grid:
 
 
 @dataclass(frozen=True)
-class Block:
+class Blockwise:
     """Random rectangles, one after another, are hidden whole (BEiT, arXiv 2106.08254, algorithm 1).
 
     A token's score is the order of the first of `count` rectangles that covers it, so every share of hidden tokens is
@@ -70,10 +71,18 @@ class Block:
 
 
 @dataclass(frozen=True)
-class InverseBlock:
+class InverseBlockwise:
     """Random rectangles stay visible and all around them is hidden (CAPI, arXiv 2502.08769, without its roll)."""
 
-    block: Block = field(default_factory=Block)
+    block: Blockwise = field(default_factory=Blockwise)
 
     def __call__(self, tokens: Tokens, observations: Observations, batch: Batch) -> Float[Tensor, "B N"]:
         return -self.block(tokens, observations, batch)
+
+
+PATTERNS: dict[str, TokenScore] = {
+    "uniform": Uniform(),
+    "block": Blockwise(),
+    "inverse-block": InverseBlockwise(),
+    "grid": Grid(),
+}

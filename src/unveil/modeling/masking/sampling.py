@@ -6,7 +6,7 @@ Shapes: B batch, N tokens.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol, get_args
 
 import torch
 from jaxtyping import Float
@@ -17,7 +17,7 @@ from ..types import Batch
 TINY = torch.finfo(torch.float32).tiny
 
 
-class Draw(Protocol):
+class Sampler(Protocol):
     """An order of tokens: the highest is hidden first."""
 
     def __call__(self, attention: Float[Tensor, "B N"], batch: Batch) -> Float[Tensor, "B N"]: ...
@@ -97,7 +97,26 @@ class Reversed:
     Of `Gumbel` it is MILAN's semantic-aware sampling (arXiv 2208.06049, section 3.3), of `Hard` AttMask-Low.
     """
 
-    draw: Draw
+    sampler: Sampler
 
     def __call__(self, attention: Float[Tensor, "B N"], batch: Batch) -> Float[Tensor, "B N"]:
-        return -self.draw(attention, batch)
+        return -self.sampler(attention, batch)
+
+
+SamplerName = Literal["gumbel", "hard", "noisy", "hint", "low", "keep"]
+
+
+def make_sampler(name: SamplerName, temperature: float = 1.0, noise: float = 0.25) -> Sampler:
+    """A sampler by name. `temperature` is that of gumbel and keep, `noise` the share of noise of noisy."""
+    samplers: dict[SamplerName, Sampler] = {
+        "gumbel": Gumbel(temperature),
+        "hard": Hard(),
+        "noisy": Noisy(noise),
+        "hint": Hint(),
+        "low": Reversed(Hard()),
+        "keep": Reversed(Gumbel(temperature)),
+    }
+    return samplers[name]
+
+
+SAMPLERS: dict[str, Sampler] = {name: make_sampler(name) for name in get_args(SamplerName)}
