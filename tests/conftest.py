@@ -46,8 +46,15 @@ class _OffWhileTracing(type(jaxtyping.config)):  # type: ignore[misc]
 
 jaxtyping.config.__class__ = _OffWhileTracing
 
+_capabilities = torch.cpu.get_capabilities
 torch.cpu.get_capabilities = dict  # float32, also on a processor that multiplies bfloat16 in hardware
 torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", min(4, torch.get_num_threads()))))
+
+
+@pytest.fixture
+def as_in_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The precision that a run takes on this processor, not the tests' float32."""
+    monkeypatch.setattr(torch.cpu, "get_capabilities", _capabilities)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -120,6 +120,7 @@ def curve(name: str, folder: Path) -> list[dict[str, Any]]:
     return [{"losses": line["losses"], "grad_norm": line["grad_norm"]} for line in steps]
 
 
+@pytest.mark.usefixtures("as_in_training")
 @pytest.mark.parametrize("name", CURVES)
 def test_twenty_updates_are_the_golden_ones(name: str, tmp_path: Path) -> None:
     golden = json.loads(GOLDEN.read_text())

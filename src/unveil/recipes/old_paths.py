@@ -70,7 +70,6 @@ RENAMED = {  # names of release 0.1 that have another name now, by the new modul
         "Tasks": "TaskSampling",
         "ask": "modality_queries",
         "by_budget": "score_by_budget",
-        "some_tasks": "sample_tasks",
         "units_of": "unit_in_tokens",
     },
     "modeling.objectives": {
