@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Collection
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -44,12 +45,13 @@ def is_inside(module: str, packages: Collection[str]) -> bool:
     return any(f"{module}.".startswith(f"{package}.") for package in packages)
 
 
-def imports(path: Path) -> tuple[set[str], set[str]]:
-    """The modules of unveil and the other packages that a file imports, wherever in it."""
+def imports(path: Path, at_start: bool = False) -> tuple[set[str], set[str]]:
+    """The modules of unveil and the other packages that a file imports: wherever in it, or as it is imported itself."""
     own: set[str] = set()
     others: set[str] = set()
     inside = path.relative_to(PACKAGE).parts[:-1]
-    for node in ast.walk(ast.parse(path.read_text())):
+    tree = ast.parse(path.read_text())
+    for node in tree.body if at_start else ast.walk(tree):
         if isinstance(node, ast.Import):
             others |= {alias.name.split(".")[0] for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and not node.level:
@@ -77,6 +79,16 @@ def test_imports_go_down(path: Path):
         if is_inside(module, [part]):
             bad = {m for m in imports(path)[0] if not is_inside(m, [part, *few]) and not is_inside(m, TOP)}
             assert not bad, f"{part} imports from {' '.join(few)} only"
+
+
+def test_modules_are_imported_without_a_cycle():
+    modules = {module_of(path).removesuffix(".__init__"): path for path in FILES}
+    graph = {}
+    for module, path in modules.items():
+        names = imports(path, at_start=True)[0]
+        known = {name if name in modules else name.rpartition(".")[0] for name in names}
+        graph[module] = known & modules.keys() - {module}
+    TopologicalSorter(graph).prepare()  # raises CycleError with the cycle
 
 
 @pytest.mark.parametrize("module", PURE)
@@ -110,8 +122,8 @@ def test_docstrings_say_something(path: Path):
     """Five words only repeat a name. Methods and private functions may do without a docstring."""
     documented = (ast.Module, ast.ClassDef, ast.FunctionDef)
     nodes = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, documented)]
-    texts = {getattr(node, "name", "module"): ast.get_docstring(node) for node in nodes}
-    short = {name: text for name, text in texts.items() if text is not None and len(text.split()) <= 5}
+    texts = [text for node in nodes if (text := ast.get_docstring(node)) is not None]
+    short = [text for text in texts if len(text.split()) <= 5]
     assert not short, "say what comes in and out, in which unit, or what is raised"
 
 
