@@ -1,4 +1,6 @@
-"""CMT-MAE: Collaborative Masking and Targets for Masked Autoencoders (Mo, AAAI 2025; arXiv 2412.17566).
+"""CMT-MAE (Mo, AAAI 2025; arXiv 2412.17566).
+
+The Dynamic Duo of Collaborative Masking and Target for Advanced Masked Autoencoder Learning.
 
 The paper leaves much open. Each such choice is a dial; its default is what the paper says, or else the nearest relative
 that does say. The ladder from its controls to the whole, by `--masking` and `--targets`:
