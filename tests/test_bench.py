@@ -13,10 +13,10 @@ import torch
 from unveil.cli.flags import flags_of
 from unveil.experiments.bench import bench, memory
 from unveil.experiments.bench import command as commands
-from unveil.experiments.bench.contenders import CONTENDERS, Name, Ours, Work, present
-from unveil.experiments.bench.flops import Cost, count
+from unveil.experiments.bench.contenders import CONTENDERS, Name, Ours, Work, select_contenders
+from unveil.experiments.bench.flops import StepCost, count_flops
 from unveil.experiments.bench.memory import peak
-from unveil.experiments.bench.timing import Seconds, Spread, Stepper, interleave, speed, spread
+from unveil.experiments.bench.timing import Quartiles, Seconds, Stepper, interleave, quartiles, speed
 from unveil.modeling.decoder import CrossDecoder, SelfDecoder
 from unveil.modeling.encoder import SIZES
 
@@ -54,7 +54,9 @@ class TestContenders:
 
     def test_transformers_trains_the_same_network_on_the_same_terms(self):
         pytest.importorskip("transformers", reason="the comparison needs transformers")
-        assert count(CONTENDERS["transformers"], BASE).parameters == count(CONTENDERS["mae"], BASE).parameters
+        assert (
+            count_flops(CONTENDERS["transformers"], BASE).parameters == count_flops(CONTENDERS["mae"], BASE).parameters
+        )
         config = CONTENDERS["transformers"].build(SMALL).model.config
         assert (config.mask_ratio, config.norm_pix_loss, config._attn_implementation) == (0.75, True, "sdpa")
 
@@ -66,15 +68,15 @@ class TestContenders:
 
     def test_without_transformers_the_others_run(self, monkeypatch: pytest.MonkeyPatch):
         monkeypatch.setitem(sys.modules, "transformers", None)
-        found, absent = present(("transformers", "mae", "mae"), SMALL)
+        found, absent = select_contenders(("transformers", "mae", "mae"), SMALL)
         assert [c.name for c in found] == ["mae"]
         assert "pip install" in absent["transformers"]
         with pytest.raises(ValueError, match="nobody is left"):
-            present(("transformers",), SMALL)
+            select_contenders(("transformers",), SMALL)
 
     def test_images_that_transformers_cannot_read(self):
         pytest.importorskip("transformers", reason="the comparison needs transformers")
-        found, absent = present(("mae", "transformers"), replace(SMALL, image_size=(32, 48)))
+        found, absent = select_contenders(("mae", "transformers"), replace(SMALL, image_size=(32, 48)))
         assert [c.name for c in found] == ["mae"]
         assert "square" in absent["transformers"]
         CONTENDERS["mae"].build(replace(SMALL, image_size=(32, 48)))
@@ -116,11 +118,11 @@ class TestFlops:
     @pytest.mark.parametrize("work", [SMALL, BASE], ids=lambda work: work.size)
     @pytest.mark.parametrize("name", LADDER)
     def test_counted_is_calculated(self, name: str, work: Work):
-        assert count(CONTENDERS[name], work).flops == formula(name, work)
+        assert count_flops(CONTENDERS[name], work).flops == formula(name, work)
 
     def test_transformers_counted_is_calculated(self):
         pytest.importorskip("transformers", reason="the comparison needs transformers")
-        assert count(CONTENDERS["transformers"], BASE).flops == formula("transformers", BASE)
+        assert count_flops(CONTENDERS["transformers"], BASE).flops == formula("transformers", BASE)
 
 
 class TestGuidance:
@@ -137,7 +139,7 @@ class TestGuidance:
         ],
     )
     def test_its_arithmetic(self, other: str, base: str, times: float):
-        found = count(CONTENDERS[other], BASE).flops / count(CONTENDERS[base], BASE).flops
+        found = count_flops(CONTENDERS[other], BASE).flops / count_flops(CONTENDERS[base], BASE).flops
         assert found == pytest.approx(times, rel=0.01)
 
     def test_of_a_period_all_steps_are_made_and_the_mean_is_told(self, monkeypatch: pytest.MonkeyPatch):
@@ -179,11 +181,11 @@ class TestTiming:
     def test_a_ratio_is_taken_within_each_round_so_drift_cancels(self):
         base = [Seconds(t, t, 2 * t) for t in (1.0, 5.0, 2.0)]
         half = [Seconds(0.0, t, t) for t in (1.0, 5.0, 2.0)]
-        assert speed(base, half) == Spread(2.0, 2.0, 2.0)
+        assert speed(base, half) == Quartiles(2.0, 2.0, 2.0)
 
     def test_spread_is_median_and_quartiles(self):
-        assert spread([4.0, 1.0, 3.0, 2.0, 5.0]) == Spread(3.0, 2.0, 4.0)
-        assert spread([7.0]) == Spread(7.0, 7.0, 7.0)
+        assert quartiles([4.0, 1.0, 3.0, 2.0, 5.0]) == Quartiles(3.0, 2.0, 4.0)
+        assert quartiles([7.0]) == Quartiles(7.0, 7.0, 7.0)
 
     def test_a_step_trains(self):
         stepper = Stepper(CONTENDERS["inter-block"].build(SMALL), SMALL.batch(CPU), CPU)
@@ -223,7 +225,7 @@ class TestMemory:
     def test_a_process_of_its_own_holds_weights_gradients_and_moments(self):
         megabytes = peak(CONTENDERS["mae"], SMALL, "float32", CPU, compile=False)
         assert megabytes is not None
-        weights = 4 * count(CONTENDERS["mae"], SMALL).parameters / 2**20
+        weights = 4 * count_flops(CONTENDERS["mae"], SMALL).parameters / 2**20
         assert 4 * weights < megabytes < 4 * weights + 300
 
     @pytest.mark.parametrize(
@@ -316,10 +318,10 @@ class TestCommand:
         assert list(tmp_path.iterdir()) == []
 
     def test_too_much_for_the_memory(self):
-        costs = {"mae": Cost(1, 10**9), "partial": Cost(1, 10**9)}
+        costs = {"mae": StepCost(1, 10**9), "partial": StepCost(1, 10**9)}
         with pytest.raises(ValueError, match=r"needs about 26\.1 GB, .*fewer --contenders"):
             commands._check_room(costs, {}, CPU)
-        commands._check_room({"mae": Cost(1, 10**6)}, {("mae", "float32"): 20.0, ("mae", "bf16"): None}, CPU)
+        commands._check_room({"mae": StepCost(1, 10**6)}, {("mae", "float32"): 20.0, ("mae", "bf16"): None}, CPU)
 
     def test_every_argument_is_a_flag_with_a_meaning(self):
         flags = flags_of(bench)

@@ -12,7 +12,7 @@ import pytest
 
 from report_fakes import fake_images, fake_run
 from unveil.reporting import write_report
-from unveil.reporting.galleries import _epoch, spread
+from unveil.reporting.galleries import _epoch, evenly_spaced
 from unveil.reporting.run import ProbeEpoch
 from unveil.reporting.run_folder import read_run
 
@@ -254,8 +254,8 @@ def test_epochs_of_pictures_are_short(epoch, shown):
 
 
 def test_spread_keeps_the_ends():
-    assert spread(range(100), 6) == [0, 20, 40, 59, 79, 99]
-    assert spread([1, 2], 6) == [1, 2]
+    assert evenly_spaced(range(100), 6) == [0, 20, 40, 59, 79, 99]
+    assert evenly_spaced([1, 2], 6) == [1, 2]
 
 
 def test_the_room_imports_no_torch():

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from report_fakes import fake_run
-from unveil.reporting.run import Evaluation, Run, Signals, Step
+from unveil.reporting.run import Evaluation, RunRecord, Signals, Step
 from unveil.reporting.run_folder import read_run
 from unveil.reporting.verdict import LEVELS, headline, judge
 
@@ -28,9 +28,9 @@ def falling(n: int = 100, start: float = 1.0, end: float = 0.4, speed: float = 8
     return end + (start - end) * np.exp(-speed * np.arange(n) / n) + noise
 
 
-def run(losses=None, *, info=None, **parts) -> Run:
+def run(losses=None, *, info=None, **parts) -> RunRecord:
     parts.setdefault("steps", log(falling() if losses is None else losses))
-    return Run(Path("a"), "a", info or {"status": "finished", "dials": {"epochs": 10}}, **parts)
+    return RunRecord(Path("a"), "a", info or {"status": "finished", "dials": {"epochs": 10}}, **parts)
 
 
 def only(found: list, level: str):

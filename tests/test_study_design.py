@@ -10,9 +10,9 @@ import torch
 
 from unveil.experiments.study import Arm, RunOf, Scale, Setting, Share, Study
 from unveil.experiments.study.checking import check
-from unveil.experiments.study.cost_estimate import build, counted
+from unveil.experiments.study.cost_estimate import build, flops_and_epochs
 from unveil.experiments.study.jobs import expand, settled
-from unveil.experiments.study.overrides import with_choices, with_data
+from unveil.experiments.study.overrides import with_data, with_overrides
 from unveil.experiments.study.registry import load_study, studies, summary
 
 
@@ -51,7 +51,7 @@ def test_weights_on_the_way_are_measured_as_often_as_they_are_kept(tmp_path: Pat
 
 
 def test_a_study_can_be_done_without_the_arms_that_its_shared_dials_are_for(tmp_path: Path):
-    asked = with_choices(load_study("recipes"), "cpu", arms=["MAE", "CrossMAE"])
+    asked = with_overrides(load_study("recipes"), "cpu", arms=["MAE", "CrossMAE"])
     assert "teacher" in asked.scales["cpu"].dials
     check(asked, "cpu")
     some, every = expand(asked, "cpu", tmp_path), expand(load_study("recipes"), "cpu", tmp_path)
@@ -88,7 +88,7 @@ def test_the_arms_of_a_built_in_study_are_legal(name: str):
 def test_operations_are_counted_over_the_stages_as_they_are_long():
     asked = load_study("cmtmae-ladder")
     at = asked.scales["smoke"]
-    flops = {arm.name: counted(arm, at, at.settings[0])[0] for arm in asked.arms[:2]}
+    flops = {arm.name: flops_and_epochs(arm, at, at.settings[0])[0] for arm in asked.arms[:2]}
     assert flops["MAE"] > 1e6
     assert flops["random masks, teacher targets"] > 1.3 * flops["MAE"]  # the teacher looks at the whole image
 
@@ -125,7 +125,7 @@ def test_images_of_ones_own_name_the_setting_of_scenes_that_they_replace(tmp_pat
 
 
 def test_measurements_are_limited_on_demand(tmp_path: Path):
-    asked = with_choices(load_study("multimae-masks"), "smoke", limit=30)
+    asked = with_overrides(load_study("multimae-masks"), "smoke", limit=30)
     assert {e["limit"] for job in expand(asked, "smoke", tmp_path) for e in job.evaluate} == {30}
 
 

@@ -15,7 +15,7 @@ from unveil.experiments.study.command import study
 from unveil.experiments.study.jobs import expand, settled
 from unveil.experiments.study.registry import load_study
 from unveil.experiments.study.schedule import Schedule
-from unveil.experiments.study.time_budget import fit_epochs, keep, with_epochs, with_minutes
+from unveil.experiments.study.time_budget import fit_epochs, store_epochs, with_epochs, with_minutes
 from unveil.experiments.study.worker import perform
 from unveil.modeling.encoder import vit
 from unveil.modeling.image_encoder import ImageEncoder
@@ -52,12 +52,12 @@ def test_epochs_are_those_that_fit_and_are_timed_once(timed: list[str], tmp_path
     # 120 s at 10 and 40 ms for each of 95 images that are trained on
     assert epochs == {"MAE": pytest.approx(126, rel=0.01), "taught": pytest.approx(31.6, rel=0.01)}
     assert not list(tmp_path.iterdir())
-    assert keep(epochs, ASKED.scales["cpu"], tmp_path) == epochs
+    assert store_epochs(epochs, ASKED.scales["cpu"], tmp_path) == epochs
     assert timed == ["mae", "cmtmae"]
 
     assert fit_epochs(ASKED, "cpu", tmp_path, "cpu") == epochs
     assert timed == ["mae", "cmtmae"]
-    assert keep({"MAE": 1.0, "other": 3.0}, ASKED.scales["cpu"], tmp_path) == {**epochs, "other": 3.0}
+    assert store_epochs({"MAE": 1.0, "other": 3.0}, ASKED.scales["cpu"], tmp_path) == {**epochs, "other": 3.0}
     with pytest.raises(ValueError, match="train for 2 minutes each, not 3; give another --out"):
         fit_epochs(with_minutes(ASKED, "cpu", 3.0), "cpu", tmp_path, "cpu")
 

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from unveil.evaluation.statistics import compare, estimate, holm, p_value, t_quantile
-from unveil.experiments.study.aggregate import claim, gather, references_of, rows_of
+from unveil.experiments.study.aggregate import arm_rows, claim, gather, reference_rows
 from unveil.experiments.study.jobs import expand
-from unveil.experiments.study.learning_curves import along, times_to
+from unveil.experiments.study.learning_curves import learning_curves, time_to_target
 from unveil.experiments.study.registry import load_study
 from unveil.experiments.study.tables import as_csv, as_text, remarks
 from unveil.reporting.intervals import intervals, write_intervals
@@ -71,7 +71,7 @@ def run(arm: str, seed: int, accuracy: float, setting: str = "scenes", seconds: 
 def test_tables_page_and_pictures_say_what_the_runs_carry(tmp_path: Path):
     runs = [run(arm, s, base + 0.01 * s + 0.001 * (s == 1) * (arm == "b")) for arm, base in (("<a>", 0.3), ("b", 0.4))
             for s in range(3)]  # fmt: skip
-    rows = rows_of(runs, "scenes", "<a>")
+    rows = arm_rows(runs, "scenes", "<a>")
     assert [(r["arm"], r["says"]) for r in rows] == [("<a>", "the baseline"), ("b", "higher")]
     outcome = {
         **{"study": "s", "question": "q?", "note": "", "scale": "cpu", "baseline": "<a>", "seeds": [0, 1, 2]},
@@ -100,15 +100,15 @@ def test_what_stands_beside_the_arms_is_compared_with_the_baseline_and_corrected
     for k, one in enumerate(runs[:3]):  # the baseline's
         near, far = (0.49, 0.51, 0.52)[k], (0.30, 0.32, 0.31)[k]
         one["references"] = {"raw": {"knn accuracy": near}, "from scratch": {"knn accuracy": far}}
-    rows = {row["who"]: row for row in references_of(runs, "scenes", "a")}
+    rows = {row["who"]: row for row in reference_rows(runs, "scenes", "a")}
     scratch = compare({0: 0.30, 1: 0.32, 2: 0.31}, {0: 0.50, 1: 0.51, 2: 0.52})
     assert scratch is not None
     assert scratch.p is not None
     assert rows["from scratch"]["difference"] == asdict(scratch.difference)
     assert (rows["from scratch"]["p"], rows["from scratch"]["p_holm"]) == (scratch.p, pytest.approx(2 * scratch.p))
     assert (rows["from scratch"]["says"], rows["raw"]["says"]) == ("lower", "no difference shown")
-    assert [row["who"] for row in references_of(runs, "elsewhere", "a")] == []
-    arms = rows_of(runs, "scenes", "a")
+    assert [row["who"] for row in reference_rows(runs, "elsewhere", "a")] == []
+    arms = arm_rows(runs, "scenes", "a")
     outcome = {
         **{"study": "s", "question": "q?", "note": "", "scale": "cpu", "baseline": "a", "seeds": [0, 1, 2]},
         **{"settings": [{"name": "scenes"}], "arms": [], "runs": runs, "remarks": [], "headlines": ["knn accuracy"]},
@@ -136,7 +136,7 @@ def test_how_soon_an_arm_gets_there():
         run("b", 0, 0.3, "short", 12), run("b", 0, 0.5, "long", 32),
         run("c", 0, 0.45, "short", 9), run("c", 0, 0.6, "long", 40),
     ]  # fmt: skip
-    found = {t["arm"]: t for t in times_to(runs, ["short", "long"], "knn accuracy")}
+    found = {t["arm"]: t for t in time_to_target(runs, ["short", "long"], "knn accuracy")}
     assert found["a"]["seconds"] == 30  # 0.4 is what all of them reach
     assert found["b"]["seconds"] == pytest.approx(22)
     assert found["c"]["at_most"]
@@ -149,23 +149,23 @@ def test_figures_along_the_way():
         start = 0.1 if one["arm"] == "a" else 0.2
         one["curves"]["knn accuracy"] = [[2.0, start + 0.01 * one["seed"]], [4.0, 0.3]]
         one["seconds_at"] = [[0.0, 0.0], [4.0, 40.0 if one["arm"] == "a" else 80.0]]
-    rows = along(runs, "scenes", "a", ["knn accuracy"])
+    rows = learning_curves(runs, "scenes", "a", ["knn accuracy"])
     assert [(r["arm"], r["epoch"], r["count"]) for r in rows] == [("a", 2, 2), ("a", 4, 2), ("b", 2, 2), ("b", 4, 2)]
     assert rows[0]["mean"] == pytest.approx(0.105)
     assert rows[0]["difference"] is None
     assert rows[2]["difference"]["mean"] == pytest.approx(0.1)
-    found = {t["arm"]: t for t in times_to(runs, ["scenes"], "knn accuracy")}
+    found = {t["arm"]: t for t in time_to_target(runs, ["scenes"], "knn accuracy")}
     assert found["a"]["target"] == pytest.approx(0.3)
     assert (found["a"]["seconds"], found["b"]["seconds"]) == (pytest.approx(40), pytest.approx(80))
     for one in runs:
         one["curves"]["knn accuracy"].append([6.0, 0.4])
         one["seconds_at"].append([6.0, one["seconds_at"][-1][1] * 1.5])
-    later = {t["arm"]: t for t in times_to(runs, ["scenes"], "knn accuracy")}
+    later = {t["arm"]: t for t in time_to_target(runs, ["scenes"], "knn accuracy")}
     assert later["b"]["seconds"] == pytest.approx(120)
     outcome = {
         **{"study": "s", "question": "q?", "note": "", "scale": "cpu", "baseline": "a", "seeds": [0, 1]},
         **{"settings": [{"name": "scenes"}], "arms": [], "runs": runs, "remarks": [], "headlines": ["knn accuracy"]},
-        **{"rows": rows_of(runs, "scenes", "a"), "references": [], "along": rows, "times": list(later.values())},
+        **{"rows": arm_rows(runs, "scenes", "a"), "references": [], "along": rows, "times": list(later.values())},
     }
     told = as_text(outcome)
     assert "epoch 2" in told

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ..runs.atomic import write_text
 from .page import page
-from .run_folder import Run, read_run
+from .run_folder import RunRecord, read_run
 
 __all__ = ["write_report"]
 
@@ -33,7 +33,7 @@ def write_report(runs: Sequence[str | Path], out: str | Path | None = None) -> P
     return path
 
 
-def _told_apart(runs: Sequence[Run]) -> list[Run]:
+def _told_apart(runs: Sequence[RunRecord]) -> list[RunRecord]:
     """Runs whose folders share a name get the parent's name in front."""
     names = [run.name for run in runs]
     return [

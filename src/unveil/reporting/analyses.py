@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from .charts import Line, line_chart
-from .markup import Markup, brief, figure, percent, table, tag
+from .markup import Markup, brief, figure, html_table, percent, tag
 from .pictures import scalar_colours
 from .run import number
 from .sections import Runs, charts_of, named, section
@@ -81,7 +81,7 @@ def attention_tables(runs: Runs) -> Markup | None:
         ]
         if rows:
             head = ["", *(f"epoch {brief(number(point.get('epoch')))}" for point in points)]
-            blocks += [named(run, place, runs), table(head, rows)]
+            blocks += [named(run, place, runs), html_table(head, rows)]
         blocks += [_decoder(decoder) for decoder in mappings(told.get("decoders"))]
     return section("Attention, analysed", *blocks, explained="On held-out images, by checkpoint.") if blocks else None
 
@@ -109,8 +109,12 @@ def _layers(told: Mapping[str, Any]) -> list[Markup]:
         return []
     rows = [[f"layer {k}", *(shaded(value, value) for value in row)] for k, row in enumerate(matrix, start=1)]
     found = [
-        tag("p", f"Down {names[0]}, across {names[1]}; {brief(number(told.get('images')))} images.", class_="remark"),
-        table(["", *(str(k) for k in range(1, len(matrix[0]) + 1))], rows, class_="cka"),
+        tag(
+            "p",
+            f"Down {names[0]}, across {names[1]}; {brief(number(told.get('images')))} images.",
+            class_="remark",
+        ),
+        html_table(["", *(str(k) for k in range(1, len(matrix[0]) + 1))], rows, class_="cka"),
     ]
     parts = told.get("layers") if isinstance(told.get("layers"), list) else []
     both = [mappings(part) for part in parts or ()]
@@ -145,7 +149,7 @@ def _decoder(told: Mapping[str, Any]) -> Markup | None:
         f"token. Summed, as CrossMAE reports it (1.42 and 0.39 for MAE), an even map has {even} for both.",
         class_="remark",
     )
-    return tag("div", lead, table(["", "to visible", "to masked", "mass on visible"], rows))
+    return tag("div", lead, html_table(["", "to visible", "to masked", "mass on visible"], rows))
 
 
 def shaded(value: float, shade: float) -> Markup:

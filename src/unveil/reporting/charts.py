@@ -30,7 +30,7 @@ class Line:
 
 
 @dataclass(frozen=True)
-class Scale:
+class Axis:
     """Values on an axis of pixels, linear or logarithmic."""
 
     low: float
@@ -140,8 +140,8 @@ def _svg(
 ) -> Markup:
     all_x, all_y = (np.concatenate([d[i] for d in drawn]) for i in (1, 2))
     x_low, x_high = float(all_x.min()), float(all_x.max())
-    across = Scale(x_low, x_high if x_high > x_low else x_low + 1, LEFT, RIGHT)
-    up = Scale(*_range(all_y, is_log, from_zero), BOTTOM, TOP, is_log)
+    across = Axis(x_low, x_high if x_high > x_low else x_low + 1, LEFT, RIGHT)
+    up = Axis(*_range(all_y, is_log, from_zero), BOTTOM, TOP, is_log)
     said = "; ".join(f"{line.name} from {figure(y[0])} to {figure(y[-1])}" for line, _, y in drawn)
     return tag(
         "svg",
@@ -158,7 +158,7 @@ def _svg(
     )
 
 
-def _axes(across: Scale, up: Scale, x_label: str) -> list[Markup]:
+def _axes(across: Axis, up: Axis, x_label: str) -> list[Markup]:
     y_ticks = log_ticks(up.low, up.high) if up.is_log else nice_ticks(up.low, up.high)
     x_ticks = nice_ticks(across.low, across.high, 6)
     parts = []
@@ -184,7 +184,7 @@ def _short(value: float) -> str:
     return f"{value:g}"
 
 
-def _paths(line: Line, across: Scale, up: Scale, x: np.ndarray, y: np.ndarray) -> list[Markup]:
+def _paths(line: Line, across: Axis, up: Axis, x: np.ndarray, y: np.ndarray) -> list[Markup]:
     classes = f"line s{_slot(line.colour)}" + (" dash" if line.is_dashed or line.colour >= NUM_COLOURS else "")
     order = np.argsort(x, kind="stable")
     x, y = x[order], y[order]

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from .analyses import mappings, shaded
-from .markup import Markup, figure, percent, picture, table, tag
+from .markup import Markup, figure, html_table, percent, picture, tag
 from .run import number
 from .sections import Runs, named, section
 
@@ -44,7 +44,7 @@ def _decoder(told: Mapping[str, Any]) -> Markup:
         for k, part in enumerate(parts)
     ]
     lead = tag("p", f"Decoder {told.get('decoder', '')}.", class_="remark")
-    tables = [table(["", "share of the prediction", "loss so far", "detail"], rows)]
+    tables = [html_table(["", "share of the prediction", "loss so far", "detail"], rows)]
     maps, reads = told.get("maps"), told.get("reads")
     if isinstance(maps, list) and isinstance(reads, list) and reads:
         shares = [[number(share) for share in row] for row in reads if isinstance(row, list)]
@@ -53,5 +53,5 @@ def _decoder(told: Mapping[str, Any]) -> Markup:
             [f"block {k}", *(shaded(share, share / most) for share in row)] for k, row in enumerate(shares, start=1)
         ]
         words = "How much each encoder map (0: the patches themselves) weighs in what each block reads."
-        tables += [tag("p", words, class_="remark"), table(["", *map(str, maps)], cells, class_="cka")]
+        tables += [tag("p", words, class_="remark"), html_table(["", *map(str, maps)], cells, class_="cka")]
     return tag("div", lead, *tables)

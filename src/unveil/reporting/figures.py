@@ -27,7 +27,7 @@ class Panel:
 
 
 @dataclass(frozen=True)
-class Block:
+class PanelBlock:
     """What is shown of one sample: rows of panels and, where there is a `lead`, one as high as all rows beside them."""
 
     title: str
@@ -71,7 +71,7 @@ class Legend:
 Key = Bar | Legend
 
 
-def draw_sheet(title: str, blocks: Sequence[Block], keys: Sequence[Key], notes: Sequence[str]) -> Picture:
+def draw_sheet(title: str, blocks: Sequence[PanelBlock], keys: Sequence[Key], notes: Sequence[str]) -> Picture:
     """The blocks one below the other on a sheet that is 1280 pixels wide; all panels have one size."""
     shapes = [p.picture.shape for b in blocks for row in b.rows for p in row if p.picture is not None]
     ratio = max((shape[0] / shape[1] for shape in shapes), default=1.0)
@@ -98,7 +98,7 @@ def draw_sheet(title: str, blocks: Sequence[Block], keys: Sequence[Key], notes: 
     return np.asarray(sheet)
 
 
-def _side(block: Block, ratio: float) -> int:
+def _side(block: PanelBlock, ratio: float) -> int:
     """The width of a panel with which a block fills the sheet."""
     columns = max(map(len, block.rows))
     room = float(WIDTH - 2 * _MARGIN - (columns - 1) * _GAP)
@@ -108,7 +108,7 @@ def _side(block: Block, ratio: float) -> int:
     return int(room / columns)
 
 
-def _block(sheet: Image.Image, draw: ImageDraw.ImageDraw, block: Block, y: int, side: int, height: int) -> int:
+def _block(sheet: Image.Image, draw: ImageDraw.ImageDraw, block: PanelBlock, y: int, side: int, height: int) -> int:
     draw.line((_MARGIN, y, WIDTH - _MARGIN, y), fill=_FAINT)
     _write(draw, (_MARGIN, y + 5), block.title, 15, _INK, WIDTH - 2 * _MARGIN)
     y += _TITLE

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from .markup import Markup, brief, figure, join, picture, tag
-from .run import NeighbourRow, ProbeEpoch, ProbeFiles, Run
+from .run import NeighbourRow, ProbeEpoch, ProbeFiles, RunRecord
 from .sections import Runs, named, section
 
 T = TypeVar("T")
@@ -19,7 +19,7 @@ def reconstructions(runs: Runs) -> Markup | None:
     blocks: list[Markup | None] = []
     most_probes, most_epochs = (9, 6) if len(runs) == 1 else (4, 5)
     for place, run in enumerate(runs):
-        epochs = spread(run.probes.epochs, most_epochs)
+        epochs = evenly_spaced(run.probes.epochs, most_epochs)
         rows = []
         for probe, name in list(enumerate(run.probes.names))[:most_probes]:
             seen = [(e, e.items[probe]) for e in epochs if probe in e.items and _predicted(e.items[probe])]
@@ -43,7 +43,9 @@ def attention_maps(runs: Runs) -> Markup | None:
     blocks: list[Markup | None] = []
     most_probes, most_epochs = (4, 6) if len(runs) == 1 else (3, 5)
     for place, run in enumerate(runs):
-        epochs = spread([e for e in run.probes.epochs if any(f.attention for f in e.items.values())], most_epochs)
+        epochs = evenly_spaced(
+            [e for e in run.probes.epochs if any(f.attention for f in e.items.values())], most_epochs
+        )
         rows = []
         for probe, name in list(enumerate(run.probes.names))[:most_probes]:
             seen = [(e, e.items[probe]) for e in epochs if probe in e.items and e.items[probe].attention]
@@ -65,7 +67,7 @@ def guidance(runs: Runs) -> Markup | None:
     blocks: list[Markup | None] = []
     most_probes, most_epochs = (2, 6) if len(runs) == 1 else (1, 5)
     for place, run in enumerate(runs):
-        epochs = spread([e for e in run.probes.epochs if any(map(_is_guided, e.items.values()))], most_epochs)
+        epochs = evenly_spaced([e for e in run.probes.epochs if any(map(_is_guided, e.items.values()))], most_epochs)
         strips: list[Markup] = []
         for probe, name in enumerate(run.probes.names):
             seen = [(e, e.items[probe]) for e in epochs if probe in e.items and _is_guided(e.items[probe])]
@@ -100,7 +102,9 @@ def across_modalities(runs: Runs) -> Markup | None:
     blocks: list[Markup | None] = []
     most_rows, most_epochs = (12, 6) if len(runs) == 1 else (6, 5)
     for place, run in enumerate(runs):
-        epochs = spread([e for e in run.probes.epochs if any(_given(f.more) for f in e.items.values())], most_epochs)
+        epochs = evenly_spaced(
+            [e for e in run.probes.epochs if any(_given(f.more) for f in e.items.values())], most_epochs
+        )
         strips: list[Markup] = []
         for probe, name in enumerate(run.probes.names):
             seen = [(e, e.items[probe]) for e in epochs if probe in e.items and _given(e.items[probe].more)]
@@ -115,7 +119,7 @@ def across_modalities(runs: Runs) -> Markup | None:
     return section("Across modalities", *blocks, explained=explained) if blocks else None
 
 
-def colour_keys(run: Run) -> Markup | None:
+def colour_keys(run: RunRecord) -> Markup | None:
     """What the colours of measured maps and of classes mean."""
     told = []
     for key in run.probes.keys:
@@ -166,7 +170,7 @@ def nearest_neighbours(runs: Runs) -> Markup | None:
     return section("Nearest neighbours", *blocks, explained=explained) if blocks else None
 
 
-def spread(items: Sequence[T], most: int) -> list[T]:
+def evenly_spaced(items: Sequence[T], most: int) -> list[T]:
     """At most `most` of the items, evenly spread, the first and the last among them."""
     if len(items) <= most:
         return list(items)
@@ -197,7 +201,7 @@ def _epoch(at: ProbeEpoch) -> str:
     return f"epoch {brief(round(at.epoch, 1))}" if at.epoch >= 1 else f"epoch {at.epoch:.2g}"
 
 
-def _how_to_read(run: Run) -> Markup:
+def _how_to_read(run: RunRecord) -> Markup:
     note = f" {run.probes.note}" if run.probes.note else ""
     if any("features" in files.more for epoch in run.probes.epochs for files in epoch.items.values()):
         label = tag("strong", "Features: ")

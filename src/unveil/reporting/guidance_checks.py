@@ -8,21 +8,21 @@ from collections.abc import Sequence
 import numpy as np
 
 from .markup import brief, figure, percent
-from .run import Evaluation, Run, number
+from .run import Evaluation, RunRecord, number
 from .verdict_types import Verdict, ends_of, is_telling, losses_of
 
 _NEAR = 0.1  # a student weight so near to 0 or 1 is at an end
 _EVEN = 0.995
 
 
-def student_weight(run: Run) -> float:
+def student_weight(run: RunRecord) -> float:
     """The student's share in masks and targets; NaN for a run that has no such dial."""
     dials = run.mapping("dials")
     alpha = number(dials.get("alpha"))
     return number(dials.get("student_weight")) if math.isnan(alpha) else alpha
 
 
-def easy_targets(run: Run) -> Verdict | None:
+def easy_targets(run: RunRecord) -> Verdict | None:
     """A low loss with poor k-NN: the targets have become easy to predict, the features are worth little."""
     if math.isnan(student_weight(run)) or not is_telling(run):
         return None
@@ -45,7 +45,7 @@ def easy_targets(run: Run) -> Verdict | None:
     )
 
 
-def unstable_weight(run: Run) -> Verdict | None:
+def unstable_weight(run: RunRecord) -> Verdict | None:
     """Unstable training with a student weight near 0 or 1, where one of the two decides all."""
     weight = student_weight(run)
     is_all_teacher = run.text("dials", "masking") == run.text("dials", "targets") == "teacher"
@@ -63,7 +63,7 @@ def unstable_weight(run: Run) -> Verdict | None:
     )
 
 
-def even_guidance(run: Run) -> Verdict | None:
+def even_guidance(run: RunRecord) -> Verdict | None:
     """Attention so even that masks drawn from it are random."""
     looks = [s.attention for s in run.signals if "guide_evenness" in s.attention]
     if not looks:
@@ -82,7 +82,7 @@ def even_guidance(run: Run) -> Verdict | None:
     )
 
 
-def no_gain(run: Run, others: Sequence[Run]) -> Verdict | None:
+def no_gain(run: RunRecord, others: Sequence[RunRecord]) -> Verdict | None:
     """No better than an MAE of the same size that is in the same report."""
     knn = _knn(run)
     if math.isnan(student_weight(run)) or knn is None:
@@ -116,11 +116,11 @@ _OWN_GUIDE = (
 _WORDS = {"untrained": "an untrained encoder", "pixels": "raw pixels"}
 
 
-def _knn(run: Run) -> Evaluation | None:
+def _knn(run: RunRecord) -> Evaluation | None:
     return next((e for e in run.evaluations if e.protocol == "knn" and "accuracy" in e.metrics), None)
 
 
-def _unrest(run: Run) -> list[str]:
+def _unrest(run: RunRecord) -> list[str]:
     """The signs of unstable training in the second half of the log, in words."""
     found = []
     half = run.steps[len(run.steps) // 2 :]

@@ -7,7 +7,7 @@ from typing import Any
 
 from .analyses import mappings
 from .charts import Line, line_chart
-from .markup import Markup, figure, percent, table
+from .markup import Markup, figure, html_table, percent
 from .run import number
 from .sections import Runs, charts_of, named, section
 
@@ -20,7 +20,11 @@ def cheaper_guidance(runs: Runs) -> Markup | None:
         ways = mappings(told.get("ways"))
         maps = [name for name in _mapping(ways[0].get("overlap")) if name != "all"] if ways else []
         rows = [
-            [str(way.get("name", "")), figure(number(way.get("cost"))), *_overlaps(way, maps if len(maps) > 1 else [])]
+            [
+                str(way.get("name", "")),
+                figure(number(way.get("cost"))),
+                *_overlaps(way, maps if len(maps) > 1 else []),
+            ]
             for way in ways
         ]
         if rows:
@@ -30,7 +34,7 @@ def cheaper_guidance(runs: Runs) -> Markup | None:
                 "Masks in common with the faithful ones", _savings(ways), x_label="cost of a step",
                 note="beyond chance", from_zero=True,
             )  # fmt: skip
-            blocks += [named(run, place, runs), table([*head, *named_maps], rows), charts_of([chart])]
+            blocks += [named(run, place, runs), html_table([*head, *named_maps], rows), charts_of([chart])]
     if not blocks:
         return None
     explained = (

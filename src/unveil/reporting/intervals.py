@@ -20,7 +20,7 @@ _ALONE = f"{PALETTE}{MARKS}text{{font:14px system-ui,sans-serif;fill:var(--soft)
 Row = tuple[str, Mapping[str, Any], bool]  # a name, a mapping with `mean` and `half`, and whether it is a reference
 
 
-def rows_of(outcome: Mapping[str, Any], setting: str, metric: str) -> list[Row]:
+def metric_rows(outcome: Mapping[str, Any], setting: str, metric: str) -> list[Row]:
     """What a study found of a metric: its arms, then what stands beside them."""
     asked = (setting, metric)
     own = [row for row in outcome["rows"] if (row["setting"], row["metric"]) == asked]
@@ -37,7 +37,7 @@ def intervals(metric: str, rows: Sequence[Row]) -> Markup:
 def write_intervals(outcome: Mapping[str, Any], folder: Path) -> list[Path]:
     """A picture of each headline metric in each setting, in the folder's `figures/`; returns their paths."""
     found = {
-        f"{setting['name']}: {metric}": (metric, rows_of(outcome, setting["name"], metric))
+        f"{setting['name']}: {metric}": (metric, metric_rows(outcome, setting["name"], metric))
         for setting in outcome["settings"]
         for metric in outcome["headlines"]
     }

@@ -38,7 +38,7 @@ def join(children: Iterable[object]) -> Markup:
     return Markup("".join(c if isinstance(c, Markup) else html.escape(str(c)) for c in children if c is not None))
 
 
-def table(head: Sequence[object], rows: Iterable[Sequence[object]], **attributes: object) -> Markup:
+def html_table(head: Sequence[object], rows: Iterable[Sequence[object]], **attributes: object) -> Markup:
     """A table whose first column names its rows; too wide a one scrolls in its own box."""
     header = tag("tr", *(tag("th", h, scope="col") for h in head))
     body = [tag("tr", tag("th", row[0], scope="row"), *(tag("td", cell) for cell in row[1:])) for row in rows]

@@ -123,7 +123,7 @@ class NeighbourRow:
 
 
 @dataclass(frozen=True)
-class Run:
+class RunRecord:
     """Everything that a run folder holds for a report; `remarks` says what is missing or could not be read."""
 
     path: Path

@@ -8,16 +8,16 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from .run import Evaluation, Neighbour, NeighbourRow, ProbeEpoch, ProbeFiles, Probes, Run, Signals, Step, number
+from .run import Evaluation, Neighbour, NeighbourRow, ProbeEpoch, ProbeFiles, Probes, RunRecord, Signals, Step, number
 
 
-def read_run(path: str | Path) -> Run:
+def read_run(path: str | Path) -> RunRecord:
     """Read a run folder. FileNotFoundError or ValueError where there is none, with the runs that lie inside it."""
     folder = Path(path)
     check_run_folder(folder)
     remarks: list[str] = []
     steps, signals = _metrics(folder / "metrics.jsonl", remarks)
-    return Run(
+    return RunRecord(
         path=folder,
         name=folder.resolve().name,
         info=_mapping(_json(folder / "run.json", remarks, needed=True)),

@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterable, Sequence
 
 from ..runs.console import duration
 from .charts import NUM_COLOURS
-from .markup import Markup, brief, figure, percent, table, tag
-from .run import Evaluation, Run, protocol_name
+from .markup import Markup, brief, figure, html_table, percent, tag
+from .run import Evaluation, RunRecord, protocol_name
 from .sections import Runs, section
 
 SHOWN = 3  # measures of a protocol that are seen at once
@@ -47,7 +47,7 @@ def comparison(runs: Runs) -> Markup | None:
         if alike
         else "The runs differ in target or in the share hidden, so their losses do not compare, and none is bold."
     )
-    return section("Side by side", table(head, rows, class_="compare"), explained=explained)
+    return section("Side by side", html_table(head, rows, class_="compare"), explained=explained)
 
 
 def evaluations(runs: Runs) -> Markup | None:
@@ -60,12 +60,12 @@ def evaluations(runs: Runs) -> Markup | None:
     return section("Evaluation", *blocks, explained=explained)
 
 
-def _share_hidden(run: Run) -> str:
+def _share_hidden(run: RunRecord) -> str:
     visible, tokens = run.number("model", "num_visible"), run.number("model", "num_tokens")
     return f"{visible / tokens:.3f}" if tokens > 0 else run.text("dials", "visible")
 
 
-def _accuracy(run: Run, key: tuple[str, str]) -> float:
+def _accuracy(run: RunRecord, key: tuple[str, str]) -> float:
     found = [e for e in run.evaluations if (e.protocol, e.data) == key]
     return found[0].metrics.get("accuracy", math.nan) if found else math.nan
 
@@ -95,17 +95,17 @@ def _protocol(runs: Runs, protocol: str, data: str) -> Markup:
     return tag("article", heading, *bars, tag("p", card, class_="remark") if card else None, class_="protocol")
 
 
-def _parts(what: str, told: Sequence[tuple[int, Run, Evaluation]]) -> Markup:
+def _parts(what: str, told: Sequence[tuple[int, RunRecord, Evaluation]]) -> Markup:
     """What a metric is a mean of, such as the IoU of each class: a column per run."""
     names = list(dict.fromkeys(name for _, _, e in told for name in e.details.get(what, {})))
     found = {name: [e.details.get(what, {}).get(name, math.nan) for _, _, e in told] for name in names}
     is_iou = what == "iou"
     rows = [[name, *(percent(v) if is_iou else figure(v) for v in values)] for name, values in found.items()]
     head = ["class" if is_iou else "", *(run.name for _, run, _ in told)]
-    return tag("details", tag("summary", "IoU of each class" if is_iou else what), table(head, rows))
+    return tag("details", tag("summary", "IoU of each class" if is_iou else what), html_table(head, rows))
 
 
-def _bars(metric: str, told: Sequence[tuple[int, Run, Evaluation]]) -> Markup:
+def _bars(metric: str, told: Sequence[tuple[int, RunRecord, Evaluation]]) -> Markup:
     """One bar per baseline, said once where runs agree on it, then one per run."""
     rows: dict[str, tuple[float, str]] = {}
     for _, run, evaluation in told:

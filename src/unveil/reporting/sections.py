@@ -10,11 +10,11 @@ from collections.abc import Callable, Iterable, Sequence
 
 from ..runs.console import duration
 from .charts import NUM_COLOURS, Line, line_chart
-from .markup import Markup, brief, count, figure, percent, table, tag
-from .run import Run, Signals, Step, number
+from .markup import Markup, brief, count, figure, html_table, percent, tag
+from .run import RunRecord, Signals, Step, number
 from .verdict import headline, judge
 
-Runs = Sequence[Run]
+Runs = Sequence[RunRecord]
 
 
 def section(title: str, *children: object, explained: object = None) -> Markup:
@@ -22,7 +22,7 @@ def section(title: str, *children: object, explained: object = None) -> Markup:
     return tag("section", tag("h2", title), tag("p", explained, class_="lead") if explained else None, *children)
 
 
-def named(run: Run, place: int, runs: Runs) -> Markup | None:
+def named(run: RunRecord, place: int, runs: Runs) -> Markup | None:
     """A run's name with its colour, where there are several runs."""
     return tag("h3", tag("i", class_=f"spot s{place % NUM_COLOURS}"), run.name) if len(runs) > 1 else None
 
@@ -164,7 +164,11 @@ def broken_files(runs: Runs) -> Markup | None:
         if run.broken:
             listed = list(run.broken.items())
             more = tag("p", f"… and {len(listed) - most:,} more, in broken.json.") if len(listed) > most else None
-            blocks += [named(run, place, runs), table(["file", "reason"], listed[:most], class_="words"), more]
+            blocks += [
+                named(run, place, runs),
+                html_table(["file", "reason"], listed[:most], class_="words"),
+                more,
+            ]
     return section("Broken files", *blocks, explained="Another sample took their place.") if blocks else None
 
 
@@ -181,7 +185,7 @@ def environment(runs: Runs) -> Markup | None:
     return section("Environment", *blocks) if blocks else None
 
 
-def _one_run(run: Run, place: int, runs: Runs) -> Markup:
+def _one_run(run: RunRecord, place: int, runs: Runs) -> Markup:
     size, data = run.fact("data", "image_size"), run.number("data", "count")
     size = " x ".join(str(s) for s in size) if isinstance(size, list) else size
     parameters = {part: run.number("model", "parameters", part) for part in ("encoder", "decoder")}
@@ -217,7 +221,7 @@ def _one_run(run: Run, place: int, runs: Runs) -> Markup:
     return tag("article", named(run, place, runs), *parts)
 
 
-def _steps(run: Run) -> str:
+def _steps(run: RunRecord) -> str:
     """What a step of each stage trains, beside which teachers, and its operations for an image."""
     stages = run.fact("model", "stages")
     stages = [s for s in stages if isinstance(s, dict)] if isinstance(stages, list) else []
@@ -232,7 +236,7 @@ def _steps(run: Run) -> str:
     return "; ".join(told)
 
 
-def _changes(run: Run) -> Markup | None:
+def _changes(run: RunRecord) -> Markup | None:
     changes = run.fact("changes")
     if changes == []:
         return tag("p", "Nothing was changed from the paper.")
@@ -243,12 +247,12 @@ def _changes(run: Run) -> Markup | None:
     return tag(
         "details",
         tag("summary", f"{len(rows)} dials were changed from the paper to fit this data and machine"),
-        table(["dial", "paper", "here", "why"], rows, class_="words"),
+        html_table(["dial", "paper", "here", "why"], rows, class_="words"),
         open=True,
     )
 
 
-def _dials(run: Run) -> Markup | None:
+def _dials(run: RunRecord) -> Markup | None:
     dials = _facts((str(k), _said(v)) for k, v in run.mapping("dials").items())
     return tag("details", tag("summary", "All dials"), dials) if dials else None
 

@@ -13,8 +13,8 @@ from typing import Any
 from ..runs.atomic import write_text
 from ..runs.console import duration
 from .charts import Line, line_chart
-from .intervals import interval, intervals, rows_of, value_of, write_intervals
-from .markup import Markup, figure, join, table, tag
+from .intervals import interval, intervals, metric_rows, value_of, write_intervals
+from .markup import Markup, figure, html_table, join, tag
 from .style import LOGO, SCRIPT, STYLE
 
 _CURVES = {"heldout_loss": "held-out loss", "rankme": "RankMe", "feature_std": "standard deviation of features"}
@@ -78,10 +78,10 @@ def _setting(outcome: Mapping[str, Any], setting: str) -> Markup:
     metrics = dict.fromkeys(row["metric"] for row in outcome["rows"] if row["setting"] == setting)
     parts: dict[str, Markup] = {}
     for metric in metrics:
-        rows = rows_of(outcome, setting, metric)
+        rows = metric_rows(outcome, setting, metric)
         cells = [(name, row["count"], interval(row, metric), *_compared(row, metric)) for name, row, _ in rows]
         head = ("arm", "seeds", "mean ± 95 %", f"minus {outcome['baseline']}", "p, paired", "p, Holm", "says")
-        parts[metric] = tag("article", tag("h3", metric), intervals(metric, rows), table(head, cells))
+        parts[metric] = tag("article", tag("h3", metric), intervals(metric, rows), html_table(head, cells))
     lead = (
         f"Every arm beside {outcome['baseline']}, seed by seed. The bar is the 95 % interval of the mean by Student's t"
         " over seeds; p is that of the paired t-test, corrected by Holm over the arms of a metric,"
@@ -112,7 +112,7 @@ def _costs(runs: Sequence[Mapping[str, Any]]) -> Markup:
             (arm, len(seconds), duration(fmean(seconds)) if seconds else "–", figure(fmean(speed)) if speed else "–",
              f"{figure(fmean(memory) / 1024)} GB" if memory else "–")
         )  # fmt: skip
-    return table(("arm", "runs", "training", "images/s", "memory"), rows)
+    return html_table(("arm", "runs", "training", "images/s", "memory"), rows)
 
 
 def _along(outcome: Mapping[str, Any]) -> Markup | None:
@@ -126,7 +126,7 @@ def _along(outcome: Mapping[str, Any]) -> Markup | None:
             for row in rows
         ]  # fmt: skip
         head = ("arm", "epoch", "seeds", "mean ± 95 %", f"minus {outcome['baseline']}")
-        parts.append(tag("details", tag("summary", f"{setting}: {metric}"), table(head, cells)))
+        parts.append(tag("details", tag("summary", f"{setting}: {metric}"), html_table(head, cells)))
     return tag("section", tag("h2", "Along the way"), *parts) if parts else None
 
 
@@ -144,7 +144,7 @@ def _times(outcome: Mapping[str, Any]) -> Markup | None:
         for t in outcome["times"]
     ]  # fmt: skip
     return tag(
-        "section", tag("h2", "How soon"), tag("p", lead, class_="lead"), table(("arm", "training", "epochs"), rows)
+        "section", tag("h2", "How soon"), tag("p", lead, class_="lead"), html_table(("arm", "training", "epochs"), rows)
     )
 
 
@@ -178,12 +178,12 @@ def _arms(outcome: Mapping[str, Any]) -> Markup:
         (arm["name"], arm["recipe"], ", ".join(f"{name} {value}" for name, value in arm["dials"].items()))
         for arm in outcome["arms"]
     ]
-    return tag("section", tag("h2", "Arms"), table(("arm", "recipe", "dials"), rows, class_="words"))
+    return tag("section", tag("h2", "Arms"), html_table(("arm", "recipe", "dials"), rows, class_="words"))
 
 
 def _failures(outcome: Mapping[str, Any]) -> Markup | None:
     failed = [(run["name"], run["error"]) for run in outcome["runs"] if run["error"]]
-    return tag("section", tag("h2", "Failed"), table(("run", "why"), failed, class_="words")) if failed else None
+    return tag("section", tag("h2", "Failed"), html_table(("run", "why"), failed, class_="words")) if failed else None
 
 
 def _compared(row: Mapping[str, Any], metric: str) -> tuple[str, str, str, str]:

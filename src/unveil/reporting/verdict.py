@@ -13,11 +13,11 @@ import numpy as np
 
 from .guidance_checks import easy_targets, even_guidance, no_gain, unstable_weight
 from .markup import brief, figure, percent
-from .run import Run, Signals
+from .run import RunRecord, Signals
 from .verdict_types import ENOUGH_ROWS, ENOUGH_STEPS, LEVELS, Verdict, ends_of, is_telling, losses_of
 
 
-def judge(run: Run, others: Sequence[Run] = ()) -> list[Verdict]:
+def judge(run: RunRecord, others: Sequence[RunRecord] = ()) -> list[Verdict]:
     """All that the checks say of a run, beside the others of a report: the gravest first, in the end what went well."""
     found = [verdict for check in CHECKS if (verdict := check(run))]
     found += [verdict for compare in COMPARISONS if (verdict := compare(run, others))]
@@ -37,9 +37,12 @@ def headline(verdicts: Sequence[Verdict]) -> Verdict:
     return Verdict("ok", "Training looks healthy.") if is_healthy else Verdict("note", "Too early to tell.")
 
 
-def failed(run: Run) -> Verdict | None:
+def failed(run: RunRecord) -> Verdict | None:
     """The run ended with an error, was stopped, or is still going."""
-    status, where = run.text("status"), f"at epoch {brief(run.epochs_done)} of {brief(run.number('dials', 'epochs'))}"
+    status, where = (
+        run.text("status"),
+        f"at epoch {brief(run.epochs_done)} of {brief(run.number('dials', 'epochs'))}",
+    )
     if status == "failed":
         return Verdict("problem", f"The run failed {where}: {run.text('error') or 'no error was noted'}.")
     if status == "stopped":
@@ -49,14 +52,14 @@ def failed(run: Run) -> Verdict | None:
     return None
 
 
-def no_metrics(run: Run) -> Verdict | None:
+def no_metrics(run: RunRecord) -> Verdict | None:
     """A verdict where the run has logged no metrics."""
     if run.steps:
         return None
     return Verdict("note", "No training step was logged yet.", "Write the report again once training has begun.")
 
 
-def too_short(run: Run) -> Verdict | None:
+def too_short(run: RunRecord) -> Verdict | None:
     """So few steps that a curve means nothing."""
     if not run.steps or is_telling(run):
         return None
@@ -67,7 +70,7 @@ def too_short(run: Run) -> Verdict | None:
     )
 
 
-def diverged(run: Run) -> Verdict | None:
+def diverged(run: RunRecord) -> Verdict | None:
     """The loss is no number at the end, or ended far above its best."""
     if not run.steps:
         return None
@@ -80,12 +83,14 @@ def diverged(run: Run) -> Verdict | None:
     best, last = min(parts), parts[-1]
     if last > 1.25 * best:
         return Verdict(
-            "problem", f"The loss fell to {figure(best)}, then climbed to {figure(last)}: it diverged.", _CALMER
+            "problem",
+            f"The loss fell to {figure(best)}, then climbed to {figure(last)}: it diverged.",
+            _CALMER,
         )
     return None
 
 
-def skipped_updates(run: Run) -> Verdict | None:
+def skipped_updates(run: RunRecord) -> Verdict | None:
     """Updates were left out since a gradient was not finite."""
     if not run.steps or not run.steps[-1].skipped > 0:
         return None
@@ -98,7 +103,7 @@ def skipped_updates(run: Run) -> Verdict | None:
     return Verdict("note", sentence, "A few are harmless; many call for a lower learning rate or float32.")
 
 
-def not_falling(run: Run) -> Verdict | None:
+def not_falling(run: RunRecord) -> Verdict | None:
     """The loss ended where it began."""
     loss = losses_of(run)
     if not is_telling(run) or diverged(run):
@@ -113,7 +118,7 @@ def not_falling(run: Run) -> Verdict | None:
     )
 
 
-def still_falling(run: Run) -> Verdict | None:
+def still_falling(run: RunRecord) -> Verdict | None:
     """The loss fell on to the very end, so the run was too short."""
     loss = losses_of(run)
     if not is_telling(run) or not_falling(run) or diverged(run):
@@ -132,7 +137,7 @@ def still_falling(run: Run) -> Verdict | None:
     )
 
 
-def overfitting(run: Run) -> Verdict | None:
+def overfitting(run: RunRecord) -> Verdict | None:
     """The held-out loss rises while the training loss falls, or lies far above it."""
     heldout = [s for s in run.signals if math.isfinite(s.heldout_loss)]
     if not heldout or not is_telling(run):
@@ -158,7 +163,7 @@ def overfitting(run: Run) -> Verdict | None:
     return None
 
 
-def collapse(run: Run) -> Verdict | None:
+def collapse(run: RunRecord) -> Verdict | None:
     """Features hardly differ between images, or use few dimensions."""
     spread = [s.feature_std for s in run.signals if math.isfinite(s.feature_std)]
     advice = "Try a lower learning rate, a higher share hidden (a lower --visible) or another seed."
@@ -184,7 +189,7 @@ def collapse(run: Run) -> Verdict | None:
     return None
 
 
-def data_bound(run: Run) -> Verdict | None:
+def data_bound(run: RunRecord) -> Verdict | None:
     """A verdict where training waits for images to be decoded."""
     waits = np.array([s.data_wait for s in run.steps])
     waits = waits[np.isfinite(waits)]
@@ -199,7 +204,7 @@ def data_bound(run: Run) -> Verdict | None:
     )
 
 
-def broken_files(run: Run) -> Verdict | None:
+def broken_files(run: RunRecord) -> Verdict | None:
     """Files that could not be read and were replaced."""
     if not run.broken:
         return None
@@ -214,7 +219,7 @@ def broken_files(run: Run) -> Verdict | None:
     )
 
 
-def poor_features(run: Run) -> Verdict | None:
+def poor_features(run: RunRecord) -> Verdict | None:
     """The trained encoder is no better than an untrained one, whatever the loss says."""
     if easy_targets(run):
         return None  # which says so, and why
@@ -231,7 +236,7 @@ def poor_features(run: Run) -> Verdict | None:
     return None
 
 
-CHECKS: tuple[Callable[[Run], Verdict | None], ...] = (
+CHECKS: tuple[Callable[[RunRecord], Verdict | None], ...] = (
     failed,
     diverged,
     collapse,
@@ -248,10 +253,10 @@ CHECKS: tuple[Callable[[Run], Verdict | None], ...] = (
     too_short,
     no_metrics,
 )
-COMPARISONS: tuple[Callable[[Run, Sequence[Run]], Verdict | None], ...] = (no_gain,)
+COMPARISONS: tuple[Callable[[RunRecord, Sequence[RunRecord]], Verdict | None], ...] = (no_gain,)
 
 
-def healthy(run: Run, found: Sequence[Verdict]) -> Verdict | None:
+def healthy(run: RunRecord, found: Sequence[Verdict]) -> Verdict | None:
     """What went well, with its numbers, where no check found anything grave."""
     if any(v.level in ("problem", "warning") for v in found) or not is_telling(run):
         return None

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float
 
-from .run import Run
+from .run import RunRecord
 
 LEVELS = ("problem", "warning", "note", "ok")
 ENOUGH_STEPS = 100
@@ -23,7 +23,7 @@ class Verdict:
     advice: str = ""
 
 
-def losses_of(run: Run) -> Float[np.ndarray, " n"]:
+def losses_of(run: RunRecord) -> Float[np.ndarray, " n"]:
     """The finite losses of the log."""
     loss = np.array([s.loss for s in run.steps], np.float64)
     return loss[np.isfinite(loss)]
@@ -35,6 +35,6 @@ def ends_of(loss: Float[np.ndarray, " n"]) -> tuple[float, float]:
     return float(loss[:tenth].mean()), float(loss[-tenth:].mean())
 
 
-def is_telling(run: Run) -> bool:
+def is_telling(run: RunRecord) -> bool:
     """Whether the log is long enough to judge its curve."""
     return bool(run.steps) and run.steps[-1].step >= ENOUGH_STEPS and len(losses_of(run)) >= ENOUGH_ROWS

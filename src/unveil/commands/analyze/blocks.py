@@ -24,7 +24,7 @@ from ...evaluation.visualize.reconstructions import reconstruct_map
 from ...modeling.targets import Pixels
 from ...modeling.types import Batch
 from ...recipes.run import Run
-from ...reporting.figures import Block, Panel, draw_sheet
+from ...reporting.figures import Panel, PanelBlock, draw_sheet
 from ...reporting.pictures import Picture, hide_patches, png
 from ...runs.atomic import write_bytes, write_json
 from ...runs.console import table
@@ -140,7 +140,7 @@ def _drawn(opened: Opened, names: list[str], batch: Batch) -> Picture:
             given = hide_patches(view(truth[i], _everywhere(truth[i])), patches, layout.grid)
             rows = _rows(view, truth[i], [step[i] for step in steps])
             rows[1][:0] = [Panel("given", given), Panel("", None, "each block adds")]
-            blocks.append(Block(title, rows))
+            blocks.append(PanelBlock(title, rows))
     notes = [_NOTE, *([_NORM_PIX] if any(_is_norm_pix(its) for its in found.values()) else [])]
     return draw_sheet(f"{opened.name}, epoch {opened.epoch:.4g}: block by block", blocks, [], notes)
 

@@ -14,7 +14,7 @@ from ...modeling.masked_model import MaskedModel
 from ...modeling.patches import validity
 from ...modeling.targets import Pixels
 from ...modeling.types import Batch, Layout, Modality
-from ...reporting.figures import Bar, Block, Panel, draw_sheet
+from ...reporting.figures import Bar, Panel, PanelBlock, draw_sheet
 from ...reporting.pictures import Picture, attention_overlay, colours, hide_patches, patch_values, scalar_colours
 from ..analysis.attention_maps import AttentionMaps, collect_attention_maps, hidden_tokens, masks_by_sampler
 from .colormaps import MapRenderer
@@ -156,7 +156,7 @@ def draw_samples(
     return draw_sheet(title, blocks, keys, notes)
 
 
-def _single(one: MapPictures) -> Block:
+def _single(one: MapPictures) -> PanelBlock:
     first = [
         Panel("teacher attention", one.teacher),
         Panel("student attention" if one.teacher is not None else "attention", one.attention),
@@ -167,10 +167,10 @@ def _single(one: MapPictures) -> Block:
     ]
     second = [Panel(f"{sampler}, {one.shares[sampler]:.0%}", picture) for sampler, picture in one.masks.items()]
     rows = [[p for p in first if p.picture is not None], *([second] if second else [])]
-    return Block(one.sample, rows, Panel("image", one.original))
+    return PanelBlock(one.sample, rows, Panel("image", one.original))
 
 
-def _several(maps: Sequence[MapPictures], renderers: Mapping[str, MapRenderer]) -> Block:
+def _several(maps: Sequence[MapPictures], renderers: Mapping[str, MapRenderer]) -> PanelBlock:
     has_teacher = any(one.teacher is not None for one in maps)
     sources = [name for name in renderers if any(name in one.given for one in maps)]
     rows = []
@@ -191,4 +191,4 @@ def _several(maps: Sequence[MapPictures], renderers: Mapping[str, MapRenderer]) 
             empty = "given" if source == one.modality else "not predicted"
             row.append(Panel(f"from {source} alone", one.given.get(source), empty))
         rows.append(row)
-    return Block(maps[0].sample, rows)
+    return PanelBlock(maps[0].sample, rows)

@@ -19,10 +19,10 @@ from ..._version import __version__
 from ...runs.atomic import write_json
 from ...runs.console import Progress, log
 from ...runs.hardware import choose_device, git_commit, has_native_bf16, memory_total, num_cores, versions
-from .contenders import Contender, Name, Work, present
-from .flops import Cost, count
+from .contenders import Contender, Name, Work, select_contenders
+from .flops import StepCost, count_flops
 from .memory import MEANING, peak
-from .results import Entry, Results, text
+from .results import Entry, Results, format_results
 from .timing import Precision, Seconds, Stepper, interleave
 
 _WARMUP = 2  # rounds: moments are made in the first, and kernels chosen
@@ -71,7 +71,7 @@ def bench(
             raise ValueError(f"{name} is a whole number, at least 1; got {number}")
     file = _writable(out) if out else None
     work = Work(size, patch, tuple(image_size), _fitting_batch(chosen) if batch_size is None else batch_size, seed)
-    found, skipped = present(contenders, work)
+    found, skipped = select_contenders(contenders, work)
     precisions, refused = _precisions(precision, chosen)
     skipped |= refused
     for name, why in skipped.items():
@@ -85,7 +85,7 @@ def bench(
         busy = psutil.cpu_percent(interval=1.0) / 100
         if busy > _BUSY:
             log(f"warning: other programs keep the processor {busy:.0%} busy; the times are less to be trusted")
-        costs: dict[str, Cost] = {c.name: count(c, work) for c in found}
+        costs: dict[str, StepCost] = {c.name: count_flops(c, work) for c in found}
         megabytes = _memory(found, work, precisions, chosen, compile) if memory else {}
         _check_room(costs, megabytes, chosen)
         seconds = _time(found, work, precisions, chosen, compile, rounds)
@@ -119,7 +119,7 @@ def bench(
         "memory_is": MEANING.get(chosen.type, "not measured on this device") if memory else "not measured",
     }
     results = Results(work, precisions, tuple(entries), facts, skipped)
-    print(text(results), flush=True)
+    print(format_results(results), flush=True)
     if file:
         write_json(file, results.to_dict())
         log(f"every raw time is in {file}")
@@ -187,7 +187,7 @@ def _fitting_batch(device: torch.device) -> int:
 
 
 def _check_room(
-    costs: Mapping[str, Cost], megabytes: Mapping[tuple[str, Precision], float | None], device: torch.device
+    costs: Mapping[str, StepCost], megabytes: Mapping[tuple[str, Precision], float | None], device: torch.device
 ) -> None:
     """All contenders' weights and moments stay in memory while they take turns: say so before it runs out."""
     kept = {name: 12 * cost.parameters / 2**20 for name, cost in costs.items()}

@@ -75,10 +75,10 @@ class Contender:
 
     name: Name
     summary: str
-    make: Callable[[Work], Timed]
+    make: Callable[[Work], TimedModel]
     period: int = 1  # steps of which one is unlike the others, so that a time is the mean over all of them
 
-    def build(self, work: Work) -> Timed:
+    def build(self, work: Work) -> TimedModel:
         """The module `Batch -> loss`, initialised from the seed."""
         torch.manual_seed(work.seed)
         return self.make(work)
@@ -121,11 +121,11 @@ class Theirs(nn.Module):
         """Part of the interface that the trainer calls; nothing to do."""
 
 
-Timed = Ours | Theirs
+TimedModel = Ours | Theirs
 
 
-def _ours(recipe: Callable[..., Recipe], stage: int = 0, **dials: Any) -> Callable[[Work], Timed]:
-    def make(work: Work) -> Timed:
+def _ours(recipe: Callable[..., Recipe], stage: int = 0, **dials: Any) -> Callable[[Work], TimedModel]:
+    def make(work: Work) -> TimedModel:
         shape = {"size": work.size, "patch": work.patch, "image_size": work.image_size}
         built = build_recipe(recipe, (), {**shape, **dials})
         return Ours(built.stages[stage].build())
@@ -133,7 +133,7 @@ def _ours(recipe: Callable[..., Recipe], stage: int = 0, **dials: Any) -> Callab
     return make
 
 
-def _vit_mae(work: Work) -> Timed:
+def _vit_mae(work: Work) -> TimedModel:
     from transformers import ViTMAEConfig, ViTMAEForPreTraining
 
     dim, depth, heads = SIZES[work.size]
@@ -177,7 +177,7 @@ _ALL = (
 CONTENDERS: dict[str, Contender] = {contender.name: contender for contender in _ALL}
 
 
-def present(names: Sequence[str], work: Work) -> tuple[list[Contender], dict[str, str]]:
+def select_contenders(names: Sequence[str], work: Work) -> tuple[list[Contender], dict[str, str]]:
     """The contenders that can run here, each once, in the order asked for; and why the others cannot."""
     unknown = [name for name in names if name not in CONTENDERS]
     if unknown or not names:

@@ -11,14 +11,14 @@ from .contenders import Contender, Work
 
 
 @dataclass(frozen=True)
-class Cost:
+class StepCost:
     """Floating-point operations of one step on the whole batch, and trainable parameters."""
 
     flops: int
     parameters: int
 
 
-def count(contender: Contender, work: Work) -> Cost:
+def count_flops(contender: Contender, work: Work) -> StepCost:
     """Counts a forward and a backward pass of one image on the meta device, times the batch.
 
     Matrix products and convolutions count, two operations per multiply-add; norms, activations and the update do not.
@@ -32,4 +32,4 @@ def count(contender: Contender, work: Work) -> Cost:
             model.before_step(step)
             model(one.batch("meta")).backward()
     parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    return Cost(counter.get_total_flops() * work.batch_size // contender.period, parameters)
+    return StepCost(counter.get_total_flops() * work.batch_size // contender.period, parameters)

@@ -8,7 +8,7 @@ from typing import Any
 
 from ...runs import console
 from .contenders import Work
-from .timing import Precision, Seconds, Spread, speed, spread
+from .timing import Precision, Quartiles, Seconds, quartiles, speed
 
 GOAL_WORK = ("base", 16, (224, 224))  # the goals are set for ViT-B/16 at 224
 COSTS = (  # who, beside whom, and how many times its step the former's may take at most
@@ -49,7 +49,7 @@ class Results:
     def __contains__(self, name: str) -> bool:
         return any(entry.name == name for entry in self.entries)
 
-    def speed(self, base: str, other: str, precision: Precision) -> Spread:
+    def speed(self, base: str, other: str, precision: Precision) -> Quartiles:
         """How many times as fast as `base` another contender is, round by round."""
         return speed(self[base].seconds[precision], self[other].seconds[precision])
 
@@ -75,12 +75,12 @@ class Results:
                 }
                 for precision in self.precisions
             },
-            "goals": [asdict(verdict) for verdict in verdicts(self)],
+            "goals": [asdict(verdict) for verdict in judge_goals(self)],
         }
 
 
 @dataclass(frozen=True)
-class Verdict:
+class GoalOutcome:
     """A goal of the project and whether this run reaches it; None where it cannot say."""
 
     goal: str
@@ -92,14 +92,14 @@ class Verdict:
         return f"{word}: {self.goal}: {self.figures}"
 
 
-def _spelled(ratio: Spread) -> str:
+def _spelled(ratio: Quartiles) -> str:
     return f"{ratio.median:.2f} ({ratio.low:.2f} to {ratio.high:.2f})"
 
 
-def verdicts(results: Results) -> list[Verdict]:
+def judge_goals(results: Results) -> list[GoalOutcome]:
     """The goals for ViT-B/16 at 224, judged by medians."""
     if (results.work.size, results.work.patch, results.work.sides) != GOAL_WORK:
-        return [Verdict("the goals are set for ViT-B/16 at 224", None, "this run had another size")]
+        return [GoalOutcome("the goals are set for ViT-B/16 at 224", None, "this run had another size")]
     own = [v for other, base, most in COSTS if other in results for v in _costs_at_most(results, other, base, most)]
     if own and not {"transformers", "inter-block"} & {*results.skipped, *(e.name for e in results.entries)}:
         return own
@@ -111,10 +111,10 @@ def _lacking(results: Results, precisions: Sequence[Precision], names: Sequence[
     return ", ".join(f"{x} was not timed" + (f": {why}" if (why := results.skipped.get(x)) else "") for x in lacking)
 
 
-def _costs_at_most(results: Results, other: str, base: str, most: float) -> list[Verdict]:
+def _costs_at_most(results: Results, other: str, base: str, most: float) -> list[GoalOutcome]:
     goal = f"a step of {other} costs at most {most} times one of {base}"
     if lacking := _lacking(results, (), (base,)):
-        return [Verdict(goal, None, lacking)]
+        return [GoalOutcome(goal, None, lacking)]
     arithmetic = results[other].flops / results[base].flops
     found = []
     for precision in results.precisions:
@@ -123,42 +123,42 @@ def _costs_at_most(results: Results, other: str, base: str, most: float) -> list
             f"{_spelled(cost)} times, {arithmetic:.2f} by arithmetic; what it adds is {1 - 1 / cost.median:.0%} of its"
             f" step, {1 - 1 / arithmetic:.0%} by arithmetic"
         )
-        found.append(Verdict(f"{goal}, {precision}", cost.median <= most, figures))
+        found.append(GoalOutcome(f"{goal}, {precision}", cost.median <= most, figures))
     return found
 
 
-def _as_fast_as_transformers(results: Results) -> Verdict:
+def _as_fast_as_transformers(results: Results) -> GoalOutcome:
     goal = "float32 MAE is at least as fast as transformers' ViTMAE"
     if lacking := _lacking(results, ("float32",), ("mae", "transformers")):
-        return Verdict(goal, None, lacking)
+        return GoalOutcome(goal, None, lacking)
     ratio = results.speed("transformers", "mae", "float32")
-    return Verdict(goal, ratio.median >= 1, f"{_spelled(ratio)} times as fast")
+    return GoalOutcome(goal, ratio.median >= 1, f"{_spelled(ratio)} times as fast")
 
 
-def _worth_its_flops(results: Results) -> list[Verdict]:
+def _worth_its_flops(results: Results) -> list[GoalOutcome]:
     goal = "CrossMAE at 25 % gains at least 0.9 of the ratio of counted FLOPs"
     if lacking := _lacking(results, (), ("mae", "inter-block")):
-        return [Verdict(goal, None, lacking)]
+        return [GoalOutcome(goal, None, lacking)]
     saving = results.saving("mae", "inter-block")
     found = []
     for precision in results.precisions:
         ratio = results.speed("mae", "inter-block", precision)
         share = ratio.median / saving
         figures = f"{_spelled(ratio)} times as fast as MAE at {saving:.2f} times fewer FLOPs, a share of {share:.2f}"
-        found.append(Verdict(f"{goal}, {precision}", share >= 0.9, figures))
+        found.append(GoalOutcome(f"{goal}, {precision}", share >= 0.9, figures))
     return found
 
 
-def _faster_in_bf16(results: Results) -> Verdict:
+def _faster_in_bf16(results: Results) -> GoalOutcome:
     goal = "bf16 MAE is at least 2 times as fast as float32"
     if lacking := _lacking(results, ("float32", "bf16"), ("mae",)):
-        return Verdict(goal, None, lacking)
+        return GoalOutcome(goal, None, lacking)
     seconds = results["mae"].seconds
     ratio = speed(seconds["float32"], seconds["bf16"])
-    return Verdict(goal, ratio.median >= 2, f"{_spelled(ratio)} times as fast")
+    return GoalOutcome(goal, ratio.median >= 2, f"{_spelled(ratio)} times as fast")
 
 
-def table(results: Results, precision: Precision) -> str:
+def precision_table(results: Results, precision: Precision) -> str:
     """One precision as plain text, a row for each contender."""
     base = results.entries[0].name
     has_both = precision == "bf16" and "float32" in results.precisions
@@ -171,7 +171,7 @@ def table(results: Results, precision: Precision) -> str:
         megabytes = entry.megabytes[precision]
         row = [
             entry.summary,
-            *(f"{1000 * spread(values).median:.0f} ms" for values in parts),
+            *(f"{1000 * quartiles(values).median:.0f} ms" for values in parts),
             _spelled(ratio),
             f"{entry.flops / 1e9:.3g} G",
             f"{saving:.2f}",
@@ -183,7 +183,7 @@ def table(results: Results, precision: Precision) -> str:
     return console.table(rows)
 
 
-def text(results: Results) -> str:
+def format_results(results: Results) -> str:
     """All that is said on the terminal."""
     work, facts = results.work, results.facts
     height, width = work.sides
@@ -200,6 +200,6 @@ def text(results: Results) -> str:
         f"  memory: {facts['memory_is']}",
     ]
     for precision in results.precisions:
-        lines += ["", precision, table(results, precision)]
+        lines += ["", precision, precision_table(results, precision)]
     lines += ["", *(f"not timed: {name}: {why}" for name, why in results.skipped.items())]
-    return "\n".join([*lines, *map(str, verdicts(results))])
+    return "\n".join([*lines, *map(str, judge_goals(results))])

@@ -12,7 +12,7 @@ import torch
 
 from ...modeling.optim import Optim, adamw
 from ...modeling.types import Batch
-from .contenders import Timed
+from .contenders import TimedModel
 
 K = TypeVar("K")
 Precision = Literal["float32", "bf16"]
@@ -71,7 +71,7 @@ class Stepper:
     Where one step in `period` is unlike the others, that many are made and the mean is told.
     """
 
-    def __init__(self, model: Timed, batch: Batch, device: torch.device, compile: bool = False, period: int = 1):
+    def __init__(self, model: TimedModel, batch: Batch, device: torch.device, compile: bool = False, period: int = 1):
         self.device, self.batch, self.period = device, batch, period
         self.model = model.to(device).train()
         optim = Optim(batch_size=len(batch))
@@ -120,7 +120,7 @@ def interleave(
 
 
 @dataclass(frozen=True)
-class Spread:
+class Quartiles:
     """Median and quartiles of a measurement made in every round."""
 
     median: float
@@ -128,14 +128,14 @@ class Spread:
     high: float
 
 
-def spread(values: Sequence[float]) -> Spread:
+def quartiles(values: Sequence[float]) -> Quartiles:
     """The middle half of some numbers, and their middle."""
     if len(values) == 1:
-        return Spread(values[0], values[0], values[0])
+        return Quartiles(values[0], values[0], values[0])
     low, median, high = statistics.quantiles(values, n=4, method="inclusive")
-    return Spread(median, low, high)
+    return Quartiles(median, low, high)
 
 
-def speed(base: Sequence[Seconds], other: Sequence[Seconds]) -> Spread:
+def speed(base: Sequence[Seconds], other: Sequence[Seconds]) -> Quartiles:
     """How many times as fast as the base another is: the ratio of their steps in each round."""
-    return spread([b.step / o.step for b, o in zip(base, other, strict=True)])
+    return quartiles([b.step / o.step for b, o in zip(base, other, strict=True)])

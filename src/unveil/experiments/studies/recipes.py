@@ -7,7 +7,7 @@ from ..study.design import Dials
 from ..study.presets import scales
 
 
-def measured(updates: int, few: str = "10%") -> dict[str, Dials]:
+def measurements(updates: int, few: str = "10%") -> dict[str, Dials]:
     """On frozen features, and by fine-tuning with so many updates, on all labels and on a few that each seed draws."""
     return {
         "knn": {},
@@ -21,8 +21,8 @@ AT_EQUAL_TIME = scales(
     cpu_arms=("MAE", "CrossMAE", "CMT-MAE"),
     paper_arms=("MAE", "CrossMAE", "CMT-MAE"),
     shared={"teacher": RunOf("MAE")},
-    protocols=measured(250),
-    smoke_protocols=measured(4, few="90%"),
+    protocols=measurements(250),
+    smoke_protocols=measurements(4, few="90%"),
     published={"linear": {}, "finetune": {}, "lowshot": {"shots": ("1%", "10%"), "by": "finetune"}},
     minutes={"smoke": 0.005, "cpu": 5.0, "gpu": 10.0},
 )
@@ -38,7 +38,7 @@ study = Study(
         Arm("HPM", "hpm"),
     ),
     baseline="MAE",
-    scales={**AT_EQUAL_TIME, "gpu": replace(AT_EQUAL_TIME["gpu"], protocols=measured(4000))},
+    scales={**AT_EQUAL_TIME, "gpu": replace(AT_EQUAL_TIME["gpu"], protocols=measurements(4000))},
     note=(
         "CMT-MAE's teacher is the MAE of the same seed, whose own training is not counted, or that of --teacher. From"
         " scratch is the same fine-tuning of an encoder that was not trained, measured beside the baseline's runs."

@@ -12,7 +12,7 @@ from typing import Any
 from ...evaluation.statistics import Comparison, compare, estimate, holm
 from .design import ScaleName, Study
 from .jobs import Job
-from .learning_curves import along, times_to
+from .learning_curves import learning_curves, time_to_target
 
 SURE = 0.05  # a corrected p below which a difference is called one
 ATTENDED = ("student_foreground", "student_evenness", "rank_correlation", "hidden_attention")  # over training
@@ -37,10 +37,10 @@ def gather(
             for arm in study.arms_at(scale)
         ],
         "runs": runs,
-        "rows": [row for s in at.settings for row in rows_of(runs, s.name, study.baseline)],
-        "references": [row for s in at.settings for row in references_of(runs, s.name, study.baseline)],
-        "along": [row for s in at.settings for row in along(runs, s.name, study.baseline, _measured(runs))],
-        "times": times_to(runs, [s.name for s in at.settings], study.time_to) if study.time_to else [],
+        "rows": [row for s in at.settings for row in arm_rows(runs, s.name, study.baseline)],
+        "references": [row for s in at.settings for row in reference_rows(runs, s.name, study.baseline)],
+        "along": [row for s in at.settings for row in learning_curves(runs, s.name, study.baseline, _measured(runs))],
+        "times": time_to_target(runs, [s.name for s in at.settings], study.time_to) if study.time_to else [],
     }
 
 
@@ -123,7 +123,7 @@ def analysed(folder: Path) -> dict[str, float]:
     return found
 
 
-def rows_of(runs: Sequence[Mapping[str, Any]], setting: str, baseline: str) -> list[dict[str, Any]]:
+def arm_rows(runs: Sequence[Mapping[str, Any]], setting: str, baseline: str) -> list[dict[str, Any]]:
     """A row per metric and arm: mean and interval, the difference to the baseline, its p, and what that carries."""
     here = [run for run in runs if run["setting"] == setting]
     rows = []
@@ -134,7 +134,7 @@ def rows_of(runs: Sequence[Mapping[str, Any]], setting: str, baseline: str) -> l
     return rows
 
 
-def references_of(runs: Sequence[Mapping[str, Any]], setting: str, baseline: str) -> list[dict[str, Any]]:
+def reference_rows(runs: Sequence[Mapping[str, Any]], setting: str, baseline: str) -> list[dict[str, Any]]:
     """A row per metric and reference: raw pixels, the untrained encoder, training from scratch, as those of arms.
 
     References are measured with the baseline's runs. They ask another question than the arms do, so their p are

@@ -18,14 +18,14 @@ from ..scene_files import render_scenes
 from ..scenes import parse
 from .aggregate import gather, read_outcome
 from .checking import check
-from .cost_estimate import Cost, costs
+from .cost_estimate import RunCost, estimate_costs
 from .design import ScaleName, Study
 from .jobs import Job, expand, is_scenes, scenes_folder, slug
-from .overrides import check_numbers, with_choices, with_data
+from .overrides import check_numbers, with_data, with_overrides
 from .registry import load_study
 from .schedule import Schedule, write_jobs
 from .tables import as_text, headlines, is_share, remarks, write
-from .time_budget import fit_epochs, keep, with_epochs, with_minutes
+from .time_budget import fit_epochs, store_epochs, with_epochs, with_minutes
 
 MARKER = "study.json"
 
@@ -71,7 +71,7 @@ def study(
     first: ScaleName = "cpu" if "cpu" in asked.scales else next(iter(asked.scales))
     at = first if scale is None else scale
     check_numbers(seeds=seeds, jobs=jobs, limit=limit)
-    asked = with_choices(asked, at, teacher=teacher, arms=arms, seeds=seeds, limit=limit)
+    asked = with_overrides(asked, at, teacher=teacher, arms=arms, seeds=seeds, limit=limit)
     check(asked, at)
     asked = with_data(asked, at, data=data, labelled=labelled, test_data=test_data)
     title = Path(name).stem
@@ -79,13 +79,13 @@ def study(
     asked = with_minutes(asked, at, minutes)
     epochs = {} if asked.scales[at].minutes is None else fit_epochs(asked, at, folder, device)
     asked = with_epochs(asked, epochs)
-    print(_plan(asked, at, title, costs(asked, at, device)))
+    print(_plan(asked, at, title, estimate_costs(asked, at, device)))
     if dry_run:
         return None
     expand(asked, at, folder)  # which is refused before anything is written
     _begin(folder, title, at)
     if epochs:
-        asked = with_epochs(asked, keep(epochs, asked.scales[at], folder))
+        asked = with_epochs(asked, store_epochs(epochs, asked.scales[at], folder))
     wanted = expand(asked, at, folder)
     write_jobs(folder, wanted, device)
     _render(asked, at, folder)
@@ -151,7 +151,7 @@ def _told(job: Job, folder: Path) -> str:
     return ", ".join(told[:3])
 
 
-def _plan(asked: Study, at: ScaleName, title: str, found: Sequence[Cost]) -> str:
+def _plan(asked: Study, at: ScaleName, title: str, found: Sequence[RunCost]) -> str:
     """What is going to be done, and what it costs."""
     scale = asked.scales[at]
     lines = [

@@ -24,7 +24,7 @@ _MOST, _FEWEST = 256, 2  # images in it
 
 
 @dataclass(frozen=True)
-class Cost:
+class RunCost:
     """Training of one run: images seen, operations (two per multiply-add) forward and backward; seconds on a device."""
 
     arm: str
@@ -35,7 +35,7 @@ class Cost:
     seconds: float
 
 
-def costs(study: Study, scale: ScaleName, device: str = "auto") -> list[Cost]:
+def estimate_costs(study: Study, scale: ScaleName, device: str = "auto") -> list[RunCost]:
     """The cost of training per arm and setting. One step of the baseline in each setting is timed on the device.
 
     The other arms' times follow from their operations, and at equal time all have the same. What a public teacher costs
@@ -45,7 +45,7 @@ def costs(study: Study, scale: ScaleName, device: str = "auto") -> list[Cost]:
     found = []
     for setting in at.settings:
         arms = study.arms_at(scale)
-        found_of = {arm.name: counted(arm, at, setting) for arm in arms}
+        found_of = {arm.name: flops_and_epochs(arm, at, setting) for arm in arms}
         base = next(arm for arm in arms if arm.name == study.baseline)
         step = 0.0
         if at.minutes is None:
@@ -55,11 +55,11 @@ def costs(study: Study, scale: ScaleName, device: str = "auto") -> list[Cost]:
             images = num_images(setting) * epochs
             total = images * per_image
             seconds = total / found_of[base.name][0] * step if at.minutes is None else 60 * at.minutes
-            found.append(Cost(arm.name, setting.name, len(at.seeds), images, total, seconds))
+            found.append(RunCost(arm.name, setting.name, len(at.seeds), images, total, seconds))
     return found
 
 
-def counted(arm: Arm, at: Scale, setting: Setting) -> tuple[float, float]:
+def flops_and_epochs(arm: Arm, at: Scale, setting: Setting) -> tuple[float, float]:
     """An arm's operations per image, and its epochs: counted on shapes alone."""
     with torch.device("meta"):
         recipe = build(arm, at, setting)
@@ -77,10 +77,10 @@ def build(arm: Arm, at: Scale, setting: Setting, teacher_as_given: bool = False)
     teacher = dials.get("teacher", arm.recipe in ("cmtmae", "milan"))  # their default is a public model
     if teacher and not (teacher_as_given and isinstance(teacher, str) and Path(teacher).exists()):
         dials["teacher"] = "random"
-    return build_recipe(load, modalities_of(arm, at, setting), dials)
+    return build_recipe(load, arm_modalities(arm, at, setting), dials)
 
 
-def modalities_of(arm: Arm, at: Scale, setting: Setting) -> tuple[Modality, ...]:
+def arm_modalities(arm: Arm, at: Scale, setting: Setting) -> tuple[Modality, ...]:
     """The modalities that the recipe of an arm is built with."""
     several = default_modalities(load_recipe(arm.recipe))
     if several is None:

@@ -11,11 +11,13 @@ import numpy as np
 
 from ...evaluation.statistics import compare, estimate
 
-Run = Mapping[str, Any]
-Path = list[tuple[float, float, float]]  # a value, the seconds of training and the epochs until it was reached
+RunFigures = Mapping[str, Any]
+Curve = list[tuple[float, float, float]]  # a value, the seconds of training and the epochs until it was reached
 
 
-def along(runs: Iterable[Run], setting: str, baseline: str, metrics: Sequence[str]) -> list[dict[str, Any]]:
+def learning_curves(
+    runs: Iterable[RunFigures], setting: str, baseline: str, metrics: Sequence[str]
+) -> list[dict[str, Any]]:
     """A row per metric, arm and epoch: the mean over seeds, and the paired difference to the baseline then."""
     here = [run for run in runs if run["setting"] == setting]
     values: dict[tuple[str, str, float], dict[int, float]] = {}
@@ -31,13 +33,13 @@ def along(runs: Iterable[Run], setting: str, baseline: str, metrics: Sequence[st
     return sorted(rows, key=lambda row: (metrics.index(row["metric"]), row["arm"], row["epoch"]))
 
 
-def times_to(runs: Sequence[Run], settings: Sequence[str], metric: str) -> list[dict[str, Any]]:
+def time_to_target(runs: Sequence[RunFigures], settings: Sequence[str], metric: str) -> list[dict[str, Any]]:
     """How soon each arm reaches what all of them reach in the last setting: seconds of training, and epochs.
 
     From means over seeds, between measurements along a straight line. These were made along the runs of the last
     setting where such were kept, else at the ends of all settings, the same run at several lengths.
     """
-    paths: dict[str, Path] = {}
+    paths: dict[str, Curve] = {}
     for arm in dict.fromkeys(run["arm"] for run in runs):
         ours = [run for run in runs if run["arm"] == arm and run["seconds"] is not None]
         path = _kept([run for run in ours if run["setting"] == settings[-1]], metric) or _ends(ours, settings, metric)
@@ -49,9 +51,9 @@ def times_to(runs: Sequence[Run], settings: Sequence[str], metric: str) -> list[
     return [{"arm": arm, "metric": metric, "target": target, **_reached(path, target)} for arm, path in paths.items()]
 
 
-def _kept(runs: Sequence[Run], metric: str) -> Path:
+def _kept(runs: Sequence[RunFigures], metric: str) -> Curve:
     """Means over seeds at each epoch whose weights were measured."""
-    points: dict[float, Path] = {}
+    points: dict[float, Curve] = {}
     for run in runs:
         for epoch, value in run["curves"].get(metric, ()) if run["seconds_at"] else ():
             epochs, times = zip(*run["seconds_at"], strict=True)
@@ -60,7 +62,7 @@ def _kept(runs: Sequence[Run], metric: str) -> Path:
     return [_mean(points[epoch]) for epoch in sorted(points)]
 
 
-def _ends(runs: Sequence[Run], settings: Sequence[str], metric: str) -> Path:
+def _ends(runs: Sequence[RunFigures], settings: Sequence[str], metric: str) -> Curve:
     """Means over seeds of what runs of each length have reached in the end."""
     path = []
     for setting in settings:
@@ -70,12 +72,12 @@ def _ends(runs: Sequence[Run], settings: Sequence[str], metric: str) -> Path:
     return path
 
 
-def _mean(points: Path) -> tuple[float, float, float]:
+def _mean(points: Curve) -> tuple[float, float, float]:
     values, seconds, epochs = (fmean(column) for column in zip(*points, strict=True))
     return values, seconds, epochs
 
 
-def _reached(path: Path, target: float) -> dict[str, Any]:
+def _reached(path: Curve, target: float) -> dict[str, Any]:
     before = None
     for value, seconds, epochs in path:
         if value >= target:

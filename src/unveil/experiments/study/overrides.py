@@ -23,7 +23,7 @@ def check_numbers(**given: int | None) -> None:
             raise ValueError(f"--{flag} {number}: a whole number, 1 or more, is needed")
 
 
-def with_choices(
+def with_overrides(
     study: Study,
     at: ScaleName,
     *,

@@ -15,7 +15,7 @@ from ...runs.hardware import choose_device
 from ...runs.lock import hold
 from ...training.config import PretrainConfig
 from ...training.timing import measure_step, tune_step
-from .cost_estimate import build, modalities_of, num_images
+from .cost_estimate import arm_modalities, build, num_images
 from .design import Arm, Scale, ScaleName, Setting, Study
 from .jobs import OF_PRETRAIN, settled
 
@@ -49,7 +49,7 @@ def fit_epochs(study: Study, scale: ScaleName, folder: Path, device: str) -> Epo
     """
     at = study.scales[scale]
     assert at.minutes is not None
-    known = read(folder, at)
+    known = read_epochs(folder, at)
     missing = [arm for arm in study.arms_at(scale) if arm.name not in known]
     if missing:
         log(f"timing a step of {len(missing)} arm{'s' * (len(missing) > 1)} ...")
@@ -68,18 +68,18 @@ def with_epochs(study: Study, epochs: Epochs) -> Study:
     )
 
 
-def keep(epochs: Epochs, at: Scale, folder: Path) -> Epochs:
+def store_epochs(epochs: Epochs, at: Scale, folder: Path) -> Epochs:
     """The epochs as the folder holds them from now on: those of whoever came first."""
     while True:
         with hold(folder / "locks" / "epochs") as other:
             if other is None:
-                kept = {**epochs, **read(folder, at)}
+                kept = {**epochs, **read_epochs(folder, at)}
                 write_json(folder / FILE, {"minutes": at.minutes, "epochs": kept})
                 return kept
         time.sleep(_WAIT)
 
 
-def read(folder: Path, at: Scale) -> Epochs:
+def read_epochs(folder: Path, at: Scale) -> Epochs:
     """The epochs that a folder holds; none where it has not begun."""
     if not (folder / FILE).exists():
         return {}
@@ -99,7 +99,7 @@ class _Step:
         told = {n: v for n, v in given.items() if n in OF_PRETRAIN and n not in ("paper", "minutes")}
         asked = PretrainConfig(arm.recipe, **told)
         self.recipe = build(arm, at, setting, teacher_as_given=True)
-        self.modalities = modalities_of(arm, at, setting)
+        self.modalities = arm_modalities(arm, at, setting)
         self.num_train = num_images(setting) * (1 - asked.held_out_share)
         self.settings, self.seconds = tune_step(asked, self.recipe, self.modalities, choose_device(device))
 

@@ -54,27 +54,27 @@ def perform(run: Path, job: dict[str, Any]) -> None:
     if read_metadata(run).get("status") != "finished":
         pretrain(job["recipe"], out=str(run), **_arguments(job["pretrain"]))
     for asked in job["evaluate"]:
-        if digest(asked) not in measured(run):
+        if digest(asked) not in measured_digests(run):
             evaluate(str(run), device=job["device"], **_arguments(asked))
             _note(run, asked)
     for asked in job["analyze"]:
-        if digest(asked) not in measured(run):
+        if digest(asked) not in measured_digests(run):
             given = {name: value for name, value in _arguments(asked).items() if name != "analysis"}
             ANALYSES[asked["analysis"]](str(run), device=job["device"], **given)
             _note(run, asked)
 
 
 def _note(run: Path, asked: dict[str, Any]) -> None:
-    write_json(run / "study.json", {"measured": [*measured(run), digest(asked)]})
+    write_json(run / "study.json", {"measured": [*measured_digests(run), digest(asked)]})
 
 
 def is_done(run: Path, job: dict[str, Any]) -> bool:
     """Whether nothing of a job is left to do."""
     finished = RunFolder(run).read("run.json", {}).get("status") == "finished"
-    return finished and all(digest(asked) in measured(run) for asked in [*job["evaluate"], *job["analyze"]])
+    return finished and all(digest(asked) in measured_digests(run) for asked in [*job["evaluate"], *job["analyze"]])
 
 
-def measured(run: Path) -> list[str]:
+def measured_digests(run: Path) -> list[str]:
     """The digests of the measurements that a run has."""
     try:
         return list(json.loads((run / "study.json").read_text())["measured"])
