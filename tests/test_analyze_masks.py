@@ -42,7 +42,8 @@ def test_a_guided_run_masks_as_its_faithful_way_does(lacks: dict):
     tokens = model.encoder.embed(on)
     ways = {way.name: way.teacher for way in ways_of(model)}
     with torch.no_grad():
-        masks = {name: guided_mask(model, on, tokens, teacher.observe(on, tokens)) for name, teacher in ways.items()}
+        seen = {name: teacher.observe(on, tokens, model.encoder) for name, teacher in ways.items()}
+        masks = {name: guided_mask(model, on, tokens, observation) for name, observation in seen.items()}
         visible = model.encode_decode(on).mask.visible
         random = build(multimae.recipe, visible=0.15).encode_decode(on).mask.visible
     assert not masks[FAITHFUL].gather(1, visible).any()

@@ -30,19 +30,20 @@ def test_a_saved_look_is_a_pass_that_is_not_made():
     class Counting(OnlineTeacher):
         looks = 0
 
-        def observe(self, batch, tokens) -> Observation:
+        def observe(self, batch, tokens, student) -> Observation:
             self.looks += 1
-            return super().observe(batch, tokens)
+            return super().observe(batch, tokens, student)
 
     model, on = build(), batch(1)
     teacher = Counting(model.encoder, FeatureSpec("cls", features=0))
     sometimes = EveryNSteps(teacher, every=4, after=0.25)
     for step in range(16):
         sometimes.before_step(step, step / 16)
-        sometimes.observe(on, model.encoder.embed(on))
+        sometimes.observe(on, model.encoder.embed(on), model.encoder)
     assert teacher.looks == 3  # steps 4, 8 and 12
     sometimes.eval().before_step(1, 0.0)
-    assert sometimes.observe(on, model.encoder.embed(on)).attention is not None, "out of training it always looks"
+    observation = sometimes.observe(on, model.encoder.embed(on), model.encoder)
+    assert observation.attention is not None, "out of training it always looks"
 
 
 def test_a_coarse_look_sees_the_same_at_a_quarter_of_the_tokens():
@@ -52,12 +53,12 @@ def test_a_coarse_look_sees_the_same_at_a_quarter_of_the_tokens():
     seen = []
 
     class Watching(OnlineTeacher):
-        def observe(self, batch, tokens) -> Observation:
+        def observe(self, batch, tokens, student) -> Observation:
             seen.append((batch, tokens))
-            return super().observe(batch, tokens)
+            return super().observe(batch, tokens, student)
 
     coarse = LowResolutionTeacher(Watching(model.encoder, spec), model.encoder)
-    attention = coarse.observe(flat, model.encoder.embed(flat)).attention
+    attention = coarse.observe(flat, model.encoder.embed(flat), model.encoder).attention
     small, tokens = seen[0]
     assert tokens.ids.shape == (4, 12)
     assert attention.shape == (4, 2, 48)
@@ -66,7 +67,7 @@ def test_a_coarse_look_sees_the_same_at_a_quarter_of_the_tokens():
     valid = torch.zeros(4, 1, 32, 32, dtype=torch.bool)
     valid[..., ::2, ::2] = True  # one valid pixel of four: it alone is averaged
     holes = torch.where(valid, on.maps["depth"], 1e6)
-    coarse.observe(replace(on, maps={**on.maps, "depth": holes}, valid={"depth": valid}), tokens)
+    coarse.observe(replace(on, maps={**on.maps, "depth": holes}, valid={"depth": valid}), tokens, model.encoder)
     torch.testing.assert_close(seen[1][0].maps["depth"], on.maps["depth"][..., ::2, ::2])
 
 
@@ -114,9 +115,9 @@ def test_a_map_that_nobody_predicts_has_no_error_and_is_hidden_by_chance(guide: 
 
 def test_errors_are_those_of_guesses_from_the_other_half():
     model, on = build(visible=0.5), batch(present={"depth": flags(1, 0, 1, 1)})
-    teacher = MeasuredLossTeacher(model.encoder, model.decoders, model.objectives)
+    teacher = MeasuredLossTeacher(model.decoders, model.objectives)
     tokens = model.encoder.embed(on)
-    error = teacher.observe(on, tokens).error
+    error = teacher.observe(on, tokens, model.encoder).error
     assert error is not None
     assert not error.requires_grad
     order = on.rng.uniform("halves", 48).argsort(dim=1)
@@ -127,7 +128,7 @@ def test_errors_are_those_of_guesses_from_the_other_half():
 
     seen = model.encode_decode(on, Fixed(model.masker.score, 0.5, 0.5))
     depth = next(o for o in model.objectives if o.name == "depth")
-    found, known = depth.errors(seen, on)
+    found, known = depth.token_losses(seen, on)
     for sample in (0, 2, 3):
         ids = seen.queries["depth"].ids[sample][known[sample] > 0]
         torch.testing.assert_close(error[sample, ids], found[sample][known[sample] > 0])

@@ -117,8 +117,12 @@ def test_a_recipe_file_of_release_0_1_uses_old_arguments_attributes_and_override
         from unveil.encoder import Encoder
         from unveil.masking import Masker, Uniform
         from unveil.model import MaskedModel, Objective
-        from unveil.records import RGB, Batch
+        from unveil.records import RGB, Batch, Observation
         from unveil.targets import Pixels
+
+        class Nothing(torch.nn.Module):
+            def observe(self, batch, tokens):
+                return Observation(tokens.layout)
 
         class Half(Decoder):
             def make_queries(self, mask, layout):
@@ -127,7 +131,8 @@ def test_a_recipe_file_of_release_0_1_uses_old_arguments_attributes_and_override
         encoder = Encoder([RGB], (16,), 4, dim=16, depth=2, heads=2)
         decoder = SelfDecoder("rgb", encoder, 16, 1, 2, outputs="all")
         masker = Masker(Uniform(), 0.25, 0.5, ask=Uniform("other"))
-        model = MaskedModel(encoder, masker, {"pixels": decoder}, [Objective("pixels", "pixels", 16, Pixels(RGB, 4))])
+        objective = Objective("pixels", "pixels", 16, Pixels(RGB, 4))
+        model = MaskedModel(encoder, masker, {"pixels": decoder}, [objective], {"t": Nothing()})
         batch = Batch({"rgb": torch.rand(2, 3, 16, 16)}, torch.arange(2), torch.zeros(()))
         seen = model.imagine(batch)
         assert decoder.outputs == decoder.outputs == "all" and masker.predict_score.purpose == "other"

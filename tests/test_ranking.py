@@ -31,7 +31,7 @@ class Erring:
     def __init__(self, error: Tensor, known: Tensor):
         self.error, self.known = error, known
 
-    def errors(self, seen: Any, batch: Any) -> tuple[Tensor, Tensor]:
+    def token_losses(self, seen: Any, batch: Any) -> tuple[Tensor, Tensor]:
         return self.error, self.known
 
 

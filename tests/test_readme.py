@@ -126,12 +126,14 @@ def test_the_packages_are_those_of_the_code_in_the_order_of_their_imports():
     assert [row[0].strip("`") for row in table("README.md", "package")] == [*PACKAGES]
 
 
-def test_the_sentence_in_the_design_is_the_code():
-    told = next(text for language, text in blocks("docs/design.md") if language == "python")
-    source = ast.parse(textwrap.dedent(inspect.getsource(inspect.unwrap(MaskedModel.encode_decode)))).body[0]
-    assert isinstance(source, ast.FunctionDef)
-    source.body = source.body[1:]  # without the docstring
-    assert ast.dump(ast.parse(told).body[0]) == ast.dump(source)
+def test_the_forward_in_the_design_is_the_code():
+    quoted = ast.parse(next(text for language, text in blocks("docs/design.md") if language == "python")).body
+    methods = (MaskedModel.mask_input, MaskedModel.encode_decode)
+    for quote, method in zip(quoted, methods, strict=True):
+        source = ast.parse(textwrap.dedent(inspect.getsource(inspect.unwrap(method)))).body[0]
+        assert isinstance(source, ast.FunctionDef)
+        source.body = source.body[1:]  # without the docstring
+        assert ast.dump(quote) == ast.dump(source)
 
 
 @pytest.mark.parametrize("document", DOCUMENTS)

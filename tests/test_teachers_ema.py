@@ -45,9 +45,9 @@ class TestTheStudentAsTeacher:
         with torch.no_grad():
             for p in student.parameters():
                 p.add_(torch.randn_like(p))
-        teacher.after_step({}, torch.tensor(False))
+        teacher.average.after_step({}, torch.tensor(False))
         assert all(torch.equal(a, b) for a, b in zip(teacher.encoder.parameters(), before, strict=True))
-        teacher.after_step({}, torch.tensor(True))
+        teacher.average.after_step({}, torch.tensor(True))
         for mine, old, its in zip(teacher.encoder.parameters(), before, student.parameters(), strict=True):
             torch.testing.assert_close(mine, 0.9 * old + 0.1 * its)
             assert mine.dtype == torch.float32
@@ -82,7 +82,7 @@ class TestTheStudentAsTeacher:
     def test_online_it_is_the_student_without_gradient_and_without_weights_of_its_own(self):
         student, on = encoder(), batch()
         tokens = student.embed(on)
-        seen = OnlineTeacher(student, READING).observe(on, tokens)
+        seen = OnlineTeacher(student, READING).observe(on, tokens, student)
         assert not list(OnlineTeacher(student, READING).parameters())
         assert not seen.features.requires_grad
         truth = student.observe(tokens, READING)

@@ -64,7 +64,7 @@ def test_it_sees_the_images_at_the_student_s_cells(tmp_path: Path):
     on = batch()
     pupil = student()
     teacher = load_teacher(str(public_file(tmp_path / "w.safetensors")), pupil, FeatureSpec("cls"))
-    seen = teacher.observe(on, pupil.embed(on))
+    seen = teacher.observe(on, pupil.embed(on), pupil)
     assert seen.attention is not None
     assert seen.features is not None
     assert seen.attention.shape == (3, 1, 24)
@@ -138,12 +138,12 @@ def test_it_compiles_within_the_step(query: str, positions: str):
 def test_bf16_where_the_device_has_it(monkeypatch: pytest.MonkeyPatch):
     pupil, on = student(), batch()
     full = load_teacher("random", pupil)
-    seen = full.observe(on, pupil.embed(on))
+    seen = full.observe(on, pupil.embed(on), pupil)
     monkeypatch.setattr(frozen_file, "has_native_bf16", lambda device: True)
     half = load_teacher("random", pupil)
     dtypes = []
     half.encoder.vit.embed.register_forward_hook(lambda module, given, result: dtypes.append(result.dtype))
-    rough = half.observe(on, pupil.embed(on))
+    rough = half.observe(on, pupil.embed(on), pupil)
     assert dtypes == [torch.bfloat16]
     for exact, near in ((seen.attention, rough.attention), (seen.features, rough.features)):
         assert near.dtype == torch.float32
@@ -157,20 +157,20 @@ def test_bands_are_chosen_and_counted_from_one(tmp_path: Path):
     file = str(public_file(tmp_path / "w.safetensors"))
     pupil, on = student(channels=5), batch(channels=5)
     teacher = load_teacher(file, pupil, channels=(3, 2, 1))
-    seen = teacher.observe(on, pupil.embed(on)).features
+    seen = teacher.observe(on, pupil.embed(on), pupil).features
     turned = Batch({"rgb": on.maps["rgb"][:, [2, 1, 0]]}, on.key, on.progress)
     other = student()
-    torch.testing.assert_close(seen, load_teacher(file, other).observe(turned, other.embed(turned)).features)
+    torch.testing.assert_close(seen, load_teacher(file, other).observe(turned, other.embed(turned), other).features)
     assert seen.std() > 0.1
 
 
 def test_a_grey_image_is_repeated(tmp_path: Path):
     file = str(public_file(tmp_path / "w.safetensors"))
     pupil, on = student(channels=1), batch(channels=1)
-    seen = load_teacher(file, pupil).observe(on, pupil.embed(on)).features
+    seen = load_teacher(file, pupil).observe(on, pupil.embed(on), pupil).features
     thrice = Batch({"rgb": on.maps["rgb"].expand(-1, 3, -1, -1)}, on.key, on.progress)
     other = student()
-    torch.testing.assert_close(seen, load_teacher(file, other).observe(thrice, other.embed(thrice)).features)
+    torch.testing.assert_close(seen, load_teacher(file, other).observe(thrice, other.embed(thrice), other).features)
 
 
 def test_channels_that_do_not_fit(tmp_path: Path):
@@ -239,7 +239,7 @@ def test_a_random_teacher_is_of_the_student_s_shape_and_the_seed_s_chance():
     assert torch.equal(ours, theirs)
     assert not torch.equal(ours, other.encoder.vit.embed.weight)
     assert not torch.equal(ours, twin.adapters["rgb"].proj.weight), "nor the student's own numbers"
-    seen = first.observe(on, pupil.embed(on))
+    seen = first.observe(on, pupil.embed(on), pupil)
     assert torch.equal(first.encoder.vit.places((4, 6)), sincos_positions((4, 6), 24))
     assert seen.attention.shape == (3, 2, 24)
 

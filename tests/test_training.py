@@ -19,6 +19,7 @@ from tiny_runs import write_images, write_recipe
 from unveil.data.loader import Loader
 from unveil.data.samples import Sample
 from unveil.data.sources import open_source
+from unveil.modeling.encoder import Encoder
 from unveil.modeling.rng import sample_keys
 from unveil.modeling.seeding import seed_stage
 from unveil.modeling.types import Batch, Observation, Tokens
@@ -107,7 +108,7 @@ class ModelEma(nn.Module):
         self.weights = copy.deepcopy(student).requires_grad_(False)
         self.student = [student]
 
-    def observe(self, batch: Batch, tokens: Tokens) -> Observation:
+    def observe(self, batch: Batch, tokens: Tokens, student: Encoder) -> Observation:
         return Observation(tokens.layout, features=tokens.values)
 
     def after_step(self, losses: Mapping[str, torch.Tensor], updated: torch.Tensor) -> None:

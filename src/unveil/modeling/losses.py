@@ -1,6 +1,7 @@
-"""Losses: how far a guess is from the truth. One contract: `(guess, truth, valid) -> sum, count`, per sample.
+"""Losses. One contract: `(prediction, target, valid) -> sum, count`, per sample.
 
-Shapes: B batch, Q queries, T target width. `valid` weighs every number of the truth: 0 where there is none.
+Shapes: B batch, Q queries, T numbers of a target, L logits. `valid` weights every number of the target: 0 where it is
+unknown.
 """
 
 from __future__ import annotations
@@ -15,38 +16,38 @@ LossSums = tuple[Float[Tensor, " B"], Float[Tensor, " B"]]
 Loss = Callable[[Tensor, Tensor, Tensor], LossSums]
 
 
-def _weigh(error: Float[Tensor, "B Q T"], valid: Tensor) -> LossSums:
+def _weighted_sum(error: Float[Tensor, "B Q T"], valid: Tensor) -> LossSums:
     return (error * valid).sum(dim=(1, 2)), valid.expand_as(error).sum(dim=(1, 2))
 
 
-def l2(guess: Float[Tensor, "B Q T"], truth: Float[Tensor, "B Q T"], valid: Tensor) -> LossSums:
-    """The squared error of each value, the loss of MAE."""
-    return _weigh((guess - truth).square(), valid)
+def l2(prediction: Float[Tensor, "B Q T"], target: Float[Tensor, "B Q T"], valid: Tensor) -> LossSums:
+    """Squared error of each value (MAE, arXiv 2111.06377)."""
+    return _weighted_sum((prediction - target).square(), valid)
 
 
-def l1(guess: Float[Tensor, "B Q T"], truth: Float[Tensor, "B Q T"], valid: Tensor) -> LossSums:
+def l1(prediction: Float[Tensor, "B Q T"], target: Float[Tensor, "B Q T"], valid: Tensor) -> LossSums:
     """Absolute error (SimMIM, arXiv 2111.09886, section 3.4)."""
-    return _weigh((guess - truth).abs(), valid)
+    return _weighted_sum((prediction - target).abs(), valid)
 
 
-def cross_entropy(guess: Float[Tensor, "B Q L"], truth: Int[Tensor, "B Q T"], valid: Tensor) -> LossSums:
-    """Cross-entropy of T pixels' classes; the guess holds each pixel's logits one pixel after another."""
-    logits = guess.unflatten(-1, (truth.shape[-1], -1))  # B Q T classes
-    error = F.cross_entropy(logits.flatten(0, -2), truth.flatten(), reduction="none")
-    return _weigh(error.unflatten(0, truth.shape), valid)
+def cross_entropy(prediction: Float[Tensor, "B Q L"], target: Int[Tensor, "B Q T"], valid: Tensor) -> LossSums:
+    """Cross-entropy of T pixels' classes; the prediction holds the logits of one pixel after another."""
+    logits = prediction.unflatten(-1, (target.shape[-1], -1))  # B Q T classes
+    error = F.cross_entropy(logits.flatten(0, -2), target.flatten(), reduction="none")
+    return _weighted_sum(error.unflatten(0, target.shape), valid)
 
 
 def smooth_l1(
-    guess: Float[Tensor, "B Q T"], truth: Float[Tensor, "B Q T"], valid: Tensor, beta: float = 1.0
+    prediction: Float[Tensor, "B Q T"], target: Float[Tensor, "B Q T"], valid: Tensor, beta: float = 1.0
 ) -> LossSums:
     """Squared below an error of `beta`, absolute above it; a `beta` of 0 is the absolute error."""
-    return _weigh(F.smooth_l1_loss(guess, truth, reduction="none", beta=beta), valid)
+    return _weighted_sum(F.smooth_l1_loss(prediction, target, reduction="none", beta=beta), valid)
 
 
-def cosine(guess: Float[Tensor, "B Q T"], truth: Float[Tensor, "B Q T"], valid: Tensor) -> LossSums:
-    """2 - 2 cos of guess and truth: the squared distance of their directions (MILAN, arXiv 2208.06049)."""
-    error = 2 - 2 * F.cosine_similarity(guess, truth, dim=-1)[..., None]
-    return _weigh(error, valid.to(error.dtype).mean(dim=-1, keepdim=True))
+def cosine(prediction: Float[Tensor, "B Q T"], target: Float[Tensor, "B Q T"], valid: Tensor) -> LossSums:
+    """2 - 2 cos of prediction and target: the squared distance of their directions (MILAN, arXiv 2208.06049)."""
+    error = 2 - 2 * F.cosine_similarity(prediction, target, dim=-1)[..., None]
+    return _weighted_sum(error, valid.to(error.dtype).mean(dim=-1, keepdim=True))
 
 
 LOSSES: dict[str, Loss] = {

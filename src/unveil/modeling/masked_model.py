@@ -1,9 +1,12 @@
-"""Masked image modelling, in one forward: embed, observe, mask, encode, decode, compare."""
+"""Masked image modelling in one forward: embed, observe, mask, encode, decode, compare.
+
+Shapes: B batch, N tokens, V visible, Q queries, D width, T numbers of a target.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, is_dataclass, replace
 from typing import Protocol, cast, runtime_checkable
 
 import torch
@@ -22,42 +25,45 @@ Losses = dict[str, tuple[Float[Tensor, ""], Float[Tensor, ""]]]
 
 
 class Hide(Protocol):
-    """How hidden tokens are kept from the encoder."""
+    """Keeps the hidden tokens from the encoder: the tokens that it reads, by a mask."""
 
     def __call__(self, tokens: Tokens, mask: Mask) -> Tokens: ...
 
 
 class Teacher(Protocol):
-    """A module that sees the whole input, once a step."""
+    """A module that observes the whole, unmasked input once per step; `student` is the encoder that is trained."""
 
-    def observe(self, batch: Batch, tokens: Tokens) -> Observation: ...
-
-
-@runtime_checkable
-class AfterStep(Protocol):
-    """A part, a teacher or a score, that moves after each update: an average of the student, of losses."""
-
-    def after_step(self, losses: Mapping[str, Float[Tensor, ""]], updated: Bool[Tensor, ""]) -> None:
-        """`losses` are the objectives' means over the batch; where the update was not an update, nothing moves."""
-        ...
+    def observe(self, batch: Batch, tokens: Tokens, student: Encoder) -> Observation: ...
 
 
 @runtime_checkable
 class BeforeStep(Protocol):
-    """A part that is told which step comes: it may leave something out in some of them."""
+    """A module that depends on the step: `step` counts updates from 0, `progress` in [0, 1] is that of the training."""
 
-    def before_step(self, step: int, progress: float) -> None:
-        """`step` counts updates from 0, `progress` is the share of training done."""
-        ...
+    def before_step(self, step: int, progress: float) -> None: ...
+
+
+@runtime_checkable
+class AfterStep(Protocol):
+    """A module that changes after each update, such as an average of weights or losses.
+
+    `losses` are the objectives' means over the batch. Where `updated` is false the update was skipped, and the module
+    must not change.
+    """
+
+    def after_step(self, losses: Mapping[str, Float[Tensor, ""]], updated: Bool[Tensor, ""]) -> None: ...
 
 
 def drop(tokens: Tokens, mask: Mask) -> Tokens:
-    """Hide tokens by leaving them out (MAE). Missing ones are never visible, so all that is left may be read."""
+    """Hide tokens by leaving them out (MAE, arXiv 2111.06377, section 3).
+
+    Visible tokens are never missing, so no attention mask is needed.
+    """
     return replace(tokens, missing=None).take(mask.visible)
 
 
 class Blank(nn.Module):
-    """Hide tokens behind a learned mask token, their places kept (SimMIM, arXiv 2111.09886, section 3.1)."""
+    """Hide tokens by a learned mask token in their places (SimMIM, arXiv 2111.09886, section 3.1)."""
 
     def __init__(self, encoder: Encoder):
         super().__init__()
@@ -66,14 +72,14 @@ class Blank(nn.Module):
 
     def forward(self, tokens: Tokens, mask: Mask) -> Tokens:
         blank = self.mask_token + self.positions(tokens.layout.grid)[tokens.cells]
-        seen = torch.zeros_like(tokens.ids, dtype=torch.bool).scatter(1, mask.visible, True)
-        values = torch.where(seen[..., None], tokens.values, blank.to(tokens.values.dtype))
-        return replace(tokens, values=values, missing=None)  # a blank tells nothing, so it may be read
+        visible = torch.zeros_like(tokens.ids, dtype=torch.bool).scatter(1, mask.visible, True)
+        values = torch.where(visible[..., None], tokens.values, blank.to(tokens.values.dtype))
+        return replace(tokens, values=values, missing=None)  # missing tokens are blank, and a blank may be read
 
 
 @dataclass(frozen=True)
 class ForwardOutput:
-    """All that one forward makes on its way to the losses."""
+    """What one forward computes before the losses: `queries` and `decoded` (B Q D) by the name of the decoder."""
 
     observations: Observations
     mask: Mask
@@ -83,10 +89,10 @@ class ForwardOutput:
 
 
 class Objective(nn.Module):
-    """A target, the head that guesses it from a decoder's answers, and how far the guess is off.
+    """A target, the linear head that predicts it from a decoder's outputs, and the loss between the two.
 
-    Returns the sum over samples of each sample's mean error, and the number of samples that count. A `head` that an
-    earlier stage has trained is taken over.
+    The loss is the mean over queries of one sample, then over the samples that have any valid target value. `head`
+    shares the head of an earlier stage.
     """
 
     def __init__(
@@ -104,53 +110,57 @@ class Objective(nn.Module):
         self.target, self.loss, self.weight = target, loss, weight
         self.head = head or linear_head(dim, target.dim)
 
-    def prediction_and_target(self, seen: ForwardOutput, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-        """Guess and truth at the queries, and what of it counts: each B Q T, or with a last dimension of 1."""
-        truth, valid = self.truth(seen.queries[self.decoder], batch, seen.observations)
-        return self.head(seen.decoded[self.decoder]).float(), truth, valid
+    def target_values(self, queries: Queries, batch: Batch, observations: Observations) -> tuple[Tensor, Tensor]:
+        """The target at the queries, B Q T, and the weight of each number, B Q T or B Q 1: 0 where it is not valid."""
+        target, valid = self.target(batch, observations)
+        valid = take(valid.expand(*target.shape[:2], -1), queries.cells)
+        return take(target, queries.cells), queries.weight[..., None] * valid
 
-    def truth(self, queries: Queries, batch: Batch, observations: Observations) -> tuple[Tensor, Tensor]:
-        """The truth at the queries, and what of it counts."""
-        truth, valid = self.target(batch, observations)
-        valid = queries.weight[..., None] * take(valid.expand(*truth.shape[:2], -1), queries.cells)
-        return take(truth, queries.cells), valid
+    def prediction_and_target(self, output: ForwardOutput, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+        """The prediction at the queries (B Q T, float32), the target, and the weight of each number."""
+        target, valid = self.target_values(output.queries[self.decoder], batch, output.observations)
+        return self.head(output.decoded[self.decoder]).float(), target, valid
 
     def count(self, queries: Queries, batch: Batch, observations: Observations) -> Int[Tensor, ""]:
-        """The number of samples that count."""
-        _, valid = self.truth(queries, batch, observations)
+        """The number of samples with a valid target value."""
+        _, valid = self.target_values(queries, batch, observations)
         return (valid > 0).flatten(1).any(dim=1).sum()
 
-    def errors(self, seen: ForwardOutput, batch: Batch) -> tuple[Float[Tensor, "B Q"], Float[Tensor, "B Q"]]:
-        """The mean error of each asked token, and 1 where it has one."""
-        parts = self.prediction_and_target(seen, batch)
-        total, count = self.loss(*(part.flatten(0, 1)[:, None] for part in parts))  # each token as a sample
-        shape = parts[0].shape[:2]
+    def token_losses(self, output: ForwardOutput, batch: Batch) -> tuple[Float[Tensor, "B Q"], Float[Tensor, "B Q"]]:
+        """The unweighted loss of each query, and 1 where it has a valid target value, else 0."""
+        values = self.prediction_and_target(output, batch)
+        total, count = self.loss(*(x.flatten(0, 1)[:, None] for x in values))  # each token as a sample
+        shape = values[0].shape[:2]
         return (total / count.clamp_min(1)).unflatten(0, shape), (count > 0).float().unflatten(0, shape)
 
-    def forward(self, seen: ForwardOutput, batch: Batch) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
-        total, count = self.loss(*self.prediction_and_target(seen, batch))
+    def forward(self, output: ForwardOutput, batch: Batch) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
+        """The weighted sum over samples of each sample's mean loss, and the number of samples that count."""
+        total, count = self.loss(*self.prediction_and_target(output, batch))
         counted = count > 0
         mean = total / count.clamp_min(1)
         return self.weight * (mean * counted).sum(), counted.sum()
 
 
 def linear_head(dim: int, width: int, bias: bool = True) -> nn.Linear:
-    """One linear layer from a decoder's answers to a target."""
+    """One linear layer from a decoder's outputs to a target, initialised as MAE's layers are."""
     head = nn.Linear(dim, width, bias=bias)
     initialise(head)
     return head
 
 
 class LossTerm(Protocol):
-    """What a model is trained by: a module such as `Objective`."""
+    """A module that gives one of the losses that are added up, as a sum over samples and their number."""
 
     name: str
 
-    def __call__(self, seen: ForwardOutput, batch: Batch) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]: ...
+    def __call__(self, output: ForwardOutput, batch: Batch) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]: ...
 
 
 class MaskedModel(nn.Module):
-    """The sentence: hide part of the input, predict it. A paper is a choice of its words."""
+    """A masked autoencoder: hides part of the input and predicts it. Methods differ in the modules passed in.
+
+    Names of teachers are those that scores and targets read observations by; names of decoders those of objectives.
+    """
 
     def __init__(
         self,
@@ -166,56 +176,87 @@ class MaskedModel(nn.Module):
         self.decoders = by_name(decoders)
         self.objectives = cast("Sequence[LossTerm]", nn.ModuleList(cast("list[nn.Module]", list(objectives))))
         self.teachers = cast("Mapping[str, Teacher]", nn.ModuleDict(cast("dict[str, nn.Module]", dict(teachers or {}))))
-        self.scores = in_order(part for part in (masker.score, masker.predict_score) if isinstance(part, nn.Module))
+        self.scores = in_order(unregistered(self, (masker.score, masker.predict_score)))
         self.keep = sorted({m for decoder in decoders.values() for m in decoder.reads})
+        modules = list(self.modules())[1:]
+        self.step_listeners = (
+            [m for m in modules if isinstance(m, BeforeStep)],
+            [m for m in modules if isinstance(m, AfterStep)],
+        )
+
+    def mask_input(
+        self, batch: Batch, masker: Masker | None = None
+    ) -> tuple[Tokens, Observations, Mask, dict[str, Queries]]:
+        """Embed, observe, mask: all that comes before the encoder. `masker` replaces the model's own."""
+        tokens = self.encoder.embed(batch)
+        observations = {name: teacher.observe(batch, tokens, self.encoder) for name, teacher in self.teachers.items()}
+        mask = (masker or self.masker)(tokens, observations, batch)
+        queries = {name: decoder.make_queries(mask, tokens.layout) for name, decoder in self.decoders.items()}
+        return tokens, observations, mask, queries
 
     def encode_decode(self, batch: Batch, masker: Masker | None = None) -> ForwardOutput:
-        """Embed, observe, mask, encode, decode. Another masker may ask for more than training does."""
-        tokens = self.encoder.embed(batch)
-        observations = {name: teacher.observe(batch, tokens) for name, teacher in self.teachers.items()}
-        mask = (masker or self.masker)(tokens, observations, batch)
+        """Everything but the losses. Another `masker` may hide, or have predicted, other tokens than in training."""
+        tokens, observations, mask, queries = self.mask_input(batch, masker)
         latents = self.encoder(self.hide(tokens, mask), self.keep)
-        queries = {name: decoder.make_queries(mask, tokens.layout) for name, decoder in self.decoders.items()}
         decoded = {name: decoder(latents, queries[name]) for name, decoder in self.decoders.items()}
         return ForwardOutput(observations, mask, latents, queries, decoded)
 
     def forward(self, batch: Batch) -> Losses:
-        """Each objective's weighted loss, as the sum over samples and the number of samples that count."""
-        seen = self.encode_decode(batch)
-        return {o.name: o(seen, batch) for o in self.objectives}
+        """By objective: the weighted sum of the loss over samples, and the number of samples that count."""
+        output = self.encode_decode(batch)
+        return {o.name: o(output, batch) for o in self.objectives}
 
-    def before_step(self, step: int, progress: float) -> None:
-        """Parts that do not do the same in every step are told which comes, however deep in a teacher they are."""
-        for part in cast("nn.ModuleDict", self.teachers).modules():
-            if isinstance(part, BeforeStep):
-                part.before_step(step, progress)
+    @torch.no_grad()
+    def count_samples(self, batch: Batch) -> dict[str, Int[Tensor, ""]]:
+        """The second number of `forward` for every `Objective`, without encoding or decoding."""
+        _, observations, _, queries = self.mask_input(batch)
+        with_target = [o for o in self.objectives if isinstance(o, Objective)]
+        return {o.name: o.count(queries[o.decoder], batch, observations) for o in with_target}
 
     def is_uneven(self, batch: Batch) -> bool:
-        """Whether some samples may count for an objective and others not: parts are missing, invalid, or never hidden.
+        """Whether samples may differ in the objectives that they count for: maps are missing, invalid or never hidden.
 
-        It looks at numbers, so it is asked of a batch that is on the processor.
+        It reads values, so the batch should be on the CPU.
         """
         layout = self.encoder.layout(batch)
         is_whole = all(bool(known.all()) for known in (*batch.valid.values(), *batch.present.values()))
         return not is_whole or (len(layout.spans) > 1 and self.masker.counts(layout)[0] >= layout.num_cells)
 
-    @torch.no_grad()
-    def count_samples(self, batch: Batch) -> dict[str, Int[Tensor, ""]]:
-        """How many samples count for each objective with a target: masks are made, nothing is encoded or decoded."""
-        tokens = self.encoder.embed(batch)
-        observations = {name: teacher.observe(batch, tokens) for name, teacher in self.teachers.items()}
-        mask = self.masker(tokens, observations, batch)
-        queries = {name: decoder.make_queries(mask, tokens.layout) for name, decoder in self.decoders.items()}
-        aimed = [o for o in self.objectives if isinstance(o, Objective)]
-        return {o.name: o.count(queries[o.decoder], batch, observations) for o in aimed}
+    def before_step(self, step: int, progress: float) -> None:
+        """Call `before_step` of every module that has one (`BeforeStep`), before the forward of an update."""
+        for module in self.step_listeners[0]:
+            module.before_step(step, progress)
 
     def after_step(self, losses: Mapping[str, Float[Tensor, ""]], updated: Bool[Tensor, ""]) -> None:
-        """Parts that follow the training move here."""
-        for part in (*self.teachers.values(), *self.scores):
-            if isinstance(part, AfterStep):
-                part.after_step(losses, updated)
+        """Call `after_step` of every module that has one (`AfterStep`), after an update."""
+        for module in self.step_listeners[1]:
+            module.after_step(losses, updated)
+
+
+def unregistered(model: nn.Module, value: object) -> list[nn.Module]:
+    """The modules in a value that a model would not save, move or step, each without those that it holds itself.
+
+    They are looked for in the attributes of modules, the fields of dataclasses, and in mappings and sequences.
+    """
+    known, visited, found = set(model.modules()), set(), list[nn.Module]()
+
+    def visit(value: object) -> None:
+        if id(value) in visited:
+            return
+        visited.add(id(value))
+        if isinstance(value, nn.Module) and value not in known:
+            found.append(value)
+            known.update(value.modules())
+        if isinstance(value, nn.Module) or (is_dataclass(value) and not isinstance(value, type)):
+            value = vars(value)
+        if isinstance(value, Mapping | tuple | list):
+            for child in value.values() if isinstance(value, Mapping) else value:
+                visit(child)
+
+    visit(value)
+    return found
 
 
 def mean_loss(losses: Losses) -> Float[Tensor, ""]:
-    """The objectives' mean losses, added up."""
+    """The sum of the objectives' mean losses."""
     return torch.stack([total / count.clamp_min(1) for total, count in losses.values()]).sum()

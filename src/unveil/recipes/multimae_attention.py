@@ -142,10 +142,10 @@ def recipe(
         looks: Teacher = OnlineTeacher(encoder, spec)
         criteria: list[LossTerm] = [*objectives]
         if guide == "error":
-            looks = MeasuredLossTeacher(encoder, decoders, objectives)
+            looks = MeasuredLossTeacher(decoders, objectives)
         elif guide == "foreseen":
             heads = {m.name: nn.Linear(encoder.dim, 1, bias=False) for m in encoder.modalities if m.role == "both"}
-            looks = PredictedLossTeacher(encoder, heads)  # without a bias: all that counts is the order
+            looks = PredictedLossTeacher(heads)  # without a bias: all that counts is the order
             for name, head in heads.items():
                 own = [o for o in objectives if decoders[o.decoder].modality == name]
                 criteria.append(Ranking(f"{name}_order", own, FeatureLossPrediction("student", head)))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import inspect
 import operator
 import sys
 import warnings
@@ -121,7 +122,11 @@ ATTRIBUTES = {  # attributes and methods of release 0.1 that have another name n
     "modeling.decoder.Decoder": {"answers": "outputs", "asks": "make_queries"},
     "modeling.layers.Attention": {"seen": "attention_to_patches"},
     "modeling.masked_model.MaskedModel": {"imagine": "encode_decode", "counts": "count_samples"},
-    "modeling.masked_model.Objective": {"compared": "prediction_and_target"},
+    "modeling.masked_model.Objective": {
+        "compared": "prediction_and_target",
+        "errors": "token_losses",
+        "truth": "target_values",
+    },
     "modeling.masking.Masker": {"ask": "predict_score"},
     "modeling.types.Batch": {"chance": "rng"},
 }
@@ -163,6 +168,7 @@ def accept_old_names() -> None:
         for old, new in names.items():
             setattr(_owner(path)[0], old, property(operator.attrgetter(new)))
     _accept_overrides(_owner("modeling.decoder.Decoder")[0], {"asks": "make_queries"})
+    _accept_teachers(_owner("modeling.masked_model.MaskedModel")[0])
 
 
 def _accept_arguments(call: Callable[..., Any], names: Mapping[str, str]) -> Callable[..., Any]:
@@ -181,6 +187,22 @@ def _accept_overrides(cls: Any, names: Mapping[str, str]) -> None:
             setattr(subclass, names[old], vars(subclass)[old])
 
     cls.__init_subclass__ = classmethod(rename)
+
+
+def _accept_teachers(masked_model: Any) -> None:
+    """A teacher whose `observe` takes no student is called without it."""
+    init = masked_model.__init__
+
+    @functools.wraps(init)
+    def accept(*args: Any, **kwargs: Any) -> None:
+        bound = inspect.signature(init).bind(*args, **kwargs).arguments
+        for kind in {type(teacher) for teacher in (bound.get("teachers") or {}).values()}:
+            observe: Callable[..., Any] = kind.observe
+            if len(inspect.signature(observe).parameters) == 3:
+                kind.observe = lambda self, batch, tokens, student, observe=observe: observe(self, batch, tokens)
+        init(*args, **kwargs)
+
+    masked_model.__init__ = accept
 
 
 class OldPaths(MetaPathFinder, Loader):

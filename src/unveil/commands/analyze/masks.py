@@ -14,6 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ...evaluation.analysis.mask_overlap import MaskOverlap, guided_mask, mask_overlaps
 from ...evaluation.visualize import load_samples
+from ...modeling.encoder import Encoder
 from ...modeling.masked_model import MaskedModel, Objective, Teacher, mean_loss
 from ...modeling.masking import ByModality, DirichletBudget, Masker, Uniform
 from ...modeling.targets import Classes, Pixels
@@ -43,7 +44,7 @@ class Way:
 class NullTeacher(nn.Module):
     """A teacher that does not look."""
 
-    def observe(self, batch: Batch, tokens: Tokens) -> Observation:
+    def observe(self, batch: Batch, tokens: Tokens, student: Encoder) -> Observation:
         return Observation(tokens.layout)
 
 
@@ -121,7 +122,8 @@ def _told(model: MaskedModel, whole: Batch) -> Iterator[dict[str, Any]]:
     for start in range(0, len(whole), _BATCH):
         batch = whole[start : start + _BATCH]
         tokens = model.encoder.embed(batch)
-        masks = {way.name: guided_mask(model, batch, tokens, way.teacher.observe(batch, tokens)) for way in ways}
+        seen = {way.name: way.teacher.observe(batch, tokens, model.encoder) for way in ways}
+        masks = {name: guided_mask(model, batch, tokens, observation) for name, observation in seen.items()}
         for name, mask in masks.items():
             sums = found.setdefault(name, {})
             for modality, one in mask_overlaps(masks[FAITHFUL], mask, tokens).items():
@@ -178,7 +180,7 @@ def costs(model: MaskedModel, one: Batch, ways: list[Way]) -> list[int]:
         assert isinstance(teacher, nn.Module)
         teacher.to("meta")
         with FlopCounterMode(display=False) as counter:
-            teacher.observe(batch, tokens)
+            teacher.observe(batch, tokens, step.encoder)
         found.append(counter.get_total_flops())
     return found
 

@@ -1,4 +1,4 @@
-"""Teachers: whoever sees the whole input and tells, once a step, where it looked and what it made of each token."""
+"""Teachers: encoders that observe the whole input once per step. One contract: `observe(batch, tokens, student)`."""
 
 from .ema import EMALossPredictor, EMATeacher, ModelEma, Momentum, OnlineTeacher, reset_emas
 from .frozen import FrozenTeacher, load_teacher

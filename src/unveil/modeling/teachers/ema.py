@@ -1,4 +1,4 @@
-"""The student as its own teacher: an average of its weights over time, or the weights it has now."""
+"""The student as its own teacher: an exponential moving average (EMA) of its weights, or its current weights."""
 
 from __future__ import annotations
 
@@ -20,7 +20,10 @@ from ..types import Batch, FeatureSpec, Mask, Observation, Tokens
 
 @dataclass(frozen=True)
 class Momentum:
-    """How much of itself an average keeps at a step: from `start` to `end` over the share `until` of training."""
+    """The momentum of an EMA at a step: from `start` to `end` over the share `until` of training, then constant.
+
+    Raises ValueError for a momentum outside [0, 1], 0 being the student itself, or a share that is not above 0.
+    """
 
     start: float = 0.996
     end: float = 1.0
@@ -41,17 +44,17 @@ class Momentum:
 
 
 class ModelEma(nn.Module):
-    """A copy of a module that follows it: after each update, m x copy + (1 - m) x module, in float32.
+    """The exponential moving average of a module's weights: after each update, m x average + (1 - m) x weights.
 
-    It begins as the module is now, is never trained itself and always in eval. Position tables, which are fixed, are
-    shared, not copied.
+    It starts as a float32 copy of the module, takes no gradient and is always in eval mode. Position tables, which are
+    fixed, are shared with the module.
     """
 
-    def __init__(self, of: nn.Module, momentum: Momentum):
+    def __init__(self, source: nn.Module, momentum: Momentum):
         super().__init__()
-        shared = {id(part): part for part in of.modules() if isinstance(part, Positions)}
-        self.copy = copy.deepcopy(of, shared).float().requires_grad_(False).eval()
-        self.of = (of,)  # in a tuple, so that it is no part: whose it is, saves it
+        shared = {id(module): module for module in source.modules() if isinstance(module, Positions)}
+        self.copy = copy.deepcopy(source, shared).float().requires_grad_(False).eval()
+        self.source = (source,)  # in a tuple, so that it is saved only where it is trained
         self.momentum = momentum
         self.progress = 0.0
 
@@ -59,27 +62,29 @@ class ModelEma(nn.Module):
         return super().train(False)
 
     def before_step(self, step: int, progress: float) -> None:
-        """Where training is: the momentum of the step that comes."""
         self.progress = progress
 
     @torch.no_grad()
-    def follow(self, updated: Bool[Tensor, ""]) -> None:
-        """Move towards the module, or not where the update was not made; nothing waits for the device."""
-        mine: list[Tensor] = list(self.copy.parameters())
-        theirs: list[Tensor] = list(self.of[0].parameters())
-        step = (1 - self.momentum(self.progress)) * updated
-        torch._foreach_lerp_(mine, theirs, [step] * len(mine))
+    def after_step(self, losses: Mapping[str, Float[Tensor, ""]], updated: Bool[Tensor, ""]) -> None:
+        averages: list[Tensor] = list(self.copy.parameters())
+        weights: list[Tensor] = list(self.source[0].parameters())
+        step = (1 - self.momentum(self.progress)) * updated  # a tensor: the host does not wait for the device
+        torch._foreach_lerp_(averages, weights, [step] * len(averages))
+
+    def reset(self) -> None:
+        """Start again from the module's current weights."""
+        self.copy.load_state_dict(self.source[0].state_dict())
 
 
 def reset_emas(model: nn.Module) -> None:
-    """Every average of a model becomes what it follows is now."""
-    for part in model.modules():
-        if isinstance(part, ModelEma):
-            part.copy.load_state_dict(part.of[0].state_dict())
+    """Start every average of a model again from the current weights."""
+    for module in model.modules():
+        if isinstance(module, ModelEma):
+            module.reset()
 
 
 class EMATeacher(nn.Module):
-    """The student's encoder, averaged over time (BYOL, arXiv 2006.07733; DINO, arXiv 2104.14294)."""
+    """An average of the student's encoder over time (BYOL, arXiv 2006.07733; DINO, arXiv 2104.14294)."""
 
     def __init__(self, encoder: Encoder, momentum: Momentum, spec: FeatureSpec):
         super().__init__()
@@ -93,60 +98,53 @@ class EMATeacher(nn.Module):
 
     @property
     def dim(self) -> int:
+        """Width of the features."""
         return self.encoder.dim
 
     @torch.no_grad()
-    def observe(self, batch: Batch, tokens: Tokens) -> Observation:
+    def observe(self, batch: Batch, tokens: Tokens, student: Encoder) -> Observation:
         return self.encoder.observe(self.encoder.embed(batch), self.spec)
-
-    def after_step(self, losses: Mapping[str, Float[Tensor, ""]], updated: Bool[Tensor, ""]) -> None:
-        self.average.follow(updated)
 
 
 class OnlineTeacher(nn.Module):
-    """The student as it is now, without gradient; it reads the tokens that are embedded already."""
+    """The student with its current weights, without gradient: the tokens that it has embedded are read, not the batch.
+
+    `encoder` gives the width of the features; the weights are those of the `student` that observes.
+    """
 
     def __init__(self, encoder: Encoder, spec: FeatureSpec):
         super().__init__()
-        self.student = (encoder,)  # in a tuple: it is the model's part, not this one's
-        self.spec = spec
-
-    @property
-    def dim(self) -> int:
-        return self.student[0].dim
+        self.dim, self.spec = encoder.dim, spec
 
     @torch.no_grad()
-    def observe(self, batch: Batch, tokens: Tokens) -> Observation:
-        return self.student[0].observe(replace(tokens, values=tokens.values.detach()), self.spec)
+    def observe(self, batch: Batch, tokens: Tokens, student: Encoder) -> Observation:
+        return student.observe(replace(tokens, values=tokens.values.detach()), self.spec)
 
 
 class LossPredictor(nn.Module):
-    """Encoder, decoder and head that guess how hard each token is to predict (HPM, arXiv 2304.05919, section 3.2)."""
+    """Encoder, decoder and head that predict the loss of each token (HPM, arXiv 2304.05919, section 3.2)."""
 
     def __init__(self, encoder: Encoder, decoder: SelfDecoder, head: nn.Linear):
         super().__init__()
         self.encoder, self.decoder, self.head = encoder, decoder, head
 
     def forward(self, batch: Batch) -> Observation:
-        """The guess for every token of the whole, unmasked input."""
+        """The predicted loss of every token of the whole, unmasked input."""
         tokens = self.encoder.embed(batch)
         queries = self.decoder.make_queries(Mask(tokens.ids, tokens.ids[:, :0]), tokens.layout)
-        answers = self.decoder(self.encoder(tokens), queries)
-        return Observation(tokens.layout, error=self.head(answers).float()[..., 0])
+        outputs = self.decoder(self.encoder(tokens), queries)
+        return Observation(tokens.layout, error=self.head(outputs).float()[..., 0])
 
 
 class EMALossPredictor(nn.Module):
-    """A loss predictor, averaged over time: HPM's teacher."""
+    """An average of a loss predictor over time: HPM's teacher."""
 
     def __init__(self, encoder: Encoder, decoder: SelfDecoder, head: nn.Linear, momentum: Momentum):
         super().__init__()
         self.average = ModelEma(LossPredictor(encoder, decoder, head), momentum)
         assert isinstance(self.average.copy, LossPredictor)
-        self.average.copy.decoder.outputs = "all"  # it sees every token, and each answers from its own slot
+        self.average.copy.decoder.outputs = "all"  # every token is visible, and its output is at its own place
 
     @torch.no_grad()
-    def observe(self, batch: Batch, tokens: Tokens) -> Observation:
+    def observe(self, batch: Batch, tokens: Tokens, student: Encoder) -> Observation:
         return self.average.copy(batch)
-
-    def after_step(self, losses: Mapping[str, Float[Tensor, ""]], updated: Bool[Tensor, ""]) -> None:
-        self.average.follow(updated)

@@ -51,7 +51,7 @@ class FrozenTeacher(nn.Module):
         return self.encoder.feature_dim(self.spec)
 
     @torch.no_grad()  # not inference_mode: what it gives is kept for the backward of the student
-    def observe(self, batch: Batch, tokens: Tokens) -> Observation:
+    def observe(self, batch: Batch, tokens: Tokens, student: Encoder) -> Observation:
         """What it sees in the whole images of a batch, at the student's cells."""
         images = self.chosen(batch.maps[self.modality])
         in_bf16 = self.in_bf16 and not images.is_meta  # where shapes alone are counted, there is no arithmetic
