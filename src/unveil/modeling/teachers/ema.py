@@ -98,7 +98,6 @@ class EMATeacher(nn.Module):
 
     @property
     def dim(self) -> int:
-        """Width of the features."""
         return self.encoder.dim
 
     @torch.no_grad()
