@@ -9,7 +9,16 @@ from unveil.modeling.adaptive_budget import AdaptiveBudget
 from unveil.modeling.decoder import SelfDecoder
 from unveil.modeling.encoder import Encoder
 from unveil.modeling.masked_model import LossTerm, MaskedModel, Objective
-from unveil.modeling.masking import Attention, ByModality, Collaborative, Guided, IfSeen, Masker, Score, Uniform
+from unveil.modeling.masking import (
+    AttentionGuided,
+    ByModality,
+    CollaborativeAttention,
+    IfObserved,
+    Masker,
+    TeacherAttention,
+    TokenScore,
+    Uniform,
+)
 from unveil.modeling.objectives import Gate, GateScore, Ranking
 from unveil.modeling.targets import Pixels
 from unveil.modeling.types import RGB
@@ -18,7 +27,7 @@ from unveil.modeling.types import RGB
 class Holds(nn.Module):
     """A score that holds another in a tuple, where torch does not look for modules."""
 
-    def __init__(self, score: Score):
+    def __init__(self, score: TokenScore):
         super().__init__()
         self.inner = (score,)
 
@@ -26,7 +35,7 @@ class Holds(nn.Module):
         return self.inner[0](tokens, observations, batch)
 
 
-def model(score: Score, *terms: LossTerm) -> MaskedModel:
+def model(score: TokenScore, *terms: LossTerm) -> MaskedModel:
     encoder = Encoder([RGB], (16,), 4, dim=16, depth=2, heads=2)
     decoders = {"pixels": SelfDecoder("rgb", encoder, 16, 1, 2)}
     return MaskedModel(encoder, Masker(score, 0.25, 0.75), decoders, terms or [pixels()])
@@ -38,7 +47,7 @@ def pixels() -> Objective:
 
 def test_an_adaptive_budget_deep_in_a_conditional_score_is_saved_moved_and_stepped() -> None:
     budget, other = (AdaptiveBudget(Uniform(), {"rgb": "pixels"}, momentum=0.5) for _ in range(2))
-    score = IfSeen("student", ByModality(Uniform(), {"rgb": budget}), Holds(IfSeen("student", other, budget)))
+    score = IfObserved("student", ByModality(Uniform(), {"rgb": budget}), Holds(IfObserved("student", other, budget)))
     guided = model(score)
     saved = [name for name in guided.state_dict() if name.startswith("scores.")]
     assert saved == ["scores.0.average", "scores.0.start", "scores.2.average", "scores.2.start"]
@@ -59,7 +68,7 @@ def test_a_score_that_is_a_module_keeps_the_name_that_checkpoints_have() -> None
 
 def test_a_gate_that_an_objective_trains_is_saved_with_the_objective_alone() -> None:
     gate, objective = Gate(), pixels()
-    gaze = Collaborative(Attention("teacher"), Attention("student"), 0.3, gate)
-    saved = model(Guided(gaze), objective, Ranking("gate", [objective], GateScore(gate, gaze))).state_dict()
+    fused = CollaborativeAttention(TeacherAttention("teacher"), TeacherAttention("student"), 0.3, gate)
+    saved = model(AttentionGuided(fused), objective, Ranking("gate", [objective], GateScore(gate, fused))).state_dict()
     assert not [name for name in saved if name.startswith("scores.")]
     assert "objectives.1.guess.gate.net.0.weight" in saved
