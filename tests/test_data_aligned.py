@@ -17,9 +17,10 @@ from unveil.data.aligned_folders import aligned_modalities, open_images, open_sa
 from unveil.data.inspect_aligned import inspect_samples
 from unveil.data.loader import Loader, TooManyBroken
 from unveil.data.modality_config import DEPTH, RGB, SEMSEG, Declared, declare
-from unveil.data.samples import Sample, in_one_frame, view_of
+from unveil.data.resize import resize_known, resize_nearest
+from unveil.data.samples import Sample, in_one_frame
 from unveil.data.splits import groups_of, hold_out
-from unveil.data.transforms import View, draw_cuts, resize_known, resize_nearest
+from unveil.data.transforms import View, draw_cuts, view_of
 from unveil.modeling.rng import sample_keys
 from unveil.modeling.types import Modality
 
@@ -215,7 +216,7 @@ class TestBatches:
         assert not batch.valid["depth"][missing].any()
         assert (~batch.present["rgb"]).sum() == 1
         assert set(batch.present) == {"rgb", "depth"}
-        assert not loader.broken
+        assert not loader.unreadable
 
     def test_batches_do_not_depend_on_threads(self, tmp_path: Path):
         root = write(tmp_path, 40, without={"depth": set(range(0, 40, 3))})
@@ -254,8 +255,8 @@ class TestBatches:
         Image.fromarray(np.ones((24, 24), np.uint16)).save(tmp_path / "depth/scene1/003.png")
         batch, loader = batch_of(tmp_path, batch_size=20, max_broken=0.2)
         assert len(batch) == 20
-        assert "class ids 7; 0 to 3 and void 11" in loader.broken["scene0/004"]
-        assert "another shape" in loader.broken["scene1/003"]
+        assert "class ids 7; 0 to 3 and void 11" in loader.unreadable["scene0/004"]
+        assert "another shape" in loader.unreadable["scene1/003"]
         with pytest.raises(TooManyBroken, match=r"scene0/004: .*class ids 7"):
             batch_of(tmp_path, batch_size=20, max_broken=0.05)
 

@@ -60,7 +60,7 @@ def test_threads_cache_and_start_change_nothing(n, batch_size, epoch, seed, work
     batches = list(alone.batches(epoch))
     assert len(batches) == alone.steps_per_epoch == max(1, n // batch_size)
     assert same(batches, many.batches(epoch))
-    assert alone.broken == many.broken
+    assert alone.unreadable == many.unreadable
     start = len(batches) // 2
     assert same(batches[start:], many.batches(epoch, start))
 
@@ -126,7 +126,7 @@ def test_a_broken_image_is_replaced_and_named():
     loader = Loader(Numbers(100, broken), VIEW, 20, seed=0)
     batches = list(loader.batches(0))
     assert [len(batch) for batch in batches] == [20] * 5
-    assert loader.broken == {f"#{i}": "made so" for i in broken}
+    assert loader.unreadable == {f"#{i}": "made so" for i in broken}
     healthy = Loader(Numbers(100), VIEW, 20, seed=0).batches(0)
     place = loader.order(0).tolist()
     for step, (ours, theirs) in enumerate(zip(batches, healthy, strict=True)):
@@ -139,7 +139,7 @@ def test_too_many_broken_stop_the_run():
     loader = Loader(Numbers(200, set(range(0, 200, 5))), VIEW, 50, seed=0)
     with pytest.raises(TooManyBroken, match=r"numbers are broken, more than 5%:\n  #\d+: made so") as stopped:
         list(loader.batches(0))
-    assert str(stopped.value).count("made so") == min(10, len(loader.broken))
+    assert str(stopped.value).count("made so") == min(10, len(loader.unreadable))
     assert "inspect" in str(stopped.value)
     tolerant = Loader(Numbers(200, set(range(0, 200, 5))), VIEW, 50, seed=0, max_broken=0.3)
     assert len(list(tolerant.batches(0))) == 4
@@ -228,7 +228,7 @@ def test_no_global_chance_is_used_and_ctrl_c_ends_it_cleanly(tmp_path):
 
 def test_threads_that_read_compute_with_one_thread_and_leave_the_caller_its_own():
     """In a process of its own, where nothing was computed before: else the caller takes over the readers' number."""
-    readers = "from unveil.machine import reading_threads\nwith reading_threads(2) as readers: "
+    readers = "from unveil.runs.hardware import reading_threads\nwith reading_threads(2) as readers: "
     asked = "print(readers.submit(lambda: (torch.get_num_threads(), os.nice(0))).result())\n"
     own = "print((torch.get_num_threads(), os.nice(0)))"
 

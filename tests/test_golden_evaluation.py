@@ -15,6 +15,7 @@ import tempfile
 import warnings
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -24,7 +25,6 @@ from test_golden_curves import machine, one_thread
 from tiny_runs import write_images
 from unveil.modeling.encoder import SIZES
 
-torch.cpu.get_capabilities = dict  # float32, whatever the processor has in hardware
 OLD = Path(__file__).parent / "old_runs"
 GOLDEN = Path(__file__).parent / "golden" / "evaluation.json"
 SCENES = {"data": "scenes:count=16,seed=2", "test_data": "scenes:count=6,seed=3"}
@@ -52,7 +52,8 @@ MEASURED: dict[str, tuple[str, dict[str, Any]]] = {
 def measured(name: str) -> list[dict[str, Any]]:
     """The content of the result files, without what a clock says, in a folder that holds the runs and the images."""
     run, options = MEASURED[name]
-    with one_thread(), warnings.catch_warnings():
+    float32 = patch.object(torch.cpu, "get_capabilities", dict)  # whatever the processor has in hardware
+    with float32, one_thread(), warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
         results = unveil.evaluate(run, **{"data": "images", "device": "cpu", **options})
     files = [json.loads((Path(run) / "eval" / f"{result.protocol}.json").read_text()) for result in results]

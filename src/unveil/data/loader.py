@@ -1,12 +1,15 @@
-"""Batches of random views. What is in them depends on (seed, epoch, sample) alone, not on threads or on the past."""
+"""Batches of views. What is in them depends on (seed, epoch, sample) alone, not on threads or on the past."""
 
 from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import Future
+from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
+from typing import Protocol, TypeVar, cast
 
 import psutil
 import torch
@@ -16,53 +19,93 @@ from torch import Tensor
 from ..modeling.rng import SampleRng, mix, sample_keys
 from ..modeling.types import Batch, Modality
 from ..runs.hardware import num_cores, reading_threads
+from .collate import collate, join
 from .decode import Unreadable
-from .samples import Sample, Stack, complete, join, lacking, sampler, stack, view_of
+from .samples import Sample, Samples, complete, images_of, lacking, sampler
 from .sources import Source
-from .transforms import View, draw_cuts
 
-_CHUNKS = (16, 64)  # the fewest and the most samples that one thread prepares at a time
+_CHUNKS = (8, 64)  # the fewest and the most samples that one thread prepares at a time
 _BATCHES_AHEAD = 2
 _REPLACEMENTS_TRIED = 32
 _TRIED_BEFORE_STOPPING = 20
+_CACHE_BYTES = 2 << 30
+
+T = TypeVar("T")
+
+
+def prefetch(jobs: Iterable[Callable[[], T]], ahead: int, workers: int | None = None) -> Generator[T]:
+    """The results of jobs in order; threads work on at most `ahead` jobs beyond the one that the consumer waits for.
+
+    The threads end with the generator: at its end, when it is closed, and on any error.
+    """
+    pool = reading_threads(workers)
+    pending: deque[Future[T]] = deque()
+    try:
+        for job in jobs:
+            pending.append(pool.submit(job))
+            if len(pending) > ahead:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+    finally:  # what has not begun is dropped
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+class ViewPolicy(Protocol):
+    """How samples become views of one size."""
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """Height and width of the views."""
+        ...
+
+    def __call__(
+        self, samples: Sequence[Sample], modalities: Sequence[Modality], keys: Int[Tensor, " B"]
+    ) -> list[Sample]:
+        """A view of each sample, a pure function of the sample and its key."""
+        ...
 
 
 class TooManyBroken(ValueError):  # noqa: N818
-    """More images cannot be read than the run was told to accept."""
+    """More images cannot be read than the run accepts."""
 
 
 @dataclass(frozen=True)
 class _Chunk:
-    """What a thread made of some samples; a sample without a readable replacement has no view."""
+    """What a thread made of some samples; one without a readable replacement has no view. `rows` are those with one."""
 
-    views: Stack
+    batch: Batch
+    rows: Int[Tensor, " b"]
     tried: list[int]
     broken: dict[int, str]
 
 
 class Loader:
-    """Batches of random views of a source, prepared ahead by threads.
+    """Batches of views of a source, prepared ahead by threads.
 
-    `modality` names the one map of a plain source, or lists those of a source of several. `part` (k, n) is the k-th of
+    `modality` names the image of a plain source, or lists the maps of a source of several. `view` is a `View` for
+    pretraining and fine-tuning, a `CenterView` for features, or the view of a dense task. `part` (k, n) is the k-th of
     n equal parts of every batch, counted from 0: what one of n processes reads.
 
     Threads, not processes: the decoders, the resize and the reading of files all release Python's lock, so threads keep
-    every core busy, share one cache, and end with Ctrl-C. Decoded images are cached on first use up to `cache_bytes`
-    (default: a quarter of the free memory, at most 2 GB). `wait_seconds` is how long the consumer has waited,
-    `broken` names the images that could not be read, with the reason; each is replaced by another, chosen by the
-    sample's key. Raises `TooManyBroken` when more than `max_broken` of the images tried are broken (beyond what
-    chance explains, as long as only a part has been tried).
+    every core busy, share one cache, and end with Ctrl-C. Decoded samples are cached on first use up to `cache_bytes`
+    (default: a quarter of the free memory, at most 2 GB). `wait_seconds` is how long the consumer has waited.
+
+    `unreadable` names the samples that could not be read, with the reason. Each is replaced by another, chosen by the
+    sample's key; `TooManyBroken` is raised when more than `max_broken` of the samples tried are broken (beyond what
+    chance explains, as long as only a part has been tried). With a `max_broken` of None they are left out of their
+    batch instead, and ValueError is raised when none can be read.
     """
 
     def __init__(
         self,
-        source: Source,
-        view: View,
+        source: Source | Samples,
+        view: ViewPolicy,
         batch_size: int,
-        seed: int,
+        seed: int = 0,
         workers: int | None = None,
         cache_bytes: int | None = None,
-        max_broken: float = 0.05,
+        max_broken: float | None = 0.05,
         modality: str | Sequence[Modality] = "rgb",
         part: tuple[int, int] = (0, 1),
     ) -> None:
@@ -72,18 +115,24 @@ class Loader:
             raise ValueError(f"{source.address} has no images; give a source with at least one")
         self.source, self.view, self.seed = source, view, seed
         self.modalities = _modalities(modality, source, view)
-        self._sample = sampler(source, self.modalities[0].name)
-        self._lacking, self._complete = lacking(source), complete(source)
+        self._lacking: set[str] | None = None
+        self._complete: frozenset[str] = frozenset()
+        if isinstance(modality, str):
+            self._sample = images_of(cast("Source", source), modality)
+        else:
+            self._sample = sampler(source, self.modalities[0].name)
+            self._lacking, self._complete = lacking(source), complete(source)
         self.batch_size = min(batch_size, len(source))
         self.part, self.parts = part
         self.workers = max(1, num_cores() if workers is None else workers)
         self.max_broken = max_broken
         self.wait_seconds = 0.0
-        self.broken: dict[str, str] = {}
+        self.unreadable: dict[str, str] = {}
         self._tried = bytearray(len(source))
         self._num_tried = 0
         self._cache: dict[int, Sample] = {}
-        self._cache_left = min(2 << 30, psutil.virtual_memory().available // 4) if cache_bytes is None else cache_bytes
+        default = min(_CACHE_BYTES, psutil.virtual_memory().available // 4)
+        self._cache_left = default if cache_bytes is None else cache_bytes
 
     @property
     def steps_per_epoch(self) -> int:
@@ -95,57 +144,79 @@ class Loader:
         key = sample_keys(self.seed, epoch, torch.arange(len(self.source)))
         return SampleRng(key).fold("order").key.argsort()  # keys never tie: the hash is a bijection
 
-    def batches(self, epoch: int, start_step: int = 0) -> Iterator[Batch]:
-        """The batches of an epoch from a step on; `progress` is 0, the training loop knows better."""
+    def batches(self, epoch: int, start_step: int = 0) -> Generator[Batch]:
+        """The batches of an epoch from a step on; `progress` is 0, the training loop sets it."""
+        with closing(self.numbered(epoch, start_step)) as numbered:
+            for batch, _ in numbered:
+                yield batch
+
+    def numbered(self, epoch: int, start_step: int = 0) -> Generator[tuple[Batch, Int[Tensor, " B"]]]:
+        """The same, each with the numbers of its samples in the source."""
         order = self.order(epoch)
         steps = [order[s * self.batch_size :][: self.batch_size] for s in range(start_step, self.steps_per_epoch)]
-        steps = [samples.tensor_split(self.parts)[self.part] for samples in steps]
+        return self._load([samples.tensor_split(self.parts)[self.part] for samples in steps], epoch)
+
+    def in_order(self) -> Generator[tuple[Batch, Int[Tensor, " B"]]]:
+        """All samples once, in the order of the source, with their numbers; the last batch may be smaller."""
+        return self._load(torch.arange(len(self.source)).split(self.batch_size), 0)
+
+    def whole_samples(self) -> Generator[list[Sample]]:
+        """All readable samples once, in order and without a view, a few at a time."""
+        rows = torch.arange(len(self.source)).split(_CHUNKS[0])
+        jobs = (partial(self._read_all, r, sample_keys(self.seed, 0, r)) for r in rows)
+        with closing(prefetch(jobs, 2 * self.workers, self.workers)) as chunks:
+            for samples, _, _, broken in chunks:
+                self._note({}, broken)
+                yield samples
+        self._check_any()
+
+    def _load(self, steps: Sequence[Int[Tensor, " B"]], epoch: int) -> Generator[tuple[Batch, Int[Tensor, " B"]]]:
         size = min(max(-(-self.batch_size // (self.parts * self.workers)), _CHUNKS[0]), _CHUNKS[1])
-        pool = reading_threads(self.workers)
-        pending: deque[tuple[Tensor, list[Future[_Chunk]]]] = deque()
-        try:
-            for ahead, samples in enumerate(steps):
-                key = sample_keys(self.seed, epoch, samples)
-                chunks = zip(samples.split(size), key.split(size), strict=True)
-                pending.append((key, [pool.submit(self._prepare, *chunk) for chunk in chunks]))
-                if ahead >= _BATCHES_AHEAD:
-                    yield self._collect(*pending.popleft())
-            while pending:
-                yield self._collect(*pending.popleft())
-        finally:  # also when the consumer stops early or Ctrl-C arrives: what has not begun is dropped
-            pool.shutdown(wait=True, cancel_futures=True)
+        chunks = [samples.split(size) for samples in steps]
+        jobs = (partial(self._prepare, rows, sample_keys(self.seed, epoch, rows)) for step in chunks for rows in step)
+        ahead = (1 + _BATCHES_AHEAD) * max(map(len, chunks), default=1) - 1
+        with closing(prefetch(jobs, ahead, self.workers)) as results:
+            for step in chunks:
+                began = time.perf_counter()
+                parts = [next(results) for _ in step]
+                self.wait_seconds += time.perf_counter() - began
+                for part in parts:  # in the order of the steps
+                    self._note(part.tried, part.broken)
+                batch, rows = join([part.batch for part in parts]), torch.cat([part.rows for part in parts])
+                if self.max_broken is not None and (len(batch) < sum(map(len, step)) or self._too_many_broken()):
+                    raise TooManyBroken(self._broken_report())
+                if len(batch):
+                    yield batch, rows
+                else:
+                    self._check_any()
 
-    def _collect(self, key: Int[Tensor, " B"], futures: list[Future[_Chunk]]) -> Batch:
-        """The batch, once its chunks are there. What was broken is counted here, in the order of the steps."""
-        began = time.perf_counter()
-        chunks = [future.result() for future in futures]
-        views = join([chunk.views for chunk in chunks])
-        self.wait_seconds += time.perf_counter() - began
-        for chunk in chunks:
-            for index in chunk.tried:
-                self._num_tried += not self._tried[index]
-                self._tried[index] = 1
-            for index, reason in chunk.broken.items():
-                self.broken[self.source.name(index)] = reason
-        if len(views) < len(key) or self._too_many_broken():
-            raise TooManyBroken(self._broken_report())
-        return Batch(views.maps, key, torch.zeros(()), views.valid, views.present)
+    def _note(self, tried: Iterable[int], broken: dict[int, str]) -> None:
+        for index in tried:
+            self._num_tried += not self._tried[index]
+            self._tried[index] = 1
+        for index, reason in broken.items():
+            self.unreadable[self.source.name(index)] = reason
 
-    def _prepare(self, samples: Int[Tensor, " b"], key: Int[Tensor, " b"]) -> _Chunk:
+    def _prepare(self, rows: Int[Tensor, " b"], keys: Int[Tensor, " b"]) -> _Chunk:
+        samples, readable, tried, broken = self._read_all(rows, keys)
+        views = self.view(samples, self.modalities, keys[readable])
+        batch = collate(views, keys[readable], self.modalities, self.view.image_size, self._lacking, self._complete)
+        return _Chunk(batch, rows[readable], tried, broken)
+
+    def _read_all(
+        self, rows: Int[Tensor, " b"], keys: Int[Tensor, " b"]
+    ) -> tuple[list[Sample], list[int], list[int], dict[int, str]]:
+        """The readable samples, their places among `rows`, what was tried, and what is broken."""
         tried: list[int] = []
         broken: dict[int, str] = {}
-        read = [self._readable(s, k, tried, broken) for s, k in zip(samples.tolist(), key, strict=True)]
-        kept = [i for i, sample in enumerate(read) if sample is not None]
-        found = [sample for sample in read if sample is not None]
-        cuts = draw_cuts([sample.size for sample in found], self.view, key[kept])
-        size = self.view.image_size
-        views = [view_of(sample, cut, size, self.modalities) for sample, cut in zip(found, cuts, strict=True)]
-        return _Chunk(stack(views, self.modalities, size, self._lacking, self._complete), tried, broken)
+        read = [self._readable(row, key, tried, broken) for row, key in zip(rows.tolist(), keys, strict=True)]
+        samples = [sample for sample in read if sample is not None]
+        return samples, [i for i, sample in enumerate(read) if sample is not None], tried, broken
 
-    def _readable(self, sample: int, key: Int[Tensor, ""], tried: list[int], broken: dict[int, str]) -> Sample | None:
-        """The sample's maps, or those of the first readable replacement that its key leads to."""
-        for attempt in range(1 + _REPLACEMENTS_TRIED):
-            index = sample if attempt == 0 else int(mix(key + attempt)) % len(self.source)
+    def _readable(self, row: int, key: Int[Tensor, ""], tried: list[int], broken: dict[int, str]) -> Sample | None:
+        """The sample, or the first readable replacement that its key leads to; None without one."""
+        for attempt in range(1 if self.max_broken is None else 1 + _REPLACEMENTS_TRIED):
+            index = row if attempt == 0 else int(mix(key + attempt)) % len(self.source)
             if index in broken:
                 continue
             tried.append(index)
@@ -164,32 +235,41 @@ class Loader:
             self._cache[index] = sample
         return sample
 
+    def _check_any(self) -> None:
+        """Raise ValueError when no sample can be read."""
+        if len(self.unreadable) == len(self.source):
+            name, reason = next(iter(self.unreadable.items()))
+            raise ValueError(
+                f"none of the {len(self.source)} samples of {self.source.address} can be read; {name}: {reason}"
+            )
+
     def _too_many_broken(self) -> bool:
+        assert self.max_broken is not None
         if self._num_tried < min(_TRIED_BEFORE_STOPPING, len(self.source)):
             return False
         expected = self.max_broken * self._num_tried
         margin = 2 * expected**0.5 if self._num_tried < len(self.source) else 0
-        return len(self.broken) > expected + margin
+        return len(self.unreadable) > expected + margin
 
     def _broken_report(self) -> str:
-        named = "\n".join(f"  {name}: {reason}" for name, reason in list(self.broken.items())[:10])
-        more = f"\n  and {len(self.broken) - 10} more" if len(self.broken) > 10 else ""
+        named = "\n".join(f"  {name}: {reason}" for name, reason in list(self.unreadable.items())[:10])
+        more = f"\n  and {len(self.unreadable) - 10} more" if len(self.unreadable) > 10 else ""
         return (
-            f"{len(self.broken)} of the {self._num_tried} images read so far from {self.source.address} are broken,"
+            f"{len(self.unreadable)} of the {self._num_tried} images read so far from {self.source.address} are broken,"
             f" more than {self.max_broken:.0%}:\n{named}{more}\n"
             f"Repair or remove them (`unveil inspect` lists them all), or accept more with a higher max_broken"
         )
 
 
-def _modalities(told: str | Sequence[Modality], source: Source, view: View) -> tuple[Modality, ...]:
+def _modalities(modality: str | Sequence[Modality], source: Source | Samples, view: ViewPolicy) -> tuple[Modality, ...]:
     """The maps of a batch; a name alone stands for what a plain source holds. Their strides have to divide the view."""
-    if isinstance(told, str):
-        blank = (0.0,) * source.channels, (1.0,) * source.channels
-        return (Modality(told, source.channels, *blank),)
-    for m in told:
+    if isinstance(modality, str):
+        channels = cast("Source", source).channels
+        return (Modality(modality, channels, (0.0,) * channels, (1.0,) * channels),)
+    for m in modality:
         if any(side % m.stride for side in view.image_size):
             raise ValueError(
                 f"modality {m.name!r} has a pixel for every {m.stride} of the view, which does not divide"
                 f" {' x '.join(map(str, view.image_size))}; give another --image-size, or declare another stride"
             )
-    return tuple(told)
+    return tuple(modality)

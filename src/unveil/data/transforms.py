@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal, get_args
 
 import numpy as np
-import torch
-from jaxtyping import Float, Int, Shaped
+from jaxtyping import Int, Shaped
 from torch import Tensor
-from torch.nn.functional import interpolate
 
 from ..modeling.rng import SampleRng
+from ..modeling.types import Modality
+from .resize import Resize, resize
+from .samples import Sample, resize_map
 
 Flip = Literal["none", "h", "hv", "turns"]
-Resize = Callable[[Tensor, tuple[int, int]], Tensor]
 _ATTEMPTS = 10  # boxes drawn before the centre is taken
 
 
@@ -43,6 +44,26 @@ class View:
             raise ValueError(f"crop ratio {self.crop_ratio} is not (low, high) with 0 < low <= high")
         if self.flip not in get_args(Flip):
             raise ValueError(f"flip {self.flip!r} is not one of: {', '.join(get_args(Flip))}")
+
+    def __call__(
+        self, samples: Sequence[Sample], modalities: Sequence[Modality], keys: Int[Tensor, " B"]
+    ) -> list[Sample]:
+        """A random view of each sample, drawn by its key."""
+        cuts = draw_cuts([sample.size for sample in samples], self, keys)
+        return [view_of(s, cut, self.image_size, modalities) for s, cut in zip(samples, cuts, strict=True)]
+
+
+@dataclass(frozen=True)
+class CenterView:
+    """The middle of the images of a plain source, as `center_view` cuts it."""
+
+    image_size: tuple[int, int]
+
+    def __call__(
+        self, samples: Sequence[Sample], modalities: Sequence[Modality], keys: Int[Tensor, " B"]
+    ) -> list[Sample]:
+        """The centre view of each sample; the keys have no influence."""
+        return [Sample({n: center_view(image, self.image_size) for n, image in s.maps.items()}) for s in samples]
 
 
 @dataclass(frozen=True)
@@ -135,35 +156,26 @@ def _center_scale(size: tuple[int, int], image_size: tuple[int, int]) -> float:
     return scale * 256 / 224 if min(size) > 96 and scale * 256 / 224 <= 1 else scale
 
 
-def resize(image: Shaped[Tensor, "C H W"], size: tuple[int, int]) -> Shaped[Tensor, "C h w"]:
-    """The image at `size` (height, width): antialiased bicubic, in bytes for uint8, else in float kept in [0, 1]."""
-    if tuple(image.shape[-2:]) == size:
-        return image
-    resized = interpolate(image[None], size, mode="bicubic", antialias=True)[0]
-    return resized if image.dtype == torch.uint8 else resized.clamp(0, 1)
+def view_of(sample: Sample, cut: Cut, size: tuple[int, int], modalities: Sequence[Modality]) -> Sample:
+    """One view of every map: the same box and flips, each map at `size` over its own stride."""
+    maps: dict[str, Tensor] = {}
+    valid: dict[str, Tensor | None] = {}
+    for m in modalities:
+        name, small = m.name, (size[0] // m.stride, size[1] // m.stride)
+        if name not in sample.maps:
+            continue
+        if name not in sample.valid:
+            maps[name] = cut.of(sample.maps[name], small)
+        else:
+            make = partial(_cutting, cut, small)
+            maps[name], valid[name] = resize_map(sample.maps[name], sample.valid[name], m, make)
+    return Sample(maps, valid)
 
 
-def resize_nearest(image: Shaped[Tensor, "C H W"], size: tuple[int, int]) -> Shaped[Tensor, "C h w"]:
-    """The image at `size`, each pixel that of the old one in whose cell its centre lies: class ids stay ids."""
-    if tuple(image.shape[-2:]) == size:
-        return image
-    rows, columns = (
-        (2 * torch.arange(new) + 1) * old // (2 * new) for new, old in zip(size, image.shape[-2:], strict=True)
-    )
-    return image[:, rows][:, :, columns]
+def center_of(sample: Sample, size: tuple[int, int], modalities: Sequence[Modality]) -> Sample:
+    """The middle of every map, for evaluation."""
+    return view_of(sample, center_cut(sample.size, size), size, modalities)
 
 
-def resize_known(image: Float[Tensor, "C H W"], size: tuple[int, int]) -> Float[Tensor, "C h w"]:
-    """Values with what is known of them, 1 or 0, as the last channel, at `size`: means over known pixels alone.
-
-    Weights are those of an antialiased triangle, none below 0, so that no mean lies outside the values. A new pixel
-    is known where at least half of its weight is; where it is not, its values are 0.
-    """
-    if tuple(image.shape[-2:]) == size:
-        return torch.cat([image[:-1] * image[-1:], image[-1:]])
-    known = image[-1:]
-    weighed = torch.cat([image[:-1] * known, known])[None]
-    summed = interpolate(weighed, size, mode="bilinear", antialias=True)[0]
-    share = summed[-1:]
-    kept = (share >= 0.5 - 1e-6).to(image.dtype)
-    return torch.cat([summed[:-1] / share.clamp_min(1e-6) * kept, kept])
+def _cutting(cut: Cut, size: tuple[int, int], image: Tensor, way: Resize) -> Tensor:
+    return cut.of(image, size, way)

@@ -185,7 +185,7 @@ class Loop:
                         return
 
     def _log(self, window: MetricsWindow, progress: Progress, step: int, lr: float) -> None:
-        broken = self.group.gather(self.loader.broken)
+        broken = self.group.gather(self.loader.unreadable)
         if not self.group.is_rank_zero:
             return
         line = {

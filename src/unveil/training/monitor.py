@@ -9,13 +9,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..data.samples import Stack
 from ..data.sources import Source
 from ..evaluation.analysis.attention import attention_metrics
 from ..evaluation.rankme import feature_std, rankme
 from ..evaluation.visualize import MapPictures, SampleViews, load_samples, map_renderers, sample_pictures
 from ..evaluation.visualize.panels import FEATURES, predicts_norm_pix
-from ..evaluation.visualize.samples import to_batch
 from ..modeling.image_encoder import pooled
 from ..modeling.masked_model import MaskedModel
 from ..modeling.types import Batch, Modality, to_float
@@ -94,8 +92,8 @@ class ValidationMonitor:
     def _glance(self, source: Source, count: int) -> SampleViews:
         return load_samples(source, self.modalities, self.size, count)
 
-    def _batch(self, model: MaskedModel, views: Stack) -> Batch:
-        return to_batch(views, model.encoder.prefix.device)
+    def _batch(self, model: MaskedModel, views: Batch) -> Batch:
+        return views.on(model.encoder.prefix.device)
 
     def _losses(self, model: MaskedModel) -> dict[str, float]:
         """The mean loss of each objective on the held-out images."""
@@ -108,10 +106,10 @@ class ValidationMonitor:
                 counts[name] += float(counted)
         return {name: totals[name] / max(counts[name], 1.0) for name in totals}
 
-    def _features(self, model: MaskedModel, views: Stack) -> Tensor:
+    def _features(self, model: MaskedModel, views: Batch) -> Tensor:
         return features_of(model, views.maps[self.first.name])
 
-    def _view(self, views: Stack, place: int) -> Picture:
+    def _view(self, views: Batch, place: int) -> Picture:
         """The first map of a sample."""
         image = views.maps[self.first.name][place]
         known = (

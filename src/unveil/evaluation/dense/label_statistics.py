@@ -12,7 +12,7 @@ from ...data.class_names import numbered
 from ...data.decode import Unreadable
 from ...data.dense_dataset import DenseSet, Labels
 from ...data.read_map import Map
-from ...data.transforms import resize_known
+from ...data.resize import resize_known
 from ...runs.hardware import reading_threads
 
 ENOUGH = 1000  # samples, for what need not be exact

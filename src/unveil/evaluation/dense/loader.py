@@ -11,9 +11,10 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from ...data.collate import collate
 from ...data.decode import Unreadable
 from ...data.dense_dataset import DenseSet
-from ...data.samples import Sample, stack
+from ...data.samples import Sample
 from ...modeling.rng import SampleRng, sample_keys
 from ...modeling.types import Batch, Modality
 from ...runs.hardware import reading_threads
@@ -74,8 +75,7 @@ class DenseReader:
         parts = [future.result() for future in futures]
         views, rows = [v for part in parts for v in part[0]], [row for part in parts for row in part[1]]
         if views:
-            maps = stack(views, self.modalities, size, missing=())
-            yield Batch(maps.maps, sample_keys(seed, epoch, rows), torch.zeros(()), maps.valid)
+            yield collate(views, sample_keys(seed, epoch, rows), self.modalities, size)
         else:
             self._check()
 

@@ -10,8 +10,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ...data.collate import collate
 from ...data.dense_dataset import DensePair
-from ...data.samples import Sample, stack
+from ...data.samples import Sample
 from ...modeling.optim import warmup_cosine
 from ...modeling.rng import SampleRng
 from ...modeling.types import Batch, Modality
@@ -191,9 +192,9 @@ class DenseTrainer:
         ]
         found = []
         for start in range(0, len(cut), self.micro_batch):
-            maps = stack(cut[start : start + self.micro_batch], self.inputs, self.view.size, missing=())
-            key = torch.zeros(len(maps), dtype=torch.int64)
-            batch = Batch(maps.maps, key, torch.ones(()), maps.valid).on(self.device)
+            windows = cut[start : start + self.micro_batch]
+            keys = torch.zeros(len(windows), dtype=torch.int64)
+            batch = collate(windows, keys, self.inputs, self.view.size).on(self.device)
             with autocast(self.device):
                 found += list(self.model(batch).cpu())
         guesses = []

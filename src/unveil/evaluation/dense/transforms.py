@@ -14,8 +14,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ...data.augment import colour
-from ...data.samples import Sample, view_of
-from ...data.transforms import Cut
+from ...data.samples import Sample
+from ...data.transforms import Cut, view_of
 from ...modeling.rng import SampleRng
 from ...modeling.types import Batch, Modality
 

@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 
 from ...data.dense_layouts import Layout, Stored
 from ...data.modality_config import declare
-from ...data.transforms import resize
+from ...data.resize import resize
 from ...modeling.types import DEPTH
 from ..dense.card import evaluation_summary, settings_of, training_summary
 from ..dense.data import DenseData

@@ -7,10 +7,11 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from ...data.collate import collate
 from ...data.decode import Unreadable
-from ...data.samples import Sample, Stack, center_of, complete, lacking, sampler, stack
+from ...data.samples import Sample, complete, lacking, sampler
 from ...data.sources import Source, spread
-from ...data.transforms import center_view
+from ...data.transforms import center_of, center_view
 from ...modeling.rng import sample_keys
 from ...modeling.types import Batch, Modality, to_float
 
@@ -21,20 +22,14 @@ class SampleViews:
 
     names: list[str]
     places: list[int]
-    views: Stack
+    views: Batch
 
     def __len__(self) -> int:
         return len(self.places)
 
     def batch(self, device: torch.device | str) -> Batch:
         """All of them as a batch."""
-        return to_batch(self.views, device)
-
-
-def to_batch(views: Stack, device: torch.device | str) -> Batch:
-    """Views as a batch whose random numbers are the same every time."""
-    key = sample_keys(0, 0, range(len(views)))
-    return Batch(views.maps, key, torch.ones(()), views.valid, views.present).on(device)
+        return self.views.on(device)
 
 
 def load_samples(source: Source, modalities: Sequence[Modality], size: tuple[int, int], count: int) -> SampleViews:
@@ -50,8 +45,9 @@ def load_samples(source: Source, modalities: Sequence[Modality], size: tuple[int
         if first.name in sample.maps:
             places.append(index)
             views.append(_centre(sample, size, modalities, is_plain=lacks is None))
-    stacked = stack(views, modalities, size, lacks, complete(source))
-    return SampleViews([source.name(i) for i in places], places, stacked)
+    keys = sample_keys(0, 0, range(len(views)))
+    batch = collate(views, keys, modalities, size, lacks, complete(source))
+    return SampleViews([source.name(i) for i in places], places, replace(batch, progress=torch.ones(())))
 
 
 def need_samples(source: Source, modalities: Sequence[Modality], size: tuple[int, int], count: int) -> SampleViews:
