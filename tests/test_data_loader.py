@@ -20,7 +20,7 @@ from PIL import Image
 from unveil.data import Loader, TooManyBroken, Unreadable, View, open_source, random_view
 from unveil.modeling.rng import sample_keys
 
-VIEW = View((6, 8), flip="turns")
+VIEW = View((6, 8), flip="d4")
 
 
 class Numbers:

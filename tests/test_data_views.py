@@ -28,7 +28,7 @@ def photo(height: int, width: int, channels: int = 3) -> torch.Tensor:
     return ((waves / 8 + 0.4 + noise / 8) * 255).clamp(0, 255).to(torch.uint8)
 
 
-@given(sides, sides, sides, sides, st.integers(0, 2**31), st.sampled_from(["none", "h", "hv", "turns"]))
+@given(sides, sides, sides, sides, st.integers(0, 2**31), st.sampled_from(["none", "h", "hv", "d4"]))
 @settings(max_examples=60, deadline=None)
 def test_a_view_is_pure_and_has_its_size(height, width, h, w, seed, flip):
     image, view = photo(height, width), View((h, w), flip=flip)
@@ -42,7 +42,7 @@ def test_a_view_is_pure_and_has_its_size(height, width, h, w, seed, flip):
     assert torch.equal(torch.get_rng_state(), state)
 
 
-@given(st.lists(st.tuples(sides, sides), min_size=1, max_size=8), st.sampled_from(["h", "turns"]))
+@given(st.lists(st.tuples(sides, sides), min_size=1, max_size=8), st.sampled_from(["h", "d4"]))
 @settings(max_examples=40, deadline=None)
 def test_a_view_does_not_depend_on_its_batch(sizes, flip):
     view, keys = View((8, 12), flip=flip), sample_keys(1, 2, range(len(sizes)))
@@ -82,7 +82,7 @@ def test_flips_and_turns_are_uniform_over_their_poses():
     image = photo(16, 16)
     image[:] = 0
     image[:, 1, 3:8] = 255  # no pose of it looks like another
-    poses = {"none": 1, "h": 2, "hv": 4, "turns": 8}
+    poses = {"none": 1, "h": 2, "hv": 4, "d4": 8}
     for flip, expected in poses.items():
         view = View((16, 16), crop_scale=(1, 1), crop_ratio=(1, 1), flip=flip)
         cuts = draw_cuts([(16, 16)] * 1600, view, sample_keys(3, 0, range(1600)))
@@ -94,7 +94,7 @@ def test_flips_and_turns_are_uniform_over_their_poses():
 
 
 def test_turns_keep_the_shape_of_the_view():
-    view = View((20, 40), crop_scale=(0.3, 0.3), crop_ratio=(1, 1), flip="turns")
+    view = View((20, 40), crop_scale=(0.3, 0.3), crop_ratio=(1, 1), flip="d4")
     cuts = draw_cuts([(200, 300)] * 200, view, sample_keys(0, 0, range(200)))
     for cut in cuts:
         tall, wide = (cut.width, cut.height) if cut.turned else (cut.height, cut.width)
@@ -154,7 +154,7 @@ def test_center_view_always_has_its_size(height, width, h, w):
         ({"crop_scale": (0.5, 1.7)}, "crop scale"),
         ({"crop_scale": (0.0, 1.0)}, "crop scale"),
         ({"crop_ratio": (2, 1)}, "crop ratio"),
-        ({"flip": "x"}, "none, h, hv, turns"),
+        ({"flip": "x"}, "none, h, hv, d4"),
     ],
 )
 def test_a_view_that_cannot_be_is_refused(settings_, message):

@@ -15,7 +15,7 @@ from unveil.commands.load import load
 from unveil.runs import checkpoint
 
 TRAIN = {"epochs": 3.0, "batch_size": 10, "lr": 0.05, "warmup_epochs": 1.0, "image_size": (16,)}
-SETTINGS: dict[str, Any] = {"device": "cpu", "workers": 1, "compile": "off", "keep_every": 1.0, **TRAIN}
+SETTINGS: dict[str, Any] = {"device": "cpu", "workers": 1, "compile": "off", "save_every": 1.0, **TRAIN}
 
 
 @pytest.fixture(scope="module")
@@ -73,9 +73,9 @@ def test_they_are_loaded_measured_and_looked_at(made: Path, capsys: pytest.Captu
 
 
 def test_what_is_not_there_is_told(made: Path):
-    with pytest.raises(ValueError, match=r"no weights of epoch 1.5: there are epochs 1, 2, 3; .*--keep-every"):
+    with pytest.raises(ValueError, match=r"no weights of epoch 1.5: there are epochs 1, 2, 3; .*--save-every"):
         load(made / "run", at_epoch=1.5)
-    with pytest.raises(ValueError, match="--keep-every 0"):
-        unveil.pretrain(str(made / "tiny.py"), data=str(made / "images"), out=str(made / "no"), keep_every=0.0)
+    with pytest.raises(ValueError, match="--save-every 0"):
+        unveil.pretrain(str(made / "tiny.py"), data=str(made / "images"), out=str(made / "no"), save_every=0.0)
     with pytest.raises(ValueError, match="there are epochs 1, 2, 3"):
         unveil.evaluate(str(made / "run"), data=str(made / "images"), protocol=("reconstruct",), at_epoch=1.5)

@@ -15,8 +15,8 @@ from test_data_aligned import write
 from tiny_runs import at_steps, interrupt, journal
 from unveil.cli import main
 from unveil.modeling.public_vits import adapt_channels, with_channels
+from unveil.recipes.run import Run
 from unveil.training.data_setup import open_data
-from unveil.training.run_metadata import read_declared
 
 RECIPE = '''
 """Two: a tiny ViT that reads several modalities and predicts the continuous ones."""
@@ -58,7 +58,7 @@ class TestPretraining:
         run = tmp_path / "run"
         assert main(["pretrain", two(tmp_path), "--data", str(data), "--out", str(run), *words, *FEW]) == 0
         told = facts(run)
-        assert [d.name for d in read_declared(told)] == ["rgb", "depth", "semseg"]
+        assert [d.name for d in Run.open(run).declared] == ["rgb", "depth", "semseg"]
         assert told["modality"]["name"] == "rgb"
         assert told["data"]["held_out"] == 2
         assert told["status"] == "finished"
@@ -191,6 +191,6 @@ class TestBands:
         assert main([*words, "--modalities", "rgb", "--out", str(tmp_path / "first")]) == 0
         words += ["--modalities", str(tmp_path / "b.toml"), "--init-from", str(tmp_path / "first")]
         capsys.readouterr()
-        assert main([*words, "--init-bands", "repeat", "--out", str(tmp_path / "second")]) == 0
-        assert main([*words, "--init-bands", "0", "--out", str(tmp_path / "third")]) == 2
+        assert main([*words, "--init-channels", "repeat", "--out", str(tmp_path / "second")]) == 0
+        assert main([*words, "--init-channels", "0", "--out", str(tmp_path / "third")]) == 2
         assert "one word for each of 5 bands" in " ".join(capsys.readouterr().err.split())

@@ -173,7 +173,7 @@ class TestTelling:
         assert facts(place.run)["optim"]["peak_lr"] == pytest.approx(0.05 * 38 / 256)
 
     def test_signals_come_at_their_epochs(self, place: Place):
-        assert place.pretrain(*TRAIN, "--epochs", "5", "--signals-every", "2") == 0
+        assert place.pretrain(*TRAIN, "--epochs", "5", "--val-every", "2") == 0
         assert [line["epoch"] for line in journal(place.run, "signals")] == [0, 2, 4, 5]
         assert all({"heldout_loss", "rankme", "feature_std"} <= set(line) for line in journal(place.run, "signals"))
 

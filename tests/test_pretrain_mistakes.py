@@ -50,7 +50,7 @@ BAD = [
     ("--workers 0", "--workers 0"),
     ("--seed -1", "--seed -1"),
     ("--save-minutes -1", "--save-minutes -1"),
-    ("--signals-every 0", "--signals-every 0"),
+    ("--val-every 0", "--val-every 0"),
     ("--max-broken 5", "--max-broken 5"),
     ("--paper --minutes 3", "give one of the two"),
     ("--device cuda", "cannot be used here"),
@@ -109,7 +109,7 @@ class TestBadInput:
         assert not place.run.exists()
 
     def test_python_gets_the_same_errors(self, place: Place):
-        with pytest.raises(ValueError, match=r"no dial 'visble'; did you mean visible\?"):
+        with pytest.raises(ValueError, match=r"no option 'visble'; did you mean visible\?"):
             unveil.pretrain(place.recipe, data=place.data, out=str(place.run), visble=0.3)
         with pytest.raises(ValueError, match="--precision half"):
             unveil.pretrain(place.recipe, data=place.data, out=str(place.run), precision="half")  # type: ignore[arg-type]

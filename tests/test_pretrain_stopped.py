@@ -57,7 +57,7 @@ class TestContinuing:
         for step in stops:
             assert place.pretrain(*words) == 130
             told = capsys.readouterr().err
-            assert f"To go on: {facts(place.run)['command']}" in told
+            assert f"To continue: {facts(place.run)['command']}" in told
             assert facts(place.run)["status"] == "stopped"
             assert weights(place.run, step)
         assert place.pretrain(*words, "--workers", "3") == 0  # other workers change nothing
@@ -103,7 +103,7 @@ class TestContinuing:
         write_images(Path(place.data), 41)
         before = listing(place.run)
         assert place.pretrain(*TRAIN) == 2
-        assert "was begun on the 40 images" in capsys.readouterr().err
+        assert "was started on the 40 images" in capsys.readouterr().err
         assert place.pretrain(*TRAIN, "--data", "scenes:count=40,size=32") == 2
         before.pop(".lock"), (now := listing(place.run)).pop(".lock")
         assert now == before
@@ -142,7 +142,7 @@ class TestContinuing:
         before = listing(place.run / "checkpoints")
         assert place.pretrain(*TRAIN) == 2
         told = capsys.readouterr().err
-        assert "no whole checkpoint to go on from" in told
+        assert "no whole checkpoint to continue from" in told
         assert told.count("state.json is damaged") == 2
         assert listing(place.run / "checkpoints") == before
         with pytest.raises(ValueError, match="no whole checkpoint"):

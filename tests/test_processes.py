@@ -119,7 +119,7 @@ def test_a_signal_saves_says_how_to_go_on_and_ends_in_order(
     assert process.returncode == 130, told
     assert "Traceback" not in told
     assert "stopping after this step" in told
-    assert "To go on: unveil pretrain tiny.py --data images --out run" in told
+    assert "To continue: unveil pretrain tiny.py --data images --out run" in told
     assert facts(command.run)["status"] == "stopped"
     saved = max(int(p.name[5:]) for p in (command.run / "checkpoints").iterdir())
     assert saved == journal(command.run, "step")[-1]["step"] < STEPS

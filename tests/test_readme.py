@@ -20,9 +20,10 @@ import unveil
 from test_house import PACKAGES
 from unveil.cli import main
 from unveil.cli.commands import COMMANDS
-from unveil.cli.flags import flags_of, spell
+from unveil.cli.flags import flags_of
 from unveil.commands.pretrain import pretrain
 from unveil.modeling.masked_model import MaskedModel
+from unveil.recipes.options import spell
 from unveil.recipes.registry import load_recipe, recipe_cards
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -42,7 +42,7 @@ def test_weights_on_the_way_are_measured_as_often_as_they_are_kept(tmp_path: Pat
     asked = load_study("cmtmae-attention")
     check(asked, "cpu")
     job = next(job for job in expand(asked, "cpu", tmp_path) if job.arm == "CMT-MAE")
-    assert job.pretrain["keep_every"] == 4
+    assert job.pretrain["save_every"] == 4
     assert [e["at_epoch"] for e in job.evaluate if "at_epoch" in e] == [4 * k for k in range(1, 9)]
     assert [e["protocol"] for e in job.evaluate if "at_epoch" not in e] == [["knn", "linear"]]
     with_none = replace(asked.scales["cpu"], dials={"epochs": 8}, along={"knn": {"nonsense": 1}})

@@ -12,9 +12,9 @@ from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 
+from ..recipes.options import UsageError, nearest
 from ..runs.console import RankZeroFailed, log
 from .commands import COMMANDS, HelpAsked
-from .flags import UsageError, nearest
 from .help import columns
 
 _HERE = Path(__file__).resolve().parents[1]

@@ -9,10 +9,11 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ..recipes.options import DATA, Option, UsageError, spell
 from ..recipes.registry import load_recipe, recipe_cards
 from ..runs.console import is_rank_zero
 from . import next_steps
-from .flags import Flag, UsageError, flag_name, flags_of, is_flag, parse, spell, split
+from .flags import flag_name, flags_of, is_flag, parse, split, with_current_names
 from .foreign_flags import refuse_foreign
 from .help import columns, help_text
 
@@ -34,20 +35,21 @@ class Command:
     run: Callable[[Command, list[str]], int]
 
     def read(
-        self, words: list[str], groups: Mapping[str, Sequence[Flag]], many: bool = False, needs: bool = True
+        self, words: list[str], groups: Mapping[str, Sequence[Option]], many: bool = False, needs: bool = True
     ) -> tuple[list[str], dict[str, Any]]:
         """The words in the command's places, which `needs` at least one, and the arguments given by flags."""
         if not {"-h", "--help"}.isdisjoint(words):
             head = " ".join(filter(None, ["unveil", self.name, self.places, "[--flag X ...]"]))
             raise HelpAsked(help_text(head, self.summary, groups, self.example))
         flags = [flag for group in groups.values() for flag in group]
+        words = with_current_names(words, flags)
         refuse_foreign(self.name, words, flags)
         plain, given = parse(words, flags)
         if not plain and self.places and needs:
             raise UsageError(f"{self.name} needs {self.places}", f"for example {self.example}")
         if len(plain) > bool(self.places) and not many:
             extra = plain[bool(self.places)]
-            raise UsageError(f"{extra!r} is one word too many for {self.name}", f"for example {self.example}")
+            raise UsageError(f"unexpected argument {extra!r}", f"for example {self.example}")
         return plain, given
 
 
@@ -57,7 +59,7 @@ def say_next(step: str) -> None:
         print(f"next: {step}", flush=True)
 
 
-def _flags(function: Function, skip: Collection[str] = ()) -> dict[str, list[Flag]]:
+def _flags(function: Function, skip: Collection[str] = ()) -> dict[str, list[Option]]:
     return {"flags": flags_of(function, skip)}
 
 
@@ -71,25 +73,23 @@ def _demo(command: Command, words: list[str]) -> int:
 
 
 def _pretrain(command: Command, words: list[str]) -> int:
-    name, rest = _take_recipe(words)
+    from ..commands.pretrain import pretrain
+
+    given_name, words = _take_recipe(words)
+    name = given_name or _recipe_in_config(words)
     if name is None:
         if {"-h", "--help"}.isdisjoint(words):
             raise UsageError(f"pretrain needs a recipe:\n{_list_recipes()}", f"for example {command.example}")
-        raise HelpAsked(
-            f"unveil pretrain RECIPE --help tells all flags and the dials of the recipe, one of\n{_list_recipes()}"
-        )
-    recipe = load_recipe(name)
-    from ..commands.pretrain import pretrain
-
+        raise HelpAsked(f"unveil pretrain RECIPE --help lists all flags, also of the recipe, one of\n{_list_recipes()}")
     groups = {"flags": flags_of(pretrain, skip=("recipe",))}
-    dials = flags_of(recipe, skip=("modality", "modalities"))
-    taken = {flag.name for flag in groups["flags"]} & {dial.name for dial in dials}
-    if taken:
-        raise UsageError(f"{name} has a dial {min(taken)!r}, which is a flag of pretrain: give the dial another name")
-    note = "the defaults are the paper's; without --paper, batch, size and epochs are fitted to data and machine"
-    _, given = command.read([name, *rest], groups | {f"dials of {name} ({note})": dials})
-    run = pretrain(name, **given)
-    say_next(next_steps.after_pretrain(run))
+    own = flags_of(load_recipe(name), skip=DATA)
+    clash = {flag.name for flag in groups["flags"]} & {flag.name for flag in own}
+    if clash:
+        raise UsageError(f"{name} has an option {min(clash)!r}, which is a flag of pretrain: rename the option")
+    note = "the defaults are the paper's; without --paper, batch, size and epochs are set by data and machine"
+    _, given = command.read([name, *words], groups | {f"options of {name} ({note})": own})
+    path = pretrain(given_name, **given)
+    say_next(next_steps.after_save_config(path) if given.get("save_config") else next_steps.after_pretrain(path))
     return 0
 
 
@@ -100,6 +100,17 @@ def _take_recipe(words: list[str]) -> tuple[str | None, list[str]]:
         if (i == 0 and not is_flag(word)) or word in known or word.endswith(".py"):
             return word, words[:i] + words[i + 1 :]
     return None, words
+
+
+def _recipe_in_config(words: list[str]) -> str | None:
+    """The recipe that the file of `--config` names."""
+    from ..training.config_file import read_mapping
+
+    file = next((values[0] for name, values in _valued(words) if name == "config"), None)
+    recipe = read_mapping(file).get("recipe") if file is not None else None
+    if file is not None and not isinstance(recipe, str):
+        raise UsageError(f"{file} names no recipe", f"for example unveil pretrain crossmae --config {file}")
+    return recipe
 
 
 def _list_recipes() -> str:
@@ -153,8 +164,8 @@ def _look(command: Command, words: list[str]) -> int:
     recipe = next((value for word, (value, *_) in _valued(words) if word == "recipe"), None)
     if recipe is not None:
         taken = {flag.name for flag in groups["flags"]}
-        dials = [f for f in flags_of(load_recipe(recipe), skip=("modality", "modalities")) if f.name not in taken]
-        groups[f"dials of {recipe}"] = dials
+        own = [f for f in flags_of(load_recipe(recipe), skip=DATA) if f.name not in taken]
+        groups[f"options of {recipe}"] = own
     runs, given = command.read(words, groups, needs=recipe is None)
     look(*runs, **given)
     say_next(next_steps.after_look(runs[0] if runs else None, recipe))

@@ -23,16 +23,8 @@ if TYPE_CHECKING:
 
 GIB = 2**30
 NEEDS = (
-    "torch",
-    "numpy",
-    "pillow",
-    "simplejpeg",
-    "pyarrow",
-    "safetensors",
-    "einops",
-    "jaxtyping",
-    "filelock",
-    "psutil",
+    *("torch", "numpy", "pillow", "simplejpeg", "pyarrow", "safetensors", "einops", "jaxtyping", "filelock"),
+    *("psutil", "pyyaml"),
 )
 EXTRAS = {
     "tensorboard": "metrics in TensorBoard beside metrics.jsonl",

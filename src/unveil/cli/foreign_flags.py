@@ -11,7 +11,8 @@ import shlex
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
-from .flags import Flag, UsageError, flag_name, split
+from ..recipes.options import Option, UsageError
+from .flags import by_name, flag_name, split
 
 Answer = tuple[list[str], str]  # our words, none where there is nothing to say, and why
 Convert = Callable[[Sequence[str]], Answer]
@@ -45,8 +46,8 @@ RENAMED = {
     "num_workers": ("--workers", ""),
     "dataloader_num_workers": ("--workers", ""),
     "alphas": ("--concentration", "of the Dirichlet, one for all modalities or one for each"),
-    "save_freq": ("--keep-every", "epochs; the newest weights are saved every --save-minutes besides"),
-    "save_ckpt_freq": ("--keep-every", "epochs; the newest weights are saved every --save-minutes besides"),
+    "save_freq": ("--save-every", "epochs; the newest weights are saved every --save-minutes besides"),
+    "save_ckpt_freq": ("--save-every", "epochs; the newest weights are saved every --save-minutes besides"),
 }
 
 SWITCHES = {
@@ -86,8 +87,8 @@ NEEDLESS = (
     | dict.fromkeys(("amp_opt_level", "fp16", "bf16", "dtype"), "--precision auto takes bf16 where the device has it")
     | dict.fromkeys(("min_lr", "warmup_lr", "lr_scheduler_type"), "linear warm-up from 0, then a cosine to 0")
     | dict.fromkeys(("opt", "opt_betas", "opt_eps", "momentum"), "AdamW, with the recipe's betas")
-    | dict.fromkeys(("save_steps", "save_strategy"), "see --save-minutes and --keep-every")
-    | dict.fromkeys(("config", "cfg", "opts"), "flags and a recipe's defaults are all there is")
+    | dict.fromkeys(("save_steps", "save_strategy"), "see --save-minutes and --save-every")
+    | dict.fromkeys(("cfg", "opts"), "--config reads a YAML file of unveil's own options")
     | {"warmup_ratio": "see --warmup-epochs", "do_train": "", "do_eval": "", "train_interpolation": "always bicubic"}
 )
 
@@ -143,9 +144,9 @@ CONVERTED: dict[str, Convert] = {
 }
 
 
-def refuse_foreign(command: str, words: Sequence[str], flags: Sequence[Flag]) -> None:
+def refuse_foreign(command: str, words: Sequence[str], flags: Sequence[Option]) -> None:
     """Raise `UsageError` when words hold another project's flags: each with ours, and the whole command in ours."""
-    ours = {f.name: f for f in flags} | {f"no_{f.name}": f for f in flags if f.is_switch}
+    ours = by_name(flags)
     pieces = list(split(words, flags))
     if not any(_is_foreign(word, ours) for word, _ in pieces):
         return
@@ -176,10 +177,10 @@ def refuse_foreign(command: str, words: Sequence[str], flags: Sequence[Flag]) ->
     )
 
 
-def _is_foreign(word: str, ours: dict[str, Flag]) -> bool:
+def _is_foreign(word: str, ours: dict[str, Option]) -> bool:
     name = flag_name(word)
-    found = any(name in table for table in (RENAMED, SWITCHES, NEEDLESS, CONVERTED, _BATCH[1:], _OF_SEVERAL))
-    return bool(word) and name not in ours and found
+    is_known = any(name in table for table in (RENAMED, SWITCHES, NEEDLESS, CONVERTED, _BATCH[1:], _OF_SEVERAL))
+    return bool(word) and name not in ours and is_known
 
 
 def _effective_batch(pieces: Sequence[tuple[str, list[str]]]) -> int | None:
@@ -192,8 +193,8 @@ def _effective_batch(pieces: Sequence[tuple[str, list[str]]]) -> int | None:
 
 def _num_domains(pieces: Sequence[tuple[str, list[str]]]) -> int:
     """How many modalities their model reads: a-b-c."""
-    told = next((values[0] for word, values in pieces if flag_name(word) == "in_domains" and values), "rgb")
-    return len(told.split("-"))
+    domains = next((values[0] for word, values in pieces if flag_name(word) == "in_domains" and values), "rgb")
+    return len(domains.split("-"))
 
 
 def _answer(name: str, values: Sequence[str], convert: Mapping[str, Convert]) -> Answer:
@@ -211,9 +212,9 @@ def _answer(name: str, values: Sequence[str], convert: Mapping[str, Convert]) ->
     return [], NEEDLESS.get(name, "see --batch-size")
 
 
-def _in_recipe(words: list[str], why: str, ours: dict[str, Flag]) -> Answer:
+def _in_recipe(words: list[str], why: str, ours: dict[str, Option]) -> Answer:
     """The answer as far as this command has the dial: not at all, by default already, or as given."""
-    kept: list[str] = []
+    accepted: list[str] = []
     for word, values in split(words, list(ours.values())):
         flag = ours.get(flag_name(word))
         if flag is None:
@@ -221,5 +222,5 @@ def _in_recipe(words: list[str], why: str, ours: dict[str, Flag]) -> Answer:
         elif flag.is_switch and flag.default is True:
             why = f"on by default; --no-{word[2:]} turns it off"
         else:
-            kept += [word, *values]
-    return kept, why
+            accepted += [word, *values]
+    return accepted, why

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import shutil
 import textwrap
-import typing
 from collections.abc import Mapping, Sequence
 
-from .flags import REQUIRED, Flag, alternatives, spell
+from ..recipes.options import REQUIRED, Option, spell
 
 
-def help_text(head: str, summary: str, groups: Mapping[str, Sequence[Flag]], example: str) -> str:
+def help_text(head: str, summary: str, groups: Mapping[str, Sequence[Option]], example: str) -> str:
     """The help of a command: its summary, its flags by group and an example."""
     parts = [f"{head}\n\n{summary}"]
     for title, flags in groups.items():
@@ -34,24 +33,17 @@ def columns(rows: Sequence[tuple[str, str]]) -> str:
     return "\n".join(lines)
 
 
-def _usage(flag: Flag) -> str:
+def _usage(flag: Option) -> str:
     if flag.is_switch:
-        return f"{flag.spelling}, --no-{flag.name.replace('_', '-')}" if flag.default is True else flag.spelling
-    return f"{flag.spelling} X ..." if flag.takes_many else f"{flag.spelling} X"
+        return f"{flag.flag}, --no-{flag.name.replace('_', '-')}" if flag.default is True else flag.flag
+    return f"{flag.flag} X ..." if flag.takes_many else f"{flag.flag} X"
 
 
-def _explained(flag: Flag) -> str:
-    choices = [
-        str(choice)
-        for kind in alternatives(flag.kind)
-        for inner in (typing.get_args(kind) if typing.get_origin(kind) is tuple else (kind,))
-        if typing.get_origin(inner) is typing.Literal
-        for choice in typing.get_args(inner)
-    ]
-    is_told = all(choice in flag.meaning for choice in choices)
-    told = [flag.meaning, "" if is_told else f"one of {', '.join(choices)}"]
+def _explained(flag: Option) -> str:
+    is_listed = all(choice in flag.meaning for choice in flag.choices)
+    parts = [flag.meaning, "" if is_listed else f"one of {', '.join(flag.choices)}"]
     if flag.default is REQUIRED:
-        told.append("required")
+        parts.append("required")
     elif flag.default is not None and flag.default is not False and flag.default != ():
-        told.append(f"default {'yes' if flag.default is True else spell(flag.default)}")
-    return "; ".join(filter(None, told))
+        parts.append(f"default {'yes' if flag.default is True else spell(flag.default)}")
+    return "; ".join(filter(None, parts))

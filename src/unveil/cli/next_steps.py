@@ -17,6 +17,11 @@ def after_pretrain(run: str | Path) -> str:
     return f"unveil report {_quoted(run)}"
 
 
+def after_save_config(file: str | Path) -> str:
+    """The options are in a file: train with them."""
+    return f"unveil pretrain --config {_quoted(file)}"
+
+
 def after_evaluate(run: str | Path) -> str:
     """Figures are there: see them beside the pictures."""
     return f"unveil report {_quoted(run)}"

@@ -15,7 +15,7 @@ def load(
 ) -> ImageEncoder | PublicViT:
     """An encoder, of a run or a public ViT: `features = load("runs/a")(images)`.
 
-    A run's weights are those of its newest whole checkpoint, or those that it has of an epoch (`--keep-every`).
+    A run's weights are those of its newest whole checkpoint, or those that it has of an epoch (`--save-every`).
     A public ViT (CLIP, DINO, DeiT, MAE, ...) is a weight file, a folder with its configuration, or a name on the hub.
     Images are B C H W in [0, 1]; their normalisation is included and nothing is masked. Raises FileNotFoundError when
     there is nothing at the address, OSError when the hub does not answer, ValueError when a run has no whole

@@ -55,9 +55,9 @@ def open_recipe(
 ) -> Opened:
     """The last stage of a recipe as it is before any training, fitted to the samples of `data` but for given dials."""
     load = load_recipe(name)
-    asked = PretrainConfig(name, data, modalities=tuple(modalities), seed=seed, dials=dials)
-    asked.check_dials(load)
-    source = open_data(data, declared_for(asked, load))
+    config = PretrainConfig(name, data=data, modalities=tuple(modalities), seed=seed, recipe_options=dials)
+    config.check_recipe_options(load)
+    source = open_data(data, declared_for(config, load))
     found = look_at(Subset(source, spread(len(source), _GLANCE)))
     told, source = modalities_of(source, found), settle(source, found)
     auto = AutoConfig(load, dials)

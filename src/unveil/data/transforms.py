@@ -16,7 +16,7 @@ from ..modeling.types import Modality
 from .resize import Resize, resize
 from .samples import Sample, resize_map
 
-Flip = Literal["none", "h", "hv", "turns"]
+Flip = Literal["none", "h", "hv", "d4"]
 _ATTEMPTS = 10  # boxes drawn before the centre is taken
 
 
@@ -26,7 +26,7 @@ class View:
 
     `crop_scale` bounds the share of the image's area, `crop_ratio` the stretch: width over height of the box, divided
     by that of `image_size` (Szegedy et al., 2015; the defaults are MAE's, appendix A.1). `flip` is "none"; "h":
-    mirrored half of the time; "hv": also upside down half of the time; "turns": also turned by a quarter half of the
+    mirrored half of the time; "hv": also upside down half of the time; "d4": also turned by a quarter half of the
     time, so that all eight poses are equally likely.
     """
 
@@ -42,6 +42,8 @@ class View:
             raise ValueError(f"crop scale {self.crop_scale} is not (low, high) with 0 < low <= high <= 1")
         if not 0 < self.crop_ratio[0] <= self.crop_ratio[1]:
             raise ValueError(f"crop ratio {self.crop_ratio} is not (low, high) with 0 < low <= high")
+        if self.flip == "turns":  # of release 0.1, in recipe files of that time
+            object.__setattr__(self, "flip", "d4")
         if self.flip not in get_args(Flip):
             raise ValueError(f"flip {self.flip!r} is not one of: {', '.join(get_args(Flip))}")
 
@@ -99,8 +101,8 @@ def draw_cuts(sizes: Sequence[tuple[int, int]], view: View, keys: Int[Tensor, " 
     rng = SampleRng(keys)
     flips = rng.uniform("view flips", 3).numpy() < 0.5
     mirrored = flips[:, 0] & (view.flip != "none")
-    upside_down = flips[:, 1] & (view.flip in ("hv", "turns"))
-    turned = flips[:, 2] & (view.flip == "turns")
+    upside_down = flips[:, 1] & (view.flip in ("hv", "d4"))
+    turned = flips[:, 2] & (view.flip == "d4")
 
     height, width = np.array(sizes, dtype=int).reshape(-1, 2).T
     # A transposition, with the two flips, makes the eight poses. It comes before the crop, so its box has the shape

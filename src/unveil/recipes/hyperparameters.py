@@ -28,7 +28,7 @@ class Hyperparameters:
     weight_decay: of AdamW, on matrices and tokens
     clip: largest norm of the gradient; none: no limit
     crop_scale: smallest share of the image's area that a view shows
-    flip: none, h, hv, or turns (flips and quarter turns: satellite, microscopy)
+    flip: none, h, hv, or d4 (flips and quarter turns: satellite, microscopy)
     """
 
     size: str = "base"

@@ -1,36 +1,155 @@
-"""The options of a function: its keyword arguments, each with its type, default and meaning.
+"""The options of a function or dataclass: each with its type, default and meaning, and how its value is read from text.
 
-The meaning is the line `name: meaning` of the docstring. The fields of an argument `train` (`Hyperparameters`) are
-options of their own, so a recipe that takes it has the same flat options as one that lists them in its signature.
+An option is a keyword argument; its meaning is the line `name: meaning` of the docstring. The fields of an argument
+`train` (`Hyperparameters`) are options of their own, so a recipe that takes it has the same flat options as one that
+lists them in its signature. Text, numbers, `bool`, `Literal`, `tuple[int, ...]` and `X | None` can be read from text,
+which is what the command line and YAML files hold.
 """
 
 from __future__ import annotations
 
+import difflib
 import inspect
 import re
 import sys
-from collections.abc import Callable, Collection, Iterator, Mapping
+import types
+import typing
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, is_dataclass
+from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
+
+from ..runs.console import log
+from ..runs.renamed import OLD_VALUES
 
 REQUIRED = inspect.Parameter.empty
 DATA = ("modality", "modalities")  # arguments of a recipe that come from the data, not from the user
 SHARED = "train"  # the argument of a recipe that holds the hyper-parameters which all recipes share
+_SCALARS: dict[type, tuple[str, str]] = {
+    int: ("a whole number", "100"),
+    float: ("a number", "0.25"),
+    str: ("a word", "NAME"),
+    Path: ("a path", "PATH"),
+}
+
+
+class UsageError(ValueError):
+    """A mistake of the user, and a hint how to correct it."""
+
+    def __init__(self, message: str, hint: str = ""):
+        super().__init__(message)
+        self.hint = hint
 
 
 @dataclass(frozen=True)
 class Option:
-    """A keyword argument. `kind` is its annotation, evaluated."""
+    """A keyword argument, and the flag of the same name: `batch_size: int` is `--batch-size 64`."""
 
     name: str
-    kind: Any
+    kind: Any  # its annotation, evaluated
     default: Any
     meaning: str = ""
+
+    @property
+    def flag(self) -> str:
+        """The flag as it is typed."""
+        return "--" + self.name.replace("_", "-")
+
+    @property
+    def is_switch(self) -> bool:
+        """Whether the flag has no value and a counterpart `--no-x`."""
+        return self.kind is bool
+
+    @property
+    def takes_many(self) -> bool:
+        """Whether all words up to the next flag are its values."""
+        return any(get_origin(k) is tuple for k in alternatives(self.kind))
+
+    @property
+    def is_parsable(self) -> bool:
+        """Whether its values can be read from text."""
+        kinds = [k for k in alternatives(self.kind) if k is not types.NoneType]
+        inner = [a for k in kinds for a in (get_args(k) if get_origin(k) is tuple else [k]) if a is not ...]
+        members = [k for i in inner for k in alternatives(i)]
+        return self.is_switch or (bool(members) and all(k in _SCALARS or get_origin(k) is Literal for k in members))
+
+    @property
+    def choices(self) -> list[str]:
+        """The values that a `Literal` in its annotation lists."""
+        kinds = [i for k in alternatives(self.kind) for i in (get_args(k) if get_origin(k) is tuple else (k,))]
+        return [str(c) for kind in kinds if get_origin(kind) is Literal for c in get_args(kind)]
+
+    @property
+    def example(self) -> str:
+        """A use of the flag that would be accepted."""
+        if self.default not in (REQUIRED, None, "", ()):
+            return f"{self.flag} {spell(self.default)}"
+        if self.choices:
+            return f"{self.flag} {self.choices[0]}"
+        kinds = [get_args(k)[0] if get_origin(k) is tuple else k for k in alternatives(self.kind)]
+        return f"{self.flag} {next(_SCALARS[k][1] for k in kinds if k in _SCALARS)}"
+
+    def parse(self, words: Sequence[str]) -> Any:
+        """Its value, from the words that follow the flag. Raises UsageError for words that do not fit."""
+        is_none = len(words) == 1 and words[0].lower() == "none" and words[0] not in self.choices
+        if is_none and types.NoneType in alternatives(self.kind):
+            return None
+        for kind in alternatives(self.kind):
+            if get_origin(kind) is tuple:
+                inner, *rest = get_args(kind)
+                if rest and rest[0] is not ... and len(words) != 1 + len(rest):
+                    raise UsageError(f"{self.flag} takes {1 + len(rest)} values, got {len(words)}")
+                return tuple(self._parse_one(alternatives(inner), word) for word in words)
+        return self._parse_one(alternatives(self.kind), words[0])
+
+    def _parse_one(self, kinds: tuple[Any, ...], word: str) -> Any:
+        word = self.current(word, warn=True)
+        for kind in kinds:
+            if get_origin(kind) is Literal and word in map(str, get_args(kind)):
+                return next(c for c in get_args(kind) if str(c) == word)
+            if kind in _SCALARS:
+                try:
+                    return kind(word)
+                except ValueError:
+                    continue
+        expected = [f"one of {', '.join(self.choices)}"] if self.choices else []
+        expected += [_SCALARS[k][0] for k in kinds if k in _SCALARS]
+        close = nearest(word, self.choices)
+        raise UsageError(
+            f"{self.flag} {word}: expected {' or '.join(expected)}",
+            f"did you mean {self.flag} {close[0]}?" if close else f"for example {self.example}",
+        )
+
+    def current(self, value: Any, warn: bool = False) -> Any:
+        """A value in the spelling of this release, where it is one of release 0.1 that the option no longer lists."""
+        old = OLD_VALUES.get(self.name, {})
+        if not isinstance(value, str) or value not in old or value in self.choices:
+            return value
+        if warn:
+            log(f"note: {self.flag} {value} is now {self.flag} {old[value]}")
+        return old[value]
+
+
+def alternatives(kind: Any) -> tuple[Any, ...]:
+    """The members of a union; a kind that is none stands alone."""
+    return get_args(kind) if get_origin(kind) in (typing.Union, types.UnionType) else (kind,)
+
+
+def spell(value: Any) -> str:
+    """A value as it would be typed."""
+    if isinstance(value, (tuple, list)):
+        return " ".join(map(spell, value))
+    return f"{value:g}" if isinstance(value, float) else str(value).lower() if value is None else str(value)
+
+
+def nearest(word: str, names: Iterable[str]) -> list[str]:
+    """The names most like a word, the closest first."""
+    return difflib.get_close_matches(word, list(names), n=3, cutoff=0.6)
 
 
 def options_in(function: Callable[..., Any], skip: Collection[str] = ()) -> list[Option]:
     """The options of a function or dataclass, in the order of its signature."""
-    return list(_options(inspect.unwrap(function), skip))
+    return list(_options(inspect.unwrap(function, stop=lambda f: hasattr(f, "__signature__")), skip))
 
 
 def _options(function: Callable[..., Any], skip: Collection[str]) -> Iterator[Option]:
@@ -83,6 +202,6 @@ def meanings(function: Callable[..., Any]) -> dict[str, str]:
 def check_choices(function: Callable[..., Any], values: Mapping[str, Any]) -> None:
     """Raise ValueError for a value that is none of those which the option's `Literal` annotation lists."""
     for option in options_in(function, skip=DATA):
-        value = values.get(option.name, option.default)
+        value = option.current(values.get(option.name, option.default))
         if get_origin(option.kind) is Literal and value not in get_args(option.kind):
             raise ValueError(f"{option.name} must be one of {', '.join(get_args(option.kind))}; got {value!r}")

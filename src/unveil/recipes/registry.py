@@ -132,7 +132,7 @@ def build_recipe(recipe: Callable[..., Recipe], modalities: Sequence[_Named], op
     """
     check_modalities(recipe, modalities)
     check_choices(recipe, options)
-    given = dict(options)
+    given = {**options, **{o.name: o.current(options[o.name]) for o in options_of(recipe) if o.name in options}}
     shared = inspect.signature(recipe).parameters.get(SHARED)
     if shared is not None and is_group(shared):
         names = [f.name for f in fields(shared.default) if f.name in given]

@@ -30,7 +30,7 @@ _HEADLINE = ("size", "patch", "image_size", "visible", "batch_size", "lr", "teac
 
 @dataclass(frozen=True)
 class SavedWeights:
-    """Weights of a run on disk: a checkpoint, or those that it kept at an epoch (`pretrain --keep-every`)."""
+    """Weights of a run on disk: a checkpoint, or those that it kept at an epoch (`pretrain --save-every`)."""
 
     step: int
     epoch: float
@@ -121,7 +121,7 @@ class Run:
         if near is None or abs(near.epoch - epoch) > 1e-6 * max(1.0, epoch):
             epochs = f"there are epochs {', '.join(f'{w.epoch:g}' for w in saved)}" if saved else "it has none yet"
             raise ValueError(
-                f"{self.path} has no weights of epoch {epoch:g}: {epochs}; `unveil pretrain --keep-every` keeps some"
+                f"{self.path} has no weights of epoch {epoch:g}: {epochs}; `unveil pretrain --save-every` keeps some"
             )
         return read(near.path, self._states[near.step][1])
 

@@ -14,12 +14,14 @@ from .atomic import write_json, write_text
 from .checkpoint import remove_partial_files
 from .console import log
 from .lock import hold
+from .renamed import current_options
 from .run_config import read_metadata
 from .tensorboard import FOLDER, TensorBoardWriter
 
 _LOCK = ".lock"
 _OURS = (  # what a run writes, and all that --overwrite removes; run.json first: without it the rest is no run
-    *("run.json", "metrics.jsonl", "broken.json", "nonfinite.json", "inspection.json", "recipe.py", "report.html"),
+    *("run.json", "metrics.jsonl", "broken.json", "nonfinite.json", "inspection.json", "recipe.py"),
+    *("config.yaml", "report.html"),
     *("checkpoints", "kept", "pictures", "eval", "analysis", "look.png", FOLDER),
 )
 
@@ -158,8 +160,8 @@ def check_apart(path: Path, data: str) -> None:
         raise ValueError(f"{path} lies in {data}: its pictures would be taken for images; give an --out elsewhere")
 
 
-def is_continuation(path: Path, asked: Mapping[str, Any], overwrite: bool) -> bool:
-    """Whether the folder holds an unfinished run of just this recipe and these dials, which is then continued.
+def is_continuation(path: Path, fingerprint: Mapping[str, Any], overwrite: bool) -> bool:
+    """Whether the folder holds an unfinished run of the same recipe and options, which is then continued.
 
     Raises ValueError when it holds something else, and says what differs.
     """
@@ -172,11 +174,12 @@ def is_continuation(path: Path, asked: Mapping[str, Any], overwrite: bool) -> bo
     if overwrite:
         return False
     metadata = read_metadata(path)
-    before = metadata.get("asked", {})
-    differs = sorted(k for k in {*before, *asked} if before.get(k) != asked.get(k))
+    resolved = {k: v for k, v in metadata.get("dials", {}).items() if k in fingerprint}  # given now, set by us then
+    before, now = current_options({**resolved, **metadata.get("asked", {})}), current_options(fingerprint)
+    differs = sorted(k for k in {*before, *now} if before.get(k) != now.get(k))
     if differs:
-        told = "; ".join(f"{k}: {before.get(k)!r} then, {asked.get(k)!r} now" for k in differs)
-        raise ValueError(f"{path} holds another run ({told}); give another --out, the same dials, or --overwrite")
+        changes = "; ".join(f"{k}: {before.get(k)!r} then, {now.get(k)!r} now" for k in differs)
+        raise ValueError(f"{path} holds another run ({changes}); give another --out, the same options, or --overwrite")
     if metadata.get("status") == "finished":
         raise ValueError(f"{path} holds this run, finished; evaluate it, give another --out, or --overwrite")
     return True

@@ -1,29 +1,66 @@
-"""What a person asks of `unveil pretrain`, checked as far as it can be before anything is opened."""
+"""The options of `unveil pretrain`, checked as far as possible before anything is opened."""
 
 from __future__ import annotations
 
 import difflib
+import inspect
 import math
 import shlex
 from collections.abc import Callable, Mapping
-from dataclasses import Field, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, Self, get_args, get_type_hints
 
-from ..recipes.registry import options_of
+from ..recipes.registry import load_recipe, options_of
 from ..runs.hardware import Precision
+from ..runs.renamed import current_names
+from .config_file import read_yaml, write_yaml
 
 Compile = Literal["auto", "on", "off"]
 HeldOut = Literal["spread", "last"]
 Continue = Literal["restart", "tail", "x10"]
-OLD_NAMES = {"signals_every": "val_every", "keep_every": "save_every", "init_bands": "init_channels"}  # release 0.1
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class PretrainConfig:
-    """The arguments of `pretrain`. Raises ValueError for a number that no run could have."""
+    """The options of `unveil pretrain`. Raises ValueError for a value that no run could have.
 
-    recipe: str
+    recipe: a recipe's name, or a file of your own
+    config: a YAML file with options, such as the `config.yaml` of a run folder; options given beside it override it
+    save_config: write all options, as they are resolved for this data and machine, to a YAML file, and do not train
+    data: a folder of images, a Parquet file, or scenes (rendered here); with modalities, a folder that holds one for
+        each, or scenes
+    modalities: rgb, depth, semseg, or .toml files that declare others; by default what the recipe reads
+    group_by: keeps a patient or a scene on one side of the split: a level of the path (1 is the first folder), or a
+        regex with one group
+    held_out: spread over the images, or the last part, for images in the order of time
+    held_out_share: share of the images that is never trained on, for validation and pictures
+    out: the run folder; by default runs/<recipe>-<n>
+    init_from: start from these weights: a run, or a public MAE or CrossMAE checkpoint
+    init_channels: how the patch projection of init_from becomes one for other channels: mean, repeat, or for each
+        channel the number of a trained one (0 is red) or mean
+    init_epoch: epochs that init_from was trained; a run of unveil stores its own
+    continue_schedule: with init_from: restart the schedule, resume the tail of the cosine schedule at init_epoch, or
+        resume it at ten times the rate (x10)
+    overwrite: replace the run that the folder holds
+    paper: keep every default of the paper; otherwise batch, size and epochs are set by data and machine
+    minutes: how long to train, which sets the epochs; by default 10 on a CPU, 120 on a GPU
+    seed: of initialisation, order, views and masks
+    device: cpu, cuda, cuda:1, mps; auto takes the best
+    precision: of the arithmetic; auto takes bf16 where the device has it in hardware
+    compile: compile the step with torch.compile; auto does on a GPU
+    micro_batch: images that are computed at once; changes memory and speed, not the result
+    workers: threads that prepare images; by default one for each core
+    save_minutes: minutes between checkpoints
+    val_every: epochs between two validations on held-out images; by default a tenth of the run, more in a short one
+    save_every: epochs between weights that stay in the folder, for `evaluate --at-epoch` and `analyze attention`
+    max_broken: share of unreadable images above which the run stops
+    tensorboard: write the metrics as TensorBoard's event files too
+    """
+
+    recipe: str = field(kw_only=False)
+    config: str | None = None
+    save_config: str | None = None
     data: str = "scenes"
     modalities: tuple[str, ...] = ()
     group_by: str | None = None
@@ -31,7 +68,7 @@ class PretrainConfig:
     held_out_share: float = 0.05
     out: str | None = None
     init_from: str | None = None
-    init_bands: tuple[str, ...] = ()
+    init_channels: tuple[str, ...] = ()
     init_epoch: float | None = None
     continue_schedule: Continue = "restart"
     overwrite: bool = False
@@ -44,36 +81,50 @@ class PretrainConfig:
     micro_batch: int | None = None
     workers: int | None = None
     save_minutes: float = 10.0
-    signals_every: float | None = None
-    keep_every: float | None = None
+    val_every: float | None = None
+    save_every: float | None = None
     max_broken: float = 0.05
     tensorboard: bool = False
-    dials: Mapping[str, Any] = field(default_factory=dict)
+    recipe_options: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         need(self.minutes is None or 0 < self.minutes < math.inf, "--minutes", self.minutes, "a time above 0")
         need(0 <= self.seed < 2**62, "--seed", self.seed, "a whole number, 0 or more")
-        need(self.precision in get_args(Precision), "--precision", self.precision, _one_of(Precision))
-        need(self.compile in get_args(Compile), "--compile", self.compile, _one_of(Compile))
         need(self.micro_batch is None or self.micro_batch >= 1, "--micro-batch", self.micro_batch, "1 image or more")
         need(self.workers is None or self.workers >= 1, "--workers", self.workers, "1 thread or more")
         need(0 <= self.save_minutes < math.inf, "--save-minutes", self.save_minutes, "a time, 0 for every step")
-        for word, every in (("--signals-every", self.signals_every), ("--keep-every", self.keep_every)):
-            need(every is None or 0 < every < math.inf, word, every, "a number of epochs above 0")
+        for name in ("val_every", "save_every", "init_epoch"):
+            epochs = getattr(self, name)
+            need(epochs is None or 0 < epochs < math.inf, _flag(name), epochs, "a number of epochs above 0")
         need(0 <= self.max_broken <= 1, "--max-broken", self.max_broken, "a share between 0 and 1")
         need(0 < self.held_out_share < 1, "--held-out-share", self.held_out_share, "a share between 0 and 1")
-        need(self.held_out in get_args(HeldOut), "--held-out", self.held_out, _one_of(HeldOut))
-        if self.init_bands and not self.init_from:
-            raise ValueError("--init-bands adapts the weights of --init-from to other bands; give both, or neither")
-        schedule, epoch = self.continue_schedule, self.init_epoch
-        need(schedule in get_args(Continue), "--continue-schedule", schedule, _one_of(Continue))
-        need(epoch is None or 0 < epoch < math.inf, "--init-epoch", epoch, "a number of epochs above 0")
-        if schedule != "restart" and not self.init_from:
-            raise ValueError("--continue-schedule goes on from the weights of --init-from; give both, or neither")
-        if epoch is not None and schedule == "restart":
-            raise ValueError("--init-epoch is where --continue-schedule tail or x10 goes on; give one of them with it")
+        choices = {"precision": Precision, "compile": Compile, "held_out": HeldOut, "continue_schedule": Continue}
+        for name, kind in choices.items():
+            value = getattr(self, name)
+            need(value in get_args(kind), _flag(name), value, f"one of {', '.join(get_args(kind))}")
+        if self.init_channels and not self.init_from:
+            raise ValueError("--init-channels adapts the weights of --init-from; give both, or neither")
+        if self.continue_schedule != "restart" and not self.init_from:
+            raise ValueError("--continue-schedule resumes the schedule of --init-from; give both, or neither")
+        if self.init_epoch is not None and self.continue_schedule == "restart":
+            raise ValueError("--init-epoch is where --continue-schedule tail or x10 resumes; give one of them with it")
         if self.paper and self.minutes is not None:
             raise ValueError("--paper keeps the paper's epochs, --minutes sets them; give one of the two")
+
+    @classmethod
+    def resolve(cls, recipe: str | None, options: Mapping[str, Any]) -> Self:
+        """From the options that were given, flat with those of the recipe, over those of the file `config`."""
+        given = current_names({"recipe": recipe, **options} if recipe is not None else options, warn=True)
+        if given.get("config") is not None:
+            given = read_yaml(given["config"], cls, given.get("recipe")) | given
+        if not given.get("recipe"):
+            raise ValueError("pretrain needs a recipe, such as crossmae, or --config with a file that names one")
+        of_recipe = {option.name: option for option in options_of(load_recipe(given["recipe"]))}
+        own = {name: given.pop(name) for name in OPTION_NAMES if name in given}
+        return cls(
+            **own,
+            recipe_options={n: of_recipe[n].current(v, warn=True) if n in of_recipe else v for n, v in given.items()},
+        )
 
     @property
     def name(self) -> str:
@@ -85,50 +136,55 @@ class PretrainConfig:
         return self.recipe.endswith(".py")
 
     @property
-    def identity(self) -> dict[str, Any]:
-        """What makes a run this run, as JSON holds it; how it uses the machine, and where its images lie, does not."""
-        own = {name: getattr(self, name) for name in ("seed", "paper", "minutes", "init_from")}
-        told = (
-            "modalities",
-            "group_by",
-            "held_out",
-            "held_out_share",
-            "init_bands",
-            "init_epoch",
-            "continue_schedule",
-        )
-        # Only what differs from its default: runs that were begun before these were there go on.
-        own |= {f.name: json_like(getattr(self, f.name)) for f in fields(self) if f.name in told and self._changed(f)}
-        return {"recipe": self.name, **own, **{name: json_like(value) for name, value in self.dials.items()}}
+    def fingerprint(self) -> dict[str, Any]:
+        """The options that a continued run must share, as JSON stores them: not those of the machine or of places."""
+        # Options after the first four are stored only where they differ from their defaults, as old runs lack them.
+        always = ("seed", "paper", "minutes", "init_from")
+        split = ("modalities", "group_by", "held_out", "held_out_share")
+        changed = (*split, "init_channels", "init_epoch", "continue_schedule")
+        own = {f.name: getattr(self, f.name) for f in fields(self) if f.name in always or f.name in changed}
+        own = {n: v for n, v in own.items() if n in always or v != getattr(type(self), n)}
+        return {name: json_like(value) for name, value in {"recipe": self.name, **own, **self.recipe_options}.items()}
 
-    def _changed(self, f: Field[Any]) -> bool:
-        return bool(getattr(self, f.name) != f.default)
-
-    def check_dials(self, recipe: Callable[..., Any]) -> None:
-        """Raise ValueError, with the nearest names, for a dial that the recipe has not."""
+    def check_recipe_options(self, recipe: Callable[..., Any]) -> None:
+        """Raise ValueError, with the nearest names, for an option that the recipe does not have."""
         known = [option.name for option in options_of(recipe)]
-        for dial in self.dials:
-            if dial not in known:
-                close = difflib.get_close_matches(dial, known, n=3)
+        for name in self.recipe_options:
+            if name not in known:
+                close = difflib.get_close_matches(name, known, n=3)
                 hint = f"did you mean {', '.join(close)}?" if close else f"it has {', '.join(known)}"
-                raise ValueError(f"the recipe {self.name} has no dial {dial!r}; {hint}")
+                raise ValueError(f"the recipe {self.name} has no option {name!r}; {hint}")
 
     def command(self, run: Path) -> str:
-        """The line that continues this run, or begins it in an empty folder."""
+        """The command that continues this run, or starts it in an empty folder."""
         words = ["unveil", "pretrain", self.recipe, "--data", self.data, "--out", str(run)]
-        for f in fields(self):
-            value = getattr(self, f.name)
-            if f.name not in ("recipe", "data", "out", "overwrite", "dials") and value != f.default:
-                words += _flag(f.name, value)
-        for name, value in self.dials.items():
-            words += _flag(name, value)
-        return shlex.join(words)
+        left_out = ("recipe", "data", "out", "overwrite", "config", "save_config")
+        own = {n: getattr(self, n) for n in OPTION_NAMES if n not in left_out}
+        own = {n: v for n, v in own.items() if v != getattr(type(self), n)}
+        return shlex.join([*words, *(word for n, v in {**own, **self.recipe_options}.items() for word in _words(n, v))])
+
+    def save(self, path: Path) -> None:
+        """Write the options to a YAML file that `--config` reads."""
+        own = {n: getattr(self, n) for n in OPTION_NAMES if n not in ("config", "save_config", "overwrite")}
+        write_yaml(path, own, {f"options of the recipe {self.name}": self.recipe_options})
 
 
-def need(holds: bool, name: str, came: object, needed: str) -> None:
+OPTION_NAMES = tuple(f.name for f in fields(PretrainConfig) if f.name != "recipe_options")
+
+
+def signature() -> inspect.Signature:
+    """The signature of `unveil.pretrain`: the options, then those of the recipe."""
+    kinds = get_type_hints(PretrainConfig)
+    known = inspect.signature(PretrainConfig).parameters
+    own = [known[name].replace(annotation=kinds[name]) for name in OPTION_NAMES]
+    rest = inspect.Parameter("recipe_options", inspect.Parameter.VAR_KEYWORD, annotation=Any)
+    return inspect.Signature([*own, rest], return_annotation=Path)
+
+
+def need(holds: bool, name: str, value: object, needed: str) -> None:
     """Raise ValueError, in the words that all such errors use, unless a condition holds."""
     if not holds:
-        raise ValueError(f"{name} {came}: {needed} is needed")
+        raise ValueError(f"{name} {value}: {needed} is needed")
 
 
 def json_like(value: Any) -> Any:
@@ -136,14 +192,14 @@ def json_like(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
 
-def _one_of(kind: Any) -> str:
-    return f"one of {', '.join(get_args(kind))}"
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
 
 
-def _flag(name: str, value: Any) -> list[str]:
-    word = name.replace("_", "-")
+def _words(name: str, value: Any) -> list[str]:
+    """The flag that gives an option this value."""
     if isinstance(value, bool):
-        return [f"--{word}" if value else f"--no-{word}"]
+        return [_flag(name) if value else _flag(f"no_{name}")]
     if isinstance(value, (tuple, list)):
-        return [f"--{word}", *map(str, value)]
-    return [f"--{word}", "none" if value is None else str(value)]
+        return [_flag(name), *map(str, value)]
+    return [_flag(name), "none" if value is None else str(value)]

@@ -29,12 +29,12 @@ def read_initial(address: str) -> StateDict:
     return Run.open(path).checkpoint().model
 
 
-def fitting(weights: StateDict, built: Recipe, asked: PretrainConfig) -> StateDict:
+def fitting(weights: StateDict, built: Recipe, config: PretrainConfig) -> StateDict:
     """The weights under our names, with a table of keys told. Raises ValueError when the encoder takes none."""
     first = built.encoder.modalities[0]
     state = to_own_names(weights, first.name)
-    if asked.init_bands:
-        state = with_channels(state, first.name, first.channels, first.side(built.encoder.patch), asked.init_bands)
+    if config.init_channels:
+        state = with_channels(state, first.name, first.channels, first.side(built.encoder.patch), config.init_channels)
     report = load_weights(built.stages[0].build(), state)
     log(str(report))
     if not any(name.startswith("encoder.blocks.") for name in report.loaded):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -13,7 +12,6 @@ from torch.func import functional_call
 from torch.utils.flop_counter import FlopCounterMode
 
 from ..data.identity import names_digest
-from ..data.modality_config import Declared, declared_from, modality_from
 from ..data.sources import Source
 from ..modeling.encoder import Encoder
 from ..modeling.layers import Positions
@@ -22,7 +20,7 @@ from ..modeling.rng import sample_keys
 from ..modeling.targets import Pixels
 from ..modeling.types import Batch, Layout, Modality
 from ..recipes.recipe import Recipe
-from .config import OLD_NAMES
+from ..runs.renamed import current_names
 from .trainer import Settings
 
 
@@ -132,30 +130,7 @@ def settings_facts(settings: Settings, batch_size: int, workers: int, processes:
     }
 
 
-def part(facts: Mapping[str, Any], name: str, run: Path) -> Any:
-    """A part of `run.json`. Raises ValueError when it is not there."""
-    if name not in facts:
-        raise ValueError(f"{run / 'run.json'} is not whole: it has no {name!r}; give another run, or another --out")
-    return facts[name]
-
-
-def read_declared(facts: Mapping[str, Any]) -> tuple[Declared, ...]:
-    """The modalities that a run was told to read, settled; none for a run of plain images."""
-    return tuple(declared_from(told) for told in facts.get("modalities", ()))
-
-
-def read_modalities(facts: Mapping[str, Any], run: Path) -> tuple[Modality, ...]:
-    """The modalities of a run, in the order in which its recipe was given them."""
-    declared = read_declared(facts)
-    return tuple(d.modality for d in declared) or (modality_from(part(facts, "modality", run)),)
-
-
-def read_dials(facts: Mapping[str, Any], run: Path) -> dict[str, Any]:
-    """The dials of a run; JSON has no tuples."""
-    return {name: tuple(v) if isinstance(v, list) else v for name, v in part(facts, "dials", run).items()}
-
-
-def read_settings(facts: Mapping[str, Any], run: Path) -> Settings:
-    """How the run used its machine."""
-    stored = {OLD_NAMES.get(name, name): value for name, value in part(facts, "settings", run).items()}
-    return Settings(**{name: stored[name] for name in Settings.__dataclass_fields__ if name in stored})
+def read_settings(stored: Mapping[str, Any]) -> Settings:
+    """The settings in a `run.json`, also of release 0.1, whose names differ."""
+    values = current_names(stored)
+    return Settings(**{name: values[name] for name in Settings.__dataclass_fields__ if name in values})

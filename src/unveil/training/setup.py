@@ -21,6 +21,7 @@ from ..modeling.seeding import seed_stage
 from ..modeling.types import Modality
 from ..recipes.recipe import Recipe
 from ..recipes.registry import build_recipe, load_recipe
+from ..recipes.run import Run
 from ..runs.checkpoint import Checkpoint, read_latest
 from ..runs.console import duration, log
 from ..runs.folder import read_metadata
@@ -45,10 +46,6 @@ from .run_metadata import (
     data_facts,
     layout_of,
     model_facts,
-    part,
-    read_declared,
-    read_dials,
-    read_modalities,
     read_settings,
     settings_facts,
     stage_lines,
@@ -63,7 +60,9 @@ RecipeFunction = Callable[..., Recipe]
 
 @dataclass(frozen=True)
 class TrainingSetup:
-    """All that training needs. `metadata` is the content of `run.json`; only a new run has an `inspection`."""
+    """All that training needs. `metadata` is the content of `run.json`; only a new run has an `inspection`,
+    and a `config` with all options resolved.
+    """
 
     recipe: Recipe
     train: Source
@@ -74,6 +73,7 @@ class TrainingSetup:
     inspection: Found | None = None
     weights: StateDict | None = None
     resume: Checkpoint | None = None
+    config: PretrainConfig | None = None
 
 
 def set_up_new(config: PretrainConfig, processes: int = 1) -> TrainingSetup:
@@ -83,7 +83,7 @@ def set_up_new(config: PretrainConfig, processes: int = 1) -> TrainingSetup:
     `processes` share every batch, so the run takes that much less time.
     """
     function = load_recipe(config.recipe)
-    config.check_dials(function)
+    config.check_recipe_options(function)
     device = choose_device(config.device)
     source = open_data(config.data, declared_for(config, function))
     previous = previous_training(config)
@@ -139,8 +139,8 @@ def set_up_new(config: PretrainConfig, processes: int = 1) -> TrainingSetup:
     settings = replace(
         settings,
         micro_batch=min(settings.micro_batch, recipe.optim.batch_size // processes),
-        val_every=config.signals_every or interval,
-        save_every=config.keep_every,
+        val_every=config.val_every or interval,
+        save_every=config.save_every,
     )
     if len(model["stages"]) != len(recipe.stages):  # a stage takes all the epochs, or none
         model = model_facts(build_once(recipe), modalities)
@@ -150,7 +150,7 @@ def set_up_new(config: PretrainConfig, processes: int = 1) -> TrainingSetup:
     metadata = {
         "unveil": __version__,
         "recipe": config.name,
-        "asked": config.identity,
+        "asked": config.fingerprint,
         "dials": {name: json_like(value) for name, value in auto.options.items()},
         "modality": asdict(modalities[0]),
         **declared_facts(source),
@@ -164,7 +164,8 @@ def set_up_new(config: PretrainConfig, processes: int = 1) -> TrainingSetup:
         "versions": versions(device),
         "git": git_commit(),
     }
-    return TrainingSetup(recipe, train, held_out, modalities, settings, metadata, inspection, weights)
+    resolved = replace(config, val_every=settings.val_every, recipe_options=auto.options)
+    return TrainingSetup(recipe, train, held_out, modalities, settings, metadata, inspection, weights, config=resolved)
 
 
 def set_up_resumed(config: PretrainConfig, folder: Path, processes: int = 1) -> TrainingSetup:
@@ -172,34 +173,33 @@ def set_up_resumed(config: PretrainConfig, folder: Path, processes: int = 1) -> 
 
     The other processes of a run that has just been started do the same, and a run may continue with more or fewer.
     """
-    metadata = read_metadata(folder)
+    run, metadata = Run.open(folder), read_metadata(folder)
     own = folder / "recipe.py"
     if config.is_own_recipe and own.exists() and own.read_bytes() != Path(config.recipe).expanduser().read_bytes():
         raise ValueError(f"{config.recipe} has changed since {folder} was started with {own}; give another --out")
-    function = load_recipe(str(own) if own.exists() else config.recipe)
     device = choose_device(config.device)
-    source = open_data(config.data, read_declared(metadata))
-    data = part(metadata, "data", folder)
-    if names_digest(source) != data["names"]:
+    source = open_data(config.data, run.declared)
+    stored = run.config.data
+    if names_digest(source) != stored.names:
         raise ValueError(
-            f"{folder} was started on the {data['count']} images of {data['address']}; the {len(source)} of"
+            f"{folder} was started on the {stored.count} images of {stored.address}; the {len(source)} of"
             f" {source.address} are others. Give the same images, another --out, or --overwrite"
         )
     resume, complaints = read_latest(folder)
     if complaints and resume is None:
-        raise ValueError(f"{folder} has no whole checkpoint: {'; '.join(complaints)}; --overwrite starts again")
+        reasons = "; ".join(complaints)
+        raise ValueError(f"{folder} has no whole checkpoint to continue from: {reasons}; --overwrite starts again")
     for complaint in complaints:
         log(f"warning: {complaint}; the checkpoint before it is used")
-    train, held_out = part_data(source, config, part(metadata, "seed", folder))
-    modalities = read_modalities(metadata, folder)
-    recipe = _build(config, function, read_dials(metadata, folder), modalities, len(train))
-    trained_epochs = part(metadata, "optim", folder).get("trained_epochs", 0.0)
+    train, held_out = part_data(source, config, run.config.seed)
+    recipe = _limit_batch(run.recipe(), len(train))
+    trained_epochs = run.config.schedule.trained_epochs if run.config.schedule else 0.0
     recipe = resume_schedule(recipe, config.continue_schedule, trained_epochs)
     weights = None
     if resume is None and config.init_from:  # stopped before its first checkpoint
         weights = fitting(read_initial(config.init_from), recipe, config)
     check_divisible(recipe.optim.batch_size, processes)
-    settings = replace(read_settings(metadata, folder), device=str(device), save_minutes=config.save_minutes)
+    settings = replace(read_settings(metadata["settings"]), device=str(device), save_minutes=config.save_minutes)
     if config.precision != "auto":
         settings = replace(settings, precision=config.precision)
     if config.compile != "auto":
@@ -209,7 +209,7 @@ def set_up_resumed(config: PretrainConfig, folder: Path, processes: int = 1) -> 
     workers = config.workers or num_cores()
     metadata["settings"] = settings_facts(settings, recipe.optim.batch_size, workers, processes)
     log(f"continuing {folder} at step {resume.state['step'] if resume else 0}")
-    return TrainingSetup(recipe, train, held_out, modalities, settings, metadata, weights=weights, resume=resume)
+    return TrainingSetup(recipe, train, held_out, run.modalities, settings, metadata, weights=weights, resume=resume)
 
 
 class _Draft:
@@ -226,7 +226,7 @@ class _Draft:
     ):
         self.config, self.function, self.num_train = config, function, num_train
         self.modalities = modalities_of(source, inspection)
-        self.auto = AutoConfig(function, config.dials)
+        self.auto = AutoConfig(function, config.recipe_options)
         if not config.paper:
             configure_shape(self.auto, inspection, num_train, device)
         shapes = [{**asdict(m), "mean": None, "std": None} for m in self.modalities]
@@ -274,12 +274,16 @@ def _build(
         recipe = build_recipe(function, modalities, options)
     except (ArithmeticError, RuntimeError, TypeError) as error:
         raise _cannot_build(config, error) from error
+    return _limit_batch(recipe, num_train)
+
+
+def _limit_batch(recipe: Recipe, num_train: int) -> Recipe:
     return replace(recipe, optim=replace(recipe.optim, batch_size=min(recipe.optim.batch_size, num_train)))
 
 
 def _cannot_build(config: PretrainConfig, error: Exception) -> ValueError:
     frame = traceback.extract_tb(error.__traceback__)[-1]
-    given = ", ".join(f"{name}={value}" for name, value in config.dials.items()) or "its defaults"
+    given = ", ".join(f"{name}={value}" for name, value in config.recipe_options.items()) or "its defaults"
     return ValueError(
         f"the recipe {config.recipe} cannot be built with {given}: {type(error).__name__}: {error}"
         f" ({frame.filename}, line {frame.lineno})"

@@ -15,9 +15,9 @@ study = Study(
     scales=scales(
         cpu_arms=("MAE", "stage one 0 %", "stage one 12.5 %"),
         cpu={"epochs": 32},
-        shared={"teacher": RunOf("MAE"), "keep_every": Share(0.125)},
-        smoke={"keep_every": Share(0.5)},
-        paper={"keep_every": Share(0.125)},
+        shared={"teacher": RunOf("MAE"), "save_every": Share(0.125)},
+        smoke={"save_every": Share(0.5)},
+        paper={"save_every": Share(0.125)},
         along={"knn": {}},
         published={**KNN_AND_LINEAR, "finetune": {}},
     ),

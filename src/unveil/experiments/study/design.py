@@ -60,7 +60,7 @@ class Scale:
     their arguments: attention, or features beside those of another run, `{"features": {"run_b": RunOf("MAE")}}`. No
     `arms` means all. With `minutes` every run trains for so long, whatever a step of its arm costs: epochs follow from
     steps that are timed once, before the first run. `along` are protocols that measure the weights which runs keep on
-    their way, with `keep_every` among the dials.
+    their way, with `save_every` among the dials.
     """
 
     settings: tuple[Setting, ...]

@@ -6,21 +6,22 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from ...evaluation.registry import Data, data_for
 from ...recipes.registry import default_modalities, defaults_of, load_recipe
-from ...training.config import PretrainConfig, json_like
+from ...runs.renamed import OLD_NAMES, current_names
+from ...training.config import OPTION_NAMES, json_like
 from .design import Arm, Dials, RunOf, Scale, ScaleName, Setting, Share, Study
 
 # How a run uses the machine, which changes nothing that it finds out: such arguments may differ when it goes on.
 MACHINE = ("device", "workers", "micro_batch", "compile", "save_minutes", "tensorboard")
-OF_PRETRAIN = tuple(
-    f.name for f in fields(PretrainConfig) if f.name not in ("recipe", "data", "out", "overwrite", "dials")
-)
+_OWN = ("recipe", "data", "out", "overwrite", "config", "save_config")  # options of pretrain that a study sets itself
+OF_PRETRAIN = (*(name for name in OPTION_NAMES if name not in _OWN), *OLD_NAMES)
+_NAMES_IN_DIGEST = {new: old for old, new in OLD_NAMES.items()}  # so that folders of release 0.1 keep their names
 SAVE_MINUTES = 2.0
 
 
@@ -63,8 +64,8 @@ def settled(arm: Arm, at: Scale, setting: Setting) -> dict[str, Any]:
     """The dials of an arm in a setting: the scale's and the setting's as far as its recipe has them, then its own."""
     defaults = recipe_dials(arm.recipe)
     known = {*defaults, *OF_PRETRAIN}
-    shared = {name: value for name, value in {**at.dials, **setting.dials}.items() if name in known}
-    dials = {**shared, **arm.dials}
+    shared = {name: value for name, value in current_names({**at.dials, **setting.dials}).items() if name in known}
+    dials = {**shared, **current_names(arm.dials)}
     whole: Any = shared.get("epochs", defaults.get("epochs"))
     if isinstance(dials.get("epochs"), Share):
         dials["epochs"] = dials["epochs"].of_epochs * whole
@@ -81,7 +82,7 @@ def _job(
         "recipe": _content(arm.recipe),
         "data": setting.data,
         "seed": seed,
-        **{name: value for name, value in named.items() if name not in MACHINE},
+        **{_NAMES_IN_DIGEST.get(name, name): value for name, value in named.items() if name not in MACHINE},
     }
     assert setting.data is not None
     several = reads_maps(arm.recipe)
@@ -144,7 +145,7 @@ def place(address: str, folder: Path, several: bool = False) -> str:
 
 def _kept(dials: Dials, recipe: str) -> list[dict[str, float]]:
     """The epochs whose weights a run keeps, as an argument of `evaluate`."""
-    if not (every := dials.get("keep_every")):
+    if not (every := dials.get("save_every")):
         return []
     count = int(dials.get("epochs", recipe_dials(recipe)["epochs"]) / every + 1e-9)
     return [{"at_epoch": k * every} for k in range(1, count + 1)]

@@ -33,7 +33,7 @@ def adapt_channels(
         wrong = [word for word in how if word != "mean" and not (word.isdecimal() and int(word) < trained)]
         if wrong or len(how) != channels:
             raise ValueError(
-                f"--init-bands {' '.join(how)}: mean, repeat, or one word for each of {channels} bands is needed:"
+                f"--init-channels {' '.join(how)}: mean, repeat, or one word for each of {channels} bands is needed:"
                 f" a number from 0 to {trained - 1}, or mean"
             )
         taken = [mean if word == "mean" else filters[int(word)] for word in how]
@@ -48,10 +48,10 @@ def with_channels(state: StateDict, modality: str, channels: int, side: int, how
     names = (f"encoder.adapters.{modality}.proj", "encoder.adapters.rgb.proj")
     found = next((name for name in names if f"{name}.weight" in state), None)
     if found is None:
-        raise ValueError(f"--init-bands: the weights have no projection of {modality} or rgb patches to adapt")
+        raise ValueError(f"--init-channels: the weights have no projection of {modality} or rgb patches to adapt")
     weight = state[f"{found}.weight"]
     if weight.shape[1] % side**2:
-        raise ValueError(f"--init-bands: the weights were trained on another patch than {side} x {side}; give --patch")
+        raise ValueError(f"--init-channels: the weights have another patch than {side} x {side}; give --patch")
     kept = {name: tensor for name, tensor in state.items() if not name.startswith(f"{found}.")}
     kept[f"{names[0]}.weight"] = adapt_channels(weight, weight.shape[1] // side**2, channels, how)
     if f"{found}.bias" in state:
