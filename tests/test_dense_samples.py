@@ -12,7 +12,7 @@ from PIL import Image
 from measuring import on_dense
 from test_segment import tiny
 from unveil.data.decode import Unreadable
-from unveil.data.dense_layouts import Stored, open_dense
+from unveil.data.dense_layouts import StorageOptions, open_dense
 from unveil.data.modality_config import declare
 from unveil.evaluation.dense.label_statistics import class_counts
 from unveil.experiments.scenes import SEMANTIC_CLASSES, parse
@@ -56,7 +56,7 @@ def test_scenes_hold_their_truth():
     assert names == tuple(SEMANTIC_CLASSES)
     assert counts.sum() == 8 * 32 * 32
     made = parse(SCENES).maps(9)
-    sample = pair.test.sample(1, [RGB, DEPTH, SEMSEG])
+    sample = pair.test.select([RGB.name, DEPTH.name, SEMSEG.name]).sample(1)
     assert torch.equal(sample.maps["rgb"], made["rgb"])
     assert torch.equal(sample.maps["depth"], made["depth"])
     assert torch.equal(sample.maps["semseg"][0], made["semseg"].int())
@@ -74,11 +74,11 @@ def test_what_is_measured_on_scenes():
 
 def test_declared_maps_of_any_name(land: Path):
     declared = declare([str(land / "land.toml")])
-    pair = open_dense(str(land / "land"), stored=Stored(declared=declared))
+    pair = open_dense(str(land / "land"), stored=StorageOptions(declared=declared))
     assert (len(pair.train), len(pair.test)) == (3, 1), "the one without land use is left out"
     assert class_counts(pair.train)[0] == ("field", "wood", "water")
     labels = Modality("semseg", 1, (0.0,), (1.0,), kind="categorical", num_classes=3)
-    sample = pair.train.sample(0, [THERMAL, labels])
+    sample = pair.train.select([THERMAL.name, labels.name]).sample(0)
     assert sample.maps["thermal"].unique().tolist() == pytest.approx([20, 30])
     assert sample.valid["semseg"][0, :3, 0].tolist() == [False, False, True]  # type: ignore[index]
     there = sample.valid["semseg"]
@@ -93,24 +93,24 @@ def test_declared_maps_in_train_and_test(land: Path):
     for split in ("train", "val"):
         (land / "split" / split).parent.mkdir(exist_ok=True)
         (land / "split" / split).symlink_to(land / "land")
-    pair = open_dense(str(land / "split"), stored=Stored(declared=declare([str(land / "land.toml")])))
+    pair = open_dense(str(land / "split"), stored=StorageOptions(declared=declare([str(land / "land.toml")])))
     assert (len(pair.train), len(pair.test), pair.is_held_out) == (4, 4, False)
 
 
 def test_what_is_wrong_is_told(land: Path):
     declared = declare([str(land / "land.toml")])
     with pytest.raises(ValueError, match="--classes: scenes and declared maps say this themselves"):
-        open_dense(SCENES, stored=Stored(classes=3))
+        open_dense(SCENES, stored=StorageOptions(classes=3))
     with pytest.raises(ValueError, match=r"--layout, --depth-scale"):
-        open_dense(str(land / "land"), stored=Stored("folders", depth_scale=1, declared=declared))
+        open_dense(str(land / "land"), stored=StorageOptions("folders", depth_scale=1, declared=declared))
     Image.fromarray(np.full((16, 16), 7, np.uint8)).save(land / "land" / "landuse" / "0.png")
     with pytest.raises(ValueError, match="holds the id 7, but there are 3 classes"):
-        open_dense(str(land / "land"), stored=Stored(declared=declared)).train.read(0, "semseg")
+        open_dense(str(land / "land"), stored=StorageOptions(declared=declared)).train.read(0, "semseg")
     (land / "land" / "thermal" / "1.png").write_bytes(b"")
     with pytest.raises(Unreadable, match="empty"):
-        open_dense(str(land / "land"), stored=Stored(declared=declared)).train.read(1, "thermal")
+        open_dense(str(land / "land"), stored=StorageOptions(declared=declared)).train.read(1, "thermal")
     for file in (land / "land" / "landuse").iterdir():
         file.rename(file.with_name("4.png")) if file.stem == "0" else file.unlink()
     (land / "land" / "thermal" / "4.png").unlink()
     with pytest.raises((ValueError, FileNotFoundError), match="is not aligned"):
-        open_dense(str(land / "land"), stored=Stored(declared=declared))
+        open_dense(str(land / "land"), stored=StorageOptions(declared=declared))

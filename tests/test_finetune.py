@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from measuring import on_images, score
 from tiny_runs import write_images
 from unveil.data.augment import Mix
+from unveil.data.loader import Loader
 from unveil.data.sources import open_source
 from unveil.data.transforms import View
 from unveil.evaluation.baselines import RawPixels
@@ -23,7 +24,6 @@ from unveil.evaluation.datasets import ImageSplit
 from unveil.evaluation.finetuning.classifier import Classifier, StochasticDepth, layer_groups
 from unveil.evaluation.finetuning.trainer import FineTuner, FineTuning
 from unveil.evaluation.fit import follow, update
-from unveil.evaluation.loader import Reader, Views
 from unveil.evaluation.protocols.attentive import Attentive
 from unveil.evaluation.protocols.finetune import Finetune
 from unveil.evaluation.registry import choose, options_of, protocols
@@ -70,9 +70,10 @@ def finetuned(folder, encoder=None, seed: int = 0, pool: str = "mean", **options
     return score(Finetune(**{**SEEN, **options}), encoder or tiny(), data(folder), seed=seed, pool=pool)
 
 
-def batch(count: int = 6) -> Views:
+def batch(count: int = 6) -> tuple[Batch, torch.Tensor]:
     images = torch.rand(count, 3, 8, 8, generator=torch.Generator().manual_seed(0))
-    return Views(images, torch.arange(count) % 2, sample_keys(0, 0, range(count)))
+    views = Batch({"rgb": images}, sample_keys(0, 0, range(count)), torch.zeros(()))
+    return views, torch.arange(count) % 2
 
 
 def test_our_encoders_can_be_trained_and_pixels_cannot():
@@ -83,7 +84,7 @@ def test_our_encoders_can_be_trained_and_pixels_cannot():
 @pytest.mark.parametrize("final_norm", [True, False])
 def test_maps_are_the_features_before_the_norm(final_norm):
     encoder = tiny(final_norm=final_norm)
-    images = batch().images
+    images = batch()[0].maps["rgb"]
     first, last = encoder.maps(images, [1, 2])
     assert first.shape == (6, 1 + 4, 16)
     normed = F.layer_norm(last, (16,), eps=1e-6)  # a norm that has not learned is one without parameters
@@ -122,11 +123,12 @@ def test_one_step_is_that_of_a_plain_computation(colours):
     tuner = FineTuner(encoder, data(colours), settings, "mean", Context(micro_batch=4))
     torch.nn.init.normal_(tuner.classifier.head.weight)  # so that gradients are far above Adam's epsilon
     plain = copy.deepcopy(tuner.classifier)
-    views = batch()
-    loss = update(tuner.optimizer, tuner.losses((views, Mix(own))), lr)
+    views, labels = batch()
+    images = views.maps["rgb"]
+    loss = update(tuner.optimizer, tuner.losses((views, labels, Mix(own))), lr)
 
-    x = own * views.images + (1 - own) * views.images.flip(0)
-    y = F.one_hot(views.labels, 2) * 0.9 + 0.05
+    x = own * images + (1 - own) * images.flip(0)
+    y = F.one_hot(labels, 2) * 0.9 + 0.05
     y = own * y + (1 - own) * y.flip(0)
     net = plain.encoder.encoder
     tokens = net.embed(Batch({"rgb": x}, views.key, torch.ones(()))).values
@@ -159,14 +161,14 @@ def test_micro_batches_change_nothing_but_rounding(colours):
     weights = []
     for micro_batch in (2, 6):
         tuner = FineTuner(tiny(), data(colours), settings, "cls", Context(micro_batch=micro_batch))
-        update(tuner.optimizer, tuner.losses((batch(), Mix(0.5, (0, 4, 0, 4)))), 1e-3)
+        update(tuner.optimizer, tuner.losses((*batch(), Mix(0.5, (0, 4, 0, 4)))), 1e-3)
         weights.append(torch.cat([p.detach().flatten() for p in tuner.classifier.head.parameters()]))
     torch.testing.assert_close(*weights, rtol=1e-4, atol=1e-7)
 
 
 def test_stochastic_depth_leaves_branches_out_by_sample():
     encoder = copy.deepcopy(tiny()).train()
-    images = batch(64).images
+    images = batch(64)[0].maps["rgb"]
     whole = encoder.maps(images, [1, 2])
     depth = StochasticDepth(encoder.branches(), 0.5)
     assert depth.keep.tolist() == [1, 1, 0.5, 0.5]
@@ -184,14 +186,14 @@ def test_the_average_of_the_weights_is_what_is_judged(colours):
     tuner = FineTuner(tiny(), data(colours), replace(PLAIN, ema=0.9, epochs=1, batch_size=12), "mean", Context())
     start = [p.detach().clone() for p in tuner.classifier.parameters()]
     average = [p.clone() for p in start]
-    update(tuner.optimizer, tuner.losses((batch(), Mix(1.0))), 0.01)
+    update(tuner.optimizer, tuner.losses((*batch(), Mix(1.0))), 0.01)
     follow(average, tuner.classifier, 0.9, 1)
     for first, now, mean in zip(start, tuner.classifier.parameters(), average, strict=True):
         torch.testing.assert_close(mean, first + (1 - 2 / 11) * (now - first))
     ends = []
     for ema in (0.0, 0.9):
         tuner = FineTuner(tiny(), data(colours), replace(PLAIN, ema=ema, epochs=1, batch_size=12), "mean", Context())
-        tuner.train((8, 8))
+        tuner.train()
         ends.append([p.detach() for p in tuner.classifier.parameters()])
     shares = [
         ((mean - first).norm() / (last - first).norm()).item()
@@ -202,15 +204,17 @@ def test_the_average_of_the_weights_is_what_is_judged(colours):
 
 
 def test_views_are_pure_functions_and_carry_their_own_labels(colours):
-    reader = Reader(data(colours).train, View((8, 8)), 16, seed=3)
-    first, again = list(reader.epoch(2)), list(reader.epoch(2))
-    assert len(first) == reader.steps_per_epoch == 3
-    for one, other in zip(first, again, strict=True):
-        assert torch.equal(one.images, other.images)
-        red_over_blue = one.images[:, 0].float().mean((1, 2)) > one.images[:, 2].float().mean((1, 2))
-        assert torch.equal(red_over_blue.long(), one.labels)
-    assert not torch.equal(next(reader.epoch(3)).key, first[0].key)
-    assert set(reader.unreadable) <= {"red/03.png"}
+    train = data(colours).train
+    loader, classes = Loader(train, View((8, 8)), 16, seed=3, max_broken=None), torch.tensor(train.numbers)
+    first, again = list(loader.numbered(2)), list(loader.numbered(2))
+    assert len(first) == loader.steps_per_epoch == 3
+    for (one, rows), (other, _) in zip(first, again, strict=True):
+        images = one.maps["rgb"]
+        assert torch.equal(images, other.maps["rgb"])
+        red_over_blue = images[:, 0].float().mean((1, 2)) > images[:, 2].float().mean((1, 2))
+        assert torch.equal(red_over_blue.long(), classes[rows])
+    assert not torch.equal(next(loader.batches(3)).key, first[0][0].key)
+    assert set(loader.unreadable) <= {"red/03.png"}
 
 
 def test_a_toy_is_learned_and_twice_the_same(colours):
@@ -246,7 +250,7 @@ def test_what_was_fine_tuned_is_kept_and_read_as_any_encoder(colours, tmp_path):
     encoder = tiny()
     assert finetuned(colours, encoder, epochs=1, keep=str(kept))
     read = load_encoder(kept)
-    images = batch().images
+    images = batch()[0].maps["rgb"]
     before = encoder.features(images, "mean")
     after = read.features(images, "mean")
     assert not torch.allclose(before, after, atol=1e-3), "it has learned"

@@ -11,7 +11,7 @@ from PIL import Image
 
 from unveil.data.class_names import CAMVID, NYU40
 from unveil.data.decode import Unreadable
-from unveil.data.dense_layouts import Stored, open_dense
+from unveil.data.dense_layouts import StorageOptions, open_dense
 from unveil.evaluation.dense.label_statistics import class_counts, depth_mean
 from unveil.modeling.types import DEPTH, RGB, Modality
 
@@ -50,7 +50,7 @@ def test_plain_folders(tmp_path, form):
     names, counts = class_counts(pair.train)
     assert names == ("class 0", "class 1")
     assert counts.tolist() == [16, 32]  # rows of 8: two of class 0, one of class 1 beside the first of all three
-    sample = pair.train.sample(1, [RGB, LABELS])
+    sample = pair.train.select([RGB.name, LABELS.name]).sample(1)
     assert torch.equal(sample.maps["rgb"], torch.from_numpy(picture(1)).permute(2, 0, 1))
     assert sample.maps["semseg"][0, :, 0].tolist() == [1, 1, 0, 0, 0, 0]
     assert sample.valid["semseg"][0, :, 0].tolist() == [True, True, False, False, False, False]
@@ -115,7 +115,7 @@ def test_nyuv2_as_it_is_published(tmp_path):
     matlab.savemat(tmp_path / "splits.mat", {"trainNdxs": [[1], [3]], "testNdxs": [[2]]})
     pair = open_dense(str(tmp_path))
     assert (list(pair.train.names), list(pair.test.names)) == (["0001", "0003"], ["0002"])
-    sample = pair.train.sample(1, [RGB, DEPTH, LABELS])
+    sample = pair.train.select([RGB.name, DEPTH.name, LABELS.name]).sample(1)
     assert torch.equal(sample.maps["rgb"], torch.from_numpy(pictures[2]).permute(2, 0, 1))
     assert sample.maps["depth"].unique().tolist() == [3.0]
     assert sample.maps["semseg"][0, :3, 0].tolist() == [0, 6, 39]
@@ -147,7 +147,7 @@ def test_hypersim(tmp_path):
     (tmp_path / "metadata_images_split_scene_v1.csv").write_text(table + "".join(rows))
     pair = open_dense(str(tmp_path))
     assert list(pair.train.names) == ["ai_001_001/scene_cam_00/frame.0003"]
-    sample = pair.test.sample(0, [RGB, DEPTH, LABELS])
+    sample = pair.test.select([RGB.name, DEPTH.name, LABELS.name]).sample(0)
     assert sample.maps["semseg"][0, :3, 0].tolist() == [0, 39, 0]
     assert sample.valid["semseg"][0, :3, 0].tolist() == [True, True, False]
     assert sample.maps["depth"][0, 0].tolist() == [0, *[1.5] * 7]
@@ -178,7 +178,7 @@ def test_depth_is_measured_on_known_pixels(tmp_path):
     values = np.array([1.0] * 24 + [2.0] * 48)
     assert (mean, std) == (pytest.approx(values.mean()), pytest.approx(values.std()))
     assert everywhere[0, 0].tolist() == pytest.approx([1.5] * 4 + [2.0] * 4)
-    closer = open_dense(str(tmp_path), stored=Stored(max_depth=1.5)).train
+    closer = open_dense(str(tmp_path), stored=StorageOptions(max_depth=1.5)).train
     assert depth_mean(closer)[0] == 1.0
     assert closer.read(1, "depth").valid.sum() == 0
 
@@ -187,16 +187,16 @@ def test_what_is_wrong_is_told(tmp_path):
     root = write_folders(tmp_path / "set", "split first")
     train = open_dense(str(root)).train
     with pytest.raises(ValueError, match="has no depth"):
-        train.check(["rgb", "depth"])
+        train.select(["rgb", "depth"])
     with pytest.raises(ValueError, match="ignore index 1 is a class, 'class 1'"):
-        open_dense(str(root), stored=Stored(classes=2, ignore=1))
+        open_dense(str(root), stored=StorageOptions(classes=2, ignore=1))
     with pytest.raises(ValueError, match=r"ignore index 0 is a class.*--first-class 1"):
-        class_counts(open_dense(str(root), stored=Stored(ignore=0)).train)
+        class_counts(open_dense(str(root), stored=StorageOptions(ignore=0)).train)
     with pytest.raises(ValueError, match="holds the id 255, but there are 2 classes"):
-        open_dense(str(root), stored=Stored(classes=2, ignore=7)).train.read(0, "semseg")
+        open_dense(str(root), stored=StorageOptions(classes=2, ignore=7)).train.read(0, "semseg")
     put(root / "train" / "semseg" / "street" / "2.png", labels(0, 1)[:, :6])
     with pytest.raises(ValueError, match="6 x 6 pixels, but its rgb 8 x 6"):
-        open_dense(str(root)).train.sample(2, [RGB, LABELS])
+        open_dense(str(root)).train.select([RGB.name, LABELS.name]).sample(2)
     (root / "train" / "semseg" / "street" / "2.png").unlink()
     with pytest.raises(ValueError, match=r"1 of the 3 files of .* have no semseg in .*'street/2'"):
         open_dense(str(root))
@@ -205,7 +205,7 @@ def test_what_is_wrong_is_told(tmp_path):
     with pytest.raises(ValueError, match="no known layout"):
         open_dense(str(tmp_path))
     with pytest.raises(ValueError, match="max_depth is a number above 0"):
-        Stored(max_depth=-1)
+        StorageOptions(max_depth=-1)
 
 
 def test_one_class_only_and_no_depth_are_errors(tmp_path):

@@ -18,13 +18,13 @@ from PIL import Image
 
 from measuring import on_dense
 from unveil.data.dense_layouts import open_dense
+from unveil.data.loader import Loader
 from unveil.data.samples import Sample
 from unveil.evaluation.baselines import RawPixels
 from unveil.evaluation.dense import HEADS, Confusion, DenseModel, DenseTarget, DenseTrainer, DenseTraining, fitted
 from unveil.evaluation.dense.data import DenseData
 from unveil.evaluation.dense.encoder import chosen_inputs
 from unveil.evaluation.dense.heads import ConvNeXtHead, taps
-from unveil.evaluation.dense.loader import DenseReader
 from unveil.evaluation.dense.losses import classes_loss
 from unveil.evaluation.dense.transforms import DenseView, jittered, places, starts
 from unveil.evaluation.protocols.segment import Segment
@@ -116,8 +116,8 @@ def test_one_box_and_one_flip_for_all_maps():
         ids = torch.from_numpy(squares).long()[None]
         sample = Sample({"rgb": ids.expand(3, -1, -1).float(), "semseg": ids}, {"semseg": None})
         view = DenseView((16, 16), scales=(0.5, 2.0))
-        drawn = view.draw([sample] * 32, modalities, chance_of(32))
-        again = view.draw([sample] * 32, modalities, chance_of(32))
+        drawn = view([sample] * 32, modalities, chance_of(32).key)
+        again = view([sample] * 32, modalities, chance_of(32).key)
         padded = 0
         for one, other in zip(drawn, again, strict=True):
             assert one.maps["rgb"].shape == (3, 16, 16)
@@ -135,7 +135,7 @@ def test_one_box_and_one_flip_for_all_maps():
 def test_half_of_the_views_are_mirrored():
     image = torch.arange(64, dtype=torch.float32).view(1, 8, 8) / 64
     plain = [Modality("rgb", 1, (0.0,), (1.0,))]
-    views = DenseView((8, 8), scales=(1.0, 1.0)).draw([Sample({"rgb": image})] * 64, plain, chance_of(64))
+    views = DenseView((8, 8), scales=(1.0, 1.0))([Sample({"rgb": image})] * 64, plain, chance_of(64).key)
     mirrored = [torch.equal(v.maps["rgb"], image.flip(2)) for v in views]
     assert all(is_turned or torch.equal(v.maps["rgb"], image) for v, is_turned in zip(views, mirrored, strict=True))
     assert 20 < sum(mirrored) < 44
@@ -182,7 +182,7 @@ def test_upernet_learns_with_an_auxiliary_head_too(red_bars):
     settings = DenseTraining(1, 4, image_size=16, drop_path=0.0, jitter=0.0, scales=(1.0, 1.0))
     labels = DenseTarget(LABELS, 2, classes_loss)
     trainer = DenseTrainer(tiny(depth=4), pair, [RGB], labels, "upernet", True, settings, Context(micro_batch=16))
-    batch = next(DenseReader(pair.train, [RGB, LABELS]).epoch(trainer.view, 4, 0, 0))
+    batch = next(trainer._loader(pair.train).batches(0))
     twin = copy.deepcopy(trainer.model)
     third = twin.encoder.tokens(Batch({"rgb": batch.maps["rgb"] / 255}, batch.key, batch.progress), [3])[0][:, 1:]
     grid = third.mT.unflatten(-1, (4, 4))
@@ -333,7 +333,7 @@ def test_windows_agree_with_one_pass_where_one_is_enough(red_bars):
     labels = DenseTarget(LABELS, 2, classes_loss)
     trainer = DenseTrainer(tiny(), pair, [RGB], labels, "linear", True, training, Context(micro_batch=16))
     trainer.model.eval()
-    sample = pair.test.sample(0, [RGB, LABELS])
+    sample = pair.test.select([RGB.name, LABELS.name]).sample(0)
     square = Sample({name: m[:, :, :16] for name, m in sample.maps.items()}, {"semseg": None})
     (guess,) = trainer._predicted([square])
     images = square.maps["rgb"][None].float() / 255
@@ -376,12 +376,12 @@ def test_broken_files_are_left_out_and_named(red_bars, tmp_path):
 
 
 def test_a_batch_is_a_function_of_seed_epoch_and_sample(red_bars):
-    reader = DenseReader(open_dense(str(red_bars)).train, [RGB, LABELS])
-    view = DenseView((16, 16))
-    one, other = (next(iter(reader.epoch(view, 4, 0, epoch))) for epoch in (0, 0))
+    train, view = open_dense(str(red_bars)).train.select(["rgb", "semseg"]), DenseView((16, 16))
+    loader, of_three = (Loader(train, view, n, 0, max_broken=None, modality=[RGB, LABELS]) for n in (4, 3))
+    one, other = (next(loader.batches(epoch)) for epoch in (0, 0))
     assert torch.equal(one.maps["rgb"], other.maps["rgb"])
-    assert not torch.equal(one.maps["rgb"], next(iter(reader.epoch(view, 4, 0, 1))).maps["rgb"])
-    assert len(list(reader.epoch(view, 3, 0, 0))) == 2
+    assert not torch.equal(one.maps["rgb"], next(loader.batches(1)).maps["rgb"])
+    assert len(list(of_three.batches(0))) == of_three.steps_per_epoch == 2
 
 
 def test_dense_protocols_stand_alone(red_bars):

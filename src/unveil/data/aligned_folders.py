@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ..modeling.types import to_float
 from .decode import Unreadable
+from .hdf5 import as_npy
 from .listing import folder_labels, list_files, missing
 from .modality_config import BUILT_IN, Declared
 from .plugins import opener_of
@@ -27,7 +28,7 @@ from .sources import Source, open_source, read_bytes
 
 _NEEDED = "Several modalities are read from a folder that holds one for each, or from scenes"
 INTEGERS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif")  # files of whole numbers, which no NaN is among
-Files = Mapping[str, str]  # stem -> path below the root
+PathByStem = Mapping[str, str]  # below the root
 
 
 def open_samples(address: str | Path, declared: tuple[Declared, ...]) -> SampleSource:
@@ -88,10 +89,10 @@ class AlignedSource:
     root: Path
     declared: tuple[Declared, ...]
     stems: list[str] = field(repr=False)
-    files: Mapping[str, Files] = field(repr=False)
-    masks: Mapping[str, Files] = field(repr=False)
-    labels: list[int] | None = field(repr=False)
-    classes: list[str] | None = field(repr=False)
+    files: Mapping[str, PathByStem] = field(repr=False)
+    masks: Mapping[str, PathByStem] = field(default_factory=dict, repr=False)
+    labels: list[int] | None = field(default=None, repr=False)
+    classes: list[str] | None = field(default=None, repr=False)
 
     def __len__(self) -> int:
         return len(self.stems)
@@ -143,7 +144,9 @@ class AlignedSource:
 
     def _map(self, stem: str, declared: Declared) -> Map:
         path = self.files[declared.name][stem]
-        found = read_map(read_bytes(self.root / path, path), declared, path)
+        is_hdf5 = path.endswith(".hdf5") or ".mat#" in path
+        data = as_npy(self.root, path) if is_hdf5 else read_bytes(self.root / path, path)
+        found = read_map(data, declared, path)
         mask = self.masks.get(declared.name, {}).get(stem)
         return found if mask is None else _masked(found, declared, self.root / mask, mask)
 
@@ -152,7 +155,7 @@ class AlignedSource:
         return replace(self, declared=declared)
 
 
-def _files_of(root: Path, folder: str, suffix: str, what: str) -> Files:
+def _files_of(root: Path, folder: str, suffix: str, what: str) -> PathByStem:
     """The files of a folder by stem: the path in it without the suffix, or the extension."""
     place = root / folder
     if not place.is_dir():

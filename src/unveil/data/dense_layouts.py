@@ -8,15 +8,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from .aligned_folders import open_samples
+from .aligned_folders import AlignedSource, open_samples
 from .class_names import CAMVID, NYU40, named, numbered
-from .dense_dataset import DensePair, DenseSet, Files, Labels, Sampled
+from .dense_dataset import DensePair, DenseSet, LabelEncoding
 from .hdf5 import NYUV2, nyuv2_frames
 from .listing import list_files, missing
 from .modality_config import BUILT_IN, DEPTH, RGB, SEMSEG, Declared
 from .read_map import READ
 
-Layout = Literal["auto", "folders", "ade20k", "nyuv2", "hypersim", "camvid"]
+FolderLayout = Literal["auto", "folders", "ade20k", "nyuv2", "hypersim", "camvid"]
 FOLDERS = {  # the names that a folder of each kind of map goes by
     "rgb": ("rgb", "images", "image", "img", "imgs"),
     "depth": ("depth", "depths", "depth_raw"),
@@ -29,13 +29,13 @@ _HELD_OUT = 5  # one in so many, where there is no test set
 
 
 @dataclass(frozen=True)
-class Stored:
+class StorageOptions:
     """What the user says of how labels and depth are stored; None leaves it to the layout.
 
     `declared` are maps by declaration, which says all of this itself but for `max_depth`.
     """
 
-    layout: Layout = "auto"
+    layout: FolderLayout = "auto"
     classes: int | None = None
     ignore: int | None = None
     first_class: int | None = None
@@ -49,13 +49,13 @@ class Stored:
                 raise ValueError(f"{name} is a number above 0; got {value}")
 
 
-def open_dense(data: str, test_data: str | None = None, stored: Stored | None = None) -> DensePair:
+def open_dense(data: str, test_data: str | None = None, stored: StorageOptions | None = None) -> DensePair:
     """The sets at an address, and at another one for the test.
 
     Where there is no test set, the last fifth is held out: neighbouring frames of a video look alike. Raises
     FileNotFoundError where nothing is there, ValueError where maps do not belong together.
     """
-    stored = stored or Stored()
+    stored = stored or StorageOptions()
     found = _open(data, stored)
     if test_data is not None:
         other = _open(test_data, stored)
@@ -69,7 +69,7 @@ def open_dense(data: str, test_data: str | None = None, stored: Stored | None = 
     return DensePair(whole.only(range(first)), whole.only(range(first, len(whole))), True)
 
 
-def _open(address: str, stored: Stored) -> dict[str, DenseSet]:
+def _open(address: str, stored: StorageOptions) -> dict[str, DenseSet]:
     root = Path(address).expanduser()
     if stored.declared or address == "scenes" or address.startswith("scenes:"):
         return _declared(address, root, stored)
@@ -95,9 +95,15 @@ def _open(address: str, stored: Stored) -> dict[str, DenseSet]:
     }
     return {
         split: DenseSet(
-            f"{address} ({split})" if len(listed) > 1 else address,
-            names,
-            {kind: Files(declared[kind], root, paths) for kind, paths in kinds.items()},
+            AlignedSource(
+                f"{address} ({split})" if len(listed) > 1 else address,
+                root,
+                tuple(declared[kind] for kind in kinds),
+                names,
+                {kind: dict(zip(names, paths, strict=True)) for kind, paths in kinds.items()},
+            ),
+            range(len(names)),
+            {kind: declared[kind] for kind in kinds},
             labels,
             stored.max_depth,
         )
@@ -105,7 +111,7 @@ def _open(address: str, stored: Stored) -> dict[str, DenseSet]:
     }
 
 
-def _declared(address: str, root: Path, stored: Stored) -> dict[str, DenseSet]:
+def _declared(address: str, root: Path, stored: StorageOptions) -> dict[str, DenseSet]:
     """Sets of the maps that were declared, in `train/` and `test/` where these hold them; of scenes all three."""
     given = ["layout"] * (stored.layout != "auto")
     given += [name for name in ("classes", "ignore", "first_class", "depth_scale") if getattr(stored, name) is not None]
@@ -128,15 +134,15 @@ def _of_samples(address: str, declared: tuple[Declared, ...], max_depth: float |
         raise ValueError(f"no sample of {address} has all of {', '.join(d.name for d in declared)}; declare fewer")
     kinds = [d for d in source.declared if d.is_categorical]
     classes = kinds[0] if len(kinds) == 1 else next((d for d in kinds if d.name == SEMSEG.name), None)
-    labels = Labels()
+    labels = LabelEncoding()
     if classes is not None:
         count = 0 if classes.measured else classes.modality.num_classes
-        labels = Labels(classes.classes or numbered(count, 0), void=classes.void)
-    maps = {SEMSEG.name if d is classes else d.name: Sampled(source, d, rows) for d in source.declared}
-    return DenseSet(address, [source.name(row) for row in rows], maps, labels, max_depth)
+        labels = LabelEncoding(classes.classes or numbered(count, 0), void=classes.void)
+    maps = {SEMSEG.name if d is classes else d.name: d for d in source.declared}
+    return DenseSet(source, rows, maps, labels, max_depth)
 
 
-def _guess(root: Path) -> Layout:
+def _guess(root: Path) -> FolderLayout:
     if (root / "objectInfo150.txt").is_file():
         return "ade20k"
     if (root / "trainannot").is_dir():
@@ -146,20 +152,20 @@ def _guess(root: Path) -> Layout:
     return "hypersim" if any(root.glob("ai_*_*/images")) else "folders"
 
 
-def _labels(root: Path, layout: Layout, stored: Stored) -> Labels:
+def _labels(root: Path, layout: FolderLayout, stored: StorageOptions) -> LabelEncoding:
     """How a layout stores classes, and what the user says of it."""
     known = {
-        "ade20k": lambda: Labels(named(root / "objectInfo150.txt") or numbered(150, 1), first=1, void=None),
-        "nyuv2": lambda: Labels(NYU40, first=1, void=None),
-        "hypersim": lambda: Labels(NYU40, first=1, void=-1),
-        "camvid": lambda: Labels(CAMVID, void=11),
+        "ade20k": lambda: LabelEncoding(named(root / "objectInfo150.txt") or numbered(150, 1), first=1, void=None),
+        "nyuv2": lambda: LabelEncoding(NYU40, first=1, void=None),
+        "hypersim": lambda: LabelEncoding(NYU40, first=1, void=-1),
+        "camvid": lambda: LabelEncoding(CAMVID, void=11),
     }
     if layout in known:
         labels = known[layout]()
     else:
         files = [root / name for name in ("classes.txt", "names.txt", "codes.txt")]
         names = next((found for file in files if (found := named(file))), ())
-        labels = Labels(names, void=255 if len(names) <= 255 else None)
+        labels = LabelEncoding(names, void=255 if len(names) <= 255 else None)
     if stored.classes is not None and stored.classes != len(labels.names):
         if labels.names:
             raise ValueError(f"{root} has {len(labels.names)} classes by its layout, not {stored.classes}")
@@ -167,7 +173,7 @@ def _labels(root: Path, layout: Layout, stored: Stored) -> Labels:
             raise ValueError(f"at least 2 classes are needed; got {stored.classes}")
         labels = replace(labels, names=numbered(stored.classes, stored.first_class or 0))
     first = labels.first if stored.first_class is None else stored.first_class
-    return Labels(labels.names, first, labels.void if stored.ignore is None else stored.ignore)
+    return LabelEncoding(labels.names, first, labels.void if stored.ignore is None else stored.ignore)
 
 
 def _splits(root: Path) -> dict[str, dict[str, Path]]:

@@ -117,6 +117,7 @@ class Loader:
         self.modalities = _modalities(modality, source, view)
         self._lacking: set[str] | None = None
         self._complete: frozenset[str] = frozenset()
+        self._what = "images" if isinstance(modality, str) else "samples"
         if isinstance(modality, str):
             self._sample = images_of(cast("Source", source), modality)
         else:
@@ -240,7 +241,7 @@ class Loader:
         if len(self.unreadable) == len(self.source):
             name, reason = next(iter(self.unreadable.items()))
             raise ValueError(
-                f"none of the {len(self.source)} samples of {self.source.address} can be read; {name}: {reason}"
+                f"none of the {len(self.source)} {self._what} of {self.source.address} can be read; {name}: {reason}"
             )
 
     def _too_many_broken(self) -> bool:

@@ -25,7 +25,7 @@ def settings_of(trainer: DenseTrainer, schedule: str) -> dict[str, object]:
         "inputs": [m.name for m in trainer.inputs],
         "schedule": schedule,
         **asdict(trainer.settings),
-        "image_size": list(trainer.view.size),
+        "image_size": list(trainer.view.image_size),
         "micro_batch": trainer.micro_batch,
         "optimizer": "AdamW(betas=(0.9, 0.999))",
         "train_images": len(trainer.sets.train),
@@ -36,7 +36,7 @@ def settings_of(trainer: DenseTrainer, schedule: str) -> dict[str, object]:
 
 def training_summary(trainer: DenseTrainer, schedule: str) -> str:
     """How the head was trained, in sentences."""
-    settings, (height, width), (low, high) = trainer.settings, trainer.view.size, trainer.settings.scales
+    settings, (height, width), (low, high) = trainer.settings, trainer.view.image_size, trainer.settings.scales
     learned = (
         "the encoder is frozen"
         if trainer.is_frozen

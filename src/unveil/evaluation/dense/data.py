@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ...data.dense_dataset import DensePair
-from ...data.dense_layouts import Stored, open_dense
+from ...data.dense_layouts import StorageOptions, open_dense
 from ...modeling.types import Modality
 from .encoder import DenseEncoder, chosen_inputs
 
@@ -19,7 +19,7 @@ class DenseData:
     test_address: str | None = None
 
     def open(
-        self, encoder: DenseEncoder, stored: Stored, wanted: Sequence[str], target: str, limit: int | None
+        self, encoder: DenseEncoder, stored: StorageOptions, wanted: Sequence[str], target: str, limit: int | None
     ) -> tuple[DensePair, list[Modality]]:
         """The two sets, of at most `limit` samples each, and the modalities to read.
 
@@ -27,8 +27,6 @@ class DenseData:
         """
         sets = open_dense(self.address, self.test_address, stored)
         train, test = (s.limited(limit).with_channels(encoder.channels) for s in (sets.train, sets.test))
-        train.check([target])
-        inputs = chosen_inputs(encoder, wanted, list(train.files), target)
-        for samples in (train, test):
-            samples.check([*(m.name for m in inputs), target])
-        return DensePair(train, test, sets.is_held_out), inputs
+        inputs = chosen_inputs(encoder, wanted, list(train.maps), target)
+        kinds = [*(m.name for m in inputs), target]
+        return DensePair(train.select(kinds), test.select(kinds), sets.is_held_out), inputs

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import closing
+from functools import partial
 
 import torch
 from jaxtyping import Float, Int
@@ -10,10 +12,11 @@ from torch import Tensor
 
 from ...data.class_names import numbered
 from ...data.decode import Unreadable
-from ...data.dense_dataset import DenseSet, Labels
+from ...data.dense_dataset import DenseSet, LabelEncoding
+from ...data.loader import prefetch
 from ...data.read_map import Map
 from ...data.resize import resize_known
-from ...runs.hardware import reading_threads
+from ...runs.hardware import num_cores
 
 ENOUGH = 1000  # samples, for what need not be exact
 MAX_CLASSES = 4096
@@ -38,7 +41,7 @@ def class_counts(train: DenseSet) -> tuple[tuple[str, ...], Int[Tensor, " K"]]:
             f" ignore index ({labels.void}), and whether the right folder was taken for labels"
         )
     names = labels.names or numbered(len(counts), labels.first)
-    Labels(names, labels.first, labels.void)  # raises where void lies among them
+    LabelEncoding(names, labels.first, labels.void)  # raises where void lies among them
     return names, counts
 
 
@@ -73,16 +76,18 @@ def _maps(samples: DenseSet, kind: str) -> Iterator[Map]:
     """The maps of one kind that can be read, in order; ValueError where there is none."""
     failed: list[Unreadable] = []
 
-    def read(index: int) -> Map | None:
+    def read(index: int) -> Map | Unreadable:
         try:
             return samples.read(index, kind)
         except Unreadable as error:
-            failed.append(error)
-            return None
+            return error
 
-    with reading_threads() as pool:
-        for found in pool.map(read, range(len(samples))):
-            if found is not None:
-                yield found
+    jobs = (partial(read, index) for index in range(len(samples)))
+    with closing(prefetch(jobs, 4 * num_cores())) as results:
+        for result in results:
+            if isinstance(result, Unreadable):
+                failed.append(result)
+            else:
+                yield result
     if len(failed) == len(samples):
         raise ValueError(f"none of the {len(samples)} {kind} maps of {samples.address} can be read; {failed[0]}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, cast
 
@@ -11,7 +12,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ...data.collate import collate
-from ...data.dense_dataset import DensePair
+from ...data.dense_dataset import DensePair, DenseSet
+from ...data.loader import Loader
 from ...data.samples import Sample
 from ...modeling.optim import warmup_cosine
 from ...modeling.rng import SampleRng
@@ -22,7 +24,6 @@ from ..fit import FitCheckpoint, fit
 from ..types import Context
 from .encoder import DenseEncoder
 from .heads import HeadName, enlarged
-from .loader import DenseReader
 from .losses import DenseTarget
 from .model import DenseModel
 from .transforms import DenseView, Fit, jittered, places, window_of
@@ -134,25 +135,34 @@ class DenseTrainer:
 
     def train(self) -> None:
         """All epochs. Raises ValueError when it diverges."""
-        settings, train = self.settings, self.sets.train
-        reader = DenseReader(train, (*self.inputs, self.target.modality))
-        reader.unreadable = self.checkpoint.unreadable
+        settings, loader = self.settings, self._loader(self.sets.train)
+        loader.unreadable = self.checkpoint.unreadable
+        name, size = f"training {self.context.subject}", loader.batch_size
         fit(
             self.model,
             self.losses,
             self.optimizer,
-            lambda epoch: reader.epoch(self.view, settings.batch_size, self.seed, epoch),
+            loader.batches,
             lambda epoch: settings.lr * warmup_cosine(epoch, settings.epochs, settings.warmup_epochs),
             epochs=settings.epochs,
-            steps_per_epoch=len(train) // settings.batch_size,
-            name=f"training {self.context.subject}",
+            steps_per_epoch=loader.steps_per_epoch,
+            name=name,
             advice=f"give a lower --lr than {settings.lr:g}",
             checkpoint=self.checkpoint,
-            progress=lambda step, steps: self.context.progress(
-                f"training {self.context.subject}", step * settings.batch_size, steps * settings.batch_size
-            ),
+            progress=lambda step, steps: self.context.progress(name, step * size, steps * size),
         )
-        self.unreadable |= reader.unreadable
+        self.unreadable |= loader.unreadable
+
+    def _loader(self, samples: DenseSet) -> Loader:
+        modalities = (*self.inputs, self.target.modality)
+        return Loader(
+            samples.select([m.name for m in modalities]),
+            self.view,
+            self.settings.batch_size,
+            self.seed,
+            max_broken=None,
+            modality=modalities,
+        )
 
     def losses(self, batch: Batch) -> Iterator[Float[Tensor, ""]]:
         """The loss of each micro-batch, divided by the number of valid pixels of the batch."""
@@ -170,23 +180,23 @@ class DenseTrainer:
     def predictions(self) -> Iterator[tuple[Float[Tensor, "K H W"], Sample]]:
         """For each test sample the prediction at the size of its truth, averaged over windows, and the sample."""
         self.model.eval()
-        reader = DenseReader(self.sets.test, (*self.inputs, self.target.modality))
-        done = 0
-        for samples in reader.each():
-            for sample, guess in zip(samples, self._predicted(samples), strict=True):
-                yield guess, sample
-            done += len(samples)
-            self.context.progress(f"testing {self.context.subject}", done, len(self.sets.test))
-        self.unreadable |= reader.unreadable
+        loader, done = self._loader(self.sets.test), 0
+        with closing(loader.whole_samples()) as chunks:
+            for samples in chunks:
+                for sample, guess in zip(samples, self._predicted(samples), strict=True):
+                    yield guess, sample
+                done += len(samples)
+                self.context.progress(f"testing {self.context.subject}", done, len(self.sets.test))
+        self.unreadable |= loader.unreadable
 
     @torch.no_grad()
     def _predicted(self, samples: Sequence[Sample]) -> list[Float[Tensor, "K H W"]]:
         """Windows of all these samples go through the model together."""
         wholes = [self.view.whole(sample, self.inputs) for sample in samples]
-        sizes = [(max(made[0], self.view.size[0]), max(made[1], self.view.size[1])) for _, made in wholes]
-        corners = [places(size, self.view.size) for size in sizes]
+        sizes = [(max(made[0], self.view.image_size[0]), max(made[1], self.view.image_size[1])) for _, made in wholes]
+        corners = [places(size, self.view.image_size) for size in sizes]
         cut = [
-            window_of(whole, corner, self.view.size, self.inputs)
+            window_of(whole, corner, self.view.image_size, self.inputs)
             for (whole, _), own in zip(wholes, corners, strict=True)
             for corner in own
         ]
@@ -194,14 +204,14 @@ class DenseTrainer:
         for start in range(0, len(cut), self.micro_batch):
             windows = cut[start : start + self.micro_batch]
             keys = torch.zeros(len(windows), dtype=torch.int64)
-            batch = collate(windows, keys, self.inputs, self.view.size).on(self.device)
+            batch = collate(windows, keys, self.inputs, self.view.image_size).on(self.device)
             with autocast(self.device):
                 found += list(self.model(batch).cpu())
         guesses = []
         for sample, (_, made), size, own in zip(samples, wholes, sizes, corners, strict=True):
             total, count = torch.zeros(self.target.outputs, *size), torch.zeros(size)
             for top, left in own:
-                rows, columns = slice(top, top + self.view.size[0]), slice(left, left + self.view.size[1])
+                rows, columns = slice(top, top + self.view.image_size[0]), slice(left, left + self.view.image_size[1])
                 total[:, rows, columns] += found.pop(0)
                 count[rows, columns] += 1
             mean = (total / count)[:, : made[0], : made[1]]

@@ -10,7 +10,7 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from ...data.augment import colour
@@ -26,24 +26,26 @@ JITTER = {"brightness": 0.4, "contrast": 0.4, "saturation": 0.2}
 
 @dataclass(frozen=True)
 class DenseView:
-    """How views of `size` (height, width) are drawn: the image is scaled, cut at random, and padded where it is small.
+    """How views of `image_size` (height, width) are drawn: scaled, cut at random, and padded where the image is small.
 
     The scale is drawn evenly between `scales` and counts from the one at which the image just covers the view, or
     lies just inside it. Views are mirrored half of the time; `jitter` of them change their colours.
     """
 
-    size: tuple[int, int]
+    image_size: tuple[int, int]
     scales: tuple[float, float] = (0.5, 2.0)
     fit: Fit = "cover"
     jitter: float = 0.0
 
     def base(self, height: int, width: int) -> float:
-        both = (self.size[0] / height, self.size[1] / width)
+        both = (self.image_size[0] / height, self.image_size[1] / width)
         return max(both) if self.fit == "cover" else min(both)
 
-    def draw(self, samples: Sequence[Sample], modalities: Sequence[Modality], rng: SampleRng) -> list[Sample]:
-        """The views that the samples' keys draw."""
-        draws = rng.uniform("dense view", 4).tolist()
+    def __call__(
+        self, samples: Sequence[Sample], modalities: Sequence[Modality], keys: Int[Tensor, " B"]
+    ) -> list[Sample]:
+        """A random view of each sample, drawn by its key."""
+        draws = SampleRng(keys).uniform("dense view", 4).tolist()
         return [self._view(sample, modalities, *numbers) for sample, numbers in zip(samples, draws, strict=True)]
 
     def _view(
@@ -51,11 +53,11 @@ class DenseView:
     ) -> Sample:
         height, width = sample.size
         factor = self.base(height, width) * (self.scales[0] + scale * (self.scales[1] - self.scales[0]))
-        tall, wide = (min(s, max(1, round(v / factor))) for s, v in zip((height, width), self.size, strict=True))
+        tall, wide = (min(s, max(1, round(v / factor))) for s, v in zip((height, width), self.image_size, strict=True))
         top, left = int(down * (height - tall + 1)), int(right * (width - wide + 1))
-        made = tuple(min(v, max(1, round(s * factor))) for s, v in zip((tall, wide), self.size, strict=True))
+        made = tuple(min(v, max(1, round(s * factor))) for s, v in zip((tall, wide), self.image_size, strict=True))
         cut = Cut(top, left, tall, wide, turned=False, mirrored=mirror < 0.5, upside_down=False)
-        return padded(view_of(sample, cut, (made[0], made[1]), _full(modalities)), self.size, modalities)
+        return padded(view_of(sample, cut, (made[0], made[1]), _full(modalities)), self.image_size, modalities)
 
     def whole(self, sample: Sample, modalities: Sequence[Modality]) -> tuple[Sample, tuple[int, int]]:
         """The whole image at scale 1, padded to the view at least, and how much of it is image."""
@@ -63,9 +65,9 @@ class DenseView:
         factor = self.base(height, width)
         fitting = [round(side * factor) for side in (height, width)]
         bound = max if self.fit == "cover" else min
-        made = (bound(self.size[0], max(1, fitting[0])), bound(self.size[1], max(1, fitting[1])))
+        made = (bound(self.image_size[0], max(1, fitting[0])), bound(self.image_size[1], max(1, fitting[1])))
         cut = Cut(0, 0, height, width, turned=False, mirrored=False, upside_down=False)
-        size = (max(self.size[0], made[0]), max(self.size[1], made[1]))
+        size = (max(self.image_size[0], made[0]), max(self.image_size[1], made[1]))
         return padded(view_of(sample, cut, made, _full(modalities)), size, modalities), made
 
 

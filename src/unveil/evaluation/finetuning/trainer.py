@@ -11,19 +11,18 @@ from typing import Literal, cast
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from ...data.augment import Mix, RandAugment, erase, mix_images, soft_labels
-from ...data.transforms import View
+from ...data.loader import Loader
+from ...data.transforms import CenterView, View
 from ...modeling.optim import warmup_cosine
 from ...modeling.rng import SampleRng
-from ...modeling.types import to_float
+from ...modeling.types import Batch
 from ...runs.hardware import autocast
 from ..datasets import ImageSplit
-from ..features import decoded
 from ..fit import FitCheckpoint, fit
-from ..loader import Reader, Views
 from ..types import Context, TrainableEncoder, accuracies
 from .classifier import Classifier, StochasticDepth, TokenPool, layer_groups
 
@@ -147,10 +146,10 @@ class FineTuner:
         key |= {"on": self.device.type, "image_size": encoder.image_size, "subject": context.subject}
         self.checkpoint = FitCheckpoint(context.cache.checkpoint(key), context.note)
 
-    def losses(self, batch: tuple[Views, Mix]) -> Iterator[Float[Tensor, ""]]:
-        """The loss of each micro-batch, divided by the size of the batch."""
-        views, mix = batch
-        images, labels, rng = views.on(self.device)
+    def losses(self, batch: tuple[Batch, Int[Tensor, " B"], Mix]) -> Iterator[Float[Tensor, ""]]:
+        """The loss of each micro-batch of images, classes and a mix, divided by the size of the batch."""
+        views, labels, mix = batch[0].on(self.device), batch[1].to(self.device), batch[2]
+        images, rng = views.maps["rgb"], views.rng
         if self.settings.randaugment:
             images = RandAugment(self.mean, self.settings.randaugment)(images, rng)
         images = mix_images(erase(images, rng, self.settings.erasing, self.mean, self.std), mix)
@@ -162,19 +161,20 @@ class FineTuner:
                 scores = self.classifier(x)
             yield F.cross_entropy(scores.float(), y, reduction="sum") / len(images)
 
-    def train(self, view_size: tuple[int, int]) -> Reader:
-        """All epochs; returns the reader, which knows what could not be read. Raises ValueError when it diverges."""
-        settings = self.settings
-        reader = Reader(self.data.train, View(view_size, settings.crop_scale), settings.batch_size, self.seed)
-        reader.unreadable = self.checkpoint.unreadable
+    def train(self) -> Loader:
+        """All epochs; returns the loader, which names what could not be read. Raises ValueError when it diverges."""
+        settings, classes = self.settings, self.data.train_labels
+        view = View(self.image_size, settings.crop_scale)
+        loader = Loader(self.data.train, view, settings.batch_size, self.seed, max_broken=None)
+        loader.unreadable = self.checkpoint.unreadable
 
-        def batches(epoch: int) -> Generator[tuple[Views, Mix]]:
-            with closing(reader.epoch(epoch)) as batches:
-                for step, views in enumerate(batches):
+        def batches(epoch: int) -> Generator[tuple[Batch, Int[Tensor, " B"], Mix]]:
+            with closing(loader.numbered(epoch)) as numbered:
+                for step, (batch, rows) in enumerate(numbered):
                     rng = np.random.default_rng((self.seed, epoch, step))
-                    yield views, Mix.draw(rng, settings.mixup, settings.cutmix, view_size)
+                    yield batch, classes[rows], Mix.draw(rng, settings.mixup, settings.cutmix, self.image_size)
 
-        name, size = f"fine-tuning {self.context.subject}", reader.batch_size
+        name, size = f"fine-tuning {self.context.subject}", loader.batch_size
         fit(
             self.classifier,
             self.losses,
@@ -182,29 +182,26 @@ class FineTuner:
             batches,
             settings.rate,
             epochs=settings.epochs,
-            steps_per_epoch=reader.steps_per_epoch,
+            steps_per_epoch=loader.steps_per_epoch,
             name=name,
             advice=f"give a lower --lr than {settings.lr:g}",
             ema=settings.ema,
             checkpoint=self.checkpoint,
             progress=lambda step, steps: self.context.progress(name, step * size, steps * size),
         )
-        return reader
+        return loader
 
     def evaluate(self) -> tuple[dict[str, float], tuple[str, ...]]:
         """Accuracies and cross-entropy on centre views of the test images, and the names of unreadable ones."""
-        test = self.data.test
+        test, view = self.data.test, CenterView(self.image_size)
+        loader = Loader(test, view, self.context.micro_batch, max_broken=None, cache_bytes=0)
         self.classifier.eval()
-        scores, rows, unreadable = [], [], []
-        size = self.image_size
-        for batch in decoded(test, list(range(len(test))), self.context.micro_batch, size):
-            unreadable += batch.unreadable
-            rows += batch.indices
-            if batch.images is not None:
-                with torch.inference_mode(), autocast(self.device):
-                    scores.append(self.classifier(to_float(batch.images.to(self.device))).float())
-        if not scores:
-            raise ValueError(f"none of the {len(test)} test images of {test.source.address} can be read")
-        found, labels = torch.cat(scores), torch.tensor([test.numbers[row] for row in rows], device=self.device)
-        loss = F.cross_entropy(found, labels).item()
-        return accuracies(found, labels) | {"cross_entropy": loss}, tuple(unreadable)
+        scores, rows = [], []
+        with closing(loader.in_order()) as batches, torch.inference_mode():
+            for batch, numbers in batches:
+                with autocast(self.device):
+                    scores.append(self.classifier(batch.on(self.device).maps["rgb"]).float())
+                rows.append(numbers)
+        logits, labels = torch.cat(scores), torch.tensor(test.numbers)[torch.cat(rows)].to(self.device)
+        loss = F.cross_entropy(logits, labels).item()
+        return accuracies(logits, labels) | {"cross_entropy": loss}, tuple(loader.unreadable)

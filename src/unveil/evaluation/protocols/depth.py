@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import ClassVar, Literal
 
-from ...data.dense_layouts import Layout, Stored
+from ...data.dense_layouts import FolderLayout, StorageOptions
 from ...data.modality_config import declare
 from ...data.resize import resize
 from ...modeling.types import DEPTH
@@ -54,7 +54,7 @@ class Depth:
     frozen: bool = True
     inputs: tuple[str, ...] = ()
     modalities: tuple[str, ...] = ()
-    layout: Layout = "auto"
+    layout: FolderLayout = "auto"
     depth_scale: float | None = None
     max_depth: float | None = None
     loss: Literal["berhu", "l1"] = "berhu"
@@ -70,7 +70,7 @@ class Depth:
         if encoder is None:
             return None
         declared = declare(self.modalities)
-        stored = Stored(self.layout, depth_scale=self.depth_scale, max_depth=self.max_depth, declared=declared)
+        stored = StorageOptions(self.layout, depth_scale=self.depth_scale, max_depth=self.max_depth, declared=declared)
         sets, inputs = data.open(encoder, stored, self.inputs, "depth", context.limit)
         mean, std, mean_map = depth_mean(sets.train)
         schedule, settings = schedule_for(asdict(self), SCHEDULES, len(sets.train))

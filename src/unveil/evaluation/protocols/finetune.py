@@ -87,25 +87,25 @@ class Finetune:
                 " --preset, --epochs, --updates and --batch-size say otherwise"
             )
         tuner = FineTuner(encoder, data, settings, pool, context)
-        reader = tuner.train(encoder.image_size)
+        loader = tuner.train()
         metrics, missing = tuner.evaluate()
         if file is not None and isinstance(tuner.classifier.encoder, SavableEncoder):
             tuner.classifier.encoder.save(file)
             context.note(f"the fine-tuned encoder is kept in {file}; unveil pretrain cmtmae --teacher {file}")
-        unreadable = (*reader.unreadable, *missing)
+        unreadable = (*loader.unreadable, *missing)
         return Score(
             metrics=metrics,
             settings={
                 "preset": name,
                 **asdict(settings),
                 "pool": pool,
-                "batch_size": reader.batch_size,
+                "batch_size": loader.batch_size,
                 "optimizer": "AdamW(betas=(0.9, 0.999))",
-                "train_images": num_images - len(reader.unreadable),
+                "train_images": num_images - len(loader.unreadable),
                 "test_images": len(data.test) - len(missing),
                 **unreadable_facts(unreadable),
             },
-            card=_card(name, settings, reader.batch_size, pool),
+            card=_card(name, settings, loader.batch_size, pool),
             trains_encoder=True,
         )
 

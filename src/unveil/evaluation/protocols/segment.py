@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 
 from ...data.dense_dataset import DensePair
-from ...data.dense_layouts import Layout, Stored
+from ...data.dense_layouts import FolderLayout, StorageOptions
 from ...data.modality_config import declare
 from ...modeling.types import Modality
 from ..dense.card import evaluation_summary, settings_of, training_summary
@@ -61,7 +61,7 @@ class Segment:
     frozen: bool = True
     inputs: tuple[str, ...] = ()
     modalities: tuple[str, ...] = ()
-    layout: Layout = "auto"
+    layout: FolderLayout = "auto"
     classes: int | None = None
     ignore: int | None = None
     first_class: int | None = None
@@ -76,7 +76,9 @@ class Segment:
         encoder = check_dense(subject)
         if encoder is None:
             return None
-        stored = Stored(self.layout, self.classes, self.ignore, self.first_class, declared=declare(self.modalities))
+        stored = StorageOptions(
+            self.layout, self.classes, self.ignore, self.first_class, declared=declare(self.modalities)
+        )
         sets, inputs = data.open(encoder, stored, self.inputs, "semseg", context.limit)
         names, counts = class_counts(sets.train)
         sets = DensePair(sets.train.labelled(names), sets.test.labelled(names), sets.is_held_out)
