@@ -51,7 +51,7 @@ class ChannelTiff:
         raise ValueError(f"its {array.dtype} pixels have no known range; save it as 8 or 16 bit")
 
 
-def in_unit(array: np.ndarray) -> Float[np.ndarray, ...]:
+def in_unit(array: np.ndarray) -> Float[np.ndarray, "*_"]:
     """Float pixels as float32, once they are known to be finite and in [0, 1]: no scale is guessed."""
     if bad := int((~np.isfinite(array)).sum()):
         raise ValueError(f"{bad} of its values are NaN or infinite")

@@ -109,7 +109,7 @@ class Batch:
         return Batch(maps, key, progress, valid, present)
 
 
-def to_float(image: Tensor) -> Float[Tensor, ...]:
+def to_float(image: Tensor) -> Float[Tensor, "*_"]:
     """An image in [0, 1], float32: uint8 is divided by 255, float passes."""
     return image.float() / 255 if image.dtype == torch.uint8 else image.float()
 
