@@ -66,7 +66,7 @@ def test_what_is_wrong_with_a_file_is_said(own: Path):
     assert data_for([str(own)]) == "labelled images"
     with pytest.raises(ValueError, match="has no option 'lrs'; linear has it"):
         choose([str(own)], {"lrs": (0.1,)})
-    with pytest.raises(FileNotFoundError, match=r"there is no file .*missing\.py"):
+    with pytest.raises(FileNotFoundError, match=r"there is no protocol file missing\.py"):
         choose(["missing.py"])
     own.write_text("import nowhere_to_be_found\n")
     with pytest.raises(ValueError, match=r"nearest_mean\.py, line 1: ModuleNotFoundError"):

@@ -180,15 +180,15 @@ def shared_numbers(train: Source, test: Source) -> dict[int, int]:
 
     Raises ValueError when `test` is not labelled or has a class that `train` has not.
     """
-    learned, asked = set(_labels(train)), set(_labels(test))
-    number_of = {_name(train, label): label for label in learned}
-    unknown = sorted(_name(test, label) for label in asked if _name(test, label) not in number_of)
+    own, others = set(_labels(train)), set(_labels(test))
+    number_of = {_name(train, label): label for label in own}
+    unknown = sorted(_name(test, label) for label in others if _name(test, label) not in number_of)
     if unknown:
         raise ValueError(
             f"{test.address} has {len(unknown)} classes that {train.address} has not, e.g. {unknown[0]!r}"
             f" (there: {', '.join(sorted(number_of)[:5])}, ...); both need the same classes under the same names"
         )
-    return {label: number_of[_name(test, label)] for label in asked}
+    return {label: number_of[_name(test, label)] for label in others}
 
 
 def stratified_split(

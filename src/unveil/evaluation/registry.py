@@ -34,7 +34,7 @@ def protocols() -> dict[str, type[EvaluationProtocol]]:
 def find_protocol(name: str) -> type[EvaluationProtocol]:
     """A protocol by name, or of a user's own `.py` file. Raises ValueError with the names that there are."""
     if name.endswith(".py"):
-        return _protocol_in(load_file(Path(name).expanduser()))
+        return _protocol_in(load_file(Path(name).expanduser(), "protocol"))
     known = protocols()
     if name not in known:
         near = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
@@ -53,10 +53,10 @@ def _has(names: Sequence[str]) -> str:
 
 def _protocol_in(module: ModuleType) -> type[EvaluationProtocol]:
     own = [value for value in vars(module).values() if isinstance(value, type) and value.__module__ == module.__name__]
-    found = [value for value in own if hasattr(value, "needs") and hasattr(value, "run")]
-    if len(found) != 1:
-        raise ValueError(f"{module.__file__} has {len(found)} classes with `needs` and `run`; a protocol is one")
-    return found[0]
+    classes = [value for value in own if hasattr(value, "needs") and hasattr(value, "run")]
+    if len(classes) != 1:
+        raise ValueError(f"{module.__file__} has {len(classes)} classes with `needs` and `run`; a protocol is one")
+    return classes[0]
 
 
 def options_of(protocol: type[EvaluationProtocol]) -> list[str]:

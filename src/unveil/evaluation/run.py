@@ -30,48 +30,56 @@ def run_protocols(
     ValueError, before any image is read, for channels that do not fit, and for a run that a protocol cannot measure.
     """
     context = context or Context()
-    labelled = data if isinstance(data, ImageSplit) else None
-    if labelled is not None:
+    if isinstance(data, ImageSplit):
         for encoder in subjects.values():
-            labelled.check_channels(encoder)
+            data.check_channels(encoder)
     scores: dict[str, dict[str, Score]] = {name: {} for name in protocols}
     seconds = dict.fromkeys(protocols, 0.0)
     for subject, model in subjects.items():
         own = replace(context, subject=subject, is_trained=subject != UNTRAINED)
         features: FeatureSplit | None = None
         for name, protocol in protocols.items():
-            if protocol.needs == "features" and labelled is not None:
-                features = features or labelled.features(model, own).to(model.device)
-            started = time.perf_counter()
-            score = run_cached(name, protocol, model, features if protocol.needs == "features" else data, own)
-            seconds[name] += time.perf_counter() - started
-            if score is not None:
-                if protocol.needs == "features" and features is not None:
-                    score = replace(score, settings={**score.settings, **features.facts})
-                scores[name][SCRATCH if score.trains_encoder and subject == UNTRAINED else subject] = score
-            elif subject == THIS_RUN:
-                raise ValueError(f"{name} reads the encoder's tokens, and this encoder gives features only")
+            if protocol.needs == "features" and features is None:
+                assert isinstance(data, ImageSplit)
+                features = data.features(model, own).to(model.device)
+            given = features if protocol.needs == "features" else data
+            start = time.perf_counter()
+            score = run_cached(name, protocol, model, given, own)
+            seconds[name] += time.perf_counter() - start
+            if score is None:
+                if subject == THIS_RUN:
+                    raise ValueError(f"{name} reads the encoder's tokens, and this encoder gives features only")
+                continue
+            if isinstance(given, FeatureSplit):
+                score = replace(score, settings={**score.settings, **given.facts})
+            scores[name][SCRATCH if score.trains_encoder and subject == UNTRAINED else subject] = score
 
     common: dict[str, object] = {"seed": context.seed}
-    if labelled is not None:
+    pool, held_out = "tokens", ""
+    if isinstance(data, ImageSplit):
         common["image_sizes"] = {subject: list(model.image_size) for subject, model in subjects.items()}
-    held_out = f" No test set was given: a fifth of every class was held out (seed {context.seed})."
-    return [
-        Result(
-            protocol=name,
-            data=data.address,
-            test_data=data.test_address,
-            pool="tokens" if labelled is None else context.pool,
-            metrics=found[THIS_RUN].metrics,
-            baselines={**found[THIS_RUN].baselines, **{who: s.metrics for who, s in found.items() if who != THIS_RUN}},
-            settings={**found[THIS_RUN].settings, **common},
-            card=found[THIS_RUN].card + (held_out if labelled is not None and labelled.is_held_out else ""),
-            seconds=round(seconds[name], 2),
-            date=datetime.now(UTC).isoformat(timespec="seconds"),
-            details=found[THIS_RUN].details,
+        pool = context.pool
+        if data.is_held_out:
+            held_out = f" No test set was given: a fifth of every class was held out (seed {context.seed})."
+    results = []
+    for name, of_subjects in scores.items():
+        score = of_subjects.pop(THIS_RUN)
+        results.append(
+            Result(
+                protocol=name,
+                data=data.address,
+                test_data=data.test_address,
+                pool=pool,
+                metrics=score.metrics,
+                baselines={**score.baselines, **{subject: other.metrics for subject, other in of_subjects.items()}},
+                settings={**score.settings, **common},
+                card=score.card + held_out,
+                seconds=round(seconds[name], 2),
+                date=datetime.now(UTC).isoformat(timespec="seconds"),
+                details=score.details,
+            )
         )
-        for name, found in scores.items()
-    ]
+    return results
 
 
 def run_cached(name: str, protocol: EvaluationProtocol, subject: Any, data: Any, context: Context) -> Score | None:

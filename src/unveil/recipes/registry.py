@@ -150,10 +150,10 @@ def _from_file(path: Path) -> Callable[..., Recipe]:
     return recipe
 
 
-def load_file(path: Path) -> ModuleType:
-    """A user's file as a module. Raises FileNotFoundError, and ValueError with the line of the file that fails."""
+def load_file(path: Path, kind: str = "recipe") -> ModuleType:
+    """A user's file of this kind as a module. Raises FileNotFoundError, and ValueError with the line that fails."""
     if not path.is_file():
-        raise FileNotFoundError(f"there is no file {path}")
+        raise FileNotFoundError(f"there is no {kind} file {path}")
     spec = importlib.util.spec_from_file_location(f"unveil_file_{path.stem}", path)
     assert spec
     assert spec.loader

@@ -40,7 +40,7 @@ class Finetune:
     cutmix: alpha of CutMix; 0 is off
     smoothing: label smoothing
     erasing: how often a part of an image is erased
-    ema: decay of the averaged weights that are judged; 0 judges the last ones
+    ema: decay of the averaged weights that are evaluated; 0 evaluates the last ones
     keep: a new .safetensors file for the fine-tuned encoder, without its head: a teacher for cmtmae
     """
 
@@ -111,7 +111,7 @@ class Finetune:
 
 
 def _file_for(keep: str, encoder: TrainableEncoder) -> Path:
-    """Where the encoder will be kept, found fit before hours are spent."""
+    """The file for the encoder, checked before the training."""
     file = Path(keep).expanduser()
     if not isinstance(encoder, SavableEncoder):
         raise ValueError("--keep is for encoders of our runs; a public ViT keeps its own file")

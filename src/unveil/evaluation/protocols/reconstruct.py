@@ -35,33 +35,31 @@ class Reconstruct:
         """The metrics of each prediction at each share."""
         if not self.hidden or not all(0 < share < 1 for share in self.hidden):
             raise ValueError(f"hidden is one share between 0 and 1 or several; got {self.hidden}")
-        ways: dict[str, float | tuple[str, ...]] = {f"{share:g}": 1 - share for share in self.hidden}
-        inputs, outputs = subject.inputs, subject.outputs
-        crossings: dict[str, str] = {}
-        if self.cross_modal and len(inputs) > 1:
-            for name in outputs:
-                others = tuple(other for other in inputs if other != name)
-                for shown in dict.fromkeys((others[:1], others)):
-                    way_name = f"{name}_from_{'_and_'.join(shown)}"
-                    ways[way_name], crossings[way_name] = shown, name
-        found: dict[str, _Metrics] = defaultdict(_Metrics)
+        shown: dict[str, float | tuple[str, ...]] = {f"{share:g}": 1 - share for share in self.hidden}
+        targets: dict[str, str] = {}  # where whole modalities are shown, the one to predict from them
+        if self.cross_modal and len(subject.inputs) > 1:
+            for target in subject.outputs:
+                others = tuple(name for name in subject.inputs if name != target)
+                for modalities in dict.fromkeys((others[:1], others)):
+                    key = f"{target}_from_{'_and_'.join(modalities)}"
+                    shown[key], targets[key] = modalities, target
+        predictions: dict[str, _Metrics] = defaultdict(_Metrics)
         done = 0
         for batch in data.batches():
-            for way_name, way in ways.items():
-                for name, reconstruction in subject.reconstruct(batch, way).items():
-                    target = crossings.get(way_name)
-                    if target is None:
-                        found[f"{way_name}_{name}"].add(reconstruction)
-                    elif reconstruction.modality.name == target:
-                        found[name + way_name.removeprefix(target)].add(reconstruction)
+            for key, what in shown.items():
+                for name, reconstruction in subject.reconstruct(batch, what).items():
+                    if key not in targets:
+                        predictions[f"{key}_{name}"].add(reconstruction)
+                    elif reconstruction.modality.name == targets[key]:
+                        predictions[name + key.removeprefix(targets[key])].add(reconstruction)
             done += len(batch)
             context.progress(f"reconstruction, {context.subject}", done, data.num_samples)
-        metrics = {f"{metric}_{name}": value for name, own in found.items() for metric, value in own.metrics().items()}
+        metrics = {f"{name}_{key}": value for key, own in predictions.items() for name, value in own.metrics().items()}
         if not metrics:
             raise ValueError("this run predicts features only, no pixels, depth or classes that could be reconstructed")
         return Score(
             metrics=metrics,
-            settings={"hidden": list(self.hidden), "cross_modal": sorted(crossings), "test_images": done},
+            settings={"hidden": list(self.hidden), "cross_modal": sorted(targets), "test_images": done},
             card=(
                 f"The run's own decoders on centre views of {done} samples that it was not trained on, at"
                 f" {', '.join(f'{share:g}' for share in self.hidden)} of all patches hidden: the same uniform masks"
@@ -70,7 +68,7 @@ class Reconstruct:
                 " Where targets were normalised (by their own patch's mean and deviation, or by each image's, as"
                 " depth), the truth's are put back, as published: the model never saw them, so only models of one"
                 " target compare."
-                + (" Cross-modal: a modality is hidden whole and told from others that are whole." if crossings else "")
+                + (" Cross-modal: a modality is hidden whole and told from others that are whole." if targets else "")
                 + " Training mean: at each place the mean target of training images, or their most frequent class, put"
                 " back in the same way; it reads nothing."
             ),
@@ -78,40 +76,37 @@ class Reconstruct:
 
 
 class _Metrics:
-    """What adds up over batches about one prediction."""
+    """The metrics of one prediction, which add up over batches: PSNR, errors of depth, or IoU."""
 
     def __init__(self) -> None:
         self.losses: list[Float[Tensor, " B"]] = []
         self.psnr: list[float] = []
         self.depth = DepthErrors()
         self.confusion: Confusion | None = None
-        self.kind = "other"
 
     def add(self, reconstruction: Reconstruction) -> None:
         self.losses.append(reconstruction.losses.cpu())
         modality, predicted = reconstruction.modality, reconstruction.predicted
+        guess, truth = reconstruction.guess, reconstruction.truth
         if modality.kind == "categorical":
-            self.kind = "classes"
             self.confusion = self.confusion or Confusion(modality.num_classes)
-            self.confusion.add(reconstruction.guess[:, :1], reconstruction.truth[:, :1], predicted)
+            self.confusion.add(guess[:, :1], truth[:, :1], predicted)
         elif modality.normalise == "fixed":
-            self.kind = "picture"
-            guess, truth = ((x * 255).round().clamp(0, 255) for x in (reconstruction.guess, reconstruction.truth))
+            guess, truth = ((x * 255).round().clamp(0, 255) for x in (guess, truth))
             error = ((guess - truth).square().mean(1, keepdim=True) * predicted).flatten(1).sum(1)
             count = predicted.flatten(1).sum(1)
             mean = (error / count.clamp_min(1)).clamp_min(LEAST_ERROR)
             self.psnr += (20 * math.log10(255) - 10 * mean[count > 0].log10()).tolist()
         elif modality.channels == 1:
-            self.kind = "depth"
-            self.depth.add(reconstruction.guess, reconstruction.truth, predicted & (reconstruction.truth > 0))
+            self.depth.add(guess, truth, predicted & (truth > 0))
 
     def metrics(self) -> dict[str, float]:
         losses = torch.cat(self.losses)
-        found = {"loss": losses[losses.isfinite()].mean().item()} if losses.isfinite().any() else {}
-        if self.kind == "picture" and self.psnr:
-            found["psnr"] = sum(self.psnr) / len(self.psnr)
-        elif self.kind == "depth" and self.depth.count:
-            found |= self.depth.metrics()
-        elif self.confusion is not None and self.confusion.counts.sum():
-            found |= self.confusion.metrics()
-        return found
+        metrics = {"loss": losses[losses.isfinite()].mean().item()} if losses.isfinite().any() else {}
+        if self.psnr:
+            metrics["psnr"] = sum(self.psnr) / len(self.psnr)
+        if self.depth.count:
+            metrics |= self.depth.metrics()
+        if self.confusion is not None and self.confusion.counts.sum():
+            metrics |= self.confusion.metrics()
+        return metrics
