@@ -61,7 +61,7 @@ def examine(*, full: bool = False) -> bool:
 
 
 def _guarded(check: Callable[[], Iterator[Finding]]) -> Iterator[Finding]:
-    """The findings of a check; one that falls over has found a problem, and the others still run."""
+    """The findings of a check; a check that raises is a problem, and the others still run."""
     try:
         yield from check()
     except Exception as error:
@@ -73,13 +73,13 @@ def _guarded(check: Callable[[], Iterator[Finding]]) -> Iterator[Finding]:
 def _packages() -> Iterator[Finding]:
     yield Finding("ok", f"unveil {version('unveil')}, Python {platform.python_version()}, {platform.platform()}")
     missing = []
-    found = []
+    present = []
     for name in NEEDS:
         try:
-            found.append(f"{name} {version(name)}")
+            present.append(f"{name} {version(name)}")
         except PackageNotFoundError:
             missing.append(name)
-    yield Finding("ok", ", ".join(found))
+    yield Finding("ok", ", ".join(present))
     if missing:
         yield Finding("problem", f"not installed: {', '.join(missing)}", f"pip install {' '.join(missing)}")
     for name, use in EXTRAS.items():
@@ -143,9 +143,9 @@ def _folder() -> Iterator[Finding]:
     except OSError as error:
         yield Finding("note", f"{here}: {error.strerror}", "write runs elsewhere: --out FOLDER")
         return
-    told = f"{here}: {free:.1f} GiB free, {speed:.0f} MiB/s written"
+    text = f"{here}: {free:.1f} GiB free, {speed:.0f} MiB/s written"
     yield (
-        Finding("ok", told) if free > 2 else Finding("note", told, "a run of ViT-B needs 2 GiB: --out on another disk")
+        Finding("ok", text) if free > 2 else Finding("note", text, "a run of ViT-B needs 2 GiB: --out on another disk")
     )
 
 
@@ -212,7 +212,7 @@ def _compiling() -> Iterator[Finding]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            found = mean_loss(torch.compile(model)(batch)).item()
+            loss = mean_loss(torch.compile(model)(batch)).item()
     except Exception as error:  # every toolchain fails in its own way; the run does without
         reason = str(error).strip().partition("\n")[0]
         compiler = "a C++ compiler" if sys.platform != "win32" else "the MSVC compiler"
@@ -220,8 +220,8 @@ def _compiling() -> Iterator[Finding]:
             "note", f"torch.compile does not work: {reason}", f"install {compiler}, or train with --compile off"
         )
         return
-    if abs(found - expected) > 1e-3 * abs(expected):
-        yield Finding("problem", f"compiled, the loss is {found}, not {expected}", "train with --compile off")
+    if abs(loss - expected) > 1e-3 * abs(expected):
+        yield Finding("problem", f"compiled, the loss is {loss}, not {expected}", "train with --compile off")
     else:
         yield Finding("ok", f"torch.compile works: {time.perf_counter() - start:.0f} s for the smallest model")
 

@@ -19,7 +19,7 @@ from ..runs.console import log
 from ..runs.hardware import choose_device
 from ..training.autoconfig import AutoConfig, configure_shape
 from ..training.config import PretrainConfig
-from ..training.data_setup import declared_for, look_at, modalities_of, open_data, settle
+from ..training.data_setup import declared_for, inspect_data, modalities_of, open_data, settle
 
 _GLANCE = 64  # samples that settle what a recipe is to read
 
@@ -58,7 +58,7 @@ def open_recipe(
     config = PretrainConfig(name, data=data, modalities=tuple(modalities), seed=seed, recipe_options=dials)
     config.check_recipe_options(load)
     source = open_data(data, declared_for(config, load))
-    found = look_at(Subset(source, spread(len(source), _GLANCE)))
+    found = inspect_data(Subset(source, spread(len(source), _GLANCE)))
     told, source = modalities_of(source, found), settle(source, found)
     auto = AutoConfig(load, dials)
     where = choose_device(device)

@@ -1,4 +1,4 @@
-"""The data of a run: opened as they were asked for, looked at, settled, and parted into training and held out."""
+"""The data of a run: opened, inspected, and split into training and held-out images."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ from ..recipes.registry import check_modalities, default_modalities
 from ..runs.console import log
 from .config import PretrainConfig
 
-Found = Inspection | AlignedInspection
+DataInspection = Inspection | AlignedInspection
 
 
-def declared_for(asked: PretrainConfig, recipe: Callable[..., Any]) -> tuple[Declared, ...]:
-    """The modalities that a run is to read, as asked or as its recipe has them; none for plain images.
+def declared_for(config: PretrainConfig, recipe: Callable[..., Any]) -> tuple[Declared, ...]:
+    """The modalities of a run, given or those of its recipe; none for plain images.
 
     Raises ValueError for several where the recipe reads one, and for none that is an input.
     """
     by_default = (BUILT_IN.get(m.name, Declared(m)) for m in default_modalities(recipe) or ())
-    declared = declare(asked.modalities) or tuple(by_default)
+    declared = declare(config.modalities) or tuple(by_default)
     check_modalities(recipe, [d.modality for d in declared])
     if declared and all(d.modality.role == "output" for d in declared):
-        raise ValueError(f"--modalities {' '.join(d.name for d in declared)}: all are outputs; an encoder reads one")
+        raise ValueError(f"--modalities {' '.join(d.name for d in declared)}: all are outputs; one input is needed")
     return declared
 
 
@@ -48,35 +48,35 @@ def open_data(address: str, declared: tuple[Declared, ...]) -> Source:
     return open_source(address)
 
 
-def look_at(source: Source) -> Found:
+def inspect_data(source: Source) -> DataInspection:
     """The inspection of a source: counts, sizes, unreadable and duplicate files."""
     return inspect_samples(source) if isinstance(origin(source)[0], SampleSource) else inspect_source(source)
 
 
-def settle(source: Source, found: Found) -> Source:
-    """The source, its modalities as the data have settled them."""
-    if isinstance(source, SampleSource) and isinstance(found, AlignedInspection):
-        return source.settled(found.settle(source.declared))
+def settle(source: Source, inspection: DataInspection) -> Source:
+    """The source, with what its modalities leave to the data set by the inspection."""
+    if isinstance(source, SampleSource) and isinstance(inspection, AlignedInspection):
+        return source.settled(inspection.settle(source.declared))
     return source
 
 
-def modalities_of(source: Source, found: Found) -> tuple[Modality, ...]:
-    """What a recipe is to read of a source, in the order of the user; of plain images, what they look like."""
-    if isinstance(found, Inspection):
-        mean, std = (tuple(round(value, 4) for value in values) for values in (found.mean, found.std))
-        return (Modality("rgb", found.channels, mean, tuple(max(1e-3, value) for value in std)),)
+def modalities_of(source: Source, inspection: DataInspection) -> tuple[Modality, ...]:
+    """The modalities of a source, in the order they were given; of plain images, by their channel statistics."""
+    if isinstance(inspection, Inspection):
+        mean, std = (tuple(round(value, 4) for value in values) for values in (inspection.mean, inspection.std))
+        return (Modality("rgb", inspection.channels, mean, tuple(max(1e-3, value) for value in std)),)
     whole = origin(source)[0]
     assert isinstance(whole, SampleSource)
-    return tuple(d.modality for d in found.settle(whole.declared))
+    return tuple(d.modality for d in inspection.settle(whole.declared))
 
 
-def declared_facts(source: Source) -> dict[str, Any]:
+def declared_metadata(source: Source) -> dict[str, Any]:
     """The modalities of a source of several maps, as `run.json` holds them; nothing for plain images."""
     return {"modalities": [d.to_dict() for d in source.declared]} if isinstance(source, SampleSource) else {}
 
 
 def present(source: Source) -> dict[str, Bool[Tensor, " N"]]:
-    """Which samples have each modality; nothing for plain images, which all have theirs."""
+    """Which samples have each modality, as a mask per modality; empty for plain images, which are complete."""
     whole, numbers = origin(source)
     if not isinstance(whole, SampleSource):
         return {}
@@ -84,17 +84,17 @@ def present(source: Source) -> dict[str, Bool[Tensor, " N"]]:
     return {d.name: column for d, column in zip(whole.declared, has.unbind(dim=1), strict=True)}
 
 
-def part_data(source: Source, asked: PretrainConfig, seed: int) -> tuple[Subset, Subset]:
-    """The source in two: to train on, and for label-free signals and pictures."""
-    return hold_out(source, asked.held_out_share, seed, last=asked.held_out == "last", group_by=asked.group_by)
+def split_data(source: Source, config: PretrainConfig, seed: int) -> tuple[Subset, Subset]:
+    """The source in two: images to train on, and held-out ones for validation and pictures."""
+    return hold_out(source, config.held_out_share, seed, last=config.held_out == "last", group_by=config.group_by)
 
 
-def check_broken(found: Found, train: Source, max_broken: float) -> None:
+def check_unreadable(inspection: DataInspection, train: Source, max_broken: float) -> None:
     """Raise ValueError when more of the images to train on are unreadable than is accepted."""
-    broken = [name for name in (train.name(i) for i in range(len(train))) if name in found.unreadable]
+    broken = [name for name in (train.name(i) for i in range(len(train))) if name in inspection.unreadable]
     if len(broken) > max_broken * len(train):
-        told = "; ".join(f"{name}: {found.unreadable[name]}" for name in broken[:10])
+        examples = "; ".join(f"{name}: {inspection.unreadable[name]}" for name in broken[:10])
         raise ValueError(
-            f"{len(broken)} of {len(train)} images of {found.address} cannot be read ({told});"
+            f"{len(broken)} of {len(train)} images of {inspection.address} cannot be read ({examples});"
             " mend or remove them, or raise --max-broken"
         )

@@ -1,6 +1,6 @@
-"""Several processes that train one model, each on its share of every batch, as `torchrun` starts them.
+"""Data-parallel training: the processes that `torchrun` starts, each with its share of every batch.
 
-A process alone is a group of one, which asks nobody anything: the loop and the trainer have no other case.
+A single process is a group of size 1 without communication, so the loop and the trainer have one code path.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ..runs.console import RankZeroFailed
 
-# The first process alone looks at held-out images and saves, while the others wait at the next step.
-_PATIENCE = timedelta(hours=2)
+# Rank zero alone validates and saves, while the others wait at the next step.
+_TIMEOUT = timedelta(hours=2)
 
 
 @dataclass(frozen=True)
 class Group:
-    """The processes of a run, and which of them this one is.
+    """The rank of this process and the world size.
 
-    The methods that ask others have to be called by all of them in the same order. On a GPU, tensors are added up by
-    NCCL in the stream and nothing waits; what a program decides by, a flag or a path, goes over the processor.
+    Collective methods must be called by all processes in the same order. On a GPU, tensors are summed by NCCL in the
+    stream without waiting; flags and paths, which decide what the program does, are exchanged on the CPU by gloo.
     """
 
     rank: int = 0
@@ -36,11 +36,11 @@ class Group:
 
     @property
     def is_rank_zero(self) -> bool:
-        """Whether this process writes, and speaks to the user, for all."""
+        """Whether this process writes files and messages for all."""
         return self.rank == 0
 
     def all_reduce(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Numbers, each added up over the processes."""
+        """Tensors of one element, each summed over the processes."""
         if self.size == 1 or not tensors:
             return dict(tensors)
         summed = torch.stack([tensor.detach().double() for tensor in tensors.values()])
@@ -48,46 +48,46 @@ class Group:
         return {name: value.to(tensors[name].dtype) for name, value in zip(tensors, summed, strict=True)}
 
     def any(self, flag: bool) -> bool:
-        """Whether it holds in one of the processes at least."""
+        """Whether the flag is set in at least one process."""
         if self.size == 1:
             return flag
         flags = torch.tensor(int(flag))
         dist.all_reduce(flags, dist.ReduceOp.MAX)
         return bool(flags)
 
-    def gather(self, found: Mapping[str, str]) -> dict[str, str]:
-        """What each process has found, put together."""
+    def gather(self, entries: Mapping[str, str]) -> dict[str, str]:
+        """The union of the processes' mappings."""
         if self.size == 1:
-            return dict(found)
-        parts: list[Any] = [None] * self.size
-        dist.all_gather_object(parts, dict(found))
-        return {name: value for part in parts for name, value in part.items()}
+            return dict(entries)
+        gathered: list[Any] = [None] * self.size
+        dist.all_gather_object(gathered, dict(entries))
+        return {name: text for one in gathered for name, text in one.items()}
 
-    def broadcast(self, find: Callable[[], str]) -> str:
-        """What this process, the first, finds out; the others hear it. Where it fails, they raise RankZeroFailed."""
+    def broadcast(self, compute: Callable[[], str]) -> str:
+        """The result of `compute` on rank zero, sent to the others, which raise RankZeroFailed where it raises."""
         if self.size == 1:
-            return find()
-        answer: list[str | None] = [None]
+            return compute()
+        value: list[str | None] = [None]
         try:
-            answer = [find()]
+            value = [compute()]
         finally:
-            dist.broadcast_object_list(answer)
-        assert answer[0] is not None
-        return answer[0]
+            dist.broadcast_object_list(value)
+        assert value[0] is not None
+        return value[0]
 
     def receive(self) -> str:
-        answer: list[str | None] = [None]
-        dist.broadcast_object_list(answer)
-        if answer[0] is None:
+        value: list[str | None] = [None]
+        dist.broadcast_object_list(value)
+        if value[0] is None:
             raise RankZeroFailed
-        return answer[0]
+        return value[0]
 
     def wrap(self, model: Any) -> Any:
-        """A model whose gradients are the mean over the processes, exchanged while the backward pass goes on."""
+        """The model in DistributedDataParallel: gradients are averaged over the processes during the backward pass."""
         return model if self.size == 1 else DistributedDataParallel(model, broadcast_buffers=False)
 
     def sync_gradients(self, model: Any, now: bool) -> AbstractContextManager[None]:
-        """The forward and backward pass of a part of a batch; gradients are exchanged with the last part alone."""
+        """The context of a micro-batch: gradients are averaged with the last one (`now`) alone."""
         return nullcontext() if now or self.size == 1 else model.no_sync()
 
 
@@ -96,7 +96,7 @@ SINGLE_PROCESS = Group()
 
 @contextmanager
 def process_group() -> Iterator[Group]:
-    """The group that `torchrun` has put this process in; by itself, a group of one."""
+    """The group of processes that `torchrun` has started; a group of size 1 without it."""
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:
         yield SINGLE_PROCESS
@@ -104,7 +104,7 @@ def process_group() -> Iterator[Group]:
     has_gpu = torch.cuda.is_available()
     if has_gpu:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
-    dist.init_process_group("cpu:gloo,cuda:nccl" if has_gpu else "gloo", timeout=_PATIENCE)
+    dist.init_process_group("cpu:gloo,cuda:nccl" if has_gpu else "gloo", timeout=_TIMEOUT)
     try:
         yield Group(dist.get_rank(), size)
     finally:

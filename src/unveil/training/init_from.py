@@ -1,4 +1,4 @@
-"""The weights that a run starts from: our own, or a public checkpoint's under our names."""
+"""The weights that a run starts from: those of another run, or of a public checkpoint under our names."""
 
 from __future__ import annotations
 
@@ -29,16 +29,16 @@ def read_initial(address: str) -> StateDict:
     return Run.open(path).checkpoint().model
 
 
-def fitting(weights: StateDict, built: Recipe, config: PretrainConfig) -> StateDict:
-    """The weights under our names, with a table of keys told. Raises ValueError when the encoder takes none."""
-    first = built.encoder.modalities[0]
+def adapt_weights(weights: StateDict, recipe: Recipe, config: PretrainConfig) -> StateDict:
+    """The weights under our names; logs which keys fit. Raises ValueError when the encoder takes none."""
+    first = recipe.encoder.modalities[0]
     state = to_own_names(weights, first.name)
     if config.init_channels:
-        state = with_channels(state, first.name, first.channels, first.side(built.encoder.patch), config.init_channels)
-    report = load_weights(built.stages[0].build(), state)
+        state = with_channels(state, first.name, first.channels, first.side(recipe.encoder.patch), config.init_channels)
+    report = load_weights(recipe.stages[0].build(), state)
     log(str(report))
     if not any(name.startswith("encoder.blocks.") for name in report.loaded):
         raise ValueError(
-            "nothing in --init-from fits this encoder; give a checkpoint of the same size, or another --size"
+            "--init-from: no weights fit this encoder; give a checkpoint of the same size, or another --size"
         )
     return state

@@ -30,25 +30,25 @@ from .trainer import Settings, Trainer
 
 LINES = 1000  # of metrics that a run writes, about
 
-Watch = Callable[[MaskedModel, float, int], None]
+Validate = Callable[[MaskedModel, float, int], None]  # model, epoch, step
 
 
 class Diverged(ValueError):  # noqa: N818
-    """Update after update was not finite."""
+    """Too many updates in a row were not finite."""
 
 
 @contextmanager
 def stop_on_signal() -> Iterator[threading.Event]:
-    """Ctrl-C and SIGTERM ask for a stop after the step; a second Ctrl-C stops at once.
+    """An event that Ctrl-C and SIGTERM set, to stop after the current step; a second Ctrl-C stops at once.
 
-    (A second SIGTERM asks again: `torchrun` sends one to a process that has just had the terminal's Ctrl-C.)
+    (A second SIGTERM does not: `torchrun` sends one to processes that have already had the terminal's Ctrl-C.)
     """
     stop = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield stop
         return
 
-    def ask(number: int, frame: Any) -> None:
+    def request_stop(number: int, frame: Any) -> None:
         if stop.is_set() and number == signal.SIGINT:
             raise KeyboardInterrupt
         if not stop.is_set() and is_rank_zero():
@@ -56,7 +56,7 @@ def stop_on_signal() -> Iterator[threading.Event]:
             os.write(2, b"\nstopping after this step; once more to stop at once\n")
         stop.set()
 
-    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, request_stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield stop
     finally:
@@ -65,7 +65,7 @@ def stop_on_signal() -> Iterator[threading.Event]:
 
 
 class Loop:
-    """A run in time: stages, steps, the learning rate, metrics, checkpoints, and where to go on from."""
+    """The training loop of a run: stages, steps, learning rate, metrics, validation, checkpoints and resuming."""
 
     def __init__(
         self,
@@ -74,12 +74,12 @@ class Loop:
         loader: Loader,
         settings: Settings,
         seed: int,
-        watch: Watch,
+        validate: Validate,
         metadata: Mapping[str, str],
         group: Group = SINGLE_PROCESS,
     ):
         self.run, self.recipe, self.loader, self.settings = run, recipe, loader, settings
-        self.seed, self.watch, self.metadata, self.group = seed, watch, metadata, group
+        self.seed, self.validate, self.metadata, self.group = seed, validate, metadata, group
         per_epoch = loader.steps_per_epoch
         self.ends: list[int] = []  # the last step of each stage, which has one at least
         epochs = 0.0
@@ -90,25 +90,25 @@ class Loop:
         self.starts = [0, *self.ends[:-1]]
         self.log_every = max(1, min(self.total // LINES, per_epoch))
         self.val_every = max(1, round(settings.val_every * per_epoch))
-        self.keeps: dict[int, float] = {}  # the steps whose weights stay, with the epochs that were asked for
+        self.save_at: dict[int, float] = {}  # the steps whose weights are saved for good, with their epochs
         if every := settings.save_every:
             count = int(self.total / per_epoch / every + 1e-9)
-            self.keeps = {max(1, round(k * every * per_epoch)): k * every for k in range(1, count + 1)}
-        self.refusals = SkippedSteps(run, loader)
+            self.save_at = {max(1, round(k * every * per_epoch)): k * every for k in range(1, count + 1)}
+        self.skipped = SkippedSteps(run, loader)
         self.seconds = 0.0  # of training, over all sessions
 
     def train(
         self, stop: threading.Event, start: Callable[[MaskedModel], None], resume: Checkpoint | None = None
     ) -> MaskedModel:
-        """Run to the end, from a checkpoint where there is one, and return the last stage's model.
+        """Train to the end, from a checkpoint where there is one, and return the last stage's model.
 
-        `start` may put weights into the first model of a run that has no checkpoint. Raises KeyboardInterrupt after a
-        stop that was asked for, with everything saved; Diverged when updates stay non-finite.
+        `start` may load weights into the first model of a run without a checkpoint. Raises KeyboardInterrupt after
+        `stop` was set, with everything saved; Diverged when updates stay non-finite.
         """
         step = first = 0
         if resume is not None:
             step, first = resume.state["step"], resume.state["stage"]
-            self.seconds, self.refusals.count = resume.state["seconds"], resume.state["skipped"]
+            self.seconds, self.skipped.count = resume.state["seconds"], resume.state["skipped"]
         before: Trainer | None = None
         for index in range(first, len(self.ends)):
             seed_stage(self.seed, index)
@@ -117,14 +117,14 @@ class Loop:
                 _load(model, resume)
             elif step == 0:
                 start(model)
-                reset_emas(model)  # of what the weights that were put in have made of the student
+                reset_emas(model)  # to the weights that `start` has loaded
             trainer = Trainer(model, self.recipe.optim, self.settings, self.group)
             if resume is not None:
                 checkpoint.restore_optimizer(model, trainer.optimizer, resume.optimizer)
             elif before is not None:
                 trainer.adopt(before.optimizer.state)
             if step == 0:
-                self.watch(model, 0.0, 0)
+                self.validate(model, 0.0, 0)
             step = self._stage(trainer, index, step, stop)
             before, resume = trainer, None
         assert before
@@ -142,21 +142,21 @@ class Loop:
             update = trainer.update(replace(batch, progress=torch.tensor(step / self.total)), lr)
             step += 1
             window.add(update, self.loader.batch_size)
-            self.refusals.add(update, epoch, step)
+            self.skipped.add(update, epoch, step)
             self.seconds = before + time.monotonic() - began
-            stops = self.group.any(stop.is_set())  # asked once: a later signal stops after the next step, all saved
+            stops = self.group.any(stop.is_set())  # read once: a later signal stops after the next step
             is_last = step == end or stops
             if step % self.log_every == 0 or is_last:
                 self._log(window, progress, step, lr)
                 window = MetricsWindow(self.loader.wait_seconds)
-            if self.refusals.too_many():
+            if self.skipped.too_many():
                 self._save(trainer, index, step, must=False)
-                raise Diverged(self.refusals.report())
+                raise Diverged(self.skipped.report())
             if step % self.val_every == 0 or step == self.total:
                 with window.paused():
-                    self.watch(trainer.model, step / per_epoch, step)
-            if step in self.keeps:
-                self._keep(trainer, index, step)
+                    self.validate(trainer.model, step / per_epoch, step)
+            if step in self.save_at:
+                self._save_weights(trainer, index, step)
             if is_last or time.monotonic() - saved > 60 * self.settings.save_minutes:
                 self._save(trainer, index, step, must=is_last)
                 saved = time.monotonic()
@@ -177,7 +177,7 @@ class Loop:
         while step < end:
             epoch = step // per_epoch
             batches = cast("Generator[Batch]", self.loader.batches(epoch, step - epoch * per_epoch))
-            with closing(batches):  # its threads end here, whatever happens
+            with closing(batches):  # ends its threads
                 for batch in batches:
                     yield epoch, batch
                     step += 1
@@ -196,29 +196,26 @@ class Loop:
             "lr": lr,
         }
         line |= window.line(self.loader.wait_seconds)
-        line |= {"memory_mb": memory_used(torch.device(self.settings.device)), "skipped": self.refusals.read()}
+        line |= {"memory_mb": memory_used(torch.device(self.settings.device)), "skipped": self.skipped.read()}
         self.run.log_metrics(line)
         progress.update(progress_text(line, self.total, self.loader.steps_per_epoch), step, self.total)
         if broken:
             self.run.write_optional_json("broken.json", {**self.run.read("broken.json", {}), **broken})
 
-    def _keep(self, trainer: Trainer, index: int, step: int) -> None:
-        """Keep the weights of a step, if that can be done."""
+    def _save_weights(self, trainer: Trainer, index: int, step: int) -> None:
+        """Save the weights of a step for good; an error of the disk is logged."""
         if self.group.is_rank_zero:
             state = {"stage": index, "epoch": step / self.loader.steps_per_epoch, "seconds": self.seconds}
             with self.run.tolerate_io_errors(checkpoint.WEIGHTS_FOLDER):
                 weights = trainer.model.state_dict()
-                checkpoint.save_weights(self.run.path, step, self.keeps[step], weights, state, self.metadata)
+                checkpoint.save_weights(self.run.path, step, self.save_at[step], weights, state, self.metadata)
 
     def _save(self, trainer: Trainer, index: int, step: int, must: bool) -> None:
-        """Save; where that fails in the middle of a run, say so and train on with the checkpoint before.
-
-        In a group the first process does it for all: they have the same weights.
-        """
+        """Save a checkpoint, on rank zero. Unless it `must`, an error of the disk is logged and training continues."""
         if not self.group.is_rank_zero:
             return
         epoch = step / self.loader.steps_per_epoch
-        state = {"stage": index, "epoch": epoch, "seconds": self.seconds, "skipped": self.refusals.read()}
+        state = {"stage": index, "epoch": epoch, "seconds": self.seconds, "skipped": self.skipped.read()}
         try:
             checkpoint.save(
                 self.run.path,
@@ -231,13 +228,13 @@ class Loop:
         except OSError as error:
             if must:
                 raise OSError(
-                    f"{error}; once there is room, the same command goes on from the checkpoint before"
+                    f"{error}; once there is room, the same command continues from the last checkpoint"
                 ) from error
-            log(f"warning: {error}; training goes on, the checkpoint before is untouched")
+            log(f"warning: {error}; training continues, the last checkpoint is untouched")
 
 
 def _load(model: MaskedModel, resume: Checkpoint) -> None:
     try:
         model.load_state_dict(resume.model)
     except RuntimeError as error:
-        raise ValueError(f"{resume.path} does not fit the recipe it was begun with: {error}") from error
+        raise ValueError(f"{resume.path} does not fit the recipe of the run: {error}") from error

@@ -1,4 +1,4 @@
-"""What the loop remembers of its updates until it is told: the means of a line of metrics, the updates skipped."""
+"""Metrics of the loop between two log lines, and its skipped (non-finite) steps."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from ..runs.folder import RunFolder
 from .trainer import Update
 
 MAX_SKIPPED = 20  # updates in a row that are not finite before the run stops
-_NAMED = 100  # skipped updates whose images are kept in nonfinite.json
+_NAMED = 100  # skipped steps whose images are listed in nonfinite.json
 
 
 class MetricsWindow:
-    """What happened since the last line of metrics, kept on the device until it is read."""
+    """The updates since the last log line, on the device until the line is made. `waited`: seconds for data by then."""
 
     def __init__(self, waited: float):
         self.updates: list[Update] = []
@@ -27,36 +27,36 @@ class MetricsWindow:
         self.began, self.waited = time.monotonic(), waited
 
     def add(self, update: Update, images: int) -> None:
-        """Note an update and its number of images."""
+        """Add an update and its number of images."""
         self.updates.append(update)
         self.images += images
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Time that is not training does not count in the speed."""
+        """Leave the time of the body, which is not training, out of images per second."""
         left = time.monotonic()
         yield
         self.began += time.monotonic() - left
 
     def line(self, waited: float) -> dict[str, Any]:
-        """Means over the updates that were made, the last one's gradient, the speed; None where none was made."""
+        """Mean losses, last gradient norm (None if all steps were skipped), images per second, share of data wait."""
         rows = torch.stack([torch.stack([u.norm, *u.losses.values()]).float() for u in self.updates])
         skipped = torch.stack([u.skipped for u in self.updates])
-        made = rows[~skipped].cpu()
-        means = made[:, 1:].double().mean(dim=0).tolist()
-        losses = dict(zip(self.updates[0].losses, means, strict=True)) if len(made) else {}
+        finite = rows[~skipped].cpu()
+        means = finite[:, 1:].double().mean(dim=0).tolist()
+        losses = dict(zip(self.updates[0].losses, means, strict=True)) if len(finite) else {}
         seconds = max(1e-9, time.monotonic() - self.began)
         return {
-            "loss": sum(means) if len(made) else None,
+            "loss": sum(means) if len(finite) else None,
             "losses": losses,
-            "grad_norm": float(made[-1, 0]) if len(made) else None,
+            "grad_norm": float(finite[-1, 0]) if len(finite) else None,
             "images_per_second": self.images / seconds,
             "data_wait": (waited - self.waited) / seconds,
         }
 
 
 def progress_text(line: Mapping[str, Any], total: int, per_epoch: int) -> str:
-    """A line of metrics as it is shown while training goes on; `total` steps, `per_epoch` of them an epoch."""
+    """A log line as the progress line shows it; `total` steps, `per_epoch` of them an epoch."""
     loss, grad_norm = line["loss"], line["grad_norm"]
     return (
         f"step {line['step']}/{total}  epoch {line['epoch']:.1f}/{total / per_epoch:.3g}"
@@ -68,7 +68,7 @@ def progress_text(line: Mapping[str, Any], total: int, per_epoch: int) -> str:
 
 
 class SkippedSteps:
-    """The updates that were not made: counted, their images named in `nonfinite.json`; too many in a row end a run."""
+    """Counts skipped (non-finite) steps and lists their images in `nonfinite.json`; too many in a row end a run."""
 
     def __init__(self, run: RunFolder, loader: Loader):
         self.run, self.loader = run, loader
@@ -76,11 +76,11 @@ class SkippedSteps:
         self.unread: list[tuple[int, int, Tensor]] = []
 
     def add(self, update: Update, epoch: int, step: int) -> None:
-        """Note an update, skipped or not, for later."""
+        """Add an update, skipped or not, without waiting for the device."""
         self.unread.append((epoch, step, update.skipped))
 
     def read(self) -> int:
-        """How many updates were skipped so far. This waits for the device."""
+        """The number of skipped steps so far; waits for the device."""
         if not self.unread:
             return self.count
         flags = torch.stack([skipped for *_, skipped in self.unread]).tolist()
@@ -96,16 +96,16 @@ class SkippedSteps:
         return self.count
 
     def too_many(self) -> bool:
-        """Whether it is time to give up; looks at the device only so often."""
+        """Whether MAX_SKIPPED steps in a row were skipped; waits for the device only every so many steps."""
         if len(self.unread) >= MAX_SKIPPED or (self.in_a_row and self.unread):
             self.read()
         return self.in_a_row >= MAX_SKIPPED
 
     def report(self) -> str:
-        """What happened and what to do."""
+        """The error message: what happened and what to try."""
         return (
-            f"{self.in_a_row} updates in a row were not finite, so none was made; the weights are those of the last"
-            " good one. Try a lower --lr, --clip 1, or --precision float32;"
+            f"{self.in_a_row} updates in a row were not finite and were skipped; the weights are those of the last"
+            " finite one. Try a lower --lr, --clip 1, or --precision float32;"
             f" {self.run.path / 'nonfinite.json'} names the images"
         )
 

@@ -1,10 +1,11 @@
-"""Watching a model learn: label-free signals and pictures, on images that it does not train on."""
+"""Validation during training: label-free metrics and pictures on held-out images."""
 
 from __future__ import annotations
 
 import math
 from collections import defaultdict
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,9 +27,9 @@ _BATCH = 64
 
 
 class ValidationMonitor:
-    """Looks at the model every so often: held-out loss, RankMe, feature std, and what it makes of fixed images.
+    """Validates a model: held-out loss, RankMe, feature std, and reconstructions of a few images.
 
-    The held-out images and their masks are the same every time, so numbers and pictures compare over a run.
+    Images and masks are the same in every validation, so metrics and pictures compare over a run.
     """
 
     def __init__(
@@ -37,33 +38,34 @@ class ValidationMonitor:
         self.run, self.size, self.modalities = run, size, tuple(modalities)
         self.first = next(m for m in modalities if m.role != "output")  # the one that features and pictures are of
         self.train, self.held_out = train, held_out
-        self.probes = self._glance(held_out, PROBES if len(self.modalities) == 1 else SEVERAL_PROBES)
-        self.queries = self._glance(held_out, QUERIES)
-        self.unseen = self._glance(held_out, SIGNAL_IMAGES).views
-        self.more = self._glance(train, max(0, SIGNAL_IMAGES - len(self.unseen))).views
+        self.probes = self._samples(held_out, PROBES if len(self.modalities) == 1 else SEVERAL_PROBES)
+        self.queries = self._samples(held_out, QUERIES)
+        self.held_out_views = self._samples(held_out, SIGNAL_IMAGES).views
+        self.train_views = self._samples(train, max(0, SIGNAL_IMAGES - len(self.held_out_views))).views
         self.viewers = map_renderers(self.modalities, held_out, self.probes.batch("cpu")) if len(self.probes) else {}
 
     @torch.no_grad()
     def __call__(self, model: MaskedModel, epoch: float, step: int) -> None:
-        if not len(self.unseen):
+        if not len(self.held_out_views):
             return
         was_training = model.training
         model.eval()
         try:
-            features = torch.cat([self._features(model, views) for views in (self.unseen, self.more) if len(views)])
+            both = (self.held_out_views, self.train_views)
+            features = torch.cat([self._features(model, views) for views in both if len(views)])
             losses = self._losses(model)
-            signals = {
+            metrics = {
                 "heldout_loss": sum(losses.values()),
                 "rankme": rankme(features),
                 "feature_std": feature_std(features),
                 "feature_dim": features.shape[1],
             }
-            if all(math.isfinite(value) for value in signals.values()):
-                told = {"heldout_losses": losses} if len(losses) > 1 else {}
+            if all(math.isfinite(value) for value in metrics.values()):
+                more: dict[str, Any] = {"heldout_losses": losses} if len(losses) > 1 else {}
                 if model.teachers:
-                    batch = self._batch(model, self.unseen)[:_BATCH]
-                    told["attention"] = attention_metrics(model, batch, model.encode_decode(batch))
-                self.run.log_metrics({"kind": "signals", "step": step, "epoch": epoch, **signals, **told})
+                    batch = self._batch(model, self.held_out_views)[:_BATCH]
+                    more["attention"] = attention_metrics(model, batch, model.encode_decode(batch))
+                self.run.log_metrics({"kind": "signals", "step": step, "epoch": epoch, **metrics, **more})
             with self.run.tolerate_io_errors("pictures"):
                 self._picture(model, epoch, step)
         finally:
@@ -71,25 +73,25 @@ class ValidationMonitor:
 
     @torch.no_grad()
     def finish(self, model: MaskedModel) -> None:
-        """The nearest neighbours of a few held-out images among the training images."""
-        others = self._glance(self.train, NEIGHBOUR_IMAGES)
+        """Write the nearest neighbours of a few held-out images among the training images, by cosine of features."""
+        others = self._samples(self.train, NEIGHBOUR_IMAGES)
         if self.first.kind == "categorical" or not len(others) or not len(self.queries):
             return  # class ids are not compared as images are
         model.eval()
-        images, queries = (found.views.maps[self.first.name] for found in (others, self.queries))
-        sought, known = (torch.nn.functional.normalize(features_of(model, i), dim=1) for i in (queries, images))
-        near = (sought @ known.T).topk(min(NEIGHBOURS, len(images)), dim=1)
+        images, queries = (samples.views.maps[self.first.name] for samples in (others, self.queries))
+        wanted, known = (torch.nn.functional.normalize(features_of(model, i), dim=1) for i in (queries, images))
+        near = (wanted @ known.T).topk(min(NEIGHBOURS, len(images)), dim=1)
         rows = []
         for q, place in enumerate(self.queries.places):
-            found = [
+            neighbours = [
                 Near(self._view(others.views, i), 1 - float(similarity), _class_of(self.train, others.places[i]))
                 for i, similarity in zip(near.indices[q].tolist(), near.values[q].tolist(), strict=True)
             ]
-            rows.append((Near(self._view(self.queries.views, q), label=_class_of(self.held_out, place)), found))
+            rows.append((Near(self._view(self.queries.views, q), label=_class_of(self.held_out, place)), neighbours))
         with self.run.tolerate_io_errors("pictures"):
             write_neighbours(self.run.path, rows)
 
-    def _glance(self, source: Source, count: int) -> SampleViews:
+    def _samples(self, source: Source, count: int) -> SampleViews:
         return load_samples(source, self.modalities, self.size, count)
 
     def _batch(self, model: MaskedModel, views: Batch) -> Batch:
@@ -97,7 +99,7 @@ class ValidationMonitor:
 
     def _losses(self, model: MaskedModel) -> dict[str, float]:
         """The mean loss of each objective on the held-out images."""
-        batch = self._batch(model, self.unseen)
+        batch = self._batch(model, self.held_out_views)
         totals: defaultdict[str, float] = defaultdict(float)
         counts: defaultdict[str, float] = defaultdict(float)
         for start in range(0, len(batch), _BATCH):
@@ -129,7 +131,7 @@ class ValidationMonitor:
 
 
 def _probe(one: MapPictures, several: bool, is_guided: bool) -> Probe:
-    """What is kept of a look at one map: the masks of each way of drawing where attention draws any."""
+    """The pictures of one map; with attention-guided masks, those of each sampler."""
     named = (("teacher", one.teacher), ("blend", one.blend), ("features", one.features))
     more = {name: picture for name, picture in named if picture is not None}
     if is_guided:
@@ -148,7 +150,7 @@ def features_of(model: MaskedModel, images: Tensor) -> Tensor:
 
 
 def _class_of(source: Source, index: int) -> str | None:
-    """An image's class in words, where its source has any."""
+    """The name of an image's class; None without labels."""
     if source.labels is None or source.labels[index] < 0:
         return None
     number = source.labels[index]

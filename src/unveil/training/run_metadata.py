@@ -1,4 +1,4 @@
-"""What `run.json` says of a run, and how it is read back."""
+"""The content of `run.json`: data, model and settings of a run."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ from ..runs.renamed import current_names
 from .trainer import Settings
 
 
-def data_facts(source: Source, train: Source, held_out: Source, built: Recipe, modality: Modality) -> dict[str, Any]:
-    """Which images, and how they are read."""
+def data_metadata(source: Source, train: Source, held_out: Source, built: Recipe, modality: Modality) -> dict[str, Any]:
+    """The data of a run: which images, how many, their size and normalisation."""
     return {
         "address": source.address,
         "count": len(source),
@@ -46,8 +46,8 @@ def layout_of(encoder: Encoder) -> Layout:
     return Layout(spans, encoder.grid)
 
 
-def model_facts(recipe: Recipe, modalities: Sequence[Modality]) -> dict[str, Any]:
-    """Parameters and tokens, counted, as training begins; and what each stage trains and costs."""
+def model_metadata(recipe: Recipe, modalities: Sequence[Modality]) -> dict[str, Any]:
+    """Parameters, tokens and masks; for each stage its trained parameters, its teachers and FLOPs per image."""
     built = [stage.build() for stage in recipe.stages]
     model = built[0]
     targets = [o.target for o in model.objectives if isinstance(o, Objective)]
@@ -70,7 +70,7 @@ def model_facts(recipe: Recipe, modalities: Sequence[Modality]) -> dict[str, Any
 def _stage_facts(model: MaskedModel, modalities: Sequence[Modality], size: tuple[int, int]) -> dict[str, int | None]:
     try:
         operations: int | None = flops(model, modalities, size)
-    except (RuntimeError, NotImplementedError):  # a part of the user's own that asks for numbers, not shapes
+    except (RuntimeError, NotImplementedError):  # a module of the user's needs values, not shapes
         operations = None
     return {"trained": trained(model), "guides": guides(model), "flops": operations}
 
@@ -81,14 +81,14 @@ def trained(module: nn.Module) -> int:
 
 
 def guides(model: MaskedModel) -> int:
-    """The numbers that frozen or averaged teachers hold, position tables left out."""
-    parts = (part for part in cast("nn.ModuleDict", model.teachers).modules() if not isinstance(part, Positions))
-    held = (t for part in parts for t in (*part.parameters(recurse=False), *part.buffers(recurse=False)))
+    """The number of weights in frozen and EMA teachers, without position tables."""
+    modules = (m for m in cast("nn.ModuleDict", model.teachers).modules() if not isinstance(m, Positions))
+    held = (t for m in modules for t in (*m.parameters(recurse=False), *m.buffers(recurse=False)))
     return sum(t.numel() for t in held if not t.requires_grad)
 
 
 def flops(model: MaskedModel, modalities: Sequence[Modality], size: tuple[int, int]) -> int:
-    """Operations of a step on one image, forward and backward, two for each multiply-add; teachers look, too.
+    """FLOPs of a step on one image, forward and backward with the teachers, two for each multiply-add.
 
     Counted on shapes alone. Norms, activations and the update do not count.
     """
@@ -105,9 +105,9 @@ def flops(model: MaskedModel, modalities: Sequence[Modality], size: tuple[int, i
     return int(counter.get_total_flops())
 
 
-def stage_lines(told: Mapping[str, Any]) -> list[str]:
-    """What a person is told of the stages, from the facts of a model."""
-    stages, lines = told["stages"], []
+def stage_lines(model: Mapping[str, Any]) -> list[str]:
+    """Log lines of the stages, from `model_metadata`."""
+    stages, lines = model["stages"], []
     for number, stage in enumerate(stages, start=1):
         which = f"stage {number} of {len(stages)}, {stage['epochs']:.4g} epochs: " if len(stages) > 1 else ""
         beside = f" beside {_millions(stage['guides'])} of teachers" if stage["guides"] else ""
@@ -120,8 +120,8 @@ def _millions(count: int) -> str:
     return f"{count / 1e6:.3g} M"
 
 
-def settings_facts(settings: Settings, batch_size: int, workers: int, processes: int = 1) -> dict[str, Any]:
-    """How the run uses the machine, or the machines."""
+def settings_metadata(settings: Settings, batch_size: int, workers: int, processes: int = 1) -> dict[str, Any]:
+    """How the run uses its machine: settings, processes, accumulation steps, threads."""
     return asdict(settings) | {
         "processes": processes,
         "accumulation": -(-batch_size // (settings.micro_batch * processes)),

@@ -30,24 +30,24 @@ from .autoconfig import MINUTES, AutoConfig, Change, configure_schedule, configu
 from .config import PretrainConfig, json_like
 from .continue_schedule import keep_schedule, previous_training, resume_schedule, schedule_lines, schedule_metadata
 from .data_setup import (
-    Found,
-    check_broken,
-    declared_facts,
+    DataInspection,
+    check_unreadable,
     declared_for,
-    look_at,
+    declared_metadata,
+    inspect_data,
     modalities_of,
     open_data,
-    part_data,
     present,
     settle,
+    split_data,
 )
-from .init_from import fitting, read_initial
+from .init_from import adapt_weights, read_initial
 from .run_metadata import (
-    data_facts,
+    data_metadata,
     layout_of,
-    model_facts,
+    model_metadata,
     read_settings,
-    settings_facts,
+    settings_metadata,
     stage_lines,
 )
 from .timing import build_once, time_with_data, tune_step
@@ -70,7 +70,7 @@ class TrainingSetup:
     modalities: tuple[Modality, ...]
     settings: Settings
     metadata: dict[str, Any]
-    inspection: Found | None = None
+    inspection: DataInspection | None = None
     weights: StateDict | None = None
     resume: Checkpoint | None = None
     config: PretrainConfig | None = None
@@ -91,14 +91,14 @@ def set_up_new(config: PretrainConfig, processes: int = 1) -> TrainingSetup:
     draft: _Draft | None = None
     if len(source) > 2 * _SAMPLE:
         sample = Subset(source, spread(len(source), _SAMPLE))
-        draft = _Draft(config, function, sample, look_at(sample), len(source), device)
+        draft = _Draft(config, function, sample, inspect_data(sample), len(source), device)
         draft.check(draft.on_meta(), sample)
     log(f"inspecting {config.data} ...")
-    inspection = look_at(source)
+    inspection = inspect_data(source)
     log(textwrap.indent(str(inspection), "  "))
     source = settle(source, inspection)
-    train, held_out = part_data(source, config, config.seed)
-    check_broken(inspection, train, config.max_broken)
+    train, held_out = split_data(source, config, config.seed)
+    check_unreadable(inspection, train, config.max_broken)
 
     full = _Draft(config, function, source, inspection, len(train), device)
     auto, modalities = full.auto, full.modalities
@@ -109,7 +109,7 @@ def set_up_new(config: PretrainConfig, processes: int = 1) -> TrainingSetup:
         timing = full.build()
         model = full.check(timing, source)
     if weights is not None:
-        weights = fitting(weights, timing, config)
+        weights = adapt_weights(weights, timing, config)
     if previous is not None:
         keep_schedule(auto, previous)
     auto.limit_batch(len(train))
@@ -143,7 +143,7 @@ def set_up_new(config: PretrainConfig, processes: int = 1) -> TrainingSetup:
         save_every=config.save_every,
     )
     if len(model["stages"]) != len(recipe.stages):  # a stage takes all the epochs, or none
-        model = model_facts(build_once(recipe), modalities)
+        model = model_metadata(build_once(recipe), modalities)
     for stage, entry in zip(recipe.stages, model["stages"], strict=True):
         entry["epochs"] = stage.epochs
     _log_plan(auto.changes, recipe, settings, processes, model, len(train), len(train) * recipe.epochs * image_seconds)
@@ -153,11 +153,11 @@ def set_up_new(config: PretrainConfig, processes: int = 1) -> TrainingSetup:
         "asked": config.fingerprint,
         "dials": {name: json_like(value) for name, value in auto.options.items()},
         "modality": asdict(modalities[0]),
-        **declared_facts(source),
+        **declared_metadata(source),
         "changes": [asdict(change) for change in auto.changes],
-        "data": data_facts(source, train, held_out, recipe, modalities[0]),
+        "data": data_metadata(source, train, held_out, recipe, modalities[0]),
         "model": model,
-        "settings": settings_facts(settings, recipe.optim.batch_size, config.workers or num_cores(), processes),
+        "settings": settings_metadata(settings, recipe.optim.batch_size, config.workers or num_cores(), processes),
         "optim": asdict(recipe.optim) | {"peak_lr": recipe.optim.peak_lr},
         "schedule": schedule_metadata(recipe, config.continue_schedule),
         "seed": config.seed,
@@ -191,13 +191,13 @@ def set_up_resumed(config: PretrainConfig, folder: Path, processes: int = 1) -> 
         raise ValueError(f"{folder} has no whole checkpoint to continue from: {reasons}; --overwrite starts again")
     for complaint in complaints:
         log(f"warning: {complaint}; the checkpoint before it is used")
-    train, held_out = part_data(source, config, run.config.seed)
+    train, held_out = split_data(source, config, run.config.seed)
     recipe = _limit_batch(run.recipe(), len(train))
     trained_epochs = run.config.schedule.trained_epochs if run.config.schedule else 0.0
     recipe = resume_schedule(recipe, config.continue_schedule, trained_epochs)
     weights = None
     if resume is None and config.init_from:  # stopped before its first checkpoint
-        weights = fitting(read_initial(config.init_from), recipe, config)
+        weights = adapt_weights(read_initial(config.init_from), recipe, config)
     check_divisible(recipe.optim.batch_size, processes)
     settings = replace(read_settings(metadata["settings"]), device=str(device), save_minutes=config.save_minutes)
     if config.precision != "auto":
@@ -207,7 +207,7 @@ def set_up_resumed(config: PretrainConfig, folder: Path, processes: int = 1) -> 
     micro_batch = min(config.micro_batch or settings.micro_batch, recipe.optim.batch_size // processes)
     settings = replace(settings, micro_batch=micro_batch)
     workers = config.workers or num_cores()
-    metadata["settings"] = settings_facts(settings, recipe.optim.batch_size, workers, processes)
+    metadata["settings"] = settings_metadata(settings, recipe.optim.batch_size, workers, processes)
     log(f"continuing {folder} at step {resume.state['step'] if resume else 0}")
     return TrainingSetup(recipe, train, held_out, run.modalities, settings, metadata, weights=weights, resume=resume)
 
@@ -220,7 +220,7 @@ class _Draft:
         config: PretrainConfig,
         function: RecipeFunction,
         source: Source,
-        inspection: Found,
+        inspection: DataInspection,
         num_train: int,
         device: torch.device,
     ):
@@ -256,7 +256,7 @@ class _Draft:
                 model = stage.build()
                 model.masker.counts(layout_of(model.encoder))
                 model.masker.check(layout_of(model.encoder), present(source))
-            return model_facts(recipe, self.modalities)
+            return model_metadata(recipe, self.modalities)
         except (ArithmeticError, RuntimeError, TypeError) as error:
             raise _cannot_build(self.config, error) from error
 

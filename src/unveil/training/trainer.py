@@ -1,4 +1,4 @@
-"""One model and its optimizer, an update at a time. It knows no time: no epochs, no schedule, no files."""
+"""One model and its optimizer, one update at a time: no epochs, no schedule, no files."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .distributed import SINGLE_PROCESS, Group
 
 @dataclass(frozen=True)
 class Settings:
-    """How a run uses its machine: nothing here changes what is learned beyond rounding."""
+    """How a run uses its machine; nothing here changes the result beyond rounding."""
 
     device: str
     precision: str
@@ -31,7 +31,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class Update:
-    """What one step was: kept on the device, so that looking at it later costs no wait now."""
+    """The losses and gradient norm of a step, on the device, so that no step waits for them."""
 
     losses: Mapping[str, Float[Tensor, ""]]
     norm: Float[Tensor, ""]
@@ -39,9 +39,9 @@ class Update:
 
 
 class Trainer:
-    """Makes updates, and refuses those that are not finite: then weights, moments and averages stay as they were.
+    """Updates a model, and skips non-finite updates: then weights, moments and averages stay as they were.
 
-    In a group of processes each makes the same updates, from the gradients of all.
+    In a group of processes each makes the same updates, from the averaged gradients.
     """
 
     def __init__(self, model: MaskedModel, optim: Optim, settings: Settings, group: Group = SINGLE_PROCESS):
@@ -52,45 +52,46 @@ class Trainer:
         self.forward: Callable[[Batch], Losses] = group.wrap(compiled(model) if settings.compile else model)
 
     def adopt(self, moments: Mapping[Tensor, Any]) -> None:
-        """Take over the moments of the parameters that an earlier stage trained too; the others start at zero."""
+        """Take over the moments of parameters that the previous stage trained too; the others start at zero."""
         for parameter in self.parameters:
             if parameter in moments:
                 self.optimizer.state[parameter] = moments[parameter]
 
     def autocast(self) -> torch.autocast:
-        """The precision of the arithmetic, as a context."""
+        """The context of the forward pass: bf16 where the settings say so."""
         is_bf16 = self.settings.precision == "bf16"
         return torch.autocast(torch.device(self.settings.device).type, torch.bfloat16, enabled=is_bf16)
 
-    def counts(self, parts: Sequence[Batch]) -> dict[str, Int[Tensor, ""]]:
+    def counts(self, micro_batches: Sequence[Batch]) -> dict[str, Int[Tensor, ""]]:
         """How many samples of all micro-batches count for each objective, before the first of them is trained on."""
         counts: dict[str, Tensor] = {}
-        for part in parts:
+        for micro_batch in micro_batches:
             with self.autocast():
-                found = self.model.count_samples(part.on(self.settings.device))
-            counts = {name: counts.get(name, 0) + count for name, count in found.items()}
+                own = self.model.count_samples(micro_batch.on(self.settings.device))
+            counts = {name: counts.get(name, 0) + count for name, count in own.items()}
         return self.group.all_reduce(counts)
 
     def update(self, batch: Batch, lr: float) -> Update:
-        """One step on a whole batch, micro-batch by micro-batch; in a group, on this process's part of it.
+        """One step on a whole batch, micro-batch by micro-batch; in a group, on this process's share of it.
 
         An objective's loss is the mean over the samples of the whole batch that count for it. Where that number may
-        differ between micro-batches, it is found first; else each has its share of it. The parts of the processes have
+        differ between micro-batches, it is counted first; else each has its share of it. All processes have
         the same number of samples.
         """
         self.model.masker.check(self.model.encoder.layout(batch), batch.present)
         size = self.settings.micro_batch
-        parts = [batch[start : start + size] for start in range(0, len(batch), size)]
-        is_uneven = len(parts) > 1 and self.group.any(self.model.is_uneven(batch))
-        counts = self.counts(parts) if is_uneven else {}
+        micro_batches = [batch[start : start + size] for start in range(0, len(batch), size)]
+        is_uneven = len(micro_batches) > 1 and self.group.any(self.model.is_uneven(batch))
+        counts = self.counts(micro_batches) if is_uneven else {}
         means: dict[str, Tensor] = {}
-        for number, part in enumerate(parts, 1):
-            with self.group.sync_gradients(self.forward, now=number == len(parts)):
+        for number, micro_batch in enumerate(micro_batches, 1):
+            with self.group.sync_gradients(self.forward, now=number == len(micro_batches)):
                 with self.autocast():
-                    found = self.forward(part.on(self.settings.device))
-                counted = self._counted({name: count for name, (_, count) in found.items()}, len(part) / len(batch))
-                own = {name: total / (counted | counts)[name].clamp_min(1) for name, (total, _) in found.items()}
-                # the exchange takes the mean over the processes, and the loss is a sum over them
+                    losses = self.forward(micro_batch.on(self.settings.device))
+                share = len(micro_batch) / len(batch)
+                counted = self._counted({name: count for name, (_, count) in losses.items()}, share)
+                own = {name: total / (counted | counts)[name].clamp_min(1) for name, (total, _) in losses.items()}
+                # DDP averages over the processes, and the loss is a sum over them
                 (self.group.size * torch.stack(list(own.values())).sum()).backward()
             means = {name: means.get(name, 0) + value.detach() for name, value in own.items()}
         means = self.group.all_reduce(means)
@@ -100,18 +101,18 @@ class Trainer:
             torch.nn.utils.clip_grads_with_norm_(self.parameters, self.optim.clip, norm)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
-        # The fused kernel itself leaves weights and moments alone when told so: the check needs no wait for the device.
+        # The fused kernel skips the step where found_inf is set: the check needs no wait for the device.
         self.optimizer.found_inf = skipped.float()  # type: ignore[attr-defined]
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        self.model.after_step(means, ~skipped)  # an average takes no step that was not made
+        self.model.after_step(means, ~skipped)  # averages skip it too
         return Update(means, norm, skipped)
 
     def _counted(self, counts: Mapping[str, Tensor], share: float) -> dict[str, Tensor]:
-        """How many samples of the whole batch count, by those of a part that is this share of the process's own."""
+        """How many samples of the whole batch count, from those of a micro-batch that is this share of it."""
         if share == 1:
             return self.group.all_reduce(counts)
-        return {name: count * (self.group.size / share) for name, count in counts.items()}  # for parts that are alike
+        return {name: count * (self.group.size / share) for name, count in counts.items()}  # all alike
 
 
 def compiled(model: MaskedModel) -> Callable[[Batch], Losses]:

@@ -16,7 +16,7 @@ from unveil.modeling.layers import Positions
 from unveil.modeling.types import DEPTH, RGB, SEMSEG
 from unveil.recipes import attmask, mae
 from unveil.reporting import write_report
-from unveil.training.run_metadata import flops, guides, model_facts, stage_lines, trained
+from unveil.training.run_metadata import flops, guides, model_metadata, stage_lines, trained
 
 
 @pytest.mark.parametrize("name", ["mae", "cmtmae-stage2", "multimae-guided"])
@@ -38,7 +38,7 @@ def numbers(module: torch.nn.Module) -> int:
 
 def test_each_stage_is_told_for_itself():
     recipe = make()
-    told = model_facts(recipe, recipe.encoder.modalities)
+    told = model_metadata(recipe, recipe.encoder.modalities)
     first, second = told["stages"]
     models = [stage.build() for stage in recipe.stages]
     held = [t for m in models for t in (*m.parameters(), *m.buffers())]
@@ -55,7 +55,7 @@ def test_each_stage_is_told_for_itself():
 
 
 def test_a_single_stage_has_no_number_and_no_teacher_none():
-    (line,) = stage_lines(model_facts(make(mae), make(mae).encoder.modalities))
+    (line,) = stage_lines(model_metadata(make(mae), make(mae).encoder.modalities))
     assert "stage" not in line
     assert "teachers" not in line
     assert guides(make(mae).stages[0].build()) == 0
@@ -71,7 +71,7 @@ def test_what_needs_numbers_is_not_counted(monkeypatch: pytest.MonkeyPatch):
 
     object.__setattr__(model.masker, "score", score)
     object.__setattr__(recipe.stages[0], "build", lambda: model)
-    told = model_facts(recipe, recipe.encoder.modalities)
+    told = model_metadata(recipe, recipe.encoder.modalities)
     assert told["stages"][0]["flops"] is None
     assert "GFLOPs" not in stage_lines(told)[0]
 
