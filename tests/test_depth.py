@@ -260,9 +260,19 @@ def test_a_run_from_the_command_line(ramps, tmp_path, monkeypatch, capsys):
     assert set(restored["baselines"]) == {"training mean", "untrained"}
     assert restored["settings"]["test_images"] == 3, "those that the run has held out"
     assert "depth RMSE" in capsys.readouterr().out
-    other = ("--data", str(ramps / "rgb"), "--test-data", str(ramps / "rgb"), "--no-baselines", "--limit", "4")
-    assert main(["evaluate", run, *other, "--protocol", "reconstruct"]) == 0
-    assert json.loads((tmp_path / "run/eval/reconstruct.json").read_text())["settings"]["test_images"] == 4
+    for limit, used in ((2, 2), (4, 3)):  # of test data, too, those that the run was trained on are left out
+        other = (
+            "--data",
+            str(ramps / "rgb"),
+            "--test-data",
+            str(ramps / "rgb"),
+            "--no-baselines",
+            "--limit",
+            str(limit),
+        )
+        assert main(["evaluate", run, *other, "--protocol", "reconstruct"]) == 0
+        settings = json.loads((tmp_path / "run/eval/reconstruct.json").read_text())["settings"]
+        assert settings["test_images"] == used
     assert main(["evaluate", run, "--data", str(ramps), "--protocol", "depth", "knn"]) == 2
     assert "give a command for each" in capsys.readouterr().err
     (tmp_path / "vit.safetensors").write_bytes(b"weights")
