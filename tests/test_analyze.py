@@ -175,7 +175,7 @@ class TestAnalyze:
         guided = runs[1]
         assert main(["analyze", "attention", str(guided), "--device", "cpu"]) == 0
         out = capsys.readouterr().out
-        assert "rank corr." in out
+        assert "rank correlation" in out
         assert "to visible" in out
         told: dict[str, Any] = json.loads((guided / "analysis/attention.json").read_text())
         first, last = told["checkpoints"]

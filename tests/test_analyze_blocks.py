@@ -91,7 +91,7 @@ def test_on_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     assert main(["analyze", "blocks", run, "--samples", "1", "--device", "cpu"]) == 0
     out = capsys.readouterr().out
     assert "mask tokens" in out
-    assert "what each block reads" in out
+    assert "in the input of each block" in out
     told = json.loads((tmp_path / "run/analysis/blocks.json").read_text())
     assert len(told["decoders"][0]["parts"]) == 3
     assert len(told["decoders"][0]["reads"]) == 2

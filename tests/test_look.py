@@ -27,7 +27,7 @@ from unveil.modeling.masking import AttentionGuided, ByModality, DirichletBudget
 from unveil.modeling.types import DEPTH, RGB, Batch
 from unveil.recipes import cmtmae, maskfeat, multimae
 from unveil.recipes.registry import build_recipe
-from unveil.reporting.figures import WIDTH, Bar, Block, Legend, Panel, draw_sheet
+from unveil.reporting.figures import WIDTH, Bar, Legend, Panel, PanelBlock, draw_sheet
 from unveil.reporting.pictures import (
     class_colours,
     class_picture,
@@ -66,7 +66,7 @@ def grey_patches(picture: np.ndarray | None, side: int = 4) -> np.ndarray:
 
 class TestLook:
     def test_a_guided_run(self, made: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
-        drawn: list[Block] = []
+        drawn: list[PanelBlock] = []
         monkeypatch.setattr(
             sys.modules[draw_samples.__module__], "draw_sheet", lambda *args: drawn.extend(args[1]) or draw_sheet(*args)
         )
@@ -105,7 +105,7 @@ class TestLook:
             (["nowhere"], "is not a run folder"),
             ([], "look needs RUN"),
             (["--recipe", "cmtmea"], "did you mean cmtmae"),
-            (["RUN", "--out", "a.jpg"], "is to be a .png file"),
+            (["RUN", "--out", "a.jpg"], "is not a .png file"),
             (["RUN", "--samples", "0"], "1 or more"),
             (["RUN", "--recipe", "mae"], "not both"),
             (["--recipe", "mae", "--visibel", "0.5"], "did you mean --visible"),
@@ -299,7 +299,7 @@ class TestPictures:
         red, blue = (np.full((8, 8, 3), c, np.uint8) for c in ((255, 0, 0), (0, 0, 255)))
         row = [Panel("a", red), Panel("b", blue), Panel("c", None, "missing")]
         keys = [Bar("depth", scalar_colours, "1", "5 m"), Legend("classes", 3, [0, 2, -1], ["x", "z", "none"])]
-        sheet = draw_sheet("title", [Block("one", [row, row])], keys, ["a note " * 60])
+        sheet = draw_sheet("title", [PanelBlock("one", [row, row])], keys, ["a note " * 60])
         is_red, is_blue = ((sheet == c).all(-1) for c in ((255, 0, 0), (0, 0, 255)))
         (ys, xs), (yb, xb) = np.nonzero(is_red), np.nonzero(is_blue)
         assert np.ptp(xs) == np.ptp(xb)
@@ -310,7 +310,9 @@ class TestPictures:
 
     def test_a_lead_ends_where_its_rows_end(self):
         red, blue = (np.full((8, 8, 3), c, np.uint8) for c in ((255, 0, 0), (0, 0, 255)))
-        sheet = draw_sheet("t", [Block("one", [[Panel("a", blue)], [Panel("b", blue)]], Panel("image", red))], [], [])
+        sheet = draw_sheet(
+            "t", [PanelBlock("one", [[Panel("a", blue)], [Panel("b", blue)]], Panel("image", red))], [], []
+        )
         ends = [np.nonzero((sheet == c).all(-1))[0].max() for c in ((255, 0, 0), (0, 0, 255))]
         assert abs(ends[0] - ends[1]) <= 1
 

@@ -27,9 +27,7 @@ _MODULES = {  # public name -> its module, imported when used, so that `import u
 _NAMES = {"report": "write_report"}
 
 if TYPE_CHECKING:
-    from .commands.analyze.attention import analyze_attention, analyze_features
-    from .commands.analyze.blocks import analyze_blocks
-    from .commands.analyze.masks import analyze_masks
+    from .commands.analyze import analyze_attention, analyze_blocks, analyze_features, analyze_masks
     from .commands.embed import embed, inspect
     from .commands.evaluate import evaluate
     from .commands.load import load

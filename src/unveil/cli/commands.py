@@ -173,9 +173,7 @@ def _look(command: Command, words: list[str]) -> int:
 
 
 def _analyze(command: Command, words: list[str]) -> int:
-    from ..commands.analyze.attention import analyze_attention, analyze_features
-    from ..commands.analyze.blocks import analyze_blocks
-    from ..commands.analyze.masks import analyze_masks
+    from ..commands.analyze import analyze_attention, analyze_blocks, analyze_features, analyze_masks
 
     kinds: dict[str, tuple[Function, tuple[str, ...]]] = {
         "attention": (analyze_attention, ("run",)),

@@ -43,7 +43,7 @@ def embed(
     """
     path = Path(out).expanduser()
     if path.suffix != ".npz":
-        raise ValueError(f"--out {out} is to be an .npz file; give a name that ends so")
+        raise ValueError(f"--out {out} is not an .npz file; give a name that ends in .npz")
     check_writable(path.parent)
     stored = None if is_public_vit(run) else Run.open(run)
     encoder = load(stored or run, pool=pool, device=device)

@@ -1,18 +1,28 @@
-"""`unveil look`: a picture of where a model looks, what it hides and what it makes of the rest."""
+"""`unveil look`: a picture of a model's attention, masks and predictions on a few samples."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..evaluation.visualize import draw_samples, load_samples, map_renderers, sample_pictures
+from ..data.sources import Subset, spread
+from ..evaluation.visualize import draw_samples, map_renderers, sample_pictures
 from ..evaluation.visualize.panels import MapPictures, predicts_norm_pix
+from ..modeling.seeding import seed_stage
+from ..recipes.registry import build_recipe, load_recipe
 from ..recipes.run import Run
-from ..reporting.pictures import png
+from ..reporting.pictures import Picture, png
 from ..runs.atomic import write_bytes
 from ..runs.console import log
 from ..runs.folder import check_writable
-from .open_run import Opened, device_of, open_recipe, open_run
+from ..runs.hardware import choose_device
+from ..training.autoconfig import AutoConfig, configure_shape
+from ..training.config import PretrainConfig
+from ..training.data_setup import declared_for, inspect_data, modalities_of, open_data, settle
+from .subject import Subject
+
+_INSPECTED = 64  # samples that decide which modalities and sizes an untrained recipe has
 
 
 def look(
@@ -27,15 +37,15 @@ def look(
     seed: int = 0,
     **dials: Any,
 ) -> Path:
-    """Draw where a model looks, what each way of drawing hides and what it predicts; returns the picture's path.
+    """Draw the attention, the mask and the prediction of a model on a few samples; returns the picture's path.
 
-    Of several modalities each has a row, with what is predicted of it when one other alone is given. Further arguments
-    are dials of the recipe.
+    Where masks are guided by attention, the mask of each sampler is drawn too. Of several modalities each has a row,
+    with its prediction from each other one alone. Further arguments are options of the recipe.
 
-    recipe: look at a recipe that has not been run instead: its teacher, its masks, a student that knows nothing
-    data: what to look at; by default the run's own held-out samples, for a recipe scenes
+    recipe: draw a recipe before any training instead: its teacher, its masks, an untrained student
+    data: samples to draw; by default those that the run held out, for a recipe scenes
     modalities: of a recipe: rgb, depth, semseg, or .toml files that declare others; by default what it reads
-    samples: how many to show, evenly spread
+    samples: how many to draw, evenly spread
     out: the .png file; by default look.png in the run folder, or look-<recipe>.png here
     device: cpu, cuda, mps; auto takes the best
     seed: of a recipe's initialisation
@@ -46,65 +56,85 @@ def look(
         raise ValueError(f"--samples {samples}: 1 or more are needed")
     if run is not None and (dials or modalities):
         given = ", ".join(f"--{name.replace('_', '-')}" for name in (*dials, *(["modalities"] if modalities else [])))
-        raise ValueError(f"a run has its dials and modalities already; leave {given} out, or give --recipe")
+        raise ValueError(f"a run has its options and modalities already; leave {given} out, or give --recipe")
     default = Path(run).expanduser() / "look.png" if run else Path(f"look-{Path(recipe or '').stem}.png")
     path = Path(out).expanduser() if out else default
     if path.suffix != ".png":
-        raise ValueError(f"--out {out} is to be a .png file; give a name that ends so")
-    if run is not None:
-        opened = open_run(Run.open(run), data, device=device)
+        raise ValueError(f"--out {out} is not a .png file; give a name that ends in .png")
+    if recipe is None:
+        subject = Subject.of_run(Run.open(run or ""), data, device)
     else:
-        assert recipe is not None
-        log(f"looking at {recipe}, untrained ...")
-        opened = open_recipe(recipe, data or "scenes", modalities, dials, device, seed)
+        log(f"drawing {recipe}, untrained ...")
+        subject = _untrained(recipe, data or "scenes", modalities, dials, device, seed)
     check_writable(path.parent)
-    picture = draw(opened, samples)
+    picture = draw(subject, samples)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_bytes(path, png(picture))
     print(path)
     return path
 
 
-def draw(opened: Opened, samples: int) -> Any:
+def _untrained(
+    recipe: str, data: str, modalities: Sequence[str], options: Mapping[str, Any], device: str, seed: int
+) -> Subject:
+    """The last stage of a recipe before any training; options that are not given fit the samples of `data`."""
+    load, where = load_recipe(recipe), choose_device(device)
+    config = PretrainConfig(recipe, data=data, modalities=tuple(modalities), seed=seed, recipe_options=options)
+    config.check_recipe_options(load)
+    source = open_data(data, declared_for(config, load))
+    inspection = inspect_data(Subset(source, spread(len(source), _INSPECTED)))
+    own, source = modalities_of(source, inspection), settle(source, inspection)
+    auto = AutoConfig(load, options)
+    configure_shape(auto, inspection, len(source), where)
+    for change in auto.changes:
+        log(f"  {change.dial}: {change.used}  (paper: {change.paper}; {change.why})")
+    seed_stage(seed, -1)
+    built = build_recipe(load, own, auto.options)
+    seed_stage(seed, len(built.stages) - 1)
+    return Subject(recipe, built.stages[-1].build().eval().to(where), own, source)
+
+
+def draw(subject: Subject, samples: int) -> Picture:
     """The picture of a few samples. Raises ValueError where none can be read."""
-    model = opened.model
-    seen = load_samples(opened.samples, opened.modalities, model.encoder.image_size, samples)
-    if not len(seen):
-        raise ValueError(f"no sample of {opened.samples.address} can be read; see `unveil inspect`")
-    batch = seen.batch(device_of(model))
-    views = map_renderers(opened.modalities, opened.samples, batch)
-    shown = sample_pictures(model, batch, seen.names, opened.modalities, views)
-    when = "untrained" if opened.epoch is None else f"epoch {opened.epoch:.4g}"
-    return draw_samples(f"{opened.name}, {when}", shown, views, _notes(opened, shown, [v.note for v in views.values()]))
+    views, batch = subject.load(samples)
+    renderers = map_renderers(subject.modalities, subject.samples, batch)
+    pictures = sample_pictures(subject.model, batch, views.names, subject.modalities, renderers)
+    notes = [*filter(None, (r.note for r in renderers.values())), *_notes(subject, pictures[0])]
+    return draw_samples(subject.title, pictures, renderers, notes)
 
 
-def _notes(opened: Opened, shown: list[list[MapPictures]], told: list[str]) -> list[str]:
-    model, first = opened.model, shown[0]
-    notes = [note for note in told if note]
+def _notes(subject: Subject, first: list[MapPictures]) -> list[str]:
+    """The captions that the pictures of a sample need."""
+    notes = []
     if len(first) == 1:
-        drawn = "the blend" if first[0].blend is not None else "this attention"
         notes.append(
-            f"Grey is hidden: {1 - model.masker.visible:.0%} of the patches. Below, what each way of drawing hides of"
-            f" {drawn}: gumbel draws in proportion to it, hard takes the highest, noisy and hint soften that, low takes"
-            " the lowest, keep draws what stays. The percentage is the share of the attention that is hidden."
+            f"Grey patches are hidden: {1 - subject.model.masker.visible:.0%} of all. Percentages are the share of the"
+            " attention that a mask hides."
         )
+        if first[0].masks:
+            of = "the blend" if first[0].blend is not None else "this attention"
+            notes.append(
+                f"Second row: the masks of each sampler on {of}. gumbel samples in proportion to attention, hard hides"
+                " the highest, noisy the highest after noise, hint leaves some of the highest visible, low hides the"
+                " lowest, keep samples the visible patches in proportion to attention."
+            )
     else:
         notes.append(
-            "Grey is hidden. Attention is scaled in each map on its own; the percentage is its share of all."
-            " From one alone: that map is given whole, the others are hidden."
+            "Grey patches are hidden. Attention is scaled in each map by itself; the percentage is the map's share of"
+            " all attention. From one alone: that map is visible, the others are hidden."
         )
     if any(one.features is not None for one in first):
         notes.append(
-            "Of what is predicted no picture can be made: each hidden patch has the colour of how far the predicted"
-            " features point from the true ones, 1 - cos."
+            "Features are predicted and no pixels: the colour of a hidden patch is the distance of predicted and true"
+            " features, 1 - cos."
         )
-    if predicts_norm_pix(model):
+    if predicts_norm_pix(subject.model):
         notes.append(
-            "Predictions are relative to each patch's own mean and standard deviation; those of the truth, which the"
-            " model never saw, are put back."
+            "Predictions are of pixels normalised by each patch's mean and standard deviation; those of the true patch"
+            " are put back."
         )
-    if any(m.normalise != "fixed" for m in opened.modalities):
+    if any(m.normalise != "fixed" for m in subject.modalities):
         notes.append(
-            "A map that is normalised by its own pixels, such as depth, is predicted so; the truth's scale is put back."
+            "Maps that are normalised by their own pixels, such as depth, are predicted so; the true scale is put back."
         )
     return notes

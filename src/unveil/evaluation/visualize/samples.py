@@ -50,14 +50,6 @@ def load_samples(source: Source, modalities: Sequence[Modality], size: tuple[int
     return SampleViews([source.name(i) for i in places], places, replace(batch, progress=torch.ones(())))
 
 
-def need_samples(source: Source, modalities: Sequence[Modality], size: tuple[int, int], count: int) -> SampleViews:
-    """As `load_samples`. Raises ValueError where no sample can be read."""
-    samples = load_samples(source, modalities, size, count)
-    if not len(samples):
-        raise ValueError(f"no sample of {source.address} can be read; see `unveil inspect`")
-    return samples
-
-
 def _centre(sample: Sample, size: tuple[int, int], modalities: Sequence[Modality], is_plain: bool) -> Sample:
     if is_plain:  # by the resize that evaluations use, to the bit
         return Sample({name: to_float(center_view(image, size)) for name, image in sample.maps.items()})

@@ -13,8 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ...commands.analyze.attention import analyze_attention, analyze_features
-from ...commands.analyze.blocks import analyze_blocks
+from ...commands.analyze import analyze_attention, analyze_blocks, analyze_features
 from ...commands.evaluate import evaluate
 from ...commands.pretrain import pretrain
 from ...runs.atomic import write_json

@@ -1,0 +1,77 @@
+"""`unveil analyze features`: the layers of two encoders compared."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from ...data.aligned_folders import open_images
+from ...data.decode import Unreadable
+from ...data.sources import Source, spread
+from ...data.transforms import center_view
+from ...evaluation.analysis.layer_features import LayerFeatures, cka_matrix, layer_features
+from ...modeling.image_encoder import ImageEncoder
+from ...modeling.public_vits import PublicViT, is_public_vit
+from ...modeling.types import to_float
+from ...recipes.run import Run
+from ...runs.console import table
+from ...runs.folder import check_writable
+from ..load import load
+from ..subject import write_analysis
+
+
+def analyze_features(
+    run_a: str, run_b: str, *, data: str | None = None, limit: int = 256, device: str = "auto"
+) -> dict[str, Any]:
+    """Compare the layers of two runs, or public ViTs; printed, and written to `analysis/` of the first.
+
+    Linear CKA of every layer of one with every layer of the other (features are means over patches); for each layer
+    RankMe and the mean attention distance in pixels.
+
+    data: images to compare on; by default those that the first run held out
+    limit: use at most so many images, evenly spread
+    device: cpu, cuda, mps; auto takes the best
+    """
+    first = None if is_public_vit(run_a) else Run.open(run_a)
+    if first is None and data is None:
+        raise ValueError(f"{run_a} is not a run with images of its own; give --data")
+    encoders = [load(run, device=device) for run in (first or run_a, run_b)]
+    given = None if data is None else open_images(data, encoders[0].channels, first.declared if first else ())
+    source = first.held_out(given) if first else given
+    assert source is not None
+    folder = first.path if first else Path("runs", Path(run_a).stem)
+    check_writable(folder)
+    a, b = (_layers(encoder, source, limit) for encoder in encoders)
+    names = [Path(run).name for run in (run_a, run_b)]
+    matrix = cka_matrix(a, b)
+    content = {
+        "runs": names,
+        "data": source.address,
+        "images": len(a[0].features),
+        "cka": matrix,
+        "layers": [
+            [{"rankme": x.rankme, "distance": x.distance, "heads": x.distances} for x in layers] for layers in (a, b)
+        ],
+    }
+    write_analysis(folder, f"features-{names[1]}", content)
+    print(f"linear CKA of the layers of {names[0]} (rows) and {names[1]} (columns) on {content['images']} images")
+    print(table([["layer", *range(1, len(b) + 1)], *([k, *row] for k, row in enumerate(matrix, start=1))]))
+    for name, layers in zip(names, (a, b), strict=True):
+        rows = [[k, x.rankme, x.distance, min(x.distances), max(x.distances)] for k, x in enumerate(layers, start=1)]
+        print(f"\n{name}: RankMe (effective dimensions) and mean attention distance in pixels")
+        print(table([["layer", "RankMe", "distance", "nearest head", "farthest head"], *rows]))
+    return content
+
+
+def _layers(encoder: ImageEncoder | PublicViT, source: Source, limit: int) -> list[LayerFeatures]:
+    images = []
+    for index in spread(len(source), limit):
+        try:
+            images.append(to_float(center_view(source.image(index), encoder.image_size)))
+        except Unreadable:
+            continue
+    if len(images) < 2:
+        raise ValueError(f"{source.address} gives {len(images)} images that can be read; 2 or more are needed")
+    if images[0].shape[0] != encoder.channels:
+        raise ValueError(f"the encoder reads {encoder.channels} channels, {source.address} has {images[0].shape[0]}")
+    return layer_features(encoder, images)

@@ -1,0 +1,66 @@
+"""A masked model and samples to draw or measure it on, for `unveil look` and `unveil analyze`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..data.sources import Source
+from ..evaluation.visualize import SampleViews, load_samples
+from ..modeling.masked_model import MaskedModel
+from ..modeling.types import Batch, Modality
+from ..recipes.run import Run
+from ..runs.atomic import write_json
+from ..runs.hardware import choose_device
+
+_BATCH = 32
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A masked model in eval mode on its device, and samples that it was not trained on; no epoch: untrained."""
+
+    name: str
+    model: MaskedModel
+    modalities: tuple[Modality, ...]
+    samples: Source
+    epoch: float | None = None
+
+    @classmethod
+    def of_run(cls, run: Run, data: str | None, device: str, trained: bool = True) -> Subject:
+        """A run with its newest weights, and the samples of `data`, or its own, that it was not trained on."""
+        model = run.model(trained=trained).to(choose_device(device))
+        epoch = run.checkpoint().state["epoch"] if trained else None
+        return cls(run.name, model, run.modalities, run.held_out(data), epoch)
+
+    @property
+    def title(self) -> str:
+        """The name with the epoch of the weights."""
+        return f"{self.name}, " + ("untrained" if self.epoch is None else f"epoch {self.epoch:.4g}")
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights of the model are."""
+        return self.model.encoder.prefix.device
+
+    def load(self, count: int) -> tuple[SampleViews, Batch]:
+        """At most `count` samples, evenly spread, and the batch of them. Raises ValueError where none can be read."""
+        samples = load_samples(self.samples, self.modalities, self.model.encoder.image_size, count)
+        if not len(samples):
+            raise ValueError(f"no sample of {self.samples.address} can be read; see `unveil inspect`")
+        return samples, samples.batch(self.device)
+
+
+def chunks(batch: Batch) -> list[Batch]:
+    """A batch in parts that are small enough for attention maps."""
+    return [batch[start : start + _BATCH] for start in range(0, len(batch), _BATCH)]
+
+
+def write_analysis(run: Path, name: str, content: Mapping[str, Any]) -> None:
+    """Write `analysis/<name>.json` in a run folder."""
+    (run / "analysis").mkdir(parents=True, exist_ok=True)
+    write_json(run / "analysis" / f"{name}.json", content)
