@@ -71,11 +71,11 @@ CHOICES: list[dict[str, Any]] = [
 def make(recipe: Any = cmtmae, **dials: Any) -> Recipe:
     """A recipe on an encoder of two blocks that is 24 wide."""
     known = defaults_of(recipe.recipe)
-    given = {**DIALS, "visible": 0.5, "teacher": "random", **dials}
+    given = {**DIALS, "visible": 0.5, "teacher": "random", "modality": modality(3), **dials}
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(SIZES, "tiny", (24, 2, 2))
         return build_recipe(
-            recipe.recipe, [modality(3)], {name: value for name, value in given.items() if name in known}
+            recipe.recipe, [given.pop("modality")], {name: given[name] for name in given if name in known}
         )
 
 

@@ -21,6 +21,7 @@ from .masking import modality_queries
 from .types import Latents, Layout, Mask, Queries, take
 
 Outputs = Literal["predicted", "all"]
+BlendKind = Literal["linear", "softmax", "project", "none"]
 
 
 class Decoder(nn.Module):
@@ -109,6 +110,20 @@ class Blend(nn.Module):
         weight = self.weight.softmax(dim=1) if self.softmax else self.weight
         blends = weight @ torch.stack(chosen).flatten(1)  # outputs B*K*D: one matrix product for all blocks
         return blends.unflatten(1, chosen[0].shape).unbind()
+
+
+def make_blend(
+    kind: BlendKind,
+    encoder: Encoder,
+    outputs: int,
+    maps: Sequence[int] | None = None,
+    init: Literal["paper", "released"] = "paper",
+) -> Blend | None:
+    """The blend of this kind, by default of all of the encoder's maps; None for `none`: the last map alone is read."""
+    if kind == "none":
+        return None
+    maps = choose_maps(encoder.depth) if maps is None else maps
+    return Blend(maps, outputs, encoder.dim, kind == "softmax", kind == "project", init)
 
 
 class SelfDecoder(Decoder):

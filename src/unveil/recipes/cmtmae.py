@@ -2,8 +2,8 @@
 
 The Dynamic Duo of Collaborative Masking and Target for Advanced Masked Autoencoder Learning.
 
-The paper leaves much open. Each such choice is a dial; its default is what the paper says, or else the nearest relative
-that does say. The ladder from its controls to the whole, by `--masking` and `--targets`:
+The paper leaves much open. Each such choice is an option; its default is what the paper says, or else what the most
+similar paper says. Ablations, from the controls to the full method, by `--masking` and `--targets`:
 
     uniform, teacher                teacher targets, random masks
     teacher, pixels                 pixel targets, teacher-guided masks
@@ -15,15 +15,15 @@ that does say. The ladder from its controls to the whole, by `--masking` and `--
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Literal
 
 import torch
 
-from ..modeling.decoder import Blend, CrossDecoder, SelfDecoder, choose_maps
-from ..modeling.losses import Loss, cosine, l1, l2, smooth_l1
+from ..modeling.decoder import BlendKind, CrossDecoder, SelfDecoder, make_blend
+from ..modeling.losses import LOSSES, smooth_l1
 from ..modeling.masked_model import MaskedModel, Objective, linear_head
 from ..modeling.masking import (
     FUSIONS,
@@ -34,7 +34,6 @@ from ..modeling.masking import (
     Masker,
     SamplerName,
     TeacherAttention,
-    TokenScore,
     Uniform,
     make_sampler,
 )
@@ -43,6 +42,8 @@ from ..modeling.targets import HOG, Features, Pixels, Target
 from ..modeling.teachers import EMATeacher, FrozenTeacher, Momentum, OnlineTeacher, load_teacher
 from ..modeling.types import RGB, FeatureSpec, Modality
 from .recipe import Hyperparameters, LrScale, Recipe, Stage, lr_factor, once
+
+Guide = FrozenTeacher | EMATeacher | OnlineTeacher
 
 
 def recipe(
@@ -94,7 +95,7 @@ def recipe(
     hog: float = 0.0,
     norm_pix: bool = True,
     decoder: Literal["self", "cross"] = "self",
-    blend: Literal["linear", "softmax", "project", "none"] = "none",
+    blend: BlendKind = "none",
     decoder_dim: int = 512,
     decoder_depth: int = 8,
     decoder_heads: int = 16,
@@ -147,97 +148,95 @@ def recipe(
     """
     weight = student_weight if alpha is None else alpha
     target_weight = weight if target_student_weight is None else target_student_weight
+    stage1 = train.epochs / 8 if stage1_epochs is None else stage1_epochs
     for name, share in (("student_weight", weight), ("target_student_weight", target_weight)):
         if not 0 <= share <= 1:
             raise ValueError(f"{name} is the student's share, from 0 to 1; got {share}")
-    for name, value, least in (
-        ("teacher_features", teacher_features, 1),
-        ("student_features", student_features, 1),
-        ("beta", beta, 0),
-        ("pixels", pixels, 0),
-        ("hog", hog, 0),
-    ):
-        if value < least:
+    at_least_one = {"teacher_features": teacher_features, "student_features": student_features}
+    for name, value in {**at_least_one, "beta": beta, "pixels": pixels, "hog": hog}.items():
+        if value < (least := int(name in at_least_one)):
             raise ValueError(f"{name} is a number of at least {least}; got {value}")
-    first = train.epochs / 8 if stage1_epochs is None else stage1_epochs
-    if not 0 <= first <= train.epochs:
-        raise ValueError(f"stage1_epochs is a part of the {train.epochs:g} epochs, from 0 to all; got {first}")
+    if not 0 <= stage1 <= train.epochs:
+        raise ValueError(f"stage1_epochs is a part of the {train.epochs:g} epochs, from 0 to all; got {stage1}")
 
-    shares = Masker(Uniform(), visible, 1 - visible if predicted is None else predicted)
     encoder = train.vit(modality, final_norm=blend == "none")  # else the decoder normalises
     shape = (modality.name, encoder, decoder_dim, decoder_depth, decoder_heads)
-    blended = None
-    if blend != "none":
-        outputs = decoder_depth if decoder == "cross" else 1
-        blended = Blend(choose_maps(encoder.depth), outputs, encoder.dim, blend == "softmax", blend == "project")
-    kind = CrossDecoder if decoder == "cross" else SelfDecoder
-    decodes = kind(*shape, blended, outputs=positions)
+    blended = make_blend(blend, encoder, decoder_depth if decoder == "cross" else 1)
+    patches = (CrossDecoder if decoder == "cross" else SelfDecoder)(*shape, blended, outputs=positions)
+    masker = Masker(Uniform(), visible, 1 - visible if predicted is None else predicted)
 
-    losses: dict[str, Loss] = {"smooth-l1": partial(smooth_l1, beta=beta), "cosine": cosine, "l2": l2, "l1": l1}
-    looks = {
+    num_features = {"teacher": teacher_features, "student": student_features}
+    maps = {
         "teacher": TeacherAttention("teacher", teacher_heads, map_norm, map_clip),
         "student": TeacherAttention("student", student_heads, map_norm, map_clip),
     }
-    depths = {"teacher": teacher_features, "student": student_features}
-    raw: dict[str, tuple[float, Target]] = {
+    image_targets: dict[str, tuple[float, Target]] = {
         "pixels": (pixels or float(targets == "pixels"), Pixels(modality, train.patch, norm_pix)),
         "hog": (hog, HOG(modality, train.patch)),
     }
-    heads = {name: once(linear_head) for name in ("teacher", "student", "pixels", "hog")}
+    feature_loss = partial(smooth_l1, beta=beta) if loss == "smooth-l1" else LOSSES[loss]
+    heads = {name: once(linear_head) for name in (*maps, *image_targets)}  # stages share them
     gate = once(Gate)
-    seed = torch.initial_seed()  # the run's: a random teacher is the same one in every stage
+    seed = torch.initial_seed()  # of the run: a random teacher is the same one in every stage
 
-    def observer(who: str, spec: FeatureSpec) -> EMATeacher | OnlineTeacher | FrozenTeacher:
-        if who == "teacher":
+    def make_teacher(name: str, spec: FeatureSpec) -> Guide:
+        if name == "teacher":
             return load_teacher(teacher, encoder, spec, teacher_channels, seed=seed)
         if student == "online":
             return OnlineTeacher(encoder, spec)
         return EMATeacher(encoder, Momentum(momentum, momentum_end, momentum_schedule), spec)
 
-    def stage(in_masks: float, in_targets: float) -> Callable[[], MaskedModel]:
-        """The stage in which the student has these shares."""
-        hides = {"teacher": 1 - in_masks, "student": in_masks} if masking != "uniform" else {}
-        shows = {"teacher": 1 - in_targets, "student": in_targets} if targets != "pixels" else {}
+    def build(mask_weight: float, target_weight: float) -> MaskedModel:
+        """A stage, by the student's weight in masks and in targets."""
+        in_masks = weights(mask_weight) if masking != "uniform" else {}
+        in_targets = weights(target_weight) if targets != "pixels" else {}
+        teachers: dict[str, Guide] = {}
+        for name in [name for name in maps if name in {**in_masks, **in_targets}]:
+            features = num_features[name] if name in in_targets else 0
+            spec = FeatureSpec(query if name in in_masks else None, layer, features, projected and name == "teacher")
+            teachers[name] = make_teacher(name, spec)
 
-        def build() -> MaskedModel:
-            teachers = {}
-            objectives: list[Objective] = []
-            for who in ("teacher", "student"):
-                asked = query if hides.get(who) else None
-                wanted = depths[who] if shows.get(who) else 0
-                if asked or wanted:
-                    teachers[who] = observer(who, FeatureSpec(asked, layer, wanted, projected and who == "teacher"))
-                if wanted:
-                    target = Features(who, modality.name, teachers[who].dim, target_norm)
-                    head = heads[who](decoder_dim, target.dim)
-                    objectives.append(Objective(who, "patches", decoder_dim, target, losses[loss], shows[who], head))
-            for name, (share, truth) in raw.items():
-                if share:
-                    head = heads[name](decoder_dim, truth.dim)
-                    objectives.append(Objective(name, "patches", decoder_dim, truth, weight=share, head=head))
+        objectives = []
+        for name, share in in_targets.items():
+            target = Features(name, modality.name, teachers[name].dim, target_norm)
+            head = heads[name](decoder_dim, target.dim)
+            objectives.append(Objective(name, "patches", decoder_dim, target, feature_loss, share, head))
+        for name, (share, image_target) in image_targets.items():
+            if share:
+                head = heads[name](decoder_dim, image_target.dim)
+                objectives.append(Objective(name, "patches", decoder_dim, image_target, weight=share, head=head))
+        if not in_masks:
+            return MaskedModel(encoder, masker, {"patches": patches}, objectives, teachers)
 
-            ranks: tuple[Ranking, ...] = ()
-            gaze: AttentionMap = looks["student" if in_masks == 1 else "teacher"]
-            if 0 < in_masks < 1:
-                fuse: MapFusion = gate() if fusion == "learned" else FUSIONS[fusion]
-                gaze = CollaborativeAttention(looks["teacher"], looks["student"], in_masks, fuse)
-                if fusion == "learned":
-                    ranks = (Ranking("gate", objectives, GateScore(gate(), gaze)),)
-            score: TokenScore = AttentionGuided(gaze, make_sampler(draw, temperature, noise)) if hides else Uniform()
-            return MaskedModel(
-                encoder, replace(shares, score=score), {"patches": decodes}, (*objectives, *ranks), teachers
-            )
+        fuse: MapFusion = gate() if fusion == "learned" else FUSIONS[fusion]
+        attention = fused_map(maps, in_masks, fuse)
+        guided = replace(masker, score=AttentionGuided(attention, make_sampler(draw, temperature, noise)))
+        is_learned = fusion == "learned" and len(in_masks) == 2
+        ranking = [Ranking("gate", objectives, GateScore(gate(), attention))] if is_learned else []
+        return MaskedModel(encoder, guided, {"patches": patches}, [*objectives, *ranking], teachers)
 
-        return build
-
-    collaborative = stage(
-        weight if masking == "collaborative" else 0.0, target_weight if targets == "collaborative" else 0.0
+    stage2_masks = weight if masking == "collaborative" else 0.0
+    stage2_targets = target_weight if targets == "collaborative" else 0.0
+    stages = (
+        (partial(build, 0.0, 0.0), stage1),
+        (partial(build, stage2_masks, stage2_targets), train.epochs - stage1),
     )
-    parts = ((stage(0.0, 0.0), first), (collaborative, train.epochs - first))
     return Recipe(
         encoder,
-        stages=tuple(Stage(build, length) for build, length in parts if length > 0),
-        optim=train.optim(lr_factor=lr_factor(lr_scale, shares)),
+        stages=tuple(Stage(build, epochs) for build, epochs in stages if epochs > 0),
+        optim=train.optim(lr_factor=lr_factor(lr_scale, masker)),
         view=train.view(encoder),
         restart=restart,
     )
+
+
+def weights(student: float) -> dict[str, float]:
+    """The weights of teacher and student, given the student's; one whose weight is 0 is left out."""
+    return {name: weight for name, weight in (("teacher", 1 - student), ("student", student)) if weight > 0}
+
+
+def fused_map(maps: Mapping[str, AttentionMap], weights: Mapping[str, float], fuse: MapFusion) -> AttentionMap:
+    """The map that masks are sampled from: of the only one with a weight, or of both (collaborative masking)."""
+    if len(weights) == 1:
+        return maps[next(iter(weights))]
+    return CollaborativeAttention(maps["teacher"], maps["student"], weights["student"], fuse)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from ..modeling.decoder import Blend, CrossDecoder, choose_maps
+from ..modeling.decoder import BlendKind, CrossDecoder, choose_maps, make_blend
 from ..modeling.masked_model import MaskedModel, Objective
 from ..modeling.masking import Masker, Uniform
 from ..modeling.targets import Pixels
@@ -22,7 +22,7 @@ def recipe(
     decoder_dim: int = 512,
     decoder_depth: int = 12,
     decoder_heads: int = 16,
-    blend: Literal["linear", "softmax", "project", "none"] = "linear",
+    blend: BlendKind = "linear",
     blend_init: Literal["paper", "released"] = "paper",
     num_maps: int | None = None,
     maps: tuple[int, ...] | None = None,
@@ -51,9 +51,7 @@ def recipe(
     read = choose_maps(encoder.depth, num_maps, maps, use_input)
 
     def build() -> MaskedModel:
-        blended = None
-        if blend != "none":
-            blended = Blend(read, decoder_depth, encoder.dim, blend == "softmax", blend == "project", blend_init)
+        blended = make_blend(blend, encoder, decoder_depth, read, blend_init)
         shape = (modality.name, encoder, decoder_dim, decoder_depth, decoder_heads)
         return MaskedModel(
             encoder,

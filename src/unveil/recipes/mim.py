@@ -6,7 +6,7 @@ from typing import Literal
 
 import torch
 
-from ..modeling.decoder import Blend, CrossDecoder, Decoder, Readout, SelfDecoder, choose_maps
+from ..modeling.decoder import BlendKind, CrossDecoder, Decoder, Readout, SelfDecoder, choose_maps, make_blend
 from ..modeling.losses import LOSSES
 from ..modeling.masked_model import Blank, MaskedModel, Objective, drop
 from ..modeling.masking import (
@@ -40,7 +40,7 @@ def recipe(
     ask: Literal["uniform", "hardest"] = "uniform",
     hide: Literal["drop", "blank"] = "drop",
     decoder: Literal["self", "cross", "cross-self", "linear"] = "self",
-    blend: Literal["linear", "softmax", "project", "none"] = "none",
+    blend: BlendKind = "none",
     blend_init: Literal["paper", "released"] = "paper",
     num_maps: int | None = None,
     maps: tuple[int, ...] | None = None,
@@ -105,9 +105,7 @@ def recipe(
             return Readout(modality.name, encoder, decoder_dim, decoder_depth, decoder_heads)
         shape = (modality.name, encoder, decoder_dim, decoder_depth, decoder_heads)
         outputs = 1 if decoder == "self" else decoder_depth
-        blended = None
-        if blend != "none":
-            blended = Blend(read, outputs, encoder.dim, blend == "softmax", blend == "project", blend_init)
+        blended = make_blend(blend, encoder, outputs, read, blend_init)
         if decoder == "self":
             return SelfDecoder(*shape, blended)
         return CrossDecoder(*shape, blended, self_attention=decoder == "cross-self")

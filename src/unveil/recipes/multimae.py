@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+from ..modeling.decoder import BlendKind
 from ..modeling.masked_model import MaskedModel
 from ..modeling.masking import PATTERNS, ByModality, Masker
 from ..modeling.types import DEPTH, RGB, SEMSEG, Modality
@@ -25,7 +26,7 @@ def recipe(
     budget_temperature: float = 1.0,
     budget_floor: float = 0.1,
     decoder: Literal["task", "cross", "cross-self"] = "task",
-    blend: Literal["linear", "softmax", "project", "none"] = "none",
+    blend: BlendKind = "none",
     decoder_dim: int = 256,
     decoder_depth: int = 2,
     decoder_heads: int = 8,

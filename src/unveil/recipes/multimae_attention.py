@@ -11,6 +11,7 @@ from typing import Literal
 import torch
 from torch import nn
 
+from ..modeling.decoder import BlendKind
 from ..modeling.encoder import Encoder
 from ..modeling.masked_model import LossTerm, MaskedModel, Teacher
 from ..modeling.masking import (
@@ -70,7 +71,7 @@ def recipe(
     budget_temperature: float = 1.0,
     budget_floor: float = 0.1,
     decoder: Literal["task", "cross", "cross-self"] = "task",
-    blend: Literal["linear", "softmax", "project", "none"] = "none",
+    blend: BlendKind = "none",
     decoder_dim: int = 256,
     decoder_depth: int = 2,
     decoder_heads: int = 8,

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 from ..modeling.adaptive_budget import AdaptiveBudget
-from ..modeling.decoder import Blend, CrossDecoder, Decoder, TaskDecoder, choose_maps
+from ..modeling.decoder import BlendKind, CrossDecoder, Decoder, TaskDecoder, make_blend
 from ..modeling.encoder import Encoder
 from ..modeling.losses import LOSSES, Loss, cross_entropy, l1, l2
 from ..modeling.masked_model import Objective
@@ -16,7 +16,6 @@ from ..modeling.targets import Classes, Pixels, Target
 from ..modeling.types import Modality
 
 Decodes = Literal["task", "cross", "cross-self"]
-Blends = Literal["linear", "softmax", "project", "none"]
 BudgetKind = Literal["dirichlet", "adaptive", "joint"]
 
 
@@ -24,7 +23,7 @@ def answers(
     modalities: Sequence[Modality],
     encoder: Encoder,
     decoder: Decodes,
-    blend: Blends,
+    blend: BlendKind,
     dim: int,
     depth: int,
     heads: int,
@@ -43,10 +42,7 @@ def answers(
             if decoder == "task":
                 decoders[name] = TaskDecoder(*shape)
             else:
-                blended = None
-                if blend != "none":
-                    maps = choose_maps(encoder.depth)
-                    blended = Blend(maps, depth, encoder.dim, blend == "softmax", blend == "project")
+                blended = make_blend(blend, encoder, depth)
                 decoders[name] = CrossDecoder(*shape, blended, decoder == "cross-self")
             objectives.append(kind(name, name, dim, target, loss_of(modality), modality.weight))
     if not objectives:
