@@ -171,7 +171,7 @@ class Loader:
                 yield samples
         self._check_any()
 
-    def _load(self, steps: Sequence[Int[Tensor, " B"]], epoch: int) -> Generator[tuple[Batch, Int[Tensor, " B"]]]:
+    def _load(self, steps: Sequence[Tensor], epoch: int) -> Generator[tuple[Batch, Int[Tensor, " B"]]]:
         size = min(max(-(-self.batch_size // (self.parts * self.workers)), _CHUNKS[0]), _CHUNKS[1])
         chunks = [samples.split(size) for samples in steps]
         jobs = (partial(self._prepare, rows, sample_keys(self.seed, epoch, rows)) for step in chunks for rows in step)
