@@ -26,7 +26,7 @@ def _shift(x: Tensor, bits: int) -> Tensor:
     return (x >> bits) & ((1 << (64 - bits)) - 1)
 
 
-def mix(x: Int[Tensor, "*_"]) -> Int[Tensor, ...]:
+def mix(x: Int[Tensor, "*_"]) -> Int[Tensor, "*_"]:
     """SplitMix64's finaliser: a bijection of int64 that looks random."""
     x = (x ^ _shift(x, 30)) * _MIX1
     x = (x ^ _shift(x, 27)) * _MIX2

@@ -54,5 +54,5 @@ class DepthLoss:
             error = torch.where(error < c, error, (error.square() + c.square()) / (2 * c))
         return error.sum()
 
-    def metres(self, guess: Float[Tensor, "*_"]) -> Float[Tensor, ...]:
+    def metres(self, guess: Float[Tensor, "*_"]) -> Float[Tensor, "*_"]:
         return guess * self.std + self.mean

@@ -17,7 +17,7 @@ class Confusion:
     def __init__(self, num_classes: int):
         self.counts = torch.zeros(num_classes, num_classes, dtype=torch.int64)
 
-    def add(self, predicted: Int[Tensor, "*_"], truth: Int[Tensor, ...], valid: Bool[Tensor, ...]) -> None:
+    def add(self, predicted: Int[Tensor, "*_"], truth: Int[Tensor, "*_"], valid: Bool[Tensor, "*_"]) -> None:
         """Count the pixels that have a truth."""
         size = len(self.counts)
         pairs = truth[valid].long() * size + predicted[valid].long()
@@ -52,7 +52,7 @@ class DepthErrors:
         self.count = 0
         self.sums = dict.fromkeys(("delta1", "delta2", "delta3", "abs_rel", "square"), 0.0)
 
-    def add(self, predicted: Float[Tensor, "*_"], truth: Float[Tensor, ...], valid: Bool[Tensor, ...]) -> None:
+    def add(self, predicted: Float[Tensor, "*_"], truth: Float[Tensor, "*_"], valid: Bool[Tensor, "*_"]) -> None:
         """Judge the pixels that have a truth, which is above 0."""
         guess, true = predicted[valid].double().clamp_min(LEAST_DEPTH), truth[valid].double()
         ratio = torch.maximum(guess / true, true / guess)
