@@ -62,13 +62,13 @@ def test_no_metrics():
 
 def test_too_short_to_tell():
     found = judge(run(falling(10)))
-    assert "too few" in only(found, "note").sentence
+    assert "Too few steps" in only(found, "note").sentence
     assert headline(found).sentence == "Too early to tell."
 
 
 @pytest.mark.parametrize(
     ("status", "level", "words"),
-    [("failed", "problem", "out of <memory>"), ("stopped", "note", "10 of 20"), ("running", "note", "still going")],
+    [("failed", "problem", "out of <memory>"), ("stopped", "note", "10 of 20"), ("running", "note", "was training")],
 )
 def test_a_run_that_did_not_finish(status, level, words):
     info = {"status": status, "error": "out of <memory>", "dials": {"epochs": 20}}
@@ -147,7 +147,7 @@ def test_a_rankme_below_the_untrained_one_is_no_warning():
 
 def test_waiting_for_data():
     found = only(judge(run(steps=log(falling(), data_wait=0.45), info={"settings": {"workers": 2}})), "warning")
-    assert found.sentence.startswith("45.0 % of the time")
+    assert found.sentence.startswith("45.0 % of the training time")
     assert "with 2 workers" in found.sentence
     assert "--workers" in found.advice
 
@@ -202,7 +202,7 @@ class TestGuided:
         steps[-20]["grad_norm"] = 60.0
         (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
         (found,) = [v for v in judge(read_run(run)) if "Unstable" in v.sentence]
-        assert "leapt to 60.0" in found.sentence
+        assert "rose to 60.0" in found.sentence
         assert "--student-weight to about 0.3" in found.advice
         told = json.loads((run / "run.json").read_text())
         told["dials"]["alpha"] = 0.3

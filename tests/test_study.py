@@ -105,7 +105,7 @@ def test_a_study_that_was_killed_and_stopped_gives_the_same_table(place: Path):
     results = json.loads((place / "s/results.json").read_text())
     assert {row["metric"] for row in results["rows"]} > {"knn accuracy"}
     assert {row["epoch"] for row in results["along"] if row["metric"] == "knn accuracy"} >= {5.0, 10.0}
-    assert "along the way" in out
+    assert "learning curves" in out
     assert (place / "s/report.html").exists()
 
 

@@ -1,4 +1,4 @@
-"""What a study says: statistics against scipy, tables, how soon an arm gets there, figures along the way."""
+"""What a study says: statistics against scipy, tables, how soon an arm gets there, figures learning curves."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def test_tables_page_and_pictures_say_what_the_runs_carry(tmp_path: Path):
     }
     outcome["remarks"] = remarks(outcome)
     outcome["headlines"] = ["knn accuracy"]
-    assert "41.0 ± " in as_text(outcome)
+    assert "41.0 % ± " in as_text(outcome)
     assert "higher" in as_text(outcome)
     assert as_csv(outcome).count("\n") == 7
     page = study_page(outcome)
@@ -115,7 +115,7 @@ def test_what_stands_beside_the_arms_is_compared_with_the_baseline_and_corrected
         **{"rows": arms, "references": list(rows.values()), "times": [], "along": []},
     }
     (line,) = (line for line in as_text(outcome).splitlines() if "(from scratch)" in line)
-    assert "-20.0 ± " in line
+    assert "-20.0 % ± " in line
     assert line.endswith("lower")
     assert "no difference shown" in study_page(outcome)
 
@@ -172,7 +172,7 @@ def test_figures_along_the_way():
     assert "knn accuracy, minus a" in told
     assert "+10.0" in told
     page = study_page(outcome)
-    assert "Along the way" in page
+    assert "Learning curves" in page
     assert "scenes: knn accuracy" in page
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -11,8 +11,8 @@ import numpy as np
 from .charts import Line, line_chart
 from .markup import Markup, brief, figure, html_table, percent, tag
 from .pictures import scalar_colours
-from .run import number
-from .sections import Runs, charts_of, named, section
+from .run import RunRecord, mappings, number
+from .sections import Runs, by_run, charts_of, section
 
 FIGURES = {  # figure -> how its row is headed
     "student_evenness": "student's attention, evenness",
@@ -70,39 +70,35 @@ def attention_over_time(runs: Runs) -> Markup | None:
 
 def attention_tables(runs: Runs) -> Markup | None:
     """What `unveil analyze attention` found at each checkpoint, and in decoders."""
-    blocks: list[Markup | None] = []
-    for place, run in enumerate(runs):
-        told = run.analyses.get("attention", {})
-        points = mappings(told.get("checkpoints"))
-        rows = [
-            [word, *(_figure(name, number(point.get(name))) for point in points)]
-            for name, word in FIGURES.items()
-            if any(name in point for point in points)
-        ]
-        if rows:
-            head = ["", *(f"epoch {brief(number(point.get('epoch')))}" for point in points)]
-            blocks += [named(run, place, runs), html_table(head, rows)]
-        blocks += [_decoder(decoder) for decoder in mappings(told.get("decoders"))]
-    return section("Attention, analysed", *blocks, explained="On held-out images, by checkpoint.") if blocks else None
+    return by_run("Attention, analysed", runs, _attention_tables, "On held-out images, by checkpoint.")
+
+
+def _attention_tables(run: RunRecord) -> list[Markup | None]:
+    analysis = run.analyses.get("attention", {})
+    points = mappings(analysis.get("checkpoints"))
+    rows = [
+        [title, *(_figure(name, number(point.get(name))) for point in points)]
+        for name, title in FIGURES.items()
+        if any(name in point for point in points)
+    ]
+    head = ["", *(f"epoch {brief(number(point.get('epoch')))}" for point in points)]
+    return [html_table(head, rows) if rows else None, *map(_decoder, mappings(analysis.get("decoders")))]
 
 
 def layers(runs: Runs) -> Markup | None:
     """What `unveil analyze features` found of the layers of two runs."""
-    blocks: list[Markup | None] = []
-    for place, run in enumerate(runs):
-        for name, told in run.analyses.items():
-            if name.startswith("features-"):
-                blocks += [named(run, place, runs), *_layers(told)]
-    if not blocks:
-        return None
     explained = (
-        "Linear CKA, from 0 to 1: how alike two layers see the same images. Distance: how far, in pixels, a patch "
-        "looks on average."
+        "Linear CKA, from 0 to 1: the similarity of the features of two layers. Distance: the mean distance, in pixels,"
+        " from a patch to the patches that it attends to."
     )
-    return section("Layers compared", *blocks, explained=explained)
+    return by_run("Layers compared", runs, _all_layers, explained)
 
 
-def _layers(told: Mapping[str, Any]) -> list[Markup]:
+def _all_layers(run: RunRecord) -> list[Markup | None]:
+    return [part for name, told in run.analyses.items() if name.startswith("features-") for part in _layers(told)]
+
+
+def _layers(told: Mapping[str, Any]) -> list[Markup | None]:
     names = [str(name) for name in told.get("runs", ())] if isinstance(told.get("runs"), list) else []
     matrix = [[number(v) for v in row] for row in told.get("cka", ()) if isinstance(row, list)]
     if len(names) != 2 or not matrix:
@@ -163,8 +159,3 @@ def shaded(value: float, shade: float) -> Markup:
 
 def _figure(name: str, value: float) -> str:
     return figure(value) if name == "rank_correlation" or name.endswith("evenness") else percent(value)
-
-
-def mappings(value: object) -> Sequence[Mapping[str, Any]]:
-    """The mappings of a list that was read from a file; nothing where it is no list."""
-    return [v for v in value if isinstance(v, Mapping)] if isinstance(value, list) else []

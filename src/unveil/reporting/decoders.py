@@ -5,31 +5,27 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from .analyses import mappings, shaded
+from .analyses import shaded
 from .markup import Markup, figure, html_table, percent, picture, tag
-from .run import number
-from .sections import Runs, named, section
+from .run import RunRecord, mappings, number
+from .sections import Runs, by_run
 
 WIDE = 1280  # pixels of the picture
 
 
 def block_by_block(runs: Runs) -> Markup | None:
     """The picture, what each part adds, and which encoder maps the blocks read."""
-    blocks: list[Markup | None] = []
-    for place, run in enumerate(runs):
-        decoders = mappings(run.analyses.get("blocks", {}).get("decoders"))
-        if decoders:
-            drawn = picture(run.path / "analysis" / "blocks.png", "reconstructions, block by block", WIDE)
-            blocks += [
-                named(run, place, runs),
-                tag("div", drawn, class_="strip", style="--columns:1"),
-                *map(_decoder, decoders),
-            ]
     explained = (
-        "A prediction is the sum of what the mask tokens and each block of the decoder add to it. Detail: how a part "
-        "changes from pixel to pixel, 0 for what is flat and about 1 for noise."
+        "A prediction is the sum of the contributions of the mask tokens and of each decoder block. Detail: the change"
+        " from pixel to pixel within a contribution, 0 for a flat one and about 1 for noise."
     )
-    return section("Decoder, block by block", *blocks, explained=explained) if blocks else None
+    return by_run("Decoder, block by block", runs, _decoders, explained)
+
+
+def _decoders(run: RunRecord) -> list[Markup | None]:
+    decoders = mappings(run.analyses.get("blocks", {}).get("decoders"))
+    drawn = picture(run.path / "analysis" / "blocks.png", "reconstructions, block by block", WIDE)
+    return [tag("div", drawn, class_="strip", style="--columns:1"), *map(_decoder, decoders)] if decoders else []
 
 
 def _decoder(told: Mapping[str, Any]) -> Markup:

@@ -3,125 +3,123 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import TypeVar
 
 from .markup import Markup, brief, figure, join, picture, tag
 from .run import NeighbourRow, ProbeEpoch, ProbeFiles, RunRecord
-from .sections import Runs, named, section
+from .sections import Runs, by_run
 
 T = TypeVar("T")
 
 
 def reconstructions(runs: Runs) -> Markup | None:
-    """A row per probe: original, hidden, then what the model made of it at several epochs."""
-    blocks: list[Markup | None] = []
+    """A row per probe: original, hidden, then the prediction at several epochs."""
     most_probes, most_epochs = (9, 6) if len(runs) == 1 else (4, 5)
-    for place, run in enumerate(runs):
-        epochs = evenly_spaced(run.probes.epochs, most_epochs)
+
+    def content(run: RunRecord) -> list[Markup | None]:
         rows = []
-        for probe, name in list(enumerate(run.probes.names))[:most_probes]:
-            seen = [(e, e.items[probe]) for e in epochs if probe in e.items and _predicted(e.items[probe])]
-            if seen:
-                last = seen[-1][1]
-                cells = [_cell(last.original, "original", name), _cell(last.hidden, "hidden", name)]
-                cells += [_cell(_predicted(files), _epoch(e), f"{name}, predicted") for e, files in seen]
-                rows.append(_strip(cells, len(epochs) + 2))
-        if rows:
-            told = tag("p", _how_to_read(run), class_="remark")
-            blocks += [named(run, place, runs), tag("div", *rows, class_="gallery"), colour_keys(run), told]
+        for name, columns, items in islice(_over_epochs(run, most_epochs, _predicted), most_probes):
+            last = items[-1][1]
+            cells = [_cell(last.original, "original", name), _cell(last.hidden, "hidden", name)]
+            cells += [_cell(_predicted(files), at, f"{name}, predicted") for at, files in items]
+            rows.append(_strip(cells, columns + 2))
+        return [_gallery(rows), colour_keys(run), tag("p", _how_to_read(run), class_="remark")] if rows else []
+
     explained = (
-        "Fixed held-out images under fixed masks. The model sees only the patches that are not grey, "
-        "and predicts the rest."
+        "Fixed held-out images under fixed masks. The model reads the patches that are not grey, and predicts the rest."
     )
-    return section("Reconstructions", *blocks, explained=explained) if blocks else None
+    return by_run("Reconstructions", runs, content, explained)
 
 
 def attention_maps(runs: Runs) -> Markup | None:
-    """Where the encoder looks, over epochs."""
-    blocks: list[Markup | None] = []
+    """The encoder's attention at several epochs."""
     most_probes, most_epochs = (4, 6) if len(runs) == 1 else (3, 5)
-    for place, run in enumerate(runs):
-        epochs = evenly_spaced(
-            [e for e in run.probes.epochs if any(f.attention for f in e.items.values())], most_epochs
-        )
-        rows = []
-        for probe, name in list(enumerate(run.probes.names))[:most_probes]:
-            seen = [(e, e.items[probe]) for e in epochs if probe in e.items and e.items[probe].attention]
-            if seen:
-                cells = [_cell(seen[-1][1].original, "original", name)]
-                cells += [_cell(files.attention, _epoch(e), f"{name}, attention") for e, files in seen]
-                rows.append(_strip(cells, len(epochs) + 1))
-        if rows:
-            blocks += [named(run, place, runs), tag("div", *rows, class_="gallery")]
-    if not blocks:
-        return None
+
+    def content(run: RunRecord) -> list[Markup | None]:
+        rows = [
+            _strip(
+                [_cell(items[-1][1].original, "original", name)]
+                + [_cell(files.attention, at, f"{name}, attention") for at, files in items],
+                columns + 1,
+            )
+            for name, columns, items in islice(_over_epochs(run, most_epochs, lambda f: f.attention), most_probes)
+        ]
+        return [_gallery(rows)]
+
     key = tag("span", "low ", tag("i", class_="ramp"), " high", class_="key")
-    explained = join(["How much the last block attends to each patch of the whole image, per image from ", key])
-    return section("Attention", *blocks, explained=explained)
+    explained = join(["The attention of the last block to each patch of the whole image, per image from ", key])
+    return by_run("Attention", runs, content, explained)
 
 
 def guidance(runs: Runs) -> Markup | None:
-    """Who looks where as training goes on, the mask that comes of it, and what other ways of drawing would hide."""
-    blocks: list[Markup | None] = []
+    """The attention that guides masks at several epochs, the mask, and the masks of the other samplers."""
     most_probes, most_epochs = (2, 6) if len(runs) == 1 else (1, 5)
-    for place, run in enumerate(runs):
-        epochs = evenly_spaced([e for e in run.probes.epochs if any(map(_is_guided, e.items.values()))], most_epochs)
+
+    def content(run: RunRecord) -> list[Markup | None]:
         strips: list[Markup] = []
-        for probe, name in enumerate(run.probes.names):
-            seen = [(e, e.items[probe]) for e in epochs if probe in e.items and _is_guided(e.items[probe])]
-            if not seen or len(strips) >= 5 * most_probes:
-                continue
-            last = seen[-1][1]
-            draws = [(way.removeprefix("draw "), p) for way, p in last.more.items() if way.startswith("draw ")]
+        for name, columns, items in islice(_over_epochs(run, most_epochs, _is_guided), most_probes):
+            last = items[-1][1]
+            draws = [(way.removeprefix("draw "), path) for way, path in last.more.items() if way.startswith("draw ")]
             cells = [_cell(last.original, "original, drawn as", name)]
             strips.append(_strip([*cells, *(_cell(p, way, f"{name}, drawn") for way, p in draws)], len(draws) + 1))
             kinds: list[tuple[str, list[Path | None]]] = [
-                ("teacher", [files.more.get("teacher") for _, files in seen]),
-                ("student", [files.attention for _, files in seen]),
-                ("blend", [files.more.get("blend") for _, files in seen]),
-                ("mask", [files.hidden for _, files in seen]),
+                ("teacher", [files.more.get("teacher") for _, files in items]),
+                ("student", [files.attention for _, files in items]),
+                ("blend", [files.more.get("blend") for _, files in items]),
+                ("mask", [files.hidden for _, files in items]),
             ]
             for kind, paths in kinds:
                 if any(paths):
                     cells = [tag("div", kind, class_="rowname")]
-                    cells += [_cell(p, _epoch(e), f"{name}, {kind}") for (e, _), p in zip(seen, paths, strict=True)]
-                    strips.append(_strip(cells, len(epochs) + 1))
-        if strips:
-            blocks += [named(run, place, runs), tag("div", *strips, class_="gallery told")]
+                    cells += [_cell(p, at, f"{name}, {kind}") for (at, _), p in zip(items, paths, strict=True)]
+                    strips.append(_strip(cells, columns + 1))
+        return [_gallery(strips, "gallery told")]
+
     explained = (
-        "An image and what each way of drawing would hide of it at last; below, what the frozen teacher attends to, "
-        "what the student does, the blend of both, and the mask that was drawn, as training went on."
+        "First row: an image and the patches that each sampler would hide of it at the last epoch. Below, over"
+        " training: the attention of the frozen teacher, of the student, their blend, and the mask that was drawn."
     )
-    return section("Guidance", *blocks, explained=explained) if blocks else None
+    return by_run("Guidance", runs, content, explained)
 
 
 def across_modalities(runs: Runs) -> Markup | None:
-    """What is predicted of one map when another one alone is given."""
-    blocks: list[Markup | None] = []
+    """Predictions of one modality when another one alone is given."""
     most_rows, most_epochs = (12, 6) if len(runs) == 1 else (6, 5)
-    for place, run in enumerate(runs):
-        epochs = evenly_spaced(
-            [e for e in run.probes.epochs if any(_given(f.more) for f in e.items.values())], most_epochs
-        )
+
+    def content(run: RunRecord) -> list[Markup | None]:
         strips: list[Markup] = []
-        for probe, name in enumerate(run.probes.names):
-            seen = [(e, e.items[probe]) for e in epochs if probe in e.items and _given(e.items[probe].more)]
-            for given in _given(seen[-1][1].more) if seen else ():
-                cells = [_cell(seen[-1][1].original, f"{name.rpartition(' · ')[2]} {given}", name)]
-                cells += [_cell(f.more.get(given), _epoch(e), f"{name}, {given} alone") for e, f in seen]
-                strips.append(_strip(cells, len(epochs) + 1))
-        if strips:
-            strips = strips[:most_rows]
-            blocks += [named(run, place, runs), tag("div", *strips, class_="gallery told"), colour_keys(run)]
-    explained = "One map is given whole and all others are hidden: first the truth, then what the model says of it."
-    return section("Across modalities", *blocks, explained=explained) if blocks else None
+        for name, columns, items in _over_epochs(run, most_epochs, lambda files: _given(files.more)):
+            for given in _given(items[-1][1].more):
+                cells = [_cell(items[-1][1].original, f"{name.rpartition(' · ')[2]} {given}", name)]
+                cells += [_cell(files.more.get(given), at, f"{name}, {given} alone") for at, files in items]
+                strips.append(_strip(cells, columns + 1))
+        return [_gallery(strips[:most_rows], "gallery told"), colour_keys(run)] if strips else []
+
+    explained = "One modality is visible and all others are hidden: first the ground truth, then the prediction."
+    return by_run("Across modalities", runs, content, explained)
+
+
+def _over_epochs(
+    run: RunRecord, most: int, shows: Callable[[ProbeFiles], object]
+) -> Iterator[tuple[str, int, list[tuple[str, ProbeFiles]]]]:
+    """Each probe that has such pictures: its name, the number of epochs shown, and the pictures by epoch."""
+    epochs = evenly_spaced([e for e in run.probes.epochs if any(map(shows, e.items.values()))], most)
+    for probe, name in enumerate(run.probes.names):
+        items = [(_epoch(e), e.items[probe]) for e in epochs if probe in e.items and shows(e.items[probe])]
+        if items:
+            yield name, len(epochs), items
+
+
+def _gallery(strips: Sequence[Markup], class_: str = "gallery") -> Markup | None:
+    return tag("div", *strips, class_=class_) if strips else None
 
 
 def colour_keys(run: RunRecord) -> Markup | None:
     """What the colours of measured maps and of classes mean."""
-    told = []
+    lines = []
     for key in run.probes.keys:
         name, classes, colours = str(key.get("name", "")), key.get("classes"), key.get("colours")
         if isinstance(classes, list) and isinstance(colours, list):
@@ -129,12 +127,12 @@ def colour_keys(run: RunRecord) -> Markup | None:
                 tag("span", tag("i", class_="swatch", style=f"background:{_rgb(c)}"), str(word))
                 for word, c in zip(classes, colours, strict=False)
             ]
-            told.append(tag("p", tag("strong", name), *spots, class_="classes"))
+            lines.append(tag("p", tag("strong", name), *spots, class_="classes"))
         elif isinstance(stops := key.get("stops"), list):
             ramp = f"background:linear-gradient(90deg,{','.join(map(_rgb, stops))})"
             bar = (f"{key.get('low', '')} ", tag("i", class_="ramp", style=ramp), f" {key.get('high', '')}")
-            told.append(tag("p", tag("strong", name), tag("span", *bar, class_="key"), class_="classes"))
-    return tag("div", *told) if told else None
+            lines.append(tag("p", tag("strong", name), tag("span", *bar, class_="key"), class_="classes"))
+    return tag("div", *lines) if lines else None
 
 
 def _rgb(colour: object) -> str:
@@ -158,16 +156,14 @@ def _given(more: Mapping[str, Path]) -> list[str]:
 
 def nearest_neighbours(runs: Runs) -> Markup | None:
     """For some queries the images with the most similar features."""
-    blocks: list[Markup | None] = []
     most_rows, most_neighbours = (6, 7) if len(runs) == 1 else (4, 7)
-    for place, run in enumerate(runs):
+
+    def content(run: RunRecord) -> list[Markup | None]:
         rows = [_neighbour_row(row, i, most_neighbours) for i, row in enumerate(run.neighbours[:most_rows])]
-        if rows:
-            blocks += [named(run, place, runs), tag("div", *rows, class_="gallery near")]
-    explained = (
-        "First the query, then the images whose features are nearest, with their distance. A tick: equal labels."
-    )
-    return section("Nearest neighbours", *blocks, explained=explained) if blocks else None
+        return [_gallery(rows, "gallery near")]
+
+    explained = "The query, then the images with the nearest features and their distances. A tick marks equal labels."
+    return by_run("Nearest neighbours", runs, content, explained)
 
 
 def evenly_spaced(items: Sequence[T], most: int) -> list[T]:
@@ -204,19 +200,16 @@ def _epoch(at: ProbeEpoch) -> str:
 def _how_to_read(run: RunRecord) -> Markup:
     note = f" {run.probes.note}" if run.probes.note else ""
     if any("features" in files.more for epoch in run.probes.epochs for files in epoch.items.values()):
-        label = tag("strong", "Features: ")
-        told = (
-            "this model predicts no pixels, so of its predictions no picture can be made. Hidden patches have the "
-            "colour of the distance between predicted and true features (1 - cos): dark where they point the same "
-            f"way, light where they have nothing in common.{note}"
+        text = (
+            "this model predicts features, not pixels. The colour of a hidden patch is the distance between predicted"
+            f" and true features (1 - cosine): dark where they agree, light where they are unrelated.{note}"
         )
-        return tag("span", label, told)
+        return tag("span", tag("strong", "Features: "), text)
     if not run.probes.norm_pix:
         return tag("span", f"Predictions are pixels.{note}")
-    label = tag("strong", "Norm-pix: ")
-    told = (
-        "each patch is predicted relative to its own mean and standard deviation. To be viewable, it is shown with "
-        "the mean and the standard deviation of the true patch, which the model never saw: judge the structure, "
-        f"not the brightness.{note}"
+    text = (
+        "each patch is predicted relative to its own mean and standard deviation. It is drawn with the mean and"
+        " the standard deviation of the true patch, which the model does not know: compare structure, not"
+        f" brightness.{note}"
     )
-    return tag("span", label, told)
+    return tag("span", tag("strong", "Norm-pix: "), text)

@@ -1,4 +1,4 @@
-"""How training with teachers fails, as published: of CMT-MAE and its relatives (see docs/looking.md for sources)."""
+"""Published failures of training with teachers, CMT-MAE and its relatives (docs/looking.md has the sources)."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ import numpy as np
 
 from .markup import brief, figure, percent
 from .run import Evaluation, RunRecord, number
-from .verdict_types import Verdict, ends_of, is_telling, losses_of
+from .verdict_types import Verdict, ends_of, is_long_enough, losses_of
 
-_NEAR = 0.1  # a student weight so near to 0 or 1 is at an end
+_NEAR = 0.1  # from 0 or 1: a student weight as near as this counts as 0 or 1
 _EVEN = 0.995
 
 
 def student_weight(run: RunRecord) -> float:
-    """The student's share in masks and targets; NaN for a run that has no such dial."""
+    """The student's share in masks and targets; NaN for a run without such an option."""
     dials = run.mapping("dials")
     alpha = number(dials.get("alpha"))
     return number(dials.get("student_weight")) if math.isnan(alpha) else alpha
 
 
 def easy_targets(run: RunRecord) -> Verdict | None:
-    """A low loss with poor k-NN: the targets have become easy to predict, the features are worth little."""
-    if math.isnan(student_weight(run)) or not is_telling(run):
+    """A low loss with a poor k-NN accuracy: the targets have become easy to predict."""
+    if math.isnan(student_weight(run)) or not is_long_enough(run):
         return None
     first, last = ends_of(losses_of(run))
     knn = _knn(run)
@@ -46,29 +46,29 @@ def easy_targets(run: RunRecord) -> Verdict | None:
 
 
 def unstable_weight(run: RunRecord) -> Verdict | None:
-    """Unstable training with a student weight near 0 or 1, where one of the two decides all."""
+    """Unstable training with a student weight near 0 or 1."""
     weight = student_weight(run)
     is_all_teacher = run.text("dials", "masking") == run.text("dials", "targets") == "teacher"
-    if math.isnan(weight) or _NEAR < weight < 1 - _NEAR or is_all_teacher or not is_telling(run):
+    if math.isnan(weight) or _NEAR < weight < 1 - _NEAR or is_all_teacher or not is_long_enough(run):
         return None
     signs = _unrest(run)
     if not signs:
         return None
-    end = "the teacher's alone" if weight < 0.5 else "the student's own"
+    end = "the teacher's" if weight < 0.5 else "the student's own"
     return Verdict(
         "warning",
-        f"Unstable with a student weight of {brief(weight)}, at which masks and targets are all but {end}: "
+        f"Unstable with a student weight of {brief(weight)}, which makes masks and targets almost only {end}: "
         f"{'; '.join(signs)}.",
         "Set --student-weight to about 0.3, the paper's best.",
     )
 
 
 def even_guidance(run: RunRecord) -> Verdict | None:
-    """Attention so even that masks drawn from it are random."""
-    looks = [s.attention for s in run.signals if "guide_evenness" in s.attention]
-    if not looks:
+    """Attention so uniform that masks drawn from it are random."""
+    maps = [s.attention for s in run.signals if "guide_evenness" in s.attention]
+    if not maps:
         return None
-    last = looks[-1]
+    last = maps[-1]
     evenness, hidden, tokens = (
         last.get(name, math.nan) for name in ("guide_evenness", "hidden_attention", "hidden_tokens")
     )
@@ -76,7 +76,7 @@ def even_guidance(run: RunRecord) -> Verdict | None:
         return None
     return Verdict(
         "note",
-        f"The masks hardly follow attention: its map is all but even (evenness {figure(evenness)}), and they hide "
+        f"The masks hardly follow attention: its map is almost uniform (evenness {figure(evenness)}), and they hide "
         f"{percent(hidden)} of it with {percent(tokens)} of the patches.",
         "Lower --temperature, take --draw hard, read another --layer, or use a --teacher whose attention is sharper.",
     )
@@ -100,18 +100,18 @@ def no_gain(run: RunRecord, others: Sequence[RunRecord]) -> Verdict | None:
     return Verdict(
         "warning",
         f"No gain over an MAE of the same size: {percent(accuracy)} k-NN accuracy, {percent(best)} of {name}. One run "
-        "of each tells little of a small difference.",
+        "of each is no evidence for a small difference.",
         _OWN_GUIDE if run.text("dials", "guide_warmup") and not run.text("dials", "teacher") else _WITH_TEACHER,
     )
 
 
 _WITH_TEACHER = (
-    "Compare with --teacher random and with --masking uniform: if those do as well, the teacher knows little of "
+    "Compare with --teacher random and with --masking uniform: if those do as well, the teacher does not suit "
     "such images, so take another --teacher; else try --draw gumbel and --student-weight 0.3."
 )
 _OWN_GUIDE = (
-    "Compare with a run of multimae that is as long, whose masks are random: attention says little of an image early "
-    "on, so begin later to follow it, with a longer --guide-warmup, or train for more epochs."
+    "Compare with a run of multimae that is as long, whose masks are random: early attention carries little "
+    "information, so follow it later, with a longer --guide-warmup, or train for more epochs."
 )
 _WORDS = {"untrained": "an untrained encoder", "pixels": "raw pixels"}
 
@@ -121,13 +121,13 @@ def _knn(run: RunRecord) -> Evaluation | None:
 
 
 def _unrest(run: RunRecord) -> list[str]:
-    """The signs of unstable training in the second half of the log, in words."""
+    """Signs of unstable training in the second half of the log."""
     found = []
     half = run.steps[len(run.steps) // 2 :]
     norms = np.array([s.grad_norm for s in half])
     norms = norms[np.isfinite(norms)]
     if len(norms) >= 10 and (peak := float(norms.max())) > 10 * (middle := float(np.median(norms))):
-        found.append(f"the gradient's norm leapt to {figure(peak)} from about {figure(middle)}")
+        found.append(f"the gradient norm rose to {figure(peak)} from about {figure(middle)}")
     parts = [float(part.mean()) for part in np.array_split(losses_of(run), 10)]
     best = int(np.argmin(parts))
     if (worst := max(parts[best:])) > 1.1 * parts[best]:

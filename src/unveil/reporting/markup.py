@@ -15,7 +15,7 @@ _VOID = frozenset({"img", "meta", "input", "br"})
 
 
 class Markup(str):
-    """Text that is HTML already. Only the functions of this room make it."""
+    """Text that is HTML already. Only the functions of this module make it."""
 
     __slots__ = ()
 
@@ -47,7 +47,7 @@ def html_table(head: Sequence[object], rows: Iterable[Sequence[object]], **attri
 
 
 def figure(value: float, digits: int = 3) -> str:
-    """A number for reading: significant digits, thousands apart, a dash for what is not known."""
+    """A number with `digits` significant digits and thousands separators; a dash for NaN."""
     if not math.isfinite(value):
         return "–" if math.isnan(value) else "∞" if value > 0 else "−∞"
     if abs(value) >= 10 ** (digits - 1) and abs(value) < 1e9:
@@ -59,12 +59,12 @@ def figure(value: float, digits: int = 3) -> str:
 
 
 def brief(value: float) -> str:
-    """A number without trailing zeros, as a person writes an epoch: 30, 12.5."""
+    """A number without trailing zeros: 30, 12.5."""
     return f"{value:,.4g}" if math.isfinite(value) and abs(value) < 1e4 else figure(value)
 
 
 def percent(share: float) -> str:
-    """A share in [0, 1] as percent."""
+    """A share in [0, 1] as a percentage."""
     return f"{100 * share:.1f} %" if math.isfinite(share) else "–"
 
 
@@ -74,6 +74,11 @@ def count(value: float) -> str:
         if abs(value) >= size:
             return f"{value / (size if unit != ' k' else 1e3):.1f}{unit}"
     return figure(value, 5)
+
+
+def counted(value: float, noun: str) -> str:
+    """A number with its noun: 1 epoch, 0.92 epochs."""
+    return f"{brief(value)} {noun}{'' if brief(value) == '1' else 's'}"
 
 
 def picture(path: Path | None, alt: str, longest: int = 256) -> Markup:

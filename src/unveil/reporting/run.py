@@ -1,4 +1,4 @@
-"""The nouns of a report: what a run left behind, as far as it could be read. All frozen; NaN stands for not known."""
+"""The content of a run folder as far as it could be read, in frozen dataclasses; NaN stands for not known."""
 
 from __future__ import annotations
 
@@ -19,8 +19,18 @@ def number(value: Any) -> float:
         return NAN
 
 
+def mapping(value: Any) -> Mapping[str, Any]:
+    """The value if it is a mapping, else an empty one."""
+    return value if isinstance(value, Mapping) else {}
+
+
+def mappings(value: Any) -> list[Mapping[str, Any]]:
+    """The mappings in a list; none where the value is no list."""
+    return [v for v in value if isinstance(v, Mapping)] if isinstance(value, list) else []
+
+
 def protocol_name(protocol: str) -> str:
-    """A protocol as people write it: k-NN for knn."""
+    """A protocol's title, such as k-NN for knn."""
     return protocol.replace("knn-whitened", "whitened k-NN").replace("knn", "k-NN")
 
 
@@ -68,7 +78,7 @@ class Evaluation:
 
     @property
     def name(self) -> str:
-        """The protocol as people write it."""
+        """The protocol's title, such as k-NN for knn."""
         return protocol_name(self.protocol)
 
 
@@ -142,13 +152,12 @@ class RunRecord:
         """A value of run.json by its path of keys, or None."""
         value: Any = self.info
         for key in keys:
-            value = value.get(key) if isinstance(value, Mapping) else None
+            value = mapping(value).get(key)
         return value
 
     def mapping(self, *keys: str) -> Mapping[str, Any]:
         """A part of run.json that has parts of its own, empty where it is missing."""
-        value = self.fact(*keys)
-        return value if isinstance(value, Mapping) else {}
+        return mapping(self.fact(*keys))
 
     def text(self, *keys: str) -> str:
         """A value of run.json as text, empty where it is missing."""

@@ -8,7 +8,20 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from .run import Evaluation, Neighbour, NeighbourRow, ProbeEpoch, ProbeFiles, Probes, RunRecord, Signals, Step, number
+from .run import (
+    Evaluation,
+    Neighbour,
+    NeighbourRow,
+    ProbeEpoch,
+    ProbeFiles,
+    Probes,
+    RunRecord,
+    Signals,
+    Step,
+    mapping,
+    mappings,
+    number,
+)
 
 
 def read_run(path: str | Path) -> RunRecord:
@@ -20,14 +33,14 @@ def read_run(path: str | Path) -> RunRecord:
     return RunRecord(
         path=folder,
         name=folder.resolve().name,
-        info=_mapping(_json(folder / "run.json", remarks, needed=True)),
+        info=mapping(_json(folder / "run.json", remarks, needed=True)),
         steps=steps,
         signals=signals,
         evaluations=_evaluations(folder / "eval", remarks),
         probes=_probes(folder / "pictures", remarks),
         neighbours=_neighbours(folder / "pictures", remarks),
-        analyses={p.stem: _mapping(_json(p, remarks)) for p in sorted((folder / "analysis").glob("*.json"))},
-        broken={str(k): str(v) for k, v in _mapping(_json(folder / "broken.json", remarks)).items()},
+        analyses={p.stem: mapping(_json(p, remarks)) for p in sorted((folder / "analysis").glob("*.json"))},
+        broken={str(k): str(v) for k, v in mapping(_json(folder / "broken.json", remarks)).items()},
         remarks=remarks,
     )
 
@@ -60,16 +73,8 @@ def _json(path: Path, remarks: list[str], needed: bool = False) -> Any:
     return None
 
 
-def _mapping(value: Any) -> Mapping[str, Any]:
-    return value if isinstance(value, Mapping) else {}
-
-
-def _list(value: Any) -> list[Mapping[str, Any]]:
-    return [v for v in value if isinstance(v, Mapping)] if isinstance(value, list) else []
-
-
 def _numbers(value: Any) -> dict[str, float]:
-    return {str(k): number(v) for k, v in _mapping(value).items()}
+    return {str(k): number(v) for k, v in mapping(value).items()}
 
 
 def _lines(path: Path, remarks: list[str]) -> Iterator[Mapping[str, Any]]:
@@ -113,11 +118,11 @@ def _metrics(path: Path, remarks: list[str]) -> tuple[list[Step], list[Signals]]
 def _evaluations(folder: Path, remarks: list[str]) -> list[Evaluation]:
     found = []
     for path in sorted(folder.glob("*.json")):
-        told = _mapping(_json(path, remarks))
+        told = mapping(_json(path, remarks))
         if metrics := _numbers(told.get("metrics")):
-            baselines = {str(k): _numbers(v) for k, v in _mapping(told.get("baselines")).items()}
+            baselines = {str(k): _numbers(v) for k, v in mapping(told.get("baselines")).items()}
             protocol, data = str(told.get("protocol") or path.stem), str(told.get("data") or "")
-            details = {str(k): _numbers(v) for k, v in _mapping(told.get("details")).items()}
+            details = {str(k): _numbers(v) for k, v in mapping(told.get("details")).items()}
             found.append(Evaluation(protocol, data, metrics, baselines, str(told.get("card") or ""), details))
     return found
 
@@ -131,23 +136,23 @@ def _inside(folder: Path, name: Any) -> Path | None:
 
 
 def _probes(folder: Path, remarks: list[str]) -> Probes:
-    index = _mapping(_json(folder / "index.json", remarks))
-    names = [str(p.get("name") or i) for i, p in enumerate(_list(index.get("probes")))]
+    index = mapping(_json(folder / "index.json", remarks))
+    names = [str(p.get("name") or i) for i, p in enumerate(mappings(index.get("probes")))]
     epochs = []
-    for told in _list(index.get("epochs")):
+    for told in mappings(index.get("epochs")):
         items = {}
-        for item in _list(told.get("items")):
+        for item in mappings(told.get("items")):
             at = number(item.get("probe"))
             if at in range(len(names)):
                 names_of = ("original", "hidden", "reconstructed", "attention")
                 original, hidden, reconstructed, attention = (_inside(folder, item.get(name)) for name in names_of)
-                more = {str(k): _inside(folder, name) for k, name in _mapping(item.get("more")).items()}
+                more = {str(k): _inside(folder, name) for k, name in mapping(item.get("more")).items()}
                 kept = {k: path for k, path in more.items() if path}
                 items[int(at)] = ProbeFiles(int(at), original, hidden, reconstructed, attention, kept)
         step = number(told.get("step"))
         if items:
             epochs.append(ProbeEpoch(number(told.get("epoch")), int(step) if math.isfinite(step) else 0, items))
-    return Probes(names, epochs, bool(index.get("norm_pix")), str(index.get("note") or ""), _list(index.get("keys")))
+    return Probes(names, epochs, bool(index.get("norm_pix")), str(index.get("note") or ""), mappings(index.get("keys")))
 
 
 def _neighbours(folder: Path, remarks: list[str]) -> list[NeighbourRow]:
@@ -160,8 +165,8 @@ def _neighbours(folder: Path, remarks: list[str]) -> list[NeighbourRow]:
             label(row.get("query_label")),
             [
                 Neighbour(_inside(folder, n.get("image")), number(n.get("distance")), label(n.get("label")))
-                for n in _list(row.get("neighbours"))
+                for n in mappings(row.get("neighbours"))
             ],
         )
-        for row in _list(_json(folder / "neighbours.json", remarks))
+        for row in mappings(_json(folder / "neighbours.json", remarks))
     ]

@@ -10,7 +10,7 @@ from ..runs.console import duration
 from .charts import NUM_COLOURS
 from .markup import Markup, brief, figure, html_table, percent, tag
 from .run import Evaluation, RunRecord, protocol_name
-from .sections import Runs, section
+from .sections import Runs, section, shown
 
 SHOWN = 3  # measures of a protocol that are seen at once
 SHARES = ("accuracy", "top", "miou", "pixel_accuracy", "mean_accuracy", "delta")  # metrics that are shares of 1
@@ -25,7 +25,7 @@ def comparison(runs: Runs) -> Markup | None:
     differing = [d for d in dials if len({run.text("dials", d) for run in runs}) > 1]
     alike = len({(run.text("model", "norm_pix"), run.text("dials", "target"), _share_hidden(run)) for run in runs}) == 1
     words = [("recipe", [run.text("recipe") for run in runs]), ("size", [run.text("dials", "size") for run in runs])]
-    words += [(d, [run.text("dials", d) for run in runs]) for d in differing]
+    words += [(d, [shown(run.fact("dials", d)) for run in runs]) for d in differing]
     words += [("status", [run.text("status") for run in runs])]
     rows: list[list[object]] = [[name, *(v or "–" for v in values)] for name, values in words if any(values)]
     better_if_less = min if alike else None

@@ -1,4 +1,4 @@
-"""The written sections of a report: what was run, how it went, what was measured. One function a section.
+"""The written sections of a report: what was run, how it went, what was measured. One function per section.
 
 A section is a function from the runs to Markup, or to None where there is nothing to show.
 """
@@ -10,15 +10,15 @@ from collections.abc import Callable, Iterable, Sequence
 
 from ..runs.console import duration
 from .charts import NUM_COLOURS, Line, line_chart
-from .markup import Markup, brief, count, figure, html_table, percent, tag
-from .run import RunRecord, Signals, Step, number
+from .markup import Markup, brief, count, counted, figure, html_table, percent, tag
+from .run import RunRecord, Signals, Step, mappings, number
 from .verdict import headline, judge
 
 Runs = Sequence[RunRecord]
 
 
 def section(title: str, *children: object, explained: object = None) -> Markup:
-    """A titled part of the page, with a line that says how to read it."""
+    """A titled part of the page, with a line that explains it."""
     return tag("section", tag("h2", title), tag("p", explained, class_="lead") if explained else None, *children)
 
 
@@ -27,8 +27,19 @@ def named(run: RunRecord, place: int, runs: Runs) -> Markup | None:
     return tag("h3", tag("i", class_=f"spot s{place % NUM_COLOURS}"), run.name) if len(runs) > 1 else None
 
 
+def by_run(
+    title: str, runs: Runs, content: Callable[[RunRecord], Sequence[Markup | None]], explained: object = None
+) -> Markup | None:
+    """A section with the content of each run under its name; None where no run has any."""
+    blocks: list[Markup | None] = []
+    for place, run in enumerate(runs):
+        if parts := [part for part in content(run) if part]:
+            blocks += [named(run, place, runs), *parts]
+    return section(title, *blocks, explained=explained) if blocks else None
+
+
 def health(runs: Runs) -> Markup:
-    """The verdict on each run: a headline, the findings, what to do."""
+    """The verdict on each run: a headline, the findings, and advice."""
     cards = []
     for place, run in enumerate(runs):
         verdicts = judge(run, [other for other in runs if other is not run])
@@ -55,8 +66,8 @@ def key_figures(runs: Runs) -> Markup | None:
     run = runs[0]
     signals = run.last_signals
     tiles = [
-        ("final loss", figure(run.final_loss), f"{brief(run.epochs_done)} epochs"),
-        ("held-out loss", figure(signals.heldout_loss), "on images kept apart"),
+        ("final loss", figure(run.final_loss), counted(run.epochs_done, "epoch")),
+        ("held-out loss", figure(signals.heldout_loss), "on held-out images"),
         ("images/s", figure(run.images_per_second), duration(run.seconds)),
         ("RankMe", figure(signals.rankme), f"of {figure(signals.feature_dim)} dimensions"),
     ]
@@ -119,39 +130,39 @@ def curves(runs: Runs) -> Markup | None:
 
 
 def _continued(runs: Runs) -> Markup | None:
-    """The schedules of runs that go on with a training, dashed, and the part of each that the run rides."""
+    """The schedules of runs that continue an earlier training, dashed, and the part of each that the run covers."""
     lines = []
     for i, run in enumerate(runs):
         whole, own = (_points(run.fact("schedule", part)) for part in ("whole", "run"))
         if whole[0]:
-            lines += [Line(f"{run.name}: the training that goes on", *whole, i, is_dashed=True)]
+            lines += [Line(f"{run.name}: the whole schedule", *whole, i, is_dashed=True)]
             lines += [Line(f"{run.name}", *own, i)]
     return line_chart("Schedule of the learning rate", lines, x_label="epoch", note="from the first training's start")
 
 
-def _points(told: object) -> tuple[list[float], list[float]]:
-    pairs = [p for p in told if isinstance(p, list) and len(p) == 2] if isinstance(told, list) else []
+def _points(value: object) -> tuple[list[float], list[float]]:
+    pairs = [p for p in value if isinstance(p, list) and len(p) == 2] if isinstance(value, list) else []
     return [number(x) for x, _ in pairs], [number(y) for _, y in pairs]
 
 
 def label_free(runs: Runs) -> Markup | None:
-    """Held-out loss, RankMe and feature spread: what can be known of features without labels."""
+    """Held-out loss, RankMe and feature spread: measures of features that need no labels."""
     axis, at = _axis(runs)
 
     def lines(value: Callable[[Signals], float]) -> list[Line]:
         return [Line(r.name, [at(s) for s in r.signals], [value(s) for s in r.signals], i) for i, r in enumerate(runs)]
 
     charts = [
-        line_chart("Held-out loss", lines(lambda s: s.heldout_loss), x_label=axis, note="on images kept apart"),
+        line_chart("Held-out loss", lines(lambda s: s.heldout_loss), x_label=axis, note="on held-out images"),
         line_chart("RankMe", lines(lambda s: s.rankme), x_label=axis, note="dimensions that the features use"),
         line_chart("Feature spread", lines(lambda s: s.feature_std), x_label=axis, note="std", from_zero=True),
     ]
     if not any(charts):
         return None
     explained = (
-        "Measured on held-out images while training. RankMe is the effective number of dimensions of the features: "
-        "the exponential of the entropy of their singular values. A fall to a few is collapse, and so is a spread "
-        "over images near zero."
+        "Measured on held-out images during training. RankMe is the effective number of dimensions of the features: "
+        "the exponential of the entropy of their singular values. RankMe near 1, or a standard deviation over images "
+        "near 0, means that the features have collapsed."
     )
     return section("Signals that need no labels", charts_of(charts), explained=explained)
 
@@ -159,30 +170,45 @@ def label_free(runs: Runs) -> Markup | None:
 def broken_files(runs: Runs) -> Markup | None:
     """Files that could not be read."""
     most = 50
-    blocks = []
-    for place, run in enumerate(runs):
-        if run.broken:
-            listed = list(run.broken.items())
-            more = tag("p", f"… and {len(listed) - most:,} more, in broken.json.") if len(listed) > most else None
-            blocks += [
-                named(run, place, runs),
-                html_table(["file", "reason"], listed[:most], class_="words"),
-                more,
-            ]
-    return section("Broken files", *blocks, explained="Another sample took their place.") if blocks else None
+
+    def content(run: RunRecord) -> list[Markup | None]:
+        rows = list(run.broken.items())
+        more = tag("p", f"… and {len(rows) - most:,} more, in broken.json.") if len(rows) > most else None
+        return [html_table(["file", "reason"], rows[:most], class_="words"), more] if rows else []
+
+    return by_run("Broken files", runs, content, "Other samples take their places in training.")
 
 
 def environment(runs: Runs) -> Markup | None:
-    """Versions, machine and settings: what someone needs to run it again."""
-    blocks = []
-    for place, run in enumerate(runs):
-        facts = [("unveil", run.text("unveil")), ("commit", run.text("git")), ("started", run.text("started"))]
-        facts += [("finished", run.text("finished"))]
+    """Versions, machine and settings: what is needed to repeat the run."""
+
+    def content(run: RunRecord) -> list[Markup | None]:
+        pairs = [("unveil", run.text("unveil")), ("commit", run.text("git")), ("started", run.text("started"))]
+        pairs += [("finished", run.text("finished"))]
         for part in ("versions", "settings", "optim"):
-            facts += [(str(k), _said(v)) for k, v in run.mapping(part).items()]
-        if listed := _facts(facts):
-            blocks += [named(run, place, runs), listed]
-    return section("Environment", *blocks) if blocks else None
+            pairs += [(_option_name(str(k)), shown(v)) for k, v in run.mapping(part).items()]
+        return [_description_list(pairs)]
+
+    return by_run("Environment", runs, content)
+
+
+OPTION_NAMES = {  # of options whose key is no name
+    "lr": "learning rate",
+    "lr_factor": "learning rate factor",
+    "peak_lr": "peak learning rate",
+    "betas": "Adam betas",
+    "clip": "gradient clipping",
+    "compile": "torch.compile",
+    "signals_every": "validation every (epochs)",
+    "val_every": "validation every (epochs)",
+    "keep_every": "weights saved every (epochs)",
+    "save_every": "weights saved every (epochs)",
+    "save_minutes": "checkpoint every (minutes)",
+}
+
+
+def _option_name(key: str) -> str:
+    return OPTION_NAMES.get(key, key.replace("_", " "))
 
 
 def _one_run(run: RunRecord, place: int, runs: Runs) -> Markup:
@@ -197,8 +223,7 @@ def _one_run(run: RunRecord, place: int, runs: Runs) -> Markup:
     ]
     held_out = run.number("data", "held_out")
     images = f"{data:,.0f}" + (f", {held_out:,.0f} held out" if held_out > 0 else "") if math.isfinite(data) else ""
-    epochs = f"{brief(run.epochs_done)} of {run.text('dials', 'epochs') or '?'}" if run.steps else ""
-    facts = _facts(
+    details = _description_list(
         [
             ("recipe", run.text("recipe")),
             ("data", run.text("data", "address")),
@@ -207,7 +232,7 @@ def _one_run(run: RunRecord, place: int, runs: Runs) -> Markup:
             ("parameters", ", ".join(model)),
             ("a step", _steps(run)),
             ("tokens", ", ".join(tokens)),
-            ("epochs", epochs),
+            ("epochs", _epochs(run)),
             ("time", duration(run.seconds) if math.isfinite(run.seconds) else ""),
             ("device", ", ".join(filter(None, (run.text("settings", "device"), run.text("settings", "precision"))))),
             ("seed", run.text("seed")),
@@ -217,55 +242,59 @@ def _one_run(run: RunRecord, place: int, runs: Runs) -> Markup:
     command = run.text("command")
     copyable = tag("div", tag("pre", tag("code", command)), tag("button", "copy", type="button"), class_="command")
     remarks = tag("p", " ".join(run.remarks), class_="remark") if run.remarks else None
-    parts = (facts, copyable if command else None, _changes(run), _dials(run), remarks)
+    parts = (details, copyable if command else None, _changes(run), _options(run), remarks)
     return tag("article", named(run, place, runs), *parts)
 
 
+def _epochs(run: RunRecord) -> str:
+    """The epochs trained, and the whole number of them where training has not come to its end."""
+    done, planned = run.epochs_done, run.number("dials", "epochs")
+    if not run.steps:
+        return ""
+    return f"{brief(done)} of {brief(planned)}" if done < 0.995 * planned else brief(done)
+
+
 def _steps(run: RunRecord) -> str:
-    """What a step of each stage trains, beside which teachers, and its operations for an image."""
-    stages = run.fact("model", "stages")
-    stages = [s for s in stages if isinstance(s, dict)] if isinstance(stages, list) else []
-    told = []
+    """The parameters that a step of each stage trains, those of teachers, and its operations per image."""
+    stages = mappings(run.fact("model", "stages"))
+    lines = []
     for stage in stages:
         trained, guides, flops = (number(stage.get(key)) for key in ("trained", "guides", "flops"))
         parts = [f"{count(trained)} trained"] if math.isfinite(trained) else []
         parts += [f"{count(guides)} of teachers"] if guides > 0 else []
-        parts += [f"{flops / 1e9:.3g} GFLOPs an image"] if math.isfinite(flops) else []
-        which = f"{brief(number(stage.get('epochs')))} epochs: " if len(stages) > 1 else ""
-        told.append(which + ", ".join(parts))
-    return "; ".join(told)
+        parts += [f"{flops / 1e9:.3g} GFLOPs per image"] if math.isfinite(flops) else []
+        which = f"{counted(number(stage.get('epochs')), 'epoch')}: " if len(stages) > 1 else ""
+        lines.append(which + ", ".join(parts))
+    return "; ".join(lines)
 
 
 def _changes(run: RunRecord) -> Markup | None:
     changes = run.fact("changes")
     if changes == []:
-        return tag("p", "Nothing was changed from the paper.")
+        return tag("p", "All options are the paper's.")
     if not isinstance(changes, list):
         return None
-    changes = [c for c in changes if isinstance(c, dict)]
-    rows = [[_said(c.get("dial")), _said(c.get("paper")), _said(c.get("used")), _said(c.get("why"))] for c in changes]
-    return tag(
-        "details",
-        tag("summary", f"{len(rows)} dials were changed from the paper to fit this data and machine"),
-        html_table(["dial", "paper", "here", "why"], rows, class_="words"),
-        open=True,
-    )
+    rows = [[shown(change.get(key)) for key in ("dial", "paper", "used", "why")] for change in mappings(changes)]
+    summary = f"{counted(len(rows), 'option')} changed from the paper to fit this data and machine"
+    return tag("details", tag("summary", summary),
+               html_table(["option", "paper", "here", "reason"], rows, class_="words"), open=True)  # fmt: skip
 
 
-def _dials(run: RunRecord) -> Markup | None:
-    dials = _facts((str(k), _said(v)) for k, v in run.mapping("dials").items())
-    return tag("details", tag("summary", "All dials"), dials) if dials else None
+def _options(run: RunRecord) -> Markup | None:
+    options = _description_list((str(k), shown(v)) for k, v in run.mapping("dials").items())
+    return tag("details", tag("summary", "All options"), options) if options else None
 
 
-def _said(value: object) -> str:
+def shown(value: object) -> str:
+    """A value of run.json as text: short numbers, lists with spaces, a dash for null."""
     if isinstance(value, float):
         return brief(value)
-    return " ".join(_said(v) for v in value) if isinstance(value, list) else "–" if value is None else str(value)
+    return " ".join(shown(v) for v in value) if isinstance(value, list) else "–" if value is None else str(value)
 
 
-def _facts(pairs: Iterable[tuple[str, str]]) -> Markup | None:
-    told = [tag("div", tag("dt", name), tag("dd", value)) for name, value in pairs if value]
-    return tag("dl", *told, class_="facts") if told else None
+def _description_list(pairs: Iterable[tuple[str, str]]) -> Markup | None:
+    items = [tag("div", tag("dt", name), tag("dd", value)) for name, value in pairs if value]
+    return tag("dl", *items, class_="facts") if items else None
 
 
 def charts_of(charts: Iterable[Markup | None]) -> Markup:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,9 +11,10 @@ from typing import Any
 from ..runs.atomic import write_text
 from ..runs.console import duration
 from .charts import Line, line_chart
+from .document import document
 from .intervals import interval, intervals, metric_rows, value_of, write_intervals
-from .markup import Markup, figure, html_table, join, tag
-from .style import LOGO, SCRIPT, STYLE
+from .markup import Markup, counted, figure, html_table, tag
+from .sections import charts_of, section
 
 _CURVES = {"heldout_loss": "held-out loss", "rankme": "RankMe", "feature_std": "standard deviation of features"}
 _MOST_RUNS = 8  # lines of a chart that an eye can follow
@@ -35,27 +34,12 @@ def write_study_report(folder: str | Path) -> Path:
 
 def study_page(outcome: Mapping[str, Any]) -> str:
     """The page of one study as an HTML document that needs nothing but itself."""
-    script_hash = base64.b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode()
-    policy = f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{script_hash}'"
-    head = tag(
-        "head",
-        tag("meta", charset="utf-8"),
-        tag("meta", http_equiv="Content-Security-Policy", content=policy),
-        tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
-        tag("meta", name="color-scheme", content="light dark"),
-        tag("title", f"{outcome['study']} · unveil"),
-        tag("style", Markup(STYLE)),
-    )
-    seeds = len(outcome["seeds"])
-    under = f"scale {outcome['scale']} · {len(outcome['arms'])} arms · {seeds} seed{'s' if seeds != 1 else ''}"
-    titles = tag(
-        "div",
-        tag("p", "unveil study", class_="kind"),
-        tag("h1", outcome["question"]),
-        tag("p", f"{outcome['study']} · {under}", class_="under"),
-    )
-    main = tag(
-        "main",
+    scale, arms, seeds = outcome["scale"], len(outcome["arms"]), counted(len(outcome["seeds"]), "seed")
+    return document(
+        "unveil study",
+        outcome["study"],
+        outcome["question"],
+        f"{outcome['study']} · scale {scale} · {arms} arms · {seeds}",
         _remarks(outcome),
         *(_setting(outcome, setting["name"]) for setting in outcome["settings"]),
         _along(outcome),
@@ -64,14 +48,12 @@ def study_page(outcome: Mapping[str, Any]) -> str:
         _arms(outcome),
         _failures(outcome),
     )
-    body = tag("body", tag("header", Markup(LOGO), titles), main, tag("script", Markup(SCRIPT)))
-    return join([Markup("<!doctype html>\n"), tag("html", head, body, lang="en")])
 
 
 def _remarks(outcome: Mapping[str, Any]) -> Markup | None:
     if not outcome["remarks"]:
         return None
-    return tag("section", tag("h2", "Read this first"), *(tag("p", remark) for remark in outcome["remarks"]))
+    return section("Read this first", *(tag("p", remark) for remark in outcome["remarks"]))
 
 
 def _setting(outcome: Mapping[str, Any], setting: str) -> Markup:
@@ -83,20 +65,19 @@ def _setting(outcome: Mapping[str, Any], setting: str) -> Markup:
         head = ("arm", "seeds", "mean ± 95 %", f"minus {outcome['baseline']}", "p, paired", "p, Holm", "says")
         parts[metric] = tag("article", tag("h3", metric), intervals(metric, rows), html_table(head, cells))
     lead = (
-        f"Every arm beside {outcome['baseline']}, seed by seed. The bar is the 95 % interval of the mean by Student's t"
-        " over seeds; p is that of the paired t-test, corrected by Holm over the arms of a metric,"
-        " and apart from them over what is beside the arms."
+        f"Every arm is compared with {outcome['baseline']}, paired by seed. The bar is the 95 % interval of the mean by"
+        " Student's t over seeds. p: paired t-test, with Holm's correction over the arms of a metric and, separately,"
+        " over the references (raw pixels, untrained, from scratch)."
     )
     costs = _costs([run for run in outcome["runs"] if run["setting"] == setting])
     others = [part for metric, part in parts.items() if metric not in outcome["headlines"]]
-    return tag(
-        "section",
-        tag("h2", setting),
-        tag("p", lead, class_="lead"),
+    return section(
+        setting,
         *(part for metric, part in parts.items() if metric in outcome["headlines"]),
         tag("details", tag("summary", f"{len(others)} further figures"), *others) if others else None,
-        tag("h3", "What a run takes"),
+        tag("h3", "Cost of a run"),
         costs,
+        explained=lead,
     )
 
 
@@ -127,7 +108,7 @@ def _along(outcome: Mapping[str, Any]) -> Markup | None:
         ]  # fmt: skip
         head = ("arm", "epoch", "seeds", "mean ± 95 %", f"minus {outcome['baseline']}")
         parts.append(tag("details", tag("summary", f"{setting}: {metric}"), html_table(head, cells)))
-    return tag("section", tag("h2", "Along the way"), *parts) if parts else None
+    return section("Learning curves", *parts) if parts else None
 
 
 def _times(outcome: Mapping[str, Any]) -> Markup | None:
@@ -135,17 +116,15 @@ def _times(outcome: Mapping[str, Any]) -> Markup | None:
         return None
     first = outcome["times"][0]
     lead = (
-        f"Until {first['metric']} is {value_of(first['target'], first['metric'])}, which every arm reaches: on means"
-        " over seeds, and between measurements on a straight line."
+        f"Training until {first['metric']} is {value_of(first['target'], first['metric'])}, which every arm reaches."
+        " From means over seeds, with linear interpolation between measurements."
     )
     rows = [
         (t["arm"], "not reached", "–") if t["seconds"] is None
         else (t["arm"], ("at most " if t["at_most"] else "") + duration(t["seconds"]), figure(t["epochs"]))
         for t in outcome["times"]
     ]  # fmt: skip
-    return tag(
-        "section", tag("h2", "How soon"), tag("p", lead, class_="lead"), html_table(("arm", "training", "epochs"), rows)
-    )
+    return section("Time to target", html_table(("arm", "training", "epochs"), rows), explained=lead)
 
 
 def _curves(outcome: Mapping[str, Any]) -> Markup | None:
@@ -164,13 +143,11 @@ def _curves(outcome: Mapping[str, Any]) -> Markup | None:
     if not any(charts):
         return None
     lead = (
-        f"Seed {outcome['seeds'][0]}, on held-out images; but for accuracies without labels. Losses compare only"
-        " between arms that predict the same patches."
+        f"Seed {outcome['seeds'][0]}, on held-out images. Losses are comparable only between arms that predict the same"
+        " patches."
     )
     lead += f" The first {_MOST_RUNS} arms." if len(outcome["arms"]) > _MOST_RUNS else ""
-    return tag(
-        "section", tag("h2", "Over training"), tag("p", lead, class_="lead"), tag("div", *charts, class_="charts")
-    )
+    return section("Over training", charts_of(charts), explained=lead)
 
 
 def _arms(outcome: Mapping[str, Any]) -> Markup:
@@ -178,12 +155,12 @@ def _arms(outcome: Mapping[str, Any]) -> Markup:
         (arm["name"], arm["recipe"], ", ".join(f"{name} {value}" for name, value in arm["dials"].items()))
         for arm in outcome["arms"]
     ]
-    return tag("section", tag("h2", "Arms"), html_table(("arm", "recipe", "dials"), rows, class_="words"))
+    return section("Arms", html_table(("arm", "recipe", "dials"), rows, class_="words"))
 
 
 def _failures(outcome: Mapping[str, Any]) -> Markup | None:
     failed = [(run["name"], run["error"]) for run in outcome["runs"] if run["error"]]
-    return tag("section", tag("h2", "Failed"), html_table(("run", "why"), failed, class_="words")) if failed else None
+    return section("Failed", html_table(("run", "why"), failed, class_="words")) if failed else None
 
 
 def _compared(row: Mapping[str, Any], metric: str) -> tuple[str, str, str, str]:

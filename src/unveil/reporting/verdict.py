@@ -1,8 +1,4 @@
-"""Whether training looks healthy, in plain sentences with the numbers behind them.
-
-A check is a function from a run to a verdict, or to None where it has nothing to say. To add one, write it and put it
-into CHECKS.
-"""
+"""Checks of a run's health. A check is a function from a run to a verdict, or to None; CHECKS lists them."""
 
 from __future__ import annotations
 
@@ -12,13 +8,13 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from .guidance_checks import easy_targets, even_guidance, no_gain, unstable_weight
-from .markup import brief, figure, percent
+from .markup import brief, counted, figure, percent
 from .run import RunRecord, Signals
-from .verdict_types import ENOUGH_ROWS, ENOUGH_STEPS, LEVELS, Verdict, ends_of, is_telling, losses_of
+from .verdict_types import ENOUGH_ROWS, ENOUGH_STEPS, LEVELS, Verdict, ends_of, is_long_enough, losses_of
 
 
 def judge(run: RunRecord, others: Sequence[RunRecord] = ()) -> list[Verdict]:
-    """All that the checks say of a run, beside the others of a report: the gravest first, in the end what went well."""
+    """The verdicts of all checks on a run, compared with the others of a report; the gravest first."""
     found = [verdict for check in CHECKS if (verdict := check(run))]
     found += [verdict for compare in COMPARISONS if (verdict := compare(run, others))]
     if good := healthy(run, found):
@@ -27,13 +23,13 @@ def judge(run: RunRecord, others: Sequence[RunRecord] = ()) -> list[Verdict]:
 
 
 def headline(verdicts: Sequence[Verdict]) -> Verdict:
-    """The one sentence that stands at the top of the page, at the level of the gravest finding."""
+    """The sentence at the top of the page, at the level of the gravest verdict."""
     gravest = verdicts[0].level if verdicts else "note"
     is_healthy = any(v.level == "ok" for v in verdicts)
     if gravest == "problem":
         return Verdict(gravest, "Something is wrong with this run.")
     if gravest == "warning":
-        return Verdict(gravest, "This run needs a look.")
+        return Verdict(gravest, "This run has warnings.")
     return Verdict("ok", "Training looks healthy.") if is_healthy else Verdict("note", "Too early to tell.")
 
 
@@ -48,30 +44,30 @@ def failed(run: RunRecord) -> Verdict | None:
     if status == "stopped":
         return Verdict("note", f"The run was stopped {where}.", "The same command goes on from there.")
     if status == "running":
-        return Verdict("note", f"The run was still going {where} when this page was written, or was cut off.")
+        return Verdict("note", f"The run was training {where} when this page was written, or was killed.")
     return None
 
 
 def no_metrics(run: RunRecord) -> Verdict | None:
-    """A verdict where the run has logged no metrics."""
+    """The run has logged no metrics so far."""
     if run.steps:
         return None
     return Verdict("note", "No training step was logged yet.", "Write the report again once training has begun.")
 
 
 def too_short(run: RunRecord) -> Verdict | None:
-    """So few steps that a curve means nothing."""
-    if not run.steps or is_telling(run):
+    """Too few steps to assess the loss curve."""
+    if not run.steps or is_long_enough(run):
         return None
     return Verdict(
         "note",
-        f"{run.steps[-1].step} steps are too few to judge the curve.",
-        f"From about {ENOUGH_STEPS} steps on there is something to see: raise --epochs.",
+        f"Too few steps to assess the loss curve: {run.steps[-1].step}.",
+        f"Curves are assessed from {ENOUGH_STEPS} steps on: give more --minutes or --epochs.",
     )
 
 
 def diverged(run: RunRecord) -> Verdict | None:
-    """The loss is no number at the end, or ended far above its best."""
+    """The loss is not finite at the end, or far above its minimum."""
     if not run.steps:
         return None
     if not math.isfinite(run.steps[-1].loss):
@@ -91,7 +87,7 @@ def diverged(run: RunRecord) -> Verdict | None:
 
 
 def skipped_updates(run: RunRecord) -> Verdict | None:
-    """Updates were left out since a gradient was not finite."""
+    """Updates were skipped because a gradient was not finite."""
     if not run.steps or not run.steps[-1].skipped > 0:
         return None
     skipped, steps = run.steps[-1].skipped, max(run.steps[-1].step, 1)
@@ -104,9 +100,9 @@ def skipped_updates(run: RunRecord) -> Verdict | None:
 
 
 def not_falling(run: RunRecord) -> Verdict | None:
-    """The loss ended where it began."""
+    """The loss did not fall over the whole training."""
     loss = losses_of(run)
-    if not is_telling(run) or diverged(run):
+    if not is_long_enough(run) or diverged(run):
         return None
     first, last = ends_of(loss)
     if last < 0.98 * first:
@@ -119,9 +115,9 @@ def not_falling(run: RunRecord) -> Verdict | None:
 
 
 def still_falling(run: RunRecord) -> Verdict | None:
-    """The loss fell on to the very end, so the run was too short."""
+    """The loss was still falling at the end, so the run was too short."""
     loss = losses_of(run)
-    if not is_telling(run) or not_falling(run) or diverged(run):
+    if not is_long_enough(run) or not_falling(run) or diverged(run):
         return None
     first, last = ends_of(loss)
     tenths = np.array_split(loss, 10)
@@ -132,7 +128,7 @@ def still_falling(run: RunRecord) -> Verdict | None:
         return None
     return Verdict(
         "note",
-        f"The loss was still falling: {percent(drop / (first - last))} of its whole fall came in the last fifth.",
+        f"The loss was still falling: {percent(drop / (first - last))} of its total decrease came in the last fifth.",
         "Train longer: raise --epochs.",
     )
 
@@ -140,7 +136,7 @@ def still_falling(run: RunRecord) -> Verdict | None:
 def overfitting(run: RunRecord) -> Verdict | None:
     """The held-out loss rises while the training loss falls, or lies far above it."""
     heldout = [s for s in run.signals if math.isfinite(s.heldout_loss)]
-    if not heldout or not is_telling(run):
+    if not heldout or not is_long_enough(run):
         return None
     best, last = min(heldout, key=lambda s: s.heldout_loss), heldout[-1]
     train = ends_of(losses_of(run))[1]
@@ -164,7 +160,7 @@ def overfitting(run: RunRecord) -> Verdict | None:
 
 
 def collapse(run: RunRecord) -> Verdict | None:
-    """Features hardly differ between images, or use few dimensions."""
+    """The features hardly differ between images, or have few dimensions."""
     spread = [s.feature_std for s in run.signals if math.isfinite(s.feature_std)]
     advice = "Try a lower learning rate, a higher share hidden (a lower --visible) or another seed."
     if spread and spread[-1] < max(1e-4, 0.01 * max(spread)):
@@ -177,7 +173,7 @@ def collapse(run: RunRecord) -> Verdict | None:
     ranks = [s for s in run.signals if math.isfinite(s.rankme)]
     if not ranks:
         return None
-    # What stands at epoch 0 is chance, not learning: training always takes some of it away.
+    # The rank at epoch 0 is that of random weights, and training lowers it.
     last, peak = ranks[-1], max((s.rankme for s in ranks if s.epoch > 0), default=math.nan)
     many = last.feature_dim if math.isfinite(last.feature_dim) else math.inf
     if last.rankme < 3 and many >= 16:
@@ -190,7 +186,7 @@ def collapse(run: RunRecord) -> Verdict | None:
 
 
 def data_bound(run: RunRecord) -> Verdict | None:
-    """A verdict where training waits for images to be decoded."""
+    """Training waits for images to be decoded."""
     waits = np.array([s.data_wait for s in run.steps])
     waits = waits[np.isfinite(waits)]
     if not len(waits) or not (wait := float(np.median(waits[len(waits) // 2 :]))) > 0.3:
@@ -199,7 +195,7 @@ def data_bound(run: RunRecord) -> Verdict | None:
     beside = f", with {workers} workers" if workers else ""
     return Verdict(
         "warning",
-        f"{percent(wait)} of the time went into waiting for images{beside}.",
+        f"{percent(wait)} of the training time was spent waiting for images{beside}.",
         "Raise --workers, or keep smaller images on a faster disk.",
     )
 
@@ -215,14 +211,14 @@ def broken_files(run: RunRecord) -> Verdict | None:
     return Verdict(
         "warning" if share > 0.01 else "note",
         f"{n:,} broken {plural}{of} {'was' if n == 1 else 'were'} replaced by other samples.",
-        "They are listed below.",
+        "They are listed under Broken files.",
     )
 
 
 def poor_features(run: RunRecord) -> Verdict | None:
-    """The trained encoder is no better than an untrained one, whatever the loss says."""
+    """The trained encoder is no better than an untrained one."""
     if easy_targets(run):
-        return None  # which says so, and why
+        return None  # it reports the same, with the reason
     for evaluation in run.evaluations:
         trained = evaluation.metrics.get("accuracy", math.nan)
         untrained = evaluation.baselines.get("untrained", {}).get("accuracy", math.nan)
@@ -231,7 +227,7 @@ def poor_features(run: RunRecord) -> Verdict | None:
                 "warning",
                 f"The features are no better than an untrained encoder's: {evaluation.name} accuracy is "
                 f"{percent(trained)}, untrained {percent(untrained)}.",
-                "A low loss does not help here: train longer, hide more (a lower --visible), or use more images.",
+                "A low loss does not mean good features: train longer, lower --visible, or use more images.",
             )
     return None
 
@@ -257,18 +253,18 @@ COMPARISONS: tuple[Callable[[RunRecord, Sequence[RunRecord]], Verdict | None], .
 
 
 def healthy(run: RunRecord, found: Sequence[Verdict]) -> Verdict | None:
-    """What went well, with its numbers, where no check found anything grave."""
-    if any(v.level in ("problem", "warning") for v in found) or not is_telling(run):
+    """The measures of a run without problems and warnings."""
+    if any(v.level in ("problem", "warning") for v in found) or not is_long_enough(run):
         return None
     first, last = ends_of(losses_of(run))
-    told = [f"the loss fell from {figure(first)} to {figure(last)} in {brief(run.epochs_done)} epochs"]
+    parts = [f"the loss fell from {figure(first)} to {figure(last)} in {counted(run.epochs_done, 'epoch')}"]
     if not run.steps[-1].skipped > 0:
-        told.append("no update was skipped")
+        parts.append("no update was skipped")
     if run.signals and math.isfinite(run.signals[-1].heldout_loss):
-        told.append(f"the held-out loss is {figure(run.signals[-1].heldout_loss)}")
+        parts.append(f"the held-out loss is {figure(run.signals[-1].heldout_loss)}")
     if run.signals and math.isfinite(run.signals[-1].rankme):
-        told.append(f"the features use about {_dimensions(run.signals[-1])}")
-    sentence = "; ".join(told)
+        parts.append(f"the features use about {_dimensions(run.signals[-1])}")
+    sentence = "; ".join(parts)
     return Verdict("ok", f"{sentence[0].upper()}{sentence[1:]}.")
 
 

@@ -1,4 +1,4 @@
-"""What a check of a run's health says, and what all checks read off a run."""
+"""The verdict of a check, and what checks read from a run."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ ENOUGH_ROWS = 20
 
 @dataclass(frozen=True)
 class Verdict:
-    """One finding: how grave it is (one of LEVELS), what was seen, and what to do about it."""
+    """The result of a check: its level (one of LEVELS), a sentence with the numbers, and advice."""
 
     level: str
     sentence: str
@@ -35,6 +35,6 @@ def ends_of(loss: Float[np.ndarray, " n"]) -> tuple[float, float]:
     return float(loss[:tenth].mean()), float(loss[-tenth:].mean())
 
 
-def is_telling(run: RunRecord) -> bool:
-    """Whether the log is long enough to judge its curve."""
+def is_long_enough(run: RunRecord) -> bool:
+    """Whether the log is long enough to assess its loss curve."""
     return bool(run.steps) and run.steps[-1].step >= ENOUGH_STEPS and len(losses_of(run)) >= ENOUGH_ROWS

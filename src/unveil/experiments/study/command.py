@@ -9,6 +9,7 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from ...reporting.intervals import value_of
 from ...reporting.study import write_study_report
 from ...runs.atomic import write_json
 from ...runs.console import duration, log
@@ -24,7 +25,7 @@ from .jobs import Job, expand, is_scenes, scenes_folder, slug
 from .overrides import check_numbers, with_data, with_overrides
 from .registry import load_study
 from .schedule import Schedule, write_jobs
-from .tables import as_text, headlines, is_share, remarks, write
+from .tables import as_text, headlines, remarks, write
 from .time_budget import fit_epochs, store_epochs, with_epochs, with_minutes
 
 MARKER = "study.json"
@@ -147,8 +148,7 @@ def _render(asked: Study, at: ScaleName, folder: Path) -> None:
 def _told(job: Job, folder: Path) -> str:
     """The first figures of a run that has just been measured."""
     found = read_outcome(job, folder)["metrics"]
-    told = [f"{name} {100 * value:.1f} %" if is_share(name) else f"{name} {value:.3g}" for name, value in found.items()]
-    return ", ".join(told[:3])
+    return ", ".join(f"{name} {value_of(value, name)}" for name, value in [*found.items()][:3])
 
 
 def _plan(asked: Study, at: ScaleName, title: str, found: Sequence[RunCost]) -> str:

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from ...evaluation.statistics import Estimate, estimate
+from ...reporting.intervals import interval, value_of
 from ...runs import console
 from ...runs.atomic import write_json, write_text
 
 COSTS = ("seconds", "images_per_second", "memory_mb")
-_SHARES = ("accuracy", "top5", "miou", "delta")  # metrics that are told in per cent
 
 
 def write(outcome: Mapping[str, Any], folder: Path) -> list[Path]:
@@ -54,7 +54,7 @@ def as_text(outcome: Mapping[str, Any]) -> str:
         parts.append(
             console.table([["arm", "runs", "time", "images/s", "memory"], *_costs(outcome["runs"], setting)], "l")
         )
-    parts += [_along(outcome, setting["name"]) for setting in outcome["settings"]]
+    parts += [_learning_curves(outcome, setting["name"]) for setting in outcome["settings"]]
     if outcome["times"]:
         parts.append(_times(outcome["times"]))
     parts += [f"failed: {run['name']}: {run['error']}" for run in outcome["runs"] if run["error"]]
@@ -84,22 +84,10 @@ def remarks(outcome: Mapping[str, Any]) -> list[str]:
     return found + ([outcome["note"]] if outcome["note"] else [])
 
 
-def interval(row: Mapping[str, Any], metric: str, sign: bool = False) -> str:
-    """A mean and half of its interval, shares in per cent."""
-    factor, digits = (100, 1) if is_share(metric) else (1, 3)
-    mean = f"{factor * row['mean']:{'+' if sign else ''}.{digits}f}"
-    return mean if row["half"] is None else f"{mean} ± {factor * row['half']:.{digits}f}"
-
-
-def is_share(metric: str) -> bool:
-    """Whether a metric is a share, which is told in per cent."""
-    return metric.split(" ", 1)[-1].startswith(_SHARES)
-
-
 def _cells(row: Mapping[str, Any]) -> list[str]:
-    difference = interval(row["difference"], row["metric"], sign=True) if row["difference"] else ""
+    difference = row["difference"] and interval(row["difference"], row["metric"], sign=True)
     ps = ["" if row[p] is None else f"{row[p]:.3f}" for p in ("p", "p_holm")]
-    return [interval(row, row["metric"]), difference, *ps]
+    return [interval(row, row["metric"]), difference or "", *ps]
 
 
 def _costs(runs: Sequence[Mapping[str, Any]], setting: str) -> list[list[str]]:
@@ -117,7 +105,7 @@ def _costs(runs: Sequence[Mapping[str, Any]], setting: str) -> list[list[str]]:
     return lines
 
 
-def _along(outcome: Mapping[str, Any], setting: str) -> str:
+def _learning_curves(outcome: Mapping[str, Any], setting: str) -> str:
     """What was measured of weights on the way: a line per metric and arm, then the differences to the baseline."""
     rows = [row for row in outcome["along"] if row["setting"] == setting]
     epochs = sorted({row["epoch"] for row in rows})
@@ -129,12 +117,11 @@ def _along(outcome: Mapping[str, Any], setting: str) -> str:
         lines.setdefault(key, {})[row["epoch"]] = interval(row["difference"], row["metric"], sign=True)
     table = [["metric", "arm", *(f"epoch {epoch:.4g}" for epoch in epochs)]]
     table += [[*key, *(found.get(epoch, "-") for epoch in epochs)] for key, found in lines.items()]
-    return f"{setting}: along the way, mean ± 95 %\n{console.table(table, 'l')}" if rows else ""
+    return f"{setting}: learning curves, mean ± 95 %\n{console.table(table, 'l')}" if rows else ""
 
 
 def _times(times: Sequence[Mapping[str, Any]]) -> str:
     metric, target = times[0]["metric"], times[0]["target"]
-    told = f"{100 * target:.1f} %" if is_share(metric) else f"{target:.3f}"
     rows = [["arm", "training", "epochs"]]
     for time in times:
         most = "at most " if time["at_most"] else ""
@@ -143,5 +130,5 @@ def _times(times: Sequence[Mapping[str, Any]]) -> str:
             [time["arm"], f"{most}{time['seconds']:.0f} s" if known else "not reached",
              f"{most}{time['epochs']:.1f}" if known else "-"]
         )  # fmt: skip
-    head = f"until {metric} is {told}, what every arm reaches; on means, and between measurements on a straight line"
+    head = f"until {metric} is {value_of(target, metric)}, which every arm reaches; from means, interpolated linearly"
     return f"{head}\n{console.table(rows, 'l')}"
