@@ -14,8 +14,8 @@ from ..data.inspect_images import Inspection, inspect_source
 from ..data.modality_config import declare
 from ..data.sources import open_source
 from ..evaluation.features import extract
-from ..modeling.image_encoder import Pool
 from ..modeling.public_vits import is_public_vit
+from ..modeling.types import Pool
 from ..recipes.run import Run
 from ..runs.atomic import replacing
 from ..runs.folder import check_writable

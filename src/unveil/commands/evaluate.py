@@ -14,9 +14,8 @@ from ..evaluation.registry import choose, data_for
 from ..evaluation.results import Result, details_table, table, write_results
 from ..evaluation.run import UNTRAINED, run_protocols
 from ..evaluation.types import THIS_RUN, Context, FeatureEncoder
-from ..modeling.image_encoder import Pool
 from ..modeling.public_vits import describe, is_public_vit, untrained_vit
-from ..modeling.types import Modality
+from ..modeling.types import Modality, Pool
 from ..recipes.run import Run
 from ..runs.console import Progress, log
 from .load import load

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ..modeling.image_encoder import ImageEncoder, Pool
+from ..modeling.image_encoder import ImageEncoder
 from ..modeling.public_vits import PublicViT, is_public_vit, load_encoder
+from ..modeling.types import Pool
 from ..recipes.run import Run
 from ..runs.hardware import choose_device
 

@@ -8,8 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..modeling.types import Modality
-from .types import Pool
+from ..modeling.types import Modality, Pool
 
 LONGEST_SIDE = 32  # 3 x 32 x 32 = 3072 numbers an image; at 224 pixels it would be 150,528
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Int
@@ -13,12 +13,13 @@ from torch import Tensor
 from ..data.loader import Loader
 from ..data.sources import Source, Subset, spread
 from ..data.transforms import CenterView
+from ..modeling.types import Pool
 from ..runs.hardware import autocast
-from .types import FeatureEncoder, Pool
+from .types import FeatureEncoder
 
 
 @dataclass(frozen=True)
-class Features:
+class ImageFeatures:
     """One vector per readable image, with its label (where the source has labels) and its name."""
 
     values: Float[Tensor, "N D"]
@@ -29,16 +30,6 @@ class Features:
     def __len__(self) -> int:
         return len(self.values)
 
-    def __getitem__(self, rows: Int[Tensor, " K"]) -> Features:
-        """Some of the images; nothing among them is unreadable."""
-        labels = None if self.labels is None else self.labels[rows]
-        return Features(self.values[rows], labels, tuple(self.names[i] for i in rows.tolist()))
-
-    def to(self, device: torch.device) -> Features:
-        """The same features on a device."""
-        labels = None if self.labels is None else self.labels.to(device)
-        return replace(self, values=self.values.to(device), labels=labels)
-
 
 def extract(
     encoder: FeatureEncoder,
@@ -48,7 +39,7 @@ def extract(
     progress: Callable[[int, int], None] | None = None,
     limit: int | None = None,
     dtype: torch.dtype = torch.float32,
-) -> Features:
+) -> ImageFeatures:
     """The features of a source's images, in the source's order.
 
     Threads decode a few batches ahead of the model; memory holds those and the features. `limit` takes that many
@@ -76,7 +67,7 @@ def extract(
     if not values.isfinite().all():
         raise ValueError("the encoder gives features that are not finite; its weights are broken or diverged")
     labels = None if images.labels is None else torch.tensor(images.labels, dtype=torch.int64)[rows]
-    return Features(values, labels, tuple(images.name(i) for i in rows), tuple(loader.unreadable))
+    return ImageFeatures(values, labels, tuple(images.name(i) for i in rows), tuple(loader.unreadable))
 
 
 def check_channels(encoder: FeatureEncoder, source: Source) -> None:

@@ -12,9 +12,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from ..modeling.types import Pool
 from .cache import ResultCache
 
-Pool = Literal["cls", "mean", "both"]
 Needs = Literal["features", "images", "dense", "model"]
 THIS_RUN = "this run"
 

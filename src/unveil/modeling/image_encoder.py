@@ -6,7 +6,6 @@ import json
 from collections.abc import Collection, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -16,9 +15,8 @@ from torch import Tensor, nn
 from ..runs.checkpoint import write_weights
 from .encoder import Encoder
 from .layers import EPS
-from .types import Batch, Latents, Modality, to_float
+from .types import Batch, Latents, Modality, Pool, to_float
 
-Pool = Literal["cls", "mean", "both"]
 CACHED_TOKENS = 2048
 
 

@@ -14,10 +14,10 @@ from ..data.inspect_aligned import inspect_samples
 from ..data.modality_config import BUILT_IN, Declared, declared_from, modality_from
 from ..data.sources import Source, Subset, open_source, spread
 from ..data.splits import hold_out
-from ..modeling.image_encoder import ImageEncoder, Pool
+from ..modeling.image_encoder import ImageEncoder
 from ..modeling.masked_model import MaskedModel
 from ..modeling.seeding import seed_stage
-from ..modeling.types import Modality
+from ..modeling.types import Modality, Pool
 from ..runs.checkpoint import Checkpoint, read, read_latest, read_state, weights_by_step
 from ..runs.console import log
 from ..runs.run_config import RunConfig

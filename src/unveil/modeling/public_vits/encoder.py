@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +12,7 @@ from torch import Tensor, nn
 
 from ...runs.console import log
 from ..layers import EPS
-from ..types import Batch, FeatureSpec, Layout, Modality, Observation, to_float
+from ..types import Batch, FeatureSpec, Layout, Modality, Observation, Pool, to_float
 from . import clip, dino, multimae
 from . import timm_vit as plain
 from . import unveil_runs as own
@@ -23,7 +22,6 @@ from .locate import WeightFiles, find_weights
 from .spec_from_weights import Traits, assemble
 from .vit import ViT, ViTConfig
 
-Pool = Literal["cls", "mean", "both"]
 FAMILIES: tuple[
     Callable[[WeightFiles], tuple[StateDict, Traits] | None], ...
 ] = (  # the first that knows the names reads them
