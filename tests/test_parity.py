@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from dataclasses import dataclass
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from formulas import formula, noise, weights
 from unveil.modeling.decoder import Blend, CrossDecoder, SelfDecoder, TaskDecoder, choose_maps
-from unveil.modeling.encoder import Encoder
+from unveil.modeling.encoder import SIZES, Encoder
 from unveil.modeling.layers import sincos_positions
 from unveil.modeling.losses import cross_entropy, l1, l2
 from unveil.modeling.masked_model import MaskedModel, Objective, mean_loss
@@ -21,6 +22,8 @@ from unveil.modeling.masking import Masker
 from unveil.modeling.public_vits import load_weights, to_own_names
 from unveil.modeling.targets import Classes, Pixels
 from unveil.modeling.types import Batch, Modality
+from unveil.recipes import mae
+from unveil.recipes.registry import build_recipe
 
 FOLDER = Path(os.environ.get("UNVEIL_PARITY", Path(__file__).parent / "parity"))
 CASES = [case for file in sorted(FOLDER.glob("*.json")) for case in json.loads(file.read_text())]
@@ -204,3 +207,35 @@ def test_transformers_vit_mae(norm_pix: bool):
     parameters = dict(ours.named_parameters())
     for name in ("encoder.blocks.0.attn.qkv.weight", "encoder.adapters.rgb.proj.weight", "objectives.0.head.bias"):
         torch.testing.assert_close(parameters[name].grad, grads[name], rtol=1e-4, atol=1e-7)
+
+
+def test_the_recipe_is_mae_in_one_file(monkeypatch: pytest.MonkeyPatch):
+    """The recipe `mae` and docs/mae_in_one_file.py, at one set of weights and one mask: equal loss and gradients."""
+    spec = spec_from_file_location("mae_in_one_file", Path(__file__).parents[1] / "docs" / "mae_in_one_file.py")
+    assert spec
+    assert spec.loader
+    one_file = module_from_spec(spec)
+    spec.loader.exec_module(one_file)
+    torch.manual_seed(0)
+    plain = one_file.MAE(32, 4, dim=48, depth=3, heads=4, decoder_dim=32, decoder_depth=2, decoder_heads=4)
+
+    monkeypatch.setitem(SIZES, "tiny", (48, 3, 4))
+    options = {"size": "tiny", "image_size": (32,), "patch": 4, "decoder_dim": 32, "decoder_depth": 2}
+    model = build_recipe(mae.recipe, [PLAIN], {**options, "decoder_heads": 4}).stages[0].build()
+    report = load_weights(model, to_own_names(plain.state_dict()))
+    assert not report.missing, report
+    assert not report.unexpected, report
+
+    scores = noise((3, 64), 1)
+    model.masker = Masker(Given(scores), model.masker.visible, model.masker.predicted, predict_score=Given(scores))
+    images = torch.randn(3, 3, 32, 32)
+    expected = plain(images, scores)
+    expected.backward()
+    loss = mean_loss(model(Batch({"rgb": images}, torch.arange(3), torch.zeros(()))))
+    loss.backward()
+    torch.testing.assert_close(loss, expected)
+    grads = to_own_names({name: p.grad for name, p in plain.named_parameters() if p.grad is not None})
+    trained = {name: p.grad for name, p in model.named_parameters() if p.requires_grad}
+    assert grads.keys() == trained.keys()
+    for name, grad in trained.items():
+        torch.testing.assert_close(grad.reshape(grads[name].shape), grads[name], rtol=1e-4, atol=1e-6)
