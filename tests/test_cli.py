@@ -303,7 +303,7 @@ class TestRecipes:
     @pytest.mark.parametrize(
         ("text", "part"),
         [
-            (None, "there is no file"),
+            (None, "no recipe file"),
             ("x = 1\n", "no function `recipe`"),
             ("\nimport does_not_exist\n", "line 2: ModuleNotFoundError"),
             ("def recipe(:\n", "line 1: SyntaxError"),

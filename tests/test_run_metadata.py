@@ -11,7 +11,7 @@ from torch import Tensor
 from report_fakes import fake_run
 from test_cmtmae import make
 from unveil.experiments.bench.contenders import CONTENDERS, Name, Work
-from unveil.experiments.bench.flops import count
+from unveil.experiments.bench.flops import count_flops
 from unveil.modeling.layers import Positions
 from unveil.modeling.types import DEPTH, RGB, SEMSEG
 from unveil.recipes import attmask, mae
@@ -25,7 +25,7 @@ def test_operations_are_those_of_a_model_made_of_shapes_alone(name: Name):
     model = CONTENDERS[name].build(work).model
     before = {n: t.clone() for n, t in model.state_dict().items()}
     several = (RGB, DEPTH, SEMSEG) if name.startswith("multimae") else (RGB,)
-    assert flops(model, several, (32, 32)) == count(CONTENDERS[name], work).flops
+    assert flops(model, several, (32, 32)) == count_flops(CONTENDERS[name], work).flops
     after = model.state_dict()
     assert all(torch.equal(after[n], t) for n, t in before.items()), "nothing is run on the weights"
     assert all(p.grad is None for p in model.parameters())

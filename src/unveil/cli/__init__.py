@@ -56,7 +56,7 @@ def _dispatch(words: list[str]) -> int:
         close = nearest(words[0], COMMANDS)
         hint = f"did you mean unveil {close[0]}?" if close else f"there are {', '.join(COMMANDS)}"
         raise UsageError(f"there is no command {words[0]}", hint)
-    return command.run(command, words[1:])
+    return command.run(words[1:])
 
 
 def _overview() -> str:

@@ -18,33 +18,49 @@ from .foreign_flags import refuse_foreign
 from .help import columns, help_text
 
 Function = Callable[..., Any]
+Code = Callable[["Command", list[str]], str | int]
 
 
 class HelpAsked(Exception):  # noqa: N818  it is no error
-    """A command was asked what it does; the text is the answer."""
+    """`--help` was given; the message is the text to print."""
 
 
 @dataclass(frozen=True)
 class Command:
-    """A word after `unveil`: what it stands on, what it does, one use of it, and its code."""
+    """A command: its arguments by place, a summary, an example, and its code, which returns the next useful command.
+
+    Code that says the next command itself returns the exit code.
+    """
 
     name: str
     places: str
     summary: str
     example: str
-    run: Callable[[Command, list[str]], int]
+    code: Code
+
+    def run(self, words: list[str]) -> int:
+        """Run the command and return its exit code."""
+        done = self.code(self, words)
+        if isinstance(done, int):
+            return done
+        say_next(done)
+        return 0
+
+    def help(self, groups: Mapping[str, Sequence[Option]]) -> str:
+        """The text of `--help`: usage, summary, flags by group and an example."""
+        head = " ".join(filter(None, ["unveil", self.name, self.places, "[--flag X ...]"]))
+        return help_text(head, self.summary, groups, self.example)
 
     def read(
         self, words: list[str], groups: Mapping[str, Sequence[Option]], many: bool = False, needs: bool = True
     ) -> tuple[list[str], dict[str, Any]]:
-        """The words in the command's places, which `needs` at least one, and the arguments given by flags."""
-        if not {"-h", "--help"}.isdisjoint(words):
-            head = " ".join(filter(None, ["unveil", self.name, self.places, "[--flag X ...]"]))
-            raise HelpAsked(help_text(head, self.summary, groups, self.example))
-        flags = [flag for group in groups.values() for flag in group]
-        words = with_current_names(words, flags)
-        refuse_foreign(self.name, words, flags)
-        plain, given = parse(words, flags)
+        """The arguments by place, of which it `needs` one and may take `many`, and those given by flags."""
+        if asks_help(words):
+            raise HelpAsked(self.help(groups))
+        known = [flag for group in groups.values() for flag in group]
+        words = with_current_names(words, known)
+        refuse_foreign(self.name, words, known)
+        plain, given = parse(words, known)
         if not plain and self.places and needs:
             raise UsageError(f"{self.name} needs {self.places}", f"for example {self.example}")
         if len(plain) > bool(self.places) and not many:
@@ -54,43 +70,65 @@ class Command:
 
 
 def say_next(step: str) -> None:
-    """The last line of a command."""
+    """Print the next useful command, the last line of every command."""
     if is_rank_zero():
         print(f"next: {step}", flush=True)
 
 
-def _flags(function: Function, skip: Collection[str] = ()) -> dict[str, list[Option]]:
+def asks_help(words: Collection[str]) -> bool:
+    """Whether `--help` is among the words."""
+    return not {"-h", "--help"}.isdisjoint(words)
+
+
+def flags(function: Function, *skip: str) -> dict[str, list[Option]]:
+    """The flags of a function as a group of the help, without the arguments that come by place."""
     return {"flags": flags_of(function, skip)}
 
 
-def _demo(command: Command, words: list[str]) -> int:
+COMMANDS: dict[str, Command] = {}
+
+
+def command(places: str, example: str) -> Callable[[Code], Code]:
+    """Make a function a command of its name; its docstring is the summary."""
+
+    def register(code: Code) -> Code:
+        name = code.__name__.strip("_")
+        COMMANDS[name] = Command(name, places, str(code.__doc__), example, code)
+        return code
+
+    return register
+
+
+@command("", "unveil demo")
+def _demo(self: Command, words: list[str]) -> str:
+    """the whole way on built-in images: pretrain, evaluate, report"""
     from ..experiments.demo import demo
 
-    _, given = command.read(words, _flags(demo))
+    _, given = self.read(words, flags(demo))
     demo(**given)
-    say_next(next_steps.after_demo())
-    return 0
+    return next_steps.after_demo()
 
 
-def _pretrain(command: Command, words: list[str]) -> int:
+@command("RECIPE", "unveil pretrain crossmae --data ~/photos --out runs/a")
+def _pretrain(self: Command, words: list[str]) -> str:
+    """learn from a folder of images by hiding a part and predicting it"""
     from ..commands.pretrain import pretrain
 
     given_name, words = _take_recipe(words)
     name = given_name or _recipe_in_config(words)
     if name is None:
-        if {"-h", "--help"}.isdisjoint(words):
-            raise UsageError(f"pretrain needs a recipe:\n{_list_recipes()}", f"for example {command.example}")
+        if not asks_help(words):
+            raise UsageError(f"pretrain needs a recipe:\n{_list_recipes()}", f"for example {self.example}")
         raise HelpAsked(f"unveil pretrain RECIPE --help lists all flags, also of the recipe, one of\n{_list_recipes()}")
-    groups = {"flags": flags_of(pretrain, skip=("recipe",))}
+    groups = flags(pretrain, "recipe")
     own = flags_of(load_recipe(name), skip=DATA)
     clash = {flag.name for flag in groups["flags"]} & {flag.name for flag in own}
     if clash:
         raise UsageError(f"{name} has an option {min(clash)!r}, which is a flag of pretrain: rename the option")
     note = "the defaults are the paper's; without --paper, batch, size and epochs are set by data and machine"
-    _, given = command.read([name, *words], groups | {f"options of {name} ({note})": own})
+    _, given = self.read([name, *words], groups | {f"options of {name} ({note})": own})
     path = pretrain(given_name, **given)
-    say_next(next_steps.after_save_config(path) if given.get("save_config") else next_steps.after_pretrain(path))
-    return 0
+    return next_steps.after_save_config(path) if given.get("save_config") else next_steps.after_pretrain(path)
 
 
 def _take_recipe(words: list[str]) -> tuple[str | None, list[str]]:
@@ -106,7 +144,7 @@ def _recipe_in_config(words: list[str]) -> str | None:
     """The recipe that the file of `--config` names."""
     from ..training.config_file import read_mapping
 
-    file = next((values[0] for name, values in _valued(words) if name == "config"), None)
+    file = next(iter(_values(words, "config")), None)
     recipe = read_mapping(file).get("recipe") if file is not None else None
     if file is not None and not isinstance(recipe, str):
         raise UsageError(f"{file} names no recipe", f"for example unveil pretrain crossmae --config {file}")
@@ -117,62 +155,80 @@ def _list_recipes() -> str:
     return columns([(card.name, card.summary) for card in recipe_cards().values()])
 
 
-def _evaluate(command: Command, words: list[str]) -> int:
+def _values(words: list[str], name: str) -> list[str]:
+    """The values of a flag, before it is known which other flags there are."""
+    return [value for word, values in split(words, []) if word and flag_name(word) == name for value in values]
+
+
+@command("RUN", "unveil evaluate runs/a --data cifar10.parquet --protocol knn linear")
+def _evaluate(self: Command, words: list[str]) -> str:
+    """measure a run's frozen features on labelled images"""
     from ..commands.evaluate import evaluate
     from ..evaluation.registry import find_protocol, protocols
 
-    groups = _flags(evaluate, skip=("run",))
-    given = [name for flag, names in _valued(words) if flag == "protocol" for name in names]
-    for name in dict.fromkeys([*protocols(), *(name for name in given if name.endswith(".py"))]):
+    groups = flags(evaluate, "run")
+    own = (name for name in _values(words, "protocol") if name.endswith(".py"))
+    for name in dict.fromkeys([*protocols(), *own]):
         groups[f"options of {name}"] = flags_of(find_protocol(name))
-    (run,), options = command.read(words, groups)
-    evaluate(run, **options)
-    say_next(next_steps.after_evaluate(run))
-    return 0
+    (run,), given = self.read(words, groups)
+    evaluate(run, **given)
+    return next_steps.after_evaluate(run)
 
 
-def _study(command: Command, words: list[str]) -> int:
+@command("NAME|FILE.py", "unveil study crossmae-mask-ratio --scale cpu --dry-run")
+def _study(self: Command, words: list[str]) -> str:
+    """answer a question by runs over seeds: intervals, a paired test, a page"""
     from ..experiments.study.command import study
     from ..experiments.study.registry import studies, summary
 
-    groups = _flags(study, skip=("name",))
-    if not words or not {"-h", "--help"}.isdisjoint(words):
+    groups = flags(study, "name")
+    if not words or asks_help(words):
         listed = columns([(name, summary(file)) for name, file in studies().items()])
         if not words:
-            raise UsageError(f"study needs a study:\n{listed}", f"for example {command.example}")
-        text = help_text("unveil study NAME|FILE.py [--flag X ...]", command.summary, groups, command.example)
-        raise HelpAsked(f"{text}\n\nstudies:\n{listed}")
-    (name,), given = command.read(words, groups)
-    folder = study(name, **given)
-    say_next(next_steps.after_study(words, folder))
-    return 0
+            raise UsageError(f"study needs a study:\n{listed}", f"for example {self.example}")
+        raise HelpAsked(f"{self.help(groups)}\n\nstudies:\n{listed}")
+    (name,), given = self.read(words, groups)
+    return next_steps.after_study(words, study(name, **given))
 
 
-def _report(command: Command, words: list[str]) -> int:
+@command("RUN [RUN ...]", "unveil report runs/a")
+def _report(self: Command, words: list[str]) -> str:
+    """one self-contained page on one run or several"""
     from ..reporting import write_report
 
-    runs, given = command.read(words, _flags(write_report, skip=("runs",)), many=True)
+    runs, given = self.read(words, flags(write_report, "runs"), many=True)
     print(f"report: {write_report(runs, **given)}")
-    say_next(next_steps.after_report(runs))
-    return 0
+    return next_steps.after_report(runs)
 
 
-def _look(command: Command, words: list[str]) -> int:
+@command("RUN", "unveil embed runs/a --data ~/photos --out features.npz")
+def _embed(self: Command, words: list[str]) -> str:
+    """the features of every image, as a file"""
+    from ..commands.embed import embed
+
+    (run,), given = self.read(words, flags(embed, "run"))
+    return next_steps.after_embed(embed(run, **given))
+
+
+@command("RUN", "unveil look runs/a")
+def _look(self: Command, words: list[str]) -> str:
+    """attention, masks and reconstructions of a run, or of an untrained recipe, as a picture"""
     from ..commands.look import look
 
-    groups = _flags(look, skip=("run",))
-    recipe = next((value for word, (value, *_) in _valued(words) if word == "recipe"), None)
+    groups = flags(look, "run")
+    recipe = next(iter(_values(words, "recipe")), None)
     if recipe is not None:
-        taken = {flag.name for flag in groups["flags"]}
-        own = [f for f in flags_of(load_recipe(recipe), skip=DATA) if f.name not in taken]
-        groups[f"options of {recipe}"] = own
-    runs, given = command.read(words, groups, needs=recipe is None)
+        known = {flag.name for flag in groups["flags"]}
+        own = flags_of(load_recipe(recipe), skip=DATA)
+        groups[f"options of {recipe}"] = [flag for flag in own if flag.name not in known]
+    runs, given = self.read(words, groups, needs=recipe is None)
     look(*runs, **given)
-    say_next(next_steps.after_look(runs[0] if runs else None, recipe))
-    return 0
+    return next_steps.after_look(runs[0] if runs else None, recipe)
 
 
-def _analyze(command: Command, words: list[str]) -> int:
+@command("attention RUN | blocks RUN | masks RUN | features RUN RUN", "unveil analyze attention runs/a")
+def _analyze(self: Command, words: list[str]) -> str:
+    """statistics of attention, of decoder blocks, of masks under cheaper guidance, or of the layers of two runs"""
     from ..commands.analyze import analyze_attention, analyze_blocks, analyze_features, analyze_masks
 
     kinds: dict[str, tuple[Function, tuple[str, ...]]] = {
@@ -183,124 +239,58 @@ def _analyze(command: Command, words: list[str]) -> int:
     }
     if words and words[0] in kinds:
         function, places = kinds[words[0]]
-        groups = _flags(function, skip=places)
+        groups = flags(function, *places)
     else:
         groups = {f"flags of {name}": flags_of(function, skip) for name, (function, skip) in kinds.items()}
         places = ("run",)
-    plain, given = command.read(words, groups, many=True)
+    plain, given = self.read(words, groups, many=True)
     if plain[0] not in kinds or len(plain) != 1 + len(places):
         raise UsageError(
             f"analyze needs attention, blocks or masks and a run, or features and two; got {' '.join(plain)}",
-            command.example,
+            self.example,
         )
     function(*plain[1:], **given)
-    say_next(next_steps.after_analyze(plain[1:]))
-    return 0
+    return next_steps.after_analyze(plain[1:])
 
 
-def _valued(words: list[str]) -> list[tuple[str, list[str]]]:
-    """The flags among the words that have a value, by name, before it is known which there are."""
-    return [(flag_name(word), values) for word, values in split(words, []) if word and values]
-
-
-def _embed(command: Command, words: list[str]) -> int:
-    from ..commands.embed import embed
-
-    (run,), given = command.read(words, _flags(embed, skip=("run",)))
-    features = embed(run, **given)
-    say_next(next_steps.after_embed(features))
-    return 0
-
-
-def _inspect(command: Command, words: list[str]) -> int:
+@command("DATA", "unveil inspect ~/photos")
+def _inspect(self: Command, words: list[str]) -> str:
+    """what a folder or a file of images holds"""
     from ..commands.embed import inspect
     from ..data.aligned_folders import aligned_modalities
 
-    (data,), given = command.read(words, _flags(inspect, skip=("data",)))
+    (data,), given = self.read(words, flags(inspect, "data"))
     print(inspect(data, **given))
-    modalities = given.get("modalities") or [d.name for d in aligned_modalities(data)]
-    say_next(next_steps.after_inspect(data, modalities))
-    return 0
+    return next_steps.after_inspect(data, given.get("modalities") or [d.name for d in aligned_modalities(data)])
 
 
-def _bench(command: Command, words: list[str]) -> int:
-    from ..experiments.bench import bench
-
-    _, given = command.read(words, _flags(bench))
-    bench(**given)
-    say_next(next_steps.after_bench())
-    return 0
-
-
-def _doctor(command: Command, words: list[str]) -> int:
-    from .doctor import examine
-
-    _, given = command.read(words, _flags(examine))
-    is_well = examine(**given)
-    say_next(next_steps.after_doctor(is_well))
-    return 0 if is_well else 1
-
-
-def _recipes(command: Command, words: list[str]) -> int:
-    command.read(words, {})
+@command("", "unveil recipes")
+def _recipes(self: Command, words: list[str]) -> str:
+    """the recipes and their options, with the papers' defaults"""
+    self.read(words, {})
     cards = recipe_cards()
     for card in cards.values():
         options = ", ".join(f"{name.replace('_', '-')} {spell(default)}" for name, default in card.options.items())
         print(f"{card.name}\n" + columns([("", card.summary), ("", options)]))
-    say_next(next_steps.after_recipes(next(iter(cards))))
-    return 0
+    return next_steps.after_recipes(next(iter(cards)))
 
 
-_ALL = (
-    Command("demo", "", "the whole way on built-in images: pretrain, evaluate, report", "unveil demo", _demo),
-    Command(
-        "pretrain",
-        "RECIPE",
-        "learn from a folder of images by hiding a part and predicting it",
-        "unveil pretrain crossmae --data ~/photos --out runs/a",
-        _pretrain,
-    ),
-    Command(
-        "evaluate",
-        "RUN",
-        "measure a run's frozen features on labelled images",
-        "unveil evaluate runs/a --data cifar10.parquet --protocol knn linear",
-        _evaluate,
-    ),
-    Command(
-        "study",
-        "NAME|FILE.py",
-        "answer a question by runs over seeds: intervals, a paired test, a page",
-        "unveil study crossmae-mask-ratio --scale cpu --dry-run",
-        _study,
-    ),
-    Command(
-        "report", "RUN [RUN ...]", "one self-contained page on one run or several", "unveil report runs/a", _report
-    ),
-    Command(
-        "embed",
-        "RUN",
-        "the features of every image, as a file",
-        "unveil embed runs/a --data ~/photos --out features.npz",
-        _embed,
-    ),
-    Command(
-        "look",
-        "RUN",
-        "a picture of where a run, or a recipe, looks, what it hides and what it predicts",
-        "unveil look runs/a",
-        _look,
-    ),
-    Command(
-        "analyze",
-        "attention RUN | blocks RUN | masks RUN | features RUN RUN",
-        "where a run looks, what its decoder's blocks add, what cheaper looks do to its masks, or two runs' layers",
-        "unveil analyze attention runs/a",
-        _analyze,
-    ),
-    Command("inspect", "DATA", "what a folder or a file of images holds", "unveil inspect ~/photos", _inspect),
-    Command("recipes", "", "the recipes and their dials", "unveil recipes", _recipes),
-    Command("bench", "", "the time and memory of a training step on this machine", "unveil bench", _bench),
-    Command("doctor", "", "whether this machine is ready, and what to do if not", "unveil doctor --full", _doctor),
-)
-COMMANDS = {command.name: command for command in _ALL}
+@command("", "unveil bench")
+def _bench(self: Command, words: list[str]) -> str:
+    """the time and memory of a training step on this machine"""
+    from ..experiments.bench import bench
+
+    _, given = self.read(words, flags(bench))
+    bench(**given)
+    return next_steps.after_bench()
+
+
+@command("", "unveil doctor --full")
+def _doctor(self: Command, words: list[str]) -> int:
+    """whether this machine is ready, and what to do if not"""
+    from .doctor import examine
+
+    _, given = self.read(words, flags(examine))
+    is_well = examine(**given)
+    say_next(next_steps.after_doctor(is_well))
+    return 0 if is_well else 1
