@@ -104,8 +104,8 @@ def run_line(line: str) -> None:
     assert main(words[1:]) == 0, line
 
 
-def test_the_dials_are_those_of_the_code():
-    rows = table("docs/recipes.md", "dial")
+def test_the_options_are_those_of_the_code():
+    rows = table("docs/recipes.md", "option")
     for place, name in enumerate(("mae", "crossmae", "simmim", "mim"), start=1):
         told = {row[0].strip("`"): row[place] for row in rows if row[place]}
         spelled = {True: "yes", False: "no"}
