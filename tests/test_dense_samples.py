@@ -99,7 +99,7 @@ def test_declared_maps_in_train_and_test(land: Path):
 
 def test_what_is_wrong_is_told(land: Path):
     declared = declare([str(land / "land.toml")])
-    with pytest.raises(ValueError, match="--classes: scenes and declared maps say this themselves"):
+    with pytest.raises(ValueError, match="--classes: scenes and declared maps define this already"):
         open_dense(SCENES, stored=StorageOptions(classes=3))
     with pytest.raises(ValueError, match=r"--layout, --depth-scale"):
         open_dense(str(land / "land"), stored=StorageOptions("folders", depth_scale=1, declared=declared))

@@ -301,7 +301,7 @@ def test_depth_and_pictures_are_read_together(red_bars):
         chosen_inputs(encoder, ["thermal"], there, "semseg")
     with pytest.raises(ValueError, match="semseg is what is to be predicted"):
         chosen_inputs(tiny(RGB, LABELS), ["semseg"], there, "semseg")
-    with pytest.raises(ValueError, match="nothing but the truth"):
+    with pytest.raises(ValueError, match="nothing but the target"):
         chosen_inputs(tiny(DEPTH), [], ["depth"], "depth")
     assert [m.name for m in chosen_inputs(encoder, [], ["depth", "semseg"], "semseg")] == ["depth"]
 

@@ -147,7 +147,7 @@ def _train(run: RunFolder, setup: TrainingSetup, config: PretrainConfig, group: 
             workers=config.workers,
             max_broken=config.max_broken,
             modality=setup.modalities,
-            part=(group.rank, group.size),
+            shard=(group.rank, group.size),
         )
         monitor = ValidationMonitor(run, setup.train, setup.held_out, setup.modalities, recipe.view.image_size)
         validate = monitor if group.is_rank_zero else _skip_validation

@@ -65,8 +65,8 @@ def open_samples(address: str | Path, declared: tuple[Declared, ...]) -> SampleS
 def aligned_modalities(address: str | Path) -> tuple[Declared, ...]:
     """The built-in modalities that a folder has a sub-folder for; none unless there are two."""
     root = Path(str(address)).expanduser()
-    found = tuple(d for d in BUILT_IN.values() if root.is_dir() and (root / d.folder).is_dir())
-    return found if len(found) > 1 else ()
+    modalities = tuple(d for d in BUILT_IN.values() if root.is_dir() and (root / d.folder).is_dir())
+    return modalities if len(modalities) > 1 else ()
 
 
 def open_images(address: str | Path, channels: int | None = None, declared: Sequence[Declared] = ()) -> Source:
@@ -118,7 +118,7 @@ class AlignedSource:
         return tuple(self.stems[index] in self.files[d.name] for d in self.declared)
 
     def complete(self) -> frozenset[str]:
-        """Pictures, and numbers of which none is declared to mean no truth: arrays may hold NaN, some TIFFs say so."""
+        """Pictures, and files of integers none of which is declared to mean no data; arrays and TIFFs may hold NaN."""
         return frozenset(
             d.name
             for d in self.declared
@@ -146,9 +146,9 @@ class AlignedSource:
         path = self.files[declared.name][stem]
         is_hdf5 = path.endswith(".hdf5") or ".mat#" in path
         data = as_npy(self.root, path) if is_hdf5 else read_bytes(self.root / path, path)
-        found = read_map(data, declared, path)
+        stored = read_map(data, declared, path)
         mask = self.masks.get(declared.name, {}).get(stem)
-        return found if mask is None else _masked(found, declared, self.root / mask, mask)
+        return stored if mask is None else _masked(stored, declared, self.root / mask, mask)
 
     def settled(self, declared: tuple[Declared, ...]) -> AlignedSource:
         """The same files, read as the data have settled it."""
@@ -166,33 +166,35 @@ def _files_of(root: Path, folder: str, suffix: str, what: str) -> PathByStem:
             f"{what} has no folder {str(place)!r}; {there} Name the folder as the modality, or declare files"
         )
     names, others = list_files(place, READ)
-    found: dict[str, str] = {}
+    by_stem: dict[str, str] = {}
     for name in names:
         if not name.endswith(suffix):
             continue
         stem = name.removesuffix(suffix) if suffix else os.path.splitext(name)[0]
-        if stem in found:
-            raise ValueError(f"{what} has two files of one stem: {found[stem]} and {folder}/{name}; remove one of them")
-        found[stem] = f"{folder}/{name}"
-    if not found:
+        if stem in by_stem:
+            raise ValueError(
+                f"{what} has two files of one stem: {by_stem[stem]} and {folder}/{name}; remove one of them"
+            )
+        by_stem[stem] = f"{folder}/{name}"
+    if not by_stem:
         held = ", ".join(f"{n} {kind}" for kind, n in others.most_common(5)) or f"{len(names)} of another suffix"
         raise ValueError(
             f"{what} has no files in {str(place)!r}: found {held}. What counts: *{suffix}, {' '.join(READ)}"
         )
-    return found
+    return by_stem
 
 
-def _masked(found: Map, declared: Declared, path: Path, name: str) -> Map:
-    """A map with what a mask file says of it: 0 where it holds no truth."""
+def _masked(stored: Map, declared: Declared, path: Path, name: str) -> Map:
+    """A map with a mask file applied: 0 where it is not valid."""
     try:
         with Image.open(path) as image:
             mask = np.array(image)
     except (OSError, ValueError) as error:
         raise Unreadable(name, str(error)) from error
-    if mask.shape[:2] != found.values.shape[-2:]:
-        raise Unreadable(name, f"the mask has {mask.shape[1::-1]} pixels, the map {tuple(found.values.shape[:0:-1])}")
+    if mask.shape[:2] != stored.values.shape[-2:]:
+        raise Unreadable(name, f"the mask has {mask.shape[1::-1]} pixels, the map {tuple(stored.values.shape[:0:-1])}")
     valid = torch.from_numpy(mask.reshape(*mask.shape[:2], -1).any(-1))[None]
-    if found.valid is not None:
-        valid &= found.valid
-    values = found.values if declared.is_categorical else to_float(found.values)
-    return Map(values * valid, valid, found.stored)
+    if stored.valid is not None:
+        valid &= stored.valid
+    values = stored.values if declared.is_categorical else to_float(stored.values)
+    return Map(values * valid, valid, stored.stored)

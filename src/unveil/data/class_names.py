@@ -19,7 +19,7 @@ def numbered(count: int, first: int) -> tuple[str, ...]:
 
 
 def named(file: Path) -> tuple[str, ...]:
-    """The names that a file tells, one a line; none where there is no such file.
+    """The names in a file, one a line; none where there is no such file.
 
     A line of several columns after a head that ends in "Name" (ADE20K's objectInfo150.txt) is named by its last one,
     the first of its synonyms.

@@ -42,7 +42,7 @@ class Unreadable(ValueError):  # noqa: N818, the field says that an image is unr
 
 @dataclass(frozen=True)
 class Header:
-    """What an image says of itself before it is decoded; `size` is (height, width) as it will be delivered."""
+    """What the header of an image holds; `size` is (height, width) as it will be delivered."""
 
     format: str
     mode: str
@@ -60,12 +60,12 @@ def decode(data: bytes, name: str = "image") -> Shaped[Tensor, "C H W"]:
     finds. The first frame of an animation counts, and EXIF orientation is applied. Pixels that are NaN, infinite or
     outside [0, 1] are refused: no scale is guessed. Raises `Unreadable`.
     """
-    return _told(name, _decode, data)
+    return _reading(name, _decode, data)
 
 
 def read_header(data: bytes, name: str = "image") -> Header:
     """What the header says, without decoding the pixels. Raises `Unreadable`."""
-    return _told(name, _read_header, data)
+    return _reading(name, _read_header, data)
 
 
 def to_channels(image: Shaped[Tensor, "C H W"], channels: int, name: str = "image") -> Shaped[Tensor, "{channels} H W"]:
@@ -80,8 +80,8 @@ def to_channels(image: Shaped[Tensor, "C H W"], channels: int, name: str = "imag
     raise Unreadable(name, f"has {_count(len(image))}; {channels} are needed")
 
 
-def _told(name: str, read: Callable[[bytes], T], data: bytes) -> T:
-    """Run a reader; whatever it trips over becomes `Unreadable`. Decoders of foreign bytes may raise anything."""
+def _reading(name: str, read: Callable[[bytes], T], data: bytes) -> T:
+    """Run a reader; any error becomes `Unreadable`. Decoders of foreign bytes may raise anything."""
     if not data:
         raise Unreadable(name, "the file is empty (0 bytes)")
     try:
@@ -166,7 +166,7 @@ def _pixels(image: Image.Image, page: int) -> Tensor:
 
 
 def oriented(pixels: Shaped[Tensor, "C H W"], image: Image.Image) -> Shaped[Tensor, "C h w"]:
-    """The pixels of an image turned as its EXIF orientation asks."""
+    """The pixels of an image turned by its EXIF orientation."""
     return _upright(pixels, _orientation(image))
 
 
@@ -179,7 +179,7 @@ def _orientation(image: Image.Image) -> int:
 
 
 def _upright(image: Tensor, orientation: int) -> Tensor:
-    """The image turned as EXIF orientation 1..8 asks (TIFF 6.0, section 8, tag Orientation)."""
+    """The image turned by its EXIF orientation 1..8 (TIFF 6.0, section 8, tag Orientation)."""
     if orientation in (5, 6, 7, 8):
         image = image.transpose(1, 2)
     dims = {2: (2,), 3: (1, 2), 4: (1,), 6: (2,), 7: (1, 2), 8: (1,)}.get(orientation, ())

@@ -84,7 +84,7 @@ class DenseSet:
 
     @property
     def identity(self) -> list[object]:
-        """What tells this set from others: where it is, a checksum of the samples' names, how maps are read."""
+        """What this set is: where it is, a checksum of the samples' names, how maps are read."""
         maps = {kind: repr(declared) for kind, declared in self.maps.items()}
         return [self.address, zlib.crc32(str(self.names).encode()), maps, repr(self.labels), self.max_depth]
 

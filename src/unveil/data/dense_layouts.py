@@ -1,4 +1,4 @@
-"""Images with a truth at every pixel, classes or depth: plain folders, ADE20K, NYUv2, Hypersim, CamVid, declared
+"""Images with a label per pixel, classes or depth: plain folders, ADE20K, NYUv2, Hypersim, CamVid, declared
 maps, rendered scenes."""
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ FOLDERS = {  # the names that a folder of each kind of map goes by
 }
 SPLITS = {"train": ("train", "training"), "test": ("test", "testing", "val", "valid", "validation")}
 EXTENSIONS = (*READ, ".hdf5")
-_NEEDED = "Images with a truth at every pixel are folders of images and of labels or depth, by the same names"
+_NEEDED = "Images with a label per pixel are in folders of images and of labels or depth, by the same names"
 _HELD_OUT = 5  # one in so many, where there is no test set
 
 
 @dataclass(frozen=True)
 class StorageOptions:
-    """What the user says of how labels and depth are stored; None leaves it to the layout.
+    """How labels and depth are stored, by the user's options; None leaves it to the layout.
 
-    `declared` are maps by declaration, which says all of this itself but for `max_depth`.
+    `declared` are maps by declaration, which covers all of this but `max_depth`.
     """
 
     layout: FolderLayout = "auto"
@@ -56,16 +56,16 @@ def open_dense(data: str, test_data: str | None = None, stored: StorageOptions |
     FileNotFoundError where nothing is there, ValueError where maps do not belong together.
     """
     stored = stored or StorageOptions()
-    found = _open(data, stored)
+    sets = _open(data, stored)
     if test_data is not None:
         other = _open(test_data, stored)
-        return DensePair(found["train"], other.get("test", other["train"]), False)
-    if "test" in found:
-        return DensePair(found["train"], found["test"], False)
-    whole = found["train"]
+        return DensePair(sets["train"], other.get("test", other["train"]), False)
+    if "test" in sets:
+        return DensePair(sets["train"], sets["test"], False)
+    whole = sets["train"]
     first = len(whole) - max(1, len(whole) // _HELD_OUT)
     if first < 1:
-        raise ValueError(f"{data} has a single image; at least 2 are needed, one to learn from and one to judge on")
+        raise ValueError(f"{data} has a single image; at least 2 are needed, one to train on and one to test on")
     return DensePair(whole.only(range(first)), whole.only(range(first, len(whole))), True)
 
 
@@ -116,9 +116,9 @@ def _declared(address: str, root: Path, stored: StorageOptions) -> dict[str, Den
     given = ["layout"] * (stored.layout != "auto")
     given += [name for name in ("classes", "ignore", "first_class", "depth_scale") if getattr(stored, name) is not None]
     if given:
-        told = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+        flags = ", ".join(f"--{name.replace('_', '-')}" for name in given)
         raise ValueError(
-            f"{told}: scenes and declared maps say this themselves; leave it out, or write it in the .toml"
+            f"{flags}: scenes and declared maps define this already; leave it out, or write it in the .toml"
         )
     declared = stored.declared or tuple(BUILT_IN.values())
     inside = _by_split(root) if root.is_dir() and not (root / declared[0].folder).is_dir() else {}
@@ -153,7 +153,7 @@ def _guess(root: Path) -> FolderLayout:
 
 
 def _labels(root: Path, layout: FolderLayout, stored: StorageOptions) -> LabelEncoding:
-    """How a layout stores classes, and what the user says of it."""
+    """How a layout stores classes, with the user's options applied."""
     known = {
         "ade20k": lambda: LabelEncoding(named(root / "objectInfo150.txt") or numbered(150, 1), first=1, void=None),
         "nyuv2": lambda: LabelEncoding(NYU40, first=1, void=None),
@@ -164,7 +164,7 @@ def _labels(root: Path, layout: FolderLayout, stored: StorageOptions) -> LabelEn
         labels = known[layout]()
     else:
         files = [root / name for name in ("classes.txt", "names.txt", "codes.txt")]
-        names = next((found for file in files if (found := named(file))), ())
+        names = next((listed for file in files if (listed := named(file))), ())
         labels = LabelEncoding(names, void=255 if len(names) <= 255 else None)
     if stored.classes is not None and stored.classes != len(labels.names):
         if labels.names:
@@ -189,27 +189,27 @@ def _splits(root: Path) -> dict[str, dict[str, Path]]:
             shared = set.intersection(*(set(splits) for splits in inside.values()))
             return {s: {kind: splits[s] for kind, splits in inside.items()} for s in SPLITS if s in shared}
         return {"train": here}
-    found = {split: kinds for split, folder in _by_split(root).items() if (kinds := _kinds(folder))}
-    if "train" not in found:
+    splits = {split: kinds for split, folder in _by_split(root).items() if (kinds := _kinds(folder))}
+    if "train" not in splits:
         held = ", ".join(sorted(p.name for p in root.iterdir() if p.is_dir())[:8]) or "no folders"
         raise ValueError(
             f"{str(root)!r} is of no known layout, it holds {held}: put images into rgb/, labels into semseg/, depth"
             " into depth/, or these three into train/ and test/"
         )
-    return found
+    return splits
 
 
 def _kinds(root: Path) -> dict[str, Path]:
     """The folders of each kind inside a folder, the first by the order of names."""
     inside = {path.name.lower(): path for path in root.iterdir() if path.is_dir()}
-    found = {kind: next((inside[n] for n in names if n in inside), None) for kind, names in FOLDERS.items()}
-    return {kind: path for kind, path in found.items() if path is not None}
+    folders = {kind: next((inside[n] for n in names if n in inside), None) for kind, names in FOLDERS.items()}
+    return {kind: path for kind, path in folders.items() if path is not None}
 
 
 def _by_split(root: Path) -> dict[str, Path]:
     inside = {path.name.lower(): path for path in root.iterdir() if path.is_dir()}
-    found = {split: next((inside[n] for n in names if n in inside), None) for split, names in SPLITS.items()}
-    return {split: path for split, path in found.items() if path is not None}
+    folders = {split: next((inside[n] for n in names if n in inside), None) for split, names in SPLITS.items()}
+    return {split: path for split, path in folders.items() if path is not None}
 
 
 def _listed(root: Path, kinds: Mapping[str, Path]) -> tuple[list[str], dict[str, list[str]]]:
@@ -217,14 +217,14 @@ def _listed(root: Path, kinds: Mapping[str, Path]) -> tuple[list[str], dict[str,
     stems = {kind: _stems(folder) for kind, folder in kinds.items()}
     first = next(iter(kinds))
     names = sorted(stems[first])
-    for kind, found in stems.items():
-        if without := [name for name in names if name not in found]:
+    for kind, paths in stems.items():
+        if without := [name for name in names if name not in paths]:
             raise ValueError(
                 f"{len(without)} of the {len(names)} files of {kinds[first]} have no {kind} in {kinds[kind]}, e.g."
                 f" {without[0]!r}: add the files under the same names, or take those images out"
             )
     below = {kind: folder.relative_to(root) for kind, folder in kinds.items()}
-    return names, {kind: [(below[kind] / found[name]).as_posix() for name in names] for kind, found in stems.items()}
+    return names, {kind: [(below[kind] / paths[name]).as_posix() for name in names] for kind, paths in stems.items()}
 
 
 def _stems(folder: Path) -> dict[str, str]:

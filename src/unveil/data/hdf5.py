@@ -49,12 +49,12 @@ def nyuv2_frames(root: Path) -> dict[str, tuple[list[str], dict[str, list[str]]]
         if not (root / name).is_file():
             raise FileNotFoundError(f"{root} has no {name}: NYUv2 is {NYUV2} with {SPLITS} and {CLASSES} beside it")
     splits = _loaded(root / SPLITS)
-    found = {}
+    frames = {}
     for split, key in (("train", "trainNdxs"), ("test", "testNdxs")):
         numbers = [int(n) - 1 for n in splits[key].flatten()]  # MATLAB counts from 1
         paths = {kind: [f"{NYUV2}#{array}/{n}" for n in numbers] for kind, array in _ARRAYS.items()}
-        found[split] = [f"{n + 1:04}" for n in numbers], paths
-    return found
+        frames[split] = [f"{n + 1:04}" for n in numbers], paths
+    return frames
 
 
 @cache

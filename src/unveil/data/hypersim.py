@@ -13,7 +13,7 @@ def frames(root: Path) -> dict[str, tuple[list[str], dict[str, list[str]]]]:
 
     The split is the published one where its table lies in `root`, whose `val` is left out; else the last scenes are
     the test. Depth is the published distance from the camera's centre, not along its axis. Raises ValueError where
-    nothing is found.
+    there is no frame.
     """
     listed: dict[str, list[str]] = {}
     partition = _partition(root)
@@ -43,7 +43,7 @@ def _files(root: Path, names: list[str]) -> dict[str, list[str]]:
         "depth": ("geometry_hdf5", "depth_meters.hdf5"),
         "semseg": ("geometry_hdf5", "semantic.hdf5"),
     }
-    found: dict[str, list[str]] = {}
+    files: dict[str, list[str]] = {}
     for kind, (folder, suffix) in kinds.items():
         paths = []
         for name in names:
@@ -54,8 +54,8 @@ def _files(root: Path, names: list[str]) -> dict[str, list[str]]:
             lacking = paths[there.index(False)]
             raise ValueError(f"{there.count(False)} of {len(paths)} frames have no {kind}, e.g. {lacking}: fetch them")
         if any(there):
-            found[kind] = paths
-    return found
+            files[kind] = paths
+    return files
 
 
 def _partition(root: Path) -> dict[str, str] | None:

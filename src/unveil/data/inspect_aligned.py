@@ -23,7 +23,7 @@ _LISTED = 10
 
 @dataclass(frozen=True)
 class MapFacts:
-    """One modality of a source. Sizes are (height, width); mean and std are per channel, over pixels with a truth.
+    """One modality of a source. Sizes are (height, width); mean and std are per channel, over valid pixels.
 
     `ids` counts the pixels of each class id.
     """
@@ -69,9 +69,11 @@ class AlignedInspection:
 
     def settle(self, declared: tuple[Declared, ...]) -> tuple[Declared, ...]:
         """The modalities with their means, stds and numbers of classes, where those were left to the data."""
-        found = {facts.name: facts for facts in self.maps}
+        measured = {facts.name: facts for facts in self.maps}
         return tuple(
-            d.settled(_rounded(found[d.name].mean), _rounded(found[d.name].std, 1e-3), found[d.name].num_classes)
+            d.settled(
+                _rounded(measured[d.name].mean), _rounded(measured[d.name].std, 1e-3), measured[d.name].num_classes
+            )
             for d in declared
         )
 
@@ -122,8 +124,8 @@ def inspect_samples(source: Source, limit: int | None = None) -> AlignedInspecti
         except Unreadable as error:
             unreadable[whole.name(numbers[place])] = str(error)
             continue
-        for name, found in read.items():
-            tallies[name].add(found)
+        for name, read_map in read.items():
+            tallies[name].add(read_map)
     labels, names = whole.labels, whole.classes
     classes = None
     if labels is not None and names is not None:
@@ -146,12 +148,12 @@ class _Tally:
     ids: Counter[int] = field(default_factory=Counter)
     sums: torch.Tensor | None = None
 
-    def add(self, found: Map) -> None:
-        image = found.values
-        self.stored[found.stored] += 1
+    def add(self, read_map: Map) -> None:
+        image = read_map.values
+        self.stored[read_map.stored] += 1
         self.sizes.append((image.shape[-2], image.shape[-1]))
-        self.valid += 1.0 if found.valid is None else float(found.valid.float().mean())
-        known = torch.ones(image.shape[-2:], dtype=torch.bool) if found.valid is None else found.valid[0]
+        self.valid += 1.0 if read_map.valid is None else float(read_map.valid.float().mean())
+        known = torch.ones(image.shape[-2:], dtype=torch.bool) if read_map.valid is None else read_map.valid[0]
         if self.declared.is_categorical:
             ids, counts = image[0][known].unique(return_counts=True)
             self.ids.update(dict(zip(ids.tolist(), counts.tolist(), strict=True)))
@@ -190,8 +192,8 @@ def _rows(facts: MapFacts) -> list[tuple[str, str]]:
         same = smallest == largest
         rows.append(("", f"width x height {smallest if same else f'{smallest} to {largest}, median {median}'}"))
     if facts.mean:
-        told = f" {facts.unit}" if facts.unit else ""
-        rows.append(("", f"mean {_numbers(facts.mean)}{told}, std {_numbers(facts.std)}{told}"))
+        suffix = f" {facts.unit}" if facts.unit else ""
+        rows.append(("", f"mean {_numbers(facts.mean)}{suffix}, std {_numbers(facts.std)}{suffix}"))
     if facts.ids:
         total = sum(facts.ids.values())
         shares = {str(i): n for i, n in facts.ids.items()}

@@ -16,16 +16,16 @@ def list_files(root: Path, extensions: Collection[str]) -> tuple[list[str], Coun
 
     Hidden names are passed over. Links to folders are followed, each real folder once, so a circle of links ends.
     """
-    files, others, seen = [], Counter[str](), set()
+    files, others, visited = [], Counter[str](), set()
 
     def refused(error: OSError) -> None:
         raise PermissionError(f"cannot list {error.filename!r}: {error.strerror}. Make it readable or leave it out")
 
     for folder, subfolders, names in os.walk(root, followlinks=True, onerror=refused):
-        if (real := os.path.realpath(folder)) in seen:
+        if (real := os.path.realpath(folder)) in visited:
             subfolders.clear()
             continue
-        seen.add(real)
+        visited.add(real)
         subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
         for name in names:
             if name.startswith("."):

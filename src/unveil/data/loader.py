@@ -84,8 +84,8 @@ class Loader:
     """Batches of views of a source, prepared ahead by threads.
 
     `modality` names the image of a plain source, or lists the maps of a source of several. `view` is a `View` for
-    pretraining and fine-tuning, a `CenterView` for features, or the view of a dense task. `part` (k, n) is the k-th of
-    n equal parts of every batch, counted from 0: what one of n processes reads.
+    pretraining and fine-tuning, a `CenterView` for features, or the view of a dense task. `shard` (k, n) is the k-th of
+    n equal shards of every batch, counted from 0: what one of n processes reads.
 
     Threads, not processes: the decoders, the resize and the reading of files all release Python's lock, so threads keep
     every core busy, share one cache, and end with Ctrl-C. Decoded samples are cached on first use up to `cache_bytes`
@@ -107,7 +107,7 @@ class Loader:
         cache_bytes: int | None = None,
         max_broken: float | None = 0.05,
         modality: str | Sequence[Modality] = "rgb",
-        part: tuple[int, int] = (0, 1),
+        shard: tuple[int, int] = (0, 1),
     ) -> None:
         if batch_size < 1:
             raise ValueError(f"batch size {batch_size} is too small; give 1 or more")
@@ -124,7 +124,7 @@ class Loader:
             self._sample = sampler(source, self.modalities[0].name)
             self._lacking, self._complete = lacking(source), complete(source)
         self.batch_size = min(batch_size, len(source))
-        self.part, self.parts = part
+        self.shard, self.num_shards = shard
         self.workers = max(1, num_cores() if workers is None else workers)
         self.max_broken = max_broken
         self.wait_seconds = 0.0
@@ -155,7 +155,7 @@ class Loader:
         """The same, each with the numbers of its samples in the source."""
         order = self.order(epoch)
         steps = [order[s * self.batch_size :][: self.batch_size] for s in range(start_step, self.steps_per_epoch)]
-        return self._load([samples.tensor_split(self.parts)[self.part] for samples in steps], epoch)
+        return self._load([samples.tensor_split(self.num_shards)[self.shard] for samples in steps], epoch)
 
     def in_order(self) -> Generator[tuple[Batch, Int[Tensor, " B"]]]:
         """All samples once, in the order of the source, with their numbers; the last batch may be smaller."""
@@ -172,18 +172,18 @@ class Loader:
         self._check_any()
 
     def _load(self, steps: Sequence[Tensor], epoch: int) -> Generator[tuple[Batch, Int[Tensor, " B"]]]:
-        size = min(max(-(-self.batch_size // (self.parts * self.workers)), _CHUNKS[0]), _CHUNKS[1])
+        size = min(max(-(-self.batch_size // (self.num_shards * self.workers)), _CHUNKS[0]), _CHUNKS[1])
         chunks = [samples.split(size) for samples in steps]
         jobs = (partial(self._prepare, rows, sample_keys(self.seed, epoch, rows)) for step in chunks for rows in step)
         ahead = (1 + _BATCHES_AHEAD) * max(map(len, chunks), default=1) - 1
         with closing(prefetch(jobs, ahead, self.workers)) as results:
             for step in chunks:
                 began = time.perf_counter()
-                parts = [next(results) for _ in step]
+                prepared = [next(results) for _ in step]
                 self.wait_seconds += time.perf_counter() - began
-                for part in parts:  # in the order of the steps
-                    self._note(part.tried, part.broken)
-                batch, rows = join([part.batch for part in parts]), torch.cat([part.rows for part in parts])
+                for chunk in prepared:  # in the order of the steps
+                    self._note(chunk.tried, chunk.broken)
+                batch, rows = join([chunk.batch for chunk in prepared]), torch.cat([chunk.rows for chunk in prepared])
                 if self.max_broken is not None and (len(batch) < sum(map(len, step)) or self._too_many_broken()):
                     raise TooManyBroken(self._broken_report())
                 if len(batch):

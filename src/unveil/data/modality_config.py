@@ -27,10 +27,10 @@ class Declared:
 
     `files` is the folder of its files below that of the data (by default its name), `suffix` the end of their names
     that is no part of the stem (by default the extension), `key` the array of an `.npz`, and `validity` a folder of
-    masks, one per stem, 0 where the map says nothing.
+    masks, one per stem, 0 where the map is not valid.
 
     Numbers that are stored as integers become `scale` x number + `offset`, in `unit`; without a scale 8 and 16 bits
-    become [0, 1]. Floats are taken to be in the unit already. `nodata` are the stored numbers that mean no truth,
+    become [0, 1]. Floats are taken to be in the unit already. `nodata` are the stored numbers that mean no data,
     `void` is the class id that does. `window` (centre, width) is applied to DICOM in place of the file's own.
     `classes` names the ids. With `measured`, mean and std, or the number of classes, are still to come from the data.
     """
@@ -86,15 +86,15 @@ class Declared:
         return asdict(self)
 
 
-def declared_from(told: Mapping[str, Any]) -> Declared:
+def declared_from(stored: Mapping[str, Any]) -> Declared:
     """The inverse of `to_dict`: a declaration from its JSON object."""
-    own = {name: _tuples(told[name]) for name in (f.name for f in fields(Declared)) if name in told}
-    return Declared(**{**own, "modality": modality_from(told["modality"])})
+    own = {name: _tuples(stored[name]) for name in (f.name for f in fields(Declared)) if name in stored}
+    return Declared(**{**own, "modality": modality_from(stored["modality"])})
 
 
-def modality_from(told: Mapping[str, Any]) -> Modality:
+def modality_from(stored: Mapping[str, Any]) -> Modality:
     """A modality as JSON holds it; fields that it does not have yet keep their defaults."""
-    return Modality(**{f.name: _tuples(told[f.name]) for f in fields(Modality) if f.name in told})
+    return Modality(**{f.name: _tuples(stored[f.name]) for f in fields(Modality) if f.name in stored})
 
 
 RGB = Declared(records.RGB, measured=True)
@@ -108,21 +108,21 @@ def declare(words: Sequence[str]) -> tuple[Declared, ...]:
 
     Raises ValueError, with the nearest word, for what is none; FileNotFoundError for a file that is not there.
     """
-    found: list[Declared] = []
+    declared: list[Declared] = []
     for word in words:
         if word.endswith(".toml"):
-            found += read_toml(Path(word).expanduser())
+            declared += read_toml(Path(word).expanduser())
         elif word in BUILT_IN:
-            found.append(BUILT_IN[word])
+            declared.append(BUILT_IN[word])
         else:
             raise ValueError(
                 f"there is no modality {word!r};{_meant(word, BUILT_IN)} built in are {', '.join(BUILT_IN)}; others"
                 " are declared in a .toml file"
             )
-    names = [d.name for d in found]
+    names = [d.name for d in declared]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise ValueError(f"modality {twice[0]!r} is declared twice, in {' '.join(words)}; leave one of the two out")
-    return tuple(found)
+    return tuple(declared)
 
 
 @dataclass(frozen=True)
@@ -157,7 +157,7 @@ def read_toml(path: Path) -> list[Declared]:
     """The modalities that a TOML file declares, a table each. Raises ValueError that names file, table and key.
 
     A table named as a built-in modality starts from that one. A table of `kind = "validity"` is no modality: its
-    files are masks that say where the map named by its key `of` holds a truth.
+    files are masks that say where the map named by its key `of` is valid.
     """
     try:
         tables = tomllib.loads(path.read_text(encoding="utf-8"))
@@ -170,7 +170,7 @@ def read_toml(path: Path) -> list[Declared]:
     if not tables:
         raise ValueError(f"{path} declares nothing; write a table for each modality, such as [thermal]")
     masks: dict[str, str] = {}
-    found: list[Declared] = []
+    declared: list[Declared] = []
     for name, table in tables.items():
         where = f"{path}, [{name}]"
         _check(where, table)
@@ -178,16 +178,16 @@ def read_toml(path: Path) -> list[Declared]:
             if extra := set(table) - {"kind", "of", "files"}:
                 raise ValueError(f"{where}: a validity mask has the keys of and files, not {min(extra)}")
             if "of" not in table:
-                raise ValueError(f"{where}: of is missing: the modality that the mask speaks of, such as of = 'depth'")
+                raise ValueError(f"{where}: of is missing: the modality that the mask belongs to, such as of = 'depth'")
             masks[table["of"]] = table.get("files", name)
         elif "of" in table:
             raise ValueError(f"{where}: of is for kind = 'validity' only")
         else:
-            found.append(_declared(where, name, table))
+            declared.append(_declared(where, name, table))
     for name in masks:
-        if name not in tables or name not in [d.name for d in found]:
+        if name not in tables or name not in [d.name for d in declared]:
             raise ValueError(f"{path}: of = {name!r} is no modality declared in it;{_meant(name, tables)} declare it")
-    return [replace(d, validity=masks.get(d.name, "")) for d in found]
+    return [replace(d, validity=masks.get(d.name, "")) for d in declared]
 
 
 def _check(where: str, table: Mapping[str, Any]) -> None:
@@ -231,8 +231,8 @@ def _declared(where: str, name: str, table: Mapping[str, Any]) -> Declared:
     }
     reading = {key: table[key] for key in ("files", "suffix", "key", "scale", "offset", "unit", "void") if key in table}
     if "nodata" in table:
-        told = table["nodata"] if isinstance(table["nodata"], list) else [table["nodata"]]
-        reading["nodata"] = _numbers(where, "nodata", told, len(told))
+        values = table["nodata"] if isinstance(table["nodata"], list) else [table["nodata"]]
+        reading["nodata"] = _numbers(where, "nodata", values, len(values))
     if "window" in table:
         reading["window"] = _numbers(where, "window", table["window"], 2)
     is_open = not number if is_categorical else normalise == "fixed" and "mean" not in table

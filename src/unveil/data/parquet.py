@@ -24,8 +24,8 @@ class ParquetSource:
     """The images of one or several Parquet files, in order; `name` is file[row].
 
     The image column is a struct {bytes, path} (or plain bytes), the label column an integer one; class names come from
-    the schema metadata that the `datasets` library writes. Row groups are read when they are asked for, and the latest
-    are kept, up to 1 GB of encoded images, so a big file need not fit in memory. Threads may share one; a process
+    the schema metadata that the `datasets` library writes. Row groups are read on demand, and the latest
+    are cached, up to 1 GB of encoded images, so a big file need not fit in memory. Threads may share one; a process
     that receives it opens the files anew. Raises `ValueError` where a file is damaged or has no image column.
     """
 

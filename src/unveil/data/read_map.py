@@ -1,4 +1,4 @@
-"""Files of any modality to maps: images, arrays, GeoTIFF and DICOM, with what is no data told apart."""
+"""Files of any modality to maps: images, arrays, GeoTIFF and DICOM, with pixels without data marked."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ _GEO_TAGS = (34735, 42113)  # GeoKeyDirectory, GDAL_NODATA
 class Map:
     """A map as it was read: uint8 in 0..255, float32 in its unit, or class ids (uint8 or int32).
 
-    `valid` is None where every pixel has a truth; where one has none, the map is 0. A picture is whole, in bytes or in
-    [0, 1]. `stored` says what the file held.
+    `valid` is None where every pixel is valid; where one is not, the map is 0. A picture is whole, in bytes or in
+    [0, 1]. `stored` is the format in the file.
     """
 
     values: Shaped[Tensor, "C H W"]
@@ -117,8 +117,8 @@ def _array(data: bytes, declared: Declared) -> _Stored:
         if not key and len(names) == 1:
             key = names[0]
         if key not in names:
-            asked = f"no array {key!r}" if key else "several arrays, and no key is declared"
-            raise ValueError(f"the .npz has {asked}; it holds {', '.join(names)}: declare key = {names[:1]}")
+            problem = f"no array {key!r}" if key else "several arrays, and no key is declared"
+            raise ValueError(f"the .npz has {problem}; it holds {', '.join(names)}: declare key = {names[:1]}")
         array, kind = loaded[key], f"npz[{key}]"
     channels = declared.modality.channels
     if array.ndim == 2:
@@ -176,10 +176,10 @@ def _own_window(file: object) -> tuple[float, float] | None:
 
 
 def _check_channels(stored: _Stored, declared: Declared) -> None:
-    found, needed = len(stored.values), declared.modality.channels
-    if found != needed:
+    channels, needed = len(stored.values), declared.modality.channels
+    if channels != needed:
         kind = "class ids have one" if declared.is_categorical else f"{needed} declared"
-        raise ValueError(f"has {found} channel{'s' * (found > 1)}, {kind} ({stored.kind})")
+        raise ValueError(f"has {channels} channel{'s' * (channels > 1)}, {kind} ({stored.kind})")
 
 
 def _measured(stored: _Stored, declared: Declared) -> Map:

@@ -1,4 +1,4 @@
-"""Samples of several maps: one frame, one crop and one flip for all; what is missing or unknown is told apart."""
+"""Samples of several maps: one frame, one crop and one flip for all; missing maps and unknown pixels are marked."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .sources import Source, Subset
 
 @dataclass(frozen=True)
 class Sample:
-    """The maps of one sample, C H W by modality, and where they hold a truth, 1 H W; None: everywhere.
+    """The maps of one sample, C H W by modality, and their valid pixels, 1 H W; None: all.
 
     A map that is not in `valid` is a picture: bytes, or floats in [0, 1], whole. A modality that the sample lacks is
     in neither.
@@ -110,8 +110,8 @@ def sampler(source: Source | Samples, name: str) -> Callable[[int], Sample]:
 
 def as_sample(read: Mapping[str, Map], modalities: Sequence[Modality], name: str) -> Sample:
     """Maps as they were read, as one sample in the frame of the first; raises `Unreadable` where they do not fit."""
-    maps = {modality: found.values for modality, found in read.items()}
-    valid = {modality: found.valid for modality, found in read.items() if not found.is_picture}
+    maps = {modality: m.values for modality, m in read.items()}
+    valid = {modality: m.valid for modality, m in read.items() if not m.is_picture}
     return in_one_frame(Sample(maps, valid), modalities, name)
 
 
@@ -123,12 +123,12 @@ def in_one_frame(sample: Sample, modalities: Sequence[Modality], name: str) -> S
     height, width = size = sample.size
     maps, valid = dict(sample.maps), dict(sample.valid)
     for m in modalities:
-        if m.name not in maps or (found := (maps[m.name].shape[-2], maps[m.name].shape[-1])) == size:
+        if m.name not in maps or (own := (maps[m.name].shape[-2], maps[m.name].shape[-1])) == size:
             continue
-        if abs(found[0] * width - found[1] * height) > max(*found, height, width):
+        if abs(own[0] * width - own[1] * height) > max(*own, height, width):
             raise Unreadable(
                 name,
-                f"{m.name} has {found[1]} x {found[0]} pixels and {next(iter(maps))} {width} x {height}: another"
+                f"{m.name} has {own[1]} x {own[0]} pixels and {next(iter(maps))} {width} x {height}: another"
                 " shape, so their pixels do not correspond",
             )
         if m.name in valid:
@@ -161,6 +161,6 @@ def lacking(source: Source | Samples) -> set[str] | None:
 
 
 def complete(source: Source | Samples) -> frozenset[str]:
-    """The modalities whose maps hold a truth at every pixel; those of a plain source are not asked."""
-    found = origin(source)[0]
-    return found.complete() if isinstance(found, Samples) else frozenset()
+    """The modalities whose maps are valid at every pixel; none of a plain source."""
+    whole = origin(source)[0]
+    return whole.complete() if isinstance(whole, Samples) else frozenset()

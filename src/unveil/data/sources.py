@@ -51,7 +51,7 @@ class Source(Protocol):
         ...
 
     def name(self, index: int) -> str:
-        """What a person would call this image."""
+        """The name of an image in messages."""
         ...
 
 
@@ -182,7 +182,7 @@ def split(source: Source, fraction: float, seed: int) -> tuple[Subset, Subset]:
 
 
 def most_common_channels(encoded: Iterable[tuple[bytes, str]]) -> int:
-    """How many channels most of these images have; 3 where none can be read (the reader of pixels says why)."""
+    """How many channels most of these images have; 3 where none can be read (decoding says why)."""
     counts: Counter[int] = Counter()
     for data, name in encoded:
         try:
@@ -205,8 +205,8 @@ def _open_folder(address: str, root: Path, channels: int | None) -> Source:
     if shards:
         return _open_parquet(address, shards, channels)
     if not files:
-        found = ", ".join(f"{n} {kind}" for kind, n in others.most_common(5)) or "nothing"
-        raise ValueError(f"no images in {address!r}: found {found}. What counts: {' '.join(EXTENSIONS)}, or .parquet")
+        held = ", ".join(f"{n} {kind}" for kind, n in others.most_common(5)) or "nothing"
+        raise ValueError(f"no images in {address!r}: found {held}. What counts: {' '.join(EXTENSIONS)}, or .parquet")
     labels, classes = folder_labels(files)
     source = FolderSource(address, root, files, channels or 3, labels, classes)
     if channels is None:

@@ -1,4 +1,4 @@
-"""What is held out of training: images spread over the source, its last part, or whole groups of it."""
+"""What is held out of training: images spread over the source, its end, or whole groups of it."""
 
 from __future__ import annotations
 
@@ -62,13 +62,13 @@ def groups_of(source: Source, group_by: str) -> list[str]:
             f"--group-by {group_by!r} has {pattern.groups} groups in brackets; one is needed, as in '^([^_]+)_',"
             " or a level of the path, as in 1"
         )
-    found = []
+    groups = []
     for name in names:
         match = pattern.search(name)
         if match is None or match[1] is None:
             raise ValueError(f"--group-by {group_by!r} finds no group in {name!r}")
-        found.append(match[1])
-    return found
+        groups.append(match[1])
+    return groups
 
 
 def _hash(seed: int, group: str) -> bytes:

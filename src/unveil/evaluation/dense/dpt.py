@@ -14,7 +14,7 @@ class DPTHead(nn.Module):
 
     def __init__(self, dim: int, width: int, outputs: int):
         super().__init__()
-        channels = [max(4, width // part) for part in (8, 4, 2, 1)]
+        channels = [max(4, width // share) for share in (8, 4, 2, 1)]
         fused = max(8, width // 3)
         self.resize = nn.ModuleList(
             [
@@ -65,7 +65,7 @@ class Refine(nn.Sequential):
 
     def __init__(self, dim: int):
         convolutions = (nn.Conv2d(dim, dim, 3, padding=1) for _ in range(2))
-        super().__init__(*(part for conv in convolutions for part in (nn.ReLU(), conv)))
+        super().__init__(*(layer for conv in convolutions for layer in (nn.ReLU(), conv)))
 
     def forward(self, x: Float[Tensor, "B C h w"]) -> Float[Tensor, "B C h w"]:
         return x + super().forward(x)

@@ -39,14 +39,14 @@ def check_dense(encoder: FeatureEncoder) -> DenseEncoder | None:
 def chosen_inputs(encoder: DenseEncoder, wanted: Sequence[str], there: Sequence[str], target: str) -> list[Modality]:
     """The modalities to read, in the encoder's order; by default the first that the data have.
 
-    Raises ValueError for one that the encoder does not read, and for the truth itself.
+    Raises ValueError for one that the encoder does not read, and for the target itself.
     """
     known = {m.name: m for m in encoder.modalities}
     if not wanted:
         readable = [name for name in known if name in there and name != target]
         if not readable:
             raise ValueError(
-                f"the encoder reads {', '.join(known)}, and the data have {', '.join(there)}: nothing but the truth is"
+                f"the encoder reads {', '.join(known)}, and the data have {', '.join(there)}: nothing but the target is"
                 " left to read"
             )
         wanted = readable[:1]

@@ -1,4 +1,4 @@
-"""What the truth of a training set holds, counted before anything is learned."""
+"""Classes and depth of a training set, counted before training."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ def class_counts(train: DenseSet) -> tuple[tuple[str, ...], Int[Tensor, " K"]]:
     """
     labels = train.labels
     counts = torch.zeros(len(labels.names), dtype=torch.int64)
-    for found in _maps(train if not labels.names else train.limited(ENOUGH), "semseg"):
-        ids = found.values[found.valid] if found.valid is not None else found.values.flatten()
+    for stored in _maps(train if not labels.names else train.limited(ENOUGH), "semseg"):
+        ids = stored.values[stored.valid] if stored.valid is not None else stored.values.flatten()
         if len(ids) and int(ids.max()) >= MAX_CLASSES:
             raise ValueError(f"{train.address} holds class ids of {MAX_CLASSES} and more: these are no classes")
         own = torch.bincount(ids.flatten().long(), minlength=len(counts))
@@ -52,8 +52,8 @@ def depth_mean(train: DenseSet) -> tuple[float, float, Float[Tensor, "1 H W"]]:
     """
     total = square = count = 0.0
     summed: Tensor | None = None
-    for found in _maps(train.limited(ENOUGH), "depth"):
-        values = found.values.double()
+    for stored in _maps(train.limited(ENOUGH), "depth"):
+        values = stored.values.double()
         valid = values > 0
         total += values.sum().item()
         square += values.square().sum().item()

@@ -1,4 +1,4 @@
-"""What predictions of every pixel are worth: intersections over unions, and errors of depth."""
+"""Metrics of predictions at every pixel: intersections over unions, and errors of depth."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ LEAST_DEPTH = 1e-3  # metres, below which no prediction is taken at its word: a 
 
 
 class Confusion:
-    """How many pixels of each class were taken for each: rows are the truth, columns the prediction."""
+    """How many pixels of each class were predicted as each: rows are the ground truth, columns the prediction."""
 
     def __init__(self, num_classes: int):
         self.counts = torch.zeros(num_classes, num_classes, dtype=torch.int64)
 
     def add(self, predicted: Int[Tensor, "*_"], truth: Int[Tensor, "*_"], valid: Bool[Tensor, "*_"]) -> None:
-        """Count the pixels that have a truth."""
+        """Count the valid pixels of a prediction."""
         size = len(self.counts)
         pairs = truth[valid].long() * size + predicted[valid].long()
         self.counts += torch.bincount(pairs, minlength=size * size).view(size, size).cpu()
@@ -36,7 +36,9 @@ class Confusion:
         """
         total = int(self.counts.sum())
         if not total:
-            raise ValueError("no pixel of the test images has a class, so nothing can be judged; look at their labels")
+            raise ValueError(
+                "no pixel of the test images has a class, so nothing can be measured; look at their labels"
+            )
         hits = self.counts.diagonal().double()
         return {
             "miou": self.iou.nanmean().item(),
@@ -53,7 +55,7 @@ class DepthErrors:
         self.sums = dict.fromkeys(("delta1", "delta2", "delta3", "abs_rel", "square"), 0.0)
 
     def add(self, predicted: Float[Tensor, "*_"], truth: Float[Tensor, "*_"], valid: Bool[Tensor, "*_"]) -> None:
-        """Judge the pixels that have a truth, which is above 0."""
+        """Add the errors of the valid pixels, whose true depth is above 0."""
         guess, true = predicted[valid].double().clamp_min(LEAST_DEPTH), truth[valid].double()
         ratio = torch.maximum(guess / true, true / guess)
         self.count += len(true)
@@ -65,9 +67,9 @@ class DepthErrors:
     def metrics(self) -> dict[str, float]:
         """Shares of pixels within 1.25, 1.25^2 and 1.25^3 of the truth, mean relative error, RMSE in metres.
 
-        Eigen et al. (2014), section 4.3. Raises ValueError where no pixel was judged.
+        Eigen et al. (2014), section 4.3. Raises ValueError where no pixel was valid.
         """
         if not self.count:
-            raise ValueError("no pixel of the test images has a depth, so nothing can be judged; look at their depth")
-        found = {name: total / self.count for name, total in self.sums.items() if name != "square"}
-        return found | {"rmse": math.sqrt(self.sums["square"] / self.count)}
+            raise ValueError("no pixel of the test images has a depth, so nothing can be measured; look at their depth")
+        metrics = {name: total / self.count for name, total in self.sums.items() if name != "square"}
+        return metrics | {"rmse": math.sqrt(self.sums["square"] / self.count)}

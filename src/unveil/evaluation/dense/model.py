@@ -1,4 +1,4 @@
-"""An encoder with a head that tells something of every pixel."""
+"""An encoder with a head that predicts every pixel."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class DenseModel(nn.Module):
         self._module.requires_grad_(not frozen)
 
     def train(self, mode: bool = True) -> DenseModel:
-        """A frozen encoder stays as it is judged."""
+        """A frozen encoder stays in eval mode."""
         super().train(mode)
         if self.is_frozen:
             self._module.eval()
@@ -64,10 +64,10 @@ class DenseModel(nn.Module):
         first = self.inputs[0]
         size = tuple(side * first.stride for side in maps[first.name].shape[-2:])
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.is_frozen):
-            found = self.encoder.tokens(read, self.blocks)
+            outputs = self.encoder.tokens(read, self.blocks)
         rows = size[0] // self.encoder.patch
         grids = [
             rearrange(x[:, self.encoder.num_prefix :], "b (m h w) d -> b (m d) h w", m=len(names), h=rows)
-            for x in found
+            for x in outputs
         ]
         return grids, (size[0], size[1])

@@ -1,4 +1,4 @@
-"""How a head, and the encoder with it, learns to tell something of every pixel; and its predictions of whole images."""
+"""Training of a head, with the encoder or without, to predict every pixel; and its predictions of whole images."""
 
 from __future__ import annotations
 
@@ -178,7 +178,7 @@ class DenseTrainer:
             yield torch.stack(losses).sum() / count
 
     def predictions(self) -> Iterator[tuple[Float[Tensor, "K H W"], Sample]]:
-        """For each test sample the prediction at the size of its truth, averaged over windows, and the sample."""
+        """For each test sample the prediction at the size of its label, averaged over windows, and the sample."""
         self.model.eval()
         loader, done = self._loader(self.sets.test), 0
         with closing(loader.whole_samples()) as chunks:
@@ -200,19 +200,19 @@ class DenseTrainer:
             for (whole, _), own in zip(wholes, corners, strict=True)
             for corner in own
         ]
-        found = []
+        outputs = []
         for start in range(0, len(cut), self.micro_batch):
             windows = cut[start : start + self.micro_batch]
             keys = torch.zeros(len(windows), dtype=torch.int64)
             batch = collate(windows, keys, self.inputs, self.view.image_size).on(self.device)
             with autocast(self.device):
-                found += list(self.model(batch).cpu())
+                outputs += list(self.model(batch).cpu())
         guesses = []
         for sample, (_, made), size, own in zip(samples, wholes, sizes, corners, strict=True):
             total, count = torch.zeros(self.target.outputs, *size), torch.zeros(size)
             for top, left in own:
                 rows, columns = slice(top, top + self.view.image_size[0]), slice(left, left + self.view.image_size[1])
-                total[:, rows, columns] += found.pop(0)
+                total[:, rows, columns] += outputs.pop(0)
                 count[rows, columns] += 1
             mean = (total / count)[:, : made[0], : made[1]]
             guesses.append(enlarged(mean[None], sample.size)[0])

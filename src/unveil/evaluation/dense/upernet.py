@@ -39,7 +39,7 @@ class UPerHead(nn.Module):
     def aside(
         self, maps: list[Float[Tensor, "B C h w"]], size: tuple[int, int]
     ) -> list[tuple[float, Float[Tensor, "B K H W"]]]:
-        """What the auxiliary head says, and the weight of its loss."""
+        """The auxiliary head's prediction, and the weight of its loss."""
         x = self.auxiliary(maps[2])
         return [(AUXILIARY, F.interpolate(x, size, mode="bilinear", align_corners=False))]
 
