@@ -159,28 +159,30 @@ class Run:
         """The samples that the run was trained on. Raises FileNotFoundError where its data have moved."""
         return self.split()[0]
 
-    def held_out(self, data: str | Source | None = None, more: tuple[Declared, ...] = ()) -> Source:
+    def held_out(self, data: str | Source | None = None, extra_maps: tuple[Declared, ...] = ()) -> Source:
         """The samples at an address, or of a source, that the run was not trained on; by default of its own data."""
-        return self.split(data, more)[1]
+        return self.split(data, extra_maps)[1]
 
-    def split(self, data: str | Source | None = None, more: tuple[Declared, ...] = ()) -> tuple[Source, Source]:
+    def split(self, data: str | Source | None = None, extra_maps: tuple[Declared, ...] = ()) -> tuple[Source, Source]:
         """The samples at an address, or of a source, in two: those that the run was trained on, and the others.
 
-        Samples are the same where their files are, however the address is written, and where all names in it are those
-        of the run's data, wherever they lie. `more` maps are read than the run itself reads, such as labels. Raises
-        ValueError where the run was trained on all of them, FileNotFoundError where there is nothing.
+        A sample is known by its file, however the address is written; a source with the names of the run's data is
+        those data, wherever it lies. `extra_maps` are read beside those of the run, such as labels. Raises ValueError
+        where the run was trained on all of them, FileNotFoundError where there is nothing.
         """
         address = self.config.data.address if data is None else data
         given = self._open(address) if isinstance(address, str) else address
         own = given if data is None or names_digest(given) == self.config.data.names else self._own_data()
         trained = frozenset() if own is None else frozenset(locations(self._hold_out(own)[0]))
-        source = self._open(address, more) if more and isinstance(address, str) else given
-        where = locations(source)
-        seen = [i for i, location in enumerate(where) if location in trained]
-        unseen = [i for i, location in enumerate(where) if location not in trained]
+        source = self._open(address, extra_maps) if extra_maps and isinstance(address, str) else given
+        is_trained = [location in trained for location in locations(source)]
+        train = [i for i, known in enumerate(is_trained) if known]
+        unseen = [i for i, known in enumerate(is_trained) if not known]
         if not unseen:
             raise ValueError(f"{self.path} was trained on all {len(source)} samples of {source.address}; give others")
-        return Subset(source, seen), Subset(source, unseen) if seen else source
+        if train and data is not None:
+            log(f"note: {self.path} was trained on {len(train):,} of the {len(source):,} samples of {source.address}")
+        return Subset(source, train), Subset(source, unseen) if train else source
 
     def _own_data(self) -> Source | None:
         """The data that the run was trained on; None where they are not there any more."""
@@ -198,13 +200,13 @@ class Run:
             )
         return hold_out(own, data.held_out_share, self.config.seed, last=data.held_out_last, group_by=data.group_by)
 
-    def _open(self, address: str, more: tuple[Declared, ...] = ()) -> Source:
-        """The samples at an address as the run reads them, with `more` maps."""
-        more = tuple(d for d in more if d.name not in {own.name for own in self.declared})
-        if not self.declared and not more:
+    def _open(self, address: str, extra_maps: tuple[Declared, ...] = ()) -> Source:
+        """The samples at an address as the run reads them, with extra maps."""
+        extra = tuple(d for d in extra_maps if d.name not in {own.name for own in self.declared})
+        if not self.declared and not extra:
             return open_source(address, self.config.data.channels)
-        source = open_samples(address, (*(self.declared or (BUILT_IN["rgb"],)), *more))
-        if more:
+        source = open_samples(address, (*(self.declared or (BUILT_IN["rgb"],)), *extra))
+        if extra:
             inspection = inspect_samples(Subset(source, spread(len(source), _INSPECTED)))
             source = source.settled(inspection.settle(source.declared))
         return source

@@ -39,10 +39,10 @@ class ScheduleConfig:
 
 @dataclass(frozen=True)
 class RunConfig:
-    """What `run.json` says of a run.
+    """The configuration of a run.
 
     `options` are the values of the recipe's options, `modalities` the declared maps as JSON holds them (empty for a run
-    of plain images), `image` the modality of such a run, `epochs` the length of all stages.
+    of plain images), `image` the first modality, `epochs` the length of all stages.
     """
 
     recipe: str
@@ -61,51 +61,51 @@ class RunConfig:
 
         Raises FileNotFoundError where there is no `run.json`, ValueError where it is damaged or lacks an entry.
         """
-        facts = read_metadata(run)
-        if not facts:
+        metadata = read_metadata(run)
+        if not metadata:
             near = [str(p.parent) for p in sorted(run.glob("*/run.json"))[:5]]
             hint = f"; there are runs at {', '.join(near)}" if near else ""
             raise FileNotFoundError(f"{run} is not a run folder: it has no run.json{hint}")
         try:
-            return cls.parse(facts)
+            return cls.parse(metadata)
         except KeyError as error:
             raise ValueError(f"{run / 'run.json'} has no entry {error}; give another run") from error
 
     @classmethod
-    def parse(cls, facts: Mapping[str, Any]) -> RunConfig:
+    def parse(cls, metadata: Mapping[str, Any]) -> RunConfig:
         """The configuration in the content of a `run.json`. Raises KeyError with the first entry that is missing."""
-        asked, data, optim = facts["asked"], facts["data"], facts.get("optim")
+        given, data, optim = metadata["asked"], metadata["data"], metadata.get("optim")
         return cls(
-            recipe=facts["recipe"],
-            seed=facts["seed"],
+            recipe=metadata["recipe"],
+            seed=metadata["seed"],
             data=DataConfig(
                 data["address"],
                 data["count"],
                 data["names"],
                 data["channels"],
                 data["held_out"],
-                asked.get("held_out_share", 0.05),
-                asked.get("held_out") == "last",
-                asked.get("group_by"),
+                given.get("held_out_share", 0.05),
+                given.get("held_out") == "last",
+                given.get("group_by"),
             ),
-            options={name: tuple(v) if isinstance(v, list) else v for name, v in facts["dials"].items()},
-            modalities=tuple(facts.get("modalities", ())),
-            image=facts["modality"],
+            options={name: tuple(v) if isinstance(v, list) else v for name, v in metadata["dials"].items()},
+            modalities=tuple(metadata.get("modalities", ())),
+            image=metadata["modality"],
             schedule=optim
             and ScheduleConfig(**{f: optim[f] for f in ScheduleConfig.__dataclass_fields__ if f in optim}),
-            epochs=sum(stage["epochs"] for stage in facts.get("model", {}).get("stages", ())) or None,
-            status=facts.get("status", "unknown"),
+            epochs=sum(stage["epochs"] for stage in metadata.get("model", {}).get("stages", ())) or None,
+            status=metadata.get("status", "unknown"),
         )
 
 
 def read_metadata(run: Path) -> dict[str, Any]:
     """The content of a folder's `run.json`; empty where there is none. Raises ValueError when it is damaged."""
     try:
-        facts = json.loads((run / "run.json").read_text())
+        metadata = json.loads((run / "run.json").read_text())
     except FileNotFoundError:
         return {}
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{run / 'run.json'} is damaged ({error}); give another --out, or --overwrite") from error
-    if not isinstance(facts, dict):
+    if not isinstance(metadata, dict):
         raise ValueError(f"{run / 'run.json'} is damaged (it is no JSON object); give another --out, or --overwrite")
-    return facts
+    return metadata

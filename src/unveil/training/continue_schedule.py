@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from bisect import bisect_right
 from dataclasses import dataclass, replace
 from itertools import accumulate
 from pathlib import Path
 
 from ..recipes.recipe import Recipe
-from ..runs.folder import read_metadata
+from ..recipes.run import Run
 from .autoconfig import AutoConfig
 from .config import Continue, PretrainConfig
 
@@ -35,17 +34,18 @@ def previous_training(config: PretrainConfig) -> PreviousTraining | None:
     if config.continue_schedule == "restart" or config.init_from is None:
         return None
     path = Path(config.init_from).expanduser()
-    optim = read_metadata(path).get("optim", {}) if path.is_dir() else {}
-    states = sorted(path.glob("checkpoints/step-*/state.json")) if optim else []
+    run = Run.open(path) if (path / "run.json").exists() else None
+    stored = run.config.schedule if run else None
     epochs = config.init_epoch
-    if epochs is None:
-        if not states:
+    if run is None or stored is None:
+        if epochs is None:
             raise ValueError(
                 f"how long {config.init_from} was trained is not known; give its epochs with --init-epoch, such as 1600"
             )
-        epochs = optim.get("trained_epochs", 0.0) + json.loads(states[-1].read_text())["epoch"]
-    lr = optim["lr"] * optim["lr_factor"] if optim else None
-    return PreviousTraining(epochs, lr, optim.get("warmup_epochs"))
+        return PreviousTraining(epochs)
+    if epochs is None:
+        epochs = stored.trained_epochs + run.checkpoint().state["epoch"]
+    return PreviousTraining(epochs, stored.lr * stored.lr_factor, stored.warmup_epochs)
 
 
 def keep_schedule(auto: AutoConfig, previous: PreviousTraining) -> None:
