@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from functools import partial
 
 import numpy as np
 import pytest
@@ -17,7 +18,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from unveil.data import Loader, TooManyBroken, Unreadable, View, open_source, random_view
+from unveil.data import CenterView, Loader, TooManyBroken, Unreadable, View, center_view, open_source, random_view
+from unveil.data.loader import prefetch
 from unveil.modeling.rng import sample_keys
 
 VIEW = View((6, 8), flip="d4")
@@ -155,6 +157,56 @@ def test_bad_luck_at_the_start_is_no_reason_to_stop():
     first = Loader(Numbers(2000), VIEW, 20, seed=0).order(0)[:20].tolist()
     loader = Loader(Numbers(2000, set(first[:3])), VIEW, 20, seed=0)
     assert len(list(loader.batches(0))) == 100
+
+
+def test_broken_images_are_left_out_without_a_bound_on_them():
+    broken = {0, 7, 31}
+    loader, whole = (Loader(Numbers(40, b), VIEW, 10, seed=0, max_broken=None) for b in (broken, set()))
+    for (ours, rows), (theirs, all_rows) in zip(loader.numbered(1), whole.numbered(1), strict=True):
+        readable = torch.tensor([i not in broken for i in all_rows.tolist()])
+        assert torch.equal(rows, all_rows[readable])
+        assert torch.equal(ours.key, theirs.key[readable])
+        assert torch.equal(ours.maps["rgb"], theirs.maps["rgb"][readable])
+    assert loader.unreadable == {f"#{i}": "made so" for i in broken}
+    with pytest.raises(ValueError, match=r"none of the 3 images of numbers can be read; #\d: made so"):
+        list(Loader(Numbers(3, {0, 1, 2}), VIEW, 2, seed=0, max_broken=None).in_order())
+
+
+def test_samples_come_in_order_as_centre_views_or_whole():
+    source, view = Numbers(23, {5}), CenterView((8, 8))
+    loader = Loader(source, view, 10, max_broken=None, workers=3)
+    batches = list(loader.in_order())
+    assert torch.cat([rows for _, rows in batches]).tolist() == [i for i in range(23) if i != 5]
+    assert [len(batch) for batch, _ in batches] == [9, 10, 3]
+    views = torch.cat([batch.maps["rgb"] for batch, _ in batches])
+    assert torch.equal(views[7], center_view(source.image(8), (8, 8)))
+    samples = [sample for chunk in loader.whole_samples() for sample in chunk]
+    assert len(samples) == 22
+    assert torch.equal(samples[7].maps["rgb"], source.image(8))
+
+
+def test_prefetch_keeps_the_order_and_works_no_further_ahead_than_allowed():
+    started: list[int] = []
+
+    def job(number: int) -> int:
+        started.append(number)
+        time.sleep(0.02 * (number % 3))
+        return number
+
+    results = prefetch((partial(job, number) for number in range(20)), ahead=4, workers=4)
+    assert next(results) == 0
+    time.sleep(0.2)
+    assert max(started) == 4
+    assert list(results) == list(range(1, 20))
+
+    def fail(number: int) -> int:
+        if number == 3:
+            raise ValueError("a bug")
+        return number
+
+    with pytest.raises(ValueError, match="a bug"):
+        list(prefetch((partial(fail, number) for number in range(9)), ahead=2, workers=2))
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("unveil-data")]
 
 
 def test_the_wait_for_data_is_measured():
