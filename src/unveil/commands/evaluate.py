@@ -54,7 +54,7 @@ def evaluate(
     baselines: measure raw pixels and the untrained encoder too; where the encoder is trained, from scratch
     limit: use at most so many images of each source
     micro_batch: images in memory at once
-    at_epoch: measure the weights that the run kept then (`pretrain --save-every`); results go to `eval/epoch-<epoch>/`
+    at_epoch: measure the weights that the run saved then (`pretrain --save-every`); results go to `eval/epoch-<epoch>/`
     device: cpu, cuda, mps; auto takes the best
     seed: of splits, probes and fine-tuning
     """

@@ -42,7 +42,7 @@ MEMORY_SHARE = 0.5  # of what is free, for the tokens
 class Attentive:
     """A cross-attention pool with one query over frozen tokens, then a linear layer (Chen et al., 2024, section 3).
 
-    epochs: times that every image is seen
+    epochs: passes over the training images
     """
 
     needs: ClassVar[Needs] = "images"

@@ -32,19 +32,19 @@ class Depth:
     """The depth of every pixel in metres.
 
     head: linear; convnext (MultiMAE's); upernet (as MAE is fine-tuned); dpt
-    frozen: only the head learns; --no-frozen trains the encoder too
+    frozen: train the head only; --no-frozen trains the encoder too
     inputs: the modalities to read, of those that the encoder knows; by default its first
-    modalities: how the maps of a folder are declared: .toml files, and rgb, depth, semseg; by default the layout says
-    layout: how images and depth lie: folders (rgb/ and depth/, in train/ and test/ where there are two), nyuv2,
-        hypersim; auto looks
+    modalities: declarations of the maps of a folder: .toml files, and rgb, depth, semseg; by default from the layout
+    layout: layout of images and depth: folders (rgb/ and depth/, in train/ and test/ where there are two), nyuv2,
+        hypersim; auto detects it
     depth_scale: metres of a stored unit, 0.001 by default; floats are metres
     max_depth: metres, beyond which pixels are ignored, in training and in the metrics
     loss: berhu (as MultiMAE) or l1, on pixels with a known depth
-    schedule: multimae-nyuv2, as published; probe for a frozen encoder and small for one that learns fit about
-        1000 and 2000 updates to the set; auto is one of the two
-    epochs: times that every image is seen
+    schedule: multimae-nyuv2, as published; probe for a frozen encoder and small for a trained one make about
+        1000 and 2000 updates; auto is one of the two
+    epochs: passes over the training images
     batch_size: images of one update
-    lr: peak learning rate, for a batch as it is
+    lr: peak learning rate, whatever the batch size
     image_size: side of the training views and of the test windows
     """
 

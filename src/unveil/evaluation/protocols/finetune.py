@@ -27,19 +27,19 @@ class Finetune:
 
     preset: published settings: mae-b, mae-l, mae-h, crossmae-paper, crossmae-released, multimae; small for few images;
         auto is small below 200,000 images, else MAE's for the encoder's size
-    epochs: times that every image is seen
-    updates: about so many, whatever the number of images; in place of epochs
+    epochs: passes over the training images
+    updates: about how many updates, whatever the number of images; in place of epochs
     batch_size: images of one update
     lr: learning rate per 256 images of a batch
-    warmup_epochs: over which the rate grows to its peak
-    weight_decay: of matrices
-    layer_decay: the rate of a layer is that of the next one times this; 1 is one rate for all
-    drop_path: how often the branches of the last block are left out; earlier ones less
+    warmup_epochs: epochs of linear warm-up
+    weight_decay: weight decay of matrices; vectors have none
+    layer_decay: ratio of the learning rates of a layer and the next one; 1 is one rate for all
+    drop_path: rate of stochastic depth in the last block; it grows linearly from 0 in the first
     randaugment: magnitude of RandAugment, 0 to 10; 0 is off
     mixup: alpha of mixup; 0 is off
     cutmix: alpha of CutMix; 0 is off
     smoothing: label smoothing
-    erasing: how often a part of an image is erased
+    erasing: probability of random erasing
     ema: decay of the averaged weights that are evaluated; 0 evaluates the last ones
     keep: a new .safetensors file for the fine-tuned encoder, without its head: a teacher for cmtmae
     """

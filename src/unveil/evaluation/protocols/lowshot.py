@@ -26,7 +26,7 @@ class Lowshot:
 
     shots: how many training images: a share (1%), a number (500), thousands (10k); what the set cannot give is left out
     draws: how many times images are drawn for each number
-    by: knn, knn-whitened, linear, linear-lbfgs, attentive or finetune: what is learned from them
+    by: the protocol on these images: knn, knn-whitened, linear, linear-lbfgs, attentive or finetune
     epochs: of attentive and finetune
     updates: of finetune, in place of epochs
     """

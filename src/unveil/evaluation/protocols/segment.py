@@ -39,19 +39,19 @@ class Segment:
     """The class of every pixel, measured by mean IoU.
 
     head: linear; convnext (MultiMAE's); upernet (as MAE is fine-tuned); dpt
-    frozen: only the head learns; --no-frozen trains the encoder too
+    frozen: train the head only; --no-frozen trains the encoder too
     inputs: the modalities to read, of those that the encoder knows: rgb, depth, or both; by default its first
-    modalities: how the maps of a folder are declared: .toml files, and rgb, depth, semseg; by default the layout says
-    layout: how images and labels lie: folders (rgb/ and semseg/, in train/ and test/ where there are two), ade20k,
-        nyuv2, hypersim, camvid; auto looks
-    classes: their number, where only the labels say it otherwise
+    modalities: declarations of the maps of a folder: .toml files, and rgb, depth, semseg; by default from the layout
+    layout: layout of images and labels: folders (rgb/ and semseg/, in train/ and test/ where there are two), ade20k,
+        nyuv2, hypersim, camvid; auto detects it
+    classes: the number of classes; by default from the layout, or counted in the labels
     ignore: the id of pixels without a class (void); the layout's own by default, 255 for folders
     first_class: the id of the first class; lower ones are no class
     schedule: published settings: multimae-ade20k, multimae-hypersim, multimae-nyuv2, mae-ade20k; probe for a frozen
-        encoder and small for one that learns fit about 1000 and 2000 updates to the set; auto is one of the two
-    epochs: times that every image is seen
+        encoder and small for a trained one make about 1000 and 2000 updates; auto is one of the two
+    epochs: passes over the training images
     batch_size: images of one update
-    lr: peak learning rate, for a batch as it is
+    lr: peak learning rate, whatever the batch size
     image_size: side of the training views and of the test windows
     """
 

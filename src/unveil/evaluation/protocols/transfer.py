@@ -19,7 +19,7 @@ class Transfer:
     """Accuracy on further data sets, each learned by itself, and their mean.
 
     to: further labelled images, as --data takes them; a folder may hold train and val
-    by: knn, knn-whitened, linear, linear-lbfgs, attentive or finetune: what is learned
+    by: the protocol on each set: knn, knn-whitened, linear, linear-lbfgs, attentive or finetune
     epochs: of attentive and finetune
     updates: of finetune, in place of epochs
     """
