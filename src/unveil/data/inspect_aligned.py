@@ -12,7 +12,7 @@ import torch
 from ..modeling.types import to_float
 from ..runs.console import table
 from .decode import Unreadable
-from .inspect_images import counted, listed
+from .inspect_images import counted, listed, size_range
 from .modality_config import Declared
 from .read_map import Map
 from .samples import SampleSource, as_sample, origin
@@ -188,9 +188,8 @@ def _rows(facts: MapFacts) -> list[tuple[str, str]]:
     channels = f"{facts.channels} channel{'s' * (facts.channels > 1)}"
     rows = [(facts.name, f"{facts.count:,} maps of {channels} ({counted(facts.stored)})")]
     if facts.smallest and facts.largest and facts.median:
-        smallest, median, largest = (f"{w} x {h}" for h, w in (facts.smallest, facts.median, facts.largest))
-        same = smallest == largest
-        rows.append(("", f"width x height {smallest if same else f'{smallest} to {largest}, median {median}'}"))
+        sizes = size_range(facts.smallest, facts.median, facts.largest)
+        rows.append(("", f"width x height {sizes}"))
     if facts.mean:
         suffix = f" {facts.unit}" if facts.unit else ""
         rows.append(("", f"mean {_numbers(facts.mean)}{suffix}, std {_numbers(facts.std)}{suffix}"))

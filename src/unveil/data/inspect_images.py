@@ -13,7 +13,8 @@ import torch
 from ..modeling.types import to_float
 from ..runs.console import table
 from .decode import Header, Unreadable, decode, read_header, to_channels
-from .sources import EncodedSource, Source, Subset, spread
+from .samples import origin
+from .sources import EncodedSource, Source, spread
 
 _LISTED = 10  # names shown before "and n more"
 
@@ -54,9 +55,7 @@ class Inspection:
             rows.append(("files", counted(self.formats)))
             rows.append(("bits", counted({str(bits): n for bits, n in self.bits.items()})))
         if self.smallest and self.median and self.largest:
-            smallest, median, largest = (f"{w} x {h}" for h, w in (self.smallest, self.median, self.largest))
-            same = smallest == largest
-            rows.append(("width x height", smallest if same else f"{smallest} to {largest}, median {median}"))
+            rows.append(("width x height", size_range(self.smallest, self.median, self.largest)))
             rows.append(("not square", f"{self.share_not_square:.0%}"))
         if self.classes:
             rows.append(("labels", f"{len(self.classes)} classes: {counted(self.classes)}"))
@@ -82,7 +81,8 @@ def inspect_source(source: Source, limit: int | None = None) -> Inspection:
         raise ValueError(f"a limit of {limit} images leaves nothing to measure; give 1 or more, or none for 2000")
     n = len(source)
     decoded = set(spread(n, limit or 2000))
-    files, numbers = _encoded(source)
+    whole, numbers = origin(source)
+    files = whole if isinstance(whole, EncodedSource) else None  # None where images are made
     headers: list[Header] = []
     unreadable: dict[str, str] = {}
     copies: defaultdict[bytes, list[str]] = defaultdict(list)
@@ -134,15 +134,6 @@ def inspect_source(source: Source, limit: int | None = None) -> Inspection:
     )
 
 
-def _encoded(source: Source) -> tuple[EncodedSource | None, list[int]]:
-    """The source of files below any subsets, and which of its files these images are; None where images are made."""
-    numbers = list(range(len(source)))
-    while isinstance(source, Subset):
-        numbers = [source.indices[i] for i in numbers]
-        source = source.source
-    return (source if isinstance(source, EncodedSource) else None), numbers
-
-
 def _tally(values: Iterable[Any]) -> dict[Any, int]:
     return dict(Counter(values).most_common())
 
@@ -153,6 +144,12 @@ def _class_counts(source: Source) -> dict[str, int] | None:
     counts = Counter(source.labels)
     names = source.classes or [str(label) for label in range(max(counts) + 1)]
     return {name: counts[label] for label, name in enumerate(names)} | ({"unknown": counts[-1]} if counts[-1] else {})
+
+
+def size_range(smallest: tuple[int, int], median: tuple[int, int], largest: tuple[int, int]) -> str:
+    """Sizes (height, width) as one text in width x height."""
+    low, middle, high = (f"{width} x {height}" for height, width in (smallest, median, largest))
+    return low if low == high else f"{low} to {high}, median {middle}"
 
 
 def counted(counts: Mapping[str, int]) -> str:
