@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from unveil.runs import checkpoint
-from unveil.runs.checkpoint import NUM_KEPT, optimizer_tensors, read, read_latest, restore_optimizer, save
+from unveil.runs.checkpoint import NUM_CHECKPOINTS, optimizer_tensors, read, read_latest, restore_optimizer, save
 
 
 def put(run: Path, step: int) -> Path:
@@ -39,7 +39,7 @@ def test_the_newest_are_kept_and_a_later_one_is_from_a_past_that_is_over(tmp_pat
     for step in (1, 2, 3, 9):
         put(tmp_path, step)
     assert steps(tmp_path) == [3, 9]
-    assert NUM_KEPT == 2
+    assert NUM_CHECKPOINTS == 2
     put(tmp_path, 5)  # the run went back behind 9, which was damaged
     assert steps(tmp_path) == [3, 5]
 

@@ -19,7 +19,7 @@ SKY, FLOOR = SEMANTIC_CLASSES.index("sky"), SEMANTIC_CLASSES.index("floor")
 
 DIGEST = """
 import hashlib
-from unveil.data.scenes import render
+from unveil.experiments.scenes import render
 s = render((5, 11), (40, 48))
 print(hashlib.sha256(s.rgb.tobytes() + s.depth.tobytes() + s.semseg.tobytes()).hexdigest())
 """

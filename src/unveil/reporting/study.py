@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -17,7 +17,9 @@ from .markup import Markup, counted, figure, html_table, tag
 from .sections import charts_of, section
 
 _CURVES = {"heldout_loss": "held-out loss", "rankme": "RankMe", "feature_std": "standard deviation of features"}
-_MOST_RUNS = 8  # lines of a chart that an eye can follow
+COST_HEAD = ("arm", "runs", "training", "images/s", "memory")
+TIME_HEAD = ("arm", "training", "epochs")
+_MOST_RUNS = 8  # lines of a chart
 
 
 def write_study_report(folder: str | Path) -> Path:
@@ -42,7 +44,7 @@ def study_page(outcome: Mapping[str, Any]) -> str:
         f"{outcome['study']} · scale {scale} · {arms} arms · {seeds}",
         _remarks(outcome),
         *(_setting(outcome, setting["name"]) for setting in outcome["settings"]),
-        _along(outcome),
+        _learning_curves(outcome),
         _times(outcome),
         _curves(outcome),
         _arms(outcome),
@@ -61,70 +63,84 @@ def _setting(outcome: Mapping[str, Any], setting: str) -> Markup:
     parts: dict[str, Markup] = {}
     for metric in metrics:
         rows = metric_rows(outcome, setting, metric)
-        cells = [(name, row["count"], interval(row, metric), *_compared(row, metric)) for name, row, _ in rows]
-        head = ("arm", "seeds", "mean ± 95 %", f"minus {outcome['baseline']}", "p, paired", "p, Holm", "says")
+        cells = [(name, *comparison_cells(row, metric)) for name, row, _ in rows]
+        head = ("arm", "seeds", "mean ± 95 %", f"minus {outcome['baseline']}", "p, paired", "p, Holm", "claim")
         parts[metric] = tag("article", tag("h3", metric), intervals(metric, rows), html_table(head, cells))
     lead = (
         f"Every arm is compared with {outcome['baseline']}, paired by seed. The bar is the 95 % interval of the mean by"
         " Student's t over seeds. p: paired t-test, with Holm's correction over the arms of a metric and, separately,"
         " over the references (raw pixels, untrained, from scratch)."
     )
-    costs = _costs([run for run in outcome["runs"] if run["setting"] == setting])
     others = [part for metric, part in parts.items() if metric not in outcome["headlines"]]
     return section(
         setting,
         *(part for metric, part in parts.items() if metric in outcome["headlines"]),
         tag("details", tag("summary", f"{len(others)} further figures"), *others) if others else None,
         tag("h3", "Cost of a run"),
-        costs,
+        html_table(COST_HEAD, cost_rows(outcome, setting)),
         explained=lead,
     )
 
 
-def _costs(runs: Sequence[Mapping[str, Any]]) -> Markup:
-    rows = []
+def cost_rows(outcome: Mapping[str, Any], setting: str) -> list[tuple[str, ...]]:
+    """Cells of a table of costs: per arm the number of runs that ended, their mean time, speed and memory."""
+    rows: list[tuple[str, ...]] = []
+    runs = [run for run in outcome["runs"] if run["setting"] == setting]
     for arm in dict.fromkeys(run["arm"] for run in runs):
-        ours = [run for run in runs if run["arm"] == arm]
         seconds, speed, memory = (
-            [run[name] for run in ours if run[name] is not None]
+            [run[name] for run in runs if run["arm"] == arm and run[name] is not None]
             for name in ("seconds", "images_per_second", "memory_mb")
         )
         rows.append(
-            (arm, len(seconds), duration(fmean(seconds)) if seconds else "–", figure(fmean(speed)) if speed else "–",
-             f"{figure(fmean(memory) / 1024)} GB" if memory else "–")
+            (arm, str(len(seconds)), duration(fmean(seconds)) if seconds else "–",
+             figure(fmean(speed)) if speed else "–", f"{figure(fmean(memory) / 1024)} GB" if memory else "–")
         )  # fmt: skip
-    return html_table(("arm", "runs", "training", "images/s", "memory"), rows)
+    return rows
 
 
-def _along(outcome: Mapping[str, Any]) -> Markup | None:
-    """What was measured of the weights that runs kept on their way, with the difference to the baseline then."""
-    parts: list[Markup] = []
-    for setting, metric in dict.fromkeys((row["setting"], row["metric"]) for row in outcome["along"]):
-        rows = [row for row in outcome["along"] if (row["setting"], row["metric"]) == (setting, metric)]
-        cells = [
-            (row["arm"], figure(row["epoch"]), row["count"], interval(row, metric),
-             interval(row["difference"], metric, sign=True))
-            for row in rows
-        ]  # fmt: skip
-        head = ("arm", "epoch", "seeds", "mean ± 95 %", f"minus {outcome['baseline']}")
-        parts.append(tag("details", tag("summary", f"{setting}: {metric}"), html_table(head, cells)))
-    return section("Learning curves", *parts) if parts else None
+def curve_rows(outcome: Mapping[str, Any], setting: str) -> list[list[str]]:
+    """A table of metrics over training, its head first: per metric and arm a cell per epoch, then the differences."""
+    rows = [row for row in outcome["along"] if row["setting"] == setting]
+    epochs = sorted({row["epoch"] for row in rows})
+    cells: dict[tuple[str, str], dict[float, str]] = {}
+    for row in rows:
+        cells.setdefault((row["metric"], row["arm"]), {})[row["epoch"]] = interval(row, row["metric"])
+    for row in (row for row in rows if row["difference"]):
+        key = (f"{row['metric']}, minus {outcome['baseline']}", row["arm"])
+        cells.setdefault(key, {})[row["epoch"]] = interval(row["difference"], row["metric"], sign=True)
+    head = ["metric", "arm", *(f"epoch {epoch:.4g}" for epoch in epochs)]
+    return [head, *([*key, *(by_epoch.get(epoch, "–") for epoch in epochs)] for key, by_epoch in cells.items())]
 
 
-def _times(outcome: Mapping[str, Any]) -> Markup | None:
-    if not outcome["times"]:
-        return None
-    first = outcome["times"][0]
-    lead = (
-        f"Training until {first['metric']} is {value_of(first['target'], first['metric'])}, which every arm reaches."
-        " From means over seeds, with linear interpolation between measurements."
-    )
-    rows = [
+def _learning_curves(outcome: Mapping[str, Any]) -> Markup | None:
+    tables = [(s["name"], curve_rows(outcome, s["name"])) for s in outcome["settings"]]
+    parts = [part for name, (head, *rows) in tables if rows for part in (tag("h3", name), html_table(head, rows))]
+    return section("Learning curves", *parts, explained="Mean over seeds ± 95 %.") if parts else None
+
+
+def time_rows(outcome: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """Cells of a table of the time to the target: arm, training time, epochs."""
+    return [
         (t["arm"], "not reached", "–") if t["seconds"] is None
         else (t["arm"], ("at most " if t["at_most"] else "") + duration(t["seconds"]), figure(t["epochs"]))
         for t in outcome["times"]
     ]  # fmt: skip
-    return section("Time to target", html_table(("arm", "training", "epochs"), rows), explained=lead)
+
+
+def time_target(outcome: Mapping[str, Any]) -> str:
+    """What the times to the target are times to, in a sentence; empty without such times."""
+    if not outcome["times"]:
+        return ""
+    metric, target = outcome["times"][0]["metric"], outcome["times"][0]["target"]
+    return (
+        f"Training until {metric} is {value_of(target, metric)}, which every arm reaches: from means over seeds, with"
+        " linear interpolation between measurements."
+    )
+
+
+def _times(outcome: Mapping[str, Any]) -> Markup | None:
+    lead = time_target(outcome)
+    return section("Time to target", html_table(TIME_HEAD, time_rows(outcome)), explained=lead) if lead else None
 
 
 def _curves(outcome: Mapping[str, Any]) -> Markup | None:
@@ -163,9 +179,10 @@ def _failures(outcome: Mapping[str, Any]) -> Markup | None:
     return section("Failed", html_table(("run", "why"), failed, class_="words")) if failed else None
 
 
-def _compared(row: Mapping[str, Any], metric: str) -> tuple[str, str, str, str]:
-    """An arm beside the baseline: the difference, both p, and what they carry."""
-    return interval(row["difference"], metric, sign=True), _p(row["p"]), _p(row["p_holm"]), row["says"]
+def comparison_cells(row: Mapping[str, Any], metric: str) -> tuple[str, ...]:
+    """An arm's cells: seeds, mean with interval, difference to the baseline, p, corrected p, and the claim."""
+    difference = interval(row["difference"], metric, sign=True)
+    return str(row["count"]), interval(row, metric), difference, _p(row["p"]), _p(row["p_holm"]), row["says"]
 
 
 def _p(p: float | None) -> str:

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from .atomic import replacing, sync, write_json
 
 WEIGHTS_FOLDER = "kept"  # the folder of weights that stay
-NUM_KEPT = 2  # checkpoints of a run; the older one is there in case the newer is damaged
+NUM_CHECKPOINTS = 2  # of a run; the older one is there in case the newer is damaged
 _MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 
 
@@ -43,46 +43,17 @@ def save(
     optimizer: Mapping[str, Tensor],
     state: Mapping[str, Any],
     metadata: Mapping[str, str],
+    at_epoch: float | None = None,
 ) -> Path:
-    """Write the checkpoint of a step; drop all but the newest `NUM_KEPT`, and any of a later step: this run went back.
+    """Write the checkpoint of a step; drop all but the newest `NUM_CHECKPOINTS` and any of a later step (the run went
+    back). With `at_epoch` it goes to the weights that stay, which `read_epoch` finds by that epoch.
 
     Raises OSError when it cannot be written (a full disk, a lost mount); nothing half-written stays and the previous
     checkpoints are untouched.
     """
-    final = _write(run, "checkpoints", step, model, optimizer, state, metadata)
-    found = folders(run)
-    kept = found[: found.index(final) + 1][-NUM_KEPT:]
-    for other in found:
-        if other not in kept:
-            shutil.rmtree(other, ignore_errors=True)
-    return final
-
-
-def save_weights(
-    run: Path,
-    step: int,
-    epoch: float,
-    model: Mapping[str, Tensor],
-    state: Mapping[str, Any],
-    metadata: Mapping[str, str],
-) -> Path:
-    """Write the weights of a step, without moments, where they stay, known by the `epoch` that was asked for.
-
-    Raises OSError as `save` does.
-    """
-    return _write(run, WEIGHTS_FOLDER, step, model, {}, {**state, "kept_at": epoch}, metadata)
-
-
-def _write(
-    run: Path,
-    inside: str,
-    step: int,
-    model: Mapping[str, Tensor],
-    optimizer: Mapping[str, Tensor],
-    state: Mapping[str, Any],
-    metadata: Mapping[str, str],
-) -> Path:
-    folder = run / inside
+    folder = run / ("checkpoints" if at_epoch is None else WEIGHTS_FOLDER)
+    if at_epoch is not None:
+        state = {**state, "kept_at": at_epoch}
     folder.mkdir(exist_ok=True)
     remove_partial_files(run)
     final = folder / f"step-{step:08d}"
@@ -107,6 +78,12 @@ def _write(
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
+    if at_epoch is None:
+        existing = folders(run)
+        newest = existing[: existing.index(final) + 1][-NUM_CHECKPOINTS:]
+        for other in existing:
+            if other not in newest:
+                shutil.rmtree(other, ignore_errors=True)
     return final
 
 
@@ -180,8 +157,7 @@ def folders(run: Path) -> list[Path]:
 def weights_by_step(run: Path) -> dict[int, Path]:
     """The folders of all weights that a run has, kept ones and checkpoints, by their steps, the first first."""
     all_folders = [*folders(run), *sorted((run / WEIGHTS_FOLDER).glob("step-*"))]
-    found = {int(f.name.removeprefix("step-")): f for f in all_folders}
-    return dict(sorted(found.items()))
+    return dict(sorted((int(f.name.removeprefix("step-")), f) for f in all_folders))
 
 
 def _checksum(file: Path) -> str:
@@ -210,10 +186,10 @@ def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dic
 def restore_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
     """Moments by name: shared parameters carry them over, new ones start at zero."""
     for name, parameter in model.named_parameters():
-        found = {m: tensors[f"{name}:{m}"] for m in _MOMENTS if f"{name}:{m}" in tensors}
-        if len(found) == len(_MOMENTS):
+        moments = {m: tensors[f"{name}:{m}"] for m in _MOMENTS if f"{name}:{m}" in tensors}
+        if len(moments) == len(_MOMENTS):
             optimizer.state[parameter] = {
                 # a fused Adam keeps its step count beside the parameter, the others on the processor
                 moment: value.to(parameter.device, copy=True)
-                for moment, value in found.items()
+                for moment, value in moments.items()
             }

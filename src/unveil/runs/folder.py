@@ -31,7 +31,7 @@ class RunFolder:
 
     def __init__(self, path: Path):
         self.path = path
-        self.tensorboard: TensorBoardWriter | None = None  # told every line of the journal, where there is one
+        self.tensorboard: TensorBoardWriter | None = None  # gets every line of metrics, if there is one
         self._complained: set[str] = set()
 
     @property
@@ -70,7 +70,7 @@ class RunFolder:
 
     @contextmanager
     def tolerate_io_errors(self, what: str) -> Iterator[None]:
-        """A disk that is full or gone while this is written is told once, and training goes on."""
+        """Log an OSError of the body once, as a warning, and go on: a full disk costs the file, not the run."""
         try:
             yield
         except OSError as error:
@@ -82,10 +82,10 @@ class RunFolder:
         """Drop from the journal what was logged after a step, and a line that was cut off: training goes on there."""
         journal = self.path / "metrics.jsonl"
         text = journal.read_text(errors="replace") if journal.exists() else ""
-        kept = "".join(line for line in text.splitlines(keepends=True) if _step_of(line) <= step)
-        if kept != text:
+        remaining = "".join(line for line in text.splitlines(keepends=True) if _step_of(line) <= step)
+        if remaining != text:
             with self.tolerate_io_errors(journal.name):
-                write_text(journal, kept)
+                write_text(journal, remaining)
 
     def clear(self) -> None:
         """Remove what a run has written here, and nothing else."""
@@ -130,7 +130,7 @@ def _step_of(line: str) -> float:
 
 
 def choose_folder(out: str | None, recipe: str) -> Path:
-    """The folder that was asked for, or the next free `runs/<recipe>-<n>`."""
+    """The folder `out`, or the next free `runs/<recipe>-<n>`."""
     if out is not None:
         return Path(out).expanduser()
     n = 1

@@ -42,7 +42,7 @@ def has_native_bf16(device: torch.device) -> bool:
 
 
 def choose_precision(precision: Precision, device: torch.device) -> Literal["float32", "bf16"]:
-    """bf16 where the device has it in hardware, unless told otherwise."""
+    """bf16 where the device has it in hardware, unless `precision` names another."""
     if precision == "auto":
         return "bf16" if has_native_bf16(device) else "float32"
     return precision
@@ -60,7 +60,7 @@ def autocast(device: torch.device) -> torch.autocast:
 
 
 def reading_threads(workers: int | None = None) -> ThreadPoolExecutor:
-    """Threads that prepare data while another computes: one for each core, unless told otherwise.
+    """Threads that prepare data while another computes: `workers` of them, by default one per core.
 
     On a processor the two share the cores. Threads that read compute with one thread each, since a parallel region in
     one of them would give it OpenMP threads of its own, and with more of those than cores every barrier of the model's
@@ -116,7 +116,7 @@ def versions(device: torch.device) -> dict[str, Any]:
 def git_commit() -> str | None:
     """The commit of the working folder's repository, with a plus when there are changes; None where there is none."""
     try:
-        found = subprocess.run(
+        process = subprocess.run(
             ["git", "describe", "--always", "--dirty=+", "--abbrev=12", "--exclude=*"],
             capture_output=True,
             text=True,
@@ -124,4 +124,4 @@ def git_commit() -> str | None:
         )
     except (OSError, subprocess.TimeoutExpired):
         return None
-    return found.stdout.strip() or None if found.returncode == 0 else None
+    return process.stdout.strip() or None if process.returncode == 0 else None

@@ -1,4 +1,4 @@
-"""The metrics as TensorBoard's event files, for those who watch many runs: an extra."""
+"""The metrics as TensorBoard's event files, an optional extra."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def check_tensorboard() -> None:
 
 
 class TensorBoardWriter:
-    """Writes every line of metrics as scalars; what an earlier process wrote beyond `step` no longer counts."""
+    """Writes every line of metrics as scalars; purges what an earlier process wrote beyond `step`."""
 
     def __init__(self, run: Path, step: int):
         from torch.utils.tensorboard import SummaryWriter
@@ -28,9 +28,9 @@ class TensorBoardWriter:
         """The numbers of a line, under its kind."""
         for name, value in line.items():
             parts = value if isinstance(value, Mapping) else {"": value}
-            for part, number in parts.items():
+            for key, number in parts.items():
                 if name not in ("kind", "step") and isinstance(number, (int, float)):
-                    self.writer.add_scalar("/".join(filter(None, (line["kind"], name, part))), number, line["step"])
+                    self.writer.add_scalar("/".join(filter(None, (line["kind"], name, key))), number, line["step"])
         self.writer.flush()
 
     def close(self) -> None:

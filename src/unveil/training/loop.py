@@ -208,7 +208,7 @@ class Loop:
             state = {"stage": index, "epoch": step / self.loader.steps_per_epoch, "seconds": self.seconds}
             with self.run.tolerate_io_errors(checkpoint.WEIGHTS_FOLDER):
                 weights = trainer.model.state_dict()
-                checkpoint.save_weights(self.run.path, step, self.save_at[step], weights, state, self.metadata)
+                checkpoint.save(self.run.path, step, weights, {}, state, self.metadata, self.save_at[step])
 
     def _save(self, trainer: Trainer, index: int, step: int, must: bool) -> None:
         """Save a checkpoint, on rank zero. Unless it `must`, an error of the disk is logged and training continues."""
