@@ -64,11 +64,22 @@ def test_scenes_hold_their_truth():
 
 def test_what_is_measured_on_scenes():
     found = on_dense(tiny(), ["segment"], SCENES, "scenes:count=3,size=32,seed=1", options={"epochs": 1})[0]
-    assert 0 <= found.metrics["miou"] <= 1
+    assert found.metrics["miou"] == pytest.approx(np.mean(list(found.details["iou"].values())))
     assert set(found.details["iou"]) <= set(SEMANTIC_CLASSES)
     assert found.settings["test_images"] == 3
+    train, test = (
+        torch.stack([parse(address).maps(i)["semseg"] for i in range(count)])
+        for address, count in ((SCENES, 10), ("scenes:count=3,size=32,seed=1", 3))
+    )
+    most = int(train.flatten().long().bincount().argmax())
+    (majority,) = found.baselines.items()
+    assert majority[0] == f"majority class ({SEMANTIC_CLASSES[most]})"
+    assert majority[1]["pixel_accuracy"] == pytest.approx((test == most).double().mean().item())
     depth = on_dense(tiny(), ["depth"], SCENES, options={"epochs": 1, "modalities": ("rgb", "depth")})[0]
-    assert depth.metrics["rmse"] > 0
+    metres = torch.stack([parse(SCENES).maps(i)["depth"] for i in range(10)]).double()
+    error = metres[8:] - metres[:8].mean(0)  # the last fifth is held out
+    assert depth.baselines["training mean"]["rmse"] == pytest.approx(error.square().mean().sqrt().item(), rel=1e-4)
+    assert depth.metrics["rmse"] != depth.baselines["training mean"]["rmse"]
     assert depth.settings["inputs"] == ["rgb"]
 
 

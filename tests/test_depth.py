@@ -200,8 +200,17 @@ def test_every_modality_is_told_from_others():
         *("rgb_from_depth", "rgb_from_depth_and_semseg", "depth_from_rgb", "depth_from_rgb_and_semseg"),
         *("semseg_from_rgb", "semseg_from_rgb_and_depth"),
     }
-    assert 0 <= result.metrics["delta1_depth_from_rgb"] <= 1
-    assert 0 <= result.metrics["miou_semseg_from_rgb_and_depth"] <= 1
+    model = ModelReconstructor(scene_model())
+    depth = model.reconstruct(made, ("rgb",))["depth"]
+    known = depth.predicted & (depth.truth > 0)
+    ratio = depth.guess[known].clamp_min(1e-3) / depth.truth[known]
+    near = torch.maximum(ratio, 1 / ratio) < 1.25
+    assert result.metrics["delta1_depth_from_rgb"] == pytest.approx(near.double().mean().item())
+    classes = model.reconstruct(made, ("rgb", "depth"))["semseg"]
+    guess, truth = (x[:, :1][classes.predicted] for x in (classes.guess, classes.truth))
+    both = [((guess == k) & (truth == k)).sum() / ((guess == k) | (truth == k)).sum() for k in range(3)]
+    mean = torch.stack([iou for iou in both if not iou.isnan()]).mean().item()
+    assert result.metrics["miou_semseg_from_rgb_and_depth"] == pytest.approx(mean)
     assert result.baselines["training mean"].keys() == result.metrics.keys()
     assert "reconstruct RMSE depth from rgb" in table([result])
     plain = reconstructed(scene_model(), made, hidden=(0.5,), cross_modal=False)

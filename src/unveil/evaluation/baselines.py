@@ -1,4 +1,4 @@
-"""What an encoder must beat. (An untrained encoder is the other baseline; only its caller knows how to build one.)"""
+"""The baselines of an evaluation that need no run: raw pixels."""
 
 from __future__ import annotations
 
