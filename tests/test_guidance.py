@@ -77,7 +77,7 @@ class TestMaps:
             TeacherAttention("teacher", **dials)(observed(torch.rand(1, 3, 12)))
 
     def test_a_teacher_that_sees_other_tokens_is_refused(self):
-        with pytest.raises(ValueError, match="look at 12 tokens where the student has 20"):
+        with pytest.raises(ValueError, match="the attention map has 12 tokens and the student 20"):
             AttentionGuided(TeacherAttention("teacher"))(
                 tokens(layout(4, 5), 2), observed(torch.rand(2, 1, 12)), keyed(torch.arange(2))
             )

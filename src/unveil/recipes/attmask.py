@@ -64,9 +64,4 @@ def recipe(
             teachers={"student": EMATeacher(encoder, follows, FeatureSpec(features=0))},
         )
 
-    return Recipe(
-        encoder,
-        stages=(Stage(build, train.epochs),),
-        optim=train.optim(),
-        view=train.view(encoder),
-    )
+    return Recipe(encoder, (Stage(build, train.epochs),), train.optim(), train.view(encoder))

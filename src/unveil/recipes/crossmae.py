@@ -60,9 +60,5 @@ def recipe(
             objectives=[Objective("pixels", "pixels", decoder_dim, Pixels(modality, train.patch, norm_pix))],
         )
 
-    return Recipe(
-        encoder,
-        stages=(Stage(build, train.epochs),),
-        optim=train.optim(lr_factor=lr_factor(lr_scale, masker)),
-        view=train.view(encoder),
-    )
+    optim = train.optim(lr_factor=lr_factor(lr_scale, masker))
+    return Recipe(encoder, (Stage(build, train.epochs),), optim, train.view(encoder))

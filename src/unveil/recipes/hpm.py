@@ -56,9 +56,4 @@ def recipe(
             teachers={"student": EMALossPredictor(encoder, predictor, head, follows)},
         )
 
-    return Recipe(
-        encoder,
-        stages=(Stage(build, train.epochs),),
-        optim=train.optim(),
-        view=train.view(encoder),
-    )
+    return Recipe(encoder, (Stage(build, train.epochs),), train.optim(), train.view(encoder))

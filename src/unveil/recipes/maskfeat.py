@@ -36,9 +36,4 @@ def recipe(
             hide=Blank(encoder),
         )
 
-    return Recipe(
-        encoder,
-        stages=(Stage(build, train.epochs),),
-        optim=train.optim(betas=(0.9, 0.999)),
-        view=train.view(encoder),
-    )
+    return Recipe(encoder, (Stage(build, train.epochs),), train.optim(betas=(0.9, 0.999)), train.view(encoder))

@@ -62,9 +62,4 @@ def recipe(
         whole = [ClassToken("class token", "teacher", decoder, features, share)] if is_all else []
         return MaskedModel(encoder, masker, {"features": decoder}, [features, *whole], {"teacher": guide})
 
-    return Recipe(
-        encoder,
-        stages=(Stage(build, train.epochs),),
-        optim=train.optim(),
-        view=train.view(encoder),
-    )
+    return Recipe(encoder, (Stage(build, train.epochs),), train.optim(), train.view(encoder))

@@ -136,9 +136,5 @@ def recipe(
             hide=Blank(encoder) if hide == "blank" else drop,
         )
 
-    return Recipe(
-        encoder,
-        stages=(Stage(build, train.epochs),),
-        optim=train.optim(lr_factor=lr_factor(lr_scale, masker)),
-        view=train.view(encoder),
-    )
+    optim = train.optim(lr_factor=lr_factor(lr_scale, masker))
+    return Recipe(encoder, (Stage(build, train.epochs),), optim, train.view(encoder))

@@ -8,7 +8,7 @@ from ..modeling.decoder import BlendKind
 from ..modeling.masked_model import MaskedModel
 from ..modeling.masking import PATTERNS, ByModality, Masker
 from ..modeling.types import DEPTH, RGB, SEMSEG, Modality
-from .multimodal import answers, budgeted
+from .multimodal import make_budget, make_decoders
 from .recipe import Hyperparameters, Recipe, Stage
 
 
@@ -57,19 +57,14 @@ def recipe(
     encoder = train.vit(*modalities, final_norm=decoder != "task" and blend == "none")
 
     def build() -> MaskedModel:
-        decoders, objectives = answers(
+        decoders, objectives = make_decoders(
             modalities, encoder, decoder, blend, decoder_dim, decoder_depth, decoder_heads, extra_norm_pix, weighting
         )
-        score = budgeted(
+        score = make_budget(
             ByModality(PATTERNS[masking]), encoder, objectives, budget, concentration, tasks, harder_gets,
             budget_temperature, budget_floor,
         )  # fmt: skip
         masker = Masker(score, visible, 1 - visible if predicted is None else predicted)
         return MaskedModel(encoder, masker, decoders, objectives)
 
-    return Recipe(
-        encoder,
-        stages=(Stage(build, train.epochs),),
-        optim=train.optim(),
-        view=train.view(encoder),
-    )
+    return Recipe(encoder, (Stage(build, train.epochs),), train.optim(), train.view(encoder))

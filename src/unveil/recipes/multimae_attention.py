@@ -23,6 +23,7 @@ from ..modeling.masking import (
     LossMap,
     Masker,
     RandomHeads,
+    Sampler,
     SamplerName,
     TeacherAttention,
     TokenScore,
@@ -41,7 +42,7 @@ from ..modeling.teachers import (
     load_teacher,
 )
 from ..modeling.types import DEPTH, RGB, SEMSEG, FeatureSpec, Modality
-from .multimodal import answers, budgeted
+from .multimodal import make_budget, make_decoders
 from .recipe import Hyperparameters, Recipe, Stage
 
 
@@ -78,7 +79,7 @@ def recipe(
     extra_norm_pix: bool = True,
     weighting: Literal["sum", "uncertainty"] = "sum",
 ) -> Recipe:
-    """MultiMAE, guided: in each modality the patches that the model itself attends to most are hidden.
+    """MultiMAE with guided masks: in each modality the patches that the model itself attends to most are hidden.
 
     visible: share of the patches of all modalities that the encoder reads
     predicted: share of all patches that is predicted; by default all that are hidden
@@ -121,56 +122,58 @@ def recipe(
         raise ValueError("a teacher of RGB has no say across modalities; use --budget dirichlet or adaptive")
     encoder = train.vit(*modalities, final_norm=decoder != "task" and blend == "none")
 
-    gaze: AttentionMap = TeacherAttention("student") if guide == "attention" else LossMap("student")
-    score: TokenScore = AttentionGuided(gaze, make_sampler(draw, noise=noise))
-    if budget != "joint":
-        others: dict[str, TokenScore] = {}
-        if guide != "attention":  # of a map that nobody predicts there are no errors
-            others = {m.name: Uniform() for m in encoder.modalities if m.role == "input"}
-        if teacher is not None:
-            blended = CollaborativeAttention(TeacherAttention("teacher"), gaze, student_weight)
-            others["rgb"] = AttentionGuided(blended, make_sampler(draw, noise=noise))
-        score = ByModality(score, others)
+    sampler = make_sampler(draw, noise=noise)
+    score = guided_score(encoder, guide, sampler, budget, student_weight if teacher is not None else None)
     if guide_heads == "random":
         score = RandomHeads("student", score)
     score = IfObserved("student", score, ByModality(Uniform()))
 
     def build() -> MaskedModel:
-        decoders, objectives = answers(
+        decoders, objectives = make_decoders(
             modalities, encoder, decoder, blend, decoder_dim, decoder_depth, decoder_heads, extra_norm_pix, weighting
         )
+        terms: list[LossTerm] = [*objectives]
         spec = FeatureSpec(query, layer, features=0)
-        looks: Teacher = OnlineTeacher(encoder, spec)
-        criteria: list[LossTerm] = [*objectives]
+        guide_teacher: Teacher = OnlineTeacher(encoder, spec)
         if guide == "error":
-            looks = MeasuredLossTeacher(decoders, objectives)
-        elif guide == "foreseen":
+            guide_teacher = MeasuredLossTeacher(decoders, objectives)
+        elif guide == "foreseen":  # only the order of the losses matters, so the heads have no bias
             heads = {m.name: nn.Linear(encoder.dim, 1, bias=False) for m in encoder.modalities if m.role == "both"}
-            looks = PredictedLossTeacher(heads)  # without a bias: all that counts is the order
+            guide_teacher = PredictedLossTeacher(heads)
             for name, head in heads.items():
-                own = [o for o in objectives if decoders[o.decoder].modality == name]
-                criteria.append(Ranking(f"{name}_order", own, FeatureLossPrediction("student", head)))
+                of_modality = [o for o in objectives if decoders[o.decoder].modality == name]
+                terms.append(Ranking(f"{name}_order", of_modality, FeatureLossPrediction("student", head)))
         elif student == "momentum":
-            looks = EMATeacher(encoder, Momentum(momentum), spec)
+            guide_teacher = EMATeacher(encoder, Momentum(momentum), spec)
         if guide_scale == "half":
-            looks = LowResolutionTeacher(looks, encoder)
-        teachers: dict[str, Teacher] = {"student": EveryNSteps(looks, guide_every, guide_warmup)}
+            guide_teacher = LowResolutionTeacher(guide_teacher, encoder)
+        teachers = {"student": guide_teacher}
         if teacher is not None:
-            teachers["teacher"] = EveryNSteps(rgb_teacher(teacher, encoder), guide_every, guide_warmup)
-        budget_score = budgeted(
+            rgb = FeatureSpec("cls", features=0)
+            teachers["teacher"] = load_teacher(teacher, encoder, rgb, modality="rgb", seed=torch.initial_seed())
+        teachers = {name: EveryNSteps(t, guide_every, guide_warmup) for name, t in teachers.items()}
+        budget_score = make_budget(
             score, encoder, objectives, budget, concentration, tasks, harder_gets, budget_temperature, budget_floor
         )
         masker = Masker(budget_score, visible, 1 - visible if predicted is None else predicted)
-        return MaskedModel(encoder, masker, decoders, criteria, teachers)
+        return MaskedModel(encoder, masker, decoders, terms, teachers)
 
-    return Recipe(
-        encoder,
-        stages=(Stage(build, train.epochs),),
-        optim=train.optim(),
-        view=train.view(encoder),
-    )
+    return Recipe(encoder, (Stage(build, train.epochs),), train.optim(), train.view(encoder))
 
 
-def rgb_teacher(address: str, encoder: Encoder) -> Teacher:
-    """The frozen teacher at an address, looking at RGB."""
-    return load_teacher(address, encoder, FeatureSpec("cls", features=0), modality="rgb", seed=torch.initial_seed())
+def guided_score(
+    encoder: Encoder, guide: str, sampler: Sampler, budget: str, student_weight: float | None
+) -> TokenScore:
+    """Tokens are hidden by the student's attention or by their loss: over all modalities in a joint budget, else within
+    each. With a `student_weight`, RGB is hidden by the teacher's attention and the student's, fused."""
+    student: AttentionMap = TeacherAttention("student") if guide == "attention" else LossMap("student")
+    score = AttentionGuided(student, sampler)
+    if budget == "joint":
+        return score
+    scores: dict[str, TokenScore] = {}
+    if guide != "attention":  # a modality that is not predicted has no loss
+        scores = {m.name: Uniform() for m in encoder.modalities if m.role == "input"}
+    if student_weight is not None:
+        fused = CollaborativeAttention(TeacherAttention("teacher"), student, student_weight)
+        scores["rgb"] = AttentionGuided(fused, sampler)
+    return ByModality(score, scores)

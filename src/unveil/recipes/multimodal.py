@@ -1,4 +1,4 @@
-"""What the recipes of several modalities share: decoders, objectives and budgets, made of their dials."""
+"""What the recipes of several modalities share: decoders, objectives and budgets, built from their options."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from ..modeling.objectives import UncertaintyWeighted
 from ..modeling.targets import Classes, Pixels, Target
 from ..modeling.types import Modality
 
-Decodes = Literal["task", "cross", "cross-self"]
+DecoderKind = Literal["task", "cross", "cross-self"]
 BudgetKind = Literal["dirichlet", "adaptive", "joint"]
 
 
-def answers(
+def make_decoders(
     modalities: Sequence[Modality],
     encoder: Encoder,
-    decoder: Decodes,
+    decoder: DecoderKind,
     blend: BlendKind,
     dim: int,
     depth: int,
@@ -37,21 +37,21 @@ def answers(
     for modality in modalities:
         if modality.role == "input":
             continue
-        for name, target in targets(modality, encoder.patch, extra_norm_pix).items():
+        for name, target in modality_targets(modality, encoder.patch, extra_norm_pix).items():
             shape = (modality.name, encoder, dim, depth, heads)
             if decoder == "task":
                 decoders[name] = TaskDecoder(*shape)
             else:
                 blended = make_blend(blend, encoder, depth)
                 decoders[name] = CrossDecoder(*shape, blended, decoder == "cross-self")
-            objectives.append(kind(name, name, dim, target, loss_of(modality), modality.weight))
+            objectives.append(kind(name, name, dim, target, modality_loss(modality), modality.weight))
     if not objectives:
         raise ValueError("nothing is to be predicted: every modality is an input only")
     return decoders, objectives
 
 
-def targets(modality: Modality, patch: int, extra_norm_pix: bool) -> dict[str, Target]:
-    """What is predicted of a modality, by the name of the decoder that does."""
+def modality_targets(modality: Modality, patch: int, extra_norm_pix: bool) -> dict[str, Target]:
+    """The targets of a modality, by the name of the decoder that predicts each."""
     if modality.kind == "categorical":
         return {modality.name: Classes(modality, patch)}
     plain: dict[str, Target] = {modality.name: Pixels(modality, patch, norm_pix=False)}
@@ -60,7 +60,7 @@ def targets(modality: Modality, patch: int, extra_norm_pix: bool) -> dict[str, T
     return plain
 
 
-def loss_of(modality: Modality) -> Loss:
+def modality_loss(modality: Modality) -> Loss:
     """A modality's own loss, or MultiMAE's: cross-entropy of classes, absolute error of maps that each image
     normalises by its own pixels (depth), squared error of others (RGB). Raises ValueError for one of another kind."""
     if (modality.loss == "cross-entropy") != (modality.kind == "categorical") and modality.loss != "auto":
@@ -72,7 +72,7 @@ def loss_of(modality: Modality) -> Loss:
     return l2 if modality.normalise == "fixed" else l1
 
 
-def budgeted(
+def make_budget(
     guide: TokenScore,
     encoder: Encoder,
     objectives: Sequence[Objective],

@@ -103,6 +103,12 @@ RENAMED = {  # names of release 0.1 that have another name now, by the new modul
         "begin_averages": "reset_emas",
     },
     "modeling.types": {"Chance": "SampleRng", "Reading": "FeatureSpec", "unit": "to_float"},
+    "recipes.multimodal": {
+        "answers": "make_decoders",
+        "budgeted": "make_budget",
+        "loss_of": "modality_loss",
+        "targets": "modality_targets",
+    },
     "recipes.recipe": {"check_words": "check_choices"},
 }
 ARGUMENTS = {  # keyword arguments of release 0.1 that have another name now, by class or function

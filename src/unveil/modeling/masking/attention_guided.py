@@ -1,4 +1,4 @@
-"""Attention as a score: where teachers look, made comparable, fused into one map, drawn from.
+"""Attention-guided masking: teachers' attention, normalised, fused into one map, turned into an order of tokens.
 
 Shapes: B batch, H heads, N tokens.
 """
@@ -21,7 +21,7 @@ TINY = torch.finfo(torch.float32).tiny
 
 
 class AttentionMap(Protocol):
-    """Where teachers look: a number for every token, at least 0, high where they look most."""
+    """A number for every token, at least 0, high where the teachers' attention or loss is high."""
 
     def __call__(self, observations: Observations) -> Float[Tensor, "B N"]: ...
 
@@ -54,14 +54,14 @@ class TeacherAttention:
             raise ValueError(f"heads are numbered from 0, one at least and each once; got {self.heads}")
 
     def __call__(self, observations: Observations) -> Float[Tensor, "B N"]:
-        seen = observations[self.teacher].attention
-        assert seen is not None, f"{self.teacher} was not asked for its attention"
+        by_head = observations[self.teacher].attention
+        assert by_head is not None, f"the FeatureSpec of {self.teacher} has no attention"
         if self.heads is not None:
-            if not all(0 <= head < seen.shape[1] for head in self.heads):
-                told = ", ".join(map(str, self.heads))
-                raise ValueError(f"the {self.teacher} has {seen.shape[1]} heads, numbered from 0; got {told}")
-            seen = torch.stack([seen[:, head] for head in self.heads], dim=1)
-        attention = seen.float().mean(dim=1)
+            if not all(0 <= head < by_head.shape[1] for head in self.heads):
+                heads = ", ".join(map(str, self.heads))
+                raise ValueError(f"the {self.teacher} has {by_head.shape[1]} heads, numbered from 0; got {heads}")
+            by_head = torch.stack([by_head[:, head] for head in self.heads], dim=1)
+        attention = by_head.float().mean(dim=1)
         if self.clip is not None:
             place = int(self.clip * (attention.shape[1] - 1))
             attention = attention.minimum(attention.sort(dim=1).values[:, place : place + 1])
@@ -100,29 +100,29 @@ def linear(teacher: Float[Tensor, "B N"], student: Float[Tensor, "B N"], student
 def attention_weighted(
     teacher: Float[Tensor, "B N"], student: Float[Tensor, "B N"], student_weight: float
 ) -> Float[Tensor, "B N"]:
-    """The mean weighted, token by token, by the maps themselves: whoever looks there decides."""
-    his, its = teacher * (1 - student_weight), student * student_weight
-    return (his * teacher + its * student) / (his + its).clamp_min(TINY)
+    """The mean weighted, token by token, by the maps themselves."""
+    w_teacher, w_student = teacher * (1 - student_weight), student * student_weight
+    return (w_teacher * teacher + w_student * student) / (w_teacher + w_student).clamp_min(TINY)
 
 
 def geometric(
     teacher: Float[Tensor, "B N"], student: Float[Tensor, "B N"], student_weight: float
 ) -> Float[Tensor, "B N"]:
-    """The weighted geometric mean: high where both look."""
+    """The weighted geometric mean: high where both maps are."""
     return teacher.clamp_min(TINY).log().lerp(student.clamp_min(TINY).log(), student_weight).exp()
 
 
 def maximum(
     teacher: Float[Tensor, "B N"], student: Float[Tensor, "B N"], student_weight: float
 ) -> Float[Tensor, "B N"]:
-    """The larger of the two: high where either looks; without weights."""
+    """The larger of the two: high where either map is; without weights."""
     return teacher.maximum(student)
 
 
 def product(
     teacher: Float[Tensor, "B N"], student: Float[Tensor, "B N"], student_weight: float
 ) -> Float[Tensor, "B N"]:
-    """The product: high where both look; without weights."""
+    """The product: high where both maps are; without weights."""
     return teacher * student
 
 
@@ -137,9 +137,9 @@ def entropy_gated(
     teacher: Float[Tensor, "B N"], student: Float[Tensor, "B N"], student_weight: float
 ) -> Float[Tensor, "B N"]:
     """The weighted mean of an image's two maps, the sharper of which counts more: weights are divided by perplexity."""
-    its = student_weight * (-entropy(student)).exp()
-    his = (1 - student_weight) * (-entropy(teacher)).exp()
-    return teacher.lerp(student, its / (its + his))
+    w_student = student_weight * (-entropy(student)).exp()
+    w_teacher = (1 - student_weight) * (-entropy(teacher)).exp()
+    return teacher.lerp(student, w_student / (w_student + w_teacher))
 
 
 FUSIONS: dict[str, MapFusion] = {
@@ -168,7 +168,7 @@ class CollaborativeAttention:
 
 @dataclass(frozen=True)
 class AttentionGuided:
-    """Tokens are hidden in an order drawn from where teachers look: by default, what they look at is hidden first."""
+    """Tokens are hidden in an order sampled from a map: by default, those with the highest values tend to be first."""
 
     attention_map: AttentionMap
     sampler: Sampler = field(default_factory=Gumbel)
@@ -178,17 +178,17 @@ class AttentionGuided:
         attention = self.attention_map(observations)
         if attention.shape != tokens.ids.shape:
             raise ValueError(
-                f"the teachers look at {attention.shape[1]} tokens where the student has {tokens.ids.shape[1]};"
-                " a mask guided by attention takes teachers that see them all"
+                f"the attention map has {attention.shape[1]} tokens and the student {tokens.ids.shape[1]};"
+                " attention-guided masking needs teachers that read all modalities"
             )
         return self.sampler(attention, batch)
 
 
 @dataclass(frozen=True)
 class HardestFirst:
-    """Tokens that a teacher expects to be hard are hidden first, the rest at random (HPM, arXiv 2304.05919, 3.3).
+    """The tokens with the largest predicted loss are hidden first, the rest at random (HPM, arXiv 2304.05919, 3.3).
 
-    Of the share `hidden` of all tokens, the part that is chosen so grows with training from `start` to `end`.
+    Of the share `hidden` of all tokens, the fraction chosen by loss grows with training from `start` to `end`.
     """
 
     teacher: str
@@ -199,9 +199,9 @@ class HardestFirst:
     @torch.no_grad()
     def __call__(self, tokens: Tokens, observations: Observations, batch: Batch) -> Float[Tensor, "B N"]:
         error = observations[self.teacher].error
-        assert error is not None, f"{self.teacher} was not asked for errors"
+        assert error is not None, f"{self.teacher} observes no losses"
         num_tokens = error.shape[1]
-        part = self.start + (self.end - self.start) * batch.progress
-        chosen = (part * math.ceil(self.hidden * num_tokens - 1e-6)).floor()
+        fraction = self.start + (self.end - self.start) * batch.progress
+        num_chosen = (fraction * math.ceil(self.hidden * num_tokens - 1e-6)).floor()
         place = error.argsort(dim=1, descending=True, stable=True).argsort(dim=1)  # 0 for the hardest
-        return torch.where(place < chosen, 2.0, batch.rng.uniform("mask", num_tokens))
+        return torch.where(place < num_chosen, 2.0, batch.rng.uniform("mask", num_tokens))
