@@ -36,8 +36,14 @@ from unveil.modeling.types import FeatureSpec
 transformers = pytest.importorskip("transformers", reason="parity is with transformers' models")
 
 
+def timm_mlp(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Our names of an MLP's layers -> timm's."""
+    return {name.replace("mlp.0.", "mlp.fc1.").replace("mlp.2.", "mlp.fc2."): t for name, t in state.items()}
+
+
 def split(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """Our names -> timm's: prefix and places apart again, patches as a convolution."""
+    state = timm_mlp(state)
     width = state["prefix"].shape[1]
     table = state["table"].reshape(1, -1, width)
     names = {name: t for name, t in state.items() if name not in ("prefix", "table", "embed.weight", "embed.bias")}
@@ -111,9 +117,8 @@ def test_dinov2_s_public_names(tmp_path: Path):
 def test_dinov3_s_public_names(tmp_path: Path):
     for make, folder in ((dinov3, "a"), (dinov3_gated, "b")):
         expected = loaded(make())
-        state = {
-            n: t for n, t in expected.vit.state_dict().items() if n not in ("prefix", "embed.weight", "embed.bias")
-        }
+        state = timm_mlp(expected.vit.state_dict())
+        state = {n: t for n, t in state.items() if n not in ("prefix", "embed.weight", "embed.bias")}
         prefix = expected.vit.prefix[None]
         state |= {"cls_token": prefix[:, :1], "storage_tokens": prefix[:, 1:], "mask_token": torch.zeros(1, 48)}
         state["patch_embed.proj.weight"] = expected.vit.embed.weight.unflatten(1, (8, 8, 3)).permute(0, 3, 1, 2)

@@ -10,6 +10,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from .layers import EPS, Block, Keys, Positions, by_name, in_order, initialise, norm, token
+from .observing import check_spec, observe_blocks
 from .patches import normalised, patchify, validity
 from .types import RGB, Batch, FeatureSpec, Latents, Layout, Modality, Observation, Tokens
 
@@ -136,16 +137,16 @@ class Encoder(nn.Module):
         ids = torch.arange(layout.num_tokens, device=values.device).expand(values.shape[:2])
         return Tokens(values, ids, layout, missing(batch, layout))
 
-    def begin(self, tokens: Tokens) -> tuple[Float[Tensor, "B K D"], Keys]:
-        """The input of the first block, prefix first, and which of it may be read."""
+    def first_input(self, tokens: Tokens) -> tuple[Float[Tensor, "B K D"], Keys]:
+        """The input of the first block, K = R + V tokens, prefix first, and which of them may be attended to."""
         x = torch.cat([self.prefix.expand(len(tokens.values), -1, -1), tokens.values], dim=1)
         if tokens.missing is None:
             return x, None
         return x, F.pad(~tokens.missing, (len(self.prefix), 0), value=True)
 
     def forward(self, tokens: Tokens, keep: Collection[int] = ()) -> Latents:
-        """Read tokens. `keep` names the maps to hand on besides the last: 0 the input, k the output of block k."""
-        x, keys = self.begin(tokens)
+        """Encode tokens. `keep` names the layers to return besides the last: 0 the input, k the output of block k."""
+        x, keys = self.first_input(tokens)
         layers = {0: x} if 0 in keep else {}
         for depth, block in enumerate(self.blocks, start=1):
             x = block(x, keys)
@@ -154,35 +155,19 @@ class Encoder(nn.Module):
         return Latents(self.norm(x), layers, tokens, len(self.prefix))
 
     def observe(self, tokens: Tokens, spec: FeatureSpec = FEATURE_SPEC) -> Observation:
-        """What the encoder sees in the whole input: attention of one block, features of the last ones.
+        """The attention of one block and the features of the last ones; no block is run that `spec` does not need.
 
-        A single map of features is the final one; of several, each is normalised without parameters and the mean is
-        taken. Blocks are run only as far as the reading needs.
+        Features of one block are after the final norm; of several blocks, each is normalised without parameters and
+        the mean is taken. Raises ValueError for what this encoder does not have.
         """
-        if spec.projected:
-            raise ValueError("this encoder has no output projection to read features from; ask for projected=False")
-        looked = spec.layer % self.depth if -self.depth <= spec.layer < self.depth else -1
-        if looked < 0 or not 0 <= spec.features <= self.depth:
-            raise ValueError(
-                f"an encoder of {self.depth} blocks has layers from {-self.depth} to {self.depth - 1} and features of"
-                f" up to {self.depth} blocks; got {spec.layer} and {spec.features}"
-            )
-        x, keys = self.begin(tokens)
-        start = 0 if spec.class_token else len(self.prefix)
-        attention, maps = None, []
-        for index, block in enumerate(self.blocks):
-            if index == looked and spec.attention is not None:
-                attention = block.attn.attention_to_patches(block.norm1(x), spec.attention, len(self.prefix), keys)
-                if not spec.features:
-                    break
-            x = block(x, keys)
-            if index >= self.depth - spec.features:
-                maps.append(x[:, start:])
+        check_spec(spec, self.depth, len(self.prefix))
+        x, keys = self.first_input(tokens)
+        attention, outputs = observe_blocks(self.blocks, x, spec, len(self.prefix), keys)
         features = class_token = None
         if spec.features == 1:
-            features = self.norm(maps[0])
-        elif maps:
-            features = torch.stack([F.layer_norm(m, m.shape[-1:], eps=EPS) for m in maps]).mean(dim=0)
+            features = self.norm(outputs[0])
+        elif outputs:
+            features = torch.stack([F.layer_norm(y, y.shape[-1:], eps=EPS) for y in outputs]).mean(dim=0)
         if features is not None and spec.class_token:
             class_token, features = features[:, 0], features[:, len(self.prefix) :]
         return Observation(tokens.layout, attention, features, class_token=class_token)

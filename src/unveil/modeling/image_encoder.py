@@ -122,7 +122,7 @@ class ImageEncoder(nn.Module):
 
     def branches(self) -> Sequence[Sequence[nn.Module]]:
         """Of each block, the modules whose outputs are added to its input."""
-        return [(block.attn, block.mlp) for block in self.encoder.blocks]
+        return [(block.ls1, block.ls2) for block in self.encoder.blocks]
 
     def save(self, file: Path) -> None:
         """Keep the encoder in a safetensors file that `load`, `--teacher` and `--init-from` read."""

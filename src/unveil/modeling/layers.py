@@ -1,6 +1,7 @@
 """Transformer layers: attention, MLP, pre-norm block, and where a token sits.
 
-Shapes: B batch, N tokens, Q queries, K keys, D width, H heads.
+Shapes: B batch, N tokens, M of them after the prefix, Q queries, K keys, D width, H heads, d width of a head, E and F
+widths inside an MLP.
 """
 
 from __future__ import annotations
@@ -14,10 +15,11 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 M = TypeVar("M", bound=nn.Module)
-Keys = Bool[Tensor, "B N"] | None  # which tokens may be read; None for all
+Keys = Bool[Tensor, "B N"] | None  # which tokens may be attended to; None for all
+Rotation = tuple[Float[Tensor, "M d"], Float[Tensor, "M d"]]  # cosines and sines of the angles of the patches
 
-EPS = 1e-6  # LayerNorm's, in every paper here
-ROWS = 64  # of attention that are computed at once
+EPS = 1e-6  # of LayerNorm, in every paper here
+ROWS = 64  # rows of attention that are computed at once
 
 
 def in_order(modules: Iterable[M]) -> Sequence[M]:
@@ -30,9 +32,9 @@ def by_name(modules: Mapping[str, M]) -> Mapping[str, M]:
     return cast("Mapping[str, M]", nn.ModuleDict(dict(modules)))
 
 
-def norm(dim: int) -> nn.LayerNorm:
-    """LayerNorm as ViTs of this field use it."""
-    return nn.LayerNorm(dim, eps=EPS)
+def norm(dim: int, eps: float = EPS) -> nn.LayerNorm:
+    """A LayerNorm with the epsilon that the papers of this field use."""
+    return nn.LayerNorm(dim, eps=eps)
 
 
 def check_heads(dim: int, heads: int) -> None:
@@ -41,8 +43,22 @@ def check_heads(dim: int, heads: int) -> None:
         raise ValueError(f"{heads} heads do not divide a width of {dim}; use a number of heads that does")
 
 
+def rotate(x: Float[Tensor, "B H K d"], rotation: Rotation | None) -> Float[Tensor, "B H K d"]:
+    """Rotary positions: queries or keys of patches turned by their angles, prefix tokens as they are (DINOv3)."""
+    if rotation is None:
+        return x
+    cos, sin = rotation
+    prefix, patches = x.split([x.shape[-2] - len(cos), len(cos)], dim=-2)
+    left, right = patches.chunk(2, dim=-1)
+    turned = patches * cos + torch.cat([-right, left], dim=-1) * sin
+    return torch.cat([prefix, turned.to(x.dtype)], dim=-2)
+
+
 class Attention(nn.Module):
-    """Multi-head self-attention with one fused query-key-value projection."""
+    """Multi-head self-attention with one fused query-key-value projection, and rotary positions where a ViT has them.
+
+    Raises ValueError where the number of heads does not divide the width.
+    """
 
     def __init__(self, dim: int, heads: int):
         super().__init__()
@@ -51,10 +67,13 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(dim, 3 * dim)
         self.proj = nn.Linear(dim, dim)
 
-    def forward(self, x: Float[Tensor, "B N D"], keys: Keys = None, last: int | None = None) -> Float[Tensor, "B Q D"]:
-        """What each token reads; with `last` that of the last so many alone: the others ask nothing."""
+    def forward(
+        self, x: Float[Tensor, "B N D"], keys: Keys = None, last: int | None = None, rotation: Rotation | None = None
+    ) -> Float[Tensor, "B Q D"]:
+        """The output of every token, or, with `last`, of the last so many alone (without rotary positions)."""
         if last is None:
             q, k, v = (part.transpose(1, 2) for part in self.qkv(x).unflatten(-1, (3, self.heads, -1)).unbind(2))
+            q, k = rotate(q, rotation), rotate(k, rotation)
         else:
             sizes = [x.shape[-1], 2 * x.shape[-1]]
             (to_q, to_kv), (q_bias, kv_bias) = self.qkv.weight.split(sizes), self.qkv.bias.split(sizes)
@@ -67,29 +86,59 @@ class Attention(nn.Module):
         self, x: Float[Tensor, "B N D"], asking: Float[Tensor, "B Q D"], keys: Keys = None
     ) -> Float[Tensor, "B H Q N"]:
         """How much a few queries, computed from `asking`, attend to each of x: never the whole N x N map."""
-        dim = x.shape[-1]
-        weight, bias = self.qkv.weight, self.qkv.bias
-        q = F.linear(asking, weight[:dim], bias[:dim]).unflatten(-1, (self.heads, -1)).transpose(1, 2)
-        k = F.linear(x, weight[dim : 2 * dim], bias[dim : 2 * dim]).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        return self._weights(self._project(asking, 0), self._project(x, 1), keys)
+
+    def between_patches(
+        self, x: Float[Tensor, "B N D"], num_prefix: int, rotation: Rotation | None = None
+    ) -> Float[Tensor, "B H M M"]:
+        """How much each of the M tokens after the prefix attends to each of them."""
+        q, k = (rotate(self._project(x, part), rotation) for part in (0, 1))
+        return self._weights(q[:, :, num_prefix:], k)[..., num_prefix:]
+
+    def attention_to_patches(
+        self,
+        x: Float[Tensor, "B N D"],
+        query: str,
+        num_prefix: int,
+        keys: Keys = None,
+        rotation: Rotation | None = None,
+    ) -> Float[Tensor, "B H M"]:
+        """The attention that the M tokens after the prefix get, by head; `query` as in `FeatureSpec.attention`."""
+        tokens, k = x[:, num_prefix:], rotate(self._project(x, 1), rotation)
+        there = tokens.new_ones(tokens.shape[:2]) if keys is None else keys[:, num_prefix:].to(tokens.dtype)
+        share = there / there.sum(dim=1, keepdim=True)  # B M: the weight of each query in the mean
+
+        if query == "all":  # some rows at a time: the map of all of them would be the largest tensor of the step
+            total = []
+            for part in (slice(start, start + ROWS) for start in range(0, tokens.shape[1], ROWS)):
+                rows = self._weights(self._patch_queries(tokens, part, rotation), k, keys)  # B H Q N
+                total.append(torch.einsum("bhqn,bq->bhn", rows, share[:, part].float()))
+            return torch.stack(total).sum(dim=0)[:, :, num_prefix:]
+        if query == "cls":
+            q = self._project(x[:, :1], 0)
+        else:
+            q = self._patch_queries(tokens, slice(None), rotation)
+            q = q.mean(dim=2, keepdim=True) if keys is None else share[:, None, None] @ q
+        return self._weights(q, k, keys)[:, :, 0, num_prefix:]
+
+    def _project(self, x: Float[Tensor, "B K D"], part: int) -> Float[Tensor, "B H K d"]:
+        """Queries (part 0) or keys (part 1) alone: no values are computed."""
+        rows = slice(part * x.shape[-1], (part + 1) * x.shape[-1])
+        return F.linear(x, self.qkv.weight[rows], self.qkv.bias[rows]).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+
+    def _patch_queries(
+        self, tokens: Float[Tensor, "B M D"], part: slice, rotation: Rotation | None
+    ) -> Float[Tensor, "B H Q d"]:
+        turns = None if rotation is None else (rotation[0][part], rotation[1][part])
+        return rotate(self._project(tokens[:, part], 0), turns)
+
+    def _weights(
+        self, q: Float[Tensor, "B H Q d"], k: Float[Tensor, "B H N d"], keys: Keys = None
+    ) -> Float[Tensor, "B H Q N"]:
         scores = (q @ k.mT / q.shape[-1] ** 0.5).float()
         if keys is not None:
             scores = scores.masked_fill(~keys[:, None, None], -torch.inf)
         return scores.softmax(dim=-1)
-
-    def attention_to_patches(
-        self, x: Float[Tensor, "B N D"], query: str, num_prefix: int, keys: Keys = None
-    ) -> Float[Tensor, "B H M"]:
-        """The attention that the tokens after the prefix get, head by head; `query` as in `FeatureSpec.attention`."""
-        tokens = x[:, num_prefix:]
-        there = tokens.new_ones(tokens.shape[:2]) if keys is None else keys[:, num_prefix:].to(tokens.dtype)  # B M
-        share = there / there.sum(dim=1, keepdim=True)
-        if query == "all":  # some rows at a time: the map of all of them would be the largest tensor of the step
-            parts = zip(tokens.split(ROWS, dim=1), share.split(ROWS, dim=1), strict=True)
-            rows = torch.stack([torch.einsum("bhqn,bq->bhn", self.rows(x, p, keys), s.float()) for p, s in parts])
-            rows = rows.sum(dim=0)
-        else:
-            rows = self.rows(x, x[:, :1] if query == "cls" else share[:, None] @ tokens, keys)[:, :, 0]
-        return rows[:, :, num_prefix:]
 
 
 class CrossAttention(nn.Module):
@@ -110,28 +159,64 @@ class CrossAttention(nn.Module):
         return self.proj(x.transpose(1, 2).flatten(2))
 
 
-class Mlp(nn.Sequential):
-    """Two linear layers with a GELU between."""
+class Gated(nn.Module):
+    """An activation of the first half of the channels that multiplies the second half (SwiGLU, arXiv 2002.05202)."""
 
-    def __init__(self, dim: int, hidden: int):
-        super().__init__(nn.Linear(dim, hidden), nn.GELU(), nn.Linear(hidden, dim))
+    def __init__(self, activation: nn.Module):
+        super().__init__()
+        self.activation = activation
+
+    def forward(self, x: Float[Tensor, "B N E"]) -> Float[Tensor, "B N F"]:
+        gate, x = x.chunk(2, dim=-1)
+        return self.activation(gate) * x
+
+
+class Mlp(nn.Sequential):
+    """Two linear layers with an activation between, a GELU by default; `hidden` is the width of the second's input."""
+
+    def __init__(self, dim: int, hidden: int, activation: nn.Module | None = None):
+        widths = hidden * (2 if isinstance(activation, Gated) else 1)
+        super().__init__(nn.Linear(dim, widths), activation or nn.GELU(), nn.Linear(hidden, dim))
+
+
+class LayerScale(nn.Module):
+    """A learned factor for each channel of a residual branch (CaiT, arXiv 2103.17239)."""
+
+    def __init__(self, dim: int):
+        super().__init__()
+        self.gamma = nn.Parameter(torch.ones(dim))
+
+    def forward(self, x: Float[Tensor, "B N D"]) -> Float[Tensor, "B N D"]:
+        return x * self.gamma
 
 
 class Block(nn.Module):
-    """Pre-norm transformer block over one sequence."""
+    """Pre-norm transformer block over one sequence. Its MLP is 4 times as wide as its input by default."""
 
-    def __init__(self, dim: int, heads: int, mlp_ratio: float = 4.0):
+    def __init__(
+        self,
+        dim: int,
+        heads: int,
+        hidden: int | None = None,
+        activation: nn.Module | None = None,
+        layer_scale: bool = False,
+        eps: float = EPS,
+    ):
         super().__init__()
-        self.norm1 = norm(dim)
+        self.norm1 = norm(dim, eps)
         self.attn = Attention(dim, heads)
-        self.norm2 = norm(dim)
-        self.mlp = Mlp(dim, int(dim * mlp_ratio))
+        self.ls1 = LayerScale(dim) if layer_scale else nn.Identity()
+        self.norm2 = norm(dim, eps)
+        self.mlp = Mlp(dim, hidden or 4 * dim, activation)
+        self.ls2 = LayerScale(dim) if layer_scale else nn.Identity()
 
-    def forward(self, x: Float[Tensor, "B N D"], keys: Keys = None, last: int | None = None) -> Float[Tensor, "B Q D"]:
-        """The tokens as the block leaves them; with `last` the last so many alone, which read all."""
-        read = self.attn(self.norm1(x), keys, last)
-        x = (x if last is None else x[:, -last:]) + read
-        return x + self.mlp(self.norm2(x))
+    def forward(
+        self, x: Float[Tensor, "B N D"], keys: Keys = None, last: int | None = None, rotation: Rotation | None = None
+    ) -> Float[Tensor, "B Q D"]:
+        """The outputs of all tokens, or, with `last`, of the last so many alone: they attend to all."""
+        attended = self.ls1(self.attn(self.norm1(x), keys, last, rotation))
+        x = (x if last is None else x[:, -last:]) + attended
+        return x + self.ls2(self.mlp(self.norm2(x)))
 
 
 class CrossBlock(nn.Module):
@@ -140,14 +225,14 @@ class CrossBlock(nn.Module):
     CrossMAE (arXiv 2401.14391), section 3.2 and, for the self-attention ablation, appendix A.4.
     """
 
-    def __init__(self, dim: int, heads: int, context_dim: int, self_attention: bool = False, mlp_ratio: float = 4.0):
+    def __init__(self, dim: int, heads: int, context_dim: int, self_attention: bool = False):
         super().__init__()
         self.norm0 = norm(dim) if self_attention else None
         self.self_attn = Attention(dim, heads) if self_attention else None
         self.norm1 = norm(dim)
         self.cross_attn = CrossAttention(dim, heads, context_dim)
         self.norm2 = norm(dim)
-        self.mlp = Mlp(dim, int(dim * mlp_ratio))
+        self.mlp = Mlp(dim, 4 * dim)
 
     def forward(self, x: Float[Tensor, "B Q D"], context: Float[Tensor, "B K C"]) -> Float[Tensor, "B Q D"]:
         if self.self_attn is not None and self.norm0 is not None:

@@ -4,22 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ...modeling import layers
 from ...modeling.image_encoder import ImageEncoder
+from ...modeling.layers import Attention
 from ...modeling.public_vits import PublicViT
-from ...modeling.public_vits import vit as foreign_vit
 from ..rankme import rankme
 from .hooks import record_inputs
 from .metrics import attention_distance, linear_cka
 
 _BATCH = 16
-AttentionModule = layers.Attention | foreign_vit.Attention
 
 
 @dataclass(frozen=True)
@@ -41,7 +38,7 @@ def layer_features(encoder: ImageEncoder | PublicViT, images: Sequence[Float[Ten
     """Every block of an encoder, on images of one size that its patch divides."""
     patch = encoder.encoder.patch if isinstance(encoder, ImageEncoder) else encoder.config.patch
     prefix, blocks = encoder.num_prefix, range(1, encoder.depth + 1)
-    attentions = [m for m in encoder.modules() if isinstance(m, AttentionModule)]
+    attentions = [m for m in encoder.modules() if isinstance(m, Attention)]
     features: list[list[Tensor]] = [[] for _ in blocks]
     distances: list[list[Tensor]] = [[] for _ in blocks]
     for start in range(0, len(images), _BATCH):
@@ -51,7 +48,7 @@ def layer_features(encoder: ImageEncoder | PublicViT, images: Sequence[Float[Ten
             maps = encoder.maps(batch, blocks)
         for k, (attn, arguments) in enumerate(inputs):
             features[k].append(maps[k][:, prefix:].float().mean(dim=1).cpu())
-            attention = _between_patches(attn, arguments, prefix)
+            attention = attn.between_patches(arguments[0], prefix, arguments[3])
             distances[k].append(attention_distance(attention, grid, patch).cpu() * len(batch))
     results = []
     for chunks, sums in zip(features, distances, strict=True):
@@ -63,10 +60,3 @@ def layer_features(encoder: ImageEncoder | PublicViT, images: Sequence[Float[Ten
 def cka_matrix(first: Sequence[LayerFeatures], second: Sequence[LayerFeatures]) -> list[list[float]]:
     """The linear CKA of every layer of one encoder with every layer of another."""
     return [[linear_cka(a.features, b.features) for b in second] for a in first]
-
-
-def _between_patches(attn: AttentionModule, arguments: tuple[Any, ...], prefix: int) -> Float[Tensor, "B H N N"]:
-    x = arguments[0]
-    if isinstance(attn, layers.Attention):
-        return attn.rows(x, x[:, prefix:])[..., prefix:]
-    return attn.between_patches(x, prefix, arguments[1])

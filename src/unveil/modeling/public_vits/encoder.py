@@ -134,7 +134,7 @@ class PublicViT(nn.Module):
         x, rotation = self.vit.begin(self.normalised(images))
         outputs = []
         for block in self.vit.blocks:
-            x = block(x, rotation)
+            x = block(x, None, None, rotation)
             outputs.append(x)
         return [outputs[block - 1] for block in blocks]
 

@@ -82,7 +82,7 @@ def assemble(state: StateDict, traits: Traits) -> tuple[ViTConfig, StateDict]:
     prefix, table = _tokens(state, traits, width)
     grid = traits.grid or (traits.image_size // patch,) * 2
     taken = {"patch_embed.proj.weight", "patch_embed.proj.bias", "cls_token", "dist_token", "pos_embed", *_REGISTERS}
-    ours = {name: tensor for name, tensor in state.items() if name not in taken}  # the table of keys tells of the rest
+    ours = {_own_name(name): tensor for name, tensor in state.items() if name not in taken}
     ours |= {"embed.weight": weight.permute(0, 2, 3, 1).flatten(1), "prefix": prefix}
     ours["embed.bias"] = state.get("patch_embed.proj.bias", torch.zeros(width))
     for block in range(blocks):
@@ -113,6 +113,10 @@ def assemble(state: StateDict, traits: Traits) -> tuple[ViTConfig, StateDict]:
         std=traits.std,
     )
     return config, ours
+
+
+def _own_name(name: str) -> str:
+    return name.replace(".mlp.fc1.", ".mlp.0.").replace(".mlp.fc2.", ".mlp.2.")
 
 
 def _num_blocks(state: Mapping[str, Tensor]) -> int:

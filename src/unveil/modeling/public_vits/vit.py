@@ -1,6 +1,6 @@
 """One ViT that all public ones are cases of, described by a small record.
 
-Shapes: B batch, C channels, N patches, K all tokens, R prefix tokens, Q queries, D width, H heads, d width of a head.
+Shapes: B batch, C channels, N patches, K all tokens, D width, F width of features, d width of a head.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import torch
@@ -15,12 +16,12 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ..layers import EPS, ROWS, Positions, check_heads, in_order, initialise, token
+from ..layers import EPS, Block, Gated, Positions, Rotation, check_heads, in_order, initialise, norm, token
+from ..observing import check_spec, observe_blocks
 from ..patches import patchify
 from ..types import IMAGENET_MEAN, IMAGENET_STD, FeatureSpec
 
 Activation = Literal["gelu", "gelu-tanh", "quick-gelu", "silu"]
-Rotation = tuple[Float[Tensor, "N d"], Float[Tensor, "N d"]]  # cosines and sines of the angles of patches
 
 
 @dataclass(frozen=True)
@@ -62,121 +63,19 @@ class ViTConfig:
             )
 
 
-def quick_gelu(x: Tensor) -> Tensor:
+class QuickGELU(nn.Module):
     """OpenAI's approximation of GELU, x * sigmoid(1.702 x)."""
-    return x * torch.sigmoid(1.702 * x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * torch.sigmoid(1.702 * x)
 
 
-def gelu_tanh(x: Tensor) -> Tensor:
-    """GELU by its tanh approximation, as some public models use it."""
-    return F.gelu(x, approximate="tanh")
-
-
-ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
-    "gelu": F.gelu,
-    "gelu-tanh": gelu_tanh,
-    "quick-gelu": quick_gelu,
-    "silu": F.silu,
+ACTIVATIONS: dict[Activation, Callable[[], nn.Module]] = {
+    "gelu": nn.GELU,
+    "gelu-tanh": partial(nn.GELU, approximate="tanh"),
+    "quick-gelu": QuickGELU,
+    "silu": nn.SiLU,
 }
-
-
-def rotate(x: Float[Tensor, "B H K d"], rotation: Rotation | None) -> Float[Tensor, "B H K d"]:
-    """Queries or keys with those of the patches turned by their angles; prefix tokens have no place (DINOv3)."""
-    if rotation is None:
-        return x
-    cos, sin = rotation
-    prefix, patches = x.split([x.shape[-2] - len(cos), len(cos)], dim=-2)
-    left, right = patches.chunk(2, dim=-1)
-    turned = patches * cos + torch.cat([-right, left], dim=-1) * sin
-    return torch.cat([prefix, turned.to(x.dtype)], dim=-2)
-
-
-class Attention(nn.Module):
-    """Multi-head self-attention, its queries and keys turned by their places where the encoder has rotary ones."""
-
-    def __init__(self, dim: int, heads: int):
-        super().__init__()
-        self.heads = heads
-        self.qkv = nn.Linear(dim, 3 * dim)
-        self.proj = nn.Linear(dim, dim)
-
-    def forward(self, x: Float[Tensor, "B K D"], rotation: Rotation | None) -> Float[Tensor, "B K D"]:
-        q, k, v = (part.transpose(1, 2) for part in self.qkv(x).unflatten(-1, (3, self.heads, -1)).unbind(2))
-        x = F.scaled_dot_product_attention(rotate(q, rotation), rotate(k, rotation), v)
-        return self.proj(x.transpose(1, 2).flatten(2))
-
-    def attention_to_patches(
-        self, x: Float[Tensor, "B K D"], query: str, num_prefix: int, rotation: Rotation | None
-    ) -> Float[Tensor, "B H N"]:
-        """The attention that patches get, head by head; `query` as in `FeatureSpec.attention`. No values are computed.
-
-        Of all rows, some are computed at a time: the whole map would be the largest tensor of the step.
-        """
-        keys = rotate(self._part(x, 1), rotation)
-        asking = self._part(x[:, :1], 0) if query == "cls" else rotate(self._part(x, 0), rotation)[:, :, num_prefix:]
-        if query == "mean":
-            asking = asking.mean(dim=2, keepdim=True)
-        scale = keys.shape[-1] ** -0.5
-        rows = [(q @ keys.mT * scale).float().softmax(dim=-1).sum(dim=2) for q in asking.split(ROWS, dim=2)]
-        return torch.stack(rows).sum(dim=0)[:, :, num_prefix:] / asking.shape[2]
-
-    def between_patches(
-        self, x: Float[Tensor, "B K D"], num_prefix: int, rotation: Rotation | None
-    ) -> Float[Tensor, "B H N N"]:
-        """How much each patch attends to each patch, head by head."""
-        asking, keys = (rotate(self._part(x, part), rotation) for part in (0, 1))
-        scores = asking[:, :, num_prefix:] @ keys.mT * keys.shape[-1] ** -0.5
-        return scores.float().softmax(dim=-1)[..., num_prefix:]
-
-    def _part(self, x: Float[Tensor, "B K D"], part: int) -> Float[Tensor, "B H K d"]:
-        """Queries (0) or keys (1) alone."""
-        rows = slice(part * x.shape[-1], (part + 1) * x.shape[-1])
-        return F.linear(x, self.qkv.weight[rows], self.qkv.bias[rows]).unflatten(-1, (self.heads, -1)).transpose(1, 2)
-
-
-class Mlp(nn.Module):
-    """Two linear layers with an activation between; gated, the first gives the gate and then what it gates."""
-
-    def __init__(self, config: ViTConfig):
-        super().__init__()
-        self.activate, self.is_gated = ACTIVATIONS[config.activation], config.is_gated
-        self.fc1 = nn.Linear(config.width, config.hidden * (2 if config.is_gated else 1))
-        self.fc2 = nn.Linear(config.hidden, config.width)
-
-    def forward(self, x: Float[Tensor, "B K D"]) -> Float[Tensor, "B K D"]:
-        x = self.fc1(x)
-        if self.is_gated:
-            gate, x = x.chunk(2, dim=-1)
-            return self.fc2(self.activate(gate) * x)
-        return self.fc2(self.activate(x))
-
-
-class Scale(nn.Module):
-    """A learned factor for each channel of a residual branch (CaiT's layer scale)."""
-
-    def __init__(self, dim: int):
-        super().__init__()
-        self.gamma = nn.Parameter(torch.ones(dim))
-
-    def forward(self, x: Float[Tensor, "B K D"]) -> Float[Tensor, "B K D"]:
-        return x * self.gamma
-
-
-class Block(nn.Module):
-    """A pre-norm transformer block, with LayerScale where the model has it."""
-
-    def __init__(self, config: ViTConfig):
-        super().__init__()
-        self.norm1 = nn.LayerNorm(config.width, eps=config.eps)
-        self.attn = Attention(config.width, config.heads)
-        self.ls1 = Scale(config.width) if config.has_layer_scale else nn.Identity()
-        self.norm2 = nn.LayerNorm(config.width, eps=config.eps)
-        self.mlp = Mlp(config)
-        self.ls2 = Scale(config.width) if config.has_layer_scale else nn.Identity()
-
-    def forward(self, x: Float[Tensor, "B K D"], rotation: Rotation | None) -> Float[Tensor, "B K D"]:
-        x = x + self.ls1(self.attn(self.norm1(x), rotation))
-        return x + self.ls2(self.mlp(self.norm2(x)))
 
 
 class ViT(nn.Module):
@@ -194,9 +93,13 @@ class ViT(nn.Module):
             self.table = token(*config.grid, config.width)
         elif config.positions == "sincos":
             self.waves = Positions(config.grid, config.width)
-        self.norm_pre = nn.LayerNorm(config.width, eps=config.eps) if config.has_pre_norm else nn.Identity()
-        self.blocks = in_order(Block(config) for _ in range(config.depth))
-        self.norm = nn.Identity() if config.final_norm == "none" else nn.LayerNorm(config.width, eps=config.eps)
+        self.norm_pre = norm(config.width, config.eps) if config.has_pre_norm else nn.Identity()
+        activation = ACTIVATIONS[config.activation]()
+        if config.is_gated:
+            activation = Gated(activation)
+        shape = (config.width, config.heads, config.hidden, activation, config.has_layer_scale, config.eps)
+        self.blocks = in_order(Block(*shape) for _ in range(config.depth))
+        self.norm = nn.Identity() if config.final_norm == "none" else norm(config.width, config.eps)
         if config.projection:
             self.projection = nn.Linear(config.width, config.projection, bias=False)
         self.apply(initialise)
@@ -235,29 +138,19 @@ class ViT(nn.Module):
         """Normalised images -> the last map, as its source hands it on: after the final norm where that covers it."""
         x, rotation = self.begin(images)
         for block in self.blocks:
-            x = block(x, rotation)
+            x = block(x, None, None, rotation)
         return self.norm(x) if self.config.final_norm == "all" else x
 
     def read(
         self, images: Float[Tensor, "B C H W"], spec: FeatureSpec
     ) -> tuple[Float[Tensor, "B heads N"] | None, Float[Tensor, "B K F"] | None]:
-        """Attention and features of the patches; blocks are run only as far as the reading needs.
+        """Attention and features of the patches; no block is run that `spec` does not need.
 
-        Where the class token is read, all prefix tokens' features come before the patches'.
+        With `spec.class_token` the features of all prefix tokens come before the patches'.
         """
         self.check(spec)
-        depth, start = self.config.depth, self.config.num_prefix
-        first = 0 if spec.class_token else start
         x, rotation = self.begin(images)
-        attention, maps = None, []
-        for index, block in enumerate(self.blocks):
-            if index == spec.layer % depth and spec.attention is not None:
-                attention = block.attn.attention_to_patches(block.norm1(x), spec.attention, start, rotation)
-                if not spec.features:
-                    break
-            x = block(x, rotation)
-            if index >= depth - spec.features:
-                maps.append(x[:, first:])
+        attention, maps = observe_blocks(self.blocks, x, spec, self.config.num_prefix, rotation=rotation)
         return attention, self.features(maps, spec.projected) if maps else None
 
     def features(self, maps: list[Float[Tensor, "B N D"]], projected: bool) -> Float[Tensor, "B N F"]:
@@ -275,16 +168,5 @@ class ViT(nn.Module):
         return torch.stack(found).mean(dim=0) if len(found) > 1 else found[0]
 
     def check(self, spec: FeatureSpec) -> None:
-        """Raise ValueError for a reading that this encoder has not."""
-        depth = self.config.depth
-        if not (-depth <= spec.layer < depth and 0 <= spec.features <= depth):
-            raise ValueError(
-                f"an encoder of {depth} blocks has layers from {-depth} to {depth - 1} and features of up to {depth}"
-                f" blocks; got {spec.layer} and {spec.features}"
-            )
-        if spec.projected and not self.config.projection:
-            raise ValueError("this encoder has no output projection to read features from; ask for projected=False")
-        if spec.attention == "cls" and not self.config.num_prefix:
-            raise ValueError("this encoder has no class token whose attention could be read; ask for mean or all")
-        if spec.class_token and not self.config.num_prefix:
-            raise ValueError("this encoder has no class token whose features could be read")
+        """Raise ValueError for layers, tokens or a projection that this ViT does not have."""
+        check_spec(spec, self.config.depth, self.config.num_prefix, bool(self.config.projection))
