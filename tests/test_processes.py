@@ -85,7 +85,7 @@ def is_tidy(run: Path) -> bool:
     """Whether no half-written file is left, and the journal reads as one run."""
     steps, looks = ([line["step"] for line in journal(run, kind)] for kind in ("step", "signals"))
     return (
-        not [p for p in run.rglob(".*") if p.name != ".lock"]
+        not [p for p in run.rglob(".*") if p.name not in (".lock", ".lock.owner")]
         and steps == sorted(set(steps))
         and looks == sorted(set(looks))
         and facts(run)["status"] == "finished"
