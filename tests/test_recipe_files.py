@@ -41,7 +41,7 @@ def test_shared_hyperparameters_are_options_beside_the_recipe_s_own(tmp_path: Pa
     assert [option.name for option in options_of(recipe)] == [*vars(Hyperparameters()), "pull"]
     assert all(option.meaning for option in options_of(recipe))
     assert build_recipe(recipe, (), {"pull": 0.1, "lr": 2.0}) == (Hyperparameters(epochs=7, size="nano", lr=2.0), 0.1)
-    with pytest.raises(ValueError, match="flip must be one of none, h, hv, turns; got 'x'"):
+    with pytest.raises(ValueError, match="flip must be one of none, h, hv, d4; got 'x'"):
         build_recipe(recipe, (), {"flip": "x"})
 
 

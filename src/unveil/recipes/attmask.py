@@ -35,13 +35,13 @@ def recipe(
     decoder_depth: int = 8,
     decoder_heads: int = 16,
 ) -> Recipe:
-    """AttMask: hide what an average of the student attends to; MAE's loss.
+    """AttMask: hide what a moving average of the student attends to; MAE's loss.
 
     masking: hide the most attended patches (high), all but a few of them (hint), or the least attended (low)
     hint_top: share of the patches, the most attended, among which hints are drawn
     hint_shown: share of all patches that are drawn as hints and stay visible
-    momentum: how much of itself the average keeps at a step, at first
-    momentum_end: and at the end of training
+    momentum: momentum of the student's moving average, at first
+    momentum_end: momentum at the end of training
     visible: share of the patches that the encoder reads
     predicted: share of all patches that is predicted; by default all that are hidden
     norm_pix: predict each patch normalised by its own mean and standard deviation

@@ -104,9 +104,9 @@ def recipe(
     """CMT-MAE: a frozen teacher and the student's own average decide together what is hidden and what is predicted.
 
     teacher: the frozen encoder: a file, a folder, a run, a name on the hub, or random as a control
-    teacher_channels: which channels of an image the teacher sees, counted from 1; by default all
-    masking: whose attention decides what is hidden: from stage two on also the student's, the teacher's, or nobody's
-    targets: whose features are predicted: from stage two on also the student's, the teacher's, or pixels instead
+    teacher_channels: which channels of an image the teacher reads, counted from 1; by default all
+    masking: attention that decides what is hidden: of teacher and student in stage two, of the teacher alone, or none
+    targets: features that are predicted: of teacher and student in stage two, of the teacher alone, or pixels instead
     student_weight: the student's share in masks and targets in stage two; 0 leaves it out, 1 the teacher
     alpha: the paper's letter for student_weight; used instead of it where it is given
     target_student_weight: the student's share in the targets alone; by default as in the masks
@@ -118,16 +118,16 @@ def recipe(
         a sample in proportion to attention (gumbel), the least attended (low), or all but a sample (keep)
     temperature: of the gumbel and keep draws; higher draws more evenly
     noise: share of noise in the map of the noisy draw
-    fusion: how the two maps become one; a learned gate is trained to look where errors are large
+    fusion: how the two maps are combined; learned is a gate that is trained to predict where losses are large
     map_norm: what is done to each map before they are fused: sum to one, to [0, 1], ranks, or nothing
     map_clip: quantile at which a map is cut off; by default it is not
-    query: whose attention is read: the class token's, one query that is the mean of all patches', or all patches'
+    query: attention of the class token (cls), of one query that is the mean of all patches', or the mean over patches
     layer: block whose attention is read, from the end below 0
     teacher_heads: heads of the teacher whose attention is averaged, counted from 0; by default all
     student_heads: heads of the student whose attention is averaged, counted from 0; by default all
-    student: the student that guides: its average over time, or as it is now
-    momentum: how much of itself the average keeps at a step, at first
-    momentum_end: and at the end of training
+    student: weights of the student that guides: its moving average, or the current ones (online)
+    momentum: momentum of the student's moving average, at first
+    momentum_end: momentum at the end of training
     momentum_schedule: how the momentum moves from the one to the other
     teacher_features: number of the teacher's last blocks whose features are averaged
     student_features: number of the student's last blocks whose features are averaged

@@ -32,9 +32,9 @@ def recipe(
     visible: share of the patches that the encoder reads
     norm_pix: predict each patch normalised by its own mean and standard deviation
     hardest: share of the hidden patches that are the hardest, at first; the others are drawn at random
-    hardest_end: and at the end of training
-    momentum: how much of itself the average keeps at a step, at first
-    momentum_end: and after momentum_epochs
+    hardest_end: the same share at the end of training
+    momentum: momentum of the student's moving average, at first
+    momentum_end: momentum after momentum_epochs
     momentum_epochs: epochs in which the momentum rises
     decoder_dim: width of the decoder
     decoder_depth: number of the decoder's blocks

@@ -37,7 +37,7 @@ def recipe(
     """MILAN: keep what a teacher attends to, predict its features of every patch.
 
     teacher: the frozen encoder: a file, a folder, a run, a name on the hub, or random as a control
-    teacher_channels: which channels of an image the teacher sees, counted from 1; by default all
+    teacher_channels: which channels of an image the teacher reads, counted from 1; by default all
     projected: take the teacher's features after its output projection, where it has one (CLIP)
     visible: share of the patches that the encoder reads
     positions: which tokens are compared: the predicted patches, or all patches and the class token

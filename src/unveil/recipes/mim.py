@@ -1,4 +1,4 @@
-"""The sentence itself: one dial for every word, so that any combination runs from the command line."""
+"""Masked image modelling with one option for each part, so that any combination runs from the command line."""
 
 from __future__ import annotations
 
@@ -52,15 +52,15 @@ def recipe(
     loss: Literal["l2", "l1", "smooth-l1", "cosine"] = "l2",
     lr_scale: LrScale = "none",
 ) -> Recipe:
-    """Masked image modelling: choose a word for every part. As it stands it is MAE.
+    """Masked image modelling: choose each part. With its defaults it is MAE.
 
     masking: the order in which tokens are hidden; attention is that of the teacher
     draw: hide the most attended (hard), the most attended after noise is added (noisy), all but a few of these (hint),
         a sample in proportion to attention (gumbel), the least attended (low), or all but a sample (keep)
-    teacher: who guides attention and gives features: student, its average over time, or a frozen encoder: a file, a
-        folder, a run, a name on the hub, or random as a control
-    teacher_channels: which channels of an image a frozen encoder sees, counted from 1; by default all
-    momentum: how much of itself the student's average keeps at a step, at first; at the end all
+    teacher: source of attention and features: student (its moving average) or a frozen encoder: a file, a folder, a
+        run, a name on the hub, or random as a control
+    teacher_channels: which channels of an image a frozen encoder reads, counted from 1; by default all
+    momentum: momentum of the student's moving average, at first; 1 at the end
     mask_unit: side in pixels of the squares that are hidden whole; by default one patch
     visible: share of the patches that the encoder reads
     predicted: share of all patches that is predicted; by default all that are hidden

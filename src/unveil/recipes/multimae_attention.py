@@ -83,19 +83,19 @@ def recipe(
 
     visible: share of the patches of all modalities that the encoder reads
     predicted: share of all patches that is predicted; by default all that are hidden
-    guide: what decides: attention, the error of guesses from two masks that complement each other, or the error that a
-        head, which learns by the errors that come true, foresees
+    guide: what is hidden first: the most attended (attention), the largest loss, measured with two complementary masks
+        (error), or the largest loss predicted by a head (foreseen)
     draw: hide the most attended (hard), the most attended after noise is added (noisy), all but a few of these (hint),
         a sample in proportion to attention (gumbel), the least attended (low), or all but a sample (keep)
     noise: share of noise in the map of the noisy draw
     guide_heads: average the attention of all heads, or of a random few, drawn anew for each image
-    query: whose attention is read: the class token's, one query that is the mean of all patches', or all patches'
+    query: attention of the class token (cls), of one query that is the mean of all patches', or the mean over patches
     layer: block whose attention is read, from the end below 0
-    student: the student that guides: its average over time, or as it is now
-    momentum: how much of itself the average keeps at a step, at first
+    student: weights of the student that guides: its moving average, or the current ones (online)
+    momentum: momentum of the student's moving average, at first
     guide_warmup: share of the training in which masks are random at first
-    guide_every: masks are guided on every so many-th step and random in between
-    guide_scale: let the guide see the images at their full size, or at half of it
+    guide_every: masks are guided every so many steps and random in between
+    guide_scale: image size at which the guide's attention is computed: full, or half
     teacher: a frozen encoder whose attention to RGB is blended with the student's (CMT-MAE); none by default
     student_weight: the student's share in that blend
     budget: how visible patches are shared out: a Dirichlet draw, one that follows the losses, or all patches as one
