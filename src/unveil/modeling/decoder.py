@@ -1,6 +1,6 @@
-"""Decoders: given latents, answer queries. One contract: `(Latents, Queries) -> B Q D`.
+"""Decoders. One contract: `make_queries(Mask, Layout) -> Queries`, then `(Latents, Queries) -> B Q D`.
 
-A decoder knows the modality it answers for, which encoder maps it reads (`reads`), and what it asks of a mask.
+A decoder knows its modality, and in `reads` which layers of the encoder it needs besides the last.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ BlendKind = Literal["linear", "softmax", "project", "none"]
 
 
 class Decoder(nn.Module):
-    """What all decoders share: the modality they answer for, for which tokens, and the encoder maps they read."""
+    """What all decoders share: the modality, the tokens that have outputs, and the encoder layers that are read."""
 
     reads: tuple[int, ...] = ()
 
@@ -34,16 +34,16 @@ class Decoder(nn.Module):
         self.modality, self.outputs = modality, outputs
 
     def make_queries(self, mask: Mask, layout: Layout) -> Queries:
-        """The predicted tokens of this decoder's modality; where it answers all, the visible ones come before them."""
-        asked = modality_queries(mask, layout, self.modality)
+        """The predicted tokens of the decoder's modality; with outputs for all, all visible tokens come before them."""
+        predicted = modality_queries(mask, layout, self.modality)
         if self.outputs == "predicted":
-            return asked
+            return predicted
         span = layout.spans[self.modality]
         is_own = (mask.visible >= span.start) & (mask.visible < span.stop)
         return Queries(
-            torch.cat([mask.visible, asked.ids], dim=1),
-            torch.cat([mask.visible % layout.num_cells, asked.cells], dim=1),
-            torch.cat([is_own.float(), asked.weight], dim=1),
+            torch.cat([mask.visible, predicted.ids], dim=1),
+            torch.cat([mask.visible % layout.num_cells, predicted.cells], dim=1),
+            torch.cat([is_own.float(), predicted.weight], dim=1),
         )
 
 
@@ -129,7 +129,7 @@ def make_blend(
 class SelfDecoder(Decoder):
     """MAE: latents and mask tokens attend to one another. With `blend` it reads a blend of encoder maps (table 7).
 
-    Where it answers all tokens, the visible ones answer from their own slots.
+    With outputs for all tokens, those of the visible ones are at their own places.
     """
 
     def __init__(
@@ -161,12 +161,12 @@ class SelfDecoder(Decoder):
         places = self.positions(latents.tokens.layout.grid)
         prefix, visible = self.embed(read).tensor_split([latents.num_prefix], dim=1)
         blank = queries.cells[:, visible.shape[1] :] if self.outputs == "all" else queries.cells
-        asked = self.mask_token + places[blank]
-        x = torch.cat([prefix, visible + places[latents.tokens.cells], asked.to(visible.dtype)], dim=1)
+        masked = self.mask_token + places[blank]
+        x = torch.cat([prefix, visible + places[latents.tokens.cells], masked.to(visible.dtype)], dim=1)
         *others, last = self.blocks
         for block in others:
             x = block(x)
-        return self.norm(last(x, last=queries.ids.shape[1]))  # nobody reads what the visible ones would answer
+        return self.norm(last(x, last=queries.ids.shape[1]))  # the outputs of the others are not needed
 
 
 class CrossDecoder(Decoder):
@@ -214,8 +214,8 @@ class CrossDecoder(Decoder):
 class PromptingDecoder(Decoder):
     """MILAN: visible tokens stay as the encoder left them, mask tokens alone read them and one another.
 
-    arXiv 2208.06049, section 3.2. Where it answers all tokens, the visible ones answer as they are, and so does the
-    class token.
+    arXiv 2208.06049, section 3.2. With outputs for all tokens, the visible ones and the
+    class token are returned as they were embedded.
     """
 
     def __init__(
@@ -266,7 +266,7 @@ class TaskDecoder(Decoder):
         self.apply(initialise)
 
     def make_queries(self, mask: Mask, layout: Layout) -> Queries:
-        """All tokens of the modality; those that are not predicted count nothing."""
+        """All tokens of the modality; the weight of those that are not predicted is 0."""
         every = replace(mask, most=layout.num_cells)
         return modality_queries(every, layout, self.modality)
 
@@ -294,7 +294,7 @@ class TaskDecoder(Decoder):
 
 
 class Readout(Decoder):
-    """The answer is read at the asked tokens' own places: for encoders that saw mask tokens there.
+    """The outputs at the places of the queried tokens, for encoders that read mask tokens there.
 
     With no blocks this is SimMIM's one-layer head (arXiv 2111.09886, section 3.3); with blocks, MAE's decoder over an
     encoder with mask tokens (MAE, table 1c).

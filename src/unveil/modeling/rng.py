@@ -34,7 +34,7 @@ def mix(x: Int[Tensor, "*_"]) -> Int[Tensor, "*_"]:
 
 
 def sample_keys(seed: int, epoch: int, samples: Sequence[int] | Tensor) -> Int[Tensor, " B"]:
-    """One key per sample: the root of all its chance in this epoch."""
+    """One key per sample, of which all its random numbers of this epoch are derived."""
     key = mix(torch.tensor(seed + 1, dtype=torch.int64) * _GOLDEN)
     key = mix(key + torch.tensor(epoch + 1, dtype=torch.int64) * _GOLDEN)
     return mix(key + (torch.as_tensor(samples, dtype=torch.int64) + 1) * _GOLDEN)

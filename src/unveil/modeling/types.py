@@ -1,4 +1,4 @@
-"""The nouns: what the parts of a masked model hand to one another. All frozen, none knows a model.
+"""The types that the modules of a masked model exchange. All are frozen, none knows a model.
 
 Shapes: B batch, C channels, N tokens, V visible, P predicted, Q queries, R prefix, D width, M modalities.
 """
@@ -78,7 +78,7 @@ class Batch:
     `maps` has one tensor per modality, `B C H W`: pictures float in [0, 1] (uint8 in 0..255 until `on` moves them to a
     device), measured maps float in their own unit (depth in metres), categorical ones int64 class ids. `valid` says of
     a modality's pixels, `B 1 H W`, where there is a truth, and `present` of its samples, `B`, whether they have it at
-    all; a modality that is in neither is whole. `key` is each sample's source of chance, `progress` the share of
+    all; a modality that is in neither is whole. `key` seeds each sample's random numbers, `progress` is the share of
     training done, a 0-d tensor in [0, 1].
     """
 
@@ -155,10 +155,10 @@ class Tokens:
 
 @dataclass(frozen=True)
 class Mask:
-    """The token ids that the encoder reads, and those that the decoders are asked for.
+    """The token ids that the encoder reads, and those that the decoders predict.
 
     At most `most` of a modality are predicted (None: any number). Where fewer than that are hidden, visible ones fill
-    up: they count nothing.
+    up, with weight 0.
     """
 
     visible: Int[Tensor, "B V"]
@@ -168,7 +168,7 @@ class Mask:
 
 @dataclass(frozen=True)
 class Queries:
-    """What one decoder is asked: token ids, their cells on its modality's grid, and how much each counts."""
+    """What one decoder predicts: token ids, their cells on its modality's grid, and the weight of each in the loss."""
 
     ids: Int[Tensor, "B Q"]
     cells: Int[Tensor, "B Q"]
@@ -195,11 +195,10 @@ class FeatureSpec:
 
 @dataclass(frozen=True)
 class Observation:
-    """What a teacher saw in the whole, unmasked input, at the tokens of `layout`; None where nobody asked.
+    """What a teacher gives for the whole, unmasked input, at the tokens of `layout`; None where its spec has none.
 
     `attention` is that of each head, after softmax over prefix and tokens, without the prefix: a row sums to at most
-    one. `error` is how far off a guess of the token was, or is expected to be, and `class_token` the features of the
-    whole.
+    one. `error` is the measured or predicted loss of each token, and `class_token` the features of the class token.
     """
 
     layout: Layout
@@ -227,7 +226,7 @@ Observations = Mapping[str, Observation]
 class Latents:
     """The encoder's output: R prefix tokens, then the tokens it read, in the order of `tokens`.
 
-    `layers` holds the maps that were asked for: 0 is the input of the first block, k the output of block k.
+    `layers` holds the layers that `keep` named: 0 is the input of the first block, k the output of block k.
     """
 
     final: Float[Tensor, "B K D"]
