@@ -93,7 +93,7 @@ def test_the_masks_of_a_run(run: Path, capsys: pytest.CaptureFixture[str]):
     assert ways["every 4th step"]["cost"] == pytest.approx(1 + (ways[FAITHFUL]["cost"] - 1) / 4)
     page = unveil.report([run]).read_text()
     assert "Cheaper guidance" in page
-    assert "Masks in common with the faithful ones" in page
+    assert "Masks in common with full guidance" in page
     again = unveil.analyze_masks(str(run), data="scenes:count=10,size=32", untrained=True, device="cpu")
     assert again["epoch"] == 0
     assert again["ways"] != told["ways"]

@@ -123,7 +123,7 @@ class TestTheReport:
         page = unveil.report([made / "cmtmae"]).read_text()
         for word in (
             *("Guidance", "teacher", "blend", "drawn as", "gumbel", "Attention and masks"),
-            *("this model predicts no pixels", "1 - cos of predicted and true features"),
+            *("this model predicts features, not pixels", "1 - cos of predicted and true features"),
         ):
             assert word in page
         page = unveil.report([made / "two"]).read_text()

@@ -38,7 +38,7 @@ def embed(
     out: the file to write
     pool: cls, mean, or both
     limit: embed at most so many images, evenly spread
-    batch_size: images at once
+    batch_size: images in one forward pass
     device: cpu, cuda, mps; auto takes the best
     """
     path = Path(out).expanduser()
@@ -48,23 +48,23 @@ def embed(
     stored = None if is_public_vit(run) else Run.open(run)
     encoder = load(stored or run, pool=pool, device=device)
     source = open_images(data, encoder.channels, stored.declared if stored else ())
-    found = extract(encoder, source, pool, batch_size, limit=limit)
-    content: dict[str, Any] = {"features": found.values.numpy(), "names": np.array(found.names)}
-    if found.labels is not None:
-        content["labels"] = found.labels.numpy()
+    features = extract(encoder, source, pool, batch_size, limit=limit)
+    content: dict[str, Any] = {"features": features.values.numpy(), "names": np.array(features.names)}
+    if features.labels is not None:
+        content["labels"] = features.labels.numpy()
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as temporary, temporary.open("wb") as file:
         np.savez(file, **content)
-    for name in found.unreadable[:10]:
+    for name in features.unreadable[:10]:
         print(f"left out, unreadable: {name}", file=sys.stderr)
-    print(f"{path}: {found.values.shape[0]:,} features of {found.values.shape[1]} numbers")
+    print(f"{path}: {features.values.shape[0]:,} features of {features.values.shape[1]} numbers")
     return path
 
 
 def inspect(data: str, *, modalities: tuple[str, ...] = (), limit: int | None = None) -> Inspection | AlignedInspection:
-    """Look at images before training on them: `print(unveil.inspect("~/photos"))`.
+    """Check images before training on them: `print(unveil.inspect("~/photos"))`.
 
-    A folder that holds one for each of several modalities is checked for alignment, and the orphans are named.
+    Of a folder with one folder for each modality the alignment is checked, and samples that lack a map are listed.
 
     data: a folder of images, a Parquet file, or scenes; with modalities, a folder that holds one for each
     modalities: rgb, depth, semseg, or .toml files that declare others; by default those that have a folder

@@ -66,19 +66,19 @@ def _guide(score: TokenScore, observations: Observations) -> Float[Tensor, "B N"
     guided = find_guided_score(score)
     if guided is None:
         return None
-    gaze = guided.attention_map
-    needed = [gaze.teacher, gaze.student] if isinstance(gaze, CollaborativeAttention) else [gaze]
-    who = [part.teacher for part in needed if isinstance(part, TeacherAttention | LossMap)]
-    if not who or any(name not in observations for name in who):
+    attention = guided.attention_map
+    maps = [attention.teacher, attention.student] if isinstance(attention, CollaborativeAttention) else [attention]
+    teachers = [m.teacher for m in maps if isinstance(m, TeacherAttention | LossMap)]
+    if not teachers or any(name not in observations for name in teachers):
         return None
-    return gaze(observations).float()
+    return attention(observations).float()
 
 
 def find_guided_score(score: object) -> AttentionGuided | None:
     """The guided score inside nested ones: budgets, random heads, scores by modality."""
     while score is not None and not isinstance(score, AttentionGuided):
         inner = (getattr(score, name, None) for name in ("guide", "score", "elsewhere"))
-        score = next((part for part in inner if part is not None), None)
+        score = next((nested for nested in inner if nested is not None), None)
     return score
 
 
