@@ -1,4 +1,4 @@
-"""The sentence and its layers: what is hidden stays hidden, and every shortcut equals the plain formula."""
+"""The masked model and its layers: what is hidden stays hidden, and every shortcut equals the plain formula."""
 
 from __future__ import annotations
 
