@@ -30,7 +30,7 @@ from pathlib import Path
 torch.set_num_threads({threads})
 torch.cpu.get_capabilities = dict
 sys.path.insert(0, {tests!r})
-from test_unfinished import measured
+from test_fit_checkpoints import measured
 from unveil.evaluation import fit
 fit.SAVE_EVERY = 0
 measured({protocol!r}, Path({place!r}), True)
