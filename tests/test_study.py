@@ -35,7 +35,8 @@ study = Study(
     arms=(Arm("slow", "tiny.py", {"lr": 0.01}), Arm("fast", "tiny.py", {"lr": 0.05})),
     baseline="slow",
     scales={"smoke": Scale((Setting("colours", "images"),), (0,), {"knn": {}},
-                           {"epochs": 15, "batch_size": 10, "image_size": (16,), "save_minutes": 0, "save_every": 5},
+                           {"epochs": 15, "batch_size": 10, "image_size": (16,), "save_minutes": 0, "save_every": 5,
+                            "precision": "float32"},
                            along={"knn": {}})},
 )
 '''
