@@ -19,16 +19,16 @@ from test_look import FEW, SMALL
 from tiny import batch, build
 from tiny_runs import write_images
 from unveil.cli import main
-from unveil.evaluation.analysis.attention import attention_metrics, decoder_attention, foreground_share
-from unveil.evaluation.analysis.layer_features import layer_features
-from unveil.evaluation.analysis.metrics import (
-    attention_distance,
+from unveil.evaluation.analysis.attention import (
+    attention_metrics,
     attention_share,
+    decoder_attention,
     evenness,
-    linear_cka,
+    foreground_share,
     rank_correlation,
     top_overlap,
 )
+from unveil.evaluation.analysis.layer_features import attention_distance, layer_features, linear_cka
 from unveil.modeling.image_encoder import ImageEncoder
 from unveil.modeling.public_vits import ViTConfig, untrained_vit
 from unveil.modeling.types import Batch, Modality

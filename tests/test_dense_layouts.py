@@ -12,7 +12,7 @@ from PIL import Image
 from unveil.data.class_names import CAMVID, NYU40
 from unveil.data.decode import Unreadable
 from unveil.data.dense_layouts import StorageOptions, open_dense
-from unveil.evaluation.dense.label_statistics import class_counts, depth_mean
+from unveil.evaluation.dense.data import class_counts, depth_mean
 from unveil.modeling.types import DEPTH, RGB, Modality
 
 LABELS = Modality("semseg", 1, (0.0,), (1.0,), kind="categorical", num_classes=2)

@@ -14,7 +14,7 @@ from test_segment import tiny
 from unveil.data.decode import Unreadable
 from unveil.data.dense_layouts import StorageOptions, open_dense
 from unveil.data.modality_config import declare
-from unveil.evaluation.dense.label_statistics import class_counts
+from unveil.evaluation.dense.data import class_counts
 from unveil.experiments.scenes import SEMANTIC_CLASSES, parse
 from unveil.modeling.types import DEPTH, RGB, SEMSEG, Modality
 

@@ -18,14 +18,13 @@ from tiny_runs import write_recipe
 from unveil.cli import main
 from unveil.commands.evaluate import evaluate
 from unveil.data.dense_layouts import open_dense
-from unveil.evaluation.dense import DepthErrors
-from unveil.evaluation.dense.losses import DepthLoss
-from unveil.evaluation.dense.reconstruction import HeldOutSamples
+from unveil.evaluation.dense.metrics import DepthErrors
+from unveil.evaluation.protocols.depth import DepthLoss
 from unveil.evaluation.protocols.reconstruct import Reconstruct
 from unveil.evaluation.reconstructors import ModelReconstructor, TrainingMean
 from unveil.evaluation.results import table
 from unveil.evaluation.run import run_protocols
-from unveil.evaluation.types import Context, Score
+from unveil.evaluation.types import Context, HeldOutSamples, Score
 from unveil.modeling.decoder import SelfDecoder
 from unveil.modeling.encoder import Encoder
 from unveil.modeling.image_encoder import ImageEncoder
@@ -202,12 +201,12 @@ def test_every_modality_is_told_from_others():
     }
     model = ModelReconstructor(scene_model())
     depth = model.reconstruct(made, ("rgb",))["depth"]
-    known = depth.predicted & (depth.truth > 0)
-    ratio = depth.guess[known].clamp_min(1e-3) / depth.truth[known]
+    known = depth.predicted & (depth.target > 0)
+    ratio = depth.prediction[known].clamp_min(1e-3) / depth.target[known]
     near = torch.maximum(ratio, 1 / ratio) < 1.25
     assert result.metrics["delta1_depth_from_rgb"] == pytest.approx(near.double().mean().item())
     classes = model.reconstruct(made, ("rgb", "depth"))["semseg"]
-    guess, truth = (x[:, :1][classes.predicted] for x in (classes.guess, classes.truth))
+    guess, truth = (x[:, :1][classes.predicted] for x in (classes.prediction, classes.target))
     both = [((guess == k) & (truth == k)).sum() / ((guess == k) | (truth == k)).sum() for k in range(3)]
     mean = torch.stack([iou for iou in both if not iou.isnan()]).mean().item()
     assert result.metrics["miou_semseg_from_rgb_and_depth"] == pytest.approx(mean)
@@ -237,9 +236,9 @@ def test_the_training_mean_is_the_mean_and_the_most_frequent_class():
     mean = TrainingMean(ModelReconstructor(scene_model()), lambda: iter([made, made]))
     target = scene_model().objectives[1].target
     values = target(made, {})[0]
-    torch.testing.assert_close(mean.guesses["depth"], values[1:].mean(0))  # the first sample has no depth
+    torch.testing.assert_close(mean.means["depth"], values[1:].mean(0))  # the first sample has no depth
     told = mean.reconstruct(made, ("rgb",))
-    assert (told["semseg"].guess == 1).all()
+    assert (told["semseg"].prediction == 1).all()
     assert not told["depth"].predicted[0].any()
     assert told["depth"].losses[0].isnan()
 

@@ -12,9 +12,7 @@ from PIL import Image
 
 from measuring import on_images
 from unveil.data.sources import Unreadable, open_source
-from unveil.evaluation.baselines import RawPixels
-from unveil.evaluation.features import extract
-from unveil.evaluation.rankme import feature_std, rankme
+from unveil.evaluation.features import RawPixels, extract, feature_std, rankme
 from unveil.evaluation.registry import protocols
 from unveil.evaluation.results import Result, table, write_results
 from unveil.modeling.types import RGB, Modality

@@ -14,10 +14,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from unveil.evaluation.datasets import stratified_split
-from unveil.evaluation.finetuning.lars import LARS
 from unveil.evaluation.protocols.knn import TEMPERATURE, Knn, knn_votes
 from unveil.evaluation.protocols.knn_whitened import SHRINKAGE, KnnWhitened, whitening
-from unveil.evaluation.protocols.linear import Linear, _Probe, _train
+from unveil.evaluation.protocols.linear import LARS, Linear, _Probe, _train
 from unveil.evaluation.protocols.linear_lbfgs import LinearLBFGS, logistic_regression
 from unveil.evaluation.types import Context, EvaluationProtocol, FeatureSplit, Score, accuracies
 

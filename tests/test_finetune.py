@@ -18,16 +18,14 @@ from unveil.data.augment import Mix
 from unveil.data.loader import Loader
 from unveil.data.sources import open_source
 from unveil.data.transforms import View
-from unveil.evaluation.baselines import RawPixels
-from unveil.evaluation.cache import ResultCache
 from unveil.evaluation.datasets import ImageSplit
-from unveil.evaluation.finetuning.classifier import Classifier, StochasticDepth, layer_groups
-from unveil.evaluation.finetuning.trainer import FineTuner, FineTuning
+from unveil.evaluation.features import RawPixels
+from unveil.evaluation.finetuning import Classifier, FineTuner, FineTuning, StochasticDepth, layer_groups
 from unveil.evaluation.fit import follow, update
 from unveil.evaluation.protocols.attentive import Attentive
 from unveil.evaluation.protocols.finetune import Finetune
 from unveil.evaluation.registry import choose, options_of, protocols
-from unveil.evaluation.results import table
+from unveil.evaluation.results import ResultCache, table
 from unveil.evaluation.types import Context, TrainableEncoder
 from unveil.modeling.encoder import Encoder
 from unveil.modeling.image_encoder import ImageEncoder

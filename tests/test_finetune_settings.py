@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from unveil.evaluation.finetuning.trainer import PRESETS, FineTuning, preset_for, settle
+from unveil.evaluation.finetuning import PRESETS, FineTuning, preset_for, settle
 
 
 def test_the_rate_warms_up_and_falls_to_its_least():

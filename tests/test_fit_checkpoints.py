@@ -20,8 +20,7 @@ from test_segment import tiny
 from tiny_runs import write_images
 from unveil.data.sources import open_source
 from unveil.evaluation import fit
-from unveil.evaluation.cache import ResultCache
-from unveil.evaluation.results import Result
+from unveil.evaluation.results import Result, ResultCache
 
 EPOCHS = 12
 CHILD = """

@@ -10,12 +10,11 @@ import pytest
 import torch
 
 from multimodal import GUIDED, LACKING, batch, build
-from unveil.evaluation.dense.reconstruction import HeldOutSamples, Masks
 from unveil.evaluation.protocols.heldout import Heldout
 from unveil.evaluation.reconstructors import ModelReconstructor, TrainingMean
 from unveil.evaluation.results import table, write_results
 from unveil.evaluation.run import run_protocols
-from unveil.evaluation.types import Context, Score
+from unveil.evaluation.types import Context, HeldOutSamples, Masks, Score
 from unveil.experiments.study import Arm, Scale, Setting, Study
 from unveil.experiments.study.jobs import expand
 from unveil.modeling.masking import ByModality, DirichletBudget, Uniform

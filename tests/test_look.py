@@ -18,8 +18,8 @@ from tiny import batch, build
 from tiny_runs import write_images
 from unveil.cli import main
 from unveil.data.modality_config import declare
-from unveil.evaluation.analysis.attention_maps import find_guided_score, hidden_tokens, masks_by_sampler
-from unveil.evaluation.visualize import draw_samples, map_renderers, sample_pictures
+from unveil.evaluation.analysis.attention import find_guided_score, hidden_tokens, masks_by_sampler
+from unveil.evaluation.visualize.panels import draw_samples, map_renderers, sample_pictures
 from unveil.evaluation.visualize.reconstructions import feature_distances, only_visible, reconstructions
 from unveil.experiments.scenes import SceneSource
 from unveil.modeling.encoder import SIZES

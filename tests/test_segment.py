@@ -20,14 +20,13 @@ from measuring import on_dense
 from unveil.data.dense_layouts import open_dense
 from unveil.data.loader import Loader
 from unveil.data.samples import Sample
-from unveil.evaluation.baselines import RawPixels
-from unveil.evaluation.dense import HEADS, Confusion, DenseModel, DenseTarget, DenseTrainer, DenseTraining, fitted
-from unveil.evaluation.dense.data import DenseData
-from unveil.evaluation.dense.encoder import chosen_inputs
-from unveil.evaluation.dense.heads import ConvNeXtHead, taps
-from unveil.evaluation.dense.losses import classes_loss
-from unveil.evaluation.dense.transforms import DenseView, jittered, places, starts
-from unveil.evaluation.protocols.segment import Segment
+from unveil.evaluation.dense.data import DenseData, DenseView, jittered, places, starts
+from unveil.evaluation.dense.heads import HEADS, ConvNeXtHead, taps
+from unveil.evaluation.dense.metrics import Confusion
+from unveil.evaluation.dense.model import DenseModel, chosen_inputs
+from unveil.evaluation.dense.training import DenseTarget, DenseTrainer, DenseTraining, fitted
+from unveil.evaluation.features import RawPixels
+from unveil.evaluation.protocols.segment import Segment, classes_loss
 from unveil.evaluation.registry import data_for
 from unveil.evaluation.results import Result, details_table, table, write_results
 from unveil.evaluation.types import Context
@@ -168,7 +167,7 @@ def test_heads_answer_at_any_size_and_learn_from_every_parameter(head):
     batch = Batch(maps, sample_keys(0, 0, range(2)), torch.zeros(()))
     found = model(batch)
     assert found.shape == (2, 3, 16, 24)
-    sum(guess.square().sum() for _, guess in model.guesses(batch)).backward()
+    sum(guess.square().sum() for _, guess in model.predictions(batch)).backward()
     unused = {name for name, p in model.named_parameters() if p.grad is None}
     assert unused <= {"encoder.encoder.norm.weight", "encoder.encoder.norm.bias"}, "maps are read before the final norm"
     assert not any(p.requires_grad for p in encoder.parameters()), "the encoder that was given stays as it is"
@@ -199,7 +198,7 @@ def test_upernet_learns_with_an_auxiliary_head_too(red_bars):
     whole = replace(batch, maps={**batch.maps, "rgb": batch.maps["rgb"] / 255})
     expected = error(twin(whole)) + 0.4 * error(said)
     assert sum(trainer.losses(batch)).item() == pytest.approx(expected.item(), rel=1e-4)
-    assert len(DenseModel(tiny(), [RGB], "dpt", 2, True, 0).guesses(whole)) == 1, "other heads have none"
+    assert len(DenseModel(tiny(), [RGB], "dpt", 2, True, 0).predictions(whole)) == 1, "other heads have none"
 
 
 def test_a_frozen_encoder_neither_learns_nor_drops():

@@ -5,13 +5,12 @@ from __future__ import annotations
 from functools import cache
 from pathlib import Path
 
-from ..evaluation.baselines import RawPixels
-from ..evaluation.cache import ResultCache
 from ..evaluation.datasets import ImageSplit, open_sets
 from ..evaluation.dense.data import DenseData
+from ..evaluation.features import RawPixels
 from ..evaluation.reconstructors import open_reconstructors
 from ..evaluation.registry import choose, data_for
-from ..evaluation.results import Result, details_table, table, write_results
+from ..evaluation.results import Result, ResultCache, details_table, table, write_results
 from ..evaluation.run import UNTRAINED, run_protocols
 from ..evaluation.types import THIS_RUN, Context, FeatureEncoder
 from ..modeling.public_vits import describe, is_public_vit, untrained_vit

@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..data.sources import Subset, spread
-from ..evaluation.visualize import draw_samples, map_renderers, sample_pictures
-from ..evaluation.visualize.panels import MapPictures, predicts_norm_pix
+from ..evaluation.visualize.panels import MapPictures, draw_samples, map_renderers, predicts_norm_pix, sample_pictures
 from ..modeling.seeding import seed_stage
 from ..recipes.registry import build_recipe, load_recipe
 from ..recipes.run import Run

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from ..data.sources import Source
-from ..evaluation.visualize import SampleViews, load_samples
+from ..evaluation.visualize.samples import SampleViews, load_samples
 from ..modeling.masked_model import MaskedModel
 from ..modeling.types import Batch, Modality
 from ..recipes.run import Run

@@ -1,19 +1,20 @@
-"""Frozen features: one vector per image of a source, computed once and held in memory."""
+"""Frozen features: one vector per image of a source, their rank and deviation, and the baseline of raw pixels."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.nn import functional as F
 
 from ..data.loader import Loader
 from ..data.sources import Source, Subset, spread
 from ..data.transforms import CenterView
-from ..modeling.types import Pool
+from ..modeling.types import Modality, Pool
 from ..runs.hardware import autocast
 from .types import FeatureEncoder
 
@@ -77,3 +78,52 @@ def check_channels(encoder: FeatureEncoder, source: Source) -> None:
             f"{source.address} has images of {source.channels} channels, the encoder reads {encoder.channels};"
             " evaluate on images of the kind it was trained on"
         )
+
+
+def rankme(features: Float[Tensor, "N D"]) -> float:
+    """The smooth rank of a set of features, in 1 .. min(N, D): exp of the entropy of its normalised singular values.
+
+    RankMe (Garrido et al., 2023, section 3). Features are not centred, as published.
+    """
+    x = features.detach().double()
+    gram = x.T @ x if len(x) > x.shape[1] else x @ x.T  # its eigenvalues are the squares, and it is the cheaper of two
+    sizes = torch.linalg.eigvalsh(gram).clamp_min(0).sqrt()
+    shares = sizes / sizes.sum().clamp_min(torch.finfo(sizes.dtype).tiny) + 1e-7
+    return float((-(shares * shares.log()).sum()).exp())
+
+
+def feature_std(features: Float[Tensor, "N D"]) -> float:
+    """How much features of length 1 vary: 1 when they fill every direction alike, 0 when all are the same.
+
+    The mean over dimensions of the standard deviation over samples, times sqrt(D).
+    """
+    x = F.normalize(features.detach().double(), dim=1)
+    return float(x.std(0, correction=0).mean() * x.shape[1] ** 0.5)
+
+
+LONGEST_SIDE = 32  # 3 x 32 x 32 = 3072 numbers an image; at 224 pixels it would be 150,528
+
+
+@dataclass(frozen=True)
+class RawPixels:
+    """The image itself as its feature: normalised per channel and flattened, its longer side at most 32 pixels."""
+
+    modality: Modality
+    encoder_size: tuple[int, int]
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+
+    @property
+    def channels(self) -> int:
+        return self.modality.channels
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """The encoder's size, shrunk to fit 32 pixels."""
+        longest = max(*self.encoder_size, LONGEST_SIDE)
+        height, width = (max(1, side * LONGEST_SIDE // longest) for side in self.encoder_size)
+        return height, width
+
+    def features(self, images: Float[Tensor, "B C H W"], pool: Pool) -> Float[Tensor, "B C*H*W"]:
+        """Flattened normalised pixels, whatever the pool."""
+        mean, std = (images.new_tensor(s)[:, None, None] for s in (self.modality.mean, self.modality.std))
+        return ((images - mean) / std).flatten(1)

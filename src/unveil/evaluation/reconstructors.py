@@ -21,9 +21,8 @@ from ..modeling.types import Batch
 from ..recipes.run import Run
 from ..runs.hardware import choose_device
 from .analysis.decoder_blocks import without_head
-from .dense.reconstruction import HeldOutSamples, Masks, Reconstruction, Reconstructor, Visible
 from .run import UNTRAINED
-from .types import THIS_RUN, Context
+from .types import THIS_RUN, Context, HeldOutSamples, Masks, Reconstruction, Reconstructor, Visible
 from .visualize.reconstructions import HideModalities, reconstruct_map
 from .visualize.samples import load_samples
 
@@ -79,7 +78,7 @@ class TrainingMean:
 
     def __init__(self, model: ModelReconstructor, batches: Callable[[], Iterator[Batch]]):
         self.model = model
-        self.guesses = {o.name: _mean_target(o, batches()) for o in model.objectives}
+        self.means = {o.name: _mean_target(o, batches()) for o in model.objectives}
 
     @property
     def inputs(self) -> list[str]:
@@ -96,8 +95,8 @@ class TrainingMean:
         output = self.model.forward(batch, visible)
         reconstructions = {}
         for o in self.model.objectives:
-            guess = {o.decoder: self.guesses[o.name][output.queries[o.decoder].cells]}
-            reconstructions[o.name] = _reconstruction(without_head(o), batch, replace(output, decoded=guess))
+            prediction = {o.decoder: self.means[o.name][output.queries[o.decoder].cells]}
+            reconstructions[o.name] = _reconstruction(without_head(o), batch, replace(output, decoded=prediction))
         return reconstructions
 
 
@@ -108,20 +107,20 @@ def _mean_target(objective: Objective, batches: Iterator[Batch]) -> Float[Tensor
     total: Tensor | None = None
     count: Tensor | None = None
     for batch in batches:
-        truth, valid = target(batch, {})
+        values, valid = target(batch, {})
         if isinstance(target, Classes):
-            ids = truth[valid.expand_as(truth)]
+            ids = values[valid.expand_as(values)]
             one = torch.bincount(ids.flatten(), minlength=target.modality.num_classes).float()
             total = one if total is None else total + one
         else:
-            weight = valid.expand_as(truth).float()
-            sums = ((truth * weight).sum(0), weight.sum(0))
+            weight = valid.expand_as(values).float()
+            sums = ((values * weight).sum(0), weight.sum(0))
             total, count = sums if total is None or count is None else (total + sums[0], count + sums[1])
     if total is None:
         raise ValueError("no training sample can be read, so there is no mean to compare with")
     if isinstance(target, Classes):
         pixels = target.dim // target.modality.num_classes
-        cells = truth.shape[1]
+        cells = values.shape[1]
         return (total.clamp_min(0.5) / total.sum()).log().repeat(pixels).expand(cells, -1)
     assert count is not None
     return total / count.clamp_min(1)
@@ -129,17 +128,17 @@ def _mean_target(objective: Objective, batches: Iterator[Batch]) -> Float[Tensor
 
 def _reconstruction(objective: Objective, batch: Batch, output: ForwardOutput) -> Reconstruction:
     target = cast("Pixels | Classes", objective.target)
-    queries, truth = output.queries[objective.decoder], batch.maps[target.modality.name]
+    queries, image = output.queries[objective.decoder], batch.maps[target.modality.name]
     side = target.modality.side(target.patch)
-    grid = (truth.shape[-2] // side, truth.shape[-1] // side)
-    predicted = torch.zeros(len(batch), grid[0] * grid[1], device=truth.device)
+    grid = (image.shape[-2] // side, image.shape[-1] // side)
+    predicted = torch.zeros(len(batch), grid[0] * grid[1], device=image.device)
     predicted = predicted.scatter(1, queries.cells, queries.weight)
     pixels = unpatchify(predicted[..., None].expand(-1, -1, side * side), side, grid) > 0
     total, count = objective.loss(*objective.prediction_and_target(output, batch))
     return Reconstruction(
         target.modality,
         reconstruct_map(objective, batch, output),
-        truth,
+        image,
         pixels & validity(batch, target.modality),
         torch.where(count > 0, total / count.clamp_min(1), torch.nan),
     )

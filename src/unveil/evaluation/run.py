@@ -10,9 +10,8 @@ from typing import Any, cast
 
 from .datasets import ImageSplit
 from .dense.data import DenseData
-from .dense.reconstruction import HeldOutSamples
 from .results import Result
-from .types import THIS_RUN, Context, EvaluationProtocol, FeatureSplit, Score
+from .types import THIS_RUN, Context, EvaluationProtocol, FeatureSplit, HeldOutSamples, Score
 
 UNTRAINED, SCRATCH = "untrained", "from scratch"
 

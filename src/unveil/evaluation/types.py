@@ -1,19 +1,20 @@
-"""What a protocol is given and what it returns: encoders, features, the context of an evaluation, a score."""
+"""What a protocol is given and what it returns: encoders, features, models that reconstruct, a context, a score."""
 
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from enum import Enum
 from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from ..modeling.types import Pool
-from .cache import ResultCache
+from ..modeling.types import Batch, Modality, Pool
+from .results import ResultCache
 
 Needs = Literal["features", "images", "dense", "model"]
 THIS_RUN = "this run"
@@ -185,3 +186,56 @@ class SavableEncoder(Protocol):
 def check_trainable(encoder: FeatureEncoder) -> TrainableEncoder | None:
     """The encoder where it can be trained, else None (raw pixels)."""
     return encoder if isinstance(encoder, TrainableEncoder) and isinstance(encoder, nn.Module) else None
+
+
+@dataclass(frozen=True)
+class Reconstruction:
+    """The prediction and the target: maps of one modality, in the units of the data (class ids of a categorical one).
+
+    `predicted` are the hidden pixels that have a ground truth. `losses` is the mean loss of each sample in the model's
+    own target space, NaN where no token counts.
+    """
+
+    modality: Modality
+    prediction: Tensor
+    target: Tensor
+    predicted: Bool[Tensor, "B 1 H W"]
+    losses: Float[Tensor, " B"]
+
+
+class Masks(Enum):
+    """Masks at a model's own share of visible tokens: random ones that other models share, or its own."""
+
+    RANDOM = "random_masks"
+    OWN = "own_masks"
+
+
+Visible = float | Sequence[str] | Masks  # a share of all tokens, drawn uniformly; whole modalities; or masks
+
+
+class Reconstructor(Protocol):
+    """Something that reconstructs the hidden tokens of a batch."""
+
+    @property
+    def inputs(self) -> Sequence[str]:
+        """The names of the modalities that the encoder reads."""
+        ...
+
+    @property
+    def outputs(self) -> Sequence[str]:
+        """The names of the modalities that the decoders predict."""
+        ...
+
+    def reconstruct(self, batch: Batch, visible: Visible) -> Mapping[str, Reconstruction]:
+        """The reconstruction of each objective, by its name, with every hidden token predicted."""
+        ...
+
+
+@dataclass(frozen=True)
+class HeldOutSamples:
+    """Batches of samples that the model was not trained on, and how many samples there are."""
+
+    address: str
+    test_address: str | None
+    batches: Callable[[], Iterator[Batch]]
+    num_samples: int

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from ..data.sources import Source
 from ..evaluation.analysis.attention import attention_metrics
-from ..evaluation.rankme import feature_std, rankme
-from ..evaluation.visualize import MapPictures, SampleViews, load_samples, map_renderers, sample_pictures
-from ..evaluation.visualize.panels import FEATURES, predicts_norm_pix
+from ..evaluation.features import feature_std, rankme
+from ..evaluation.visualize.panels import FEATURES, MapPictures, map_renderers, predicts_norm_pix, sample_pictures
+from ..evaluation.visualize.samples import SampleViews, load_samples
 from ..modeling.image_encoder import pooled
 from ..modeling.masked_model import MaskedModel
 from ..modeling.types import Batch, Modality, to_float

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...evaluation.analysis.attention_maps import hidden_tokens
+from ...evaluation.analysis.attention import hidden_tokens
 from ...evaluation.analysis.decoder_blocks import (
     BlockContribution,
     DecoderContributions,
@@ -19,7 +19,7 @@ from ...evaluation.analysis.decoder_blocks import (
     decompose,
     up_to_block,
 )
-from ...evaluation.visualize import MapRenderer, map_renderers
+from ...evaluation.visualize.panels import MapRenderer, map_renderers
 from ...evaluation.visualize.reconstructions import reconstruct_map
 from ...modeling.targets import Pixels
 from ...modeling.types import Batch

@@ -1,20 +1,129 @@
-"""Metrics of attention maps and masks, and of the attention inside decoders."""
+"""Attention maps of a model and its teachers, the masks drawn from them, their metrics, and attention in decoders."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from typing import Any, TypeVar
 
 import torch
-from jaxtyping import Float
-from torch import Tensor
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
 
 from ...modeling.decoder import SelfDecoder
 from ...modeling.masked_model import ForwardOutput, MaskedModel
+from ...modeling.masking import (
+    SAMPLERS,
+    AttentionGuided,
+    CollaborativeAttention,
+    LossMap,
+    Masker,
+    Sampler,
+    TeacherAttention,
+    TokenScore,
+    entropy,
+)
 from ...modeling.patches import patchify, validity
-from ...modeling.types import Batch, Modality
-from .attention_maps import collect_attention_maps, hidden_tokens
-from .hooks import record_inputs
-from .metrics import attention_share, evenness, rank_correlation, top_overlap, top_tokens
+from ...modeling.types import Batch, FeatureSpec, Modality, Observation, Observations
+
+M = TypeVar("M", bound=nn.Module)
+
+
+@contextmanager
+def record_inputs(modules: Sequence[M]) -> Iterator[list[tuple[M, tuple[Any, ...]]]]:
+    """A list to which each call of one of the modules adds the module and its positional arguments."""
+    calls: list[tuple[M, tuple[Any, ...]]] = []
+
+    def record(module: M, inputs: tuple[Any, ...]) -> None:
+        calls.append((module, inputs))
+
+    hooks = [module.register_forward_pre_hook(record) for module in modules]
+    try:
+        yield calls
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+@dataclass(frozen=True)
+class AttentionMaps:
+    """Attention to every token, the mean over heads, of the student and of the frozen teacher, and the map that masks
+    are sampled from (the guide). The teacher's may cover some of the modalities only.
+    """
+
+    student: Float[Tensor, "B N"]
+    teacher: Observation | None = None
+    guide: Float[Tensor, "B N"] | None = None
+
+    @property
+    def mask_source(self) -> Float[Tensor, "B N"]:
+        """The map that masks are sampled from; in a run without guidance the student's."""
+        return self.student if self.guide is None else self.guide
+
+    def teacher_map(self, modality: str) -> Float[Tensor, "B N"] | None:
+        """The teacher's attention to one modality; None where it does not read that."""
+        if self.teacher is None or modality not in self.teacher.layout.spans:
+            return None
+        attention = self.teacher.of(modality).attention
+        return None if attention is None else attention.float().mean(dim=1)
+
+
+@torch.no_grad()
+def collect_attention_maps(model: MaskedModel, batch: Batch, output: ForwardOutput) -> AttentionMaps:
+    """The attention maps of a forward pass. A student that was not observed in it is observed now: the attention of its
+    last block's class token."""
+    student = output.observations.get("student")
+    if student is None or student.attention is None:
+        student = model.encoder.observe(model.encoder.embed(batch), FeatureSpec(features=0))
+    assert student.attention is not None
+    teacher = output.observations.get("teacher")
+    if teacher is not None and teacher.attention is None:
+        teacher = None
+    return AttentionMaps(
+        student.attention.float().mean(dim=1), teacher, _guide(model.masker.score, output.observations)
+    )
+
+
+def _guide(score: TokenScore, observations: Observations) -> Float[Tensor, "B N"] | None:
+    """The map that a score samples from; None where it is not guided, or its map covers some of the tokens only."""
+    guided = find_guided_score(score)
+    if guided is None:
+        return None
+    attention = guided.attention_map
+    maps = [attention.teacher, attention.student] if isinstance(attention, CollaborativeAttention) else [attention]
+    teachers = [m.teacher for m in maps if isinstance(m, TeacherAttention | LossMap)]
+    if not teachers or any(name not in observations for name in teachers):
+        return None
+    return attention(observations).float()
+
+
+def find_guided_score(score: object) -> AttentionGuided | None:
+    """The guided score inside nested ones: budgets, random heads, scores by modality."""
+    while score is not None and not isinstance(score, AttentionGuided):
+        inner = (getattr(score, name, None) for name in ("guide", "score", "elsewhere"))
+        score = next((nested for nested in inner if nested is not None), None)
+    return score
+
+
+def masks_by_sampler(
+    model: MaskedModel, batch: Batch, attention: Float[Tensor, "B N"]
+) -> dict[str, Bool[Tensor, "B N"]]:
+    """The tokens that each sampler hides, given the map to sample from and the model's own share of visible tokens."""
+    tokens, own = model.encoder.embed(batch), model.masker
+
+    def hidden_by(sampler: Sampler) -> Bool[Tensor, "B N"]:
+        masker = Masker(AttentionGuided(lambda _: attention, sampler), own.visible, 1 - own.visible, unit=own.unit)
+        return hidden_tokens(masker(tokens, {}, batch).visible, attention.shape[1])
+
+    return {name: hidden_by(sampler) for name, sampler in SAMPLERS.items()}
+
+
+def hidden_tokens(visible: Tensor, num_tokens: int) -> Bool[Tensor, "B N"]:
+    """The tokens that are not visible."""
+    everywhere = torch.ones(len(visible), num_tokens, dtype=torch.bool, device=visible.device)
+    return everywhere.scatter(1, visible, False)
+
 
 TOP_SHARE = 0.25  # of the tokens, those with the most attention
 
@@ -135,3 +244,40 @@ def decoder_attention(model: MaskedModel, batch: Batch) -> list[DecoderAttention
         heads, num_keys = decoder.blocks[0].attn.heads, inputs[0][1][0].shape[1]
         results.append(DecoderAttention(name, heads, len(blocks) * heads / num_keys, tuple(blocks)))
     return results
+
+
+def evenness(attention: Float[Tensor, "B N"]) -> float:
+    """Entropy over its maximum, log N, the mean over images: 1 for uniform attention, 0 for all of it on one token."""
+    return float(entropy(attention).mean() / torch.tensor(float(attention.shape[1])).log())
+
+
+def rank_correlation(first: Float[Tensor, "B N"], second: Float[Tensor, "B N"]) -> float:
+    """Spearman's correlation of two maps, the mean over images; ties have the mean of their ranks."""
+    a, b = (_ranks(m) - (m.shape[1] + 1) / 2 for m in (first, second))
+    spread = (a.square().sum(dim=1) * b.square().sum(dim=1)).sqrt()
+    return float(((a * b).sum(dim=1) / spread.clamp_min(1e-12)).mean())
+
+
+def _ranks(attention: Float[Tensor, "B N"]) -> Float[Tensor, "B N"]:
+    values = attention.contiguous()
+    ordered = values.sort(dim=1).values
+    below, upto = (torch.searchsorted(ordered, values, right=right) for right in (False, True))
+    return (below + upto + 1) / 2
+
+
+def top_tokens(attention: Float[Tensor, "B N"], share: float) -> Bool[Tensor, "B N"]:
+    """The share of all tokens, at least one, with the most attention."""
+    count = max(1, int(share * attention.shape[1] + 1e-6))
+    return torch.zeros_like(attention, dtype=torch.bool).scatter(1, attention.topk(count, dim=1).indices, True)
+
+
+def top_overlap(first: Float[Tensor, "B N"], second: Float[Tensor, "B N"], share: float) -> float:
+    """The share of the most attended tokens of one map that are among those of the other; `share` by chance."""
+    a, b = top_tokens(first, share), top_tokens(second, share)
+    return float(((a & b).sum(dim=1) / a.sum(dim=1)).mean())
+
+
+def attention_share(attention: Float[Tensor, "B N"], on: Tensor) -> float:
+    """The share of the attention on some tokens, given as booleans or as weights from 0 to 1, the mean over images."""
+    total = attention.sum(dim=1).clamp_min(1e-12)
+    return float(((attention * on).sum(dim=1) / total).mean())

@@ -16,7 +16,7 @@ from ...modeling.decoder import Blend, CrossDecoder, SelfDecoder
 from ...modeling.masked_model import ForwardOutput, MaskedModel, Objective
 from ...modeling.targets import Pixels
 from ...modeling.types import Batch, Latents
-from .hooks import record_inputs
+from .attention import record_inputs
 
 
 @dataclass(frozen=True)

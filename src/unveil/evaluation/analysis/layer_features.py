@@ -12,9 +12,8 @@ from torch import Tensor
 from ...modeling.image_encoder import ImageEncoder
 from ...modeling.layers import Attention
 from ...modeling.public_vits import PublicViT
-from ..rankme import rankme
-from .hooks import record_inputs
-from .metrics import attention_distance, linear_cka
+from ..features import rankme
+from .attention import record_inputs
 
 _BATCH = 16
 
@@ -60,3 +59,22 @@ def layer_features(encoder: ImageEncoder | PublicViT, images: Sequence[Float[Ten
 def cka_matrix(first: Sequence[LayerFeatures], second: Sequence[LayerFeatures]) -> list[list[float]]:
     """The linear CKA of every layer of one encoder with every layer of another."""
     return [[linear_cka(a.features, b.features) for b in second] for a in first]
+
+
+def linear_cka(x: Float[Tensor, "B D"], y: Float[Tensor, "B E"]) -> float:
+    """Linear centred kernel alignment of features of the same images, from 0 to 1 (Kornblith et al., 2019, arXiv
+    1905.00414): |Y'X|^2 / (|X'X| |Y'Y|) in Frobenius norms. It does not change with rotation or scale.
+    """
+    x, y = (m.double() - m.double().mean(dim=0) for m in (x, y))
+    norms = (x.T @ x).norm() * (y.T @ y).norm()
+    return float((y.T @ x).square().sum() / norms.clamp_min(1e-30))
+
+
+def attention_distance(attention: Float[Tensor, "B H N N"], grid: tuple[int, int], patch: int) -> Float[Tensor, " H"]:
+    """Mean attention distance of each head in pixels: from a patch to the patches, weighted by attention (ViT, arXiv
+    2010.11929, section 4.5). Attention to prefix tokens is left out."""
+    rows, columns = torch.meshgrid(torch.arange(grid[0]), torch.arange(grid[1]), indexing="ij")
+    cells = torch.stack([rows.flatten(), columns.flatten()], dim=1).to(attention)
+    distance = torch.cdist(cells, cells) * patch
+    weight = attention / attention.sum(dim=-1, keepdim=True).clamp_min(1e-12)
+    return (weight * distance).sum(dim=-1).mean(dim=(0, 2))

@@ -22,7 +22,7 @@ from ...modeling.masking import (
     Uniform,
 )
 from ...modeling.types import Batch, Observation, Tokens
-from .attention_maps import hidden_tokens
+from .attention import hidden_tokens
 
 TEACHER = "guide"  # the name of the observation that masks follow
 

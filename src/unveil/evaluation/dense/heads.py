@@ -1,4 +1,4 @@
-"""Heads from an encoder's tokens on their grid to numbers for every pixel: linear, and MultiMAE's of ConvNeXt blocks.
+"""Heads from an encoder's tokens on their grid to numbers for every pixel: linear, MultiMAE's, UPerNet, DPT.
 
 A head is made for `dim` channels of its maps (those of several inputs side by side), the encoder's `width` and
 `outputs` numbers a pixel. `taps` says which blocks it reads.
@@ -9,13 +9,140 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Literal, Protocol
 
+import torch
 import torch.nn.functional as F
 from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from .dpt import DPTHead
-from .upernet import UPerHead
+POOLS = (1, 2, 3, 6)
+AUXILIARY, AUXILIARY_WIDTH = 0.4, 256  # of the auxiliary head's loss; channels of its one convolution
+
+
+class UPerHead(nn.Module):
+    """UPerNet (Xiao et al., 2018) as MAE fine-tunes it: four blocks' maps at 4, 2, 1 and 1/2 times the grid, the
+    coarsest pooled over regions, added up from coarse to fine, and joined; all convolutions are `width` wide.
+
+    Its auxiliary head (one convolution and a classifier on the third map, as in the public configurations, whose
+    dropout is left out) answers while it learns."""
+
+    def __init__(self, dim: int, width: int, outputs: int):
+        super().__init__()
+        self.resize = nn.ModuleList(
+            [
+                nn.Sequential(_double(dim), nn.BatchNorm2d(dim), nn.GELU(), _double(dim)),
+                _double(dim),
+                nn.Identity(),
+                nn.MaxPool2d(2, ceil_mode=True),
+            ]
+        )
+        self.pooled = nn.ModuleList(_convolved(dim, width, 1) for _ in POOLS)
+        self.regions = _convolved(dim + len(POOLS) * width, width, 3)
+        self.lateral = nn.ModuleList(_convolved(dim, width, 1) for _ in range(3))
+        self.smooth = nn.ModuleList(_convolved(width, width, 3) for _ in range(3))
+        self.join = _convolved(4 * width, width, 3)
+        self.predict = nn.Conv2d(width, outputs, 1)
+        self.auxiliary = nn.Sequential(_convolved(dim, AUXILIARY_WIDTH, 3), nn.Conv2d(AUXILIARY_WIDTH, outputs, 1))
+
+    def aside(
+        self, maps: list[Float[Tensor, "B C h w"]], size: tuple[int, int]
+    ) -> list[tuple[float, Float[Tensor, "B K H W"]]]:
+        """The auxiliary head's prediction, and the weight of its loss."""
+        x = self.auxiliary(maps[2])
+        return [(AUXILIARY, F.interpolate(x, size, mode="bilinear", align_corners=False))]
+
+    def forward(self, maps: list[Float[Tensor, "B C h w"]], size: tuple[int, int]) -> Float[Tensor, "B K H W"]:
+        maps = [resize(x) for resize, x in zip(self.resize, maps, strict=True)]
+        coarse = maps[-1]
+        # a pool of k regions wants a map of k cells at least, which a small image does not have
+        regions = [
+            _to(conv(F.adaptive_avg_pool2d(coarse, k)), coarse) for k, conv in zip(POOLS, self.pooled, strict=True)
+        ]
+        levels = [lateral(x) for lateral, x in zip(self.lateral, maps[:3], strict=True)]
+        levels.append(self.regions(torch.cat([coarse, *regions], dim=1)))
+        for k in (2, 1, 0):
+            levels[k] = levels[k] + _to(levels[k + 1], levels[k])
+        smooth = [conv(x) for conv, x in zip(self.smooth, levels[:3], strict=True)] + levels[3:]
+        x = self.predict(self.join(torch.cat([_to(y, smooth[0]) for y in smooth], dim=1)))
+        return F.interpolate(x, size, mode="bilinear", align_corners=False)
+
+
+def _double(dim: int) -> nn.Module:
+    return nn.ConvTranspose2d(dim, dim, 2, stride=2)
+
+
+def _convolved(dim: int, width: int, kernel: int) -> nn.Module:
+    conv = nn.Conv2d(dim, width, kernel, padding=kernel // 2, bias=False)
+    return nn.Sequential(conv, nn.BatchNorm2d(width), nn.ReLU())
+
+
+def _to(x: Float[Tensor, "B C h w"], like: Float[Tensor, "B c H W"]) -> Float[Tensor, "B C H W"]:
+    return F.interpolate(x, like.shape[-2:], mode="bilinear", align_corners=False)
+
+
+class DPTHead(nn.Module):
+    """DPT (Ranftl et al., 2021, section 3): four blocks' maps at 4, 2, 1 and 1/2 times the grid, fused from coarse to
+    fine. As MultiMAE uses it: no BatchNorm, prefix tokens left out; 96, 192, 384 and 768 channels, 256 in the fusion,
+    at a width of 768."""
+
+    def __init__(self, dim: int, width: int, outputs: int):
+        super().__init__()
+        channels = [max(4, width // share) for share in (8, 4, 2, 1)]
+        fused = max(8, width // 3)
+        self.resize = nn.ModuleList(
+            [
+                nn.Sequential(
+                    nn.Conv2d(dim, channels[0], 1), nn.ConvTranspose2d(channels[0], channels[0], 4, stride=4)
+                ),
+                nn.Sequential(
+                    nn.Conv2d(dim, channels[1], 1), nn.ConvTranspose2d(channels[1], channels[1], 2, stride=2)
+                ),
+                nn.Conv2d(dim, channels[2], 1),
+                nn.Sequential(
+                    nn.Conv2d(dim, channels[3], 1), nn.Conv2d(channels[3], channels[3], 3, stride=2, padding=1)
+                ),
+            ]
+        )
+        self.level = nn.ModuleList(nn.Conv2d(c, fused, 3, padding=1, bias=False) for c in channels)
+        self.fuse = nn.ModuleList(Fusion(fused, is_coarsest=k == 3) for k in range(4))
+        self.before = nn.Conv2d(fused, fused // 2, 3, padding=1)
+        self.predict = nn.Sequential(nn.Conv2d(fused // 2, 32, 3, padding=1), nn.ReLU(), nn.Conv2d(32, outputs, 1))
+
+    def forward(self, maps: list[Float[Tensor, "B C h w"]], size: tuple[int, int]) -> Float[Tensor, "B K H W"]:
+        levels = [level(resize(x)) for level, resize, x in zip(self.level, self.resize, maps, strict=True)]
+        x = None
+        for k in (3, 2, 1, 0):
+            finer = levels[k - 1].shape[-2:] if k else tuple(2 * side for side in levels[0].shape[-2:])
+            x = self.fuse[k](levels[k], x, finer)
+        return self.predict(F.interpolate(self.before(x), size, mode="bilinear", align_corners=False))
+
+
+class Fusion(nn.Module):
+    """A level, refined, and what comes from the coarser ones, at the size of the next finer level."""
+
+    def __init__(self, dim: int, is_coarsest: bool):
+        super().__init__()
+        self.own = nn.Identity() if is_coarsest else Refine(dim)
+        self.both = Refine(dim)
+        self.out = nn.Conv2d(dim, dim, 1)
+
+    def forward(
+        self, level: Float[Tensor, "B C h w"], coarser: Float[Tensor, "B C h w"] | None, size: tuple[int, ...]
+    ) -> Float[Tensor, "B C H W"]:
+        x = level if coarser is None else coarser + self.own(level)
+        return self.out(F.interpolate(self.both(x), size, mode="bilinear", align_corners=False))
+
+
+class Refine(nn.Sequential):
+    """A residual unit of two 3x3 convolutions, each after a ReLU."""
+
+    def __init__(self, dim: int):
+        convolutions = (nn.Conv2d(dim, dim, 3, padding=1) for _ in range(2))
+        super().__init__(*(layer for conv in convolutions for layer in (nn.ReLU(), conv)))
+
+    def forward(self, x: Float[Tensor, "B C h w"]) -> Float[Tensor, "B C h w"]:
+        return x + super().forward(x)
+
 
 HeadName = Literal["linear", "convnext", "upernet", "dpt"]
 Size = tuple[int, int]

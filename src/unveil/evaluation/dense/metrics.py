@@ -56,13 +56,13 @@ class DepthErrors:
 
     def add(self, predicted: Float[Tensor, "*_"], truth: Float[Tensor, "*_"], valid: Bool[Tensor, "*_"]) -> None:
         """Add the errors of the valid pixels, whose true depth is above 0."""
-        guess, true = predicted[valid].double().clamp_min(LEAST_DEPTH), truth[valid].double()
-        ratio = torch.maximum(guess / true, true / guess)
+        prediction, true = predicted[valid].double().clamp_min(LEAST_DEPTH), truth[valid].double()
+        ratio = torch.maximum(prediction / true, true / prediction)
         self.count += len(true)
         for power in (1, 2, 3):
             self.sums[f"delta{power}"] += (ratio < 1.25**power).sum().item()
-        self.sums["abs_rel"] += ((guess - true).abs() / true).sum().item()
-        self.sums["square"] += (guess - true).square().sum().item()
+        self.sums["abs_rel"] += ((prediction - true).abs() / true).sum().item()
+        self.sums["square"] += (prediction - true).square().sum().item()
 
     def metrics(self) -> dict[str, float]:
         """Shares of pixels within 1.25, 1.25^2 and 1.25^3 of the truth, mean relative error, RMSE in metres.

@@ -1,10 +1,10 @@
-"""An encoder with a head that predicts every pixel."""
+"""An encoder that reads maps of one or several modalities, with a head that predicts every pixel."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from typing import cast
+from typing import Protocol, cast, runtime_checkable
 
 import torch
 from einops import rearrange
@@ -12,9 +12,54 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ...modeling.types import Batch, Modality
-from .encoder import DenseEncoder
-from .heads import HEADS, HeadName, taps
-from .upernet import UPerHead
+from ..types import FeatureEncoder, TrainableEncoder
+from .heads import HEADS, HeadName, UPerHead, taps
+
+
+@runtime_checkable
+class DenseEncoder(TrainableEncoder, Protocol):
+    """A trainable encoder with the modalities that it reads, and its tokens of any of them."""
+
+    @property
+    def modalities(self) -> Sequence[Modality]:
+        """What it can read; the first is the one of `features`."""
+        ...
+
+    @property
+    def patch(self) -> int:
+        """The side in pixels of the square patch of a token."""
+        ...
+
+    def tokens(self, batch: Batch, blocks: Sequence[int]) -> list[Float[Tensor, "B K D"]]:
+        """The outputs of these blocks, counted from 1: prefix tokens, then the patches of each modality by rows."""
+        ...
+
+
+def check_dense(encoder: FeatureEncoder) -> DenseEncoder | None:
+    """The encoder where it gives tokens on a grid, else None (raw pixels)."""
+    return encoder if isinstance(encoder, DenseEncoder) and isinstance(encoder, nn.Module) else None
+
+
+def chosen_inputs(encoder: DenseEncoder, wanted: Sequence[str], there: Sequence[str], target: str) -> list[Modality]:
+    """The modalities to read, in the encoder's order; by default the first that the data have.
+
+    Raises ValueError for one that the encoder does not read, and for the target itself.
+    """
+    known = {m.name: m for m in encoder.modalities}
+    if not wanted:
+        readable = [name for name in known if name in there and name != target]
+        if not readable:
+            raise ValueError(
+                f"the encoder reads {', '.join(known)}, and the data have {', '.join(there)}: nothing but the target is"
+                " left to read"
+            )
+        wanted = readable[:1]
+    for name in wanted:
+        if name == target:
+            raise ValueError(f"{name} is what is to be predicted; give --inputs without it")
+        if name not in known:
+            raise ValueError(f"this encoder reads {', '.join(known)}, not {name!r}; give other --inputs")
+    return [m for name, m in known.items() if name in wanted]
 
 
 class DenseModel(nn.Module):
@@ -50,11 +95,11 @@ class DenseModel(nn.Module):
     def forward(self, batch: Batch) -> Float[Tensor, "B K H W"]:
         return self.head(*self._read(batch)).float()
 
-    def guesses(self, batch: Batch) -> list[tuple[float, Float[Tensor, "B K H W"]]]:
+    def predictions(self, batch: Batch) -> list[tuple[float, Float[Tensor, "B K H W"]]]:
         """What is learned from: the prediction, and those of a head that helps it to learn, each with its weight."""
         grids, size = self._read(batch)
         aside = self.head.aside(grids, size) if isinstance(self.head, UPerHead) else []
-        return [(1.0, self.head(grids, size).float()), *((weight, guess.float()) for weight, guess in aside)]
+        return [(1.0, self.head(grids, size).float()), *((weight, prediction.float()) for weight, prediction in aside)]
 
     def _read(self, batch: Batch) -> tuple[list[Float[Tensor, "B C h w"]], tuple[int, int]]:
         """The encoder's maps, and the size of the prediction."""

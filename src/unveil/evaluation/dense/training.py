@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, cast
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
 from ...data.collate import collate
@@ -19,16 +19,25 @@ from ...modeling.optim import warmup_cosine
 from ...modeling.rng import SampleRng
 from ...modeling.types import Batch, Modality
 from ...runs.hardware import autocast
-from ..finetuning.classifier import StochasticDepth, layer_groups
+from ..datasets import unreadable_facts
+from ..finetuning import StochasticDepth, layer_groups
 from ..fit import FitCheckpoint, fit
 from ..types import Context
-from .encoder import DenseEncoder
+from .data import DenseView, Fit, jittered, places, window_of
 from .heads import HeadName, enlarged
-from .losses import DenseTarget
-from .model import DenseModel
-from .transforms import DenseView, Fit, jittered, places, window_of
+from .model import DenseEncoder, DenseModel
 
+DenseLoss = Callable[[Float[Tensor, "B K H W"], Shaped[Tensor, "B 1 H W"], Bool[Tensor, "B 1 H W"]], Float[Tensor, ""]]
 Schedule = Literal["auto", "probe", "small", "multimae-ade20k", "multimae-hypersim", "multimae-nyuv2", "mae-ade20k"]
+
+
+@dataclass(frozen=True)
+class DenseTarget:
+    """A map to predict: `outputs` numbers for each pixel, whose `loss` is a sum over valid pixels."""
+
+    modality: Modality
+    outputs: int
+    loss: DenseLoss
 
 
 @dataclass(frozen=True)
@@ -173,8 +182,10 @@ class DenseTrainer:
             micro = batch[start : start + self.micro_batch]
             self.depth.draw(SampleRng(micro.key))
             with autocast(self.device):
-                guesses = self.model.guesses(micro)
-            losses = [w * self.target.loss(guess, micro.maps[name], micro.valid[name]) for w, guess in guesses]
+                predictions = self.model.predictions(micro)
+            losses = [
+                w * self.target.loss(prediction, micro.maps[name], micro.valid[name]) for w, prediction in predictions
+            ]
             yield torch.stack(losses).sum() / count
 
     def predictions(self) -> Iterator[tuple[Float[Tensor, "K H W"], Sample]]:
@@ -183,8 +194,8 @@ class DenseTrainer:
         loader, done = self._loader(self.sets.test), 0
         with closing(loader.whole_samples()) as chunks:
             for samples in chunks:
-                for sample, guess in zip(samples, self._predicted(samples), strict=True):
-                    yield guess, sample
+                for sample, prediction in zip(samples, self._predicted(samples), strict=True):
+                    yield prediction, sample
                 done += len(samples)
                 self.context.progress(f"testing {self.context.subject}", done, len(self.sets.test))
         self.unreadable |= loader.unreadable
@@ -207,7 +218,7 @@ class DenseTrainer:
             batch = collate(windows, keys, self.inputs, self.view.image_size).on(self.device)
             with autocast(self.device):
                 outputs += list(self.model(batch).cpu())
-        guesses = []
+        predictions = []
         for sample, (_, made), size, own in zip(samples, wholes, sizes, corners, strict=True):
             total, count = torch.zeros(self.target.outputs, *size), torch.zeros(size)
             for top, left in own:
@@ -215,5 +226,63 @@ class DenseTrainer:
                 total[:, rows, columns] += outputs.pop(0)
                 count[rows, columns] += 1
             mean = (total / count)[:, : made[0], : made[1]]
-            guesses.append(enlarged(mean[None], sample.size)[0])
-        return guesses
+            predictions.append(enlarged(mean[None], sample.size)[0])
+        return predictions
+
+
+FROM_SCRATCH = "From scratch is the same training of the untrained encoder, without layer decay."
+HEAD_WORDS: dict[HeadName, str] = {
+    "linear": "A linear layer on each token after a BatchNorm without affine",
+    "convnext": "MultiMAE's head of four ConvNeXt blocks",
+    "upernet": "UPerNet, with an auxiliary head at a weight of 0.4 while it learns,",
+    "dpt": "DPT's head",
+}
+
+
+def settings_of(trainer: DenseTrainer, schedule: str) -> dict[str, object]:
+    """The settings of a result, as `eval/<protocol>.json` holds them."""
+    return {
+        "head": trainer.head,
+        "frozen": trainer.is_frozen,
+        "inputs": [m.name for m in trainer.inputs],
+        "schedule": schedule,
+        **asdict(trainer.settings),
+        "image_size": list(trainer.view.image_size),
+        "micro_batch": trainer.micro_batch,
+        "optimizer": "AdamW(betas=(0.9, 0.999))",
+        "train_images": len(trainer.sets.train),
+        "test_images": len(trainer.sets.test),
+        **unreadable_facts(tuple(trainer.unreadable)),
+    }
+
+
+def training_summary(trainer: DenseTrainer, schedule: str) -> str:
+    """How the head was trained, in sentences."""
+    settings, (height, width), (low, high) = trainer.settings, trainer.view.image_size, trainer.settings.scales
+    learned = (
+        "the encoder is frozen"
+        if trainer.is_frozen
+        else f"the encoder learns too, its rates by layer decay {settings.layer_decay:g}"
+    )
+    fit = "cover the image" if settings.fit == "cover" else "hold the whole image, padded"
+    scale = f"{low:g} times" if low == high else f"{low:g} to {high:g} times"
+    jitter = (
+        f", brightness, contrast and saturation changed in {settings.jitter:.0%} of them" if settings.jitter else ""
+    )
+    return (
+        f"{HEAD_WORDS[trainer.head]} reads {' and '.join(m.name for m in trainer.inputs)}, as tokens before any final"
+        f" norm; {learned}. AdamW at a rate of {settings.lr:g}, {settings.epochs}"
+        f" epoch{'s' * (settings.epochs > 1)} in batches of {settings.batch_size} (schedule {schedule}),"
+        f" {settings.warmup_epochs:g} of warm-up, then a cosine. Views of {height} x {width} pixels at {scale} the"
+        f" scale at which they {fit}; one box and flip for all maps{jitter}."
+    )
+
+
+def evaluation_summary(trainer: DenseTrainer) -> str:
+    """How the head was evaluated, in sentences."""
+    scratch = "" if trainer.is_frozen else f" {FROM_SCRATCH}"
+    held = " No test set was given: the last fifth of the images is held out." if trainer.sets.is_held_out else ""
+    return (
+        " Judged after the last epoch, not the best one, at the truth's own size, on windows that overlap by a third,"
+        f" whose answers are averaged.{'' if trainer.is_frozen else scratch}{held}"
+    )

@@ -5,20 +5,31 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import ClassVar, Literal
 
+import torch
+from jaxtyping import Bool, Float, Shaped
+from torch import Tensor
+
 from ...data.dense_layouts import FolderLayout, StorageOptions
 from ...data.modality_config import declare
 from ...data.resize import resize
 from ...modeling.types import DEPTH
-from ..dense.card import evaluation_summary, settings_of, training_summary
-from ..dense.data import DenseData
-from ..dense.encoder import check_dense
+from ..dense.data import DenseData, depth_mean
 from ..dense.heads import HeadName
-from ..dense.label_statistics import depth_mean
-from ..dense.losses import DenseTarget, DepthLoss
 from ..dense.metrics import DepthErrors
-from ..dense.training import DenseTrainer, DenseTraining, Schedule, schedule_for
+from ..dense.model import check_dense
+from ..dense.training import (
+    DenseTarget,
+    DenseTrainer,
+    DenseTraining,
+    Schedule,
+    evaluation_summary,
+    schedule_for,
+    settings_of,
+    training_summary,
+)
 from ..types import Context, FeatureEncoder, Needs, Score
 
+BERHU_SHARE, BERHU_LEAST = 0.2, 1e-5
 ONCE = (1.0, 1.0)  # one scale: a larger picture of a room would look like a nearer one
 SCHEDULES: dict[str, tuple[DenseTraining, int]] = {  # settings, and the updates made at most; 0 is any number
     "probe": (DenseTraining(100, lr=2e-3, warmup_epochs=10, layer_decay=1.0, drop_path=0.0, scales=ONCE), 1000),
@@ -99,3 +110,28 @@ class Depth:
             trains_encoder=not self.frozen,
             baselines={"training mean": mean_errors.metrics()},
         )
+
+
+@dataclass(frozen=True)
+class DepthLoss:
+    """The error of depth that is normalised by the training set's mean and deviation, in metres.
+
+    L1, or BerHu: above c, a fifth of the largest error in the batch, the square (e^2 + c^2) / 2c takes over (Laina et
+    al., 2016, section 3.2).
+    """
+
+    mean: float
+    std: float
+    is_berhu: bool = True
+
+    def __call__(
+        self, prediction: Float[Tensor, "B K H W"], target: Shaped[Tensor, "B 1 H W"], valid: Bool[Tensor, "B 1 H W"]
+    ) -> Float[Tensor, ""]:
+        error = torch.where(valid, (prediction - (target - self.mean) / self.std).abs(), 0)
+        if self.is_berhu:
+            c = (BERHU_SHARE * error.detach().amax()).clamp_min(BERHU_LEAST)
+            error = torch.where(error < c, error, (error.square() + c.square()) / (2 * c))
+        return error.sum()
+
+    def metres(self, prediction: Float[Tensor, "*_"]) -> Float[Tensor, "*_"]:
+        return prediction * self.std + self.mean

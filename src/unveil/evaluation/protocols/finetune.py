@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from ..datasets import ImageSplit, unreadable_facts
-from ..finetuning.classifier import TokenPool
-from ..finetuning.trainer import FineTuner, FineTuning, Preset, preset_for, settle
+from ..finetuning import FineTuner, FineTuning, Preset, TokenPool, preset_for, settle
 from ..types import (
     Context,
     FeatureEncoder,

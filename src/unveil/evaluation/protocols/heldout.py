@@ -10,8 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..dense.reconstruction import HeldOutSamples, Masks, Reconstructor
-from ..types import Context, Needs, Score
+from ..types import Context, HeldOutSamples, Masks, Needs, Reconstructor, Score
 
 
 @dataclass(frozen=True)

@@ -1,22 +1,55 @@
-"""MAE's linear probe, on features that are computed once."""
+"""MAE's linear probe, on features that are computed once, and its optimiser LARS."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.optim import Optimizer
 
 from ...modeling.optim import warmup_cosine
 from ..datasets import stratified_split
-from ..finetuning.lars import LARS
 from ..fit import fit
 from ..types import Context, FeatureEncoder, FeatureSplit, Needs, Score, accuracies
+
+
+class LARS(Optimizer):
+    """SGD with momentum whose step is scaled to each weight's own norm (You et al., 2017).
+
+    A parameter of one dimension (a bias) takes the plain step, without trust ratio and without weight decay.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Tensor] | Iterable[dict[str, Any]],
+        lr: float = 0.0,
+        momentum: float = 0.9,
+        weight_decay: float = 0.0,
+        trust: float = 0.001,
+    ):
+        super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "trust": trust})
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
+        """One update from the gradients that the parameters hold."""
+        assert closure is None
+        for group in self.param_groups:
+            for p in group["params"]:
+                update = p.grad
+                if p.ndim > 1:
+                    update = update + group["weight_decay"] * p
+                    size, step = p.norm(), update.norm()
+                    update = update * torch.where((size > 0) & (step > 0), group["trust"] * size / step, 1.0)
+                momentum = self.state[p].setdefault("momentum", torch.zeros_like(p))
+                momentum.mul_(group["momentum"]).add_(update)
+                p.sub_(group["lr"] * momentum)
+
 
 BATCH_SIZE = 16384
 EPOCHS = 90

@@ -11,9 +11,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..dense import Confusion, DepthErrors
-from ..dense.reconstruction import HeldOutSamples, Reconstruction, Reconstructor
-from ..types import Context, Needs, Score
+from ..dense.metrics import Confusion, DepthErrors
+from ..types import Context, HeldOutSamples, Needs, Reconstruction, Reconstructor, Score
 
 LEAST_ERROR = 0.25  # of 255, squared, at which PSNR ends: rounding alone can make it
 
@@ -87,18 +86,18 @@ class _Metrics:
     def add(self, reconstruction: Reconstruction) -> None:
         self.losses.append(reconstruction.losses.cpu())
         modality, predicted = reconstruction.modality, reconstruction.predicted
-        guess, truth = reconstruction.guess, reconstruction.truth
+        prediction, target = reconstruction.prediction, reconstruction.target
         if modality.kind == "categorical":
             self.confusion = self.confusion or Confusion(modality.num_classes)
-            self.confusion.add(guess[:, :1], truth[:, :1], predicted)
+            self.confusion.add(prediction[:, :1], target[:, :1], predicted)
         elif modality.normalise == "fixed":
-            guess, truth = ((x * 255).round().clamp(0, 255) for x in (guess, truth))
-            error = ((guess - truth).square().mean(1, keepdim=True) * predicted).flatten(1).sum(1)
+            prediction, target = ((x * 255).round().clamp(0, 255) for x in (prediction, target))
+            error = ((prediction - target).square().mean(1, keepdim=True) * predicted).flatten(1).sum(1)
             count = predicted.flatten(1).sum(1)
             mean = (error / count.clamp_min(1)).clamp_min(LEAST_ERROR)
             self.psnr += (20 * math.log10(255) - 10 * mean[count > 0].log10()).tolist()
         elif modality.channels == 1:
-            self.depth.add(guess, truth, predicted & (truth > 0))
+            self.depth.add(prediction, target, predicted & (target > 0))
 
     def metrics(self) -> dict[str, float]:
         losses = torch.cat(self.losses)

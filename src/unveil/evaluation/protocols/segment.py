@@ -7,19 +7,28 @@ from dataclasses import asdict, dataclass
 from typing import ClassVar
 
 import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Shaped
+from torch import Tensor
 
 from ...data.dense_dataset import DensePair
 from ...data.dense_layouts import FolderLayout, StorageOptions
 from ...data.modality_config import declare
 from ...modeling.types import Modality
-from ..dense.card import evaluation_summary, settings_of, training_summary
-from ..dense.data import DenseData
-from ..dense.encoder import check_dense
+from ..dense.data import DenseData, class_counts
 from ..dense.heads import HeadName
-from ..dense.label_statistics import class_counts
-from ..dense.losses import DenseTarget, classes_loss
 from ..dense.metrics import Confusion
-from ..dense.training import DenseTrainer, DenseTraining, Schedule, schedule_for
+from ..dense.model import check_dense
+from ..dense.training import (
+    DenseTarget,
+    DenseTrainer,
+    DenseTraining,
+    Schedule,
+    evaluation_summary,
+    schedule_for,
+    settings_of,
+    training_summary,
+)
 from ..types import Context, FeatureEncoder, Needs, Score
 
 _MULTIMAE = DenseTraining(64, scales=(0.1, 2.0), fit="inside", image_size=512)
@@ -107,3 +116,11 @@ class Segment:
             baselines={f"majority class ({names[most_frequent]})": majority.metrics()},
             details={"iou": {name: iou for name, iou in ious.items() if not math.isnan(iou)}},
         )
+
+
+def classes_loss(
+    prediction: Float[Tensor, "B K H W"], target: Shaped[Tensor, "B 1 H W"], valid: Bool[Tensor, "B 1 H W"]
+) -> Float[Tensor, ""]:
+    """The sum of the cross-entropy over the valid pixels."""
+    error = F.cross_entropy(prediction, torch.where(valid, target, 0)[:, 0].long(), reduction="none")
+    return (error * valid[:, 0]).sum()

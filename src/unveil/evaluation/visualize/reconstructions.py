@@ -50,8 +50,8 @@ def feature_distances(model: MaskedModel, batch: Batch, output: ForwardOutput) -
         if name in has_map or name in distances:
             continue
         queries = output.queries[objective.decoder]
-        guess, truth, _ = objective.prediction_and_target(output, batch)
-        distance = 1 - F.cosine_similarity(guess, truth, dim=-1)
+        prediction, target, _ = objective.prediction_and_target(output, batch)
+        distance = 1 - F.cosine_similarity(prediction, target, dim=-1)
         blank = distance.new_full((len(distance), output.latents.tokens.layout.num_cells), math.nan)
         distances[name] = blank.scatter(1, queries.cells, torch.where(queries.weight > 0, distance, math.nan))
     return distances
@@ -60,24 +60,24 @@ def feature_distances(model: MaskedModel, batch: Batch, output: ForwardOutput) -
 def reconstruct_map(objective: Objective, batch: Batch, output: ForwardOutput) -> Tensor:
     """The map of an objective's modality, with every predicted patch in place of the true one.
 
-    Where targets are normalised by the map's own statistics (norm-pix, robust depth), those of the truth are put back.
+    Where targets are normalised by the map's own statistics (norm-pix, robust depth), the true map's are put back.
     """
     target = objective.target
     assert isinstance(target, Pixels | Classes)
     queries = output.queries[objective.decoder]
-    guess = objective.head(output.decoded[objective.decoder]).float()
-    truth, _ = target(batch, output.observations)
+    prediction = objective.head(output.decoded[objective.decoder]).float()
+    values, _ = target(batch, output.observations)
     side = target.modality.side(target.patch)
     if isinstance(target, Classes):
-        guess = guess.unflatten(-1, (side**2, target.modality.num_classes)).argmax(dim=-1)
+        prediction = prediction.unflatten(-1, (side**2, target.modality.num_classes)).argmax(dim=-1)
     elif target.norm_pix:
-        truth = target.patches(batch)
-        mean, std = (take(s, queries.cells) for s in patch_statistics(truth))
-        guess = guess * std + mean
-    index = queries.cells[..., None].expand_as(guess)
-    guess = torch.where(queries.weight[..., None] > 0, guess.to(truth.dtype), truth.gather(1, index))
+        values = target.patches(batch)
+        mean, std = (take(s, queries.cells) for s in patch_statistics(values))
+        prediction = prediction * std + mean
+    index = queries.cells[..., None].expand_as(prediction)
+    prediction = torch.where(queries.weight[..., None] > 0, prediction.to(values.dtype), values.gather(1, index))
     rows, columns = (length // side for length in batch.maps[target.modality.name].shape[-2:])
-    whole = unpatchify(truth.scatter(1, index, guess), side, (rows, columns))
+    whole = unpatchify(values.scatter(1, index, prediction), side, (rows, columns))
     if isinstance(target, Classes):
         return whole
     mean, std = statistics(batch, target.modality, validity(batch, target.modality))
