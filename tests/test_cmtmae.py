@@ -18,7 +18,7 @@ from unveil.data.sources import open_source
 from unveil.modeling.encoder import SIZES
 from unveil.modeling.masked_model import MaskedModel, mean_loss
 from unveil.modeling.optim import warmup_cosine
-from unveil.modeling.seeding import seed_stage
+from unveil.modeling.rng import seed_stage
 from unveil.recipes import attmask, cmtmae, hpm, maskfeat, milan
 from unveil.recipes.recipe import Recipe
 from unveil.recipes.registry import build_recipe, defaults_of

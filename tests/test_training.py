@@ -20,8 +20,7 @@ from unveil.data.loader import Loader
 from unveil.data.samples import Sample
 from unveil.data.sources import open_source
 from unveil.modeling.encoder import Encoder
-from unveil.modeling.rng import sample_keys
-from unveil.modeling.seeding import seed_stage
+from unveil.modeling.rng import sample_keys, seed_stage
 from unveil.modeling.types import Batch, Observation, Tokens
 from unveil.recipes.recipe import Recipe
 from unveil.recipes.registry import load_recipe

@@ -8,7 +8,7 @@ from typing import Any
 
 from ..data.sources import Subset, spread
 from ..evaluation.visualize.panels import MapPictures, draw_samples, map_renderers, predicts_norm_pix, sample_pictures
-from ..modeling.seeding import seed_stage
+from ..modeling.rng import seed_stage
 from ..recipes.registry import build_recipe, load_recipe
 from ..recipes.run import Run
 from ..reporting.pictures import Picture, png

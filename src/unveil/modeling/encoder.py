@@ -9,8 +9,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from .layers import EPS, Block, Keys, Positions, by_name, in_order, initialise, norm, token
-from .observing import check_spec, observe_blocks
+from .layers import EPS, Block, Keys, Positions, by_name, check_spec, in_order, initialise, norm, observe_blocks, token
 from .patches import normalised, patchify, validity
 from .types import RGB, Batch, FeatureSpec, Latents, Layout, Modality, Observation, Tokens
 

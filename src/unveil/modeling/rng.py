@@ -40,6 +40,11 @@ def sample_keys(seed: int, epoch: int, samples: Sequence[int] | Tensor) -> Int[T
     return mix(key + (torch.as_tensor(samples, dtype=torch.int64) + 1) * _GOLDEN)
 
 
+def seed_stage(seed: int, stage: int) -> None:
+    """Seed torch for building a stage, by the run's seed and the stage alone; stage -1 is the recipe itself."""
+    torch.manual_seed(int(sample_keys(seed, stage, [0])[0]) & (2**63 - 1))
+
+
 def _salt(purpose: str) -> int:
     """A number that stands for a purpose, from its CRC-32.
 

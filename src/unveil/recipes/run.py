@@ -16,7 +16,7 @@ from ..data.sources import Source, Subset, open_source, spread
 from ..data.splits import hold_out
 from ..modeling.image_encoder import ImageEncoder
 from ..modeling.masked_model import MaskedModel
-from ..modeling.seeding import seed_stage
+from ..modeling.rng import seed_stage
 from ..modeling.types import Modality, Pool
 from ..runs.checkpoint import Checkpoint, read, read_latest, read_state, weights_by_step
 from ..runs.console import log

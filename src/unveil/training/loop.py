@@ -15,7 +15,7 @@ import torch
 
 from ..data.loader import Loader
 from ..modeling.masked_model import MaskedModel
-from ..modeling.seeding import seed_stage
+from ..modeling.rng import seed_stage
 from ..modeling.teachers import reset_emas
 from ..modeling.types import Batch
 from ..recipes.recipe import Recipe

@@ -17,7 +17,7 @@ from ..data.identity import names_digest
 from ..data.loader import Loader
 from ..data.sources import Source, Subset, spread
 from ..modeling.public_vits import StateDict
-from ..modeling.seeding import seed_stage
+from ..modeling.rng import seed_stage
 from ..modeling.types import Modality
 from ..recipes.recipe import Recipe
 from ..recipes.registry import build_recipe, load_recipe

@@ -16,8 +16,20 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ..layers import EPS, Block, Gated, Positions, Rotation, check_heads, in_order, initialise, norm, token
-from ..observing import check_spec, observe_blocks
+from ..layers import (
+    EPS,
+    Block,
+    Gated,
+    Positions,
+    Rotation,
+    check_heads,
+    check_spec,
+    in_order,
+    initialise,
+    norm,
+    observe_blocks,
+    token,
+)
 from ..patches import patchify
 from ..types import IMAGENET_MEAN, IMAGENET_STD, FeatureSpec
 
