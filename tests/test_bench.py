@@ -11,11 +11,10 @@ import pytest
 import torch
 
 from unveil.cli.flags import flags_of
-from unveil.experiments.bench import bench, memory
+from unveil.experiments.bench import bench, flops_and_memory
 from unveil.experiments.bench import command as commands
 from unveil.experiments.bench.contenders import CONTENDERS, Name, Ours, Work, select_contenders
-from unveil.experiments.bench.flops import StepCost, count_flops
-from unveil.experiments.bench.memory import peak
+from unveil.experiments.bench.flops_and_memory import StepCost, count_flops, peak
 from unveil.experiments.bench.timing import Quartiles, Seconds, Stepper, interleave, quartiles, speed
 from unveil.modeling.decoder import CrossDecoder, SelfDecoder
 from unveil.modeling.encoder import SIZES
@@ -232,7 +231,7 @@ class TestMemory:
         ("code", "said"), [("raise MemoryError('all gone')", "all gone"), ("import os; os.abort()", "ended with -")]
     )
     def test_a_process_that_fails_says_why(self, code: str, said: str, monkeypatch: pytest.MonkeyPatch):
-        monkeypatch.setattr(memory, "_CODE", code)
+        monkeypatch.setattr(flops_and_memory, "_CODE", code)
         with pytest.raises(ValueError, match=f"mae with 2 images.*{said}.*--batch-size"):
             peak(CONTENDERS["mae"], SMALL, "float32", CPU, compile=False)
 

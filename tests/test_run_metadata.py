@@ -11,7 +11,7 @@ from torch import Tensor
 from report_fakes import fake_run
 from test_cmtmae import make
 from unveil.experiments.bench.contenders import CONTENDERS, Name, Work
-from unveil.experiments.bench.flops import count_flops
+from unveil.experiments.bench.flops_and_memory import count_flops
 from unveil.modeling.layers import Positions
 from unveil.modeling.types import DEPTH, RGB, SEMSEG
 from unveil.recipes import attmask, mae

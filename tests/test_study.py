@@ -18,10 +18,9 @@ import torch
 from tiny_runs import write_images, write_recipe
 from unveil.experiments.study import Arm, Study
 from unveil.experiments.study.aggregate import read_outcome
-from unveil.experiments.study.checking import check
 from unveil.experiments.study.command import study
 from unveil.experiments.study.jobs import Job, expand
-from unveil.experiments.study.registry import load_study
+from unveil.experiments.study.registry import check, load_study
 from unveil.experiments.study.schedule import Schedule, _Running
 from unveil.experiments.study.worker import perform
 from unveil.runs.lock import holder

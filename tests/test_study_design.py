@@ -9,11 +9,10 @@ import pytest
 import torch
 
 from unveil.experiments.study import Arm, RunOf, Scale, Setting, Share, Study
-from unveil.experiments.study.checking import check
+from unveil.experiments.study.command import with_data, with_overrides
 from unveil.experiments.study.cost_estimate import build, flops_and_epochs
 from unveil.experiments.study.jobs import expand, settled
-from unveil.experiments.study.overrides import with_data, with_overrides
-from unveil.experiments.study.registry import load_study, studies, summary
+from unveil.experiments.study.registry import check, load_study, studies, summary
 
 
 def test_arms_build_on_runs_of_others_in_the_same_setting_and_seed(tmp_path: Path):

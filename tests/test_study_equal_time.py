@@ -9,13 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from unveil.experiments.study import Arm, Scale, Setting, Study
-from unveil.experiments.study import time_budget as equal_time
+from unveil.experiments.study import Arm, Scale, Setting, Study, cost_estimate
 from unveil.experiments.study.command import study
+from unveil.experiments.study.cost_estimate import fit_epochs, store_epochs, with_epochs, with_minutes
 from unveil.experiments.study.jobs import expand, settled
 from unveil.experiments.study.registry import load_study
 from unveil.experiments.study.schedule import Schedule
-from unveil.experiments.study.time_budget import fit_epochs, store_epochs, with_epochs, with_minutes
 from unveil.experiments.study.worker import perform
 from unveil.modeling.encoder import vit
 from unveil.modeling.image_encoder import ImageEncoder
@@ -43,7 +42,7 @@ def timed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         settings = Settings("cpu", "float32", 16, compile=True, save_minutes=1.0, val_every=1.0)
         return settings, 0.04 if recipe.stages[0].build().teachers else 0.01
 
-    monkeypatch.setattr(equal_time, "tune_step", tune_step)
+    monkeypatch.setattr(cost_estimate, "tune_step", tune_step)
     return names
 
 
@@ -73,8 +72,8 @@ def test_arms_are_timed_in_turns_and_the_least_time_counts(monkeypatch: pytest.M
         turns.append("cmtmae" if recipe.stages[0].build().teachers else "mae")
         return batch * (0.01 if len(turns) == 6 else 0.05)  # one quiet moment, in the turn of the second arm
 
-    monkeypatch.setattr(equal_time, "tune_step", tune_step)
-    monkeypatch.setattr(equal_time, "measure_step", measure_step)
+    monkeypatch.setattr(cost_estimate, "tune_step", tune_step)
+    monkeypatch.setattr(cost_estimate, "measure_step", measure_step)
     epochs = fit_epochs(ASKED, "cpu", tmp_path, "cpu")
     assert turns[:6] == ["mae", "cmtmae"] * 3
     assert epochs == {"MAE": pytest.approx(31.6, rel=0.01), "taught": pytest.approx(126, rel=0.01)}

@@ -10,9 +10,15 @@ import pytest
 import torch
 
 from unveil.evaluation.statistics import compare, estimate, holm, p_value, t_quantile
-from unveil.experiments.study.aggregate import arm_rows, claim, gather, reference_rows
+from unveil.experiments.study.aggregate import (
+    arm_rows,
+    claim,
+    gather,
+    learning_curves,
+    reference_rows,
+    time_to_target,
+)
 from unveil.experiments.study.jobs import expand
-from unveil.experiments.study.learning_curves import learning_curves, time_to_target
 from unveil.experiments.study.registry import load_study
 from unveil.experiments.study.tables import as_csv, as_text, remarks
 from unveil.reporting.intervals import intervals, write_intervals

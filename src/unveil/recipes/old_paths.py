@@ -39,6 +39,7 @@ MOVED = {  # old module -> new module, both below `unveil`; what lies in a packa
     "recipes.modalities": "recipes.multimodal",
     "records": "modeling.types",
     "study": "experiments.study",
+    "study.presets": "experiments.study.design",
     "targets": "modeling.targets",
     "targets.classes": "modeling.targets",
     "targets.features": "modeling.targets",

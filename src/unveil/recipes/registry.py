@@ -162,7 +162,7 @@ def load_file(path: Path, kind: str = "recipe") -> ModuleType:
     try:
         spec.loader.exec_module(module)
     except Exception as error:  # whatever the user's file does wrong is told in its own terms, with its own line
-        lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == str(path)]
+        lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if Path(f.filename) == path.absolute()]
         line = error.lineno if isinstance(error, SyntaxError) else lines[-1] if lines else 0
         raise ValueError(f"{path}, line {line}: {type(error).__name__}: {error}") from error
     return module

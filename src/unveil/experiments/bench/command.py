@@ -20,8 +20,7 @@ from ...runs.atomic import write_json
 from ...runs.console import Progress, log
 from ...runs.hardware import choose_device, git_commit, has_native_bf16, memory_total, num_cores, versions
 from .contenders import Contender, Name, Work, select_contenders
-from .flops import StepCost, count_flops
-from .memory import MEANING, peak
+from .flops_and_memory import MEANING, StepCost, count_flops, peak
 from .results import Entry, Results, format_results
 from .timing import Precision, Seconds, Stepper, interleave
 

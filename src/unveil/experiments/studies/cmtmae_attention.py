@@ -1,7 +1,6 @@
 """CMT-MAE: how good attention is, against what it brings, epoch by epoch."""
 
-from ..study import Arm, RunOf, Share, Study
-from ..study.presets import KNN_AND_LINEAR, scales
+from ..study.design import KNN_AND_LINEAR, Arm, RunOf, Share, Study, scales
 
 study = Study(
     question="Do masks help more where attention finds things better?",

@@ -1,7 +1,6 @@
 """CMT-MAE: how the two attention maps become one."""
 
-from ..study import Arm, RunOf, Study
-from ..study.presets import scales
+from ..study.design import Arm, RunOf, Study, scales
 
 WORDS = ("linear", "attention-weighted", "geometric", "maximum", "product", "mean-rank", "entropy-gated", "learned")
 

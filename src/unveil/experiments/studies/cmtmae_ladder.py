@@ -1,7 +1,6 @@
 """CMT-MAE: its ladder at equal time, from MAE and two controls to the whole, with the teacher and with a random one."""
 
-from ..study import Arm, RunOf, Study
-from ..study.presets import scales
+from ..study.design import Arm, RunOf, Study, scales
 
 
 def step(name: str, masking: str, targets: str, **dials: str) -> Arm:

@@ -1,7 +1,6 @@
 """CMT-MAE: which layers it changes, by CKA with those of an MAE of the same seed."""
 
-from ..study import Arm, RunOf, Study
-from ..study.presets import scales
+from ..study.design import Arm, RunOf, Study, scales
 
 study = Study(
     question="Which layers does CMT-MAE learn otherwise than MAE?",

@@ -1,7 +1,6 @@
 """CMT-MAE: how long the teacher guides alone, against the time to a given k-NN accuracy."""
 
-from ..study import Arm, RunOf, Share, Study
-from ..study.presets import KNN_AND_LINEAR, scales
+from ..study.design import KNN_AND_LINEAR, Arm, RunOf, Share, Study, scales
 
 SHARES = (0.0, 0.05, 0.125, 0.25, 0.5, 1.0)
 

@@ -1,7 +1,6 @@
 """CMT-MAE: a student that is averaged over time against the student as it is."""
 
-from ..study import Arm, RunOf, Study
-from ..study.presets import scales
+from ..study.design import Arm, RunOf, Study, scales
 
 study = Study(
     question="Must the student that guides be an average over time?",

@@ -1,7 +1,6 @@
 """CMT-MAE: the student's share in masks and in targets, apart (the paper ties them, best at 0.3)."""
 
-from ..study import Arm, RunOf, Study
-from ..study.presets import KNN_AND_LINEAR, scales
+from ..study.design import KNN_AND_LINEAR, Arm, RunOf, Study, scales
 
 
 def both(name: str, masks: float, targets: float) -> Arm:

@@ -1,7 +1,6 @@
 """CMT-MAE: what the teacher must be; a random one is the control."""
 
-from ..study import Arm, RunOf, Study
-from ..study.presets import scales
+from ..study.design import Arm, RunOf, Study, scales
 
 PUBLIC = {
     "CLIP B/16": "openai/clip-vit-base-patch16",

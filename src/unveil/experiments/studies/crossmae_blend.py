@@ -1,7 +1,6 @@
 """CrossMAE: how encoder maps are blended (tables 8 and 9): linear, softmax, with a projection of each map."""
 
-from ..study import Arm, Study
-from ..study.presets import scales
+from ..study.design import CROSSMAE_ABLATION, Arm, Study, scales
 
 study = Study(
     question="Does it matter how encoder maps are blended?",
@@ -14,8 +13,6 @@ study = Study(
         Arm("without the input", "crossmae", {"use_input": False}),
     ),
     baseline="linear",
-    scales=scales(
-        cpu_arms=("linear", "softmax", "projected", "last map alone"), paper={"epochs": 400, "warmup_epochs": 20}
-    ),
+    scales=scales(cpu_arms=("linear", "softmax", "projected", "last map alone"), paper=CROSSMAE_ABLATION),
     note="The paper has 83.2 and 83.2 % for linear and softmax (25 % predicted), 83.3 and 83.5 % with projections.",
 )

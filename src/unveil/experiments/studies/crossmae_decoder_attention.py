@@ -1,7 +1,6 @@
 """CrossMAE: what an MAE's decoder attends to from masked tokens, visible ones or masked ones (1.42 against 0.39)."""
 
-from ..study import Arm, Study
-from ..study.presets import scales
+from ..study.design import Arm, Study, scales
 
 study = Study(
     question="Do the masked tokens of an MAE's decoder read one another?",

@@ -1,7 +1,6 @@
 """CrossMAE: what each decoder block adds to a reconstruction, and which encoder maps it reads (appendix D)."""
 
-from ..study import Arm, Study
-from ..study.presets import scales
+from ..study.design import Arm, Study, scales
 
 study = Study(
     question="Do later decoder blocks add the details, and do they read earlier encoder maps?",

@@ -1,7 +1,6 @@
 """CrossMAE: time and memory from MAE to CrossMAE, one change at a time (table 5)."""
 
-from ..study import Arm, Study
-from ..study.presets import scales
+from ..study.design import CROSSMAE_ABLATION, Arm, Study, scales
 
 study = Study(
     question="What does each part of CrossMAE cost, and what does it save?",
@@ -15,7 +14,7 @@ study = Study(
     baseline="MAE",
     scales=scales(
         cpu_arms=("MAE", "+ cross-attention", "+ a third predicted", "+ blend (CrossMAE 25 %)"),
-        paper={"epochs": 400, "warmup_epochs": 20},
+        paper=CROSSMAE_ABLATION,
     ),
     note="The paper has 9.35, 7.38, 6.32 and 8.41 minutes an epoch; its last row predicts all hidden patches again.",
 )

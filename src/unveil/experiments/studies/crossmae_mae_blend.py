@@ -1,7 +1,6 @@
 """CrossMAE: would MAE gain from blended encoder maps, too (table 7)?"""
 
-from ..study import Arm, Study
-from ..study.presets import scales
+from ..study.design import CROSSMAE_ABLATION, Arm, Study, scales
 
 study = Study(
     question="Is it inter-block attention alone that makes the difference?",
@@ -12,6 +11,6 @@ study = Study(
         Arm("CrossMAE 75 %", "crossmae", {"predicted": 0.75}),
     ),
     baseline="MAE",
-    scales=scales(paper={"epochs": 400, "warmup_epochs": 20}),
+    scales=scales(paper=CROSSMAE_ABLATION),
     note="The paper has 83.0, 83.0, 83.2 and 83.3 % by fine-tuning after 400 epochs.",
 )

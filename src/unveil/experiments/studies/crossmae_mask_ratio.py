@@ -1,7 +1,6 @@
 """CrossMAE: how much of an image is hidden (table 3b: 65, 75 and 85 %)."""
 
-from ..study import Arm, Study
-from ..study.presets import scales
+from ..study.design import CROSSMAE_ABLATION, Arm, Study, scales
 
 PERCENT = (65, 75, 85)
 
@@ -9,6 +8,6 @@ study = Study(
     question="Does CrossMAE need three quarters of the patches hidden?",
     arms=tuple(Arm(f"hides {p} %", "crossmae", {"visible": 1 - p / 100, "predicted": 0.25}) for p in PERCENT),
     baseline="hides 75 %",
-    scales=scales(paper={"epochs": 400, "warmup_epochs": 20}),
+    scales=scales(paper=CROSSMAE_ABLATION),
     note="The paper has 83.5, 83.3 and 83.3 % by fine-tuning after 400 epochs, without intervals.",
 )

@@ -1,7 +1,6 @@
 """CrossMAE: how many patches are predicted, with the learning rate in proportion and without (table 3c)."""
 
-from ..study import Arm, Study
-from ..study.presets import scales
+from ..study.design import CROSSMAE_ABLATION, Arm, Study, scales
 
 SHARES = (0.15, 0.25, 0.5, 0.75)
 
@@ -17,7 +16,7 @@ study = Study(
         cpu_arms=tuple(f"predicts {p} %, same rate" for p in (15, 25, 50, 75)),
         cpu={"lr": 6e-3},
         gpu={"lr": 1e-3},
-        paper={"epochs": 400, "warmup_epochs": 20},
+        paper=CROSSMAE_ABLATION,
     ),
     note="The paper has 83.1 (15 %), 83.2 (25 %) and 83.3 % (75 %). At 75 % both rates are the same.",
 )

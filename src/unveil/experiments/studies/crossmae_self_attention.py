@@ -1,7 +1,6 @@
 """CrossMAE: is it of use that masked patches read one another (table 3a)?"""
 
-from ..study import Arm, Study
-from ..study.presets import scales
+from ..study.design import CROSSMAE_ABLATION, Arm, Study, scales
 
 study = Study(
     question="Do predictions need one another?",
@@ -11,6 +10,6 @@ study = Study(
         Arm("CrossMAE + self-attention", "crossmae", {"predicted": 0.75, "self_attention": True}),
     ),
     baseline="CrossMAE",
-    scales=scales(paper={"epochs": 400, "warmup_epochs": 20}),
+    scales=scales(paper=CROSSMAE_ABLATION),
     note="The paper has 83.0, 83.3 and 83.3 % by fine-tuning after 400 epochs.",
 )

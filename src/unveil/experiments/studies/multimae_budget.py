@@ -1,7 +1,6 @@
 """MultiMAE: how visible patches are shared between modalities, fixed or following the losses."""
 
-from ..study import Arm, Study
-from ..study.presets import maps
+from ..study.design import Arm, Study, maps
 
 study = Study(
     question="Should a modality that is hard to predict show more, or less?",

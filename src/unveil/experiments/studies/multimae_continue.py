@@ -1,7 +1,6 @@
 """MultiMAE: what the learning rate does when a finished training goes on with guided masks."""
 
-from ..study import Arm, RunOf, Share, Study
-from ..study.presets import maps
+from ..study.design import Arm, RunOf, Share, Study, maps
 
 
 def goes_on(name: str, recipe: str, schedule: str) -> Arm:

@@ -1,7 +1,6 @@
 """MultiMAE: masks guided by all heads or by a random few of them."""
 
-from ..study import Arm, Study
-from ..study.presets import maps
+from ..study.design import Arm, Study, maps
 
 study = Study(
     question="Should all heads have a say in the mask?",

@@ -1,7 +1,6 @@
 """MultiMAE: fine-tuning on few labels after random and after guided masks."""
 
-from ..study import Arm, Study
-from ..study.presets import maps
+from ..study.design import Arm, Study, maps
 
 study = Study(
     question="Do guided masks help most where labels are few?",

@@ -1,8 +1,6 @@
 """MultiMAE: masks guided by attention or by error, against random ones, at equal time."""
 
-from ..study import Arm, Study
-from ..study.design import Dials
-from ..study.presets import maps
+from ..study.design import Arm, Dials, Study, maps
 
 MEASURES: dict[str, Dials] = {"knn": {}, "knn-whitened": {}, "linear": {}, "heldout": {}}
 

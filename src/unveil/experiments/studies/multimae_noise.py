@@ -1,7 +1,6 @@
 """MultiMAE: guided masks with noise in the attention."""
 
-from ..study import Arm, Study
-from ..study.presets import maps
+from ..study.design import Arm, Study, maps
 
 study = Study(
     question="How much noise should be in the map that decides?",

@@ -2,9 +2,7 @@
 
 from dataclasses import replace
 
-from ..study import Arm, RunOf, Study
-from ..study.design import Dials
-from ..study.presets import scales
+from ..study.design import Arm, Dials, RunOf, Study, scales
 
 
 def measurements(updates: int, few: str = "10%") -> dict[str, Dials]:

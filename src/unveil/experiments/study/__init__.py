@@ -1,4 +1,4 @@
-"""Studies: a question answered by runs over seeds. Records here; `unveil.study.command` runs them."""
+"""Studies: a question answered by runs over seeds. Records here; `unveil.experiments.study.command` runs them."""
 
 from .design import Arm, RunOf, Scale, Setting, Share, Study
 

@@ -1,35 +1,40 @@
-"""What came out of a study: each run's figures, read from its folder, and rows with intervals and tests."""
+"""The outcome of a study: each run's metrics, read from its folder, and rows with intervals and tests."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from statistics import median
+from statistics import fmean, median
 from typing import Any
+
+import numpy as np
 
 from ...evaluation.statistics import Comparison, compare, estimate, holm
 from .design import ScaleName, Study
 from .jobs import Job
-from .learning_curves import learning_curves, time_to_target
 
-SURE = 0.05  # a corrected p below which a difference is called one
-ATTENDED = ("student_foreground", "student_evenness", "rank_correlation", "hidden_attention")  # over training
+SIGNIFICANCE = 0.05  # a corrected p below which a difference is claimed
+ATTENTION = ("student_foreground", "student_evenness", "rank_correlation", "hidden_attention")  # over training
 _CURVES = ("heldout_loss", "rankme", "feature_std")
+RunMetrics = Mapping[str, Any]
+Curve = list[tuple[float, float, float]]  # a value, the seconds of training and the epochs until it was reached
 
 
 def gather(
     study: Study, scale: ScaleName, jobs: Sequence[Job], folder: Path, failed: Mapping[str, str]
 ) -> dict[str, Any]:
-    """Everything about a study as JSON: what it asked, its runs, and the rows of its table."""
+    """Everything about a study as JSON: its question, its runs, and the rows of its table."""
     runs = [read_outcome(job, folder, failed.get(job.name)) for job in jobs]
-    at = study.scales[scale]
+    at, base = study.scales[scale], study.baseline
+    settings = [setting.name for setting in at.settings]
+    measured = [name for name in dict.fromkeys(name for run in runs for name in run["curves"]) if name not in _CURVES]
     return {
         "question": study.question,
         "note": study.note,
         "scale": scale,
-        "baseline": study.baseline,
+        "baseline": base,
         "seeds": list(at.seeds),
         "settings": [{"name": s.name, "data": s.data, "labelled": s.labelled or s.data} for s in at.settings],
         "arms": [
@@ -37,56 +42,52 @@ def gather(
             for arm in study.arms_at(scale)
         ],
         "runs": runs,
-        "rows": [row for s in at.settings for row in arm_rows(runs, s.name, study.baseline)],
-        "references": [row for s in at.settings for row in reference_rows(runs, s.name, study.baseline)],
-        "along": [row for s in at.settings for row in learning_curves(runs, s.name, study.baseline, _measured(runs))],
-        "times": time_to_target(runs, [s.name for s in at.settings], study.time_to) if study.time_to else [],
+        "rows": [row for name in settings for row in arm_rows(runs, name, base)],
+        "references": [row for name in settings for row in reference_rows(runs, name, base)],
+        "along": [row for name in settings for row in learning_curves(runs, name, base, measured)],
+        "times": time_to_target(runs, settings, study.time_to) if study.time_to else [],
     }
 
 
-def _measured(runs: Sequence[Mapping[str, Any]]) -> list[str]:
-    """What was measured along some run, but for what every run logs."""
-    return [name for name in dict.fromkeys(name for run in runs for name in run["curves"]) if name not in _CURVES]
-
-
 def read_outcome(job: Job, folder: Path, failed: str | None = None) -> dict[str, Any]:
-    """One run's figures; what is not there yet is left out."""
+    """One run's metrics, curves and costs; what has not been measured yet is left out."""
     run = folder / "runs" / job.name
-    facts = _read(run / "run.json")
-    lines = _journal(run / "metrics.jsonl")
+    metadata = _read_json(run / "run.json")
+    lines = _read_lines(run / "metrics.jsonl")
     steps = [line for line in lines if line.get("kind") == "step"]
     signals = [line for line in lines if line.get("kind") == "signals"]
     metrics: dict[str, float] = {}
     references: dict[str, dict[str, float]] = {}
     curves = {name: [[s["epoch"], s[name]] for s in signals if name in s] for name in _CURVES}
-    for asked in job.evaluate:
-        if (epoch := asked.get("at_epoch")) is not None:
-            for protocol in asked["protocol"]:
-                found = _read(run / "eval" / f"epoch-{epoch:g}" / f"{protocol}.json")
-                for name, value in _metrics(protocol, found.get("metrics", {})).items():
+    for measurement in job.evaluate:
+        epoch = measurement.get("at_epoch")
+        results = run / "eval" / ("" if epoch is None else f"epoch-{epoch:g}")
+        for protocol in measurement["protocol"]:
+            result = _read_json(results / f"{protocol}.json")
+            values = _protocol_metrics(protocol, result.get("metrics", {}))
+            if epoch is None:
+                metrics |= values
+                for name, reference in result.get("baselines", {}).items():
+                    references.setdefault(name, {}).update(_protocol_metrics(protocol, reference))
+            else:
+                for name, value in values.items():
                     curves.setdefault(name, []).append([epoch, value])
-            continue
-        for protocol in asked["protocol"]:
-            found = _read(run / "eval" / f"{protocol}.json")
-            metrics |= _metrics(protocol, found.get("metrics", {}))
-            for who, its in found.get("baselines", {}).items():
-                references.setdefault(who, {}).update(_metrics(protocol, its))
-    metrics |= analysed(run / "analysis")
-    for point in _read(run / "analysis" / "attention.json").get("checkpoints", ()):
-        for name in (name for name in ATTENDED if name in point):
+    metrics |= read_analyses(run / "analysis")
+    for point in _read_json(run / "analysis" / "attention.json").get("checkpoints", ()):
+        for name in (name for name in ATTENTION if name in point):
             curves.setdefault(f"attention {name.replace('_', ' ')}", []).append([point["epoch"], point[name]])
-    if signals:
-        metrics |= {f"signals {name}": signals[-1][name] for name in ("rankme",) if name in signals[-1]}
+    if signals and "rankme" in signals[-1]:
+        metrics["signals rankme"] = signals[-1]["rankme"]
     return {
         "name": job.name,
         "arm": job.arm,
         "setting": job.setting,
         "seed": job.seed,
-        "status": facts.get("status", "not begun"),
+        "status": metadata.get("status", "not begun"),
         "error": failed,
         "metrics": metrics,
         "references": references,
-        "seconds": facts.get("seconds"),
+        "seconds": metadata.get("seconds"),
         "images_per_second": median(s["images_per_second"] for s in steps) if steps else None,
         "memory_mb": max(s["memory_mb"] for s in steps) if steps else None,
         "epochs": steps[-1]["epoch"] if steps else None,
@@ -95,65 +96,65 @@ def read_outcome(job: Job, folder: Path, failed: str | None = None) -> dict[str,
     }
 
 
-def analysed(folder: Path) -> dict[str, float]:
-    """What `unveil analyze` has found, as figures: attention at the end, a decoder's split and parts, layers.
+def read_analyses(folder: Path) -> dict[str, float]:
+    """Results of `unveil analyze` as metrics: final attention, decoder attention and blocks, CKA of layers.
 
-    The decoder's attention from masked tokens is told summed over blocks and heads, as CrossMAE's paper prints it
-    (1.42 to visible, 0.39 to masked), as the mean per pair, and as the share that goes to visible tokens.
+    Decoder attention from masked tokens is given summed over blocks and heads, as in CrossMAE's paper (1.42 to
+    visible, 0.39 to masked), as the mean per pair, and as the share that goes to visible tokens.
     """
-    found: dict[str, float] = {}
-    attention = _read(folder / "attention.json")
+    metrics: dict[str, float] = {}
+    attention = _read_json(folder / "attention.json")
     for name, value in (attention.get("checkpoints") or [{}])[-1].items():
         if name not in ("step", "epoch") and isinstance(value, (int, float)):
-            found[f"attention {name.replace('_', ' ')}"] = value
+            metrics[f"attention {name.replace('_', ' ')}"] = value
     for decoder in attention.get("decoders", ()):
         for what in ("summed", "mean"):
             for where, value in zip(("visible", "masked"), decoder.get(what, ()), strict=False):
-                found[f"decoder {what} to {where}"] = value
+                metrics[f"decoder {what} to {where}"] = value
         if isinstance(decoder.get("mass_on_visible"), (int, float)):
-            found["decoder mass on visible"] = decoder["mass_on_visible"]
-    for decoder in _read(folder / "blocks.json").get("decoders", ()):
-        for k, part in enumerate(decoder.get("parts", ())):
-            who = f"block {k}" if k else "mask tokens"
-            found |= {f"blocks {what} of {who}": part[what] for what in ("share", "detail") if what in part}
+            metrics["decoder mass on visible"] = decoder["mass_on_visible"]
+    for decoder in _read_json(folder / "blocks.json").get("decoders", ()):
+        for k, block in enumerate(decoder.get("parts", ())):
+            source = f"block {k}" if k else "mask tokens"
+            metrics |= {f"blocks {what} of {source}": block[what] for what in ("share", "detail") if what in block}
     for file in sorted(folder.glob("features-*.json")):
-        for k, row in enumerate(_read(file).get("cka", ()), start=1):
+        for k, row in enumerate(_read_json(file).get("cka", ()), start=1):
             if k <= len(row):
-                found[f"features CKA of layer {k}"] = row[k - 1]
-    return found
+                metrics[f"features CKA of layer {k}"] = row[k - 1]
+    return metrics
 
 
-def arm_rows(runs: Sequence[Mapping[str, Any]], setting: str, baseline: str) -> list[dict[str, Any]]:
-    """A row per metric and arm: mean and interval, the difference to the baseline, its p, and what that carries."""
+def arm_rows(runs: Sequence[RunMetrics], setting: str, baseline: str) -> list[dict[str, Any]]:
+    """A row per metric and arm: mean and interval, the difference to the baseline, its p, and the claim."""
     here = [run for run in runs if run["setting"] == setting]
     rows = []
     for metric in dict.fromkeys(name for run in here for name in run["metrics"]):
         values = _by_arm(here, metric)
-        for arm, row in _compared(values, values.get(baseline, {}), baseline):
+        for arm, row in _compare_all(values, values.get(baseline, {}), baseline):
             rows.append({"setting": setting, "arm": arm, "metric": metric, **row})
     return rows
 
 
-def reference_rows(runs: Sequence[Mapping[str, Any]], setting: str, baseline: str) -> list[dict[str, Any]]:
-    """A row per metric and reference: raw pixels, the untrained encoder, training from scratch, as those of arms.
+def reference_rows(runs: Sequence[RunMetrics], setting: str, baseline: str) -> list[dict[str, Any]]:
+    """A row per metric and reference (raw pixels, the untrained encoder, training from scratch), as those of arms.
 
-    References are measured with the baseline's runs. They ask another question than the arms do, so their p are
+    References are measured with the baseline's runs. They answer another question than the arms do, so their p are
     corrected among themselves.
     """
     here = [run for run in runs if run["setting"] == setting]
-    found: dict[str, dict[str, dict[int, float]]] = {}
+    measured: dict[str, dict[str, dict[int, float]]] = {}
     for run in here:
-        for who, metrics in run["references"].items():
+        for name, metrics in run["references"].items():
             for metric, value in metrics.items():
-                found.setdefault(metric, {}).setdefault(who, {})[run["seed"]] = value
+                measured.setdefault(metric, {}).setdefault(name, {})[run["seed"]] = value
     return [
-        {"setting": setting, "who": who, "metric": metric, **row}
-        for metric, values in found.items()
-        for who, row in _compared(values, _by_arm(here, metric).get(baseline, {}))
+        {"setting": setting, "who": name, "metric": metric, **row}
+        for metric, values in measured.items()
+        for name, row in _compare_all(values, _by_arm(here, metric).get(baseline, {}))
     ]
 
 
-def _by_arm(runs: Sequence[Mapping[str, Any]], metric: str) -> dict[str, dict[int, float]]:
+def _by_arm(runs: Sequence[RunMetrics], metric: str) -> dict[str, dict[int, float]]:
     """A metric of the arms that have it, by seed."""
     values: dict[str, dict[int, float]] = {}
     for run in (run for run in runs if metric in run["metrics"]):
@@ -161,62 +162,145 @@ def _by_arm(runs: Sequence[Mapping[str, Any]], metric: str) -> dict[str, dict[in
     return values
 
 
-def _compared(
-    values: Mapping[str, Mapping[int, float]], baseline: Mapping[int, float], itself: str | None = None
+def _compare_all(
+    values: Mapping[str, Mapping[int, float]], baseline: Mapping[int, float], baseline_name: str | None = None
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     """Each name's mean, and its difference to the baseline with p, corrected over all names but the baseline's own."""
-    compared = {name: compare(own, baseline) for name, own in values.items() if name != itself}
+    compared = {name: compare(own, baseline) for name, own in values.items() if name != baseline_name}
     corrected = holm({name: c.p for name, c in compared.items() if c is not None and c.p is not None})
     for name, own in values.items():
-        found = compared.get(name)
+        comparison = compared.get(name)
         yield (
             name,
             {
                 "values": {str(seed): value for seed, value in sorted(own.items())},
                 **asdict(estimate(list(own.values()))),
-                "difference": found and asdict(found.difference),
-                "p": found and found.p,
+                "difference": comparison and asdict(comparison.difference),
+                "p": comparison and comparison.p,
                 "p_holm": corrected.get(name),
-                "says": "the baseline" if name == itself else claim(found, corrected.get(name)),
+                "says": "the baseline" if name == baseline_name else claim(comparison, corrected.get(name)),
             },
         )
 
 
-def claim(found: Comparison | None, corrected: float | None) -> str:
-    """What a comparison carries, in words, and no more."""
-    if found is None:
+def claim(comparison: Comparison | None, corrected: float | None) -> str:
+    """The claim that a comparison supports, given its p after Holm's correction."""
+    if comparison is None:
         return "no seed in common with the baseline: no claim"
-    if found.difference.count < 2:
+    if comparison.difference.count < 2:
         return "one seed: no interval, no claim"
     if corrected is None:
         return "all pairs differ alike: no test, no claim"
-    if corrected >= SURE:
+    if corrected >= SIGNIFICANCE:
         return "no difference shown"
-    return "higher" if found.difference.mean > 0 else "lower"
+    return "higher" if comparison.difference.mean > 0 else "lower"
 
 
-def _metrics(protocol: str, found: Mapping[str, Any]) -> dict[str, float]:
-    """A protocol's figures under its name; half widths of its own intervals are none."""
+def learning_curves(
+    runs: Iterable[RunMetrics], setting: str, baseline: str, metrics: Sequence[str]
+) -> list[dict[str, Any]]:
+    """A row per metric, arm and epoch: the mean over seeds, and the paired difference to the baseline at that epoch."""
+    values: dict[tuple[str, str, float], dict[int, float]] = {}
+    for run in runs:
+        for metric in metrics if run["setting"] == setting else ():
+            for epoch, value in run["curves"].get(metric, ()):
+                values.setdefault((metric, run["arm"], epoch), {})[run["seed"]] = value
+    rows = []
+    for (metric, arm, epoch), by_seed in values.items():
+        compared = compare(by_seed, values.get((metric, baseline, epoch), {})) if arm != baseline else None
+        row = {
+            "setting": setting,
+            "metric": metric,
+            "arm": arm,
+            "epoch": epoch,
+            **asdict(estimate([*by_seed.values()])),
+        }
+        rows.append({**row, "difference": compared and asdict(compared.difference)})
+    return sorted(rows, key=lambda row: (metrics.index(row["metric"]), row["arm"], row["epoch"]))
+
+
+def time_to_target(runs: Sequence[RunMetrics], settings: Sequence[str], metric: str) -> list[dict[str, Any]]:
+    """Seconds of training and epochs until each arm reaches the value that all arms reach in the last setting.
+
+    Computed from means over seeds, by linear interpolation between measurements. These are of the saved weights of the
+    last setting where there are some, else of the final weights of all settings, the same run at several lengths.
+    """
+    paths: dict[str, Curve] = {}
+    for arm in dict.fromkeys(run["arm"] for run in runs):
+        ours = [run for run in runs if run["arm"] == arm and run["seconds"] is not None]
+        last = [run for run in ours if run["setting"] == settings[-1]]
+        if path := _saved_values(last, metric) or _final_values(ours, settings, metric):
+            paths[arm] = path
+    if not paths:
+        return []
+    target = min(max(value for value, _, _ in path) for path in paths.values())
+    return [{"arm": arm, "metric": metric, "target": target, **_reached(path, target)} for arm, path in paths.items()]
+
+
+def _saved_values(runs: Sequence[RunMetrics], metric: str) -> Curve:
+    """Means over seeds at each epoch whose weights were measured."""
+    points: dict[float, Curve] = {}
+    for run in runs:
+        for epoch, value in run["curves"].get(metric, ()) if run["seconds_at"] else ():
+            epochs, times = zip(*run["seconds_at"], strict=True)
+            seconds = float(np.interp(epoch, epochs, times))
+            points.setdefault(epoch, []).append((value, seconds, epoch))
+    return [_mean(points[epoch]) for epoch in sorted(points)]
+
+
+def _final_values(runs: Sequence[RunMetrics], settings: Sequence[str], metric: str) -> Curve:
+    """Means over seeds of the final values of runs of each length."""
+    ends = [
+        [
+            (run["metrics"][metric], run["seconds"], run["epochs"])
+            for run in runs
+            if run["setting"] == setting and metric in run["metrics"]
+        ]
+        for setting in settings
+    ]
+    return [_mean(points) for points in ends if points]
+
+
+def _mean(points: Curve) -> tuple[float, float, float]:
+    values, seconds, epochs = (fmean(column) for column in zip(*points, strict=True))
+    return values, seconds, epochs
+
+
+def _reached(path: Curve, target: float) -> dict[str, Any]:
+    before = None
+    for value, seconds, epochs in path:
+        if value >= target:
+            if before is None or value == before[0]:
+                return {"seconds": seconds, "epochs": epochs, "at_most": before is None}
+            share = (target - before[0]) / (value - before[0])
+            between = [a + share * (b - a) for a, b in zip(before[1:], (seconds, epochs), strict=True)]
+            return {"seconds": between[0], "epochs": between[1], "at_most": False}
+        before = (value, seconds, epochs)
+    return {"seconds": None, "epochs": None, "at_most": False}
+
+
+def _protocol_metrics(protocol: str, metrics: Mapping[str, Any]) -> dict[str, float]:
+    """A protocol's metrics under its name, without the half widths of its own intervals."""
     return {
         f"{protocol} {name.replace('_', ' ')}": value
-        for name, value in found.items()
+        for name, value in metrics.items()
         if isinstance(value, (int, float)) and not name.startswith("plus_minus")
     }
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read_json(path: Path) -> dict[str, Any]:
     try:
-        found = json.loads(path.read_text())
+        content = json.loads(path.read_text())
     except (OSError, ValueError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return content if isinstance(content, dict) else {}
 
 
-def _journal(path: Path) -> list[dict[str, Any]]:
+def _read_lines(path: Path) -> list[dict[str, Any]]:
     lines = []
     for line in path.read_text(errors="replace").splitlines() if path.exists() else ():
         try:
             lines.append(json.loads(line))
         except ValueError:
-            continue  # the end of a process that was killed
+            continue  # cut off when the process was killed
     return lines

@@ -1,4 +1,4 @@
-"""`unveil study`: a question as arms, settings, seeds and protocols; runs that survive anything; one table."""
+"""`unveil study`: a question as arms, settings, seeds and protocols; runs that can be interrupted; one table."""
 
 from __future__ import annotations
 
@@ -6,9 +6,13 @@ import json
 import math
 import shlex
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+from ...modeling.public_vits import is_public_vit
+from ...modeling.teachers.frozen import RANDOM
 from ...reporting.intervals import value_of
 from ...reporting.study import write_study_report
 from ...runs.atomic import write_json
@@ -18,17 +22,15 @@ from ...runs.lock import hold
 from ..scene_files import render_scenes
 from ..scenes import parse
 from .aggregate import gather, read_outcome
-from .checking import check
-from .cost_estimate import RunCost, estimate_costs
-from .design import ScaleName, Study
+from .cost_estimate import estimate_costs, fit_epochs, store_epochs, with_epochs, with_minutes
+from .design import ScaleName, Setting, Study
 from .jobs import Job, expand, is_scenes, scenes_folder, slug
-from .overrides import check_numbers, with_data, with_overrides
-from .registry import load_study
+from .registry import check, load_study
 from .schedule import Schedule, write_jobs
 from .tables import as_text, headlines, remarks, write
-from .time_budget import fit_epochs, store_epochs, with_epochs, with_minutes
 
 MARKER = "study.json"
+SCENES = "scenes"  # the name that settings of rendered scenes begin with
 
 
 def study(
@@ -50,58 +52,62 @@ def study(
 ) -> Path | None:
     """Answer a question by runs over seeds; returns the folder of the study, None for a dry run.
 
-    The same command goes on with a study that was stopped, on this machine or on several that share the folder: each
-    takes runs that nobody else has. A study that is done is measured again only where its settings changed.
+    The same command continues a study that was stopped, on this machine or on several that share the folder: each
+    takes runs that no other process has. A finished study is measured again only where its settings changed.
 
-    scale: smoke (seconds, shows that it runs), cpu (3 hours on 2 cores), gpu (one card), paper (as published); by
+    scale: smoke (seconds, tests that it runs), cpu (3 hours on 2 cores), gpu (one card), paper (as published); by
         default cpu, or the first that the study has
     out: the folder of the study; by default runs/study-NAME-SCALE
-    data: images to learn from, in place of the study's: PATH, or SETTING=PATH for one of several settings
-    labelled: images with labels to measure on, by default the same: PATH or SETTING=PATH
+    data: images to train on, in place of the study's: PATH, or SETTING=PATH for one of several settings
+    labelled: images with labels to evaluate on, by default the same: PATH or SETTING=PATH
     test_data: images to test on: PATH or SETTING=PATH
-    teacher: the teacher of all arms that name none of their own: a file, a folder, a run, a name on the hub
+    teacher: the teacher of all arms that set none: a file, a folder, a run, a name on the hub
     arms: names of the arms that take part, in place of the scale's own; the baseline is one of them
-    seeds: how many seeds, in place of the scale's own
+    seeds: the number of seeds, in place of the scale's own
     minutes: training time of every run, in place of the scale's epochs; each arm's are fitted to it once
-    limit: measure on at most so many images of each source
+    limit: evaluate on at most this many images of each source
     jobs: processes at a time; by default one for each GPU, or one
     device: cpu, cuda, mps; auto takes the best
-    dry_run: list the runs and what training costs, and stop
+    dry_run: list the runs and the cost of training, and stop
     """
-    asked = load_study(name)
-    first: ScaleName = "cpu" if "cpu" in asked.scales else next(iter(asked.scales))
+    chosen = load_study(name)
+    first: ScaleName = "cpu" if "cpu" in chosen.scales else next(iter(chosen.scales))
     at = first if scale is None else scale
-    check_numbers(seeds=seeds, jobs=jobs, limit=limit)
-    asked = with_overrides(asked, at, teacher=teacher, arms=arms, seeds=seeds, limit=limit)
-    check(asked, at)
-    asked = with_data(asked, at, data=data, labelled=labelled, test_data=test_data)
+    for flag, number in {"seeds": seeds, "jobs": jobs, "limit": limit}.items():
+        if number is not None and number < 1:
+            raise ValueError(f"--{flag} {number}: a whole number, 1 or more, is needed")
+    chosen = with_overrides(chosen, at, teacher=teacher, arms=arms, seeds=seeds, limit=limit)
+    check(chosen, at)
+    chosen = with_data(chosen, at, data=data, labelled=labelled, test_data=test_data)
     title = Path(name).stem
     folder = Path(out).expanduser() if out else Path("runs") / f"study-{slug(title)}-{at}"
-    asked = with_minutes(asked, at, minutes)
-    epochs = {} if asked.scales[at].minutes is None else fit_epochs(asked, at, folder, device)
-    asked = with_epochs(asked, epochs)
-    print(_plan(asked, at, title, estimate_costs(asked, at, device)))
+    chosen = with_minutes(chosen, at, minutes)
+    epochs = {} if chosen.scales[at].minutes is None else fit_epochs(chosen, at, folder, device)
+    chosen = with_epochs(chosen, epochs)
+    print(_plan(chosen, at, title, device))
     if dry_run:
         return None
-    expand(asked, at, folder)  # which is refused before anything is written
+    expand(chosen, at, folder)  # raises its errors before anything is written
     _begin(folder, title, at)
     if epochs:
-        asked = with_epochs(asked, store_epochs(epochs, asked.scales[at], folder))
-    wanted = expand(asked, at, folder)
-    write_jobs(folder, wanted, device)
-    _render(asked, at, folder)
-    schedule = Schedule(folder, wanted, jobs)
+        chosen = with_epochs(chosen, store_epochs(epochs, chosen.scales[at], folder))
+    expanded = expand(chosen, at, folder)
+    write_jobs(folder, expanded, device)
+    _render(chosen, at, folder)
+    schedule = Schedule(folder, expanded, jobs)
     if schedule.done:
-        log(f"{len(schedule.done)} of {len(wanted)} runs are there already")
+        log(f"{len(schedule.done)} of {len(expanded)} runs are there already")
     try:
-        schedule.run(lambda job: _told(job, folder))
+        schedule.run(lambda job: _first_metrics(job, folder))
     except KeyboardInterrupt:
-        lists = {"data": data, "labelled": labelled, "test-data": test_data, "arms": arms}
-        others = {"teacher": teacher, "seeds": seeds, "minutes": minutes, "limit": limit, "jobs": jobs}
-        others["device"] = None if device == "auto" else device
-        log(f"the study goes on from here: {_again(name, at, folder, lists, others)}")
+        flags = {
+            **{"scale": at, "out": folder, "data": data, "labelled": labelled, "test-data": test_data, "arms": arms},
+            **{"teacher": teacher, "seeds": seeds, "minutes": minutes, "limit": limit, "jobs": jobs},
+            "device": None if device == "auto" else device,
+        }
+        log(f"the study is continued by: {_command_line(name, flags)}")
         raise
-    outcome = {"study": title, **gather(asked, at, wanted, folder, schedule.failed)}
+    outcome = {"study": title, **gather(chosen, at, expanded, folder, schedule.failed)}
     outcome["remarks"] = remarks(outcome)
     outcome["headlines"] = headlines([row["metric"] for row in outcome["rows"]])
     write(outcome, folder)
@@ -110,72 +116,130 @@ def study(
     print(f"report: {report}")
     if schedule.failed:
         raise ValueError(
-            f"{len(schedule.failed)} of {len(wanted)} runs failed, and the table is of the others; the same command"
+            f"{len(schedule.failed)} of {len(expanded)} runs failed, and the table is of the others; the same command"
             " tries them again"
         )
     return folder
 
 
+def with_overrides(
+    study: Study,
+    at: ScaleName,
+    *,
+    teacher: str | None = None,
+    arms: Sequence[str] = (),
+    seeds: int | None = None,
+    limit: int | None = None,
+) -> Study:
+    """The study with these in place of the scale's own. Raises FileNotFoundError for a teacher that does not exist."""
+    if at not in study.scales:
+        return study  # `check` raises the error
+    scale = study.scales[at]
+    if teacher is not None:
+        path = Path(teacher).expanduser()
+        if not path.exists() and not is_public_vit(teacher) and teacher != RANDOM:
+            raise FileNotFoundError(f"--teacher {teacher}: there is no such file, folder or name on the hub")
+        scale = replace(scale, dials={**scale.dials, "teacher": str(path) if path.exists() else teacher})
+    if arms:
+        scale = replace(scale, arms=tuple(arms))
+    if seeds is not None:
+        scale = replace(scale, seeds=tuple(range(seeds)))
+    if limit is not None:
+        scale = replace(scale, evaluation={**scale.evaluation, "limit": limit})
+    return replace(study, scales={**study.scales, at: scale})
+
+
+def with_data(study: Study, scale: ScaleName, **given: Sequence[str]) -> Study:
+    """The study with the user's own images: each word is PATH, for the only or the first setting, or SETTING=PATH.
+
+    The keywords are fields of a setting: data, labelled, test_data. Settings without images are left out where others
+    have some, with a message; a setting named after its scenes is renamed after the images that replace them. Raises
+    ValueError for an unknown setting.
+    """
+    at = study.scales[scale]
+    settings = {setting.name: setting for setting in at.settings}
+    for what, words in given.items():
+        for word in words:
+            name, equals, path = word.partition("=")
+            if not equals or name not in settings:
+                if equals and not Path(word).expanduser().exists() and not word.startswith(SCENES):
+                    raise ValueError(f"{word}: there is no setting {name!r}; there are {', '.join(settings)}")
+                name, path = at.settings[0].name, word
+            address: dict[str, Any] = {what: path}
+            settings[name] = replace(settings[name], **address)
+    with_images = [s for s in settings.values() if s.data is not None]
+    for setting in settings.values() if with_images else ():
+        if setting.data is None:
+            log(f"setting {setting.name} is left out: it has no images; --data {setting.name}=FOLDER includes it")
+    used = tuple(map(_renamed, with_images or settings.values()))
+    return replace(study, scales={**study.scales, scale: replace(at, settings=used)})
+
+
+def _renamed(setting: Setting) -> Setting:
+    """A setting of scenes whose images are others, named after these: a file's with its folder's name before it."""
+    if setting.data is None or is_scenes(setting.data) or not setting.name.startswith(SCENES):
+        return setting
+    path = Path(setting.data).expanduser().absolute()
+    own = f"{path.parent.name}/{path.stem}" if path.is_file() else path.name
+    return replace(setting, name=own + setting.name.removeprefix(SCENES))
+
+
 def _begin(folder: Path, title: str, at: ScaleName) -> None:
-    """Make the folder. Raises ValueError where it holds something else than this study."""
+    """Make the folder. Raises ValueError where it holds something other than this study."""
     check_writable(folder)
-    mine = {"study": title, "scale": at}
+    marker = {"study": title, "scale": at}
     if folder.is_dir() and any(folder.iterdir()):
         if not (folder / MARKER).exists():
             raise ValueError(f"{folder} holds files that are no study; give another --out")
         before = json.loads((folder / MARKER).read_text())
-        if before != mine:
-            told = f"the study {before['study']} at scale {before['scale']}"
-            raise ValueError(f"{folder} holds {told}; give another --out")
+        if before != marker:
+            raise ValueError(
+                f"{folder} holds the study {before['study']} at scale {before['scale']}; give another --out"
+            )
     folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / MARKER, mine)
+    write_json(folder / MARKER, marker)
 
 
-def _render(asked: Study, at: ScaleName, folder: Path) -> None:
-    """Draw the scenes that runs read, once."""
-    settings = asked.scales[at].settings
+def _render(study: Study, at: ScaleName, folder: Path) -> None:
+    """Render the scenes that runs read, once."""
+    settings = study.scales[at].settings
     addresses = [a for s in settings for a in (s.data, s.labelled, s.test_data) if a is not None and is_scenes(a)]
     for address in dict.fromkeys(addresses):
         place = scenes_folder(address, folder)
         place.parent.mkdir(exist_ok=True)
-        while not place.exists():  # another process may be drawing them
+        while not place.exists():  # another process may be rendering them
             with hold(folder / "locks" / place.name) as other:
                 if other is None and not place.exists():
                     render_scenes(parse(address), place)
             time.sleep(0.0 if place.exists() else 1.0)
 
 
-def _told(job: Job, folder: Path) -> str:
-    """The first figures of a run that has just been measured."""
-    found = read_outcome(job, folder)["metrics"]
-    return ", ".join(f"{name} {value_of(value, name)}" for name, value in [*found.items()][:3])
+def _first_metrics(job: Job, folder: Path) -> str:
+    metrics = read_outcome(job, folder)["metrics"]
+    return ", ".join(f"{name} {value_of(value, name)}" for name, value in [*metrics.items()][:3])
 
 
-def _plan(asked: Study, at: ScaleName, title: str, found: Sequence[RunCost]) -> str:
-    """What is going to be done, and what it costs."""
-    scale = asked.scales[at]
+def _plan(study: Study, at: ScaleName, title: str, device: str) -> str:
+    """The runs and their estimated cost, for the terminal."""
+    scale, costs = study.scales[at], estimate_costs(study, at, device)
     lines = [
         f"  {cost.setting}: {cost.arm}: {cost.runs} run{'s' if cost.runs > 1 else ''} of {cost.images:,.0f} images,"
         f" {cost.flops:.2g} FLOPs, about {duration(cost.seconds)} here, each"
-        for cost in found
+        for cost in costs
     ]
-    flops = math.fsum(cost.runs * cost.flops for cost in found)
-    seconds = math.fsum(cost.runs * cost.seconds for cost in found)
-    runs = sum(cost.runs for cost in found)
+    flops = math.fsum(cost.runs * cost.flops for cost in costs)
+    seconds = math.fsum(cost.runs * cost.seconds for cost in costs)
     total = (
-        f"{runs} runs, seeds {', '.join(map(str, scale.seeds))}, measured by {', '.join(scale.protocols) or 'nothing'}:"
-        f" training takes {flops:.2g} FLOPs, about {duration(seconds)} on this device one after another, by a step of"
-        f" {asked.baseline} timed just now; measuring comes on top"
+        f"{sum(cost.runs for cost in costs)} runs, seeds {', '.join(map(str, scale.seeds))}, measured by"
+        f" {', '.join(scale.protocols) or 'nothing'}: training takes {flops:.2g} FLOPs, about {duration(seconds)} on"
+        f" this device one after another, by a step of {study.baseline} timed just now; measuring comes on top"
     )
-    return "\n".join([f"{title}, scale {at}: {asked.question}", *lines, total])
+    return "\n".join([f"{title}, scale {at}: {study.question}", *lines, total])
 
 
-def _again(
-    name: str, at: ScaleName, folder: Path, lists: Mapping[str, Sequence[str]], others: Mapping[str, object]
-) -> str:
-    words = ["unveil", "study", name, "--scale", at, "--out", str(folder)]
-    for flag, values in lists.items():
-        words += [f"--{flag}", *values] if values else []
-    for flag, value in others.items():
-        words += [f"--{flag}", str(value)] if value is not None else []
+def _command_line(name: str, flags: dict[str, Any]) -> str:
+    words = ["unveil", "study", name]
+    for flag, value in flags.items():
+        if value not in (None, ()):
+            words += [f"--{flag}", *map(str, value if isinstance(value, tuple) else [value])]
     return shlex.join(words)

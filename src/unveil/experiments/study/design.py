@@ -1,9 +1,9 @@
-"""The design of a study: what is compared, in which settings, how often, and how it is measured. Records only."""
+"""The design of a study: arms, settings, seeds and protocols as records, and the scales of the built-in studies."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 ScaleName = Literal["smoke", "cpu", "gpu", "paper"]
@@ -19,7 +19,7 @@ class RunOf:
 
 @dataclass(frozen=True)
 class Share:
-    """A dial's value: so much of the run's epochs; of `epochs` itself, so much of the scale's.
+    """A dial's value: this share of the run's epochs; of `epochs` itself, this share of the scale's.
 
     `stage1_epochs=Share(0.25)` fits runs of any length.
     """
@@ -40,8 +40,8 @@ class Arm:
 class Setting:
     """What all arms are compared in: images, labelled images, and dials of those recipes that have them.
 
-    `data` is what a run learns from; None leaves it to `--data`. `labelled` and `test_data` are what it is measured
-    on, by default the same images. `images` says how many there are, for an estimate where they are not at hand.
+    `data` is trained on; None leaves it to `--data`. `labelled` and `test_data` are for evaluation, by default the
+    same images. `images` is their number, for an estimate where the data are not on this machine.
     """
 
     name: str
@@ -56,11 +56,11 @@ class Setting:
 class Scale:
     """How large a study is: settings, seeds, protocols with their dials, dials of all runs, and which arms take part.
 
-    `evaluation` holds arguments of `evaluate`, such as pool and limit. `analyses` are parts of `unveil analyze` with
+    `evaluation` holds arguments of `evaluate`, such as pool and limit. `analyses` are those of `unveil analyze` with
     their arguments: attention, or features beside those of another run, `{"features": {"run_b": RunOf("MAE")}}`. No
-    `arms` means all. With `minutes` every run trains for so long, whatever a step of its arm costs: epochs follow from
-    steps that are timed once, before the first run. `along` are protocols that measure the weights which runs keep on
-    their way, with `save_every` among the dials.
+    `arms` means all. With `minutes` every run trains for that time, whatever a step of its arm costs: epochs follow
+    from steps that are timed once, before the first run. `along` are protocols that measure the weights saved during
+    training, with `save_every` among the dials.
     """
 
     settings: tuple[Setting, ...]
@@ -76,7 +76,7 @@ class Scale:
 
 @dataclass(frozen=True)
 class Study:
-    """A question, the arms that answer it, the one that all others are compared with, and its scales.
+    """A question, the arms that answer it, the baseline that all others are compared with, and its scales.
 
     `time_to` names a metric, such as "knn accuracy", where the question is how soon it is reached: it is measured along
     the runs, or the settings are the same run at several lengths, the longest last.
@@ -93,3 +93,86 @@ class Study:
         """The arms that take part at a scale."""
         chosen = self.scales[scale].arms
         return tuple(arm for arm in self.arms if not chosen or arm.name in chosen)
+
+
+# The scales of the built-in studies: a test, two processor cores, one GPU, the published experiment.
+IMAGENET = 1_281_167  # training images
+NONE: dict[str, Any] = {}
+NO_MINUTES: dict[ScaleName, float] = {}
+KNN: dict[str, Dials] = {"knn": {}}
+KNN_AND_LINEAR: dict[str, Dials] = {"knn": {}, "linear": {}}
+PUBLISHED: dict[str, Dials] = {"linear": {}, "finetune": {}}
+SMOKE = {
+    **{"size": "nano", "patch": 8, "image_size": (32,), "epochs": 1, "batch_size": 16, "warmup_epochs": 0.1},
+    **{"decoder_dim": 32, "decoder_depth": 1, "decoder_heads": 2},
+}
+CPU = {
+    **{"size": "nano", "patch": 4, "image_size": (32,), "epochs": 25, "batch_size": 64},
+    **{"decoder_dim": 96, "decoder_depth": 2, "decoder_heads": 3},
+}
+GPU = {
+    **{"size": "tiny", "patch": 8, "image_size": (64,), "epochs": 100, "batch_size": 256},
+    **{"decoder_dim": 128, "decoder_depth": 4, "decoder_heads": 4},
+}
+MAPS = {"patch": 8, "image_size": (48,)}  # of several modalities on a processor: fewer patches of each
+CROSSMAE_ABLATION = {"epochs": 400, "warmup_epochs": 20}  # the runs of CrossMAE's tables
+
+
+def rendered(name: str, count: int, size: int, dials: Dials = NONE) -> Setting:
+    """A setting of rendered scenes, evaluated on a quarter as many of another seed."""
+    train, test = (f"scenes:count={n},size={size},seed={seed}" for n, seed in ((count, 0), (max(20, count // 4), 1)))
+    return Setting(name, train, test_data=test, dials=dials)
+
+
+def scales(
+    *,
+    cpu_arms: tuple[str, ...] = (),
+    cpu_seeds: int = 3,
+    smoke_arms: tuple[str, ...] = (),
+    gpu_arms: tuple[str, ...] = (),
+    paper_arms: tuple[str, ...] = (),
+    shared: Dials = NONE,
+    smoke: Dials = NONE,
+    cpu: Dials = NONE,
+    gpu: Dials = NONE,
+    paper: Dials = NONE,
+    settings: Mapping[str, Dials] = NONE,
+    photographs: bool = False,
+    protocols: Mapping[str, Dials] = KNN_AND_LINEAR,
+    smoke_protocols: Mapping[str, Dials] = KNN,
+    published: Mapping[str, Dials] = PUBLISHED,
+    analyses: Mapping[str, Dials] = NONE,
+    minutes: Mapping[ScaleName, float] = NO_MINUTES,
+    along: Mapping[str, Dials] = NONE,
+) -> dict[ScaleName, Scale]:
+    """Scenes at smoke, cpu and gpu, and ImageNet-1K at paper. A study has 12 runs at most at cpu.
+
+    `smoke`, `cpu`, `gpu` and `paper` are dials on top of each scale's own, `shared` those of the first three.
+    `settings`, on a GPU and as published, are settings by name that differ in these dials, such as sizes. With
+    `photographs` there is a second such set on a GPU, of images that the user gives. `analyses` and measurements
+    `along` the runs are made at every scale; `minutes` are those of a run, at the scales of equal time.
+    """
+    named = [(f" {name}".rstrip(), dials) for name, dials in (settings or {"": NONE}).items()]
+    on_gpu = [rendered(f"scenes{name}", 20_000, 64, dials) for name, dials in named]
+    if photographs:
+        on_gpu += [Setting(f"photographs{name}", dials=dials) for name, dials in named]
+    imagenet = tuple(Setting(f"ImageNet-1K{name}", images=IMAGENET, dials=dials) for name, dials in named)
+    on_cpu = rendered("scenes", 4000, 48 if cpu.get("image_size") == (48,) else 32)
+    seeds = (0, 1, 2)
+    by_name: dict[ScaleName, Scale] = {
+        "smoke": Scale(
+            (rendered("scenes", 40, 32),), (0, 1), smoke_protocols, {**SMOKE, **shared, **smoke}, arms=smoke_arms
+        ),
+        "cpu": Scale((on_cpu,), tuple(range(cpu_seeds)), protocols, {**CPU, **shared, **cpu}, arms=cpu_arms),
+        "gpu": Scale(tuple(on_gpu), seeds, protocols, {**GPU, **shared, **gpu}, arms=gpu_arms),
+        "paper": Scale(imagenet, seeds, published, {"paper": True, **paper}, arms=paper_arms),
+    }
+    return {
+        name: replace(scale, analyses=analyses, minutes=minutes.get(name), along=along)
+        for name, scale in by_name.items()
+    }
+
+
+def maps(**given: Any) -> dict[ScaleName, Scale]:
+    """The scales of studies of several modalities: fewer patches of each on a processor, as published on ImageNet."""
+    return scales(**{**given, "cpu": {**MAPS, "decoder_depth": 1, **given.get("cpu", {})}})

@@ -1,4 +1,4 @@
-"""The memory of a step, measured in a process of its own, so that nothing else is in the figure."""
+"""The cost of a training step: operations and parameters, counted on shapes, and peak memory, measured."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ import json
 import re
 import subprocess
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import psutil
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from .contenders import CONTENDERS, Contender, Work
 from .timing import Precision, Stepper
@@ -21,6 +22,31 @@ MEANING = {
 }
 _STEPS = 2  # AdamW's moments are there from the end of the first on, so the second has the peak
 _CODE = f"from {__name__} import _child; _child()"
+
+
+@dataclass(frozen=True)
+class StepCost:
+    """Floating-point operations of one step on the whole batch, and trainable parameters."""
+
+    flops: int
+    parameters: int
+
+
+def count_flops(contender: Contender, work: Work) -> StepCost:
+    """Counts a forward and a backward pass of one image on the meta device, times the batch.
+
+    Matrix products and convolutions count, two operations per multiply-add; norms, activations and the update do not.
+    On the meta device attention is two matrix products, so the count is the same wherever the step then runs.
+    """
+    one = replace(work, batch_size=1)
+    with torch.device("meta"):
+        model = contender.build(one)
+    with FlopCounterMode(display=False) as counter:
+        for step in range(contender.period):
+            model.before_step(step)
+            model(one.batch("meta")).backward()
+    parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    return StepCost(counter.get_total_flops() * work.batch_size // contender.period, parameters)
 
 
 def peak(contender: Contender, work: Work, precision: Precision, device: torch.device, compile: bool) -> float | None:
