@@ -154,7 +154,9 @@ def options_in(function: Callable[..., Any], skip: Collection[str] = ()) -> list
 
 def _options(function: Callable[..., Any], skip: Collection[str]) -> Iterator[Option]:
     explained = meanings(function)
-    namespace = getattr(function, "__globals__", None) or vars(sys.modules[function.__module__])
+    namespace: dict[str, Any] = {}
+    for owner in _bases(function):
+        namespace |= getattr(owner, "__globals__", None) or vars(sys.modules[owner.__module__])
     for p in inspect.signature(function).parameters.values():
         if p.name in skip or p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD):
             continue
@@ -171,6 +173,11 @@ def _options(function: Callable[..., Any], skip: Collection[str]) -> Iterator[Op
         yield Option(p.name, kind, p.default, explained.get(p.name, ""))
 
 
+def _bases(function: Callable[..., Any]) -> list[Callable[..., Any]]:
+    """The classes that the fields of a dataclass come from, the first ones first; of a function itself."""
+    return [*reversed(inspect.getmro(function))] if isinstance(function, type) else [function]
+
+
 def is_group(parameter: inspect.Parameter | None) -> bool:
     """Whether an argument is the one whose fields are options."""
     return parameter is not None and parameter.name == SHARED and is_dataclass(parameter.default)
@@ -182,11 +189,14 @@ def _kind_of(value: Any) -> Any:
 
 
 def meanings(function: Callable[..., Any]) -> dict[str, str]:
-    """What each argument means: the docstring's lines `name: meaning`, continued where the indent is deeper."""
+    """What each argument means: the docstring's lines `name: meaning`, continued where the indent is deeper.
+
+    Those of a class add to its bases'.
+    """
     names = set(inspect.signature(function).parameters)
     explained: dict[str, str] = {}
     name, indent = "", 0
-    for line in (inspect.getdoc(function) or "").splitlines():
+    for line in "\n".join(inspect.cleandoc(owner.__doc__ or "") for owner in _bases(function)).splitlines():
         entry = re.match(r"\s*(?:- )?`{0,2}(\w+)`{0,2}: +(.+)", line)
         depth = len(line) - len(line.lstrip())
         if entry and entry[1] in names:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal, cast
+from typing import ClassVar, Literal, cast
 
 import torch
 from jaxtyping import Bool, Float, Shaped
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ...data.collate import collate
 from ...data.dense_dataset import DensePair, DenseSet
+from ...data.dense_layouts import FolderLayout
 from ...data.loader import Loader
 from ...data.samples import Sample
 from ...modeling.optim import warmup_cosine
@@ -22,13 +23,20 @@ from ...runs.hardware import autocast
 from ..datasets import unreadable_facts
 from ..finetuning import StochasticDepth, layer_groups
 from ..fit import FitCheckpoint, fit
-from ..types import Context
+from ..types import Context, Needs, Score
 from .data import DenseView, Fit, jittered, places, window_of
 from .heads import HeadName, enlarged
 from .model import DenseEncoder, DenseModel
 
 DenseLoss = Callable[[Float[Tensor, "B K H W"], Shaped[Tensor, "B 1 H W"], Bool[Tensor, "B 1 H W"]], Float[Tensor, ""]]
 Schedule = Literal["auto", "probe", "small", "multimae-ade20k", "multimae-hypersim", "multimae-nyuv2", "mae-ade20k"]
+FROM_SCRATCH = " From scratch is the same training of the untrained encoder, without layer decay."
+HEAD_WORDS: dict[HeadName, str] = {
+    "linear": "A linear layer on each token after a BatchNorm without affine",
+    "convnext": "MultiMAE's head of four ConvNeXt blocks",
+    "upernet": "UPerNet, with an auxiliary head at a weight of 0.4 while it learns,",
+    "dpt": "DPT's head",
+}
 
 
 @dataclass(frozen=True)
@@ -88,21 +96,45 @@ def fitted(settings: DenseTraining, num_images: int, updates: int, given: Mappin
     return replace(settings, **{**changed, "batch_size": batch_size, "epochs": epochs, "warmup_epochs": warmup})  # type: ignore[arg-type]
 
 
-def schedule_for(
-    options: Mapping[str, Any], schedules: Mapping[str, tuple[DenseTraining, int]], num_images: int
-) -> tuple[str, DenseTraining]:
-    """The name of the schedule and its settings, from the options of a dense protocol.
+@dataclass(frozen=True)
+class DenseOptions:
+    """The options that dense protocols share.
 
-    `schedules` holds settings and the number of updates at most, 0 for any. Raises ValueError for an unknown schedule.
+    head: linear; convnext (MultiMAE's); upernet (as MAE is fine-tuned); dpt
+    frozen: train the head only; --no-frozen trains the encoder too
+    inputs: the modalities to read, of those that the encoder knows, such as rgb, depth, or both; by default its first
+    modalities: declarations of the maps of a folder: .toml files, and rgb, depth, semseg; by default from the layout
+    epochs: passes over the training images
+    batch_size: images of one update
+    lr: peak learning rate, whatever the batch size
+    image_size: side of the training views and of the test windows
     """
-    name = options["schedule"]
-    if name == "auto":
-        name = "probe" if options["frozen"] else "small"
-    if name not in schedules:
-        raise ValueError(f"there is no schedule {name!r} for this protocol; there are {', '.join(schedules)}")
-    settings, updates = schedules[name]
-    given = {option: options[option] for option in ("epochs", "batch_size", "lr", "image_size")}
-    return name, fitted(settings, num_images, updates, given)
+
+    needs: ClassVar[Needs] = "dense"
+
+    head: HeadName = "linear"
+    frozen: bool = True
+    inputs: tuple[str, ...] = ()
+    modalities: tuple[str, ...] = ()
+    layout: FolderLayout = "auto"
+    schedule: Schedule = "auto"
+    epochs: int | None = None
+    batch_size: int | None = None
+    lr: float | None = None
+    image_size: int | None = None
+
+    def training(
+        self, schedules: Mapping[str, tuple[DenseTraining, int]], num_images: int
+    ) -> tuple[str, DenseTraining]:
+        """The name of the schedule and its settings.
+
+        `schedules` holds settings and the number of updates at most, 0 for any. Raises ValueError for an unknown one.
+        """
+        name = ("probe" if self.frozen else "small") if self.schedule == "auto" else self.schedule
+        if name not in schedules:
+            raise ValueError(f"there is no schedule {name!r} for this protocol; there are {', '.join(schedules)}")
+        given = {"epochs": self.epochs, "batch_size": self.batch_size, "lr": self.lr, "image_size": self.image_size}
+        return name, fitted(schedules[name][0], num_images, schedules[name][1], given)
 
 
 class DenseTrainer:
@@ -229,60 +261,54 @@ class DenseTrainer:
             predictions.append(enlarged(mean[None], sample.size)[0])
         return predictions
 
+    def score(
+        self,
+        schedule: str,
+        metrics: dict[str, float],
+        settings: Mapping[str, object],
+        notes: tuple[str, str],
+        baselines: Mapping[str, dict[str, float]],
+        details: Mapping[str, dict[str, float]] | None = None,
+    ) -> Score:
+        """The score of a protocol: `notes` are its sentences on the training and on the metrics, for the card."""
+        held = " No test set was given: the last fifth of the images is held out." if self.sets.is_held_out else ""
+        return Score(
+            metrics=metrics,
+            settings={
+                "head": self.head,
+                "frozen": self.is_frozen,
+                "inputs": [m.name for m in self.inputs],
+                "schedule": schedule,
+                **asdict(self.settings),
+                "image_size": list(self.view.image_size),
+                "micro_batch": self.micro_batch,
+                "optimizer": "AdamW(betas=(0.9, 0.999))",
+                "train_images": len(self.sets.train),
+                "test_images": len(self.sets.test),
+                **unreadable_facts(tuple(self.unreadable)),
+                **settings,
+            },
+            card=(
+                f"{self._training_summary(schedule)}{notes[0]} Judged after the last epoch, not the best one, at the"
+                " truth's own size, on windows that overlap by a third, whose answers are"
+                f" averaged.{'' if self.is_frozen else FROM_SCRATCH}{held}{notes[1]}"
+            ),
+            trains_encoder=not self.is_frozen,
+            baselines=baselines,
+            details=details or {},
+        )
 
-FROM_SCRATCH = "From scratch is the same training of the untrained encoder, without layer decay."
-HEAD_WORDS: dict[HeadName, str] = {
-    "linear": "A linear layer on each token after a BatchNorm without affine",
-    "convnext": "MultiMAE's head of four ConvNeXt blocks",
-    "upernet": "UPerNet, with an auxiliary head at a weight of 0.4 while it learns,",
-    "dpt": "DPT's head",
-}
-
-
-def settings_of(trainer: DenseTrainer, schedule: str) -> dict[str, object]:
-    """The settings of a result, as `eval/<protocol>.json` holds them."""
-    return {
-        "head": trainer.head,
-        "frozen": trainer.is_frozen,
-        "inputs": [m.name for m in trainer.inputs],
-        "schedule": schedule,
-        **asdict(trainer.settings),
-        "image_size": list(trainer.view.image_size),
-        "micro_batch": trainer.micro_batch,
-        "optimizer": "AdamW(betas=(0.9, 0.999))",
-        "train_images": len(trainer.sets.train),
-        "test_images": len(trainer.sets.test),
-        **unreadable_facts(tuple(trainer.unreadable)),
-    }
-
-
-def training_summary(trainer: DenseTrainer, schedule: str) -> str:
-    """How the head was trained, in sentences."""
-    settings, (height, width), (low, high) = trainer.settings, trainer.view.image_size, trainer.settings.scales
-    learned = (
-        "the encoder is frozen"
-        if trainer.is_frozen
-        else f"the encoder learns too, its rates by layer decay {settings.layer_decay:g}"
-    )
-    fit = "cover the image" if settings.fit == "cover" else "hold the whole image, padded"
-    scale = f"{low:g} times" if low == high else f"{low:g} to {high:g} times"
-    jitter = (
-        f", brightness, contrast and saturation changed in {settings.jitter:.0%} of them" if settings.jitter else ""
-    )
-    return (
-        f"{HEAD_WORDS[trainer.head]} reads {' and '.join(m.name for m in trainer.inputs)}, as tokens before any final"
-        f" norm; {learned}. AdamW at a rate of {settings.lr:g}, {settings.epochs}"
-        f" epoch{'s' * (settings.epochs > 1)} in batches of {settings.batch_size} (schedule {schedule}),"
-        f" {settings.warmup_epochs:g} of warm-up, then a cosine. Views of {height} x {width} pixels at {scale} the"
-        f" scale at which they {fit}; one box and flip for all maps{jitter}."
-    )
-
-
-def evaluation_summary(trainer: DenseTrainer) -> str:
-    """How the head was evaluated, in sentences."""
-    scratch = "" if trainer.is_frozen else f" {FROM_SCRATCH}"
-    held = " No test set was given: the last fifth of the images is held out." if trainer.sets.is_held_out else ""
-    return (
-        " Judged after the last epoch, not the best one, at the truth's own size, on windows that overlap by a third,"
-        f" whose answers are averaged.{'' if trainer.is_frozen else scratch}{held}"
-    )
+    def _training_summary(self, schedule: str) -> str:
+        settings, (height, width), (low, high) = self.settings, self.view.image_size, self.settings.scales
+        by_layer = f"the encoder learns too, its rates by layer decay {settings.layer_decay:g}"
+        fit = "cover the image" if settings.fit == "cover" else "hold the whole image, padded"
+        scale = f"{low:g} times" if low == high else f"{low:g} to {high:g} times"
+        jitter = f", brightness, contrast and saturation changed in {settings.jitter:.0%} of them"
+        return (
+            f"{HEAD_WORDS[self.head]} reads {' and '.join(m.name for m in self.inputs)}, as tokens before any final"
+            f" norm; {'the encoder is frozen' if self.is_frozen else by_layer}. AdamW at a rate of {settings.lr:g},"
+            f" {settings.epochs} epoch{'s' * (settings.epochs > 1)} in batches of {settings.batch_size} (schedule"
+            f" {schedule}), {settings.warmup_epochs:g} of warm-up, then a cosine. Views of {height} x {width} pixels"
+            f" at {scale} the scale at which they {fit}; one box and flip for all"
+            f" maps{jitter if settings.jitter else ''}."
+        )

@@ -2,32 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import ClassVar, Literal
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
-from ...data.dense_layouts import FolderLayout, StorageOptions
+from ...data.dense_layouts import StorageOptions
 from ...data.modality_config import declare
 from ...data.resize import resize
 from ...modeling.types import DEPTH
 from ..dense.data import DenseData, depth_mean
-from ..dense.heads import HeadName
 from ..dense.metrics import DepthErrors
 from ..dense.model import check_dense
-from ..dense.training import (
-    DenseTarget,
-    DenseTrainer,
-    DenseTraining,
-    Schedule,
-    evaluation_summary,
-    schedule_for,
-    settings_of,
-    training_summary,
-)
-from ..types import Context, FeatureEncoder, Needs, Score
+from ..dense.training import DenseOptions, DenseTarget, DenseTrainer, DenseTraining
+from ..types import Context, FeatureEncoder, Score
 
 BERHU_SHARE, BERHU_LEAST = 0.2, 1e-5
 ONCE = (1.0, 1.0)  # one scale: a larger picture of a room would look like a nearer one
@@ -39,13 +29,9 @@ SCHEDULES: dict[str, tuple[DenseTraining, int]] = {  # settings, and the updates
 
 
 @dataclass(frozen=True)
-class Depth:
+class Depth(DenseOptions):
     """The depth of every pixel in metres.
 
-    head: linear; convnext (MultiMAE's); upernet (as MAE is fine-tuned); dpt
-    frozen: train the head only; --no-frozen trains the encoder too
-    inputs: the modalities to read, of those that the encoder knows; by default its first
-    modalities: declarations of the maps of a folder: .toml files, and rgb, depth, semseg; by default from the layout
     layout: layout of images and depth: folders (rgb/ and depth/, in train/ and test/ where there are two), nyuv2,
         hypersim; auto detects it
     depth_scale: metres of a stored unit, 0.001 by default; floats are metres
@@ -53,27 +39,11 @@ class Depth:
     loss: berhu (as MultiMAE) or l1, on pixels with a known depth
     schedule: multimae-nyuv2, as published; probe for a frozen encoder and small for a trained one make about
         1000 and 2000 updates; auto is one of the two
-    epochs: passes over the training images
-    batch_size: images of one update
-    lr: peak learning rate, whatever the batch size
-    image_size: side of the training views and of the test windows
     """
 
-    needs: ClassVar[Needs] = "dense"
-
-    head: HeadName = "linear"
-    frozen: bool = True
-    inputs: tuple[str, ...] = ()
-    modalities: tuple[str, ...] = ()
-    layout: FolderLayout = "auto"
     depth_scale: float | None = None
     max_depth: float | None = None
     loss: Literal["berhu", "l1"] = "berhu"
-    schedule: Schedule = "auto"
-    epochs: int | None = None
-    batch_size: int | None = None
-    lr: float | None = None
-    image_size: int | None = None
 
     def run(self, subject: FeatureEncoder, data: DenseData, context: Context) -> Score | None:
         """The metrics after the last epoch; None for an encoder without tokens."""
@@ -84,7 +54,7 @@ class Depth:
         stored = StorageOptions(self.layout, depth_scale=self.depth_scale, max_depth=self.max_depth, declared=declared)
         sets, inputs = data.open(encoder, stored, self.inputs, "depth", context.limit)
         mean, std, mean_map = depth_mean(sets.train)
-        schedule, settings = schedule_for(asdict(self), SCHEDULES, len(sets.train))
+        schedule, settings = self.training(SCHEDULES, len(sets.train))
         loss = DepthLoss(mean, std, self.loss == "berhu")
         target = DenseTarget(DEPTH, 1, loss)
         trainer = DenseTrainer(encoder, sets, inputs, target, self.head, self.frozen, settings, context)
@@ -94,20 +64,17 @@ class Depth:
             truth = sample.maps["depth"]
             errors.add(loss.metres(prediction), truth, truth > 0)
             mean_errors.add(resize(mean_map / mean_map.max(), sample.size) * mean_map.max(), truth, truth > 0)
-        return Score(
-            metrics=errors.metrics(),
-            settings=settings_of(trainer, schedule)
-            | {"loss": self.loss, "max_depth": self.max_depth, "train_depth_mean": mean, "train_depth_std": std},
-            card=(
-                training_summary(trainer, schedule)
-                + f" The loss is {'BerHu' if self.loss == 'berhu' else 'L1'} on pixels with a known depth, normalised"
-                + " by the training set's mean and deviation."
-                + evaluation_summary(trainer)
-                + " Errors are over all known pixels of all test images together, in metres; delta1 is the share within"
-                + " a ratio of 1.25 (Eigen et al., 2014). Training mean: at each pixel the mean depth of the training"
-                + " set."
+        return trainer.score(
+            schedule,
+            errors.metrics(),
+            {"loss": self.loss, "max_depth": self.max_depth, "train_depth_mean": mean, "train_depth_std": std},
+            notes=(
+                f" The loss is {'BerHu' if self.loss == 'berhu' else 'L1'} on pixels with a known depth, normalised by"
+                " the training set's mean and deviation.",
+                " Errors are over all known pixels of all test images together, in metres; delta1 is the share within"
+                " a ratio of 1.25 (Eigen et al., 2014). Training mean: at each pixel the mean depth of the training"
+                " set.",
             ),
-            trains_encoder=not self.frozen,
             baselines={"training mean": mean_errors.metrics()},
         )
 

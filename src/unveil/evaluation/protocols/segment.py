@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
-from typing import ClassVar
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -12,24 +11,14 @@ from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
 from ...data.dense_dataset import DensePair
-from ...data.dense_layouts import FolderLayout, StorageOptions
+from ...data.dense_layouts import StorageOptions
 from ...data.modality_config import declare
 from ...modeling.types import Modality
 from ..dense.data import DenseData, class_counts
-from ..dense.heads import HeadName
 from ..dense.metrics import Confusion
 from ..dense.model import check_dense
-from ..dense.training import (
-    DenseTarget,
-    DenseTrainer,
-    DenseTraining,
-    Schedule,
-    evaluation_summary,
-    schedule_for,
-    settings_of,
-    training_summary,
-)
-from ..types import Context, FeatureEncoder, Needs, Score
+from ..dense.training import DenseOptions, DenseTarget, DenseTrainer, DenseTraining
+from ..types import Context, FeatureEncoder, Score
 
 _MULTIMAE = DenseTraining(64, scales=(0.1, 2.0), fit="inside", image_size=512)
 SCHEDULES: dict[str, tuple[DenseTraining, int]] = {  # settings, and the updates that are made at most; 0 is any number
@@ -44,13 +33,9 @@ SCHEDULES: dict[str, tuple[DenseTraining, int]] = {  # settings, and the updates
 
 
 @dataclass(frozen=True)
-class Segment:
+class Segment(DenseOptions):
     """The class of every pixel, measured by mean IoU.
 
-    head: linear; convnext (MultiMAE's); upernet (as MAE is fine-tuned); dpt
-    frozen: train the head only; --no-frozen trains the encoder too
-    inputs: the modalities to read, of those that the encoder knows: rgb, depth, or both; by default its first
-    modalities: declarations of the maps of a folder: .toml files, and rgb, depth, semseg; by default from the layout
     layout: layout of images and labels: folders (rgb/ and semseg/, in train/ and test/ where there are two), ade20k,
         nyuv2, hypersim, camvid; auto detects it
     classes: the number of classes; by default from the layout, or counted in the labels
@@ -58,27 +43,11 @@ class Segment:
     first_class: the id of the first class; lower ones are no class
     schedule: published settings: multimae-ade20k, multimae-hypersim, multimae-nyuv2, mae-ade20k; probe for a frozen
         encoder and small for a trained one make about 1000 and 2000 updates; auto is one of the two
-    epochs: passes over the training images
-    batch_size: images of one update
-    lr: peak learning rate, whatever the batch size
-    image_size: side of the training views and of the test windows
     """
 
-    needs: ClassVar[Needs] = "dense"
-
-    head: HeadName = "linear"
-    frozen: bool = True
-    inputs: tuple[str, ...] = ()
-    modalities: tuple[str, ...] = ()
-    layout: FolderLayout = "auto"
     classes: int | None = None
     ignore: int | None = None
     first_class: int | None = None
-    schedule: Schedule = "auto"
-    epochs: int | None = None
-    batch_size: int | None = None
-    lr: float | None = None
-    image_size: int | None = None
 
     def run(self, subject: FeatureEncoder, data: DenseData, context: Context) -> Score | None:
         """The metrics after the last epoch; None for an encoder without tokens."""
@@ -91,7 +60,7 @@ class Segment:
         sets, inputs = data.open(encoder, stored, self.inputs, "semseg", context.limit)
         names, counts = class_counts(sets.train)
         sets = DensePair(sets.train.labelled(names), sets.test.labelled(names), sets.is_held_out)
-        schedule, settings = schedule_for(asdict(self), SCHEDULES, len(sets.train))
+        schedule, settings = self.training(SCHEDULES, len(sets.train))
         labels = Modality("semseg", 1, (0.0,), (1.0,), kind="categorical", num_classes=len(names))
         target = DenseTarget(labels, len(names), classes_loss)
         trainer = DenseTrainer(encoder, sets, inputs, target, self.head, self.frozen, settings, context)
@@ -104,15 +73,11 @@ class Segment:
             confusion.add(prediction.argmax(0), truth, valid)
             majority.add(torch.full_like(truth, most_frequent), truth, valid)
         ious = dict(zip(names, confusion.iou.tolist(), strict=True))
-        return Score(
-            metrics=confusion.metrics(),
-            settings=settings_of(trainer, schedule) | {"classes": list(names)},
-            card=(
-                training_summary(trainer, schedule)
-                + evaluation_summary(trainer)
-                + " Mean IoU is over classes that occur; pixels without a class do not count."
-            ),
-            trains_encoder=not self.frozen,
+        return trainer.score(
+            schedule,
+            confusion.metrics(),
+            {"classes": list(names)},
+            notes=("", " Mean IoU is over classes that occur; pixels without a class do not count."),
             baselines={f"majority class ({names[most_frequent]})": majority.metrics()},
             details={"iou": {name: iou for name, iou in ious.items() if not math.isnan(iou)}},
         )
