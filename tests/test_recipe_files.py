@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from unveil.recipes.hyperparameters import Hyperparameters
+from unveil.recipes.recipe import Hyperparameters
 from unveil.recipes.registry import build_recipe, defaults_of, load_recipe, options_of, recipe_cards
 
 

@@ -18,7 +18,7 @@ from unveil.modeling.masked_model import MaskedModel
 from unveil.modeling.rng import sample_keys
 from unveil.modeling.types import Batch, Modality
 from unveil.recipes import mim
-from unveil.recipes.hyperparameters import Hyperparameters
+from unveil.recipes.recipe import Hyperparameters
 from unveil.recipes.registry import build_recipe, options_of
 
 DIALS = {"size": "tiny", "patch": 4, "image_size": (16, 24), "decoder_dim": 16, "decoder_depth": 2, "decoder_heads": 2}

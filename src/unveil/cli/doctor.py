@@ -232,8 +232,8 @@ def _smallest() -> tuple[MaskedModel, Batch]:
 
     from ..modeling.rng import sample_keys
     from ..modeling.types import Batch
-    from ..recipes.hyperparameters import Hyperparameters
     from ..recipes.mae import recipe
+    from ..recipes.recipe import Hyperparameters
 
     torch.manual_seed(0)
     train = Hyperparameters(size="tiny", patch=8, image_size=(32,))

@@ -52,7 +52,7 @@ def recipe(
     encoder = train.vit(modality)
     draws: dict[str, Sampler] = {"high": Hard(), "hint": Hint(hint_top, hint_shown), "low": Reversed(Hard())}
     score = AttentionGuided(TeacherAttention("student"), draws[masking])
-    masker = Masker(score, visible, 1 - visible if predicted is None else predicted)
+    masker = Masker(score, visible, predicted)
     follows = Momentum(momentum, momentum_end)
 
     def build() -> MaskedModel:

@@ -163,7 +163,7 @@ def recipe(
     shape = (modality.name, encoder, decoder_dim, decoder_depth, decoder_heads)
     blended = make_blend(blend, encoder, decoder_depth if decoder == "cross" else 1)
     patches = (CrossDecoder if decoder == "cross" else SelfDecoder)(*shape, blended, outputs=positions)
-    masker = Masker(Uniform(), visible, 1 - visible if predicted is None else predicted)
+    masker = Masker(Uniform(), visible, predicted)
 
     num_features = {"teacher": teacher_features, "student": student_features}
     maps = {

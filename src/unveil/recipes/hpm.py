@@ -41,7 +41,7 @@ def recipe(
     decoder_heads: number of the decoder's attention heads
     """
     encoder = train.vit(modality)
-    masker = Masker(HardestFirst("student", 1 - visible, hardest, hardest_end), visible, 1 - visible)
+    masker = Masker(HardestFirst("student", 1 - visible, hardest, hardest_end), visible)
     follows = Momentum(momentum, momentum_end, "linear", until=max(momentum_epochs / train.epochs, 1e-9))
     shape = (modality.name, encoder, decoder_dim, decoder_depth, decoder_heads)
 

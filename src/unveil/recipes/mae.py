@@ -32,7 +32,7 @@ def recipe(
     """
     encoder = train.vit(modality)
 
-    masker = Masker(Uniform(), visible, 1 - visible if predicted is None else predicted)
+    masker = Masker(Uniform(), visible, predicted)
 
     def build() -> MaskedModel:
         return MaskedModel(

@@ -25,7 +25,7 @@ def recipe(
     bins: directions that a histogram tells apart
     """
     encoder = train.vit(modality)
-    masker = Masker(Blockwise(), visible, 1 - visible)
+    masker = Masker(Blockwise(), visible)
 
     def build() -> MaskedModel:
         return MaskedModel(

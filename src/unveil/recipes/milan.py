@@ -46,7 +46,7 @@ def recipe(
     decoder_heads: number of the decoder's attention heads
     """
     encoder = train.vit(modality)
-    masker = Masker(AttentionGuided(TeacherAttention("teacher"), Reversed(Gumbel())), visible, 1 - visible)
+    masker = Masker(AttentionGuided(TeacherAttention("teacher"), Reversed(Gumbel())), visible)
     shape = (modality.name, encoder, decoder_dim, decoder_depth, decoder_heads)
 
     is_all = positions == "all"

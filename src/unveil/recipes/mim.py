@@ -92,7 +92,7 @@ def recipe(
     masker = Masker(
         score,
         visible,
-        1 - visible if predicted is None else predicted,
+        predicted,
         predict_score=score if ask == "hardest" else Uniform(),
         unit=unit_in_tokens(mask_unit, train.patch) if mask_unit else 1,
     )

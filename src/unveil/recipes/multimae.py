@@ -64,7 +64,7 @@ def recipe(
             ByModality(PATTERNS[masking]), encoder, objectives, budget, concentration, tasks, harder_gets,
             budget_temperature, budget_floor,
         )  # fmt: skip
-        masker = Masker(score, visible, 1 - visible if predicted is None else predicted)
+        masker = Masker(score, visible, predicted)
         return MaskedModel(encoder, masker, decoders, objectives)
 
     return Recipe(encoder, (Stage(build, train.epochs),), train.optim(), train.view(encoder))

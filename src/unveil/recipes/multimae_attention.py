@@ -155,7 +155,7 @@ def recipe(
         budget_score = make_budget(
             score, encoder, objectives, budget, concentration, tasks, harder_gets, budget_temperature, budget_floor
         )
-        masker = Masker(budget_score, visible, 1 - visible if predicted is None else predicted)
+        masker = Masker(budget_score, visible, predicted)
         return MaskedModel(encoder, masker, decoders, terms, teachers)
 
     return Recipe(encoder, (Stage(build, train.epochs),), train.optim(), train.view(encoder))

@@ -17,6 +17,19 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
 
+
+def _table(text: str) -> dict[str, dict[str, str]]:
+    """`owner: old=new ...`, over one line or several, as `{owner: {old: new}}`."""
+    table: dict[str, dict[str, str]] = {}
+    for word in text.split():
+        if word.endswith(":"):
+            names = table[word[:-1]] = {}
+        else:
+            old, _, new = word.partition("=")
+            names[old] = new
+    return table
+
+
 MOVED = {  # old module -> new module, both below `unveil`; what lies in a package that moved, moved with it
     "adaptive": "modeling.adaptive_budget",
     "chance": "modeling.rng",
@@ -28,8 +41,8 @@ MOVED = {  # old module -> new module, both below `unveil`; what lies in a packa
     "losses": "modeling.losses",
     "masking": "modeling.masking",
     "masking.attention": "modeling.masking.attention_guided",
-    "masking.crossmodal": "modeling.masking.combinators",
-    "masking.drawing": "modeling.masking.sampling",
+    "masking.crossmodal": "modeling.masking.by_modality",
+    "masking.drawing": "modeling.masking.attention_guided",
     "model": "modeling.masked_model",
     "objectives": "modeling.objectives",
     "optim": "modeling.optim",
@@ -50,98 +63,57 @@ MOVED = {  # old module -> new module, both below `unveil`; what lies in a packa
     "teachers.guidance": "modeling.teachers.low_cost",
     "teachers.momentum": "modeling.teachers.ema",
 }
-RENAMED = {  # names of release 0.1 that have another name now, by the new module (or its package) that has them
-    "modeling.masked_model": {
-        "Criterion": "LossTerm",
-        "Follower": "AfterStep",
-        "Imagined": "ForwardOutput",
-        "Timed": "BeforeStep",
-    },
-    "modeling.decoder": {"Answers": "Outputs", "ask": "modality_queries"},
-    "modeling.encoder": {"READING": "FEATURE_SPEC"},
-    "modeling.image_encoder": {"Pretrained": "ImageEncoder"},
-    "modeling.losses": {"Weighed": "LossSums"},
-    "modeling.masking": {
-        "Attention": "TeacherAttention",
-        "Block": "Blockwise",
-        "Collaborative": "CollaborativeAttention",
-        "Draw": "Sampler",
-        "Errors": "LossMap",
-        "Fusion": "MapFusion",
-        "Gaze": "AttentionMap",
-        "Guided": "AttentionGuided",
-        "IfSeen": "IfObserved",
-        "InverseBlock": "InverseBlockwise",
-        "Normalise": "MapNorm",
-        "Score": "TokenScore",
-        "Tasks": "TaskSampling",
-        "ask": "modality_queries",
-        "by_budget": "score_by_budget",
-        "units_of": "unit_in_tokens",
-    },
-    "modeling.objectives": {
-        "Foreseen": "FeatureLossPrediction",
-        "Foretold": "DecoderLossPrediction",
-        "Looked": "GateScore",
-        "Uncertain": "UncertaintyWeighted",
-        "Whole": "ClassTokenDecoder",
-    },
-    "modeling.public_vits": {
-        "ForeignEncoder": "PublicViT",
-        "Found": "WeightFiles",
-        "Spec": "ViTConfig",
-        "State": "StateDict",
-        "adapt_bands": "adapt_channels",
-        "find": "find_weights",
-        "fresh": "untrained_vit",
-        "is_foreign": "is_public_vit",
-        "translate": "to_own_names",
-        "with_bands": "with_channels",
-    },
-    "modeling.rng": {"Chance": "SampleRng"},
-    "modeling.targets": {"Truth": "TargetValues"},
-    "modeling.teachers": {
-        "Average": "ModelEma",
-        "Coarse": "LowResolutionTeacher",
-        "ComplementaryErrors": "MeasuredLossTeacher",
-        "ForeseenErrors": "PredictedLossTeacher",
-        "Sometimes": "EveryNSteps",
-        "begin_averages": "reset_emas",
-    },
-    "modeling.types": {"Chance": "SampleRng", "Reading": "FeatureSpec", "unit": "to_float"},
-    "recipes.multimodal": {
-        "answers": "make_decoders",
-        "budgeted": "make_budget",
-        "loss_of": "modality_loss",
-        "targets": "modality_targets",
-    },
-    "recipes.recipe": {"check_words": "check_choices"},
-}
-ARGUMENTS = {  # keyword arguments of release 0.1 that have another name now, by class or function
-    "modeling.decoder.SelfDecoder": {"answers": "outputs"},
-    "modeling.decoder.CrossDecoder": {"answers": "outputs"},
-    "modeling.decoder.PromptingDecoder": {"answers": "outputs"},
-    "modeling.masking.AttentionGuided": {"draw": "sampler", "gaze": "attention_map"},
-    "modeling.masking.Masker": {"ask": "predict_score"},
-    "modeling.teachers.EMATeacher": {"reading": "spec"},
-    "modeling.teachers.FrozenTeacher": {"reading": "spec"},
-    "modeling.teachers.OnlineTeacher": {"reading": "spec"},
-    "modeling.teachers.load_teacher": {"reading": "spec"},
-    "modeling.masking.Reversed": {"draw": "sampler"},
-    "modeling.objectives.GateScore": {"gaze": "attention_map"},
-}
-ATTRIBUTES = {  # attributes and methods of release 0.1 that have another name now, by class
-    "modeling.decoder.Decoder": {"answers": "outputs", "asks": "make_queries"},
-    "modeling.layers.Attention": {"seen": "attention_to_patches"},
-    "modeling.masked_model.MaskedModel": {"imagine": "encode_decode", "counts": "count_samples"},
-    "modeling.masked_model.Objective": {
-        "compared": "prediction_and_target",
-        "errors": "token_losses",
-        "truth": "target_values",
-    },
-    "modeling.masking.Masker": {"ask": "predict_score"},
-    "modeling.types.Batch": {"chance": "rng"},
-}
+RENAMED = _table(  # names of release 0.1 and today's, by the new module (or its package) that has them
+    """
+    modeling.masked_model: Criterion=LossTerm Follower=AfterStep Imagined=ForwardOutput Timed=BeforeStep
+    modeling.decoder: Answers=Outputs ask=modality_queries
+    modeling.encoder: READING=FEATURE_SPEC
+    modeling.image_encoder: Pretrained=ImageEncoder
+    modeling.losses: Weighed=LossSums
+    modeling.masking: Attention=TeacherAttention Block=Blockwise Collaborative=CollaborativeAttention
+        Draw=Sampler Errors=LossMap Fusion=MapFusion Gaze=AttentionMap Guided=AttentionGuided
+        IfSeen=IfObserved InverseBlock=InverseBlockwise Normalise=MapNorm Score=TokenScore
+        Tasks=TaskSampling ask=modality_queries by_budget=score_by_budget units_of=unit_in_tokens
+    modeling.objectives: Foreseen=FeatureLossPrediction Foretold=DecoderLossPrediction Looked=GateScore
+        Uncertain=UncertaintyWeighted Whole=ClassTokenDecoder
+    modeling.public_vits: ForeignEncoder=PublicViT Found=WeightFiles Spec=ViTConfig State=StateDict
+        adapt_bands=adapt_channels find=find_weights fresh=untrained_vit is_foreign=is_public_vit
+        translate=to_own_names with_bands=with_channels
+    modeling.rng: Chance=SampleRng
+    modeling.targets: Truth=TargetValues
+    modeling.teachers: Average=ModelEma Coarse=LowResolutionTeacher ComplementaryErrors=MeasuredLossTeacher
+        ForeseenErrors=PredictedLossTeacher Sometimes=EveryNSteps begin_averages=reset_emas
+    modeling.types: Chance=SampleRng Reading=FeatureSpec unit=to_float
+    recipes.multimodal: answers=make_decoders budgeted=make_budget loss_of=modality_loss
+        targets=modality_targets
+    recipes.recipe: check_words=check_choices
+    """
+)
+ARGUMENTS = _table(  # keyword arguments, by class or function
+    """
+    modeling.decoder.SelfDecoder: answers=outputs
+    modeling.decoder.CrossDecoder: answers=outputs
+    modeling.decoder.PromptingDecoder: answers=outputs
+    modeling.masking.AttentionGuided: draw=sampler gaze=attention_map
+    modeling.masking.Masker: ask=predict_score
+    modeling.teachers.EMATeacher: reading=spec
+    modeling.teachers.FrozenTeacher: reading=spec
+    modeling.teachers.OnlineTeacher: reading=spec
+    modeling.teachers.load_teacher: reading=spec
+    modeling.masking.Reversed: draw=sampler
+    modeling.objectives.GateScore: gaze=attention_map
+    """
+)
+ATTRIBUTES = _table(  # attributes and methods, by class
+    """
+    modeling.decoder.Decoder: answers=outputs asks=make_queries
+    modeling.layers.Attention: seen=attention_to_patches
+    modeling.masked_model.MaskedModel: imagine=encode_decode counts=count_samples
+    modeling.masked_model.Objective: compared=prediction_and_target errors=token_losses truth=target_values
+    modeling.masking.Masker: ask=predict_score
+    modeling.types.Batch: chance=rng
+    """
+)
 
 
 def moved_to(module: str) -> str | None:

@@ -1,8 +1,8 @@
 """The options of a function or dataclass: each with its type, default and meaning, and how its value is read from text.
 
 An option is a keyword argument; its meaning is the line `name: meaning` of the docstring. The fields of an argument
-`train` (`Hyperparameters`) are options of their own, so a recipe that takes it has the same flat options as one that
-lists them in its signature. Text, numbers, `bool`, `Literal`, `tuple[int, ...]` and `X | None` can be read from text,
+whose default is a dataclass (`train: Hyperparameters`) are options of their own, so a recipe that takes it has the same
+flat options as one that lists them in its signature. Text, numbers, `bool`, `Literal`, `tuple[int, ...]` and `X | None` can be read from text,
 which is what the command line and YAML files hold.
 """
 
@@ -24,7 +24,6 @@ from ..runs.renamed import OLD_VALUES
 
 REQUIRED = inspect.Parameter.empty
 DATA = ("modality", "modalities")  # arguments of a recipe that come from the data, not from the user
-SHARED = "train"  # the argument of a recipe that holds the hyper-parameters which all recipes share
 _SCALARS: dict[type, tuple[str, str]] = {
     int: ("a whole number", "100"),
     float: ("a number", "0.25"),
@@ -178,9 +177,9 @@ def _bases(function: Callable[..., Any]) -> list[Callable[..., Any]]:
     return [*reversed(inspect.getmro(function))] if isinstance(function, type) else [function]
 
 
-def is_group(parameter: inspect.Parameter | None) -> bool:
-    """Whether an argument is the one whose fields are options."""
-    return parameter is not None and parameter.name == SHARED and is_dataclass(parameter.default)
+def is_group(parameter: inspect.Parameter) -> bool:
+    """Whether an argument is a dataclass whose fields are options, as `train` is."""
+    return parameter.name not in DATA and is_dataclass(parameter.default)
 
 
 def _kind_of(value: Any) -> Any:

@@ -16,10 +16,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Protocol
 
-if TYPE_CHECKING:
-    from .recipe import Recipe
-
-from .options import DATA, SHARED, Option, check_choices, is_group, options_in
+from .options import DATA, Option, check_choices, is_group, options_in
 
 if TYPE_CHECKING:  # which imports torch
     from .recipe import Recipe
@@ -53,22 +50,24 @@ def read_card(file: Path) -> RecipeCard | None:
             arguments = zip(node.args.kwonlyargs, node.args.kw_defaults, strict=True)
             options: dict[str, Any] = {}
             for argument, default in arguments:
-                if argument.arg == SHARED and isinstance(default, ast.Call):
-                    options |= _shared_defaults() | {k.arg: _value(k.value) for k in default.keywords if k.arg}
-                elif default and argument.arg not in DATA:
+                if argument.arg in DATA or not default:
+                    continue
+                if isinstance(default, ast.Call):
+                    fields_of = _group_defaults(ast.unparse(default.func))
+                    options |= fields_of | {k.arg: _value(k.value) for k in default.keywords if k.arg}
+                else:
                     options[argument.arg] = _value(default)
             return RecipeCard(file.stem.replace("_", "-"), text.partition("\n")[0], options)
     return None
 
 
 @cache
-def _shared_defaults() -> dict[str, Any]:
-    """The fields of `Hyperparameters` with their defaults, read as text."""
-    file = Path(__file__).with_name("hyperparameters.py")
-    tree = ast.parse(file.read_text(encoding="utf-8"), str(file))
-    lines = [line for node in tree.body if isinstance(node, ast.ClassDef) for line in node.body]
-    assigned = [line for line in lines if isinstance(line, ast.AnnAssign) and line.value]
-    return {ast.unparse(line.target): _value(line.value) for line in assigned if line.value}
+def _group_defaults(name: str) -> dict[str, Any]:
+    """The fields of a dataclass whose fields are options (`Hyperparameters`) with their defaults, read as text."""
+    texts = (Path(__file__).with_name(file).read_text(encoding="utf-8") for file in ("recipe.py", "multimodal.py"))
+    classes = (node for text in texts for node in ast.parse(text).body if isinstance(node, ast.ClassDef))
+    lines = next((node.body for node in classes if node.name == name), [])
+    return {ast.unparse(a.target): _value(a.value) for a in lines if isinstance(a, ast.AnnAssign) and a.value}
 
 
 def _value(default: ast.expr) -> Any:
@@ -133,10 +132,9 @@ def build_recipe(recipe: Callable[..., Recipe], modalities: Sequence[_Named], op
     check_modalities(recipe, modalities)
     check_choices(recipe, options)
     given = {**options, **{o.name: o.current(options[o.name]) for o in options_of(recipe) if o.name in options}}
-    shared = inspect.signature(recipe).parameters.get(SHARED)
-    if shared is not None and is_group(shared):
-        names = [f.name for f in fields(shared.default) if f.name in given]
-        given[SHARED] = replace(shared.default, **{name: given.pop(name) for name in names})
+    for group in filter(is_group, inspect.signature(recipe).parameters.values()):
+        names = [f.name for f in fields(group.default) if f.name in given]
+        given[group.name] = replace(group.default, **{name: given.pop(name) for name in names})
     if modalities:
         several = default_modalities(recipe) is not None
         given |= {"modalities": tuple(modalities)} if several else {"modality": modalities[0]}

@@ -28,7 +28,7 @@ def recipe(
     norm_pix: predict each patch normalised by its own mean and standard deviation
     """
     encoder = train.vit(modality)
-    masker = Masker(Uniform(), visible, 1 - visible, unit=unit_in_tokens(mask_unit, train.patch))
+    masker = Masker(Uniform(), visible, unit=unit_in_tokens(mask_unit, train.patch))
 
     def build() -> MaskedModel:
         return MaskedModel(

@@ -54,7 +54,7 @@ class Masker:
 
     score: TokenScore
     visible: float = 0.25
-    predicted: float = 0.75
+    predicted: float | None = None  # None: all that are hidden
     predict_score: TokenScore = field(default_factory=Uniform)
     unit: int = 1
 
@@ -63,15 +63,20 @@ class Masker:
             raise ValueError(
                 f"visible is the share of tokens that the encoder reads, between 0 and 1; got {self.visible}"
             )
-        if not 0 < self.predicted <= 1 - self.visible + 1e-9:
+        if self.predicted is not None and not 0 < self.predicted <= 1 - self.visible + 1e-9:
             raise ValueError(
                 f"predicted is a share of all tokens, above 0 and at most the hidden share 1 - visible ="
                 f" {1 - self.visible:.4g}; got {self.predicted}"
             )
 
+    @property
+    def predicted_share(self) -> float:
+        """The share of all tokens that is predicted."""
+        return 1 - self.visible if self.predicted is None else self.predicted
+
     def predict_all(self) -> Masker:
         """The same masks, with every hidden token predicted."""
-        return replace(self, predicted=1 - self.visible)
+        return replace(self, predicted=None)
 
     def counts(self, layout: Layout) -> tuple[int, int]:
         """How many tokens of a layout are visible, and how many predicted."""
@@ -79,15 +84,15 @@ class Masker:
             raise ValueError(f"masking units of {self.unit} x {self.unit} tokens do not tile a grid of {layout.grid}")
         units = layout.num_tokens // self.unit**2
         visible = floor(self.visible * units)
-        skipped = floor((1 - self.visible - self.predicted) * units)
+        skipped = floor((1 - self.visible - self.predicted_share) * units)
         predicted = units - visible - skipped
         if skipped > 0:
             predicted -= predicted % len(layout.spans)
         if visible < 1 or predicted < 1:
             raise ValueError(
                 f"of {units} masking units, visible={self.visible} leaves {visible} to read and predicted="
-                f"{self.predicted} leaves {predicted} to predict; both need one, and one of every modality to predict:"
-                " use more tokens or other shares"
+                f"{self.predicted_share} leaves {predicted} to predict; both need one, and one of every modality to"
+                " predict: use more tokens or other shares"
             )
         return visible * self.unit**2, predicted * self.unit**2
 
