@@ -2,8 +2,8 @@
 
 An option is a keyword argument; its meaning is the line `name: meaning` of the docstring. The fields of an argument
 whose default is a dataclass (`train: Hyperparameters`) are options of their own, so a recipe that takes it has the same
-flat options as one that lists them in its signature. Text, numbers, `bool`, `Literal`, `tuple[int, ...]` and `X | None` can be read from text,
-which is what the command line and YAML files hold.
+flat options as one that lists them in its signature. Text, numbers, `bool`, `Literal`, `tuple[int, ...]` and `X | None`
+can be read from text, which is what the command line and YAML files hold.
 """
 
 from __future__ import annotations
