@@ -12,8 +12,8 @@ import pytest
 import torch
 from PIL import Image, ImageEnhance, ImageOps
 
-from unveil.data.augment import Mix, RandAugment, colour, erase, geometry, mix_images, soft_labels
-from unveil.data.augment.randaugment import OPERATIONS, apply
+from unveil.data import augment
+from unveil.data.augment import OPERATIONS, Mix, RandAugment, apply, erase, mix_images, soft_labels
 from unveil.modeling.rng import SampleRng, sample_keys
 
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
@@ -35,22 +35,22 @@ def same(value: float, count: int = 2) -> torch.Tensor:
 
 
 COLOUR = {
-    "autocontrast": (colour.autocontrast, ImageOps.autocontrast),
-    "equalize": (colour.equalize, ImageOps.equalize),
-    "invert": (colour.invert, ImageOps.invert),
-    "posterize": (lambda x: colour.posterize(x, same(3)), lambda image: ImageOps.posterize(image, 3)),
-    "solarize": (lambda x: colour.solarize(x, same(100)), lambda image: ImageOps.solarize(image, 100)),
+    "autocontrast": (augment.autocontrast, ImageOps.autocontrast),
+    "equalize": (augment.equalize, ImageOps.equalize),
+    "invert": (augment.invert, ImageOps.invert),
+    "posterize": (lambda x: augment.posterize(x, same(3)), lambda image: ImageOps.posterize(image, 3)),
+    "solarize": (lambda x: augment.solarize(x, same(100)), lambda image: ImageOps.solarize(image, 100)),
     "solarize_add": (
-        lambda x: colour.solarize_add(x, same(40)),
+        lambda x: augment.solarize_add(x, same(40)),
         lambda image: image.point([min(255, i + 40) if i < 128 else i for i in range(256)] * 3),
     ),
-    "saturation": (lambda x: colour.saturation(x, same(1.7)), lambda image: ImageEnhance.Color(image).enhance(1.7)),
-    "contrast": (lambda x: colour.contrast(x, same(0.4)), lambda image: ImageEnhance.Contrast(image).enhance(0.4)),
+    "saturation": (lambda x: augment.saturation(x, same(1.7)), lambda image: ImageEnhance.Color(image).enhance(1.7)),
+    "contrast": (lambda x: augment.contrast(x, same(0.4)), lambda image: ImageEnhance.Contrast(image).enhance(0.4)),
     "brightness": (
-        lambda x: colour.brightness(x, same(1.5)),
+        lambda x: augment.brightness(x, same(1.5)),
         lambda image: ImageEnhance.Brightness(image).enhance(1.5),
     ),
-    "sharpness": (lambda x: colour.sharpness(x, same(1.9)), lambda image: ImageEnhance.Sharpness(image).enhance(1.9)),
+    "sharpness": (lambda x: augment.sharpness(x, same(1.9)), lambda image: ImageEnhance.Sharpness(image).enhance(1.9)),
 }
 
 
@@ -65,17 +65,17 @@ def test_colours_change_as_in_pillow(name):
 
 
 AFFINE = {
-    "rotation": (geometry.rotation(same(20), (40, 56)), lambda x: x.rotate(20, Image.Resampling.BILINEAR)),
-    "shear_x": (geometry.shear_x(same(0.3)), (1, 0.3, 0, 0, 1, 0)),
-    "shear_y": (geometry.shear_y(same(-0.2)), (1, 0, 0, -0.2, 1, 0)),
-    "shift": (geometry.shift(same(9), same(-4)), (1, 0, 9, 0, 1, -4)),
+    "rotation": (augment.rotation(same(20), (40, 56)), lambda x: x.rotate(20, Image.Resampling.BILINEAR)),
+    "shear_x": (augment.shear_x(same(0.3)), (1, 0.3, 0, 0, 1, 0)),
+    "shear_y": (augment.shear_y(same(-0.2)), (1, 0, 0, -0.2, 1, 0)),
+    "shift": (augment.shift(same(9), same(-4)), (1, 0, 9, 0, 1, -4)),
 }
 
 
 @pytest.mark.parametrize("name", AFFINE)
 def test_geometry_is_pillows(name):
     maps, theirs = AFFINE[name]
-    found = (geometry.warp(batch(), maps, (0.0, 0.0, 0.0)) * 255).permute(0, 2, 3, 1).numpy()
+    found = (augment.warp(batch(), maps, (0.0, 0.0, 0.0)) * 255).permute(0, 2, 3, 1).numpy()
     for i in range(2):
         image = Image.fromarray(photograph(i))
         if isinstance(theirs, tuple):
@@ -88,7 +88,7 @@ def test_geometry_is_pillows(name):
 
 
 def test_what_comes_in_from_outside_has_the_fill():
-    moved = geometry.warp(batch(), geometry.shift(same(100), same(0)), MEAN)
+    moved = augment.warp(batch(), augment.shift(same(100), same(0)), MEAN)
     torch.testing.assert_close(moved, torch.tensor(MEAN)[None, :, None, None].expand_as(moved))
 
 
@@ -114,22 +114,22 @@ def test_torchvision_agrees(functional):
     ours, bilinear, black = x.float() / 255, functional.InterpolationMode.BILINEAR, (0.0, 0.0, 0.0)
     degrees = math.degrees(math.atan(0.3))
     pairs = {
-        "autocontrast": (functional.autocontrast(x), colour.autocontrast(ours)),
-        "equalize": (functional.equalize(x), colour.equalize(ours)),
-        "invert": (functional.invert(x), colour.invert(ours)),
-        "posterize": (functional.posterize(x, 3), colour.posterize(ours, same(3, 1))),
-        "solarize": (functional.solarize(x, 100), colour.solarize(ours, same(100, 1))),
-        "saturation": (functional.adjust_saturation(x, 1.7), colour.saturation(ours, same(1.7, 1))),
-        "brightness": (functional.adjust_brightness(x, 1.5), colour.brightness(ours, same(1.5, 1))),
-        "contrast": (functional.adjust_contrast(x, 0.4), colour.contrast(ours, same(0.4, 1))),
-        "sharpness": (functional.adjust_sharpness(x, 1.9), colour.sharpness(ours, same(1.9, 1))),
+        "autocontrast": (functional.autocontrast(x), augment.autocontrast(ours)),
+        "equalize": (functional.equalize(x), augment.equalize(ours)),
+        "invert": (functional.invert(x), augment.invert(ours)),
+        "posterize": (functional.posterize(x, 3), augment.posterize(ours, same(3, 1))),
+        "solarize": (functional.solarize(x, 100), augment.solarize(ours, same(100, 1))),
+        "saturation": (functional.adjust_saturation(x, 1.7), augment.saturation(ours, same(1.7, 1))),
+        "brightness": (functional.adjust_brightness(x, 1.5), augment.brightness(ours, same(1.5, 1))),
+        "contrast": (functional.adjust_contrast(x, 0.4), augment.contrast(ours, same(0.4, 1))),
+        "sharpness": (functional.adjust_sharpness(x, 1.9), augment.sharpness(ours, same(1.9, 1))),
         "rotate": (
             functional.rotate(x.float(), 20, bilinear),
-            geometry.warp(ours, geometry.rotation(same(20, 1), (40, 56)), black),
+            augment.warp(ours, augment.rotation(same(20, 1), (40, 56)), black),
         ),
         "shear": (
             functional.affine(x.float(), 0.0, [0, 0], 1.0, [degrees, 0.0], bilinear, center=[0, 0]),
-            geometry.warp(ours, geometry.shear_x(same(0.3, 1)), black),
+            augment.warp(ours, augment.shear_x(same(0.3, 1)), black),
         ),
     }
     exact = ("equalize", "invert", "posterize", "solarize", "rotate", "shear")
@@ -151,12 +151,12 @@ def test_every_operation_runs_on_images_of_any_channels():
 def test_randaugment_is_a_function_of_the_sample_and_leaves_a_quarter_alone():
     rng = SampleRng(sample_keys(0, 3, range(400)))
     images = batch(1)[:, :, :12, :12].expand(400, -1, -1, -1)
-    augment = RandAugment(MEAN)
-    found = augment(images, rng)
-    torch.testing.assert_close(augment(images[7:11], SampleRng(rng.key[7:11])), found[7:11])
+    randaugment = RandAugment(MEAN)
+    found = randaugment(images, rng)
+    torch.testing.assert_close(randaugment(images[7:11], SampleRng(rng.key[7:11])), found[7:11])
     alone = (found == images).flatten(1).all(1).float().mean()
     assert 0.17 < alone < 0.36  # two operations, each left out half of the time
-    assert not torch.equal(augment(images, SampleRng(sample_keys(0, 4, range(400)))), found)
+    assert not torch.equal(randaugment(images, SampleRng(sample_keys(0, 4, range(400)))), found)
 
 
 def test_stronger_is_further_away():

@@ -14,13 +14,11 @@ from PIL import Image
 
 from unveil.commands.embed import inspect
 from unveil.data.aligned_folders import aligned_modalities, open_images, open_samples
-from unveil.data.inspect_aligned import inspect_samples
+from unveil.data.inspection import inspect_samples
 from unveil.data.loader import Loader, TooManyBroken
 from unveil.data.modality_config import DEPTH, RGB, SEMSEG, Declared, declare
-from unveil.data.resize import resize_known, resize_nearest
-from unveil.data.samples import Sample, in_one_frame
 from unveil.data.splits import groups_of, hold_out
-from unveil.data.transforms import View, draw_cuts, view_of
+from unveil.data.transforms import Sample, View, draw_cuts, in_one_frame, resize_known, resize_nearest, view_of
 from unveil.modeling.rng import sample_keys
 from unveil.modeling.types import Modality
 

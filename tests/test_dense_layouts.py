@@ -9,9 +9,8 @@ import pytest
 import torch
 from PIL import Image
 
-from unveil.data.class_names import CAMVID, NYU40
 from unveil.data.decode import Unreadable
-from unveil.data.dense_layouts import StorageOptions, open_dense
+from unveil.data.dense_layouts import CAMVID, NYU40, StorageOptions, open_dense
 from unveil.evaluation.dense.data import class_counts, depth_mean
 from unveil.modeling.types import DEPTH, RGB, Modality
 

@@ -19,7 +19,7 @@ from PIL import Image
 from measuring import on_dense
 from unveil.data.dense_layouts import open_dense
 from unveil.data.loader import Loader
-from unveil.data.samples import Sample
+from unveil.data.transforms import Sample
 from unveil.evaluation.dense.data import DenseData, DenseView, jittered, places, starts
 from unveil.evaluation.dense.heads import HEADS, ConvNeXtHead, taps
 from unveil.evaluation.dense.metrics import Confusion

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from tiny_runs import write_images, write_recipe
 from unveil.data.loader import Loader
-from unveil.data.samples import Sample
 from unveil.data.sources import open_source
+from unveil.data.transforms import Sample
 from unveil.modeling.encoder import Encoder
 from unveil.modeling.rng import sample_keys, seed_stage
 from unveil.modeling.types import Batch, Observation, Tokens

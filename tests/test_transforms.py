@@ -13,8 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from unveil.data import View, center_view, random_view
-from unveil.data.resize import resize
-from unveil.data.transforms import draw_cuts
+from unveil.data.transforms import draw_cuts, resize
 from unveil.modeling.rng import sample_keys
 
 sides = st.integers(1, 60)

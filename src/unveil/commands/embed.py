@@ -9,8 +9,7 @@ from typing import Any
 import numpy as np
 
 from ..data.aligned_folders import aligned_modalities, open_images, open_samples
-from ..data.inspect_aligned import AlignedInspection, inspect_samples
-from ..data.inspect_images import Inspection, inspect_source
+from ..data.inspection import AlignedInspection, Inspection, inspect_samples, inspect_source
 from ..data.modality_config import declare
 from ..data.sources import open_source
 from ..evaluation.features import extract

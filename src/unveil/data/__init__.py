@@ -4,14 +4,12 @@ from .aligned_folders import open_samples
 from .decode import Unreadable
 from .dense_dataset import DensePair, DenseSet
 from .dense_layouts import StorageOptions, open_dense
-from .inspect_aligned import AlignedInspection, inspect_samples
-from .inspect_images import Inspection, inspect_source
+from .inspection import AlignedInspection, Inspection, inspect_samples, inspect_source
 from .loader import Loader, TooManyBroken
 from .modality_config import Declared, declare
-from .samples import Sample, SampleSource
-from .sources import Source, Subset, open_source, split
-from .splits import hold_out
-from .transforms import CenterView, View, center_view, random_view
+from .sources import SampleSource, Source, Subset, open_source
+from .splits import hold_out, split
+from .transforms import CenterView, Sample, View, center_view, random_view
 
 __all__ = [
     "AlignedInspection",

@@ -21,10 +21,9 @@ from .decode import Unreadable
 from .hdf5 import as_npy
 from .listing import folder_labels, list_files, missing
 from .modality_config import BUILT_IN, Declared
-from .plugins import opener_of
 from .read_map import READ, Map, read_map
-from .samples import Sample, SampleSource, as_sample
-from .sources import Source, open_source, read_bytes
+from .sources import SampleSource, Source, open_source, opener_of, read_bytes
+from .transforms import Sample, as_sample
 
 _NEEDED = "Several modalities are read from a folder that holds one for each, or from scenes"
 INTEGERS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif")  # files of whole numbers, which no NaN is among

@@ -11,8 +11,8 @@ import torch
 from .decode import to_channels
 from .modality_config import Declared
 from .read_map import Map
-from .samples import Sample, SampleSource, as_sample
-from .sources import spread
+from .sources import SampleSource, spread
+from .transforms import Sample, as_sample
 
 
 @dataclass(frozen=True)

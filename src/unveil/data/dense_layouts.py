@@ -9,14 +9,20 @@ from pathlib import Path
 from typing import Literal
 
 from .aligned_folders import AlignedSource, open_samples
-from .class_names import CAMVID, NYU40, named, numbered
 from .dense_dataset import DensePair, DenseSet, LabelEncoding
-from .hdf5 import NYUV2, nyuv2_frames
+from .hdf5 import NYUV2, hypersim_frames, nyuv2_frames
 from .listing import list_files, missing
 from .modality_config import BUILT_IN, DEPTH, RGB, SEMSEG, Declared
 from .read_map import READ
 
 FolderLayout = Literal["auto", "folders", "ade20k", "nyuv2", "hypersim", "camvid"]
+NYU40 = (
+    *("wall", "floor", "cabinet", "bed", "chair", "sofa", "table", "door", "window", "bookshelf", "picture", "counter"),
+    *("blinds", "desk", "shelves", "curtain", "dresser", "pillow", "mirror", "floor mat", "clothes", "ceiling"),
+    *("books", "refrigerator", "television", "paper", "towel", "shower curtain", "box", "whiteboard", "person"),
+    *("night stand", "toilet", "sink", "lamp", "bathtub", "bag", "other structure", "other furniture", "other prop"),
+)
+CAMVID = (*("sky", "building", "pole", "road", "pavement", "tree", "sign", "fence", "car", "pedestrian", "bicyclist"),)
 FOLDERS = {  # the names that a folder of each kind of map goes by
     "rgb": ("rgb", "images", "image", "img", "imgs"),
     "depth": ("depth", "depths", "depth_raw"),
@@ -79,9 +85,7 @@ def _open(address: str, stored: StorageOptions) -> dict[str, DenseSet]:
         raise ValueError(f"{address!r} is a file. {_NEEDED}")
     layout = stored.layout if stored.layout != "auto" else _guess(root)
     if layout == "hypersim":
-        from .hypersim import frames
-
-        listed = frames(root)
+        listed = hypersim_frames(root)
     elif layout == "nyuv2" and (root / NYUV2).is_file():
         listed = nyuv2_frames(root)
     else:
@@ -233,3 +237,25 @@ def _stems(folder: Path) -> dict[str, str]:
         held = ", ".join(f"{n} {kind}" for kind, n in others.most_common(5)) or "nothing"
         raise ValueError(f"no maps in {str(folder)!r}: found {held}. What counts: {' '.join(EXTENSIONS)}")
     return {path.rsplit(".", 1)[0]: path for path in files}
+
+
+def numbered(count: int, first: int) -> tuple[str, ...]:
+    """Names for classes that have none."""
+    return tuple(f"class {first + k}" for k in range(count))
+
+
+def named(file: Path) -> tuple[str, ...]:
+    """The names in a file, one a line; none where there is no such file.
+
+    A line of several columns after a head that ends in "Name" (ADE20K's objectInfo150.txt) is named by its last one,
+    the first of its synonyms.
+    """
+    try:
+        lines = [line for line in file.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+    except FileNotFoundError:
+        return ()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file} is no text: the names of classes are needed, one a line ({error})") from error
+    if lines and lines[0].split("\t")[-1].strip().lower() == "name":
+        return tuple(line.split("\t")[-1].split(",")[0].strip() for line in lines[1:])
+    return tuple(line.strip() for line in lines)

@@ -6,8 +6,7 @@ import hashlib
 from typing import Protocol, runtime_checkable
 
 from .aligned_folders import AlignedSource
-from .samples import SampleSource, origin
-from .sources import EncodedSource, Source
+from .sources import EncodedSource, SampleSource, Source, origin
 
 
 @runtime_checkable

@@ -13,9 +13,8 @@ from jaxtyping import Bool, Shaped
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-from .decode import EXTENSIONS, Unreadable, decode, oriented, read_header, to_channels
+from .decode import EXTENSIONS, Unreadable, decode, is_tiff, oriented, read_header, to_channels
 from .modality_config import Declared
-from .tiff import is_tiff
 
 READ = (*EXTENSIONS, ".npy", ".npz", ".dcm")
 _LISTED_IDS = 5

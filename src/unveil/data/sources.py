@@ -1,24 +1,31 @@
-"""Sources of images by address: a folder, a Parquet file in the Hugging Face image layout, scenes made here."""
+"""Sources of images by address: a folder, a Parquet file in the Hugging Face image layout, or one of another package.
+
+A package registers a source as an entry point of the group `unveil.sources`: `name` opens the address `name:...`.
+"""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
+from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Protocol, cast, runtime_checkable
 
 from jaxtyping import Shaped
 from torch import Tensor
 
-from ..modeling.rng import SampleRng, sample_keys
 from .decode import EXTENSIONS, Unreadable, decode, read_header, to_channels
 from .listing import SPLITS, folder_labels, list_files, missing
-from .plugins import opener_of
+from .modality_config import Declared
+from .read_map import Map
+from .transforms import Sample
 
 _HEADERS_READ = 64  # files that decide how many channels a source has
-_MAX_HELD_OUT = 1000
+SOURCES = "unveil.sources"  # the group of entry points
+
+Opener = Callable[[str, tuple[Declared, ...]], "Source"]
 
 
 class Source(Protocol):
@@ -61,6 +68,52 @@ class EncodedSource(Source, Protocol):
 
     def encoded(self, index: int) -> bytes:
         """The bytes of an image before decoding; raises `Unreadable` where they cannot be read."""
+        ...
+
+
+@runtime_checkable
+class Samples(Protocol):
+    """Numbered samples, each the maps of declared modalities in one frame."""
+
+    @property
+    def address(self) -> str:
+        """Where they were opened, as the user wrote it."""
+        ...
+
+    @property
+    def declared(self) -> tuple[Declared, ...]:
+        """The modalities, in the order of the user."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def name(self, index: int) -> str:
+        """The name of a sample for people."""
+        ...
+
+    def sample(self, index: int) -> Sample:
+        """The maps of one sample, all in one frame; raises `Unreadable` when one of them is broken."""
+        ...
+
+    def has(self, index: int) -> tuple[bool, ...]:
+        """Which of the modalities a sample has; nothing is read for it."""
+        ...
+
+    def complete(self) -> frozenset[str]:
+        """The modalities whose maps are valid at every pixel, wherever there is a map."""
+        ...
+
+
+@runtime_checkable
+class SampleSource(Samples, Source, Protocol):
+    """A source whose samples carry declared maps; `image` is the first of them."""
+
+    def read(self, index: int) -> dict[str, Map]:
+        """The maps of one sample, each at its own size; raises `Unreadable`."""
+        ...
+
+    def settled(self, declared: tuple[Declared, ...]) -> SampleSource:
+        """The same source, its modalities as the data have settled them."""
         ...
 
 
@@ -163,24 +216,6 @@ class Subset:
         return self.source.name(self.indices[index])
 
 
-def split(source: Source, fraction: float, seed: int) -> tuple[Subset, Subset]:
-    """The source in two, (train, held out): one image at random from each of so many equal stretches is held out.
-
-    That is `fraction` of the images, at least 1 and at most 1000; the same for the same seed.
-    """
-    if not 0 < fraction < 1:
-        raise ValueError(f"a held-out fraction of {fraction} leaves one part empty; give a number between 0 and 1")
-    n = len(source)
-    if n < 2:
-        raise ValueError(f"{source.address} has {n} image; to hold one out, at least 2 are needed")
-    count = min(max(1, round(fraction * n)), _MAX_HELD_OUT, n - 1)
-    draws = SampleRng(sample_keys(seed, 0, range(count))).uniform("held out", 1)[:, 0].tolist()
-    edges = [k * n // count for k in range(count + 1)]
-    held_out = [low + int(u * (high - low)) for low, high, u in zip(edges, edges[1:], draws, strict=False)]
-    chosen = set(held_out)
-    return Subset(source, [i for i in range(n) if i not in chosen]), Subset(source, held_out)
-
-
 def most_common_channels(encoded: Iterable[tuple[bytes, str]]) -> int:
     """How many channels most of these images have; 3 where none can be read (decoding says why)."""
     counts: Counter[int] = Counter()
@@ -245,3 +280,57 @@ def read_bytes(path: Path, name: str) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise Unreadable(name, error.strerror or str(error)) from error
+
+
+def origin(source: Source | Samples) -> tuple[Source | Samples, list[int]]:
+    """The source below any subsets, and which of its samples these are."""
+    numbers = list(range(len(source)))
+    while isinstance(source, Subset):
+        numbers = [source.indices[i] for i in numbers]
+        source = source.source
+    return source, numbers
+
+
+def images_of(source: Source, name: str) -> Callable[[int], Sample]:
+    """A reader of the images of a source, each as a sample of one map of this name."""
+    return lambda index: Sample({name: source.image(index)})
+
+
+def sampler(source: Source | Samples, name: str) -> Callable[[int], Sample]:
+    """A reader of the samples of a source; an image of a plain one becomes the map of this name."""
+    whole, numbers = origin(source)
+    if isinstance(whole, Samples):
+        read = whole.sample
+        return lambda index: read(numbers[index])
+    return images_of(cast("Source", source), name)
+
+
+def lacking(source: Source | Samples) -> set[str] | None:
+    """The modalities that some samples of a source lack; None for a plain source, whose images are whole."""
+    whole, numbers = origin(source)
+    if not isinstance(whole, Samples):
+        return None
+    everywhere = [all(has) for has in zip(*(whole.has(i) for i in numbers), strict=True)]
+    return {d.name for d, always in zip(whole.declared, everywhere, strict=True) if not always}
+
+
+def complete(source: Source | Samples) -> frozenset[str]:
+    """The modalities whose maps are valid at every pixel; none of a plain source."""
+    whole = origin(source)[0]
+    return whole.complete() if isinstance(whole, Samples) else frozenset()
+
+
+@cache
+def registered() -> dict[str, EntryPoint]:
+    """The entry points of the group by name."""
+    return {point.name: point for point in entry_points(group=SOURCES)}
+
+
+def opener_of(address: str) -> Opener | None:
+    """What opens an address whose first word is a registered name; None for any other address.
+
+    It is called with the address and the declared modalities; with none it returns a source of images, else a
+    `SampleSource`.
+    """
+    point = registered().get(address.partition(":")[0])
+    return None if point is None else point.load()

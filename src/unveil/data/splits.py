@@ -5,7 +5,10 @@ from __future__ import annotations
 import hashlib
 import re
 
-from .sources import Source, Subset, split
+from ..modeling.rng import SampleRng, sample_keys
+from .sources import Source, Subset
+
+_MAX_HELD_OUT = 1000
 
 
 def hold_out(
@@ -39,6 +42,24 @@ def hold_out(
         if len(chosen) >= share * n - 1e-6:
             break
     return Subset(source, [i for i in range(n) if i not in chosen]), Subset(source, sorted(chosen))
+
+
+def split(source: Source, fraction: float, seed: int) -> tuple[Subset, Subset]:
+    """The source in two, (train, held out): one image at random from each of so many equal stretches is held out.
+
+    That is `fraction` of the images, at least 1 and at most 1000; the same for the same seed.
+    """
+    if not 0 < fraction < 1:
+        raise ValueError(f"a held-out fraction of {fraction} leaves one part empty; give a number between 0 and 1")
+    n = len(source)
+    if n < 2:
+        raise ValueError(f"{source.address} has {n} image; to hold one out, at least 2 are needed")
+    count = min(max(1, round(fraction * n)), _MAX_HELD_OUT, n - 1)
+    draws = SampleRng(sample_keys(seed, 0, range(count))).uniform("held out", 1)[:, 0].tolist()
+    edges = [k * n // count for k in range(count + 1)]
+    held_out = [low + int(u * (high - low)) for low, high, u in zip(edges, edges[1:], draws, strict=False)]
+    chosen = set(held_out)
+    return Subset(source, [i for i in range(n) if i not in chosen]), Subset(source, held_out)
 
 
 def groups_of(source: Source, group_by: str) -> list[str]:

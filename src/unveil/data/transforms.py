@@ -1,23 +1,51 @@
-"""Views: what of an image the model sees. A random view is a pure function of the image and its sample's key."""
+"""Samples of one or several maps, and their views: one frame, one crop and one flip for all maps of a sample.
+
+A random view is a pure function of the sample and its key. Missing maps and unknown pixels are marked.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Literal, get_args
 
 import numpy as np
-from jaxtyping import Int, Shaped
+import torch
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor
+from torch.nn.functional import interpolate
 
 from ..modeling.rng import SampleRng
 from ..modeling.types import Modality
-from .resize import Resize, resize
-from .samples import Sample, resize_map
+from .decode import Unreadable
+from .read_map import Map
 
+Resize = Callable[[Tensor, tuple[int, int]], Tensor]
 Flip = Literal["none", "h", "hv", "d4"]
 _ATTEMPTS = 10  # boxes drawn before the centre is taken
+
+
+@dataclass(frozen=True)
+class Sample:
+    """The maps of one sample, C H W by modality, and their valid pixels, 1 H W; None: all.
+
+    A map that is not in `valid` is a picture: bytes, or floats in [0, 1], whole. A modality that the sample lacks is
+    in neither.
+    """
+
+    maps: Mapping[str, Tensor]
+    valid: Mapping[str, Tensor | None] = field(default_factory=dict)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of the first map: the frame of the sample."""
+        first = next(iter(self.maps.values()))
+        return first.shape[-2], first.shape[-1]
+
+    @property
+    def nbytes(self) -> int:
+        return sum(t.nbytes for t in (*self.maps.values(), *self.valid.values()) if t is not None)
 
 
 @dataclass(frozen=True)
@@ -181,3 +209,80 @@ def center_of(sample: Sample, size: tuple[int, int], modalities: Sequence[Modali
 
 def _cutting(cut: Cut, size: tuple[int, int], image: Tensor, way: Resize) -> Tensor:
     return cut.of(image, size, way)
+
+
+def as_sample(read: Mapping[str, Map], modalities: Sequence[Modality], name: str) -> Sample:
+    """Maps as they were read, as one sample in the frame of the first; raises `Unreadable` where they do not fit."""
+    maps = {modality: m.values for modality, m in read.items()}
+    valid = {modality: m.valid for modality, m in read.items() if not m.is_picture}
+    return in_one_frame(Sample(maps, valid), modalities, name)
+
+
+def in_one_frame(sample: Sample, modalities: Sequence[Modality], name: str) -> Sample:
+    """A sample whose maps all have the size of the first. Raises `Unreadable` for one of another shape.
+
+    Width over height may differ by what rounding a side to pixels explains.
+    """
+    height, width = size = sample.size
+    maps, valid = dict(sample.maps), dict(sample.valid)
+    for m in modalities:
+        if m.name not in maps or (own := (maps[m.name].shape[-2], maps[m.name].shape[-1])) == size:
+            continue
+        if abs(own[0] * width - own[1] * height) > max(*own, height, width):
+            raise Unreadable(
+                name,
+                f"{m.name} has {own[1]} x {own[0]} pixels and {next(iter(maps))} {width} x {height}: another"
+                " shape, so their pixels do not correspond",
+            )
+        if m.name in valid:
+            maps[m.name], valid[m.name] = resize_map(
+                maps[m.name], valid[m.name], m, lambda image, way: way(image, size)
+            )
+        else:
+            maps[m.name] = resize(maps[m.name], size)
+    return Sample(maps, valid)
+
+
+def resize_map(
+    image: Tensor, known: Tensor | None, modality: Modality, make: Callable[[Tensor, Resize], Tensor]
+) -> tuple[Tensor, Tensor | None]:
+    """A map that is no picture, and what is known of it, at another size: ids by the nearest, else by known pixels."""
+    if modality.kind == "categorical":
+        return make(image, resize_nearest), None if known is None else make(known, resize_nearest)
+    weight = torch.ones_like(image[:1]) if known is None else known.to(image.dtype)
+    made = make(torch.cat([image, weight]), resize_known)
+    return made[:-1], None if known is None else made[-1:] > 0
+
+
+def resize(image: Shaped[Tensor, "C H W"], size: tuple[int, int]) -> Shaped[Tensor, "C h w"]:
+    """The image at `size` (height, width): antialiased bicubic, in bytes for uint8, else in float kept in [0, 1]."""
+    if tuple(image.shape[-2:]) == size:
+        return image
+    resized = interpolate(image[None], size, mode="bicubic", antialias=True)[0]
+    return resized if image.dtype == torch.uint8 else resized.clamp(0, 1)
+
+
+def resize_nearest(image: Shaped[Tensor, "C H W"], size: tuple[int, int]) -> Shaped[Tensor, "C h w"]:
+    """The image at `size`, each pixel that of the old one in whose cell its centre lies: class ids stay ids."""
+    if tuple(image.shape[-2:]) == size:
+        return image
+    rows, columns = (
+        (2 * torch.arange(new) + 1) * old // (2 * new) for new, old in zip(size, image.shape[-2:], strict=True)
+    )
+    return image[:, rows][:, :, columns]
+
+
+def resize_known(image: Float[Tensor, "C H W"], size: tuple[int, int]) -> Float[Tensor, "C h w"]:
+    """Values with what is known of them, 1 or 0, as the last channel, at `size`: means over known pixels alone.
+
+    Weights are those of an antialiased triangle, none below 0, so that no mean lies outside the values. A new pixel
+    is known where at least half of its weight is; where it is not, its values are 0.
+    """
+    if tuple(image.shape[-2:]) == size:
+        return torch.cat([image[:-1] * image[-1:], image[-1:]])
+    known = image[-1:]
+    weighed = torch.cat([image[:-1] * known, known])[None]
+    summed = interpolate(weighed, size, mode="bilinear", antialias=True)[0]
+    share = summed[-1:]
+    is_known = (share >= 0.5 - 1e-6).to(image.dtype)
+    return torch.cat([summed[:-1] / share.clamp_min(1e-6) * is_known, is_known])

@@ -10,7 +10,7 @@ from typing import Any
 
 from ..data.aligned_folders import open_samples
 from ..data.identity import locations, names_digest
-from ..data.inspect_aligned import inspect_samples
+from ..data.inspection import inspect_samples
 from ..data.modality_config import BUILT_IN, Declared, declared_from, modality_from
 from ..data.sources import Source, Subset, open_source, spread
 from ..data.splits import hold_out

@@ -13,8 +13,7 @@ from typing import Any
 
 import torch
 
-from ..data.inspect_aligned import AlignedInspection
-from ..data.inspect_images import Inspection
+from ..data.inspection import AlignedInspection, Inspection
 from ..modeling.encoder import SIZES
 from ..recipes.recipe import Recipe
 from ..recipes.registry import defaults_of

@@ -10,11 +10,9 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from ..data.aligned_folders import aligned_modalities, open_samples
-from ..data.inspect_aligned import AlignedInspection, inspect_samples
-from ..data.inspect_images import Inspection, inspect_source
+from ..data.inspection import AlignedInspection, Inspection, inspect_samples, inspect_source
 from ..data.modality_config import BUILT_IN, Declared, declare
-from ..data.samples import SampleSource, origin
-from ..data.sources import Source, Subset, open_source
+from ..data.sources import SampleSource, Source, Subset, open_source, origin
 from ..data.splits import hold_out
 from ..modeling.types import Modality
 from ..recipes.registry import check_modalities, default_modalities

@@ -6,8 +6,7 @@ from typing import Any
 
 from ...data.aligned_folders import aligned_modalities
 from ...data.modality_config import declare
-from ...data.samples import SampleSource, origin
-from ...data.sources import Source
+from ...data.sources import SampleSource, Source, origin
 from ...evaluation.analysis.attention import DecoderAttention, attention_metrics, decoder_attention, foreground_share
 from ...modeling.masked_model import MaskedModel
 from ...modeling.types import Batch, Modality

@@ -15,16 +15,13 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ...data.augment import colour
-from ...data.class_names import numbered
+from ...data import augment
 from ...data.decode import Unreadable
 from ...data.dense_dataset import DensePair, DenseSet, LabelEncoding
-from ...data.dense_layouts import StorageOptions, open_dense
+from ...data.dense_layouts import StorageOptions, numbered, open_dense
 from ...data.loader import prefetch
 from ...data.read_map import Map
-from ...data.resize import resize_known
-from ...data.samples import Sample
-from ...data.transforms import Cut, view_of
+from ...data.transforms import Cut, Sample, resize_known, view_of
 from ...modeling.rng import SampleRng
 from ...modeling.types import Batch, Modality
 from ...runs.hardware import num_cores
@@ -237,7 +234,7 @@ def jittered(batch: Batch, probability: float) -> Batch:
     draws = batch.rng.uniform("colour jitter", 1 + len(JITTER))
     changed: Float[Tensor, "B C H W"] = images
     for k, (name, strength) in enumerate(JITTER.items(), start=1):
-        changed = getattr(colour, name)(changed, 1 + strength * (2 * draws[:, k] - 1))
+        changed = getattr(augment, name)(changed, 1 + strength * (2 * draws[:, k] - 1))
     where = (draws[:, 0] < probability)[:, None, None, None]
     if "rgb" in batch.valid:
         where = where & batch.valid["rgb"]

@@ -11,11 +11,10 @@ import torch
 from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
-from ...data.collate import collate
 from ...data.dense_dataset import DensePair, DenseSet
 from ...data.dense_layouts import FolderLayout
-from ...data.loader import Loader
-from ...data.samples import Sample
+from ...data.loader import Loader, collate
+from ...data.transforms import Sample
 from ...modeling.optim import warmup_cosine
 from ...modeling.rng import SampleRng
 from ...modeling.types import Batch, Modality

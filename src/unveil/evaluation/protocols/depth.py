@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ...data.dense_layouts import StorageOptions
 from ...data.modality_config import declare
-from ...data.resize import resize
+from ...data.transforms import resize
 from ...modeling.types import DEPTH
 from ..dense.data import DenseData, depth_mean
 from ..dense.metrics import DepthErrors

@@ -11,8 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ...data.modality_config import Declared
-from ...data.samples import SampleSource, origin
-from ...data.sources import Source
+from ...data.sources import SampleSource, Source, origin
 from ...modeling.masked_model import MaskedModel
 from ...modeling.patches import validity
 from ...modeling.targets import Pixels

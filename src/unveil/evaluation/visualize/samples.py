@@ -7,11 +7,10 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from ...data.collate import collate
 from ...data.decode import Unreadable
-from ...data.samples import Sample, complete, lacking, sampler
-from ...data.sources import Source, spread
-from ...data.transforms import center_of, center_view
+from ...data.loader import collate
+from ...data.sources import Source, complete, lacking, sampler, spread
+from ...data.transforms import Sample, center_of, center_view
 from ...modeling.rng import sample_keys
 from ...modeling.types import Batch, Modality, to_float
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ...data.modality_config import BUILT_IN, Declared
 from ...data.read_map import Map
-from ...data.samples import Sample, as_sample
+from ...data.transforms import Sample, as_sample
 from .source import SceneSource
 from .world import SEMANTIC_CLASSES
 
