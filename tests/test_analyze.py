@@ -184,7 +184,7 @@ class TestAnalyze:
         assert last["hidden_tokens"] == 0.75
         assert told["decoders"][0]["heads"] == 2
         page = unveil.report([guided]).read_text()
-        assert "Attention, analysed" in page
+        assert "Attention statistics" in page
         assert "as CrossMAE reports it" in page
 
     def test_labels_tell_what_lies_on_things(self, runs):

@@ -13,8 +13,7 @@ import pytest
 from report_fakes import fake_images, fake_run
 from unveil.reporting import write_report
 from unveil.reporting.galleries import _epoch, evenly_spaced
-from unveil.reporting.run import ProbeEpoch
-from unveil.reporting.run_folder import read_run
+from unveil.reporting.run_record import ProbeEpoch, read_run
 
 CHROMIUM = Path("/usr/bin/chromium")
 FLAGS = [

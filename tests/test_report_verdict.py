@@ -11,8 +11,7 @@ import numpy as np
 import pytest
 
 from report_fakes import fake_run
-from unveil.reporting.run import Evaluation, RunRecord, Signals, Step
-from unveil.reporting.run_folder import read_run
+from unveil.reporting.run_record import Evaluation, RunRecord, Signals, Step, read_run
 from unveil.reporting.verdict import LEVELS, headline, judge
 
 

@@ -21,8 +21,7 @@ from unveil.experiments.study.aggregate import (
 from unveil.experiments.study.jobs import expand
 from unveil.experiments.study.registry import load_study
 from unveil.experiments.study.tables import as_csv, as_text, remarks
-from unveil.reporting.intervals import intervals, write_intervals
-from unveil.reporting.study import study_page
+from unveil.reporting.study import intervals, study_page, write_intervals
 
 
 def test_intervals_and_tests_are_scipys():

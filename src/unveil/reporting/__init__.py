@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ..runs.atomic import write_text
 from .page import page
-from .run_folder import RunRecord, read_run
+from .run_record import RunRecord, read_run
 
 __all__ = ["write_report"]
 

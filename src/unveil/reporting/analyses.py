@@ -1,18 +1,18 @@
-"""Attention and layers in numbers: what the watcher logged, and what `unveil analyze` left. One function a section."""
+"""Attention, layers, decoders and masks in numbers: the training log and `unveil analyze`. One function per section."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from .charts import Line, line_chart
-from .markup import Markup, brief, figure, html_table, percent, tag
+from .markup import Markup, brief, figure, html_table, percent, picture, remark, tag
 from .pictures import scalar_colours
-from .run import RunRecord, mappings, number
-from .sections import Runs, by_run, charts_of, section
+from .run_record import RunRecord, mapping, mappings, number
+from .sections import Runs, by_run, chart_section, charts_of
 
 FIGURES = {  # figure -> how its row is headed
     "student_evenness": "student's attention, evenness",
@@ -37,56 +37,116 @@ SHORT = {  # in the legend of a chart
     "hidden_attention": "attention hidden",
     "hidden_tokens": "patches hidden",
 }
+SAVINGS = {  # kinds of cheaper guidance, by the line of the chart that they lie on
+    "an earlier layer": ("layer", "whole"),
+    "on some steps": ("random", "steps", "whole"),
+    "half resolution": ("half",),
+    "averaged weights": ("average",),
+}
+WIDE = 1280  # pixels of the picture of blocks
 
 
 def attention_over_time(runs: Runs) -> Markup | None:
-    """Evenness, agreement and overlap with the masks, as training went on."""
+    """Evenness, agreement and overlap with the masks over training."""
 
-    def lines(*figures: str) -> list[Line]:
-        found = []
-        for name in figures:
+    def chart(title: str, note: str, *figures: str, from_zero: bool = False) -> Markup | None:
+        lines = []
+        for first_colour, name in enumerate(figures):
             for i, run in enumerate(runs):
+                label = f"{run.name}, {SHORT[name]}" if len(runs) > 1 else SHORT[name]
                 y = [s.attention.get(name, math.nan) for s in run.signals]
-                who = SHORT[name]
-                label = f"{run.name}, {who}" if len(runs) > 1 else who
-                found.append(Line(label, [s.epoch for s in run.signals], y, i + len(runs) * figures.index(name)))
-        return found
+                lines.append(Line(label, [s.epoch for s in run.signals], y, i + len(runs) * first_colour))
+        return line_chart(title, lines, note=note, from_zero=from_zero)
 
     charts = [
-        line_chart(
-            "Evenness of attention", lines("student_evenness", "teacher_evenness", "guide_evenness"), note="1: even"
-        ),
-        line_chart("Agreement", lines("rank_correlation", "top_overlap"), note="of teacher and student"),
-        line_chart("Masks and attention", lines("hidden_attention", "hidden_tokens"), note="shares", from_zero=True),
+        chart("Evenness of attention", "1: even", "student_evenness", "teacher_evenness", "guide_evenness"),
+        chart("Agreement", "of teacher and student", "rank_correlation", "top_overlap"),
+        chart("Masks and attention", "shares", "hidden_attention", "hidden_tokens", from_zero=True),
     ]
-    if not any(charts):
-        return None
     explained = (
         "Evenness is the entropy of a map over that of an even one: near 1, masks drawn from it are nearly random. "
         "Masks that hide no more of the attention than of the patches do not follow it."
     )
-    return section("Attention and masks", charts_of(charts), explained=explained)
+    return chart_section("Attention and masks", charts, explained)
 
 
 def attention_tables(runs: Runs) -> Markup | None:
-    """What `unveil analyze attention` found at each checkpoint, and in decoders."""
-    return by_run("Attention, analysed", runs, _attention_tables, "On held-out images, by checkpoint.")
+    """The results of `unveil analyze attention` at each checkpoint, and in decoders."""
+    return by_run("Attention statistics", runs, _attention_tables, "On held-out images, by checkpoint.")
 
 
 def _attention_tables(run: RunRecord) -> list[Markup | None]:
     analysis = run.analyses.get("attention", {})
     points = mappings(analysis.get("checkpoints"))
     rows = [
-        [title, *(_figure(name, number(point.get(name))) for point in points)]
+        [title, *(_statistic(name, number(point.get(name))) for point in points)]
         for name, title in FIGURES.items()
         if any(name in point for point in points)
     ]
     head = ["", *(f"epoch {brief(number(point.get('epoch')))}" for point in points)]
-    return [html_table(head, rows) if rows else None, *map(_decoder, mappings(analysis.get("decoders")))]
+    return [html_table(head, rows) if rows else None, *map(_decoder_attention, mappings(analysis.get("decoders")))]
+
+
+def _statistic(name: str, value: float) -> str:
+    return figure(value) if name == "rank_correlation" or name.endswith("evenness") else percent(value)
+
+
+def _decoder_attention(decoder: Mapping[str, Any]) -> Markup | None:
+    blocks = mappings(decoder.get("blocks"))
+    if not blocks:
+        return None
+    keys = ("to_visible", "to_masked", "mass_on_visible")
+    rows = [[f"block {k}", *(figure(number(b.get(key))) for key in keys)] for k, b in enumerate(blocks, start=1)]
+    mass = figure(number(decoder.get("mass_on_visible")))
+    for name, title, last in (("summed", "summed over blocks and heads", ""), ("mean", "mean per pair", mass)):
+        pair = decoder.get(name)
+        values = [figure(number(v)) for v in pair] if isinstance(pair, list) and len(pair) == 2 else ["–", "–"]
+        rows.append([title, *values, last])
+    lead = remark(
+        f"Decoder {decoder.get('decoder', '')}: the attention that masked tokens pay to each visible and to each masked"
+        " token. Summed, as CrossMAE reports it (1.42 and 0.39 for MAE), an even map has"
+        f" {figure(number(decoder.get('even')))} for both."
+    )
+    return tag("div", lead, html_table(["", "to visible", "to masked", "mass on visible"], rows))
+
+
+def cheaper_guidance(runs: Runs) -> Markup | None:
+    """The results of `unveil analyze masks`: the cost of each kind of guidance and its overlap with full guidance."""
+    explained = (
+        "Full guidance: the attention of the last layer, from a whole forward pass. Each cheaper one is compared with"
+        " it on the same samples, budgets and random numbers. Cost: time of a step relative to one with random masks."
+        " Beyond chance: 0 for random masks, 1 for those of full guidance."
+    )
+    return by_run("Cheaper guidance", runs, _cheaper, explained)
+
+
+def _cheaper(run: RunRecord) -> list[Markup | None]:
+    ways = mappings(run.analyses.get("masks", {}).get("ways"))
+    if not ways:
+        return []
+    maps = [name for name in mapping(ways[0].get("overlap")) if name != "all"]
+    maps = maps if len(maps) > 1 else []
+    rows = [[str(way.get("name", "")), figure(number(way.get("cost"))), *_overlaps(way, maps)] for way in ways]
+    head = ["", "cost of a step", "hidden in common", "visible in common", "Jaccard", "beyond chance"]
+    lines = []
+    for i, (name, kinds) in enumerate(SAVINGS.items()):
+        chosen = [way for way in ways if way.get("kind") in kinds]
+        gains = [number(mapping(mapping(way.get("overlap")).get("all")).get("beyond_chance")) for way in chosen]
+        lines.append(Line(name, [number(way.get("cost")) for way in chosen], gains, i))
+    title = "Masks in common with full guidance"
+    chart = line_chart(title, lines, x_label="cost of a step", note="beyond chance", from_zero=True)
+    return [html_table([*head, *(f"{name}, beyond chance" for name in maps)], rows), charts_of([chart])]
+
+
+def _overlaps(way: Mapping[str, Any], maps: Sequence[str]) -> list[str]:
+    overlap = mapping(way.get("overlap"))
+    keys = [("all", key) for key in ("hidden_in_common", "visible_in_common", "jaccard", "beyond_chance")]
+    keys += [(name, "beyond_chance") for name in maps]
+    return [percent(number(mapping(overlap.get(name)).get(key))) for name, key in keys]
 
 
 def layers(runs: Runs) -> Markup | None:
-    """What `unveil analyze features` found of the layers of two runs."""
+    """The results of `unveil analyze features`: the layers of two runs compared."""
     explained = (
         "Linear CKA, from 0 to 1: the similarity of the features of two layers. Distance: the mean distance, in pixels,"
         " from a patch to the patches that it attends to."
@@ -95,67 +155,83 @@ def layers(runs: Runs) -> Markup | None:
 
 
 def _all_layers(run: RunRecord) -> list[Markup | None]:
-    return [part for name, told in run.analyses.items() if name.startswith("features-") for part in _layers(told)]
+    analyses = [analysis for name, analysis in run.analyses.items() if name.startswith("features-")]
+    return [element for analysis in analyses for element in _layers(analysis)]
 
 
-def _layers(told: Mapping[str, Any]) -> list[Markup | None]:
-    names = [str(name) for name in told.get("runs", ())] if isinstance(told.get("runs"), list) else []
-    matrix = [[number(v) for v in row] for row in told.get("cka", ()) if isinstance(row, list)]
+def _layers(analysis: Mapping[str, Any]) -> list[Markup]:
+    names = [str(name) for name in _list(analysis.get("runs"))]
+    matrix = [[number(v) for v in row] for row in _list(analysis.get("cka")) if isinstance(row, list)]
     if len(names) != 2 or not matrix:
         return []
     rows = [[f"layer {k}", *(shaded(value, value) for value in row)] for k, row in enumerate(matrix, start=1)]
-    found = [
-        tag(
-            "p",
-            f"Down {names[0]}, across {names[1]}; {brief(number(told.get('images')))} images.",
-            class_="remark",
-        ),
-        html_table(["", *(str(k) for k in range(1, len(matrix[0]) + 1))], rows, class_="cka"),
-    ]
-    parts = told.get("layers") if isinstance(told.get("layers"), list) else []
-    both = [mappings(part) for part in parts or ()]
-    for key, title, note in (
-        ("rankme", "RankMe by layer", "dimensions in use"),
-        ("distance", "Attention distance by layer", "pixels"),
-    ):
+    by_name = [(name, mappings(points)) for name, points in zip(names, _list(analysis.get("layers")), strict=False)]
+
+    def chart(key: str, title: str, note: str) -> Markup | None:
         lines = [
-            Line(name, list(range(1, len(part) + 1)), [number(x.get(key)) for x in part], i)
-            for i, (name, part) in enumerate(zip(names, both, strict=False))
+            Line(name, list(range(1, len(points) + 1)), [number(point.get(key)) for point in points], i)
+            for i, (name, points) in enumerate(by_name)
         ]
-        if chart := line_chart(title, lines, x_label="layer", note=note, from_zero=True):
-            found.append(chart)
-    return [*found[:2], charts_of(found[2:])]
+        return line_chart(title, lines, x_label="layer", note=note, from_zero=True)
+
+    return [
+        remark(f"Down {names[0]}, across {names[1]}; {brief(number(analysis.get('images')))} images."),
+        html_table(["", *map(str, range(1, len(matrix[0]) + 1))], rows, class_="cka"),
+        charts_of(
+            [
+                chart("rankme", "RankMe by layer", "dimensions in use"),
+                chart("distance", "Attention distance by layer", "pixels"),
+            ]
+        ),
+    ]
 
 
-def _decoder(told: Mapping[str, Any]) -> Markup | None:
-    blocks = mappings(told.get("blocks"))
-    if not blocks:
-        return None
-    keys = ("to_visible", "to_masked", "mass_on_visible")
-    rows = [[f"block {k}", *(figure(number(b.get(key))) for key in keys)] for k, b in enumerate(blocks, start=1)]
-    for name in ("summed", "mean"):
-        pair = told.get(name)
-        values = [figure(number(v)) for v in pair] if isinstance(pair, list) and len(pair) == 2 else ["–", "–"]
-        mass = figure(number(told.get("mass_on_visible"))) if name == "mean" else ""
-        rows.append(["summed over blocks and heads" if name == "summed" else "mean per pair", *values, mass])
-    even = figure(number(told.get("even")))
-    lead = tag(
-        "p",
-        f"Decoder {told.get('decoder', '')}: the attention that masked tokens pay to each visible and to each masked "
-        f"token. Summed, as CrossMAE reports it (1.42 and 0.39 for MAE), an even map has {even} for both.",
-        class_="remark",
+def _list(value: object) -> list[Any]:
+    return value if isinstance(value, list) else []
+
+
+def block_by_block(runs: Runs) -> Markup | None:
+    """The results of `unveil analyze blocks`: what each decoder block adds, and which encoder maps it reads."""
+    explained = (
+        "A prediction is the sum of the contributions of the mask tokens and of each decoder block. Detail: the change"
+        " from pixel to pixel within a contribution, 0 for a flat one and about 1 for noise."
     )
-    return tag("div", lead, html_table(["", "to visible", "to masked", "mass on visible"], rows))
+    return by_run("Decoder, block by block", runs, _decoders, explained)
+
+
+def _decoders(run: RunRecord) -> list[Markup | None]:
+    decoders = mappings(run.analyses.get("blocks", {}).get("decoders"))
+    drawn = picture(run.path / "analysis" / "blocks.png", "reconstructions, block by block", WIDE)
+    return [tag("div", drawn, class_="strip", style="--columns:1"), *map(_blocks, decoders)] if decoders else []
+
+
+def _blocks(decoder: Mapping[str, Any]) -> Markup:
+    rows = [
+        [
+            f"block {k}" if k else "mask tokens",
+            percent(number(block.get("share"))),
+            figure(number(block.get("error"))),
+            figure(number(block.get("detail"))),
+        ]
+        for k, block in enumerate(mappings(decoder.get("parts")))
+    ]
+    tables = [html_table(["", "share of the prediction", "loss so far", "detail"], rows)]
+    maps, reads = decoder.get("maps"), decoder.get("reads")
+    if isinstance(maps, list) and isinstance(reads, list) and reads:
+        shares = [[number(share) for share in row] for row in reads if isinstance(row, list)]
+        most = max((share for row in shares for share in row), default=1.0) or 1.0
+        cells = [
+            [f"block {k}", *(shaded(share, share / most) for share in row)] for k, row in enumerate(shares, start=1)
+        ]
+        words = "How much each encoder map (0: the patches themselves) weighs in what each block reads."
+        tables += [remark(words), html_table(["", *map(str, maps)], cells, class_="cka")]
+    return tag("div", remark(f"Decoder {decoder.get('decoder', '')}."), *tables)
 
 
 def shaded(value: float, shade: float) -> Markup:
-    """A number on a ground whose colour tells how high it is: `shade` from 0 to 1."""
+    """A number on a ground whose colour shows its height: `shade` from 0 to 1."""
     if not math.isfinite(value):
         return tag("span", "–")
     red, green, blue = scalar_colours(np.array([shade]))[0].tolist()
     ink = "#000" if shade > 0.55 else "#fff"
     return tag("span", f"{value:.2f}", class_="cell", style=f"background:rgb({red} {green} {blue});color:{ink}")
-
-
-def _figure(name: str, value: float) -> str:
-    return figure(value) if name == "rank_correlation" or name.endswith("evenness") else percent(value)

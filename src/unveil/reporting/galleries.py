@@ -8,8 +8,8 @@ from itertools import islice
 from pathlib import Path
 from typing import TypeVar
 
-from .markup import Markup, brief, figure, join, picture, tag
-from .run import NeighbourRow, ProbeEpoch, ProbeFiles, RunRecord
+from .markup import Markup, brief, figure, fragment, picture, remark, tag
+from .run_record import NeighbourRow, ProbeEpoch, ProbeFiles, RunRecord
 from .sections import Runs, by_run
 
 T = TypeVar("T")
@@ -26,7 +26,7 @@ def reconstructions(runs: Runs) -> Markup | None:
             cells = [_cell(last.original, "original", name), _cell(last.hidden, "hidden", name)]
             cells += [_cell(_predicted(files), at, f"{name}, predicted") for at, files in items]
             rows.append(_strip(cells, columns + 2))
-        return [_gallery(rows), colour_keys(run), tag("p", _how_to_read(run), class_="remark")] if rows else []
+        return [_gallery(rows), colour_keys(run), remark(_how_to_read(run))] if rows else []
 
     explained = (
         "Fixed held-out images under fixed masks. The model reads the patches that are not grey, and predicts the rest."
@@ -50,7 +50,7 @@ def attention_maps(runs: Runs) -> Markup | None:
         return [_gallery(rows)]
 
     key = tag("span", "low ", tag("i", class_="ramp"), " high", class_="key")
-    explained = join(["The attention of the last block to each patch of the whole image, per image from ", key])
+    explained = fragment(["The attention of the last block to each patch of the whole image, per image from ", key])
     return by_run("Attention", runs, content, explained)
 
 

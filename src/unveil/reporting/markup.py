@@ -30,12 +30,17 @@ def tag(name: str, /, *children: object, **attributes: object) -> Markup:
         for key, value in attributes.items()
         if value is not None and value is not False
     )
-    return Markup(f"<{name}{written}>" if name in _VOID else f"<{name}{written}>{join(children)}</{name}>")
+    return Markup(f"<{name}{written}>" if name in _VOID else f"<{name}{written}>{fragment(children)}</{name}>")
 
 
-def join(children: Iterable[object]) -> Markup:
+def fragment(children: Iterable[object]) -> Markup:
     """Children one after another, escaped unless they are Markup; None is left out."""
     return Markup("".join(c if isinstance(c, Markup) else html.escape(str(c)) for c in children if c is not None))
+
+
+def remark(text: object) -> Markup:
+    """A paragraph in small print."""
+    return tag("p", text, class_="remark")
 
 
 def html_table(head: Sequence[object], rows: Iterable[Sequence[object]], **attributes: object) -> Markup:

@@ -1,17 +1,17 @@
-"""The page of one or several runs: its sections in order."""
+"""The page of one or several runs, an HTML document that needs no network: its sections in order."""
 
 from __future__ import annotations
 
+import base64
+import hashlib
 from collections.abc import Callable
 
-from .analyses import attention_over_time, attention_tables, layers
-from .decoders import block_by_block
-from .document import document
+from .analyses import attention_over_time, attention_tables, block_by_block, cheaper_guidance, layers
 from .galleries import across_modalities, attention_maps, guidance, nearest_neighbours, reconstructions
-from .guidance_cost import cheaper_guidance
-from .markup import Markup, counted
+from .markup import Markup, counted, fragment, tag
 from .scores import comparison, evaluations
 from .sections import Runs, broken_files, curves, environment, health, key_figures, label_free, what_was_run
+from .style import LOGO, SCRIPT, STYLE
 
 SECTIONS: tuple[Callable[[Runs], Markup | None], ...] = (
     health,
@@ -51,3 +51,22 @@ def _under(runs: Runs) -> str:
     data, when = run.text("data", "address"), run.text("started")[:16].replace("T", " ")
     epochs = counted(run.epochs_done, "epoch") if run.steps else ""
     return " · ".join(filter(None, (recipe + (f" on {data}" if data else ""), epochs, when)))
+
+
+def document(kind: str, name: str, heading: object, under: object, *main: object) -> str:
+    """A page as text: `kind` and `heading` at its top, `under` the line below them, `name` in the browser's title."""
+    script_hash = base64.b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode()
+    policy = f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{script_hash}'"
+    head = tag(
+        "head",
+        tag("meta", charset="utf-8"),
+        tag("meta", http_equiv="Content-Security-Policy", content=policy),
+        tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
+        tag("meta", name="color-scheme", content="light dark"),
+        tag("title", f"{name} · unveil"),
+        tag("style", Markup(STYLE)),
+    )
+    titles = tag("div", tag("p", kind, class_="kind"), tag("h1", heading), tag("p", under, class_="under"))
+    header = tag("header", Markup(LOGO), titles)
+    body = tag("body", header, tag("main", *main), tag("script", Markup(SCRIPT)))
+    return fragment([Markup("<!doctype html>\n"), tag("html", head, body, lang="en")])

@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterable, Sequence
 
 from ..runs.console import duration
 from .charts import NUM_COLOURS
-from .markup import Markup, brief, figure, html_table, percent, tag
-from .run import Evaluation, RunRecord, protocol_name
+from .markup import Markup, brief, figure, html_table, percent, remark, tag
+from .run_record import Evaluation, RunRecord, protocol_name
 from .sections import Runs, section, shown
 
 SHOWN = 3  # measures of a protocol that are seen at once
@@ -92,7 +92,7 @@ def _protocol(runs: Runs, protocol: str, data: str) -> Markup:
     bars += [_parts(what, told) for what in dict.fromkeys(w for _, _, e in told for w in e.details)]
     card = next((e.card for _, _, e in told if e.card), "")
     heading = tag("h3", protocol_name(protocol), tag("span", f" on {data}" if data else "", class_="aside"))
-    return tag("article", heading, *bars, tag("p", card, class_="remark") if card else None, class_="protocol")
+    return tag("article", heading, *bars, remark(card) if card else None, class_="protocol")
 
 
 def _parts(what: str, told: Sequence[tuple[int, RunRecord, Evaluation]]) -> Markup:

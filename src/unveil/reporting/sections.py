@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 from ..runs.console import duration
 from .charts import NUM_COLOURS, Line, line_chart
-from .markup import Markup, brief, count, counted, figure, html_table, percent, tag
-from .run import RunRecord, Signals, Step, mappings, number
+from .markup import Markup, brief, count, counted, figure, html_table, percent, remark, tag
+from .run_record import RunRecord, Signals, Step, mappings, number
 from .verdict import headline, judge
 
 Runs = Sequence[RunRecord]
@@ -22,7 +23,7 @@ def section(title: str, *children: object, explained: object = None) -> Markup:
     return tag("section", tag("h2", title), tag("p", explained, class_="lead") if explained else None, *children)
 
 
-def named(run: RunRecord, place: int, runs: Runs) -> Markup | None:
+def run_heading(run: RunRecord, place: int, runs: Runs) -> Markup | None:
     """A run's name with its colour, where there are several runs."""
     return tag("h3", tag("i", class_=f"spot s{place % NUM_COLOURS}"), run.name) if len(runs) > 1 else None
 
@@ -33,9 +34,19 @@ def by_run(
     """A section with the content of each run under its name; None where no run has any."""
     blocks: list[Markup | None] = []
     for place, run in enumerate(runs):
-        if parts := [part for part in content(run) if part]:
-            blocks += [named(run, place, runs), *parts]
+        if elements := [element for element in content(run) if element]:
+            blocks += [run_heading(run, place, runs), *elements]
     return section(title, *blocks, explained=explained) if blocks else None
+
+
+def charts_of(charts: Iterable[Markup | None]) -> Markup:
+    """A row of charts; those that are None are left out."""
+    return tag("div", *charts, class_="charts")
+
+
+def chart_section(title: str, charts: Sequence[Markup | None], explained: object) -> Markup | None:
+    """A section with a row of charts; None where there is no chart."""
+    return section(title, charts_of(charts), explained=explained) if any(charts) else None
 
 
 def health(runs: Runs) -> Markup:
@@ -54,7 +65,7 @@ def health(runs: Runs) -> Markup:
         ]
         heading = tag("p", top.sentence, class_="headline")
         cards.append(
-            tag("article", named(run, place, runs), heading, tag("ul", *findings), class_=f"verdict {top.level}")
+            tag("article", run_heading(run, place, runs), heading, tag("ul", *findings), class_=f"verdict {top.level}")
         )
     return tag("section", *cards, class_="health", aria_label="Verdict")
 
@@ -72,10 +83,9 @@ def key_figures(runs: Runs) -> Markup | None:
         ("RankMe", figure(signals.rankme), f"of {figure(signals.feature_dim)} dimensions"),
     ]
     for evaluation in run.evaluations:
-        accuracy = evaluation.metrics.get("accuracy", math.nan)
-        untrained = evaluation.baselines.get("untrained", {}).get("accuracy", math.nan)
+        untrained = evaluation.accuracy("untrained")
         beside = "" if math.isnan(untrained) else f"untrained {percent(untrained)}"
-        tiles.append((f"{evaluation.name} accuracy", percent(accuracy), beside))
+        tiles.append((f"{evaluation.name} accuracy", percent(evaluation.accuracy()), beside))
     tiles = [tile for tile in tiles if tile[1] != "–"]
     if not tiles:
         return None
@@ -95,38 +105,34 @@ def what_was_run(runs: Runs) -> Markup:
 def curves(runs: Runs) -> Markup | None:
     """Loss, speed, gradient norm and learning rate over epochs; several runs in one picture."""
     axis, at = _axis(runs)
-    several = {name for run in runs for s in run.steps for name in s.losses}
+    losses = sorted({name for run in runs for s in run.steps for name in s.losses})
+    is_alone = len(runs) == 1
 
-    def lines(value: Callable[[Step], float]) -> list[Line]:
-        return [
-            Line(run.name, [at(s) for s in run.steps], [value(s) for s in run.steps], i, noisy=True)
+    def chart(title: str, value: Callable[[Step], float], is_noisy: bool = True, **options: Any) -> Markup | None:
+        x = options.pop("x", at)
+        lines = [
+            Line(run.name, [x(s) for s in run.steps], [value(s) for s in run.steps], i, noisy=is_noisy)
             for i, run in enumerate(runs)
         ]
+        return line_chart(title, lines, **{"x_label": axis, **options})
 
-    charts = [line_chart("Loss", lines(lambda s: s.loss), x_label=axis, note="of the training images", offers_log=True)]
-    if len(several) > 1:
-        for name in sorted(several):
-            parts = lines(lambda s, name=name: s.losses.get(name, math.nan))  # type: ignore[misc]
-            charts.append(line_chart(f"Loss: {name}", parts, x_label=axis, offers_log=True))
-    is_alone = len(runs) == 1
-    if not is_alone:
-        minutes = [
-            Line(r.name, [s.time / 60 for s in r.steps], [s.loss for s in r.steps], i, noisy=True)
-            for i, r in enumerate(runs)
-        ]
-        charts.append(line_chart("Loss over time", minutes, x_label="minutes", offers_log=True))
-    charts += [
-        line_chart("Images per second", lines(lambda s: s.images_per_second), x_label=axis, from_zero=True),
-        line_chart("Waiting for data", lines(lambda s: s.data_wait), x_label=axis, note="share", from_zero=True),
-        line_chart("Gradient norm", lines(lambda s: s.grad_norm), x_label=axis, is_log=True),
-        line_chart("Memory", lines(lambda s: s.memory_mb), x_label=axis, note="MB", from_zero=True)
-        if is_alone
-        else None,
-        line_chart("Learning rate", [_plain(line) for line in lines(lambda s: s.lr)], x_label=axis, from_zero=True),
+    def loss(name: str) -> Callable[[Step], float]:
+        return lambda s: s.losses.get(name, math.nan)
+
+    charts = [
+        chart("Loss", lambda s: s.loss, note="of the training images", offers_log=True),
+        *(chart(f"Loss: {name}", loss(name), offers_log=True) for name in losses if len(losses) > 1),
+        None if is_alone
+        else chart("Loss over time", lambda s: s.loss, x=lambda s: s.time / 60, x_label="minutes", offers_log=True),
+        chart("Images per second", lambda s: s.images_per_second, from_zero=True),
+        chart("Waiting for data", lambda s: s.data_wait, note="share", from_zero=True),
+        chart("Gradient norm", lambda s: s.grad_norm, is_log=True),
+        chart("Memory", lambda s: s.memory_mb, note="MB", from_zero=True) if is_alone else None,
+        chart("Learning rate", lambda s: s.lr, is_noisy=False, from_zero=True),
         _continued(runs),
-    ]
+    ]  # fmt: skip
     explained = "Thin: every logged step. Thick: a moving average. Point at a chart to read its values."
-    return section("Curves", charts_of(charts), explained=explained) if any(charts) else None
+    return chart_section("Curves", charts, explained)
 
 
 def _continued(runs: Runs) -> Markup | None:
@@ -157,14 +163,12 @@ def label_free(runs: Runs) -> Markup | None:
         line_chart("RankMe", lines(lambda s: s.rankme), x_label=axis, note="dimensions that the features use"),
         line_chart("Feature spread", lines(lambda s: s.feature_std), x_label=axis, note="std", from_zero=True),
     ]
-    if not any(charts):
-        return None
     explained = (
         "Measured on held-out images during training. RankMe is the effective number of dimensions of the features: "
         "the exponential of the entropy of their singular values. RankMe near 1, or a standard deviation over images "
         "near 0, means that the features have collapsed."
     )
-    return section("Signals that need no labels", charts_of(charts), explained=explained)
+    return chart_section("Signals that need no labels", charts, explained)
 
 
 def broken_files(runs: Runs) -> Markup | None:
@@ -241,9 +245,9 @@ def _one_run(run: RunRecord, place: int, runs: Runs) -> Markup:
     )
     command = run.text("command")
     copyable = tag("div", tag("pre", tag("code", command)), tag("button", "copy", type="button"), class_="command")
-    remarks = tag("p", " ".join(run.remarks), class_="remark") if run.remarks else None
+    remarks = remark(" ".join(run.remarks)) if run.remarks else None
     parts = (details, copyable if command else None, _changes(run), _options(run), remarks)
-    return tag("article", named(run, place, runs), *parts)
+    return tag("article", run_heading(run, place, runs), *parts)
 
 
 def _epochs(run: RunRecord) -> str:
@@ -295,15 +299,6 @@ def shown(value: object) -> str:
 def _description_list(pairs: Iterable[tuple[str, str]]) -> Markup | None:
     items = [tag("div", tag("dt", name), tag("dd", value)) for name, value in pairs if value]
     return tag("dl", *items, class_="facts") if items else None
-
-
-def charts_of(charts: Iterable[Markup | None]) -> Markup:
-    """A row of charts; those that are None are left out."""
-    return tag("div", *charts, class_="charts")
-
-
-def _plain(line: Line) -> Line:
-    return Line(line.name, line.x, line.y, line.colour)
 
 
 def _axis(runs: Runs) -> tuple[str, Callable[[Step | Signals], float]]:

@@ -1,44 +1,82 @@
-"""Checks of a run's health. A check is a function from a run to a verdict, or to None; CHECKS lists them."""
+"""Checks of a run's health. A check is a function from a run to a verdict, or to None; CHECKS lists them.
+
+docs/looking.md has the sources of the published failures of training with teachers (CMT-MAE and its relatives).
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
+from jaxtyping import Float
 
-from .guidance_checks import easy_targets, even_guidance, no_gain, unstable_weight
 from .markup import brief, counted, figure, percent
-from .run import RunRecord, Signals
-from .verdict_types import ENOUGH_ROWS, ENOUGH_STEPS, LEVELS, Verdict, ends_of, is_long_enough, losses_of
+from .run_record import Evaluation, RunRecord, Signals
+
+LEVELS = ("problem", "warning", "note", "ok")
+ENOUGH_STEPS = 100
+ENOUGH_ROWS = 20
+_NEAR = 0.1  # from 0 or 1: a student weight as near as this counts as 0 or 1
+_EVEN = 0.995
+_HEADLINES = (
+    ("problem", "Something is wrong with this run."),
+    ("warning", "This run has warnings."),
+    ("ok", "Training looks healthy."),
+)
+_CALMER = "Continue from an earlier checkpoint, or start again, with a lower learning rate or a longer warm-up."
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The result of a check: its level (one of LEVELS), a sentence with the numbers, and advice."""
+
+    level: str
+    sentence: str
+    advice: str = ""
 
 
 def judge(run: RunRecord, others: Sequence[RunRecord] = ()) -> list[Verdict]:
     """The verdicts of all checks on a run, compared with the others of a report; the gravest first."""
-    found = [verdict for check in CHECKS if (verdict := check(run))]
-    found += [verdict for compare in COMPARISONS if (verdict := compare(run, others))]
-    if good := healthy(run, found):
-        found.append(good)
-    return sorted(found, key=lambda v: LEVELS.index(v.level))
+    verdicts = [verdict for verdict in (*(check(run) for check in CHECKS), no_gain(run, others)) if verdict]
+    if good := healthy(run, verdicts):
+        verdicts.append(good)
+    return sorted(verdicts, key=lambda v: LEVELS.index(v.level))
+
+
+def losses_of(run: RunRecord) -> Float[np.ndarray, " n"]:
+    """The finite losses of the log."""
+    loss = np.array([s.loss for s in run.steps], np.float64)
+    return loss[np.isfinite(loss)]
+
+
+def tenths_of(loss: Float[np.ndarray, " n"]) -> list[float]:
+    """The mean loss of each tenth of the log."""
+    return [float(tenth.mean()) for tenth in np.array_split(loss, 10)]
+
+
+def ends_of(loss: Float[np.ndarray, " n"]) -> tuple[float, float]:
+    """The loss at the start and at the end: means over the first and the last tenth."""
+    tenth = max(1, len(loss) // 10)
+    return float(loss[:tenth].mean()), float(loss[-tenth:].mean())
+
+
+def is_long_enough(run: RunRecord) -> bool:
+    """Whether the log is long enough to assess its loss curve."""
+    return bool(run.steps) and run.steps[-1].step >= ENOUGH_STEPS and len(losses_of(run)) >= ENOUGH_ROWS
 
 
 def headline(verdicts: Sequence[Verdict]) -> Verdict:
     """The sentence at the top of the page, at the level of the gravest verdict."""
-    gravest = verdicts[0].level if verdicts else "note"
-    is_healthy = any(v.level == "ok" for v in verdicts)
-    if gravest == "problem":
-        return Verdict(gravest, "Something is wrong with this run.")
-    if gravest == "warning":
-        return Verdict(gravest, "This run has warnings.")
-    return Verdict("ok", "Training looks healthy.") if is_healthy else Verdict("note", "Too early to tell.")
+    levels = {v.level for v in verdicts}
+    return next((Verdict(*line) for line in _HEADLINES if line[0] in levels), Verdict("note", "Too early to tell."))
 
 
 def failed(run: RunRecord) -> Verdict | None:
     """The run ended with an error, was stopped, or is still going."""
-    status, where = (
-        run.text("status"),
-        f"at epoch {brief(run.epochs_done)} of {brief(run.number('dials', 'epochs'))}",
-    )
+    status = run.text("status")
+    where = f"at epoch {brief(run.epochs_done)} of {brief(run.number('dials', 'epochs'))}"
     if status == "failed":
         return Verdict("problem", f"The run failed {where}: {run.text('error') or 'no error was noted'}.")
     if status == "stopped":
@@ -59,11 +97,8 @@ def too_short(run: RunRecord) -> Verdict | None:
     """Too few steps to assess the loss curve."""
     if not run.steps or is_long_enough(run):
         return None
-    return Verdict(
-        "note",
-        f"Too few steps to assess the loss curve: {run.steps[-1].step}.",
-        f"Curves are assessed from {ENOUGH_STEPS} steps on: give more --minutes or --epochs.",
-    )
+    advice = f"Curves are assessed from {ENOUGH_STEPS} steps on: give more --minutes or --epochs."
+    return Verdict("note", f"Too few steps to assess the loss curve: {run.steps[-1].step}.", advice)
 
 
 def diverged(run: RunRecord) -> Verdict | None:
@@ -75,15 +110,11 @@ def diverged(run: RunRecord) -> Verdict | None:
     loss = losses_of(run)
     if len(loss) < ENOUGH_ROWS:
         return None
-    parts = [float(part.mean()) for part in np.array_split(loss, 10)]
-    best, last = min(parts), parts[-1]
-    if last > 1.25 * best:
-        return Verdict(
-            "problem",
-            f"The loss fell to {figure(best)}, then climbed to {figure(last)}: it diverged.",
-            _CALMER,
-        )
-    return None
+    tenths = tenths_of(loss)
+    best, last = min(tenths), tenths[-1]
+    if last <= 1.25 * best:
+        return None
+    return Verdict("problem", f"The loss fell to {figure(best)}, then climbed to {figure(last)}: it diverged.", _CALMER)
 
 
 def skipped_updates(run: RunRecord) -> Verdict | None:
@@ -91,20 +122,19 @@ def skipped_updates(run: RunRecord) -> Verdict | None:
     if not run.steps or not run.steps[-1].skipped > 0:
         return None
     skipped, steps = run.steps[-1].skipped, max(run.steps[-1].step, 1)
-    share = skipped / steps
     plural = "update was" if skipped == 1 else "updates were"
-    sentence = f"{skipped:.0f} of {steps:,} {plural} skipped, because the gradient was not finite ({percent(share)})."
-    if share > 0.01:
+    sentence = f"{skipped:.0f} of {steps:,} {plural} skipped, because the gradient was not finite"
+    sentence += f" ({percent(skipped / steps)})."
+    if skipped / steps > 0.01:
         return Verdict("problem", sentence, _CALMER)
     return Verdict("note", sentence, "A few are harmless; many call for a lower learning rate or float32.")
 
 
 def not_falling(run: RunRecord) -> Verdict | None:
     """The loss did not fall over the whole training."""
-    loss = losses_of(run)
     if not is_long_enough(run) or diverged(run):
         return None
-    first, last = ends_of(loss)
+    first, last = ends_of(losses_of(run))
     if last < 0.98 * first:
         return None
     return Verdict(
@@ -126,11 +156,9 @@ def still_falling(run: RunRecord) -> Verdict | None:
     noise = math.sqrt(before.var() / len(before) + end.var() / len(end))
     if drop < 0.1 * (first - last) or drop < 3 * noise:
         return None
-    return Verdict(
-        "note",
-        f"The loss was still falling: {percent(drop / (first - last))} of its total decrease came in the last fifth.",
-        "Train longer: raise --epochs.",
-    )
+    share = percent(drop / (first - last))
+    sentence = f"The loss was still falling: {share} of its total decrease came in the last fifth."
+    return Verdict("note", sentence, "Train longer: raise --epochs.")
 
 
 def overfitting(run: RunRecord) -> Verdict | None:
@@ -179,9 +207,8 @@ def collapse(run: RunRecord) -> Verdict | None:
     if last.rankme < 3 and many >= 16:
         return Verdict("problem", f"The features have collapsed to {_dimensions(last)}.", advice)
     if last.rankme < 0.5 * peak and last.rankme < 0.1 * many:
-        return Verdict(
-            "warning", f"The features shrink: RankMe fell from {figure(peak)} to {_dimensions(last)}.", advice
-        )
+        sentence = f"The features shrink: RankMe fell from {figure(peak)} to {_dimensions(last)}."
+        return Verdict("warning", sentence, advice)
     return None
 
 
@@ -191,8 +218,7 @@ def data_bound(run: RunRecord) -> Verdict | None:
     waits = waits[np.isfinite(waits)]
     if not len(waits) or not (wait := float(np.median(waits[len(waits) // 2 :]))) > 0.3:
         return None
-    workers = run.text("settings", "workers")
-    beside = f", with {workers} workers" if workers else ""
+    beside = f", with {workers} workers" if (workers := run.text("settings", "workers")) else ""
     return Verdict(
         "warning",
         f"{percent(wait)} of the training time was spent waiting for images{beside}.",
@@ -200,17 +226,17 @@ def data_bound(run: RunRecord) -> Verdict | None:
     )
 
 
-def broken_files(run: RunRecord) -> Verdict | None:
+def unreadable_files(run: RunRecord) -> Verdict | None:
     """Files that could not be read and were replaced."""
     if not run.broken:
         return None
     total, n = run.number("data", "count"), len(run.broken)
     share = n / total if total > 0 else math.nan
     of = f" of {total:,.0f} ({percent(share)})" if total > 0 else ""
-    plural = "file" if n == 1 else "files"
+    verb = "file{} was" if n == 1 else "files{} were"
     return Verdict(
         "warning" if share > 0.01 else "note",
-        f"{n:,} broken {plural}{of} {'was' if n == 1 else 'were'} replaced by other samples.",
+        f"{n:,} broken {verb.format(of)} replaced by other samples.",
         "They are listed under Broken files.",
     )
 
@@ -220,8 +246,7 @@ def poor_features(run: RunRecord) -> Verdict | None:
     if easy_targets(run):
         return None  # it reports the same, with the reason
     for evaluation in run.evaluations:
-        trained = evaluation.metrics.get("accuracy", math.nan)
-        untrained = evaluation.baselines.get("untrained", {}).get("accuracy", math.nan)
+        trained, untrained = evaluation.accuracy(), evaluation.accuracy("untrained")
         if trained <= untrained:
             return Verdict(
                 "warning",
@@ -232,45 +257,143 @@ def poor_features(run: RunRecord) -> Verdict | None:
     return None
 
 
-CHECKS: tuple[Callable[[RunRecord], Verdict | None], ...] = (
-    failed,
-    diverged,
-    collapse,
-    not_falling,
-    skipped_updates,
-    overfitting,
-    poor_features,
-    easy_targets,
-    unstable_weight,
-    even_guidance,
-    data_bound,
-    broken_files,
-    still_falling,
-    too_short,
-    no_metrics,
-)
-COMPARISONS: tuple[Callable[[RunRecord, Sequence[RunRecord]], Verdict | None], ...] = (no_gain,)
+def student_weight(run: RunRecord) -> float:
+    """The student's share in masks and targets; NaN for a run without such an option."""
+    alpha = run.number("dials", "alpha")
+    return run.number("dials", "student_weight") if math.isnan(alpha) else alpha
 
 
-def healthy(run: RunRecord, found: Sequence[Verdict]) -> Verdict | None:
-    """The measures of a run without problems and warnings."""
-    if any(v.level in ("problem", "warning") for v in found) or not is_long_enough(run):
+def easy_targets(run: RunRecord) -> Verdict | None:
+    """A low loss with a poor k-NN accuracy: the targets have become easy to predict."""
+    if math.isnan(student_weight(run)) or not is_long_enough(run):
         return None
     first, last = ends_of(losses_of(run))
-    parts = [f"the loss fell from {figure(first)} to {figure(last)} in {counted(run.epochs_done, 'epoch')}"]
-    if not run.steps[-1].skipped > 0:
-        parts.append("no update was skipped")
-    if run.signals and math.isfinite(run.signals[-1].heldout_loss):
-        parts.append(f"the held-out loss is {figure(run.signals[-1].heldout_loss)}")
-    if run.signals and math.isfinite(run.signals[-1].rankme):
-        parts.append(f"the features use about {_dimensions(run.signals[-1])}")
-    sentence = "; ".join(parts)
-    return Verdict("ok", f"{sentence[0].upper()}{sentence[1:]}.")
+    knn = _knn(run)
+    if knn is None or last > 0.7 * first:
+        return None
+    better = [name for name in _WORDS if knn.accuracy(name) >= knn.accuracy()]
+    if not better:
+        return None
+    baselines = " and ".join(f"{percent(knn.accuracy(name))} of {_WORDS[name]}" for name in better)
+    return Verdict(
+        "warning",
+        f"A low loss with poor features: it fell from {figure(first)} to {figure(last)}, but the k-NN accuracy is "
+        f"{percent(knn.accuracy())}, beside {baselines}. The student's own features have become targets that are easy"
+        " to predict.",
+        "Lower --student-weight, or lengthen --stage1-epochs, so that the teacher's targets lead; --momentum nearer "
+        "to 1 keeps the student's from moving.",
+    )
 
 
-_CALMER = "Continue from an earlier checkpoint, or start again, with a lower learning rate or a longer warm-up."
+def unstable_weight(run: RunRecord) -> Verdict | None:
+    """Unstable training with a student weight near 0 or 1."""
+    weight = student_weight(run)
+    is_all_teacher = run.text("dials", "masking") == run.text("dials", "targets") == "teacher"
+    if math.isnan(weight) or _NEAR < weight < 1 - _NEAR or is_all_teacher or not is_long_enough(run):
+        return None
+    signs = _unrest(run)
+    if not signs:
+        return None
+    end = "the teacher's" if weight < 0.5 else "the student's own"
+    return Verdict(
+        "warning",
+        f"Unstable with a student weight of {brief(weight)}, which makes masks and targets almost only {end}: "
+        f"{'; '.join(signs)}.",
+        "Set --student-weight to about 0.3, the paper's best.",
+    )
+
+
+def even_guidance(run: RunRecord) -> Verdict | None:
+    """Attention so uniform that masks drawn from it are random."""
+    last = next((s.attention for s in reversed(run.signals) if "guide_evenness" in s.attention), {})
+    names = ("guide_evenness", "hidden_attention", "hidden_tokens")
+    evenness, hidden, tokens = (last.get(name, math.nan) for name in names)
+    if not (evenness > _EVEN and abs(hidden - tokens) < 0.02):
+        return None
+    return Verdict(
+        "note",
+        f"The masks hardly follow attention: its map is almost uniform (evenness {figure(evenness)}), and they hide "
+        f"{percent(hidden)} of it with {percent(tokens)} of the patches.",
+        "Lower --temperature, take --draw hard, read another --layer, or use a --teacher whose attention is sharper.",
+    )
+
+
+def no_gain(run: RunRecord, others: Sequence[RunRecord]) -> Verdict | None:
+    """No better than an MAE of the same size that is in the same report."""
+    knn = _knn(run)
+    if math.isnan(student_weight(run)) or knn is None:
+        return None
+    plain = [
+        (other.name, other_knn.accuracy())
+        for other in others
+        if other.text("recipe") == "mae" and other.text("dials", "size") == run.text("dials", "size")
+        if (other_knn := _knn(other)) is not None and other_knn.data == knn.data
+    ]
+    name, best = max(plain, key=lambda p: p[1], default=("", math.nan))
+    if not knn.accuracy() <= best:
+        return None
+    return Verdict(
+        "warning",
+        f"No gain over an MAE of the same size: {percent(knn.accuracy())} k-NN accuracy, {percent(best)} of {name}. One"
+        " run of each is no evidence for a small difference.",
+        _OWN_GUIDE if run.text("dials", "guide_warmup") and not run.text("dials", "teacher") else _WITH_TEACHER,
+    )
+
+
+_WITH_TEACHER = (
+    "Compare with --teacher random and with --masking uniform: if those do as well, the teacher does not suit "
+    "such images, so take another --teacher; else try --draw gumbel and --student-weight 0.3."
+)
+_OWN_GUIDE = (
+    "Compare with a run of multimae that is as long, whose masks are random: early attention carries little "
+    "information, so follow it later, with a longer --guide-warmup, or train for more epochs."
+)
+_WORDS = {"untrained": "an untrained encoder", "pixels": "raw pixels"}
+
+
+def _knn(run: RunRecord) -> Evaluation | None:
+    return next((e for e in run.evaluations if e.protocol == "knn" and "accuracy" in e.metrics), None)
+
+
+def _unrest(run: RunRecord) -> list[str]:
+    """Signs of unstable training in the second half of the log."""
+    signs = []
+    half = run.steps[len(run.steps) // 2 :]
+    norms = np.array([s.grad_norm for s in half])
+    norms = norms[np.isfinite(norms)]
+    if len(norms) >= 10 and (peak := float(norms.max())) > 10 * (middle := float(np.median(norms))):
+        signs.append(f"the gradient norm rose to {figure(peak)} from about {figure(middle)}")
+    tenths = tenths_of(losses_of(run))
+    lowest = min(tenths)
+    if (worst := max(tenths[tenths.index(lowest) :])) > 1.1 * lowest:
+        signs.append(f"the loss rose from {figure(lowest)} to {figure(worst)}")
+    if run.steps[-1].skipped > 0:
+        signs.append(f"{run.steps[-1].skipped:.0f} updates were skipped")
+    return signs
 
 
 def _dimensions(at: Signals) -> str:
     of = f" of {at.feature_dim:.0f}" if math.isfinite(at.feature_dim) else ""
     return f"{figure(at.rankme)}{of} dimensions"
+
+
+def healthy(run: RunRecord, verdicts: Sequence[Verdict]) -> Verdict | None:
+    """The measures of a run without problems and warnings."""
+    if any(v.level in ("problem", "warning") for v in verdicts) or not is_long_enough(run):
+        return None
+    first, last = ends_of(losses_of(run))
+    measures = [f"the loss fell from {figure(first)} to {figure(last)} in {counted(run.epochs_done, 'epoch')}"]
+    if not run.steps[-1].skipped > 0:
+        measures.append("no update was skipped")
+    if run.signals and math.isfinite(run.signals[-1].heldout_loss):
+        measures.append(f"the held-out loss is {figure(run.signals[-1].heldout_loss)}")
+    if run.signals and math.isfinite(run.signals[-1].rankme):
+        measures.append(f"the features use about {_dimensions(run.signals[-1])}")
+    sentence = "; ".join(measures)
+    return Verdict("ok", f"{sentence[0].upper()}{sentence[1:]}.")
+
+
+CHECKS: tuple[Callable[[RunRecord], Verdict | None], ...] = (
+    failed, diverged, collapse, not_falling, skipped_updates, overfitting, poor_features, easy_targets,
+    unstable_weight, even_guidance, data_bound, unreadable_files, still_falling, too_short, no_metrics,
+)  # fmt: skip

@@ -13,8 +13,7 @@ from typing import Any
 
 from ...modeling.public_vits import is_public_vit
 from ...modeling.teachers.frozen import RANDOM
-from ...reporting.intervals import value_of
-from ...reporting.study import write_study_report
+from ...reporting.study import value_of, write_study_report
 from ...runs.atomic import write_json
 from ...runs.console import duration, log
 from ...runs.folder import check_writable

@@ -8,13 +8,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ...reporting.intervals import metric_rows
 from ...reporting.study import (
     COST_HEAD,
     TIME_HEAD,
     comparison_cells,
     cost_rows,
     curve_rows,
+    metric_rows,
     time_rows,
     time_target,
 )
