@@ -39,7 +39,7 @@ def fragment(children: Iterable[object]) -> Markup:
 
 
 def remark(text: object) -> Markup:
-    """A paragraph in small print."""
+    """A paragraph of small print: a comment on what stands above or below it."""
     return tag("p", text, class_="remark")
 
 
