@@ -224,7 +224,8 @@ def test_the_table_lines_up():
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        ({"names": ["kn"]}, "no protocol 'kn'; did you mean 'knn'\\?.*linear-lbfgs"),
+        ({"names": ["kn"]}, "no protocol 'kn'; did you mean knn\\?"),
+        ({"names": ["nonesuch"]}, "no protocol 'nonesuch'; there are .*knn.*linear-lbfgs"),
         ({"train": replace(coloured(9), labels=None)}, "memory has no labels.*folder of its own name.*label column"),
         ({"train": replace(coloured(9), labels=[-1] * 2 + [0] * 3 + [1] * 4)}, "2 of the 9 images .* have no label"),
         ({"train": replace(coloured(9), labels=[1] * 9)}, "one class \\('green'\\)"),

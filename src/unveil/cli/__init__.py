@@ -12,8 +12,9 @@ from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 
-from ..recipes.options import UsageError, nearest
+from ..recipes.options import UsageError
 from ..runs.console import RankZeroFailed, log
+from ..runs.suggest import suggest
 from .commands import COMMANDS, HelpAsked
 from .help import columns
 
@@ -53,8 +54,7 @@ def _dispatch(words: list[str]) -> int:
         return 0
     command = COMMANDS.get(words[0])
     if command is None:
-        close = nearest(words[0], COMMANDS)
-        hint = f"did you mean unveil {close[0]}?" if close else f"there are {', '.join(COMMANDS)}"
+        hint = suggest(words[0], COMMANDS, shown=lambda name: f"unveil {name}")
         raise UsageError(f"there is no command {words[0]}", hint)
     return command.run(words[1:])
 

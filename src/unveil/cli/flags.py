@@ -6,9 +6,10 @@ import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import Any
 
-from ..recipes.options import REQUIRED, Option, UsageError, nearest, options_in
+from ..recipes.options import REQUIRED, Option, UsageError, options_in
 from ..runs.console import log
 from ..runs.renamed import OLD_NAMES
+from ..runs.suggest import suggest
 
 
 def flags_of(function: Callable[..., Any], skip: Collection[str] = ()) -> list[Option]:
@@ -93,6 +94,5 @@ def parse(words: Sequence[str], flags: Sequence[Option]) -> tuple[list[str], dic
 
 def _unknown(word: str, values: Sequence[str], flags: Iterable[Option]) -> UsageError:
     names = ["--" + name.replace("_", "-") for name in by_name(flags)]
-    close = nearest(word.replace("_", "-"), names)
-    hint = f"did you mean {' or '.join(' '.join([c, *values]) for c in close)}?" if close else "--help lists the flags"
+    hint = suggest(word.replace("_", "-"), names, "--help lists the flags", lambda flag: " ".join([flag, *values]))
     return UsageError(f"there is no flag {word}", hint)

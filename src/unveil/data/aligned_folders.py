@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -17,6 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..modeling.types import to_float
+from ..runs.suggest import suggest
 from .decode import Unreadable
 from .hdf5 import as_npy
 from .listing import folder_labels, list_files, missing
@@ -159,10 +159,9 @@ def _files_of(root: Path, folder: str, suffix: str, what: str) -> PathByStem:
     place = root / folder
     if not place.is_dir():
         near = [name for name in sorted(os.listdir(root)) if (root / name).is_dir()]
-        close = difflib.get_close_matches(folder, near, n=1)
-        there = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(near) or 'no folders'}."
         raise FileNotFoundError(
-            f"{what} has no folder {str(place)!r}; {there} Name the folder as the modality, or declare files"
+            f"{what} has no folder {str(place)!r}; {suggest(folder, near)} (name the folder as the modality, or"
+            " declare files)"
         )
     names, others = list_files(place, READ)
     by_stem: dict[str, str] = {}

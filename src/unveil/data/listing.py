@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 from collections import Counter
 from collections.abc import Collection
 from pathlib import Path
+
+from ..runs.suggest import suggest
 
 SPLITS = {"train", "training", "val", "valid", "validation", "test", "testing"}
 
@@ -54,9 +55,6 @@ def missing(path: Path, needed: str) -> str:
     """The words for a path that is not there: what is near, and what is needed."""
     parent = next(folder for folder in path.absolute().parents if folder.is_dir())
     wanted = path.absolute().relative_to(parent).parts[0]
-    try:
-        similar = difflib.get_close_matches(wanted, sorted(os.listdir(parent)), n=3)
-    except OSError:
-        similar = []
-    hint = f"did you mean {' or '.join(str(parent / name) for name in similar)}?" if similar else f"{parent} is there."
+    names = sorted(os.listdir(parent)) if os.access(parent, os.R_OK) else []
+    hint = suggest(wanted, names, f"{parent} exists.", lambda name: str(parent / name))
     return f"no data at {str(path)!r}: {hint} {needed}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import tomllib
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
@@ -11,6 +10,7 @@ from typing import Any, get_args, get_type_hints
 
 from ..modeling import types as records
 from ..modeling.types import Modality
+from ..runs.suggest import suggest
 
 _HINTS = get_type_hints(Modality)
 _VOID = 255  # the id of void in most public label images
@@ -116,8 +116,7 @@ def declare(words: Sequence[str]) -> tuple[Declared, ...]:
             declared.append(BUILT_IN[word])
         else:
             raise ValueError(
-                f"there is no modality {word!r};{_meant(word, BUILT_IN)} built in are {', '.join(BUILT_IN)}; others"
-                " are declared in a .toml file"
+                f"there is no modality {word!r}; {suggest(word, BUILT_IN)} (others are declared in a .toml file)"
             )
     names = [d.name for d in declared]
     if twice := sorted({name for name in names if names.count(name) > 1}):
@@ -186,19 +185,19 @@ def read_toml(path: Path) -> list[Declared]:
             declared.append(_declared(where, name, table))
     for name in masks:
         if name not in tables or name not in [d.name for d in declared]:
-            raise ValueError(f"{path}: of = {name!r} is no modality declared in it;{_meant(name, tables)} declare it")
+            raise ValueError(f"{path}: of = {name!r} is no modality declared in it; {suggest(name, tables)}")
     return [replace(d, validity=masks.get(d.name, "")) for d in declared]
 
 
 def _check(where: str, table: Mapping[str, Any]) -> None:
     for key, value in table.items():
         if key not in _KEYS:
-            raise ValueError(f"{where}: there is no key {key!r};{_meant(key, _KEYS)} there are {', '.join(_KEYS)}")
+            raise ValueError(f"{where}: there is no key {key!r}; {suggest(key, _KEYS)}")
         accepted = _KEYS[key]
         is_kind = isinstance(value, accepted.kinds) and not isinstance(value, bool)
         if not is_kind or (accepted.choices and value not in accepted.choices):
-            meant = _meant(str(value), accepted.choices) if accepted.choices else ""
-            raise ValueError(f"{where}: {key} = {value!r}: {accepted.needed} is needed;{meant or ' change it'}")
+            hint = suggest(str(value), accepted.choices, "change it")
+            raise ValueError(f"{where}: {key} = {value!r}: {accepted.needed} is needed; {hint}")
 
 
 def _declared(where: str, name: str, table: Mapping[str, Any]) -> Declared:
@@ -248,11 +247,6 @@ def _numbers(where: str, key: str, value: Any, count: int) -> tuple[float, ...]:
     if len(values) != count or not all(isinstance(v, (int, float)) for v in values):
         raise ValueError(f"{where}: {key} = {value!r}: {count} numbers are needed")
     return tuple(map(float, values))
-
-
-def _meant(word: str, names: Collection[str]) -> str:
-    close = difflib.get_close_matches(word, list(names), n=1)
-    return f" did you mean {close[0]}?" if close else ""
 
 
 def _tuples(value: Any) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import pkgutil
 import typing
@@ -13,6 +12,7 @@ from types import ModuleType
 from typing import Any, Literal
 
 from ..recipes.registry import load_file
+from ..runs.suggest import suggest
 from .types import EvaluationProtocol
 
 Data = Literal["labelled images", "images with a label per pixel", "samples for a run's decoders"]
@@ -37,9 +37,7 @@ def find_protocol(name: str) -> type[EvaluationProtocol]:
         return _protocol_in(load_file(Path(name).expanduser(), "protocol"))
     known = protocols()
     if name not in known:
-        near = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
-        meant = f"; did you mean {near[0]!r}?" if near else ";"
-        raise ValueError(f"there is no protocol {name!r}{meant} there are {', '.join(sorted(known))}")
+        raise ValueError(f"there is no protocol {name!r}; {suggest(name, sorted(known))}")
     return known[name]
 
 

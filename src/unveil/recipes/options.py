@@ -8,19 +8,19 @@ can be read from text, which is what the command line and YAML files hold.
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import re
 import sys
 import types
 import typing
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, is_dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
 from ..runs.console import log
 from ..runs.renamed import OLD_VALUES
+from ..runs.suggest import suggest
 
 REQUIRED = inspect.Parameter.empty
 DATA = ("modality", "modalities")  # arguments of a recipe that come from the data, not from the user
@@ -113,11 +113,8 @@ class Option:
                     continue
         expected = [f"one of {', '.join(self.choices)}"] if self.choices else []
         expected += [_SCALARS[k][0] for k in kinds if k in _SCALARS]
-        close = nearest(word, self.choices)
-        raise UsageError(
-            f"{self.flag} {word}: expected {' or '.join(expected)}",
-            f"did you mean {self.flag} {close[0]}?" if close else f"for example {self.example}",
-        )
+        hint = suggest(word, self.choices, f"for example {self.example}", lambda choice: f"{self.flag} {choice}")
+        raise UsageError(f"{self.flag} {word}: expected {' or '.join(expected)}", hint)
 
     def current(self, value: Any, warn: bool = False) -> Any:
         """A value in the spelling of this release, where it is one of release 0.1 that the option no longer lists."""
@@ -139,11 +136,6 @@ def spell(value: Any) -> str:
     if isinstance(value, (tuple, list)):
         return " ".join(map(spell, value))
     return f"{value:g}" if isinstance(value, float) else str(value).lower() if value is None else str(value)
-
-
-def nearest(word: str, names: Iterable[str]) -> list[str]:
-    """The names most like a word, the closest first."""
-    return difflib.get_close_matches(word, list(names), n=3, cutoff=0.6)
 
 
 def options_in(function: Callable[..., Any], skip: Collection[str] = ()) -> list[Option]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import difflib
 import importlib
 import importlib.util
 import inspect
@@ -16,6 +15,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Protocol
 
+from ..runs.suggest import suggest
 from .options import DATA, Option, check_choices, is_group, options_in
 
 if TYPE_CHECKING:  # which imports torch
@@ -87,9 +87,7 @@ def load_recipe(name: str) -> Callable[..., Recipe]:
     known = recipe_cards()
     name = name.replace("_", "-")
     if name not in known:
-        close = difflib.get_close_matches(name, known, n=1)
-        meant = f"; did you mean {close[0]}?" if close else ";"
-        raise ValueError(f"there is no recipe {name}{meant} there are {', '.join(known)}, or give a file such as my.py")
+        raise ValueError(f"there is no recipe {name}; {suggest(name, known)} (or give a file such as my.py)")
     recipe: Callable[..., Recipe] = importlib.import_module(f"{PACKAGE}.{name.replace('-', '_')}").recipe
     return recipe
 
@@ -159,7 +157,7 @@ def load_file(path: Path, kind: str = "recipe") -> ModuleType:
     sys.modules[spec.name] = module  # dataclasses look their module up there
     try:
         spec.loader.exec_module(module)
-    except Exception as error:  # whatever the user's file does wrong is told in its own terms, with its own line
+    except Exception as error:  # whatever the user's file does wrong, reported with its own line
         lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if Path(f.filename) == path.absolute()]
         line = error.lineno if isinstance(error, SyntaxError) else lines[-1] if lines else 0
         raise ValueError(f"{path}, line {line}: {type(error).__name__}: {error}") from error

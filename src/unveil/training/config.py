@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import math
 import shlex
@@ -14,6 +13,7 @@ from typing import Any, Literal, Self, get_args, get_type_hints
 from ..recipes.registry import load_recipe, options_of
 from ..runs.hardware import Precision
 from ..runs.renamed import current_names
+from ..runs.suggest import suggest
 from .config_file import read_yaml, write_yaml
 
 Compile = Literal["auto", "on", "off"]
@@ -151,9 +151,7 @@ class PretrainConfig:
         known = [option.name for option in options_of(recipe)]
         for name in self.recipe_options:
             if name not in known:
-                close = difflib.get_close_matches(name, known, n=3)
-                hint = f"did you mean {', '.join(close)}?" if close else f"it has {', '.join(known)}"
-                raise ValueError(f"the recipe {self.name} has no option {name!r}; {hint}")
+                raise ValueError(f"the recipe {self.name} has no option {name!r}; {suggest(name, known)}")
 
     def command(self, run: Path) -> str:
         """The command that continues this run, or starts it in an empty folder."""

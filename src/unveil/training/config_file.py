@@ -6,10 +6,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from ..recipes.options import Option, UsageError, nearest, options_in
+from ..recipes.options import Option, UsageError, options_in
 from ..recipes.registry import load_recipe, options_of
 from ..runs.atomic import write_text
 from ..runs.renamed import current_names
+from ..runs.suggest import suggest
 
 
 def read_yaml(path: str | Path, config: Callable[..., Any], recipe: str | None = None) -> dict[str, Any]:
@@ -44,8 +45,7 @@ def read_mapping(path: str | Path) -> dict[str, Any]:
 def _parse(path: str | Path, known: Mapping[str, Option], name: str, value: Any) -> Any:
     option = known.get(name)
     if option is None or not option.is_parsable:
-        close = nearest(name, known)
-        hint = f"did you mean {close[0]}?" if close else "unveil pretrain RECIPE --help lists them"
+        hint = suggest(name, known, "unveil pretrain RECIPE --help lists them")
         raise ValueError(f"{path}: there is no option {name!r}; {hint}")
     if isinstance(value, dict) or (isinstance(value, list) and not option.takes_many):
         raise ValueError(f"{path}: {name} has one value, not several; for example {name}: {_example(option)}")

@@ -8,8 +8,8 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from ...evaluation.registry import find_protocol, options_of, protocols
-from ...recipes.options import nearest
 from ...recipes.registry import load_file
+from ...runs.suggest import suggest
 from .design import Arm, RunOf, Scale, ScaleName, Study
 from .jobs import OF_PRETRAIN, needs_of, recipe_dials, settled
 
@@ -38,7 +38,7 @@ def load_study(name: str) -> Study:
     Raises FileNotFoundError for a missing file, ValueError for an unknown name and for a file that fails.
     """
     if not name.endswith(".py"):
-        _one_of("study", name.replace("_", "-"), studies(), hint=", or give a file such as my.py")
+        _one_of("study", name.replace("_", "-"), studies(), hint=" (or give a file such as my.py)")
         study: Study = importlib.import_module(f"unveil.experiments.studies.{name.replace('-', '_')}").study
         return study
     own = getattr(load_file(Path(name).expanduser(), "study"), "study", None)
@@ -108,6 +108,4 @@ def _check_measurements(at: Scale) -> None:
 def _one_of(what: str, name: str, known: Collection[str], where: str = "", hint: str = "") -> None:
     """Raise ValueError, with the nearest names, unless a name is a known one."""
     if name not in known:
-        close = nearest(name, map(str, known))
-        meant = f"did you mean {', '.join(close)}?" if close else f"there are {', '.join(map(str, known)) or 'none'}"
-        raise ValueError(f"{where}there is no {what} {name!r}; {meant}{hint}")
+        raise ValueError(f"{where}there is no {what} {name!r}; {suggest(name, known)}{hint}")
