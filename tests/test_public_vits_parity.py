@@ -82,7 +82,7 @@ def test_the_mean_query_is_the_mean_of_the_patches_queries():
         images, start = torch.rand(2, 3, 32, 32), encoder.config.num_prefix
         with torch.no_grad():
             seen = encoder.observe(images, (4, 4), FeatureSpec("mean", 1, features=0)).attention
-            x, turn = encoder.vit.begin(encoder.normalised(images))
+            x, turn = encoder.vit.first_input(encoder.normalised(images))
             x = encoder.vit.blocks[0](x, rotation=turn)
             block = encoder.vit.blocks[1]
             q, k, _ = block.attn.qkv(block.norm1(x)).unflatten(-1, (3, 4, 12)).transpose(1, 3).unbind(2)

@@ -240,7 +240,7 @@ def test_a_random_teacher_is_of_the_student_s_shape_and_the_seed_s_chance():
     assert not torch.equal(ours, other.encoder.vit.embed.weight)
     assert not torch.equal(ours, twin.adapters["rgb"].proj.weight), "nor the student's own numbers"
     seen = first.observe(on, pupil.embed(on), pupil)
-    assert torch.equal(first.encoder.vit.places((4, 6)), sincos_positions((4, 6), 24))
+    assert torch.equal(first.encoder.vit.position_embedding((4, 6)), sincos_positions((4, 6), 24))
     assert seen.attention.shape == (3, 2, 24)
 
 

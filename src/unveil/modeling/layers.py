@@ -260,15 +260,15 @@ def check_spec(spec: FeatureSpec, depth: int, num_prefix: int, has_projection: b
 
 def observe_blocks(
     blocks: Sequence[Block],
-    x: Float[Tensor, "B K D"],
+    x: Float[Tensor, "B N D"],
     spec: FeatureSpec,
     num_prefix: int,
     keys: Keys = None,
     rotation: Rotation | None = None,
-) -> tuple[Float[Tensor, "B H N"] | None, list[Tensor]]:
-    """The attention of one block, and the outputs (B N D) of the last ones; no block is run that neither needs.
+) -> tuple[Float[Tensor, "B H M"] | None, list[Tensor]]:
+    """The attention of one block, and the outputs (B M D) of the last ones; no block is run that neither needs.
 
-    With `spec.class_token` the outputs have the R prefix tokens before the N others.
+    With `spec.class_token` the outputs have the prefix tokens before the M others.
     """
     depth, first = len(blocks), 0 if spec.class_token else num_prefix
     attention, outputs = None, []

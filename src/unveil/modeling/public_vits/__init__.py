@@ -1,18 +1,14 @@
-"""Weights of other projects: the one room that knows their names.
+"""Weights of other projects: the only package that knows their parameter names.
 
-Reads safetensors, `.pth` through torch's weights-only loader with an allow-list, and TorchScript archives, as OpenAI's
-CLIP is published, without their code: no pickle runs any. Whatever is loaded comes with a table of keys. All public
-ViTs are one module (`vit.py`) under different descriptions; a family is a file that knows its names (`clip.py`,
-`dino.py`, ...).
+It reads them without their code, and reports every key. All public ViTs are one module (`vit.py`) under different
+descriptions; `families.py` recognises them, and `own_names.py` renames what pretraining starts from.
 """
 
 from .encoder import PublicViT, describe, load_encoder, untrained_vit
-from .files import StateDict, read_weights
 from .input_channels import adapt_channels, with_channels
-from .load_report import KeyReport, load_weights
-from .locate import WeightFiles, find_weights, is_public_vit
-from .mae import to_own_names
+from .own_names import to_own_names
 from .vit import ViT, ViTConfig
+from .weight_files import KeyReport, StateDict, WeightFiles, find_weights, is_public_vit, load_weights, read_weights
 
 __all__ = [
     "KeyReport",

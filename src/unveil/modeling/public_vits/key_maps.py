@@ -1,4 +1,4 @@
-"""Names: those of transformers and of OpenAI, put under the ones that most public ViTs use (timm's)."""
+"""Parameter names of transformers and of OpenAI, mapped to those that most public ViTs use (timm's)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from .files import StateDict
+from .weight_files import StateDict
 
 Table = Sequence[tuple[str, str]]  # a pattern and what it becomes, tried in this order
 
@@ -59,7 +59,7 @@ _TRIPLES = (("query", "key", "value"), ("q_proj", "k_proj", "v_proj"))
 
 
 def rename(state: Mapping[str, Tensor], table: Table) -> StateDict:
-    """The tensors under their new names; those that no pattern fits keep theirs."""
+    """The tensors under their new names: every pattern of the table is replaced in turn."""
     renamed: StateDict = {}
     for name, tensor in state.items():
         for pattern, new in table:
@@ -69,7 +69,7 @@ def rename(state: Mapping[str, Tensor], table: Table) -> StateDict:
 
 
 def fuse(state: Mapping[str, Tensor]) -> StateDict:
-    """Separate query, key and value projections -> one matrix. A bias that one of them goes without is 0."""
+    """Separate query, key and value projections -> one matrix. A bias that one of them lacks is 0."""
     fused = dict(state)
     for name, tensor in state.items():
         for triple in _TRIPLES:

@@ -1,22 +1,22 @@
-"""From tensors under common names, and what they do not say by themselves, to a ViT's description and its weights."""
+"""A `ViTConfig` and the weights of its ViT from tensors under timm's names and the `Traits` of their family."""
 
 from __future__ import annotations
 
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from ..types import IMAGENET_MEAN, IMAGENET_STD
-from .files import StateDict
-from .key_maps import fuse
-from .locate import WeightFiles
+from .key_maps import fuse, rename
 from .vit import Activation, ViTConfig
+from .weight_files import StateDict, WeightFiles, summarise
 
+UNVEIL = "unveil"  # the family of own runs
 HEADS = {  # by width, of the ViTs that are public; others have one for every 64 channels
     192: 3, 384: 6, 768: 12, 1024: 16, 1152: 16, 1280: 16, 1408: 16, 1536: 24, 1664: 16, 4096: 32,
 }  # fmt: skip
@@ -29,7 +29,7 @@ _REGISTERS = ("register_tokens", "storage_tokens", "reg_token")  # DINOv2, DINOv
 
 @dataclass(frozen=True)
 class Traits:
-    """What the tensors of a family's checkpoint do not say; a number that is None is read off the tensors."""
+    """What the tensors of a family's checkpoint do not show; None for what is inferred from them."""
 
     family: str
     eps: float = 1e-6
@@ -38,29 +38,29 @@ class Traits:
     final_norm: Literal["all", "cls"] = "all"
     positions: Literal["table", "rotary", "sincos"] = "table"
     grid: tuple[int, int] | None = None
-    image_size: int = 224  # that a rotary encoder was trained at
+    image_size: int = 224  # in training, of a rotary encoder
     antialias: bool = False
     theta: float = 100.0
     mean: tuple[float, ...] = IMAGENET_MEAN
     std: tuple[float, ...] = IMAGENET_STD
 
 
-def activation_of(word: str) -> Activation:
+def activation_of(name: str) -> Activation:
     """An activation by its name in a configuration. Raises ValueError for one that no ViT here has."""
-    if word not in _ACTIVATIONS:
-        raise ValueError(f"the activation {word!r} is not known; there are {', '.join(_ACTIVATIONS)}")
-    return _ACTIVATIONS[word]
+    if name not in _ACTIVATIONS:
+        raise ValueError(f"the activation {name!r} is not known; there are {', '.join(_ACTIVATIONS)}")
+    return _ACTIVATIONS[name]
 
 
-def normalisation(
-    found: WeightFiles, mean: tuple[float, ...], std: tuple[float, ...]
-) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """The mean and std that files beside the weights tell (transformers, timm, OpenCLIP), or else these."""
-    told: Mapping[str, Any] = found.preprocessing
-    if "image_mean" in told and "image_std" in told:
-        return tuple(told["image_mean"]), tuple(told["image_std"])
-    told = found.config.get("pretrained_cfg") or found.config.get("preprocess_cfg") or {}
-    return tuple(told.get("mean", mean)), tuple(told.get("std", std))
+def with_statistics(traits: Traits, files: WeightFiles) -> Traits:
+    """The mean and std that transformers, timm or OpenCLIP saved beside public weights, where they did."""
+    saved: Mapping[str, Any] = files.preprocessing
+    if traits.family == UNVEIL:
+        return traits
+    if "image_mean" in saved and "image_std" in saved:
+        return replace(traits, mean=tuple(saved["image_mean"]), std=tuple(saved["image_std"]))
+    saved = files.config.get("pretrained_cfg") or files.config.get("preprocess_cfg") or {}
+    return replace(traits, mean=tuple(saved.get("mean", traits.mean)), std=tuple(saved.get("std", traits.std)))
 
 
 def assemble(state: StateDict, traits: Traits) -> tuple[ViTConfig, StateDict]:
@@ -69,10 +69,12 @@ def assemble(state: StateDict, traits: Traits) -> tuple[ViTConfig, StateDict]:
     Raises ValueError for one that is no plain ViT.
     """
     state = _one_mlp(fuse(state))
-    weight, blocks = state.get("patch_embed.proj.weight"), _num_blocks(state)
+    weight = state.get("patch_embed.proj.weight")
+    indices = [int(match[1]) for name in state if (match := re.match(r"blocks\.(\d+)\.", name))]
+    blocks = max(indices, default=-1) + 1
     hidden = state.get("blocks.0.mlp.fc2.weight")
     if weight is None or hidden is None or not blocks:
-        raise ValueError(f"this is no plain ViT: it has {_some(state)}")
+        raise ValueError(f"this is no plain ViT: it has {summarise(state)}")
     if weight.ndim != 4 or weight.shape[2] != weight.shape[3]:
         raise ValueError(f"its patches are no squares of an image: their projection is {tuple(weight.shape)}")
     width, channels, patch, _ = weight.shape
@@ -82,7 +84,8 @@ def assemble(state: StateDict, traits: Traits) -> tuple[ViTConfig, StateDict]:
     prefix, table = _tokens(state, traits, width)
     grid = traits.grid or (traits.image_size // patch,) * 2
     taken = {"patch_embed.proj.weight", "patch_embed.proj.bias", "cls_token", "dist_token", "pos_embed", *_REGISTERS}
-    ours = {_own_name(name): tensor for name, tensor in state.items() if name not in taken}
+    others = {name: tensor for name, tensor in state.items() if name not in taken}
+    ours = rename(others, ((r"\.mlp\.fc1\.", ".mlp.0."), (r"\.mlp\.fc2\.", ".mlp.2.")))
     ours |= {"embed.weight": weight.permute(0, 2, 3, 1).flatten(1), "prefix": prefix}
     ours["embed.bias"] = state.get("patch_embed.proj.bias", torch.zeros(width))
     for block in range(blocks):
@@ -115,30 +118,15 @@ def assemble(state: StateDict, traits: Traits) -> tuple[ViTConfig, StateDict]:
     return config, ours
 
 
-def _own_name(name: str) -> str:
-    return name.replace(".mlp.fc1.", ".mlp.0.").replace(".mlp.fc2.", ".mlp.2.")
-
-
-def _num_blocks(state: Mapping[str, Tensor]) -> int:
-    found = [int(match[1]) for name in state if (match := re.match(r"blocks\.(\d+)\.", name))]
-    return max(found, default=-1) + 1
-
-
-def _some(state: Mapping[str, Tensor]) -> str:
-    names = list(state)
-    return f"{', '.join(names[:6])}{', ...' if len(names) > 6 else ''}"
-
-
 def _one_mlp(state: StateDict) -> StateDict:
     """A gated MLP's two first projections as one, the gate before what it gates (DINOv2's w12, timm's packed fc1)."""
     joined: StateDict = {}
     for name, tensor in state.items():
         match = re.fullmatch(r"(blocks\.\d+\.mlp\.)(\w+)\.(weight|bias)", name)
-        part = match[2] if match else ""
-        if not match or not part:
+        if not match:
             joined[name] = tensor
             continue
-        block, kind = match[1], match[3]
+        block, part, kind = match.groups()
         if part == "w12":
             joined[f"{block}fc1.{kind}"] = tensor
         elif part == "w3":

@@ -40,12 +40,11 @@ def read_script(path: Path) -> dict[str, Tensor]:
     assert home is not None
     try:
         with zipfile.ZipFile(path) as archive:
-            root = _Attributes(archive, home).load()
-            found: dict[str, Tensor] = {}
-            _collect(root, "", found, set())
-    except Exception as error:  # a damaged or hostile pickle trips the reader in many ways
+            tensors: dict[str, Tensor] = {}
+            _collect(_Attributes(archive, home).load(), "", tensors, set())
+    except Exception as error:  # a damaged or hostile pickle raises many types
         raise ValueError(f"{path} was refused: it is damaged or holds more than tensors ({error})") from error
-    return found
+    return tensors
 
 
 def _home(path: Path) -> PurePosixPath | None:
@@ -53,7 +52,7 @@ def _home(path: Path) -> PurePosixPath | None:
     try:
         with zipfile.ZipFile(path) as archive:
             names = [PurePosixPath(name) for name in archive.namelist()]
-    except Exception:  # no whole zip, which trips its reader in many ways: whoever reads it next says why
+    except Exception:  # no whole zip, of which zipfile raises many types; `torch.load` reports it
         return None
     homes = [name.parent for name in names if name.name == "constants.pkl"]
     return next((home for home in homes if home / "data.pkl" in names), None)
@@ -65,7 +64,7 @@ def _tensor(
     return torch.as_strided(numbers, tuple(size), tuple(stride), offset).clone()
 
 
-def _first(value: Any, *told: object) -> Any:
+def _first(value: Any, *ignored: object) -> Any:
     return value
 
 
@@ -90,37 +89,37 @@ class _Module:
 
 
 class _Attributes(pickle.Unpickler):
-    """Reads the attributes of a script, and calls nothing but what is listed here."""
+    """Reads the attributes of a script, and calls only what `CALLS` lists."""
 
     def __init__(self, archive: zipfile.ZipFile, home: PurePosixPath):
         super().__init__(io.BytesIO(archive.read(str(home / "data.pkl"))))
         self.archive, self.home = archive, home
 
     def find_class(self, module: str, name: str) -> Any:
-        """What a name in the pickle stands for; an object of its own each time, for a pickle may write on it."""
-        word = f"{module}.{name}"
-        if word.startswith("__torch__."):
+        """The object for a name in the pickle: a new one each time, since a pickle may write to it."""
+        path = f"{module}.{name}"
+        if path.startswith("__torch__."):
             return type("Module", (_Module,), {})
-        if word in STORAGES:
-            return word
-        if word not in CALLS:
-            raise pickle.UnpicklingError(f"its pickle calls {word}")
-        return partial(CALLS[word])
+        if path in STORAGES:
+            return path
+        if path not in CALLS:
+            raise pickle.UnpicklingError(f"its pickle calls {path}")
+        return partial(CALLS[path])
 
-    def persistent_load(self, told: Any) -> Tensor:
+    def persistent_load(self, reference: Any) -> Tensor:
         """The numbers of one storage, flat."""
-        _, kind, key, _, count = told
+        _, kind, key, _, count = reference
         dtype = STORAGES[kind]
         content = bytearray(self.archive.read(str(self.home / "data" / key)))
         return torch.frombuffer(content, dtype=dtype, count=count) if count else torch.empty(0, dtype=dtype)
 
 
-def _collect(module: Any, prefix: str, found: dict[str, Tensor], seen: set[int]) -> None:
+def _collect(module: Any, prefix: str, tensors: dict[str, Tensor], visited: set[int]) -> None:
     """Add the tensors of a module and of those below it."""
-    if id(module) in seen or not isinstance(module, _Module):
+    if id(module) in visited or not isinstance(module, _Module):
         return
-    seen.add(id(module))
+    visited.add(id(module))
     for name, value in module.attributes.items():
         if isinstance(value, Tensor):
-            found[f"{prefix}{name}"] = value
-        _collect(value, f"{prefix}{name}.", found, seen)
+            tensors[f"{prefix}{name}"] = value
+        _collect(value, f"{prefix}{name}.", tensors, visited)

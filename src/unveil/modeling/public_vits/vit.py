@@ -1,4 +1,4 @@
-"""One ViT that all public ones are cases of, described by a small record.
+"""One ViT of which all public ones are configurations.
 
 Shapes: B batch, C channels, N patches, K all tokens, D width, F width of features, d width of a head.
 """
@@ -42,7 +42,7 @@ class ViTConfig:
 
     `grid` is that of the images it was trained on. `positions` are a learned table that is resized bicubically
     (`antialias` as its source does), rotations of queries and keys (DINOv3; `theta` is their base), or the sine-cosine
-    table of our own encoders. `final_norm` covers all tokens, the class token alone (CLIP) or is not there (CrossMAE,
+    table of our own encoders. `final_norm` covers all tokens, the class token alone (CLIP) or is absent (CrossMAE,
     MultiMAE). `hidden` is the width inside an MLP, whose activation may gate a second projection (SwiGLU).
     """
 
@@ -93,7 +93,7 @@ ACTIVATIONS: dict[Activation, Callable[[], nn.Module]] = {
 class ViT(nn.Module):
     """A plain ViT after its `ViTConfig`: normalised images -> R prefix tokens (the class token first), then patches.
 
-    What a class or register token and its place add up to is one parameter, `prefix`.
+    `prefix` holds the class and register tokens with their positions added.
     """
 
     def __init__(self, config: ViTConfig):
@@ -116,8 +116,8 @@ class ViT(nn.Module):
             self.projection = nn.Linear(config.width, config.projection, bias=False)
         self.apply(initialise)
 
-    def places(self, grid: tuple[int, int]) -> Float[Tensor, "N D"] | float:
-        """What is added to the patches of a grid: the table, resized where the grid is another; 0 for rotary ones."""
+    def position_embedding(self, grid: tuple[int, int]) -> Float[Tensor, "N D"] | float:
+        """Added to the patches of a grid: the table, resized for another grid than its own; 0 for rotary positions."""
         if self.config.positions == "rotary":
             return 0.0
         if self.config.positions == "sincos":
@@ -128,8 +128,8 @@ class ViT(nn.Module):
         resized = F.interpolate(table, grid, mode="bicubic", align_corners=False, antialias=self.config.antialias)
         return resized[0].flatten(1).T
 
-    def turns(self, grid: tuple[int, int]) -> Rotation | None:
-        """Cosines and sines by which queries and keys are turned: row and column of a patch's centre in [-1, 1]."""
+    def rotation(self, grid: tuple[int, int]) -> Rotation | None:
+        """Cosines and sines of the angles of queries and keys, of a patch centre's row and column in [-1, 1]."""
         if self.config.positions != "rotary":
             return None
         device, quarter = self.prefix.device, self.config.width // self.config.heads // 4
@@ -139,16 +139,16 @@ class ViT(nn.Module):
         angles = (2 * math.pi * centres[:, :, None] * frequencies).flatten(1).tile(2)  # N d
         return angles.cos(), angles.sin()
 
-    def begin(self, images: Float[Tensor, "B C H W"]) -> tuple[Float[Tensor, "B K D"], Rotation | None]:
-        """What the first block reads, and the turns of all blocks."""
+    def first_input(self, images: Float[Tensor, "B C H W"]) -> tuple[Float[Tensor, "B K D"], Rotation | None]:
+        """The input of the first block, K = R + N tokens, and the rotation of queries and keys in all blocks."""
         grid = images.shape[-2] // self.config.patch, images.shape[-1] // self.config.patch
-        patches = self.embed(patchify(images, self.config.patch)) + self.places(grid)
+        patches = self.embed(patchify(images, self.config.patch)) + self.position_embedding(grid)
         x = torch.cat([self.prefix.expand(len(images), -1, -1).to(patches.dtype), patches], dim=1)
-        return self.norm_pre(x), self.turns(grid)
+        return self.norm_pre(x), self.rotation(grid)
 
     def forward(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B K D"]:
-        """Normalised images -> the last map, as its source hands it on: after the final norm where that covers it."""
-        x, rotation = self.begin(images)
+        """Normalised images -> the outputs of the last block, after the final norm where that covers all tokens."""
+        x, rotation = self.first_input(images)
         for block in self.blocks:
             x = block(x, None, None, rotation)
         return self.norm(x) if self.config.final_norm == "all" else x
@@ -161,7 +161,7 @@ class ViT(nn.Module):
         With `spec.class_token` the features of all prefix tokens come before the patches'.
         """
         self.check(spec)
-        x, rotation = self.begin(images)
+        x, rotation = self.first_input(images)
         attention, maps = observe_blocks(self.blocks, x, spec, self.config.num_prefix, rotation=rotation)
         return attention, self.features(maps, spec.projected) if maps else None
 
@@ -172,12 +172,12 @@ class ViT(nn.Module):
         parameters.
         """
         if projected:
-            found = [self.projection(self.norm(m)) for m in maps]
+            outputs = [self.projection(self.norm(m)) for m in maps]
         elif len(maps) == 1 and self.config.final_norm == "all":
-            found = [self.norm(maps[0])]
+            outputs = [self.norm(maps[0])]
         else:
-            found = [F.layer_norm(m, m.shape[-1:], eps=EPS) for m in maps]
-        return torch.stack(found).mean(dim=0) if len(found) > 1 else found[0]
+            outputs = [F.layer_norm(m, m.shape[-1:], eps=EPS) for m in maps]
+        return torch.stack(outputs).mean(dim=0) if len(outputs) > 1 else outputs[0]
 
     def check(self, spec: FeatureSpec) -> None:
         """Raise ValueError for layers, tokens or a projection that this ViT does not have."""

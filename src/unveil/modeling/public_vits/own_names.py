@@ -1,0 +1,150 @@
+"""Public MAE, CrossMAE, MultiMAE and transformers' ViTMAE weights, encoder and decoders, under unveil's names.
+
+MultiMAE has two other conventions, which are converted exactly: its sine-cosine positions encode the row in the first
+half and ours the column, so whatever is added to them swaps its halves; its patches are laid out channel, row, column
+and ours row, column, channel.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from ..layers import sincos_positions
+from .key_maps import TRANSFORMERS, fuse, rename
+from .weight_files import StateDict
+
+_MAE = (  # MAE and CrossMAE; the first prefix that fits is replaced
+    (r"^decoder_blocks\.", "decoders.pixels.blocks."),
+    (r"^decoder_embed\.", "decoders.pixels.embed."),
+    (r"^decoder_norm\.", "decoders.pixels.norm."),
+    (r"^decoder_pred\.", "objectives.0.head."),
+    (r"^dec_norms\.", "decoders.pixels.context_norms."),
+    (r"^wfm\.linear\.weight", "decoders.pixels.blend.weight"),
+    (r"^mask_token", "decoders.pixels.mask_token"),
+    (r"^cls_token", "encoder.prefix"),
+    (r"^patch_embed\.proj\.", "encoder.adapters.rgb.proj."),
+    (r"^blocks\.", "encoder.blocks."),
+    (r"^norm\.", "encoder.norm."),
+    (r"mlp\.fc1\.", "mlp.0."),
+    (r"mlp\.fc2\.", "mlp.2."),
+)
+_DECODER = (  # of transformers' ViTMAE
+    (r"^decoder\.(decoder_layers|decoder_encoder\.layer|layers)\.", "decoder_blocks."),
+    (r"^decoder\.", ""),
+)
+_MULTIMAE = (
+    (r"^global_tokens$", "encoder.prefix"),
+    (r"^input_adapters\.(\w+)\.class_emb\.", r"encoder.adapters.\1.classes."),
+    (r"^input_adapters\.", "encoder.adapters."),
+    (r"^encoder\.(\d+)\.", r"encoder.blocks.\1."),
+    (r"^output_adapters\.(\w+)\.proj_context\.", r"decoders.\1.embed."),
+    (r"^output_adapters\.(\w+)\.task_embeddings\.", r"decoders.\1.tasks."),
+    (r"^output_adapters\.(\w+)\.decoder_transformer\.", r"decoders.\1.blocks."),
+    (r"^output_adapters\.(\w+)\.decoder\.", r"decoders.\1.cross_attn."),
+    (r"^output_adapters\.", "decoders."),
+    (r"\.mlp\.fc1\.", ".mlp.0."),
+    (r"\.mlp\.fc2\.", ".mlp.2."),
+)
+_WRITES = re.compile(r"(attn\.proj|mlp\.2|\.embed|adapters\.\w+\.proj)\.(weight|bias)$")
+_READS = re.compile(r"(qkv|mlp\.0|cross_attn\.(q|kv)|\.embed|\.head)\.weight$")
+_IS_TOKEN = re.compile(r"(prefix|mask_token|\.tasks\.\w+|norm\d?\.(weight|bias))$")
+
+
+def to_own_names(state: Mapping[str, Tensor], modality: str = "rgb") -> StateDict:
+    """Public MAE, CrossMAE, MultiMAE or transformers' ViTMAE weights under unveil's names; unveil's own are unchanged.
+
+    Fixed sine-cosine tables are left out: they are computed. A learned one keeps its name, which no model has, so that
+    the report of keys lists it. Patch projections are laid out row, column, channel. `modality` names the images.
+    """
+    if any(name.startswith("encoder.adapters.") for name in state):
+        return dict(state)
+    if any(name.startswith("input_adapters.") for name in state):
+        return _from_multimae(state)
+    state = {name.removeprefix("module."): tensor for name, tensor in state.items()}  # of a distributed run
+    if any(name.startswith(("vit.", "embeddings.")) for name in state):
+        state = fuse(rename(state, (*TRANSFORMERS, *_DECODER)))
+    ours: StateDict = {}
+    for name, tensor in rename(state, _MAE).items():
+        if name in ("pos_embed", "decoder_pos_embed") and _is_sincos(tensor):
+            continue
+        if name == "encoder.adapters.rgb.proj.weight":
+            tensor = tensor.permute(0, 2, 3, 1).flatten(1)
+        elif name == "decoders.pixels.mask_token":
+            tensor = tensor.flatten()
+        elif name == "encoder.prefix":
+            tensor = tensor.flatten(0, 1)
+        ours[name.replace("adapters.rgb.", f"adapters.{modality}.")] = tensor
+    return ours
+
+
+def _is_sincos(table: Tensor) -> bool:
+    """Whether a table of positions, 1 x (1 + N) x D, is the fixed one of some grid."""
+    if table.ndim != 3 or table.shape[1] < 2 or table.shape[2] % 4:
+        return False
+    cells = table[0, 1:].float()
+    grids = [(rows, len(cells) // rows) for rows in range(1, len(cells) + 1) if len(cells) % rows == 0]
+    return any(torch.allclose(cells, sincos_positions(grid, cells.shape[1]), atol=1e-2) for grid in grids)
+
+
+def _from_multimae(state: Mapping[str, Tensor]) -> StateDict:
+    """MultiMAE's weights; modalities keep their names, objectives are numbered in the order of the decoders."""
+    outputs = list(dict.fromkeys(name.split(".")[1] for name in state if name.startswith("output_adapters.")))
+    ours: StateDict = {}
+    for name, tensor in state.items():
+        if name.endswith(".pos_emb") and _is_row_first_sincos(tensor):
+            continue
+        if name.endswith((".out_proj.weight", ".out_proj.bias")):
+            output, kind = name.split(".")[1], name.rsplit(".", 1)[1]
+            new = f"objectives.{outputs.index(output)}.head.{kind}"
+            tensor = _channels_last(tensor, _channels(state, output))
+        else:
+            new = name
+            for pattern, own in _MULTIMAE:
+                new = re.sub(pattern, own, new)
+            if tensor.ndim == 4:  # a patch projection
+                tensor = tensor.permute(0, 2, 3, 1).flatten(1)
+            elif new == "encoder.prefix":
+                tensor = tensor.flatten(0, 1)
+            elif tensor.ndim == 3:
+                tensor = tensor.flatten()
+        ours[new] = _columns_first(new, tensor)
+    return ours
+
+
+def _columns_first(name: str, tensor: Tensor) -> Tensor:
+    """Swap the halves of what is added to positions, and of what reads the sum."""
+    if _WRITES.search(name):
+        tensor = _swapped(tensor, 0)
+    if _READS.search(name) or _IS_TOKEN.search(name):
+        tensor = _swapped(tensor, -1)
+    return tensor
+
+
+def _swapped(tensor: Tensor, dim: int) -> Tensor:
+    return torch.cat(tensor.chunk(2, dim=dim)[::-1], dim=dim)
+
+
+def _channels(state: Mapping[str, Tensor], output: str) -> int:
+    """Channels, or classes, of what an output predicts: those of the input of that name."""
+    source = output.removeprefix("norm_")
+    for name, dim in ((f"input_adapters.{source}.class_emb.weight", 0), (f"input_adapters.{source}.proj.weight", 1)):
+        if name in state:
+            return state[name].shape[dim]
+    raise ValueError(f"this MultiMAE checkpoint predicts {output!r}, but has no input adapter with its channels")
+
+
+def _channels_last(tensor: Tensor, channels: int) -> Tensor:
+    """The outputs of a head, channel, pixel -> pixel, channel."""
+    return tensor.unflatten(0, (channels, -1)).transpose(0, 1).flatten(0, 1)
+
+
+def _is_row_first_sincos(table: Tensor) -> bool:
+    """Whether a table, 1 x D x rows x columns, is the fixed one, row first."""
+    if table.ndim != 4 or table.shape[1] % 4:
+        return False
+    fixed = _swapped(sincos_positions((table.shape[2], table.shape[3]), table.shape[1]), 1)
+    return torch.allclose(table[0].flatten(1).T.float(), fixed, atol=1e-2)

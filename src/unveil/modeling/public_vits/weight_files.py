@@ -1,0 +1,222 @@
+"""Weights of a file, a folder, a run or the hub, read without running code, and loaded with a report of every key.
+
+Files are safetensors, `.pth` through torch's weights-only loader with an allow-list, or TorchScript archives; folders
+are those that transformers, timm and OpenCLIP save.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from ...runs.checkpoint import read_latest
+from ...runs.folder import read_metadata
+from .torchscript import is_script, read_script
+
+StateDict = dict[str, Tensor]
+_INDICES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
+_SAFE = ("model.safetensors", "open_clip_model.safetensors")
+_PICKLES = ("pytorch_model.bin", "open_clip_pytorch_model.bin")
+_CONFIGS = ("config.json", "open_clip_config.json")
+_PREPROCESSING = "preprocessor_config.json"
+_WEIGHT_FILES = (".safetensors", ".pth", ".pt", ".bin")
+_HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
+
+
+@dataclass(frozen=True)
+class WeightFiles:
+    """The weights at an address, and the JSON files beside them; an empty mapping stands for a file that is not there.
+
+    Of an unveil run, `config` holds the metadata of `run.json` under "unveil".
+    """
+
+    address: str
+    state: StateDict
+    config: Mapping[str, Any] = field(default_factory=dict)
+    preprocessing: Mapping[str, Any] = field(default_factory=dict)
+
+
+def is_public_vit(address: str | Path) -> bool:
+    """Whether an address is other weights than a run folder: a file, a folder with weights, or a hub's name."""
+    path = Path(address).expanduser()
+    if path.is_dir():
+        return not (path / "run.json").exists() and any((path / n).exists() for n in (*_INDICES, *_SAFE, *_PICKLES))
+    return path.is_file() or is_hub_name(address)
+
+
+def is_hub_name(address: str | Path) -> bool:
+    """Whether an address is of the form owner/name, and neither a file nor in a folder that exists."""
+    path = Path(address).expanduser()
+    named = isinstance(address, str) and _HUB_NAME.fullmatch(address) is not None
+    return named and not path.exists() and not path.parent.exists() and path.suffix not in _WEIGHT_FILES
+
+
+def find_weights(address: str | Path) -> WeightFiles:
+    """The weights at an address.
+
+    Raises FileNotFoundError when there is nothing, OSError when the hub does not answer, ValueError for what holds no
+    weights.
+    """
+    path = Path(address).expanduser()
+    if path.is_dir():
+        return _of_run(path) if (path / "run.json").exists() else _of_folder(path, str(address))
+    if is_hub_name(address):
+        return _of_folder(_download(str(address)), str(address))
+    state = read_weights(path)
+    if path.name not in (*_SAFE, *_PICKLES):  # what lies beside a file of another name may belong to other weights
+        return WeightFiles(str(address), state, _run_metadata(path))
+    config, preprocessing = _config(path.parent), _read_json(path.parent / _PREPROCESSING)
+    return WeightFiles(str(address), state, config | _run_metadata(path), preprocessing)
+
+
+def _of_run(path: Path) -> WeightFiles:
+    checkpoint, complaints = read_latest(path)
+    if checkpoint is None:
+        raise ValueError(f"{path} has no whole checkpoint yet" + "".join(f"; {c}" for c in complaints))
+    return WeightFiles(str(path), checkpoint.model, {"unveil": read_metadata(path)})
+
+
+def _of_folder(path: Path, address: str) -> WeightFiles:
+    config, preprocessing = _config(path), _read_json(path / _PREPROCESSING)
+    for index in _INDICES:
+        shards = sorted(set(_read_json(path / index).get("weight_map", {}).values()))
+        if shards:
+            state = {name: tensor for shard in shards for name, tensor in read_weights(path / shard).items()}
+            return WeightFiles(address, state, config, preprocessing)
+    for name in (*_SAFE, *_PICKLES):
+        if (path / name).exists():
+            return WeightFiles(address, read_weights(path / name), config, preprocessing)
+    raise FileNotFoundError(f"{address} has no weights: none of {', '.join((*_SAFE, *_PICKLES))} is there")
+
+
+def _config(path: Path) -> dict[str, Any]:
+    return {name: value for config in _CONFIGS for name, value in _read_json(path / config).items()}
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file; empty where there is no file."""
+    if not path.exists():
+        return {}
+    try:
+        content = json.loads(path.read_text())
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is damaged: {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} is damaged: it is no JSON object")
+    return content
+
+
+def _run_metadata(path: Path) -> dict[str, Any]:
+    """The metadata of its run in an unveil checkpoint; empty for another file."""
+    if path.suffix != ".safetensors":
+        return {}
+    with safe_open(path, "pt") as file:
+        metadata = (file.metadata() or {}).get("unveil")
+    return {"unveil": json.loads(metadata)} if metadata else {}
+
+
+def _download(name: str) -> Path:
+    """The folder of a model on the hub, downloaded unless cached: safetensors, or a pickle where it has none."""
+    try:
+        from huggingface_hub import snapshot_download
+    except ImportError as error:
+        raise ValueError(
+            f"there is no file or folder {name}, and names on the hub need a package: pip install 'unveil[hub]'"
+        ) from error
+    try:
+        wanted = [*_CONFIGS, _PREPROCESSING, _INDICES[0], *_SAFE, "model-*-of-*.safetensors"]
+        folder = Path(snapshot_download(name, allow_patterns=wanted))
+        if not any(folder.glob("*.safetensors")):
+            folder = Path(snapshot_download(name, allow_patterns=[*wanted, *_PICKLES]))
+    except Exception as error:  # the hub's client raises many types
+        reason = " ".join(str(error).split())[:300]
+        raise OSError(
+            f"there is no file or folder {name}, and the hub gave no model of this name ({reason}); check the name and"
+            " the network, ask for access where the model needs it, or give a downloaded file"
+        ) from error
+    return folder
+
+
+def read_weights(path: str | Path) -> StateDict:
+    """The tensors of a weight file, under the names that the file gives them; of a script, those of its state dict.
+
+    Raises FileNotFoundError when there is no such file, ValueError for a file without weights, or for a pickle with
+    code, which is not run.
+    """
+    path = Path(path).expanduser()
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no weight file at {path}; give a .safetensors or .pth file, or a run folder")
+    if path.suffix == ".safetensors":
+        try:
+            return load_file(path)
+        except Exception as error:  # safetensors raises its own bare exception type
+            raise ValueError(f"{path} is not a whole safetensors file: {error}") from error
+    content = read_script(path) if is_script(path) else _load(path)
+    for wrapper in ("model", "state_dict", "module", "teacher"):  # the last is DINO's
+        if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
+            content = content[wrapper]
+    state = {k: v for k, v in content.items() if isinstance(v, Tensor)} if isinstance(content, dict) else {}
+    if not state:
+        raise ValueError(f"{path} holds no weights: a state dict was expected, or a dict with one under 'model'")
+    return state
+
+
+def _load(path: Path) -> Any:
+    try:
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except OSError:
+        raise
+    except Exception as error:  # torch's reader raises many types for a damaged file
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise ValueError(f"{path} was refused: it is damaged or holds more than tensors ({reason})") from error
+
+
+@dataclass(frozen=True)
+class KeyReport:
+    """The keys that were loaded from weights into a model, and those that were not, by the reason."""
+
+    loaded: tuple[str, ...]
+    missing: tuple[str, ...]
+    unexpected: tuple[str, ...]
+    reshaped: tuple[str, ...]
+
+    def __str__(self) -> str:
+        rows = [f"{len(self.loaded)} tensors loaded"]
+        for title, keys in (
+            ("missing (start fresh)", self.missing),
+            ("unexpected (left out)", self.unexpected),
+            ("of another shape (start fresh)", self.reshaped),
+        ):
+            if keys:
+                rows.append(f"{len(keys)} {title}: {summarise(keys)}")
+        return "\n".join(rows)
+
+
+def load_weights(model: nn.Module, state: Mapping[str, Tensor]) -> KeyReport:
+    """Copy the tensors that a model has by name and shape into it; the report lists those that were not copied."""
+    own = model.state_dict()
+    fits = {k: v for k, v in state.items() if k in own and v.shape == own[k].shape}
+    model.load_state_dict(fits, strict=False)
+    return KeyReport(
+        loaded=tuple(fits),
+        missing=tuple(k for k in own if k not in state),
+        unexpected=tuple(k for k in state if k not in own),
+        reshaped=tuple(k for k in state if k in own and k not in fits),
+    )
+
+
+def summarise(names: Iterable[str]) -> str:
+    """The first six names, and the number of the others; "none" for no names."""
+    names = list(names)
+    return ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "") or "none"
