@@ -70,7 +70,7 @@ class TestContenders:
         found, absent = select_contenders(("transformers", "mae", "mae"), SMALL)
         assert [c.name for c in found] == ["mae"]
         assert "pip install" in absent["transformers"]
-        with pytest.raises(ValueError, match="nobody is left"):
+        with pytest.raises(ValueError, match="no contender is left"):
             select_contenders(("transformers",), SMALL)
 
     def test_images_that_transformers_cannot_read(self):

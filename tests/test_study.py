@@ -202,12 +202,12 @@ def test_a_folder_of_something_else_is_left_alone(place: Path):
 
 def test_what_running_jobs_last_said_is_told_once(tmp_path, capsys):
     job = Job("a", "a", "", 0, "mae", {}, [], [], [])
-    schedule = Schedule(tmp_path, [job], told_seconds=0.0)
+    schedule = Schedule(tmp_path, [job], log_seconds=0.0)
     schedule.running.append(_Running(job, subprocess.Popen([sys.executable, "-c", ""]), 0, 0.0))
     log = tmp_path / "logs" / "a.log"
     log.parent.mkdir()
     for words in ("", "x" * 9000 + "\nstep 1/9  3 s left\n", "step 1/9  3 s left\n\n", "step 5/9  1 s left\n"):
         log.write_text(words)
-        schedule._tell_how_far()
+        schedule._log_progress()
     assert capsys.readouterr().err.splitlines() == ["a: step 1/9  3 s left", "a: step 5/9  1 s left"]
     schedule.running[0].process.wait()

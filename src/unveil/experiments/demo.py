@@ -1,4 +1,4 @@
-"""`unveil demo`: the whole way on images made here. Render scenes, pretrain four ways, evaluate, report."""
+"""`unveil demo`: render scenes, pretrain four recipes on them, evaluate, report."""
 
 from __future__ import annotations
 
@@ -24,41 +24,41 @@ from .study.jobs import Job
 from .study.schedule import Schedule, write_jobs
 
 SCENE_SIZE = 64  # pixels of a rendered scene
-# So small an encoder and so few tokens that a minute on one core shows it every scene several times
+# An encoder so small, and so few tokens, that a minute on one core is several epochs
 SHAPE: dict[str, Any] = {"size": "nano", "image_size": [48], "patch": 8}
-CROSS: dict[str, Any] = {"decoder": "cross", "blend": "linear", "predicted": 0.25}  # so that a minute holds more steps
-MEASURES = {"knn": "k-NN", "knn-whitened": "whitened k-NN", "linear": "linear"}
-FEWEST = 20  # scenes: two of every class
-SURE = 3.0  # standard errors that a difference must exceed before it is called one
-TOLD_SECONDS = 10.0  # between two words on how far the recipes are
+CROSS: dict[str, Any] = {"decoder": "cross", "blend": "linear", "predicted": 0.25}  # more steps in a minute
+PROTOCOLS = {"knn": "k-NN", "knn-whitened": "whitened k-NN", "linear": "linear"}
+MIN_SCENES = 20  # two of every class
+STANDARD_ERRORS = 3.0  # that a difference must exceed to be significant
+LOG_SECONDS = 10.0  # between two lines on the progress of the recipes
 
 
 def recipes(folder: Path) -> dict[str, dict[str, Any]]:
-    """What is pretrained, with its data and its own dials; each may build on the runs before it."""
+    """The recipes with their data and options of their own; CMT-MAE's teacher is the CrossMAE run."""
     maps = folder / "scenes"
-    colour = str(maps / "rgb")
+    rgb = str(maps / "rgb")
     return {
-        "mae": {"data": colour},
-        "crossmae": {"data": colour},
-        "cmtmae": {"data": colour, "teacher": str(folder / "runs" / "crossmae"), **CROSS},
+        "mae": {"data": rgb},
+        "crossmae": {"data": rgb},
+        "cmtmae": {"data": rgb, "teacher": str(folder / "runs" / "crossmae"), **CROSS},
         "multimae-attention": {"data": str(maps), "modalities": ["rgb", "depth", "semseg"]},
     }
 
 
 def demo(out: str = "runs/demo", *, minutes: float = 1.0, scenes: int = 3000, seed: int = 0) -> Path:
-    """Pretrain four recipes on rendered scenes, measure all on scenes of another seed; returns the report's path.
+    """Pretrain four recipes on rendered scenes, evaluate all on scenes of another seed; returns the report's path.
 
-    MAE and CrossMAE see the pictures alone; CMT-MAE has the CrossMAE of this demo as its teacher; guided MultiMAE sees
-    depth and classes too. On a processor two run side by side, for models as small as these leave half of it idle. A
-    demo that was stopped goes on where it was; one that is finished begins anew and keeps only its scenes.
+    MAE and CrossMAE read RGB images alone; CMT-MAE has the CrossMAE of this demo as its teacher; guided MultiMAE reads
+    depth and classes too. On a processor two run side by side, since models as small as these leave half of it idle. A
+    demo that was stopped is continued; one that is finished starts again and keeps only its scenes.
 
     out: the folder of the demo: the scenes, a run folder per recipe, the report
     minutes: how long to train each recipe
-    scenes: how many scenes to learn from; as many are held out
+    scenes: how many scenes to train on; as many are held out
     seed: of scenes, initialisation, order, views and masks
     """
-    if scenes < FEWEST:
-        raise ValueError(f"--scenes {scenes} are too few to learn from and to measure; give {FEWEST} or more")
+    if scenes < MIN_SCENES:
+        raise ValueError(f"--scenes {scenes} are too few to train and to evaluate on; give {MIN_SCENES} or more")
     if minutes <= 0:
         raise ValueError(f"--minutes {minutes:g} leaves no time to train; give more than 0")
     began = time.monotonic()
@@ -67,7 +67,7 @@ def demo(out: str = "runs/demo", *, minutes: float = 1.0, scenes: int = 3000, se
     try:
         return _demo(folder, minutes, scenes, seed, began)
     except KeyboardInterrupt:
-        log("the demo goes on from here: the same command again")
+        log("the same command continues the demo")
         raise
 
 
@@ -76,16 +76,17 @@ def _demo(folder: Path, minutes: float, scenes: int, seed: int, began: float) ->
     render_scenes(SceneSource(scenes, SCENE_SIZE, seed + 1), folder / "held-out-scenes")
     jobs = _jobs(folder, minutes, seed)
     write_jobs(folder, jobs, "auto")
-    schedule = Schedule(folder, jobs, None if torch.cuda.is_available() else min(2, num_cores()), TOLD_SECONDS)
-    log(f"pretraining and evaluating {', '.join(job.name for job in jobs)}; all they say is in {folder / 'logs'}")
-    schedule.run(lambda job: _figures(folder / "runs" / job.name))
+    runs = {job.name: folder / "runs" / job.name for job in jobs}
+    schedule = Schedule(folder, jobs, None if torch.cuda.is_available() else min(2, num_cores()), LOG_SECONDS)
+    log(f"pretraining and evaluating {', '.join(runs)}; their logs are in {folder / 'logs'}")
+    schedule.run(lambda job: _accuracies(runs[job.name]))
     if schedule.failed:
         name, why = next(iter(schedule.failed.items()))
         raise ValueError(f"{name} failed: {why}; the same command tries it again")
-    report = write_report([folder / "runs" / job.name for job in jobs], folder / "report.html")
+    report = write_report([*runs.values()], folder / "report.html")
     log(f"all of it took {duration(time.monotonic() - began)}")
     plain, whitened = (
-        {job.name: _result(folder / "runs" / job.name, measure) for job in jobs} for measure in ("knn", "knn-whitened")
+        {name: _result(run, protocol) for name, run in runs.items()} for protocol in ("knn", "knn-whitened")
     )
     print(conclusion(plain, whitened))
     print(f"report: {report}")
@@ -93,11 +94,11 @@ def _demo(folder: Path, minutes: float, scenes: int, seed: int, began: float) ->
 
 
 def _jobs(folder: Path, minutes: float, seed: int) -> list[Job]:
-    """Each recipe's run and what is measured of it; CMT-MAE waits for its teacher."""
-    measured = {
+    """Each recipe's run and its measurements; CMT-MAE waits for its teacher."""
+    measurement = {
         "data": str(folder / "scenes" / "rgb"),
         "test_data": str(folder / "held-out-scenes" / "rgb"),
-        "protocol": [*MEASURES],
+        "protocol": [*PROTOCOLS],
         "pool": "both",
         "seed": seed,
     }
@@ -109,7 +110,7 @@ def _jobs(folder: Path, minutes: float, seed: int) -> list[Job]:
             seed=seed,
             recipe=name,
             pretrain={"minutes": minutes, "seed": seed, **own, **SHAPE},
-            evaluate=[{**measured, "baselines": name == "mae"}],  # an untrained ViT knows as much under any recipe
+            evaluate=[{**measurement, "baselines": name == "mae"}],  # an untrained ViT is the same under any recipe
             analyze=[],
             needs=["crossmae"] if name == "cmtmae" else [],
         )
@@ -140,42 +141,41 @@ def _result(run: Path, protocol: str) -> Result:
     return Result(**json.loads((run / "eval" / f"{protocol}.json").read_text()))
 
 
-def _figures(run: Path) -> str:
-    """What a run that has just been measured has reached."""
-    found = {told: _result(run, protocol).metrics["accuracy"] for protocol, told in MEASURES.items()}
-    return ", ".join(f"{told} {100 * accuracy:.1f} %" for told, accuracy in found.items())
+def _accuracies(run: Path) -> str:
+    return _listed({label: _result(run, protocol).metrics["accuracy"] for protocol, label in PROTOCOLS.items()})
+
+
+def _listed(accuracies: Mapping[str, float]) -> str:
+    return ", ".join(f"{name} {100 * accuracy:.1f} %" for name, accuracy in accuracies.items())
 
 
 def conclusion(plain: Mapping[str, Result], whitened: Mapping[str, Result]) -> str:
-    """What the k-NN accuracies carry, and no more: each run beside the untrained encoder, and beside raw pixels.
+    """What the k-NN accuracies support: each run is compared with the untrained encoder and with raw pixels.
 
-    Judged by whitened features: a minute of training shows there first.
+    Whitened features decide, since a minute of training shows in them first.
     """
-    one = next(iter(whitened.values()))
-    images = int(str(one.settings["test_images"]))
+
+    def accuracies(results: Mapping[str, Result]) -> str:
+        baselines = next(iter(results.values())).baselines
+        return _listed(
+            {name: result.metrics["accuracy"] for name, result in results.items()}
+            | {"untrained": baselines["untrained"]["accuracy"], "raw pixels": baselines["pixels"]["accuracy"]}
+        )
+
+    first = next(iter(whitened.values()))
+    images = int(str(first.settings["test_images"]))
     lines = [
-        f"k-NN accuracy on {images:,} held-out scenes: {_told(plain)}.",
-        f"With whitened features: {_told(whitened)}; chance {100 / len(CLASSES):.1f} %.",
+        f"k-NN accuracy on {images:,} held-out scenes: {accuracies(plain)}.",
+        f"With whitened features: {accuracies(whitened)}; chance {100 / len(CLASSES):.1f} %.",
     ]
-    untrained = one.baselines["untrained"]["accuracy"]
+    untrained = first.baselines["untrained"]["accuracy"]
     for name, result in whitened.items():
-        learned = result.metrics["accuracy"]
-        error = math.sqrt((learned * (1 - learned) + untrained * (1 - untrained)) / images)
-        if learned > untrained:
-            by = (learned - untrained) / error
-            told = f"above the untrained encoder{'' if by > SURE else ', but no more than chance may explain'}"
-            lines.append(f"{name} is {told} (the difference is {by:.1f} standard errors).")
-        else:
+        trained = result.metrics["accuracy"]
+        if trained <= untrained:
             lines.append(f"{name} is no better than the untrained encoder.")
+            continue
+        errors = (trained - untrained) / math.sqrt((trained * (1 - trained) + untrained * (1 - untrained)) / images)
+        doubt = "" if errors > STANDARD_ERRORS else ", but no more than chance may explain"
+        lines.append(f"{name} is above the untrained encoder{doubt} (the difference is {errors:.1f} standard errors).")
     lines.append("One short run each: it says nothing of which recipe is better.")
     return "\n".join(lines)
-
-
-def _told(found: Mapping[str, Result]) -> str:
-    """Accuracies, those of the first run's baselines last."""
-    baselines = next(iter(found.values())).baselines
-    figures = {name: result.metrics["accuracy"] for name, result in found.items()}
-    figures |= {
-        told: baselines[name]["accuracy"] for name, told in (("untrained", "untrained"), ("pixels", "raw pixels"))
-    }
-    return ", ".join(f"{name} {100 * accuracy:.1f} %" for name, accuracy in figures.items())

@@ -24,8 +24,8 @@ from .flops_and_memory import MEANING, StepCost, count_flops, peak
 from .results import Entry, Results, format_results
 from .timing import Precision, Seconds, Stepper, interleave
 
-_WARMUP = 2  # rounds: moments are made in the first, and kernels chosen
-_BUSY = 0.2  # share of the processor that others may use before the times are called doubtful
+_WARMUP = 2  # rounds: the first makes AdamW's moments and chooses kernels
+_BUSY = 0.2  # share of the processor that other programs may use without a warning
 
 
 def bench(
@@ -44,7 +44,7 @@ def bench(
     seed: int = 0,
     out: str | None = None,
 ) -> dict[str, Any]:
-    """Time a training step, forward, backward and update; returns and prints what was found.
+    """Time a training step, forward, backward and update; returns and prints the results.
 
     All contenders take turns in one process, on the same images, so that the ratios hold where the times drift.
 
@@ -52,7 +52,7 @@ def bench(
     patch: side of a patch in pixels
     image_size: side of an image in pixels, or its height and width
     batch_size: images per step; by default 8 on a processor, 64 or more on a GPU, as its memory allows
-    contenders: who is timed; the first is the base of the ratios
+    contenders: what is timed; the first is the base of the ratios
     precision: both is float32, and bf16 where the device has it in hardware
     rounds: turns of each contender; by default 10 on a processor, 30 on a GPU
     memory: measure peak memory too, each contender in a process of its own
@@ -70,24 +70,26 @@ def bench(
             raise ValueError(f"{name} is a whole number, at least 1; got {number}")
     file = _writable(out) if out else None
     work = Work(size, patch, tuple(image_size), _fitting_batch(chosen) if batch_size is None else batch_size, seed)
-    found, skipped = select_contenders(contenders, work)
-    precisions, refused = _precisions(precision, chosen)
-    skipped |= refused
+    present, skipped = select_contenders(contenders, work)
+    precisions, without_bf16 = _precisions(precision, chosen)
+    skipped |= without_bf16
     for name, why in skipped.items():
         log(f"{name} is left out: {why}")
     if batch_size is None:
-        log(f"{work.batch_size} images a step, fitted to this device; --batch-size says otherwise")
+        log(f"{work.batch_size} images a step, fitted to this device; --batch-size changes it")
 
     threads_before = torch.get_num_threads()
     torch.set_num_threads(threads or threads_before)
     try:
         busy = psutil.cpu_percent(interval=1.0) / 100
         if busy > _BUSY:
-            log(f"warning: other programs keep the processor {busy:.0%} busy; the times are less to be trusted")
-        costs: dict[str, StepCost] = {c.name: count_flops(c, work) for c in found}
-        megabytes = _memory(found, work, precisions, chosen, compile) if memory else {}
+            log(f"warning: other programs keep the processor {busy:.0%} busy; the times are less reliable")
+        costs: dict[str, StepCost] = {c.name: count_flops(c, work) for c in present}
+        megabytes: dict[tuple[str, Precision], float | None] = {
+            (c.name, p): peak(c, work, p, chosen, compile) for c in present for p in precisions if memory
+        }
         _check_room(costs, megabytes, chosen)
-        seconds = _time(found, work, precisions, chosen, compile, rounds)
+        seconds = _time(present, work, precisions, chosen, compile, rounds)
         used = torch.get_num_threads()
     finally:
         torch.set_num_threads(threads_before)
@@ -101,7 +103,7 @@ def bench(
             {p: megabytes.get((c.name, p)) for p in precisions},
             {p: seconds[c.name, p] for p in precisions},
         )
-        for c in found
+        for c in present
     )
     facts = {
         "unveil": __version__,
@@ -123,21 +125,6 @@ def bench(
         write_json(file, results.to_dict())
         log(f"every raw time is in {file}")
     return results.to_dict()
-
-
-def _memory(
-    contenders: Sequence[Contender],
-    work: Work,
-    precisions: Sequence[Precision],
-    device: torch.device,
-    compile: bool,
-) -> dict[tuple[str, Precision], float | None]:
-    found: dict[tuple[str, Precision], float | None] = {}
-    for contender in contenders:
-        for precision in precisions:
-            log(f"memory of {contender.name} in {precision} ...")
-            found[contender.name, precision] = peak(contender, work, precision, device, compile)
-    return found
 
 
 def _time(
@@ -167,14 +154,12 @@ def _time(
 
 
 def _precisions(
-    asked: Literal["both", "float32", "bf16"], device: torch.device
+    precision: Literal["both", "float32", "bf16"], device: torch.device
 ) -> tuple[tuple[Precision, ...], dict[str, str]]:
-    """What is timed, and why bf16 is not where it was not asked for by name."""
-    if asked == "both" and not has_native_bf16(device):
+    """The precisions to time; and why `both` leaves out bf16, if it does."""
+    if precision == "both" and not has_native_bf16(device):
         return ("float32",), {"bf16": "this device only emulates it; --precision bf16 times it all the same"}
-    if asked == "both":
-        return ("float32", "bf16"), {}
-    return (asked,), {}
+    return ("float32", "bf16") if precision == "both" else (precision,), {}
 
 
 def _fitting_batch(device: torch.device) -> int:
@@ -188,11 +173,11 @@ def _fitting_batch(device: torch.device) -> int:
 def _check_room(
     costs: Mapping[str, StepCost], megabytes: Mapping[tuple[str, Precision], float | None], device: torch.device
 ) -> None:
-    """All contenders' weights and moments stay in memory while they take turns: say so before it runs out."""
-    kept = {name: 12 * cost.parameters / 2**20 for name, cost in costs.items()}
+    """Raise ValueError where memory is too small: weights and moments of all contenders stay in it."""
+    resident = {name: 12 * cost.parameters / 2**20 for name, cost in costs.items()}
     extra = [4 * cost.parameters / 2**20 for cost in costs.values()]
-    extra += [most - kept[name] for (name, _), most in megabytes.items() if most is not None]
-    need, free = sum(kept.values()) + max(extra), memory_total(device)
+    extra += [most - resident[name] for (name, _), most in megabytes.items() if most is not None]
+    need, free = sum(resident.values()) + max(extra), memory_total(device)
     if need > free:
         raise ValueError(
             f"taking turns needs about {need / 1024:.1f} GB, {free / 1024:.1f} GB are there;"
@@ -201,7 +186,7 @@ def _check_room(
 
 
 def _writable(out: str) -> Path:
-    """The file to write, found writable before minutes are spent."""
+    """The file to write, checked before minutes are spent."""
     file = Path(out).expanduser()
     if file.is_dir() or not file.parent.is_dir():
         raise ValueError(f"--out is a JSON file in a folder that exists; got {out}")

@@ -1,4 +1,4 @@
-"""Who is timed: transformers' ViTMAE, our MAE, the ladder from MAE to CrossMAE, CMT-MAE's stages, guided MultiMAE.
+"""The timed models: transformers' ViTMAE, our MAE, the ladder from MAE to CrossMAE, CMT-MAE's stages, guided MultiMAE.
 
 Every contender is a module that maps a batch to its loss. Those of one group do the same work: the same ViT, images,
 batch and share of hidden patches, and the same AdamW.
@@ -35,7 +35,7 @@ Name = Literal[
 
 @dataclass(frozen=True)
 class Work:
-    """What every contender does: a step of a ViT of this size on so many images of this size."""
+    """The work of every contender: a step of a ViT of this size on `batch_size` images of this size."""
 
     size: str
     patch: int
@@ -56,7 +56,7 @@ class Work:
         return self.image_size[0], self.image_size[-1]
 
     def batch(self, device: torch.device | str) -> Batch:
-        """The maps that all contenders are given: random numbers, the same for the same seed."""
+        """The maps that all contenders read: random numbers, the same for the same seed."""
         torch.manual_seed(self.seed)
         height, width = self.sides
         maps = {
@@ -71,12 +71,12 @@ class Work:
 
 @dataclass(frozen=True)
 class Contender:
-    """A way to train the ViT, and what is said of it in one line."""
+    """A way to train the ViT, with a description of one line."""
 
     name: Name
     summary: str
     make: Callable[[Work], TimedModel]
-    period: int = 1  # steps of which one is unlike the others, so that a time is the mean over all of them
+    period: int = 1  # steps of which one differs, so that a time is the mean over all of them
 
     def build(self, work: Work) -> TimedModel:
         """The module `Batch -> loss`, initialised from the seed."""
@@ -84,7 +84,17 @@ class Contender:
         return self.make(work)
 
 
-class Ours(nn.Module):
+class TimedModel(nn.Module):
+    """A module `Batch -> loss`, with hooks around a step as the training loop calls them."""
+
+    def before_step(self, step: int) -> None:
+        """Sets the number of the step, for modules that do not run in every one."""
+
+    def after_step(self) -> None:
+        """Updates EMAs of the student, which is counted as part of the step."""
+
+
+class Ours(TimedModel):
     """A recipe's model and its loss."""
 
     def __init__(self, model: MaskedModel):
@@ -95,16 +105,14 @@ class Ours(nn.Module):
         return mean_loss(self.model(batch))
 
     def before_step(self, step: int) -> None:
-        """Parts that do not act in every step are told which one this is."""
         self.model.before_step(step, 0.5)
 
     def after_step(self) -> None:
-        """Averages of the student move, which is a part of the step."""
         self.model.after_step({}, torch.ones((), dtype=torch.bool, device=self.model.encoder.prefix.device))
 
 
-class Theirs(nn.Module):
-    """ViTMAE of transformers. It is given the images as they are, so normalising them costs only ours."""
+class Theirs(TimedModel):
+    """ViTMAE of transformers. It reads images without normalisation, which costs only ours."""
 
     def __init__(self, model: nn.Module):
         super().__init__()
@@ -113,15 +121,6 @@ class Theirs(nn.Module):
     def forward(self, batch: Batch) -> Float[Tensor, ""]:
         loss: Tensor = self.model(batch.maps[RGB.name]).loss
         return loss
-
-    def before_step(self, step: int) -> None:
-        """Part of the interface that the trainer calls; nothing to do."""
-
-    def after_step(self) -> None:
-        """Part of the interface that the trainer calls; nothing to do."""
-
-
-TimedModel = Ours | Theirs
 
 
 def _ours(recipe: Callable[..., Recipe], stage: int = 0, **dials: Any) -> Callable[[Work], TimedModel]:
@@ -178,19 +177,18 @@ CONTENDERS: dict[str, Contender] = {contender.name: contender for contender in _
 
 
 def select_contenders(names: Sequence[str], work: Work) -> tuple[list[Contender], dict[str, str]]:
-    """The contenders that can run here, each once, in the order asked for; and why the others cannot."""
+    """The contenders that can run here, each once, in the given order; and why the others cannot."""
     unknown = [name for name in names if name not in CONTENDERS]
     if unknown or not names:
         raise ValueError(
             f"contenders are one or more of {', '.join(CONTENDERS)}; got {', '.join(unknown) or 'none of them'}"
         )
-    absent = {}
-    if "transformers" in names and (why := _why_no_vit_mae(work)):
-        absent["transformers"] = why
-    found = [CONTENDERS[name] for name in dict.fromkeys(names) if name not in absent]
-    if not found:
-        raise ValueError(f"nobody is left to time; transformers is left out: {absent['transformers']}")
-    return found, absent
+    why = _why_no_vit_mae(work) if "transformers" in names else ""
+    absent = {"transformers": why} if why else {}
+    present = [CONTENDERS[name] for name in dict.fromkeys(names) if name not in absent]
+    if not present:
+        raise ValueError(f"no contender is left to time; transformers is left out: {why}")
+    return present, absent
 
 
 def _why_no_vit_mae(work: Work) -> str:

@@ -13,6 +13,7 @@ import psutil
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from ...runs.console import log
 from .contenders import CONTENDERS, Contender, Work
 from .timing import Precision, Stepper
 
@@ -20,7 +21,7 @@ MEANING = {
     "cuda": "most bytes that torch had allocated on the GPU at once (max_memory_allocated)",
     "cpu": "growth of the process's resident memory from before the model is built to its highest point",
 }
-_STEPS = 2  # AdamW's moments are there from the end of the first on, so the second has the peak
+_STEPS = 2  # AdamW's moments exist from the end of the first step, so the second has the peak
 _CODE = f"from {__name__} import _child; _child()"
 
 
@@ -33,7 +34,7 @@ class StepCost:
 
 
 def count_flops(contender: Contender, work: Work) -> StepCost:
-    """Counts a forward and a backward pass of one image on the meta device, times the batch.
+    """Count a forward and a backward pass of one image on the meta device, times the batch.
 
     Matrix products and convolutions count, two operations per multiply-add; norms, activations and the update do not.
     On the meta device attention is two matrix products, so the count is the same wherever the step then runs.
@@ -50,12 +51,13 @@ def count_flops(contender: Contender, work: Work) -> StepCost:
 
 
 def peak(contender: Contender, work: Work, precision: Precision, device: torch.device, compile: bool) -> float | None:
-    """Megabytes that a training takes at its highest point; None where the device cannot say.
+    """Peak memory of training in megabytes, in a process of its own; None where the device has no such counter.
 
-    Weights, gradients, moments and activations. Raises ValueError when the process does not survive.
+    Weights, gradients, moments and activations. Raises ValueError when the process fails.
     """
     if device.type not in MEANING:
         return None
+    log(f"memory of {contender.name} in {precision} ...")
     order = {
         "name": contender.name,
         "work": asdict(work),
@@ -76,14 +78,14 @@ def peak(contender: Contender, work: Work, precision: Precision, device: torch.d
 
 
 def _child() -> None:
-    """The other process: two steps of one contender; the last line of stdout is the answer."""
+    """The other process: two steps of one contender; prints megabytes as its last line."""
     order = json.loads(sys.argv[1])
     torch.set_num_threads(order["threads"])
     device = torch.device(order["device"])
     work = Work(**order["work"] | {"image_size": tuple(order["work"]["image_size"])})
     contender = CONTENDERS[order["name"]]
     with torch.device("meta"):
-        contender.build(work)  # imports what it needs, which is no part of a training's memory
+        contender.build(work)  # imports its libraries, which are not counted
     batch = work.batch(device)
     before = psutil.Process().memory_info().rss
     stepper = Stepper(contender.build(work), batch, device, order["compile"])
@@ -94,15 +96,10 @@ def _child() -> None:
 
 
 def highest_resident() -> int:
-    """Bytes of this process's resident memory at its highest.
-
-    Linux's getrusage is no use here: it starts from the memory of the process that made this one.
-    """
+    """Peak resident memory of this process in bytes. Linux's getrusage would start from the parent process's memory."""
     status = Path("/proc/self/status")
     if status.exists():
-        found = re.search(r"VmHWM:\s+(\d+) kB", status.read_text())
-        assert found
-        return 1024 * int(found[1])
+        return 1024 * int(re.findall(r"VmHWM:\s+(\d+) kB", status.read_text())[0])
     info = psutil.Process().memory_info()
     if hasattr(info, "peak_wset"):  # Windows
         return int(info.peak_wset)

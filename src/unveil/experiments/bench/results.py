@@ -1,4 +1,4 @@
-"""What a bench found: every raw time, the table that is read, and whether the project's goals are met."""
+"""The results of a bench: every raw time, the table, and whether the project's goals are met."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .contenders import Work
 from .timing import Precision, Quartiles, Seconds, quartiles, speed
 
 GOAL_WORK = ("base", 16, (224, 224))  # the goals are set for ViT-B/16 at 224
-COSTS = (  # who, beside whom, and how many times its step the former's may take at most
+COSTS = (  # a contender, its base, and the highest ratio of their steps that meets the goal
     ("cmtmae-stage2", "mae", 2.4),
     ("cmtmae-cross", "mae", 2.1),
     ("multimae-guided", "multimae", 2.7),
@@ -23,7 +23,7 @@ COSTS = (  # who, beside whom, and how many times its step the former's may take
 
 @dataclass(frozen=True)
 class Entry:
-    """All that was measured of one contender; times and megabytes by precision."""
+    """The measurements of one contender; times and megabytes by precision."""
 
     name: str
     summary: str
@@ -81,7 +81,7 @@ class Results:
 
 @dataclass(frozen=True)
 class GoalOutcome:
-    """A goal of the project and whether this run reaches it; None where it cannot say."""
+    """A goal of the project and whether this run reaches it; None where that was not measured."""
 
     goal: str
     reached: bool | None
@@ -100,59 +100,62 @@ def judge_goals(results: Results) -> list[GoalOutcome]:
     """The goals for ViT-B/16 at 224, judged by medians."""
     if (results.work.size, results.work.patch, results.work.sides) != GOAL_WORK:
         return [GoalOutcome("the goals are set for ViT-B/16 at 224", None, "this run had another size")]
-    own = [v for other, base, most in COSTS if other in results for v in _costs_at_most(results, other, base, most)]
-    if own and not {"transformers", "inter-block"} & {*results.skipped, *(e.name for e in results.entries)}:
-        return own
-    return [_as_fast_as_transformers(results), *_worth_its_flops(results), _faster_in_bf16(results), *own]
+    costs = [v for other, base, most in COSTS if other in results for v in _step_cost(results, other, base, most)]
+    if costs and not {"transformers", "inter-block"} & {*results.skipped, *(e.name for e in results.entries)}:
+        return costs
+    return [_speed_beside_transformers(results), *_speed_per_flops(results), _speed_in_bf16(results), *costs]
 
 
-def _lacking(results: Results, precisions: Sequence[Precision], names: Sequence[str]) -> str:
-    lacking = [x for x in (*precisions, *names) if x not in results.precisions and x not in results]
-    return ", ".join(f"{x} was not timed" + (f": {why}" if (why := results.skipped.get(x)) else "") for x in lacking)
+def _missing(results: Results, *names: str) -> str:
+    """Which of these contenders and precisions were not timed, and why."""
+    missing = [name for name in names if name not in results.precisions and name not in results]
+    return ", ".join(
+        f"{name} was not timed" + (f": {why}" if (why := results.skipped.get(name)) else "") for name in missing
+    )
 
 
-def _costs_at_most(results: Results, other: str, base: str, most: float) -> list[GoalOutcome]:
+def _step_cost(results: Results, other: str, base: str, most: float) -> list[GoalOutcome]:
     goal = f"a step of {other} costs at most {most} times one of {base}"
-    if lacking := _lacking(results, (), (base,)):
-        return [GoalOutcome(goal, None, lacking)]
+    if missing := _missing(results, base):
+        return [GoalOutcome(goal, None, missing)]
     arithmetic = results[other].flops / results[base].flops
-    found = []
+    outcomes = []
     for precision in results.precisions:
-        cost = speed(results[other].seconds[precision], results[base].seconds[precision])
+        cost = results.speed(other, base, precision)
         figures = (
             f"{_spelled(cost)} times, {arithmetic:.2f} by arithmetic; what it adds is {1 - 1 / cost.median:.0%} of its"
             f" step, {1 - 1 / arithmetic:.0%} by arithmetic"
         )
-        found.append(GoalOutcome(f"{goal}, {precision}", cost.median <= most, figures))
-    return found
+        outcomes.append(GoalOutcome(f"{goal}, {precision}", cost.median <= most, figures))
+    return outcomes
 
 
-def _as_fast_as_transformers(results: Results) -> GoalOutcome:
+def _speed_beside_transformers(results: Results) -> GoalOutcome:
     goal = "float32 MAE is at least as fast as transformers' ViTMAE"
-    if lacking := _lacking(results, ("float32",), ("mae", "transformers")):
-        return GoalOutcome(goal, None, lacking)
+    if missing := _missing(results, "float32", "mae", "transformers"):
+        return GoalOutcome(goal, None, missing)
     ratio = results.speed("transformers", "mae", "float32")
     return GoalOutcome(goal, ratio.median >= 1, f"{_spelled(ratio)} times as fast")
 
 
-def _worth_its_flops(results: Results) -> list[GoalOutcome]:
+def _speed_per_flops(results: Results) -> list[GoalOutcome]:
     goal = "CrossMAE at 25 % gains at least 0.9 of the ratio of counted FLOPs"
-    if lacking := _lacking(results, (), ("mae", "inter-block")):
-        return [GoalOutcome(goal, None, lacking)]
+    if missing := _missing(results, "mae", "inter-block"):
+        return [GoalOutcome(goal, None, missing)]
     saving = results.saving("mae", "inter-block")
-    found = []
+    outcomes = []
     for precision in results.precisions:
         ratio = results.speed("mae", "inter-block", precision)
         share = ratio.median / saving
         figures = f"{_spelled(ratio)} times as fast as MAE at {saving:.2f} times fewer FLOPs, a share of {share:.2f}"
-        found.append(GoalOutcome(f"{goal}, {precision}", share >= 0.9, figures))
-    return found
+        outcomes.append(GoalOutcome(f"{goal}, {precision}", share >= 0.9, figures))
+    return outcomes
 
 
-def _faster_in_bf16(results: Results) -> GoalOutcome:
+def _speed_in_bf16(results: Results) -> GoalOutcome:
     goal = "bf16 MAE is at least 2 times as fast as float32"
-    if lacking := _lacking(results, ("float32", "bf16"), ("mae",)):
-        return GoalOutcome(goal, None, lacking)
+    if missing := _missing(results, "float32", "bf16", "mae"):
+        return GoalOutcome(goal, None, missing)
     seconds = results["mae"].seconds
     ratio = speed(seconds["float32"], seconds["bf16"])
     return GoalOutcome(goal, ratio.median >= 2, f"{_spelled(ratio)} times as fast")
@@ -166,12 +169,12 @@ def precision_table(results: Results, precision: Precision) -> str:
     rows[0] += ["than float32"] if has_both else []
     for entry in results.entries:
         times = entry.seconds[precision]
-        parts = ([getattr(t, part) for t in times] for part in ("step", "forward", "backward", "update"))
+        phases = ([getattr(t, phase) for t in times] for phase in ("step", "forward", "backward", "update"))
         ratio, saving = results.speed(base, entry.name, precision), results.saving(base, entry.name)
         megabytes = entry.megabytes[precision]
         row = [
             entry.summary,
-            *(f"{1000 * quartiles(values).median:.0f} ms" for values in parts),
+            *(f"{1000 * quartiles(values).median:.0f} ms" for values in phases),
             _spelled(ratio),
             f"{entry.flops / 1e9:.3g} G",
             f"{saving:.2f}",
@@ -184,7 +187,7 @@ def precision_table(results: Results, precision: Precision) -> str:
 
 
 def format_results(results: Results) -> str:
-    """All that is said on the terminal."""
+    """The results as text for the terminal."""
     work, facts = results.work, results.facts
     height, width = work.sides
     machine = facts["machine"]

@@ -1,11 +1,11 @@
-"""The time of a step: forward, backward, update, in rounds in which every contender has its turn."""
+"""The time of a step: forward, backward, update, in rounds of one step of every contender."""
 
 from __future__ import annotations
 
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from typing import Any, Literal, TypeVar
 
 import torch
@@ -20,7 +20,7 @@ Precision = Literal["float32", "bf16"]
 
 @dataclass(frozen=True)
 class Seconds:
-    """The seconds of the parts of one training step."""
+    """The seconds of the phases of one training step."""
 
     forward: float
     backward: float
@@ -32,10 +32,10 @@ class Seconds:
 
 
 class Clock:
-    """Marks in the stream of work and the seconds between them.
+    """Time stamps in the stream of work and the seconds between them.
 
-    On CUDA a mark is an event in the stream, so the device is never made to wait between the parts of a step; elsewhere
-    it is the time at which all work so far is done.
+    On CUDA a mark is an event in the stream, so the device does not wait between the phases of a step; elsewhere it is
+    the time at which all work so far is done.
     """
 
     def __init__(self, device: torch.device):
@@ -66,9 +66,9 @@ class Clock:
 
 
 class Stepper:
-    """A contender that trains: its weights, its AdamW, and a step that can be asked for again and again.
+    """A contender in training: its weights, its AdamW, and a timed step.
 
-    Where one step in `period` is unlike the others, that many are made and the mean is told.
+    Where one step in `period` differs from the others, `period` of them are made and the mean is returned.
     """
 
     def __init__(self, model: TimedModel, batch: Batch, device: torch.device, compile: bool = False, period: int = 1):
@@ -81,10 +81,9 @@ class Stepper:
         self.forward: Callable[[Batch], Any] = torch.compile(self.model, dynamic=False) if compile else self.model
 
     def step(self, precision: Precision) -> Seconds:
-        """One update on the whole batch, and how long each part of it took."""
-        made = [self._step(number, precision) for number in range(self.period)]
-        parts = ([getattr(seconds, part) for seconds in made] for part in ("forward", "backward", "update"))
-        return Seconds(*(sum(part) / self.period for part in parts))
+        """One update on the whole batch, timed; the mean over a period."""
+        made = [astuple(self._step(number, precision)) for number in range(self.period)]
+        return Seconds(*(sum(phase) / self.period for phase in zip(*made, strict=True)))
 
     def _step(self, number: int, precision: Precision) -> Seconds:
         self.model.before_step(number)
@@ -107,7 +106,7 @@ def interleave(
 ) -> dict[K, list[Seconds]]:
     """Rounds in which each step is made once, always in this order; the first `warmup` of them do not count.
 
-    So what drifts, such as heat, clock rates and neighbours, hits all alike, and a ratio within a round is free of it.
+    So drifts, such as heat, clock rates and other programs, affect all alike, and a ratio within a round cancels them.
     """
     times: dict[K, list[Seconds]] = {key: [] for key in steps}
     for number in range(-warmup, rounds):
@@ -129,7 +128,7 @@ class Quartiles:
 
 
 def quartiles(values: Sequence[float]) -> Quartiles:
-    """The middle half of some numbers, and their middle."""
+    """Median and quartiles of one or more numbers."""
     if len(values) == 1:
         return Quartiles(values[0], values[0], values[0])
     low, median, high = statistics.quantiles(values, n=4, method="inclusive")

@@ -1,4 +1,4 @@
-"""A study at one scale as jobs: each a run and its measurements, with a folder name that its settings decide."""
+"""A study at one scale as jobs: each a run and its measurements, with a folder name made from its settings."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ...runs.renamed import OLD_NAMES, current_names
 from ...training.config import OPTION_NAMES, json_like
 from .design import Arm, Dials, RunOf, Scale, ScaleName, Setting, Share, Study
 
-# How a run uses the machine, which changes nothing that it finds out: such arguments may differ when it goes on.
+# Arguments that change how a run uses the machine, not its outcome: they may differ when it is continued.
 MACHINE = ("device", "workers", "micro_batch", "compile", "save_minutes", "tensorboard")
 _OWN = ("recipe", "data", "out", "overwrite", "config", "save_config")  # options of pretrain that a study sets itself
 OF_PRETRAIN = (*(name for name in OPTION_NAMES if name not in _OWN), *OLD_NAMES)
@@ -27,7 +27,7 @@ SAVE_MINUTES = 2.0
 
 @dataclass(frozen=True)
 class Job:
-    """One run of a study. All that it holds is JSON, so that any process can take it up."""
+    """One run of a study as JSON values only, so that any process can run it."""
 
     name: str
     arm: str
@@ -44,7 +44,7 @@ class Job:
 
 
 def expand(study: Study, scale: ScaleName, folder: Path) -> list[Job]:
-    """The jobs of a study, a job that another needs before it; all arms of a seed come before the next seed.
+    """The jobs of a study, each after those that it needs; all arms of a seed come before the next seed.
 
     Raises ValueError for a setting without images.
     """
@@ -76,75 +76,80 @@ def settled(arm: Arm, at: Scale, setting: Setting) -> dict[str, Any]:
 def _job(
     study: Study, at: Scale, setting: Setting, arm: Arm, seed: int, needed: Mapping[str, Job], folder: Path
 ) -> Job:
+    def run_folder(value: Any) -> Any:
+        return str(folder / "runs" / needed[value.arm].name) if isinstance(value, RunOf) else value
+
+    assert setting.data is not None
     dials = settled(arm, at, setting)
     named = {name: needed[v.arm].name if isinstance(v, RunOf) else json_like(v) for name, v in dials.items()}
     identity = {
-        "recipe": _content(arm.recipe),
+        "recipe": Path(arm.recipe).expanduser().read_text() if arm.recipe.endswith(".py") else arm.recipe,
         "data": setting.data,
         "seed": seed,
         **{_NAMES_IN_DIGEST.get(name, name): value for name, value in named.items() if name not in MACHINE},
     }
-    assert setting.data is not None
-    several = reads_maps(arm.recipe)
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:8]
-    words = [word for word in (setting.name, arm.name) if word]
-    name = f"{slug(' '.join(words))[:60]}-seed{seed}-{digest}"
-    runs = {name: str(folder / "runs" / needed[v.arm].name) for name, v in dials.items() if isinstance(v, RunOf)}
-    pretrain = {"save_minutes": SAVE_MINUTES, **{n: json_like(v) for n, v in dials.items()}, **runs}
+    multimodal = reads_maps(arm.recipe)
     evaluate = [
         {
-            **_measured_on(setting, folder, several, data_for(names)),
+            **_evaluation_data(setting, folder, multimodal, data_for(names)),
             "protocol": names,
             "seed": seed,
             "baselines": arm.name == study.baseline and not when,
             **{n: json_like(v) for n, v in {**at.evaluation, **given}.items()},
             **when,
         }
-        for chosen, times in ((at.along, _kept(dials, arm.recipe)), (at.protocols, [{}]))
+        for chosen, times in ((at.along, _saved_epochs(dials, arm.recipe)), (at.protocols, [{}]))
         for names, given in _grouped(chosen)
         for when in times
     ]
+    analyze = [
+        {"analysis": name, **_analysis_data(setting, folder, name)} | {n: run_folder(v) for n, v in given.items()}
+        for name, given in at.analyses.items()
+        if not any(isinstance(v, RunOf) and v.arm == arm.name for v in given.values())  # not compared with itself
+    ]
     return Job(
-        name=name,
+        name=f"{slug(f'{setting.name} {arm.name}')[:60]}-seed{seed}-{digest}",
         arm=arm.name,
         setting=setting.name,
         seed=seed,
         recipe=arm.recipe,
-        pretrain={"data": place(setting.data, folder, several), "seed": seed, **pretrain},
+        pretrain={
+            "data": place(setting.data, folder, multimodal),
+            "seed": seed,
+            "save_minutes": SAVE_MINUTES,
+            **{name: json_like(run_folder(value)) for name, value in dials.items()},
+        },
         evaluate=evaluate,
-        analyze=[
-            {"analysis": name, **_looked_at(setting, folder, name)}
-            | {n: str(folder / "runs" / needed[v.arm].name) if isinstance(v, RunOf) else v for n, v in given.items()}
-            for name, given in at.analyses.items()
-            if not any(isinstance(v, RunOf) and v.arm == arm.name for v in given.values())  # itself beside itself
-        ],
+        analyze=analyze,
         needs=[job.name for job in needed.values()],
     )
 
 
-def _measured_on(setting: Setting, folder: Path, several: bool, kind: Data) -> dict[str, str | None]:
-    """What protocols of one kind are given: labelled images, or for a run's own decoders all maps that it reads.
+def _evaluation_data(setting: Setting, folder: Path, multimodal: bool, kind: Data) -> dict[str, str | None]:
+    """The data of protocols of one kind: labelled images, or for a run's own decoders all maps that it reads.
 
-    The user's own test images are labelled, but need not have those maps: the run's held-out samples take their place.
+    The user's own test images are labelled, but need not have those maps: the run's held-out samples replace them.
     """
     assert setting.data is not None
+    data, test = setting.labelled or setting.data, setting.test_data
     if kind == "samples for a run's decoders":
-        test = setting.test_data if setting.test_data and is_scenes(setting.test_data) else None
-        return {"data": place(setting.data, folder, several), "test_data": test and place(test, folder, several)}
-    test = setting.test_data
-    return {"data": place(setting.labelled or setting.data, folder), "test_data": test and place(test, folder)}
+        data, test = setting.data, test if test and is_scenes(test) else None
+    else:
+        multimodal = False
+    return {"data": place(data, folder, multimodal), "test_data": test and place(test, folder, multimodal)}
 
 
-def place(address: str, folder: Path, several: bool = False) -> str:
-    """Where a run finds images: scenes are rendered into the study's folder; of aligned folders, most read `rgb`."""
+def place(address: str, folder: Path, multimodal: bool = False) -> str:
+    """The path of images: scenes are rendered into the study's folder; of aligned folders, most recipes read `rgb`."""
     if is_scenes(address):
-        return str(scenes_folder(address, folder) / ("" if several else "rgb"))
+        return str(scenes_folder(address, folder) / ("" if multimodal else "rgb"))
     inside = Path(address).expanduser() / "rgb"
-    return str(inside) if not several and inside.is_dir() else address
+    return str(inside) if not multimodal and inside.is_dir() else address
 
 
-def _kept(dials: Dials, recipe: str) -> list[dict[str, float]]:
-    """The epochs whose weights a run keeps, as an argument of `evaluate`."""
+def _saved_epochs(dials: Dials, recipe: str) -> list[dict[str, float]]:
+    """The epochs whose weights a run saves, as an argument of `evaluate`."""
     if not (every := dials.get("save_every")):
         return []
     count = int(dials.get("epochs", recipe_dials(recipe)["epochs"]) / every + 1e-9)
@@ -157,10 +162,10 @@ def reads_maps(recipe: str) -> bool:
     return default_modalities(load_recipe(recipe)) is not None
 
 
-def _looked_at(setting: Setting, folder: Path, analysis: str) -> dict[str, Any]:
-    """Attention is held against things, where the images are scenes, whose classes are known."""
-    known = analysis == "attention" and setting.data is not None and is_scenes(setting.data)
-    return {"data": str(scenes_folder(str(setting.data), folder))} if known else {}
+def _analysis_data(setting: Setting, folder: Path, analysis: str) -> dict[str, Any]:
+    """Attention is compared with the classes of pixels where the images are scenes, whose classes are known."""
+    has_classes = analysis == "attention" and setting.data is not None and is_scenes(setting.data)
+    return {"data": str(scenes_folder(str(setting.data), folder))} if has_classes else {}
 
 
 def is_scenes(address: str) -> bool:
@@ -169,12 +174,12 @@ def is_scenes(address: str) -> bool:
 
 
 def scenes_folder(address: str, folder: Path) -> Path:
-    """Where the scenes of an address are rendered to."""
+    """The folder that the scenes of an address are rendered to."""
     return folder / "scenes" / (slug(address.partition(":")[2]) or "default")
 
 
 def _grouped(chosen: Mapping[str, Dials]) -> list[tuple[list[str], Dials]]:
-    """Protocols that share their dials are measured together: features are computed once for them."""
+    """Protocols of equal dials and data are measured together: features are computed once for them."""
     groups: list[tuple[list[str], Dials]] = []
     for name, dials in chosen.items():
         kind = data_for([name])
@@ -186,24 +191,19 @@ def _grouped(chosen: Mapping[str, Dials]) -> list[tuple[list[str], Dials]]:
     return groups
 
 
-def _content(recipe: str) -> str:
-    """A recipe's name, or what is in a recipe file."""
-    return Path(recipe).expanduser().read_text() if recipe.endswith(".py") else recipe
-
-
 def slug(text: str) -> str:
-    """Text as a part of a file's name."""
+    """Text in lower case with hyphens, for the name of a file."""
     return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
 
 
 def needs_of(arm: Arm, at: Scale, setting: Setting) -> list[str]:
-    """The arms whose runs an arm starts from, or is looked at beside."""
+    """The other arms whose runs an arm starts from or is analysed with."""
     values = [*settled(arm, at, setting).values(), *(v for given in at.analyses.values() for v in given.values())]
     return list(dict.fromkeys(v.arm for v in values if isinstance(v, RunOf) and v.arm != arm.name))
 
 
 def _in_order(arms: Sequence[Arm], at: Scale, setting: Setting) -> list[Arm]:
-    """The arms, those that others start from first. They are few, and `check` has seen that there is no circle."""
+    """The arms, each after those that it needs. `check` has excluded cycles."""
     ordered: list[Arm] = []
     while len(ordered) < len(arms):
         known = {arm.name for arm in ordered}
@@ -211,7 +211,7 @@ def _in_order(arms: Sequence[Arm], at: Scale, setting: Setting) -> list[Arm]:
     return ordered
 
 
-@cache  # every recipe is read as text to find one, and a study asks for each arm in each setting and seed
+@cache  # recipes are read as text to find one, for each arm in each setting and seed
 def recipe_dials(recipe: str) -> dict[str, Any]:
-    """The dials of a recipe, and what they are by default."""
+    """The dials of a recipe with their defaults."""
     return defaults_of(load_recipe(recipe))

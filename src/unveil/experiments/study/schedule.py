@@ -1,4 +1,4 @@
-"""Jobs one after another or side by side, each in a process of its own; what others hold or have done is theirs."""
+"""Runs jobs one after another or in parallel, each in its own process, beside other machines on the same folder."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from ...runs.lock import holder
 from .jobs import Job
 from .worker import TAKEN, is_done
 
-_WAIT = 0.1  # seconds between looks at our own processes
+_WAIT = 0.1  # seconds between polls of our own processes
+_WAIT_FOR_OTHERS = 2.0  # seconds between polls of other processes' jobs
 _TAIL = 4096  # bytes of a log that hold its last line
-_LOOK = 2.0  # and at what other processes have done
 
 
 @dataclass
@@ -31,18 +31,18 @@ class _Running:
     process: subprocess.Popen[bytes]
     slot: int
     began: float
-    told: str = ""  # of its own last words, to the user
+    logged: str = ""  # the last line of its log that was shown
 
 
 class Schedule:
     """The jobs of a study in its folder: which are done, which failed, which are next.
 
-    What the running ones last said is told every `told_seconds`; the whole of it is in `logs/`.
+    The last line of each running job's log is shown every `log_seconds`; the logs are in `logs/`.
     """
 
-    def __init__(self, folder: Path, jobs: Sequence[Job], slots: int | None = None, told_seconds: float = 60.0):
+    def __init__(self, folder: Path, jobs: Sequence[Job], slots: int | None = None, log_seconds: float = 60.0):
         self.folder, self.jobs = folder, list(jobs)
-        self.told_seconds, self.told = told_seconds, time.monotonic()
+        self.log_seconds, self.logged = log_seconds, time.monotonic()
         self.gpus = _gpus()
         self.slots = slots or max(1, len(self.gpus))
         self.done: set[str] = {job.name for job in jobs if self._is_done(job)}
@@ -50,16 +50,16 @@ class Schedule:
         self.running: list[_Running] = []
         self.waits = False
 
-    def run(self, tell: Callable[[Job], str]) -> None:
-        """Run until nothing is left, here or elsewhere. `tell` says what a finished job has found.
+    def run(self, describe: Callable[[Job], str]) -> None:
+        """Run until no job is left, in this process or another. `describe` gives the result of a finished job in words.
 
-        A job that fails is noted and stops only those that need it. Raises KeyboardInterrupt after Ctrl-C, when the
-        running jobs have saved what they have.
+        A job that fails stops only those that need it. Raises KeyboardInterrupt after Ctrl-C, when the running jobs
+        have saved their state.
         """
         try:
             while self._left():
-                self._reap(tell)
-                self._tell_how_far()
+                self._reap(describe)
+                self._log_progress()
                 if len(self.running) < self.slots and not self._start_next() and not self.running:
                     self._wait_for_others()
                 else:
@@ -109,7 +109,7 @@ class Schedule:
     def _log(self, job: Job) -> Path:
         return self.folder / "logs" / f"{job.name}.log"
 
-    def _reap(self, tell: Callable[[Job], str]) -> None:
+    def _reap(self, describe: Callable[[Job], str]) -> None:
         for running in [r for r in self.running if r.process.poll() is not None]:
             self.running.remove(running)
             self._close(running)
@@ -119,33 +119,32 @@ class Schedule:
             if code == 0 and self._is_done(job):
                 self.done.add(job.name)
                 spent = duration(time.monotonic() - running.began)
-                log(f"[{len(self.done)}/{len(self.jobs)}] {job.name}: {tell(job)} ({spent})")
+                log(f"[{len(self.done)}/{len(self.jobs)}] {job.name}: {describe(job)} ({spent})")
             else:
-                self.failed[job.name] = _last_words(self._log(job), code)
-                log(f"{job.name} failed: {self.failed[job.name]}; {self._log(job)} has the whole of it")
+                self.failed[job.name] = _failure(self._log(job), code)
+                log(f"{job.name} failed: {self.failed[job.name]}; {self._log(job)} has the whole log")
 
-    def _tell_how_far(self) -> None:
-        if time.monotonic() - self.told < self.told_seconds:
+    def _log_progress(self) -> None:
+        if time.monotonic() - self.logged < self.log_seconds:
             return
-        self.told = time.monotonic()
+        self.logged = time.monotonic()
         for running in self.running:
-            words = _last_line(self._log(running.job))
-            if words and words != running.told:
-                log(f"{running.job.name}: {words}")
-                running.told = words
+            line = _last_line(self._log(running.job))
+            if line and line != running.logged:
+                log(f"{running.job.name}: {line}")
+                running.logged = line
 
     def _close(self, running: _Running) -> None:
         assert running.process.stdin
         running.process.stdin.close()
 
     def _wait_for_others(self) -> None:
-        """Other processes hold what is left: look again after a while."""
-        held = {job.name: holder(self.folder / "locks" / job.name) for job in self._left()}
-        if not self.waits and any(held.values()):
-            name, who = next((name, who) for name, who in held.items() if who)
-            log(f"waiting for {sum(map(bool, held.values()))} runs of other processes, such as {name} ({who})")
+        owners = {job.name: owner for job in self._left() if (owner := holder(self.folder / "locks" / job.name))}
+        if owners and not self.waits:
+            name, owner = next(iter(owners.items()))
+            log(f"waiting for {len(owners)} runs of other processes, such as {name} ({owner})")
             self.waits = True
-        time.sleep(_LOOK)
+        time.sleep(_WAIT_FOR_OTHERS)
         self.done |= {job.name for job in self._left() if self._is_done(job)}
 
     def _stop(self) -> None:
@@ -166,13 +165,11 @@ class Schedule:
 
 
 def write_jobs(folder: Path, jobs: Sequence[Job], device: str) -> None:
-    """Write what each job is for the process that takes it."""
-    for part in ("jobs", "runs"):
-        (folder / part).mkdir(exist_ok=True)
+    """Write each job as JSON for the process that runs it."""
+    for name in ("jobs", "runs"):
+        (folder / name).mkdir(exist_ok=True)
     for job in jobs:
-        content = job.to_dict()
-        content["pretrain"]["device"] = device
-        content["device"] = device
+        content = {**job.to_dict(), "pretrain": {**job.pretrain, "device": device}, "device": device}
         write_json(folder / "jobs" / f"{job.name}.json", content)
 
 
@@ -184,8 +181,8 @@ def _gpus() -> list[str]:
     return [str(n) for n in range(torch.cuda.device_count())]
 
 
-def _last_words(log: Path, code: int) -> str:
-    """Why a job ended: the last line of its log that has words in it."""
+def _failure(log: Path, code: int) -> str:
+    """Why a job failed: the signal that ended it, or the last line of its log."""
     if code < 0:
         name = signal.Signals(-code).name
         return f"its process was ended by {name}" + (" (out of memory?)" if code == -signal.SIGKILL else "")
@@ -193,7 +190,7 @@ def _last_words(log: Path, code: int) -> str:
 
 
 def _last_line(log: Path) -> str:
-    """The last line of a log that has words in it."""
+    """The last line of a log that is not blank."""
     with log.open("rb") as file:
         file.seek(max(0, log.stat().st_size - _TAIL))
         lines = [line.strip() for line in file.read().decode(errors="replace").splitlines() if line.strip()]

@@ -25,11 +25,11 @@ ANALYSES: dict[str, Callable[..., Any]] = {
     "blocks": analyze_blocks,
     "features": analyze_features,
 }
-TAKEN = 75  # the exit code of a process that found its job in other hands
+TAKEN = 75  # the exit code of a process whose job another process holds
 
 
 def main(folder: Path, name: str) -> int:
-    """Do what is left of a job, and return the exit code: 0 done, 1 failed, 130 interrupted."""
+    """Run what is left of a job, and return the exit code: 0 done, 1 failed, 130 interrupted."""
     job = json.loads((folder / "jobs" / f"{name}.json").read_text())
     with hold(folder / "locks" / name) as other:
         if other:
@@ -41,7 +41,7 @@ def main(folder: Path, name: str) -> int:
         except (ValueError, OSError) as error:
             print(f"error: {str(error) or type(error).__name__}", file=sys.stderr)
             return 1
-        except Exception as error:  # a fault: its traceback is in the log, the last line is what the table says
+        except Exception as error:  # a fault: the traceback goes to the log, its last line to the table
             traceback.print_exc()
             print(f"error: {type(error).__name__}: {error}", file=sys.stderr)
             return 1
@@ -49,28 +49,23 @@ def main(folder: Path, name: str) -> int:
 
 
 def perform(run: Path, job: dict[str, Any]) -> None:
-    """Pretrain, where that is not finished, and measure what has not been measured with these settings."""
+    """Pretrain, unless the run is finished, and make the measurements that it has not with these settings."""
     if read_metadata(run).get("status") != "finished":
         pretrain(job["recipe"], out=str(run), **_arguments(job["pretrain"]))
-    for asked in job["evaluate"]:
-        if digest(asked) not in measured_digests(run):
-            evaluate(str(run), device=job["device"], **_arguments(asked))
-            _note(run, asked)
-    for asked in job["analyze"]:
-        if digest(asked) not in measured_digests(run):
-            given = {name: value for name, value in _arguments(asked).items() if name != "analysis"}
-            ANALYSES[asked["analysis"]](str(run), device=job["device"], **given)
-            _note(run, asked)
-
-
-def _note(run: Path, asked: dict[str, Any]) -> None:
-    write_json(run / "study.json", {"measured": [*measured_digests(run), digest(asked)]})
+    for measurement in [*job["evaluate"], *job["analyze"]]:
+        measured = measured_digests(run)
+        if digest(measurement) in measured:
+            continue
+        given = _arguments(measurement)
+        ANALYSES.get(given.pop("analysis", ""), evaluate)(str(run), device=job["device"], **given)
+        write_json(run / "study.json", {"measured": [*measured, digest(measurement)]})
 
 
 def is_done(run: Path, job: dict[str, Any]) -> bool:
-    """Whether nothing of a job is left to do."""
-    finished = RunFolder(run).read("run.json", {}).get("status") == "finished"
-    return finished and all(digest(asked) in measured_digests(run) for asked in [*job["evaluate"], *job["analyze"]])
+    """Whether a job's run is finished and all its measurements are made."""
+    if RunFolder(run).read("run.json", {}).get("status") != "finished":
+        return False
+    return {digest(measurement) for measurement in [*job["evaluate"], *job["analyze"]]} <= {*measured_digests(run)}
 
 
 def measured_digests(run: Path) -> list[str]:
@@ -81,18 +76,18 @@ def measured_digests(run: Path) -> list[str]:
         return []
 
 
-def digest(asked: dict[str, Any]) -> str:
-    """A measurement's settings in a word."""
-    return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:16]
+def digest(measurement: dict[str, Any]) -> str:
+    """A hash of a measurement's settings."""
+    return hashlib.sha256(json.dumps(measurement, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _arguments(given: dict[str, Any]) -> dict[str, Any]:
-    """Arguments as functions take them: JSON has no tuples."""
+    """Arguments from JSON, with its lists as tuples."""
     return {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
 
 
 def _stop_with_parent() -> None:
-    """Stop, and save, when the process that started this one is gone: then its end of the pipe is closed."""
+    """Stop, and save, when the process that started this one ends: its end of the pipe is then closed."""
 
     def wait() -> None:
         while os.read(0, 1):  # not sys.stdin, whose lock the interpreter would wait for at its end
