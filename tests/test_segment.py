@@ -175,6 +175,20 @@ def test_heads_answer_at_any_size_and_learn_from_every_parameter(head):
     assert all(torch.equal(a, b) for a, b in zip(model.head.parameters(), twin.head.parameters(), strict=True))
 
 
+def test_upernet_trains_on_a_micro_batch_of_one_small_image(red_bars):
+    """The map pooled to one cell has one value per channel, which has no variance in a batch of one image."""
+    settings = DenseTraining(1, 3, image_size=16, drop_path=0.0, jitter=0.0, scales=(1.0, 1.0))
+    labels, pair = DenseTarget(LABELS, 2, classes_loss), open_dense(str(red_bars))
+    trainer = DenseTrainer(tiny(depth=4), pair, [RGB], labels, "upernet", True, settings, Context(micro_batch=2))
+    losses = list(trainer.losses(next(trainer._loader(pair.train).batches(0))))
+    assert len(losses) == 2, "two images, then the third alone"
+    assert all(loss.isfinite() for loss in losses)
+    torch.stack(losses).sum().backward()
+    pooled = trainer.model.head.pooled[0]
+    assert pooled[0].weight.grad.isfinite().all()
+    assert pooled[1].num_batches_tracked == 1, "the single image leaves the statistics as they are"
+
+
 def test_upernet_learns_with_an_auxiliary_head_too(red_bars):
     """A convolution and a classifier on the third map, whose loss counts 0.4, as in MAE's setting for ADE20K."""
     pair = open_dense(str(red_bars))

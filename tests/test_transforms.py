@@ -121,6 +121,16 @@ def test_any_number_of_channels_is_resized_alike(channels):
     assert (resize(image, (16, 16)).int() - alone.int()).abs().max() <= 1
 
 
+def test_a_map_in_metres_keeps_its_range():
+    """Depth is no picture in [0, 1]: bicubic weights may overshoot an edge, but not beyond the values of the map."""
+    depth = torch.full((1, 40, 40), 2.0)
+    depth[:, :, 20:] = 7.5
+    for view in (center_view(depth, (16, 16)), resize(depth, (23, 31))):
+        assert (view.min(), view.max()) == (2.0, 7.5)
+    below = resize(-depth, (16, 16))
+    assert (below.min(), below.max()) == (-7.5, -2.0)
+
+
 def test_float_images_stay_in_the_unit_range():
     edge = torch.zeros(1, 8, 8)
     edge[:, :, 4:] = 1

@@ -255,11 +255,17 @@ def resize_map(
 
 
 def resize(image: Shaped[Tensor, "C H W"], size: tuple[int, int]) -> Shaped[Tensor, "C h w"]:
-    """The image at `size` (height, width): antialiased bicubic, in bytes for uint8, else in float kept in [0, 1]."""
+    """The image at `size` (height, width): antialiased bicubic, in bytes for uint8, else in float.
+
+    Floats stay in [0, 1], or, where they exceed that (such as depth in metres), between their least and greatest.
+    """
     if tuple(image.shape[-2:]) == size:
         return image
     resized = interpolate(image[None], size, mode="bicubic", antialias=True)[0]
-    return resized if image.dtype == torch.uint8 else resized.clamp(0, 1)
+    if image.dtype == torch.uint8:
+        return resized
+    low, high = map(float, image.aminmax())
+    return resized.clamp(0, 1) if low >= 0 and high <= 1 else resized.clamp(low, high)
 
 
 def resize_nearest(image: Shaped[Tensor, "C H W"], size: tuple[int, int]) -> Shaped[Tensor, "C h w"]:

@@ -67,13 +67,22 @@ class UPerHead(nn.Module):
         return F.interpolate(x, size, mode="bilinear", align_corners=False)
 
 
+class _BatchNorm(nn.BatchNorm2d):
+    """A single value per channel has no variance: one image pooled to one cell is normalised by running statistics."""
+
+    def forward(self, x: Float[Tensor, "B C h w"]) -> Float[Tensor, "B C h w"]:
+        if self.training and x[:, 0].numel() == 1:
+            return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
+        return super().forward(x)
+
+
 def _double(dim: int) -> nn.Module:
     return nn.ConvTranspose2d(dim, dim, 2, stride=2)
 
 
 def _convolved(dim: int, width: int, kernel: int) -> nn.Module:
     conv = nn.Conv2d(dim, width, kernel, padding=kernel // 2, bias=False)
-    return nn.Sequential(conv, nn.BatchNorm2d(width), nn.ReLU())
+    return nn.Sequential(conv, _BatchNorm(width), nn.ReLU())
 
 
 def _to(x: Float[Tensor, "B C h w"], like: Float[Tensor, "B c H W"]) -> Float[Tensor, "B C H W"]:
