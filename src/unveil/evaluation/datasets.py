@@ -36,7 +36,6 @@ class LabelledImages(Subset):
         return self.numbers
 
     def only(self, rows: Int[Tensor, " K"]) -> LabelledImages:
-        """These rows of the images, in their order."""
         chosen = rows.tolist()
         return LabelledImages(self.source, [self.indices[i] for i in chosen], [self.numbers[i] for i in chosen])
 
@@ -73,7 +72,6 @@ class ImageSplit:
 
     @property
     def address(self) -> str:
-        """The address of the source of the training images."""
         return self.train.source.address
 
     @property
@@ -91,11 +89,9 @@ class ImageSplit:
 
     @property
     def train_labels(self) -> Int[Tensor, " N"]:
-        """The classes of the training images."""
         return torch.tensor(self.train.numbers)
 
     def subset(self, rows: Int[Tensor, " K"]) -> ImageSplit:
-        """The same with some of the training images only."""
         return replace(self, train=self.train.only(rows))
 
     def check_channels(self, encoder: FeatureEncoder) -> None:

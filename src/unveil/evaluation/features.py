@@ -118,7 +118,6 @@ class RawPixels:
 
     @property
     def image_size(self) -> tuple[int, int]:
-        """The encoder's size, shrunk to fit 32 pixels."""
         longest = max(*self.encoder_size, LONGEST_SIDE)
         height, width = (max(1, side * LONGEST_SIDE // longest) for side in self.encoder_size)
         return height, width

@@ -91,7 +91,6 @@ class StochasticDepth:
             branch.register_forward_hook(partial(self._scale, index))
 
     def draw(self, rng: SampleRng) -> None:
-        """Decide for the samples of the next forward pass."""
         if len(self.keep):
             keep = self.keep.to(rng.key.device)
             self.factors = (rng.uniform("drop path", len(keep)) < keep) / keep

@@ -38,19 +38,10 @@ class ModelReconstructor:
         self.objectives = [
             o for o in model.objectives if isinstance(o, Objective) and isinstance(o.target, Pixels | Classes)
         ]
-
-    @property
-    def inputs(self) -> list[str]:
-        """The names of the modalities that the encoder reads."""
-        return [m.name for m in self.model.encoder.modalities]
-
-    @property
-    def outputs(self) -> list[str]:
-        """The names of the modalities that the objectives predict."""
-        return list(dict.fromkeys(cast("Pixels | Classes", o.target).modality.name for o in self.objectives))
+        self.inputs = [m.name for m in model.encoder.modalities]
+        self.outputs = list(dict.fromkeys(cast("Pixels | Classes", o.target).modality.name for o in self.objectives))
 
     def forward(self, batch: Batch, visible: Visible) -> ForwardOutput:
-        """One forward pass that predicts every hidden token."""
         return self.model.encode_decode(batch, self.masker(batch, visible))
 
     def masker(self, batch: Batch, visible: Visible) -> Masker:
@@ -68,7 +59,6 @@ class ModelReconstructor:
 
     @torch.no_grad()
     def reconstruct(self, batch: Batch, visible: Visible) -> dict[str, Reconstruction]:
-        """The reconstruction of each objective, by its name."""
         output = self.forward(batch, visible)
         return {o.name: _reconstruction(o, batch, output) for o in self.objectives}
 
@@ -77,21 +67,11 @@ class TrainingMean:
     """The mean target of training samples at each place, or their most frequent class, under any mask."""
 
     def __init__(self, model: ModelReconstructor, batches: Callable[[], Iterator[Batch]]):
-        self.model = model
+        self.model, self.inputs, self.outputs = model, model.inputs, model.outputs
         self.means = {o.name: _mean_target(o, batches()) for o in model.objectives}
-
-    @property
-    def inputs(self) -> list[str]:
-        """Those of the model whose masks it shares."""
-        return self.model.inputs
-
-    @property
-    def outputs(self) -> list[str]:
-        return self.model.outputs
 
     @torch.no_grad()
     def reconstruct(self, batch: Batch, visible: Visible) -> dict[str, Reconstruction]:
-        """The same reconstruction of every sample."""
         output = self.model.forward(batch, visible)
         reconstructions = {}
         for o in self.model.objectives:

@@ -137,7 +137,6 @@ class ResultCache:
         self._checksums: dict[int, tuple[object, int]] = {}
 
     def get(self, key: Key) -> dict[str, Any] | None:
-        """The content that was stored under this key."""
         path = self._path(key, "json")
         if path is None or not path.exists():
             return None
@@ -156,7 +155,6 @@ class ResultCache:
             self.used.add(path)
 
     def checkpoint(self, key: Key) -> Path | None:
-        """The file for the checkpoint of a training that depends on this key."""
         path = self._path(key, "safetensors")
         if path is not None:
             self.used.add(path)

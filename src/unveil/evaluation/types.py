@@ -68,11 +68,9 @@ class EvaluationProtocol(Protocol):
     @property
     def needs(self) -> Needs:
         """The kind of subject and data that `run` is given."""
-        ...
 
     def run(self, subject: Any, data: Any, context: Context, /) -> Score | None:
         """The score of a subject; None where the protocol cannot measure it."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -88,13 +86,11 @@ class FeatureSplit:
     identity: object = None
 
     def subset(self, rows: Int[Tensor, " K"]) -> FeatureSplit:
-        """The same with some of the training samples only."""
         identity = [self.identity, zlib.crc32(str(rows.tolist()).encode())]
         rows = rows.to(self.train.device)
         return replace(self, train=self.train[rows], train_labels=self.train_labels[rows], identity=identity)
 
     def to(self, device: torch.device) -> FeatureSplit:
-        """The same features, with all tensors on a device."""
         moved = {name: getattr(self, name).to(device) for name in ("train", "train_labels", "test", "test_labels")}
         return replace(self, **moved)
 
@@ -115,21 +111,17 @@ class FeatureEncoder(Protocol):
     @property
     def channels(self) -> int:
         """How many channels its images have."""
-        ...
 
     @property
     def image_size(self) -> tuple[int, int]:
         """The height and width of its images."""
-        ...
 
     @property
     def device(self) -> torch.device:
         """The device on which images are expected and features returned."""
-        ...
 
     def features(self, images: Float[Tensor, "B C H W"], pool: Pool) -> Float[Tensor, "B D"]:
         """The class token, the mean of the patch tokens, or both side by side, of images in [0, 1]."""
-        ...
 
 
 @runtime_checkable
@@ -139,39 +131,31 @@ class TrainableEncoder(FeatureEncoder, Protocol):
     @property
     def dim(self) -> int:
         """The width of the tokens that `maps` returns."""
-        ...
 
     @property
     def depth(self) -> int:
         """The number of blocks, the last one that `maps` accepts."""
-        ...
 
     @property
     def num_prefix(self) -> int:
         """How many tokens before those of the patches: class token, registers."""
-        ...
 
     @property
     def final_norm(self) -> nn.Module:
         """The norm after the last block; an identity where there is none."""
-        ...
 
     @property
     def statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """The mean and the standard deviation of each channel, by which it normalises images itself."""
-        ...
 
     def maps(self, images: Float[Tensor, "B C H W"], blocks: Sequence[int]) -> list[Float[Tensor, "B K D"]]:
         """The outputs of these blocks, counted from 1, before any final norm: prefix tokens, then patches by rows."""
-        ...
 
     def layer_of(self, name: str) -> int:
         """Where a parameter sits: 0 before the blocks, k in block k counted from 1, depth + 1 after them."""
-        ...
 
     def branches(self) -> Sequence[Sequence[nn.Module]]:
         """Of each block, the modules whose outputs are added to its input."""
-        ...
 
 
 @runtime_checkable
@@ -180,7 +164,6 @@ class SavableEncoder(Protocol):
 
     def save(self, file: Path) -> None:
         """Write the weights to a file in the safetensors format."""
-        ...
 
 
 def check_trainable(encoder: FeatureEncoder) -> TrainableEncoder | None:
@@ -219,16 +202,13 @@ class Reconstructor(Protocol):
     @property
     def inputs(self) -> Sequence[str]:
         """The names of the modalities that the encoder reads."""
-        ...
 
     @property
     def outputs(self) -> Sequence[str]:
         """The names of the modalities that the decoders predict."""
-        ...
 
     def reconstruct(self, batch: Batch, visible: Visible) -> Mapping[str, Reconstruction]:
         """The reconstruction of each objective, by its name, with every hidden token predicted."""
-        ...
 
 
 @dataclass(frozen=True)

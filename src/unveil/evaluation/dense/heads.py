@@ -7,7 +7,7 @@ A head is made for `dim` channels of its maps (those of several inputs side by s
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Literal, Protocol
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -28,14 +28,8 @@ class UPerHead(nn.Module):
 
     def __init__(self, dim: int, width: int, outputs: int):
         super().__init__()
-        self.resize = nn.ModuleList(
-            [
-                nn.Sequential(_double(dim), nn.BatchNorm2d(dim), nn.GELU(), _double(dim)),
-                _double(dim),
-                nn.Identity(),
-                nn.MaxPool2d(2, ceil_mode=True),
-            ]
-        )
+        finest = nn.Sequential(_double(dim), nn.BatchNorm2d(dim), nn.GELU(), _double(dim))
+        self.resize = nn.ModuleList([finest, _double(dim), nn.Identity(), nn.MaxPool2d(2, ceil_mode=True)])
         self.pooled = nn.ModuleList(_convolved(dim, width, 1) for _ in POOLS)
         self.regions = _convolved(dim + len(POOLS) * width, width, 3)
         self.lateral = nn.ModuleList(_convolved(dim, width, 1) for _ in range(3))
@@ -48,8 +42,7 @@ class UPerHead(nn.Module):
         self, maps: list[Float[Tensor, "B C h w"]], size: tuple[int, int]
     ) -> list[tuple[float, Float[Tensor, "B K H W"]]]:
         """The auxiliary head's prediction, and the weight of its loss."""
-        x = self.auxiliary(maps[2])
-        return [(AUXILIARY, F.interpolate(x, size, mode="bilinear", align_corners=False))]
+        return [(AUXILIARY, enlarged(self.auxiliary(maps[2]), size))]
 
     def forward(self, maps: list[Float[Tensor, "B C h w"]], size: tuple[int, int]) -> Float[Tensor, "B K H W"]:
         maps = [resize(x) for resize, x in zip(self.resize, maps, strict=True)]
@@ -63,8 +56,7 @@ class UPerHead(nn.Module):
         for k in (2, 1, 0):
             levels[k] = levels[k] + _to(levels[k + 1], levels[k])
         smooth = [conv(x) for conv, x in zip(self.smooth, levels[:3], strict=True)] + levels[3:]
-        x = self.predict(self.join(torch.cat([_to(y, smooth[0]) for y in smooth], dim=1)))
-        return F.interpolate(x, size, mode="bilinear", align_corners=False)
+        return enlarged(self.predict(self.join(torch.cat([_to(y, smooth[0]) for y in smooth], dim=1))), size)
 
 
 class _BatchNorm(nn.BatchNorm2d):
@@ -86,7 +78,7 @@ def _convolved(dim: int, width: int, kernel: int) -> nn.Module:
 
 
 def _to(x: Float[Tensor, "B C h w"], like: Float[Tensor, "B c H W"]) -> Float[Tensor, "B C H W"]:
-    return F.interpolate(x, like.shape[-2:], mode="bilinear", align_corners=False)
+    return enlarged(x, (like.shape[-2], like.shape[-1]))
 
 
 class DPTHead(nn.Module):
@@ -98,20 +90,12 @@ class DPTHead(nn.Module):
         super().__init__()
         channels = [max(4, width // share) for share in (8, 4, 2, 1)]
         fused = max(8, width // 3)
-        self.resize = nn.ModuleList(
-            [
-                nn.Sequential(
-                    nn.Conv2d(dim, channels[0], 1), nn.ConvTranspose2d(channels[0], channels[0], 4, stride=4)
-                ),
-                nn.Sequential(
-                    nn.Conv2d(dim, channels[1], 1), nn.ConvTranspose2d(channels[1], channels[1], 2, stride=2)
-                ),
-                nn.Conv2d(dim, channels[2], 1),
-                nn.Sequential(
-                    nn.Conv2d(dim, channels[3], 1), nn.Conv2d(channels[3], channels[3], 3, stride=2, padding=1)
-                ),
-            ]
-        )
+        a, b, c, d = channels
+        finest = nn.Sequential(nn.Conv2d(dim, a, 1), nn.ConvTranspose2d(a, a, 4, stride=4))
+        finer = nn.Sequential(nn.Conv2d(dim, b, 1), nn.ConvTranspose2d(b, b, 2, stride=2))
+        same = nn.Conv2d(dim, c, 1)
+        coarser = nn.Sequential(nn.Conv2d(dim, d, 1), nn.Conv2d(d, d, 3, stride=2, padding=1))
+        self.resize = nn.ModuleList([finest, finer, same, coarser])
         self.level = nn.ModuleList(nn.Conv2d(c, fused, 3, padding=1, bias=False) for c in channels)
         self.fuse = nn.ModuleList(Fusion(fused, is_coarsest=k == 3) for k in range(4))
         self.before = nn.Conv2d(fused, fused // 2, 3, padding=1)
@@ -123,7 +107,7 @@ class DPTHead(nn.Module):
         for k in (3, 2, 1, 0):
             finer = levels[k - 1].shape[-2:] if k else tuple(2 * side for side in levels[0].shape[-2:])
             x = self.fuse[k](levels[k], x, finer)
-        return self.predict(F.interpolate(self.before(x), size, mode="bilinear", align_corners=False))
+        return self.predict(enlarged(self.before(x), size))
 
 
 class Fusion(nn.Module):
@@ -156,12 +140,6 @@ class Refine(nn.Sequential):
 HeadName = Literal["linear", "convnext", "upernet", "dpt"]
 Size = tuple[int, int]
 SPREAD = {16: 4, 64: 8}  # predictions of a patch, and of one of its sides
-
-
-class Head(Protocol):
-    """A module from maps to predictions at a size in pixels."""
-
-    def __call__(self, maps: list[Float[Tensor, "B C h w"]], size: Size) -> Float[Tensor, "B K H W"]: ...
 
 
 class LinearHead(nn.Module):

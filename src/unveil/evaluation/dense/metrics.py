@@ -18,7 +18,6 @@ class Confusion:
         self.counts = torch.zeros(num_classes, num_classes, dtype=torch.int64)
 
     def add(self, predicted: Int[Tensor, "*_"], truth: Int[Tensor, "*_"], valid: Bool[Tensor, "*_"]) -> None:
-        """Count the valid pixels of a prediction."""
         size = len(self.counts)
         pairs = truth[valid].long() * size + predicted[valid].long()
         self.counts += torch.bincount(pairs, minlength=size * size).view(size, size).cpu()
@@ -55,7 +54,6 @@ class DepthErrors:
         self.sums = dict.fromkeys(("delta1", "delta2", "delta3", "abs_rel", "square"), 0.0)
 
     def add(self, predicted: Float[Tensor, "*_"], truth: Float[Tensor, "*_"], valid: Bool[Tensor, "*_"]) -> None:
-        """Add the errors of the valid pixels, whose true depth is above 0."""
         prediction, true = predicted[valid].double().clamp_min(LEAST_DEPTH), truth[valid].double()
         ratio = torch.maximum(prediction / true, true / prediction)
         self.count += len(true)

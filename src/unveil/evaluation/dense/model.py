@@ -23,16 +23,13 @@ class DenseEncoder(TrainableEncoder, Protocol):
     @property
     def modalities(self) -> Sequence[Modality]:
         """What it can read; the first is the one of `features`."""
-        ...
 
     @property
     def patch(self) -> int:
         """The side in pixels of the square patch of a token."""
-        ...
 
     def tokens(self, batch: Batch, blocks: Sequence[int]) -> list[Float[Tensor, "B K D"]]:
         """The outputs of these blocks, counted from 1: prefix tokens, then the patches of each modality by rows."""
-        ...
 
 
 def check_dense(encoder: FeatureEncoder) -> DenseEncoder | None:

@@ -139,23 +139,12 @@ class AttentivePool(nn.Module):
         return scores
 
 
-@dataclass(frozen=True)
 class _FlatTokens:
     """An encoder whose feature of an image is all of its tokens, normalised."""
 
-    encoder: TrainableEncoder
-
-    @property
-    def channels(self) -> int:
-        return self.encoder.channels
-
-    @property
-    def image_size(self) -> tuple[int, int]:
-        return self.encoder.image_size
-
-    @property
-    def device(self) -> torch.device:
-        return self.encoder.device
+    def __init__(self, encoder: TrainableEncoder):
+        self.encoder, self.channels = encoder, encoder.channels
+        self.image_size, self.device = encoder.image_size, encoder.device
 
     def features(self, images: Float[Tensor, "B C H W"], pool: Pool) -> Float[Tensor, "B F"]:
         (tokens,) = self.encoder.maps(images, [self.encoder.depth])

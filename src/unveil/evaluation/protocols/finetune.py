@@ -9,15 +9,7 @@ from typing import ClassVar
 
 from ..datasets import ImageSplit, unreadable_facts
 from ..finetuning import FineTuner, FineTuning, Preset, TokenPool, preset_for, settle
-from ..types import (
-    Context,
-    FeatureEncoder,
-    Needs,
-    SavableEncoder,
-    Score,
-    TrainableEncoder,
-    check_trainable,
-)
+from ..types import Context, FeatureEncoder, Needs, SavableEncoder, Score, TrainableEncoder, check_trainable
 
 
 @dataclass(frozen=True)

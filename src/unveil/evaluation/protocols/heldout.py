@@ -20,7 +20,6 @@ class Heldout:
     needs: ClassVar[Needs] = "model"
 
     def run(self, subject: Reconstructor, data: HeldOutSamples, context: Context) -> Score:
-        """Both losses, added up over what the run predicts."""
         losses_of: dict[tuple[Masks, str], list[Float[Tensor, " B"]]] = defaultdict(list)
         done = 0
         for batch in data.batches():

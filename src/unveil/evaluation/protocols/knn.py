@@ -24,7 +24,6 @@ class Knn:
     needs: ClassVar[Needs] = "features"
 
     def run(self, encoder: FeatureEncoder, data: FeatureSplit, context: Context) -> Score:
-        """Accuracies at k = 20, and at other k for comparison."""
         ks = sorted({min(k, len(data.train)) for k in OTHER_K})
         by_k = {k: accuracies(votes, data.test_labels) for k, votes in zip(ks, knn_votes(data, ks), strict=True)}
         k = min(K, len(data.train))

@@ -23,7 +23,6 @@ class KnnWhitened:
     needs: ClassVar[Needs] = "features"
 
     def run(self, encoder: FeatureEncoder, data: FeatureSplit, context: Context) -> Score:
-        """The score of k-NN on whitened features."""
         mean, directions = whitening(data.train)
         white = replace(data, train=(data.train - mean) @ directions, test=(data.test - mean) @ directions)
         score = Knn().run(encoder, white, context)

@@ -37,7 +37,6 @@ class LARS(Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
-        """One update from the gradients that the parameters hold."""
         assert closure is None
         for group in self.param_groups:
             for p in group["params"]:
@@ -74,7 +73,6 @@ class Linear:
     lrs: tuple[float, ...] = (0.1,)
 
     def run(self, encoder: FeatureEncoder, data: FeatureSplit, context: Context) -> Score:
-        """The accuracy after the last epoch."""
         if not self.lrs or min(self.lrs) <= 0:
             raise ValueError(f"learning rates are numbers above 0, one at least; got {self.lrs}")
         tried = _validated(data, self.lrs, context.seed) if len(self.lrs) > 1 else {}

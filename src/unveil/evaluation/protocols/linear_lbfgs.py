@@ -26,7 +26,6 @@ class LinearLBFGS:
     needs: ClassVar[Needs] = "features"
 
     def run(self, encoder: FeatureEncoder, data: FeatureSplit, context: Context) -> Score:
-        """The accuracy at the chosen penalty."""
         mean, std = data.train.mean(0), data.train.std(0).clamp_min(1e-6)
         train = (data.train - mean) / std
         penalty, validated = _choose(train, data, context.seed)

@@ -14,39 +14,50 @@ from ..datasets import ImageSplit
 from ..registry import create, find_protocol
 from ..run import run_cached
 from ..statistics import estimate
-from ..types import Context, FeatureEncoder, FeatureSplit, Needs, Score
+from ..types import Context, EvaluationProtocol, FeatureEncoder, FeatureSplit, Needs, Score
 
 Classification = Literal["knn", "knn-whitened", "linear", "linear-lbfgs", "attentive", "finetune"]
 MIN_PER_CLASS = 2
 
 
 @dataclass(frozen=True)
-class Lowshot:
-    """Accuracy from few labelled images, as the mean over draws, with its 95 % interval where there are several.
+class Repeated:
+    """The options of a protocol that repeats another one.
 
-    shots: how many training images: a share (1%), a number (500), thousands (10k); what the set cannot give is left out
-    draws: how many times images are drawn for each number
-    by: the protocol on these images: knn, knn-whitened, linear, linear-lbfgs, attentive or finetune
+    by: the protocol that is repeated: knn, knn-whitened, linear, linear-lbfgs, attentive or finetune
     epochs: of attentive and finetune
     updates: of finetune, in place of epochs
     """
 
-    shots: tuple[str, ...] = ("1%", "10%", "10k", "20k")
-    draws: int = 5
     by: Classification = "linear-lbfgs"
     epochs: int | None = None
     updates: int | None = None
 
+    def repeated(self) -> EvaluationProtocol:
+        """The protocol with those of the options that it has."""
+        return create(find_protocol(self.by), {"epochs": self.epochs, "updates": self.updates})
+
+
+@dataclass(frozen=True)
+class Lowshot(Repeated):
+    """Accuracy from few labelled images, as the mean over draws, with its 95 % interval where there are several.
+
+    shots: how many training images: a share (1%), a number (500), thousands (10k); what the set cannot give is left out
+    draws: how many times images are drawn for each number
+    """
+
+    shots: tuple[str, ...] = ("1%", "10%", "10k", "20k")
+    draws: int = 5
+
     @property
     def needs(self) -> Needs:
-        """What the repeated protocol needs: features or images."""
         return find_protocol(self.by)().needs
 
     def run(self, subject: FeatureEncoder, data: FeatureSplit | ImageSplit, context: Context) -> Score | None:
         """Mean accuracies; None where the repeated protocol cannot measure the encoder."""
         if self.draws < 1:
             raise ValueError(f"draws are at least 1, and 2 for an interval; got {self.draws}")
-        protocol = create(find_protocol(self.by), {"epochs": self.epochs, "updates": self.updates})
+        protocol = self.repeated()
         labels = data.train_labels.cpu()
         counts = self._possible(labels, context)
         metrics: dict[str, float] = {}

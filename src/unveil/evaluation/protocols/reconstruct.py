@@ -31,7 +31,6 @@ class Reconstruct:
     cross_modal: bool = True
 
     def run(self, subject: Reconstructor, data: HeldOutSamples, context: Context) -> Score:
-        """The metrics of each prediction at each share."""
         if not self.hidden or not all(0 < share < 1 for share in self.hidden):
             raise ValueError(f"hidden is one share between 0 and 1 or several; got {self.hidden}")
         shown: dict[str, float | tuple[str, ...]] = {f"{share:g}": 1 - share for share in self.hidden}

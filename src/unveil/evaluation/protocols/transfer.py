@@ -8,34 +8,28 @@ from statistics import fmean
 from typing import ClassVar
 
 from ..datasets import ImageSplit, open_sets
-from ..registry import create, find_protocol
 from ..run import run_cached
 from ..types import Context, FeatureEncoder, Needs, Score
-from .lowshot import Classification
+from .lowshot import Classification, Repeated
 
 
 @dataclass(frozen=True)
-class Transfer:
+class Transfer(Repeated):
     """Accuracy on further data sets, each learned by itself, and their mean.
 
     to: further labelled images, as --data takes them; a folder may hold train and val
-    by: the protocol on each set: knn, knn-whitened, linear, linear-lbfgs, attentive or finetune
-    epochs: of attentive and finetune
-    updates: of finetune, in place of epochs
     """
 
     needs: ClassVar[Needs] = "images"
 
     to: tuple[str, ...] = ()
     by: Classification = "linear"
-    epochs: int | None = None
-    updates: int | None = None
 
     def run(self, subject: FeatureEncoder, data: ImageSplit, context: Context) -> Score | None:
         """Accuracies on the further sets; None where the protocol cannot measure the encoder."""
         if not self.to:
             raise ValueError("transfer needs data sets to go to: give --to FOLDER ..., beside --data")
-        protocol = create(find_protocol(self.by), {"epochs": self.epochs, "updates": self.updates})
+        protocol = self.repeated()
         splits = {_name(address, self.to): _open(address, subject, context.seed) for address in self.to}
         metrics: dict[str, float] = {}
         settings: dict[str, object] = {}

@@ -233,10 +233,7 @@ def predicts_norm_pix(model: MaskedModel) -> bool:
 
 
 def draw_samples(
-    title: str,
-    samples: Sequence[Sequence[MapPictures]],
-    renderers: Mapping[str, MapRenderer],
-    notes: Sequence[str],
+    title: str, samples: Sequence[Sequence[MapPictures]], renderers: Mapping[str, MapRenderer], notes: Sequence[str]
 ) -> Picture:
     """All pictures on one sheet: of samples with one map a large image beside one or two rows, else a row a map."""
     is_single = all(len(maps) == 1 for maps in samples)

@@ -27,7 +27,6 @@ class SampleViews:
         return len(self.places)
 
     def batch(self, device: torch.device | str) -> Batch:
-        """All of them as a batch."""
         return self.views.on(device)
 
 
