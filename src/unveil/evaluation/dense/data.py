@@ -49,6 +49,9 @@ class DenseData:
         return DensePair(train.select(kinds), test.select(kinds), sets.is_held_out), inputs
 
 
+Fit = Literal["cover", "inside"]
+STRIDE = 2 / 3  # of a window, from one to the next
+JITTER = {"brightness": 0.4, "contrast": 0.4, "saturation": 0.2}
 ENOUGH = 1000  # samples, for what need not be exact
 MAX_CLASSES = 4096
 
@@ -122,11 +125,6 @@ def _maps(samples: DenseSet, kind: str) -> Iterator[Map]:
                 yield result
     if len(failed) == len(samples):
         raise ValueError(f"none of the {len(samples)} {kind} maps of {samples.address} can be read; {failed[0]}")
-
-
-Fit = Literal["cover", "inside"]
-STRIDE = 2 / 3  # of a window, from one to the next
-JITTER = {"brightness": 0.4, "contrast": 0.4, "saturation": 0.2}
 
 
 @dataclass(frozen=True)
@@ -217,13 +215,13 @@ def window_of(
 ) -> Sample:
     """The part of a sample that lies in a window."""
 
-    def cut(image: Tensor, stride: int) -> Tensor:
-        rows, columns = (slice(a // stride, (a + w) // stride) for a, w in zip(corner, window, strict=True))
-        return image[:, rows, columns]
-
-    maps = {m.name: cut(sample.maps[m.name], m.stride) for m in modalities}
-    known = {m.name: sample.valid.get(m.name) for m in modalities}
-    return Sample(maps, {m.name: None if (k := known[m.name]) is None else cut(k, m.stride) for m in modalities})
+    maps, valid = {}, {}
+    for m in modalities:
+        rows, columns = (slice(a // m.stride, (a + w) // m.stride) for a, w in zip(corner, window, strict=True))
+        known = sample.valid.get(m.name)
+        maps[m.name] = sample.maps[m.name][:, rows, columns]
+        valid[m.name] = None if known is None else known[:, rows, columns]
+    return Sample(maps, valid)
 
 
 def jittered(batch: Batch, probability: float) -> Batch:
