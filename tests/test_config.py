@@ -23,7 +23,7 @@ from unveil.recipes import cmtmae
 from unveil.recipes.options import options_in
 from unveil.recipes.recipe import Recipe
 from unveil.recipes.registry import defaults_of, load_recipe
-from unveil.runs.renamed import OLD_NAMES, OLD_VALUES
+from unveil.runs.run_config import OLD_NAMES, OLD_VALUES
 from unveil.training import setup
 from unveil.training.config import OPTION_NAMES, PretrainConfig
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from ..recipes.options import REQUIRED, Option, UsageError, options_in
 from ..runs.console import log
-from ..runs.renamed import OLD_NAMES
+from ..runs.run_config import OLD_NAMES
 from ..runs.suggest import suggest
 
 

@@ -14,8 +14,16 @@ from ..modeling.masked_model import MaskedModel
 from ..modeling.public_vits import load_weights
 from ..runs.atomic import write_json
 from ..runs.console import is_rank_zero, log
-from ..runs.folder import ReadOnlyRun, RunFolder, check_apart, check_writable, choose_folder, is_continuation
-from ..runs.tensorboard import TensorBoardWriter, check_tensorboard
+from ..runs.folder import (
+    ReadOnlyRun,
+    RunFolder,
+    TensorBoardWriter,
+    check_apart,
+    check_tensorboard,
+    check_writable,
+    choose_folder,
+    is_continuation,
+)
 from ..training.config import PretrainConfig, signature
 from ..training.distributed import Group, process_group
 from ..training.loop import Loop, stop_on_signal

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
 from ..runs.console import log
-from ..runs.renamed import OLD_VALUES
+from ..runs.run_config import OLD_VALUES
 from ..runs.suggest import suggest
 
 REQUIRED = inspect.Parameter.empty

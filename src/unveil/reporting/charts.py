@@ -117,8 +117,8 @@ def log_ticks(low: float, high: float) -> list[float]:
 
 def _finite(line: Line, is_log: bool) -> tuple[Float[np.ndarray, " n"], Float[np.ndarray, " n"]]:
     x, y = np.asarray(line.x, np.float64), np.asarray(line.y, np.float64)
-    kept = np.isfinite(x) & np.isfinite(y) & ((y > 0) if is_log else True)
-    return x[kept], y[kept]
+    shown = np.isfinite(x) & np.isfinite(y) & ((y > 0) if is_log else True)
+    return x[shown], y[shown]
 
 
 def _slot(colour: int) -> int:
@@ -142,12 +142,12 @@ def _svg(
     x_low, x_high = float(all_x.min()), float(all_x.max())
     across = Axis(x_low, x_high if x_high > x_low else x_low + 1, LEFT, RIGHT)
     up = Axis(*_range(all_y, is_log, from_zero), BOTTOM, TOP, is_log)
-    said = "; ".join(f"{line.name} from {figure(y[0])} to {figure(y[-1])}" for line, _, y in drawn)
+    ranges = "; ".join(f"{line.name} from {figure(y[0])} to {figure(y[-1])}" for line, _, y in drawn)
     return tag(
         "svg",
-        tag("title", f"{title} over {x_label}: {said}"),
+        tag("title", f"{title} over {x_label}: {ranges}"),
         *_axes(across, up, x_label),
-        *(part for line, x, y in drawn for part in _paths(line, across, up, x, y)),
+        *(element for line, x, y in drawn for element in _paths(line, across, up, x, y)),
         tag("line", class_="cursor", y1=TOP, y2=BOTTOM),
         viewBox=f"0 0 {WIDTH} {HEIGHT}",
         role="img",
@@ -161,16 +161,16 @@ def _svg(
 def _axes(across: Axis, up: Axis, x_label: str) -> list[Markup]:
     y_ticks = log_ticks(up.low, up.high) if up.is_log else nice_ticks(up.low, up.high)
     x_ticks = nice_ticks(across.low, across.high, 6)
-    parts = []
+    elements = []
     for value, y in zip(y_ticks, up(np.array(y_ticks)), strict=True):
-        parts.append(tag("line", class_="grid", x1=LEFT, x2=RIGHT, y1=f"{y:.1f}", y2=f"{y:.1f}"))
-        parts.append(tag("text", _short(value), x=LEFT - 8, y=f"{y + 4:.1f}", text_anchor="end"))
+        elements.append(tag("line", class_="grid", x1=LEFT, x2=RIGHT, y1=f"{y:.1f}", y2=f"{y:.1f}"))
+        elements.append(tag("text", _short(value), x=LEFT - 8, y=f"{y + 4:.1f}", text_anchor="end"))
     for value, x in zip(x_ticks, across(np.array(x_ticks)), strict=True):
-        parts.append(tag("line", class_="tick", x1=f"{x:.1f}", x2=f"{x:.1f}", y1=BOTTOM, y2=BOTTOM + 4))
-        parts.append(tag("text", _short(value), x=f"{x:.1f}", y=BOTTOM + 18, text_anchor="middle"))
-    parts.append(tag("line", class_="axis", x1=LEFT, x2=RIGHT, y1=BOTTOM, y2=BOTTOM))
-    parts.append(tag("text", x_label, x=(LEFT + RIGHT) / 2, y=HEIGHT - 6, text_anchor="middle", class_="label"))
-    return parts
+        elements.append(tag("line", class_="tick", x1=f"{x:.1f}", x2=f"{x:.1f}", y1=BOTTOM, y2=BOTTOM + 4))
+        elements.append(tag("text", _short(value), x=f"{x:.1f}", y=BOTTOM + 18, text_anchor="middle"))
+    elements.append(tag("line", class_="axis", x1=LEFT, x2=RIGHT, y1=BOTTOM, y2=BOTTOM))
+    elements.append(tag("text", x_label, x=(LEFT + RIGHT) / 2, y=HEIGHT - 6, text_anchor="middle", class_="label"))
+    return elements
 
 
 def _short(value: float) -> str:
@@ -188,22 +188,22 @@ def _paths(line: Line, across: Axis, up: Axis, x: np.ndarray, y: np.ndarray) -> 
     classes = f"line s{_slot(line.colour)}" + (" dash" if line.is_dashed or line.colour >= NUM_COLOURS else "")
     order = np.argsort(x, kind="stable")
     x, y = x[order], y[order]
-    parts = []
+    elements = []
     if line.noisy and len(x) > 8:
-        parts.append(tag("path", d=_path(across(x), up(y)), class_=f"raw s{_slot(line.colour)}"))
+        elements.append(tag("path", d=_path(across(x), up(y)), class_=f"raw s{_slot(line.colour)}"))
         y = smoothed(y, max(1, len(y) // 40))
     elif len(x) <= 30:
         dot = f"dot s{_slot(line.colour)}"
         places = zip(across(x), up(y), strict=True)
-        parts += [tag("circle", cx=f"{a:.1f}", cy=f"{b:.1f}", r=2.6, class_=dot) for a, b in places]
-    parts.append(tag("path", d=_path(across(x), up(y)), class_=classes, data_name=line.name))
-    return parts
+        elements += [tag("circle", cx=f"{a:.1f}", cy=f"{b:.1f}", r=2.6, class_=dot) for a, b in places]
+    elements.append(tag("path", d=_path(across(x), up(y)), class_=classes, data_name=line.name))
+    return elements
 
 
 def _path(x: Float[np.ndarray, " n"], y: Float[np.ndarray, " n"]) -> str:
     """The points as path data; of very many, the lowest and the highest of each stretch, so that no spike is lost."""
     if len(x) > _MOST_POINTS:
         stretches = np.array_split(np.arange(len(x)), _MOST_POINTS // 2)
-        kept = sorted({int(i) for s in stretches for i in (s[y[s].argmin()], s[y[s].argmax()])} | {0, len(x) - 1})
-        x, y = x[kept], y[kept]
+        extremes = sorted({int(i) for s in stretches for i in (s[y[s].argmin()], s[y[s].argmax()])} | {0, len(x) - 1})
+        x, y = x[extremes], y[extremes]
     return "M" + "L".join(f"{a:.1f} {b:.2f}" for a, b in zip(x, y, strict=True))

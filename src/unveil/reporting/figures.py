@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -78,21 +79,21 @@ def draw_sheet(title: str, blocks: Sequence[PanelBlock], keys: Sequence[Key], no
     side = min(_side(block, ratio) for block in blocks)
     height = round(side * ratio)
     row_height = _CAPTION + height + _GAP
-    told = [line for note in notes for line in _wrapped(note, WIDTH - 2 * _MARGIN)]
+    lines = [line for note in notes for line in _wrapped(note, WIDTH - 2 * _MARGIN)]
     keyed = _rows_of(keys)
     total = 2 * _MARGIN + 34 + sum(_TITLE + len(b.rows) * row_height + _BETWEEN for b in blocks)
-    total += len(keyed) * 24 + len(told) * 19
+    total += len(keyed) * 24 + len(lines) * 19
     sheet = Image.new("RGB", (WIDTH, total), _GROUND)
     draw = ImageDraw.Draw(sheet)
     _write(draw, (_MARGIN, _MARGIN), title, 19, _INK, WIDTH - 2 * _MARGIN)
     y = _MARGIN + 34
     for block in blocks:
         y = _block(sheet, draw, block, y, side, height)
-    for line in keyed:
-        for x, key in line:
+    for key_row in keyed:
+        for x, key in key_row:
             _key(sheet, draw, key, x, y)
         y += 24
-    for text in told:
+    for text in lines:
         _write(draw, (_MARGIN, y + 4), text, 13, _SOFT, WIDTH)
         y += 19
     return np.asarray(sheet)
@@ -146,7 +147,7 @@ def _rows_of(keys: Sequence[Key]) -> list[list[tuple[int, Key]]]:
     """The keys with their places from the left, as many in a line as fit; a long legend takes several lines."""
     lines: list[list[tuple[int, Key]]] = []
     x = WIDTH
-    for key in (part for whole in keys for part in _parts(whole)):
+    for key in chain.from_iterable(map(_split, keys)):
         wide = _width_of(key)
         if x + wide > WIDTH - _MARGIN:
             lines.append([])
@@ -156,13 +157,13 @@ def _rows_of(keys: Sequence[Key]) -> list[list[tuple[int, Key]]]:
     return lines
 
 
-def _parts(key: Key) -> list[Key]:
+def _split(key: Key) -> list[Key]:
     """A legend that is too long for a line, as several."""
     if isinstance(key, Bar) or _width_of(key) <= WIDTH - 2 * _MARGIN:
         return [key]
     half = len(key.places) // 2
     first = Legend(key.name, key.count, key.places[:half], key.names[:half])
-    return [*_parts(first), *_parts(Legend("", key.count, key.places[half:], key.names[half:]))]
+    return [*_split(first), *_split(Legend("", key.count, key.places[half:], key.names[half:]))]
 
 
 def _width_of(key: Key) -> int:

@@ -76,7 +76,7 @@ def guidance(runs: Runs) -> Markup | None:
                     cells = [tag("div", kind, class_="rowname")]
                     cells += [_cell(p, at, f"{name}, {kind}") for (at, _), p in zip(items, paths, strict=True)]
                     strips.append(_strip(cells, columns + 1))
-        return [_gallery(strips, "gallery told")]
+        return [_gallery(strips, "gallery rows")]
 
     explained = (
         "First row: an image and the patches that each sampler would hide of it at the last epoch. Below, over"
@@ -96,7 +96,7 @@ def across_modalities(runs: Runs) -> Markup | None:
                 cells = [_cell(items[-1][1].original, f"{name.rpartition(' · ')[2]} {given}", name)]
                 cells += [_cell(files.more.get(given), at, f"{name}, {given} alone") for at, files in items]
                 strips.append(_strip(cells, columns + 1))
-        return [_gallery(strips[:most_rows], "gallery told"), colour_keys(run)] if strips else []
+        return [_gallery(strips[:most_rows], "gallery rows"), colour_keys(run)] if strips else []
 
     explained = "One modality is visible and all others are hidden: first the ground truth, then the prediction."
     return by_run("Across modalities", runs, content, explained)

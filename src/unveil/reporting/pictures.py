@@ -64,21 +64,18 @@ def write_probes(
     folder = _pictures(run_dir)
     entries = []
     for i, item in enumerate(items):
-        entry: dict[str, Any] = {"probe": i, "attention": None, "more": {}}
-        for role in ("original", "hidden", "reconstructed", "attention"):
-            image = getattr(item, role)
-            if image is not None:
-                entry[role] = f"step{step:08d}-probe{i}-{role}.png"
-                write_bytes(folder / entry[role], png(image))
-        for name, image in item.more.items():
-            entry["more"][name] = f"step{step:08d}-probe{i}-{name.replace(' ', '-')}.png"
-            write_bytes(folder / entry["more"][name], png(image))
-        entries.append(entry)
+        images = {role: getattr(item, role) for role in ("original", "hidden", "reconstructed", "attention")}
+        images = {name: image for name, image in {**images, **item.more}.items() if image is not None}
+        files = {name: f"step{step:08d}-probe{i}-{name.replace(' ', '-')}.png" for name in images}
+        for name, image in images.items():
+            write_bytes(folder / files[name], png(image))
+        more = {name: files.pop(name) for name in item.more}
+        entries.append({"probe": i, "attention": None, **files, "more": more})
     epochs = [e for e in _epochs_so_far(folder / "index.json") if e.get("step") != step]
     epochs.append({"epoch": epoch, "step": step, "items": entries})
     epochs.sort(key=lambda e: e.get("step", 0))
-    named = [{"name": i.name} for i in items]
-    index = {"probes": named, "epochs": epochs, "norm_pix": norm_pix, "note": note, "keys": list(keys)}
+    probes = [{"name": item.name} for item in items]
+    index = {"probes": probes, "epochs": epochs, "norm_pix": norm_pix, "note": note, "keys": list(keys)}
     write_json(folder / "index.json", index)
 
 
@@ -88,12 +85,12 @@ def write_neighbours(run_dir: str | Path, rows: Sequence[tuple[Near, Sequence[Ne
     described = []
     for q, (query, neighbours) in enumerate(rows):
         write_bytes(folder / f"query{q}.png", png(query.image))
-        found = []
+        entries = []
         for n, near in enumerate(neighbours):
             name = f"query{q}-near{n}.png"
             write_bytes(folder / name, png(near.image))
-            found.append({"image": name, "distance": float(near.distance), "label": near.label})
-        described.append({"query": f"query{q}.png", "query_label": query.label, "neighbours": found})
+            entries.append({"image": name, "distance": float(near.distance), "label": near.label})
+        described.append({"query": f"query{q}.png", "query_label": query.label, "neighbours": entries})
     write_json(folder / "neighbours.json", described)
 
 

@@ -1,4 +1,7 @@
-"""The content of a run folder as far as it could be read, in frozen dataclasses; NaN stands for not known."""
+"""The content of a run folder as far as it can be read, in frozen dataclasses; NaN: not known.
+
+An entry that is missing, cut off or of the wrong type is left out, with a remark; it is no error.
+"""
 
 from __future__ import annotations
 
@@ -161,7 +164,7 @@ class RunRecord:
         return value
 
     def mapping(self, *keys: str) -> Mapping[str, Any]:
-        """A part of run.json that has parts of its own, empty where it is missing."""
+        """A mapping in run.json, empty where it is missing."""
         return mapping(self.fact(*keys))
 
     def text(self, *keys: str) -> str:
@@ -181,8 +184,8 @@ class RunRecord:
     @property
     def seconds(self) -> float:
         """How long the run took: as run.json says, else until the last logged step."""
-        said = self.number("seconds")
-        return said if math.isfinite(said) else (self.steps[-1].time if self.steps else NAN)
+        total = self.number("seconds")
+        return total if math.isfinite(total) else (self.steps[-1].time if self.steps else NAN)
 
     @property
     def images_per_second(self) -> float:
@@ -294,15 +297,15 @@ def _metrics(path: Path, remarks: list[str]) -> tuple[list[Step], list[Signals]]
 
 
 def _evaluations(folder: Path, remarks: list[str]) -> list[Evaluation]:
-    found = []
+    evaluations = []
     for path in sorted(folder.glob("*.json")):
-        told = mapping(_json(path, remarks))
-        if metrics := _numbers(told.get("metrics")):
-            baselines = {str(k): _numbers(v) for k, v in mapping(told.get("baselines")).items()}
-            protocol, data = str(told.get("protocol") or path.stem), str(told.get("data") or "")
-            details = {str(k): _numbers(v) for k, v in mapping(told.get("details")).items()}
-            found.append(Evaluation(protocol, data, metrics, baselines, str(told.get("card") or ""), details))
-    return found
+        content = mapping(_json(path, remarks))
+        if metrics := _numbers(content.get("metrics")):
+            baselines = {str(k): _numbers(v) for k, v in mapping(content.get("baselines")).items()}
+            protocol, data = str(content.get("protocol") or path.stem), str(content.get("data") or "")
+            details = {str(k): _numbers(v) for k, v in mapping(content.get("details")).items()}
+            evaluations.append(Evaluation(protocol, data, metrics, baselines, str(content.get("card") or ""), details))
+    return evaluations
 
 
 def _inside(folder: Path, name: Any) -> Path | None:
@@ -317,19 +320,18 @@ def _probes(folder: Path, remarks: list[str]) -> Probes:
     index = mapping(_json(folder / "index.json", remarks))
     names = [str(p.get("name") or i) for i, p in enumerate(mappings(index.get("probes")))]
     epochs = []
-    for told in mappings(index.get("epochs")):
+    for epoch in mappings(index.get("epochs")):
         items = {}
-        for item in mappings(told.get("items")):
+        for item in mappings(epoch.get("items")):
             at = number(item.get("probe"))
             if at in range(len(names)):
-                names_of = ("original", "hidden", "reconstructed", "attention")
-                original, hidden, reconstructed, attention = (_inside(folder, item.get(name)) for name in names_of)
+                roles = ("original", "hidden", "reconstructed", "attention")
+                files = {role: _inside(folder, item.get(role)) for role in roles}
                 more = {str(k): _inside(folder, name) for k, name in mapping(item.get("more")).items()}
-                kept = {k: path for k, path in more.items() if path}
-                items[int(at)] = ProbeFiles(int(at), original, hidden, reconstructed, attention, kept)
-        step = number(told.get("step"))
+                items[int(at)] = ProbeFiles(int(at), **files, more={k: path for k, path in more.items() if path})
+        step = number(epoch.get("step"))
         if items:
-            epochs.append(ProbeEpoch(number(told.get("epoch")), int(step) if math.isfinite(step) else 0, items))
+            epochs.append(ProbeEpoch(number(epoch.get("epoch")), int(step) if math.isfinite(step) else 0, items))
     return Probes(names, epochs, bool(index.get("norm_pix")), str(index.get("note") or ""), mappings(index.get("keys")))
 
 

@@ -15,6 +15,8 @@ from .sections import Runs, section, shown
 SHOWN = 3  # measures of a protocol that are seen at once
 SHARES = ("accuracy", "top", "miou", "pixel_accuracy", "mean_accuracy", "delta")  # metrics that are shares of 1
 
+Results = Sequence[tuple[int, RunRecord, Evaluation]]  # of a protocol: the run's index, the run, its evaluation
+
 
 def comparison(runs: Runs) -> Markup | None:
     """A table of several runs, the best value of each row in bold."""
@@ -66,8 +68,7 @@ def _share_hidden(run: RunRecord) -> str:
 
 
 def _accuracy(run: RunRecord, key: tuple[str, str]) -> float:
-    found = [e for e in run.evaluations if (e.protocol, e.data) == key]
-    return found[0].metrics.get("accuracy", math.nan) if found else math.nan
+    return next((e.accuracy() for e in run.evaluations if (e.protocol, e.data) == key), math.nan)
 
 
 def _any(values: Iterable[float]) -> bool:
@@ -84,37 +85,37 @@ def _best_bold(
 
 def _protocol(runs: Runs, protocol: str, data: str) -> Markup:
     key = (protocol, data)
-    told = [(i, run, e) for i, run in enumerate(runs) for e in run.evaluations if (e.protocol, e.data) == key]
-    metrics = list(dict.fromkeys(name for _, _, e in told for name in e.metrics))
-    bars = [_bars(metric, told) for metric in metrics[:SHOWN]]
-    if more := [_bars(metric, told) for metric in metrics[SHOWN:]]:
+    results = [(i, run, e) for i, run in enumerate(runs) for e in run.evaluations if (e.protocol, e.data) == key]
+    metrics = list(dict.fromkeys(name for _, _, e in results for name in e.metrics))
+    bars = [_bars(metric, results) for metric in metrics[:SHOWN]]
+    if more := [_bars(metric, results) for metric in metrics[SHOWN:]]:
         bars.append(tag("details", tag("summary", f"{len(more)} more measures"), *more))
-    bars += [_parts(what, told) for what in dict.fromkeys(w for _, _, e in told for w in e.details)]
-    card = next((e.card for _, _, e in told if e.card), "")
+    bars += [_details(what, results) for what in dict.fromkeys(w for _, _, e in results for w in e.details)]
+    card = next((e.card for _, _, e in results if e.card), "")
     heading = tag("h3", protocol_name(protocol), tag("span", f" on {data}" if data else "", class_="aside"))
     return tag("article", heading, *bars, remark(card) if card else None, class_="protocol")
 
 
-def _parts(what: str, told: Sequence[tuple[int, RunRecord, Evaluation]]) -> Markup:
+def _details(what: str, results: Results) -> Markup:
     """What a metric is a mean of, such as the IoU of each class: a column per run."""
-    names = list(dict.fromkeys(name for _, _, e in told for name in e.details.get(what, {})))
-    found = {name: [e.details.get(what, {}).get(name, math.nan) for _, _, e in told] for name in names}
+    names = list(dict.fromkeys(name for _, _, e in results for name in e.details.get(what, {})))
+    by_name = {name: [e.details.get(what, {}).get(name, math.nan) for _, _, e in results] for name in names}
     is_iou = what == "iou"
-    rows = [[name, *(percent(v) if is_iou else figure(v) for v in values)] for name, values in found.items()]
-    head = ["class" if is_iou else "", *(run.name for _, run, _ in told)]
+    rows = [[name, *(percent(v) if is_iou else figure(v) for v in values)] for name, values in by_name.items()]
+    head = ["class" if is_iou else "", *(run.name for _, run, _ in results)]
     return tag("details", tag("summary", "IoU of each class" if is_iou else what), html_table(head, rows))
 
 
-def _bars(metric: str, told: Sequence[tuple[int, RunRecord, Evaluation]]) -> Markup:
-    """One bar per baseline, said once where runs agree on it, then one per run."""
+def _bars(metric: str, results: Results) -> Markup:
+    """One bar per baseline, shared by the runs that agree on it, then one per run."""
     rows: dict[str, tuple[float, str]] = {}
-    for _, run, evaluation in told:
+    for _, run, evaluation in results:
         for name, values in evaluation.baselines.items():
             value = values.get(metric, math.nan)
-            agreed = all(e.baselines.get(name, {}).get(metric) == value for _, _, e in told)
+            agreed = all(e.baselines.get(name, {}).get(metric) == value for _, _, e in results)
             rows[name if agreed else f"{name}, as {run.name}"] = (value, "base")
-    for place, run, evaluation in told:
-        name = f"trained, {run.name}" if len(told) > 1 else "trained"
+    for place, run, evaluation in results:
+        name = f"trained, {run.name}" if len(results) > 1 else "trained"
         rows[name] = (evaluation.metrics.get(metric, math.nan), f"s{place % NUM_COLOURS}")
     known = [v for v, _ in rows.values() if math.isfinite(v)]
     is_share = metric.startswith(SHARES) and all(0 <= v <= 1 for v in known)

@@ -136,10 +136,10 @@ def curves(runs: Runs) -> Markup | None:
 
 
 def _continued(runs: Runs) -> Markup | None:
-    """The schedules of runs that continue an earlier training, dashed, and the part of each that the run covers."""
+    """The schedules of runs that continue an earlier training, dashed, and the span of each that the run covers."""
     lines = []
     for i, run in enumerate(runs):
-        whole, own = (_points(run.fact("schedule", part)) for part in ("whole", "run"))
+        whole, own = (_points(run.fact("schedule", key)) for key in ("whole", "run"))
         if whole[0]:
             lines += [Line(f"{run.name}: the whole schedule", *whole, i, is_dashed=True)]
             lines += [Line(f"{run.name}", *own, i)]
@@ -189,8 +189,8 @@ def environment(runs: Runs) -> Markup | None:
     def content(run: RunRecord) -> list[Markup | None]:
         pairs = [("unveil", run.text("unveil")), ("commit", run.text("git")), ("started", run.text("started"))]
         pairs += [("finished", run.text("finished"))]
-        for part in ("versions", "settings", "optim"):
-            pairs += [(_option_name(str(k)), shown(v)) for k, v in run.mapping(part).items()]
+        for group in ("versions", "settings", "optim"):
+            pairs += [(_option_name(str(k)), shown(v)) for k, v in run.mapping(group).items()]
         return [_description_list(pairs)]
 
     return by_run("Environment", runs, content)
@@ -218,8 +218,8 @@ def _option_name(key: str) -> str:
 def _one_run(run: RunRecord, place: int, runs: Runs) -> Markup:
     size, data = run.fact("data", "image_size"), run.number("data", "count")
     size = " x ".join(str(s) for s in size) if isinstance(size, list) else size
-    parameters = {part: run.number("model", "parameters", part) for part in ("encoder", "decoder")}
-    model = [f"{count(n)} {part}" for part, n in parameters.items() if math.isfinite(n)]
+    parameters = {name: run.number("model", "parameters", name) for name in ("encoder", "decoder")}
+    model = [f"{count(n)} {name}" for name, n in parameters.items() if math.isfinite(n)]
     tokens = [
         f"{run.text('model', key)} {word}"
         for key, word in (("num_tokens", "in all"), ("num_visible", "visible"), ("num_predicted", "predicted"))
@@ -246,8 +246,8 @@ def _one_run(run: RunRecord, place: int, runs: Runs) -> Markup:
     command = run.text("command")
     copyable = tag("div", tag("pre", tag("code", command)), tag("button", "copy", type="button"), class_="command")
     remarks = remark(" ".join(run.remarks)) if run.remarks else None
-    parts = (details, copyable if command else None, _changes(run), _options(run), remarks)
-    return tag("article", run_heading(run, place, runs), *parts)
+    content = (details, copyable if command else None, _changes(run), _options(run), remarks)
+    return tag("article", run_heading(run, place, runs), *content)
 
 
 def _epochs(run: RunRecord) -> str:
@@ -264,11 +264,11 @@ def _steps(run: RunRecord) -> str:
     lines = []
     for stage in stages:
         trained, guides, flops = (number(stage.get(key)) for key in ("trained", "guides", "flops"))
-        parts = [f"{count(trained)} trained"] if math.isfinite(trained) else []
-        parts += [f"{count(guides)} of teachers"] if guides > 0 else []
-        parts += [f"{flops / 1e9:.3g} GFLOPs per image"] if math.isfinite(flops) else []
+        facts = [f"{count(trained)} trained"] if math.isfinite(trained) else []
+        facts += [f"{count(guides)} of teachers"] if guides > 0 else []
+        facts += [f"{flops / 1e9:.3g} GFLOPs per image"] if math.isfinite(flops) else []
         which = f"{counted(number(stage.get('epochs')), 'epoch')}: " if len(stages) > 1 else ""
-        lines.append(which + ", ".join(parts))
+        lines.append(which + ", ".join(facts))
     return "; ".join(lines)
 
 

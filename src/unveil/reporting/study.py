@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
+from itertools import product
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 from ..runs.atomic import write_text
 from ..runs.console import duration
 from .charts import Line, line_chart
-from .markup import Markup, counted, figure, fragment, html_table, percent, tag
+from .markup import Markup, counted, figure, html_table, percent, tag
 from .page import document
 from .sections import chart_section, section
 from .style import MARKS, PALETTE
@@ -68,21 +69,21 @@ def _remarks(outcome: Mapping[str, Any]) -> Markup | None:
 
 def _setting(outcome: Mapping[str, Any], setting: str) -> Markup:
     metrics = dict.fromkeys(row["metric"] for row in outcome["rows"] if row["setting"] == setting)
-    parts: dict[str, Markup] = {}
+    articles: dict[str, Markup] = {}
     for metric in metrics:
         rows = metric_rows(outcome, setting, metric)
         cells = [(name, *comparison_cells(row, metric)) for name, row, _ in rows]
         head = ("arm", "seeds", "mean ± 95 %", f"minus {outcome['baseline']}", "p, paired", "p, Holm", "claim")
-        parts[metric] = tag("article", tag("h3", metric), intervals(metric, rows), html_table(head, cells))
+        articles[metric] = tag("article", tag("h3", metric), intervals(metric, rows), html_table(head, cells))
     lead = (
         f"Every arm is compared with {outcome['baseline']}, paired by seed. The bar is the 95 % interval of the mean by"
         " Student's t over seeds. p: paired t-test, with Holm's correction over the arms of a metric and, separately,"
         " over the references (raw pixels, untrained, from scratch)."
     )
-    others = [part for metric, part in parts.items() if metric not in outcome["headlines"]]
+    others = [article for metric, article in articles.items() if metric not in outcome["headlines"]]
     return section(
         setting,
-        *(part for metric, part in parts.items() if metric in outcome["headlines"]),
+        *(article for metric, article in articles.items() if metric in outcome["headlines"]),
         tag("details", tag("summary", f"{len(others)} further figures"), *others) if others else None,
         tag("h3", "Cost of a run"),
         html_table(COST_HEAD, cost_rows(outcome, setting)),
@@ -122,8 +123,8 @@ def curve_rows(outcome: Mapping[str, Any], setting: str) -> list[list[str]]:
 
 def _learning_curves(outcome: Mapping[str, Any]) -> Markup | None:
     tables = [(s["name"], curve_rows(outcome, s["name"])) for s in outcome["settings"]]
-    parts = [part for name, (head, *rows) in tables if rows for part in (tag("h3", name), html_table(head, rows))]
-    return section("Learning curves", *parts, explained="Mean over seeds ± 95 %.") if parts else None
+    blocks = [block for name, (head, *rows) in tables if rows for block in (tag("h3", name), html_table(head, rows))]
+    return section("Learning curves", *blocks, explained="Mean over seeds ± 95 %.") if blocks else None
 
 
 def time_rows(outcome: Mapping[str, Any]) -> list[tuple[str, str, str]]:
@@ -196,11 +197,13 @@ def _p(p: float | None) -> str:
 
 
 def metric_rows(outcome: Mapping[str, Any], setting: str, metric: str) -> list[Row]:
-    """What a study found of a metric: its arms, then what stands beside them."""
-    asked = (setting, metric)
-    own = [row for row in outcome["rows"] if (row["setting"], row["metric"]) == asked]
-    beside = [row for row in outcome["references"] if (row["setting"], row["metric"]) == asked]
-    return [(row["arm"], row, False) for row in own] + [(row["who"], row, True) for row in beside]
+    """The rows of a metric: the arms of a study, then its references."""
+
+    def chosen(name: str) -> list[Mapping[str, Any]]:
+        return [row for row in outcome[name] if (row["setting"], row["metric"]) == (setting, metric)]
+
+    arms = [(row["arm"], row, False) for row in chosen("rows")]
+    return arms + [(row["who"], row, True) for row in chosen("references")]
 
 
 def intervals(metric: str, rows: Sequence[Row]) -> Markup:
@@ -211,14 +214,10 @@ def intervals(metric: str, rows: Sequence[Row]) -> Markup:
 
 def write_intervals(outcome: Mapping[str, Any], folder: Path) -> list[Path]:
     """A picture of each headline metric in each setting, in the folder's `figures/`; returns their paths."""
-    found = {
-        f"{setting['name']}: {metric}": (metric, metric_rows(outcome, setting["name"], metric))
-        for setting in outcome["settings"]
-        for metric in outcome["headlines"]
-    }
     written = []
-    for title, (metric, rows) in found.items():
-        if rows:
+    for setting, metric in product(outcome["settings"], outcome["headlines"]):
+        if rows := metric_rows(outcome, setting["name"], metric):
+            title = f"{setting['name']}: {metric}"
             path = folder / "figures" / f"{re.sub(r'[^a-z0-9]+', '-', title.lower()).strip('-')}.svg"
             path.parent.mkdir(exist_ok=True)
             write_text(path, _alone(f"{title}, mean and 95 % interval over seeds", metric, rows))
@@ -231,15 +230,11 @@ def _alone(title: str, metric: str, rows: Sequence[Row]) -> str:
     ground = tag("rect", width=WIDTH, height=height, fill="var(--bg)")
     head = tag("text", title, class_="title", x=16, y=23)
     marks = tag("g", *_drawn(metric, rows), transform=f"translate(0 {HEAD})")
-    return fragment(
-        [
-            tag(
-                "svg", tag("style", Markup(_ALONE)), ground, head, marks,
-                xmlns="http://www.w3.org/2000/svg", viewBox=f"0 0 {WIDTH} {height}", width=WIDTH, height=height,
-            ),
-            "\n",
-        ]
+    svg = tag(
+        "svg", tag("style", Markup(_ALONE)), ground, head, marks,
+        xmlns="http://www.w3.org/2000/svg", viewBox=f"0 0 {WIDTH} {height}", width=WIDTH, height=height,
     )  # fmt: skip
+    return f"{svg}\n"
 
 
 def _height(rows: Sequence[Row]) -> int:
@@ -252,19 +247,19 @@ def _drawn(metric: str, rows: Sequence[Row]) -> list[Markup]:
     shown = [name if len(name) <= LONGEST else f"{name[: LONGEST - 1]}…" for name, _, _ in rows]
     left = 2 * GAP + LETTER * max(len(name) for name in shown)
     scale = (RIGHT - left) / (high - low or 1.0)
-    said = "; ".join(f"{name} {interval(row, metric)}" for name, row, _ in rows)
-    parts = [tag("title", f"{metric}: {said}")]
+    values = "; ".join(f"{name} {interval(row, metric)}" for name, row, _ in rows)
+    elements = [tag("title", f"{metric}: {values}")]
     for i, (name, (_, row, is_reference), (a, b)) in enumerate(zip(shown, rows, ends, strict=True)):
         y = TOP + ROW * i + ROW / 2
         at, first, last = (left + (value - low) * scale for value in (row["mean"], a, b))
         slot = "base" if is_reference else f"s{i % 7}"
-        parts += [
+        elements += [
             tag("text", name, x=f"{left - GAP:.1f}", y=f"{y + 4:.1f}", text_anchor="end"),
             tag("line", class_=f"line {slot}", x1=f"{first:.1f}", x2=f"{last:.1f}", y1=f"{y:.1f}", y2=f"{y:.1f}"),
             tag("circle", class_=f"dot {slot}", cx=f"{at:.1f}", cy=f"{y:.1f}", r=5),
             tag("text", value_of(row["mean"], metric), x=RIGHT + 12, y=f"{y + 4:.1f}"),
         ]
-    return parts
+    return elements
 
 
 def interval(row: Mapping[str, Any] | None, metric: str, sign: bool = False) -> str:

@@ -1,4 +1,4 @@
-"""How the page looks, and the few lines of script that it can do without."""
+"""The style of a page, and its script, which a page can do without."""
 
 from __future__ import annotations
 
@@ -93,11 +93,11 @@ position:relative;max-width:640px}
 font-size:.8rem;line-height:1.45;white-space:nowrap;z-index:2}
 .gallery{display:grid;gap:8px}.strip{display:grid;grid-template-columns:repeat(var(--columns),minmax(0,1fr));gap:8px}
 .strip{max-width:calc(var(--columns) * 152px)}
-.strip figure{display:flex;flex-direction:column}.gallery:not(.near,.told) figcaption{order:-1}
+.strip figure{display:flex;flex-direction:column}.gallery:not(.near,.rows) figcaption{order:-1}
 .strip img,.gone{display:block;width:100%;height:auto;border-radius:5px}.pixels{image-rendering:pixelated}
 .gone{aspect-ratio:1;background:var(--faint);color:var(--soft);font-size:.78rem;display:grid;place-items:center}
 .strip figcaption{font-size:.78rem;color:var(--soft);line-height:1.35;padding:3px 0 2px;text-align:center}
-.gallery:not(.near,.told) .strip:not(:first-child) figcaption{position:absolute;clip-path:inset(50%);width:1px;
+.gallery:not(.near,.rows) .strip:not(:first-child) figcaption{position:absolute;clip-path:inset(50%);width:1px;
 height:1px;overflow:hidden}
 .cell{display:block;text-align:center;border-radius:3px;min-width:40px}.cka td,.cka th{padding:2px;border:0;
 text-align:center;vertical-align:middle}.scroll+.charts{margin-top:18px}
@@ -116,7 +116,7 @@ background:var(--c);border-radius:4px}.who{font-size:.9rem}.value{text-align:rig
 @media (max-width:600px){header,main{padding-left:16px;padding-right:16px}header{padding-top:26px;gap:14px}
 .logo{width:40px}section{margin-bottom:40px}.verdict{padding:14px 16px}
 .verdict li{flex-direction:column;gap:0}.tiles{grid-template-columns:1fr 1fr}.strip{grid-template-columns:repeat(4,1fr)}
-.gallery{gap:16px}.gallery:not(.near,.told) .strip:not(:first-child) figcaption{position:static;clip-path:none;
+.gallery{gap:16px}.gallery:not(.near,.rows) .strip:not(:first-child) figcaption{position:static;clip-path:none;
 width:auto;height:auto}.bars>div{grid-template-columns:96px 1fr 62px;gap:8px}
 .words td,.words th{font-size:.85rem}}
 @media print{:root{--bg:#fff;--card:#fff;--ink:#000;--soft:#555;--line:#ccc;--faint:#eee;--ok:#1a7f4b;--note:#3767a6;

@@ -1,4 +1,4 @@
-"""The run folder: the interface between the rooms. Its place, its lock, its journal, and which run it holds."""
+"""The run folder: its place, its lock, its metrics, TensorBoard's events (an optional extra), and the run in it."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +15,41 @@ from .atomic import write_json, write_text
 from .checkpoint import remove_partial_files
 from .console import log
 from .lock import hold
-from .renamed import current_options
-from .run_config import read_metadata
-from .tensorboard import FOLDER, TensorBoardWriter
+from .run_config import current_options, read_metadata
 
 _LOCK = ".lock"
+_TENSORBOARD = "tensorboard"
 _OURS = (  # what a run writes, and all that --overwrite removes; run.json first: without it the rest is no run
     *("run.json", "metrics.jsonl", "broken.json", "nonfinite.json", "inspection.json", "recipe.py"),
     *("config.yaml", "report.html"),
-    *("checkpoints", "kept", "pictures", "eval", "analysis", "look.png", FOLDER),
+    *("checkpoints", "kept", "pictures", "eval", "analysis", "look.png", _TENSORBOARD),
 )
+
+
+def check_tensorboard() -> None:
+    """Raise ValueError when TensorBoard is not installed."""
+    if find_spec("tensorboard") is None:
+        raise ValueError("--tensorboard needs a package that is not here: pip install 'unveil[tensorboard]'")
+
+
+class TensorBoardWriter:
+    """Writes each line of metrics as scalars, under its kind; purges what an earlier process wrote beyond `step`."""
+
+    def __init__(self, run: Path, step: int):
+        from torch.utils.tensorboard import SummaryWriter
+
+        self.writer = SummaryWriter(str(run / _TENSORBOARD), purge_step=step + 1)
+
+    def add(self, line: Mapping[str, Any]) -> None:
+        for name, value in line.items():
+            numbers = value if isinstance(value, Mapping) else {"": value}
+            for key, number in numbers.items():
+                if name not in ("kind", "step") and isinstance(number, (int, float)):
+                    self.writer.add_scalar("/".join(filter(None, (line["kind"], name, key))), number, line["step"])
+        self.writer.flush()
+
+    def close(self) -> None:
+        self.writer.close()
 
 
 class RunFolder:
@@ -65,7 +91,7 @@ class RunFolder:
         with self.tolerate_io_errors("metrics.jsonl"), (self.path / "metrics.jsonl").open("a") as journal:
             journal.write(json.dumps(line) + "\n")
         if self.tensorboard is not None:
-            with self.tolerate_io_errors(FOLDER):
+            with self.tolerate_io_errors(_TENSORBOARD):
                 self.tensorboard.add(line)
 
     @contextmanager
@@ -96,8 +122,8 @@ class RunFolder:
     def remove_partial_files(self) -> None:
         """Remove half-written files of a process that was killed."""
         remove_partial_files(self.path)
-        for part in self.path.rglob(".*.part"):
-            part.unlink(missing_ok=True)
+        for partial in self.path.rglob(".*.part"):
+            partial.unlink(missing_ok=True)
 
     @contextmanager
     def lock(self) -> Iterator[None]:

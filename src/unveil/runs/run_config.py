@@ -1,4 +1,8 @@
-"""The configuration of a stored run: `run.json`, parsed once into types. It is read without torch."""
+"""The configuration of a stored run: `run.json`, parsed once into types. It is read without torch.
+
+Options of release 0.1 that have another spelling now are translated here, for flags, keyword arguments, YAML files and
+stored runs.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +11,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from .console import log
+
+OLD_NAMES = {"signals_every": "val_every", "keep_every": "save_every", "init_bands": "init_channels"}
+OLD_VALUES = {"flip": {"turns": "d4"}}
 
 
 @dataclass(frozen=True)
@@ -109,3 +118,17 @@ def read_metadata(run: Path) -> dict[str, Any]:
     if not isinstance(metadata, dict):
         raise ValueError(f"{run / 'run.json'} is damaged (it is no JSON object); give another --out, or --overwrite")
     return metadata
+
+
+def current_names(values: Mapping[str, Any], warn: bool = False) -> dict[str, Any]:
+    """Values of options under the names of this release; with `warn`, a note says which were old."""
+    for old, new in OLD_NAMES.items():
+        if warn and old in values:
+            log(f"note: {old} is now {new}")
+    return {OLD_NAMES.get(name, name): value for name, value in values.items()}
+
+
+def current_options(stored: Mapping[str, Any]) -> dict[str, Any]:
+    """The options in a `run.json`, names and values in the spelling of this release."""
+    values = current_names(stored)
+    return {n: OLD_VALUES.get(n, {}).get(v, v) if isinstance(v, str) else v for n, v in values.items()}

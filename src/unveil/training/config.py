@@ -12,7 +12,7 @@ from typing import Any, Literal, Self, get_args, get_type_hints
 
 from ..recipes.registry import load_recipe, options_of
 from ..runs.hardware import Precision
-from ..runs.renamed import current_names
+from ..runs.run_config import current_names
 from ..runs.suggest import suggest
 from .config_file import read_yaml, write_yaml
 

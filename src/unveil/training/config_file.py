@@ -9,7 +9,7 @@ from typing import Any
 from ..recipes.options import Option, UsageError, options_in
 from ..recipes.registry import load_recipe, options_of
 from ..runs.atomic import write_text
-from ..runs.renamed import current_names
+from ..runs.run_config import current_names
 from ..runs.suggest import suggest
 
 

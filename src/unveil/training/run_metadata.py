@@ -20,7 +20,7 @@ from ..modeling.rng import sample_keys
 from ..modeling.targets import Pixels
 from ..modeling.types import Batch, Layout, Modality
 from ..recipes.recipe import Recipe
-from ..runs.renamed import current_names
+from ..runs.run_config import current_names
 from .trainer import Settings
 
 
