@@ -72,6 +72,7 @@ def start(folder: Path) -> subprocess.Popen[str]:
     )
 
 
+@pytest.mark.usefixtures("as_in_training")  # this process evaluates in the precision of the study's processes
 def test_a_study_that_was_killed_and_stopped_gives_the_same_table(place: Path):
     process = start(place)
     wait_for("training", lambda: '"step": 8,' in journal(place / "s"), process)
