@@ -1,1 +1,1 @@
-"""The questions that the papers leave open, one short file each. `unveil study NAME` answers one."""
+"""The built-in studies, one file for each question; `unveil study NAME` runs one."""

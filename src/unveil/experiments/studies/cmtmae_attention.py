@@ -1,4 +1,4 @@
-"""CMT-MAE: how good attention is, against what it brings, epoch by epoch."""
+"""CMT-MAE: quality of the attention and gain in accuracy, epoch by epoch."""
 
 from ..study.design import KNN_AND_LINEAR, Arm, RunOf, Share, Study, scales
 
@@ -19,6 +19,6 @@ study = Study(
         along={"knn": {}},
         analyses={"attention": {}},
     ),
-    note="Attention is held against the classes of pixels where the images have them, as scenes do. An epoch on the way"
-    " is a point of a longer schedule, not a run of its own.",
+    note="Attention is held against the classes of pixels where the images have them, as scenes do. An epoch of a"
+    " curve is a point of a longer schedule, not a run of its own.",
 )

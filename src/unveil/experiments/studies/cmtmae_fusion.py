@@ -1,4 +1,4 @@
-"""CMT-MAE: how the two attention maps become one."""
+"""CMT-MAE: how the two attention maps are fused."""
 
 from ..study.design import Arm, RunOf, Study, scales
 

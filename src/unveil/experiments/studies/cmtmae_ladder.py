@@ -4,7 +4,7 @@ from ..study.design import Arm, RunOf, Study, scales
 
 
 def step(name: str, masking: str, targets: str, **dials: str) -> Arm:
-    """A step of the ladder: whose attention hides, whose features are predicted."""
+    """A step of the ladder: the attention that guides masks, and the features that are predicted."""
     return Arm(name, "cmtmae", {"masking": masking, "targets": targets, **dials})
 
 

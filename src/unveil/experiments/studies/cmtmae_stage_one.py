@@ -21,6 +21,6 @@ study = Study(
         published={**KNN_AND_LINEAR, "finetune": {}},
     ),
     time_to="knn accuracy",
-    note="The time is that of weights on the way of one training. The teacher is the MAE of the same seed, whose own"
+    note="The time is that of weights saved during one training. The teacher is the MAE of the same seed, whose own"
     " training is not counted.",
 )

@@ -1,4 +1,4 @@
-"""CMT-MAE: the student's share in masks and in targets, apart (the paper ties them, best at 0.3)."""
+"""CMT-MAE: the weight of the student in masks and in targets, separately (the paper ties them, best at 0.3)."""
 
 from ..study.design import KNN_AND_LINEAR, Arm, RunOf, Study, scales
 

@@ -1,4 +1,4 @@
-"""CMT-MAE: what the teacher must be; a random one is the control."""
+"""CMT-MAE: what the teacher must have learned; an untrained one is the control."""
 
 from ..study.design import Arm, RunOf, Study, scales
 
@@ -29,5 +29,5 @@ study = Study(
         gpu_arms=OURS,
         paper_arms=("MAE", "random", "taught by MAE", *PUBLIC),
     ),
-    note="A teacher that knows nothing still has the bias of its shape: only what is above random comes from knowing.",
+    note="An untrained teacher still has the bias of its shape: only a gain over it comes from training the teacher.",
 )

@@ -7,8 +7,8 @@ SHARES = (0.15, 0.25, 0.5, 0.75)
 study = Study(
     question="How few patches can be predicted, and does the learning rate have to follow?",
     arms=tuple(
-        Arm(f"predicts {100 * p:g} %, {told}", "crossmae", {"predicted": p, "lr_scale": scale})
-        for scale, told in (("predicted", "rate in proportion"), ("none", "same rate"))
+        Arm(f"predicts {100 * p:g} %, {rate}", "crossmae", {"predicted": p, "lr_scale": scale})
+        for scale, rate in (("predicted", "rate in proportion"), ("none", "same rate"))
         for p in SHARES
     ),
     baseline="predicts 75 %, same rate",

@@ -3,7 +3,7 @@
 from ..study.design import Arm, Study, maps
 
 study = Study(
-    question="Should all heads have a say in the mask?",
+    question="Should all heads guide the mask, or a random few?",
     arms=(
         Arm("random masks", "multimae"),
         Arm("all heads", "multimae-attention"),

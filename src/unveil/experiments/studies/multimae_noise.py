@@ -3,7 +3,7 @@
 from ..study.design import Arm, Study, maps
 
 study = Study(
-    question="How much noise should be in the map that decides?",
+    question="How much noise should be added to the attention that guides the mask?",
     arms=(
         Arm("random", "multimae"),
         Arm("no noise", "multimae-attention"),

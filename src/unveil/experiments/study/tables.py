@@ -1,4 +1,4 @@
-"""The outcome of a study as files: JSON, CSV, and tables in plain text, with what is to be said beside them."""
+"""The outcome of a study as files: JSON, CSV, and tables in plain text with remarks."""
 
 from __future__ import annotations
 
