@@ -19,8 +19,7 @@ from unveil.data.aligned_folders import open_samples
 from unveil.data.modality_config import declare
 from unveil.evaluation.results import Result
 from unveil.experiments.demo import SCENE_SIZE, begin, conclusion, demo, recipes
-from unveil.experiments.scene_files import render_scenes
-from unveil.experiments.scenes import SceneSource, render
+from unveil.experiments.scenes import SceneSource, render, render_scenes
 from unveil.runs.folder import read_metadata
 
 SMALL = {"minutes": 0.005, "scenes": 20}

@@ -18,8 +18,7 @@ from ..runs.atomic import write_json
 from ..runs.console import duration, log
 from ..runs.folder import check_writable
 from ..runs.hardware import num_cores
-from .scene_files import render_scenes
-from .scenes import CLASSES, SceneSource
+from .scenes import CLASSES, SceneSource, render_scenes
 from .study.jobs import Job
 from .study.schedule import Schedule, write_jobs
 

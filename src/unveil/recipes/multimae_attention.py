@@ -11,7 +11,6 @@ from typing import Literal
 import torch
 from torch import nn
 
-from ..modeling.decoder import BlendKind
 from ..modeling.encoder import Encoder
 from ..modeling.masked_model import LossTerm, MaskedModel, Teacher
 from ..modeling.masking import (
@@ -42,7 +41,7 @@ from ..modeling.teachers import (
     load_teacher,
 )
 from ..modeling.types import DEPTH, RGB, SEMSEG, FeatureSpec, Modality
-from .multimodal import make_budget, make_decoders
+from .multimodal import MultiMAEOptions
 from .recipe import Hyperparameters, Recipe, Stage
 
 
@@ -65,19 +64,7 @@ def recipe(
     guide_scale: Literal["full", "half"] = "full",
     teacher: str | None = None,
     student_weight: float = 0.3,
-    budget: Literal["dirichlet", "adaptive", "joint"] = "dirichlet",
-    concentration: tuple[float, ...] = (1.0,),
-    tasks: Literal["all", "uniform"] = "all",
-    harder_gets: Literal["visible", "hidden"] = "visible",
-    budget_temperature: float = 1.0,
-    budget_floor: float = 0.1,
-    decoder: Literal["task", "cross", "cross-self"] = "task",
-    blend: BlendKind = "none",
-    decoder_dim: int = 256,
-    decoder_depth: int = 2,
-    decoder_heads: int = 8,
-    extra_norm_pix: bool = True,
-    weighting: Literal["sum", "uncertainty"] = "sum",
+    shared: MultiMAEOptions = MultiMAEOptions(),
 ) -> Recipe:
     """MultiMAE with guided masks: in each modality the patches that the model itself attends to most are hidden.
 
@@ -98,40 +85,23 @@ def recipe(
     guide_scale: image size at which the guide's attention is computed: full, or half
     teacher: a frozen encoder whose attention to RGB is blended with the student's (CMT-MAE); none by default
     student_weight: the student's share in that blend
-    budget: how visible patches are shared out: a Dirichlet draw, one that follows the losses, or all patches as one
-    concentration: of the Dirichlet, one for all modalities or one for each; 1 draws all shares alike
-    tasks: let all modalities take part, or draw a set of them uniformly for each image
-    harder_gets: whether the adaptive budget shows or hides more of the modality whose loss falls least
-    budget_temperature: of the adaptive budget; higher keeps shares more equal
-    budget_floor: smallest concentration of the adaptive budget
-    decoder: MultiMAE's decoders (task), cross-attention (CrossMAE), or that with self-attention before it
-    blend: how encoder maps are blended for each block of a cross decoder; none reads the last map alone
-    decoder_dim: width of each decoder
-    decoder_depth: number of each decoder's self-attention blocks, or of its blocks if it is a cross decoder
-    decoder_heads: number of each decoder's attention heads
-    extra_norm_pix: predict RGB patches normalised by their own mean and standard deviation too, by their own decoder
-    weighting: add the losses up, or weigh each by a learned uncertainty
     """
-    if decoder == "task" and blend != "none":
-        raise ValueError(f"blend={blend} has no place in decoder=task; use --decoder cross")
     if guide != "attention" and (guide_heads, guide_scale, teacher) != ("all", "full", None):
         raise ValueError(f"guide={guide} reads no attention: it goes with no --guide-heads, --guide-scale or --teacher")
-    if guide == "foreseen" and budget == "joint":
+    if guide == "foreseen" and shared.budget == "joint":
         raise ValueError("errors are foreseen inside each modality, not across; use --budget dirichlet or adaptive")
-    if teacher is not None and budget == "joint":
+    if teacher is not None and shared.budget == "joint":
         raise ValueError("a teacher of RGB has no say across modalities; use --budget dirichlet or adaptive")
-    encoder = train.vit(*modalities, final_norm=decoder != "task" and blend == "none")
+    encoder = train.vit(*modalities, final_norm=shared.final_norm)
 
     sampler = make_sampler(draw, noise=noise)
-    score = guided_score(encoder, guide, sampler, budget, student_weight if teacher is not None else None)
+    score = guided_score(encoder, guide, sampler, shared.budget, student_weight if teacher is not None else None)
     if guide_heads == "random":
         score = RandomHeads("student", score)
     score = IfObserved("student", score, ByModality(Uniform()))
 
     def build() -> MaskedModel:
-        decoders, objectives = make_decoders(
-            modalities, encoder, decoder, blend, decoder_dim, decoder_depth, decoder_heads, extra_norm_pix, weighting
-        )
+        decoders, objectives = shared.decoders(modalities, encoder)
         terms: list[LossTerm] = [*objectives]
         spec = FeatureSpec(query, layer, features=0)
         guide_teacher: Teacher = OnlineTeacher(encoder, spec)
@@ -152,10 +122,7 @@ def recipe(
             rgb = FeatureSpec("cls", features=0)
             teachers["teacher"] = load_teacher(teacher, encoder, rgb, modality="rgb", seed=torch.initial_seed())
         teachers = {name: EveryNSteps(t, guide_every, guide_warmup) for name, t in teachers.items()}
-        budget_score = make_budget(
-            score, encoder, objectives, budget, concentration, tasks, harder_gets, budget_temperature, budget_floor
-        )
-        masker = Masker(budget_score, visible, predicted)
+        masker = Masker(shared.budget_score(score, encoder, objectives), visible, predicted)
         return MaskedModel(encoder, masker, decoders, terms, teachers)
 
     return Recipe(encoder, (Stage(build, train.epochs),), train.optim(), train.view(encoder))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 from ..modeling.adaptive_budget import AdaptiveBudget
@@ -17,6 +18,57 @@ from ..modeling.types import Modality
 
 DecoderKind = Literal["task", "cross", "cross-self"]
 BudgetKind = Literal["dirichlet", "adaptive", "joint"]
+
+
+@dataclass(frozen=True)
+class MultiMAEOptions:
+    """What the variants of MultiMAE share: how visible patches are shared out, and the decoders.
+
+    budget: how visible patches are shared out: a Dirichlet draw, one that follows the losses, or all patches as one
+    concentration: of the Dirichlet, one for all modalities or one for each; 1 draws all shares alike
+    tasks: let all modalities take part, or draw a set of them uniformly for each image
+    harder_gets: whether the adaptive budget shows or hides more of the modality whose loss falls least
+    budget_temperature: of the adaptive budget; higher keeps shares more equal
+    budget_floor: smallest concentration of the adaptive budget
+    decoder: MultiMAE's decoders (task), cross-attention (CrossMAE), or that with self-attention before it
+    blend: how encoder maps are blended for each block of a cross decoder; none reads the last map alone
+    decoder_dim: width of each decoder
+    decoder_depth: number of each decoder's self-attention blocks, or of its blocks if it is a cross decoder
+    decoder_heads: number of each decoder's attention heads
+    extra_norm_pix: predict RGB patches normalised by their own mean and standard deviation too, by their own decoder
+    weighting: add the losses up, or weigh each by a learned uncertainty
+    """
+
+    budget: Literal["dirichlet", "adaptive", "joint"] = "dirichlet"
+    concentration: tuple[float, ...] = (1.0,)
+    tasks: Literal["all", "uniform"] = "all"
+    harder_gets: Literal["visible", "hidden"] = "visible"
+    budget_temperature: float = 1.0
+    budget_floor: float = 0.1
+    decoder: Literal["task", "cross", "cross-self"] = "task"
+    blend: BlendKind = "none"
+    decoder_dim: int = 256
+    decoder_depth: int = 2
+    decoder_heads: int = 8
+    extra_norm_pix: bool = True
+    weighting: Literal["sum", "uncertainty"] = "sum"
+
+    def __post_init__(self) -> None:
+        if self.decoder == "task" and self.blend != "none":
+            raise ValueError(f"blend={self.blend} has no place in decoder=task; use --decoder cross")
+
+    @property
+    def final_norm(self) -> bool:
+        """Whether the encoder normalises its output; a decoder that blends its maps does so itself."""
+        return self.decoder != "task" and self.blend == "none"
+
+    def decoders(self, modalities: Sequence[Modality], encoder: Encoder) -> tuple[dict[str, Decoder], list[Objective]]:
+        shape = (self.decoder_dim, self.decoder_depth, self.decoder_heads)
+        return make_decoders(modalities, encoder, self.decoder, self.blend, *shape, self.extra_norm_pix, self.weighting)
+
+    def budget_score(self, guide: TokenScore, encoder: Encoder, objectives: Sequence[Objective]) -> TokenScore:
+        adaptive = (self.harder_gets, self.budget_temperature, self.budget_floor)
+        return make_budget(guide, encoder, objectives, self.budget, self.concentration, self.tasks, *adaptive)
 
 
 def make_decoders(

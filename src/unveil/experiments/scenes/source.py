@@ -1,16 +1,29 @@
-"""Rendered scenes as a source of images: `scenes`, or `scenes:count=2000,size=64,seed=1`."""
+"""Rendered scenes as images (`scenes`, or `scenes:count=2000,size=64,seed=1`), as samples of several maps, as files."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import cached_property
+import shutil
+import signal
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
+from pathlib import Path
 
+import numpy as np
 import torch
-from jaxtyping import UInt8
+from jaxtyping import Shaped
+from PIL import Image
 from torch import Tensor
 
+from ...data.modality_config import BUILT_IN, Declared
+from ...data.read_map import Map
+from ...data.sources import Source
+from ...data.transforms import Sample, as_sample
+from ...runs.console import Progress, log
+from ...runs.hardware import num_cores
 from .raycast import label_of, render
 from .things import CLASSES
+from .world import SEMANTIC_CLASSES
 
 ACCEPTED = "count (1 or more), size (32 to 224 pixels) and seed (0 or more)"
 
@@ -58,7 +71,7 @@ class SceneSource:
     def location(self, index: int) -> str:
         return self.name(index)
 
-    def image(self, index: int) -> UInt8[Tensor, "3 H W"]:
+    def image(self, index: int) -> Shaped[Tensor, "C H W"]:
         return self.maps(index)["rgb"]
 
     def maps(self, index: int) -> dict[str, Tensor]:
@@ -70,6 +83,38 @@ class SceneSource:
         if not 0 <= index < self.count:
             raise IndexError(f"scene {index} was asked of {self.address}, which has scenes 0 to {self.count - 1}")
         return index
+
+
+@dataclass(frozen=True)
+class SceneSamples(SceneSource):
+    """Rendered scenes with their truth: rgb, depth in metres, semseg. `image` is the map of the first modality."""
+
+    declared: tuple[Declared, ...] = ()
+
+    @property
+    def channels(self) -> int:
+        return self.declared[0].modality.channels
+
+    def has(self, index: int) -> tuple[bool, ...]:
+        return (True,) * len(self.declared)
+
+    def complete(self) -> frozenset[str]:
+        """All of them: a renderer knows every pixel."""
+        return frozenset(d.name for d in self.declared)
+
+    def read(self, index: int) -> dict[str, Map]:
+        maps = self.maps(index)
+        values = {d.name: maps[d.name] for d in self.declared}
+        return {n: Map(m[None] if m.ndim == 2 else m, None, "made here", n == "rgb") for n, m in values.items()}
+
+    def image(self, index: int) -> Shaped[Tensor, "C H W"]:
+        return self.read(index)[self.declared[0].name].values
+
+    def sample(self, index: int) -> Sample:
+        return as_sample(self.read(index), [d.modality for d in self.declared], self.name(index))
+
+    def settled(self, declared: tuple[Declared, ...]) -> SceneSamples:
+        return replace(self, declared=declared)
 
 
 def parse(address: str) -> SceneSource:
@@ -84,3 +129,63 @@ def parse(address: str) -> SceneSource:
     if kind != "scenes":
         raise ValueError(f"{address!r} names no scenes: the address is scenes or scenes:key=number,...")
     return SceneSource(**settings)
+
+
+def of_scenes(declared: tuple[Declared, ...]) -> tuple[Declared, ...]:
+    """The modalities, with the classes of the scenes. Raises ValueError for one that is not rendered."""
+    resolved = []
+    for d in declared:
+        if d.name not in BUILT_IN:
+            raise ValueError(f"scenes have no {d.name!r}: they are rendered with {', '.join(BUILT_IN)}")
+        if d.is_categorical:
+            number = len(SEMANTIC_CLASSES)
+            if not d.measured and d.modality.num_classes != number:
+                raise ValueError(f"scenes have {number} classes, not {d.modality.num_classes}; leave classes out")
+            modality = replace(d.modality, num_classes=number)
+            d = replace(d, modality=modality, classes=tuple(SEMANTIC_CLASSES), void=None, measured=False)
+        elif d.modality.channels != BUILT_IN[d.name].modality.channels:
+            raise ValueError(f"{d.name} of scenes has {BUILT_IN[d.name].modality.channels} channels; leave them out")
+        resolved.append(d)
+    return tuple(resolved)
+
+
+def open_scenes(address: str, declared: tuple[Declared, ...]) -> Source:
+    """The entry point `scenes` of `unveil.sources`: images, or samples of the declared maps."""
+    source = parse(address)
+    return SceneSamples(source.count, source.size, source.seed, of_scenes(declared)) if declared else source
+
+
+def render_scenes(source: SceneSource, folder: Path) -> None:
+    """Write scenes as aligned folders `rgb`, `depth` and `semseg` of class folders; those that are there stay.
+
+    Depth is in millimetres. A scene takes about 12 ms of Python, which threads cannot share: so processes, once, and
+    every run reads the files. All scenes are there or none.
+    """
+    if folder.exists():
+        log(f"{folder} is there already")
+        return
+    unfinished = folder.with_name(f"{folder.name}.part")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    for modality in ("rgb", "depth", "semseg"):
+        for name in CLASSES:
+            (unfinished / modality / name).mkdir(parents=True)
+    progress = Progress()
+    log(f"rendering {len(source):,} scenes with {num_cores()} cores ...")
+    pool = ProcessPoolExecutor(num_cores(), initializer=signal.signal, initargs=(signal.SIGINT, signal.SIG_IGN))
+    try:
+        draw = partial(_draw, unfinished, source.seed, source.size)
+        for done, _ in enumerate(pool.map(draw, range(len(source)), chunksize=16), start=1):
+            progress.update(f"{done:,} of {len(source):,} scenes", done, len(source))
+        unfinished.replace(folder)
+    finally:  # also after Ctrl-C, which the workers leave to this process
+        pool.shutdown(cancel_futures=True)
+        shutil.rmtree(unfinished, ignore_errors=True)
+        progress.close()
+
+
+def _draw(folder: Path, seed: int, size: int, index: int) -> None:
+    scene = render((seed, index), size)
+    file = f"{CLASSES[scene.label]}/{index:06d}.png"
+    Image.fromarray(scene.rgb.transpose(1, 2, 0)).save(folder / "rgb" / file)
+    Image.fromarray((1000 * scene.depth[0]).round().astype(np.uint16)).save(folder / "depth" / file)
+    Image.fromarray(scene.semseg).save(folder / "semseg" / file)

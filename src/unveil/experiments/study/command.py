@@ -18,8 +18,7 @@ from ...runs.atomic import write_json
 from ...runs.console import duration, log
 from ...runs.folder import check_writable
 from ...runs.lock import hold
-from ..scene_files import render_scenes
-from ..scenes import parse
+from ..scenes import parse, render_scenes
 from .aggregate import gather, read_outcome
 from .cost_estimate import estimate_costs, fit_epochs, store_epochs, with_epochs, with_minutes
 from .design import ScaleName, Setting, Study
