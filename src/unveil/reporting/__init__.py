@@ -24,16 +24,16 @@ def write_report(runs: Sequence[str | Path], out: str | Path | None = None) -> P
     folders = list({Path(run).resolve(): Path(run) for run in runs}.values())
     if not folders:
         raise ValueError("a report needs at least one run folder; got none")
-    read = _told_apart([read_run(folder) for folder in folders])
+    records = _with_unique_names([read_run(folder) for folder in folders])
     path = Path(out) if out is not None else folders[0] / "report.html"
     if path.is_dir():
         path = path / "report.html"
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_text(path, page(read))
+    write_text(path, page(records))
     return path
 
 
-def _told_apart(runs: Sequence[RunRecord]) -> list[RunRecord]:
+def _with_unique_names(runs: Sequence[RunRecord]) -> list[RunRecord]:
     """Runs whose folders share a name get the parent's name in front."""
     names = [run.name for run in runs]
     return [

@@ -40,7 +40,6 @@ class Axis:
     is_log: bool = False
 
     def __call__(self, values: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
-        """Where the values lie, in pixels."""
         low, high = self.low, self.high
         if self.is_log:
             low, high, values = math.log(low), math.log(high), np.log(np.maximum(values, 1e-300))

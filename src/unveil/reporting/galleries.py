@@ -39,14 +39,11 @@ def attention_maps(runs: Runs) -> Markup | None:
     most_probes, most_epochs = (4, 6) if len(runs) == 1 else (3, 5)
 
     def content(run: RunRecord) -> list[Markup | None]:
-        rows = [
-            _strip(
-                [_cell(items[-1][1].original, "original", name)]
-                + [_cell(files.attention, at, f"{name}, attention") for at, files in items],
-                columns + 1,
-            )
-            for name, columns, items in islice(_over_epochs(run, most_epochs, lambda f: f.attention), most_probes)
-        ]
+        rows = []
+        for name, columns, items in islice(_over_epochs(run, most_epochs, lambda f: f.attention), most_probes):
+            cells = [_cell(items[-1][1].original, "original", name)]
+            cells += [_cell(files.attention, at, f"{name}, attention") for at, files in items]
+            rows.append(_strip(cells, columns + 1))
         return [_gallery(rows)]
 
     key = tag("span", "low ", tag("i", class_="ramp"), " high", class_="key")
@@ -65,13 +62,14 @@ def guidance(runs: Runs) -> Markup | None:
             draws = [(way.removeprefix("draw "), path) for way, path in last.more.items() if way.startswith("draw ")]
             cells = [_cell(last.original, "original, drawn as", name)]
             strips.append(_strip([*cells, *(_cell(p, way, f"{name}, drawn") for way, p in draws)], len(draws) + 1))
-            kinds: list[tuple[str, list[Path | None]]] = [
-                ("teacher", [files.more.get("teacher") for _, files in items]),
-                ("student", [files.attention for _, files in items]),
-                ("blend", [files.more.get("blend") for _, files in items]),
-                ("mask", [files.hidden for _, files in items]),
-            ]
-            for kind, paths in kinds:
+            kinds: dict[str, Callable[[ProbeFiles], Path | None]] = {
+                "teacher": lambda files: files.more.get("teacher"),
+                "student": lambda files: files.attention,
+                "blend": lambda files: files.more.get("blend"),
+                "mask": lambda files: files.hidden,
+            }
+            for kind, file_of in kinds.items():
+                paths = [file_of(files) for _, files in items]
                 if any(paths):
                     cells = [tag("div", kind, class_="rowname")]
                     cells += [_cell(p, at, f"{name}, {kind}") for (at, _), p in zip(items, paths, strict=True)]
@@ -142,7 +140,7 @@ def _rgb(colour: object) -> str:
 
 
 def _predicted(files: ProbeFiles) -> Path | None:
-    """What the model made of the hidden patches, or else how far off its features are."""
+    """The predicted patches, or else the distance of predicted features from the true ones."""
     return files.reconstructed or files.more.get("features")
 
 
@@ -208,8 +206,7 @@ def _how_to_read(run: RunRecord) -> Markup:
     if not run.probes.norm_pix:
         return tag("span", f"Predictions are pixels.{note}")
     text = (
-        "each patch is predicted relative to its own mean and standard deviation. It is drawn with the mean and"
-        " the standard deviation of the true patch, which the model does not know: compare structure, not"
-        f" brightness.{note}"
+        "each patch is predicted relative to its own mean and standard deviation. It is drawn with the mean and the "
+        f"standard deviation of the true patch, which the model does not know: compare structure, not brightness.{note}"
     )
     return tag("span", tag("strong", "Norm-pix: "), text)

@@ -53,7 +53,7 @@ def comparison(runs: Runs) -> Markup | None:
 
 
 def evaluations(runs: Runs) -> Markup | None:
-    """What frozen features are worth: bars for the runs and their baselines, a card per protocol."""
+    """The scores of frozen features: bars for the runs and their baselines, per protocol."""
     keys = list(dict.fromkeys((e.protocol, e.data) for run in runs for e in run.evaluations))
     blocks = [_protocol(runs, *key) for key in keys]
     if not blocks:

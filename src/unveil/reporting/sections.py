@@ -50,28 +50,22 @@ def chart_section(title: str, charts: Sequence[Markup | None], explained: object
 
 
 def health(runs: Runs) -> Markup:
-    """The verdict on each run: a headline, the findings, and advice."""
+    """The verdict on each run: a headline, the results of the checks, and advice."""
     cards = []
     for place, run in enumerate(runs):
         verdicts = judge(run, [other for other in runs if other is not run])
         top = headline(verdicts)
-        findings = [
-            tag(
-                "li",
-                tag("span", v.level, class_=f"level {v.level}"),
-                tag("span", v.sentence, " ", tag("em", v.advice) if v.advice else None),
-            )
-            for v in verdicts
-        ]
-        heading = tag("p", top.sentence, class_="headline")
-        cards.append(
-            tag("article", run_heading(run, place, runs), heading, tag("ul", *findings), class_=f"verdict {top.level}")
-        )
+        findings = []
+        for v in verdicts:
+            text = tag("span", v.sentence, " ", tag("em", v.advice) if v.advice else None)
+            findings.append(tag("li", tag("span", v.level, class_=f"level {v.level}"), text))
+        content = (run_heading(run, place, runs), tag("p", top.sentence, class_="headline"), tag("ul", *findings))
+        cards.append(tag("article", *content, class_=f"verdict {top.level}"))
     return tag("section", *cards, class_="health", aria_label="Verdict")
 
 
 def key_figures(runs: Runs) -> Markup | None:
-    """The five numbers of a single run."""
+    """The main numbers of a single run."""
     if len(runs) > 1:
         return None
     run = runs[0]
@@ -86,15 +80,12 @@ def key_figures(runs: Runs) -> Markup | None:
         untrained = evaluation.accuracy("untrained")
         beside = "" if math.isnan(untrained) else f"untrained {percent(untrained)}"
         tiles.append((f"{evaluation.name} accuracy", percent(evaluation.accuracy()), beside))
-    tiles = [tile for tile in tiles if tile[1] != "–"]
-    if not tiles:
-        return None
-    return tag(
-        "section",
-        *(tag("div", tag("dt", name), tag("dd", value, tag("small", beside))) for name, value, beside in tiles),
-        class_="tiles",
-        aria_label="Key figures",
-    )
+    cells = [
+        tag("div", tag("dt", name), tag("dd", value, tag("small", beside)))
+        for name, value, beside in tiles
+        if value != "–"
+    ]
+    return tag("section", *cells, class_="tiles", aria_label="Key figures") if cells else None
 
 
 def what_was_run(runs: Runs) -> Markup:
@@ -274,10 +265,10 @@ def _steps(run: RunRecord) -> str:
 
 def _changes(run: RunRecord) -> Markup | None:
     changes = run.fact("changes")
-    if changes == []:
-        return tag("p", "All options are the paper's.")
     if not isinstance(changes, list):
         return None
+    if not changes:
+        return tag("p", "All options are the paper's.")
     rows = [[shown(change.get(key)) for key in ("dial", "paper", "used", "why")] for change in mappings(changes)]
     summary = f"{counted(len(rows), 'option')} changed from the paper to fit this data and machine"
     return tag("details", tag("summary", summary),

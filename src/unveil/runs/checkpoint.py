@@ -28,7 +28,7 @@ _MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint as it was read."""
+    """A checkpoint in memory: tensors by name, on the CPU."""
 
     path: Path
     model: dict[str, Tensor]
@@ -95,15 +95,13 @@ def write_weights(file: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
 
 def remove_partial_files(run: Path) -> None:
     """Remove what a process that was killed while it saved has left half-written."""
-    for left_over in (*(run / "checkpoints").glob(".step-*"), *(run / WEIGHTS_FOLDER).glob(".step-*")):
-        shutil.rmtree(left_over, ignore_errors=True)
+    for name in ("checkpoints", WEIGHTS_FOLDER):
+        for partial in (run / name).glob(".step-*"):
+            shutil.rmtree(partial, ignore_errors=True)
 
 
 def _save_tensors(file: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
-    own = {
-        name: tensor.detach().to("cpu", copy=tensor.device.type == "cpu").contiguous()
-        for name, tensor in tensors.items()
-    }
+    own = {name: t.detach().to("cpu", copy=t.device.type == "cpu").contiguous() for name, t in tensors.items()}
     try:
         save_file(own, file, metadata=metadata)
     except Exception as error:  # safetensors wraps the system's error in its own type
@@ -155,7 +153,7 @@ def folders(run: Path) -> list[Path]:
 
 
 def weights_by_step(run: Path) -> dict[int, Path]:
-    """The folders of all weights that a run has, kept ones and checkpoints, by their steps, the first first."""
+    """The folders of all weights of a run, saved ones and checkpoints, by step in ascending order."""
     all_folders = [*folders(run), *sorted((run / WEIGHTS_FOLDER).glob("step-*"))]
     return dict(sorted((int(f.name.removeprefix("step-")), f) for f in all_folders))
 

@@ -14,16 +14,16 @@ _TERMINAL_SECONDS = 0.2
 
 
 class RankZeroFailed(Exception):  # noqa: N818
-    """The process that speaks for this one has stopped, and has said why."""
+    """The process of rank zero has stopped and logged the reason."""
 
 
 def is_rank_zero() -> bool:
-    """Whether this process speaks for the others that `torchrun` started with it; one alone does."""
+    """Whether this process has rank 0 of those that `torchrun` started; True without `torchrun`."""
     return os.environ.get("RANK", "0") == "0"
 
 
 def log(text: str) -> None:
-    """What a person should know while the command runs: to stderr, results go to stdout."""
+    """A message on stderr, from rank 0 only; results go to stdout."""
     if is_rank_zero():
         print(text, file=sys.stderr, flush=True)
 
@@ -32,13 +32,9 @@ def duration(seconds: float) -> str:
     """Seconds in a readable unit; a dash where they are not known."""
     if not math.isfinite(seconds):
         return "–"
-    if seconds < 90:
-        return f"{seconds:.0f} s"
     if seconds < 90 * 60:
-        return f"{seconds / 60:.0f} min"
-    if seconds < 48 * 3600:
-        return f"{seconds / 3600:.1f} h"
-    return f"{seconds / 86400:.1f} days"
+        return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h" if seconds < 48 * 3600 else f"{seconds / 86400:.1f} days"
 
 
 def table(rows: Iterable[Sequence[object]], align: str = "lr", indent: str = "") -> str:
@@ -71,7 +67,7 @@ def _width(text: str) -> int:
 
 
 class Progress:
-    """A line on stderr that says how far a task is and how long it still takes.
+    """A line on stderr with the progress of a task and the time left.
 
     On a terminal it is rewritten in place; elsewhere a line is printed every ten seconds, none of them in the first
     `quiet` seconds of a task.
@@ -107,7 +103,6 @@ class Progress:
         self.width = len(line)
 
     def log(self, text: str) -> None:
-        """Print a message below the line."""
         self.close()
         log(text)
 

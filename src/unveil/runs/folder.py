@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib.util import find_spec
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from .run_config import current_options, read_metadata
 
 _LOCK = ".lock"
 _TENSORBOARD = "tensorboard"
-_OURS = (  # what a run writes, and all that --overwrite removes; run.json first: without it the rest is no run
+_RUN_FILES = (  # what a run writes, and all that --overwrite removes; run.json first: without it the rest is no run
     *("run.json", "metrics.jsonl", "broken.json", "nonfinite.json", "inspection.json", "recipe.py"),
     *("config.yaml", "report.html"),
     *("checkpoints", "kept", "pictures", "eval", "analysis", "look.png", _TENSORBOARD),
@@ -62,32 +63,31 @@ class RunFolder:
 
     @property
     def metadata(self) -> dict[str, Any]:
-        """What `run.json` says; empty when there is none."""
+        """The content of `run.json`; empty when there is none."""
         return read_metadata(self.path)
 
     def update_metadata(self, **entries: Any) -> None:
-        """Add to `run.json`, or replace what it says."""
         write_json(self.path / "run.json", {**self.metadata, **entries})
 
     def update_status(self, status: str, **entries: Any) -> None:
-        """Say in `run.json` where the run stands, if that can be done."""
+        """Set the status in `run.json`, if it can be written."""
         with self.tolerate_io_errors("run.json"):
             self.update_metadata(status=status, **entries)
 
     def write_optional_json(self, name: str, content: Any) -> None:
-        """Replace a JSON file that training can do without: a disk that is full costs the file, not the run."""
+        """Replace a JSON file that training can do without, if it can be written."""
         with self.tolerate_io_errors(name):
             write_json(self.path / name, content)
 
     def read(self, name: str, default: Any) -> Any:
-        """What such a file says; the default where there is none."""
+        """The content of such a file; the default where there is none."""
         try:
             return json.loads((self.path / name).read_text())
         except (OSError, ValueError):
             return default
 
     def log_metrics(self, line: Mapping[str, Any]) -> None:
-        """Add a line to the journal, if that can be done."""
+        """Append a line to `metrics.jsonl`, if it can be written."""
         with self.tolerate_io_errors("metrics.jsonl"), (self.path / "metrics.jsonl").open("a") as journal:
             journal.write(json.dumps(line) + "\n")
         if self.tensorboard is not None:
@@ -105,7 +105,7 @@ class RunFolder:
             self._complained.add(what)
 
     def rewind(self, step: int) -> None:
-        """Drop from the journal what was logged after a step, and a line that was cut off: training goes on there."""
+        """Drop the lines of `metrics.jsonl` after a step, and a line that was cut off."""
         journal = self.path / "metrics.jsonl"
         text = journal.read_text(errors="replace") if journal.exists() else ""
         remaining = "".join(line for line in text.splitlines(keepends=True) if _step_of(line) <= step)
@@ -115,12 +115,11 @@ class RunFolder:
 
     def clear(self) -> None:
         """Remove what a run has written here, and nothing else."""
-        for name in _OURS:
+        for name in _RUN_FILES:
             path = self.path / name
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
     def remove_partial_files(self) -> None:
-        """Remove half-written files of a process that was killed."""
         remove_partial_files(self.path)
         for partial in self.path.rglob(".*.part"):
             partial.unlink(missing_ok=True)
@@ -137,10 +136,9 @@ class RunFolder:
 
 
 class ReadOnlyRun(RunFolder):
-    """A run folder in a process that leaves the writing to another."""
+    """A run folder in a process that writes nothing, since another one does."""
 
-    def update_metadata(self, **entries: Any) -> None:
-        """Nothing is written here, nor below."""
+    def update_metadata(self, **entries: Any) -> None: ...
 
     def write_optional_json(self, name: str, content: Any) -> None: ...
 
@@ -148,7 +146,7 @@ class ReadOnlyRun(RunFolder):
 
 
 def _step_of(line: str) -> float:
-    """The step of a line of the journal; infinity for a line that was cut off."""
+    """The step of a line of metrics; infinity for a line that was cut off."""
     try:
         return float(json.loads(line)["step"]) if line.endswith("\n") else float("inf")
     except (ValueError, KeyError, TypeError):
@@ -159,17 +157,12 @@ def choose_folder(out: str | None, recipe: str) -> Path:
     """The folder `out`, or the next free `runs/<recipe>-<n>`."""
     if out is not None:
         return Path(out).expanduser()
-    n = 1
-    while (Path("runs") / f"{recipe}-{n}").exists():
-        n += 1
-    return Path("runs") / f"{recipe}-{n}"
+    return next(path for n in count(1) if not (path := Path("runs") / f"{recipe}-{n}").exists())
 
 
 def check_writable(path: Path) -> None:
     """Raise PermissionError or NotADirectoryError when a folder cannot be made or written; leaves nothing behind."""
-    place = path
-    while not place.exists() and place != place.parent:
-        place = place.parent
+    place = next((folder for folder in (path, *path.parents) if folder.exists()), path)
     if not place.is_dir():
         raise NotADirectoryError(f"{path} cannot be made: {place} is a file; give another --out")
     try:  # permissions alone say little: to root, on network drives, or when the disk is full
@@ -189,7 +182,7 @@ def check_apart(path: Path, data: str) -> None:
 def is_continuation(path: Path, fingerprint: Mapping[str, Any], overwrite: bool) -> bool:
     """Whether the folder holds an unfinished run of the same recipe and options, which is then continued.
 
-    Raises ValueError when it holds something else, and says what differs.
+    Raises ValueError, with the differences, when it holds something else.
     """
     if not path.exists() or not any(path.iterdir()):
         return False

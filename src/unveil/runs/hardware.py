@@ -78,7 +78,7 @@ def _give_way() -> None:
 
 
 def memory_used(device: torch.device) -> float:
-    """Megabytes at the highest so far on a GPU, and now for the process on a processor."""
+    """Megabytes: the peak so far on a GPU, the process's resident memory now on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
     return float(psutil.Process().memory_info().rss) / 2**20
@@ -98,12 +98,12 @@ def processor_name() -> str:
             if line.startswith("model name"):
                 return line.split(":", 1)[1].strip()
     except OSError:
-        pass  # not Linux: the platform's own word has to do
+        pass  # not Linux
     return platform.processor() or platform.machine()
 
 
 def versions(device: torch.device) -> dict[str, Any]:
-    """What a run was made with, for its folder."""
+    """The versions and the hardware of a run, for its run.json."""
     return {
         "python": platform.python_version(),
         "torch": torch.__version__,
@@ -116,12 +116,8 @@ def versions(device: torch.device) -> dict[str, Any]:
 def git_commit() -> str | None:
     """The commit of the working folder's repository, with a plus when there are changes; None where there is none."""
     try:
-        process = subprocess.run(
-            ["git", "describe", "--always", "--dirty=+", "--abbrev=12", "--exclude=*"],
-            capture_output=True,
-            text=True,
-            timeout=10,
-        )
+        command = ["git", "describe", "--always", "--dirty=+", "--abbrev=12", "--exclude=*"]
+        process = subprocess.run(command, capture_output=True, text=True, timeout=10)
     except (OSError, subprocess.TimeoutExpired):
         return None
     return process.stdout.strip() or None if process.returncode == 0 else None

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import platform
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -36,7 +36,7 @@ def hold(path: Path) -> Iterator[str | None]:
     except OSError as error:
         log(f"note: {path} cannot be locked ({error}); make sure that no other process works in {path.parent}")
     try:
-        # beside the lock, since Windows lets nobody read a locked file
+        # beside the lock, since Windows refuses to read a locked file
         _owner(path).write_text(f"process {os.getpid()} on {platform.node() or 'this machine'}")
         yield None
     finally:
@@ -61,7 +61,7 @@ def _owner(path: Path) -> Path:
 
 
 def _name(path: Path) -> str:
-    try:
-        return _owner(path).read_text() or "a process that has just begun"
-    except OSError:
-        return "a process that has just begun"
+    with suppress(OSError):
+        if name := _owner(path).read_text():
+            return name
+    return "a process that has just begun"
