@@ -19,7 +19,7 @@ from ..modeling.types import to_float
 from ..runs.suggest import suggest
 from .decode import Unreadable
 from .hdf5 import as_npy
-from .listing import folder_labels, list_files, missing
+from .listing import counts_by_extension, existing_folder, folder_labels, list_files
 from .modality_config import BUILT_IN, Declared
 from .read_map import READ, Map, read_map
 from .sources import SampleSource, Source, open_source, opener_of, read_bytes
@@ -41,11 +41,7 @@ def open_samples(address: str | Path, declared: tuple[Declared, ...]) -> SampleS
         raise ValueError("no modality is declared; name at least one, such as rgb")
     if opener := opener_of(text):
         return cast("SampleSource", opener(text, declared))
-    root = Path(text).expanduser()
-    if not root.exists():
-        raise FileNotFoundError(missing(root, _NEEDED))
-    if not root.is_dir():
-        raise ValueError(f"{text!r} is a file. {_NEEDED}")
+    root = existing_folder(text, _NEEDED)
     files = {d.name: _files_of(root, d.folder, d.suffix, f"modality {d.name!r}") for d in declared}
     masks = {d.name: _files_of(root, d.validity, "", f"the validity of {d.name!r}") for d in declared if d.validity}
     first = declared[0].name
@@ -175,7 +171,7 @@ def _files_of(root: Path, folder: str, suffix: str, what: str) -> PathByStem:
             )
         by_stem[stem] = f"{folder}/{name}"
     if not by_stem:
-        held = ", ".join(f"{n} {kind}" for kind, n in others.most_common(5)) or f"{len(names)} of another suffix"
+        held = counts_by_extension(others, f"{len(names)} of another suffix")
         raise ValueError(
             f"{what} has no files in {str(place)!r}: found {held}. What counts: *{suffix}, {' '.join(READ)}"
         )

@@ -58,12 +58,12 @@ def decode(data: bytes, name: str = "image") -> Shaped[Tensor, "C H W"]:
     finds. The first frame of an animation counts, and EXIF orientation is applied. Pixels that are NaN, infinite or
     outside [0, 1] are refused: no scale is guessed. Raises `Unreadable`.
     """
-    return _reading(name, _decode, data)
+    return reading(name, _decode, data)
 
 
 def read_header(data: bytes, name: str = "image") -> Header:
     """What the header says, without decoding the pixels. Raises `Unreadable`."""
-    return _reading(name, _read_header, data)
+    return reading(name, _read_header, data)
 
 
 def to_channels(image: Shaped[Tensor, "C H W"], channels: int, name: str = "image") -> Shaped[Tensor, "{channels} H W"]:
@@ -78,15 +78,17 @@ def to_channels(image: Shaped[Tensor, "C H W"], channels: int, name: str = "imag
     raise Unreadable(name, f"has {_count(len(image))}; {channels} are needed")
 
 
-def _reading(name: str, read: Callable[[bytes], T], data: bytes) -> T:
-    """Run a reader; any error becomes `Unreadable`. Decoders of foreign bytes may raise anything."""
+def reading(name: str, read: Callable[[bytes], T], data: bytes) -> T:
+    """What a reader makes of the bytes of a file; any of its errors becomes `Unreadable`."""
     if not data:
         raise Unreadable(name, "the file is empty (0 bytes)")
     try:
         return read(data)
+    except Unreadable:
+        raise
     except UnidentifiedImageError as error:
         raise Unreadable(name, f"not an image in a format that can be read (it starts with {data[:8]!r})") from error
-    except Exception as error:
+    except Exception as error:  # decoders of foreign bytes may raise anything
         raise Unreadable(name, str(error) or type(error).__name__) from error
 
 

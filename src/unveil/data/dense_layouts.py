@@ -3,7 +3,7 @@ maps, rendered scenes."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -11,7 +11,7 @@ from typing import Literal
 from .aligned_folders import AlignedSource, open_samples
 from .dense_dataset import DensePair, DenseSet, LabelEncoding
 from .hdf5 import NYUV2, hypersim_frames, nyuv2_frames
-from .listing import list_files, missing
+from .listing import counts_by_extension, existing_folder, list_files
 from .modality_config import BUILT_IN, DEPTH, RGB, SEMSEG, Declared
 from .read_map import READ
 
@@ -76,13 +76,9 @@ def open_dense(data: str, test_data: str | None = None, stored: StorageOptions |
 
 
 def _open(address: str, stored: StorageOptions) -> dict[str, DenseSet]:
-    root = Path(address).expanduser()
     if stored.declared or address == "scenes" or address.startswith("scenes:"):
-        return _declared(address, root, stored)
-    if not root.exists():
-        raise FileNotFoundError(missing(root, _NEEDED))
-    if not root.is_dir():
-        raise ValueError(f"{address!r} is a file. {_NEEDED}")
+        return _declared(address, Path(address).expanduser(), stored)
+    root = existing_folder(address, _NEEDED)
     layout = stored.layout if stored.layout != "auto" else _guess(root)
     if layout == "hypersim":
         listed = hypersim_frames(root)
@@ -125,7 +121,7 @@ def _declared(address: str, root: Path, stored: StorageOptions) -> dict[str, Den
             f"{flags}: scenes and declared maps define this already; leave it out, or write it in the .toml"
         )
     declared = stored.declared or tuple(BUILT_IN.values())
-    inside = _by_split(root) if root.is_dir() and not (root / declared[0].folder).is_dir() else {}
+    inside = _folders(root, SPLITS) if root.is_dir() and not (root / declared[0].folder).is_dir() else {}
     places = {split: str(folder) for split, folder in inside.items()} if "train" in inside else {"train": address}
     return {split: _of_samples(place, declared, stored.max_depth) for split, place in places.items()}
 
@@ -186,14 +182,14 @@ def _splits(root: Path) -> dict[str, dict[str, Path]]:
         pairs = {s: {"rgb": root / s, "semseg": root / f"{s}annot"} for s in ("train", "test", "val")}
         there = [kinds for kinds in pairs.values() if all(folder.is_dir() for folder in kinds.values())]
         return dict(zip(SPLITS, there, strict=False))
-    here = _kinds(root)
+    here = _folders(root, FOLDERS)
     if here:
-        inside = {kind: _by_split(folder) for kind, folder in here.items()}
+        inside = {kind: _folders(folder, SPLITS) for kind, folder in here.items()}
         if all("train" in splits for splits in inside.values()):
             shared = set.intersection(*(set(splits) for splits in inside.values()))
             return {s: {kind: splits[s] for kind, splits in inside.items()} for s in SPLITS if s in shared}
         return {"train": here}
-    splits = {split: kinds for split, folder in _by_split(root).items() if (kinds := _kinds(folder))}
+    splits = {split: kinds for split, folder in _folders(root, SPLITS).items() if (kinds := _folders(folder, FOLDERS))}
     if "train" not in splits:
         held = ", ".join(sorted(p.name for p in root.iterdir() if p.is_dir())[:8]) or "no folders"
         raise ValueError(
@@ -203,17 +199,11 @@ def _splits(root: Path) -> dict[str, dict[str, Path]]:
     return splits
 
 
-def _kinds(root: Path) -> dict[str, Path]:
-    """The folders of each kind inside a folder, the first by the order of names."""
+def _folders(root: Path, known: Mapping[str, Sequence[str]]) -> dict[str, Path]:
+    """The folder inside a folder for each entry, the first by the order of its names; none where there is none."""
     inside = {path.name.lower(): path for path in root.iterdir() if path.is_dir()}
-    folders = {kind: next((inside[n] for n in names if n in inside), None) for kind, names in FOLDERS.items()}
-    return {kind: path for kind, path in folders.items() if path is not None}
-
-
-def _by_split(root: Path) -> dict[str, Path]:
-    inside = {path.name.lower(): path for path in root.iterdir() if path.is_dir()}
-    folders = {split: next((inside[n] for n in names if n in inside), None) for split, names in SPLITS.items()}
-    return {split: path for split, path in folders.items() if path is not None}
+    there = {key: [name for name in names if name in inside] for key, names in known.items()}
+    return {key: inside[names[0]] for key, names in there.items() if names}
 
 
 def _listed(root: Path, kinds: Mapping[str, Path]) -> tuple[list[str], dict[str, list[str]]]:
@@ -234,8 +224,9 @@ def _listed(root: Path, kinds: Mapping[str, Path]) -> tuple[list[str], dict[str,
 def _stems(folder: Path) -> dict[str, str]:
     files, others = list_files(folder, EXTENSIONS)
     if not files:
-        held = ", ".join(f"{n} {kind}" for kind, n in others.most_common(5)) or "nothing"
-        raise ValueError(f"no maps in {str(folder)!r}: found {held}. What counts: {' '.join(EXTENSIONS)}")
+        raise ValueError(
+            f"no maps in {str(folder)!r}: found {counts_by_extension(others)}. What counts: {' '.join(EXTENSIONS)}"
+        )
     return {path.rsplit(".", 1)[0]: path for path in files}
 
 

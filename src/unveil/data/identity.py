@@ -15,7 +15,6 @@ class Located(Protocol):
 
     def location(self, index: int) -> str:
         """The resolved path of a sample's file, and the row in it; of a rendered one what it is rendered from."""
-        ...
 
 
 def locations(source: Source) -> list[str]:

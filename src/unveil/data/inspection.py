@@ -10,6 +10,8 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from ..modeling.types import to_float
 from ..runs.console import table
@@ -80,10 +82,7 @@ class Inspection:
 
 def inspect_source(source: Source, limit: int | None = None) -> Inspection:
     """Look at a source: the header of every image, the pixels of up to `limit` (default 2000, evenly spread)."""
-    if limit is not None and limit < 1:
-        raise ValueError(f"a limit of {limit} images leaves nothing to measure; give 1 or more, or none for 2000")
-    n = len(source)
-    decoded = set(spread(n, limit or 2000))
+    n, decoded = len(source), set(_measured(len(source), limit, "images"))
     whole, numbers = origin(source)
     files = whole if isinstance(whole, EncodedSource) else None  # None where images are made
     headers: list[Header] = []
@@ -111,19 +110,19 @@ def inspect_source(source: Source, limit: int | None = None) -> Inspection:
             made.append((image.shape[-2], image.shape[-1]))
             kinds["made here"] += 1
             depths[8 * image.element_size()] += 1
-        pixels = to_float(image).double()
-        sums += torch.stack([pixels.mean((1, 2)), pixels.square().mean((1, 2))])
+        sums += _moments(image)
         measured += 1
-    mean, square = sums / max(measured, 1)
-    sizes = sorted([*(header.size for header in headers), *made], key=lambda size: size[0] * size[1])
+    sizes = [*(header.size for header in headers), *made]
+    smallest, median, largest = _sizes(sizes)
+    mean, std = _mean_std(sums, measured)
     return Inspection(
         address=source.address,
         count=n,
         channels=source.channels,
         num_decoded=len(decoded),
-        smallest=sizes[0] if sizes else None,
-        median=sizes[len(sizes) // 2] if sizes else None,
-        largest=sizes[-1] if sizes else None,
+        smallest=smallest,
+        median=median,
+        largest=largest,
         share_not_square=sum(h != w for h, w in sizes) / max(len(sizes), 1),
         modes=_tally(header.mode for header in headers) or dict(kinds),
         bits=_tally(header.bits for header in headers) or dict(depths),
@@ -132,9 +131,34 @@ def inspect_source(source: Source, limit: int | None = None) -> Inspection:
         classes=_class_counts(source),
         duplicates=[names for names in copies.values() if len(names) > 1],
         unreadable=unreadable,
-        mean=tuple(mean.tolist()),
-        std=tuple((square - mean.square()).clamp_min(0).sqrt().tolist()),
+        mean=mean,
+        std=std,
     )
+
+
+def _measured(count: int, limit: int | None, what: str) -> list[int]:
+    """The samples whose pixels are read."""
+    if limit is not None and limit < 1:
+        raise ValueError(f"a limit of {limit} {what} leaves nothing to measure; give 1 or more, or none for 2000")
+    return spread(count, limit or 2000)
+
+
+def _sizes(sizes: list[tuple[int, int]]) -> tuple[tuple[int, int] | None, ...]:
+    """The smallest, median and largest of some sizes, by area."""
+    ordered = sorted(sizes, key=math.prod)
+    return (ordered[0], ordered[len(sizes) // 2], ordered[-1]) if ordered else (None, None, None)
+
+
+def _moments(image: Tensor) -> Float[Tensor, "2 C"]:
+    """Mean and mean square of each channel of an image C ..., in float64."""
+    pixels, pixel_dims = to_float(image).double(), tuple(range(1, image.ndim))
+    return torch.stack([pixels.mean(pixel_dims), pixels.square().mean(pixel_dims)])
+
+
+def _mean_std(sums: Float[Tensor, "2 C"], count: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of each channel, from the sum of so many images' moments."""
+    mean, square = sums / max(count, 1)
+    return tuple(mean.tolist()), tuple((square - mean.square()).clamp_min(0).sqrt().tolist())
 
 
 def _tally(values: Iterable[Any]) -> dict[Any, int]:
@@ -249,8 +273,6 @@ class AlignedInspection:
 
 def inspect_samples(source: Source, limit: int | None = None) -> AlignedInspection:
     """Look at the samples of a source of several maps: the names of all, the maps of up to `limit` (default 2000)."""
-    if limit is not None and limit < 1:
-        raise ValueError(f"a limit of {limit} samples leaves nothing to measure; give 1 or more, or none for 2000")
     whole, numbers = origin(source)
     assert isinstance(whole, SampleSource)
     n = len(numbers)
@@ -258,7 +280,7 @@ def inspect_samples(source: Source, limit: int | None = None) -> AlignedInspecti
     unreadable: dict[str, str] = {}
     tallies = {d.name: _MapSums(d) for d in whole.declared}
     modalities = [d.modality for d in whole.declared]
-    decoded = spread(n, limit or 2000)
+    decoded = _measured(n, limit, "samples")
     for i in numbers:
         for d, has in zip(whole.declared, whole.has(i), strict=True):
             tallies[d.name].count += has
@@ -273,13 +295,8 @@ def inspect_samples(source: Source, limit: int | None = None) -> AlignedInspecti
             continue
         for name, read_map in read.items():
             tallies[name].add(read_map)
-    labels, names = whole.labels, whole.classes
-    classes = None
-    if labels is not None and names is not None:
-        counts = Counter(labels[i] for i in numbers)
-        classes = {name: counts[label] for label, name in enumerate(names)}
     maps = tuple(tally.facts() for tally in tallies.values())
-    return AlignedInspection(source.address, n, len(decoded), maps, dict(orphans), unreadable, classes)
+    return AlignedInspection(source.address, n, len(decoded), maps, dict(orphans), unreadable, _class_counts(source))
 
 
 @dataclass
@@ -293,7 +310,7 @@ class _MapSums:
     stored: Counter[str] = field(default_factory=Counter)
     sizes: list[tuple[int, int]] = field(default_factory=list)
     ids: Counter[int] = field(default_factory=Counter)
-    sums: torch.Tensor | None = None
+    sums: Tensor | float = 0.0
 
     def add(self, read_map: Map) -> None:
         image = read_map.values
@@ -305,27 +322,25 @@ class _MapSums:
             ids, counts = image[0][known].unique(return_counts=True)
             self.ids.update(dict(zip(ids.tolist(), counts.tolist(), strict=True)))
         elif known.any():
-            pixels = to_float(image)[:, known].double()
-            sums = torch.stack([pixels.mean(1), pixels.square().mean(1)])
-            self.sums = sums if self.sums is None else self.sums + sums
+            self.sums = self.sums + _moments(image[:, known])
             self.measured += 1
 
     def facts(self) -> MapFacts:
         channels = self.declared.modality.channels
-        mean, square = torch.zeros(2, channels, dtype=torch.float64) if self.sums is None else self.sums / self.measured
-        sizes = sorted(self.sizes, key=math.prod)
-        is_continuous = not self.declared.is_categorical
+        sums = torch.zeros(2, channels, dtype=torch.float64) + self.sums
+        mean, std = ((), ()) if self.declared.is_categorical else _mean_std(sums, self.measured)
+        smallest, median, largest = _sizes(self.sizes)
         return MapFacts(
             name=self.declared.name,
             unit=self.declared.unit,
             count=self.count,
             channels=channels,
             stored=dict(self.stored.most_common()),
-            smallest=sizes[0] if sizes else None,
-            median=sizes[len(sizes) // 2] if sizes else None,
-            largest=sizes[-1] if sizes else None,
-            mean=tuple(mean.tolist()) if is_continuous else (),
-            std=tuple((square - mean.square()).clamp_min(0).sqrt().tolist()) if is_continuous else (),
+            smallest=smallest,
+            median=median,
+            largest=largest,
+            mean=mean,
+            std=std,
             share_valid=self.valid / max(len(self.sizes), 1),
             ids=dict(sorted(self.ids.items())),
         )

@@ -51,6 +51,21 @@ def folder_labels(files: Collection[str]) -> tuple[list[int] | None, list[str] |
     return [number[top] for top in tops], classes
 
 
+def counts_by_extension(others: Counter[str], otherwise: str = "nothing") -> str:
+    """The most frequent kinds of other files in a folder as words; `otherwise` where there are none."""
+    return ", ".join(f"{n} {kind}" for kind, n in others.most_common(5)) or otherwise
+
+
+def existing_folder(address: str, needed: str) -> Path:
+    """The folder at an address; FileNotFoundError where nothing is there, ValueError for a file."""
+    root = Path(address).expanduser()
+    if not root.exists():
+        raise FileNotFoundError(missing(root, needed))
+    if not root.is_dir():
+        raise ValueError(f"{address!r} is a file. {needed}")
+    return root
+
+
 def missing(path: Path, needed: str) -> str:
     """The words for a path that is not there: what is near, and what is needed."""
     parent = next(folder for folder in path.absolute().parents if folder.is_dir())

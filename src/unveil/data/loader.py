@@ -56,13 +56,11 @@ class ViewPolicy(Protocol):
     @property
     def image_size(self) -> tuple[int, int]:
         """Height and width of the views."""
-        ...
 
     def __call__(
         self, samples: Sequence[Sample], modalities: Sequence[Modality], keys: Int[Tensor, " B"]
     ) -> list[Sample]:
         """A view of each sample, a pure function of the sample and its key."""
-        ...
 
 
 class TooManyBroken(ValueError):  # noqa: N818

@@ -13,7 +13,7 @@ from jaxtyping import Bool, Shaped
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-from .decode import EXTENSIONS, Unreadable, decode, is_tiff, oriented, read_header, to_channels
+from .decode import EXTENSIONS, decode, is_tiff, oriented, read_header, reading, to_channels
 from .modality_config import Declared
 
 READ = (*EXTENSIONS, ".npy", ".npz", ".dcm")
@@ -46,26 +46,26 @@ class _Stored:
 
 def read_map(data: bytes, declared: Declared, name: str = "map") -> Map:
     """The map that a file of this modality holds. Raises `Unreadable`, also for a class id that is not declared."""
-    if not data:
-        raise Unreadable(name, "the file is empty (0 bytes)")
-    try:
-        if _is_picture(data, declared):
-            header = read_header(data, name)
-            pixels = to_channels(decode(data, name), declared.modality.channels, name)
-            return Map(pixels, None, f"{header.bits}-bit {header.format}", is_picture=True)
-        stored = _stored(data, declared)
-        _check_channels(stored, declared)
-        return _ids(stored, declared) if declared.is_categorical else _measured(stored, declared)
-    except Unreadable:
-        raise
-    except Exception as error:  # decoders of foreign bytes may raise anything
-        raise Unreadable(name, str(error) or type(error).__name__) from error
+    return reading(name, lambda data: _read_map(data, declared, name), data)
+
+
+def _read_map(data: bytes, declared: Declared, name: str) -> Map:
+    if _is_picture(data, declared):
+        header = read_header(data, name)
+        pixels = to_channels(decode(data, name), declared.modality.channels, name)
+        return Map(pixels, None, f"{header.bits}-bit {header.format}", is_picture=True)
+    stored = _stored(data, declared)
+    channels, needed = len(stored.values), declared.modality.channels
+    if channels != needed:
+        kind = "class ids have one" if declared.is_categorical else f"{needed} declared"
+        raise ValueError(f"has {channels} channel{'s' * (channels > 1)}, {kind} ({stored.kind})")
+    return _ids(stored, declared) if declared.is_categorical else _measured(stored, declared)
 
 
 def _is_picture(data: bytes, declared: Declared) -> bool:
     """Whether a file is an image to look at: nothing declared needs the numbers that it stores."""
     plain = declared.scale is None and not declared.nodata and not declared.is_categorical
-    return plain and not _is_array(data) and not _is_dicom(data) and not (is_tiff(data) and _is_geotiff(data))
+    return plain and not _is_array(data) and not _is_dicom(data) and not _is_geotiff(data)
 
 
 def _is_array(data: bytes) -> bool:
@@ -77,6 +77,8 @@ def _is_dicom(data: bytes) -> bool:
 
 
 def _is_geotiff(data: bytes) -> bool:
+    if not is_tiff(data):
+        return False
     try:
         with Image.open(io.BytesIO(data)) as image:
             tags = getattr(image, "tag_v2", {})
@@ -90,7 +92,7 @@ def _stored(data: bytes, declared: Declared) -> _Stored:
         return _array(data, declared)
     if _is_dicom(data):
         return _dicom(data, declared)
-    if is_tiff(data) and _is_geotiff(data):
+    if _is_geotiff(data):
         return _geotiff(data)
     with Image.open(io.BytesIO(data)) as image:
         if image.mode not in ("L", "P", "1", "I", "F", "RGB") and not image.mode.startswith("I;16"):
@@ -172,13 +174,6 @@ def _own_window(file: object) -> tuple[float, float] | None:
         return None
     several = [value if isinstance(value, Sequence) else [value] for value in (centre, width)]
     return float(several[0][0]), float(several[1][0])
-
-
-def _check_channels(stored: _Stored, declared: Declared) -> None:
-    channels, needed = len(stored.values), declared.modality.channels
-    if channels != needed:
-        kind = "class ids have one" if declared.is_categorical else f"{needed} declared"
-        raise ValueError(f"has {channels} channel{'s' * (channels > 1)}, {kind} ({stored.kind})")
 
 
 def _measured(stored: _Stored, declared: Declared) -> Map:

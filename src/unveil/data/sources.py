@@ -6,8 +6,8 @@ A package registers a source as an entry point of the group `unveil.sources`: `n
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
@@ -17,7 +17,7 @@ from jaxtyping import Shaped
 from torch import Tensor
 
 from .decode import EXTENSIONS, Unreadable, decode, read_header, to_channels
-from .listing import SPLITS, folder_labels, list_files, missing
+from .listing import SPLITS, counts_by_extension, folder_labels, list_files, missing
 from .modality_config import Declared
 from .read_map import Map
 from .transforms import Sample
@@ -34,32 +34,26 @@ class Source(Protocol):
     @property
     def address(self) -> str:
         """Where it was opened, as the user wrote it."""
-        ...
 
     @property
     def channels(self) -> int:
         """How many channels every image is delivered with."""
-        ...
 
     @property
     def labels(self) -> list[int] | None:
         """The class of each image (-1 where unknown), or None."""
-        ...
 
     @property
     def classes(self) -> list[str] | None:
         """The names of the classes, or None."""
-        ...
 
     def __len__(self) -> int: ...
 
     def image(self, index: int) -> Shaped[Tensor, "C H W"]:
         """One image: uint8 in 0..255, or float32 in [0, 1]; raises `Unreadable` for a broken one."""
-        ...
 
     def name(self, index: int) -> str:
         """The name of an image in messages."""
-        ...
 
 
 @runtime_checkable
@@ -68,7 +62,6 @@ class EncodedSource(Source, Protocol):
 
     def encoded(self, index: int) -> bytes:
         """The bytes of an image before decoding; raises `Unreadable` where they cannot be read."""
-        ...
 
 
 @runtime_checkable
@@ -78,30 +71,24 @@ class Samples(Protocol):
     @property
     def address(self) -> str:
         """Where they were opened, as the user wrote it."""
-        ...
 
     @property
     def declared(self) -> tuple[Declared, ...]:
         """The modalities, in the order of the user."""
-        ...
 
     def __len__(self) -> int: ...
 
     def name(self, index: int) -> str:
         """The name of a sample for people."""
-        ...
 
     def sample(self, index: int) -> Sample:
         """The maps of one sample, all in one frame; raises `Unreadable` when one of them is broken."""
-        ...
 
     def has(self, index: int) -> tuple[bool, ...]:
         """Which of the modalities a sample has; nothing is read for it."""
-        ...
 
     def complete(self) -> frozenset[str]:
         """The modalities whose maps are valid at every pixel, wherever there is a map."""
-        ...
 
 
 @runtime_checkable
@@ -110,11 +97,9 @@ class SampleSource(Samples, Source, Protocol):
 
     def read(self, index: int) -> dict[str, Map]:
         """The maps of one sample, each at its own size; raises `Unreadable`."""
-        ...
 
     def settled(self, declared: tuple[Declared, ...]) -> SampleSource:
         """The same source, its modalities as the data have settled them."""
-        ...
 
 
 def open_source(address: str | Path, channels: int | None = None) -> Source:
@@ -216,12 +201,12 @@ class Subset:
         return self.source.name(self.indices[index])
 
 
-def most_common_channels(encoded: Iterable[tuple[bytes, str]]) -> int:
-    """How many channels most of these images have; 3 where none can be read (decoding says why)."""
+def most_common_channels(source: EncodedSource) -> int:
+    """How many channels most images have, of 64 evenly spread; 3 where none can be read (decoding says why)."""
     counts: Counter[int] = Counter()
-    for data, name in encoded:
+    for i in spread(len(source), _HEADERS_READ):
         try:
-            counts[read_header(data, name).channels] += 1
+            counts[read_header(source.encoded(i), source.name(i)).channels] += 1
         except Unreadable:
             continue
     # A tie goes to more channels: grey is repeated, colour is not lost.
@@ -240,13 +225,13 @@ def _open_folder(address: str, root: Path, channels: int | None) -> Source:
     if shards:
         return _open_parquet(address, shards, channels)
     if not files:
-        held = ", ".join(f"{n} {kind}" for kind, n in others.most_common(5)) or "nothing"
-        raise ValueError(f"no images in {address!r}: found {held}. What counts: {' '.join(EXTENSIONS)}, or .parquet")
+        raise ValueError(
+            f"no images in {address!r}: found {counts_by_extension(others)}. What counts: {' '.join(EXTENSIONS)}, or"
+            " .parquet"
+        )
     labels, classes = folder_labels(files)
     source = FolderSource(address, root, files, channels or 3, labels, classes)
-    if channels is None:
-        channels = most_common_channels(_readable(source, spread(len(files), _HEADERS_READ)))
-    return FolderSource(address, root, files, channels, labels, classes)
+    return source if channels else replace(source, channels=most_common_channels(source))
 
 
 def _open_parquet(address: str, paths: list[Path], channels: int | None) -> Source:
@@ -261,17 +246,8 @@ def _open_parquet(address: str, paths: list[Path], channels: int | None) -> Sour
         )
     source = ParquetSource(address, paths, channels or 3)
     if channels is None:
-        channels = most_common_channels(_readable(source, spread(len(source), _HEADERS_READ)))
-        source = ParquetSource(address, paths, channels)
+        source.channels = most_common_channels(source)
     return source
-
-
-def _readable(source: EncodedSource, indices: Iterable[int]) -> Iterable[tuple[bytes, str]]:
-    for i in indices:
-        try:
-            yield source.encoded(i), source.name(i)
-        except Unreadable:
-            continue
 
 
 def read_bytes(path: Path, name: str) -> bytes:
