@@ -1,4 +1,4 @@
-"""A budget that follows the losses.
+"""A budget of visible tokens per modality that adapts to the losses.
 
 Shapes: B batch, M modalities, N tokens.
 """
@@ -19,9 +19,10 @@ from .types import Batch, Observations, Tokens
 class AdaptiveBudget(nn.Module):
     """A Dirichlet budget whose concentrations follow a moving average of each modality's loss.
 
-    Losses differ in unit, so each counts as a share of what it was at the first update. The concentrations are M alpha
-    times the softmax of the logarithms of these shares over `temperature`, at least `floor`: a modality whose loss has
-    fallen least gets more of its tokens `visible`, or more of them `hidden`. `losses` names each modality's objective.
+    Losses differ in unit, so each is divided by its value at the first update. The concentrations are M alpha times the
+    softmax of the logarithms of these ratios over `temperature`, at least `floor`: a modality whose loss has fallen
+    least gets more of its tokens `visible`, or more of them `hidden`. `losses` names each modality's objective. Raises
+    ValueError for an option outside its range.
     """
 
     average: Tensor
@@ -54,23 +55,23 @@ class AdaptiveBudget(nn.Module):
 
     @property
     def concentrations(self) -> Float[Tensor, " M"]:
-        """The Dirichlet's parameters as they are now, in the order of `losses`."""
-        is_begun = self.start > 0
-        share = torch.where(is_begun, self.average / torch.where(is_begun, self.start, 1), 1).clamp_min(1e-6)
-        weight = (self.sign * share.log() / self.temperature).softmax(dim=0) * len(share)
+        """The current parameters of the Dirichlet distribution, in the order of `losses`."""
+        has_start = self.start > 0
+        ratio = torch.where(has_start, self.average / torch.where(has_start, self.start, 1), 1).clamp_min(1e-6)
+        weight = (self.sign * ratio.log() / self.temperature).softmax(dim=0) * len(ratio)
         return (self.alpha * weight).clamp_min(self.floor)
 
     @torch.no_grad()
     def forward(self, tokens: Tokens, observations: Observations, batch: Batch) -> Float[Tensor, "B N"]:
-        places = [list(self.objectives).index(name) for name in tokens.layout.spans]
-        alpha = torch.stack([self.concentrations[place] for place in places])
+        indices = [list(self.objectives).index(name) for name in tokens.layout.spans]
+        alpha = torch.stack([self.concentrations[index] for index in indices])
         return score_by_budget(self.guide(tokens, observations, batch), alpha, batch, tokens.layout)
 
     @torch.no_grad()
     def after_step(self, losses: Mapping[str, Float[Tensor, ""]], updated: Bool[Tensor, ""]) -> None:
-        """Move the averages towards the losses of an update that was made; the first such sets where they start."""
-        now = torch.stack([losses[name] for name in self.objectives.values()]).to(self.average)
-        begins = updated & (self.start == 0)
-        self.start.copy_(torch.where(begins, now, self.start))
-        moved = torch.where(begins, now, self.average.lerp(now, 1 - self.momentum))
-        self.average.copy_(torch.where(updated, moved, self.average))
+        """Move the averages towards the losses; the first update that is not skipped sets their start."""
+        current = torch.stack([losses[name] for name in self.objectives.values()]).to(self.average)
+        is_first = updated & (self.start == 0)
+        self.start.copy_(torch.where(is_first, current, self.start))
+        average = torch.where(is_first, current, self.average.lerp(current, 1 - self.momentum))
+        self.average.copy_(torch.where(updated, average, self.average))

@@ -25,7 +25,12 @@ BlendKind = Literal["linear", "softmax", "project", "none"]
 
 
 class Decoder(nn.Module):
-    """What all decoders share: the modality, the tokens that have outputs, and the encoder layers that are read."""
+    """What all decoders share: the modality, the tokens that have outputs, and the encoder layers that are read.
+
+    `make_queries` gives Q queries per sample; `forward` takes the encoder's latents (B K E, of its width E) and the
+    queries, and returns one output per query (B Q D, D the decoder's width). Raises ValueError for heads that do not
+    divide the width, and for no blocks where a decoder needs them.
+    """
 
     reads: tuple[int, ...] = ()
 
@@ -158,11 +163,11 @@ class SelfDecoder(Decoder):
         read = latents.final
         if self.blend is not None and self.blend_norm is not None:
             read = self.blend_norm(self.blend(latents.layers)[0])
-        places = self.positions(latents.tokens.layout.grid)
+        positions = self.positions(latents.tokens.layout.grid)
         prefix, visible = self.embed(read).tensor_split([latents.num_prefix], dim=1)
         blank = queries.cells[:, visible.shape[1] :] if self.outputs == "all" else queries.cells
-        masked = self.mask_token + places[blank]
-        x = torch.cat([prefix, visible + places[latents.tokens.cells], masked.to(visible.dtype)], dim=1)
+        masked = self.mask_token + positions[blank]
+        x = torch.cat([prefix, visible + positions[latents.tokens.cells], masked.to(visible.dtype)], dim=1)
         *others, last = self.blocks
         for block in others:
             x = block(x)
@@ -232,11 +237,11 @@ class PromptingDecoder(Decoder):
         self.apply(initialise)
 
     def forward(self, latents: Latents, queries: Queries) -> Float[Tensor, "B Q D"]:
-        places = self.positions(latents.tokens.layout.grid)
+        positions = self.positions(latents.tokens.layout.grid)
         prefix, visible = self.embed(latents.final).tensor_split([latents.num_prefix], dim=1)
-        visible = visible + places[latents.tokens.cells]
+        visible = visible + positions[latents.tokens.cells]
         is_all = self.outputs == "all"
-        x = self.mask_token + places[queries.cells[:, visible.shape[1] :] if is_all else queries.cells]
+        x = self.mask_token + positions[queries.cells[:, visible.shape[1] :] if is_all else queries.cells]
         for block, normalise in zip(self.blocks, self.context_norms, strict=True):
             x = block(x, normalise(torch.cat([prefix, visible, x.to(visible.dtype)], dim=1)))
         return self.norm(torch.cat([visible, x], dim=1) if is_all else x)
@@ -272,11 +277,11 @@ class TaskDecoder(Decoder):
 
     def forward(self, latents: Latents, queries: Queries) -> Float[Tensor, "B Q D"]:
         layout, ids = latents.tokens.layout, latents.tokens.ids
-        places = self.positions(layout.grid)
+        positions = self.positions(layout.grid)
         prefix, visible = self.embed(latents.final).tensor_split([latents.num_prefix], dim=1)
         tasks = torch.stack([self.tasks[name] for name in layout.spans])
-        visible = visible + tasks[ids // layout.num_cells] + places[latents.tokens.cells]
-        blank = self.mask_token + places
+        visible = visible + tasks[ids // layout.num_cells] + positions[latents.tokens.cells]
+        blank = self.mask_token + positions
         if self.modality in layout.spans:
             blank = blank + self.tasks[self.modality]
         x = blank.expand(len(ids), -1, -1)

@@ -82,7 +82,11 @@ def adapter(modality: Modality, patch: int, dim: int, class_dim: int) -> nn.Modu
 class Encoder(nn.Module):
     """A ViT: prefix tokens, pre-norm blocks, a final norm where the paper has one (CrossMAE and MultiMAE have none).
 
-    It reads the modalities that are inputs. `class_dim` is the width of a class's vector (MultiMAE: 64).
+    `modalities` of role `output` are not read. `image_size` is in pixels, one number or height and width; `patch` is a
+    side in pixels; `dim`, `depth` and `heads` are width, blocks and attention heads; `class_dim` is the width of a
+    class's vector (MultiMAE: 64). `embed` gives tokens B N D, `forward` latents B K D, K = R prefix tokens + V tokens.
+    Raises ValueError without a modality to read, for a patch that does not divide the image, or heads that do not
+    divide the width.
     """
 
     def __init__(
@@ -115,7 +119,7 @@ class Encoder(nn.Module):
         return self.grid[0] * self.patch, self.grid[1] * self.patch
 
     def layout(self, batch: Batch) -> Layout:
-        """Where the tokens of a batch will sit: those of the modalities that it has of the encoder's."""
+        """The layout of a batch's tokens. Raises ValueError without a modality of the encoder, or for several sizes."""
         given = [m for m in self.modalities if m.name in batch.maps]
         if not given:
             raise ValueError(
@@ -131,8 +135,8 @@ class Encoder(nn.Module):
     def embed(self, batch: Batch) -> Tokens:
         """Every token of every modality of the batch, in one sequence."""
         layout = self.layout(batch)
-        places = self.positions(layout.grid)
-        values = torch.cat([self.adapters[name](batch) + places for name in layout.spans], dim=1)
+        positions = self.positions(layout.grid)
+        values = torch.cat([self.adapters[name](batch) + positions for name in layout.spans], dim=1)
         ids = torch.arange(layout.num_tokens, device=values.device).expand(values.shape[:2])
         return Tokens(values, ids, layout, missing(batch, layout))
 
@@ -173,12 +177,12 @@ class Encoder(nn.Module):
 
 
 def missing(batch: Batch, layout: Layout) -> Bool[Tensor, "B N"] | None:
-    """The tokens of modalities that a sample does not have; None where the batch says nothing of it."""
+    """The tokens of modalities that a sample does not have; None where the batch does not say."""
     if not any(name in batch.present for name in layout.spans):
         return None
-    everywhere = torch.ones_like(batch.key, dtype=torch.bool)
-    there = torch.stack([batch.present.get(name, everywhere) for name in layout.spans], dim=1)
-    return ~there.repeat_interleave(layout.num_cells, dim=1)
+    all_present = torch.ones_like(batch.key, dtype=torch.bool)
+    present = torch.stack([batch.present.get(name, all_present) for name in layout.spans], dim=1)
+    return ~present.repeat_interleave(layout.num_cells, dim=1)
 
 
 def vit(

@@ -63,6 +63,10 @@ class FeatureExtractor(nn.Module, ABC):
     def features(self, images: Float[Tensor, "B C H W"], pool: Pool) -> Float[Tensor, "B F"]:
         """The class token, the mean of the patch tokens, or both side by side, of images in [0, 1]."""
 
+    @abstractmethod
+    def maps(self, images: Float[Tensor, "B C H W"], blocks: Sequence[int]) -> list[Float[Tensor, "B K D"]]:
+        """The outputs of these blocks, counted from 1, before any final norm: prefix tokens, then patches by rows."""
+
     def layer_of(self, name: str) -> int:
         """The layer of a parameter: 0 before the blocks, k in block k counted from 1, depth + 1 after them."""
         _, module, *rest = name.split(".")
@@ -113,7 +117,6 @@ class ImageEncoder(FeatureExtractor):
         return self.encoder.norm
 
     def maps(self, images: Float[Tensor, "B C H W"], blocks: Sequence[int]) -> list[Float[Tensor, "B K D"]]:
-        """The outputs of these blocks, counted from 1, before any final norm: prefix tokens, then patches by rows."""
         latents = _latents(self.encoder, images, blocks)
         return [latents.layers[block] for block in blocks]
 

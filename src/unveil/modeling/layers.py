@@ -46,14 +46,14 @@ def check_heads(dim: int, heads: int) -> None:
 
 
 def rotate(x: Float[Tensor, "B H K d"], rotation: Rotation | None) -> Float[Tensor, "B H K d"]:
-    """Rotary positions: queries or keys of patches turned by their angles, prefix tokens as they are (DINOv3)."""
+    """Rotary positions: queries or keys of patches rotated by their angles, prefix tokens as they are (DINOv3)."""
     if rotation is None:
         return x
     cos, sin = rotation
     prefix, patches = x.split([x.shape[-2] - len(cos), len(cos)], dim=-2)
     left, right = patches.chunk(2, dim=-1)
-    turned = patches * cos + torch.cat([-right, left], dim=-1) * sin
-    return torch.cat([prefix, turned.to(x.dtype)], dim=-2)
+    rotated = patches * cos + torch.cat([-right, left], dim=-1) * sin
+    return torch.cat([prefix, rotated.to(x.dtype)], dim=-2)
 
 
 class Attention(nn.Module):
@@ -85,10 +85,10 @@ class Attention(nn.Module):
         return self.proj(x.transpose(1, 2).flatten(2))
 
     def rows(
-        self, x: Float[Tensor, "B N D"], asking: Float[Tensor, "B Q D"], keys: Keys = None
+        self, x: Float[Tensor, "B N D"], sources: Float[Tensor, "B Q D"], keys: Keys = None
     ) -> Float[Tensor, "B H Q N"]:
-        """How much a few queries, computed from `asking`, attend to each of x: never the whole N x N map."""
-        return self._weights(self._project(asking, 0), self._project(x, 1), keys)
+        """How much a few queries, computed from `sources`, attend to each of x: never the whole N x N map."""
+        return self._weights(self._project(sources, 0), self._project(x, 1), keys)
 
     def between_patches(
         self, x: Float[Tensor, "B N D"], num_prefix: int, rotation: Rotation | None = None
@@ -107,8 +107,8 @@ class Attention(nn.Module):
     ) -> Float[Tensor, "B H M"]:
         """The attention that the M tokens after the prefix get, by head; `query` as in `FeatureSpec.attention`."""
         tokens, k = x[:, num_prefix:], rotate(self._project(x, 1), rotation)
-        there = tokens.new_ones(tokens.shape[:2]) if keys is None else keys[:, num_prefix:].to(tokens.dtype)
-        share = there / there.sum(dim=1, keepdim=True)  # B M: the weight of each query in the mean
+        is_read = tokens.new_ones(tokens.shape[:2]) if keys is None else keys[:, num_prefix:].to(tokens.dtype)
+        share = is_read / is_read.sum(dim=1, keepdim=True)  # B M: the weight of each query in the mean
 
         if query == "all":  # some rows at a time: the map of all of them would be the largest tensor of the step
             total = []
@@ -131,8 +131,8 @@ class Attention(nn.Module):
     def _patch_queries(
         self, tokens: Float[Tensor, "B M D"], part: slice, rotation: Rotation | None
     ) -> Float[Tensor, "B H Q d"]:
-        turns = None if rotation is None else (rotation[0][part], rotation[1][part])
-        return rotate(self._project(tokens[:, part], 0), turns)
+        part_rotation = None if rotation is None else (rotation[0][part], rotation[1][part])
+        return rotate(self._project(tokens[:, part], 0), part_rotation)
 
     def _weights(
         self, q: Float[Tensor, "B H Q d"], k: Float[Tensor, "B H N d"], keys: Keys = None
@@ -251,9 +251,9 @@ def check_spec(spec: FeatureSpec, depth: int, num_prefix: int, has_projection: b
             f" blocks; got {spec.layer} and {spec.features}"
         )
     if spec.projected and not has_projection:
-        raise ValueError("this encoder has no output projection to read features from; ask for projected=False")
+        raise ValueError("this encoder has no output projection to read features from; use projected=False")
     if spec.attention == "cls" and not num_prefix:
-        raise ValueError("this encoder has no class token whose attention could be read; ask for mean or all")
+        raise ValueError("this encoder has no class token whose attention could be read; use mean or all")
     if spec.class_token and not num_prefix:
         raise ValueError("this encoder has no class token whose features could be read")
 
@@ -295,7 +295,7 @@ def sincos_positions(grid: tuple[int, int], dim: int) -> Float[Tensor, "N D"]:
 
 
 class Positions(nn.Module):
-    """The sine-cosine table of a grid, looked up by cell. Another grid than the usual one is computed when asked."""
+    """The sine-cosine table of a grid, looked up by cell. Another grid than the usual one is computed on demand."""
 
     table: Tensor
 

@@ -24,14 +24,14 @@ class Ranking(nn.Module):
 
     The probability that a token is the harder of two is the sigmoid of the difference of their predictions; the loss
     is the mean negative log-likelihood over the pairs of queries of an image. The token losses are the weighted sum of
-    those of the objectives `of`, without gradient.
+    those of the objectives `of`, without gradient; `guess` predicts them.
     """
 
     def __init__(self, name: str, of: Sequence[Objective], guess: nn.Module, weight: float = 1.0):
         super().__init__()
         self.name, self.weight = name, weight
         self.of = tuple(of)  # in a tuple: they are registered by the masked model
-        self.guess = guess
+        self.guess = guess  # the name of its parameters in checkpoints
 
     def forward(self, output: ForwardOutput, batch: Batch) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
         with torch.no_grad():
@@ -39,8 +39,8 @@ class Ranking(nn.Module):
             error = torch.stack([o.weight * loss for o, (loss, _) in zip(self.of, each, strict=True)]).sum(dim=0)
             known = torch.stack([is_known for _, is_known in each]).prod(dim=0)
             is_harder = (error[:, :, None] > error[:, None, :]) * known[:, :, None] * known[:, None, :]
-        guess = self.guess(output, output.queries[self.of[0].decoder]).float()
-        nll = F.softplus(guess[:, None, :] - guess[:, :, None])  # -log sigmoid(difference)
+        predicted = self.guess(output, output.queries[self.of[0].decoder]).float()
+        nll = F.softplus(predicted[:, None, :] - predicted[:, :, None])  # -log sigmoid(difference)
         pairs = is_harder.sum(dim=(1, 2))
         mean = (nll * is_harder).sum(dim=(1, 2)) / pairs.clamp_min(1)
         return self.weight * mean.sum(), (pairs > 0).float().sum()

@@ -9,9 +9,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ...modeling.image_encoder import ImageEncoder
+from ...modeling.image_encoder import FeatureExtractor
 from ...modeling.layers import Attention
-from ...modeling.public_vits import PublicViT
 from ..features import rankme
 from .attention import record_inputs
 
@@ -33,9 +32,9 @@ class LayerFeatures:
 
 
 @torch.no_grad()
-def layer_features(encoder: ImageEncoder | PublicViT, images: Sequence[Float[Tensor, "C H W"]]) -> list[LayerFeatures]:
+def layer_features(encoder: FeatureExtractor, images: Sequence[Float[Tensor, "C H W"]]) -> list[LayerFeatures]:
     """Every block of an encoder, on images of one size that its patch divides."""
-    patch = encoder.encoder.patch if isinstance(encoder, ImageEncoder) else encoder.config.patch
+    patch = encoder.patch
     prefix, blocks = encoder.num_prefix, range(1, encoder.depth + 1)
     attentions = [m for m in encoder.modules() if isinstance(m, Attention)]
     features: list[list[Tensor]] = [[] for _ in blocks]

@@ -91,7 +91,6 @@ class PublicViT(FeatureExtractor):
         return cls if pool == "cls" else torch.cat([cls, mean], dim=1)
 
     def maps(self, images: Float[Tensor, "B C H W"], blocks: Sequence[int]) -> list[Float[Tensor, "B K D"]]:
-        """The outputs of these blocks, counted from 1, before any final norm: prefix tokens, then patches by rows."""
         x, rotation = self.vit.first_input(self.normalised(images))
         outputs = []
         for block in self.vit.blocks:

@@ -1,4 +1,4 @@
-"""A teacher that was trained before, by whomever, and stays as it is."""
+"""A pretrained public encoder as a teacher, whose weights do not change."""
 
 from __future__ import annotations
 
@@ -20,17 +20,18 @@ from ..public_vits import PublicViT, ViTConfig, load_encoder, untrained_vit
 from ..types import Batch, FeatureSpec, Modality, Observation, Tokens
 
 RANDOM = "random"
-LARGE_RESIZE = 2  # factor beyond which a teacher sees images unlike those it was trained on
-_SALT = 0x7EAC  # else a random teacher of the student's shape would be drawn with the student's own numbers
+LARGE_RESIZE = 2  # factor beyond which images differ from those that a teacher was trained on
+_SALT = 0x7EAC  # so that a random teacher does not have the initial weights of the student
 
 
 class FrozenTeacher(nn.Module):
-    """An encoder that looks at each batch, once, and is neither trained nor saved: its weights come with its address.
+    """An encoder that observes each batch once, and is neither trained nor saved: it is loaded from its address.
 
-    It sees the images of a modality, of them `channels` (counted from 1) where given; a single channel is repeated to
-    as many as it reads. They are resized to the student's grid times its own patch and normalised its own way. It
-    runs in bf16 where the device has it in hardware (else as the student does), and only as deep as `spec` asks.
-    Its weights are buffers that no checkpoint holds, so that it moves with the model, and no optimizer knows of it.
+    Its input is the images of a modality, of them `channels` (counted from 1) where given; a single channel is repeated
+    to as many as the encoder has. They are resized to the student's grid times the teacher's patch and normalised by
+    the teacher's statistics. It runs in bf16 where the device has it in hardware (else as the student does), and no
+    block that `spec` does not need. Its weights are buffers outside the state dict: they move with the model, and no
+    optimizer has them. Raises ValueError for a `spec` of what the encoder does not have.
     """
 
     def __init__(
@@ -50,15 +51,14 @@ class FrozenTeacher(nn.Module):
     def dim(self) -> int:
         return self.encoder.feature_dim(self.spec)
 
-    @torch.no_grad()  # not inference_mode: what it gives is kept for the backward of the student
+    @torch.no_grad()  # not inference_mode: its outputs are kept for the backward of the student
     def observe(self, batch: Batch, tokens: Tokens, student: Encoder) -> Observation:
-        """What it sees in the whole images of a batch, at the student's cells."""
-        images = self.chosen(batch.maps[self.modality])
-        in_bf16 = self.in_bf16 and not images.is_meta  # where shapes alone are counted, there is no arithmetic
+        images = self.select_channels(batch.maps[self.modality])
+        in_bf16 = self.in_bf16 and not images.is_meta  # shapes alone are computed there
         with torch.autocast(images.device.type, torch.bfloat16) if in_bf16 else nullcontext():
             return self.encoder.observe(images, tokens.layout.grid, self.spec, self.modality)
 
-    def chosen(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B F H W"]:
+    def select_channels(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B F H W"]:
         if self.channels is not None:
             images = torch.cat([images[:, channel - 1 : channel] for channel in self.channels], dim=1)
         return images.expand(-1, self.encoder.channels, -1, -1)
@@ -67,7 +67,6 @@ class FrozenTeacher(nn.Module):
         return super().train(False)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        """Moving to another device decides the precision anew."""
         moved = super()._apply(fn, recurse)
         self.in_bf16 = has_native_bf16(self.encoder.device)
         return moved
@@ -92,36 +91,37 @@ def load_teacher(
 ) -> FrozenTeacher:
     """The frozen teacher at an address (see `load_encoder`), for a student of this patch and image size.
 
-    `random` is an untrained encoder of the student's own shape, drawn from `seed`: what a teacher gives without having
-    learned. Projected features are read where the teacher has a projection, else those before it. How images are
-    resized for it is told once, with a warning beyond a factor of 2. Raises ValueError where the channels of images
-    and teacher do not fit.
+    `random` is an untrained encoder of the student's own shape, drawn from `seed`: the control of a trained teacher.
+    Projected features are read where the teacher has a projection, else those before it. How images are resized for
+    it is logged once, with a warning beyond a factor of 2. Raises ValueError where the channels of images and teacher
+    differ, and as `load_encoder`.
     """
-    seen = _modality(student, modality)
-    for channel in channels or ():
-        if not 1 <= channel <= seen.channels:
-            raise ValueError(f"the teacher's channels are from 1 to {seen.channels}, as {seen.name} has; got {channel}")
+    images = _modality(student, modality)
+    if wrong := [channel for channel in channels or () if not 1 <= channel <= images.channels]:
+        raise ValueError(
+            f"the teacher's channels are from 1 to {images.channels}, as {images.name} has; got {wrong[0]}"
+        )
     if address == RANDOM:
-        encoder = untrained_vit(_like(student, seen, channels), seed ^ _SALT)
+        encoder = untrained_vit(_like(student, images, channels), seed ^ _SALT)
     else:
         encoder = _read(address, _stamp(Path(address).expanduser()))
-    given = len(channels) if channels else seen.channels
-    if given not in (1, encoder.channels):
+    count = len(channels) if channels else images.channels
+    if count not in (1, encoder.channels):
         raise ValueError(
-            f"the teacher {address} reads images of {encoder.channels} channels, and those of {seen.name} have {given};"
-            f" choose {encoder.channels} of them with --teacher-channels, such as"
-            f" {' '.join(str(min(c, seen.channels)) for c in range(encoder.channels, 0, -1))}"
+            f"the teacher {address} reads images of {encoder.channels} channels, and those of {images.name} have"
+            f" {count}; choose {encoder.channels} of them with --teacher-channels, such as"
+            f" {' '.join(str(min(c, images.channels)) for c in range(encoder.channels, 0, -1))}"
         )
-    _tell(address, encoder.config.patch, student.image_size, student.grid)
+    _log_resizing(address, encoder.config.patch, student.image_size, student.grid)
     if spec.projected and not encoder.config.projection:
         if address != RANDOM:
-            _tell_unprojected(address)
+            _log_unprojected(address)
         spec = replace(spec, projected=False)
-    return FrozenTeacher(encoder, spec, seen.name, channels)
+    return FrozenTeacher(encoder, spec, images.name, channels)
 
 
 def _modality(student: Encoder, name: str | None) -> Modality:
-    """What the teacher sees of what the student reads: the named modality, else rgb, else the first."""
+    """The teacher's modality among the student's continuous ones: the named one, else rgb, else the first."""
     known = {m.name: m for m in student.modalities if m.kind == "continuous"}
     if not known or (name is not None and name not in known):
         raise ValueError(f"a teacher sees images; the student reads {', '.join(known) or 'none'}, not {name or 'any'}")
@@ -129,7 +129,7 @@ def _modality(student: Encoder, name: str | None) -> Modality:
 
 
 def _like(student: Encoder, modality: Modality, channels: tuple[int, ...] | None) -> ViTConfig:
-    picked = [c - 1 for c in channels] if channels else list(range(modality.channels))
+    indices = [c - 1 for c in channels] if channels else list(range(modality.channels))
     return ViTConfig(
         width=student.dim,
         depth=student.depth,
@@ -137,32 +137,32 @@ def _like(student: Encoder, modality: Modality, channels: tuple[int, ...] | None
         patch=student.patch,
         hidden=4 * student.dim,
         grid=student.grid,
-        channels=len(picked),
+        channels=len(indices),
         positions="sincos",
-        mean=tuple(modality.mean[c] for c in picked),
-        std=tuple(modality.std[c] for c in picked),
+        mean=tuple(modality.mean[c] for c in indices),
+        std=tuple(modality.std[c] for c in indices),
     )
 
 
 def _stamp(path: Path) -> int:
-    """When a file, or what lies in a folder, was last written; 0 for a name on the hub."""
+    """The last modification of a file, or in a folder, in ns; 0 for a name on the hub."""
     return max((place.stat().st_mtime_ns for place in (path, *path.glob("*")) if place.exists()), default=0)
 
 
 @lru_cache(maxsize=1)
 def _read(address: str, stamp: int) -> PublicViT:
-    """A recipe is built several times before its run begins; its teacher is read, and told of, once."""
+    """A recipe is built several times before its run begins; its teacher is read, and logged, once."""
     with torch.device("cpu"):  # also for a student on the meta device
         return unsaved(load_encoder(address))
 
 
 @cache
-def _tell_unprojected(address: str) -> None:
+def _log_unprojected(address: str) -> None:
     log(f"the teacher {address} has no output projection: its features are those of its last block")
 
 
 @cache
-def _tell(address: str, patch: int, image_size: tuple[int, int], grid: tuple[int, int]) -> None:
+def _log_resizing(address: str, patch: int, image_size: tuple[int, int], grid: tuple[int, int]) -> None:
     size = (grid[0] * patch, grid[1] * patch)
     if size == image_size:
         return
