@@ -13,7 +13,7 @@ from unveil.modeling.encoder import Encoder
 from unveil.modeling.optim import Optim
 from unveil.modeling.types import RGB
 from unveil.recipes.recipe import Recipe, Stage, View
-from unveil.training.continue_schedule import resume_schedule, schedule_lines, schedule_metadata, schedule_of
+from unveil.training.init_from import resume_schedule, schedule_lines, schedule_metadata, schedule_of
 
 QUICK = {"workers": 1, "compile": "off", "device": "cpu", "epochs": 2.0, "val_every": 99.0}
 

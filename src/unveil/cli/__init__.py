@@ -16,7 +16,7 @@ from ..recipes.options import UsageError
 from ..runs.console import RankZeroFailed, log
 from ..runs.suggest import suggest
 from .commands import COMMANDS, HelpAsked
-from .help import columns
+from .flags import columns
 
 _HERE = Path(__file__).resolve().parents[1]
 

@@ -13,9 +13,8 @@ from ..recipes.options import DATA, Option, UsageError, spell
 from ..recipes.registry import load_recipe, recipe_cards
 from ..runs.console import is_rank_zero
 from . import next_steps
-from .flags import flag_name, flags_of, is_flag, parse, split, with_current_names
+from .flags import columns, flag_name, flags_of, help_text, is_flag, parse, split, with_current_names
 from .foreign_flags import refuse_foreign
-from .help import columns, help_text
 
 Function = Callable[..., Any]
 Code = Callable[["Command", list[str]], str | int]
@@ -142,7 +141,7 @@ def _take_recipe(words: list[str]) -> tuple[str | None, list[str]]:
 
 def _recipe_in_config(words: list[str]) -> str | None:
     """The recipe that the file of `--config` names."""
-    from ..training.config_file import read_mapping
+    from ..training.config import read_mapping
 
     file = next(iter(_values(words, "config")), None)
     recipe = read_mapping(file).get("recipe") if file is not None else None

@@ -28,7 +28,6 @@ from ..runs.folder import read_metadata
 from ..runs.hardware import choose_device, git_commit, num_cores, versions
 from .autoconfig import MINUTES, AutoConfig, Change, configure_schedule, configure_shape, validation_interval
 from .config import PretrainConfig, json_like
-from .continue_schedule import keep_schedule, previous_training, resume_schedule, schedule_lines, schedule_metadata
 from .data_setup import (
     DataInspection,
     check_unreadable,
@@ -41,7 +40,15 @@ from .data_setup import (
     settle,
     split_data,
 )
-from .init_from import adapt_weights, read_initial
+from .init_from import (
+    adapt_weights,
+    keep_schedule,
+    previous_training,
+    read_initial,
+    resume_schedule,
+    schedule_lines,
+    schedule_metadata,
+)
 from .run_metadata import (
     data_metadata,
     layout_of,
