@@ -76,7 +76,7 @@ def test_a_restart_is_a_new_schedule(first, tmp_path: Path):
 @pytest.mark.parametrize(
     ("asked", "told"),
     [
-        ({"continue_schedule": "tail"}, "from the weights of --init-from; give both"),
+        ({"continue_schedule": "tail"}, "the schedule of --init-from; give both"),
         ({"continue_schedule": "tails", "init_from": "x"}, "one of restart, tail, x10"),
         ({"init_epoch": 3.0, "init_from": "x"}, "give one of them with it"),
         ({"init_epoch": -3.0, "init_from": "x", "continue_schedule": "tail"}, "--init-epoch -3.0: a number"),

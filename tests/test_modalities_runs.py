@@ -162,7 +162,7 @@ class TestBands:
 
     @pytest.mark.parametrize("how", [("3",) * 4, ("0", "1"), ("meen",), ("mean", "mean")])
     def test_words_that_are_no_bands(self, how: tuple[str, ...]):
-        with pytest.raises(ValueError, match="one word for each of 4 bands"):
+        with pytest.raises(ValueError, match="one word for each of 4 channels"):
             adapt_channels(self.rgb, 3, 4, how)
 
     def test_rgb_weights_stand_in_for_another_modality(self):
@@ -193,4 +193,4 @@ class TestBands:
         capsys.readouterr()
         assert main([*words, "--init-channels", "repeat", "--out", str(tmp_path / "second")]) == 0
         assert main([*words, "--init-channels", "0", "--out", str(tmp_path / "third")]) == 2
-        assert "one word for each of 5 bands" in " ".join(capsys.readouterr().err.split())
+        assert "one word for each of 5 channels" in " ".join(capsys.readouterr().err.split())

@@ -39,7 +39,7 @@ class TestIntents:
         assert place.pretrain(*TRAIN) == 2
         assert "finished" in capsys.readouterr().err
         assert place.pretrain(*TRAIN, "--visible", "0.5") == 2
-        assert "visible: None then, 0.5 now" in capsys.readouterr().err
+        assert "visible: 0.25 then, 0.5 now" in capsys.readouterr().err
         assert main(["pretrain", "mae", "--data", place.data, "--out", str(place.run)]) == 2
         assert "recipe: 'tiny' then, 'mae' now" in capsys.readouterr().err
         assert listing(place.run) == before
@@ -110,7 +110,7 @@ class TestIntents:
         (place.path / "empty").mkdir()
         before = listing(place.path)
         for name, part in (
-            ("other.pth", "nothing in --init-from fits"),
+            ("other.pth", "--init-from: no weights fit this encoder"),
             ("tensor.pth", "holds no weights"),
             ("text.pth", "was refused"),
             ("cut.safetensors", "not a whole safetensors file"),
@@ -292,7 +292,7 @@ class TestUsing:
             ("evaluate RUN --data nowhere", "no data at"),
             ("evaluate nothing --data IMAGES", "is not a run folder"),
             ("evaluate RUN --data IMAGES --protocol nose", "nose"),
-            ("embed RUN --data IMAGES --out features.txt", "ends so"),
+            ("embed RUN --data IMAGES --out features.txt", "a name that ends in .npz"),
             ("embed nothing --data IMAGES", "is not a run folder"),
         ],
     )

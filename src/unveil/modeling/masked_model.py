@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, is_dataclass, replace
-from typing import Protocol, cast, runtime_checkable
+from typing import Protocol, cast
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -36,14 +36,12 @@ class Teacher(Protocol):
     def observe(self, batch: Batch, tokens: Tokens, student: Encoder) -> Observation: ...
 
 
-@runtime_checkable
 class BeforeStep(Protocol):
     """A module that depends on the step: `step` counts updates from 0, `progress` in [0, 1] is that of the training."""
 
     def before_step(self, step: int, progress: float) -> None: ...
 
 
-@runtime_checkable
 class AfterStep(Protocol):
     """A module that changes after each update, such as an average of weights or losses.
 
@@ -178,11 +176,6 @@ class MaskedModel(nn.Module):
         self.teachers = cast("Mapping[str, Teacher]", nn.ModuleDict(cast("dict[str, nn.Module]", dict(teachers or {}))))
         self.scores = in_order(unregistered(self, (masker.score, masker.predict_score)))
         self.keep = sorted({m for decoder in decoders.values() for m in decoder.reads})
-        modules = list(self.modules())[1:]
-        self.step_listeners = (
-            [m for m in modules if isinstance(m, BeforeStep)],
-            [m for m in modules if isinstance(m, AfterStep)],
-        )
 
     def mask_input(
         self, batch: Batch, masker: Masker | None = None
@@ -224,13 +217,16 @@ class MaskedModel(nn.Module):
 
     def before_step(self, step: int, progress: float) -> None:
         """Call `before_step` of every module that has one (`BeforeStep`), before the forward of an update."""
-        for module in self.step_listeners[0]:
-            module.before_step(step, progress)
+        for module in self._parts_with("before_step"):
+            cast("BeforeStep", module).before_step(step, progress)
 
     def after_step(self, losses: Mapping[str, Float[Tensor, ""]], updated: Bool[Tensor, ""]) -> None:
         """Call `after_step` of every module that has one (`AfterStep`), after an update."""
-        for module in self.step_listeners[1]:
-            module.after_step(losses, updated)
+        for module in self._parts_with("after_step"):
+            cast("AfterStep", module).after_step(losses, updated)
+
+    def _parts_with(self, method: str) -> list[nn.Module]:
+        return [module for module in self.modules() if module is not self and hasattr(module, method)]
 
 
 def unregistered(model: nn.Module, value: object) -> list[nn.Module]:
