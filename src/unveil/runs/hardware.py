@@ -6,6 +6,7 @@ import os
 import platform
 import subprocess
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal
@@ -68,7 +69,22 @@ def reading_threads(workers: int | None = None) -> ThreadPoolExecutor:
     has priorities of threads (Linux).
     """
     torch.get_num_threads()  # settles the caller's own number: without one, it would take over what a reader sets
-    return ThreadPoolExecutor(workers or num_cores(), thread_name_prefix="unveil-data", initializer=_give_way)
+    return _ReadingThreads(workers or num_cores(), thread_name_prefix="unveil-data", initializer=_give_way)
+
+
+class _ReadingThreads(ThreadPoolExecutor):
+    """A pool whose shutdown also waits until the system's threads are gone, where it can tell (Linux).
+
+    To Python a thread ends before torch has destroyed what it holds for it. A process that exits in between aborts
+    ("terminate called without an active exception").
+    """
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        tasks = [Path(f"/proc/self/task/{thread.native_id}") for thread in self._threads]
+        super().shutdown(wait, cancel_futures=cancel_futures)
+        deadline = time.monotonic() + 1
+        while wait and any(task.exists() for task in tasks) and time.monotonic() < deadline:
+            time.sleep(1e-4)
 
 
 def _give_way() -> None:
