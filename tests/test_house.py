@@ -63,7 +63,8 @@ def imports(path: Path, at_start: bool = False) -> tuple[set[str], set[str]]:
 
 
 def test_nothing_but_the_packages_lies_at_the_top():
-    assert {path.stem for path in PACKAGE.iterdir() if path.name != "__pycache__"} == {*PACKAGES, *TOP}
+    top = {path.stem for path in PACKAGE.iterdir() if path.name not in ("__pycache__", "py.typed")}
+    assert top == {*PACKAGES, *TOP}
 
 
 @pytest.mark.parametrize("path", FILES, ids=module_of)
