@@ -34,8 +34,10 @@ class Decoder(nn.Module):
 
     reads: tuple[int, ...] = ()
 
-    def __init__(self, modality: str, outputs: Outputs = "predicted"):
+    def __init__(self, modality: str, outputs: Outputs = "predicted", depth: int = 1):
         super().__init__()
+        if depth < 1:
+            raise ValueError(f"a decoder needs at least one block; got decoder_depth={depth}")
         self.modality, self.outputs = modality, outputs
 
     def make_queries(self, mask: Mask, layout: Layout) -> Queries:
@@ -73,12 +75,6 @@ def choose_maps(
     if depth not in chosen:
         raise ValueError(f"block {depth} must be among the maps, or the blocks after {max(chosen)} learn nothing")
     return ((0,) if use_input else ()) + chosen
-
-
-def check_depth(depth: int) -> None:
-    """Raise ValueError for a decoder without blocks: it would read no latents."""
-    if depth < 1:
-        raise ValueError(f"a decoder needs at least one block; got decoder_depth={depth}")
 
 
 class Blend(nn.Module):
@@ -147,8 +143,7 @@ class SelfDecoder(Decoder):
         blend: Blend | None = None,
         outputs: Outputs = "predicted",
     ):
-        super().__init__(modality, outputs)
-        check_depth(depth)
+        super().__init__(modality, outputs, depth)
         self.reads = blend.maps if blend else ()
         self.embed = nn.Linear(encoder.dim, dim)
         self.mask_token = token(dim)
@@ -192,8 +187,7 @@ class CrossDecoder(Decoder):
         self_attention: bool = False,
         outputs: Outputs = "predicted",
     ):
-        super().__init__(modality, outputs)
-        check_depth(depth)
+        super().__init__(modality, outputs, depth)
         self.reads = blend.maps if blend else ()
         self.mask_token = token(dim)
         self.positions = Positions(encoder.grid, dim)
@@ -226,8 +220,7 @@ class PromptingDecoder(Decoder):
     def __init__(
         self, modality: str, encoder: Encoder, dim: int, depth: int, heads: int, outputs: Outputs = "predicted"
     ):
-        super().__init__(modality, outputs)
-        check_depth(depth)
+        super().__init__(modality, outputs, depth)
         self.embed = nn.Linear(encoder.dim, dim)
         self.mask_token = token(dim)
         self.positions = Positions(encoder.grid, dim)
@@ -306,9 +299,7 @@ class Readout(Decoder):
     """
 
     def __init__(self, modality: str, encoder: Encoder, dim: int | None = None, depth: int = 0, heads: int = 1):
-        super().__init__(modality)
-        if dim is not None:
-            check_depth(depth)
+        super().__init__(modality, depth=1 if dim is None else depth)
         dim = dim or encoder.dim
         self.embed = nn.Linear(encoder.dim, dim) if depth else nn.Identity()
         self.positions = Positions(encoder.grid, dim) if depth else None

@@ -50,10 +50,4 @@ def cosine(prediction: Float[Tensor, "B Q T"], target: Float[Tensor, "B Q T"], v
     return _weighted_sum(error, valid.to(error.dtype).mean(dim=-1, keepdim=True))
 
 
-LOSSES: dict[str, Loss] = {
-    "l2": l2,
-    "l1": l1,
-    "smooth-l1": smooth_l1,
-    "cosine": cosine,
-    "cross-entropy": cross_entropy,
-}
+LOSSES: dict[str, Loss] = {"l2": l2, "l1": l1, "smooth-l1": smooth_l1, "cosine": cosine, "cross-entropy": cross_entropy}

@@ -5,7 +5,7 @@ Shapes: B batch, N tokens, V visible, Q queries, D width, T numbers of a target.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, is_dataclass, replace
 from typing import Protocol, cast
 
@@ -21,13 +21,8 @@ from .masking import Masker
 from .targets import Target
 from .types import Batch, Latents, Mask, Observation, Observations, Queries, Tokens, take
 
+Hide = Callable[[Tokens, Mask], Tokens]  # the tokens that the encoder reads: it keeps the hidden ones from it
 Losses = dict[str, tuple[Float[Tensor, ""], Float[Tensor, ""]]]
-
-
-class Hide(Protocol):
-    """Keeps the hidden tokens from the encoder: the tokens that it reads, by a mask."""
-
-    def __call__(self, tokens: Tokens, mask: Mask) -> Tokens: ...
 
 
 class Teacher(Protocol):

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from .decoder import PromptingDecoder
 from .layers import initialise
 from .masked_model import ForwardOutput, Objective
 from .masking import AttentionMap, entropy
-from .types import Batch, Latents, Queries, take
+from .types import Batch, Queries, take
 
 TINY = torch.finfo(torch.float32).tiny
 
@@ -46,19 +47,13 @@ class Ranking(nn.Module):
         return self.weight * mean.sum(), (pairs > 0).float().sum()
 
 
-class ClassTokenDecoder(Protocol):
-    """A decoder with an output for the class token."""
-
-    def class_token(self, latents: Latents) -> Float[Tensor, "B 1 D"]: ...
-
-
 class ClassToken(nn.Module):
     """Predicts a teacher's class token from the decoder's, with the head and the loss of the objective `like`.
 
     MILAN treats the class token as it treats a patch (arXiv 2208.06049, section 3.4).
     """
 
-    def __init__(self, name: str, teacher: str, decoder: ClassTokenDecoder, like: Objective, weight: float):
+    def __init__(self, name: str, teacher: str, decoder: PromptingDecoder, like: Objective, weight: float):
         super().__init__()
         self.name, self.teacher, self.weight = name, teacher, weight
         self.shared = (decoder, like)  # in a tuple: they are registered by the masked model

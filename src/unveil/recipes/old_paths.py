@@ -77,7 +77,7 @@ RENAMED = _table(  # names of release 0.1 and today's, by the new module (or its
         IfSeen=IfObserved InverseBlock=InverseBlockwise Normalise=MapNorm Score=TokenScore
         Tasks=TaskSampling ask=modality_queries by_budget=score_by_budget units_of=unit_in_tokens
     modeling.objectives: Foreseen=FeatureLossPrediction Foretold=DecoderLossPrediction Looked=GateScore
-        Uncertain=UncertaintyWeighted Whole=ClassTokenDecoder
+        Uncertain=UncertaintyWeighted Whole=PromptingDecoder
     modeling.public_vits: ForeignEncoder=PublicViT Found=WeightFiles Spec=ViTConfig State=StateDict
         adapt_bands=adapt_channels find=find_weights fresh=untrained_vit is_foreign=is_public_vit
         translate=to_own_names with_bands=with_channels

@@ -6,8 +6,9 @@ Shapes: B batch, H heads, N tokens.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Literal, Protocol, get_args
+from typing import Literal, get_args
 
 import torch
 from jaxtyping import Float
@@ -16,20 +17,11 @@ from torch import Tensor
 from ..types import Batch, Observations, Tokens
 
 TokenMap = Float[Tensor, "B N"]
+AttentionMap = Callable[[Observations], TokenMap]  # at least 0, high where the teachers' attention or loss is high
+MapFusion = Callable[[TokenMap, TokenMap, float], TokenMap]  # teacher's, student's, and the student's weight in [0, 1]
+Sampler = Callable[[TokenMap, Batch], TokenMap]  # an order of tokens: the highest is hidden first
 MapNorm = Literal["sum", "minmax", "rank", "none"]
 TINY = torch.finfo(torch.float32).tiny
-
-
-class AttentionMap(Protocol):
-    """A number for every token, at least 0, high where the teachers' attention or loss is high."""
-
-    def __call__(self, observations: Observations) -> TokenMap: ...
-
-
-class MapFusion(Protocol):
-    """Two maps as one. A `student_weight` of 0 leaves the teacher's alone, 1 the student's, where a fusion has one."""
-
-    def __call__(self, teacher: TokenMap, student: TokenMap, student_weight: float) -> TokenMap: ...
 
 
 @dataclass(frozen=True)
@@ -162,12 +154,6 @@ class CollaborativeAttention:
 
     def __call__(self, observations: Observations) -> TokenMap:
         return self.fuse(self.teacher(observations), self.student(observations), self.student_weight)
-
-
-class Sampler(Protocol):
-    """An order of tokens: the highest is hidden first."""
-
-    def __call__(self, attention: TokenMap, batch: Batch) -> TokenMap: ...
 
 
 @dataclass(frozen=True)

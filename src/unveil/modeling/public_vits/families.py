@@ -20,10 +20,7 @@ from .weight_files import StateDict, WeightFiles
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 _HALF = (0.5, 0.5, 0.5)
 _ADAPTER = "encoder.adapters."
-_MULTIMAE = (
-    (r"^encoder\.(\d+)\.", r"blocks.\1."),
-    (r"^input_adapters\.rgb\.proj\.", "patch_embed.proj."),
-)
+_MULTIMAE = ((r"^encoder\.(\d+)\.", r"blocks.\1."), (r"^input_adapters\.rgb\.proj\.", "patch_embed.proj."))
 _CHUNKS = ((r"^blocks\.\d+\.(\d+\.)", r"blocks.\1"),)  # DINOv2's blocks of a distributed run lie in groups
 _HUGE = 1280, 20  # DINOv3's H+ has heads of 64 channels, where other ViTs of its width have 16
 
