@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from tiny import DIALS
-from unveil.data import Loader, View
+from unveil.data.loader import Loader
+from unveil.data.transforms import View
 from unveil.modeling.encoder import SIZES
 from unveil.recipes import cmtmae, mim
 from unveil.recipes.registry import build_recipe, defaults_of

@@ -11,9 +11,8 @@ import pytest
 import torch
 from PIL import Image
 
-from unveil.data import Unreadable
 from unveil.data import decode as decode_module
-from unveil.data.decode import decode, read_header, to_channels
+from unveil.data.decode import Unreadable, decode, read_header, to_channels
 
 rng = np.random.default_rng(0)
 COLOUR = rng.integers(0, 256, (6, 9, 3), dtype=np.uint8)

@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from unveil.data import inspect_source, open_source, split
+from unveil.data.inspection import inspect_source
+from unveil.data.sources import open_source
+from unveil.data.splits import split
 
 
 @pytest.fixture

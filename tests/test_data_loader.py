@@ -18,8 +18,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from unveil.data import CenterView, Loader, TooManyBroken, Unreadable, View, center_view, open_source, random_view
-from unveil.data.loader import prefetch
+from unveil.data.decode import Unreadable
+from unveil.data.loader import Loader, TooManyBroken, prefetch
+from unveil.data.sources import open_source
+from unveil.data.transforms import CenterView, View, center_view, random_view
 from unveil.modeling.rng import sample_keys
 
 VIEW = View((6, 8), flip="d4")
@@ -246,7 +248,9 @@ def test_what_cannot_be_loaded_is_refused(source):
 ENDLESS = """
 import random, sys
 import numpy, torch
-from unveil.data import Loader, View, open_source
+from unveil.data.loader import Loader
+from unveil.data.sources import open_source
+from unveil.data.transforms import View
 loader = Loader(open_source(sys.argv[1]), View((64, 64)), 4, seed=0, workers=4, cache_bytes=0)
 def chance(): return random.getstate(), numpy.random.get_state()[1].tolist(), torch.get_rng_state().tolist()
 before = chance()

@@ -17,8 +17,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from unveil.data import Subset, Unreadable, open_source, split
 from unveil.data import parquet as parquet_module
+from unveil.data.decode import Unreadable
+from unveil.data.sources import Subset, open_source
+from unveil.data.splits import split
 
 
 def write(path: Path, value: int, mode: str = "RGB", size: tuple[int, int] = (8, 6)) -> Path:

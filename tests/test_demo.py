@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from unveil.data import open_source
 from unveil.data.aligned_folders import open_samples
 from unveil.data.modality_config import declare
+from unveil.data.sources import open_source
 from unveil.evaluation.results import Result
 from unveil.experiments.demo import SCENE_SIZE, begin, conclusion, demo, recipes
 from unveil.experiments.scenes import SceneSource, render, render_scenes

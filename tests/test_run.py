@@ -20,9 +20,9 @@ from test_old_runs import OLD
 from tiny_runs import write_images
 from unveil import Run
 from unveil.data import sources
-from unveil.data.identity import names_digest
 from unveil.data.modality_config import declare
 from unveil.data.sources import open_source
+from unveil.data.splits import names_digest
 from unveil.modeling.encoder import SIZES
 
 pytestmark = pytest.mark.filterwarnings("ignore:unveil:FutureWarning")

@@ -12,8 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from unveil.data import View, center_view, random_view
-from unveil.data.transforms import draw_cuts, resize
+from unveil.data.transforms import View, center_view, draw_cuts, random_view, resize
 from unveil.modeling.rng import sample_keys
 
 sides = st.integers(1, 60)

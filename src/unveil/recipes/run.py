@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from ..data.aligned_folders import open_samples
-from ..data.identity import locations, names_digest
 from ..data.inspection import inspect_samples
 from ..data.modality_config import BUILT_IN, Declared, declared_from, modality_from
 from ..data.sources import Source, Subset, open_source, spread
-from ..data.splits import hold_out
+from ..data.splits import hold_out, locations, names_digest
 from ..modeling.image_encoder import ImageEncoder
 from ..modeling.masked_model import MaskedModel
 from ..modeling.rng import seed_stage

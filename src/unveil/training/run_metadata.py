@@ -11,8 +11,8 @@ from torch import nn
 from torch.func import functional_call
 from torch.utils.flop_counter import FlopCounterMode
 
-from ..data.identity import names_digest
 from ..data.sources import Source
+from ..data.splits import names_digest
 from ..modeling.encoder import Encoder
 from ..modeling.layers import Positions
 from ..modeling.masked_model import MaskedModel, Objective, mean_loss

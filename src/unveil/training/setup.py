@@ -13,9 +13,9 @@ from typing import Any
 import torch
 
 from .._version import __version__
-from ..data.identity import names_digest
 from ..data.loader import Loader
 from ..data.sources import Source, Subset, spread
+from ..data.splits import names_digest
 from ..modeling.public_vits import StateDict
 from ..modeling.rng import seed_stage
 from ..modeling.types import Modality
