@@ -343,27 +343,27 @@ class TestEnds:
 
         import numpy
 
-        from unveil.cli.next_steps import after_embed
+        from unveil.cli.commands import _after_embed
 
         numpy.savez(tmp_path / "f's.npz", features=numpy.zeros((2, 3)))
-        words = shlex.split(after_embed(tmp_path / "f's.npz"))
+        words = shlex.split(_after_embed(tmp_path / "f's.npz"))
         done = subprocess.run([sys.executable, *words[1:]], capture_output=True, text=True)
         assert done.stdout == "{'features': (2, 3)}\n", done.stderr
 
     def test_after_a_dry_run_of_a_study_the_same_in_earnest(self):
-        from unveil.cli.next_steps import after_study
+        from unveil.cli.commands import _after_study
 
         words = ["recipes", "--data", "my photos", "--dry-run", "--jobs", "2"]
-        assert after_study(words, None) == "unveil study recipes --data 'my photos' --jobs 2"
+        assert _after_study(words, None) == "unveil study recipes --data 'my photos' --jobs 2"
 
     def test_after_a_report_what_is_not_measured_is_measured(self, tmp_path: Path):
-        from unveil.cli.next_steps import after_report
+        from unveil.cli.commands import _after_report
 
         measured, new = tmp_path / "a", tmp_path / "b c"
         (measured / "eval").mkdir(parents=True)
         (measured / "eval" / "knn.json").touch()
-        assert after_report([measured, new]).startswith(f"unveil evaluate '{new}' ")
-        assert after_report([measured]).startswith(f"unveil embed {measured} ")
+        assert _after_report([measured, new]).startswith(f"unveil evaluate '{new}' ")
+        assert _after_report([measured]).startswith(f"unveil embed {measured} ")
 
     @pytest.mark.parametrize(
         ("error", "code", "parts"),

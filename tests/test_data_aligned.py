@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from unveil.commands.embed import inspect
+from unveil.commands.inspect import inspect
 from unveil.data.aligned_folders import aligned_modalities, open_images, open_samples
 from unveil.data.inspection import inspect_samples
 from unveil.data.loader import Loader, TooManyBroken

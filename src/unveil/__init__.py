@@ -18,7 +18,7 @@ _MODULES = {  # public name -> its module, imported when used, so that `import u
     "demo": "experiments.demo",
     "embed": "commands.embed",
     "evaluate": "commands.evaluate",
-    "inspect": "commands.embed",
+    "inspect": "commands.inspect",
     "load": "commands.load",
     "look": "commands.look",
     "pretrain": "commands.pretrain",
@@ -28,8 +28,9 @@ _NAMES = {"report": "write_report"}
 
 if TYPE_CHECKING:
     from .commands.analyze import analyze_attention, analyze_blocks, analyze_features, analyze_masks
-    from .commands.embed import embed, inspect
+    from .commands.embed import embed
     from .commands.evaluate import evaluate
+    from .commands.inspect import inspect
     from .commands.load import load
     from .commands.look import look
     from .commands.pretrain import pretrain
@@ -39,23 +40,9 @@ if TYPE_CHECKING:
     from .reporting import write_report as report
 
 __all__ = [
-    "Run",
-    "__version__",
-    "analyze_attention",
-    "analyze_blocks",
-    "analyze_features",
-    "analyze_masks",
-    "bench",
-    "demo",
-    "embed",
-    "evaluate",
-    "inspect",
-    "load",
-    "look",
-    "pretrain",
-    "report",
-]
-
+    "Run", "__version__", "analyze_attention", "analyze_blocks", "analyze_features", "analyze_masks", "bench", "demo",
+    "embed", "evaluate", "inspect", "load", "look", "pretrain", "report",
+]  # fmt: skip
 
 old_paths.install()
 

@@ -24,10 +24,9 @@ _HERE = Path(__file__).resolve().parents[1]
 def main(words: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code: 0 done, 1 our fault, 2 the user's mistake, 130 interrupted."""
     try:
-        return _dispatch(list(sys.argv[1:] if words is None else words))
-    except HelpAsked as answer:
-        print(answer)
-        return 0
+        code = _dispatch(list(sys.argv[1:] if words is None else words))
+        sys.stdout.flush()
+        return code
     except BrokenPipeError:  # `unveil recipes | head`: nobody reads any more
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
@@ -56,7 +55,11 @@ def _dispatch(words: list[str]) -> int:
     if command is None:
         hint = suggest(words[0], COMMANDS, shown=lambda name: f"unveil {name}")
         raise UsageError(f"there is no command {words[0]}", hint)
-    return command.run(words[1:])
+    try:
+        return command.run(words[1:])
+    except HelpAsked as answer:
+        print(answer)
+        return 0
 
 
 def _overview() -> str:

@@ -5,19 +5,22 @@ What a command needs is imported when it runs: `unveil --help` never waits for t
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from ..recipes.options import DATA, Option, UsageError, spell
 from ..recipes.registry import load_recipe, recipe_cards
 from ..runs.console import is_rank_zero
-from . import next_steps
 from .flags import columns, flag_name, flags_of, help_text, is_flag, parse, split, with_current_names
 from .foreign_flags import refuse_foreign
 
 Function = Callable[..., Any]
 Code = Callable[["Command", list[str]], str | int]
+
+_FIRST_RUN = "unveil pretrain crossmae --data FOLDER_OF_YOUR_IMAGES --out runs/a"  # a next step: the user's own images
 
 
 class HelpAsked(Exception):  # noqa: N818  it is no error
@@ -105,13 +108,13 @@ def _demo(self: Command, words: list[str]) -> str:
 
     _, given = self.read(words, flags(demo))
     demo(**given)
-    return next_steps.after_demo()
+    return _FIRST_RUN
 
 
 @command("RECIPE", "unveil pretrain crossmae --data ~/photos --out runs/a")
 def _pretrain(self: Command, words: list[str]) -> str:
     """learn from a folder of images by hiding a part and predicting it"""
-    from ..commands.pretrain import pretrain
+    from ..training.config import PretrainConfig
 
     given_name, words = _take_recipe(words)
     name = given_name or _recipe_in_config(words)
@@ -119,15 +122,17 @@ def _pretrain(self: Command, words: list[str]) -> str:
         if not asks_help(words):
             raise UsageError(f"pretrain needs a recipe:\n{_list_recipes()}", f"for example {self.example}")
         raise HelpAsked(f"unveil pretrain RECIPE --help lists all flags, also of the recipe, one of\n{_list_recipes()}")
-    groups = flags(pretrain, "recipe")
+    groups = flags(PretrainConfig, "recipe")
     own = flags_of(load_recipe(name), skip=DATA)
     clash = {flag.name for flag in groups["flags"]} & {flag.name for flag in own}
     if clash:
         raise UsageError(f"{name} has an option {min(clash)!r}, which is a flag of pretrain: rename the option")
     note = "the defaults are the paper's; without --paper, batch, size and epochs are set by data and machine"
     _, given = self.read([name, *words], groups | {f"options of {name} ({note})": own})
-    path = pretrain(given_name, **given)
-    return next_steps.after_save_config(path) if given.get("save_config") else next_steps.after_pretrain(path)
+    from ..commands.pretrain import pretrain
+
+    path = str(pretrain(given_name, **given))
+    return shlex.join(["unveil", *(("pretrain", "--config") if given.get("save_config") else ("report",)), path])
 
 
 def _take_recipe(words: list[str]) -> tuple[str | None, list[str]]:
@@ -171,7 +176,7 @@ def _evaluate(self: Command, words: list[str]) -> str:
         groups[f"options of {name}"] = flags_of(find_protocol(name))
     (run,), given = self.read(words, groups)
     evaluate(run, **given)
-    return next_steps.after_evaluate(run)
+    return shlex.join(["unveil", "report", run])
 
 
 @command("NAME|FILE.py", "unveil study crossmae-mask-ratio --scale cpu --dry-run")
@@ -187,7 +192,14 @@ def _study(self: Command, words: list[str]) -> str:
             raise UsageError(f"study needs a study:\n{listed}", f"for example {self.example}")
         raise HelpAsked(f"{self.help(groups)}\n\nstudies:\n{listed}")
     (name,), given = self.read(words, groups)
-    return next_steps.after_study(words, study(name, **given))
+    return _after_study(words, study(name, **given))
+
+
+def _after_study(words: Sequence[str], folder: Path | None) -> str:
+    """The report on the first runs of the study; after a dry run the study itself."""
+    if folder is None:
+        return shlex.join(["unveil", "study", *(word for word in words if not word.startswith("--dry-run"))])
+    return shlex.join(["unveil", "report", *map(str, sorted((folder / "runs").iterdir())[:4])])
 
 
 @command("RUN [RUN ...]", "unveil report runs/a")
@@ -197,7 +209,15 @@ def _report(self: Command, words: list[str]) -> str:
 
     runs, given = self.read(words, flags(write_report, "runs"), many=True)
     print(f"report: {write_report(runs, **given)}")
-    return next_steps.after_report(runs)
+    return _after_report(runs)
+
+
+def _after_report(runs: Sequence[str | Path]) -> str:
+    """The evaluation of a run that has none yet, else the use of its features."""
+    for run in runs:
+        if not any((Path(run) / "eval").glob("*.json")):
+            return f"unveil evaluate {shlex.quote(str(run))} --data LABELLED_IMAGES --protocol knn linear"
+    return f"unveil embed {shlex.quote(str(runs[0]))} --data FOLDER_OF_YOUR_IMAGES --out features.npz"
 
 
 @command("RUN", "unveil embed runs/a --data ~/photos --out features.npz")
@@ -206,7 +226,12 @@ def _embed(self: Command, words: list[str]) -> str:
     from ..commands.embed import embed
 
     (run,), given = self.read(words, flags(embed, "run"))
-    return next_steps.after_embed(embed(run, **given))
+    return _after_embed(embed(run, **given))
+
+
+def _after_embed(features: Path) -> str:
+    opened = f"import numpy; print({{k: v.shape for k, v in numpy.load({str(features)!r}).items()}})"
+    return shlex.join(["python", "-c", opened])
 
 
 @command("RUN", "unveil look runs/a")
@@ -222,7 +247,7 @@ def _look(self: Command, words: list[str]) -> str:
         groups[f"options of {recipe}"] = [flag for flag in own if flag.name not in known]
     runs, given = self.read(words, groups, needs=recipe is None)
     look(*runs, **given)
-    return next_steps.after_look(runs[0] if runs else None, recipe)
+    return shlex.join(["unveil", "report", *runs]) if runs else _FIRST_RUN.replace("crossmae", shlex.quote(str(recipe)))
 
 
 @command("attention RUN | blocks RUN | masks RUN | features RUN RUN", "unveil analyze attention runs/a")
@@ -249,18 +274,21 @@ def _analyze(self: Command, words: list[str]) -> str:
             self.example,
         )
     function(*plain[1:], **given)
-    return next_steps.after_analyze(plain[1:])
+    return shlex.join(["unveil", "report", *plain[1:]])
 
 
 @command("DATA", "unveil inspect ~/photos")
 def _inspect(self: Command, words: list[str]) -> str:
     """what a folder or a file of images holds"""
-    from ..commands.embed import inspect
-    from ..data.aligned_folders import aligned_modalities
+    from ..commands.inspect import inspect
 
     (data,), given = self.read(words, flags(inspect, "data"))
+    from ..data.aligned_folders import aligned_modalities
+
     print(inspect(data, **given))
-    return next_steps.after_inspect(data, given.get("modalities") or [d.name for d in aligned_modalities(data)])
+    modalities = given.get("modalities") or [d.name for d in aligned_modalities(data)]
+    recipe, more = ("multimae", ["--modalities", *modalities]) if modalities else ("crossmae", [])
+    return shlex.join(["unveil", "pretrain", recipe, "--data", data, *more, "--out", "runs/a"])
 
 
 @command("", "unveil recipes")
@@ -271,7 +299,7 @@ def _recipes(self: Command, words: list[str]) -> str:
     for card in cards.values():
         options = ", ".join(f"{name.replace('_', '-')} {spell(default)}" for name, default in card.options.items())
         print(f"{card.name}\n" + columns([("", card.summary), ("", options)]))
-    return next_steps.after_recipes(next(iter(cards)))
+    return f"unveil pretrain {next(iter(cards))} --help"
 
 
 @command("", "unveil bench")
@@ -281,7 +309,7 @@ def _bench(self: Command, words: list[str]) -> str:
 
     _, given = self.read(words, flags(bench))
     bench(**given)
-    return next_steps.after_bench()
+    return _FIRST_RUN
 
 
 @command("", "unveil doctor --full")
@@ -291,5 +319,5 @@ def _doctor(self: Command, words: list[str]) -> int:
 
     _, given = self.read(words, flags(examine))
     is_well = examine(**given)
-    say_next(next_steps.after_doctor(is_well))
+    say_next("unveil demo" if is_well else "unveil doctor")
     return 0 if is_well else 1

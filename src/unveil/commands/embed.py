@@ -8,10 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ..data.aligned_folders import aligned_modalities, open_images, open_samples
-from ..data.inspection import AlignedInspection, Inspection, inspect_samples, inspect_source
-from ..data.modality_config import declare
-from ..data.sources import open_source
+from ..data.aligned_folders import open_images
 from ..evaluation.features import extract
 from ..modeling.public_vits import is_public_vit
 from ..modeling.types import Pool
@@ -58,18 +55,3 @@ def embed(
         print(f"left out, unreadable: {name}", file=sys.stderr)
     print(f"{path}: {features.values.shape[0]:,} features of {features.values.shape[1]} numbers")
     return path
-
-
-def inspect(data: str, *, modalities: tuple[str, ...] = (), limit: int | None = None) -> Inspection | AlignedInspection:
-    """Check images before training on them: `print(unveil.inspect("~/photos"))`.
-
-    Of a folder with one folder for each modality the alignment is checked, and samples that lack a map are listed.
-
-    data: a folder of images, a Parquet file, or scenes; with modalities, a folder that holds one for each
-    modalities: rgb, depth, semseg, or .toml files that declare others; by default those that have a folder
-    limit: decode at most so many images for the statistics of pixels
-    """
-    declared = declare(modalities) or aligned_modalities(data)
-    if declared:
-        return inspect_samples(open_samples(data, declared), limit)
-    return inspect_source(open_source(data), limit)

@@ -14,9 +14,9 @@ from typing import Any, Literal
 import psutil
 import torch
 
-_READERS_NICE = 10  # of a thread that reads: enough that the scheduler prefers those that compute
+from .run_config import Precision
 
-Precision = Literal["auto", "float32", "bf16"]
+_READERS_NICE = 10  # of a thread that reads: enough that the scheduler prefers those that compute
 
 
 def choose_device(name: str = "auto") -> torch.device:

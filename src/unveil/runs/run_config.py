@@ -10,9 +10,11 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from .console import log
+
+Precision = Literal["auto", "float32", "bf16"]
 
 OLD_NAMES = {"signals_every": "val_every", "keep_every": "save_every", "init_bands": "init_channels"}
 OLD_VALUES = {"flip": {"turns": "d4"}}

@@ -1,0 +1,28 @@
+"""`unveil inspect`: what images hold, before training on them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # so that --help does not wait for torch
+    from ..data.inspection import AlignedInspection, Inspection
+
+
+def inspect(data: str, *, modalities: tuple[str, ...] = (), limit: int | None = None) -> Inspection | AlignedInspection:
+    """Check images before training on them: `print(unveil.inspect("~/photos"))`.
+
+    Of a folder with one folder for each modality the alignment is checked, and samples that lack a map are listed.
+
+    data: a folder of images, a Parquet file, or scenes; with modalities, a folder that holds one for each
+    modalities: rgb, depth, semseg, or .toml files that declare others; by default those that have a folder
+    limit: decode at most so many images for the statistics of pixels
+    """
+    from ..data.aligned_folders import aligned_modalities, open_samples
+    from ..data.inspection import inspect_samples, inspect_source
+    from ..data.modality_config import declare
+    from ..data.sources import open_source
+
+    declared = declare(modalities) or aligned_modalities(data)
+    if declared:
+        return inspect_samples(open_samples(data, declared), limit)
+    return inspect_source(open_source(data), limit)
