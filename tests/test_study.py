@@ -117,14 +117,14 @@ def done(place: Path, asked: Study) -> set[str]:
 
 def test_what_is_done_is_skipped_and_what_changed_is_not(place: Path):
     asked = load_study("rates.py")
-    at = replace(asked.scales["smoke"], dials={"epochs": 1, "batch_size": 10, "image_size": (16,)}, protocols={})
+    at = replace(asked.scales["smoke"], options={"epochs": 1, "batch_size": 10, "image_size": (16,)}, protocols={})
     asked = replace(asked, scales={"smoke": at})
     for job in expand(asked, "smoke", Path("s")):
         perform(place / "s/runs" / job.name, {**job.to_dict(), "device": "cpu"})
     names = {job.name for job in expand(asked, "smoke", Path("s"))}
     assert done(place, asked) == names
 
-    on_another_machine = replace(at, dials={**at.dials, "device": "cuda", "workers": 3})
+    on_another_machine = replace(at, options={**at.options, "device": "cuda", "workers": 3})
     assert done(place, replace(asked, scales={"smoke": on_another_machine})) == names
     other_rate = replace(asked, arms=(asked.arms[0], Arm("fast", "tiny.py", {"lr": 0.06})))
     assert len(done(place, other_rate)) == 1
@@ -177,12 +177,12 @@ def test_a_dry_run_tells_the_cost_and_writes_nothing(place: Path, capsys: pytest
 def mistakes() -> Iterator[tuple[str, str]]:
     yield "study = 3", "no study"
     yield "import nothing_like_this", "line 1: ModuleNotFoundError"
-    yield FILE.replace('"lr": 0.01', '"clipp": 0.01'), "arm slow: there is no dial 'clipp'; did you mean clip"
+    yield FILE.replace('"lr": 0.01', '"clipp": 0.01'), "arm slow: there is no option 'clipp'; did you mean clip"
     yield FILE.replace('baseline="slow"', 'baseline="slw"'), "no baseline 'slw'; did you mean slow"
     yield FILE.replace('{"knn": {}}', '{"knnn": {}}'), "no protocol 'knnn'; did you mean knn"
     yield FILE.replace('{"knn": {}}', '{"knn": {"epochs": 3}}'), "protocol knn: there is no option 'epochs'"
     yield FILE.replace('"epochs": 15, ', ""), "has no epochs"
-    yield FILE.replace('"batch_size"', '"batch_sise"'), "there is no dial 'batch_sise'; did you mean batch_size"
+    yield FILE.replace('"batch_size"', '"batch_sise"'), "there is no option 'batch_sise'; did you mean batch_size"
     yield FILE.replace('"fast", "tiny.py"', '"slow", "tiny.py"'), "each once"
     yield FILE.replace('"fast", "tiny.py"', '"fast", "tinny.py"'), "no recipe file tinny.py"
 
@@ -194,6 +194,20 @@ def test_a_mistake_in_a_file_is_one_clear_error(place: Path, text: str, message:
         study("rates.py", out="s", device="cpu", dry_run=True)
     assert message in str(error.value)
     assert not Path("s").exists()
+
+
+def test_options_may_still_be_called_dials(place: Path, capsys: pytest.CaptureFixture[str]):
+    old = FILE.replace('"tiny.py", {"lr": 0.01}', '"tiny.py", dials={"lr": 0.01}').replace(
+        "(0,), {", '(0,), dials={"epochs": 15, "batch_size": 10, "image_size": (16,)}, protocols={'
+    )
+    start = old.index('                           {"epochs": 15, "batch')
+    old = old[:start] + old[old.index("                           along") :]
+    Path("rates.py").write_text(old + "rates = study.arms[0].dials\n")
+    asked = load_study("rates.py")
+    assert "note: dials is now options; rates.py has the old name" in capsys.readouterr().err
+    assert asked.arms[0].options == {"lr": 0.01}
+    assert asked.scales["smoke"].options["epochs"] == 15
+    assert replace(asked.arms[0], dials={"lr": 0.02}).options == {"lr": 0.02}  # type: ignore[call-arg]
 
 
 def test_a_folder_of_something_else_is_left_alone(place: Path):

@@ -12,7 +12,7 @@ from unveil.experiments.study import Arm, RunOf, Scale, Setting, Share, Study
 from unveil.experiments.study.command import with_data, with_overrides
 from unveil.experiments.study.cost_estimate import build, flops_and_epochs
 from unveil.experiments.study.jobs import expand, settled
-from unveil.experiments.study.registry import check, load_study, studies, summary
+from unveil.experiments.study.registry import check, load_study, studies
 
 
 def test_arms_build_on_runs_of_others_in_the_same_setting_and_seed(tmp_path: Path):
@@ -44,14 +44,14 @@ def test_weights_on_the_way_are_measured_as_often_as_they_are_kept(tmp_path: Pat
     assert job.pretrain["save_every"] == 4
     assert [e["at_epoch"] for e in job.evaluate if "at_epoch" in e] == [4 * k for k in range(1, 9)]
     assert [e["protocol"] for e in job.evaluate if "at_epoch" not in e] == [["knn", "linear"]]
-    with_none = replace(asked.scales["cpu"], dials={"epochs": 8}, along={"knn": {"nonsense": 1}})
+    with_none = replace(asked.scales["cpu"], options={"epochs": 8}, along={"knn": {"nonsense": 1}})
     with pytest.raises(ValueError, match="there is no option 'nonsense'"):
         check(replace(asked, scales={"cpu": with_none}), "cpu")
 
 
-def test_a_study_can_be_done_without_the_arms_that_its_shared_dials_are_for(tmp_path: Path):
+def test_a_study_can_be_done_without_the_arms_that_its_shared_options_are_for(tmp_path: Path):
     asked = with_overrides(load_study("recipes"), "cpu", arms=["MAE", "CrossMAE"])
-    assert "teacher" in asked.scales["cpu"].dials
+    assert "teacher" in asked.scales["cpu"].options
     check(asked, "cpu")
     some, every = expand(asked, "cpu", tmp_path), expand(load_study("recipes"), "cpu", tmp_path)
     assert len(some) == 6
@@ -64,7 +64,7 @@ NAMES = sorted(studies())
 @pytest.mark.parametrize("name", NAMES)
 def test_a_built_in_study_is_possible_at_every_scale(name: str, tmp_path: Path):
     asked = load_study(name)
-    assert summary(studies()[name])
+    assert asked.summary
     assert set(asked.scales) == {"smoke", "cpu", "gpu", "paper"}
     for scale, at in asked.scales.items():
         check(asked, scale)
@@ -103,7 +103,7 @@ def test_what_is_not_there_is_told_with_what_is():
         check(load_study("crossmae-mask-ratio"), "huge")  # type: ignore[arg-type]
     circle = (Arm("a", "mae", {"init_from": RunOf("b")}), Arm("b", "mae", {"init_from": RunOf("a")}))
     with pytest.raises(ValueError, match="starts from its own"):
-        check(Study("?", circle, "a", {"cpu": Scale((Setting("x", "scenes"),), dials={"epochs": 1})}), "cpu")
+        check(Study("?", circle, "a", {"cpu": Scale((Setting("x", "scenes"),), options={"epochs": 1})}), "cpu")
 
 
 def test_data_of_ones_own_takes_the_place_of_a_setting():
@@ -129,7 +129,7 @@ def test_measurements_are_limited_on_demand(tmp_path: Path):
 
 
 def test_a_share_of_the_epochs_is_that_of_the_run():
-    at = Scale((Setting("x", "scenes"),), dials={"epochs": 32})
+    at = Scale((Setting("x", "scenes"),), options={"epochs": 32})
     arm = Arm("a", "cmtmae", {"epochs": Share(0.5), "stage1_epochs": Share(0.25)})
     found = settled(arm, at, at.settings[0])
     assert (found["epochs"], found["stage1_epochs"]) == (16, 4)

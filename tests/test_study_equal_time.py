@@ -107,10 +107,11 @@ def test_a_teacher_that_is_not_there_is_told_before_anything_is_done(tmp_path: P
 
 def test_the_ladder_has_every_rung_with_its_controls():
     asked = load_study("cmtmae-ladder")
-    dials = [(arm.dials.get("masking"), arm.dials.get("targets")) for arm in asked.arms]
+    options = [(arm.options.get("masking"), arm.options.get("targets")) for arm in asked.arms]
     rungs = [(m, t) for m in ("teacher", "collaborative") for t in ("teacher", "collaborative")]
-    assert set(dials) == {(None, None), ("uniform", "teacher"), ("teacher", "pixels"), *rungs}
-    whole = [arm.dials for arm in asked.arms if arm.dials.get("targets") == arm.dials.get("masking") == "collaborative"]
+    assert set(options) == {(None, None), ("uniform", "teacher"), ("teacher", "pixels"), *rungs}
+    given = [arm.options for arm in asked.arms]
+    whole = [o for o in given if o.get("targets") == o.get("masking") == "collaborative"]
     assert {(d.get("draw"), d.get("teacher")) for d in whole} == {
         (draw, teacher) for draw in (None, "hard") for teacher in (None, "random")
     }

@@ -183,11 +183,11 @@ def _evaluate(self: Command, words: list[str]) -> str:
 def _study(self: Command, words: list[str]) -> str:
     """answer a question by runs over seeds: intervals, a paired test, a page"""
     from ..experiments.study.command import study
-    from ..experiments.study.registry import studies, summary
+    from ..experiments.study.registry import studies
 
     groups = flags(study, "name")
     if not words or asks_help(words):
-        listed = columns([(name, summary(file)) for name, file in studies().items()])
+        listed = columns([(name, built_in.summary) for name, built_in in studies().items()])
         if not words:
             raise UsageError(f"study needs a study:\n{listed}", f"for example {self.example}")
         raise HelpAsked(f"{self.help(groups)}\n\nstudies:\n{listed}")

@@ -86,6 +86,7 @@ RENAMED = _table(  # names of release 0.1 and today's, by the new module (or its
     modeling.teachers: Average=ModelEma Coarse=LowResolutionTeacher ComplementaryErrors=MeasuredLossTeacher
         ForeseenErrors=PredictedLossTeacher Sometimes=EveryNSteps begin_averages=reset_emas
     modeling.types: Chance=SampleRng Reading=FeatureSpec unit=to_float
+    experiments.study: Dials=Options
     recipes.multimodal: answers=make_decoders budgeted=make_budget loss_of=modality_loss
         targets=modality_targets
     recipes.recipe: check_words=check_choices
@@ -104,6 +105,9 @@ ARGUMENTS = _table(  # keyword arguments, by class or function
     modeling.teachers.load_teacher: reading=spec
     modeling.masking.Reversed: draw=sampler
     modeling.objectives.GateScore: gaze=attention_map
+    experiments.study.Arm: dials=options
+    experiments.study.Setting: dials=options
+    experiments.study.Scale: dials=options
     """
 )
 ATTRIBUTES = _table(  # attributes and methods, by class
@@ -114,6 +118,9 @@ ATTRIBUTES = _table(  # attributes and methods, by class
     modeling.masked_model.Objective: compared=prediction_and_target errors=token_losses truth=target_values
     modeling.masking.Masker: ask=predict_score
     modeling.types.Batch: chance=rng
+    experiments.study.Arm: dials=options
+    experiments.study.Setting: dials=options
+    experiments.study.Scale: dials=options
     """
 )
 
@@ -160,7 +167,8 @@ def accept_old_names() -> None:
 def _accept_arguments(call: Callable[..., Any], names: Mapping[str, str]) -> Callable[..., Any]:
     @functools.wraps(call)
     def accept(*args: Any, **kwargs: Any) -> Any:
-        return call(*args, **{names.get(name, name): value for name, value in kwargs.items()})
+        old = {names[name]: kwargs.pop(name) for name in names.keys() & kwargs.keys()}
+        return call(*args, **{**kwargs, **old})  # the old ones last: dataclasses.replace gives the rest by new names
 
     return accept
 

@@ -178,7 +178,7 @@ def _arms(outcome: Mapping[str, Any]) -> Markup:
         (arm["name"], arm["recipe"], ", ".join(f"{name} {value}" for name, value in arm["dials"].items()))
         for arm in outcome["arms"]
     ]
-    return section("Arms", html_table(("arm", "recipe", "dials"), rows, class_="words"))
+    return section("Arms", html_table(("arm", "recipe", "options"), rows, class_="words"))
 
 
 def _failures(outcome: Mapping[str, Any]) -> Markup | None:

@@ -123,10 +123,10 @@ class Theirs(TimedModel):
         return loss
 
 
-def _ours(recipe: Callable[..., Recipe], stage: int = 0, **dials: Any) -> Callable[[Work], TimedModel]:
+def _ours(recipe: Callable[..., Recipe], stage: int = 0, **options: Any) -> Callable[[Work], TimedModel]:
     def make(work: Work) -> TimedModel:
         shape = {"size": work.size, "patch": work.patch, "image_size": work.image_size}
-        built = build_recipe(recipe, (), {**shape, **dials})
+        built = build_recipe(recipe, (), {**shape, **options})
         return Ours(built.stages[stage].build())
 
     return make

@@ -1,1 +1,1 @@
-"""The built-in studies, one file for each question; `unveil study NAME` runs one."""
+"""The built-in studies, a file for each family of recipes; `unveil study NAME` runs one."""

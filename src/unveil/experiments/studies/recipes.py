@@ -1,11 +1,11 @@
-"""The recipes beside one another at equal time, and beside training from scratch, with all labels and with few."""
+"""The study of all recipes beside one another."""
 
 from dataclasses import replace
 
-from ..study.design import Arm, Dials, RunOf, Study, scales
+from ..study.design import EQUAL_TIME, Arm, Options, RunOf, Study, scales
 
 
-def measurements(updates: int, few: str = "10%") -> dict[str, Dials]:
+def measurements(updates: int, few: str = "10%") -> dict[str, Options]:
     """On frozen features, and by fine-tuning with so many updates, on all labels and on a few that each seed draws."""
     return {
         "knn": {},
@@ -22,10 +22,11 @@ AT_EQUAL_TIME = scales(
     protocols=measurements(250),
     smoke_protocols=measurements(4, few="90%"),
     published={"linear": {}, "finetune": {}, "lowshot": {"shots": ("1%", "10%"), "by": "finetune"}},
-    minutes={"smoke": 0.005, "cpu": 5.0, "gpu": 10.0},
+    minutes=EQUAL_TIME,
 )
 
-study = Study(
+recipes = Study(
+    summary="The recipes at equal time, and beside training from scratch, with all labels and with few.",
     question="Which recipe learns the most in the same time, and does pretraining beat training from scratch?",
     arms=(
         Arm("MAE", "mae"),

@@ -137,7 +137,7 @@ def with_overrides(
         path = Path(teacher).expanduser()
         if not path.exists() and not is_public_vit(teacher) and teacher != RANDOM:
             raise FileNotFoundError(f"--teacher {teacher}: there is no such file, folder or name on the hub")
-        scale = replace(scale, dials={**scale.dials, "teacher": str(path) if path.exists() else teacher})
+        scale = replace(scale, options={**scale.options, "teacher": str(path) if path.exists() else teacher})
     if arms:
         scale = replace(scale, arms=tuple(arms))
     if seeds is not None:

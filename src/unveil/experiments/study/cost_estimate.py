@@ -84,11 +84,11 @@ def build(arm: Arm, at: Scale, setting: Setting, teacher_as_given: bool = False)
     `teacher_as_given`.
     """
     load = load_recipe(arm.recipe)
-    dials = {n: v for n, v in settled(arm, at, setting).items() if n not in OF_PRETRAIN}
-    teacher = dials.get("teacher", arm.recipe in ("cmtmae", "milan"))  # their default is a public model
+    options = {n: v for n, v in settled(arm, at, setting).items() if n not in OF_PRETRAIN}
+    teacher = options.get("teacher", arm.recipe in ("cmtmae", "milan"))  # their default is a public model
     if teacher and not (teacher_as_given and isinstance(teacher, str) and Path(teacher).exists()):
-        dials["teacher"] = "random"
-    return build_recipe(load, arm_modalities(arm, at, setting), dials)
+        options["teacher"] = "random"
+    return build_recipe(load, arm_modalities(arm, at, setting), options)
 
 
 def arm_modalities(arm: Arm, at: Scale, setting: Setting) -> tuple[Modality, ...]:
@@ -155,7 +155,7 @@ def fit_epochs(study: Study, scale: ScaleName, folder: Path, device: str) -> Epo
 def with_epochs(study: Study, epochs: Epochs) -> Study:
     """The study with these epochs for its arms."""
     arms = [
-        replace(arm, dials={**arm.dials, "epochs": epochs[arm.name]}) if arm.name in epochs else arm
+        replace(arm, options={**arm.options, "epochs": epochs[arm.name]}) if arm.name in epochs else arm
         for arm in study.arms
     ]
     return replace(study, arms=tuple(arms))
@@ -188,8 +188,8 @@ class _TimedStep:
     """An arm's training step, and the minimum of its measured seconds per image."""
 
     def __init__(self, arm: Arm, at: Scale, setting: Setting, device: str):
-        dials = settled(arm, at, setting)
-        options = {n: v for n, v in dials.items() if n in OF_PRETRAIN and n not in ("paper", "minutes")}
+        options = settled(arm, at, setting)
+        options = {n: v for n, v in options.items() if n in OF_PRETRAIN and n not in ("paper", "minutes")}
         config = PretrainConfig(arm.recipe, **options)
         self.recipe = build(arm, at, setting, teacher_as_given=True)
         self.modalities = arm_modalities(arm, at, setting)

@@ -7,19 +7,19 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 ScaleName = Literal["smoke", "cpu", "gpu", "paper"]
-Dials = Mapping[str, Any]
+Options = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
 class RunOf:
-    """A dial's value: the folder of another arm's run, in the same setting and of the same seed, trained before."""
+    """An option's value: the folder of another arm's run, in the same setting and of the same seed, trained before."""
 
     arm: str
 
 
 @dataclass(frozen=True)
 class Share:
-    """A dial's value: this share of the run's epochs; of `epochs` itself, this share of the scale's.
+    """An option's value: this share of the run's epochs; of `epochs` itself, this share of the scale's.
 
     `stage1_epochs=Share(0.25)` fits runs of any length.
     """
@@ -29,16 +29,16 @@ class Share:
 
 @dataclass(frozen=True)
 class Arm:
-    """One of the things compared: a recipe with some of its dials. Arguments of `pretrain` count as dials."""
+    """One of the things compared: a recipe with some of its options. Arguments of `pretrain` count as options."""
 
     name: str
     recipe: str
-    dials: Dials = field(default_factory=dict)
+    options: Options = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What all arms are compared in: images, labelled images, and dials of those recipes that have them.
+    """What all arms are compared in: images, labelled images, and options of those recipes that have them.
 
     `data` is trained on; None leaves it to `--data`. `labelled` and `test_data` are for evaluation, by default the
     same images. `images` is their number, for an estimate where the data are not on this machine.
@@ -48,30 +48,30 @@ class Setting:
     data: str | None = None
     labelled: str | None = None
     test_data: str | None = None
-    dials: Dials = field(default_factory=dict)
+    options: Options = field(default_factory=dict)
     images: int | None = None
 
 
 @dataclass(frozen=True)
 class Scale:
-    """How large a study is: settings, seeds, protocols with their dials, dials of all runs, and which arms take part.
+    """How large a study is: settings, seeds, protocols and their options, options of all runs, which arms take part.
 
     `evaluation` holds arguments of `evaluate`, such as pool and limit. `analyses` are those of `unveil analyze` with
     their arguments: attention, or features beside those of another run, `{"features": {"run_b": RunOf("MAE")}}`. No
     `arms` means all. With `minutes` every run trains for that time, whatever a step of its arm costs: epochs follow
     from steps that are timed once, before the first run. `along` are protocols that measure the weights saved during
-    training, with `save_every` among the dials.
+    training, with `save_every` among the options.
     """
 
     settings: tuple[Setting, ...]
     seeds: tuple[int, ...] = (0, 1, 2)
-    protocols: Mapping[str, Dials] = field(default_factory=dict)
-    dials: Dials = field(default_factory=dict)
-    evaluation: Dials = field(default_factory=dict)
+    protocols: Mapping[str, Options] = field(default_factory=dict)
+    options: Options = field(default_factory=dict)
+    evaluation: Options = field(default_factory=dict)
     arms: tuple[str, ...] = ()
-    analyses: Mapping[str, Dials] = field(default_factory=dict)
+    analyses: Mapping[str, Options] = field(default_factory=dict)
     minutes: float | None = None
-    along: Mapping[str, Dials] = field(default_factory=dict)
+    along: Mapping[str, Options] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -88,6 +88,7 @@ class Study:
     scales: Mapping[ScaleName, Scale]
     note: str = ""
     time_to: str | None = None
+    summary: str = ""  # one line, for the list of the built-in studies
 
     def arms_at(self, scale: ScaleName) -> tuple[Arm, ...]:
         """The arms that take part at a scale."""
@@ -98,10 +99,10 @@ class Study:
 # The scales of the built-in studies: a test, two processor cores, one GPU, the published experiment.
 IMAGENET = 1_281_167  # training images
 NONE: dict[str, Any] = {}
-NO_MINUTES: dict[ScaleName, float] = {}
-KNN: dict[str, Dials] = {"knn": {}}
-KNN_AND_LINEAR: dict[str, Dials] = {"knn": {}, "linear": {}}
-PUBLISHED: dict[str, Dials] = {"linear": {}, "finetune": {}}
+KNN: dict[str, Options] = {"knn": {}}
+KNN_AND_LINEAR: dict[str, Options] = {"knn": {}, "linear": {}}
+PUBLISHED: dict[str, Options] = {"linear": {}, "finetune": {}}
+EQUAL_TIME = {"smoke": 0.005, "cpu": 5.0, "gpu": 10.0}  # minutes of a run
 SMOKE = {
     **{"size": "nano", "patch": 8, "image_size": (32,), "epochs": 1, "batch_size": 16, "warmup_epochs": 0.1},
     **{"decoder_dim": 32, "decoder_depth": 1, "decoder_heads": 2},
@@ -118,10 +119,10 @@ MAPS = {"patch": 8, "image_size": (48,)}  # of several modalities on a processor
 CROSSMAE_ABLATION = {"epochs": 400, "warmup_epochs": 20}  # the runs of CrossMAE's tables
 
 
-def rendered(name: str, count: int, size: int, dials: Dials = NONE) -> Setting:
+def rendered(name: str, count: int, size: int, options: Options = NONE) -> Setting:
     """A setting of rendered scenes, evaluated on a quarter as many of another seed."""
     train, test = (f"scenes:count={n},size={size},seed={seed}" for n, seed in ((count, 0), (max(20, count // 4), 1)))
-    return Setting(name, train, test_data=test, dials=dials)
+    return Setting(name, train, test_data=test, options=options)
 
 
 def scales(
@@ -131,45 +132,42 @@ def scales(
     smoke_arms: tuple[str, ...] = (),
     gpu_arms: tuple[str, ...] = (),
     paper_arms: tuple[str, ...] = (),
-    shared: Dials = NONE,
-    smoke: Dials = NONE,
-    cpu: Dials = NONE,
-    gpu: Dials = NONE,
-    paper: Dials = NONE,
-    settings: Mapping[str, Dials] = NONE,
+    shared: Options = NONE,
+    smoke: Options = NONE,
+    cpu: Options = NONE,
+    gpu: Options = NONE,
+    paper: Options = NONE,
+    settings: Mapping[str, Options] = NONE,
     photographs: bool = False,
-    protocols: Mapping[str, Dials] = KNN_AND_LINEAR,
-    smoke_protocols: Mapping[str, Dials] = KNN,
-    published: Mapping[str, Dials] = PUBLISHED,
-    analyses: Mapping[str, Dials] = NONE,
-    minutes: Mapping[ScaleName, float] = NO_MINUTES,
-    along: Mapping[str, Dials] = NONE,
+    protocols: Mapping[str, Options] = KNN_AND_LINEAR,
+    smoke_protocols: Mapping[str, Options] = KNN,
+    published: Mapping[str, Options] = PUBLISHED,
+    analyses: Mapping[str, Options] = NONE,
+    minutes: Mapping[str, float] = NONE,
+    along: Mapping[str, Options] = NONE,
 ) -> dict[ScaleName, Scale]:
     """Scenes at smoke, cpu and gpu, and ImageNet-1K at paper. A study has 12 runs at most at cpu.
 
-    `smoke`, `cpu`, `gpu` and `paper` are dials on top of each scale's own, `shared` those of the first three.
-    `settings`, on a GPU and as published, are settings by name that differ in these dials, such as sizes. With
+    `smoke`, `cpu`, `gpu` and `paper` are options on top of each scale's own, `shared` those of the first three.
+    `settings`, on a GPU and as published, are settings by name that differ in these options, such as sizes. With
     `photographs` there is a second such set on a GPU, of images that the user gives. `analyses` and measurements
     `along` the runs are made at every scale; `minutes` are those of a run, at the scales of equal time.
     """
-    named = [(f" {name}".rstrip(), dials) for name, dials in (settings or {"": NONE}).items()]
-    on_gpu = [rendered(f"scenes{name}", 20_000, 64, dials) for name, dials in named]
-    if photographs:
-        on_gpu += [Setting(f"photographs{name}", dials=dials) for name, dials in named]
-    imagenet = tuple(Setting(f"ImageNet-1K{name}", images=IMAGENET, dials=dials) for name, dials in named)
-    on_cpu = rendered("scenes", 4000, 48 if cpu.get("image_size") == (48,) else 32)
+    named = [(f" {name}".rstrip(), options) for name, options in (settings or {"": NONE}).items()]
+    on_smoke = (rendered("scenes", 40, 32),)
+    on_cpu = (rendered("scenes", 4000, 48 if cpu.get("image_size") == (48,) else 32),)
+    on_gpu = [rendered(f"scenes{name}", 20_000, 64, options) for name, options in named]
+    on_gpu += [Setting(f"photographs{name}", options=options) for name, options in named if photographs]
+    imagenet = tuple(Setting(f"ImageNet-1K{name}", images=IMAGENET, options=options) for name, options in named)
     seeds = (0, 1, 2)
     by_name: dict[ScaleName, Scale] = {
-        "smoke": Scale(
-            (rendered("scenes", 40, 32),), (0, 1), smoke_protocols, {**SMOKE, **shared, **smoke}, arms=smoke_arms
-        ),
-        "cpu": Scale((on_cpu,), tuple(range(cpu_seeds)), protocols, {**CPU, **shared, **cpu}, arms=cpu_arms),
+        "smoke": Scale(on_smoke, (0, 1), smoke_protocols, {**SMOKE, **shared, **smoke}, arms=smoke_arms),
+        "cpu": Scale(on_cpu, tuple(range(cpu_seeds)), protocols, {**CPU, **shared, **cpu}, arms=cpu_arms),
         "gpu": Scale(tuple(on_gpu), seeds, protocols, {**GPU, **shared, **gpu}, arms=gpu_arms),
         "paper": Scale(imagenet, seeds, published, {"paper": True, **paper}, arms=paper_arms),
     }
     return {
-        name: replace(scale, analyses=analyses, minutes=minutes.get(name), along=along)
-        for name, scale in by_name.items()
+        name: replace(at, analyses=analyses, minutes=minutes.get(name), along=along) for name, at in by_name.items()
     }
 
 

@@ -15,7 +15,7 @@ from ...evaluation.registry import Data, data_for
 from ...recipes.registry import default_modalities, defaults_of, load_recipe
 from ...runs.run_config import OLD_NAMES, current_names
 from ...training.config import OPTION_NAMES, json_like
-from .design import Arm, Dials, RunOf, Scale, ScaleName, Setting, Share, Study
+from .design import Arm, Options, RunOf, Scale, ScaleName, Setting, Share, Study
 
 # Arguments that change how a run uses the machine, not its outcome: they may differ when it is continued.
 MACHINE = ("device", "workers", "micro_batch", "compile", "save_minutes", "tensorboard")
@@ -61,16 +61,16 @@ def expand(study: Study, scale: ScaleName, folder: Path) -> list[Job]:
 
 
 def settled(arm: Arm, at: Scale, setting: Setting) -> dict[str, Any]:
-    """The dials of an arm in a setting: the scale's and the setting's as far as its recipe has them, then its own."""
-    defaults = recipe_dials(arm.recipe)
+    """The options of an arm in a setting: the scale's and the setting's as far as its recipe has them, then its own."""
+    defaults = recipe_options(arm.recipe)
     known = {*defaults, *OF_PRETRAIN}
-    shared = {name: value for name, value in current_names({**at.dials, **setting.dials}).items() if name in known}
-    dials = {**shared, **current_names(arm.dials)}
+    shared = {name: value for name, value in current_names({**at.options, **setting.options}).items() if name in known}
+    options = {**shared, **current_names(arm.options)}
     whole: Any = shared.get("epochs", defaults.get("epochs"))
-    if isinstance(dials.get("epochs"), Share):
-        dials["epochs"] = dials["epochs"].of_epochs * whole
-    epochs: Any = dials.get("epochs", whole)
-    return {name: value.of_epochs * epochs if isinstance(value, Share) else value for name, value in dials.items()}
+    if isinstance(options.get("epochs"), Share):
+        options["epochs"] = options["epochs"].of_epochs * whole
+    epochs: Any = options.get("epochs", whole)
+    return {name: value.of_epochs * epochs if isinstance(value, Share) else value for name, value in options.items()}
 
 
 def _job(
@@ -80,8 +80,8 @@ def _job(
         return str(folder / "runs" / needed[value.arm].name) if isinstance(value, RunOf) else value
 
     assert setting.data is not None
-    dials = settled(arm, at, setting)
-    named = {name: needed[v.arm].name if isinstance(v, RunOf) else json_like(v) for name, v in dials.items()}
+    options = settled(arm, at, setting)
+    named = {name: needed[v.arm].name if isinstance(v, RunOf) else json_like(v) for name, v in options.items()}
     identity = {
         "recipe": Path(arm.recipe).expanduser().read_text() if arm.recipe.endswith(".py") else arm.recipe,
         "data": setting.data,
@@ -99,7 +99,7 @@ def _job(
             **{n: json_like(v) for n, v in {**at.evaluation, **given}.items()},
             **when,
         }
-        for chosen, times in ((at.along, _saved_epochs(dials, arm.recipe)), (at.protocols, [{}]))
+        for chosen, times in ((at.along, _saved_epochs(options, arm.recipe)), (at.protocols, [{}]))
         for names, given in _grouped(chosen)
         for when in times
     ]
@@ -118,7 +118,7 @@ def _job(
             "data": place(setting.data, folder, multimodal),
             "seed": seed,
             "save_minutes": SAVE_MINUTES,
-            **{name: json_like(run_folder(value)) for name, value in dials.items()},
+            **{name: json_like(run_folder(value)) for name, value in options.items()},
         },
         evaluate=evaluate,
         analyze=analyze,
@@ -148,11 +148,11 @@ def place(address: str, folder: Path, multimodal: bool = False) -> str:
     return str(inside) if not multimodal and inside.is_dir() else address
 
 
-def _saved_epochs(dials: Dials, recipe: str) -> list[dict[str, float]]:
+def _saved_epochs(options: Options, recipe: str) -> list[dict[str, float]]:
     """The epochs whose weights a run saves, as an argument of `evaluate`."""
-    if not (every := dials.get("save_every")):
+    if not (every := options.get("save_every")):
         return []
-    count = int(dials.get("epochs", recipe_dials(recipe)["epochs"]) / every + 1e-9)
+    count = int(options.get("epochs", recipe_options(recipe)["epochs"]) / every + 1e-9)
     return [{"at_epoch": k * every} for k in range(1, count + 1)]
 
 
@@ -178,14 +178,14 @@ def scenes_folder(address: str, folder: Path) -> Path:
     return folder / "scenes" / (slug(address.partition(":")[2]) or "default")
 
 
-def _grouped(chosen: Mapping[str, Dials]) -> list[tuple[list[str], Dials]]:
-    """Protocols of equal dials and data are measured together: features are computed once for them."""
-    groups: list[tuple[list[str], Dials]] = []
-    for name, dials in chosen.items():
+def _grouped(chosen: Mapping[str, Options]) -> list[tuple[list[str], Options]]:
+    """Protocols of equal options and data are measured together: features are computed once for them."""
+    groups: list[tuple[list[str], Options]] = []
+    for name, options in chosen.items():
         kind = data_for([name])
-        same = next((names for names, given in groups if given == dials and data_for(names) == kind), None)
+        same = next((names for names, given in groups if given == options and data_for(names) == kind), None)
         if same is None:
-            groups.append(([name], dials))
+            groups.append(([name], options))
         else:
             same.append(name)
     return groups
@@ -212,6 +212,6 @@ def _in_order(arms: Sequence[Arm], at: Scale, setting: Setting) -> list[Arm]:
 
 
 @cache  # recipes are read as text to find one, for each arm in each setting and seed
-def recipe_dials(recipe: str) -> dict[str, Any]:
-    """The dials of a recipe with their defaults."""
+def recipe_options(recipe: str) -> dict[str, Any]:
+    """The options of a recipe with their defaults."""
     return defaults_of(load_recipe(recipe))

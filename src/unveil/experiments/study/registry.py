@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-import ast
 import importlib
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
+from pkgutil import iter_modules
 
 from ...evaluation.registry import find_protocol, options_of, protocols
+from ...recipes.old_paths import accept_old_names
 from ...recipes.registry import load_file
+from ...runs.console import log
 from ...runs.suggest import suggest
-from .design import Arm, RunOf, Scale, ScaleName, Study
-from .jobs import OF_PRETRAIN, needs_of, recipe_dials, settled
+from .. import studies as built_in
+from .design import RunOf, Scale, ScaleName, Study
+from .jobs import OF_PRETRAIN, needs_of, recipe_options, settled
 
 OF_EVALUATE = ("pool", "baselines", "limit", "micro_batch")
 ANALYSES = {
@@ -21,15 +25,11 @@ ANALYSES = {
 }
 
 
-def studies() -> dict[str, Path]:
-    """The built-in studies: name -> file."""
-    files = sorted((Path(__file__).parents[1] / "studies").glob("*.py"))
-    return {file.stem.replace("_", "-"): file for file in files if file.stem != "__init__"}
-
-
-def summary(file: Path) -> str:
-    """The first line of a study file's docstring, read as text."""
-    return (ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or "").partition("\n")[0]
+def studies() -> dict[str, Study]:
+    """The built-in studies by name: each `Study` in a file of `studies/`, with hyphens for underscores."""
+    modules = (importlib.import_module(f"{built_in.__name__}.{m.name}") for m in iter_modules(built_in.__path__))
+    defined = {name.replace("_", "-"): value for module in modules for name, value in vars(module).items()}
+    return {name: value for name, value in sorted(defined.items()) if isinstance(value, Study)}
 
 
 def load_study(name: str) -> Study:
@@ -38,12 +38,16 @@ def load_study(name: str) -> Study:
     Raises FileNotFoundError for a missing file, ValueError for an unknown name and for a file that fails.
     """
     if not name.endswith(".py"):
-        _one_of("study", name.replace("_", "-"), studies(), hint=" (or give a file such as my.py)")
-        study: Study = importlib.import_module(f"unveil.experiments.studies.{name.replace('-', '_')}").study
-        return study
-    own = getattr(load_file(Path(name).expanduser(), "study"), "study", None)
+        name = name.replace("_", "-")
+        _one_of("study", name, studies(), hint=" (or give a file such as my.py)")
+        return studies()[name]
+    file = Path(name).expanduser()
+    accept_old_names()
+    own = getattr(load_file(file, "study"), "study", None)
     if not isinstance(own, Study):
         raise ValueError(f"{name} has no study; write `study = Study(...)` in it, as unveil.study.Study says")
+    if "dials=" in file.read_text(encoding="utf-8"):
+        log(f"note: dials is now options; {name} has the old name")
     return own
 
 
@@ -59,44 +63,40 @@ def check(study: Study, scale: ScaleName) -> None:
         _one_of("arm", name, [arm.name for arm in study.arms])
     _one_of("baseline", study.baseline, names, f"at scale {scale} ")
     for arm in arms:
-        known = recipe_dials(arm.recipe)
-        for dial in arm.dials:
-            _one_of("dial", dial, [*known, *OF_PRETRAIN], f"arm {arm.name}: ")
+        for option, value in arm.options.items():
+            _one_of("option", option, [*recipe_options(arm.recipe), *OF_PRETRAIN], f"arm {arm.name}: ")
+            if isinstance(value, RunOf) and value.arm == arm.name:
+                raise ValueError(f"arm {arm.name} would start from its own run")
         for setting in at.settings:
-            for other in needs_of(arm, at, setting):
-                _one_of("arm", other, names, f"arm {arm.name} starts from another: ")
-            _check_cycle(arm, {a.name: needs_of(a, at, setting) for a in arms})
-            dials = settled(arm, at, setting)
-            if not dials.get("paper") and "epochs" not in dials:
+            options = settled(arm, at, setting)
+            if not options.get("paper") and "epochs" not in options:
                 raise ValueError(
                     f"arm {arm.name} has no epochs: their number would be fitted to the machine, and runs would not"
-                    " compare; give the scale dials={'epochs': ...}"
+                    " compare; give the scale options={'epochs': ...}"
                 )
-    shared = {*at.dials, *(dial for setting in at.settings for dial in setting.dials)}
-    everything = {dial for arm in study.arms for dial in recipe_dials(arm.recipe)} | set(OF_PRETRAIN)
-    for dial in shared:
-        _one_of("dial", dial, everything, f"scale {scale}: ")
+    for setting in at.settings:
+        _check_needs({arm.name: needs_of(arm, at, setting) for arm in arms})
+    everything = {option for arm in study.arms for option in recipe_options(arm.recipe)} | set(OF_PRETRAIN)
+    for option in {*at.options, *(option for setting in at.settings for option in setting.options)}:
+        _one_of("option", option, everything, f"scale {scale}: ")
     _check_measurements(at)
 
 
-def _check_cycle(arm: Arm, needs: Mapping[str, Sequence[str]]) -> None:
-    if any(isinstance(value, RunOf) and value.arm == arm.name for value in arm.dials.values()):
-        raise ValueError(f"arm {arm.name} would start from its own run")
-    visited, ahead = set[str](), list(needs[arm.name])
-    while ahead:
-        name = ahead.pop()
-        if name == arm.name:
-            raise ValueError(f"arm {arm.name} would start from a run that starts from its own")
-        if name not in visited:
-            visited.add(name)
-            ahead += needs.get(name, ())
+def _check_needs(needs: dict[str, list[str]]) -> None:
+    for name, others in needs.items():
+        for other in others:
+            _one_of("arm", other, needs, f"arm {name} starts from another: ")
+    try:
+        TopologicalSorter(needs).prepare()
+    except CycleError as error:
+        raise ValueError(f"arm {error.args[1][0]} would start from a run that starts from its own") from None
 
 
 def _check_measurements(at: Scale) -> None:
-    for name, dials in (*at.protocols.items(), *at.along.items()):
+    for name, options in (*at.protocols.items(), *at.along.items()):
         _one_of("protocol", name, protocols())
-        for dial in dials:
-            _one_of("option", dial, options_of(find_protocol(name)), f"protocol {name}: ")
+        for option in options:
+            _one_of("option", option, options_of(find_protocol(name)), f"protocol {name}: ")
     for name, given in at.analyses.items():
         _one_of("analysis", name, ANALYSES)
         for argument in given:

@@ -1,0 +1,105 @@
+"""Studies of MultiMAE: masks over several modalities, guided by attention or by error, and what they are good for."""
+
+from typing import Any
+
+from ..study.design import EQUAL_TIME, Arm, Options, RunOf, Share, Study, maps
+
+ALL_PROBES: dict[str, Options] = {"knn": {}, "knn-whitened": {}, "linear": {}, "heldout": {}}
+
+
+def guided(name: str, **options: Any) -> Arm:
+    """An arm of multimae-attention with these options of its masks."""
+    return Arm(name, "multimae-attention", options)
+
+
+def continued(name: str, recipe: str, schedule: str) -> Arm:
+    """A sixteenth more, as 100 epochs are to the 1600 of the public checkpoint."""
+    return Arm(name, recipe, {"init_from": RunOf("MultiMAE"), "continue_schedule": schedule, "epochs": Share(1 / 16)})
+
+
+multimae_budget = Study(
+    summary="MultiMAE: how visible patches are shared between modalities, fixed or following the losses.",
+    question="Should a modality that is hard to predict show more, or less?",
+    arms=(
+        guided("Dirichlet 1"),
+        guided("Dirichlet 0.2", concentration=(0.2,)),
+        guided("joint", budget="joint"),
+        guided("adaptive, harder shows more", budget="adaptive"),
+        guided("adaptive, harder shows less", budget="adaptive", harder_gets="hidden"),
+    ),
+    baseline="Dirichlet 1",
+    scales=maps(cpu_arms=("Dirichlet 1", "joint", "adaptive, harder shows more", "adaptive, harder shows less")),
+)
+
+multimae_continue = Study(
+    summary="MultiMAE: the learning rate when a finished training is continued with guided masks.",
+    question="Which learning rate suits a training continued with guided masks, and is it the masks that help?",
+    arms=(
+        Arm("MultiMAE", "multimae"),
+        continued("random masks, tail", "multimae", "tail"),
+        continued("guided, tail", "multimae-attention", "tail"),
+        continued("guided, x10", "multimae-attention", "x10"),
+        continued("guided, restart", "multimae-attention", "restart"),
+    ),
+    baseline="random masks, tail",
+    scales=maps(cpu_seeds=2, paper={"epochs": 1600}),
+    note="The project reports 83.5 (tail), 83.4 (x10) and 83.3 % (restart) on ImageNet, from the public checkpoint.",
+)
+
+multimae_heads = Study(
+    summary="MultiMAE: masks guided by all heads or by a random few of them.",
+    question="Should all heads guide the mask, or a random few?",
+    arms=(Arm("random masks", "multimae"), guided("all heads"), guided("random heads", guide_heads="random")),
+    baseline="all heads",
+    scales=maps(),
+)
+
+multimae_low_data = Study(
+    summary="MultiMAE: fine-tuning on few labels after random and after guided masks.",
+    question="Do guided masks help most where labels are few?",
+    arms=(Arm("random", "multimae"), guided("high"), guided("low", draw="low")),
+    baseline="random",
+    scales=maps(
+        protocols={"knn": {}, "lowshot": {"shots": ("10%", "50%"), "draws": 2, "by": "finetune", "epochs": 20}},
+        published={"lowshot": {"shots": ("1%", "10%", "10k", "20k"), "by": "finetune"}},
+    ),
+)
+
+multimae_masks = Study(
+    summary="MultiMAE: masks guided by attention or by error, against random ones, at equal time.",
+    question="Does it help to hide what the model attends to, or what it finds hard?",
+    arms=(
+        Arm("random", "multimae"),
+        guided("high"),
+        guided("low", draw="low"),
+        guided("stochastic", draw="noisy"),
+        guided("head subset", guide_heads="random"),
+        guided("uncertainty", guide="error"),
+        guided("foreseen uncertainty", guide="foreseen"),
+        guided("hint", draw="hint"),
+        guided("drawn", draw="gumbel"),
+    ),
+    baseline="random",
+    scales=maps(
+        cpu_arms=("random", "high", "low", "stochastic", "head subset", "uncertainty"),
+        cpu_seeds=2,
+        protocols=ALL_PROBES,
+        smoke_protocols=ALL_PROBES,
+        minutes=EQUAL_TIME,
+    ),
+    note="The project reports 83.3 (random), 83.5 (high) and 83.3 % (low) on ImageNet, single runs. Losses under common"
+    " random masks compare; those under a run's own masks say how hard its task is.",
+)
+
+multimae_noise = Study(
+    summary="MultiMAE: guided masks with noise in the attention.",
+    question="How much noise should be added to the attention that guides the mask?",
+    arms=(
+        Arm("random", "multimae"),
+        guided("no noise"),
+        *(guided(f"noise {n:g}", draw="noisy", noise=n) for n in (0.25, 0.5, 0.75)),
+    ),
+    baseline="no noise",
+    scales=maps(cpu_arms=("random", "no noise", "noise 0.25", "noise 0.75")),
+    note="The project gives one figure for all shares of noise.",
+)
