@@ -17,8 +17,18 @@ from unveil.data.aligned_folders import aligned_modalities, open_images, open_sa
 from unveil.data.inspection import inspect_samples
 from unveil.data.loader import Loader, TooManyBroken
 from unveil.data.modality_config import DEPTH, RGB, SEMSEG, Declared, declare
+from unveil.data.sources import Subset
 from unveil.data.splits import groups_of, hold_out
-from unveil.data.transforms import Sample, View, draw_cuts, in_one_frame, resize_known, resize_nearest, view_of
+from unveil.data.transforms import (
+    CenterView,
+    Sample,
+    View,
+    draw_cuts,
+    in_one_frame,
+    resize_known,
+    resize_nearest,
+    view_of,
+)
 from unveil.modeling.rng import sample_keys
 from unveil.modeling.types import Modality
 
@@ -124,6 +134,26 @@ class TestSamples:
         own = replace(DEPTH, modality=replace(DEPTH.modality, name="range"), files="depth")
         assert open_images(root, 1, (own,)).channels == 1
         assert open_images(root / "rgb", 3, (RGB,)).classes == ["scene0", "scene1"], "a plain folder is a plain source"
+
+    @pytest.mark.parametrize("view", [CenterView((20, 20)), View((20, 20))])
+    def test_depth_read_as_an_image_is_resized_by_its_known_pixels(self, tmp_path: Path, view):
+        depth = np.full((150, 120), 2500, np.uint16)
+        depth[np.random.default_rng(0).random(depth.shape) < 0.3] = 0
+        (tmp_path / "depth").mkdir()
+        for name in ("a", "b"):
+            Image.fromarray(depth).save(tmp_path / "depth" / f"{name}.png")
+        source = Subset(open_images(tmp_path, 1, (DEPTH,)), [1, 0])
+        (batch, _), *_ = Loader(source, view, 2).in_order()
+        image = batch.maps["rgb"]
+        assert image.shape == (2, 1, 20, 20)
+        assert (image[image > 0] - 2.5).abs().max() < 1e-4, "no unknown pixel is blended in"
+        assert (image > 0).float().mean() > 0.5
+
+    def test_a_sample_without_the_image_is_unreadable(self, tmp_path: Path):
+        source = open_samples(write(tmp_path, without={"depth": {4}}), (DEPTH, RGB))
+        loader = Loader(source, CenterView((16, 16)), 10, max_broken=None)
+        assert sum(len(batch) for batch, _ in loader.in_order()) == 9
+        assert loader.unreadable == {"scene0/004": "has no file of depth"}
 
 
 class TestViews:

@@ -21,8 +21,9 @@ from PIL import Image
 from unveil.data.decode import Unreadable
 from unveil.data.loader import Loader, TooManyBroken, prefetch
 from unveil.data.sources import open_source
-from unveil.data.transforms import CenterView, View, center_view, random_view
+from unveil.data.transforms import CenterView, Sample, View, center_view
 from unveil.modeling.rng import sample_keys
+from unveil.modeling.types import RGB
 
 VIEW = View((6, 8), flip="d4")
 
@@ -86,7 +87,8 @@ def test_a_batch_is_the_random_views_of_its_samples():
     samples = loader.order(2)[8:16]
     batch = list(loader.batches(2))[1]
     assert torch.equal(batch.key, sample_keys(4, 2, samples))
-    views = [random_view(source.image(i), VIEW, key) for i, key in zip(samples.tolist(), batch.key, strict=True)]
+    rows = zip(samples.tolist(), batch.key, strict=True)
+    views = [VIEW([Sample({"rgb": source.image(i)})], [RGB], key[None])[0].maps["rgb"] for i, key in rows]
     assert torch.equal(batch.maps["thermal"], torch.stack(views))
     assert batch.maps["thermal"].dtype == torch.uint8
     assert batch.progress.shape == ()

@@ -12,8 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from unveil.data.transforms import View, center_view, draw_cuts, random_view, resize
+from unveil.data.transforms import Sample, View, center_view, draw_cuts, resize
 from unveil.modeling.rng import sample_keys
+from unveil.modeling.types import RGB
 
 sides = st.integers(1, 60)
 
@@ -24,6 +25,11 @@ def photo(height: int, width: int, channels: int = 3) -> torch.Tensor:
     waves = torch.stack([(x * (1 + c / 3)).sin() + (y * (1 + c / 2)).cos() for c in range(channels)])
     noise = torch.rand(waves.shape, generator=torch.Generator().manual_seed(0))
     return ((waves / 8 + 0.4 + noise / 8) * 255).clamp(0, 255).to(torch.uint8)
+
+
+def random_view(image: torch.Tensor, view: View, key: torch.Tensor) -> torch.Tensor:
+    (made,) = view([Sample({"rgb": image})], [RGB], key[None])
+    return made.maps["rgb"]
 
 
 @given(sides, sides, sides, sides, st.integers(0, 2**31), st.sampled_from(["none", "h", "hv", "d4"]))

@@ -174,7 +174,7 @@ def _orientation(image: Image.Image) -> int:
     """The EXIF orientation, 1..8; 1 where the EXIF block is absent or damaged, for that spoils no pixel."""
     try:
         return int(image.getexif().get(_ORIENTATION, 1))
-    except Exception:
+    except Exception:  # for damaged EXIF Pillow raises errors of many kinds, struct.error and SyntaxError among them
         return 1
 
 

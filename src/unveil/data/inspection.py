@@ -6,14 +6,14 @@ import hashlib
 import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Shaped
 from torch import Tensor
 
-from ..modeling.types import to_float
+from ..modeling.types import Modality, to_float
 from ..runs.console import table
 from .decode import Header, Unreadable, decode, read_header, to_channels
 from .modality_config import Declared
@@ -50,28 +50,29 @@ class Inspection:
     mean: tuple[float, ...]
     std: tuple[float, ...]
 
+    @property
+    def modality(self) -> Modality:
+        """The images as a modality, normalised by their own statistics."""
+        return Modality("rgb", self.channels, *_rounded(self.mean, self.std))
+
     def to_dict(self) -> dict[str, Any]:
         """The same as JSON can hold it."""
         return {**asdict(self), "bits": {str(k): v for k, v in self.bits.items()}}
 
     def __str__(self) -> str:
-        rows = [("images", f"{self.count:,}"), ("channels", f"{self.channels} ({counted(self.modes)})")]
+        rows = [("images", f"{self.count:,}"), ("channels", f"{self.channels} ({_counted(self.modes)})")]
         if self.formats:
-            rows.append(("files", counted(self.formats)))
-            rows.append(("bits", counted({str(bits): n for bits, n in self.bits.items()})))
-        if self.smallest and self.median and self.largest:
-            rows.append(("width x height", size_range(self.smallest, self.median, self.largest)))
-            rows.append(("not square", f"{self.share_not_square:.0%}"))
-        if self.classes:
-            rows.append(("labels", f"{len(self.classes)} classes: {counted(self.classes)}"))
-        rows.append(("mean", "  ".join(f"{value:.4f}" for value in self.mean)))
-        rows.append(("std", "  ".join(f"{value:.4f}" for value in self.std)))
+            rows.append(("files", _counted(self.formats)))
+            rows.append(("bits", _counted({str(bits): n for bits, n in self.bits.items()})))
+        if sizes := _size_range(self):
+            rows += [("width x height", sizes), ("not square", f"{self.share_not_square:.0%}")]
+        rows += [*_label_row(self.classes), ("mean", _numbers(self.mean)), ("std", _numbers(self.std))]
         if self.num_with_alpha:
             rows.append(("alpha", f"{self.num_with_alpha:,} images have transparency; it is dropped"))
         if self.duplicates:
             extra = sum(len(names) - 1 for names in self.duplicates)
             rows.append(("duplicates", f"{extra:,} exact copies, such as {' = '.join(self.duplicates[0][:3])}"))
-        lines = [self.address, table([*rows, *listed("unreadable", self.unreadable)], "l", "  ")]
+        lines = [self.address, table([*rows, *_listed("unreadable", self.unreadable)], "l", "  ")]
         if self.num_decoded < self.count:
             lines.append(
                 f"  Mean, std and damage come from {self.num_decoded:,} images, evenly spread;"
@@ -88,11 +89,7 @@ def inspect_source(source: Source, limit: int | None = None) -> Inspection:
     headers: list[Header] = []
     unreadable: dict[str, str] = {}
     copies: defaultdict[bytes, list[str]] = defaultdict(list)
-    made: list[tuple[int, int]] = []  # sizes of images that have no file
-    kinds: Counter[str] = Counter()
-    depths: Counter[int] = Counter()
-    sums = torch.zeros(2, source.channels, dtype=torch.float64)
-    measured = 0
+    moments = _Moments(source.channels)
     for i in range(n):
         name = source.name(i)
         try:
@@ -107,14 +104,12 @@ def inspect_source(source: Source, limit: int | None = None) -> Inspection:
             unreadable[name] = error.reason
             continue
         if files is None:
-            made.append((image.shape[-2], image.shape[-1]))
-            kinds["made here"] += 1
-            depths[8 * image.element_size()] += 1
-        sums += _moments(image)
-        measured += 1
-    sizes = [*(header.size for header in headers), *made]
-    smallest, median, largest = _sizes(sizes)
-    mean, std = _mean_std(sums, measured)
+            size = (image.shape[-2], image.shape[-1])
+            headers.append(Header("", "made here", size, len(image), 8 * image.element_size(), has_alpha=False))
+        moments.add(image)
+    sizes = [header.size for header in headers]
+    smallest, median, largest = _smallest_median_largest(sizes)
+    mean, std = moments.mean_std()
     return Inspection(
         address=source.address,
         count=n,
@@ -124,9 +119,9 @@ def inspect_source(source: Source, limit: int | None = None) -> Inspection:
         median=median,
         largest=largest,
         share_not_square=sum(h != w for h, w in sizes) / max(len(sizes), 1),
-        modes=_tally(header.mode for header in headers) or dict(kinds),
-        bits=_tally(header.bits for header in headers) or dict(depths),
-        formats=_tally(header.format for header in headers),
+        modes=_tally(header.mode for header in headers),
+        bits=_tally(header.bits for header in headers),
+        formats=_tally(header.format for header in headers if header.format),
         num_with_alpha=sum(header.has_alpha for header in headers),
         classes=_class_counts(source),
         duplicates=[names for names in copies.values() if len(names) > 1],
@@ -143,22 +138,26 @@ def _measured(count: int, limit: int | None, what: str) -> list[int]:
     return spread(count, limit or 2000)
 
 
-def _sizes(sizes: list[tuple[int, int]]) -> tuple[tuple[int, int] | None, ...]:
-    """The smallest, median and largest of some sizes, by area."""
+def _smallest_median_largest(sizes: list[tuple[int, int]]) -> tuple[tuple[int, int] | None, ...]:
     ordered = sorted(sizes, key=math.prod)
     return (ordered[0], ordered[len(sizes) // 2], ordered[-1]) if ordered else (None, None, None)
 
 
-def _moments(image: Tensor) -> Float[Tensor, "2 C"]:
-    """Mean and mean square of each channel of an image C ..., in float64."""
-    pixels, pixel_dims = to_float(image).double(), tuple(range(1, image.ndim))
-    return torch.stack([pixels.mean(pixel_dims), pixels.square().mean(pixel_dims)])
+class _Moments:
+    """Sums of the means and mean squares of images, per channel: every image weighs the same, whatever its size."""
 
+    def __init__(self, channels: int) -> None:
+        self.sums, self.count = torch.zeros(2, channels, dtype=torch.float64), 0
 
-def _mean_std(sums: Float[Tensor, "2 C"], count: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation of each channel, from the sum of so many images' moments."""
-    mean, square = sums / max(count, 1)
-    return tuple(mean.tolist()), tuple((square - mean.square()).clamp_min(0).sqrt().tolist())
+    def add(self, image: Shaped[Tensor, "C ..."]) -> None:
+        pixels, dims = to_float(image).double(), tuple(range(1, image.ndim))
+        self.sums += torch.stack([pixels.mean(dims), pixels.square().mean(dims)])
+        self.count += 1
+
+    def mean_std(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Mean and standard deviation of each channel."""
+        mean, square = self.sums / max(self.count, 1)
+        return tuple(mean.tolist()), tuple((square - mean.square()).clamp_min(0).sqrt().tolist())
 
 
 def _tally(values: Iterable[Any]) -> dict[Any, int]:
@@ -173,23 +172,38 @@ def _class_counts(source: Source) -> dict[str, int] | None:
     return {name: counts[label] for label, name in enumerate(names)} | ({"unknown": counts[-1]} if counts[-1] else {})
 
 
-def size_range(smallest: tuple[int, int], median: tuple[int, int], largest: tuple[int, int]) -> str:
-    """Sizes (height, width) as one text in width x height."""
-    low, middle, high = (f"{width} x {height}" for height, width in (smallest, median, largest))
+def _rounded(mean: Iterable[float], std: Iterable[float]) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Statistics as a run normalises by them: of 4 digits, and no deviation below 0.001."""
+    return tuple(round(value, 4) for value in mean), tuple(max(1e-3, round(value, 4)) for value in std)
+
+
+def _size_range(facts: Inspection | MapFacts) -> str:
+    """The sizes as width x height; nothing where none is known."""
+    if not (facts.smallest and facts.median and facts.largest):
+        return ""
+    low, middle, high = (f"{width} x {height}" for height, width in (facts.smallest, facts.median, facts.largest))
     return low if low == high else f"{low} to {high}, median {middle}"
 
 
-def counted(counts: Mapping[str, int]) -> str:
+def _label_row(classes: Mapping[str, int] | None) -> list[tuple[str, str]]:
+    return [("labels", f"{len(classes)} classes: {_counted(classes)}")] if classes else []
+
+
+def _counted(counts: Mapping[str, int]) -> str:
     """Counts by name, the first of them."""
     shown = ", ".join(f"{name} {n:,}" for name, n in list(counts.items())[:_LISTED])
     return shown + (f" and {len(counts) - _LISTED} more" if len(counts) > _LISTED else "")
 
 
-def listed(title: str, reasons: Mapping[str, str]) -> list[tuple[str, str]]:
+def _listed(title: str, reasons: Mapping[str, str]) -> list[tuple[str, str]]:
     """How many there are, as a row, and the first of them with their reasons, as more."""
     rows = [(title, f"{len(reasons):,}")]
     rows += [("", f"{name}: {reason}") for name, reason in list(reasons.items())[:_LISTED]]
     return rows + ([("", f"and {len(reasons) - _LISTED:,} more")] if len(reasons) > _LISTED else [])
+
+
+def _numbers(values: Iterable[float]) -> str:
+    return "  ".join(f"{value:.4f}" for value in values)
 
 
 @dataclass(frozen=True)
@@ -241,27 +255,21 @@ class AlignedInspection:
     def settle(self, declared: tuple[Declared, ...]) -> tuple[Declared, ...]:
         """The modalities with their means, stds and numbers of classes, where those were left to the data."""
         measured = {facts.name: facts for facts in self.maps}
-        return tuple(
-            d.settled(
-                _rounded(measured[d.name].mean), _rounded(measured[d.name].std, 1e-3), measured[d.name].num_classes
-            )
-            for d in declared
-        )
+        facts = [measured[d.name] for d in declared]
+        return tuple(d.settled(*_rounded(f.mean, f.std), f.num_classes) for d, f in zip(declared, facts, strict=True))
 
     def to_dict(self) -> dict[str, Any]:
         """The same as JSON can hold it."""
         return asdict(self)
 
     def __str__(self) -> str:
-        rows = [("samples", f"{self.count:,}")]
-        if self.classes:
-            rows.append(("labels", f"{len(self.classes)} classes: {counted(self.classes)}"))
+        rows = [("samples", f"{self.count:,}"), *_label_row(self.classes)]
         for facts in self.maps:
             rows += _rows(facts)
             if lacking := self.orphans.get(facts.name):
                 names = ", ".join(lacking[:_LISTED]) + (", ..." if len(lacking) > _LISTED else "")
                 rows.append(("", f"missing in {len(lacking):,} sample{'s' * (len(lacking) > 1)}: {names}"))
-        rows += listed("unreadable", self.unreadable)
+        rows += _listed("unreadable", self.unreadable)
         lines = [self.address, table(rows, "l", "  ")]
         if self.num_decoded < self.count:
             lines.append(
@@ -299,42 +307,36 @@ def inspect_samples(source: Source, limit: int | None = None) -> AlignedInspecti
     return AlignedInspection(source.address, n, len(decoded), maps, dict(orphans), unreadable, _class_counts(source))
 
 
-@dataclass
 class _MapSums:
     """Sums over the maps of one modality; every map weighs the same, whatever its size."""
 
-    declared: Declared
-    count: int = 0
-    measured: int = 0
-    valid: float = 0.0
-    stored: Counter[str] = field(default_factory=Counter)
-    sizes: list[tuple[int, int]] = field(default_factory=list)
-    ids: Counter[int] = field(default_factory=Counter)
-    sums: Tensor | float = 0.0
+    def __init__(self, declared: Declared) -> None:
+        self.declared, self.count, self.valid = declared, 0, 0.0
+        self.stored: Counter[str] = Counter()
+        self.sizes: list[tuple[int, int]] = []
+        self.ids: Counter[int] = Counter()
+        self.moments = _Moments(declared.modality.channels)
 
     def add(self, read_map: Map) -> None:
         image = read_map.values
         self.stored[read_map.stored] += 1
         self.sizes.append((image.shape[-2], image.shape[-1]))
-        self.valid += 1.0 if read_map.valid is None else float(read_map.valid.float().mean())
         known = torch.ones(image.shape[-2:], dtype=torch.bool) if read_map.valid is None else read_map.valid[0]
+        self.valid += float(known.float().mean())
         if self.declared.is_categorical:
             ids, counts = image[0][known].unique(return_counts=True)
             self.ids.update(dict(zip(ids.tolist(), counts.tolist(), strict=True)))
         elif known.any():
-            self.sums = self.sums + _moments(image[:, known])
-            self.measured += 1
+            self.moments.add(image[:, known])
 
     def facts(self) -> MapFacts:
-        channels = self.declared.modality.channels
-        sums = torch.zeros(2, channels, dtype=torch.float64) + self.sums
-        mean, std = ((), ()) if self.declared.is_categorical else _mean_std(sums, self.measured)
-        smallest, median, largest = _sizes(self.sizes)
+        smallest, median, largest = _smallest_median_largest(self.sizes)
+        mean, std = ((), ()) if self.declared.is_categorical else self.moments.mean_std()
         return MapFacts(
             name=self.declared.name,
             unit=self.declared.unit,
             count=self.count,
-            channels=channels,
+            channels=self.declared.modality.channels,
             stored=dict(self.stored.most_common()),
             smallest=smallest,
             median=median,
@@ -348,26 +350,14 @@ class _MapSums:
 
 def _rows(facts: MapFacts) -> list[tuple[str, str]]:
     channels = f"{facts.channels} channel{'s' * (facts.channels > 1)}"
-    rows = [(facts.name, f"{facts.count:,} maps of {channels} ({counted(facts.stored)})")]
-    if facts.smallest and facts.largest and facts.median:
-        sizes = size_range(facts.smallest, facts.median, facts.largest)
+    rows = [(facts.name, f"{facts.count:,} maps of {channels} ({_counted(facts.stored)})")]
+    if sizes := _size_range(facts):
         rows.append(("", f"width x height {sizes}"))
     if facts.mean:
         suffix = f" {facts.unit}" if facts.unit else ""
         rows.append(("", f"mean {_numbers(facts.mean)}{suffix}, std {_numbers(facts.std)}{suffix}"))
     if facts.ids:
         total = sum(facts.ids.values())
-        shares = {str(i): n for i, n in facts.ids.items()}
-        shown = ", ".join(f"{i} {n / total:.1%}" for i, n in list(shares.items())[: 4 * _LISTED])
+        shown = ", ".join(f"{i} {n / total:.1%}" for i, n in list(facts.ids.items())[: 4 * _LISTED])
         rows.append(("", f"{len(facts.ids)} class ids: {shown}"))
-    rows.append(("", f"{facts.share_valid:.1%} of the pixels valid"))
-    return rows
-
-
-def _numbers(values: tuple[float, ...]) -> str:
-    return "  ".join(f"{value:.4f}" for value in values)
-
-
-def _rounded(values: tuple[float, ...], least: float | None = None) -> tuple[float, ...]:
-    rounded = [round(value, 4) for value in values]
-    return tuple(rounded if least is None else [max(least, value) for value in rounded])
+    return [*rows, ("", f"{facts.share_valid:.1%} of the pixels valid")]

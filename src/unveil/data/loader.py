@@ -63,7 +63,7 @@ class ViewPolicy(Protocol):
         """A view of each sample, a pure function of the sample and its key."""
 
 
-class TooManyBroken(ValueError):  # noqa: N818
+class TooManyBroken(ValueError):  # noqa: N818, it says what happened, as `Unreadable` does
     """More images cannot be read than the run accepts."""
 
 
@@ -111,14 +111,17 @@ class Loader:
         if len(source) < 1:
             raise ValueError(f"{source.address} has no images; give a source with at least one")
         self.source, self.view, self.seed = source, view, seed
-        self.modalities = _modalities(modality, source, view)
         self._lacking: set[str] | None = None
         self._complete: frozenset[str] = frozenset()
-        self._what = "images" if isinstance(modality, str) else "samples"
         if isinstance(modality, str):
-            self._sample = images_of(cast("Source", source), modality)
+            images = cast("Source", source)
+            zeros, ones = (0.0,) * images.channels, (1.0,) * images.channels
+            self.modalities: tuple[Modality, ...] = (Modality(modality, images.channels, zeros, ones),)
+            self._what, self._sample = "images", images_of(images, modality)
         else:
-            self._sample = sampler(source, self.modalities[0].name)
+            self.modalities = tuple(modality)
+            _check_strides(self.modalities, view.image_size)
+            self._what, self._sample = "samples", sampler(source, self.modalities[0].name)
             self._lacking, self._complete = lacking(source), complete(source)
         self.batch_size = min(batch_size, len(source))
         self.shard, self.num_shards = shard
@@ -259,18 +262,13 @@ class Loader:
         )
 
 
-def _modalities(modality: str | Sequence[Modality], source: Source | Samples, view: ViewPolicy) -> tuple[Modality, ...]:
-    """The maps of a batch; a name alone stands for what a plain source holds. Their strides have to divide the view."""
-    if isinstance(modality, str):
-        channels = cast("Source", source).channels
-        return (Modality(modality, channels, (0.0,) * channels, (1.0,) * channels),)
-    for m in modality:
-        if any(side % m.stride for side in view.image_size):
+def _check_strides(modalities: Sequence[Modality], size: tuple[int, int]) -> None:
+    for m in modalities:
+        if any(side % m.stride for side in size):
             raise ValueError(
                 f"modality {m.name!r} has a pixel for every {m.stride} of the view, which does not divide"
-                f" {' x '.join(map(str, view.image_size))}; give another --image-size, or declare another stride"
+                f" {' x '.join(map(str, size))}; give another --image-size, or declare another stride"
             )
-    return tuple(modality)
 
 
 def collate(

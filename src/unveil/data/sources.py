@@ -268,8 +268,19 @@ def origin(source: Source | Samples) -> tuple[Source | Samples, list[int]]:
 
 
 def images_of(source: Source, name: str) -> Callable[[int], Sample]:
-    """A reader of the images of a source, each as a sample of one map of this name."""
-    return lambda index: Sample({name: source.image(index)})
+    """A reader of the images of a source, each as a sample of one map of this name; of declared maps the first."""
+    whole, numbers = origin(source)
+    if not isinstance(whole, SampleSource):
+        return lambda index: Sample({name: source.image(index)})
+    first, images = whole.declared[0].name, whole.settled(whole.declared[:1])
+
+    def read(index: int) -> Sample:
+        sample = images.sample(numbers[index])
+        if first not in sample.maps:
+            raise Unreadable(source.name(index), f"has no file of {first}")
+        return Sample({name: sample.maps[first]}, {name: sample.valid[first]} if first in sample.valid else {})
+
+    return read
 
 
 def sampler(source: Source | Samples, name: str) -> Callable[[int], Sample]:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Literal, get_args
 
 import numpy as np
@@ -22,6 +21,7 @@ from .decode import Unreadable
 from .read_map import Map
 
 Resize = Callable[[Tensor, tuple[int, int]], Tensor]
+MapView = Callable[[Tensor, Modality, Resize], Tensor]  # what a map becomes, resized in this way
 Flip = Literal["none", "h", "hv", "d4"]
 _ATTEMPTS = 10  # boxes drawn before the centre is taken
 
@@ -85,7 +85,7 @@ class View:
 
 @dataclass(frozen=True)
 class CenterView:
-    """The middle of the images of a plain source, as `center_view` cuts it."""
+    """The middle of images, as `center_view` cuts it."""
 
     image_size: tuple[int, int]
 
@@ -93,7 +93,7 @@ class CenterView:
         self, samples: Sequence[Sample], modalities: Sequence[Modality], keys: Int[Tensor, " B"]
     ) -> list[Sample]:
         """The centre view of each sample; the keys have no influence."""
-        return [Sample({n: center_view(image, self.image_size) for n, image in s.maps.items()}) for s in samples]
+        return [_viewed(s, modalities, lambda image, _, way: center_view(image, self.image_size, way)) for s in samples]
 
 
 @dataclass(frozen=True)
@@ -108,20 +108,12 @@ class Cut:
     mirrored: bool
     upside_down: bool
 
-    def of(
-        self, image: Shaped[Tensor, "C H W"], size: tuple[int, int], resized: Resize | None = None
-    ) -> Shaped[Tensor, "C h w"]:
-        """The view of this image, `size` (height, width) large, by `resize` or another way."""
+    def of(self, image: Shaped[Tensor, "C H W"], size: tuple[int, int], way: Resize) -> Shaped[Tensor, "C h w"]:
+        """The view of this image, `size` (height, width) large, resized in this way."""
         view = image[:, self.top : self.top + self.height, self.left : self.left + self.width]
-        view = (resized or resize)(view.transpose(1, 2) if self.turned else view, size)
+        view = way(view.transpose(1, 2) if self.turned else view, size)
         dims = [axis for axis, flipped in ((1, self.upside_down), (2, self.mirrored)) if flipped]
         return view.flip(dims) if dims else view
-
-
-def random_view(image: Shaped[Tensor, "C H W"], view: View, key: Int[Tensor, ""]) -> Shaped[Tensor, "C h w"]:
-    """The view of an image that its sample's key draws."""
-    cut = draw_cuts([(image.shape[-2], image.shape[-1])], view, key.reshape(1))[0]
-    return cut.of(image, view.image_size)
 
 
 def draw_cuts(sizes: Sequence[tuple[int, int]], view: View, keys: Int[Tensor, " B"]) -> list[Cut]:
@@ -160,7 +152,9 @@ def draw_cuts(sizes: Sequence[tuple[int, int]], view: View, keys: Int[Tensor, " 
     return [Cut(*box, *pose) for box, pose in zip(boxes.tolist(), poses.tolist(), strict=True)]
 
 
-def center_view(image: Shaped[Tensor, "C H W"], image_size: tuple[int, int]) -> Shaped[Tensor, "C h w"]:
+def center_view(
+    image: Shaped[Tensor, "C H W"], image_size: tuple[int, int], way: Resize | None = None
+) -> Shaped[Tensor, "C h w"]:
     """The middle of an image for evaluation: resized until `image_size` fits, then cropped at the centre.
 
     An image whose short side exceeds 96 px and that is large enough is resized to 256/224 of the size first, so that
@@ -169,7 +163,7 @@ def center_view(image: Shaped[Tensor, "C H W"], image_size: tuple[int, int]) -> 
     size = (image.shape[-2], image.shape[-1])
     scale = _center_scale(size, image_size)
     height, width = (max(target, round(side * scale)) for target, side in zip(image_size, size, strict=True))
-    image = resize(image, (height, width))
+    image = (way or resize)(image, (height, width))
     top, left = (height - image_size[0]) // 2, (width - image_size[1]) // 2
     return image[:, top : top + image_size[0], left : left + image_size[1]]
 
@@ -188,27 +182,16 @@ def _center_scale(size: tuple[int, int], image_size: tuple[int, int]) -> float:
 
 def view_of(sample: Sample, cut: Cut, size: tuple[int, int], modalities: Sequence[Modality]) -> Sample:
     """One view of every map: the same box and flips, each map at `size` over its own stride."""
-    maps: dict[str, Tensor] = {}
-    valid: dict[str, Tensor | None] = {}
-    for m in modalities:
-        name, small = m.name, (size[0] // m.stride, size[1] // m.stride)
-        if name not in sample.maps:
-            continue
-        if name not in sample.valid:
-            maps[name] = cut.of(sample.maps[name], small)
-        else:
-            make = partial(_cutting, cut, small)
-            maps[name], valid[name] = resize_map(sample.maps[name], sample.valid[name], m, make)
-    return Sample(maps, valid)
+
+    def view(image: Tensor, modality: Modality, way: Resize) -> Tensor:
+        return cut.of(image, (size[0] // modality.stride, size[1] // modality.stride), way)
+
+    return _viewed(sample, modalities, view)
 
 
 def center_of(sample: Sample, size: tuple[int, int], modalities: Sequence[Modality]) -> Sample:
     """The middle of every map, for evaluation."""
     return view_of(sample, center_cut(sample.size, size), size, modalities)
-
-
-def _cutting(cut: Cut, size: tuple[int, int], image: Tensor, way: Resize) -> Tensor:
-    return cut.of(image, size, way)
 
 
 def as_sample(read: Mapping[str, Map], modalities: Sequence[Modality], name: str) -> Sample:
@@ -224,34 +207,37 @@ def in_one_frame(sample: Sample, modalities: Sequence[Modality], name: str) -> S
     Width over height may differ by what rounding a side to pixels explains.
     """
     height, width = size = sample.size
-    maps, valid = dict(sample.maps), dict(sample.valid)
-    for m in modalities:
-        if m.name not in maps or (own := (maps[m.name].shape[-2], maps[m.name].shape[-1])) == size:
-            continue
+    others = [m for m in modalities if m.name in sample.maps and tuple(sample.maps[m.name].shape[-2:]) != size]
+    for m in others:
+        own = sample.maps[m.name].shape[-2:]
         if abs(own[0] * width - own[1] * height) > max(*own, height, width):
             raise Unreadable(
                 name,
-                f"{m.name} has {own[1]} x {own[0]} pixels and {next(iter(maps))} {width} x {height}: another"
+                f"{m.name} has {own[1]} x {own[0]} pixels and {next(iter(sample.maps))} {width} x {height}: another"
                 " shape, so their pixels do not correspond",
             )
-        if m.name in valid:
-            maps[m.name], valid[m.name] = resize_map(
-                maps[m.name], valid[m.name], m, lambda image, way: way(image, size)
-            )
+    resized = _viewed(sample, others, lambda image, _, way: way(image, size))
+    return Sample({**sample.maps, **resized.maps}, {**sample.valid, **resized.valid})
+
+
+def _viewed(sample: Sample, modalities: Sequence[Modality], view: MapView) -> Sample:
+    """A view of each map that the sample has: ids by the nearest pixel, measured maps by their known pixels alone."""
+    maps: dict[str, Tensor] = {}
+    valid: dict[str, Tensor | None] = {}
+    for m in modalities:
+        name, image, known = m.name, sample.maps.get(m.name), sample.valid.get(m.name)
+        if image is None:
+            continue
+        if name not in sample.valid:
+            maps[name] = view(image, m, resize)
+        elif m.kind == "categorical":
+            maps[name] = view(image, m, resize_nearest)
+            valid[name] = None if known is None else view(known, m, resize_nearest)
         else:
-            maps[m.name] = resize(maps[m.name], size)
+            weight = torch.ones_like(image[:1]) if known is None else known.to(image.dtype)
+            made = view(torch.cat([image, weight]), m, resize_known)
+            maps[name], valid[name] = made[:-1], None if known is None else made[-1:] > 0
     return Sample(maps, valid)
-
-
-def resize_map(
-    image: Tensor, known: Tensor | None, modality: Modality, make: Callable[[Tensor, Resize], Tensor]
-) -> tuple[Tensor, Tensor | None]:
-    """A map that is no picture, and what is known of it, at another size: ids by the nearest, else by known pixels."""
-    if modality.kind == "categorical":
-        return make(image, resize_nearest), None if known is None else make(known, resize_nearest)
-    weight = torch.ones_like(image[:1]) if known is None else known.to(image.dtype)
-    made = make(torch.cat([image, weight]), resize_known)
-    return made[:-1], None if known is None else made[-1:] > 0
 
 
 def resize(image: Shaped[Tensor, "C H W"], size: tuple[int, int]) -> Shaped[Tensor, "C h w"]:

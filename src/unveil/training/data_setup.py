@@ -61,8 +61,7 @@ def settle(source: Source, inspection: DataInspection) -> Source:
 def modalities_of(source: Source, inspection: DataInspection) -> tuple[Modality, ...]:
     """The modalities of a source, in the order they were given; of plain images, by their channel statistics."""
     if isinstance(inspection, Inspection):
-        mean, std = (tuple(round(value, 4) for value in values) for values in (inspection.mean, inspection.std))
-        return (Modality("rgb", inspection.channels, mean, tuple(max(1e-3, value) for value in std)),)
+        return (inspection.modality,)
     whole = origin(source)[0]
     assert isinstance(whole, SampleSource)
     return tuple(d.modality for d in inspection.settle(whole.declared))

@@ -6,13 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from ...data.aligned_folders import open_images
-from ...data.decode import Unreadable
-from ...data.sources import Source, spread
-from ...data.transforms import center_view
+from ...data.loader import Loader
+from ...data.sources import Source, Subset, spread
+from ...data.transforms import CenterView
 from ...evaluation.analysis.layer_features import LayerFeatures, cka_matrix, layer_features
 from ...modeling.image_encoder import ImageEncoder
 from ...modeling.public_vits import PublicViT, is_public_vit
-from ...modeling.types import to_float
 from ...recipes.run import Run
 from ...runs.console import table
 from ...runs.folder import check_writable
@@ -64,12 +63,9 @@ def analyze_features(
 
 
 def _layers(encoder: ImageEncoder | PublicViT, source: Source, limit: int) -> list[LayerFeatures]:
-    images = []
-    for index in spread(len(source), limit):
-        try:
-            images.append(to_float(center_view(source.image(index), encoder.image_size)))
-        except Unreadable:
-            continue
+    few = Subset(source, spread(len(source), limit))
+    loader = Loader(few, CenterView(encoder.image_size), 64, max_broken=None, cache_bytes=0)
+    images = [image for batch, _ in loader.in_order() for image in batch.on("cpu").maps["rgb"]]
     if len(images) < 2:
         raise ValueError(f"{source.address} gives {len(images)} images that can be read; 2 or more are needed")
     if images[0].shape[0] != encoder.channels:
