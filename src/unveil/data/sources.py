@@ -275,9 +275,9 @@ def images_of(source: Source, name: str) -> Callable[[int], Sample]:
     first, images = whole.declared[0].name, whole.settled(whole.declared[:1])
 
     def read(index: int) -> Sample:
-        sample = images.sample(numbers[index])
-        if first not in sample.maps:
+        if not images.has(numbers[index])[0]:
             raise Unreadable(source.name(index), f"has no file of {first}")
+        sample = images.sample(numbers[index])
         return Sample({name: sample.maps[first]}, {name: sample.valid[first]} if first in sample.valid else {})
 
     return read
