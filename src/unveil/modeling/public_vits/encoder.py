@@ -14,8 +14,7 @@ from ...runs.console import log
 from ..image_encoder import FeatureExtractor
 from ..layers import EPS, Block
 from ..types import Batch, FeatureSpec, Layout, Modality, Observation, Pool
-from .families import FAMILIES
-from .spec_from_weights import assemble, with_statistics
+from .families import FAMILIES, UNVEIL, assemble, saved_statistics
 from .vit import ViT, ViTConfig
 from .weight_files import StateDict, WeightFiles, find_weights, load_weights, summarise
 
@@ -154,11 +153,13 @@ def describe(address: str | Path) -> ViTConfig:
 def _recognise(files: WeightFiles) -> tuple[ViTConfig, StateDict, str]:
     for read in FAMILIES:
         if (known := read(files)) is not None:
-            state, traits = known
+            family, state, options = known
+            if family != UNVEIL:
+                options |= saved_statistics(files)
             try:
-                return *assemble(state, with_statistics(traits, files)), traits.family
+                return *assemble(state, **options), family
             except ValueError as error:
-                raise ValueError(f"{files.address} cannot be read as {traits.family}: {error}") from error
+                raise ValueError(f"{files.address} cannot be read as {family}: {error}") from error
     raise ValueError(f"{files.address} holds no ViT that is known here; its tensors are {summarise(files.state)}")
 
 

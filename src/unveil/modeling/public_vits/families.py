@@ -1,23 +1,38 @@
 """Families of public ViTs: each reader knows the names of one, and gives the weights under timm's names.
 
 A reader returns None for weights of another family; `FAMILIES` has the readers in the order in which they are tried.
-The mean and std of `Traits` are those that a family normalises images by; files beside the weights replace them.
+`assemble` makes a `ViTConfig` and the weights of its ViT of what a reader returns.
 """
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
 
 import torch
+from torch import Tensor
 
 from ..types import IMAGENET_MEAN, IMAGENET_STD
-from .key_maps import OPENAI, TRANSFORMERS, WRAPPERS, rename
-from .spec_from_weights import UNVEIL, Traits, activation_of
-from .weight_files import StateDict, WeightFiles
+from .key_maps import MLP, OPENAI, TRANSFORMERS, WRAPPERS, fuse, rename
+from .vit import Activation, ViTConfig
+from .weight_files import StateDict, WeightFiles, summarise
 
+# The family, its weights under timm's names, and what those do not show: keyword arguments of `assemble`.
+Recognised = tuple[str, StateDict, dict[str, Any]]
+
+UNVEIL = "unveil"  # the family of own runs
+HEADS = {  # by width, of the ViTs that are public; others have one for every 64 channels
+    192: 3, 384: 6, 768: 12, 1024: 16, 1152: 16, 1280: 16, 1408: 16, 1536: 24, 1664: 16, 4096: 32,
+}  # fmt: skip
+_ACTIVATIONS: dict[str, Activation] = {  # as configurations name them
+    "gelu": "gelu", "quick_gelu": "quick-gelu", "silu": "silu", "gelu_pytorch_tanh": "gelu-tanh",
+    "gelu_new": "gelu-tanh",
+}  # fmt: skip
+_REGISTERS = ("register_tokens", "storage_tokens", "reg_token")  # DINOv2, DINOv3, timm
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+_CLIP = {"eps": 1e-5, "final_norm": "cls", "mean": CLIP_MEAN, "std": CLIP_STD}
 _HALF = (0.5, 0.5, 0.5)
 _ADAPTER = "encoder.adapters."
 _MULTIMAE = ((r"^encoder\.(\d+)\.", r"blocks.\1."), (r"^input_adapters\.rgb\.proj\.", "patch_embed.proj."))
@@ -25,7 +40,7 @@ _CHUNKS = ((r"^blocks\.\d+\.(\d+\.)", r"blocks.\1"),)  # DINOv2's blocks of a di
 _HUGE = 1280, 20  # DINOv3's H+ has heads of 64 channels, where other ViTs of its width have 16
 
 
-def read_unveil(files: WeightFiles) -> tuple[StateDict, Traits] | None:
+def read_unveil(files: WeightFiles) -> Recognised | None:
     """The encoder of an unveil run or of its `model.safetensors`, which carries the metadata of its run.
 
     Raises ValueError for a checkpoint that does not say how its images were normalised.
@@ -51,17 +66,12 @@ def read_unveil(files: WeightFiles) -> tuple[StateDict, Traits] | None:
     }
     vit = {n: tensor for n, tensor in files.state.items() if n.startswith(("encoder.blocks.", "encoder.norm."))}
     state |= rename(vit, ((r"^encoder\.", ""), (r"\.mlp\.0\.", ".mlp.fc1."), (r"\.mlp\.2\.", ".mlp.fc2.")))
-    return state, Traits(
-        UNVEIL,
-        heads=run.get("model", {}).get("heads"),
-        positions="sincos",
-        grid=(size[0] // patch, size[-1] // patch),
-        mean=tuple(modality["mean"]),
-        std=tuple(modality["std"]),
-    )
+    options = {"heads": run.get("model", {}).get("heads"), "positions": "sincos"}
+    statistics = {"mean": tuple(modality["mean"]), "std": tuple(modality["std"])}
+    return UNVEIL, state, {**options, **statistics, "grid": (size[0] // patch, size[-1] // patch)}
 
 
-def read_multimae(files: WeightFiles) -> tuple[StateDict, Traits] | None:
+def read_multimae(files: WeightFiles) -> Recognised | None:
     """MultiMAE's encoder (arXiv 2204.01678) as it reads RGB images alone.
 
     Its global token takes the class token's place: attention does not depend on their order. Its table of positions,
@@ -74,10 +84,10 @@ def read_multimae(files: WeightFiles) -> tuple[StateDict, Traits] | None:
     state = rename({name: tensor for name, tensor in state.items() if not others.match(name)}, _MULTIMAE)
     state["cls_token"] = state.pop("global_tokens")
     state["pos_embed"] = state.pop("input_adapters.rgb.pos_emb").flatten(2).transpose(1, 2)
-    return state, Traits("MultiMAE", heads=files.config.get("num_attention_heads"))
+    return "MultiMAE", state, {"heads": files.config.get("num_attention_heads")}
 
 
-def read_clip(files: WeightFiles) -> tuple[StateDict, Traits] | None:
+def read_clip(files: WeightFiles) -> Recognised | None:
     """CLIP's vision tower by OpenAI's, OpenCLIP's and transformers' names.
 
     Its final norm is applied to the class token, which the projection reads. Without a configuration the activation is
@@ -91,8 +101,8 @@ def read_clip(files: WeightFiles) -> tuple[StateDict, Traits] | None:
         model = files.config.get("model_cfg", {})  # OpenCLIP's
         head = model.get("vision_cfg", {}).get("head_width")
         heads = state["cls_token"].numel() // head if head else None
-        activation = activation_of("quick_gelu" if not model or model.get("quick_gelu", False) else "gelu")
-        return state, Traits("CLIP", 1e-5, activation, heads, "cls", mean=CLIP_MEAN, std=CLIP_STD)
+        activation = "quick_gelu" if not model or model.get("quick_gelu", False) else "gelu"
+        return "CLIP", state, {"heads": heads, "activation": activation, **_CLIP}
     names = ("vision_model.embeddings.class_embedding", "embeddings.class_embedding")
     if not any(name in files.state for name in names):
         return None
@@ -100,18 +110,11 @@ def read_clip(files: WeightFiles) -> tuple[StateDict, Traits] | None:
     vision = ("vision_model.", "visual_projection.") if names[0] in files.state else ""  # beside a text tower, or alone
     tower = {name: tensor for name, tensor in files.state.items() if name.startswith(vision)}
     tower.pop("vision_model.embeddings.position_ids", None)
-    return rename(tower, TRANSFORMERS), Traits(
-        "CLIP",
-        config.get("layer_norm_eps", 1e-5),
-        activation_of(config.get("hidden_act", "quick_gelu")),
-        config.get("num_attention_heads"),
-        "cls",
-        mean=CLIP_MEAN,
-        std=CLIP_STD,
-    )
+    saved = _saved(config, eps=1e-5, activation="quick_gelu")
+    return "CLIP", rename(tower, TRANSFORMERS), {**_CLIP, **saved}
 
 
-def read_dino(files: WeightFiles) -> tuple[StateDict, Traits] | None:
+def read_dino(files: WeightFiles) -> Recognised | None:
     """DINOv2 and DINOv3 by their public names and transformers'. DINO itself is a plain ViT.
 
     They are recognised by their layer scale, DINOv3 by the lack of a table of positions.
@@ -120,28 +123,21 @@ def read_dino(files: WeightFiles) -> tuple[StateDict, Traits] | None:
     config = files.config
     if "blocks.0.ls1.gamma" not in state:
         return None
-    heads = config.get("num_attention_heads")
     is_gated = any(f"blocks.0.mlp.{part}.weight" in state for part in ("gate", "w1", "w12", "weights_in"))
     if "pos_embed" in state:
         is_gated = is_gated or config.get("use_swiglu_ffn", False)
-        has_registers = any(name in state for name in ("register_tokens", "storage_tokens", "reg_token"))
-        activation = activation_of("silu" if is_gated else "gelu")
-        return state, Traits("DINOv2", config.get("layer_norm_eps", 1e-6), activation, heads, antialias=has_registers)
-    width = state["cls_token"].shape[-1]
+        options = _saved(config, eps=1e-6) | {"activation": "silu" if is_gated else "gelu"}
+        return "DINOv2", state, options | {"antialias": any(name in state for name in _REGISTERS)}
     periods = state.pop("rope_embed.periods", None)
     theta = config.get("rope_theta", 100.0)
     if periods is not None:  # theta to the powers 0, 1/n, ... (n-1)/n
         theta = float(periods[-1].double() ** (len(periods) / (len(periods) - 1)))
     size = config.get("image_size", 224)
-    return _without_key_bias(state), Traits(
-        "DINOv3",
-        config.get("layer_norm_eps", 1e-5),
-        activation_of(config.get("hidden_act", "silu" if is_gated else "gelu")),
-        heads or (_HUGE[1] if width == _HUGE[0] else None),
-        positions="rotary",
-        image_size=size if isinstance(size, int) else size[0],
-        theta=theta,
-    )
+    options = _saved(config, eps=1e-5, activation="silu" if is_gated else "gelu")
+    if state["cls_token"].shape[-1] == _HUGE[0]:
+        options["heads"] = options["heads"] or _HUGE[1]
+    size = size if isinstance(size, int) else size[0]
+    return "DINOv3", _without_key_bias(state), {**options, "positions": "rotary", "image_size": size, "theta": theta}
 
 
 def _without_key_bias(state: StateDict) -> StateDict:
@@ -153,7 +149,7 @@ def _without_key_bias(state: StateDict) -> StateDict:
     return {name: tensor for name, tensor in state.items() if name not in masks}
 
 
-def read_timm(files: WeightFiles) -> tuple[StateDict, Traits] | None:
+def read_timm(files: WeightFiles) -> Recognised | None:
     """Plain ViTs: supervised ViT and DeiT, MAE, CrossMAE and DINO, by their public, timm's and transformers' names.
 
     Without files beside them, transformers' ViT has its images normalised to [-1, 1], as it was trained, and all
@@ -167,16 +163,129 @@ def read_timm(files: WeightFiles) -> tuple[StateDict, Traits] | None:
     is_quick = is_clip and "quickgelu" in config.get("architecture", "")
     is_half = config.get("model_type") == "vit"
     mean, std = (CLIP_MEAN, CLIP_STD) if is_clip else (_HALF, _HALF) if is_half else (IMAGENET_MEAN, IMAGENET_STD)
-    return state, Traits(
-        "ViT",
-        config.get("layer_norm_eps", 1e-5 if is_clip else 1e-6),
-        activation_of(config.get("hidden_act", "quick_gelu" if is_quick else "gelu")),
-        config.get("num_attention_heads"),
-        antialias="architecture" in config,
-        mean=mean,
-        std=std,
-    )
+    options = _saved(config, 1e-5 if is_clip else 1e-6, "quick_gelu" if is_quick else "gelu")
+    return "ViT", state, {**options, "antialias": "architecture" in config, "mean": mean, "std": std}
 
 
-Reader = Callable[[WeightFiles], tuple[StateDict, Traits] | None]
+def _saved(config: Mapping[str, Any], eps: float, activation: str = "gelu") -> dict[str, Any]:
+    """What transformers' configuration says, with defaults for what it leaves out."""
+    return {
+        "heads": config.get("num_attention_heads"),
+        "eps": config.get("layer_norm_eps", eps),
+        "activation": config.get("hidden_act", activation),
+    }
+
+
+Reader = Callable[[WeightFiles], Recognised | None]
 FAMILIES: tuple[Reader, ...] = (read_unveil, read_multimae, read_clip, read_dino, read_timm)
+
+
+def saved_statistics(files: WeightFiles) -> dict[str, tuple[float, ...]]:
+    """The mean and std that transformers, timm or OpenCLIP saved beside public weights, where they did."""
+    saved: Mapping[str, Any] = files.preprocessing
+    if "image_mean" in saved and "image_std" in saved:
+        return {"mean": tuple(saved["image_mean"]), "std": tuple(saved["image_std"])}
+    saved = files.config.get("pretrained_cfg") or files.config.get("preprocess_cfg") or {}
+    return {name: tuple(saved[name]) for name in ("mean", "std") if name in saved}
+
+
+def assemble(
+    state: StateDict,
+    heads: int | None = None,
+    grid: tuple[int, int] | None = None,
+    image_size: int = 224,
+    activation: str = "gelu",
+    final_norm: Literal["all", "cls"] = "all",
+    **options: Any,
+) -> tuple[ViTConfig, StateDict]:
+    """The description of a checkpoint under timm's names, and its tensors under those of our ViT.
+
+    `heads` and `grid` are inferred by default, the grid of a rotary encoder from the `image_size` of its training;
+    `activation` is a configuration's name of it; `options` are fields of `ViTConfig`. Raises ValueError for a
+    checkpoint that is no plain ViT, or an activation that no ViT here has.
+    """
+    if activation not in _ACTIVATIONS:
+        raise ValueError(f"the activation {activation!r} is not known; there are {', '.join(_ACTIVATIONS)}")
+    state = _one_mlp(fuse(state))
+    weight = state.get("patch_embed.proj.weight")
+    indices = [int(match[1]) for name in state if (match := re.match(r"blocks\.(\d+)\.", name))]
+    blocks = max(indices, default=-1) + 1
+    hidden = state.get("blocks.0.mlp.fc2.weight")
+    if weight is None or hidden is None or not blocks:
+        raise ValueError(f"this is no plain ViT: it has {summarise(state)}")
+    if weight.ndim != 4 or weight.shape[2] != weight.shape[3]:
+        raise ValueError(f"its patches are no squares of an image: their projection is {tuple(weight.shape)}")
+    width, channels, patch, _ = weight.shape
+    heads = heads or HEADS.get(width, width // 64)
+    if not heads:
+        raise ValueError(f"how many heads share its width of {width} is not known; give its folder with config.json")
+    prefix, table = _tokens(state, grid, width)
+    if table is not None:
+        grid = table.shape[0], table.shape[1]
+    taken = {"patch_embed.proj.weight", "patch_embed.proj.bias", "cls_token", "dist_token", "pos_embed", *_REGISTERS}
+    others = {name: tensor for name, tensor in state.items() if name not in taken}
+    ours = rename(others, MLP)
+    ours |= {"embed.weight": weight.permute(0, 2, 3, 1).flatten(1), "prefix": prefix}
+    ours["embed.bias"] = state.get("patch_embed.proj.bias", torch.zeros(width))
+    for block in range(blocks):
+        ours.setdefault(f"blocks.{block}.attn.qkv.bias", torch.zeros(3 * width))
+    if table is not None:
+        ours["table"] = table
+    projection = state.get("projection.weight")
+    config = ViTConfig(
+        width=width,
+        depth=blocks,
+        heads=heads,
+        patch=patch,
+        hidden=hidden.shape[1],
+        grid=grid or (image_size // patch, image_size // patch),
+        channels=channels,
+        num_prefix=len(prefix),
+        activation=_ACTIVATIONS[activation],
+        is_gated=len(state["blocks.0.mlp.fc1.weight"]) == 2 * hidden.shape[1],
+        has_pre_norm="norm_pre.weight" in state,
+        has_layer_scale="blocks.0.ls1.gamma" in state,
+        final_norm=final_norm if "norm.weight" in state else "none",
+        projection=0 if projection is None else len(projection),
+        **options,
+    )
+    return config, ours
+
+
+def _one_mlp(state: StateDict) -> StateDict:
+    """A gated MLP's two first projections as one, the gate before what it gates (DINOv2's w12, timm's packed fc1)."""
+    joined: StateDict = {}
+    for name, tensor in state.items():
+        match = re.fullmatch(r"(blocks\.\d+\.mlp\.)(\w+)\.(weight|bias)", name)
+        if not match:
+            joined[name] = tensor
+            continue
+        block, part, kind = match.groups()
+        if part == "w12":
+            joined[f"{block}fc1.{kind}"] = tensor
+        elif part == "w3":
+            joined[f"{block}fc2.{kind}"] = tensor
+        elif part in ("gate", "w1"):
+            gated = state[f"{block}{'fc1' if part == 'gate' else 'w2'}.{kind}"]
+            joined[f"{block}fc1.{kind}"] = torch.cat([tensor, gated])
+        elif part != "w2" and not (part == "fc1" and f"{block}gate.{kind}" in state):
+            joined[name] = tensor
+    return joined
+
+
+def _tokens(state: Mapping[str, Tensor], grid: tuple[int, int] | None, width: int) -> tuple[Tensor, Tensor | None]:
+    """Class, distillation and register tokens with their places added, R D; and the table of patches, h w D."""
+    firsts = [state[name].reshape(-1, width) for name in ("cls_token", "dist_token") if name in state]
+    registers = [state[name].reshape(-1, width) for name in _REGISTERS if name in state]
+    prefix = torch.cat([*firsts, *registers, torch.zeros(0, width)]).float()
+    if "pos_embed" not in state:
+        return prefix, None
+    places = state["pos_embed"].reshape(-1, width).float()
+    num_firsts = sum(map(len, firsts))
+    for extra in (num_firsts, 0, len(prefix)):  # tokens that have a place of their own
+        side = math.isqrt(max(0, len(places) - extra))
+        rows, columns = grid or (side, side)
+        if rows * columns == len(places) - extra:
+            prefix[:extra] += places[:extra]
+            return prefix, places[extra:].unflatten(0, (rows, columns))
+    raise ValueError(f"its table of {len(places)} positions is that of no square grid with {len(prefix)} tokens before")

@@ -55,17 +55,21 @@ OPENAI: Table = (
     (r"^positional_embedding$", "pos_embed"),
 )
 
+MLP: Table = ((r"\.mlp\.fc1\.", ".mlp.0."), (r"\.mlp\.fc2\.", ".mlp.2."))  # timm's names to those of `layers.Mlp`
+
 _TRIPLES = (("query", "key", "value"), ("q_proj", "k_proj", "v_proj"))
 
 
+def new_name(name: str, table: Table) -> str:
+    """A name of which every pattern of the table is replaced in turn."""
+    for pattern, new in table:
+        name = re.sub(pattern, new, name)
+    return name
+
+
 def rename(state: Mapping[str, Tensor], table: Table) -> StateDict:
-    """The tensors under their new names: every pattern of the table is replaced in turn."""
-    renamed: StateDict = {}
-    for name, tensor in state.items():
-        for pattern, new in table:
-            name = re.sub(pattern, new, name)
-        renamed[name] = tensor
-    return renamed
+    """The tensors under their new names (`new_name`)."""
+    return {new_name(name, table): tensor for name, tensor in state.items()}
 
 
 def fuse(state: Mapping[str, Tensor]) -> StateDict:

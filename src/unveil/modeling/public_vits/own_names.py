@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..layers import sincos_positions
-from .key_maps import TRANSFORMERS, fuse, rename
+from .key_maps import MLP, TRANSFORMERS, fuse, new_name, rename
 from .weight_files import StateDict
 
 _MAE = (  # MAE and CrossMAE; the first prefix that fits is replaced
@@ -31,8 +31,7 @@ _MAE = (  # MAE and CrossMAE; the first prefix that fits is replaced
     (r"^patch_embed\.proj\.", "encoder.adapters.rgb.proj."),
     (r"^blocks\.", "encoder.blocks."),
     (r"^norm\.", "encoder.norm."),
-    (r"mlp\.fc1\.", "mlp.0."),
-    (r"mlp\.fc2\.", "mlp.2."),
+    *MLP,
 )
 _DECODER = (  # of transformers' ViTMAE
     (r"^decoder\.(decoder_layers|decoder_encoder\.layer|layers)\.", "decoder_blocks."),
@@ -48,8 +47,7 @@ _MULTIMAE = (
     (r"^output_adapters\.(\w+)\.decoder_transformer\.", r"decoders.\1.blocks."),
     (r"^output_adapters\.(\w+)\.decoder\.", r"decoders.\1.cross_attn."),
     (r"^output_adapters\.", "decoders."),
-    (r"\.mlp\.fc1\.", ".mlp.0."),
-    (r"\.mlp\.fc2\.", ".mlp.2."),
+    *MLP,
 )
 _WRITES = re.compile(r"(attn\.proj|mlp\.2|\.embed|adapters\.\w+\.proj)\.(weight|bias)$")
 _READS = re.compile(r"(qkv|mlp\.0|cross_attn\.(q|kv)|\.embed|\.head)\.weight$")
@@ -99,20 +97,17 @@ def _from_multimae(state: Mapping[str, Tensor]) -> StateDict:
     for name, tensor in state.items():
         if name.endswith(".pos_emb") and _is_row_first_sincos(tensor):
             continue
-        if name.endswith((".out_proj.weight", ".out_proj.bias")):
-            output, kind = name.split(".")[1], name.rsplit(".", 1)[1]
-            new = f"objectives.{outputs.index(output)}.head.{kind}"
-            tensor = _channels_last(tensor, _channels(state, output))
-        else:
-            new = name
-            for pattern, own in _MULTIMAE:
-                new = re.sub(pattern, own, new)
-            if tensor.ndim == 4:  # a patch projection
-                tensor = tensor.permute(0, 2, 3, 1).flatten(1)
-            elif new == "encoder.prefix":
-                tensor = tensor.flatten(0, 1)
-            elif tensor.ndim == 3:
-                tensor = tensor.flatten()
+        new = new_name(name, _MULTIMAE)
+        if match := re.match(r"output_adapters\.([^.]+)\.out_proj\.(weight|bias)$", name):
+            new = f"objectives.{outputs.index(match[1])}.head.{match[2]}"
+            channels = _channels(state, match[1])
+            tensor = tensor.unflatten(0, (channels, -1)).transpose(0, 1).flatten(0, 1)  # to pixel, channel
+        elif tensor.ndim == 4:  # a patch projection
+            tensor = tensor.permute(0, 2, 3, 1).flatten(1)
+        elif new == "encoder.prefix":
+            tensor = tensor.flatten(0, 1)
+        elif tensor.ndim == 3:
+            tensor = tensor.flatten()
         ours[new] = _columns_first(new, tensor)
     return ours
 
@@ -137,11 +132,6 @@ def _channels(state: Mapping[str, Tensor], output: str) -> int:
         if name in state:
             return state[name].shape[dim]
     raise ValueError(f"this MultiMAE checkpoint predicts {output!r}, but has no input adapter with its channels")
-
-
-def _channels_last(tensor: Tensor, channels: int) -> Tensor:
-    """The outputs of a head, channel, pixel -> pixel, channel."""
-    return tensor.unflatten(0, (channels, -1)).transpose(0, 1).flatten(0, 1)
 
 
 def _is_row_first_sincos(table: Tensor) -> bool:
