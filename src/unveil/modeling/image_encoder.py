@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ..runs.checkpoint import write_weights
 from .encoder import Encoder
 from .layers import EPS, Block
-from .types import Batch, Latents, Modality, Pool, to_float
+from .types import Batch, Modality, Pool, to_float
 
 CACHED_TOKENS = 2048
 
@@ -36,14 +36,17 @@ class FeatureExtractor(nn.Module, ABC):
         patch: int,
         grid: tuple[int, int],
         dim: int,
-        depth: int,
         num_prefix: int,
         pool: Pool,
     ):
         super().__init__()
         self.modalities, self.patch, self.pool = tuple(modalities), patch, pool
         self.image_size = grid[0] * patch, grid[1] * patch
-        self.dim, self.depth, self.num_prefix = dim, depth, num_prefix
+        self.dim, self.num_prefix = dim, num_prefix
+
+    @property
+    def depth(self) -> int:
+        return len(self.blocks)
 
     @property
     def channels(self) -> int:
@@ -64,8 +67,12 @@ class FeatureExtractor(nn.Module, ABC):
         """The class token, the mean of the patch tokens, or both side by side, of images in [0, 1]."""
 
     @abstractmethod
+    def tokens(self, batch: Batch, blocks: Sequence[int]) -> list[Float[Tensor, "B K D"]]:
+        """The outputs of these blocks, as `maps`, of all modalities that the batch has, one after another."""
+
     def maps(self, images: Float[Tensor, "B C H W"], blocks: Sequence[int]) -> list[Float[Tensor, "B K D"]]:
         """The outputs of these blocks, counted from 1, before any final norm: prefix tokens, then patches by rows."""
+        return self.tokens(_batch(images, self.modalities[0]), blocks)
 
     def layer_of(self, name: str) -> int:
         """The layer of a parameter: 0 before the blocks, k in block k counted from 1, depth + 1 after them."""
@@ -98,8 +105,7 @@ class ImageEncoder(FeatureExtractor):
     """
 
     def __init__(self, encoder: Encoder, pool: Pool = "mean"):
-        num_prefix = len(encoder.prefix)
-        super().__init__(encoder.modalities, encoder.patch, encoder.grid, encoder.dim, encoder.depth, num_prefix, pool)
+        super().__init__(encoder.modalities, encoder.patch, encoder.grid, encoder.dim, len(encoder.prefix), pool)
         self.encoder = encoder
         self.eval().requires_grad_(False)
 
@@ -116,12 +122,7 @@ class ImageEncoder(FeatureExtractor):
         """The norm after the last block; an identity where the recipe has none."""
         return self.encoder.norm
 
-    def maps(self, images: Float[Tensor, "B C H W"], blocks: Sequence[int]) -> list[Float[Tensor, "B K D"]]:
-        latents = _latents(self.encoder, images, blocks)
-        return [latents.layers[block] for block in blocks]
-
     def tokens(self, batch: Batch, blocks: Sequence[int]) -> list[Float[Tensor, "B K D"]]:
-        """The outputs of these blocks, as `maps`, of all modalities that the batch has, one after another."""
         latents = self.encoder(self.encoder.embed(batch), blocks)
         return [latents.layers[block] for block in blocks]
 
@@ -142,25 +143,19 @@ def pooled(encoder: Encoder, images: Float[Tensor, "B C H W"], pool: Pool) -> Fl
     An encoder without a final norm (CrossMAE's) has its last map normalised without parameters, token by token.
     On a CPU a few images are encoded at a time, so that their activations stay in its cache: 1.4 times as fast.
     """
-    if images.device.type == "cpu":
-        per_image = images.shape[-2] * images.shape[-1] // encoder.patch**2
-        chunks = images.split(max(1, CACHED_TOKENS // max(1, per_image)))
-        return torch.cat([_pooled(encoder, chunk, pool) for chunk in chunks])
-    return _pooled(encoder, images, pool)
-
-
-def _latents(encoder: Encoder, images: Float[Tensor, "B C H W"], keep: Collection[int] = ()) -> Latents:
-    key = torch.zeros(len(images), dtype=torch.int64, device=images.device)
-    batch = Batch({encoder.modalities[0].name: images}, key, torch.ones((), device=images.device))
-    return encoder(encoder.embed(batch), keep)
-
-
-def _pooled(encoder: Encoder, images: Float[Tensor, "B C H W"], pool: Pool) -> Float[Tensor, "B F"]:
-    latents = _latents(encoder, images)
-    x = latents.final
+    per_image = images.shape[-2] * images.shape[-1] // encoder.patch**2
+    size = max(1, CACHED_TOKENS // max(1, per_image))
+    if images.device.type == "cpu" and len(images) > size:
+        return torch.cat([pooled(encoder, chunk, pool) for chunk in images.split(size)])
+    x = encoder(encoder.embed(_batch(images, encoder.modalities[0]))).final
     if isinstance(encoder.norm, nn.Identity):
         x = F.layer_norm(x, x.shape[-1:], eps=EPS)
-    cls, mean = x[:, 0], x[:, latents.num_prefix :].mean(dim=1)
+    cls, mean = x[:, 0], x[:, len(encoder.prefix) :].mean(dim=1)
     if pool == "both":
         return torch.cat([cls, mean], dim=1)
     return cls if pool == "cls" else mean
+
+
+def _batch(images: Float[Tensor, "B C H W"], modality: Modality) -> Batch:
+    key = torch.zeros(len(images), dtype=torch.int64, device=images.device)
+    return Batch({modality.name: images}, key, torch.ones((), device=images.device))

@@ -61,12 +61,12 @@ class Pixels:
         return patchify(normalised(batch, self.modality, valid), self.modality.side(self.patch))
 
     def __call__(self, batch: Batch, observations: Observations) -> TargetValues:
-        valid = validity(batch, self.modality)
-        patches = patchify(normalised(batch, self.modality, valid), self.modality.side(self.patch))
+        patches = self.patches(batch)
         if self.norm_pix:
             mean, std = patch_statistics(patches)
             patches = (patches - mean) / std
-        return patches, patchify(valid, self.modality.side(self.patch)).repeat_interleave(self.modality.channels, dim=2)
+        valid = patchify(validity(batch, self.modality), self.modality.side(self.patch))
+        return patches, valid.repeat_interleave(self.modality.channels, dim=2)
 
 
 @dataclass(frozen=True)

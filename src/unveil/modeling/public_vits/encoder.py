@@ -30,7 +30,7 @@ class PublicViT(FeatureExtractor):
     def __init__(self, vit: ViT, pool: Pool = "mean"):
         config = vit.config
         modality = Modality("rgb", config.channels, config.mean, config.std)
-        super().__init__([modality], config.patch, config.grid, config.width, config.depth, config.num_prefix, pool)
+        super().__init__([modality], config.patch, config.grid, config.width, config.num_prefix, pool)
         self.vit, self.config = vit, config
         self.register_buffer("mean", torch.tensor(config.mean)[:, None, None], persistent=False)
         self.register_buffer("std", torch.tensor(config.std)[:, None, None], persistent=False)
@@ -89,17 +89,13 @@ class PublicViT(FeatureExtractor):
         cls = self.vit.norm(x[:, 0]) if self.config.final_norm == "cls" else plain[:, 0]
         return cls if pool == "cls" else torch.cat([cls, mean], dim=1)
 
-    def maps(self, images: Float[Tensor, "B C H W"], blocks: Sequence[int]) -> list[Float[Tensor, "B K D"]]:
-        x, rotation = self.vit.first_input(self.normalised(images))
+    def tokens(self, batch: Batch, blocks: Sequence[int]) -> list[Float[Tensor, "B K D"]]:
+        x, rotation = self.vit.first_input(self.normalised(batch.maps["rgb"]))
         outputs = []
         for block in self.vit.blocks:
             x = block(x, None, None, rotation)
             outputs.append(x)
         return [outputs[block - 1] for block in blocks]
-
-    def tokens(self, batch: Batch, blocks: Sequence[int]) -> list[Float[Tensor, "B K D"]]:
-        """The outputs of these blocks, as `maps`, of a batch's pictures."""
-        return self.maps(batch.maps["rgb"], blocks)
 
 
 def resized(images: Float[Tensor, "B C H W"], size: tuple[int, int]) -> Float[Tensor, "B C h w"]:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ..types import IMAGENET_MEAN, IMAGENET_STD
-from .key_maps import MLP, OPENAI, TRANSFORMERS, WRAPPERS, fuse, rename
+from .parameter_names import MLP, OPENAI, TRANSFORMERS, WRAPPERS, fuse, rename
 from .vit import Activation, ViTConfig
 from .weight_files import StateDict, WeightFiles, summarise
 
