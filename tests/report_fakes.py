@@ -140,15 +140,13 @@ def _fake_pictures(
             guess = np.asarray(blurred.resize((width, height), Image.Resampling.BICUBIC))
             y, x = np.mgrid[: grid[0], : grid[1]] / max(grid)
             attention = np.exp(-(((x - 0.5) ** 2 + (y - 0.5) ** 2) * 12 * at / epochs)) + 0.4 * rng.random(grid)
-            items.append(
-                Probe(
-                    f"image {i + 1}",
-                    image,
-                    hide_patches(image, hidden, grid),
-                    paste(image, guess, hidden, grid),
-                    attention_overlay(image, attention),
-                )
-            )
+            pictures = {
+                "original": image,
+                "hidden": hide_patches(image, hidden, grid),
+                "reconstructed": paste(image, guess, hidden, grid),
+                "attention": attention_overlay(image, attention),
+            }
+            items.append(Probe(f"image {i + 1}", pictures))
         write_probes(folder, float(round(at)), round(at) * steps_per_epoch, items, norm_pix=True)
     rows = [
         (

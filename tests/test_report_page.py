@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from report_fakes import fake_images, fake_run
-from unveil.reporting import write_report
 from unveil.reporting.galleries import _epoch, evenly_spaced
+from unveil.reporting.page import write_report
 from unveil.reporting.run_record import ProbeEpoch, read_run
 
 CHROMIUM = Path("/usr/bin/chromium")
@@ -209,7 +209,7 @@ def test_a_picture_outside_the_run_folder_is_not_read(tmp_path):
     rows = json.loads((run / "pictures/neighbours.json").read_text())
     rows[0]["query"] = "../../secret.png"
     (run / "pictures/neighbours.json").write_text(json.dumps(rows))
-    assert read_run(run).neighbours[0].query is None
+    assert read_run(run).neighbours[0][0].image is None
 
 
 def test_a_cut_off_line_is_left_out_and_a_resumed_run_follows_its_last_course(tmp_path):

@@ -27,7 +27,7 @@ from unveil.reporting.pictures import (
 
 def probe(name: str = "cat", shade: int = 7) -> Probe:
     image = np.full((8, 12, 3), shade, np.uint8)
-    return Probe(name, image, image, image)
+    return Probe(name, {"original": image, "hidden": image, "reconstructed": image})
 
 
 @given(st.integers(1, 4), st.integers(1, 4), st.integers(1, 5), st.data())
@@ -45,7 +45,7 @@ def test_hide_and_paste_split_the_image_between_hidden_and_visible(rows, columns
 
 def test_a_grid_that_does_not_divide_the_image_is_refused():
     with pytest.raises(ValueError, match="3 x 4 patches does not divide an image of 8 x 12"):
-        hide_patches(probe().original, [0], (3, 4))
+        hide_patches(probe().pictures["original"], [0], (3, 4))
 
 
 @pytest.mark.parametrize("channels", [1, 2, 3, 4, 7])

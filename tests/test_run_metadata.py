@@ -15,7 +15,7 @@ from unveil.experiments.bench.flops_and_memory import count_flops
 from unveil.modeling.layers import Positions
 from unveil.modeling.types import DEPTH, RGB, SEMSEG
 from unveil.recipes import attmask, mae
-from unveil.reporting import write_report
+from unveil.reporting.page import write_report
 from unveil.training.run_metadata import flops, guides, model_metadata, stage_lines, trained
 
 

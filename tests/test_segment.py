@@ -36,7 +36,7 @@ from unveil.modeling.public_vits.encoder import untrained_vit
 from unveil.modeling.public_vits.vit import ViTConfig
 from unveil.modeling.rng import SampleRng, sample_keys
 from unveil.modeling.types import DEPTH, RGB, Batch, Modality
-from unveil.reporting import write_report
+from unveil.reporting.page import write_report
 
 LABELS = Modality("semseg", 1, (0.0,), (1.0,), kind="categorical", num_classes=2)
 

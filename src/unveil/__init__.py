@@ -22,7 +22,7 @@ _MODULES = {  # public name -> its module, imported when used, so that `import u
     "load": "commands.load",
     "look": "commands.look",
     "pretrain": "commands.pretrain",
-    "report": "reporting",
+    "report": "reporting.page",
 }
 _NAMES = {"report": "write_report"}
 
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from .experiments.bench import bench
     from .experiments.demo import demo
     from .recipes.run import Run
-    from .reporting import write_report as report
+    from .reporting.page import write_report as report
 
 __all__ = [
     "Run", "__version__", "analyze_attention", "analyze_blocks", "analyze_features", "analyze_masks", "bench", "demo",

@@ -205,7 +205,7 @@ def _after_study(words: Sequence[str], folder: Path | None) -> str:
 @command("RUN [RUN ...]", "unveil report runs/a")
 def _report(self: Command, words: list[str]) -> str:
     """one self-contained page on one run or several"""
-    from ..reporting import write_report
+    from ..reporting.page import write_report
 
     runs, given = self.read(words, flags(write_report, "runs"), many=True)
     print(f"report: {write_report(runs, **given)}")

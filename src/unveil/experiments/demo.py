@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from ..evaluation.results import Result
-from ..reporting import write_report
+from ..reporting.page import write_report
 from ..runs.atomic import write_json
 from ..runs.console import duration, log
 from ..runs.folder import check_writable

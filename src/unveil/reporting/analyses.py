@@ -14,19 +14,19 @@ from .pictures import scalar_colours
 from .run_record import RunRecord, mapping, mappings, number
 from .sections import Runs, by_run, chart_section, charts_of
 
-FIGURES = {  # figure -> how its row is headed
-    "student_evenness": "student's attention, evenness",
-    "teacher_evenness": "teacher's attention, evenness",
-    "guide_evenness": "blend, evenness",
-    "rank_correlation": "teacher and student, rank correlation",
-    "top_overlap": "teacher and student, common most attended quarter",
-    "hidden_attention": "attention that masks hide",
-    "hidden_most_attended": "most attended quarter that masks hide",
-    "hidden_tokens": "patches that masks hide",
-    "student_foreground": "student's attention on things",
-    "teacher_foreground": "teacher's attention on things",
-    "hidden_foreground": "masks on things",
-    "foreground_area": "things' share of the area",
+METRICS = {  # metric of attention -> its row in a table
+    "student_evenness": "normalised entropy, student (1: uniform)",
+    "teacher_evenness": "normalised entropy, teacher (1: uniform)",
+    "guide_evenness": "normalised entropy, map that masks follow",
+    "rank_correlation": "rank correlation of teacher and student",
+    "top_overlap": "overlap of their top 25 % of tokens (chance: 0.25)",
+    "hidden_attention": "share of attention that masks hide",
+    "hidden_most_attended": "share of the top 25 % of tokens that masks hide",
+    "hidden_tokens": "share of all tokens that masks hide",
+    "student_foreground": "share of student attention on foreground",
+    "teacher_foreground": "share of teacher attention on foreground",
+    "hidden_foreground": "share of hidden tokens on foreground",
+    "foreground_area": "foreground, share of the area",
 }
 SHORT = {  # in the legend of a chart
     "student_evenness": "student",
@@ -47,7 +47,7 @@ WIDE = 1280  # pixels of the picture of blocks
 
 
 def attention_over_time(runs: Runs) -> Markup | None:
-    """Evenness, agreement and overlap with the masks over training."""
+    """Normalised entropy, agreement and overlap with the masks over training."""
 
     def chart(title: str, note: str, *figures: str, from_zero: bool = False) -> Markup | None:
         lines = []
@@ -59,13 +59,16 @@ def attention_over_time(runs: Runs) -> Markup | None:
         return line_chart(title, lines, note=note, from_zero=from_zero)
 
     charts = [
-        chart("Evenness of attention", "1: even", "student_evenness", "teacher_evenness", "guide_evenness"),
+        chart(
+            "Normalised entropy of attention", "1: uniform", "student_evenness", "teacher_evenness", "guide_evenness"
+        ),
         chart("Agreement", "of teacher and student", "rank_correlation", "top_overlap"),
         chart("Masks and attention", "shares", "hidden_attention", "hidden_tokens", from_zero=True),
     ]
     explained = (
-        "Evenness is the entropy of a map over that of an even one: near 1, masks drawn from it are nearly random. "
-        "Masks that hide no more of the attention than of the patches do not follow it."
+        "Normalised entropy: of an attention map, over that of a uniform one. Near 1, masks drawn from it are nearly"
+        " random."
+        " Masks that hide no more of the attention than of the patches do not follow it."
     )
     return chart_section("Attention and masks", charts, explained)
 
@@ -80,7 +83,7 @@ def _attention_tables(run: RunRecord) -> list[Markup | None]:
     points = mappings(analysis.get("checkpoints"))
     rows = [
         [title, *(_statistic(name, number(point.get(name))) for point in points)]
-        for name, title in FIGURES.items()
+        for name, title in METRICS.items()
         if any(name in point for point in points)
     ]
     head = ["", *(f"epoch {brief(number(point.get('epoch')))}" for point in points)]

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import TypeVar
 
 from .markup import Markup, brief, figure, fragment, picture, remark, tag
-from .run_record import NeighbourRow, ProbeEpoch, ProbeFiles, RunRecord
+from .run_record import Files, Neighbour, ProbeEpoch, RunRecord
 from .sections import Runs, by_run
 
 T = TypeVar("T")
@@ -23,7 +24,7 @@ def reconstructions(runs: Runs) -> Markup | None:
         rows = []
         for name, columns, items in islice(_over_epochs(run, most_epochs, _predicted), most_probes):
             last = items[-1][1]
-            cells = [_cell(last.original, "original", name), _cell(last.hidden, "hidden", name)]
+            cells = [_cell(last.get(kind), kind, name) for kind in ("original", "hidden")]
             cells += [_cell(_predicted(files), at, f"{name}, predicted") for at, files in items]
             rows.append(_strip(cells, columns + 2))
         return [_gallery(rows), colour_keys(run), remark(_how_to_read(run))] if rows else []
@@ -40,9 +41,11 @@ def attention_maps(runs: Runs) -> Markup | None:
 
     def content(run: RunRecord) -> list[Markup | None]:
         rows = []
-        for name, columns, items in islice(_over_epochs(run, most_epochs, lambda f: f.attention), most_probes):
-            cells = [_cell(items[-1][1].original, "original", name)]
-            cells += [_cell(files.attention, at, f"{name}, attention") for at, files in items]
+        for name, columns, items in islice(
+            _over_epochs(run, most_epochs, lambda files: files.get("attention")), most_probes
+        ):
+            cells = [_cell(items[-1][1].get("original"), "original", name)]
+            cells += [_cell(files.get("attention"), at, f"{name}, attention") for at, files in items]
             rows.append(_strip(cells, columns + 1))
         return [_gallery(rows)]
 
@@ -57,22 +60,15 @@ def guidance(runs: Runs) -> Markup | None:
 
     def content(run: RunRecord) -> list[Markup | None]:
         strips: list[Markup] = []
-        for name, columns, items in islice(_over_epochs(run, most_epochs, _is_guided), most_probes):
+        for name, columns, items in islice(_over_epochs(run, most_epochs, partial(_named, "draw ")), most_probes):
             last = items[-1][1]
-            draws = [(way.removeprefix("draw "), path) for way, path in last.more.items() if way.startswith("draw ")]
-            cells = [_cell(last.original, "original, drawn as", name)]
-            strips.append(_strip([*cells, *(_cell(p, way, f"{name}, drawn") for way, p in draws)], len(draws) + 1))
-            kinds: dict[str, Callable[[ProbeFiles], Path | None]] = {
-                "teacher": lambda files: files.more.get("teacher"),
-                "student": lambda files: files.attention,
-                "blend": lambda files: files.more.get("blend"),
-                "mask": lambda files: files.hidden,
-            }
-            for kind, file_of in kinds.items():
-                paths = [file_of(files) for _, files in items]
-                if any(paths):
+            draws = [_cell(last[way], way.removeprefix("draw "), f"{name}, drawn") for way in _named("draw ", last)]
+            strips.append(_strip([_cell(last.get("original"), "original, drawn as", name), *draws], len(draws) + 1))
+            kinds = {"teacher": "teacher", "student": "attention", "blend": "blend", "mask": "hidden"}
+            for kind, picture_name in kinds.items():
+                if any(picture_name in files for _, files in items):
                     cells = [tag("div", kind, class_="rowname")]
-                    cells += [_cell(p, at, f"{name}, {kind}") for (at, _), p in zip(items, paths, strict=True)]
+                    cells += [_cell(files.get(picture_name), at, f"{name}, {kind}") for at, files in items]
                     strips.append(_strip(cells, columns + 1))
         return [_gallery(strips, "gallery rows")]
 
@@ -89,10 +85,11 @@ def across_modalities(runs: Runs) -> Markup | None:
 
     def content(run: RunRecord) -> list[Markup | None]:
         strips: list[Markup] = []
-        for name, columns, items in _over_epochs(run, most_epochs, lambda files: _given(files.more)):
-            for given in _given(items[-1][1].more):
-                cells = [_cell(items[-1][1].original, f"{name.rpartition(' · ')[2]} {given}", name)]
-                cells += [_cell(files.more.get(given), at, f"{name}, {given} alone") for at, files in items]
+        for name, columns, items in _over_epochs(run, most_epochs, partial(_named, "from ")):
+            last = items[-1][1]
+            for given in _named("from ", last):
+                cells = [_cell(last.get("original"), f"{name.rpartition(' · ')[2]} {given}", name)]
+                cells += [_cell(files.get(given), at, f"{name}, {given} alone") for at, files in items]
                 strips.append(_strip(cells, columns + 1))
         return [_gallery(strips[:most_rows], "gallery rows"), colour_keys(run)] if strips else []
 
@@ -101,8 +98,8 @@ def across_modalities(runs: Runs) -> Markup | None:
 
 
 def _over_epochs(
-    run: RunRecord, most: int, shows: Callable[[ProbeFiles], object]
-) -> Iterator[tuple[str, int, list[tuple[str, ProbeFiles]]]]:
+    run: RunRecord, most: int, shows: Callable[[Files], object]
+) -> Iterator[tuple[str, int, list[tuple[str, Files]]]]:
     """Each probe that has such pictures: its name, the number of epochs shown, and the pictures by epoch."""
     epochs = evenly_spaced([e for e in run.probes.epochs if any(map(shows, e.items.values()))], most)
     for probe, name in enumerate(run.probes.names):
@@ -139,17 +136,13 @@ def _rgb(colour: object) -> str:
     return f"rgb({' '.join(str(int(v)) if isinstance(v, int | float) and 0 <= v <= 255 else '0' for v in values)})"
 
 
-def _predicted(files: ProbeFiles) -> Path | None:
+def _predicted(files: Files) -> Path | None:
     """The predicted patches, or else the distance of predicted features from the true ones."""
-    return files.reconstructed or files.more.get("features")
+    return files.get("reconstructed") or files.get("features")
 
 
-def _is_guided(files: ProbeFiles) -> bool:
-    return any(name.startswith("draw ") for name in files.more)
-
-
-def _given(more: Mapping[str, Path]) -> list[str]:
-    return [name for name in more if name.startswith("from ")]
+def _named(prefix: str, files: Files) -> list[str]:
+    return [name for name in files if name.startswith(prefix)]
 
 
 def nearest_neighbours(runs: Runs) -> Markup | None:
@@ -157,7 +150,7 @@ def nearest_neighbours(runs: Runs) -> Markup | None:
     most_rows, most_neighbours = (6, 7) if len(runs) == 1 else (4, 7)
 
     def content(run: RunRecord) -> list[Markup | None]:
-        rows = [_neighbour_row(row, i, most_neighbours) for i, row in enumerate(run.neighbours[:most_rows])]
+        rows = [_neighbour_row(*row, i, most_neighbours) for i, row in enumerate(run.neighbours[:most_rows])]
         return [_gallery(rows, "gallery near")]
 
     explained = "The query, then the images with the nearest features and their distances. A tick marks equal labels."
@@ -171,14 +164,14 @@ def evenly_spaced(items: Sequence[T], most: int) -> list[T]:
     return [items[round(i * (len(items) - 1) / (most - 1))] for i in range(most)]
 
 
-def _neighbour_row(row: NeighbourRow, place: int, most: int) -> Markup:
-    cells = [_cell(row.query, row.label or "query", f"query {place + 1}")]
-    for near in row.neighbours[:most]:
-        same = near.label is not None and near.label == row.label
+def _neighbour_row(query: Neighbour, neighbours: Sequence[Neighbour], place: int, most: int) -> Markup:
+    cells = [_cell(query.image, query.label or "query", f"query {place + 1}")]
+    for near in neighbours[:most]:
+        same = near.label is not None and near.label == query.label
         distance = "" if math.isnan(near.distance) else figure(near.distance, 2)
         caption = " ".join(filter(None, (distance, near.label, "✓" if same else "")))
         cells.append(_cell(near.image, caption, f"neighbour of query {place + 1}", "same" if same else None))
-    return _strip(cells, 1 + min(most, len(row.neighbours)))
+    return _strip(cells, 1 + min(most, len(neighbours)))
 
 
 def _cell(path: Path | None, caption: str, alt: str, class_: str | None = None) -> Markup:
@@ -197,7 +190,7 @@ def _epoch(at: ProbeEpoch) -> str:
 
 def _how_to_read(run: RunRecord) -> Markup:
     note = f" {run.probes.note}" if run.probes.note else ""
-    if any("features" in files.more for epoch in run.probes.epochs for files in epoch.items.values()):
+    if any("features" in files for epoch in run.probes.epochs for files in epoch.items.values()):
         text = (
             "this model predicts features, not pixels. The colour of a hidden patch is the distance between predicted"
             f" and true features (1 - cosine): dark where they agree, light where they are unrelated.{note}"

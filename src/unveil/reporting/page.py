@@ -1,14 +1,19 @@
-"""The page of one or several runs, an HTML document that needs no network: its sections in order."""
+"""The report of one or several runs: an HTML document that needs no network, its sections in order."""
 
 from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
 
+from ..runs.atomic import write_text
 from .analyses import attention_over_time, attention_tables, block_by_block, cheaper_guidance, layers
 from .galleries import across_modalities, attention_maps, guidance, nearest_neighbours, reconstructions
 from .markup import Markup, counted, fragment, tag
+from .run_record import read_run
 from .scores import comparison, evaluations
 from .sections import Runs, broken_files, curves, environment, health, key_figures, label_free, what_was_run
 from .style import LOGO, SCRIPT, STYLE
@@ -36,10 +41,33 @@ SECTIONS: tuple[Callable[[Runs], Markup | None], ...] = (
 )
 
 
-def page(runs: Runs) -> str:
-    """The whole report of one or several runs, as one HTML document that needs nothing but itself."""
-    title = ", ".join(run.name for run in runs)
-    return document("unveil report", title, title, _under(runs), *(section(runs) for section in SECTIONS))
+def write_report(runs: Sequence[str | Path], out: str | Path | None = None) -> Path:
+    """Write one page about one or several runs, which needs no network; returns its path.
+
+    runs: folders that `unveil pretrain` wrote
+    out: a file or a folder; report.html in the first run's folder where not given
+
+    FileNotFoundError or ValueError where a folder is missing or is no run.
+    """
+    folders = list({Path(run).resolve(): Path(run) for run in runs}.values())
+    if not folders:
+        raise ValueError("a report needs at least one run folder; got none")
+    records = _with_unique_names([read_run(folder) for folder in folders])
+    path = Path(out) if out is not None else folders[0] / "report.html"
+    path = path / "report.html" if path.is_dir() else path
+    path.parent.mkdir(parents=True, exist_ok=True)
+    title = ", ".join(run.name for run in records)
+    sections = (section(records) for section in SECTIONS)
+    write_text(path, document("unveil report", title, title, _under(records), *sections))
+    return path
+
+
+def _with_unique_names(runs: Runs) -> Runs:
+    """Runs whose folders share a name get the parent's name in front."""
+    uses = Counter(run.name for run in runs)
+    return [
+        replace(run, name=f"{run.path.resolve().parent.name}/{run.name}") if uses[run.name] > 1 else run for run in runs
+    ]
 
 
 def _under(runs: Runs) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,27 +20,25 @@ from ..runs.atomic import write_bytes, write_json
 
 Picture = UInt8[np.ndarray, "H W 3"]
 Grid = tuple[int, int]
+_OF_ALL = ("original", "hidden", "reconstructed", "attention")  # in the index; pictures of some runs are in `more`
 
 
 @dataclass(frozen=True)
 class Probe:
-    """One fixed map as the model met it at one epoch: what it is, what was visible, what came back.
+    """A fixed map of a held-out sample, in pictures of one epoch by name.
 
-    `more` are further pictures by name: `teacher` and `blend`, `draw NAME` for a mask, `from NAME` for what is
-    predicted when that modality alone is given, `features` for how far predicted features are from the true ones.
+    The names: `original`, `hidden` (its mask), `reconstructed`, `attention`, `teacher`, `blend`; `draw NAME`, the mask
+    of a sampler; `from NAME`, the prediction from that modality alone; `features`, the distance of predicted and true
+    features.
     """
 
     name: str
-    original: Picture | None
-    hidden: Picture | None
-    reconstructed: Picture | None
-    attention: Picture | None = None
-    more: Mapping[str, Picture] = field(default_factory=dict)
+    pictures: Mapping[str, Picture]
 
 
 @dataclass(frozen=True)
 class Near:
-    """One image, for a neighbour with its distance from the query, and its label where there is one."""
+    """A query, or a neighbour with its distance from one; with its label where there is one."""
 
     image: Picture
     distance: float = 0.0
@@ -56,21 +54,19 @@ def write_probes(
     note: str = "",
     keys: Sequence[Mapping[str, Any]] = (),
 ) -> None:
-    """Add the probes of one step to `pictures/` in a run folder; the same step again replaces them.
+    """Add the probes of one step to `pictures/` in a run folder, or replace them.
 
-    `note` is a sentence for the reader, such as how the channels are shown; `keys` say what colours mean, as the
-    `to_dict` of a `Bar` or a `Legend` does.
+    `note` is a sentence for the reader, such as how channels are shown; `keys` are the legends of colours, from the
+    `to_dict` of a `Bar` or a `Legend`.
     """
     folder = _pictures(run_dir)
     entries = []
     for i, item in enumerate(items):
-        images = {role: getattr(item, role) for role in ("original", "hidden", "reconstructed", "attention")}
-        images = {name: image for name, image in {**images, **item.more}.items() if image is not None}
-        files = {name: f"step{step:08d}-probe{i}-{name.replace(' ', '-')}.png" for name in images}
-        for name, image in images.items():
+        files = {name: f"step{step:08d}-probe{i}-{name.replace(' ', '-')}.png" for name in item.pictures}
+        for name, image in item.pictures.items():
             write_bytes(folder / files[name], png(image))
-        more = {name: files.pop(name) for name in item.more}
-        entries.append({"probe": i, "attention": None, **files, "more": more})
+        of_all = {name: files.pop(name) for name in _OF_ALL if name in files}
+        entries.append({"probe": i, "attention": None, **of_all, "more": files})
     epochs = [e for e in _epochs_so_far(folder / "index.json") if e.get("step") != step]
     epochs.append({"epoch": epoch, "step": step, "items": entries})
     epochs.sort(key=lambda e: e.get("step", 0))

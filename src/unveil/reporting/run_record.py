@@ -10,9 +10,12 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from statistics import median_high
+from typing import Any, TypeVar
 
 NAN = math.nan
+Files = Mapping[str, Path]  # pictures by name
+L = TypeVar("L", bound="LogLine")
 
 
 def number(value: Any) -> float:
@@ -39,12 +42,18 @@ def protocol_name(protocol: str) -> str:
 
 
 @dataclass(frozen=True)
-class Step:
-    """One logged training step. `time` in seconds since the start, `data_wait` a share in [0, 1]; NaN = not logged."""
+class LogLine:
+    """A line of `metrics.jsonl`, with the time in seconds since the start; NaN = not logged."""
 
     step: int
     epoch: float = NAN
     time: float = NAN
+
+
+@dataclass(frozen=True)
+class Step(LogLine):
+    """One logged training step; `data_wait` is a share in [0, 1]."""
+
     loss: float = NAN
     losses: Mapping[str, float] = field(default_factory=dict)
     lr: float = NAN
@@ -56,12 +65,9 @@ class Step:
 
 
 @dataclass(frozen=True)
-class Signals:
-    """Label-free measures of the features on held-out images; NaN = not measured."""
+class Signals(LogLine):
+    """Label-free measures of the features on held-out images."""
 
-    step: int
-    epoch: float = NAN
-    time: float = NAN
     heldout_loss: float = NAN
     rankme: float = NAN
     feature_std: float = NAN
@@ -91,29 +97,17 @@ class Evaluation:
 
 
 @dataclass(frozen=True)
-class ProbeFiles:
-    """The picture files of one probe at one epoch; None = not there."""
-
-    probe: int
-    original: Path | None
-    hidden: Path | None
-    reconstructed: Path | None
-    attention: Path | None
-    more: Mapping[str, Path] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
 class ProbeEpoch:
-    """The pictures of all fixed images at one epoch."""
+    """The picture files of the probes at one epoch: those of each by the names that `pictures.Probe` lists."""
 
     epoch: float
     step: int
-    items: Mapping[int, ProbeFiles]
+    items: Mapping[int, Files]
 
 
 @dataclass(frozen=True)
 class Probes:
-    """The fixed images and how they came back, in the order of training."""
+    """The fixed images and their reconstructions, in the order of training."""
 
     names: Sequence[str] = ()
     epochs: Sequence[ProbeEpoch] = ()
@@ -124,20 +118,11 @@ class Probes:
 
 @dataclass(frozen=True)
 class Neighbour:
-    """An image near to a query; `distance` is NaN where not known."""
+    """A query, or an image near to one; `distance` is NaN where not known."""
 
     image: Path | None
     distance: float = NAN
     label: str | None = None
-
-
-@dataclass(frozen=True)
-class NeighbourRow:
-    """A query and its neighbours, nearest first."""
-
-    query: Path | None
-    label: str | None
-    neighbours: Sequence[Neighbour]
 
 
 @dataclass(frozen=True)
@@ -151,7 +136,7 @@ class RunRecord:
     signals: Sequence[Signals] = ()
     evaluations: Sequence[Evaluation] = ()
     probes: Probes = field(default_factory=Probes)
-    neighbours: Sequence[NeighbourRow] = ()
+    neighbours: Sequence[tuple[Neighbour, Sequence[Neighbour]]] = ()  # queries, each with the nearest images first
     analyses: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     broken: Mapping[str, str] = field(default_factory=dict)
     remarks: Sequence[str] = ()
@@ -190,8 +175,8 @@ class RunRecord:
     @property
     def images_per_second(self) -> float:
         """The median over the log, which a slow first step does not move; NaN without a log."""
-        values = sorted(s.images_per_second for s in self.steps if math.isfinite(s.images_per_second))
-        return values[len(values) // 2] if values else NAN
+        values = [s.images_per_second for s in self.steps if math.isfinite(s.images_per_second)]
+        return median_high(values) if values else NAN
 
     @property
     def final_loss(self) -> float:
@@ -208,7 +193,7 @@ class RunRecord:
 def read_run(path: str | Path) -> RunRecord:
     """Read a run folder. FileNotFoundError or ValueError where there is none, with the runs that lie inside it."""
     folder = Path(path)
-    check_run_folder(folder)
+    _check_run_folder(folder)
     remarks: list[str] = []
     steps, signals = _metrics(folder / "metrics.jsonl", remarks)
     return RunRecord(
@@ -226,19 +211,17 @@ def read_run(path: str | Path) -> RunRecord:
     )
 
 
-def is_run(folder: Path) -> bool:
-    """Whether a folder holds a run: its description or its log."""
+def _is_run(folder: Path) -> bool:
     return (folder / "run.json").is_file() or (folder / "metrics.jsonl").is_file()
 
 
-def check_run_folder(folder: Path) -> None:
-    """Raise FileNotFoundError or ValueError, with what to do, unless the folder holds a run."""
-    if is_run(folder):
+def _check_run_folder(folder: Path) -> None:
+    if _is_run(folder):
         return
     if not folder.is_dir():
         what = "is a file" if folder.exists() else "does not exist"
         raise FileNotFoundError(f"{folder} {what}; a report needs the folder that `unveil pretrain --out` wrote")
-    inside = sorted(str(p) for p in folder.iterdir() if p.is_dir() and is_run(p))
+    inside = sorted(str(p) for p in folder.iterdir() if p.is_dir() and _is_run(p))
     hint = f"these folders inside it are runs: {', '.join(inside[:8])}" if inside else "give the folder of a run"
     raise ValueError(f"{folder} is not a run folder: it has neither run.json nor metrics.jsonl; {hint}")
 
@@ -285,15 +268,16 @@ def _metrics(path: Path, remarks: list[str]) -> tuple[list[Step], list[Signals]]
         at = int(number(entry["step"]))
         if entry.get("kind") == "step":
             if steps and at <= steps[-1].step:
-                steps = [s for s in steps if s.step < at]
-                signals = [s for s in signals if s.step < at]
-            values = {k: number(entry.get(k)) for k in Step.__dataclass_fields__ if k not in ("step", "losses")}
-            steps.append(Step(at, losses=_numbers(entry.get("losses")), **values))
+                steps, signals = [s for s in steps if s.step < at], [s for s in signals if s.step < at]
+            steps.append(_log_line(Step, entry, "losses"))
         elif entry.get("kind") == "signals":
-            signals = [s for s in signals if s.step < at]
-            values = {k: number(entry.get(k)) for k in Signals.__dataclass_fields__ if k not in ("step", "attention")}
-            signals.append(Signals(at, attention=_numbers(entry.get("attention")), **values))
+            signals = [*(s for s in signals if s.step < at), _log_line(Signals, entry, "attention")]
     return steps, signals
+
+
+def _log_line(kind: type[L], entry: Mapping[str, Any], nested: str) -> L:
+    values: dict[str, Any] = {name: number(entry.get(name)) for name in kind.__dataclass_fields__}
+    return kind(**values | {"step": int(values["step"]), nested: _numbers(entry.get(nested))})
 
 
 def _evaluations(folder: Path, remarks: list[str]) -> list[Evaluation]:
@@ -325,28 +309,22 @@ def _probes(folder: Path, remarks: list[str]) -> Probes:
         for item in mappings(epoch.get("items")):
             at = number(item.get("probe"))
             if at in range(len(names)):
-                roles = ("original", "hidden", "reconstructed", "attention")
-                files = {role: _inside(folder, item.get(role)) for role in roles}
-                more = {str(k): _inside(folder, name) for k, name in mapping(item.get("more")).items()}
-                items[int(at)] = ProbeFiles(int(at), **files, more={k: path for k, path in more.items() if path})
+                files = {k: _inside(folder, name) for k, name in {**item, **mapping(item.get("more"))}.items()}
+                items[int(at)] = {k: path for k, path in files.items() if path}
         step = number(epoch.get("step"))
         if items:
             epochs.append(ProbeEpoch(number(epoch.get("epoch")), int(step) if math.isfinite(step) else 0, items))
     return Probes(names, epochs, bool(index.get("norm_pix")), str(index.get("note") or ""), mappings(index.get("keys")))
 
 
-def _neighbours(folder: Path, remarks: list[str]) -> list[NeighbourRow]:
-    def label(value: Any) -> str | None:
-        return None if value is None else str(value)
+def _neighbours(folder: Path, remarks: list[str]) -> list[tuple[Neighbour, list[Neighbour]]]:
+    def neighbour(image: Any, label: Any, distance: Any = NAN) -> Neighbour:
+        return Neighbour(_inside(folder, image), number(distance), None if label is None else str(label))
 
     return [
-        NeighbourRow(
-            _inside(folder, row.get("query")),
-            label(row.get("query_label")),
-            [
-                Neighbour(_inside(folder, n.get("image")), number(n.get("distance")), label(n.get("label")))
-                for n in mappings(row.get("neighbours"))
-            ],
+        (
+            neighbour(row.get("query"), row.get("query_label")),
+            [neighbour(n.get("image"), n.get("label"), n.get("distance")) for n in mappings(row.get("neighbours"))],
         )
         for row in mappings(_json(folder / "neighbours.json", remarks))
     ]

@@ -312,8 +312,8 @@ def even_guidance(run: RunRecord) -> Verdict | None:
         return None
     return Verdict(
         "note",
-        f"The masks hardly follow attention: its map is almost uniform (evenness {figure(evenness)}), and they hide "
-        f"{percent(hidden)} of it with {percent(tokens)} of the patches.",
+        f"The masks hardly follow attention: its map is almost uniform (normalised entropy {figure(evenness)}), and "
+        f"they hide {percent(hidden)} of it with {percent(tokens)} of the patches.",
         "Lower --temperature, take --draw hard, read another --layer, or use a --teacher whose attention is sharper.",
     )
 

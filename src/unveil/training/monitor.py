@@ -132,13 +132,12 @@ class ValidationMonitor:
 
 def _probe(one: MapPictures, several: bool, is_guided: bool) -> Probe:
     """The pictures of one map; with attention-guided masks, those of each sampler."""
-    named = (("teacher", one.teacher), ("blend", one.blend), ("features", one.features))
-    more = {name: picture for name, picture in named if picture is not None}
+    names = ("original", "hidden", "reconstructed", "attention", "teacher", "blend", "features")
+    pictures: dict[str, Picture] = {n: getattr(one, n) for n in names if getattr(one, n) is not None}
     if is_guided:
-        more |= {f"draw {way}": picture for way, picture in one.masks.items()}
-    more |= {f"from {source}": picture for source, picture in one.given.items()}
-    name = f"{one.sample} · {one.modality}" if several else one.sample
-    return Probe(name, one.original, one.hidden, one.reconstructed, one.attention, more)
+        pictures |= {f"draw {way}": picture for way, picture in one.masks.items()}
+    pictures |= {f"from {source}": picture for source, picture in one.given.items()}
+    return Probe(f"{one.sample} · {one.modality}" if several else one.sample, pictures)
 
 
 def features_of(model: MaskedModel, images: Tensor) -> Tensor:

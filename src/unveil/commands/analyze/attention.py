@@ -11,6 +11,7 @@ from ...evaluation.analysis.attention import DecoderAttention, attention_metrics
 from ...modeling.masked_model import MaskedModel
 from ...modeling.types import Batch, Modality
 from ...recipes.run import Run
+from ...reporting.analyses import METRICS
 from ...runs.console import log, table
 from ...runs.folder import check_writable
 from ...runs.hardware import choose_device
@@ -19,21 +20,6 @@ from ..subject import Subject, chunks, write_analysis
 BACKGROUND = {  # names of classes that fill a scene; all others are foreground
     *("sky", "floor", "wall", "ground", "ceiling", "road", "pavement", "sidewalk", "building", "tree", "vegetation"),
     *("terrain", "grass", "water", "sea", "sand", "fence", "background"),
-}
-
-METRICS = {  # metric -> its row in the table
-    "student_evenness": "normalised entropy, student (1: uniform)",
-    "teacher_evenness": "normalised entropy, teacher (1: uniform)",
-    "guide_evenness": "normalised entropy, map that masks follow",
-    "rank_correlation": "rank correlation of teacher and student",
-    "top_overlap": "overlap of their top 25 % of tokens (chance: 0.25)",
-    "hidden_attention": "share of attention that masks hide",
-    "hidden_most_attended": "share of the top 25 % of tokens that masks hide",
-    "hidden_tokens": "share of all tokens that masks hide",
-    "student_foreground": "share of student attention on foreground",
-    "teacher_foreground": "share of teacher attention on foreground",
-    "hidden_foreground": "share of hidden tokens on foreground",
-    "foreground_area": "foreground, share of the area",
 }
 
 
