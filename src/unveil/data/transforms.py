@@ -108,10 +108,12 @@ class Cut:
     mirrored: bool
     upside_down: bool
 
-    def of(self, image: Shaped[Tensor, "C H W"], size: tuple[int, int], way: Resize) -> Shaped[Tensor, "C h w"]:
-        """The view of this image, `size` (height, width) large, resized in this way."""
+    def of(
+        self, image: Shaped[Tensor, "C H W"], size: tuple[int, int], way: Resize | None = None
+    ) -> Shaped[Tensor, "C h w"]:
+        """The view of this image, `size` (height, width) large, by `resize` or another way."""
         view = image[:, self.top : self.top + self.height, self.left : self.left + self.width]
-        view = way(view.transpose(1, 2) if self.turned else view, size)
+        view = (way or resize)(view.transpose(1, 2) if self.turned else view, size)
         dims = [axis for axis, flipped in ((1, self.upside_down), (2, self.mirrored)) if flipped]
         return view.flip(dims) if dims else view
 
