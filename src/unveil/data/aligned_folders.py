@@ -187,8 +187,5 @@ def _masked(stored: Map, declared: Declared, path: Path, name: str) -> Map:
         raise Unreadable(name, str(error)) from error
     if mask.shape[:2] != stored.values.shape[-2:]:
         raise Unreadable(name, f"the mask has {mask.shape[1::-1]} pixels, the map {tuple(stored.values.shape[:0:-1])}")
-    valid = torch.from_numpy(mask.reshape(*mask.shape[:2], -1).any(-1))[None]
-    if stored.valid is not None:
-        valid &= stored.valid
     values = stored.values if declared.is_categorical else to_float(stored.values)
-    return Map(values * valid, valid, stored.stored)
+    return replace(stored, values=values).only(torch.from_numpy(mask.reshape(*mask.shape[:2], -1).any(-1))[None])

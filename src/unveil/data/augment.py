@@ -9,7 +9,7 @@ image spans 0..W and 0..H, and a pixel's place is its centre, as in Pillow.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,21 +19,18 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..modeling.rng import SampleRng
+from .decode import LUMA
 
-GREY = (0.299, 0.587, 0.114)  # ITU-R 601, as Pillow's mode L
 AREA = (0.02, 1 / 3)  # share of the image
 ASPECT = 0.3  # height over width, at least; at most its inverse
 ATTEMPTS = 10
 SWITCH = 0.5  # how often a batch is cut where both are on
-OPERATIONS = (
-    *("autocontrast", "equalize", "invert", "rotate", "posterize", "solarize", "solarize_add", "saturation"),
-    *("contrast", "brightness", "sharpness", "shear_x", "shear_y", "translate_x", "translate_y"),
-)
 APPLIED = 0.5  # the probability that a drawn operation is carried out
 MAX_LEVEL = 10
 Images = Float[Tensor, "B C H W"]
 Strength = Float[Tensor, " B"]
 Maps = Float[Tensor, "B 2 3"]
+Operation = Callable[[Images, Strength, Strength, Sequence[float]], Images]
 
 
 @dataclass(frozen=True)
@@ -50,65 +47,26 @@ class RandAugment:
     std: float = 0.5
     num_operations: int = 2
 
-    def __call__(self, images: Float[Tensor, "B C H W"], rng: SampleRng) -> Float[Tensor, "B C H W"]:
+    def __call__(self, images: Images, rng: SampleRng) -> Images:
         """Images in [0, 1] -> images in [0, 1]; which operations, and how strong, depends on each sample's key."""
+        names = list(OPERATIONS)
         for k in range(self.num_operations):
             which, whether, sign = rng.uniform(f"augment {k}", 3).unbind(1)
-            drawn = self.magnitude + self.std * rng.normal(f"augment level {k}", 1)[:, 0]
-            level = drawn.clamp(0, MAX_LEVEL) / MAX_LEVEL
+            level = self.magnitude + self.std * rng.normal(f"augment level {k}", 1)[:, 0]
+            level = level.clamp(0, MAX_LEVEL) / MAX_LEVEL
             signed = torch.where(sign < 0.5, -level, level)
-            operation = torch.where(whether < APPLIED, (which * len(OPERATIONS)).long(), -1)
+            drawn = torch.where(whether < APPLIED, (which * len(OPERATIONS)).long(), -1)
             images = images.clone()
-            for index in operation.unique().tolist():
+            for index in drawn.unique().tolist():
                 if index >= 0:
-                    rows = (operation == index).nonzero()[:, 0]
-                    images[rows] = apply(OPERATIONS[index], images[rows], level[rows], signed[rows], self.fill)
+                    rows = (drawn == index).nonzero()[:, 0]
+                    images[rows] = apply(names[index], images[rows], level[rows], signed[rows], self.fill)
         return images
 
 
-def apply(
-    name: str,
-    x: Float[Tensor, "B C H W"],
-    level: Float[Tensor, " B"],
-    signed: Float[Tensor, " B"],
-    fill: Sequence[float],
-) -> Float[Tensor, "B C H W"]:
+def apply(name: str, x: Images, level: Strength, signed: Strength, fill: Sequence[float]) -> Images:
     """One operation at a level in [0, 1]; those that have two directions go by the signed one."""
-    height, width = x.shape[-2:]
-    factor = (1 + 0.9 * signed).clamp_min(0.1)
-    match name:
-        case "autocontrast":
-            return autocontrast(x)
-        case "equalize":
-            return equalize(x)
-        case "invert":
-            return invert(x)
-        case "posterize":
-            return posterize(x, 4 - (4 * level).floor())
-        case "solarize":
-            return solarize(x, 256 - (256 * level).floor())
-        case "solarize_add":
-            return solarize_add(x, (110 * level).floor())
-        case "saturation":
-            return saturation(x, factor)
-        case "contrast":
-            return contrast(x, factor)
-        case "brightness":
-            return brightness(x, factor)
-        case "sharpness":
-            return sharpness(x, factor)
-        case "rotate":
-            maps = rotation(30 * signed, (height, width))
-        case "shear_x":
-            maps = shear_x(0.3 * signed)
-        case "shear_y":
-            maps = shear_y(0.3 * signed)
-        case "translate_x":
-            maps = shift(0.45 * width * signed, torch.zeros_like(signed))
-        case _:
-            assert name == "translate_y", name
-            maps = shift(torch.zeros_like(signed), 0.45 * height * signed)
-    return warp(x, maps, fill).clamp(0, 1)
+    return OPERATIONS[name](x, level, signed, fill).clamp(0, 1)
 
 
 def autocontrast(x: Images) -> Images:
@@ -195,15 +153,14 @@ def _blend(other: Tensor, x: Images, factor: Strength) -> Images:
 def _grey(x: Images) -> Float[Tensor, "B 1 H W"]:
     if x.shape[1] != 3:
         return x.mean(1, keepdim=True)
-    return (x * x.new_tensor(GREY)[:, None, None]).sum(1, keepdim=True)
+    return (x * x.new_tensor(LUMA)[:, None, None]).sum(1, keepdim=True)
 
 
-def warp(x: Float[Tensor, "B C H W"], maps: Maps, fill: Sequence[float]) -> Float[Tensor, "B C H W"]:
+def warp(x: Images, maps: Maps, fill: Sequence[float]) -> Images:
     """Each image seen through its map, bilinear; what lies outside has the colour `fill`, one number per channel."""
     height, width = x.shape[-2:]
-    rows, columns = torch.meshgrid(
-        torch.arange(height, device=x.device) + 0.5, torch.arange(width, device=x.device) + 0.5, indexing="ij"
-    )
+    centres = [torch.arange(side, device=x.device) + 0.5 for side in (height, width)]
+    rows, columns = torch.meshgrid(*centres, indexing="ij")
     places = torch.stack([columns, rows, torch.ones_like(rows)], dim=-1)  # H W 3
     source = torch.einsum("hwk,bjk->bhwj", places, maps)
     grid = source * source.new_tensor([2 / width, 2 / height]) - 1
@@ -211,39 +168,60 @@ def warp(x: Float[Tensor, "B C H W"], maps: Maps, fill: Sequence[float]) -> Floa
     return F.grid_sample(x - outside, grid, mode="bilinear", padding_mode="zeros", align_corners=False) + outside
 
 
-def rotation(degrees: Float[Tensor, " B"], size: tuple[int, int]) -> Maps:
+def rotation(degrees: Strength, size: tuple[int, int]) -> Maps:
     """Turned counter-clockwise about the centre of images of this size (height, width)."""
     angle = degrees.deg2rad()
     cos, sin = angle.cos(), angle.sin()
     y, x = size[0] / 2, size[1] / 2
-    return _maps(cos, -sin, x - cos * x + sin * y, sin, cos, y - sin * x - cos * y)
+    return torch.stack([cos, -sin, x - cos * x + sin * y, sin, cos, y - sin * x - cos * y], 1).view(-1, 2, 3)
 
 
-def shear_x(factor: Float[Tensor, " B"]) -> Maps:
+def shear_x(factor: Strength) -> Maps:
     """Rows pushed sideways in proportion to their distance from the top."""
-    one, zero = torch.ones_like(factor), torch.zeros_like(factor)
-    return _maps(one, factor, zero, zero, one, zero)
+    return _moved(factor, 0, 1)
 
 
-def shear_y(factor: Float[Tensor, " B"]) -> Maps:
+def shear_y(factor: Strength) -> Maps:
     """Columns pushed up or down in proportion to their distance from the left."""
-    one, zero = torch.ones_like(factor), torch.zeros_like(factor)
-    return _maps(one, zero, zero, factor, one, zero)
+    return _moved(factor, 1, 0)
 
 
-def shift(right: Float[Tensor, " B"], down: Float[Tensor, " B"]) -> Maps:
+def shift(right: Strength, down: Strength) -> Maps:
     """The source looked up so many pixels to the right and below."""
-    one, zero = torch.ones_like(right), torch.zeros_like(right)
-    return _maps(one, zero, right, zero, one, down)
+    return _moved(right, 0, 2) + _moved(down, 1, 2) - torch.eye(2, 3, device=right.device)
 
 
-def _maps(*entries: Float[Tensor, " B"]) -> Maps:
-    return torch.stack(entries, dim=1).reshape(-1, 2, 3)
+def _moved(value: Strength, row: int, column: int) -> Maps:
+    """The identity with one entry of its own for each image."""
+    maps = torch.eye(2, 3, device=value.device).repeat(len(value), 1, 1)
+    maps[:, row, column] = value
+    return maps
 
 
-def erase(
-    images: Float[Tensor, "B C H W"], rng: SampleRng, probability: float, mean: Sequence[float], std: Sequence[float]
-) -> Float[Tensor, "B C H W"]:
+def _factor(signed: Strength) -> Strength:
+    return (1 + 0.9 * signed).clamp_min(0.1)
+
+
+OPERATIONS: dict[str, Operation] = {  # of images, level, signed level and fill; drawn by their place in this order
+    "autocontrast": lambda x, *_: autocontrast(x),
+    "equalize": lambda x, *_: equalize(x),
+    "invert": lambda x, *_: invert(x),
+    "rotate": lambda x, _, signed, fill: warp(x, rotation(30 * signed, (x.shape[2], x.shape[3])), fill),
+    "posterize": lambda x, level, *_: posterize(x, 4 - (4 * level).floor()),
+    "solarize": lambda x, level, *_: solarize(x, 256 - (256 * level).floor()),
+    "solarize_add": lambda x, level, *_: solarize_add(x, (110 * level).floor()),
+    "saturation": lambda x, _, signed, __: saturation(x, _factor(signed)),
+    "contrast": lambda x, _, signed, __: contrast(x, _factor(signed)),
+    "brightness": lambda x, _, signed, __: brightness(x, _factor(signed)),
+    "sharpness": lambda x, _, signed, __: sharpness(x, _factor(signed)),
+    "shear_x": lambda x, _, signed, fill: warp(x, shear_x(0.3 * signed), fill),
+    "shear_y": lambda x, _, signed, fill: warp(x, shear_y(0.3 * signed), fill),
+    "translate_x": lambda x, _, signed, fill: warp(x, shift(0.45 * x.shape[3] * signed, 0 * signed), fill),
+    "translate_y": lambda x, _, signed, fill: warp(x, shift(0 * signed, 0.45 * x.shape[2] * signed), fill),
+}
+
+
+def erase(images: Images, rng: SampleRng, probability: float, mean: Sequence[float], std: Sequence[float]) -> Images:
     """With this probability, a rectangle of each image becomes normal noise of the channels' mean and deviation.
 
     The noise is drawn for every pixel alone ("pixel" mode); normalised, it has mean 0 and deviation 1, so it leaves
@@ -302,7 +280,7 @@ class Mix:
         return cls(1 - (bottom - top) * (right - left) / (size[0] * size[1]), (top, bottom, left, right))
 
 
-def mix_images(images: Float[Tensor, "B C H W"], mix: Mix) -> Float[Tensor, "B C H W"]:
+def mix_images(images: Images, mix: Mix) -> Images:
     """Each image mixed with its partner, the one at the same place from the end."""
     if mix.box is None:
         return images if mix.own == 1 else torch.lerp(images.flip(0), images, mix.own)

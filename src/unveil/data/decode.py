@@ -5,7 +5,8 @@ from __future__ import annotations
 import io
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeVar
+from importlib import import_module
+from typing import Any, TypeVar
 
 import numpy as np
 import simplejpeg
@@ -75,7 +76,7 @@ def to_channels(image: Shaped[Tensor, "C H W"], channels: int, name: str = "imag
     if len(image) == 3 and channels == 1:
         luma: Tensor = torch.tensordot(torch.tensor(LUMA), image.float(), dims=1)[None]
         return luma.round().to(torch.uint8) if image.dtype == torch.uint8 else luma
-    raise Unreadable(name, f"has {_count(len(image))}; {channels} are needed")
+    raise Unreadable(name, f"has {len(image)} channel{'s' * (len(image) > 1)}; {channels} are needed")
 
 
 def reading(name: str, read: Callable[[bytes], T], data: bytes) -> T:
@@ -92,11 +93,17 @@ def reading(name: str, read: Callable[[bytes], T], data: bytes) -> T:
         raise Unreadable(name, str(error) or type(error).__name__) from error
 
 
+def optional(module: str, needed: str) -> Any:
+    """A module that not every installation has; where it is missing, a ValueError with the text `needed`."""
+    try:
+        return import_module(module)
+    except ImportError as error:
+        raise ValueError(needed) from error
+
+
 def _decode(data: bytes) -> Tensor:
-    if data[:3] == b"\xff\xd8\xff":
-        pixels = _decode_jpeg(data)
-        if pixels is not None:
-            return pixels
+    if data[:3] == b"\xff\xd8\xff" and (pixels := _decode_jpeg(data)) is not None:
+        return pixels
     image = _open(data)
     if isinstance(image, ChannelTiff):
         return torch.from_numpy(image.pixels())
@@ -226,10 +233,6 @@ def _num_channels(image: Image.Image) -> int:
     return pages if len(kinds) == 1 else 1  # pages that differ are previews or a pyramid
 
 
-def _count(channels: int) -> str:
-    return f"{channels} channel{'s' * (channels > 1)}"
-
-
 def is_tiff(data: bytes) -> bool:
     """Whether these bytes start as a TIFF or BigTIFF does, in either byte order."""
     return data[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
@@ -242,10 +245,7 @@ class ChannelTiff:
     """
 
     def __init__(self, data: bytes) -> None:
-        try:
-            import tifffile
-        except ImportError as error:
-            raise ValueError("Pillow cannot read this TIFF; for many channels: pip install tifffile") from error
+        tifffile = optional("tifffile", "Pillow cannot read this TIFF; for many channels: pip install tifffile")
         with tifffile.TiffFile(io.BytesIO(data)) as file:
             self._series = file.series[0]
         shape, axes = self._series.shape, self._series.axes

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-
-import torch
 
 from .decode import to_channels
 from .modality_config import Declared
@@ -38,10 +37,8 @@ class LabelEncoding:
     def classes(self, stored: Map, name: str) -> Map:
         """The ids that a file holds as classes from 0. Raises ValueError for one beyond the last class."""
         ids = stored.values.int() - self.first
-        valid = ids >= 0
-        if stored.valid is not None:
-            valid &= stored.valid
-        highest = int(ids[valid].max()) if valid.any() else 0
+        classes = replace(stored, values=ids).only(ids >= 0)
+        highest = int(classes.values.max()) if classes.values.numel() else 0
         if self.names and highest >= len(self.names):
             void = "" if self.void is None else f" and void {self.void}"
             raise ValueError(
@@ -49,7 +46,7 @@ class LabelEncoding:
                 f" {self.first} to {self.first + len(self.names) - 1}{void}: correct --classes, --ignore or"
                 " --first-class"
             )
-        return Map(torch.where(valid, ids, 0), valid, stored.stored)
+        return classes
 
 
 @dataclass(frozen=True)
@@ -130,7 +127,10 @@ class DenseSet:
             stored = replace(stored, values=to_channels(stored.values, declared.modality.channels, name))
         if kind == "semseg":
             return self.labels.classes(stored, name)
-        return _above_zero(stored, self.max_depth) if kind == "depth" else stored
+        if kind == "depth":
+            most = math.inf if self.max_depth is None else self.max_depth
+            return stored.only((stored.values > 0) & (stored.values <= most))
+        return stored
 
     def sample(self, index: int) -> Sample:
         """The maps of a sample in the frame of the first.
@@ -168,13 +168,3 @@ class DensePair:
     train: DenseSet
     test: DenseSet
     is_held_out: bool
-
-
-def _above_zero(stored: Map, most: float | None) -> Map:
-    """Depth where it is known: above 0, and at most so many metres."""
-    valid = stored.values > 0
-    if most is not None:
-        valid &= stored.values <= most
-    if stored.valid is not None:
-        valid &= stored.valid
-    return Map(torch.where(valid, stored.values, 0), valid, stored.stored)

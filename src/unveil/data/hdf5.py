@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .decode import Unreadable
+from .decode import Unreadable, optional
 
 NYUV2, SPLITS, CLASSES = "nyu_depth_v2_labeled.mat", "splits.mat", "classMapping40.mat"
 HYPERSIM_SPLITS = "metadata_images_split_scene_v1.csv"
@@ -23,10 +23,7 @@ def as_npy(root: Path, path: str) -> bytes:
     Raises `Unreadable` for a damaged file, ValueError where a reader is not installed.
     """
     file, _, entry = path.partition("#")
-    try:
-        import h5py
-    except ImportError as error:
-        raise ValueError(f"{file} {_NEEDED}") from error
+    h5py = optional("h5py", f"{file} {_NEEDED}")
     try:
         with h5py.File(root / file, "r") as stored:
             if not entry:
@@ -66,11 +63,7 @@ def _forty(root: Path) -> np.ndarray:
 
 
 def _loaded(path: Path) -> dict[str, np.ndarray]:
-    try:
-        from scipy.io import loadmat
-    except ImportError as error:
-        raise ValueError(f"{path} {_NEEDED}") from error
-    arrays: dict[str, np.ndarray] = loadmat(path)
+    arrays: dict[str, np.ndarray] = optional("scipy.io", f"{path} {_NEEDED}").loadmat(path)
     return arrays
 
 
@@ -111,10 +104,8 @@ def _hypersim_files(root: Path, names: list[str]) -> dict[str, list[str]]:
     }
     files: dict[str, list[str]] = {}
     for kind, (folder, suffix) in kinds.items():
-        paths = []
-        for name in names:
-            scene, camera, frame = name.split("/")
-            paths.append(f"{scene}/images/{camera}_{folder}/{frame}.{suffix}")
+        frames = (name.split("/") for name in names)
+        paths = [f"{scene}/images/{camera}_{folder}/{frame}.{suffix}" for scene, camera, frame in frames]
         there = [(root / path).is_file() for path in paths]
         if any(there) and not all(there):
             lacking = paths[there.index(False)]
@@ -129,15 +120,12 @@ def _partition(root: Path) -> dict[str, str] | None:
     file = root / HYPERSIM_SPLITS
     if not file.is_file():
         return None
-    with file.open(newline="", encoding="utf-8") as lines:
-        rows = list(csv.DictReader(lines))
     try:
         return {
             f"{r['scene_name']}/scene_{r['camera_name']}/frame.{int(r['frame_id']):04}": r["split_partition_name"]
-            for r in rows
+            for r in csv.DictReader(file.read_text(encoding="utf-8").splitlines())
             if r["included_in_public_release"] == "True"
         }
     except (KeyError, ValueError) as error:
-        raise ValueError(
-            f"{file} is not the published table of splits ({error}); take it away or fetch it anew"
-        ) from error
+        problem = f"{file} is not the published table of splits ({error}); take it away or fetch it anew"
+        raise ValueError(problem) from error

@@ -6,6 +6,7 @@ import bisect
 import json
 import threading
 from collections import OrderedDict
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -74,13 +75,12 @@ class ParquetSource:
         return self._ends[-1]
 
     def name(self, index: int) -> str:
-        group, _ = self._locate(index)
-        f, _ = self._groups[group]
+        f = self._file(index)
         return f"{self.paths[f].name}[{index - self._starts[f]}]"
 
     def location(self, index: int) -> str:
         """The path of the file, and the row in it."""
-        f, _ = self._groups[self._locate(index)[0]]
+        f = self._file(index)
         return f"{self._resolved[f]}[{index - self._starts[f]}]"
 
     def encoded(self, index: int) -> bytes:
@@ -104,6 +104,9 @@ class ParquetSource:
         group = bisect.bisect_right(self._ends, index)
         return group, index - (self._ends[group - 1] if group else 0)
 
+    def _file(self, index: int) -> int:
+        return self._groups[self._locate(index)[0]][0]
+
     def _rows(self, group: int, index: int) -> pa.Array:
         with self._lock:
             if group in self._held:
@@ -123,9 +126,8 @@ class ParquetSource:
         """The file that a row names instead of holding its bytes, looked for beside the Parquet file."""
         if not path:
             return None
-        f, _ = self._groups[self._locate(index)[0]]
         try:
-            return (self.paths[f].parent / path).read_bytes()
+            return (self.paths[self._file(index)].parent / path).read_bytes()
         except OSError as error:
             raise Unreadable(self.name(index), f"names the file {path!r}: {error.strerror}") from error
 
@@ -133,11 +135,8 @@ class ParquetSource:
         column = _label_column(schema, features)
         if column is None:
             return None, None
-        labels = [
-            -1 if label is None else label
-            for file in self._files
-            for label in file.read(columns=[column])[column].to_pylist()
-        ]
+        columns = (file.read(columns=[column])[column].to_pylist() for file in self._files)
+        labels = [-1 if label is None else label for label in chain.from_iterable(columns)]
         if all(label < 0 for label in labels):  # the layout's way of saying that a test set has none
             return None, None
         return labels, features.get(column, {}).get("names")

@@ -13,7 +13,7 @@ from jaxtyping import Bool, Shaped
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-from .decode import EXTENSIONS, decode, is_tiff, oriented, read_header, reading, to_channels
+from .decode import EXTENSIONS, decode, is_tiff, optional, oriented, read_header, reading, to_channels
 from .modality_config import Declared
 
 READ = (*EXTENSIONS, ".npy", ".npz", ".dcm")
@@ -33,6 +33,11 @@ class Map:
     valid: Bool[Tensor, "1 H W"] | None
     stored: str
     is_picture: bool = False
+
+    def only(self, valid: Bool[Tensor, "1 H W"]) -> Map:
+        """The map where these pixels, too, are valid; 0 elsewhere."""
+        valid = valid if self.valid is None else valid & self.valid
+        return Map(torch.where(valid, self.values, 0), valid, self.stored)
 
 
 @dataclass(frozen=True)
@@ -132,10 +137,7 @@ def _array(data: bytes, declared: Declared) -> _Stored:
 
 
 def _geotiff(data: bytes) -> _Stored:
-    try:
-        import rasterio
-    except ImportError as error:
-        raise ValueError("a GeoTIFF is read with rasterio: pip install 'unveil[geotiff]'") from error
+    rasterio = optional("rasterio", "a GeoTIFF is read with rasterio: pip install 'unveil[geotiff]'")
     with rasterio.MemoryFile(data) as memory, memory.open() as file:
         values, nodata = file.read(), file.nodata
         return _Stored(values, f"{values.dtype} GeoTIFF", nodata)
@@ -146,10 +148,7 @@ def _dicom(data: bytes, declared: Declared) -> _Stored:
 
     PS3.3, C.11.1 and C.11.2.1.2. `MONOCHROME1` is turned, so that high is bright. Padding is no data.
     """
-    try:
-        import pydicom
-    except ImportError as error:
-        raise ValueError("DICOM is read with pydicom: pip install 'unveil[dicom]'") from error
+    pydicom = optional("pydicom", "DICOM is read with pydicom: pip install 'unveil[dicom]'")
     file = pydicom.dcmread(io.BytesIO(data))
     array = file.pixel_array
     if array.ndim != 2:
@@ -177,31 +176,26 @@ def _own_window(file: object) -> tuple[float, float] | None:
 
 
 def _measured(stored: _Stored, declared: Declared) -> Map:
-    values, valid = stored.values, None
+    values = stored.values
+    nodata = [n for n in (stored.nodata, *declared.nodata) if n is not None and not np.isnan(n)]
+    valid = np.ones((1, *values.shape[1:]), bool)
+    for none in nodata:
+        valid &= (values != none).all(0)
     units: np.ndarray
-    for nodata in (stored.nodata, *declared.nodata):
-        if nodata is not None and not np.isnan(nodata):
-            known = (values != nodata).all(0, keepdims=True)
-            valid = known if valid is None else valid & known
     if values.dtype.kind == "f":
-        known = np.isfinite(values).all(0, keepdims=True)
-        if not known.all() or valid is not None:
-            valid = known if valid is None else valid & known
+        valid &= np.isfinite(values).all(0)
         units = values.astype(np.float32)
     elif declared.scale is not None:
         units = (values.astype(np.float64) * declared.scale + declared.offset).astype(np.float32)
-    elif values.dtype == np.uint8:
-        if valid is None:
-            return Map(torch.from_numpy(np.ascontiguousarray(values)), None, stored.kind, is_picture=True)
-        units = values.astype(np.float32) / 255
-    elif values.dtype == np.uint16:
-        units = values.astype(np.float32) / np.float32(65535)
+    elif values.dtype == np.uint8 and not nodata:
+        return Map(torch.from_numpy(np.ascontiguousarray(values)), None, stored.kind, is_picture=True)
+    elif values.dtype in (np.uint8, np.uint16):
+        units = values.astype(np.float32) / np.float32(np.iinfo(values.dtype).max)
     else:
         raise ValueError(f"its {values.dtype} numbers have no known range; declare a scale, such as scale = 0.001")
-    if valid is None or valid.all():
+    if valid.all():
         return Map(torch.from_numpy(np.ascontiguousarray(units)), None, stored.kind)
-    units = np.where(valid, units, np.float32(0))
-    return Map(torch.from_numpy(units), torch.from_numpy(valid), stored.kind)
+    return Map(torch.from_numpy(np.where(valid, units, np.float32(0))), torch.from_numpy(valid), stored.kind)
 
 
 def _ids(stored: _Stored, declared: Declared) -> Map:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
 from importlib.metadata import EntryPoint, entry_points
@@ -29,31 +30,24 @@ Opener = Callable[[str, tuple[Declared, ...]], "Source"]
 
 
 class Source(Protocol):
-    """Numbered images of one number of channels, with integer labels or none."""
+    """Numbered images of one number of channels, with integer labels or none.
+
+    `address` is where it was opened, as the user wrote it. `labels` are the class of each image, -1 where unknown, and
+    `classes` their names; either may be None. An image is uint8 in 0..255, or float32 in [0, 1]; a broken one raises
+    `Unreadable`. `name` is that of an image in messages.
+    """
 
     @property
-    def address(self) -> str:
-        """Where it was opened, as the user wrote it."""
-
+    def address(self) -> str: ...
     @property
-    def channels(self) -> int:
-        """How many channels every image is delivered with."""
-
+    def channels(self) -> int: ...
     @property
-    def labels(self) -> list[int] | None:
-        """The class of each image (-1 where unknown), or None."""
-
+    def labels(self) -> list[int] | None: ...
     @property
-    def classes(self) -> list[str] | None:
-        """The names of the classes, or None."""
-
+    def classes(self) -> list[str] | None: ...
     def __len__(self) -> int: ...
-
-    def image(self, index: int) -> Shaped[Tensor, "C H W"]:
-        """One image: uint8 in 0..255, or float32 in [0, 1]; raises `Unreadable` for a broken one."""
-
-    def name(self, index: int) -> str:
-        """The name of an image in messages."""
+    def image(self, index: int) -> Shaped[Tensor, "C H W"]: ...
+    def name(self, index: int) -> str: ...
 
 
 @runtime_checkable
@@ -66,29 +60,21 @@ class EncodedSource(Source, Protocol):
 
 @runtime_checkable
 class Samples(Protocol):
-    """Numbered samples, each the maps of declared modalities in one frame."""
+    """Numbered samples, each the maps of declared modalities in one frame; `declared` is in the order of the user.
+
+    `sample` raises `Unreadable` when a map of it is broken. `has` says which of the modalities a sample has, and reads
+    nothing for it. `complete` are the modalities whose maps are valid at every pixel, wherever there is a map.
+    """
 
     @property
-    def address(self) -> str:
-        """Where they were opened, as the user wrote it."""
-
+    def address(self) -> str: ...
     @property
-    def declared(self) -> tuple[Declared, ...]:
-        """The modalities, in the order of the user."""
-
+    def declared(self) -> tuple[Declared, ...]: ...
     def __len__(self) -> int: ...
-
-    def name(self, index: int) -> str:
-        """The name of a sample for people."""
-
-    def sample(self, index: int) -> Sample:
-        """The maps of one sample, all in one frame; raises `Unreadable` when one of them is broken."""
-
-    def has(self, index: int) -> tuple[bool, ...]:
-        """Which of the modalities a sample has; nothing is read for it."""
-
-    def complete(self) -> frozenset[str]:
-        """The modalities whose maps are valid at every pixel, wherever there is a map."""
+    def name(self, index: int) -> str: ...
+    def sample(self, index: int) -> Sample: ...
+    def has(self, index: int) -> tuple[bool, ...]: ...
+    def complete(self) -> frozenset[str]: ...
 
 
 @runtime_checkable
@@ -205,10 +191,8 @@ def most_common_channels(source: EncodedSource) -> int:
     """How many channels most images have, of 64 evenly spread; 3 where none can be read (decoding says why)."""
     counts: Counter[int] = Counter()
     for i in spread(len(source), _HEADERS_READ):
-        try:
+        with suppress(Unreadable):
             counts[read_header(source.encoded(i), source.name(i)).channels] += 1
-        except Unreadable:
-            continue
     # A tie goes to more channels: grey is repeated, colour is not lost.
     return max(counts, key=lambda c: (counts[c], c), default=3)
 
