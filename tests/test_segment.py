@@ -32,7 +32,7 @@ from unveil.evaluation.results import Result, details_table, table, write_result
 from unveil.evaluation.types import Context
 from unveil.modeling.encoder import Encoder
 from unveil.modeling.image_encoder import ImageEncoder
-from unveil.modeling.public_vits.encoder import untrained_vit
+from unveil.modeling.public_vits import untrained_vit
 from unveil.modeling.public_vits.vit import ViTConfig
 from unveil.modeling.rng import SampleRng, sample_keys
 from unveil.modeling.types import DEPTH, RGB, Batch, Modality

@@ -39,14 +39,11 @@ class AdaptiveBudget(nn.Module):
         momentum: float = 0.99,
     ):
         super().__init__()
-        for name, value, is_fine, need in (
-            ("alpha", alpha, alpha > 0, "above 0"),
-            ("temperature", temperature, temperature > 0, "above 0"),
-            ("floor", floor, floor > 0, "above 0"),
-            ("momentum", momentum, 0 <= momentum < 1, "from 0 and below 1"),
-        ):
-            if not is_fine:
-                raise ValueError(f"the {name} of an adaptive budget is {need}; got {value}")
+        for name, value in {"alpha": alpha, "temperature": temperature, "floor": floor}.items():
+            if not value > 0:
+                raise ValueError(f"the {name} of an adaptive budget is above 0; got {value}")
+        if not 0 <= momentum < 1:
+            raise ValueError(f"the momentum of an adaptive budget is from 0 and below 1; got {momentum}")
         self.guide, self.objectives = guide, dict(losses)
         self.alpha, self.temperature, self.floor, self.momentum = alpha, temperature, floor, momentum
         self.sign = 1.0 if harder_gets == "visible" else -1.0

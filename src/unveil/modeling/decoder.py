@@ -22,6 +22,7 @@ from .types import Latents, Layout, Mask, Queries, take
 
 Outputs = Literal["predicted", "all"]
 BlendKind = Literal["linear", "softmax", "project", "none"]
+BlendInit = Literal["paper", "released"]
 
 
 class Decoder(nn.Module):
@@ -92,7 +93,7 @@ class Blend(nn.Module):
         dim: int,
         softmax: bool = False,
         project: bool = False,
-        init: Literal["paper", "released"] = "paper",
+        init: BlendInit = "paper",
     ):
         super().__init__()
         self.maps, self.softmax = tuple(maps), softmax
@@ -114,11 +115,7 @@ class Blend(nn.Module):
 
 
 def make_blend(
-    kind: BlendKind,
-    encoder: Encoder,
-    outputs: int,
-    maps: Sequence[int] | None = None,
-    init: Literal["paper", "released"] = "paper",
+    kind: BlendKind, encoder: Encoder, outputs: int, maps: Sequence[int] | None = None, init: BlendInit = "paper"
 ) -> Blend | None:
     """The blend of this kind, by default of all of the encoder's maps; None for `none`: the last map alone is read."""
     if kind == "none":

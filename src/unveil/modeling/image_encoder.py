@@ -31,13 +31,7 @@ class FeatureExtractor(nn.Module, ABC):
     """
 
     def __init__(
-        self,
-        modalities: Sequence[Modality],
-        patch: int,
-        grid: tuple[int, int],
-        dim: int,
-        num_prefix: int,
-        pool: Pool,
+        self, modalities: Sequence[Modality], patch: int, grid: tuple[int, int], dim: int, num_prefix: int, pool: Pool
     ):
         super().__init__()
         self.modalities, self.patch, self.pool = tuple(modalities), patch, pool

@@ -18,7 +18,7 @@ from .types import FeatureSpec
 
 M = TypeVar("M", bound=nn.Module)
 Keys = Bool[Tensor, "B N"] | None  # which tokens may be attended to; None for all
-Rotation = tuple[Float[Tensor, "M d"], Float[Tensor, "M d"]]  # cosines and sines of the angles of the patches
+Rotation = tuple[Float[Tensor, "M d"], Float[Tensor, "M d"]] | None  # cosines and sines of the angles of the patches
 
 EPS = 1e-6  # of LayerNorm, in every paper here
 ROWS = 64  # rows of attention that are computed at once
@@ -45,7 +45,7 @@ def check_heads(dim: int, heads: int) -> None:
         raise ValueError(f"{heads} heads do not divide a width of {dim}; use a number of heads that does")
 
 
-def rotate(x: Float[Tensor, "B H K d"], rotation: Rotation | None) -> Float[Tensor, "B H K d"]:
+def rotate(x: Float[Tensor, "B H K d"], rotation: Rotation) -> Float[Tensor, "B H K d"]:
     """Rotary positions: queries or keys of patches rotated by their angles, prefix tokens as they are (DINOv3)."""
     if rotation is None:
         return x
@@ -70,7 +70,7 @@ class Attention(nn.Module):
         self.proj = nn.Linear(dim, dim)
 
     def forward(
-        self, x: Float[Tensor, "B N D"], keys: Keys = None, last: int | None = None, rotation: Rotation | None = None
+        self, x: Float[Tensor, "B N D"], keys: Keys = None, last: int | None = None, rotation: Rotation = None
     ) -> Float[Tensor, "B Q D"]:
         """The output of every token, or, with `last`, of the last so many alone (without rotary positions)."""
         if last is None:
@@ -91,19 +91,14 @@ class Attention(nn.Module):
         return self._weights(self._project(sources, 0), self._project(x, 1), keys)
 
     def between_patches(
-        self, x: Float[Tensor, "B N D"], num_prefix: int, rotation: Rotation | None = None
+        self, x: Float[Tensor, "B N D"], num_prefix: int, rotation: Rotation = None
     ) -> Float[Tensor, "B H M M"]:
         """How much each of the M tokens after the prefix attends to each of them."""
         q, k = (rotate(self._project(x, part), rotation) for part in (0, 1))
         return self._weights(q[:, :, num_prefix:], k)[..., num_prefix:]
 
     def attention_to_patches(
-        self,
-        x: Float[Tensor, "B N D"],
-        query: str,
-        num_prefix: int,
-        keys: Keys = None,
-        rotation: Rotation | None = None,
+        self, x: Float[Tensor, "B N D"], query: str, num_prefix: int, keys: Keys = None, rotation: Rotation = None
     ) -> Float[Tensor, "B H M"]:
         """The attention that the M tokens after the prefix get, by head; `query` as in `FeatureSpec.attention`."""
         tokens, k = x[:, num_prefix:], rotate(self._project(x, 1), rotation)
@@ -129,7 +124,7 @@ class Attention(nn.Module):
         return F.linear(x, self.qkv.weight[rows], self.qkv.bias[rows]).unflatten(-1, (self.heads, -1)).transpose(1, 2)
 
     def _patch_queries(
-        self, tokens: Float[Tensor, "B M D"], part: slice, rotation: Rotation | None
+        self, tokens: Float[Tensor, "B M D"], part: slice, rotation: Rotation
     ) -> Float[Tensor, "B H Q d"]:
         part_rotation = None if rotation is None else (rotation[0][part], rotation[1][part])
         return rotate(self._project(tokens[:, part], 0), part_rotation)
@@ -213,7 +208,7 @@ class Block(nn.Module):
         self.ls2 = LayerScale(dim) if layer_scale else nn.Identity()
 
     def forward(
-        self, x: Float[Tensor, "B N D"], keys: Keys = None, last: int | None = None, rotation: Rotation | None = None
+        self, x: Float[Tensor, "B N D"], keys: Keys = None, last: int | None = None, rotation: Rotation = None
     ) -> Float[Tensor, "B Q D"]:
         """The outputs of all tokens, or, with `last`, of the last so many alone: they attend to all."""
         attended = self.ls1(self.attn(self.norm1(x), keys, last, rotation))
@@ -264,7 +259,7 @@ def observe_blocks(
     spec: FeatureSpec,
     num_prefix: int,
     keys: Keys = None,
-    rotation: Rotation | None = None,
+    rotation: Rotation = None,
 ) -> tuple[Float[Tensor, "B H M"] | None, list[Tensor]]:
     """The attention of one block, and the outputs (B M D) of the last ones; no block is run that neither needs.
 

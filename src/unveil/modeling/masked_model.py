@@ -212,16 +212,16 @@ class MaskedModel(nn.Module):
 
     def before_step(self, step: int, progress: float) -> None:
         """Call `before_step` of every module that has one (`BeforeStep`), before the forward of an update."""
-        for module in self._parts_with("before_step"):
-            cast("BeforeStep", module).before_step(step, progress)
+        self._call("before_step", step, progress)
 
     def after_step(self, losses: Mapping[str, Float[Tensor, ""]], updated: Bool[Tensor, ""]) -> None:
         """Call `after_step` of every module that has one (`AfterStep`), after an update."""
-        for module in self._parts_with("after_step"):
-            cast("AfterStep", module).after_step(losses, updated)
+        self._call("after_step", losses, updated)
 
-    def _parts_with(self, method: str) -> list[nn.Module]:
-        return [module for module in self.modules() if module is not self and hasattr(module, method)]
+    def _call(self, method: str, *args: object) -> None:
+        for module in self.modules():
+            if module is not self and hasattr(module, method):
+                getattr(module, method)(*args)
 
 
 def unregistered(model: nn.Module, value: object) -> list[nn.Module]:

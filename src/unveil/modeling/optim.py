@@ -27,16 +27,13 @@ class Optim:
     trained_epochs: float = 0.0
 
     def __post_init__(self) -> None:
-        for name, value, is_fine, need in (
-            ("lr", self.lr, 0 <= self.lr < math.inf, "at least 0"),
-            ("batch_size", self.batch_size, self.batch_size >= 1, "at least 1"),
-            ("warmup_epochs", self.warmup_epochs, 0 <= self.warmup_epochs < math.inf, "at least 0"),
-            ("weight_decay", self.weight_decay, 0 <= self.weight_decay < math.inf, "at least 0"),
-            ("trained_epochs", self.trained_epochs, 0 <= self.trained_epochs < math.inf, "at least 0"),
-            ("clip", self.clip, self.clip is None or self.clip > 0, "above 0, or none"),
-        ):
-            if not is_fine:
-                raise ValueError(f"{name} is a number {need}; got {value}")
+        if not self.batch_size >= 1:
+            raise ValueError(f"batch_size is a number at least 1; got {self.batch_size}")
+        if self.clip is not None and not self.clip > 0:
+            raise ValueError(f"clip is a number above 0, or none; got {self.clip}")
+        for name in ("lr", "warmup_epochs", "weight_decay", "trained_epochs"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name} is a number at least 0; got {getattr(self, name)}")
 
     @property
     def peak_lr(self) -> float:
@@ -60,8 +57,7 @@ def parameter_groups(named: Iterable[tuple[str, nn.Parameter]], weight_decay: fl
 
     Class and mask tokens decay as they do in the public recipes, whatever shape they are kept in here.
     """
-    decayed: list[nn.Parameter] = []
-    free: list[nn.Parameter] = []
+    decayed, free = list[nn.Parameter](), list[nn.Parameter]()
     for name, parameter in named:
         if parameter.requires_grad:
             is_decayed = parameter.ndim > 1 or name.endswith("mask_token")

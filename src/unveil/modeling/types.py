@@ -5,7 +5,7 @@ Shapes: B batch, C channels, N tokens, V visible, P predicted, Q queries, R pref
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -97,17 +97,19 @@ class Batch:
 
     def __getitem__(self, samples: slice) -> Batch:
         """Some of the samples: the micro-batches of an accumulated step."""
-        parts = ({name: m[samples] for name, m in every.items()} for every in (self.maps, self.valid, self.present))
-        maps, valid, present = parts
-        return Batch(maps, self.key[samples], self.progress, valid, present)
+        return self._each(lambda tensor: tensor[samples])
 
     def on(self, device: torch.device | str) -> Batch:
         """The same batch on a device, its maps in [0, 1]. Bytes travel as bytes and are scaled where they arrive."""
+        moved = self._each(lambda tensor: tensor.to(device, non_blocking=True))
+        maps = {name: m if m.dtype == torch.int64 else to_float(m) for name, m in moved.maps.items()}
+        return replace(moved, maps=maps, progress=self.progress.to(device, non_blocking=True))
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> Batch:
+        """The batch with every tensor of samples changed."""
         groups = (self.maps, self.valid, self.present)
-        maps, valid, present = ({n: m.to(device, non_blocking=True) for n, m in group.items()} for group in groups)
-        maps = {name: m if m.dtype == torch.int64 else to_float(m) for name, m in maps.items()}
-        key, progress = (x.to(device, non_blocking=True) for x in (self.key, self.progress))
-        return Batch(maps, key, progress, valid, present)
+        maps, valid, present = ({name: change(m) for name, m in group.items()} for group in groups)
+        return Batch(maps, change(self.key), self.progress, valid, present)
 
 
 def to_float(image: Tensor) -> Float[Tensor, "*_"]:

@@ -37,6 +37,7 @@ MOVED = {  # old module -> new module, both below `unveil`; what lies in a packa
     "decoder": "modeling.decoder",
     "encoder": "modeling.encoder",
     "foreign": "modeling.public_vits",
+    "foreign.encoder": "modeling.public_vits",
     "foreign.files": "modeling.public_vits",
     "foreign.mae": "modeling.public_vits",
     "layers": "modeling.layers",

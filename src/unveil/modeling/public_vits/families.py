@@ -1,27 +1,30 @@
-"""Families of public ViTs: each reader knows the names of one, and gives the weights under timm's names.
+"""Encoders of other projects, recognised by the names of their weights: `load_encoder("clip.safetensors")`.
 
-A reader returns None for weights of another family; `FAMILIES` has the readers in the order in which they are tried.
-`assemble` makes a `ViTConfig` and the weights of its ViT of what a reader returns.
+A reader knows one family, gives the weights under timm's names, and returns None for those of another; `FAMILIES` has
+the readers in the order in which they are tried. `assemble` makes a `ViTConfig` and the weights of its ViT of them.
 """
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from ..types import IMAGENET_MEAN, IMAGENET_STD
+from ...runs.console import log
+from ..types import IMAGENET_MEAN, IMAGENET_STD, Pool
 from .parameter_names import MLP, OPENAI, TRANSFORMERS, WRAPPERS, fuse, rename
-from .vit import Activation, ViTConfig
-from .weight_files import StateDict, WeightFiles, summarise
+from .vit import Activation, PublicViT, ViT, ViTConfig
+from .weight_files import StateDict, WeightFiles, find_weights, load_weights, summarise
 
 # The family, its weights under timm's names, and what those do not show: keyword arguments of `assemble`.
 Recognised = tuple[str, StateDict, dict[str, Any]]
 
+MATCHED = 0.9  # of an encoder's tensors; with fewer the file is of something else
 UNVEIL = "unveil"  # the family of own runs
 HEADS = {  # by width, of the ViTs that are public; others have one for every 64 channels
     192: 3, 384: 6, 768: 12, 1024: 16, 1152: 16, 1280: 16, 1408: 16, 1536: 24, 1664: 16, 4096: 32,
@@ -176,10 +179,6 @@ def _saved(config: Mapping[str, Any], eps: float, activation: str = "gelu") -> d
     }
 
 
-Reader = Callable[[WeightFiles], Recognised | None]
-FAMILIES: tuple[Reader, ...] = (read_unveil, read_multimae, read_clip, read_dino, read_timm)
-
-
 def saved_statistics(files: WeightFiles) -> dict[str, tuple[float, ...]]:
     """The mean and std that transformers, timm or OpenCLIP saved beside public weights, where they did."""
     saved: Mapping[str, Any] = files.preprocessing
@@ -289,3 +288,58 @@ def _tokens(state: Mapping[str, Tensor], grid: tuple[int, int] | None, width: in
             prefix[:extra] += places[:extra]
             return prefix, places[extra:].unflatten(0, (rows, columns))
     raise ValueError(f"its table of {len(places)} positions is that of no square grid with {len(prefix)} tokens before")
+
+
+Reader = Callable[[WeightFiles], Recognised | None]
+FAMILIES: tuple[Reader, ...] = (read_unveil, read_multimae, read_clip, read_dino, read_timm)
+
+
+def load_encoder(address: str | Path, pool: Pool = "mean") -> PublicViT:
+    """A public ViT, frozen, from a weight file, a folder with its configuration, an unveil run or a name on the hub.
+
+    Its description and the report of its keys are logged. Raises FileNotFoundError when there is nothing at the
+    address, OSError when the hub does not answer, ValueError for weights that are no ViT, that hold more than tensors,
+    or that fill less than 90 % of the encoder that is recognised.
+    """
+    config, state, family = _recognise(find_weights(address))
+    with torch.random.fork_rng(devices=[]):  # what is drawn here is overwritten: the run's generator is left as it was
+        vit = ViT(config)
+    report = load_weights(vit, state)
+    needed = len(vit.state_dict())
+    if len(report.loaded) < MATCHED * needed:
+        raise ValueError(
+            f"{address} looks like {family}, but only {len(report.loaded)} of that encoder's {needed} tensors are in"
+            f" it. Missing: {summarise(report.missing)}. Of another shape: {summarise(report.reshaped)}."
+            f" Left out: {summarise(report.unexpected)}"
+        )
+    encoder = PublicViT(vit, pool)
+    height, width = encoder.image_size
+    heads = f"{config.heads} head{'s' * (config.heads > 1)}"
+    log(
+        f"{address}: {family}, {config.depth} blocks of width {config.width}, {heads}, patch {config.patch} at"
+        f" {height} x {width}, {config.activation}; images normalised by mean {_numbers(config.mean)} and std"
+        f" {_numbers(config.std)}\n{report}"
+    )
+    return encoder
+
+
+def describe(address: str | Path) -> ViTConfig:
+    """The description of the encoder at an address; raises as `load_encoder`."""
+    return _recognise(find_weights(address))[0]
+
+
+def _recognise(files: WeightFiles) -> tuple[ViTConfig, StateDict, str]:
+    for read in FAMILIES:
+        if (known := read(files)) is not None:
+            family, state, options = known
+            if family != UNVEIL:
+                options |= saved_statistics(files)
+            try:
+                return *assemble(state, **options), family
+            except ValueError as error:
+                raise ValueError(f"{files.address} cannot be read as {family}: {error}") from error
+    raise ValueError(f"{files.address} holds no ViT that is known here; its tensors are {summarise(files.state)}")
+
+
+def _numbers(values: Sequence[float]) -> str:
+    return " ".join(f"{value:.3g}" for value in values)

@@ -139,14 +139,17 @@ def to_own_names(state: Mapping[str, Tensor], modality: str = "rgb") -> StateDic
     for name, tensor in rename(state, _MAE).items():
         if name in ("pos_embed", "decoder_pos_embed") and _is_sincos(tensor):
             continue
-        if name == "encoder.adapters.rgb.proj.weight":
-            tensor = tensor.permute(0, 2, 3, 1).flatten(1)
-        elif name == "decoders.pixels.mask_token":
-            tensor = tensor.flatten()
-        elif name == "encoder.prefix":
-            tensor = tensor.flatten(0, 1)
-        ours[name.replace("adapters.rgb.", f"adapters.{modality}.")] = tensor
+        ours[name.replace("adapters.rgb.", f"adapters.{modality}.")] = _own_shape(name, tensor)
     return ours
+
+
+def _own_shape(name: str, tensor: Tensor) -> Tensor:
+    """Patch projections as matrices, laid out row, column, channel; tokens without the dimension of a batch."""
+    if tensor.ndim == 4:
+        return tensor.permute(0, 2, 3, 1).flatten(1)
+    if name == "encoder.prefix":
+        return tensor.flatten(0, 1)
+    return tensor.flatten() if tensor.ndim == 3 else tensor
 
 
 def _is_sincos(table: Tensor) -> bool:
@@ -170,13 +173,7 @@ def _from_multimae(state: Mapping[str, Tensor]) -> StateDict:
             new = f"objectives.{outputs.index(match[1])}.head.{match[2]}"
             channels = _channels(state, match[1])
             tensor = tensor.unflatten(0, (channels, -1)).transpose(0, 1).flatten(0, 1)  # to pixel, channel
-        elif tensor.ndim == 4:  # a patch projection
-            tensor = tensor.permute(0, 2, 3, 1).flatten(1)
-        elif new == "encoder.prefix":
-            tensor = tensor.flatten(0, 1)
-        elif tensor.ndim == 3:
-            tensor = tensor.flatten()
-        ours[new] = _columns_first(new, tensor)
+        ours[new] = _columns_first(new, _own_shape(new, tensor))
     return ours
 
 

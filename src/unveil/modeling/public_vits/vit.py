@@ -1,4 +1,4 @@
-"""One ViT of which all public ones are configurations.
+"""One ViT of which all public ones are configurations, and its use as a function of images.
 
 Shapes: B batch, C channels, N patches, K all tokens, D width, F width of features, d width of a head.
 """
@@ -6,7 +6,7 @@ Shapes: B batch, C channels, N patches, K all tokens, D width, F width of featur
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal
@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from ..image_encoder import FeatureExtractor
 from ..layers import (
     EPS,
     Block,
@@ -31,7 +32,7 @@ from ..layers import (
     token,
 )
 from ..patches import patchify
-from ..types import IMAGENET_MEAN, IMAGENET_STD, FeatureSpec
+from ..types import IMAGENET_MEAN, IMAGENET_STD, Batch, FeatureSpec, Layout, Modality, Observation, Pool
 
 Activation = Literal["gelu", "gelu-tanh", "quick-gelu", "silu"]
 
@@ -128,7 +129,7 @@ class ViT(nn.Module):
         resized = F.interpolate(table, grid, mode="bicubic", align_corners=False, antialias=self.config.antialias)
         return resized[0].flatten(1).T
 
-    def rotation(self, grid: tuple[int, int]) -> Rotation | None:
+    def rotation(self, grid: tuple[int, int]) -> Rotation:
         """Cosines and sines of the angles of queries and keys, of a patch centre's row and column in [-1, 1]."""
         if self.config.positions != "rotary":
             return None
@@ -139,7 +140,7 @@ class ViT(nn.Module):
         angles = (2 * math.pi * centres[:, :, None] * frequencies).flatten(1).tile(2)  # N d
         return angles.cos(), angles.sin()
 
-    def first_input(self, images: Float[Tensor, "B C H W"]) -> tuple[Float[Tensor, "B K D"], Rotation | None]:
+    def first_input(self, images: Float[Tensor, "B C H W"]) -> tuple[Float[Tensor, "B K D"], Rotation]:
         """The input of the first block, K = R + N tokens, and the rotation of queries and keys in all blocks."""
         grid = images.shape[-2] // self.config.patch, images.shape[-1] // self.config.patch
         patches = self.embed(patchify(images, self.config.patch)) + self.position_embedding(grid)
@@ -182,3 +183,94 @@ class ViT(nn.Module):
     def check(self, spec: FeatureSpec) -> None:
         """Raise ValueError for layers, tokens or a projection that this ViT does not have."""
         check_spec(spec, self.config.depth, self.config.num_prefix, bool(self.config.projection))
+
+
+class PublicViT(FeatureExtractor):
+    """A public ViT as a feature extractor, with the normalisation that it was trained with."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, vit: ViT, pool: Pool = "mean"):
+        config = vit.config
+        modality = Modality("rgb", config.channels, config.mean, config.std)
+        super().__init__([modality], config.patch, config.grid, config.width, config.num_prefix, pool)
+        self.vit, self.config = vit, config
+        self.register_buffer("mean", torch.tensor(config.mean)[:, None, None], persistent=False)
+        self.register_buffer("std", torch.tensor(config.std)[:, None, None], persistent=False)
+        self.eval().requires_grad_(False)
+
+    @property
+    def blocks(self) -> Sequence[Block]:
+        return self.vit.blocks
+
+    @property
+    def device(self) -> torch.device:
+        return self.vit.prefix.device
+
+    @property
+    def final_norm(self) -> nn.Module:
+        """The norm after the last block; an identity where there is none."""
+        return self.vit.norm
+
+    def normalised(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
+        """Images as the ViT reads them. Raises ValueError where the patch does not divide them."""
+        if images.shape[-2] % self.config.patch or images.shape[-1] % self.config.patch:
+            raise ValueError(
+                f"images of {images.shape[-2]} x {images.shape[-1]} are not divided by this encoder's patches of"
+                f" {self.config.patch}; give another size, such as {self.image_size[0]} x {self.image_size[1]}"
+            )
+        return (images - self.mean) / self.std
+
+    def observe(
+        self, images: Float[Tensor, "B C H W"], grid: tuple[int, int], spec: FeatureSpec, modality: str = "rgb"
+    ) -> Observation:
+        """What `spec` reads of images that are resized to this grid of its patches; no further block is run."""
+        fitted = resized(images, (grid[0] * self.config.patch, grid[1] * self.config.patch))
+        attention, features = self.vit.read(self.normalised(fitted), spec)
+        features, class_token = None if features is None else features.float(), None
+        if features is not None and spec.class_token:
+            class_token, features = features[:, 0], features[:, self.num_prefix :]
+        layout = Layout({modality: slice(0, grid[0] * grid[1])}, grid)
+        return Observation(layout, attention, features, class_token=class_token)
+
+    def feature_dim(self, spec: FeatureSpec) -> int:
+        return self.config.projection if spec.projected else self.config.width
+
+    def features(self, images: Float[Tensor, "B C H W"], pool: Pool) -> Float[Tensor, "B F"]:
+        """The class token, the mean of the patch tokens, or both side by side.
+
+        The final norm is applied to the tokens that the public model applies it to; others are normalised without
+        parameters. Raises ValueError for a class token that the encoder does not have.
+        """
+        if pool != "mean" and not self.num_prefix:
+            raise ValueError("this encoder has no class token; use --pool mean")
+        x, start = self.vit(self.normalised(images)), self.num_prefix
+        plain = x if self.config.final_norm == "all" else F.layer_norm(x, x.shape[-1:], eps=EPS)
+        mean = plain[:, start:].mean(dim=1)
+        if pool == "mean":
+            return mean
+        cls = self.vit.norm(x[:, 0]) if self.config.final_norm == "cls" else plain[:, 0]
+        return cls if pool == "cls" else torch.cat([cls, mean], dim=1)
+
+    def tokens(self, batch: Batch, blocks: Sequence[int]) -> list[Float[Tensor, "B K D"]]:
+        x, rotation = self.vit.first_input(self.normalised(batch.maps["rgb"]))
+        outputs = []
+        for block in self.vit.blocks:
+            x = block(x, None, None, rotation)
+            outputs.append(x)
+        return [outputs[block - 1] for block in blocks]
+
+
+def resized(images: Float[Tensor, "B C H W"], size: tuple[int, int]) -> Float[Tensor, "B C h w"]:
+    """Images in [0, 1] at another size: bicubic, antialiased."""
+    if tuple(images.shape[-2:]) == size:
+        return images
+    return F.interpolate(images, size, mode="bicubic", align_corners=False, antialias=True).clamp(0, 1)
+
+
+def untrained_vit(config: ViTConfig, seed: int, pool: Pool = "mean") -> PublicViT:
+    """An encoder of this description with the weights of its initialisation; torch's generator is left as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return PublicViT(ViT(config), pool)

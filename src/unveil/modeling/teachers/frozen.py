@@ -19,6 +19,8 @@ from ..encoder import FEATURE_SPEC, Encoder
 from ..public_vits import PublicViT, ViTConfig, load_encoder, untrained_vit
 from ..types import Batch, FeatureSpec, Modality, Observation, Tokens
 
+Channels = tuple[int, ...] | None  # of a modality, counted from 1; None for all
+
 RANDOM = "random"
 LARGE_RESIZE = 2  # factor beyond which images differ from those that a teacher was trained on
 _SALT = 0x7EAC  # so that a random teacher does not have the initial weights of the student
@@ -35,11 +37,7 @@ class FrozenTeacher(nn.Module):
     """
 
     def __init__(
-        self,
-        encoder: PublicViT,
-        spec: FeatureSpec = FEATURE_SPEC,
-        modality: str = "rgb",
-        channels: tuple[int, ...] | None = None,
+        self, encoder: PublicViT, spec: FeatureSpec = FEATURE_SPEC, modality: str = "rgb", channels: Channels = None
     ):
         super().__init__()
         encoder.vit.check(spec)
@@ -85,7 +83,7 @@ def load_teacher(
     address: str,
     student: Encoder,
     spec: FeatureSpec = FEATURE_SPEC,
-    channels: tuple[int, ...] | None = None,
+    channels: Channels = None,
     modality: str | None = None,
     seed: int = 0,
 ) -> FrozenTeacher:
@@ -128,7 +126,7 @@ def _modality(student: Encoder, name: str | None) -> Modality:
     return known[name] if name is not None else known.get("rgb", next(iter(known.values())))
 
 
-def _like(student: Encoder, modality: Modality, channels: tuple[int, ...] | None) -> ViTConfig:
+def _like(student: Encoder, modality: Modality, channels: Channels) -> ViTConfig:
     indices = [c - 1 for c in channels] if channels else list(range(modality.channels))
     return ViTConfig(
         width=student.dim,
