@@ -241,7 +241,8 @@ def _numbers(value: Any) -> dict[str, float]:
     return {str(k): number(v) for k, v in mapping(value).items()}
 
 
-def _lines(path: Path, remarks: list[str]) -> Iterator[Mapping[str, Any]]:
+def read_lines(path: Path, remarks: list[str]) -> Iterator[Mapping[str, Any]]:
+    """The lines of metrics.jsonl that can be read; remarks say which cannot."""
     try:
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
@@ -264,7 +265,7 @@ def _metrics(path: Path, remarks: list[str]) -> tuple[list[Step], list[Signals]]
     """The log as the run went in the end: where a continued run went back, what it had logged beyond is dropped."""
     steps: list[Step] = []
     signals: list[Signals] = []
-    for entry in _lines(path, remarks):
+    for entry in read_lines(path, remarks):
         at = int(number(entry["step"]))
         if entry.get("kind") == "step":
             if steps and at <= steps[-1].step:

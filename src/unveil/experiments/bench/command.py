@@ -7,6 +7,7 @@ import os
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -137,20 +138,13 @@ def _time(
 ) -> dict[tuple[str, Precision], list[Seconds]]:
     batch = work.batch(device)
     steppers = {c.name: Stepper(c.build(work), batch, device, compile, c.period) for c in contenders}
-    steps: dict[tuple[str, Precision], partial[Seconds]] = {
-        (name, precision): partial(stepper.step, precision)
-        for precision in precisions
-        for name, stepper in steppers.items()
-    }
-    progress = Progress()
+    steps = {(str(name), p): partial(stepper.step, p) for p in precisions for name, stepper in steppers.items()}
+    with closing(Progress()) as progress:
 
-    def after_round(done: int, of: int) -> None:
-        progress.update("warming up" if done < 1 else f"round {done} of {of}", done, of)
+        def after_round(done: int, of: int) -> None:
+            progress.update("warming up" if done < 1 else f"round {done} of {of}", done, of)
 
-    try:
         return interleave(steps, rounds, _WARMUP, after_round)
-    finally:
-        progress.close()
 
 
 def _precisions(

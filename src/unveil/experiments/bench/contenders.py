@@ -87,6 +87,10 @@ class Contender:
 class TimedModel(nn.Module):
     """A module `Batch -> loss`, with hooks around a step as the training loop calls them."""
 
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.model = model
+
     def before_step(self, step: int) -> None:
         """Sets the number of the step, for modules that do not run in every one."""
 
@@ -97,9 +101,7 @@ class TimedModel(nn.Module):
 class Ours(TimedModel):
     """A recipe's model and its loss."""
 
-    def __init__(self, model: MaskedModel):
-        super().__init__()
-        self.model = model
+    model: MaskedModel
 
     def forward(self, batch: Batch) -> Float[Tensor, ""]:
         return mean_loss(self.model(batch))
@@ -113,10 +115,6 @@ class Ours(TimedModel):
 
 class Theirs(TimedModel):
     """ViTMAE of transformers. It reads images without normalisation, which costs only ours."""
-
-    def __init__(self, model: nn.Module):
-        super().__init__()
-        self.model = model
 
     def forward(self, batch: Batch) -> Float[Tensor, ""]:
         loss: Tensor = self.model(batch.maps[RGB.name]).loss

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import astuple, dataclass
 from typing import Any, Literal, TypeVar
 
+import numpy as np
 import torch
 
 from ...modeling.optim import Optim, adamw
@@ -83,7 +83,7 @@ class Stepper:
     def step(self, precision: Precision) -> Seconds:
         """One update on the whole batch, timed; the mean over a period."""
         made = [astuple(self._step(number, precision)) for number in range(self.period)]
-        return Seconds(*(sum(phase) / self.period for phase in zip(*made, strict=True)))
+        return Seconds(*np.mean(made, axis=0).tolist())
 
     def _step(self, number: int, precision: Precision) -> Seconds:
         self.model.before_step(number)
@@ -129,10 +129,7 @@ class Quartiles:
 
 def quartiles(values: Sequence[float]) -> Quartiles:
     """Median and quartiles of one or more numbers."""
-    if len(values) == 1:
-        return Quartiles(values[0], values[0], values[0])
-    low, median, high = statistics.quantiles(values, n=4, method="inclusive")
-    return Quartiles(median, low, high)
+    return Quartiles(*np.quantile(values, (0.5, 0.25, 0.75)).tolist())
 
 
 def speed(base: Sequence[Seconds], other: Sequence[Seconds]) -> Quartiles:

@@ -93,10 +93,7 @@ cmtmae_layers = Study(
 cmtmae_stage_one = Study(
     summary="CMT-MAE: how long the teacher guides alone, against the time to a given k-NN accuracy.",
     question="Does a first stage with the teacher alone pay, and how long should it be?",
-    arms=(
-        MAE,
-        *(Arm(f"stage one {100 * s:g} %", "cmtmae", {"stage1_epochs": Share(s)}) for s in STAGE_ONE_SHARES),
-    ),
+    arms=(MAE, *(Arm(f"stage one {100 * s:g} %", "cmtmae", {"stage1_epochs": Share(s)}) for s in STAGE_ONE_SHARES)),
     baseline="stage one 12.5 %",
     scales=with_curves(TAUGHT, cpu_arms=("MAE", "stage one 0 %", "stage one 12.5 %")),
     time_to="knn accuracy",

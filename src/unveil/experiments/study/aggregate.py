@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -12,6 +11,8 @@ from typing import Any
 import numpy as np
 
 from ...evaluation.statistics import Comparison, compare, estimate, holm
+from ...reporting.run_record import read_lines
+from ...runs.folder import RunFolder
 from .design import ScaleName, Study
 from .jobs import Job
 
@@ -19,6 +20,7 @@ SIGNIFICANCE = 0.05  # a corrected p below which a difference is claimed
 ATTENTION = ("student_foreground", "student_evenness", "rank_correlation", "hidden_attention")  # over training
 _CURVES = ("heldout_loss", "rankme", "feature_std")
 RunMetrics = Mapping[str, Any]
+Values = dict[str, dict[str, dict[int, float]]]  # metric -> arm or reference -> seed -> value
 Curve = list[tuple[float, float, float]]  # a value, the seconds of training and the epochs until it was reached
 
 
@@ -51,9 +53,9 @@ def gather(
 
 def read_outcome(job: Job, folder: Path, failed: str | None = None) -> dict[str, Any]:
     """One run's metrics, curves and costs; what has not been measured yet is left out."""
-    run = folder / "runs" / job.name
-    metadata = _read_json(run / "run.json")
-    lines = _read_lines(run / "metrics.jsonl")
+    run = RunFolder(folder / "runs" / job.name)
+    metadata = run.read("run.json", {})
+    lines = [*read_lines(run.path / "metrics.jsonl", [])]
     steps = [line for line in lines if line.get("kind") == "step"]
     signals = [line for line in lines if line.get("kind") == "signals"]
     metrics: dict[str, float] = {}
@@ -61,9 +63,9 @@ def read_outcome(job: Job, folder: Path, failed: str | None = None) -> dict[str,
     curves = {name: [[s["epoch"], s[name]] for s in signals if name in s] for name in _CURVES}
     for measurement in job.evaluate:
         epoch = measurement.get("at_epoch")
-        results = run / "eval" / ("" if epoch is None else f"epoch-{epoch:g}")
+        results = "eval" if epoch is None else f"eval/epoch-{epoch:g}"
         for protocol in measurement["protocol"]:
-            result = _read_json(results / f"{protocol}.json")
+            result = run.read(f"{results}/{protocol}.json", {})
             values = _protocol_metrics(protocol, result.get("metrics", {}))
             if epoch is None:
                 metrics |= values
@@ -72,8 +74,8 @@ def read_outcome(job: Job, folder: Path, failed: str | None = None) -> dict[str,
             else:
                 for name, value in values.items():
                     curves.setdefault(name, []).append([epoch, value])
-    metrics |= read_analyses(run / "analysis")
-    for point in _read_json(run / "analysis" / "attention.json").get("checkpoints", ()):
+    metrics |= read_analyses(run)
+    for point in run.read("analysis/attention.json", {}).get("checkpoints", ()):
         for name in (name for name in ATTENTION if name in point):
             curves.setdefault(f"attention {name.replace('_', ' ')}", []).append([point["epoch"], point[name]])
     if signals and "rankme" in signals[-1]:
@@ -96,14 +98,14 @@ def read_outcome(job: Job, folder: Path, failed: str | None = None) -> dict[str,
     }
 
 
-def read_analyses(folder: Path) -> dict[str, float]:
+def read_analyses(run: RunFolder) -> dict[str, float]:
     """Results of `unveil analyze` as metrics: final attention, decoder attention and blocks, CKA of layers.
 
     Decoder attention from masked tokens is given summed over blocks and heads, as in CrossMAE's paper (1.42 to
     visible, 0.39 to masked), as the mean per pair, and as the share that goes to visible tokens.
     """
     metrics: dict[str, float] = {}
-    attention = _read_json(folder / "attention.json")
+    attention = run.read("analysis/attention.json", {})
     for name, value in (attention.get("checkpoints") or [{}])[-1].items():
         if name not in ("step", "epoch") and isinstance(value, (int, float)):
             metrics[f"attention {name.replace('_', ' ')}"] = value
@@ -113,12 +115,12 @@ def read_analyses(folder: Path) -> dict[str, float]:
                 metrics[f"decoder {what} to {where}"] = value
         if isinstance(decoder.get("mass_on_visible"), (int, float)):
             metrics["decoder mass on visible"] = decoder["mass_on_visible"]
-    for decoder in _read_json(folder / "blocks.json").get("decoders", ()):
+    for decoder in run.read("analysis/blocks.json", {}).get("decoders", ()):
         for k, block in enumerate(decoder.get("parts", ())):
             source = f"block {k}" if k else "mask tokens"
             metrics |= {f"blocks {what} of {source}": block[what] for what in ("share", "detail") if what in block}
-    for file in sorted(folder.glob("features-*.json")):
-        for k, row in enumerate(_read_json(file).get("cka", ()), start=1):
+    for file in sorted(run.path.glob("analysis/features-*.json")):
+        for k, row in enumerate(run.read(f"analysis/{file.name}", {}).get("cka", ()), start=1):
             if k <= len(row):
                 metrics[f"features CKA of layer {k}"] = row[k - 1]
     return metrics
@@ -126,13 +128,11 @@ def read_analyses(folder: Path) -> dict[str, float]:
 
 def arm_rows(runs: Sequence[RunMetrics], setting: str, baseline: str) -> list[dict[str, Any]]:
     """A row per metric and arm: mean and interval, the difference to the baseline, its p, and the claim."""
-    here = [run for run in runs if run["setting"] == setting]
-    rows = []
-    for metric in dict.fromkeys(name for run in here for name in run["metrics"]):
-        values = _by_arm(here, metric)
-        for arm, row in _compare_all(values, values.get(baseline, {}), baseline):
-            rows.append({"setting": setting, "arm": arm, "metric": metric, **row})
-    return rows
+    return [
+        {"setting": setting, "arm": arm, "metric": metric, **row}
+        for metric, values in _arm_values(runs, setting).items()
+        for arm, row in _compare_all(values, values.get(baseline, {}), baseline)
+    ]
 
 
 def reference_rows(runs: Sequence[RunMetrics], setting: str, baseline: str) -> list[dict[str, Any]]:
@@ -141,24 +141,25 @@ def reference_rows(runs: Sequence[RunMetrics], setting: str, baseline: str) -> l
     References are measured with the baseline's runs. They answer another question than the arms do, so their p are
     corrected among themselves.
     """
-    here = [run for run in runs if run["setting"] == setting]
-    measured: dict[str, dict[str, dict[int, float]]] = {}
-    for run in here:
-        for name, metrics in run["references"].items():
-            for metric, value in metrics.items():
-                measured.setdefault(metric, {}).setdefault(name, {})[run["seed"]] = value
+    here = [(run["seed"], run["references"]) for run in runs if run["setting"] == setting]
+    references = _by_metric((name, seed, metrics) for seed, named in here for name, metrics in named.items())
+    arms = _arm_values(runs, setting)
     return [
         {"setting": setting, "who": name, "metric": metric, **row}
-        for metric, values in measured.items()
-        for name, row in _compare_all(values, _by_arm(here, metric).get(baseline, {}))
+        for metric, values in references.items()
+        for name, row in _compare_all(values, arms.get(metric, {}).get(baseline, {}))
     ]
 
 
-def _by_arm(runs: Sequence[RunMetrics], metric: str) -> dict[str, dict[int, float]]:
-    """A metric of the arms that have it, by seed."""
-    values: dict[str, dict[int, float]] = {}
-    for run in (run for run in runs if metric in run["metrics"]):
-        values.setdefault(run["arm"], {})[run["seed"]] = run["metrics"][metric]
+def _arm_values(runs: Sequence[RunMetrics], setting: str) -> Values:
+    return _by_metric((run["arm"], run["seed"], run["metrics"]) for run in runs if run["setting"] == setting)
+
+
+def _by_metric(measured: Iterable[tuple[str, int, Mapping[str, float]]]) -> Values:
+    values: Values = {}
+    for name, seed, metrics in measured:
+        for metric, value in metrics.items():
+            values.setdefault(metric, {}).setdefault(name, {})[seed] = value
     return values
 
 
@@ -170,17 +171,15 @@ def _compare_all(
     corrected = holm({name: c.p for name, c in compared.items() if c is not None and c.p is not None})
     for name, own in values.items():
         comparison = compared.get(name)
-        yield (
-            name,
-            {
-                "values": {str(seed): value for seed, value in sorted(own.items())},
-                **asdict(estimate(list(own.values()))),
-                "difference": comparison and asdict(comparison.difference),
-                "p": comparison and comparison.p,
-                "p_holm": corrected.get(name),
-                "says": "the baseline" if name == baseline_name else claim(comparison, corrected.get(name)),
-            },
-        )
+        row = {
+            "values": {str(seed): value for seed, value in sorted(own.items())},
+            **asdict(estimate(list(own.values()))),
+            "difference": comparison and asdict(comparison.difference),
+            "p": comparison and comparison.p,
+            "p_holm": corrected.get(name),
+            "says": "the baseline" if name == baseline_name else claim(comparison, corrected.get(name)),
+        }
+        yield name, row
 
 
 def claim(comparison: Comparison | None, corrected: float | None) -> str:
@@ -208,13 +207,8 @@ def learning_curves(
     rows = []
     for (metric, arm, epoch), by_seed in values.items():
         compared = compare(by_seed, values.get((metric, baseline, epoch), {})) if arm != baseline else None
-        row = {
-            "setting": setting,
-            "metric": metric,
-            "arm": arm,
-            "epoch": epoch,
-            **asdict(estimate([*by_seed.values()])),
-        }
+        row = {"setting": setting, "metric": metric, "arm": arm, "epoch": epoch}
+        row |= asdict(estimate([*by_seed.values()]))
         rows.append({**row, "difference": compared and asdict(compared.difference)})
     return sorted(rows, key=lambda row: (metrics.index(row["metric"]), row["arm"], row["epoch"]))
 
@@ -250,15 +244,12 @@ def _saved_values(runs: Sequence[RunMetrics], metric: str) -> Curve:
 
 def _final_values(runs: Sequence[RunMetrics], settings: Sequence[str], metric: str) -> Curve:
     """Means over seeds of the final values of runs of each length."""
-    ends = [
-        [
-            (run["metrics"][metric], run["seconds"], run["epochs"])
-            for run in runs
-            if run["setting"] == setting and metric in run["metrics"]
-        ]
+    measured = [run for run in runs if metric in run["metrics"]]
+    points = [
+        [(run["metrics"][metric], run["seconds"], run["epochs"]) for run in measured if run["setting"] == setting]
         for setting in settings
     ]
-    return [_mean(points) for points in ends if points]
+    return [_mean(ends) for ends in points if ends]
 
 
 def _mean(points: Curve) -> tuple[float, float, float]:
@@ -286,21 +277,3 @@ def _protocol_metrics(protocol: str, metrics: Mapping[str, Any]) -> dict[str, fl
         for name, value in metrics.items()
         if isinstance(value, (int, float)) and not name.startswith("plus_minus")
     }
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text())
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
-
-
-def _read_lines(path: Path) -> list[dict[str, Any]]:
-    lines = []
-    for line in path.read_text(errors="replace").splitlines() if path.exists() else ():
-        try:
-            lines.append(json.loads(line))
-        except ValueError:
-            continue  # cut off when the process was killed
-    return lines

@@ -12,7 +12,7 @@ import torch
 
 from ...data.modality_config import BUILT_IN
 from ...data.sources import open_source
-from ...modeling.types import RGB, Modality
+from ...modeling.types import RGB
 from ...recipes.recipe import Recipe
 from ...recipes.registry import build_recipe, default_modalities, load_recipe
 from ...runs.atomic import write_json
@@ -24,7 +24,7 @@ from ...training.run_metadata import flops
 from ...training.timing import measure_step, tune_step
 from ...training.trainer import Settings
 from .design import Arm, Scale, ScaleName, Setting, Study
-from .jobs import OF_PRETRAIN, settled
+from .jobs import OF_PRETRAIN, images_of, settled
 
 FILE = "epochs.json"
 _MEASURED_FLOPS = {"cpu": 5e9, "cuda": 5e12}  # of the timed step, about: seconds of waiting at most
@@ -53,10 +53,10 @@ def estimate_costs(study: Study, scale: ScaleName, device: str = "auto") -> list
     one of the student's shape. Evaluations are not included.
     """
     at, arms = study.scales[scale], study.arms_at(scale)
+    base = next(arm for arm in arms if arm.name == study.baseline)
     costs = []
     for setting in at.settings:
         counted = {arm.name: flops_and_epochs(arm, at, setting) for arm in arms}
-        base = next(arm for arm in arms if arm.name == study.baseline)
         base_flops, step = counted[base.name][0], 0.0
         if at.minutes is None:
             step = _seconds_per_image(build(base, at, setting), base_flops, device)
@@ -84,29 +84,22 @@ def build(arm: Arm, at: Scale, setting: Setting, teacher_as_given: bool = False)
     `teacher_as_given`.
     """
     load = load_recipe(arm.recipe)
-    options = {n: v for n, v in settled(arm, at, setting).items() if n not in OF_PRETRAIN}
+    given = settled(arm, at, setting)
+    options = {name: value for name, value in given.items() if name not in OF_PRETRAIN}
     teacher = options.get("teacher", arm.recipe in ("cmtmae", "milan"))  # their default is a public model
     if teacher and not (teacher_as_given and isinstance(teacher, str) and Path(teacher).exists()):
         options["teacher"] = "random"
-    return build_recipe(load, arm_modalities(arm, at, setting), options)
-
-
-def arm_modalities(arm: Arm, at: Scale, setting: Setting) -> tuple[Modality, ...]:
-    """The modalities that the recipe of an arm is built with."""
-    several = default_modalities(load_recipe(arm.recipe))
-    if several is None:
-        return (RGB,)
-    named = settled(arm, at, setting).get("modalities")
-    return tuple(BUILT_IN[name].modality for name in named) if named else several
+    modalities = default_modalities(load)
+    if modalities and "modalities" in given:
+        modalities = tuple(BUILT_IN[name].modality for name in given["modalities"])
+    return build_recipe(load, modalities or (RGB,), options)
 
 
 def num_images(setting: Setting) -> int:
     """How many images a run learns from in a setting. Raises ValueError where neither data nor their number is set."""
-    if setting.data is not None:
-        return len(open_source(setting.data))
-    if setting.images is None:
-        raise ValueError(f"setting {setting.name} has no images; give --data {setting.name}=FOLDER")
-    return setting.images
+    if setting.data is None and setting.images is not None:
+        return setting.images
+    return len(open_source(images_of(setting)))
 
 
 def _seconds_per_image(recipe: Recipe, per_image: float, device: str) -> float:
@@ -154,10 +147,8 @@ def fit_epochs(study: Study, scale: ScaleName, folder: Path, device: str) -> Epo
 
 def with_epochs(study: Study, epochs: Epochs) -> Study:
     """The study with these epochs for its arms."""
-    arms = [
-        replace(arm, options={**arm.options, "epochs": epochs[arm.name]}) if arm.name in epochs else arm
-        for arm in study.arms
-    ]
+    lengths = {arm.name: {"epochs": epochs[arm.name]} for arm in study.arms if arm.name in epochs}
+    arms = (replace(arm, options={**arm.options, **lengths.get(arm.name, {})}) for arm in study.arms)
     return replace(study, arms=tuple(arms))
 
 
@@ -192,15 +183,15 @@ class _TimedStep:
         options = {n: v for n, v in options.items() if n in OF_PRETRAIN and n not in ("paper", "minutes")}
         config = PretrainConfig(arm.recipe, **options)
         self.recipe = build(arm, at, setting, teacher_as_given=True)
-        self.modalities = arm_modalities(arm, at, setting)
         self.num_train = num_images(setting) * (1 - config.held_out_share)
-        self.settings, self.seconds = tune_step(config, self.recipe, self.modalities, choose_device(device))
+        modalities = self.recipe.encoder.modalities
+        self.settings, self.seconds = tune_step(config, self.recipe, modalities, choose_device(device))
 
     def time_again(self) -> None:
         """Other programs make a step slower, never faster, so the minimum counts. A compiled step is timed once."""
         if not self.settings.compile:
-            batch = self.recipe.optim.batch_size
-            self.seconds = min(self.seconds, measure_step(self.recipe, self.settings, batch, self.modalities) / batch)
+            batch, modalities = self.recipe.optim.batch_size, self.recipe.encoder.modalities
+            self.seconds = min(self.seconds, measure_step(self.recipe, self.settings, batch, modalities) / batch)
 
     def epochs_in(self, minutes: float) -> float:
         """The epochs that fit, to three figures."""

@@ -52,12 +52,17 @@ def expand(study: Study, scale: ScaleName, folder: Path) -> list[Job]:
     jobs: dict[tuple[str, str, int], Job] = {}
     for seed in at.seeds:
         for setting in at.settings:
-            if setting.data is None:
-                raise ValueError(f"setting {setting.name} has no images; give --data {setting.name}=FOLDER")
             for arm in _in_order(study.arms_at(scale), at, setting):
                 needed = {a: jobs[a, setting.name, seed] for a in needs_of(arm, at, setting)}
                 jobs[arm.name, setting.name, seed] = _job(study, at, setting, arm, seed, needed, folder)
     return list(jobs.values())
+
+
+def images_of(setting: Setting) -> str:
+    """The address of the images that are trained on. Raises ValueError for a setting without."""
+    if setting.data is None:
+        raise ValueError(f"setting {setting.name} has no images; give --data {setting.name}=FOLDER")
+    return setting.data
 
 
 def settled(arm: Arm, at: Scale, setting: Setting) -> dict[str, Any]:
@@ -79,12 +84,11 @@ def _job(
     def run_folder(value: Any) -> Any:
         return str(folder / "runs" / needed[value.arm].name) if isinstance(value, RunOf) else value
 
-    assert setting.data is not None
-    options = settled(arm, at, setting)
+    data, options = images_of(setting), settled(arm, at, setting)
     named = {name: needed[v.arm].name if isinstance(v, RunOf) else json_like(v) for name, v in options.items()}
     identity = {
         "recipe": Path(arm.recipe).expanduser().read_text() if arm.recipe.endswith(".py") else arm.recipe,
-        "data": setting.data,
+        "data": data,
         "seed": seed,
         **{_NAMES_IN_DIGEST.get(name, name): value for name, value in named.items() if name not in MACHINE},
     }
@@ -103,8 +107,9 @@ def _job(
         for names, given in _grouped(chosen)
         for when in times
     ]
+    scenes = {"data": str(scenes_folder(data, folder))} if is_scenes(data) else {}  # the classes of pixels are known
     analyze = [
-        {"analysis": name, **_analysis_data(setting, folder, name)} | {n: run_folder(v) for n, v in given.items()}
+        {"analysis": name, **(scenes if name == "attention" else {}), **{n: run_folder(v) for n, v in given.items()}}
         for name, given in at.analyses.items()
         if not any(isinstance(v, RunOf) and v.arm == arm.name for v in given.values())  # not compared with itself
     ]
@@ -115,7 +120,7 @@ def _job(
         seed=seed,
         recipe=arm.recipe,
         pretrain={
-            "data": place(setting.data, folder, multimodal),
+            "data": place(data, folder, multimodal),
             "seed": seed,
             "save_minutes": SAVE_MINUTES,
             **{name: json_like(run_folder(value)) for name, value in options.items()},
@@ -131,12 +136,11 @@ def _evaluation_data(setting: Setting, folder: Path, multimodal: bool, kind: Dat
 
     The user's own test images are labelled, but need not have those maps: the run's held-out samples replace them.
     """
-    assert setting.data is not None
-    data, test = setting.labelled or setting.data, setting.test_data
+    data, test = images_of(setting), setting.test_data
     if kind == "samples for a run's decoders":
-        data, test = setting.data, test if test and is_scenes(test) else None
+        test = test if test and is_scenes(test) else None
     else:
-        multimodal = False
+        data, multimodal = setting.labelled or data, False
     return {"data": place(data, folder, multimodal), "test_data": test and place(test, folder, multimodal)}
 
 
@@ -162,12 +166,6 @@ def reads_maps(recipe: str) -> bool:
     return default_modalities(load_recipe(recipe)) is not None
 
 
-def _analysis_data(setting: Setting, folder: Path, analysis: str) -> dict[str, Any]:
-    """Attention is compared with the classes of pixels where the images are scenes, whose classes are known."""
-    has_classes = analysis == "attention" and setting.data is not None and is_scenes(setting.data)
-    return {"data": str(scenes_folder(str(setting.data), folder))} if has_classes else {}
-
-
 def is_scenes(address: str) -> bool:
     """Whether an address of data means rendered scenes."""
     return address == "scenes" or address.startswith("scenes:")
@@ -180,15 +178,11 @@ def scenes_folder(address: str, folder: Path) -> Path:
 
 def _grouped(chosen: Mapping[str, Options]) -> list[tuple[list[str], Options]]:
     """Protocols of equal options and data are measured together: features are computed once for them."""
-    groups: list[tuple[list[str], Options]] = []
+    groups: dict[str, tuple[list[str], Options]] = {}
     for name, options in chosen.items():
-        kind = data_for([name])
-        same = next((names for names, given in groups if given == options and data_for(names) == kind), None)
-        if same is None:
-            groups.append(([name], options))
-        else:
-            same.append(name)
-    return groups
+        names, _ = groups.setdefault(json.dumps([data_for([name]), options], sort_keys=True), ([], options))
+        names.append(name)
+    return list(groups.values())
 
 
 def slug(text: str) -> str:

@@ -70,10 +70,7 @@ def is_done(run: Path, job: dict[str, Any]) -> bool:
 
 def measured_digests(run: Path) -> list[str]:
     """The digests of the measurements that a run has."""
-    try:
-        return list(json.loads((run / "study.json").read_text())["measured"])
-    except FileNotFoundError:
-        return []
+    return list(RunFolder(run).read("study.json", {}).get("measured", ()))
 
 
 def digest(measurement: dict[str, Any]) -> str:
