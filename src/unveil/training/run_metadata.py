@@ -11,6 +11,7 @@ from torch import nn
 from torch.func import functional_call
 from torch.utils.flop_counter import FlopCounterMode
 
+from .._version import __version__
 from ..data.sources import Source
 from ..data.splits import names_digest
 from ..modeling.encoder import Encoder
@@ -20,22 +21,54 @@ from ..modeling.rng import sample_keys
 from ..modeling.targets import Pixels
 from ..modeling.types import Batch, Layout, Modality
 from ..recipes.recipe import Recipe
+from ..runs.hardware import git_commit, num_cores, versions
 from ..runs.run_config import current_names
+from .autoconfig import AutoConfig
+from .config import PretrainConfig, json_like
+from .data_setup import declared_metadata
+from .init_from import schedule_metadata
 from .trainer import Settings
 
 
-def data_metadata(source: Source, train: Source, held_out: Source, built: Recipe, modality: Modality) -> dict[str, Any]:
-    """The data of a run: which images, how many, their size and normalisation."""
+def run_metadata(
+    config: PretrainConfig,
+    auto: AutoConfig,
+    modalities: Sequence[Modality],
+    data: tuple[Source, Source, Source],
+    recipe: Recipe,
+    model: Mapping[str, Any],
+    settings: Settings,
+    processes: int,
+) -> dict[str, Any]:
+    """The content of a new run's `run.json`. `data`: all samples, those to train on, and those held out."""
+    source, train, held_out = data
+    first = modalities[0]
     return {
-        "address": source.address,
-        "count": len(source),
-        "names": names_digest(source),
-        "train": len(train),
-        "held_out": len(held_out),
-        "image_size": list(built.view.image_size),
-        "channels": modality.channels,
-        "mean": list(modality.mean),
-        "std": list(modality.std),
+        "unveil": __version__,
+        "recipe": config.name,
+        "asked": config.fingerprint,
+        "dials": {name: json_like(value) for name, value in auto.options.items()},
+        "modality": asdict(first),
+        **declared_metadata(source),
+        "changes": [asdict(change) for change in auto.changes],
+        "data": {
+            "address": source.address,
+            "count": len(source),
+            "names": names_digest(source),
+            "train": len(train),
+            "held_out": len(held_out),
+            "image_size": list(recipe.view.image_size),
+            "channels": first.channels,
+            "mean": list(first.mean),
+            "std": list(first.std),
+        },
+        "model": model,
+        "settings": settings_metadata(settings, recipe.optim.batch_size, config.workers, processes),
+        "optim": asdict(recipe.optim) | {"peak_lr": recipe.optim.peak_lr},
+        "schedule": schedule_metadata(recipe, config.continue_schedule),
+        "seed": config.seed,
+        "versions": versions(torch.device(settings.device)),
+        "git": git_commit(),
     }
 
 
@@ -61,18 +94,22 @@ def model_metadata(recipe: Recipe, modalities: Sequence[Modality]) -> dict[str, 
         "num_predicted": predicted,
         "norm_pix": any(isinstance(t, Pixels) and t.norm_pix for t in targets),
         "stages": [
-            {"epochs": stage.epochs, **_stage_facts(model, modalities, recipe.view.image_size)}
+            {
+                "epochs": stage.epochs,
+                "trained": trained(model),
+                "guides": guides(model),
+                "flops": _flops_or_none(model, modalities, recipe.view.image_size),
+            }
             for stage, model in zip(recipe.stages, built, strict=True)
         ],
     }
 
 
-def _stage_facts(model: MaskedModel, modalities: Sequence[Modality], size: tuple[int, int]) -> dict[str, int | None]:
+def _flops_or_none(model: MaskedModel, modalities: Sequence[Modality], size: tuple[int, int]) -> int | None:
     try:
-        operations: int | None = flops(model, modalities, size)
+        return flops(model, modalities, size)
     except (RuntimeError, NotImplementedError):  # a module of the user's needs values, not shapes
-        operations = None
-    return {"trained": trained(model), "guides": guides(model), "flops": operations}
+        return None
 
 
 def trained(module: nn.Module) -> int:
@@ -120,13 +157,13 @@ def _millions(count: int) -> str:
     return f"{count / 1e6:.3g} M"
 
 
-def settings_metadata(settings: Settings, batch_size: int, workers: int, processes: int = 1) -> dict[str, Any]:
+def settings_metadata(settings: Settings, batch_size: int, workers: int | None, processes: int) -> dict[str, Any]:
     """How the run uses its machine: settings, processes, accumulation steps, threads."""
     return asdict(settings) | {
         "processes": processes,
         "accumulation": -(-batch_size // (settings.micro_batch * processes)),
         "threads": torch.get_num_threads(),
-        "workers": workers,
+        "workers": workers or num_cores(),
     }
 
 

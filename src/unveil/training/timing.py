@@ -48,6 +48,7 @@ def tune_step(
         compile=config.compile == "on" or (config.compile == "auto" and device.type == "cuda"),
         save_minutes=config.save_minutes,
         val_every=1.0,
+        save_every=config.save_every,
     )
     while True:
         try:
