@@ -194,7 +194,7 @@ class TestBuilds:
 
     @pytest.mark.parametrize("count", [40, 240])
     @pytest.mark.parametrize("more", [{}, {"paper": True, "epochs": 1.0}])
-    def test_once_to_check_and_time_and_once_to_train(self, tmp_path: Path, builds: list[str], count: int, more: dict[str, Any]):
+    def test_once_to_time_and_once_to_train(self, tmp_path: Path, builds: list[str], count: int, more: dict[str, Any]):
         given = {"teacher": "random", "stage1_epochs": 0.5, "epochs": 1.0, "decoder_depth": 1, "image_size": (32,)}
         given |= {"size": "tiny", "patch": 8, "batch_size": 16, "device": "cpu", "compile": "off", "workers": 1, **more}
         unveil.pretrain(
