@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Callable
-from dataclasses import fields
+from dataclasses import fields, is_dataclass
 from types import ModuleType
 from typing import Any
 
@@ -18,7 +18,6 @@ from unveil.modeling.masked_model import MaskedModel
 from unveil.modeling.rng import sample_keys
 from unveil.modeling.types import Batch, Modality
 from unveil.recipes import mim
-from unveil.recipes.recipe import Hyperparameters
 from unveil.recipes.registry import build_recipe, options_of
 
 DIALS = {"size": "tiny", "patch": 4, "image_size": (16, 24), "decoder_dim": 16, "decoder_depth": 2, "decoder_heads": 2}
@@ -60,9 +59,17 @@ def check_options(recipe: Callable[..., Any]) -> None:
     """Every argument of a recipe is a keyword with a default, and its own options are explained in their order."""
     parameters = inspect.signature(recipe).parameters
     assert all(p.kind is p.KEYWORD_ONLY and p.default is not p.empty for p in parameters.values())
-    told = re.findall(r"^    (\w+): \S", recipe.__doc__ or "", re.MULTILINE)
-    assert told == [name for name in parameters if name not in ("modality", "modalities", "train")]
-    shared = [f.name for f in fields(Hyperparameters)]
-    assert re.findall(r"^    (\w+): \S", Hyperparameters.__doc__ or "", re.MULTILINE) == shared
-    assert [option.name for option in options_of(recipe)] == [*shared, *told]
+    own: list[str] = []
+    expected: list[str] = []
+    for name, parameter in parameters.items():
+        if is_dataclass(parameter.default) and name not in ("modality", "modalities"):
+            group = type(parameter.default)
+            names = [f.name for f in fields(group)]
+            assert re.findall(r"^    (\w+): \S", group.__doc__ or "", re.MULTILINE) == names
+            expected += names
+        elif name not in ("modality", "modalities"):
+            own.append(name)
+            expected.append(name)
+    assert re.findall(r"^    (\w+): \S", recipe.__doc__ or "", re.MULTILINE) == own
+    assert [option.name for option in options_of(recipe)] == expected
     assert all(option.meaning for option in options_of(recipe))

@@ -233,10 +233,10 @@ def _smallest() -> tuple[MaskedModel, Batch]:
     from ..modeling.rng import sample_keys
     from ..modeling.types import Batch
     from ..recipes.mae import recipe
-    from ..recipes.recipe import Hyperparameters
+    from ..recipes.recipe import DecoderShape, Hyperparameters
 
     torch.manual_seed(0)
     train = Hyperparameters(size="tiny", patch=8, image_size=(32,))
-    model = recipe(train=train, decoder_dim=64, decoder_depth=1).stages[0].build()
+    model = recipe(train=train, shape=DecoderShape(64, 1)).stages[0].build()
     images = torch.rand(8, 3, 32, 32)
     return model, Batch({"rgb": images}, sample_keys(0, 0, range(8)), torch.tensor(0.0))

@@ -16,7 +16,7 @@ from ..modeling.masking import AttentionGuided, Hard, Hint, Masker, Reversed, Sa
 from ..modeling.targets import Pixels
 from ..modeling.teachers import EMATeacher, Momentum
 from ..modeling.types import RGB, FeatureSpec, Modality
-from .recipe import Hyperparameters, Recipe, Stage
+from .recipe import DecoderShape, Hyperparameters, Recipe, Stage
 
 
 def recipe(
@@ -31,9 +31,7 @@ def recipe(
     visible: float = 0.25,
     predicted: float | None = None,
     norm_pix: bool = True,
-    decoder_dim: int = 512,
-    decoder_depth: int = 8,
-    decoder_heads: int = 16,
+    shape: DecoderShape = DecoderShape(),
 ) -> Recipe:
     """AttMask: hide what a moving average of the student attends to; MAE's loss.
 
@@ -45,9 +43,6 @@ def recipe(
     visible: share of the patches that the encoder reads
     predicted: share of all patches that is predicted; by default all that are hidden
     norm_pix: predict each patch normalised by its own mean and standard deviation
-    decoder_dim: width of the decoder
-    decoder_depth: number of the decoder's blocks
-    decoder_heads: number of the decoder's attention heads
     """
     encoder = train.vit(modality)
     draws: dict[str, Sampler] = {"high": Hard(), "hint": Hint(hint_top, hint_shown), "low": Reversed(Hard())}
@@ -59,8 +54,8 @@ def recipe(
         return MaskedModel(
             encoder,
             masker,
-            decoders={"pixels": SelfDecoder(modality.name, encoder, decoder_dim, decoder_depth, decoder_heads)},
-            objectives=[Objective("pixels", "pixels", decoder_dim, Pixels(modality, train.patch, norm_pix))],
+            decoders={"pixels": SelfDecoder(modality.name, encoder, *shape.dims)},
+            objectives=[Objective("pixels", "pixels", shape.decoder_dim, Pixels(modality, train.patch, norm_pix))],
             teachers={"student": EMATeacher(encoder, follows, FeatureSpec(features=0))},
         )
 

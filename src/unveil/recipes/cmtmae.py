@@ -23,7 +23,7 @@ from typing import Literal
 import torch
 
 from ..modeling.decoder import BlendKind, CrossDecoder, SelfDecoder, make_blend
-from ..modeling.losses import LOSSES, smooth_l1
+from ..modeling.losses import LOSSES, Loss, l2, smooth_l1
 from ..modeling.masked_model import MaskedModel, Objective, linear_head
 from ..modeling.masking import (
     FUSIONS,
@@ -41,7 +41,7 @@ from ..modeling.objectives import Gate, GateScore, Ranking
 from ..modeling.targets import HOG, Features, Pixels, Target
 from ..modeling.teachers import EMATeacher, FrozenTeacher, Momentum, OnlineTeacher, load_teacher
 from ..modeling.types import RGB, FeatureSpec, Modality
-from .recipe import Hyperparameters, LrScale, Recipe, Stage, lr_factor, once
+from .recipe import DecoderShape, Hyperparameters, LrScale, Recipe, Stage, lr_factor, once
 
 Guide = FrozenTeacher | EMATeacher | OnlineTeacher
 
@@ -65,14 +65,7 @@ def recipe(
     temperature: float = 1.0,
     noise: float = 0.25,
     fusion: Literal[
-        "linear",
-        "attention-weighted",
-        "geometric",
-        "maximum",
-        "product",
-        "mean-rank",
-        "entropy-gated",
-        "learned",
+        "linear", "attention-weighted", "geometric", "maximum", "product", "mean-rank", "entropy-gated", "learned"
     ] = "linear",
     map_norm: Literal["sum", "minmax", "rank", "none"] = "sum",
     map_clip: float | None = None,
@@ -96,9 +89,7 @@ def recipe(
     norm_pix: bool = True,
     decoder: Literal["self", "cross"] = "self",
     blend: BlendKind = "none",
-    decoder_dim: int = 512,
-    decoder_depth: int = 8,
-    decoder_heads: int = 16,
+    shape: DecoderShape = DecoderShape(),
     lr_scale: LrScale = "none",
 ) -> Recipe:
     """CMT-MAE: a frozen teacher and the student's own average decide together what is hidden and what is predicted.
@@ -141,9 +132,6 @@ def recipe(
     norm_pix: predict each patch normalised by its own mean and standard deviation
     decoder: self-attention over visible and mask tokens, or cross-attention (CrossMAE)
     blend: how encoder maps are blended for the decoder; none reads the last map alone
-    decoder_dim: width of the decoder
-    decoder_depth: number of the decoder's blocks
-    decoder_heads: number of the decoder's attention heads
     lr_scale: multiply the rate by predicted/hidden, by its inverse, or not
     """
     weight = student_weight if alpha is None else alpha
@@ -160,9 +148,9 @@ def recipe(
         raise ValueError(f"stage1_epochs is a part of the {train.epochs:g} epochs, from 0 to all; got {stage1}")
 
     encoder = train.vit(modality, final_norm=blend == "none")  # else the decoder normalises
-    shape = (modality.name, encoder, decoder_dim, decoder_depth, decoder_heads)
-    blended = make_blend(blend, encoder, decoder_depth if decoder == "cross" else 1)
-    patches = (CrossDecoder if decoder == "cross" else SelfDecoder)(*shape, blended, outputs=positions)
+    place = (modality.name, encoder, *shape.dims)
+    blended = make_blend(blend, encoder, shape.decoder_depth if decoder == "cross" else 1)
+    patches = (CrossDecoder if decoder == "cross" else SelfDecoder)(*place, blended, outputs=positions)
     masker = Masker(Uniform(), visible, predicted)
 
     num_features = {"teacher": teacher_features, "student": student_features}
@@ -170,9 +158,9 @@ def recipe(
         "teacher": TeacherAttention("teacher", teacher_heads, map_norm, map_clip),
         "student": TeacherAttention("student", student_heads, map_norm, map_clip),
     }
-    image_targets: dict[str, tuple[float, Target]] = {
-        "pixels": (pixels or float(targets == "pixels"), Pixels(modality, train.patch, norm_pix)),
-        "hog": (hog, HOG(modality, train.patch)),
+    image_targets: dict[str, tuple[float, Target, Loss]] = {
+        "pixels": (pixels or float(targets == "pixels"), Pixels(modality, train.patch, norm_pix), l2),
+        "hog": (hog, HOG(modality, train.patch), l2),
     }
     feature_loss = partial(smooth_l1, beta=beta) if loss == "smooth-l1" else LOSSES[loss]
     heads = {name: once(linear_head) for name in (*maps, *image_targets)}  # stages share them
@@ -196,15 +184,15 @@ def recipe(
             spec = FeatureSpec(query if name in in_masks else None, layer, features, projected and name == "teacher")
             teachers[name] = make_teacher(name, spec)
 
-        objectives = []
+        predicts: dict[str, tuple[float, Target, Loss]] = {}
         for name, share in in_targets.items():
-            target = Features(name, modality.name, teachers[name].dim, target_norm)
-            head = heads[name](decoder_dim, target.dim)
-            objectives.append(Objective(name, "patches", decoder_dim, target, feature_loss, share, head))
-        for name, (share, image_target) in image_targets.items():
-            if share:
-                head = heads[name](decoder_dim, image_target.dim)
-                objectives.append(Objective(name, "patches", decoder_dim, image_target, weight=share, head=head))
+            predicts[name] = (share, Features(name, modality.name, teachers[name].dim, target_norm), feature_loss)
+        dim = shape.decoder_dim
+        objectives = [
+            Objective(name, "patches", dim, target, loss, share, heads[name](dim, target.dim))
+            for name, (share, target, loss) in {**predicts, **image_targets}.items()
+            if share
+        ]
         if not in_masks:
             return MaskedModel(encoder, masker, {"patches": patches}, objectives, teachers)
 
@@ -215,12 +203,8 @@ def recipe(
         ranking = [Ranking("gate", objectives, GateScore(gate(), attention))] if is_learned else []
         return MaskedModel(encoder, guided, {"patches": patches}, [*objectives, *ranking], teachers)
 
-    stage2_masks = weight if masking == "collaborative" else 0.0
-    stage2_targets = target_weight if targets == "collaborative" else 0.0
-    stages = (
-        (partial(build, 0.0, 0.0), stage1),
-        (partial(build, stage2_masks, stage2_targets), train.epochs - stage1),
-    )
+    stage2 = (weight if masking == "collaborative" else 0.0, target_weight if targets == "collaborative" else 0.0)
+    stages = ((partial(build, 0.0, 0.0), stage1), (partial(build, *stage2), train.epochs - stage1))
     return Recipe(
         encoder,
         stages=tuple(Stage(build, epochs) for build, epochs in stages if epochs > 0),

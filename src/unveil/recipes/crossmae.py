@@ -9,7 +9,7 @@ from ..modeling.masked_model import MaskedModel, Objective
 from ..modeling.masking import Masker, Uniform
 from ..modeling.targets import Pixels
 from ..modeling.types import RGB, Modality
-from .recipe import Hyperparameters, LrScale, Recipe, Stage, lr_factor
+from .recipe import DecoderShape, Hyperparameters, LrScale, Recipe, Stage, lr_factor
 
 
 def recipe(
@@ -19,9 +19,7 @@ def recipe(
     visible: float = 0.25,
     predicted: float = 0.25,
     norm_pix: bool = True,
-    decoder_dim: int = 512,
-    decoder_depth: int = 12,
-    decoder_heads: int = 16,
+    shape: DecoderShape = DecoderShape(decoder_depth=12),
     blend: BlendKind = "linear",
     blend_init: Literal["paper", "released"] = "paper",
     num_maps: int | None = None,
@@ -35,9 +33,6 @@ def recipe(
     visible: share of the patches that the encoder reads
     predicted: share of all patches that is predicted, at most 1 - visible
     norm_pix: predict each patch normalised by its own mean and standard deviation
-    decoder_dim: width of the decoder
-    decoder_depth: number of the decoder's blocks
-    decoder_heads: number of the decoder's attention heads
     blend: how encoder maps are blended for each decoder block; none reads the last map alone
     blend_init: first weights of the blend, as the paper says or as the released code draws them
     num_maps: how many encoder blocks are blended, evenly spread; by default all
@@ -51,13 +46,13 @@ def recipe(
     read = choose_maps(encoder.depth, num_maps, maps, use_input)
 
     def build() -> MaskedModel:
-        blended = make_blend(blend, encoder, decoder_depth, read, blend_init)
-        shape = (modality.name, encoder, decoder_dim, decoder_depth, decoder_heads)
+        blended = make_blend(blend, encoder, shape.decoder_depth, read, blend_init)
+        place = (modality.name, encoder, *shape.dims)
         return MaskedModel(
             encoder,
             masker,
-            decoders={"pixels": CrossDecoder(*shape, blended, self_attention)},
-            objectives=[Objective("pixels", "pixels", decoder_dim, Pixels(modality, train.patch, norm_pix))],
+            decoders={"pixels": CrossDecoder(*place, blended, self_attention)},
+            objectives=[Objective("pixels", "pixels", shape.decoder_dim, Pixels(modality, train.patch, norm_pix))],
         )
 
     optim = train.optim(lr_factor=lr_factor(lr_scale, masker))

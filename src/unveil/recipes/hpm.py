@@ -9,7 +9,7 @@ from ..modeling.objectives import DecoderLossPrediction, Ranking
 from ..modeling.targets import Pixels
 from ..modeling.teachers import EMALossPredictor, Momentum
 from ..modeling.types import RGB, Modality
-from .recipe import Hyperparameters, Recipe, Stage
+from .recipe import DecoderShape, Hyperparameters, Recipe, Stage
 
 
 def recipe(
@@ -23,9 +23,7 @@ def recipe(
     momentum: float = 0.999,
     momentum_end: float = 0.9999,
     momentum_epochs: float = 100,
-    decoder_dim: int = 512,
-    decoder_depth: int = 8,
-    decoder_heads: int = 16,
+    shape: DecoderShape = DecoderShape(),
 ) -> Recipe:
     """HPM: a second decoder predicts how hard each patch is; more and more of the hardest ones are hidden.
 
@@ -36,22 +34,19 @@ def recipe(
     momentum: momentum of the student's moving average, at first
     momentum_end: momentum after momentum_epochs
     momentum_epochs: epochs in which the momentum rises
-    decoder_dim: width of the decoder
-    decoder_depth: number of the decoder's blocks
-    decoder_heads: number of the decoder's attention heads
     """
     encoder = train.vit(modality)
     masker = Masker(HardestFirst("student", 1 - visible, hardest, hardest_end), visible)
     follows = Momentum(momentum, momentum_end, "linear", until=max(momentum_epochs / train.epochs, 1e-9))
-    shape = (modality.name, encoder, decoder_dim, decoder_depth, decoder_heads)
+    place = (modality.name, encoder, *shape.dims)
 
     def build() -> MaskedModel:
-        pixels = Objective("pixels", "pixels", decoder_dim, Pixels(modality, train.patch, norm_pix))
-        predictor, head = SelfDecoder(*shape), linear_head(decoder_dim, 1, bias=False)  # a rank knows no offset
+        pixels = Objective("pixels", "pixels", shape.decoder_dim, Pixels(modality, train.patch, norm_pix))
+        predictor, head = SelfDecoder(*place), linear_head(shape.decoder_dim, 1, bias=False)  # a rank knows no offset
         return MaskedModel(
             encoder,
             masker,
-            decoders={"pixels": SelfDecoder(*shape), "errors": predictor},
+            decoders={"pixels": SelfDecoder(*place), "errors": predictor},
             objectives=[pixels, Ranking("errors", [pixels], DecoderLossPrediction("errors", head))],
             teachers={"student": EMALossPredictor(encoder, predictor, head, follows)},
         )

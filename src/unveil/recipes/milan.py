@@ -18,7 +18,7 @@ from ..modeling.objectives import ClassToken
 from ..modeling.targets import Features
 from ..modeling.teachers import load_teacher
 from ..modeling.types import RGB, FeatureSpec, Modality
-from .recipe import Hyperparameters, Recipe, Stage
+from .recipe import DecoderShape, Hyperparameters, Recipe, Stage
 
 
 def recipe(
@@ -30,9 +30,7 @@ def recipe(
     projected: bool = True,
     visible: float = 0.25,
     positions: Literal["predicted", "all"] = "all",
-    decoder_dim: int = 512,
-    decoder_depth: int = 8,
-    decoder_heads: int = 16,
+    shape: DecoderShape = DecoderShape(),
 ) -> Recipe:
     """MILAN: keep what a teacher attends to, predict its features of every patch.
 
@@ -41,13 +39,10 @@ def recipe(
     projected: take the teacher's features after its output projection, where it has one (CLIP)
     visible: share of the patches that the encoder reads
     positions: which tokens are compared: the predicted patches, or all patches and the class token
-    decoder_dim: width of the decoder
-    decoder_depth: number of the decoder's blocks
-    decoder_heads: number of the decoder's attention heads
     """
     encoder = train.vit(modality)
     masker = Masker(AttentionGuided(TeacherAttention("teacher"), Reversed(Gumbel())), visible)
-    shape = (modality.name, encoder, decoder_dim, decoder_depth, decoder_heads)
+    place = (modality.name, encoder, *shape.dims)
 
     is_all = positions == "all"
     share = 1 / (encoder.grid[0] * encoder.grid[1] + 1) if is_all else 0.0  # of the class token among all tokens
@@ -56,9 +51,9 @@ def recipe(
     def build() -> MaskedModel:
         spec = FeatureSpec(projected=projected, class_token=is_all)
         guide = load_teacher(teacher, encoder, spec, teacher_channels, seed=seed)
-        decoder = PromptingDecoder(*shape, outputs=positions)
+        decoder = PromptingDecoder(*place, outputs=positions)
         target = Features("teacher", modality.name, guide.dim, "none")
-        features = Objective("features", "features", decoder_dim, target, cosine, weight=1 - share)
+        features = Objective("features", "features", shape.decoder_dim, target, cosine, weight=1 - share)
         whole = [ClassToken("class token", "teacher", decoder, features, share)] if is_all else []
         return MaskedModel(encoder, masker, {"features": decoder}, [features, *whole], {"teacher": guide})
 

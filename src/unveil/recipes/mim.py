@@ -22,7 +22,7 @@ from ..modeling.masking import (
 from ..modeling.targets import HOG, Features, Pixels, Target
 from ..modeling.teachers import EMATeacher, FrozenTeacher, Momentum, load_teacher
 from ..modeling.types import RGB, FeatureSpec, Modality
-from .recipe import Hyperparameters, LrScale, Recipe, Stage, lr_factor
+from .recipe import DecoderShape, Hyperparameters, LrScale, Recipe, Stage, lr_factor
 
 
 def recipe(
@@ -45,9 +45,7 @@ def recipe(
     num_maps: int | None = None,
     maps: tuple[int, ...] | None = None,
     use_input: bool = True,
-    decoder_dim: int = 512,
-    decoder_depth: int = 8,
-    decoder_heads: int = 16,
+    shape: DecoderShape = DecoderShape(),
     target: Literal["norm-pixels", "pixels", "hog", "features"] = "norm-pixels",
     loss: Literal["l2", "l1", "smooth-l1", "cosine"] = "l2",
     lr_scale: LrScale = "none",
@@ -72,9 +70,6 @@ def recipe(
     num_maps: how many encoder blocks are blended, evenly spread; by default all
     maps: which encoder blocks are blended, counted from 1; instead of num_maps
     use_input: blend the patch embeddings too
-    decoder_dim: width of the decoder
-    decoder_depth: number of the decoder's blocks
-    decoder_heads: number of the decoder's attention heads
     target: what is predicted: pixels, also normalised patch by patch, histograms of gradients, a teacher's features
     loss: squared, absolute or smooth absolute error, or 2 - 2 cos
     lr_scale: multiply the rate by predicted/hidden, by its inverse, or not
@@ -86,29 +81,23 @@ def recipe(
     if teacher is None and (masking == "attention" or target == "features"):
         raise ValueError("masking=attention and target=features need --teacher student, or an encoder's address")
     encoder = train.vit(modality, final_norm=blend == "none")
-    score = (
-        AttentionGuided(TeacherAttention("teacher"), SAMPLERS[draw]) if masking == "attention" else PATTERNS[masking]
-    )
-    masker = Masker(
-        score,
-        visible,
-        predicted,
-        predict_score=score if ask == "hardest" else Uniform(),
-        unit=unit_in_tokens(mask_unit, train.patch) if mask_unit else 1,
-    )
+    guided = AttentionGuided(TeacherAttention("teacher"), SAMPLERS[draw])
+    score = guided if masking == "attention" else PATTERNS[masking]
+    unit = unit_in_tokens(mask_unit, train.patch) if mask_unit else 1
+    masker = Masker(score, visible, predicted, predict_score=score if ask == "hardest" else Uniform(), unit=unit)
     read = choose_maps(encoder.depth, num_maps, maps, use_input)
+
+    place = (modality.name, encoder)
 
     def build_decoder() -> Decoder:
         if decoder == "linear":
-            return Readout(modality.name, encoder)
+            return Readout(*place)
         if decoder == "self" and hide == "blank":
-            return Readout(modality.name, encoder, decoder_dim, decoder_depth, decoder_heads)
-        shape = (modality.name, encoder, decoder_dim, decoder_depth, decoder_heads)
-        outputs = 1 if decoder == "self" else decoder_depth
-        blended = make_blend(blend, encoder, outputs, read, blend_init)
+            return Readout(*place, *shape.dims)
+        blended = make_blend(blend, encoder, 1 if decoder == "self" else shape.decoder_depth, read, blend_init)
         if decoder == "self":
-            return SelfDecoder(*shape, blended)
-        return CrossDecoder(*shape, blended, self_attention=decoder == "cross-self")
+            return SelfDecoder(*place, *shape.dims, blended)
+        return CrossDecoder(*place, *shape.dims, blended, self_attention=decoder == "cross-self")
 
     def build_teachers() -> dict[str, EMATeacher | FrozenTeacher]:
         spec = FeatureSpec("cls" if masking == "attention" else None, features=int(target == "features"))
@@ -119,7 +108,7 @@ def recipe(
         return {"teacher": load_teacher(teacher, encoder, spec, teacher_channels, seed=torch.initial_seed())}
 
     def build() -> MaskedModel:
-        width = encoder.dim if decoder == "linear" else decoder_dim
+        width = encoder.dim if decoder == "linear" else shape.decoder_dim
         teachers = build_teachers()
         truth: Target = Pixels(modality, train.patch, target == "norm-pixels")
         if target == "hog":

@@ -16,9 +16,7 @@ from ..modeling.masked_model import MaskedModel
 from ..modeling.masking import Masker
 from ..modeling.optim import Optim
 from ..modeling.types import Modality
-from .options import check_choices
-
-__all__ = ["Flip", "Hyperparameters", "LrScale", "Recipe", "Stage", "View", "check_choices", "lr_factor", "once"]
+from .options import check_choices as check_choices  # for recipe files, which import it from here
 
 LrScale = Literal["predicted", "inverse", "none"]
 P = ParamSpec("P")
@@ -110,6 +108,25 @@ class Hyperparameters:
     def view(self, encoder: Encoder) -> View:
         """Random resized crops of the encoder's image size, flipped."""
         return View(encoder.image_size, (self.crop_scale, 1.0), flip=self.flip)
+
+
+@dataclass(frozen=True)
+class DecoderShape:
+    """The size of the decoder, a group of options of the recipes that have one. The defaults are MAE's.
+
+    decoder_dim: width of the decoder
+    decoder_depth: number of the decoder's blocks
+    decoder_heads: number of the decoder's attention heads
+    """
+
+    decoder_dim: int = 512
+    decoder_depth: int = 8
+    decoder_heads: int = 16
+
+    @property
+    def dims(self) -> tuple[int, int, int]:
+        """Width, depth and heads, in the order in which decoders take them."""
+        return self.decoder_dim, self.decoder_depth, self.decoder_heads
 
 
 def lr_factor(lr_scale: LrScale, masker: Masker) -> float:

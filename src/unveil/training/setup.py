@@ -181,8 +181,11 @@ class _Draft:
             configure_shape(self.auto, inspection, num_train, device)
         shapes = [{**asdict(m), "mean": None, "std": None} for m in self.modalities]
         self.shape = (dict(self.auto.options), shapes)
-        is_same = earlier is not None and earlier.shape == self.shape
-        self.recipe = _limit_batch(earlier.recipe, num_train) if earlier and is_same else build_once(self.build())
+        self.recipe: Recipe
+        if earlier is not None and earlier.shape == self.shape:
+            self.recipe = _limit_batch(earlier.recipe, num_train)
+        else:
+            self.recipe = build_once(self.build())
 
     def build(self) -> Recipe:
         """The recipe with the options set by now, as training starts with it."""
