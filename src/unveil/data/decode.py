@@ -24,6 +24,7 @@ LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, as JPEG and Pillow weigh red, gree
 
 # Tags of EXIF and TIFF.
 _WIDTH, _HEIGHT, _BITS_PER_SAMPLE, _ORIENTATION, _SAMPLES_PER_PIXEL = 0x0100, 0x0101, 0x0102, 0x0112, 0x0115
+_TRANSPOSED = (5, 6, 7, 8)  # orientations whose rows are columns
 _GREY = ("1", "L", "LA", "La", "I", "I;16", "I;16L", "I;16B", "I;16N", "F")
 _FLOAT = ("I", "I;16", "I;16L", "I;16B", "I;16N", "F")
 
@@ -129,7 +130,7 @@ def _decode_jpeg(data: bytes) -> Tensor | None:
     if data.find(b"Exif\0\0", 0, 1 << 18) < 0:
         return image
     with Image.open(io.BytesIO(data)) as header:
-        return _upright(image, _orientation(header))
+        return oriented(image, header)
 
 
 def _open(data: bytes) -> Image.Image | ChannelTiff:
@@ -154,7 +155,7 @@ def _pixels(image: Image.Image, page: int) -> Tensor:
     if page:
         image.seek(page)
     image.load()
-    orientation = _orientation(image)
+    original = image
     if image.mode == "1":
         image = image.convert("L")
     elif image.mode in ("LA", "La"):
@@ -169,12 +170,16 @@ def _pixels(image: Image.Image, page: int) -> Tensor:
     if image.mode in _FLOAT:
         array = in_unit(array) if image.mode == "F" else (array / 65535.0).astype(np.float32)
     array = array[:, :, None] if array.ndim == 2 else array
-    return _upright(torch.from_numpy(array).permute(2, 0, 1), orientation)
+    return oriented(torch.from_numpy(array).permute(2, 0, 1), original)
 
 
 def oriented(pixels: Shaped[Tensor, "C H W"], image: Image.Image) -> Shaped[Tensor, "C h w"]:
-    """The pixels of an image turned by its EXIF orientation."""
-    return _upright(pixels, _orientation(image))
+    """The pixels of an image turned by its EXIF orientation 1..8 (TIFF 6.0, section 8, tag Orientation)."""
+    orientation = _orientation(image)
+    if orientation in _TRANSPOSED:
+        pixels = pixels.transpose(1, 2)
+    dims = {2: (2,), 3: (1, 2), 4: (1,), 6: (2,), 7: (1, 2), 8: (1,)}.get(orientation, ())
+    return pixels.flip(dims) if dims else pixels
 
 
 def _orientation(image: Image.Image) -> int:
@@ -185,14 +190,6 @@ def _orientation(image: Image.Image) -> int:
         return 1
 
 
-def _upright(image: Tensor, orientation: int) -> Tensor:
-    """The image turned by its EXIF orientation 1..8 (TIFF 6.0, section 8, tag Orientation)."""
-    if orientation in (5, 6, 7, 8):
-        image = image.transpose(1, 2)
-    dims = {2: (2,), 3: (1, 2), 4: (1,), 6: (2,), 7: (1, 2), 8: (1,)}.get(orientation, ())
-    return image.flip(dims) if dims else image
-
-
 def _read_header(data: bytes) -> Header:
     image = _open(data)
     if isinstance(image, ChannelTiff):
@@ -201,7 +198,7 @@ def _read_header(data: bytes) -> Header:
     width, height = image.size
     if isinstance(image, TiffImageFile):  # recent versions of Pillow have turned its size already
         width, height = image.tag_v2[_WIDTH], image.tag_v2[_HEIGHT]
-    size = (width, height) if _orientation(image) in (5, 6, 7, 8) else (height, width)
+    size = (width, height) if _orientation(image) in _TRANSPOSED else (height, width)
     has_alpha = image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info
     return Header(str(image.format), image.mode, size, _num_channels(image), _num_bits(image, data), has_alpha)
 

@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable, Collection, Generator, Iterable, Sequence
 from concurrent.futures import Future
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Protocol, TypeVar, cast
 
@@ -67,14 +67,14 @@ class TooManyBroken(ValueError):  # noqa: N818, it says what happened, as `Unrea
     """More images cannot be read than the run accepts."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Chunk:
-    """What a thread made of some samples; one without a readable replacement has no view. `rows` are those with one."""
+    """What a thread has read of some rows: the samples at `places` among them, what it tried, and what is broken."""
 
-    batch: Batch
-    rows: Int[Tensor, " b"]
-    tried: list[int]
-    broken: dict[int, str]
+    samples: list[Sample] = field(default_factory=list)
+    places: list[int] = field(default_factory=list)
+    tried: list[int] = field(default_factory=list)
+    broken: dict[int, str] = field(default_factory=dict)
 
 
 class Loader:
@@ -166,9 +166,9 @@ class Loader:
         rows = torch.arange(len(self.source)).split(_CHUNKS[0])
         jobs = (partial(self._read_all, r, sample_keys(self.seed, 0, r)) for r in rows)
         with closing(prefetch(jobs, 2 * self.workers, self.workers)) as chunks:
-            for samples, _, _, broken in chunks:
-                self._note({}, broken)
-                yield samples
+            for chunk in chunks:
+                self._note(chunk)
+                yield chunk.samples
         self._check_any()
 
     def _load(self, steps: Sequence[Tensor], epoch: int) -> Generator[tuple[Batch, Int[Tensor, " B"]]]:
@@ -181,9 +181,9 @@ class Loader:
                 began = time.perf_counter()
                 prepared = [next(results) for _ in step]
                 self.wait_seconds += time.perf_counter() - began
-                for chunk in prepared:  # in the order of the steps
-                    self._note(chunk.tried, chunk.broken)
-                batch, rows = join([chunk.batch for chunk in prepared]), torch.cat([chunk.rows for chunk in prepared])
+                for chunk, _, _ in prepared:  # in the order of the steps
+                    self._note(chunk)
+                batch, rows = join([batch for _, batch, _ in prepared]), torch.cat([rows for *_, rows in prepared])
                 if self.max_broken is not None and (len(batch) < sum(map(len, step)) or self._too_many_broken()):
                     raise TooManyBroken(self._broken_report())
                 if len(batch):
@@ -191,41 +191,37 @@ class Loader:
                 else:
                     self._check_any()
 
-    def _note(self, tried: Iterable[int], broken: dict[int, str]) -> None:
-        for index in tried:
+    def _note(self, chunk: _Chunk) -> None:
+        for index in chunk.tried:
             self._num_tried += not self._tried[index]
             self._tried[index] = 1
-        for index, reason in broken.items():
-            self.unreadable[self.source.name(index)] = reason
+        self.unreadable |= {self.source.name(index): reason for index, reason in chunk.broken.items()}
 
-    def _prepare(self, rows: Int[Tensor, " b"], keys: Int[Tensor, " b"]) -> _Chunk:
-        samples, readable, tried, broken = self._read_all(rows, keys)
-        views = self.view(samples, self.modalities, keys[readable])
-        batch = collate(views, keys[readable], self.modalities, self.view.image_size, self._lacking, self._complete)
-        return _Chunk(batch, rows[readable], tried, broken)
+    def _prepare(self, rows: Int[Tensor, " b"], keys: Int[Tensor, " b"]) -> tuple[_Chunk, Batch, Int[Tensor, " r"]]:
+        """What was read of these rows, its views, and the rows that have one."""
+        chunk = self._read_all(rows, keys)
+        keys = keys[chunk.places]
+        views = self.view(chunk.samples, self.modalities, keys)
+        batch = collate(views, keys, self.modalities, self.view.image_size, self._lacking, self._complete)
+        return chunk, batch, rows[chunk.places]
 
-    def _read_all(
-        self, rows: Int[Tensor, " b"], keys: Int[Tensor, " b"]
-    ) -> tuple[list[Sample], list[int], list[int], dict[int, str]]:
-        """The readable samples, their places among `rows`, what was tried, and what is broken."""
-        tried: list[int] = []
-        broken: dict[int, str] = {}
-        read = [self._readable(row, key, tried, broken) for row, key in zip(rows.tolist(), keys, strict=True)]
-        samples = [sample for sample in read if sample is not None]
-        return samples, [i for i, sample in enumerate(read) if sample is not None], tried, broken
-
-    def _readable(self, row: int, key: Int[Tensor, ""], tried: list[int], broken: dict[int, str]) -> Sample | None:
-        """The sample, or the first readable replacement that its key leads to; None without one."""
-        for attempt in range(1 if self.max_broken is None else 1 + _REPLACEMENTS_TRIED):
-            index = row if attempt == 0 else int(mix(key + attempt)) % len(self.source)
-            if index in broken:
-                continue
-            tried.append(index)
-            try:
-                return self._read(index)
-            except Unreadable as error:
-                broken[index] = error.reason
-        return None
+    def _read_all(self, rows: Int[Tensor, " b"], keys: Int[Tensor, " b"]) -> _Chunk:
+        """The sample of each row or, for a broken one, the first readable replacement that its key leads to."""
+        chunk = _Chunk()
+        for place, (row, key) in enumerate(zip(rows.tolist(), keys, strict=True)):
+            for attempt in range(1 if self.max_broken is None else 1 + _REPLACEMENTS_TRIED):
+                index = row if attempt == 0 else int(mix(key + attempt)) % len(self.source)
+                if index in chunk.broken:
+                    continue
+                chunk.tried.append(index)
+                try:
+                    chunk.samples.append(self._read(index))
+                except Unreadable as error:
+                    chunk.broken[index] = error.reason
+                else:
+                    chunk.places.append(place)
+                    break
+        return chunk
 
     def _read(self, index: int) -> Sample:
         if index in self._cache:

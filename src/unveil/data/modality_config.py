@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
@@ -115,40 +115,26 @@ def declare(words: Sequence[str]) -> tuple[Declared, ...]:
         elif word in BUILT_IN:
             declared.append(BUILT_IN[word])
         else:
-            raise ValueError(
-                f"there is no modality {word!r}; {suggest(word, BUILT_IN)} (others are declared in a .toml file)"
-            )
+            hint = f"{suggest(word, BUILT_IN)} (others are declared in a .toml file)"
+            raise ValueError(f"there is no modality {word!r}; {hint}")
     names = [d.name for d in declared]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise ValueError(f"modality {twice[0]!r} is declared twice, in {' '.join(words)}; leave one of the two out")
     return tuple(declared)
 
 
-@dataclass(frozen=True)
-class _Key:
-    """What a key of a table accepts."""
-
-    kinds: tuple[type, ...]
-    needed: str
-    choices: tuple[str, ...] = ()
-
-
-_TEXT, _NUMBER, _WHOLE = _Key((str,), "text"), _Key((int, float), "a number"), _Key((int,), "a whole number")
-_NUMBERS = _Key((int, float, list), "a number, or one for each channel")
-
-
-def _one_of(name: str, more: Collection[str] = ()) -> _Key:
-    choices = (*get_args(_HINTS[name]), *more)
-    return _Key((str,), f"one of {', '.join(choices)}", choices)
-
-
-_KEYS = {
-    "files": _TEXT, "suffix": _TEXT, "key": _TEXT, "kind": _one_of("kind", ["validity"]), "channels": _WHOLE,
-    "classes": _Key((int, list), "the number of classes, or their names"), "stride": _WHOLE,
-    "normalise": _one_of("normalise"), "mean": _NUMBERS, "std": _NUMBERS, "scale": _NUMBER, "offset": _NUMBER,
-    "unit": _TEXT, "nodata": _Key((int, float, list), "a number, or a list of them"),
-    "void": _WHOLE, "window": _Key((list,), "[centre, width]"),
-    "role": _one_of("role"), "loss": _one_of("loss"), "weight": _NUMBER, "of": _TEXT,
+_TEXT, _NUMBER, _WHOLE = ((str,), "text"), ((int, float), "a number"), ((int,), "a whole number")
+_NUMBERS = (int, float, list), "a number, or one for each channel"
+_CHOICES = {name: get_args(_HINTS[name]) for name in ("kind", "normalise", "role", "loss")}
+_CHOICES["kind"] += ("validity",)
+_WORDS = {name: ((str,), f"one of {', '.join(choices)}") for name, choices in _CHOICES.items()}
+_KEYS: dict[str, tuple[tuple[type, ...], str]] = {  # what a key of a table accepts
+    "files": _TEXT, "suffix": _TEXT, "key": _TEXT, "kind": _WORDS["kind"], "channels": _WHOLE,
+    "classes": ((int, list), "the number of classes, or their names"), "stride": _WHOLE,
+    "normalise": _WORDS["normalise"], "mean": _NUMBERS, "std": _NUMBERS, "scale": _NUMBER, "offset": _NUMBER,
+    "unit": _TEXT, "nodata": ((int, float, list), "a number, or a list of them"),
+    "void": _WHOLE, "window": ((list,), "[centre, width]"),
+    "role": _WORDS["role"], "loss": _WORDS["loss"], "weight": _NUMBER, "of": _TEXT,
 }  # fmt: skip
 
 
@@ -193,11 +179,10 @@ def _check(where: str, table: Mapping[str, Any]) -> None:
     for key, value in table.items():
         if key not in _KEYS:
             raise ValueError(f"{where}: there is no key {key!r}; {suggest(key, _KEYS)}")
-        accepted = _KEYS[key]
-        is_kind = isinstance(value, accepted.kinds) and not isinstance(value, bool)
-        if not is_kind or (accepted.choices and value not in accepted.choices):
-            hint = suggest(str(value), accepted.choices, "change it")
-            raise ValueError(f"{where}: {key} = {value!r}: {accepted.needed} is needed; {hint}")
+        (kinds, needed), choices = _KEYS[key], _CHOICES.get(key, ())
+        if not isinstance(value, kinds) or isinstance(value, bool) or (choices and value not in choices):
+            hint = suggest(str(value), choices, "change it")
+            raise ValueError(f"{where}: {key} = {value!r}: {needed} is needed; {hint}")
 
 
 def _declared(where: str, name: str, table: Mapping[str, Any]) -> Declared:

@@ -191,11 +191,6 @@ def view_of(sample: Sample, cut: Cut, size: tuple[int, int], modalities: Sequenc
     return _viewed(sample, modalities, view)
 
 
-def center_of(sample: Sample, size: tuple[int, int], modalities: Sequence[Modality]) -> Sample:
-    """The middle of every map, for evaluation."""
-    return view_of(sample, center_cut(sample.size, size), size, modalities)
-
-
 def as_sample(read: Mapping[str, Map], modalities: Sequence[Modality], name: str) -> Sample:
     """Maps as they were read, as one sample in the frame of the first; raises `Unreadable` where they do not fit."""
     maps = {modality: m.values for modality, m in read.items()}

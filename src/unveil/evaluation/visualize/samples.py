@@ -10,7 +10,7 @@ import torch
 from ...data.decode import Unreadable
 from ...data.loader import collate
 from ...data.sources import Source, complete, lacking, sampler, spread
-from ...data.transforms import Sample, center_of, center_view
+from ...data.transforms import Sample, center_cut, center_view, view_of
 from ...modeling.rng import sample_keys
 from ...modeling.types import Batch, Modality, to_float
 
@@ -51,5 +51,5 @@ def load_samples(source: Source, modalities: Sequence[Modality], size: tuple[int
 def _centre(sample: Sample, size: tuple[int, int], modalities: Sequence[Modality], is_plain: bool) -> Sample:
     if is_plain:  # by the resize that evaluations use, to the bit
         return Sample({name: to_float(center_view(image, size)) for name, image in sample.maps.items()})
-    views = center_of(sample, size, modalities)
+    views = view_of(sample, center_cut(sample.size, size), size, modalities)
     return replace(views, maps={n: to_float(m) if n not in views.valid else m for n, m in views.maps.items()})
