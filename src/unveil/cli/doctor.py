@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import io
 import os
 import platform
@@ -61,10 +60,9 @@ def examine(*, full: bool = False) -> bool:
 
 
 def _guarded(check: Callable[[], Iterator[Finding]]) -> Iterator[Finding]:
-    """The findings of a check; a check that raises is a problem, and the others still run."""
     try:
         yield from check()
-    except Exception as error:
+    except Exception as error:  # whatever is broken on this machine: it is a finding, and the other checks still run
         name = check.__name__.strip("_")
         advice = 'install again: pip install -c constraints.txt -e ".[test]"; if it stays, please report it'
         yield Finding("problem", f"{name}: {type(error).__name__}: {error}", advice)
@@ -72,31 +70,33 @@ def _guarded(check: Callable[[], Iterator[Finding]]) -> Iterator[Finding]:
 
 def _packages() -> Iterator[Finding]:
     yield Finding("ok", f"unveil {version('unveil')}, Python {platform.python_version()}, {platform.platform()}")
-    missing = []
-    present = []
-    for name in NEEDS:
-        try:
-            present.append(f"{name} {version(name)}")
-        except PackageNotFoundError:
-            missing.append(name)
-    yield Finding("ok", ", ".join(present))
-    if missing:
+    versions = {name: _version(name) for name in (*NEEDS, *EXTRAS)}
+    yield Finding("ok", ", ".join(f"{name} {versions[name]}" for name in NEEDS if versions[name]))
+    if missing := [name for name in NEEDS if not versions[name]]:
         yield Finding("problem", f"not installed: {', '.join(missing)}", f"pip install {' '.join(missing)}")
     for name, use in EXTRAS.items():
-        if importlib.util.find_spec(name):
-            yield Finding("ok", f"{name} {version(name)}: {use}")
+        if versions[name]:
+            yield Finding("ok", f"{name} {versions[name]}: {use}")
         else:
             yield Finding("note", f"no {name}", f"pip install {name} gives {use}")
+
+
+def _version(package: str) -> str:
+    """The installed version of a package; empty where there is none."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return ""
 
 
 def _processor() -> Iterator[Finding]:
     import torch
 
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    yield Finding("ok", f"{allowed} cores, torch uses {torch.get_num_threads()} threads")
-    capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
-    native = [name for name in ("avx512_bf16", "amx_bf16", "bf16") if capabilities.get(name)]
-    if native:
+    from ..runs.hardware import num_cores
+
+    yield Finding("ok", f"{num_cores()} cores, torch uses {torch.get_num_threads()} threads")
+    capabilities = torch.cpu.get_capabilities()
+    if native := [name for name in ("avx512_bf16", "amx_bf16", "bf16") if capabilities.get(name)]:
         yield Finding("ok", f"bf16 is native on this processor ({', '.join(native)})")
     else:
         yield Finding("note", "this processor has no native bf16: float32 is used on it")
@@ -122,9 +122,11 @@ def _memory() -> Iterator[Finding]:
     import psutil
 
     memory = psutil.virtual_memory()
-    level: Literal["ok", "note"] = "ok" if memory.available > 2 * GIB else "note"
-    advice = "" if level == "ok" else "close what is not needed, or choose --size tiny and a small --micro-batch"
-    yield Finding(level, f"memory: {memory.available / GIB:.1f} of {memory.total / GIB:.1f} GiB free", advice)
+    text = f"memory: {memory.available / GIB:.1f} of {memory.total / GIB:.1f} GiB free"
+    if memory.available > 2 * GIB:
+        yield Finding("ok", text)
+    else:
+        yield Finding("note", text, "close what is not needed, or choose --size tiny and a small --micro-batch")
 
 
 def _folder() -> Iterator[Finding]:
@@ -144,9 +146,10 @@ def _folder() -> Iterator[Finding]:
         yield Finding("note", f"{here}: {error.strerror}", "write runs elsewhere: --out FOLDER")
         return
     text = f"{here}: {free:.1f} GiB free, {speed:.0f} MiB/s written"
-    yield (
-        Finding("ok", text) if free > 2 else Finding("note", text, "a run of ViT-B needs 2 GiB: --out on another disk")
-    )
+    if free > 2:
+        yield Finding("ok", text)
+    else:
+        yield Finding("note", text, "a run of ViT-B needs 2 GiB: --out on another disk")
 
 
 def _decoding() -> Iterator[Finding]:
@@ -168,11 +171,10 @@ def _decoding() -> Iterator[Finding]:
         for _ in range(count):
             decode()
         rates.append(f"{name} {count / (time.perf_counter() - start):.0f}/s")
-    off = float(np.abs(simplejpeg.decode_jpeg(jpeg).astype(int) - image).mean())
-    if off > 4:
-        yield Finding(
-            "problem", f"a decoded JPEG is {off:.1f} grey levels off", "pip install --force-reinstall simplejpeg"
-        )
+    error = float(np.abs(simplejpeg.decode_jpeg(jpeg).astype(int) - image).mean())
+    if error > 4:
+        advice = "pip install --force-reinstall simplejpeg"
+        yield Finding("problem", f"a decoded JPEG is {error:.1f} grey levels off", advice)
     yield Finding("ok", f"JPEG of {side} px on one core: {', '.join(rates)}")
     for name in ("webp", "libtiff"):
         if not features.check(name):
@@ -189,16 +191,12 @@ def _step() -> Iterator[Finding]:
     start = time.perf_counter()
     loss = mean_loss(model(batch))
     loss.backward()
-    took = time.perf_counter() - start
+    text = f"loss {loss.item():.3f}, {time.perf_counter() - start:.2f} s for {len(batch)} images of 32 px"
     gradients = [p.grad for p in model.parameters() if p.grad is not None]
     if gradients and loss.isfinite() and all(g.isfinite().all() for g in gradients):
-        yield Finding(
-            "ok", f"a training step works: loss {loss.item():.3f}, {took:.2f} s for {len(batch)} images of 32 px"
-        )
+        yield Finding("ok", f"a training step works: {text}")
     else:
-        yield Finding(
-            "problem", f"a training step gives loss {loss.item()}", f"torch {torch.__version__} is at fault here"
-        )
+        yield Finding("problem", f"a training step fails: {text}", f"torch {torch.__version__} is at fault here")
 
 
 def _compiling() -> Iterator[Finding]:
@@ -216,9 +214,8 @@ def _compiling() -> Iterator[Finding]:
     except Exception as error:  # every toolchain fails in its own way; the run does without
         reason = str(error).strip().partition("\n")[0]
         compiler = "a C++ compiler" if sys.platform != "win32" else "the MSVC compiler"
-        yield Finding(
-            "note", f"torch.compile does not work: {reason}", f"install {compiler}, or train with --compile off"
-        )
+        advice = f"install {compiler}, or train with --compile off"
+        yield Finding("note", f"torch.compile does not work: {reason}", advice)
         return
     if abs(loss - expected) > 1e-3 * abs(expected):
         yield Finding("problem", f"compiled, the loss is {loss}, not {expected}", "train with --compile off")

@@ -1,4 +1,4 @@
-"""One picture of many: panels with captions in aligned blocks, and below them what the colours mean."""
+"""One picture of many: panels with captions in aligned blocks, and below them the keys of their colours."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _BAR = (220, 12)
 
 @dataclass(frozen=True)
 class Panel:
-    """A picture with a word above it; without a picture, a place that says why it is empty."""
+    """A picture with a caption above it; without a picture, an empty place that says why."""
 
     caption: str
     picture: Picture | None
@@ -29,7 +29,7 @@ class Panel:
 
 @dataclass(frozen=True)
 class PanelBlock:
-    """What is shown of one sample: rows of panels and, where there is a `lead`, one as high as all rows beside them."""
+    """The pictures of one sample: rows of panels, and beside them a `lead` as high as all rows where there is one."""
 
     title: str
     rows: Sequence[Sequence[Panel]]
@@ -38,7 +38,7 @@ class PanelBlock:
 
 @dataclass(frozen=True)
 class Bar:
-    """What a colour of a ramp means: values from `low` to `high`, as they are to be written."""
+    """The key of a colour ramp: values from `low` to `high`, as text."""
 
     name: str
     ramp: Ramp
@@ -52,8 +52,7 @@ class Bar:
 
 @dataclass(frozen=True)
 class Legend:
-    """What the colours of classes mean, by their names; `places` are those that are shown, of `count` classes, -1 for
-    none of them."""
+    """The key of class colours: `places` are the ids that are shown, of `count` classes, -1 for no class."""
 
     name: str
     count: int
@@ -78,25 +77,22 @@ def draw_sheet(title: str, blocks: Sequence[PanelBlock], keys: Sequence[Key], no
     ratio = max((shape[0] / shape[1] for shape in shapes), default=1.0)
     side = min(_side(block, ratio) for block in blocks)
     height = round(side * ratio)
-    row_height = _CAPTION + height + _GAP
     lines = [line for note in notes for line in _wrapped(note, WIDTH - 2 * _MARGIN)]
     keyed = _rows_of(keys)
-    total = 2 * _MARGIN + 34 + sum(_TITLE + len(b.rows) * row_height + _BETWEEN for b in blocks)
-    total += len(keyed) * 24 + len(lines) * 19
-    sheet = Image.new("RGB", (WIDTH, total), _GROUND)
-    draw = ImageDraw.Draw(sheet)
-    _write(draw, (_MARGIN, _MARGIN), title, 19, _INK, WIDTH - 2 * _MARGIN)
+    total = 2 * _MARGIN + 34 + sum(_TITLE + len(b.rows) * (_CAPTION + height + _GAP) + _BETWEEN for b in blocks)
+    sheet = _Sheet(total + len(keyed) * 24 + len(lines) * 19)
+    sheet.write(_MARGIN, _MARGIN, title, 19, _INK, WIDTH - 2 * _MARGIN)
     y = _MARGIN + 34
     for block in blocks:
-        y = _block(sheet, draw, block, y, side, height)
+        y = sheet.add_block(block, y, side, height)
     for key_row in keyed:
         for x, key in key_row:
-            _key(sheet, draw, key, x, y)
+            sheet.add_key(key, x, y)
         y += 24
     for text in lines:
-        _write(draw, (_MARGIN, y + 4), text, 13, _SOFT, WIDTH)
+        sheet.write(_MARGIN, y + 4, text)
         y += 19
-    return np.asarray(sheet)
+    return np.asarray(sheet.image)
 
 
 def _side(block: PanelBlock, ratio: float) -> int:
@@ -109,38 +105,68 @@ def _side(block: PanelBlock, ratio: float) -> int:
     return int(room / columns)
 
 
-def _block(sheet: Image.Image, draw: ImageDraw.ImageDraw, block: PanelBlock, y: int, side: int, height: int) -> int:
-    draw.line((_MARGIN, y, WIDTH - _MARGIN, y), fill=_FAINT)
-    _write(draw, (_MARGIN, y + 5), block.title, 15, _INK, WIDTH - 2 * _MARGIN)
-    y += _TITLE
-    count, row_height = len(block.rows), _CAPTION + height + _GAP
-    left = _MARGIN
-    if block.lead is not None:
-        high = count * row_height - _CAPTION - _GAP  # its lower edge is that of the last row
-        wide = round(high * side / height)
-        _panel(sheet, draw, block.lead, left, y, wide, high)
-        left += wide + _GAP
-    for row in block.rows:
-        for place, panel in enumerate(row):
-            _panel(sheet, draw, panel, left + place * (side + _GAP), y, side, height)
-        y += row_height
-    return y + _BETWEEN
+class _Sheet:
+    """An image that is drawn on; every method takes the upper left corner of what it adds."""
 
+    def __init__(self, height: int):
+        self.image = Image.new("RGB", (WIDTH, height), _GROUND)
+        self.draw = ImageDraw.Draw(self.image)
 
-def _panel(
-    sheet: Image.Image, draw: ImageDraw.ImageDraw, panel: Panel, x: int, y: int, width: int, height: int
-) -> None:
-    _write(draw, (x, y + 1), panel.caption, 13, _SOFT, width)
-    y += _CAPTION
-    if panel.picture is None:
-        draw.rectangle((x, y, x + width - 1, y + height - 1), fill=_FAINT)
-        _write(draw, (x + 8, y + height // 2 - 8), panel.why, 13, _SOFT, width - 16)
-        return
-    rows, columns = panel.picture.shape[:2]
-    scale = min(width / columns, height / rows)
-    size = max(1, round(columns * scale)), max(1, round(rows * scale))
-    way = Image.Resampling.NEAREST if scale >= 2 else Image.Resampling.LANCZOS  # few pixels are to be seen as such
-    sheet.paste(Image.fromarray(panel.picture).resize(size, way), (x, y))
+    def write(
+        self, x: int, y: int, text: str, size: int = 13, colour: tuple[int, int, int] = _SOFT, most: int = WIDTH
+    ) -> None:
+        """A line of text, cut where it is wider than `most` pixels."""
+        if _wide(text, size) > most:
+            while text and _wide(text + "…", size) > most:
+                text = text[:-1]
+            text += "…"
+        self.draw.text((x, y), text, fill=colour, font=_font(size))
+
+    def add_block(self, block: PanelBlock, y: int, side: int, height: int) -> int:
+        """The title of a block and its panels; returns where the next block begins."""
+        self.draw.line((_MARGIN, y, WIDTH - _MARGIN, y), fill=_FAINT)
+        self.write(_MARGIN, y + 5, block.title, 15, _INK, WIDTH - 2 * _MARGIN)
+        y += _TITLE
+        left, row_height = _MARGIN, _CAPTION + height + _GAP
+        if block.lead is not None:
+            high = len(block.rows) * row_height - _CAPTION - _GAP  # its lower edge is that of the last row
+            wide = round(high * side / height)
+            self.add_panel(block.lead, left, y, wide, high)
+            left += wide + _GAP
+        for row in block.rows:
+            for place, panel in enumerate(row):
+                self.add_panel(panel, left + place * (side + _GAP), y, side, height)
+            y += row_height
+        return y + _BETWEEN
+
+    def add_panel(self, panel: Panel, x: int, y: int, width: int, height: int) -> None:
+        self.write(x, y + 1, panel.caption, most=width)
+        y += _CAPTION
+        if panel.picture is None:
+            self.draw.rectangle((x, y, x + width - 1, y + height - 1), fill=_FAINT)
+            self.write(x + 8, y + height // 2 - 8, panel.why, most=width - 16)
+            return
+        rows, columns = panel.picture.shape[:2]
+        scale = min(width / columns, height / rows)
+        size = max(1, round(columns * scale)), max(1, round(rows * scale))
+        way = Image.Resampling.NEAREST if scale >= 2 else Image.Resampling.LANCZOS  # enlarged pixels stay sharp
+        self.image.paste(Image.fromarray(panel.picture).resize(size, way), (x, y))
+
+    def add_key(self, key: Key, x: int, y: int) -> None:
+        if key.name:
+            self.write(x, y + 2, key.name, colour=_INK)
+            x += _wide(key.name) + 10
+        if isinstance(key, Bar):
+            self.write(x, y + 2, key.low)
+            x += _wide(key.low) + 8
+            ramp = key.ramp(np.broadcast_to(np.linspace(0, 1, _BAR[0]), _BAR[::-1]))
+            self.image.paste(Image.fromarray(ramp), (x, y + 5))
+            self.write(x + _BAR[0] + 8, y + 2, key.high)
+            return
+        for colour, name in zip(key.colours, key.names, strict=True):
+            self.draw.rectangle((x, y + 5, x + 12, y + 17), fill=colour)
+            self.write(x + 18, y + 2, name)
+            x += _wide(name) + 30
 
 
 def _rows_of(keys: Sequence[Key]) -> list[list[tuple[int, Key]]]:
@@ -167,53 +193,25 @@ def _split(key: Key) -> list[Key]:
 
 
 def _width_of(key: Key) -> int:
-    name = _wide(key.name, 13) + 10 if key.name else 0
+    name = _wide(key.name) + 10 if key.name else 0
     if isinstance(key, Bar):
-        return name + _wide(key.low, 13) + _wide(key.high, 13) + _BAR[0] + 16
-    return name + sum(_wide(n, 13) + 30 for n in key.names)
-
-
-def _key(sheet: Image.Image, draw: ImageDraw.ImageDraw, key: Key, x: int, y: int) -> None:
-    if key.name:
-        _write(draw, (x, y + 2), key.name, 13, _INK, WIDTH)
-        x += _wide(key.name, 13) + 10
-    if isinstance(key, Bar):
-        _write(draw, (x, y + 2), key.low, 13, _SOFT, WIDTH)
-        x += _wide(key.low, 13) + 8
-        ramp = key.ramp(np.broadcast_to(np.linspace(0, 1, _BAR[0]), _BAR[::-1]))
-        sheet.paste(Image.fromarray(ramp), (x, y + 5))
-        _write(draw, (x + _BAR[0] + 8, y + 2), key.high, 13, _SOFT, WIDTH)
-        return
-    for colour, name in zip(key.colours, key.names, strict=True):
-        draw.rectangle((x, y + 5, x + 12, y + 17), fill=colour)
-        _write(draw, (x + 18, y + 2), name, 13, _SOFT, WIDTH)
-        x += _wide(name, 13) + 30
+        return name + _wide(key.low) + _wide(key.high) + _BAR[0] + 16
+    return name + sum(_wide(n) + 30 for n in key.names)
 
 
 def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     return ImageFont.load_default(size)  # comes with Pillow: the picture is the same on every machine
 
 
-def _wide(text: str, size: int) -> int:
+def _wide(text: str, size: int = 13) -> int:
     return round(_font(size).getlength(text))
-
-
-def _write(
-    draw: ImageDraw.ImageDraw, at: tuple[int, int], text: str, size: int, colour: tuple[int, int, int], most: int
-) -> None:
-    """A line of text, cut where it is wider than `most` pixels."""
-    if _wide(text, size) > most:
-        while text and _wide(text + "…", size) > most:
-            text = text[:-1]
-        text += "…"
-    draw.text(at, text, fill=colour, font=_font(size))
 
 
 def _wrapped(text: str, most: int) -> list[str]:
     lines = [""]
     for word in text.split():
         longer = f"{lines[-1]} {word}".strip()
-        if _wide(longer, 13) > most:
+        if _wide(longer) > most:
             lines.append(word)
         else:
             lines[-1] = longer

@@ -6,7 +6,7 @@ docs/looking.md has the sources of the published failures of training with teach
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -40,31 +40,34 @@ class Verdict:
 def judge(run: RunRecord, others: Sequence[RunRecord] = ()) -> list[Verdict]:
     """The verdicts of all checks on a run, compared with the others of a report; the gravest first."""
     verdicts = [verdict for verdict in (*(check(run) for check in CHECKS), no_gain(run, others)) if verdict]
-    if good := healthy(run, verdicts):
-        verdicts.append(good)
+    verdicts += filter(None, [healthy(run, verdicts)])
     return sorted(verdicts, key=lambda v: LEVELS.index(v.level))
 
 
-def losses_of(run: RunRecord) -> Float[np.ndarray, " n"]:
-    """The finite losses of the log."""
-    loss = np.array([s.loss for s in run.steps], np.float64)
-    return loss[np.isfinite(loss)]
+def _finite(values: Iterable[float]) -> Float[np.ndarray, " n"]:
+    array = np.array(list(values), np.float64)
+    return array[np.isfinite(array)]
 
 
-def tenths_of(loss: Float[np.ndarray, " n"]) -> list[float]:
+def _losses(run: RunRecord) -> Float[np.ndarray, " n"]:
+    return _finite(s.loss for s in run.steps)
+
+
+def _tenths(run: RunRecord) -> list[float]:
     """The mean loss of each tenth of the log."""
-    return [float(tenth.mean()) for tenth in np.array_split(loss, 10)]
+    return [float(tenth.mean()) for tenth in np.array_split(_losses(run), 10)]
 
 
-def ends_of(loss: Float[np.ndarray, " n"]) -> tuple[float, float]:
-    """The loss at the start and at the end: means over the first and the last tenth."""
+def _ends(run: RunRecord) -> tuple[float, float]:
+    """The mean loss over the first and over the last tenth of the log."""
+    loss = _losses(run)
     tenth = max(1, len(loss) // 10)
     return float(loss[:tenth].mean()), float(loss[-tenth:].mean())
 
 
-def is_long_enough(run: RunRecord) -> bool:
+def _is_long_enough(run: RunRecord) -> bool:
     """Whether the log is long enough to assess its loss curve."""
-    return bool(run.steps) and run.steps[-1].step >= ENOUGH_STEPS and len(losses_of(run)) >= ENOUGH_ROWS
+    return bool(run.steps) and run.steps[-1].step >= ENOUGH_STEPS and len(_losses(run)) >= ENOUGH_ROWS
 
 
 def headline(verdicts: Sequence[Verdict]) -> Verdict:
@@ -86,16 +89,11 @@ def failed(run: RunRecord) -> Verdict | None:
     return None
 
 
-def no_metrics(run: RunRecord) -> Verdict | None:
-    """The run has logged no metrics so far."""
-    if run.steps:
-        return None
-    return Verdict("note", "No training step was logged yet.", "Write the report again once training has begun.")
-
-
 def too_short(run: RunRecord) -> Verdict | None:
-    """Too few steps to assess the loss curve."""
-    if not run.steps or is_long_enough(run):
+    """The run has logged no step so far, or too few to assess the loss curve."""
+    if not run.steps:
+        return Verdict("note", "No training step was logged yet.", "Write the report again once training has begun.")
+    if _is_long_enough(run):
         return None
     advice = f"Curves are assessed from {ENOUGH_STEPS} steps on: give more --minutes or --epochs."
     return Verdict("note", f"Too few steps to assess the loss curve: {run.steps[-1].step}.", advice)
@@ -107,10 +105,9 @@ def diverged(run: RunRecord) -> Verdict | None:
         return None
     if not math.isfinite(run.steps[-1].loss):
         return Verdict("problem", f"The loss was {figure(run.steps[-1].loss)} at the last step.", _CALMER)
-    loss = losses_of(run)
-    if len(loss) < ENOUGH_ROWS:
+    if len(_losses(run)) < ENOUGH_ROWS:
         return None
-    tenths = tenths_of(loss)
+    tenths = _tenths(run)
     best, last = min(tenths), tenths[-1]
     if last <= 1.25 * best:
         return None
@@ -132,9 +129,9 @@ def skipped_updates(run: RunRecord) -> Verdict | None:
 
 def not_falling(run: RunRecord) -> Verdict | None:
     """The loss did not fall over the whole training."""
-    if not is_long_enough(run) or diverged(run):
+    if not _is_long_enough(run) or diverged(run):
         return None
-    first, last = ends_of(losses_of(run))
+    first, last = _ends(run)
     if last < 0.98 * first:
         return None
     return Verdict(
@@ -146,12 +143,10 @@ def not_falling(run: RunRecord) -> Verdict | None:
 
 def still_falling(run: RunRecord) -> Verdict | None:
     """The loss was still falling at the end, so the run was too short."""
-    loss = losses_of(run)
-    if not is_long_enough(run) or not_falling(run) or diverged(run):
+    if not _is_long_enough(run) or not_falling(run) or diverged(run):
         return None
-    first, last = ends_of(loss)
-    tenths = np.array_split(loss, 10)
-    before, end = tenths[-3], tenths[-1]
+    first, last = _ends(run)
+    *_, before, _, end = np.array_split(_losses(run), 10)
     drop = float(before.mean() - end.mean())
     noise = math.sqrt(before.var() / len(before) + end.var() / len(end))
     if drop < 0.1 * (first - last) or drop < 3 * noise:
@@ -164,10 +159,10 @@ def still_falling(run: RunRecord) -> Verdict | None:
 def overfitting(run: RunRecord) -> Verdict | None:
     """The held-out loss rises while the training loss falls, or lies far above it."""
     heldout = [s for s in run.signals if math.isfinite(s.heldout_loss)]
-    if not heldout or not is_long_enough(run):
+    if not heldout or not _is_long_enough(run):
         return None
     best, last = min(heldout, key=lambda s: s.heldout_loss), heldout[-1]
-    train = ends_of(losses_of(run))[1]
+    train = _ends(run)[1]
     advice = "Use more images, fewer epochs or a smaller --size."
     if last.heldout_loss > 1.03 * best.heldout_loss:
         return Verdict(
@@ -176,15 +171,14 @@ def overfitting(run: RunRecord) -> Verdict | None:
             f"and rose to {figure(last.heldout_loss)}, while the training loss is {figure(train)}.",
             advice,
         )
-    if last.heldout_loss > 1.15 * train:
-        gap = last.heldout_loss / train - 1
-        return Verdict(
-            "note",
-            f"The held-out loss ({figure(last.heldout_loss)}) is {percent(gap)} above the training loss "
-            f"({figure(train)}), though it does not rise yet.",
-            advice,
-        )
-    return None
+    if last.heldout_loss <= 1.15 * train:
+        return None
+    return Verdict(
+        "note",
+        f"The held-out loss ({figure(last.heldout_loss)}) is {percent(last.heldout_loss / train - 1)} above the "
+        f"training loss ({figure(train)}), though it does not rise yet.",
+        advice,
+    )
 
 
 def collapse(run: RunRecord) -> Verdict | None:
@@ -206,16 +200,14 @@ def collapse(run: RunRecord) -> Verdict | None:
     many = last.feature_dim if math.isfinite(last.feature_dim) else math.inf
     if last.rankme < 3 and many >= 16:
         return Verdict("problem", f"The features have collapsed to {_dimensions(last)}.", advice)
-    if last.rankme < 0.5 * peak and last.rankme < 0.1 * many:
-        sentence = f"The features shrink: RankMe fell from {figure(peak)} to {_dimensions(last)}."
-        return Verdict("warning", sentence, advice)
-    return None
+    if not (last.rankme < 0.5 * peak and last.rankme < 0.1 * many):
+        return None
+    return Verdict("warning", f"The features shrink: RankMe fell from {figure(peak)} to {_dimensions(last)}.", advice)
 
 
 def data_bound(run: RunRecord) -> Verdict | None:
     """Training waits for images to be decoded."""
-    waits = np.array([s.data_wait for s in run.steps])
-    waits = waits[np.isfinite(waits)]
+    waits = _finite(s.data_wait for s in run.steps)
     if not len(waits) or not (wait := float(np.median(waits[len(waits) // 2 :]))) > 0.3:
         return None
     beside = f", with {workers} workers" if (workers := run.text("settings", "workers")) else ""
@@ -245,19 +237,18 @@ def poor_features(run: RunRecord) -> Verdict | None:
     """The trained encoder is no better than an untrained one."""
     if easy_targets(run):
         return None  # it reports the same, with the reason
-    for evaluation in run.evaluations:
-        trained, untrained = evaluation.accuracy(), evaluation.accuracy("untrained")
-        if trained <= untrained:
-            return Verdict(
-                "warning",
-                f"The features are no better than an untrained encoder's: {evaluation.name} accuracy is "
-                f"{percent(trained)}, untrained {percent(untrained)}.",
-                "A low loss does not mean good features: train longer, lower --visible, or use more images.",
-            )
-    return None
+    poor = next((e for e in run.evaluations if e.accuracy() <= e.accuracy("untrained")), None)
+    if poor is None:
+        return None
+    return Verdict(
+        "warning",
+        f"The features are no better than an untrained encoder's: {poor.name} accuracy is {percent(poor.accuracy())}, "
+        f"untrained {percent(poor.accuracy('untrained'))}.",
+        "A low loss does not mean good features: train longer, lower --visible, or use more images.",
+    )
 
 
-def student_weight(run: RunRecord) -> float:
+def _student_weight(run: RunRecord) -> float:
     """The student's share in masks and targets; NaN for a run without such an option."""
     alpha = run.number("dials", "alpha")
     return run.number("dials", "student_weight") if math.isnan(alpha) else alpha
@@ -265,14 +256,12 @@ def student_weight(run: RunRecord) -> float:
 
 def easy_targets(run: RunRecord) -> Verdict | None:
     """A low loss with a poor k-NN accuracy: the targets have become easy to predict."""
-    if math.isnan(student_weight(run)) or not is_long_enough(run):
-        return None
-    first, last = ends_of(losses_of(run))
     knn = _knn(run)
-    if knn is None or last > 0.7 * first:
+    if math.isnan(_student_weight(run)) or knn is None or not _is_long_enough(run):
         return None
+    first, last = _ends(run)
     better = [name for name in _WORDS if knn.accuracy(name) >= knn.accuracy()]
-    if not better:
+    if last > 0.7 * first or not better:
         return None
     baselines = " and ".join(f"{percent(knn.accuracy(name))} of {_WORDS[name]}" for name in better)
     return Verdict(
@@ -287,12 +276,11 @@ def easy_targets(run: RunRecord) -> Verdict | None:
 
 def unstable_weight(run: RunRecord) -> Verdict | None:
     """Unstable training with a student weight near 0 or 1."""
-    weight = student_weight(run)
+    weight = _student_weight(run)
     is_all_teacher = run.text("dials", "masking") == run.text("dials", "targets") == "teacher"
-    if math.isnan(weight) or _NEAR < weight < 1 - _NEAR or is_all_teacher or not is_long_enough(run):
+    if math.isnan(weight) or _NEAR < weight < 1 - _NEAR or is_all_teacher or not _is_long_enough(run):
         return None
-    signs = _unrest(run)
-    if not signs:
+    if not (signs := _unrest(run)):
         return None
     end = "the teacher's" if weight < 0.5 else "the student's own"
     return Verdict(
@@ -321,7 +309,7 @@ def even_guidance(run: RunRecord) -> Verdict | None:
 def no_gain(run: RunRecord, others: Sequence[RunRecord]) -> Verdict | None:
     """No better than an MAE of the same size that is in the same report."""
     knn = _knn(run)
-    if math.isnan(student_weight(run)) or knn is None:
+    if math.isnan(_student_weight(run)) or knn is None:
         return None
     plain = [
         (other.name, other_knn.accuracy())
@@ -359,11 +347,10 @@ def _unrest(run: RunRecord) -> list[str]:
     """Signs of unstable training in the second half of the log."""
     signs = []
     half = run.steps[len(run.steps) // 2 :]
-    norms = np.array([s.grad_norm for s in half])
-    norms = norms[np.isfinite(norms)]
+    norms = _finite(s.grad_norm for s in half)
     if len(norms) >= 10 and (peak := float(norms.max())) > 10 * (middle := float(np.median(norms))):
         signs.append(f"the gradient norm rose to {figure(peak)} from about {figure(middle)}")
-    tenths = tenths_of(losses_of(run))
+    tenths = _tenths(run)
     lowest = min(tenths)
     if (worst := max(tenths[tenths.index(lowest) :])) > 1.1 * lowest:
         signs.append(f"the loss rose from {figure(lowest)} to {figure(worst)}")
@@ -379,21 +366,19 @@ def _dimensions(at: Signals) -> str:
 
 def healthy(run: RunRecord, verdicts: Sequence[Verdict]) -> Verdict | None:
     """The measures of a run without problems and warnings."""
-    if any(v.level in ("problem", "warning") for v in verdicts) or not is_long_enough(run):
+    if any(v.level in ("problem", "warning") for v in verdicts) or not _is_long_enough(run):
         return None
-    first, last = ends_of(losses_of(run))
+    first, last = _ends(run)
+    signals = run.last_signals
     measures = [f"the loss fell from {figure(first)} to {figure(last)} in {counted(run.epochs_done, 'epoch')}"]
-    if not run.steps[-1].skipped > 0:
-        measures.append("no update was skipped")
-    if run.signals and math.isfinite(run.signals[-1].heldout_loss):
-        measures.append(f"the held-out loss is {figure(run.signals[-1].heldout_loss)}")
-    if run.signals and math.isfinite(run.signals[-1].rankme):
-        measures.append(f"the features use about {_dimensions(run.signals[-1])}")
+    measures += [] if run.steps[-1].skipped > 0 else ["no update was skipped"]
+    measures += [f"the held-out loss is {figure(signals.heldout_loss)}"] if math.isfinite(signals.heldout_loss) else []
+    measures += [f"the features use about {_dimensions(signals)}"] if math.isfinite(signals.rankme) else []
     sentence = "; ".join(measures)
     return Verdict("ok", f"{sentence[0].upper()}{sentence[1:]}.")
 
 
 CHECKS: tuple[Callable[[RunRecord], Verdict | None], ...] = (
     failed, diverged, collapse, not_falling, skipped_updates, overfitting, poor_features, easy_targets,
-    unstable_weight, even_guidance, data_bound, unreadable_files, still_falling, too_short, no_metrics,
+    unstable_weight, even_guidance, data_bound, unreadable_files, still_falling, too_short,
 )  # fmt: skip
