@@ -13,8 +13,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from ..recipes.options import UsageError
-from ..runs.console import RankZeroFailed, log
-from ..runs.suggest import suggest
+from ..runs.console import RankZeroFailed, log, suggest
 from .commands import COMMANDS, HelpAsked
 from .flags import columns
 

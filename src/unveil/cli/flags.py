@@ -9,9 +9,8 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from typing import Any
 
 from ..recipes.options import REQUIRED, Option, UsageError, options_in, spell
-from ..runs.console import log
+from ..runs.console import log, suggest
 from ..runs.run_config import OLD_NAMES
-from ..runs.suggest import suggest
 
 
 def flags_of(function: Callable[..., Any], skip: Collection[str] = ()) -> list[Option]:

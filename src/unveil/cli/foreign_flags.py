@@ -17,38 +17,31 @@ from .flags import by_name, flag_name, split
 Answer = tuple[list[str], str]  # our words, none where there is nothing to say, and why
 Convert = Callable[[Sequence[str]], Answer]
 
-RENAMED = {
-    "kept_mask_ratio": ("--predicted", "share of all patches that is predicted"),
-    "blr": ("--lr", "per 256 images of the batch"),
-    "base_learning_rate": ("--lr", "per 256 images of the batch"),
-    "clip_grad": ("--clip", "largest norm of the gradient"),
-    "max_grad_norm": ("--clip", "largest norm of the gradient"),
-    "decoder_num_heads": ("--decoder-heads", ""),
-    "patch_size": ("--patch", "in pixels"),
-    "model_patch_size": ("--patch", "in pixels"),
-    "mask_patch_size": ("--mask-unit", "in pixels"),
-    "input_size": ("--image-size", "or height and width"),
-    "img_size": ("--image-size", "or height and width"),
-    "image_height": ("--image-size", "or height and width"),
-    "num_train_epochs": ("--epochs", ""),
-    "warmup_epochs": ("--warmup-epochs", ""),
-    "weight_decay": ("--weight-decay", ""),
-    "decoder_depth": ("--decoder-depth", ""),
-    "decoder_dim": ("--decoder-dim", ""),
-    "data_path": ("--data", "any folder of images, no class folders needed"),
-    "train_dir": ("--data", "any folder of images, no class folders needed"),
-    "dataset_name": ("--data", "a folder or a Parquet file: nothing is downloaded"),
-    "output_dir": ("--out", "the run folder"),
-    "output": ("--out", "the run folder"),
-    "resume": ("--init-from", "starts from weights; an unfinished run goes on when its command is repeated"),
-    "finetune": ("--init-from", "starts from weights"),
-    "model_name_or_path": ("--init-from", "starts from weights"),
-    "num_workers": ("--workers", ""),
-    "dataloader_num_workers": ("--workers", ""),
-    "alphas": ("--concentration", "of the Dirichlet, one for all modalities or one for each"),
-    "save_freq": ("--save-every", "epochs; the newest weights are saved every --save-minutes besides"),
-    "save_ckpt_freq": ("--save-every", "epochs; the newest weights are saved every --save-minutes besides"),
-}
+_SAVING = "epochs; the newest weights are saved every --save-minutes besides"
+_RESUMING = "starts from weights; an unfinished run goes on when its command is repeated"
+_SAME_NAMES = ("warmup_epochs", "weight_decay", "decoder_depth", "decoder_dim")  # with underscores
+_IMAGE_SIZES = ("input_size", "img_size", "image_height")
+RENAMED = (
+    dict.fromkeys(("blr", "base_learning_rate"), ("--lr", "per 256 images of the batch"))
+    | dict.fromkeys(("clip_grad", "max_grad_norm"), ("--clip", "largest norm of the gradient"))
+    | dict.fromkeys(("patch_size", "model_patch_size"), ("--patch", "in pixels"))
+    | dict.fromkeys(_IMAGE_SIZES, ("--image-size", "or height and width"))
+    | dict.fromkeys(("data_path", "train_dir"), ("--data", "any folder of images, no class folders needed"))
+    | dict.fromkeys(("output_dir", "output"), ("--out", "the run folder"))
+    | dict.fromkeys(("finetune", "model_name_or_path"), ("--init-from", "starts from weights"))
+    | dict.fromkeys(("num_workers", "dataloader_num_workers"), ("--workers", ""))
+    | dict.fromkeys(("save_freq", "save_ckpt_freq"), ("--save-every", _SAVING))
+    | {name: (f"--{name.replace('_', '-')}", "") for name in _SAME_NAMES}
+    | {
+        "kept_mask_ratio": ("--predicted", "share of all patches that is predicted"),
+        "decoder_num_heads": ("--decoder-heads", ""),
+        "mask_patch_size": ("--mask-unit", "in pixels"),
+        "num_train_epochs": ("--epochs", ""),
+        "dataset_name": ("--data", "a folder or a Parquet file: nothing is downloaded"),
+        "resume": ("--init-from", _RESUMING),
+        "alphas": ("--concentration", "of the Dirichlet, one for all modalities or one for each"),
+    }
+)
 
 SWITCHES = {
     "norm_pix_loss": ("--norm-pix", ""),

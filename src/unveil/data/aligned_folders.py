@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..modeling.types import to_float
-from ..runs.suggest import suggest
+from ..runs.console import suggest
 from .decode import Unreadable
 from .hdf5 import as_npy
 from .listing import counts_by_extension, existing_folder, folder_labels, list_files

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Collection
 from pathlib import Path
 
-from ..runs.suggest import suggest
+from ..runs.console import suggest
 
 SPLITS = {"train", "training", "val", "valid", "validation", "test", "testing"}
 

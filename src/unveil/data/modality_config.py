@@ -10,7 +10,7 @@ from typing import Any, get_args, get_type_hints
 
 from ..modeling import types as records
 from ..modeling.types import Modality
-from ..runs.suggest import suggest
+from ..runs.console import suggest
 
 _HINTS = get_type_hints(Modality)
 _VOID = 255  # the id of void in most public label images

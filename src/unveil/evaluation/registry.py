@@ -12,7 +12,7 @@ from types import ModuleType
 from typing import Any, Literal
 
 from ..recipes.registry import load_file
-from ..runs.suggest import suggest
+from ..runs.console import suggest
 from .types import EvaluationProtocol
 
 Data = Literal["labelled images", "images with a label per pixel", "samples for a run's decoders"]

@@ -18,9 +18,8 @@ from dataclasses import dataclass, is_dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
-from ..runs.console import log
+from ..runs.console import log, suggest
 from ..runs.run_config import OLD_VALUES
-from ..runs.suggest import suggest
 
 REQUIRED = inspect.Parameter.empty
 DATA = ("modality", "modalities")  # arguments of a recipe that come from the data, not from the user

@@ -15,7 +15,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Protocol
 
-from ..runs.suggest import suggest
+from ..runs.console import suggest
 from .options import DATA, Option, check_choices, is_group, options_in
 
 if TYPE_CHECKING:  # which imports torch

@@ -1,4 +1,4 @@
-"""The picture files that a run leaves for its report, and the few image operations that make them.
+"""The picture files of a run, and the image operations that make them.
 
 Images are uint8 arrays `H W 3`; a grid is (rows, columns) of patches, numbered row by row.
 """
@@ -93,27 +93,21 @@ def write_neighbours(run_dir: str | Path, rows: Sequence[tuple[Near, Sequence[Ne
 def viewable(
     image: Float[np.ndarray, "C H W"], like: Float[np.ndarray, "C H W"] | None = None
 ) -> UInt8[np.ndarray, "H W 3"]:
-    """An image of any number of channels, in [0, 1], as one to look at.
+    """An image of any number of channels in [0, 1] as RGB.
 
-    One channel is grey, three are RGB. Of any other number the first three bands are shown (of two: both, and their
-    mean), each stretched from its 1st to its 99th percentile; `like` lends the percentiles, so that a reconstruction
-    is stretched as its original is.
+    Of other than one or three channels the first three are shown (of two: both, and their mean), each stretched from
+    the 1st to the 99th percentile of `like`, by default of the image itself.
     """
-    image = np.nan_to_num(image.astype(np.float32))
-    if len(image) == 1:
-        bands = np.repeat(image, 3, axis=0)
-    elif len(image) == 3:
-        bands = image
-    else:
-        bands = _first_bands(image)
-        reference = bands if like is None else _first_bands(np.nan_to_num(like.astype(np.float32)))
+    bands = _three_bands(image)
+    if len(image) not in (1, 3):
+        reference = bands if like is None else _three_bands(like)
         low, high = np.percentile(reference, (1, 99), axis=(1, 2), keepdims=True)
         bands = (bands - low) / np.maximum(high - low, 1e-6)
     return (bands.clip(0, 1) * 255 + 0.5).astype(np.uint8).transpose(1, 2, 0)
 
 
 def how_viewed(channels: int) -> str:
-    """The sentence that says what `viewable` did to an image with this many channels; empty for grey and RGB."""
+    """What `viewable` shows of this many channels, in a sentence; empty for grey and RGB."""
     if channels in (1, 3):
         return ""
     shown = "both bands and their mean" if channels == 2 else f"the first three of {channels} bands"
@@ -133,7 +127,7 @@ def paste(image: Picture, reconstructed: Picture, hidden: Int[np.ndarray, " K"] 
 
 
 def attention_overlay(image: Picture, attention: Float[np.ndarray, "h w"], strength: float = 0.65) -> Picture:
-    """An attention map, scaled from its lowest to its highest value, in colours over the image in grey."""
+    """An attention map, scaled to its own range, in colours over the grey image."""
     attention = attention.astype(np.float32)
     spread = float(attention.max() - attention.min())
     unit = (attention - attention.min()) / (spread or 1.0)
@@ -145,7 +139,7 @@ def attention_overlay(image: Picture, attention: Float[np.ndarray, "h w"], stren
 
 
 def patch_values(image: Picture, values: Float[np.ndarray, "h w"], limits: tuple[float, float]) -> Picture:
-    """A number for each patch in colours between the limits; where it is NaN, the image itself."""
+    """The image with patches coloured by a value between the limits; patches with NaN stay."""
     rows, columns = values.shape
     known = _pixels(image, np.flatnonzero(np.isfinite(values)), (rows, columns))
     unit = (values - limits[0]) / (limits[1] - limits[0])
@@ -155,7 +149,7 @@ def patch_values(image: Picture, values: Float[np.ndarray, "h w"], limits: tuple
 
 @dataclass(frozen=True)
 class Ramp:
-    """A colour map that rises evenly in lightness while its hue turns: a line in Oklab (Ottosson, 2020)."""
+    """A colour map whose lightness rises evenly while its hue turns, in Oklab (Ottosson, 2020)."""
 
     first_hue: float
     last_hue: float
@@ -169,13 +163,13 @@ class Ramp:
         return _oklab(0.2 + 0.75 * t, chroma, hue)
 
 
-colours = Ramp(290, 470, 0.13)  # of attention: deep violet to pale yellow, by way of red
-scalar_colours = Ramp(285, 105, 0.07)  # of what is measured, such as depth: deep blue to pale yellow, by way of green
-NO_TRUTH = (40, 40, 44)  # where a map says nothing
+colours = Ramp(290, 470, 0.13)  # of attention: violet, red, yellow
+scalar_colours = Ramp(285, 105, 0.07)  # of measured maps such as depth: blue, green, yellow
+NO_TRUTH = (40, 40, 44)  # where a map has no ground truth
 
 
 def class_colours(count: int) -> UInt8[np.ndarray, "count 3"]:
-    """As many colours as there are classes, neighbours far apart: hues by the golden angle, in three lightnesses."""
+    """A colour for each class: hues by the golden angle, in three lightnesses, so that neighbours are far apart."""
     place = np.arange(count)
     return _oklab(np.array([0.72, 0.58, 0.84])[place % 3], np.full(count, 0.13), np.radians(25 + 137.508 * place))
 
@@ -183,13 +177,13 @@ def class_colours(count: int) -> UInt8[np.ndarray, "count 3"]:
 def scalar_picture(
     image: Float[np.ndarray, "H W"], known: Bool[np.ndarray, "H W"], limits: tuple[float, float]
 ) -> Picture:
-    """A measured map in colours, from the lower of the limits to the upper; dark where nothing is known."""
+    """A map of measurements in colours between the limits; dark where there is no ground truth."""
     unit = (image - limits[0]) / max(limits[1] - limits[0], 1e-12)
     return np.where(known[..., None], scalar_colours(unit), np.array(NO_TRUTH, np.uint8))
 
 
 def class_picture(ids: Int[np.ndarray, "H W"], known: Bool[np.ndarray, "H W"], count: int) -> Picture:
-    """A map of classes in their colours; dark where there is none."""
+    """A map of class ids in their colours; dark where there is no ground truth."""
     return np.where(known[..., None], class_colours(count)[ids.clip(0, count - 1)], np.array(NO_TRUTH, np.uint8))
 
 
@@ -224,8 +218,11 @@ _LMS_TO_RGB = np.array(
 )
 
 
-def _first_bands(image: Float[np.ndarray, "C H W"]) -> Float[np.ndarray, "3 H W"]:
-    return np.concatenate([image, image.mean(axis=0, keepdims=True)]) if len(image) == 2 else image[:3]
+def _three_bands(image: Float[np.ndarray, "C H W"]) -> Float[np.ndarray, "3 H W"]:
+    image = np.nan_to_num(image.astype(np.float32))
+    if len(image) == 2:
+        return np.concatenate([image, image.mean(axis=0, keepdims=True)])
+    return np.repeat(image, 3, axis=0) if len(image) == 1 else image[:3]
 
 
 def _pixels(image: Picture, patches: Int[np.ndarray, " K"] | Sequence[int], grid: Grid) -> Bool[np.ndarray, "H W"]:
@@ -245,7 +242,7 @@ def _pictures(run_dir: str | Path) -> Path:
 
 
 def _epochs_so_far(index: Path) -> list[dict[str, Any]]:
-    """What the index lists already; an index that cannot be read is begun again."""
+    """The epochs in the index; none where it cannot be read."""
     try:
         return [e for e in json.loads(index.read_text())["epochs"] if isinstance(e, dict)]
     except (OSError, ValueError, KeyError, TypeError):

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
+from itertools import product
+
 import numpy as np
 
 from .pictures import colours
 
 _RAMP = ",".join(f"rgb({r} {g} {b})" for r, g, b in colours(np.linspace(0, 1, 9)).tolist())
 
-LOGO = (
-    '<svg class="logo" viewBox="0 0 40 40" aria-hidden="true">'
-    '<rect x="0" y="0" width="12" height="12"/><rect class="f" x="14" y="0" width="12" height="12"/>'
-    '<rect class="f" x="28" y="0" width="12" height="12"/><rect class="f" x="0" y="14" width="12" height="12"/>'
-    '<rect class="f" x="14" y="14" width="12" height="12"/><rect x="28" y="14" width="12" height="12"/>'
-    '<rect class="f" x="0" y="28" width="12" height="12"/><rect x="14" y="28" width="12" height="12"/>'
-    '<rect class="f" x="28" y="28" width="12" height="12"/></svg>'
-)
+_VISIBLE = {(0, 0), (28, 14)}  # the patches of the logo that are not hidden
+_PATCHES = [
+    f'<rect class="{"" if (x, y) in _VISIBLE else "f"}" x="{x}" y="{y}" width="12" height="12"/>'
+    for y, x in product((0, 14, 28), repeat=2)
+]
+LOGO = f'<svg class="logo" viewBox="0 0 40 40" aria-hidden="true">{"".join(_PATCHES)}</svg>'
 
 # Series colours: Okabe and Ito's palette, which the colour-blind tell apart, darkened or lightened for each ground.
 PALETTE = """

@@ -1,8 +1,7 @@
-"""Checkpoints: safetensors and JSON, written whole or not at all, checked when read.
+"""Checkpoints, written atomically and checked when read: a folder `checkpoints/step-00000123` each.
 
-A checkpoint is a folder `checkpoints/step-00000123` with `model.safetensors` (what is trained or averaged),
-`optimizer.safetensors` (moments, by parameter name) and `state.json` (where training is, and the checksums of all
-three). It is written under a temporary name, synced and renamed, so a crash at any moment leaves the previous one.
+It holds `model.safetensors` (trained and averaged weights), `optimizer.safetensors` (moments by parameter name) and
+`state.json` (the state of training, and checksums of all three).
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from torch import Tensor, nn
 from .atomic import replacing, sync, write_json
 
 WEIGHTS_FOLDER = "kept"  # the folder of weights that stay
-NUM_CHECKPOINTS = 2  # of a run; the older one is there in case the newer is damaged
+NUM_CHECKPOINTS = 2  # of a run, in case the newest is damaged
 _MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 
 
@@ -45,11 +44,10 @@ def save(
     metadata: Mapping[str, str],
     at_epoch: float | None = None,
 ) -> Path:
-    """Write the checkpoint of a step; drop all but the newest `NUM_CHECKPOINTS` and any of a later step (the run went
-    back). With `at_epoch` it goes to the weights that stay, which `read_epoch` finds by that epoch.
+    """Write the checkpoint of a step; remove all but the newest `NUM_CHECKPOINTS` and any of a later step.
 
-    Raises OSError when it cannot be written (a full disk, a lost mount); nothing half-written stays and the previous
-    checkpoints are untouched.
+    With `at_epoch` it goes to the weights that stay. Raises OSError when it cannot be written; the previous
+    checkpoints are untouched then.
     """
     folder = run / ("checkpoints" if at_epoch is None else WEIGHTS_FOLDER)
     if at_epoch is not None:
@@ -62,7 +60,7 @@ def save(
         temporary.mkdir()
         checksums = {}
         for name, tensors in (("model", model), ("optimizer", optimizer)):
-            if not tensors:  # of an empty file safetensors says that it is damaged
+            if not tensors:  # safetensors cannot read an empty file
                 continue
             file = temporary / f"{name}.safetensors"
             _save_tensors(file, tensors, dict(metadata) if name == "model" else {})
@@ -71,7 +69,7 @@ def save(
         content = {**state, "step": step, "checksums": checksums}
         write_json(temporary / "state.json", {**content, "checksum": _checksum_of(content)})
         sync(temporary)
-        if final.exists():  # a damaged one, which the run went back behind
+        if final.exists():  # a damaged one: the run has resumed from an earlier one
             shutil.rmtree(final)
         temporary.rename(final)
         sync(folder)
@@ -81,9 +79,8 @@ def save(
     if at_epoch is None:
         existing = folders(run)
         newest = existing[: existing.index(final) + 1][-NUM_CHECKPOINTS:]
-        for other in existing:
-            if other not in newest:
-                shutil.rmtree(other, ignore_errors=True)
+        for other in set(existing) - set(newest):
+            shutil.rmtree(other, ignore_errors=True)
     return final
 
 
@@ -94,7 +91,7 @@ def write_weights(file: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
 
 
 def remove_partial_files(run: Path) -> None:
-    """Remove what a process that was killed while it saved has left half-written."""
+    """Remove the partial checkpoints of a process that was killed while it saved."""
     for name in ("checkpoints", WEIGHTS_FOLDER):
         for partial in (run / name).glob(".step-*"):
             shutil.rmtree(partial, ignore_errors=True)
@@ -120,10 +117,7 @@ def read_state(path: Path) -> dict[str, Any]:
 
 
 def read(path: Path, state: dict[str, Any] | None = None) -> Checkpoint:
-    """Read one checkpoint folder, whose `state` may be read already.
-
-    Raises ValueError, naming the file, when it is not whole.
-    """
+    """Read one checkpoint folder, whose `state` may be read already. Raises ValueError when a file is damaged."""
     state = state or read_state(path)
     try:
         for name, expected in state["checksums"].items():
@@ -137,7 +131,7 @@ def read(path: Path, state: dict[str, Any] | None = None) -> Checkpoint:
 
 
 def read_latest(run: Path) -> tuple[Checkpoint | None, list[str]]:
-    """The newest whole checkpoint of a run, and what was wrong with newer ones."""
+    """The newest undamaged checkpoint of a run, and the errors of newer ones."""
     complaints: list[str] = []
     for path in reversed(folders(run)):
         try:
@@ -182,12 +176,8 @@ def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dic
 
 
 def restore_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
-    """Moments by name: shared parameters carry them over, new ones start at zero."""
+    """Set the moments of the parameters that `tensors` has; those of other parameters start at zero."""
     for name, parameter in model.named_parameters():
         moments = {m: tensors[f"{name}:{m}"] for m in _MOMENTS if f"{name}:{m}" in tensors}
-        if len(moments) == len(_MOMENTS):
-            optimizer.state[parameter] = {
-                # a fused Adam keeps its step count beside the parameter, the others on the processor
-                moment: value.to(parameter.device, copy=True)
-                for moment, value in moments.items()
-            }
+        if len(moments) == len(_MOMENTS):  # also the step count lies on the parameter's device, as a fused Adam needs
+            optimizer.state[parameter] = {m: value.to(parameter.device, copy=True) for m, value in moments.items()}

@@ -1,13 +1,14 @@
-"""The terminal: messages and one progress line on stderr, tables as plain text."""
+"""The terminal: messages and one progress line on stderr, tables as plain text, suggestions for a mistyped name."""
 
 from __future__ import annotations
 
+import difflib
 import math
 import os
 import sys
 import time
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 _PLAIN_SECONDS = 10.0  # between two lines where there is no terminal
 _TERMINAL_SECONDS = 0.2
@@ -35,6 +36,14 @@ def duration(seconds: float) -> str:
     if seconds < 90 * 60:
         return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
     return f"{seconds / 3600:.1f} h" if seconds < 48 * 3600 else f"{seconds / 86400:.1f} days"
+
+
+def suggest(name: str, known: Iterable[object], otherwise: str = "", shown: Callable[[str], str] = str) -> str:
+    """Either "did you mean a or b?", the known names most like this one, or `otherwise`, or "there are a, b, c"."""
+    names = [str(k) for k in known]
+    if close := difflib.get_close_matches(name, names, n=3, cutoff=0.7):
+        return f"did you mean {' or '.join(map(shown, close))}?"
+    return otherwise or f"there are {', '.join(names) or 'none'}"
 
 
 def table(rows: Iterable[Sequence[object]], align: str = "lr", indent: str = "") -> str:

@@ -1,4 +1,4 @@
-"""What this machine can do: device, precision, cores, memory."""
+"""The hardware of this machine: device, precision, cores, memory, and the versions of a run."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import torch
 
 from .run_config import Precision
 
-_READERS_NICE = 10  # of a thread that reads: enough that the scheduler prefers those that compute
+_READERS_NICE = 10  # lower priority of threads that prepare data
 
 
 def choose_device(name: str = "auto") -> torch.device:
@@ -61,22 +61,21 @@ def autocast(device: torch.device) -> torch.autocast:
 
 
 def reading_threads(workers: int | None = None) -> ThreadPoolExecutor:
-    """Threads that prepare data while another computes: `workers` of them, by default one per core.
+    """A pool of threads that prepare data during training: `workers` of them, by default one per core.
 
-    On a processor the two share the cores. Threads that read compute with one thread each, since a parallel region in
-    one of them would give it OpenMP threads of its own, and with more of those than cores every barrier of the model's
-    step sleeps: a step of a small model then takes twice as long. They give way to the computation where the system
-    has priorities of threads (Linux).
+    On a CPU they share the cores with the model. Each computes with one thread: with OpenMP threads of their own there
+    would be more threads than cores, and a step of a small model takes twice as long. On Linux they have a lower
+    priority.
     """
-    torch.get_num_threads()  # settles the caller's own number: without one, it would take over what a reader sets
+    torch.get_num_threads()  # fixes the caller's own number, which would else become that of the readers
     return _ReadingThreads(workers or num_cores(), thread_name_prefix="unveil-data", initializer=_give_way)
 
 
 class _ReadingThreads(ThreadPoolExecutor):
-    """A pool whose shutdown also waits until the system's threads are gone, where it can tell (Linux).
+    """A pool whose shutdown waits, on Linux, until the system's threads have ended.
 
-    To Python a thread ends before torch has destroyed what it holds for it. A process that exits in between aborts
-    ("terminate called without an active exception").
+    Python's threads end before torch has freed their state; a process that exits in between aborts ("terminate called
+    without an active exception").
     """
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
@@ -88,7 +87,7 @@ class _ReadingThreads(ThreadPoolExecutor):
 
 
 def _give_way() -> None:
-    torch.set_num_threads(1)  # of this thread alone, and of threads that begin later and compute
+    torch.set_num_threads(1)  # of this thread alone
     if platform.system() == "Linux":
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), min(19, os.nice(0) + _READERS_NICE))
 
@@ -101,7 +100,7 @@ def memory_used(device: torch.device) -> float:
 
 
 def memory_total(device: torch.device) -> float:
-    """Megabytes that a run may use: the GPU's own, or what the machine has free."""
+    """Megabytes that a run may use: all of the GPU, or the free memory of the machine."""
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory / 2**20
     return float(psutil.virtual_memory().available) / 2**20

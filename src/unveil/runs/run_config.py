@@ -86,18 +86,14 @@ class RunConfig:
     def parse(cls, metadata: Mapping[str, Any]) -> RunConfig:
         """The configuration in the content of a `run.json`. Raises KeyError with the first entry that is missing."""
         given, data, optim = metadata["asked"], metadata["data"], metadata.get("optim")
+        split = {name: given[name] for name in ("held_out_share", "group_by") if name in given}
         return cls(
             recipe=metadata["recipe"],
             seed=metadata["seed"],
             data=DataConfig(
-                data["address"],
-                data["count"],
-                data["names"],
-                data["channels"],
-                data["held_out"],
-                given.get("held_out_share", 0.05),
-                given.get("held_out") == "last",
-                given.get("group_by"),
+                **{name: data[name] for name in ("address", "count", "names", "channels", "held_out")},
+                held_out_last=given.get("held_out") == "last",
+                **split,
             ),
             options={name: tuple(v) if isinstance(v, list) else v for name, v in metadata["dials"].items()},
             modalities=tuple(metadata.get("modalities", ())),

@@ -13,8 +13,8 @@ from typing import Any, Literal, Self, get_args, get_type_hints
 from ..recipes.options import Option, UsageError, options_in
 from ..recipes.registry import load_recipe, options_of
 from ..runs.atomic import write_text
+from ..runs.console import suggest
 from ..runs.run_config import Precision, current_names
-from ..runs.suggest import suggest
 
 Compile = Literal["auto", "on", "off"]
 HeldOut = Literal["spread", "last"]
