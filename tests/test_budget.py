@@ -25,8 +25,8 @@ from unveil.modeling.masking import (
     RandomHeads,
     TeacherAttention,
     Uniform,
-    log_dirichlet_draw,
 )
+from unveil.modeling.masking.by_modality import log_dirichlet_draw
 from unveil.modeling.rng import SampleRng, sample_keys
 from unveil.modeling.types import Batch, Layout, Observation, Tokens
 

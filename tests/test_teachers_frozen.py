@@ -31,8 +31,7 @@ SPEC = ViTConfig(
 def _unread(monkeypatch: pytest.MonkeyPatch):
     """What one test reads and tells is nothing to the next; numbers are compared in float32."""
     frozen_file._read.cache_clear()
-    frozen_file._log_resizing.cache_clear()
-    frozen_file._log_unprojected.cache_clear()
+    frozen_file._log_once.cache_clear()
     monkeypatch.setattr(frozen_file, "has_native_bf16", lambda device: False)
 
 

@@ -7,6 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +18,9 @@ from ..runs.checkpoint import write_weights
 from .encoder import Encoder
 from .layers import EPS, Block
 from .types import Batch, Modality, Pool, to_float
+
+if TYPE_CHECKING:  # which imports this file
+    from .public_vits.vit import ViT
 
 CACHED_TOKENS = 2048
 
@@ -31,16 +35,14 @@ class FeatureExtractor(nn.Module, ABC):
     """
 
     def __init__(
-        self, modalities: Sequence[Modality], patch: int, grid: tuple[int, int], dim: int, num_prefix: int, pool: Pool
+        self, trunk: Encoder | ViT, modalities: Sequence[Modality], patch: int, grid: tuple[int, int], pool: Pool
     ):
         super().__init__()
+        self.trunk = (trunk,)  # in a tuple: it is registered by the name that the subclass gives it
         self.modalities, self.patch, self.pool = tuple(modalities), patch, pool
         self.image_size = grid[0] * patch, grid[1] * patch
-        self.dim, self.num_prefix = dim, num_prefix
-
-    @property
-    def depth(self) -> int:
-        return len(self.blocks)
+        self.num_prefix, self.dim = trunk.prefix.shape
+        self.depth = len(trunk.blocks)
 
     @property
     def channels(self) -> int:
@@ -52,9 +54,18 @@ class FeatureExtractor(nn.Module, ABC):
         return self.modalities[0].mean, self.modalities[0].std
 
     @property
-    @abstractmethod
     def blocks(self) -> Sequence[Block]:
-        """The transformer blocks, from the first to the last."""
+        return self.trunk[0].blocks
+
+    @property
+    def final_norm(self) -> nn.Module:
+        """The norm after the last block; an identity where there is none."""
+        return self.trunk[0].norm
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the weights, to which images are moved."""
+        return self.trunk[0].prefix.device
 
     @abstractmethod
     def features(self, images: Float[Tensor, "B C H W"], pool: Pool) -> Float[Tensor, "B F"]:
@@ -79,11 +90,6 @@ class FeatureExtractor(nn.Module, ABC):
         """Of each block, the modules whose outputs are added to its input."""
         return [(block.ls1, block.ls2) for block in self.blocks]
 
-    @property
-    @abstractmethod
-    def device(self) -> torch.device:
-        """The device of the weights, to which images are moved."""
-
     @torch.no_grad()  # not inference_mode: a head may be trained on the features
     def forward(self, images: Tensor) -> Float[Tensor, "B F"]:
         if images.ndim != 4 or images.shape[1] != self.channels:
@@ -99,22 +105,9 @@ class ImageEncoder(FeatureExtractor):
     """
 
     def __init__(self, encoder: Encoder, pool: Pool = "mean"):
-        super().__init__(encoder.modalities, encoder.patch, encoder.grid, encoder.dim, len(encoder.prefix), pool)
+        super().__init__(encoder, encoder.modalities, encoder.patch, encoder.grid, pool)
         self.encoder = encoder
         self.eval().requires_grad_(False)
-
-    @property
-    def blocks(self) -> Sequence[Block]:
-        return self.encoder.blocks
-
-    @property
-    def device(self) -> torch.device:
-        return self.encoder.prefix.device
-
-    @property
-    def final_norm(self) -> nn.Module:
-        """The norm after the last block; an identity where the recipe has none."""
-        return self.encoder.norm
 
     def tokens(self, batch: Batch, blocks: Sequence[int]) -> list[Float[Tensor, "B K D"]]:
         latents = self.encoder(self.encoder.embed(batch), blocks)

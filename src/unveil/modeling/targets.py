@@ -124,11 +124,7 @@ class HOG:
         votes = [F.avg_pool2d(torch.where(bins == k, length, 0.0), self.cell) for k in range(self.bins)]
         histograms = F.normalize(torch.cat(votes, dim=1), dim=1)  # (B C) bins cells
         side = self.patch // self.cell
-        values = rearrange(
-            histograms,
-            "(b c) k (h p) (w q) -> b (h w) (p q c k)",
-            c=self.modality.channels, p=side, q=side,
-        )  # fmt: skip
+        values = rearrange(histograms, "(b c) k (h p) (w q) -> b (h w) (p q c k)", c=image.shape[1], p=side, q=side)
         return values, values.new_ones(1, 1, 1)
 
 

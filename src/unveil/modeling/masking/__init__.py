@@ -26,14 +26,6 @@ from .attention_guided import (
     linear,
     make_sampler,
 )
-from .by_modality import (
-    ByModality,
-    DirichletBudget,
-    IfObserved,
-    RandomHeads,
-    TaskSampling,
-    log_dirichlet_draw,
-    score_by_budget,
-)
+from .by_modality import ByModality, DirichletBudget, IfObserved, RandomHeads, TaskSampling, score_by_budget
 from .masker import Masker, TokenScore, Uniform, floor, modality_queries, unit_in_tokens
 from .patterns import PATTERNS, Blockwise, Grid, InverseBlockwise

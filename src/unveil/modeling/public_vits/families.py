@@ -40,6 +40,7 @@ _HALF = (0.5, 0.5, 0.5)
 _ADAPTER = "encoder.adapters."
 _MULTIMAE = ((r"^encoder\.(\d+)\.", r"blocks.\1."), (r"^input_adapters\.rgb\.proj\.", "patch_embed.proj."))
 _CHUNKS = ((r"^blocks\.\d+\.(\d+\.)", r"blocks.\1"),)  # DINOv2's blocks of a distributed run lie in groups
+_SWIGLU = ((r"\.mlp\.(w12|w2)\.", ".mlp.fc1."), (r"\.mlp\.w3\.", ".mlp.fc2."), (r"\.mlp\.w1\.", ".mlp.gate."))  # DINOv2
 _HUGE = 1280, 20  # DINOv3's H+ has heads of 64 channels, where other ViTs of its width have 16
 
 
@@ -222,8 +223,7 @@ def assemble(
     if table is not None:
         grid = table.shape[0], table.shape[1]
     taken = {"patch_embed.proj.weight", "patch_embed.proj.bias", "cls_token", "dist_token", "pos_embed", *_REGISTERS}
-    others = {name: tensor for name, tensor in state.items() if name not in taken}
-    ours = rename(others, MLP)
+    ours = rename({name: tensor for name, tensor in state.items() if name not in taken}, MLP)
     ours |= {"embed.weight": weight.permute(0, 2, 3, 1).flatten(1), "prefix": prefix}
     ours["embed.bias"] = state.get("patch_embed.proj.bias", torch.zeros(width))
     for block in range(blocks):
@@ -253,23 +253,11 @@ def assemble(
 
 def _one_mlp(state: StateDict) -> StateDict:
     """A gated MLP's two first projections as one, the gate before what it gates (DINOv2's w12, timm's packed fc1)."""
-    joined: StateDict = {}
-    for name, tensor in state.items():
-        match = re.fullmatch(r"(blocks\.\d+\.mlp\.)(\w+)\.(weight|bias)", name)
-        if not match:
-            joined[name] = tensor
-            continue
-        block, part, kind = match.groups()
-        if part == "w12":
-            joined[f"{block}fc1.{kind}"] = tensor
-        elif part == "w3":
-            joined[f"{block}fc2.{kind}"] = tensor
-        elif part in ("gate", "w1"):
-            gated = state[f"{block}{'fc1' if part == 'gate' else 'w2'}.{kind}"]
-            joined[f"{block}fc1.{kind}"] = torch.cat([tensor, gated])
-        elif part != "w2" and not (part == "fc1" and f"{block}gate.{kind}" in state):
-            joined[name] = tensor
-    return joined
+    state = rename(state, _SWIGLU)
+    for name in [name for name in state if ".mlp.gate." in name]:
+        gated = name.replace(".gate.", ".fc1.")
+        state[gated] = torch.cat([state.pop(name), state[gated]])
+    return state
 
 
 def _tokens(state: Mapping[str, Tensor], grid: tuple[int, int] | None, width: int) -> tuple[Tensor, Tensor | None]:

@@ -192,15 +192,13 @@ class KeyReport:
     reshaped: tuple[str, ...]
 
     def __str__(self) -> str:
-        rows = [f"{len(self.loaded)} tensors loaded"]
-        for title, keys in (
-            ("missing (start fresh)", self.missing),
-            ("unexpected (left out)", self.unexpected),
-            ("of another shape (start fresh)", self.reshaped),
-        ):
-            if keys:
-                rows.append(f"{len(keys)} {title}: {summarise(keys)}")
-        return "\n".join(rows)
+        titled = {
+            "missing (start fresh)": self.missing,
+            "unexpected (left out)": self.unexpected,
+            "of another shape (start fresh)": self.reshaped,
+        }
+        rows = [f"{len(keys)} {title}: {summarise(keys)}" for title, keys in titled.items() if keys]
+        return "\n".join([f"{len(self.loaded)} tensors loaded", *rows])
 
 
 def load_weights(model: nn.Module, state: Mapping[str, Tensor]) -> KeyReport:

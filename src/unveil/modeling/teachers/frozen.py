@@ -23,6 +23,7 @@ Channels = tuple[int, ...] | None  # of a modality, counted from 1; None for all
 
 RANDOM = "random"
 LARGE_RESIZE = 2  # factor beyond which images differ from those that a teacher was trained on
+_log_once = cache(log)  # a recipe is built several times before its run begins
 _SALT = 0x7EAC  # so that a random teacher does not have the initial weights of the student
 
 
@@ -113,7 +114,7 @@ def load_teacher(
     _log_resizing(address, encoder.config.patch, student.image_size, student.grid)
     if spec.projected and not encoder.config.projection:
         if address != RANDOM:
-            _log_unprojected(address)
+            _log_once(f"the teacher {address} has no output projection: its features are those of its last block")
         spec = replace(spec, projected=False)
     return FrozenTeacher(encoder, spec, images.name, channels)
 
@@ -154,12 +155,6 @@ def _read(address: str, stamp: int) -> PublicViT:
         return unsaved(load_encoder(address))
 
 
-@cache
-def _log_unprojected(address: str) -> None:
-    log(f"the teacher {address} has no output projection: its features are those of its last block")
-
-
-@cache
 def _log_resizing(address: str, patch: int, image_size: tuple[int, int], grid: tuple[int, int]) -> None:
     size = (grid[0] * patch, grid[1] * patch)
     if size == image_size:
@@ -171,4 +166,4 @@ def _log_resizing(address: str, patch: int, image_size: tuple[int, int], grid: t
             f"warning: {text}, by a factor of {factor:.3g}: it was not trained on images so"
             f" {'blurred' if size > image_size else 'small'}; another --patch or --image-size brings them nearer"
         )
-    log(text)
+    _log_once(text)
