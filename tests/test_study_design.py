@@ -64,7 +64,7 @@ NAMES = sorted(studies())
 @pytest.mark.parametrize("name", NAMES)
 def test_a_built_in_study_is_possible_at_every_scale(name: str, tmp_path: Path):
     asked = load_study(name)
-    assert asked.summary
+    assert asked.question
     assert set(asked.scales) == {"smoke", "cpu", "gpu", "paper"}
     for scale, at in asked.scales.items():
         check(asked, scale)

@@ -12,15 +12,17 @@ import torch
 from unveil.evaluation.statistics import compare, estimate, holm, p_value, t_quantile
 from unveil.experiments.study.aggregate import (
     arm_rows,
+    as_csv,
+    as_text,
     claim,
     gather,
     learning_curves,
     reference_rows,
+    remarks,
     time_to_target,
 )
 from unveil.experiments.study.jobs import expand
 from unveil.experiments.study.registry import load_study
-from unveil.experiments.study.tables import as_csv, as_text, remarks
 from unveil.reporting.study import intervals, study_page, write_intervals
 
 

@@ -187,7 +187,7 @@ def _study(self: Command, words: list[str]) -> str:
 
     groups = flags(study, "name")
     if not words or asks_help(words):
-        listed = columns([(name, built_in.summary) for name, built_in in studies().items()])
+        listed = columns([(name, built_in.question) for name, built_in in studies().items()])
         if not words:
             raise UsageError(f"study needs a study:\n{listed}", f"for example {self.example}")
         raise HelpAsked(f"{self.help(groups)}\n\nstudies:\n{listed}")

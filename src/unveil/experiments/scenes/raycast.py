@@ -12,7 +12,7 @@ from jaxtyping import Float, Int, UInt8
 from numpy import ndarray
 from numpy.random import default_rng
 
-from .solids import dot
+from .solids import Values, Vectors, dot
 from .things import CLASSES
 from .world import SEMANTIC_CLASSES, SKY, WALL, World, draw_world
 
@@ -140,22 +140,15 @@ def _shade(world: World, height: int, width: int, samples: int) -> Float[ndarray
 
 
 def _reflect(
-    world: World,
-    points: Float[ndarray, "3 r"],
-    normals: Float[ndarray, "3 r"],
-    albedo: Float[ndarray, "3 r"],
-    gloss: Float[ndarray, " r"],
-    d: Float[ndarray, "3 r"],
-    lights: Float[ndarray, "3 r"],
-    open_: Float[ndarray, " r"],
-) -> Float[ndarray, "3 r"]:
+    world: World, p: Vectors, normals: Vectors, albedo: Vectors, gloss: Values, d: Vectors, suns: Vectors, sky: Values
+) -> Vectors:
     """Lambert and Blinn-Phong under the sun, and the light of the sky where it can get at the point."""
-    facing = dot(normals, lights)
+    facing = dot(normals, suns)
     sun = np.zeros_like(facing)
     lit = np.flatnonzero(facing > 0)
-    lit = lit[~_shadowed(world, points.take(lit, axis=1), lights.take(lit, axis=1))]
+    lit = lit[~_shadowed(world, p.take(lit, axis=1), suns.take(lit, axis=1))]
     sun[lit] = facing.take(lit)
-    half = lights - d / np.sqrt(dot(d, d))
+    half = suns - d / np.sqrt(dot(d, d))
     shine = np.maximum(dot(normals, half), 0) / np.sqrt(dot(half, half))
     for _ in range(5):  # to the power of 32
         shine *= shine
@@ -163,7 +156,7 @@ def _reflect(
     up = np.float32(0.5) + np.float32(0.5) * normals[2]
     below, above = light.below.astype(np.float32)[:, None], light.above.astype(np.float32)[:, None]
     sunlight = light.colour.astype(np.float32)[:, None]
-    return albedo * (sunlight * sun + (below + (above - below) * up) * open_) + sunlight * (shine * gloss * (sun > 0))
+    return albedo * (sunlight * sun + (below + (above - below) * up) * sky) + sunlight * (shine * gloss * (sun > 0))
 
 
 def _lights(world: World, height: int, width: int, samples: int) -> Float[ndarray, "3 H W"]:
@@ -181,7 +174,7 @@ def _across(direction: Float[ndarray, " 3"]) -> tuple[Float[ndarray, " 3"], Floa
     return side, np.cross(side, direction)
 
 
-def _shadowed(world: World, points: Float[ndarray, "3 r"], lights: Float[ndarray, "3 r"]) -> ndarray:
+def _shadowed(world: World, points: Vectors, lights: Vectors) -> ndarray:
     """Whether something stands between each point and the sun."""
     dark = np.zeros(points.shape[1], bool)
     frame = np.stack([*_across(world.light.direction), world.light.direction])
@@ -197,7 +190,7 @@ def _shadowed(world: World, points: Float[ndarray, "3 r"], lights: Float[ndarray
     return dark
 
 
-def _openness(world: World, points: Float[ndarray, "3 r"], edges: Int[ndarray, " e"]) -> Float[ndarray, " r"]:
+def _openness(world: World, points: Vectors, edges: Int[ndarray, " e"]) -> Values:
     """How open each point is to the sky: less so low down, on the floor under things and in front of walls."""
     open_ = np.float32(0.6) + np.float32(0.4) * np.clip(points[2] / np.float32(0.35), 0, 1)
     floor = slice(edges[0], edges[1])
@@ -213,7 +206,7 @@ def _openness(world: World, points: Float[ndarray, "3 r"], edges: Int[ndarray, "
     return open_
 
 
-def _sky(world: World, d: Float[ndarray, "3 r"]) -> Float[ndarray, "3 r"]:
+def _sky(world: World, d: Vectors) -> Vectors:
     """The gradient by the height of the ray, with clouds."""
     sky, d = world.sky, d / np.sqrt(dot(d, d))
     high = np.sqrt(np.clip(d[2], 0, 1))

@@ -6,8 +6,9 @@ from outside only: a ray that starts on or inside it passes, so no surface shado
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import ClassVar
 
 import numpy as np
 from jaxtyping import Float
@@ -15,17 +16,21 @@ from numpy import ndarray
 
 START = 1e-3  # hits nearer than this along a ray are the surface that the ray left
 TORUS_STEPS = 20
+Vectors = Float[ndarray, "3 r"]
+Values = Float[ndarray, " r"]
 HUGE, TINY = np.float32(1e6), np.float32(1e-20)  # farther than any hit; keeps a ray along a face finite
 
 
-class Solid(Protocol):
+class Solid(ABC):
     """A shape that a ray can hit; `bounded` if it fits the cube."""
 
-    bounded: ClassVar[bool]
+    bounded: ClassVar[bool] = True
 
+    @abstractmethod
     def hit(self, o: ndarray, d: ndarray) -> ndarray:
         """The t at which each ray enters, inf where it misses; o and d are 3 first, then the rays' own shape."""
 
+    @abstractmethod
     def normal(self, p: Float[ndarray, "3 r"]) -> Float[ndarray, "3 r"]:
         """Outwards at each point of the surface, of any length."""
 
@@ -47,14 +52,13 @@ def _roots(a: ndarray, b: ndarray, c: ndarray) -> tuple[ndarray, ndarray, ndarra
 
 
 @dataclass(frozen=True)
-class Plane:
+class Plane(Solid):
     """The plane z = 0 seen from above, cut off at y = `top`."""
 
     top: float = np.inf
     bounded: ClassVar[bool] = False
 
     def hit(self, o: ndarray, d: ndarray) -> ndarray:
-        """Where the ray meets the plane."""
         t = -o[2] / d[2]
         return _entry(t, d[2] < 0) if np.isinf(self.top) else _entry(t, (d[2] < 0) & (o[1] + t * d[1] < self.top))
 
@@ -63,13 +67,10 @@ class Plane:
 
 
 @dataclass(frozen=True)
-class Ball:
+class Ball(Solid):
     """The sphere of radius 1 about the origin."""
 
-    bounded: ClassVar[bool] = True
-
     def hit(self, o: ndarray, d: ndarray) -> ndarray:
-        """The nearer root of |o + t d| = 1."""
         t, _, real = _roots(dot(d, d), dot(o, d), dot(o, o) - 1)
         return _entry(t, real)
 
@@ -78,10 +79,8 @@ class Ball:
 
 
 @dataclass(frozen=True)
-class Dome:
+class Dome(Solid):
     """The upper half of the unit ball, drawn out to z in [-1, 1]."""
-
-    bounded: ClassVar[bool] = True
 
     def hit(self, o: ndarray, d: ndarray) -> ndarray:
         """The sphere above its equator, or the flat underside."""
@@ -92,18 +91,16 @@ class Dome:
         return np.minimum(_entry(t, real & (o[2] + t * d[2] > 0)), _entry(under, (d[2] > 0) & (x * x + y * y < 1)))
 
     def normal(self, p: ndarray) -> ndarray:
-        """Radial, or down on the underside."""
         x, y, z = p
         flat = z < -0.998
         return np.stack([np.where(flat, 0, x), np.where(flat, 0, y), np.where(flat, -1, (z + 1) / 4)])
 
 
 @dataclass(frozen=True)
-class Frustum:
+class Frustum(Solid):
     """A cylinder along z whose radius goes from 1 at z = -1 to `top` at z = 1; 1 is a cylinder, 0 a cone."""
 
     top: float = 1.0
-    bounded: ClassVar[bool] = True
 
     def hit(self, o: ndarray, d: ndarray) -> ndarray:
         """The nearest of two walls and two lids."""
@@ -121,7 +118,6 @@ class Frustum:
         return np.minimum(t, _entry(lid, x * x + y * y < rim * rim))
 
     def normal(self, p: ndarray) -> ndarray:
-        """Outwards from the axis, or along it on the lids."""
         x, y, z = p
         lid = np.abs(z) > 0.998
         wall = np.sqrt(x * x + y * y) * np.float32((1 - self.top) / 2)
@@ -129,12 +125,11 @@ class Frustum:
 
 
 @dataclass(frozen=True, eq=False)
-class Polyhedron:
+class Polyhedron(Solid):
     """The convex solid where `normals @ p <= offsets`."""
 
     normals: Float[ndarray, "F 3"]
     offsets: Float[ndarray, " F"]
-    bounded: ClassVar[bool] = True
 
     def hit(self, o: ndarray, d: ndarray) -> ndarray:
         """The last face entered, if that is before the first one left."""
@@ -146,7 +141,6 @@ class Polyhedron:
         return _entry(enter, enter < leave).reshape(d.shape[1:])
 
     def normal(self, p: ndarray) -> ndarray:
-        """The normal of the face that the point lies on."""
         return self.normals[np.argmax(self.normals @ p - self.offsets[:, None], axis=0)].T
 
 
@@ -164,11 +158,10 @@ CABIN = _polyhedron((4, 0, 1, 3), (-4, 0, 1.6, 2.4), *_ENDS)  # a box whose fron
 
 
 @dataclass(frozen=True)
-class Torus:
+class Torus(Solid):
     """A ring around z with outer radius 1 and a tube of radius `tube`; its axes must have equal lengths."""
 
     tube: float = 0.25
-    bounded: ClassVar[bool] = True
 
     def _distance(self, p: ndarray) -> ndarray:
         across = np.sqrt(p[0] * p[0] + p[1] * p[1]) - np.float32(1 - self.tube)

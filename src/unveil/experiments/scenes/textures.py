@@ -11,9 +11,9 @@ from jaxtyping import Float
 from numpy import ndarray
 from numpy.random import Generator
 
-Points = Float[ndarray, "3 r"]
-Blend = Float[ndarray, " r"]
-Texture = Callable[[Points], Blend]
+from .solids import Values, Vectors
+
+Texture = Callable[[Vectors], Values]  # points to blends
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,7 +25,7 @@ class Material:
     scale: float
     gloss: float
 
-    def albedo(self, p: Points, footprint: Blend) -> Float[ndarray, "3 r"]:
+    def albedo(self, p: Vectors, footprint: Values) -> Vectors:
         """The share of light given back at each point; a pattern finer than a ray's footprint fades to its mean."""
         first, second = self.colours
         blend = self.texture(p)
@@ -75,7 +75,7 @@ def dots(rng: Generator, scale: float) -> Texture:
     side, radius = np.float32(0.7 / scale), np.float32(rng.uniform(0.3, 0.42))
     shift = rng.uniform(size=(3, 1)).astype(np.float32)
 
-    def blend(p: Points) -> Blend:
+    def blend(p: Vectors) -> Values:
         q = p * side + shift
         q[0] += 0.5 * np.floor(q[2])
         q -= np.floor(q) + np.float32(0.5)
@@ -95,7 +95,7 @@ def marble(rng: Generator, scale: float) -> Texture:
     waves, k = _waves(rng), np.float32(0.5 / scale)
     direction = np.float32(rng.normal(size=3) * 1.5)
 
-    def blend(p: Points) -> Blend:
+    def blend(p: Vectors) -> Values:
         q = p * k
         return np.square(1 - np.abs(np.sin(direction @ q + 2.5 * waves(q))))
 
@@ -108,7 +108,7 @@ def wood(rng: Generator, scale: float) -> Texture:
     lean, pith = np.float32(rng.normal(0, 0.25, (2, 1))), rng.uniform(-2, 2, (2, 1)).astype(np.float32)
     axis = int(rng.integers(3))
 
-    def blend(p: Points) -> Blend:
+    def blend(p: Vectors) -> Values:
         q = np.roll(p, axis, 0) * k
         x, y = q[1:] + pith + lean * q[:1]
         return 0.5 + 0.5 * np.sin(np.float32(9) * np.hypot(x, y) + 1.5 * waves(q * 0.5))
@@ -121,7 +121,7 @@ def bricks(rng: Generator, scale: float) -> Texture:
     long, high = np.float32(2.2 * scale), np.float32(scale)
     joint = rng.uniform(0.05, 0.1)
 
-    def blend(p: Points) -> Blend:
+    def blend(p: Vectors) -> Values:
         y = p[1] / high
         row = np.floor(y)
         x = p[0] / long + 0.5 * _odd(row)

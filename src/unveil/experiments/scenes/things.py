@@ -45,6 +45,12 @@ def shape(solid: Solid, centre: Xyz, half: Xyz, group: int = 0, turn: ndarray | 
     return Shape(solid, np.array(centre, np.float64), axes if turn is None else turn @ axes, group)
 
 
+def bounds(shapes: list[Shape]) -> tuple[Float[ndarray, " 3"], Float[ndarray, " 3"]]:
+    """The lowest and highest coordinates of the boxes around the shapes."""
+    corners = np.concatenate([s.corners for s in shapes], axis=1)
+    return corners.min(1), corners.max(1)
+
+
 def turn_z(angle: float) -> Float[ndarray, "3 3"]:
     """The 3x3 matrix of a rotation about the vertical axis."""
     c, s = np.cos(angle), np.sin(angle)
@@ -203,29 +209,16 @@ def tree(rng: Generator) -> list[Shape]:
     return parts
 
 
-def _clutter(rng: Generator) -> tuple[str, Shape]:
-    u = rng.uniform
-    a, b, c = u(0.2, 0.4), u(0.2, 0.4), u(0.2, 0.5)
-    return (
-        ("ball", shape(Ball(), (0, 0, a), (a, a, a))),
-        ("block", shape(BOX, (0, 0, c), (a, b, c))),
-        ("can", shape(Frustum(), (0, 0, c), (a, a, c))),
-        ("cone", shape(Frustum(u(0, 0.3)), (0, 0, c), (a, a, c))),
-        ("ring", shape(Torus(u(0.2, 0.35)), (0, 0, a), (a, a, a), 0, None if u() < 0.5 else TO_X)),
-    )[rng.integers(5)]
-
-
 CATEGORIES: tuple[Callable[[Generator], list[Shape]], ...] = (
     bottle, car, chair, house, lamp, mug, mushroom, snowman, table, tree,
 )  # fmt: skip
 CLASSES = tuple(category.__name__ for category in CATEGORIES)
-CLUTTER = ("ball", "block", "can", "cone", "ring")
+CLUTTER = ("ball", "block", "can", "cone", "ring")  # the shapes of draw_clutter
 
 
 def stand(shapes: list[Shape], size: float, angle: float, x: float, y: float) -> list[Shape]:
     """The shapes scaled to `size` metres, turned about the vertical and set on the floor at x, y."""
-    corners = np.concatenate([s.corners for s in shapes], axis=1)
-    low, high = corners.min(1), corners.max(1)
+    low, high = bounds(shapes)
     middle = np.array([(low[0] + high[0]) / 2, (low[1] + high[1]) / 2, low[2]])
     extent = high - low
     turn = turn_z(angle) * size / max(extent[2], extent[:2].max() / 1.3)
@@ -233,12 +226,16 @@ def stand(shapes: list[Shape], size: float, angle: float, x: float, y: float) ->
     return [Shape(s.solid, there + turn @ (s.centre - middle), turn @ s.axes, s.group) for s in shapes]
 
 
-def draw_main(rng: Generator, label: int) -> list[Shape]:
-    """A member of a category about 1 m tall, at the origin, its front towards -y."""
-    return stand(CATEGORIES[label](rng), rng.uniform(0.85, 1.15), 0, 0, 0)
-
-
 def draw_clutter(rng: Generator, size: float, x: float, y: float) -> tuple[str, list[Shape]]:
     """A plain shape of `size` metres and its name, at x, y."""
-    name, one = _clutter(rng)
-    return name, stand([one], size, rng.uniform(0, 2 * np.pi), x, y)
+    u = rng.uniform
+    a, b, c = u(0.2, 0.4), u(0.2, 0.4), u(0.2, 0.5)
+    shapes = (
+        shape(Ball(), (0, 0, a), (a, a, a)),
+        shape(BOX, (0, 0, c), (a, b, c)),
+        shape(Frustum(), (0, 0, c), (a, a, c)),
+        shape(Frustum(u(0, 0.3)), (0, 0, c), (a, a, c)),
+        shape(Torus(u(0.2, 0.35)), (0, 0, a), (a, a, a), 0, None if u() < 0.5 else TO_X),
+    )
+    number = rng.integers(len(CLUTTER))
+    return CLUTTER[number], stand([shapes[number]], size, u(0, 2 * np.pi), x, y)

@@ -12,7 +12,7 @@ from numpy.random import Generator
 
 from .solids import Plane, Solid
 from .textures import Material, colour, draw_material
-from .things import CLASSES, CLUTTER, CORNERS, Shape, draw_clutter, draw_main, turn_z
+from .things import CATEGORIES, CLASSES, CLUTTER, CORNERS, Shape, bounds, draw_clutter, stand, turn_z
 
 SEMANTIC_CLASSES = ("sky", "floor", "wall", *CLUTTER, *CLASSES)
 SKY, FLOOR, WALL = range(3)
@@ -106,16 +106,14 @@ def _unit(v: ndarray) -> ndarray:
 
 def _thing(rng: Generator, shapes: list[Shape], name: str) -> list[Part]:
     """A thing dressed: each group in its own material, or all in one."""
-    groups = {s.group for s in shapes}
     one = draw_material(rng) if rng.random() < 0.25 else None
-    materials = {group: one or draw_material(rng) for group in sorted(groups)}
+    materials = {group: one or draw_material(rng) for group in sorted({s.group for s in shapes})}
     return [_part(s, materials[s.group], SEMANTIC_CLASSES.index(name)) for s in shapes]
 
 
 def _contact(shapes: list[Shape]) -> Contact:
     """Where a thing stands, and the radius of its mean extent."""
-    corners = np.concatenate([s.corners for s in shapes], axis=1)[:2]
-    low, high = corners.min(1), corners.max(1)
+    low, high = (corner[:2] for corner in bounds(shapes))
     x, y = (low + high) / 2
     return x, y, (high - low).mean() / 2
 
@@ -195,11 +193,10 @@ def _sky(rng: Generator) -> Sky:
 
 def draw_world(rng: Generator, label: int) -> World:
     """The next world of the stream, with a main thing of category `label`; it may hide its main thing."""
-    main = draw_main(rng, label)
+    main = stand(CATEGORIES[label](rng), rng.uniform(0.85, 1.15), 0, 0, 0)  # about 1 m tall, its front towards -y
     camera = _camera(rng, main)
     backdrop = _backdrop(rng, camera)
     around, contacts = _things_around(rng, camera, _contact(main), backdrop[1:])
-    parts = backdrop + _thing(rng, main, CLASSES[label])
-    for name, shapes in around:
-        parts += _thing(rng, shapes, name)
+    things = [(CLASSES[label], main), *around]
+    parts = backdrop + [part for name, shapes in things for part in _thing(rng, shapes, name)]
     return World(label, tuple(parts), contacts, camera, _light(rng, camera), _sky(rng))

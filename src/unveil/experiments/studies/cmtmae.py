@@ -38,7 +38,6 @@ def weighted(name: str, masks: float, targets: float) -> Arm:
 
 
 cmtmae_attention = Study(
-    summary="CMT-MAE: quality of the attention and gain in accuracy, epoch by epoch.",
     question="Do masks help more where attention finds things better?",
     arms=(MAE, Arm("random teacher", "cmtmae", {"teacher": "random"}), Arm("CMT-MAE", "cmtmae", TAUGHT)),
     baseline="MAE",
@@ -48,7 +47,6 @@ cmtmae_attention = Study(
 )
 
 cmtmae_fusion = Study(
-    summary="CMT-MAE: how the two attention maps are fused.",
     question="Does it matter how the attention of teacher and student is fused?",
     arms=(MAE, *(Arm(name, "cmtmae", {"fusion": name}) for name in FUSIONS)),
     baseline="linear",
@@ -56,7 +54,6 @@ cmtmae_fusion = Study(
 )
 
 cmtmae_ladder = Study(
-    summary="CMT-MAE: its ladder at equal time, from MAE and two controls to the whole, and with a random teacher.",
     question="What do collaborative masks and collaborative targets add to a teacher's targets?",
     arms=(
         MAE,
@@ -82,7 +79,6 @@ cmtmae_ladder = Study(
 )
 
 cmtmae_layers = Study(
-    summary="CMT-MAE: which layers it changes, by CKA with those of an MAE of the same seed.",
     question="Which layers does CMT-MAE learn otherwise than MAE?",
     arms=(MAE, step("teacher alone", "teacher", "teacher"), Arm("CMT-MAE", "cmtmae")),
     baseline="teacher alone",
@@ -91,7 +87,6 @@ cmtmae_layers = Study(
 )
 
 cmtmae_stage_one = Study(
-    summary="CMT-MAE: how long the teacher guides alone, against the time to a given k-NN accuracy.",
     question="Does a first stage with the teacher alone pay, and how long should it be?",
     arms=(MAE, *(Arm(f"stage one {100 * s:g} %", "cmtmae", {"stage1_epochs": Share(s)}) for s in STAGE_ONE_SHARES)),
     baseline="stage one 12.5 %",
@@ -102,7 +97,6 @@ cmtmae_stage_one = Study(
 )
 
 cmtmae_student = Study(
-    summary="CMT-MAE: a student that is averaged over time against the student as it is.",
     question="Must the student that guides be an average over time?",
     arms=(
         MAE,
@@ -115,7 +109,6 @@ cmtmae_student = Study(
 )
 
 cmtmae_student_weight = Study(
-    summary="CMT-MAE: the student's weight in masks and in targets, separately (the paper ties them, best at 0.3).",
     question="Which share should the student have in the masks, and which in the targets?",
     arms=(
         MAE,
@@ -135,11 +128,10 @@ cmtmae_student_weight = Study(
         protocols={**KNN_AND_LINEAR, "finetune": {"epochs": 10}},
         published=MEASURED,
     ),
-    note="The teacher is the MAE of the same seed, except as published, where it is CLIP.",
+    note="The paper ties the two, best at 0.3. The teacher is the MAE of the same seed, as published it is CLIP.",
 )
 
 cmtmae_teacher = Study(
-    summary="CMT-MAE: what the teacher must have learned; an untrained one is the control.",
     question="What does the teacher have to know?",
     arms=(
         MAE,

@@ -1,4 +1,4 @@
-"""Studies of CrossMAE: the ablations of its paper."""
+"""Studies of CrossMAE: the ablations of its paper, whose tables the notes cite."""
 
 from ..study.design import CROSSMAE_ABLATION, Arm, Study, scales
 
@@ -10,7 +10,6 @@ TWELVE_BLOCKS = {"size": "tiny"}
 LR_SCALES = {"a third": "predicted", "the same": "none", "three times": "inverse"}
 
 crossmae_blend = Study(
-    summary="CrossMAE: how encoder maps are blended (tables 8 and 9): linear, softmax, with a projection of each map.",
     question="Does it matter how encoder maps are blended?",
     arms=(
         Arm("linear", "crossmae", {"blend": "linear"}),
@@ -22,11 +21,10 @@ crossmae_blend = Study(
     ),
     baseline="linear",
     scales=scales(cpu_arms=("linear", "softmax", "projected", "last map alone"), paper=CROSSMAE_ABLATION),
-    note="The paper has 83.2 and 83.2 % for linear and softmax (25 % predicted), 83.3 and 83.5 % with projections.",
+    note="Tables 8 and 9: 83.2 and 83.2 % for linear and softmax (25 % predicted), 83.3 and 83.5 % with projections.",
 )
 
 crossmae_decoder_attention = Study(
-    summary="CrossMAE: what the masked tokens of an MAE's decoder attend to, visible or masked ones (1.42 to 0.39).",
     question="Do the masked tokens of an MAE's decoder read one another?",
     arms=(MAE, Arm("MAE, half hidden", "mae", {"visible": 0.5}), MAE_BLEND),
     baseline="MAE",
@@ -36,26 +34,23 @@ crossmae_decoder_attention = Study(
 )
 
 crossmae_decoder_blocks = Study(
-    summary="CrossMAE: what each decoder block adds to a reconstruction, and which encoder maps it reads (appendix D).",
     question="Do later decoder blocks add the details, and do they read earlier encoder maps?",
     arms=(CROSSMAE, LAST_MAP, MAE),
     baseline="CrossMAE",
     scales=scales(cpu={"decoder_depth": 4}, paper={"epochs": 800}, analyses={"blocks": {}}),
-    note="Shares are of the prediction, and sum to 1; detail is 0 for what is flat and about 1 for noise. Each run's"
+    note="Appendix D. Shares are of the prediction, and sum to 1; detail is 0 for flat, about 1 for noise. Each run's"
     " folder holds analysis/blocks.png, the reconstruction block by block, and which maps its blocks read.",
 )
 
 crossmae_decoder_depth = Study(
-    summary="CrossMAE: how deep the decoder is (table 3e: 1, 4, 8 and 12 blocks).",
     question="How deep must the decoder be?",
     arms=tuple(Arm(f"{n} block{'s' * (n > 1)}", "crossmae", {"decoder_depth": n}) for n in (1, 4, 8, 12)),
     baseline="12 blocks",
     scales=scales(paper=CROSSMAE_ABLATION),
-    note="The paper has 83.0, 83.1, 83.1 and 83.3 % by fine-tuning after 400 epochs.",
+    note="Table 3e: 83.0, 83.1, 83.1 and 83.3 % by fine-tuning after 400 epochs.",
 )
 
 crossmae_ladder = Study(
-    summary="CrossMAE: time and memory from MAE to CrossMAE, one change at a time (table 5).",
     question="What does each part of CrossMAE cost, and what does it save?",
     arms=(
         MAE,
@@ -68,11 +63,10 @@ crossmae_ladder = Study(
     scales=scales(
         cpu_arms=("MAE", "+ cross-attention", "+ a third predicted", "+ blend (CrossMAE 25 %)"), paper=CROSSMAE_ABLATION
     ),
-    note="The paper has 9.35, 7.38, 6.32 and 8.41 minutes an epoch; its last row predicts all hidden patches again.",
+    note="Table 5: 9.35, 7.38, 6.32 and 8.41 minutes an epoch; the paper's last row predicts all hidden patches again.",
 )
 
 crossmae_lr = Study(
-    summary="CrossMAE: the learning rate when a third of the patches is predicted: in proportion, the same, inverse.",
     question="How should the learning rate follow the share of patches that is predicted?",
     arms=tuple(Arm(name, "crossmae", {"lr_scale": word}) for name, word in LR_SCALES.items()),
     baseline="the same",
@@ -81,34 +75,30 @@ crossmae_lr = Study(
 )
 
 crossmae_mae_blend = Study(
-    summary="CrossMAE: would MAE gain from blended encoder maps, too (table 7)?",
     question="Is it inter-block attention alone that makes the difference?",
     arms=(MAE, MAE_BLEND, Arm("CrossMAE 25 %", "crossmae"), Arm("CrossMAE 75 %", "crossmae", {"predicted": 0.75})),
     baseline="MAE",
     scales=scales(paper=CROSSMAE_ABLATION),
-    note="The paper has 83.0, 83.0, 83.2 and 83.3 % by fine-tuning after 400 epochs.",
+    note="Table 7: 83.0, 83.0, 83.2 and 83.3 % by fine-tuning after 400 epochs.",
 )
 
 crossmae_maps = Study(
-    summary="CrossMAE: how many encoder maps each decoder block blends (table 3d: 1, 3, 6 and 12).",
     question="How many encoder maps should the decoder read?",
     arms=(LAST_MAP, *(Arm(f"{n} maps", "crossmae", {"num_maps": n}) for n in (3, 6, 12))),
     baseline="last map alone",
     scales=scales(smoke=TWELVE_BLOCKS, cpu={**TWELVE_BLOCKS, "epochs": 12}, paper=CROSSMAE_ABLATION),
-    note="The paper has 82.9, 83.3, 83.5 and 83.3 %, and does not say which 3 or 6: here they are evenly spread.",
+    note="Table 3d: 82.9, 83.3, 83.5 and 83.3 %; the paper does not say which 3 or 6: here they are evenly spread.",
 )
 
 crossmae_mask_ratio = Study(
-    summary="CrossMAE: how much of an image is hidden (table 3b: 65, 75 and 85 %).",
     question="Does CrossMAE need three quarters of the patches hidden?",
     arms=tuple(Arm(f"hides {p} %", "crossmae", {"visible": 1 - p / 100, "predicted": 0.25}) for p in (65, 75, 85)),
     baseline="hides 75 %",
     scales=scales(paper=CROSSMAE_ABLATION),
-    note="The paper has 83.5, 83.3 and 83.3 % by fine-tuning after 400 epochs, without intervals.",
+    note="Table 3b: 83.5, 83.3 and 83.3 % by fine-tuning after 400 epochs, without intervals.",
 )
 
 crossmae_prediction_ratio = Study(
-    summary="CrossMAE: how many patches are predicted, with the learning rate in proportion and without (table 3c).",
     question="How few patches can be predicted, and does the learning rate have to follow?",
     arms=tuple(
         Arm(f"predicts {100 * p:g} %, {rate}", "crossmae", {"predicted": p, "lr_scale": scale})
@@ -122,11 +112,10 @@ crossmae_prediction_ratio = Study(
         gpu={"lr": 1e-3},
         paper=CROSSMAE_ABLATION,
     ),
-    note="The paper has 83.1 (15 %), 83.2 (25 %) and 83.3 % (75 %). At 75 % both rates are the same.",
+    note="Table 3c: 83.1 (15 %), 83.2 (25 %) and 83.3 % (75 %). At 75 % both rates are the same.",
 )
 
 crossmae_self_attention = Study(
-    summary="CrossMAE: is it of use that masked patches read one another (table 3a)?",
     question="Do predictions need one another?",
     arms=(
         MAE,
@@ -135,5 +124,5 @@ crossmae_self_attention = Study(
     ),
     baseline="CrossMAE",
     scales=scales(paper=CROSSMAE_ABLATION),
-    note="The paper has 83.0, 83.3 and 83.3 % by fine-tuning after 400 epochs.",
+    note="Table 3a: 83.0, 83.3 and 83.3 % by fine-tuning after 400 epochs.",
 )

@@ -18,7 +18,6 @@ def continued(name: str, recipe: str, schedule: str) -> Arm:
 
 
 multimae_budget = Study(
-    summary="MultiMAE: how visible patches are shared between modalities, fixed or following the losses.",
     question="Should a modality that is hard to predict show more, or less?",
     arms=(
         guided("Dirichlet 1"),
@@ -32,7 +31,6 @@ multimae_budget = Study(
 )
 
 multimae_continue = Study(
-    summary="MultiMAE: the learning rate when a finished training is continued with guided masks.",
     question="Which learning rate suits a training continued with guided masks, and is it the masks that help?",
     arms=(
         Arm("MultiMAE", "multimae"),
@@ -47,7 +45,6 @@ multimae_continue = Study(
 )
 
 multimae_heads = Study(
-    summary="MultiMAE: masks guided by all heads or by a random few of them.",
     question="Should all heads guide the mask, or a random few?",
     arms=(Arm("random masks", "multimae"), guided("all heads"), guided("random heads", guide_heads="random")),
     baseline="all heads",
@@ -55,7 +52,6 @@ multimae_heads = Study(
 )
 
 multimae_low_data = Study(
-    summary="MultiMAE: fine-tuning on few labels after random and after guided masks.",
     question="Do guided masks help most where labels are few?",
     arms=(Arm("random", "multimae"), guided("high"), guided("low", draw="low")),
     baseline="random",
@@ -66,7 +62,6 @@ multimae_low_data = Study(
 )
 
 multimae_masks = Study(
-    summary="MultiMAE: masks guided by attention or by error, against random ones, at equal time.",
     question="Does it help to hide what the model attends to, or what it finds hard?",
     arms=(
         Arm("random", "multimae"),
@@ -92,7 +87,6 @@ multimae_masks = Study(
 )
 
 multimae_noise = Study(
-    summary="MultiMAE: guided masks with noise in the attention.",
     question="How much noise should be added to the attention that guides the mask?",
     arms=(
         Arm("random", "multimae"),

@@ -26,7 +26,6 @@ AT_EQUAL_TIME = scales(
 )
 
 recipes = Study(
-    summary="The recipes at equal time, and beside training from scratch, with all labels and with few.",
     question="Which recipe learns the most in the same time, and does pretraining beat training from scratch?",
     arms=(
         Arm("MAE", "mae"),

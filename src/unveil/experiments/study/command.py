@@ -19,13 +19,12 @@ from ...runs.console import duration, log
 from ...runs.folder import check_writable
 from ...runs.lock import hold
 from ..scenes import parse, render_scenes
-from .aggregate import gather, read_outcome
+from .aggregate import as_text, gather, headlines, read_outcome, remarks, write
 from .cost_estimate import estimate_costs, fit_epochs, store_epochs, with_epochs, with_minutes
 from .design import ScaleName, Setting, Study
 from .jobs import Job, expand, is_scenes, scenes_folder, slug
 from .registry import check, load_study
 from .schedule import Schedule, write_jobs
-from .tables import as_text, headlines, remarks, write
 
 MARKER = "study.json"
 SCENES = "scenes"  # the name that settings of rendered scenes begin with

@@ -88,7 +88,6 @@ class Study:
     scales: Mapping[ScaleName, Scale]
     note: str = ""
     time_to: str | None = None
-    summary: str = ""  # one line, for the list of the built-in studies
 
     def arms_at(self, scale: ScaleName) -> tuple[Arm, ...]:
         """The arms that take part at a scale."""
