@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import signal
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 
@@ -18,7 +20,10 @@ from torch import Tensor
 
 from tiny_runs import facts, journal
 from unveil.runs.checkpoint import read_latest
+from unveil.runs.console import log
+from unveil.training.distributed import SINGLE_PROCESS, process_group
 
+LAUNCHER = ("WORLD_SIZE", "RANK", "MASTER_ADDR", "MASTER_PORT")
 WORDS = """multimae --data data --modalities rgb depth --visible 0.375 --size nano --image-size 16 --patch 8
     --decoder-dim 16 --decoder-depth 1 --decoder-heads 2 --batch-size 8 --lr 0.05 --workers 1
     --precision float32"""
@@ -111,3 +116,53 @@ def test_a_mistake_is_told_once_and_nothing_is_written(pairs: Path) -> None:
     assert process.returncode != 0
     assert err.count("--batch-size 7 is not divisible by the world size 2; give 6 or 8") == 1
     assert not (pairs / "never").exists()
+
+
+@pytest.mark.parametrize(
+    ("variables", "message"),
+    [
+        ({"WORLD_SIZE": "4"}, "WORLD_SIZE=4 is set and RANK, MASTER_ADDR, MASTER_PORT not"),
+        ({"WORLD_SIZE": "4", "RANK": "0"}, "MASTER_ADDR, MASTER_PORT not: torchrun has not started"),
+        ({"WORLD_SIZE": "four"}, "WORLD_SIZE is 'four', not a number"),
+        ({"WORLD_SIZE": "0"}, "WORLD_SIZE is '0', not a number"),
+        ({"WORLD_SIZE": "2", "RANK": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "1"}, "RANK is '2', not one of 0"),
+        ({"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "localhost", "MASTER_PORT": "x"}, "MASTER_PORT is 'x'"),
+    ],
+)
+def test_variables_of_a_launcher_that_describe_no_group_are_one_error(monkeypatch, variables, message):
+    for name in LAUNCHER:
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ValueError, match=message), process_group():
+        pass
+
+
+def test_a_process_whose_partners_do_not_come_says_that_it_waits_and_stops(monkeypatch, capsys):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    for name, value in zip(LAUNCHER, ("2", "0", "127.0.0.1", str(port)), strict=True):
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr("unveil.training.distributed._RENDEZVOUS", timedelta(seconds=1))
+    with pytest.raises(ValueError, match=r"did not meet at 127\.0\.0\.1"), process_group():
+        pass
+    assert f"waiting for 1 other process (WORLD_SIZE=2) at 127.0.0.1:{port}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("tasks", ["SLURM_NTASKS", "SLURM_STEP_NUM_TASKS"])
+def test_tasks_of_slurm_without_torchrun_are_warned_of(monkeypatch, capsys, tasks):
+    for name, value in {tasks: "2", "SLURM_PROCID": "1"}.items():
+        monkeypatch.setenv(name, value)
+    for name in LAUNCHER:
+        monkeypatch.delenv(name, raising=False)
+    with process_group() as group:
+        assert group == SINGLE_PROCESS
+    assert "Slurm has started task 1 of 2" in capsys.readouterr().err
+
+
+def test_a_rank_without_a_world_silences_nothing(monkeypatch, capsys):
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    monkeypatch.setenv("RANK", "3")
+    log("a message")
+    assert capsys.readouterr().err == "a message\n"

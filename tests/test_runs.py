@@ -38,8 +38,18 @@ class TestIntents:
 
     def test_a_finished_run_is_left_alone(self, tmp_path: Path):
         begun(tmp_path, status="finished")
-        with pytest.raises(ValueError, match=r"finished.*--overwrite"):
+        with pytest.raises(
+            ValueError, match=r"finished; .*--init-from .* --continue-schedule tail and a new --out.*--overwrite"
+        ):
             is_continuation(tmp_path, ASKED, overwrite=False)
+
+    def test_a_finished_run_that_is_to_be_longer_names_the_way(self, tmp_path: Path):
+        begun(tmp_path, status="finished")
+        with pytest.raises(ValueError, match=r"epochs: None then, 3 now.*--init-from .* --continue-schedule tail"):
+            is_continuation(tmp_path, {**ASKED, "epochs": 3}, overwrite=False)
+        with pytest.raises(ValueError, match="another run") as refusal:
+            is_continuation(tmp_path, {**ASKED, "epochs": 3, "visible": 0.5}, overwrite=False)
+        assert "--init-from" not in str(refusal.value)
 
     def test_another_run_is_refused_with_what_differs(self, tmp_path: Path):
         begun(tmp_path)

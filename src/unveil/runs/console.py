@@ -20,7 +20,7 @@ class RankZeroFailed(Exception):  # noqa: N818
 
 def is_rank_zero() -> bool:
     """Whether this process has rank 0 of those that `torchrun` started; True without `torchrun`."""
-    return os.environ.get("RANK", "0") == "0"
+    return os.environ.get("WORLD_SIZE", "1") == "1" or os.environ.get("RANK", "0") == "0"
 
 
 def log(text: str) -> None:

@@ -179,6 +179,10 @@ def check_apart(path: Path, data: str) -> None:
         raise ValueError(f"{path} lies in {data}: its pictures would be taken for images; give an --out elsewhere")
 
 
+def _longer(path: Path) -> str:
+    return f"to train it for longer, give --init-from {path} --continue-schedule tail and a new --out"
+
+
 def is_continuation(path: Path, fingerprint: Mapping[str, Any], overwrite: bool) -> bool:
     """Whether the folder holds an unfinished run of the same recipe and options, which is then continued.
 
@@ -196,9 +200,13 @@ def is_continuation(path: Path, fingerprint: Mapping[str, Any], overwrite: bool)
     resolved = {k: v for k, v in metadata.get("dials", {}).items() if k in fingerprint}  # given now, set by us then
     before, now = current_options({**resolved, **metadata.get("asked", {})}), current_options(fingerprint)
     differs = sorted(k for k in {*before, *now} if before.get(k) != now.get(k))
+    is_finished = metadata.get("status") == "finished"
     if differs:
         changes = "; ".join(f"{k}: {before.get(k)!r} then, {now.get(k)!r} now" for k in differs)
-        raise ValueError(f"{path} holds another run ({changes}); give another --out, the same options, or --overwrite")
-    if metadata.get("status") == "finished":
-        raise ValueError(f"{path} holds this run, finished; evaluate it, give another --out, or --overwrite")
+        longer = f"; {_longer(path)}" if is_finished and set(differs) <= {"epochs", "minutes"} else ""
+        raise ValueError(
+            f"{path} holds another run ({changes}){longer}; give another --out, the same options, or --overwrite"
+        )
+    if is_finished:
+        raise ValueError(f"{path} holds this run, finished; {_longer(path)}; or give another --out, or --overwrite")
     return True

@@ -17,10 +17,14 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from ..runs.console import RankZeroFailed
+from ..runs.console import RankZeroFailed, log
 
 # Rank zero alone validates and saves, while the others wait at the next step.
 _TIMEOUT = timedelta(hours=2)
+_RENDEZVOUS = timedelta(minutes=10)  # processes of one job start within minutes of one another
+
+_LAUNCHER = ("WORLD_SIZE", "RANK", "MASTER_ADDR", "MASTER_PORT")  # what torchrun sets
+_HOW_TO_START = "Unset WORLD_SIZE to train in one process, or start torchrun --nproc-per-node {} -m unveil pretrain ..."
 
 
 @dataclass(frozen=True)
@@ -96,16 +100,65 @@ SINGLE_PROCESS = Group()
 
 @contextmanager
 def process_group() -> Iterator[Group]:
-    """The group of processes that `torchrun` has started; a group of size 1 without it."""
-    size = int(os.environ.get("WORLD_SIZE", "1"))
+    """The group of processes that `torchrun` has started; a group of size 1 without it.
+
+    Raises ValueError for variables of a launcher that do not describe a group, and where not all processes come.
+    """
+    rank, size = _rank_and_size()
     if size == 1:
+        _warn_of_slurm_tasks()
         yield SINGLE_PROCESS
         return
     has_gpu = torch.cuda.is_available()
     if has_gpu:
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
-    dist.init_process_group("cpu:gloo,cuda:nccl" if has_gpu else "gloo", timeout=_TIMEOUT)
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", rank)) % torch.cuda.device_count())
+    address = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+    log(f"waiting for {size - 1} other process{'es' * (size > 2)} (WORLD_SIZE={size}) at {address}")
     try:
-        yield Group(dist.get_rank(), size)
+        store, rank, size = next(dist.rendezvous("env://", timeout=_RENDEZVOUS))
+    except (dist.DistError, RuntimeError, ValueError) as error:
+        minutes = _RENDEZVOUS.total_seconds() / 60
+        raise ValueError(
+            f"the {size} processes of WORLD_SIZE did not meet at {address} within {minutes:g} minutes ({error});"
+            f" {_HOW_TO_START.format(size)}"
+        ) from error
+    store.set_timeout(_TIMEOUT)
+    backend = "cpu:gloo,cuda:nccl" if has_gpu else "gloo"
+    dist.init_process_group(backend, timeout=_TIMEOUT, store=store, rank=rank, world_size=size)
+    try:
+        yield Group(rank, size)
     finally:
         dist.destroy_process_group()
+
+
+def _rank_and_size() -> tuple[int, int]:
+    """The rank and world size that a launcher has set, checked."""
+    values = {name: os.environ.get(name, "").strip() for name in _LAUNCHER}
+    size = values["WORLD_SIZE"] or "1"
+    if not size.isdecimal() or size == "0":
+        raise ValueError(f"WORLD_SIZE is {size!r}, not a number of processes; {_HOW_TO_START.format('GPUS')}")
+    if int(size) == 1:
+        return 0, 1
+    missing = [name for name, value in values.items() if not value]
+    if missing:
+        raise ValueError(
+            f"WORLD_SIZE={size} is set and {', '.join(missing)} not: torchrun has not started this process."
+            f" {_HOW_TO_START.format(size)}"
+        )
+    rank, port = values["RANK"], values["MASTER_PORT"]
+    if not rank.isdecimal() or int(rank) >= int(size):
+        raise ValueError(f"RANK is {rank!r}, not one of 0 .. {int(size) - 1}; {_HOW_TO_START.format(size)}")
+    if not port.isdecimal():
+        raise ValueError(f"MASTER_PORT is {port!r}, not a port; {_HOW_TO_START.format(size)}")
+    return int(rank), int(size)
+
+
+def _warn_of_slurm_tasks() -> None:
+    """Each task that `srun` starts without torchrun would train the same model again."""
+    tasks = os.environ.get("SLURM_STEP_NUM_TASKS") or os.environ.get("SLURM_NTASKS", "1")
+    if tasks.isdecimal() and int(tasks) > 1:
+        log(
+            f"warning: Slurm has started task {os.environ.get('SLURM_PROCID', '0')} of {tasks}, and each trains a model"
+            " of its own. For one model start one task per node, each with torchrun: srun --ntasks-per-node=1 torchrun"
+            " --nnodes=$SLURM_NNODES --nproc-per-node=GPUS --rdzv-backend=c10d --rdzv-endpoint=HOST:PORT -m unveil ..."
+        )
