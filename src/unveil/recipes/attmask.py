@@ -48,15 +48,11 @@ def recipe(
     draws: dict[str, Sampler] = {"high": Hard(), "hint": Hint(hint_top, hint_shown), "low": Reversed(Hard())}
     score = AttentionGuided(TeacherAttention("student"), draws[masking])
     masker = Masker(score, visible, predicted)
-    follows = Momentum(momentum, momentum_end)
 
     def build() -> MaskedModel:
-        return MaskedModel(
-            encoder,
-            masker,
-            decoders={"pixels": SelfDecoder(modality.name, encoder, *shape.dims)},
-            objectives=[Objective("pixels", "pixels", shape.decoder_dim, Pixels(modality, train.patch, norm_pix))],
-            teachers={"student": EMATeacher(encoder, follows, FeatureSpec(features=0))},
-        )
+        decoders = {"pixels": SelfDecoder(modality.name, encoder, *shape.dims)}
+        objectives = [Objective("pixels", "pixels", shape.decoder_dim, Pixels(modality, train.patch, norm_pix))]
+        teachers = {"student": EMATeacher(encoder, Momentum(momentum, momentum_end), FeatureSpec(features=0))}
+        return MaskedModel(encoder, masker, decoders, objectives, teachers)
 
     return Recipe(encoder, (Stage(build, train.epochs),), train.optim(), train.view(encoder))

@@ -47,13 +47,9 @@ def recipe(
 
     def build() -> MaskedModel:
         blended = make_blend(blend, encoder, shape.decoder_depth, read, blend_init)
-        place = (modality.name, encoder, *shape.dims)
-        return MaskedModel(
-            encoder,
-            masker,
-            decoders={"pixels": CrossDecoder(*place, blended, self_attention)},
-            objectives=[Objective("pixels", "pixels", shape.decoder_dim, Pixels(modality, train.patch, norm_pix))],
-        )
+        decoders = {"pixels": CrossDecoder(modality.name, encoder, *shape.dims, blended, self_attention)}
+        objectives = [Objective("pixels", "pixels", shape.decoder_dim, Pixels(modality, train.patch, norm_pix))]
+        return MaskedModel(encoder, masker, decoders, objectives)
 
     optim = train.optim(lr_factor=lr_factor(lr_scale, masker))
     return Recipe(encoder, (Stage(build, train.epochs),), optim, train.view(encoder))

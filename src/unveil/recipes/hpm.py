@@ -43,12 +43,9 @@ def recipe(
     def build() -> MaskedModel:
         pixels = Objective("pixels", "pixels", shape.decoder_dim, Pixels(modality, train.patch, norm_pix))
         predictor, head = SelfDecoder(*place), linear_head(shape.decoder_dim, 1, bias=False)  # a rank knows no offset
-        return MaskedModel(
-            encoder,
-            masker,
-            decoders={"pixels": SelfDecoder(*place), "errors": predictor},
-            objectives=[pixels, Ranking("errors", [pixels], DecoderLossPrediction("errors", head))],
-            teachers={"student": EMALossPredictor(encoder, predictor, head, follows)},
-        )
+        decoders = {"pixels": SelfDecoder(*place), "errors": predictor}
+        ranking = Ranking("errors", [pixels], DecoderLossPrediction("errors", head))
+        teachers = {"student": EMALossPredictor(encoder, predictor, head, follows)}
+        return MaskedModel(encoder, masker, decoders, [pixels, ranking], teachers)
 
     return Recipe(encoder, (Stage(build, train.epochs),), train.optim(), train.view(encoder))

@@ -26,15 +26,11 @@ def recipe(
     norm_pix: predict each patch normalised by its own mean and standard deviation
     """
     encoder = train.vit(modality)
-
     masker = Masker(Uniform(), visible, predicted)
 
     def build() -> MaskedModel:
-        return MaskedModel(
-            encoder,
-            masker,
-            decoders={"pixels": SelfDecoder(modality.name, encoder, *shape.dims)},
-            objectives=[Objective("pixels", "pixels", shape.decoder_dim, Pixels(modality, train.patch, norm_pix))],
-        )
+        decoders = {"pixels": SelfDecoder(modality.name, encoder, *shape.dims)}
+        objectives = [Objective("pixels", "pixels", shape.decoder_dim, Pixels(modality, train.patch, norm_pix))]
+        return MaskedModel(encoder, masker, decoders, objectives)
 
     return Recipe(encoder, (Stage(build, train.epochs),), train.optim(), train.view(encoder))

@@ -28,12 +28,8 @@ def recipe(
     masker = Masker(Blockwise(), visible)
 
     def build() -> MaskedModel:
-        return MaskedModel(
-            encoder,
-            masker,
-            decoders={"hog": Readout(modality.name, encoder)},
-            objectives=[Objective("hog", "hog", encoder.dim, HOG(modality, train.patch, bins))],
-            hide=Blank(encoder),
-        )
+        decoders = {"hog": Readout(modality.name, encoder)}
+        objectives = [Objective("hog", "hog", encoder.dim, HOG(modality, train.patch, bins))]
+        return MaskedModel(encoder, masker, decoders, objectives, hide=Blank(encoder))
 
     return Recipe(encoder, (Stage(build, train.epochs),), train.optim(betas=(0.9, 0.999)), train.view(encoder))

@@ -115,15 +115,11 @@ def recipe(
             truth = HOG(modality, train.patch)
         elif target == "features":
             truth = Features("teacher", modality.name, teachers["teacher"].dim)
-        name = "pixels" if isinstance(truth, Pixels) else target
-        return MaskedModel(
-            encoder,
-            masker,
-            decoders={name: build_decoder()},
-            objectives=[Objective(name, name, width, truth, LOSSES[loss])],
-            teachers=teachers,
-            hide=Blank(encoder) if hide == "blank" else drop,
-        )
+        name: str = "pixels" if isinstance(truth, Pixels) else target
+        decoders = {name: build_decoder()}
+        objectives = [Objective(name, name, width, truth, LOSSES[loss])]
+        hidden = Blank(encoder) if hide == "blank" else drop
+        return MaskedModel(encoder, masker, decoders, objectives, teachers, hidden)
 
     optim = train.optim(lr_factor=lr_factor(lr_scale, masker))
     return Recipe(encoder, (Stage(build, train.epochs),), optim, train.view(encoder))

@@ -39,13 +39,13 @@ class MultiMAEOptions:
     weighting: add the losses up, or weigh each by a learned uncertainty
     """
 
-    budget: Literal["dirichlet", "adaptive", "joint"] = "dirichlet"
+    budget: BudgetKind = "dirichlet"
     concentration: tuple[float, ...] = (1.0,)
-    tasks: Literal["all", "uniform"] = "all"
+    tasks: TaskSampling = "all"
     harder_gets: Literal["visible", "hidden"] = "visible"
     budget_temperature: float = 1.0
     budget_floor: float = 0.1
-    decoder: Literal["task", "cross", "cross-self"] = "task"
+    decoder: DecoderKind = "task"
     blend: BlendKind = "none"
     decoder_dim: int = 256
     decoder_depth: int = 2

@@ -13,12 +13,13 @@ from dataclasses import dataclass, fields, replace
 from functools import cache
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, cast
 
 from ..runs.console import suggest
 from .options import DATA, Option, check_choices, is_group, options_in
 
-if TYPE_CHECKING:  # which imports torch
+if TYPE_CHECKING:  # both import torch
+    from ..modeling.types import Modality
     from .recipe import Recipe
 
 PACKAGE = "unveil.recipes"
@@ -83,20 +84,16 @@ def load_recipe(name: str) -> Callable[..., Recipe]:
     Raises FileNotFoundError and ValueError that say what there is instead, or where the user's file fails.
     """
     if name.endswith(".py"):
-        return _from_file(Path(name).expanduser())
+        path = Path(name).expanduser()
+        function = getattr(load_file(path), "recipe", None)
+        if not callable(function):
+            raise ValueError(f"{path} has no function `recipe`; write `def recipe(*, ...) -> Recipe:` in it")
+        return cast("Callable[..., Recipe]", function)
     known = recipe_cards()
     name = name.replace("_", "-")
     if name not in known:
         raise ValueError(f"there is no recipe {name}; {suggest(name, known)} (or give a file such as my.py)")
-    recipe: Callable[..., Recipe] = importlib.import_module(f"{PACKAGE}.{name.replace('-', '_')}").recipe
-    return recipe
-
-
-class _Named(Protocol):
-    """A modality, as far as this module needs it: it imports no torch."""
-
-    @property
-    def name(self) -> str: ...
+    return cast("Callable[..., Recipe]", importlib.import_module(f"{PACKAGE}.{name.replace('-', '_')}").recipe)
 
 
 def options_of(recipe: Callable[..., Recipe]) -> list[Option]:
@@ -115,14 +112,14 @@ def default_modalities(recipe: Callable[..., Recipe]) -> tuple[Any, ...] | None:
     return None if parameter is None else tuple(parameter.default)
 
 
-def check_modalities(recipe: Callable[..., Recipe], modalities: Sequence[_Named]) -> None:
+def check_modalities(recipe: Callable[..., Recipe], modalities: Sequence[Modality]) -> None:
     """Raise ValueError for several modalities where a recipe reads one."""
     if len(modalities) > 1 and default_modalities(recipe) is None:
         names = " ".join(m.name for m in modalities)
         raise ValueError(f"this recipe reads one modality, got {names}; give it one, or take one such as multimae")
 
 
-def build_recipe(recipe: Callable[..., Recipe], modalities: Sequence[_Named], options: Mapping[str, Any]) -> Recipe:
+def build_recipe(recipe: Callable[..., Recipe], modalities: Sequence[Modality], options: Mapping[str, Any]) -> Recipe:
     """The `Recipe` of a recipe function with flat options; without modalities, of those that it reads by default.
 
     Raises ValueError for several modalities where the recipe reads one, and for a value that an option cannot have.
@@ -137,13 +134,6 @@ def build_recipe(recipe: Callable[..., Recipe], modalities: Sequence[_Named], op
         several = default_modalities(recipe) is not None
         given |= {"modalities": tuple(modalities)} if several else {"modality": modalities[0]}
     return recipe(**given)
-
-
-def _from_file(path: Path) -> Callable[..., Recipe]:
-    recipe: Callable[..., Recipe] | None = getattr(load_file(path), "recipe", None)
-    if not callable(recipe):
-        raise ValueError(f"{path} has no function `recipe`; write `def recipe(*, ...) -> Recipe:` in it")
-    return recipe
 
 
 def load_file(path: Path, kind: str = "recipe") -> ModuleType:

@@ -31,12 +31,8 @@ def recipe(
     masker = Masker(Uniform(), visible, unit=unit_in_tokens(mask_unit, train.patch))
 
     def build() -> MaskedModel:
-        return MaskedModel(
-            encoder,
-            masker,
-            decoders={"pixels": Readout(modality.name, encoder)},
-            objectives=[Objective("pixels", "pixels", encoder.dim, Pixels(modality, train.patch, norm_pix), l1)],
-            hide=Blank(encoder),
-        )
+        decoders = {"pixels": Readout(modality.name, encoder)}
+        objectives = [Objective("pixels", "pixels", encoder.dim, Pixels(modality, train.patch, norm_pix), l1)]
+        return MaskedModel(encoder, masker, decoders, objectives, hide=Blank(encoder))
 
     return Recipe(encoder, (Stage(build, train.epochs),), train.optim(betas=(0.9, 0.999)), train.view(encoder))

@@ -67,11 +67,6 @@ def modalities_of(source: Source, inspection: DataInspection) -> tuple[Modality,
     return tuple(d.modality for d in inspection.settle(whole.declared))
 
 
-def declared_metadata(source: Source) -> dict[str, Any]:
-    """The modalities of a source of several maps, as `run.json` holds them; nothing for plain images."""
-    return {"modalities": [d.to_dict() for d in source.declared]} if isinstance(source, SampleSource) else {}
-
-
 def present(source: Source) -> dict[str, Bool[Tensor, " N"]]:
     """Which samples have each modality, as a mask per modality; empty for plain images, which are complete."""
     whole, numbers = origin(source)

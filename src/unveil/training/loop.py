@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import replace
+from itertools import accumulate
 from typing import Any, cast
 
 import torch
@@ -81,13 +82,11 @@ class Loop:
         self.run, self.recipe, self.loader, self.settings = run, recipe, loader, settings
         self.seed, self.validate, self.metadata, self.group = seed, validate, metadata, group
         per_epoch = loader.steps_per_epoch
-        self.ends: list[int] = []  # the last step of each stage, which has one at least
-        epochs = 0.0
-        for stage in recipe.stages:
-            epochs += stage.epochs
-            self.ends.append(max((self.ends or [0])[-1] + 1, round(epochs * per_epoch)))
-        self.total = self.ends[-1]
-        self.starts = [0, *self.ends[:-1]]
+        steps = [round(epochs * per_epoch) for epochs in accumulate(stage.epochs for stage in recipe.stages)]
+        bounds = list(
+            accumulate(steps, lambda start, end: max(start + 1, end), initial=0)
+        )  # a stage has a step at least
+        self.starts, self.ends, self.total = bounds[:-1], bounds[1:], bounds[-1]
         self.log_every = max(1, min(self.total // LINES, per_epoch))
         self.val_every = max(1, round(settings.val_every * per_epoch))
         self.save_at: dict[int, float] = {}  # the steps whose weights are saved for good, with their epochs
@@ -188,13 +187,8 @@ class Loop:
         broken = self.group.gather(self.loader.unreadable)
         if not self.group.is_rank_zero:
             return
-        line = {
-            "kind": "step",
-            "step": step,
-            "epoch": step / self.loader.steps_per_epoch,
-            "time": self.seconds,
-            "lr": lr,
-        }
+        epoch = step / self.loader.steps_per_epoch
+        line = {"kind": "step", "step": step, "epoch": epoch, "time": self.seconds, "lr": lr}
         line |= window.line(self.loader.wait_seconds)
         line |= {"memory_mb": memory_used(torch.device(self.settings.device)), "skipped": self.skipped.read()}
         self.run.log_metrics(line)
@@ -217,19 +211,12 @@ class Loop:
         epoch = step / self.loader.steps_per_epoch
         state = {"stage": index, "epoch": epoch, "seconds": self.seconds, "skipped": self.skipped.read()}
         try:
-            checkpoint.save(
-                self.run.path,
-                step,
-                trainer.model.state_dict(),
-                checkpoint.optimizer_tensors(trainer.model, trainer.optimizer),
-                state,
-                self.metadata,
-            )
+            moments = checkpoint.optimizer_tensors(trainer.model, trainer.optimizer)
+            checkpoint.save(self.run.path, step, trainer.model.state_dict(), moments, state, self.metadata)
         except OSError as error:
             if must:
-                raise OSError(
-                    f"{error}; once there is room, the same command continues from the last checkpoint"
-                ) from error
+                hint = "once there is room, the same command continues from the last checkpoint"
+                raise OSError(f"{error}; {hint}") from error
             log(f"warning: {error}; training continues, the last checkpoint is untouched")
 
 

@@ -52,7 +52,7 @@ class ValidationMonitor:
         model.eval()
         try:
             both = (self.held_out_views, self.train_views)
-            features = torch.cat([self._features(model, views) for views in both if len(views)])
+            features = torch.cat([features_of(model, views.maps[self.first.name]) for views in both if len(views)])
             losses = self._losses(model)
             metrics = {
                 "heldout_loss": sum(losses.values()),
@@ -63,7 +63,7 @@ class ValidationMonitor:
             if all(math.isfinite(value) for value in metrics.values()):
                 more: dict[str, Any] = {"heldout_losses": losses} if len(losses) > 1 else {}
                 if model.teachers:
-                    batch = self._batch(model, self.held_out_views)[:_BATCH]
+                    batch = self.held_out_views.on(model.encoder.prefix.device)[:_BATCH]
                     more["attention"] = attention_metrics(model, batch, model.encode_decode(batch))
                 self.run.log_metrics({"kind": "signals", "step": step, "epoch": epoch, **metrics, **more})
             with self.run.tolerate_io_errors("pictures"):
@@ -94,12 +94,9 @@ class ValidationMonitor:
     def _samples(self, source: Source, count: int) -> SampleViews:
         return load_samples(source, self.modalities, self.size, count)
 
-    def _batch(self, model: MaskedModel, views: Batch) -> Batch:
-        return views.on(model.encoder.prefix.device)
-
     def _losses(self, model: MaskedModel) -> dict[str, float]:
         """The mean loss of each objective on the held-out images."""
-        batch = self._batch(model, self.held_out_views)
+        batch = self.held_out_views.on(model.encoder.prefix.device)
         totals: defaultdict[str, float] = defaultdict(float)
         counts: defaultdict[str, float] = defaultdict(float)
         for start in range(0, len(batch), _BATCH):
@@ -108,15 +105,11 @@ class ValidationMonitor:
                 counts[name] += float(counted)
         return {name: totals[name] / max(counts[name], 1.0) for name in totals}
 
-    def _features(self, model: MaskedModel, views: Batch) -> Tensor:
-        return features_of(model, views.maps[self.first.name])
-
     def _view(self, views: Batch, place: int) -> Picture:
         """The first map of a sample."""
         image = views.maps[self.first.name][place]
-        known = (
-            views.valid[self.first.name][place] if self.first.name in views.valid else torch.ones_like(image[:1]) > 0
-        )
+        valid = views.valid.get(self.first.name)
+        known = torch.ones_like(image[:1]) > 0 if valid is None else valid[place]
         return self.viewers[self.first.name](image if image.dtype == torch.int64 else to_float(image), known)
 
     def _picture(self, model: MaskedModel, epoch: float, step: int) -> None:
@@ -142,10 +135,8 @@ def _probe(one: MapPictures, several: bool, is_guided: bool) -> Probe:
 
 def features_of(model: MaskedModel, images: Tensor) -> Tensor:
     """Mean features of whole images, in float32 on the processor."""
-    parts = [
-        pooled(model.encoder, i.to(model.encoder.prefix.device), "mean").float().cpu() for i in images.split(_BATCH)
-    ]
-    return torch.cat(parts)
+    device = model.encoder.prefix.device
+    return torch.cat([pooled(model.encoder, i.to(device), "mean").float().cpu() for i in images.split(_BATCH)])
 
 
 def _class_of(source: Source, index: int) -> str | None:

@@ -12,7 +12,7 @@ from torch.func import functional_call
 from torch.utils.flop_counter import FlopCounterMode
 
 from .._version import __version__
-from ..data.sources import Source
+from ..data.sources import SampleSource, Source
 from ..data.splits import names_digest
 from ..modeling.encoder import Encoder
 from ..modeling.layers import Positions
@@ -25,7 +25,6 @@ from ..runs.hardware import git_commit, num_cores, versions
 from ..runs.run_config import current_names
 from .autoconfig import AutoConfig
 from .config import PretrainConfig, json_like
-from .data_setup import declared_metadata
 from .init_from import schedule_metadata
 from .trainer import Settings
 
@@ -49,7 +48,7 @@ def run_metadata(
         "asked": config.fingerprint,
         "dials": {name: json_like(value) for name, value in auto.options.items()},
         "modality": asdict(first),
-        **declared_metadata(source),
+        **({"modalities": [d.to_dict() for d in source.declared]} if isinstance(source, SampleSource) else {}),
         "changes": [asdict(change) for change in auto.changes],
         "data": {
             "address": source.address,
