@@ -19,7 +19,7 @@ from ..modeling.types import to_float
 from ..runs.console import suggest
 from .decode import Unreadable
 from .hdf5 import as_npy
-from .listing import counts_by_extension, existing_folder, folder_labels, list_files
+from .listing import existing_folder, folder_labels, list_files, none_found
 from .modality_config import BUILT_IN, Declared
 from .read_map import READ, Map, read_map
 from .sources import SampleSource, Source, open_source, opener_of, read_bytes
@@ -155,10 +155,8 @@ def _files_of(root: Path, folder: str, suffix: str, what: str) -> PathByStem:
     place = root / folder
     if not place.is_dir():
         near = [name for name in sorted(os.listdir(root)) if (root / name).is_dir()]
-        raise FileNotFoundError(
-            f"{what} has no folder {str(place)!r}; {suggest(folder, near)} (name the folder as the modality, or"
-            " declare files)"
-        )
+        hint = f"{suggest(folder, near)} (name the folder as the modality, or declare files)"
+        raise FileNotFoundError(f"{what} has no folder {str(place)!r}; {hint}")
     names, others = list_files(place, READ)
     by_stem: dict[str, str] = {}
     for name in names:
@@ -166,15 +164,12 @@ def _files_of(root: Path, folder: str, suffix: str, what: str) -> PathByStem:
             continue
         stem = name.removesuffix(suffix) if suffix else os.path.splitext(name)[0]
         if stem in by_stem:
-            raise ValueError(
-                f"{what} has two files of one stem: {by_stem[stem]} and {folder}/{name}; remove one of them"
-            )
+            both = f"{by_stem[stem]} and {folder}/{name}"
+            raise ValueError(f"{what} has two files of one stem: {both}; remove one of them")
         by_stem[stem] = f"{folder}/{name}"
     if not by_stem:
-        held = counts_by_extension(others, f"{len(names)} of another suffix")
-        raise ValueError(
-            f"{what} has no files in {str(place)!r}: found {held}. What counts: *{suffix}, {' '.join(READ)}"
-        )
+        words = none_found(others, [f"*{suffix},", *READ], f"{len(names)} of another suffix")
+        raise ValueError(f"{what} has no files in {str(place)!r}: {words}")
     return by_stem
 
 

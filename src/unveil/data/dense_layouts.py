@@ -11,7 +11,7 @@ from typing import Literal
 from .aligned_folders import AlignedSource, open_samples
 from .dense_dataset import DensePair, DenseSet, LabelEncoding
 from .hdf5 import NYUV2, hypersim_frames, nyuv2_frames
-from .listing import counts_by_extension, existing_folder, list_files
+from .listing import existing_folder, list_files, none_found
 from .modality_config import BUILT_IN, DEPTH, RGB, SEMSEG, Declared
 from .read_map import READ
 
@@ -224,9 +224,7 @@ def _listed(root: Path, kinds: Mapping[str, Path]) -> tuple[list[str], dict[str,
 def _stems(folder: Path) -> dict[str, str]:
     files, others = list_files(folder, EXTENSIONS)
     if not files:
-        raise ValueError(
-            f"no maps in {str(folder)!r}: found {counts_by_extension(others)}. What counts: {' '.join(EXTENSIONS)}"
-        )
+        raise ValueError(f"no maps in {str(folder)!r}: {none_found(others, EXTENSIONS)}")
     return {path.rsplit(".", 1)[0]: path for path in files}
 
 

@@ -108,16 +108,13 @@ def inspect_source(source: Source, limit: int | None = None) -> Inspection:
             headers.append(Header("", "made here", size, len(image), 8 * image.element_size(), has_alpha=False))
         moments.add(image)
     sizes = [header.size for header in headers]
-    smallest, median, largest = _smallest_median_largest(sizes)
     mean, std = moments.mean_std()
     return Inspection(
         address=source.address,
         count=n,
         channels=source.channels,
         num_decoded=len(decoded),
-        smallest=smallest,
-        median=median,
-        largest=largest,
+        **_size_facts(sizes),
         share_not_square=sum(h != w for h, w in sizes) / max(len(sizes), 1),
         modes=_tally(header.mode for header in headers),
         bits=_tally(header.bits for header in headers),
@@ -138,9 +135,11 @@ def _measured(count: int, limit: int | None, what: str) -> list[int]:
     return spread(count, limit or 2000)
 
 
-def _smallest_median_largest(sizes: list[tuple[int, int]]) -> tuple[tuple[int, int] | None, ...]:
+def _size_facts(sizes: list[tuple[int, int]]) -> dict[str, tuple[int, int] | None]:
+    names = ("smallest", "median", "largest")
     ordered = sorted(sizes, key=math.prod)
-    return (ordered[0], ordered[len(sizes) // 2], ordered[-1]) if ordered else (None, None, None)
+    chosen = (ordered[0], ordered[len(sizes) // 2], ordered[-1]) if ordered else (None, None, None)
+    return dict(zip(names, chosen, strict=True))
 
 
 class _Moments:
@@ -330,7 +329,6 @@ class _MapSums:
             self.moments.add(image[:, known])
 
     def facts(self) -> MapFacts:
-        smallest, median, largest = _smallest_median_largest(self.sizes)
         mean, std = ((), ()) if self.declared.is_categorical else self.moments.mean_std()
         return MapFacts(
             name=self.declared.name,
@@ -338,9 +336,7 @@ class _MapSums:
             count=self.count,
             channels=self.declared.modality.channels,
             stored=dict(self.stored.most_common()),
-            smallest=smallest,
-            median=median,
-            largest=largest,
+            **_size_facts(self.sizes),
             mean=mean,
             std=std,
             share_valid=self.valid / max(len(self.sizes), 1),

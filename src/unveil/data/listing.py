@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
 from ..runs.console import suggest
@@ -51,9 +51,10 @@ def folder_labels(files: Collection[str]) -> tuple[list[int] | None, list[str] |
     return [number[top] for top in tops], classes
 
 
-def counts_by_extension(others: Counter[str], otherwise: str = "nothing") -> str:
-    """The most frequent kinds of other files in a folder as words; `otherwise` where there are none."""
-    return ", ".join(f"{n} {kind}" for kind, n in others.most_common(5)) or otherwise
+def none_found(others: Counter[str], accepted: Iterable[str], otherwise: str = "nothing") -> str:
+    """The words for a folder without files of the `accepted` kinds: what else is there, and what counts."""
+    held = ", ".join(f"{n} {kind}" for kind, n in others.most_common(5)) or otherwise
+    return f"found {held}. What counts: {' '.join(accepted)}"
 
 
 def existing_folder(address: str, needed: str) -> Path:

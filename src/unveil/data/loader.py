@@ -20,8 +20,8 @@ from ..modeling.rng import SampleRng, mix, sample_keys
 from ..modeling.types import Batch, Modality, to_float
 from ..runs.hardware import num_cores, reading_threads
 from .decode import Unreadable
-from .sources import Samples, Source, complete, images_of, lacking, sampler
-from .transforms import Sample
+from .sources import Samples, Source, coverage, images_of, sampler
+from .transforms import Keys, Sample
 
 _CHUNKS = (8, 64)  # the fewest and the most samples that one thread prepares at a time
 _BATCHES_AHEAD = 2
@@ -57,9 +57,7 @@ class ViewPolicy(Protocol):
     def image_size(self) -> tuple[int, int]:
         """Height and width of the views."""
 
-    def __call__(
-        self, samples: Sequence[Sample], modalities: Sequence[Modality], keys: Int[Tensor, " B"]
-    ) -> list[Sample]:
+    def __call__(self, samples: Sequence[Sample], modalities: Sequence[Modality], keys: Keys) -> list[Sample]:
         """A view of each sample, a pure function of the sample and its key."""
 
 
@@ -122,7 +120,7 @@ class Loader:
             self.modalities = tuple(modality)
             _check_strides(self.modalities, view.image_size)
             self._what, self._sample = "samples", sampler(source, self.modalities[0].name)
-            self._lacking, self._complete = lacking(source), complete(source)
+            self._lacking, self._complete = coverage(source)
         self.batch_size = min(batch_size, len(source))
         self.shard, self.num_shards = shard
         self.workers = max(1, num_cores() if workers is None else workers)
@@ -235,10 +233,8 @@ class Loader:
     def _check_any(self) -> None:
         """Raise ValueError when no sample can be read."""
         if len(self.unreadable) == len(self.source):
-            name, reason = next(iter(self.unreadable.items()))
-            raise ValueError(
-                f"none of the {len(self.source)} {self._what} of {self.source.address} can be read; {name}: {reason}"
-            )
+            what, first = f"{len(self.source)} {self._what}", ": ".join(next(iter(self.unreadable.items())))
+            raise ValueError(f"none of the {what} of {self.source.address} can be read; {first}")
 
     def _too_many_broken(self) -> bool:
         assert self.max_broken is not None

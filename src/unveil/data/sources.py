@@ -18,7 +18,7 @@ from jaxtyping import Shaped
 from torch import Tensor
 
 from .decode import EXTENSIONS, Unreadable, decode, read_header, to_channels
-from .listing import SPLITS, counts_by_extension, folder_labels, list_files, missing
+from .listing import SPLITS, folder_labels, list_files, missing, none_found
 from .modality_config import Declared
 from .read_map import Map
 from .transforms import Sample
@@ -209,10 +209,7 @@ def _open_folder(address: str, root: Path, channels: int | None) -> Source:
     if shards:
         return _open_parquet(address, shards, channels)
     if not files:
-        raise ValueError(
-            f"no images in {address!r}: found {counts_by_extension(others)}. What counts: {' '.join(EXTENSIONS)}, or"
-            " .parquet"
-        )
+        raise ValueError(f"no images in {address!r}: {none_found(others, EXTENSIONS)}, or .parquet")
     labels, classes = folder_labels(files)
     source = FolderSource(address, root, files, channels or 3, labels, classes)
     return source if channels else replace(source, channels=most_common_channels(source))
@@ -276,19 +273,13 @@ def sampler(source: Source | Samples, name: str) -> Callable[[int], Sample]:
     return images_of(cast("Source", source), name)
 
 
-def lacking(source: Source | Samples) -> set[str] | None:
-    """The modalities that some samples of a source lack; None for a plain source, whose images are whole."""
+def coverage(source: Source | Samples) -> tuple[set[str] | None, frozenset[str]]:
+    """The modalities that some samples lack, and those whose maps are valid at every pixel; None of a plain source."""
     whole, numbers = origin(source)
     if not isinstance(whole, Samples):
-        return None
+        return None, frozenset()
     everywhere = [all(has) for has in zip(*(whole.has(i) for i in numbers), strict=True)]
-    return {d.name for d, always in zip(whole.declared, everywhere, strict=True) if not always}
-
-
-def complete(source: Source | Samples) -> frozenset[str]:
-    """The modalities whose maps are valid at every pixel; none of a plain source."""
-    whole = origin(source)[0]
-    return whole.complete() if isinstance(whole, Samples) else frozenset()
+    return {d.name for d, always in zip(whole.declared, everywhere, strict=True) if not always}, whole.complete()
 
 
 @cache

@@ -22,6 +22,7 @@ from .read_map import Map
 
 Resize = Callable[[Tensor, tuple[int, int]], Tensor]
 MapView = Callable[[Tensor, Modality, Resize], Tensor]  # what a map becomes, resized in this way
+Keys = Int[Tensor, " B"]  # of samples in a batch
 Flip = Literal["none", "h", "hv", "d4"]
 _ATTEMPTS = 10  # boxes drawn before the centre is taken
 
@@ -75,9 +76,7 @@ class View:
         if self.flip not in get_args(Flip):
             raise ValueError(f"flip {self.flip!r} is not one of: {', '.join(get_args(Flip))}")
 
-    def __call__(
-        self, samples: Sequence[Sample], modalities: Sequence[Modality], keys: Int[Tensor, " B"]
-    ) -> list[Sample]:
+    def __call__(self, samples: Sequence[Sample], modalities: Sequence[Modality], keys: Keys) -> list[Sample]:
         """A random view of each sample, drawn by its key."""
         cuts = draw_cuts([sample.size for sample in samples], self, keys)
         return [view_of(s, cut, self.image_size, modalities) for s, cut in zip(samples, cuts, strict=True)]
@@ -89,9 +88,7 @@ class CenterView:
 
     image_size: tuple[int, int]
 
-    def __call__(
-        self, samples: Sequence[Sample], modalities: Sequence[Modality], keys: Int[Tensor, " B"]
-    ) -> list[Sample]:
+    def __call__(self, samples: Sequence[Sample], modalities: Sequence[Modality], keys: Keys) -> list[Sample]:
         """The centre view of each sample; the keys have no influence."""
         return [_viewed(s, modalities, lambda image, _, way: center_view(image, self.image_size, way)) for s in samples]
 
@@ -118,7 +115,7 @@ class Cut:
         return view.flip(dims) if dims else view
 
 
-def draw_cuts(sizes: Sequence[tuple[int, int]], view: View, keys: Int[Tensor, " B"]) -> list[Cut]:
+def draw_cuts(sizes: Sequence[tuple[int, int]], view: View, keys: Keys) -> list[Cut]:
     """The views of a batch of images of these sizes (height, width), all numbers drawn at once."""
     rng = SampleRng(keys)
     flips = rng.uniform("view flips", 3).numpy() < 0.5

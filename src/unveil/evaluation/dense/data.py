@@ -21,7 +21,7 @@ from ...data.dense_dataset import DensePair, DenseSet, LabelEncoding
 from ...data.dense_layouts import StorageOptions, numbered, open_dense
 from ...data.loader import prefetch
 from ...data.read_map import Map
-from ...data.transforms import Cut, Sample, resize_known, view_of
+from ...data.transforms import Cut, Keys, Sample, resize_known, view_of
 from ...modeling.rng import SampleRng
 from ...modeling.types import Batch, Modality
 from ...runs.hardware import num_cores
@@ -144,9 +144,7 @@ class DenseView:
         both = (self.image_size[0] / height, self.image_size[1] / width)
         return max(both) if self.fit == "cover" else min(both)
 
-    def __call__(
-        self, samples: Sequence[Sample], modalities: Sequence[Modality], keys: Int[Tensor, " B"]
-    ) -> list[Sample]:
+    def __call__(self, samples: Sequence[Sample], modalities: Sequence[Modality], keys: Keys) -> list[Sample]:
         """A random view of each sample, drawn by its key."""
         draws = SampleRng(keys).uniform("dense view", 4).tolist()
         return [self._view(sample, modalities, *numbers) for sample, numbers in zip(samples, draws, strict=True)]

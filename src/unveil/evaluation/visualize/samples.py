@@ -9,7 +9,7 @@ import torch
 
 from ...data.decode import Unreadable
 from ...data.loader import collate
-from ...data.sources import Source, complete, lacking, sampler, spread
+from ...data.sources import Source, coverage, sampler, spread
 from ...data.transforms import Sample, center_cut, center_view, view_of
 from ...modeling.rng import sample_keys
 from ...modeling.types import Batch, Modality, to_float
@@ -33,7 +33,7 @@ class SampleViews:
 def load_samples(source: Source, modalities: Sequence[Modality], size: tuple[int, int], count: int) -> SampleViews:
     """At most `count` samples, evenly spread, that have the first input; unreadable ones are left out."""
     first = next(m for m in modalities if m.role != "output")
-    read, lacks = sampler(source, first.name), lacking(source)
+    read, (lacks, complete) = sampler(source, first.name), coverage(source)
     places, views = [], []
     for index in spread(len(source), count) if count else []:
         try:
@@ -44,7 +44,7 @@ def load_samples(source: Source, modalities: Sequence[Modality], size: tuple[int
             places.append(index)
             views.append(_centre(sample, size, modalities, is_plain=lacks is None))
     keys = sample_keys(0, 0, range(len(views)))
-    batch = collate(views, keys, modalities, size, lacks, complete(source))
+    batch = collate(views, keys, modalities, size, lacks, complete)
     return SampleViews([source.name(i) for i in places], places, replace(batch, progress=torch.ones(())))
 
 
