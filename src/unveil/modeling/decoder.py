@@ -194,15 +194,13 @@ class CrossDecoder(Decoder):
         self.apply(initialise)
         self.blend = blend
 
-    def contexts(self, latents: Latents) -> Sequence[Float[Tensor, "B K D"]]:
-        if self.blend is None or self.context_norms is None:
-            return [latents.final] * len(self.blocks)
-        blends = self.blend(latents.layers)
-        return [normalise(x) for normalise, x in zip(self.context_norms, blends, strict=True)]
-
     def forward(self, latents: Latents, queries: Queries) -> Float[Tensor, "B Q D"]:
+        contexts = [latents.final] * len(self.blocks)
+        if self.blend is not None and self.context_norms is not None:
+            blends = self.blend(latents.layers)
+            contexts = [normalise(x) for normalise, x in zip(self.context_norms, blends, strict=True)]
         x = self.mask_token + self.positions(latents.tokens.layout.grid)[queries.cells]
-        for block, context in zip(self.blocks, self.contexts(latents), strict=True):
+        for block, context in zip(self.blocks, contexts, strict=True):
             x = block(x, context)
         return self.norm(x)
 

@@ -100,8 +100,7 @@ class FeatureExtractor(nn.Module, ABC):
 class ImageEncoder(FeatureExtractor):
     """The encoder of a run as a feature extractor: what `unveil.load` returns, and what `unveil evaluate` measures.
 
-    Maps and tokens are B K D: prefix tokens, then the patches row by row. Features are B D, or B 2D for both pools.
-    Raises ValueError as `FeatureExtractor` does.
+    Features are B D, or B 2D for both pools. Raises ValueError as `FeatureExtractor` does.
     """
 
     def __init__(self, encoder: Encoder, pool: Pool = "mean"):

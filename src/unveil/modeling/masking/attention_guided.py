@@ -110,21 +110,6 @@ def geometric(teacher: TokenMap, student: TokenMap, student_weight: float) -> To
     return teacher.clamp_min(TINY).log().lerp(student.clamp_min(TINY).log(), student_weight).exp()
 
 
-def maximum(teacher: TokenMap, student: TokenMap, student_weight: float) -> TokenMap:
-    """The larger of the two: high where either map is; without weights."""
-    return teacher.maximum(student)
-
-
-def product(teacher: TokenMap, student: TokenMap, student_weight: float) -> TokenMap:
-    """The product: high where both maps are; without weights."""
-    return teacher * student
-
-
-def mean_rank(teacher: TokenMap, student: TokenMap, student_weight: float) -> TokenMap:
-    """The weighted mean of the two ranks, whatever the maps' own scales."""
-    return ranks(teacher).lerp(ranks(student), student_weight)
-
-
 def entropy_gated(teacher: TokenMap, student: TokenMap, student_weight: float) -> TokenMap:
     """The weighted mean of an image's two maps, the sharper of which counts more: weights are divided by perplexity."""
     w_student = student_weight * (-entropy(student)).exp()
@@ -136,9 +121,9 @@ FUSIONS: dict[str, MapFusion] = {
     "linear": linear,
     "attention-weighted": attention_weighted,
     "geometric": geometric,
-    "maximum": maximum,
-    "product": product,
-    "mean-rank": mean_rank,
+    "maximum": lambda teacher, student, _: teacher.maximum(student),  # high where either map is; without weights
+    "product": lambda teacher, student, _: teacher * student,  # high where both maps are; without weights
+    "mean-rank": lambda teacher, student, weight: ranks(teacher).lerp(ranks(student), weight),  # whatever their scales
     "entropy-gated": entropy_gated,
 }
 

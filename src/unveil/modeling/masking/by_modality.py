@@ -78,11 +78,12 @@ class RandomHeads:
         return self.score(tokens, {**observations, self.teacher: replace(observation, attention=mean)}, batch)
 
 
-def log_gamma_draw(rng: SampleRng, alpha: Float[Tensor, "B M"]) -> Float[Tensor, "B M"]:
-    """Logarithms of draws from Gamma(alpha, 1), for any alpha above 0.
+def log_dirichlet_draw(rng: SampleRng, alpha: Float[Tensor, "B M"]) -> Float[Tensor, "B M"]:
+    """Logarithms of shares that sum to 1, one draw per sample from Dirichlet(alpha), for any alpha above 0.
 
-    Marsaglia and Tsang (2000): of a fixed number of candidates for Gamma(alpha + 1) the first that is accepted, times
-    a uniform draw to the power 1/alpha. In logarithms, so that the smallest concentrations do not underflow.
+    Shares are draws from Gamma(alpha, 1) over their sum. Marsaglia and Tsang (2000): of a fixed number of candidates
+    for Gamma(alpha + 1) the first that is accepted, times a uniform draw to the power 1/alpha. In logarithms, so that
+    the smallest concentrations do not underflow.
     """
     shape = (alpha.shape[1], TRIES)
     d = (alpha + 2 / 3)[..., None]
@@ -93,12 +94,8 @@ def log_gamma_draw(rng: SampleRng, alpha: Float[Tensor, "B M"]) -> Float[Tensor,
     accepted = (v > 0) & (u.log() < x.square() / 2 + d - d * v + d * log_v)
     first = accepted.int().argmax(dim=-1, keepdim=True)
     power = rng.uniform("gamma power", shape[0]).clamp_min(_TINY).log() / alpha
-    return d[..., 0].log() + log_v.gather(-1, first)[..., 0] + power
-
-
-def log_dirichlet_draw(rng: SampleRng, alpha: Float[Tensor, "B M"]) -> Float[Tensor, "B M"]:
-    """Logarithms of shares that sum to 1, one draw per sample from Dirichlet(alpha)."""
-    return log_gamma_draw(rng, alpha).log_softmax(dim=1).clamp_min(LEAST)
+    log_gamma = d[..., 0].log() + log_v.gather(-1, first)[..., 0] + power
+    return log_gamma.log_softmax(dim=1).clamp_min(LEAST)
 
 
 def score_by_budget(
@@ -111,17 +108,12 @@ def score_by_budget(
     it is too small or missing, passes to the others.
     """
     alpha = alpha.expand(len(guide), -1)
-    if tasks == "uniform":
-        alpha = alpha * sample_tasks(batch.rng, alpha.shape[1]) + LEFT_OUT
+    if tasks == "uniform":  # the bits of a number from 1 are a set of modalities that is not empty
+        number = 1 + (batch.rng.uniform("tasks", 1) * (2 ** alpha.shape[1] - 1)).long()
+        alpha = alpha * (number >> torch.arange(alpha.shape[1], device=number.device) & 1).float() + LEFT_OUT
     ranks = guide.unflatten(1, (len(layout.spans), layout.num_cells)).argsort(dim=2, stable=True).argsort(dim=2)
     shares = log_dirichlet_draw(batch.rng, alpha)
     return ((ranks + 0.5).log() - shares[..., None]).flatten(1)
-
-
-def sample_tasks(rng: SampleRng, count: int) -> Float[Tensor, "B M"]:
-    """1 for the modalities of a set that is drawn among all sets but the empty one, 0 for the others."""
-    number = 1 + (rng.uniform("tasks", 1) * (2**count - 1)).long()
-    return (number >> torch.arange(count, device=number.device) & 1).float()
 
 
 @dataclass(frozen=True)

@@ -173,17 +173,13 @@ def _from_multimae(state: Mapping[str, Tensor]) -> StateDict:
             new = f"objectives.{outputs.index(match[1])}.head.{match[2]}"
             channels = _channels(state, match[1])
             tensor = tensor.unflatten(0, (channels, -1)).transpose(0, 1).flatten(0, 1)  # to pixel, channel
-        ours[new] = _columns_first(new, _own_shape(new, tensor))
+        tensor = _own_shape(new, tensor)
+        if _WRITES.search(new):  # what is added to positions, and below, what reads the sum
+            tensor = _swapped(tensor, 0)
+        if _READS.search(new) or _IS_TOKEN.search(new):
+            tensor = _swapped(tensor, -1)
+        ours[new] = tensor
     return ours
-
-
-def _columns_first(name: str, tensor: Tensor) -> Tensor:
-    """Swap the halves of what is added to positions, and of what reads the sum."""
-    if _WRITES.search(name):
-        tensor = _swapped(tensor, 0)
-    if _READS.search(name) or _IS_TOKEN.search(name):
-        tensor = _swapped(tensor, -1)
-    return tensor
 
 
 def _swapped(tensor: Tensor, dim: int) -> Tensor:

@@ -29,15 +29,14 @@ STORAGES = {
 LISTS = ("intlist", "tensorlist", "doublelist", "boollist")
 
 
-def is_script(path: Path) -> bool:
-    """Whether a file is a TorchScript archive: of the zips that torch writes, only those hold constants."""
-    return _home(path) is not None
+def read_script(path: Path) -> dict[str, Tensor] | None:
+    """The tensors of a TorchScript archive, None for another file.
 
-
-def read_script(path: Path) -> dict[str, Tensor]:
-    """The tensors of a TorchScript archive. Raises ValueError for a damaged one, or one whose pickle holds code."""
+    Raises ValueError for a damaged archive, or one whose pickle holds code.
+    """
     home = _home(path)
-    assert home is not None
+    if home is None:
+        return None
     try:
         with zipfile.ZipFile(path) as archive:
             tensors: dict[str, Tensor] = {}
@@ -48,7 +47,7 @@ def read_script(path: Path) -> dict[str, Tensor]:
 
 
 def _home(path: Path) -> PurePosixPath | None:
-    """The folder inside an archive that holds a script's attributes."""
+    """The folder inside an archive that holds a script's attributes; of torch's zips, scripts alone hold constants."""
     try:
         with zipfile.ZipFile(path) as archive:
             names = [PurePosixPath(name) for name in archive.namelist()]

@@ -154,18 +154,6 @@ class ViT(nn.Module):
             x = block(x, None, None, rotation)
         return self.norm(x) if self.config.final_norm == "all" else x
 
-    def read(
-        self, images: Float[Tensor, "B C H W"], spec: FeatureSpec
-    ) -> tuple[Float[Tensor, "B heads N"] | None, Float[Tensor, "B K F"] | None]:
-        """Attention and features of the patches; no block is run that `spec` does not need.
-
-        With `spec.class_token` the features of all prefix tokens come before the patches'.
-        """
-        self.check(spec)
-        x, rotation = self.first_input(images)
-        attention, maps = observe_blocks(self.blocks, x, spec, self.config.num_prefix, rotation=rotation)
-        return attention, self.features(maps, spec.projected) if maps else None
-
     def features(self, maps: list[Float[Tensor, "B N D"]], projected: bool) -> Float[Tensor, "B N F"]:
         """The mean of some blocks' outputs, each normalised, or sent through final norm and projection.
 
@@ -213,9 +201,11 @@ class PublicViT(FeatureExtractor):
         self, images: Float[Tensor, "B C H W"], grid: tuple[int, int], spec: FeatureSpec, modality: str = "rgb"
     ) -> Observation:
         """What `spec` reads of images that are resized to this grid of its patches; no further block is run."""
+        self.vit.check(spec)
         fitted = resized(images, (grid[0] * self.config.patch, grid[1] * self.config.patch))
-        attention, features = self.vit.read(self.normalised(fitted), spec)
-        features, class_token = None if features is None else features.float(), None
+        x, rotation = self.vit.first_input(self.normalised(fitted))
+        attention, maps = observe_blocks(self.blocks, x, spec, self.num_prefix, rotation=rotation)
+        features, class_token = self.vit.features(maps, spec.projected).float() if maps else None, None
         if features is not None and spec.class_token:
             class_token, features = features[:, 0], features[:, self.num_prefix :]
         layout = Layout({modality: slice(0, grid[0] * grid[1])}, grid)

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from ...runs.checkpoint import read_latest
 from ...runs.folder import read_metadata
-from .torchscript import is_script, read_script
+from .torchscript import read_script
 
 StateDict = dict[str, Tensor]
 _INDICES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
@@ -68,8 +68,13 @@ def find_weights(address: str | Path) -> WeightFiles:
     weights.
     """
     path = Path(address).expanduser()
+    if (path / "run.json").exists():
+        checkpoint, complaints = read_latest(path)
+        if checkpoint is None:
+            raise ValueError(f"{path} has no whole checkpoint yet" + "".join(f"; {c}" for c in complaints))
+        return WeightFiles(str(path), checkpoint.model, {"unveil": read_metadata(path)})
     if path.is_dir():
-        return _of_run(path) if (path / "run.json").exists() else _of_folder(path, str(address))
+        return _of_folder(path, str(address))
     if is_hub_name(address):
         return _of_folder(_download(str(address)), str(address))
     state = read_weights(path)
@@ -77,13 +82,6 @@ def find_weights(address: str | Path) -> WeightFiles:
         return WeightFiles(str(address), state, _run_metadata(path))
     config, preprocessing = _config(path.parent), _read_json(path.parent / _PREPROCESSING)
     return WeightFiles(str(address), state, config | _run_metadata(path), preprocessing)
-
-
-def _of_run(path: Path) -> WeightFiles:
-    checkpoint, complaints = read_latest(path)
-    if checkpoint is None:
-        raise ValueError(f"{path} has no whole checkpoint yet" + "".join(f"; {c}" for c in complaints))
-    return WeightFiles(str(path), checkpoint.model, {"unveil": read_metadata(path)})
 
 
 def _of_folder(path: Path, address: str) -> WeightFiles:
@@ -161,7 +159,9 @@ def read_weights(path: str | Path) -> StateDict:
             return load_file(path)
         except Exception as error:  # safetensors raises its own bare exception type
             raise ValueError(f"{path} is not a whole safetensors file: {error}") from error
-    content = read_script(path) if is_script(path) else _load(path)
+    content: Any = read_script(path)
+    if content is None:
+        content = _load(path)
     for wrapper in ("model", "state_dict", "module", "teacher"):  # the last is DINO's
         if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
             content = content[wrapper]

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Self
 
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
 
 from ...runs.console import log
@@ -52,15 +51,13 @@ class FrozenTeacher(nn.Module):
 
     @torch.no_grad()  # not inference_mode: its outputs are kept for the backward of the student
     def observe(self, batch: Batch, tokens: Tokens, student: Encoder) -> Observation:
-        images = self.select_channels(batch.maps[self.modality])
+        images = batch.maps[self.modality]
+        if self.channels is not None:
+            images = torch.cat([images[:, channel - 1 : channel] for channel in self.channels], dim=1)
+        images = images.expand(-1, self.encoder.channels, -1, -1)
         in_bf16 = self.in_bf16 and not images.is_meta  # shapes alone are computed there
         with torch.autocast(images.device.type, torch.bfloat16) if in_bf16 else nullcontext():
             return self.encoder.observe(images, tokens.layout.grid, self.spec, self.modality)
-
-    def select_channels(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B F H W"]:
-        if self.channels is not None:
-            images = torch.cat([images[:, channel - 1 : channel] for channel in self.channels], dim=1)
-        return images.expand(-1, self.encoder.channels, -1, -1)
 
     def train(self, mode: bool = True) -> Self:
         return super().train(False)
