@@ -18,10 +18,9 @@ from torch import Tensor
 from ..modeling.types import to_float
 from ..runs.console import suggest
 from .decode import Unreadable
-from .hdf5 import as_npy
 from .listing import existing_folder, folder_labels, list_files, none_found
 from .modality_config import BUILT_IN, Declared
-from .read_map import READ, Map, read_map
+from .read_map import READ, Map, as_npy, read_map
 from .sources import SampleSource, Source, open_source, opener_of, read_bytes
 from .transforms import Sample, as_sample
 

@@ -3,6 +3,7 @@ maps, rendered scenes."""
 
 from __future__ import annotations
 
+import csv
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,11 +11,11 @@ from typing import Literal
 
 from .aligned_folders import AlignedSource, open_samples
 from .dense_dataset import DensePair, DenseSet, LabelEncoding
-from .hdf5 import NYUV2, hypersim_frames, nyuv2_frames
 from .listing import existing_folder, list_files, none_found
 from .modality_config import BUILT_IN, DEPTH, RGB, SEMSEG, Declared
-from .read_map import READ
+from .read_map import NYUV2, NYUV2_CLASSES, READ, loaded_mat
 
+Frames = tuple[list[str], dict[str, list[str]]]  # names, and the file of each for every kind of map
 FolderLayout = Literal["auto", "folders", "ade20k", "nyuv2", "hypersim", "camvid"]
 NYU40 = (
     *("wall", "floor", "cabinet", "bed", "chair", "sofa", "table", "door", "window", "bookshelf", "picture", "counter"),
@@ -31,6 +32,8 @@ FOLDERS = {  # the names that a folder of each kind of map goes by
 SPLITS = {"train": ("train", "training"), "test": ("test", "testing", "val", "valid", "validation")}
 EXTENSIONS = (*READ, ".hdf5")
 _NEEDED = "Images with a label per pixel are in folders of images and of labels or depth, by the same names"
+NYUV2_SPLITS, NYUV2_ARRAYS = "splits.mat", {"rgb": "images", "depth": "depths", "semseg": "labels"}
+HYPERSIM_SPLITS = "metadata_images_split_scene_v1.csv"
 _HELD_OUT = 5  # one in so many, where there is no test set
 
 
@@ -81,9 +84,9 @@ def _open(address: str, stored: StorageOptions) -> dict[str, DenseSet]:
     root = existing_folder(address, _NEEDED)
     layout = stored.layout if stored.layout != "auto" else _guess(root)
     if layout == "hypersim":
-        listed = hypersim_frames(root)
+        listed = _hypersim_frames(root)
     elif layout == "nyuv2" and (root / NYUV2).is_file():
-        listed = nyuv2_frames(root)
+        listed = _nyuv2_frames(root)
     else:
         listed = {split: _listed(root, kinds) for split, kinds in _splits(root).items()}
     labels = _labels(root, layout, stored)
@@ -117,9 +120,8 @@ def _declared(address: str, root: Path, stored: StorageOptions) -> dict[str, Den
     given += [name for name in ("classes", "ignore", "first_class", "depth_scale") if getattr(stored, name) is not None]
     if given:
         flags = ", ".join(f"--{name.replace('_', '-')}" for name in given)
-        raise ValueError(
-            f"{flags}: scenes and declared maps define this already; leave it out, or write it in the .toml"
-        )
+        known = "scenes and declared maps define this already"
+        raise ValueError(f"{flags}: {known}; leave it out, or write it in the .toml")
     declared = stored.declared or tuple(BUILT_IN.values())
     inside = _folders(root, SPLITS) if root.is_dir() and not (root / declared[0].folder).is_dir() else {}
     places = {split: str(folder) for split, folder in inside.items()} if "train" in inside else {"train": address}
@@ -164,7 +166,7 @@ def _labels(root: Path, layout: FolderLayout, stored: StorageOptions) -> LabelEn
         labels = known[layout]()
     else:
         files = [root / name for name in ("classes.txt", "names.txt", "codes.txt")]
-        names = next((listed for file in files if (listed := named(file))), ())
+        names = next(filter(None, map(named, files)), ())
         labels = LabelEncoding(names, void=255 if len(names) <= 255 else None)
     if stored.classes is not None and stored.classes != len(labels.names):
         if labels.names:
@@ -206,7 +208,7 @@ def _folders(root: Path, known: Mapping[str, Sequence[str]]) -> dict[str, Path]:
     return {key: inside[names[0]] for key, names in there.items() if names}
 
 
-def _listed(root: Path, kinds: Mapping[str, Path]) -> tuple[list[str], dict[str, list[str]]]:
+def _listed(root: Path, kinds: Mapping[str, Path]) -> Frames:
     """The samples that folders share, and the file of each; ValueError where an image has no partner."""
     stems = {kind: _stems(folder) for kind, folder in kinds.items()}
     first = next(iter(kinds))
@@ -226,6 +228,88 @@ def _stems(folder: Path) -> dict[str, str]:
     if not files:
         raise ValueError(f"no maps in {str(folder)!r}: {none_found(others, EXTENSIONS)}")
     return {path.rsplit(".", 1)[0]: path for path in files}
+
+
+def _nyuv2_frames(root: Path) -> dict[str, Frames]:
+    """The frames of the published splits: pictures, depth in metres, and the 40 classes (0 is none).
+
+    Raises FileNotFoundError where one of the three published files is not there.
+    """
+    for name in (NYUV2, NYUV2_SPLITS, NYUV2_CLASSES):
+        if not (root / name).is_file():
+            raise FileNotFoundError(
+                f"{root} has no {name}: NYUv2 is {NYUV2} with {NYUV2_SPLITS} and {NYUV2_CLASSES} beside it"
+            )
+    splits = loaded_mat(root / NYUV2_SPLITS)
+    frames = {}
+    for split, key in (("train", "trainNdxs"), ("test", "testNdxs")):
+        numbers = [int(n) - 1 for n in splits[key].flatten()]  # MATLAB counts from 1
+        paths = {kind: [f"{NYUV2}#{array}/{n}" for n in numbers] for kind, array in NYUV2_ARRAYS.items()}
+        frames[split] = [f"{n + 1:04}" for n in numbers], paths
+    return frames
+
+
+def _hypersim_frames(root: Path) -> dict[str, Frames]:
+    """The frames of each split, tone-mapped colour with depth and classes (NYU40, void is -1).
+
+    The split is the published one where its table lies in `root`, whose `val` is left out; else the last scenes are
+    the test. Depth is the published distance from the camera's centre, not along its axis. Raises ValueError where
+    there is no frame.
+    """
+    listed: dict[str, list[str]] = {}
+    partition = _partition(root)
+    pictures = sorted(root.glob("ai_*_*/images/scene_cam_*_final_preview/frame.*.tonemap.jpg"))
+    scenes = sorted({path.relative_to(root).parts[0] for path in pictures})
+    if not pictures:
+        needed = "ai_*/images/scene_cam_*_final_preview/frame.*.tonemap.jpg"
+        raise ValueError(f"{root} holds no frames of Hypersim: {needed} is needed")
+    last = scenes[len(scenes) - max(1, len(scenes) // 5) :] if len(scenes) > 1 else []
+    for path in pictures:
+        scene, _, folder, file = path.relative_to(root).parts
+        frame = file.removesuffix(".tonemap.jpg")
+        name = f"{scene}/{folder.removesuffix('_final_preview')}/{frame}"
+        split = ("test" if scene in last else "train") if partition is None else partition.get(name)
+        if split in ("train", "test"):
+            listed.setdefault(split, []).append(name)
+    if "train" not in listed:
+        raise ValueError(f"{root / HYPERSIM_SPLITS} puts none of the {len(pictures)} frames of {root} into train")
+    return {split: (names, _hypersim_files(root, names)) for split, names in listed.items()}
+
+
+def _hypersim_files(root: Path, names: list[str]) -> dict[str, list[str]]:
+    """The files of each kind that all frames have; colour is always there."""
+    kinds = {
+        "rgb": ("final_preview", "tonemap.jpg"),
+        "depth": ("geometry_hdf5", "depth_meters.hdf5"),
+        "semseg": ("geometry_hdf5", "semantic.hdf5"),
+    }
+    files: dict[str, list[str]] = {}
+    for kind, (folder, suffix) in kinds.items():
+        frames = (name.split("/") for name in names)
+        paths = [f"{scene}/images/{camera}_{folder}/{frame}.{suffix}" for scene, camera, frame in frames]
+        there = [(root / path).is_file() for path in paths]
+        if any(there) and not all(there):
+            lacking = paths[there.index(False)]
+            raise ValueError(f"{there.count(False)} of {len(paths)} frames have no {kind}, e.g. {lacking}: fetch them")
+        if any(there):
+            files[kind] = paths
+    return files
+
+
+def _partition(root: Path) -> dict[str, str] | None:
+    """The split of each frame that is part of the public release."""
+    file = root / HYPERSIM_SPLITS
+    if not file.is_file():
+        return None
+    try:
+        return {
+            f"{r['scene_name']}/scene_{r['camera_name']}/frame.{int(r['frame_id']):04}": r["split_partition_name"]
+            for r in csv.DictReader(file.read_text(encoding="utf-8").splitlines())
+            if r["included_in_public_release"] == "True"
+        }
+    except (KeyError, ValueError) as error:
+        problem = f"{file} is not the published table of splits ({error}); take it away or fetch it anew"
+        raise ValueError(problem) from error
 
 
 def numbered(count: int, first: int) -> tuple[str, ...]:

@@ -6,7 +6,7 @@ import bisect
 import json
 import threading
 from collections import OrderedDict
-from itertools import chain
+from itertools import accumulate, chain
 from pathlib import Path
 from typing import Any
 
@@ -40,17 +40,12 @@ class ParquetSource:
                 raise ValueError(f"{path} has other columns than {paths[0]}; give files of one dataset")
         features = _features(schema)
         self._column = _image_column(schema, features, address)
-        self._ends: list[int] = []  # the row after the last, for each row group
-        self._groups = []  # (file, row group) of each
-        self._starts = []  # the first row of each file
-        rows = 0
-        for f, file in enumerate(self._files):
-            self._starts.append(rows)
-            for g in range(file.num_row_groups):
-                rows += file.metadata.row_group(g).num_rows
-                self._ends.append(rows)
-                self._groups.append((f, g))
-        if rows == 0:
+        sizes = [file.metadata.num_rows for file in self._files]
+        self._starts = [0, *accumulate(sizes)]  # the first row of each file
+        self._groups = [(f, g) for f, file in enumerate(self._files) for g in range(file.num_row_groups)]
+        group_sizes = (self._files[f].metadata.row_group(g).num_rows for f, g in self._groups)
+        self._ends: list[int] = list(accumulate(group_sizes))  # the row after the last, for each row group
+        if not sum(sizes):
             raise ValueError(f"{address!r} has no rows")
         self.labels, self.classes = self._read_labels(schema, features)
 
@@ -152,16 +147,12 @@ def _features(schema: pa.Schema) -> dict[str, Any]:
 
 
 def _image_column(schema: pa.Schema, features: dict[str, Any], address: str) -> str:
-    def holds_bytes(kind: pa.DataType) -> bool:
+    def is_image(kind: pa.DataType) -> bool:
+        if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
+            kind = kind.field("bytes").type
         return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
 
-    def is_image(column: pa.Field) -> bool:
-        if pa.types.is_struct(column.type):
-            at = column.type.get_field_index("bytes")
-            return at >= 0 and holds_bytes(column.type.field(at).type)
-        return holds_bytes(column.type)
-
-    columns: list[str] = [column.name for column in schema if is_image(column)]
+    columns: list[str] = [column.name for column in schema if is_image(column.type)]
     if not columns:
         kinds = ", ".join(f"{column.name} ({column.type})" for column in schema)
         raise ValueError(f"{address!r} has no column of images, a struct of bytes and path; its columns: {kinds}")
@@ -172,7 +163,5 @@ def _image_column(schema: pa.Schema, features: dict[str, Any], address: str) -> 
 def _label_column(schema: pa.Schema, features: dict[str, Any]) -> str | None:
     integers = [column.name for column in schema if pa.types.is_integer(column.type)]
     declared = [name for name in integers if features.get(name, {}).get("_type") == "ClassLabel"]
-    for names in (declared, integers):
-        if known := [name for name in _LABEL_NAMES if name in names]:
-            return known[0]
-    return declared[0] if declared else None
+    known = [name for names in (declared, integers) for name in _LABEL_NAMES if name in names]
+    return next(iter([*known, *declared]), None)

@@ -1,4 +1,4 @@
-"""Files of any modality to maps: images, arrays, GeoTIFF and DICOM, with pixels without data marked."""
+"""Files of any modality to maps: images, arrays, HDF5, GeoTIFF and DICOM, with pixels without data marked."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import io
 import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -13,12 +15,14 @@ from jaxtyping import Bool, Shaped
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-from .decode import EXTENSIONS, decode, is_tiff, optional, oriented, read_header, reading, to_channels
+from .decode import EXTENSIONS, Unreadable, decode, is_tiff, optional, oriented, read_header, reading, to_channels
 from .modality_config import Declared
 
 READ = (*EXTENSIONS, ".npy", ".npz", ".dcm")
 _LISTED_IDS = 5
 _GEO_TAGS = (34735, 42113)  # GeoKeyDirectory, GDAL_NODATA
+NYUV2, NYUV2_CLASSES = "nyu_depth_v2_labeled.mat", "classMapping40.mat"
+_HDF5 = "is read with h5py and scipy: pip install 'unveil[hdf5]'"
 
 
 @dataclass(frozen=True)
@@ -219,3 +223,37 @@ def _ids(stored: _Stored, declared: Declared) -> Map:
     ids = np.where(valid, ids, 0)
     ids = ids.astype(np.uint8) if top <= 256 or ids.max(initial=0) <= 255 else ids
     return Map(torch.from_numpy(ids), None if valid.all() else torch.from_numpy(valid), stored.kind)
+
+
+def as_npy(root: Path, path: str) -> bytes:
+    """A map in HDF5 as a `.npy` file would hold it. `path` is a file below `root`, or NYUv2's with `#` array `/` number.
+
+    Raises `Unreadable` for a damaged file, ValueError where a reader is not installed.
+    """
+    file, _, entry = path.partition("#")
+    h5py = optional("h5py", f"{file} {_HDF5}")
+    try:
+        with h5py.File(root / file, "r") as stored:
+            if not entry:
+                array = np.asarray(stored["dataset"])
+            else:
+                name, number = entry.split("/")
+                array = np.asarray(stored[name][int(number)]).swapaxes(-1, -2)  # MATLAB counts columns first
+                array = _forty(root)[array] if name == "labels" else array
+    except (OSError, KeyError) as error:
+        raise Unreadable(path, f"the HDF5 file is damaged, or lacks an array ({error})") from error
+    buffer = io.BytesIO()
+    np.save(buffer, array)
+    return buffer.getvalue()
+
+
+@cache
+def _forty(root: Path) -> np.ndarray:
+    """Of NYUv2, the class of 40 for each of the 894 stored ones, 0 for none."""
+    return np.concatenate([[0], loaded_mat(root / NYUV2_CLASSES)["mapClass"].flatten()]).astype(np.uint8)
+
+
+def loaded_mat(path: Path) -> dict[str, np.ndarray]:
+    """The arrays of a MATLAB file."""
+    arrays: dict[str, np.ndarray] = optional("scipy.io", f"{path} {_HDF5}").loadmat(path)
+    return arrays

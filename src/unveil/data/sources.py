@@ -283,8 +283,7 @@ def coverage(source: Source | Samples) -> tuple[set[str] | None, frozenset[str]]
 
 
 @cache
-def registered() -> dict[str, EntryPoint]:
-    """The entry points of the group by name."""
+def _registered() -> dict[str, EntryPoint]:
     return {point.name: point for point in entry_points(group=SOURCES)}
 
 
@@ -294,5 +293,5 @@ def opener_of(address: str) -> Opener | None:
     It is called with the address and the declared modalities; with none it returns a source of images, else a
     `SampleSource`.
     """
-    point = registered().get(address.partition(":")[0])
+    point = _registered().get(address.partition(":")[0])
     return None if point is None else point.load()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import re
-from typing import Protocol, runtime_checkable
 
 from ..modeling.rng import SampleRng, sample_keys
 from .aligned_folders import AlignedSource
@@ -98,18 +97,15 @@ def _hash(seed: int, group: str) -> bytes:
     return hashlib.blake2b(f"{seed}/{group}".encode(errors="surrogateescape"), digest_size=8).digest()
 
 
-@runtime_checkable
-class Located(Protocol):
-    """A source whose samples are known wherever they are opened from."""
-
-    def location(self, index: int) -> str:
-        """The resolved path of a sample's file, and the row in it; of a rendered one what it is rendered from."""
-
-
 def locations(source: Source) -> list[str]:
-    """What identifies each sample of a source, however its address was written; without files, address and name."""
+    """What identifies each sample of a source, however its address was written.
+
+    A source says so in a method `location(index)`: the resolved path of a sample's file, and the row in it; of a
+    rendered one what it is rendered from. Of a source without it the address and the name are taken.
+    """
     whole, numbers = origin(source)
-    return [whole.location(i) if isinstance(whole, Located) else f"{whole.address}: {whole.name(i)}" for i in numbers]
+    location = getattr(whole, "location", lambda i: f"{whole.address}: {whole.name(i)}")
+    return [location(i) for i in numbers]
 
 
 def names_digest(source: Source) -> str:
