@@ -90,28 +90,19 @@ def _open(address: str, stored: StorageOptions) -> dict[str, DenseSet]:
     else:
         listed = {split: _listed(root, kinds) for split, kinds in _splits(root).items()}
     labels = _labels(root, layout, stored)
-    scale = stored.depth_scale or DEPTH.scale
     declared = {
         "rgb": RGB,
-        "depth": replace(DEPTH, scale=scale),
+        "depth": replace(DEPTH, scale=stored.depth_scale or DEPTH.scale),
         "semseg": replace(SEMSEG, void=labels.void, modality=replace(SEMSEG.modality, stride=1)),
     }
-    return {
-        split: DenseSet(
-            AlignedSource(
-                f"{address} ({split})" if len(listed) > 1 else address,
-                root,
-                tuple(declared[kind] for kind in kinds),
-                names,
-                {kind: dict(zip(names, paths, strict=True)) for kind, paths in kinds.items()},
-            ),
-            range(len(names)),
-            {kind: declared[kind] for kind in kinds},
-            labels,
-            stored.max_depth,
-        )
-        for split, (names, kinds) in listed.items()
-    }
+    sets = {}
+    for split, (names, kinds) in listed.items():
+        maps = {kind: declared[kind] for kind in kinds}
+        files = {kind: dict(zip(names, paths, strict=True)) for kind, paths in kinds.items()}
+        place = f"{address} ({split})" if len(listed) > 1 else address
+        source = AlignedSource(place, root, tuple(maps.values()), names, files)
+        sets[split] = DenseSet(source, range(len(names)), maps, labels, stored.max_depth)
+    return sets
 
 
 def _declared(address: str, root: Path, stored: StorageOptions) -> dict[str, DenseSet]:
@@ -156,18 +147,19 @@ def _guess(root: Path) -> FolderLayout:
 
 def _labels(root: Path, layout: FolderLayout, stored: StorageOptions) -> LabelEncoding:
     """How a layout stores classes, with the user's options applied."""
-    known = {
-        "ade20k": lambda: LabelEncoding(named(root / "objectInfo150.txt") or numbered(150, 1), first=1, void=None),
-        "nyuv2": lambda: LabelEncoding(NYU40, first=1, void=None),
-        "hypersim": lambda: LabelEncoding(NYU40, first=1, void=-1),
-        "camvid": lambda: LabelEncoding(CAMVID, void=11),
-    }
-    if layout in known:
-        labels = known[layout]()
-    else:
-        files = [root / name for name in ("classes.txt", "names.txt", "codes.txt")]
-        names = next(filter(None, map(named, files)), ())
-        labels = LabelEncoding(names, void=255 if len(names) <= 255 else None)
+    match layout:
+        case "ade20k":
+            labels = LabelEncoding(named(root / "objectInfo150.txt") or numbered(150, 1), first=1, void=None)
+        case "nyuv2":
+            labels = LabelEncoding(NYU40, first=1, void=None)
+        case "hypersim":
+            labels = LabelEncoding(NYU40, first=1, void=-1)
+        case "camvid":
+            labels = LabelEncoding(CAMVID, void=11)
+        case _:
+            files = [root / name for name in ("classes.txt", "names.txt", "codes.txt")]
+            names = next(filter(None, map(named, files)), ())
+            labels = LabelEncoding(names, void=255 if len(names) <= 255 else None)
     if stored.classes is not None and stored.classes != len(labels.names):
         if labels.names:
             raise ValueError(f"{root} has {len(labels.names)} classes by its layout, not {stored.classes}")
@@ -237,9 +229,8 @@ def _nyuv2_frames(root: Path) -> dict[str, Frames]:
     """
     for name in (NYUV2, NYUV2_SPLITS, NYUV2_CLASSES):
         if not (root / name).is_file():
-            raise FileNotFoundError(
-                f"{root} has no {name}: NYUv2 is {NYUV2} with {NYUV2_SPLITS} and {NYUV2_CLASSES} beside it"
-            )
+            needed = f"{NYUV2} with {NYUV2_SPLITS} and {NYUV2_CLASSES} beside it"
+            raise FileNotFoundError(f"{root} has no {name}: NYUv2 is {needed}")
     splits = loaded_mat(root / NYUV2_SPLITS)
     frames = {}
     for split, key in (("train", "trainNdxs"), ("test", "testNdxs")):

@@ -226,7 +226,7 @@ def _ids(stored: _Stored, declared: Declared) -> Map:
 
 
 def as_npy(root: Path, path: str) -> bytes:
-    """A map in HDF5 as a `.npy` file would hold it. `path` is a file below `root`, or NYUv2's with `#` array `/` number.
+    """A map in HDF5 as an `.npy` would hold it. `path` is a file below `root`, or NYUv2's with `#` array `/` number.
 
     Raises `Unreadable` for a damaged file, ValueError where a reader is not installed.
     """
