@@ -30,42 +30,23 @@ def _table(text: str) -> dict[str, dict[str, str]]:
     return table
 
 
-MOVED = {  # old module -> new module, both below `unveil`; what lies in a package that moved, moved with it
-    "adaptive": "modeling.adaptive_budget",
-    "chance": "modeling.rng",
-    "data.views": "data.transforms",
-    "decoder": "modeling.decoder",
-    "encoder": "modeling.encoder",
-    "foreign": "modeling.public_vits",
-    "foreign.encoder": "modeling.public_vits",
-    "foreign.files": "modeling.public_vits",
-    "foreign.mae": "modeling.public_vits",
-    "layers": "modeling.layers",
-    "losses": "modeling.losses",
-    "masking": "modeling.masking",
-    "masking.attention": "modeling.masking.attention_guided",
-    "masking.crossmodal": "modeling.masking.by_modality",
-    "masking.drawing": "modeling.masking.attention_guided",
-    "model": "modeling.masked_model",
-    "objectives": "modeling.objectives",
-    "optim": "modeling.optim",
-    "patches": "modeling.patches",
-    "pretrained": "modeling.image_encoder",
-    "recipe": "recipes.recipe",
-    "recipes.modalities": "recipes.multimodal",
-    "records": "modeling.types",
-    "study": "experiments.study",
-    "study.presets": "experiments.study.design",
-    "targets": "modeling.targets",
-    "targets.classes": "modeling.targets",
-    "targets.features": "modeling.targets",
-    "targets.hog": "modeling.targets",
-    "targets.pixels": "modeling.targets",
-    "targets.target": "modeling.targets",
-    "teachers": "modeling.teachers",
-    "teachers.guidance": "modeling.teachers.low_cost",
-    "teachers.momentum": "modeling.teachers.ema",
-}
+MOVED = _table(  # old and new modules, all below `unveil`; what lies in a package that moved, moved with it
+    """
+    modules: adaptive=modeling.adaptive_budget chance=modeling.rng data.views=data.transforms
+        decoder=modeling.decoder encoder=modeling.encoder foreign=modeling.public_vits
+        foreign.encoder=modeling.public_vits foreign.files=modeling.public_vits foreign.mae=modeling.public_vits
+        layers=modeling.layers losses=modeling.losses masking=modeling.masking
+        masking.attention=modeling.masking.attention_guided masking.crossmodal=modeling.masking.by_modality
+        masking.drawing=modeling.masking.attention_guided model=modeling.masked_model
+        objectives=modeling.objectives optim=modeling.optim patches=modeling.patches
+        pretrained=modeling.image_encoder recipe=recipes.recipe recipes.modalities=recipes.multimodal
+        records=modeling.types study=experiments.study study.presets=experiments.study.design
+        targets=modeling.targets targets.classes=modeling.targets targets.features=modeling.targets
+        targets.hog=modeling.targets targets.pixels=modeling.targets targets.target=modeling.targets
+        teachers=modeling.teachers teachers.guidance=modeling.teachers.low_cost
+        teachers.momentum=modeling.teachers.ema
+    """
+)["modules"]
 RENAMED = _table(  # names of release 0.1 and today's, by the new module (or its package) that has them
     """
     modeling.masked_model: Criterion=LossTerm Follower=AfterStep Imagined=ForwardOutput Timed=BeforeStep

@@ -141,9 +141,8 @@ class PretrainConfig:
         # Options after the first four are stored only where they differ from their defaults, as old runs lack them.
         always = ("seed", "paper", "minutes", "init_from")
         split = ("modalities", "group_by", "held_out", "held_out_share")
-        changed = (*split, "init_channels", "init_epoch", "continue_schedule")
-        own = {f.name: getattr(self, f.name) for f in fields(self) if f.name in always or f.name in changed}
-        own = {n: v for n, v in own.items() if n in always or v != getattr(type(self), n)}
+        stored = (*split, "init_channels", "init_epoch", "continue_schedule")
+        own = {n: getattr(self, n) for n in always} | {n: v for n, v in self._changed().items() if n in stored}
         return {name: json_like(value) for name, value in {"recipe": self.name, **own, **self.recipe_options}.items()}
 
     def check_recipe_options(self, recipe: Callable[..., Any]) -> None:
@@ -157,9 +156,12 @@ class PretrainConfig:
         """The command that continues this run, or starts it in an empty folder."""
         words = ["unveil", "pretrain", self.recipe, "--data", self.data, "--out", str(run)]
         left_out = ("recipe", "data", "out", "overwrite", "config", "save_config")
-        own = {n: getattr(self, n) for n in OPTION_NAMES if n not in left_out}
-        own = {n: v for n, v in own.items() if v != getattr(type(self), n)}
+        own = {n: v for n, v in self._changed().items() if n not in left_out}
         return shlex.join([*words, *(word for n, v in {**own, **self.recipe_options}.items() for word in _words(n, v))])
+
+    def _changed(self) -> dict[str, Any]:
+        """The options that differ from their defaults, without those of the recipe."""
+        return {n: v for n in OPTION_NAMES if (v := getattr(self, n)) != getattr(type(self), n, None)}
 
     def save(self, path: Path) -> None:
         """Write the options to a YAML file that `--config` reads."""

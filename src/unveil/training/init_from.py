@@ -72,14 +72,14 @@ def previous_training(config: PretrainConfig) -> PreviousTraining | None:
     run = Run.open(path) if (path / "run.json").exists() else None
     stored = run.config.schedule if run else None
     epochs = config.init_epoch
-    if run is None or stored is None:
-        if epochs is None:
-            raise ValueError(
-                f"how long {config.init_from} was trained is not known; give its epochs with --init-epoch, such as 1600"
-            )
-        return PreviousTraining(epochs)
-    if epochs is None:
+    if epochs is None and run is not None and stored is not None:
         epochs = stored.trained_epochs + run.checkpoint().state["epoch"]
+    if epochs is None:
+        raise ValueError(
+            f"how long {config.init_from} was trained is not known; give its epochs with --init-epoch, such as 1600"
+        )
+    if stored is None:
+        return PreviousTraining(epochs)
     return PreviousTraining(epochs, stored.lr * stored.lr_factor, stored.warmup_epochs)
 
 

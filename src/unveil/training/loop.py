@@ -83,9 +83,8 @@ class Loop:
         self.seed, self.validate, self.metadata, self.group = seed, validate, metadata, group
         per_epoch = loader.steps_per_epoch
         steps = [round(epochs * per_epoch) for epochs in accumulate(stage.epochs for stage in recipe.stages)]
-        bounds = list(
-            accumulate(steps, lambda start, end: max(start + 1, end), initial=0)
-        )  # a stage has a step at least
+        # A stage has one step at least.
+        bounds = list(accumulate(steps, lambda start, end: max(start + 1, end), initial=0))
         self.starts, self.ends, self.total = bounds[:-1], bounds[1:], bounds[-1]
         self.log_every = max(1, min(self.total // LINES, per_epoch))
         self.val_every = max(1, round(settings.val_every * per_epoch))

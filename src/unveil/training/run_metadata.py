@@ -17,15 +17,15 @@ from ..data.splits import names_digest
 from ..modeling.encoder import Encoder
 from ..modeling.layers import Positions
 from ..modeling.masked_model import MaskedModel, Objective, mean_loss
-from ..modeling.rng import sample_keys
 from ..modeling.targets import Pixels
-from ..modeling.types import Batch, Layout, Modality
+from ..modeling.types import Layout, Modality
 from ..recipes.recipe import Recipe
 from ..runs.hardware import git_commit, num_cores, versions
 from ..runs.run_config import current_names
 from .autoconfig import AutoConfig
 from .config import PretrainConfig, json_like
 from .init_from import schedule_metadata
+from .timing import random_batch
 from .trainer import Settings
 
 
@@ -131,11 +131,7 @@ def flops(model: MaskedModel, modalities: Sequence[Modality], size: tuple[int, i
     held = dict(model.named_parameters()) | dict(model.named_buffers())
     with torch.device("meta"), FlopCounterMode(display=False) as counter:
         shapes = {name: torch.empty_like(t, device="meta", requires_grad=t.requires_grad) for name, t in held.items()}
-        maps = {}
-        for m in modalities:
-            shape = (1, m.channels, size[0] // m.stride, size[1] // m.stride)
-            maps[m.name] = torch.zeros(shape, dtype=torch.long if m.kind == "categorical" else torch.float)
-        batch = Batch(maps, sample_keys(0, 0, range(1)), torch.zeros(()))
+        batch = random_batch(modalities, 1, size)
         # Not tied: a table that two encoders share is one module, which would be given back as shapes.
         mean_loss(functional_call(model, shapes, (batch,), tie_weights=False)).backward()
     return int(counter.get_total_flops())

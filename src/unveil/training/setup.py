@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import textwrap
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -105,9 +105,9 @@ def set_up_new(config: PretrainConfig, processes: int = 1) -> TrainingSetup:
         model = model_metadata(build_once(recipe), draft.modalities)
     for stage, entry in zip(recipe.stages, model["stages"], strict=True):
         entry["epochs"] = stage.epochs
-    _log_plan(draft, recipe, settings, processes, model, image_seconds)
     data = (source, train, held_out)
     metadata = run_metadata(config, draft.auto, draft.modalities, data, recipe, model, settings, processes)
+    _log_plan(metadata, recipe, len(train), image_seconds)
     resolved = replace(config, val_every=settings.val_every, recipe_options=draft.auto.options)
     return TrainingSetup(
         recipe, train, held_out, draft.modalities, settings, metadata, inspection, weights, config=resolved
@@ -259,21 +259,18 @@ def check_divisible(batch: int, processes: int) -> None:
         raise ValueError(f"--batch-size {batch} is not divisible by the world size {processes}; give {either}")
 
 
-def _log_plan(
-    draft: _Draft, recipe: Recipe, settings: Settings, processes: int, model: dict[str, Any], image_seconds: float
-) -> None:
-    for change in draft.auto.changes:
-        used, paper = (" ".join(map(str, v)) if isinstance(v, tuple) else v for v in (change.used, change.paper))
-        log(f"  --{change.dial.replace('_', '-')} {used}  (paper: {paper}; {change.why})")
-    batch = recipe.optim.batch_size
-    times = -(-batch // (settings.micro_batch * processes))
+def _log_plan(metadata: Mapping[str, Any], recipe: Recipe, num_train: int, image_seconds: float) -> None:
+    for change in metadata["changes"]:
+        used, paper = (" ".join(map(str, v)) if isinstance(v, tuple) else v for v in (change["used"], change["paper"]))
+        log(f"  --{change['dial'].replace('_', '-')} {used}  (paper: {paper}; {change['why']})")
+    settings = metadata["settings"]
+    processes, times = settings["processes"], settings["accumulation"]
     where = f" in each of {processes} processes" if processes > 1 else ""
     log(
-        f"  batch of {batch} images per update, {settings.micro_batch} at once{where}"
-        f"{f', {times} times' if times > 1 else ''}; {settings.precision} on {settings.device}"
+        f"  batch of {recipe.optim.batch_size} images per update, {settings['micro_batch']} at once{where}"
+        f"{f', {times} times' if times > 1 else ''}; {settings['precision']} on {settings['device']}"
     )
-    for line in (*stage_lines(model), *schedule_lines(recipe)):
+    for line in (*stage_lines(metadata["model"]), *schedule_lines(recipe)):
         log(line)
     epochs = f"{recipe.epochs:g} epoch{'s' * (recipe.epochs != 1)}"
-    took = duration(draft.num_train * recipe.epochs * image_seconds)
-    log(f"training {epochs} of {draft.num_train:,} images: about {took}")
+    log(f"training {epochs} of {num_train:,} images: about {duration(num_train * recipe.epochs * image_seconds)}")

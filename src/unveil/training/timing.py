@@ -11,7 +11,6 @@ from itertools import count
 from typing import cast
 
 import torch
-from torch import Tensor
 
 from ..data.loader import Loader
 from ..modeling.masked_model import MaskedModel
@@ -107,8 +106,7 @@ def measure_step(recipe: Recipe, settings: Settings, batch_size: int, modalities
     Raises torch.OutOfMemoryError where the micro-batch does not fit.
     """
     size = min(batch_size, settings.micro_batch)
-    maps = {m.name: _random_map(m, size, recipe.view.image_size) for m in modalities}
-    batch = Batch(maps, sample_keys(0, 0, range(size)), torch.zeros(()))
+    batch = random_batch(modalities, size, recipe.view.image_size)
     seconds = [stage.epochs * _measure(stage.build(), settings, batch) for stage in recipe.stages]
     return sum(seconds) / recipe.epochs * batch_size / size
 
@@ -132,11 +130,13 @@ def _measure(model: MaskedModel, settings: Settings, batch: Batch) -> float:
         model.cpu()
 
 
-def _random_map(modality: Modality, count: int, size: tuple[int, int]) -> Tensor:
-    shape = (count, modality.channels, size[0] // modality.stride, size[1] // modality.stride)
-    if modality.kind == "categorical":
-        return torch.randint(modality.num_classes, shape)
-    return torch.rand(shape)
+def random_batch(modalities: Sequence[Modality], count: int, image_size: tuple[int, int]) -> Batch:
+    """So many samples of uniform random values or classes, on torch's default device."""
+    maps = {}
+    for m in modalities:
+        shape = (count, m.channels, image_size[0] // m.stride, image_size[1] // m.stride)
+        maps[m.name] = torch.randint(m.num_classes, shape) if m.kind == "categorical" else torch.rand(shape)
+    return Batch(maps, sample_keys(0, 0, range(count)), torch.zeros(()))
 
 
 def first_micro_batch(recipe: Recipe, batch_size: int, device: torch.device) -> int:
