@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -50,7 +51,7 @@ def test_everything_is_counted(folder):
     assert found.classes == {"cat": 4, "dog": 5}
     assert found.duplicates == [["cat/0.png", "dog/copy.png"]]
     assert list(found.unreadable) == ["dog/broken.png"]
-    assert json.loads(json.dumps(found.to_dict()))["count"] == 9
+    assert json.loads(json.dumps(asdict(found)))["count"] == 9
 
 
 def test_a_person_can_read_it(folder):

@@ -6,7 +6,7 @@ import importlib.util
 import io
 import json
 import re
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -100,7 +100,7 @@ class TestDeclaring:
 
     @pytest.mark.parametrize("declared", [RGB, DEPTH, SEMSEG, THERMAL, replace(THERMAL, window=(40.0, 80.0))])
     def test_json_gives_back_the_same(self, declared: Declared):
-        assert declared_from(json.loads(json.dumps(declared.to_dict()))) == declared
+        assert declared_from(json.loads(json.dumps(asdict(declared)))) == declared
 
     @pytest.mark.parametrize(
         ("text", "told"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from contextlib import ExitStack
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -124,7 +125,7 @@ def _write_start(run: RunFolder, setup: TrainingSetup, config: PretrainConfig) -
         assert setup.inspection
         assert setup.config
         setup.config.save(run.path / "config.yaml")
-        write_json(run.path / "inspection.json", setup.inspection.to_dict())
+        write_json(run.path / "inspection.json", asdict(setup.inspection))
         if setup.inspection.unreadable:
             write_json(run.path / "broken.json", setup.inspection.unreadable)
         (run.path / "metrics.jsonl").touch()

@@ -1,9 +1,7 @@
-"""Augmentations for training on labels: few, batched, on any device, and each a pure function of its random draws.
+"""Augmentations for training on labels: batched, on any device, each a pure function of its random draws.
 
-Colour operations are those of Pillow on whole batches: images `B C H W` in [0, 1], one strength `B` per image; what
-Pillow does to bytes (thresholds, bits, histograms) is done to 256 levels here too. Geometric operations send each image
-through an affine map of its own, which says where in the source each pixel of the result lies: pixels are squares, the
-image spans 0..W and 0..H, and a pixel's place is its centre, as in Pillow.
+Images are `B C H W` in [0, 1]. Colours change as in Pillow, what it does to bytes on 256 levels. Affine maps `B 2 3`
+say where in the source a pixel of the result lies; pixels are squares whose place is their centre, as in Pillow.
 """
 
 from __future__ import annotations

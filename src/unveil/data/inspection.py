@@ -6,7 +6,7 @@ import hashlib
 import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -54,10 +54,6 @@ class Inspection:
     def modality(self) -> Modality:
         """The images as a modality, normalised by their own statistics."""
         return Modality("rgb", self.channels, *_rounded(self.mean, self.std))
-
-    def to_dict(self) -> dict[str, Any]:
-        """The same as JSON can hold it."""
-        return {**asdict(self), "bits": {str(k): v for k, v in self.bits.items()}}
 
     def __str__(self) -> str:
         rows = [("images", f"{self.count:,}"), ("channels", f"{self.channels} ({_counted(self.modes)})")]
@@ -257,10 +253,6 @@ class AlignedInspection:
         facts = [measured[d.name] for d in declared]
         return tuple(d.settled(*_rounded(f.mean, f.std), f.num_classes) for d, f in zip(declared, facts, strict=True))
 
-    def to_dict(self) -> dict[str, Any]:
-        """The same as JSON can hold it."""
-        return asdict(self)
-
     def __str__(self) -> str:
         rows = [("samples", f"{self.count:,}"), *_label_row(self.classes)]
         for facts in self.maps:
@@ -283,16 +275,16 @@ def inspect_samples(source: Source, limit: int | None = None) -> AlignedInspecti
     whole, numbers = origin(source)
     assert isinstance(whole, SampleSource)
     n = len(numbers)
-    orphans: defaultdict[str, list[str]] = defaultdict(list)
+    columns = zip(*(whole.has(i) for i in numbers), strict=True)
+    orphans: dict[str, list[str]] = {}
     unreadable: dict[str, str] = {}
-    tallies = {d.name: _MapSums(d) for d in whole.declared}
+    tallies: dict[str, _MapSums] = {}
+    for d, column in zip(whole.declared, columns, strict=True):
+        tallies[d.name] = _MapSums(d, sum(column))
+        if not all(column):
+            orphans[d.name] = [whole.name(i) for i, has in zip(numbers, column, strict=True) if not has]
     modalities = [d.modality for d in whole.declared]
     decoded = _measured(n, limit, "samples")
-    for i in numbers:
-        for d, has in zip(whole.declared, whole.has(i), strict=True):
-            tallies[d.name].count += has
-            if not has:
-                orphans[d.name].append(whole.name(i))
     for place in decoded:
         try:
             read = whole.read(numbers[place])
@@ -303,14 +295,14 @@ def inspect_samples(source: Source, limit: int | None = None) -> AlignedInspecti
         for name, read_map in read.items():
             tallies[name].add(read_map)
     maps = tuple(tally.facts() for tally in tallies.values())
-    return AlignedInspection(source.address, n, len(decoded), maps, dict(orphans), unreadable, _class_counts(source))
+    return AlignedInspection(source.address, n, len(decoded), maps, orphans, unreadable, _class_counts(source))
 
 
 class _MapSums:
     """Sums over the maps of one modality; every map weighs the same, whatever its size."""
 
-    def __init__(self, declared: Declared) -> None:
-        self.declared, self.count, self.valid = declared, 0, 0.0
+    def __init__(self, declared: Declared, count: int) -> None:
+        self.declared, self.count, self.valid = declared, count, 0.0
         self.stored: Counter[str] = Counter()
         self.sizes: list[tuple[int, int]] = []
         self.ids: Counter[int] = Counter()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
@@ -81,13 +81,9 @@ class Declared:
             return replace(self, modality=replace(self.modality, num_classes=max(num_classes, 1)), measured=False)
         return replace(self, modality=replace(self.modality, mean=tuple(mean), std=tuple(std)), measured=False)
 
-    def to_dict(self) -> dict[str, Any]:
-        """The same as JSON can hold it."""
-        return asdict(self)
-
 
 def declared_from(stored: Mapping[str, Any]) -> Declared:
-    """The inverse of `to_dict`: a declaration from its JSON object."""
+    """The inverse of `asdict`: a declaration from its JSON object."""
     own = {name: _tuples(stored[name]) for name in (f.name for f in fields(Declared)) if name in stored}
     return Declared(**{**own, "modality": modality_from(stored["modality"])})
 
@@ -169,9 +165,8 @@ def read_toml(path: Path) -> list[Declared]:
             raise ValueError(f"{where}: of is for kind = 'validity' only")
         else:
             declared.append(_declared(where, name, table))
-    for name in masks:
-        if name not in tables or name not in [d.name for d in declared]:
-            raise ValueError(f"{path}: of = {name!r} is no modality declared in it; {suggest(name, tables)}")
+    if unknown := [name for name in masks if name not in [d.name for d in declared]]:
+        raise ValueError(f"{path}: of = {unknown[0]!r} is no modality declared in it; {suggest(unknown[0], tables)}")
     return [replace(d, validity=masks.get(d.name, "")) for d in declared]
 
 
@@ -194,9 +189,7 @@ def _declared(where: str, name: str, table: Mapping[str, Any]) -> Declared:
         start = Declared(Modality(name, 1, (0.0,), (1.0,), kind=kind, num_classes=int(is_categorical)))
     begun = start.modality
     channels, classes = table.get("channels", begun.channels), table.get("classes", [])
-    names = tuple(map(str, classes)) if isinstance(classes, list) else ()
-    number = len(names) if isinstance(classes, list) else classes
-    normalise = table.get("normalise", begun.normalise)
+    names, number = (tuple(map(str, classes)), len(classes)) if isinstance(classes, list) else ((), classes)
     if is_categorical and channels != 1:
         raise ValueError(f"{where}: channels = {channels}: class ids have one; leave it out")
     if classes and not is_categorical:
@@ -219,9 +212,9 @@ def _declared(where: str, name: str, table: Mapping[str, Any]) -> Declared:
         reading["nodata"] = _numbers(where, "nodata", values, len(values))
     if "window" in table:
         reading["window"] = _numbers(where, "window", table["window"], 2)
-    is_open = not number if is_categorical else normalise == "fixed" and "mean" not in table
     try:
         modality = replace(begun, **own)
+        is_open = not number if is_categorical else modality.normalise == "fixed" and "mean" not in table
         return replace(start, modality=modality, measured=is_open, classes=names, **reading)
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from error

@@ -48,7 +48,7 @@ def run_metadata(
         "asked": config.fingerprint,
         "dials": {name: json_like(value) for name, value in auto.options.items()},
         "modality": asdict(first),
-        **({"modalities": [d.to_dict() for d in source.declared]} if isinstance(source, SampleSource) else {}),
+        **({"modalities": [asdict(d) for d in source.declared]} if isinstance(source, SampleSource) else {}),
         "changes": [asdict(change) for change in auto.changes],
         "data": {
             "address": source.address,
