@@ -86,10 +86,6 @@ NEEDLESS = (
 )
 
 
-def _mask_ratio(values: Sequence[str]) -> Answer:
-    return ["--visible", f"{1 - float(values[0]):.6g}"], "share that the encoder sees: 1 - mask_ratio"
-
-
 def _model(values: Sequence[str]) -> Answer:
     name = values[0]
     size = re.search(r"tiny|small|base|large|huge", name)
@@ -109,31 +105,21 @@ def _use_fm(values: Sequence[str]) -> Answer:
     return ["--maps", *(str(m + 1) for m in maps)], "blocks are counted from 1"
 
 
-def _in_domains(values: Sequence[str]) -> Answer:
-    return ["--modalities", *values[0].split("-")], "folders of --data; others than rgb, depth and semseg are declared"
-
-
 def _num_encoded_tokens(values: Sequence[str], domains: int) -> Answer:
     share = f"--visible {int(values[0]) / (196 * domains):.6g}".split()
     each = f" of each of {domains} modalities" if domains > 1 else ""
     return share, f"as a share of the 196 patches{each}, of 16 px in 224 x 224"
 
 
-def _mask_grid(values: Sequence[str]) -> Answer:
-    return ["--mask-unit", str(16 * int(values[0]))], "side in pixels of what is hidden whole, for patches of 16"
-
-
-def _hflip(values: Sequence[str]) -> Answer:
-    return ["--flip", "none" if values and float(values[0]) == 0 else "h"], ""
-
-
+_DOMAINS = "folders of --data; others than rgb, depth and semseg are declared"
+_UNIT = "side in pixels of what is hidden whole, for patches of 16"
 CONVERTED: dict[str, Convert] = {
-    "mask_ratio": _mask_ratio,
+    "mask_ratio": lambda v: (["--visible", f"{1 - float(v[0]):.6g}"], "share that the encoder sees: 1 - mask_ratio"),
     "model": _model,
     "use_fm": _use_fm,
-    "in_domains": _in_domains,
-    "mask_grid": _mask_grid,
-    "hflip": _hflip,
+    "in_domains": lambda v: (["--modalities", *v[0].split("-")], _DOMAINS),
+    "mask_grid": lambda v: (["--mask-unit", str(16 * int(v[0]))], _UNIT),
+    "hflip": lambda v: (["--flip", "none" if v and float(v[0]) == 0 else "h"], ""),
 }
 
 

@@ -19,26 +19,10 @@ from .sections import Runs, broken_files, curves, environment, health, key_figur
 from .style import LOGO, SCRIPT, STYLE
 
 SECTIONS: tuple[Callable[[Runs], Markup | None], ...] = (
-    health,
-    key_figures,
-    comparison,
-    what_was_run,
-    curves,
-    label_free,
-    reconstructions,
-    across_modalities,
-    attention_maps,
-    guidance,
-    attention_over_time,
-    attention_tables,
-    cheaper_guidance,
-    layers,
-    block_by_block,
-    nearest_neighbours,
-    evaluations,
-    broken_files,
-    environment,
-)
+    health, key_figures, comparison, what_was_run, curves, label_free, reconstructions, across_modalities,
+    attention_maps, guidance, attention_over_time, attention_tables, cheaper_guidance, layers, block_by_block,
+    nearest_neighbours, evaluations, broken_files, environment,
+)  # fmt: skip
 
 
 def write_report(runs: Sequence[str | Path], out: str | Path | None = None) -> Path:

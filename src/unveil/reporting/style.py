@@ -10,7 +10,7 @@ from .pictures import colours
 
 _RAMP = ",".join(f"rgb({r} {g} {b})" for r, g, b in colours(np.linspace(0, 1, 9)).tolist())
 
-_VISIBLE = {(0, 0), (28, 14)}  # the patches of the logo that are not hidden
+_VISIBLE = {(0, 0), (28, 14), (14, 28)}  # the patches of the logo that are not hidden
 _PATCHES = [
     f'<rect class="{"" if (x, y) in _VISIBLE else "f"}" x="{x}" y="{y}" width="12" height="12"/>'
     for y, x in product((0, 14, 28), repeat=2)

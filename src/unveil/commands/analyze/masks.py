@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import reduce
+from operator import add
 from pathlib import Path
 from typing import Any
 
@@ -137,15 +139,9 @@ def _compare(model: MaskedModel, batch: Batch) -> Iterator[dict[str, Any]]:
 def _way(
     name: str, kind: str, cost: float, overlaps: dict[str, MaskOverlap], random: dict[str, MaskOverlap]
 ) -> dict[str, Any]:
-    pairs = {"all": (_sum(overlaps), _sum(random)), **{m: (overlaps[m], random[m]) for m in overlaps}}
+    whole = (reduce(add, overlaps.values()), reduce(add, random.values()))
+    pairs = {"all": whole, **{m: (overlaps[m], random[m]) for m in overlaps}}
     return {"name": name, "kind": kind, "cost": cost, "overlap": {m: _metrics(*pair) for m, pair in pairs.items()}}
-
-
-def _sum(overlaps: dict[str, MaskOverlap]) -> MaskOverlap:
-    first, *others = overlaps.values()
-    for other in others:
-        first += other
-    return first
 
 
 def _metrics(overlap: MaskOverlap, random: MaskOverlap) -> dict[str, float]:
