@@ -16,6 +16,7 @@ import unveil
 from ..recipes.options import DATA, Option, UsageError, spell
 from ..recipes.registry import load_recipe, recipe_cards
 from ..runs.console import is_rank_zero
+from ..training.config import PretrainConfig, read_mapping
 from .flags import columns, flag_name, flags_of, help_text, is_flag, parse, split, with_current_names
 from .foreign_flags import refuse_foreign
 
@@ -114,8 +115,6 @@ def _demo(self: Command, words: list[str]) -> str:
 @command("RECIPE", "unveil pretrain crossmae --data ~/photos --out runs/a")
 def _pretrain(self: Command, words: list[str]) -> str:
     """learn from a folder of images by hiding a part and predicting it"""
-    from ..training.config import PretrainConfig
-
     given_name, words = _take_recipe(words)
     name = given_name or _recipe_in_config(words)
     if name is None:
@@ -144,13 +143,11 @@ def _take_recipe(words: list[str]) -> tuple[str | None, list[str]]:
 
 def _recipe_in_config(words: list[str]) -> str | None:
     """The recipe that the file of `--config` names."""
-    from ..training.config import read_mapping
-
     file = next(iter(_values(words, "config")), None)
-    recipe = read_mapping(file).get("recipe") if file is not None else None
-    if file is not None and not isinstance(recipe, str):
-        raise UsageError(f"{file} names no recipe", f"for example unveil pretrain crossmae --config {file}")
-    return recipe
+    recipe = None if file is None else read_mapping(file).get("recipe")
+    if file is None or isinstance(recipe, str):
+        return recipe
+    raise UsageError(f"{file} names no recipe", f"for example unveil pretrain crossmae --config {file}")
 
 
 def _list_recipes() -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 
 from ..runs.console import duration
 from .charts import NUM_COLOURS
@@ -24,7 +24,7 @@ def comparison(runs: Runs) -> Markup | None:
         return None
     having = Counter(str(k) for run in runs for k in run.mapping("dials"))  # what one alone has compares with nothing
     dials = sorted(dial for dial, count in having.items() if count > 1 and dial not in ("size", "epochs"))
-    differing = [d for d in dials if len({run.text("dials", d) for run in runs}) > 1]
+    differing = [dial for dial in dials if len({run.text("dials", dial) for run in runs}) > 1]
     alike = len({(run.text("model", "norm_pix"), run.text("dials", "target"), _share_hidden(run)) for run in runs}) == 1
     words = [("recipe", [run.text("recipe") for run in runs]), ("size", [run.text("dials", "size") for run in runs])]
     words += [(d, [shown(run.fact("dials", d)) for run in runs]) for d in differing]
@@ -42,7 +42,11 @@ def comparison(runs: Runs) -> Markup | None:
     for key in sorted({(e.protocol, e.data) for run in runs for e in run.evaluations}):
         name = f"{protocol_name(key[0])} accuracy"
         measures.append((name, [_accuracy(run, key) for run in runs], max, percent))
-    rows += [[name, *_best_bold(values, best, shown)] for name, values, best, shown in measures if _any(values)]
+    rows += [
+        [name, *_best_bold(values, best, shown)]
+        for name, values, best, shown in measures
+        if any(map(math.isfinite, values))
+    ]
     head = ["", *(tag("span", tag("i", class_=f"spot s{i % NUM_COLOURS}"), r.name) for i, r in enumerate(runs))]
     explained = "The best value of a row is bold. " + (
         "All runs share target and share hidden, so their losses compare."
@@ -69,10 +73,6 @@ def _share_hidden(run: RunRecord) -> str:
 
 def _accuracy(run: RunRecord, key: tuple[str, str]) -> float:
     return next((e.accuracy() for e in run.evaluations if (e.protocol, e.data) == key), math.nan)
-
-
-def _any(values: Iterable[float]) -> bool:
-    return any(math.isfinite(v) for v in values)
 
 
 def _best_bold(

@@ -80,11 +80,7 @@ def key_figures(runs: Runs) -> Markup | None:
         untrained = evaluation.accuracy("untrained")
         beside = "" if math.isnan(untrained) else f"untrained {percent(untrained)}"
         tiles.append((f"{evaluation.name} accuracy", percent(evaluation.accuracy()), beside))
-    cells = [
-        tag("div", tag("dt", name), tag("dd", value, tag("small", beside)))
-        for name, value, beside in tiles
-        if value != "–"
-    ]
+    cells = [tag("div", tag("dt", a), tag("dd", b, tag("small", beside))) for a, b, beside in tiles if b != "–"]
     return tag("section", *cells, class_="tiles", aria_label="Key figures") if cells else None
 
 
@@ -178,8 +174,8 @@ def environment(runs: Runs) -> Markup | None:
     """Versions, machine and settings: what is needed to repeat the run."""
 
     def content(run: RunRecord) -> list[Markup | None]:
-        pairs = [("unveil", run.text("unveil")), ("commit", run.text("git")), ("started", run.text("started"))]
-        pairs += [("finished", run.text("finished"))]
+        keys = {"unveil": "unveil", "commit": "git", "started": "started", "finished": "finished"}
+        pairs = [(name, run.text(key)) for name, key in keys.items()]
         for group in ("versions", "settings", "optim"):
             pairs += [(_option_name(str(k)), shown(v)) for k, v in run.mapping(group).items()]
         return [_description_list(pairs)]
@@ -187,7 +183,7 @@ def environment(runs: Runs) -> Markup | None:
     return by_run("Environment", runs, content)
 
 
-OPTION_NAMES = {  # of options whose key is no name
+OPTION_NAMES = {  # of options whose key alone is not clear
     "lr": "learning rate",
     "lr_factor": "learning rate factor",
     "peak_lr": "peak learning rate",
@@ -208,36 +204,31 @@ def _option_name(key: str) -> str:
 
 def _one_run(run: RunRecord, place: int, runs: Runs) -> Markup:
     size, data = run.fact("data", "image_size"), run.number("data", "count")
-    size = " x ".join(str(s) for s in size) if isinstance(size, list) else size
+    size = " x ".join(map(str, size)) if isinstance(size, list) else size
     parameters = {name: run.number("model", "parameters", name) for name in ("encoder", "decoder")}
     model = [f"{count(n)} {name}" for name, n in parameters.items() if math.isfinite(n)]
-    tokens = [
-        f"{run.text('model', key)} {word}"
-        for key, word in (("num_tokens", "in all"), ("num_visible", "visible"), ("num_predicted", "predicted"))
-        if run.text("model", key)
-    ]
+    numbers = {"in all": "num_tokens", "visible": "num_visible", "predicted": "num_predicted"}
+    tokens = [f"{n} {word}" for word, key in numbers.items() if (n := run.text("model", key))]
     held_out = run.number("data", "held_out")
     images = f"{data:,.0f}" + (f", {held_out:,.0f} held out" if held_out > 0 else "") if math.isfinite(data) else ""
-    details = _description_list(
-        [
-            ("recipe", run.text("recipe")),
-            ("data", run.text("data", "address")),
-            ("images", images),
-            ("image size", f"{size}, {run.text('data', 'channels') or '?'} channels" if size else ""),
-            ("parameters", ", ".join(model)),
-            ("a step", _steps(run)),
-            ("tokens", ", ".join(tokens)),
-            ("epochs", _epochs(run)),
-            ("time", duration(run.seconds) if math.isfinite(run.seconds) else ""),
-            ("device", ", ".join(filter(None, (run.text("settings", "device"), run.text("settings", "precision"))))),
-            ("seed", run.text("seed")),
-            ("status", run.text("status")),
-        ]
-    )
+    details = {
+        "recipe": run.text("recipe"),
+        "data": run.text("data", "address"),
+        "images": images,
+        "image size": f"{size}, {run.text('data', 'channels') or '?'} channels" if size else "",
+        "parameters": ", ".join(model),
+        "a step": _steps(run),
+        "tokens": ", ".join(tokens),
+        "epochs": _epochs(run),
+        "time": duration(run.seconds) if math.isfinite(run.seconds) else "",
+        "device": ", ".join(filter(None, (run.text("settings", name) for name in ("device", "precision")))),
+        "seed": run.text("seed"),
+        "status": run.text("status"),
+    }
     command = run.text("command")
     copyable = tag("div", tag("pre", tag("code", command)), tag("button", "copy", type="button"), class_="command")
     remarks = remark(" ".join(run.remarks)) if run.remarks else None
-    content = (details, copyable if command else None, _changes(run), _options(run), remarks)
+    content = (_description_list(details.items()), copyable if command else None, _changes(run), _options(run), remarks)
     return tag("article", run_heading(run, place, runs), *content)
 
 

@@ -62,9 +62,8 @@ def study_page(outcome: Mapping[str, Any]) -> str:
 
 
 def _remarks(outcome: Mapping[str, Any]) -> Markup | None:
-    if not outcome["remarks"]:
-        return None
-    return section("Read this first", *(tag("p", remark) for remark in outcome["remarks"]))
+    remarks = [tag("p", remark) for remark in outcome["remarks"]]
+    return section("Read this first", *remarks) if remarks else None
 
 
 def _setting(outcome: Mapping[str, Any], setting: str) -> Markup:
@@ -93,17 +92,17 @@ def _setting(outcome: Mapping[str, Any], setting: str) -> Markup:
 
 def cost_rows(outcome: Mapping[str, Any], setting: str) -> list[tuple[str, ...]]:
     """Cells of a table of costs: per arm the number of runs that ended, their mean time, speed and memory."""
-    rows: list[tuple[str, ...]] = []
     runs = [run for run in outcome["runs"] if run["setting"] == setting]
+    shown = {
+        "seconds": duration,
+        "images_per_second": figure,
+        "memory_mb": lambda megabytes: f"{figure(megabytes / 1024)} GB",
+    }
+    rows = []
     for arm in dict.fromkeys(run["arm"] for run in runs):
-        seconds, speed, memory = (
-            [run[name] for run in runs if run["arm"] == arm and run[name] is not None]
-            for name in ("seconds", "images_per_second", "memory_mb")
-        )
-        rows.append(
-            (arm, str(len(seconds)), duration(fmean(seconds)) if seconds else "–",
-             figure(fmean(speed)) if speed else "–", f"{figure(fmean(memory) / 1024)} GB" if memory else "–")
-        )  # fmt: skip
+        costs = {name: [r[name] for r in runs if r["arm"] == arm and r[name] is not None] for name in shown}
+        cells = (as_text(fmean(costs[name])) if costs[name] else "–" for name, as_text in shown.items())
+        rows.append((arm, str(len(costs["seconds"])), *cells))
     return rows
 
 
@@ -138,12 +137,10 @@ def time_rows(outcome: Mapping[str, Any]) -> list[tuple[str, str, str]]:
 
 def time_target(outcome: Mapping[str, Any]) -> str:
     """What the times to the target are times to, in a sentence; empty without such times."""
-    if not outcome["times"]:
-        return ""
-    metric, target = outcome["times"][0]["metric"], outcome["times"][0]["target"]
-    return (
-        f"Training until {metric} is {value_of(target, metric)}, which every arm reaches: from means over seeds, with"
-        " linear interpolation between measurements."
+    return "".join(
+        f"Training until {t['metric']} is {value_of(t['target'], t['metric'])}, which every arm reaches: from means over"
+        " seeds, with linear interpolation between measurements."
+        for t in outcome["times"][:1]
     )
 
 
@@ -208,8 +205,8 @@ def metric_rows(outcome: Mapping[str, Any], setting: str, metric: str) -> list[R
 
 def intervals(metric: str, rows: Sequence[Row]) -> Markup:
     """Means as dots and intervals as bars, one row each; those of references are hollow of colour."""
-    svg = tag("svg", *_drawn(metric, rows), viewBox=f"0 0 {WIDTH} {_height(rows)}", role="img")
-    return tag("div", svg, class_="chart")
+    view = f"0 0 {WIDTH} {2 * TOP + ROW * len(rows)}"
+    return tag("div", tag("svg", *_drawn(metric, rows), viewBox=view, role="img"), class_="chart")
 
 
 def write_intervals(outcome: Mapping[str, Any], folder: Path) -> list[Path]:
@@ -226,7 +223,7 @@ def write_intervals(outcome: Mapping[str, Any], folder: Path) -> list[Path]:
 
 
 def _alone(title: str, metric: str, rows: Sequence[Row]) -> str:
-    height = HEAD + _height(rows)
+    height = HEAD + 2 * TOP + ROW * len(rows)
     ground = tag("rect", width=WIDTH, height=height, fill="var(--bg)")
     head = tag("text", title, class_="title", x=16, y=23)
     marks = tag("g", *_drawn(metric, rows), transform=f"translate(0 {HEAD})")
@@ -235,10 +232,6 @@ def _alone(title: str, metric: str, rows: Sequence[Row]) -> str:
         xmlns="http://www.w3.org/2000/svg", viewBox=f"0 0 {WIDTH} {height}", width=WIDTH, height=height,
     )  # fmt: skip
     return f"{svg}\n"
-
-
-def _height(rows: Sequence[Row]) -> int:
-    return 2 * TOP + ROW * len(rows)
 
 
 def _drawn(metric: str, rows: Sequence[Row]) -> list[Markup]:
