@@ -111,7 +111,7 @@ def _notes(subject: Subject, first: list[MapPictures]) -> list[str]:
             " attention that a mask hides."
         )
         if first[0].masks:
-            of = "the blend" if first[0].blend is not None else "this attention"
+            of = "this attention" if first[0].blend is None else "the blend"
             notes.append(
                 f"Second row: the masks of each sampler on {of}. gumbel samples in proportion to attention, hard hides"
                 " the highest, noisy the highest after noise, hint leaves some of the highest visible, low hides the"

@@ -80,11 +80,8 @@ def attention_tables(runs: Runs) -> Markup | None:
 def _attention_tables(run: RunRecord) -> list[Markup | None]:
     analysis = run.analyses.get("attention", {})
     points = mappings(analysis.get("checkpoints"))
-    rows = [
-        [title, *(_statistic(name, number(point.get(name))) for point in points)]
-        for name, title in METRICS.items()
-        if any(name in point for point in points)
-    ]
+    measured = {name: title for name, title in METRICS.items() if any(name in point for point in points)}
+    rows = [[title, *(_statistic(name, number(p.get(name))) for p in points)] for name, title in measured.items()]
     head = ["", *(f"epoch {brief(number(point.get('epoch')))}" for point in points)]
     return [html_table(head, rows) if rows else None, *map(_decoder_attention, mappings(analysis.get("decoders")))]
 
@@ -176,15 +173,12 @@ def _layers(analysis: Mapping[str, Any]) -> list[Markup]:
         ]
         return line_chart(title, lines, x_label="layer", note=note, from_zero=True)
 
+    charts = [chart("rankme", "RankMe by layer", "dimensions in use")]
+    charts += [chart("distance", "Attention distance by layer", "pixels")]
     return [
         remark(f"Down {names[0]}, across {names[1]}; {brief(number(analysis.get('images')))} images."),
         html_table(["", *map(str, range(1, len(matrix[0]) + 1))], rows, class_="cka"),
-        charts_of(
-            [
-                chart("rankme", "RankMe by layer", "dimensions in use"),
-                chart("distance", "Attention distance by layer", "pixels"),
-            ]
-        ),
+        charts_of(charts),
     ]
 
 
@@ -208,23 +202,16 @@ def _decoders(run: RunRecord) -> list[Markup | None]:
 
 
 def _blocks(decoder: Mapping[str, Any]) -> Markup:
-    rows = [
-        [
-            f"block {k}" if k else "mask tokens",
-            percent(number(block.get("share"))),
-            figure(number(block.get("error"))),
-            figure(number(block.get("detail"))),
-        ]
-        for k, block in enumerate(mappings(decoder.get("parts")))
-    ]
+    rows = []
+    for k, block in enumerate(mappings(decoder.get("parts"))):
+        share, error, detail = (number(block.get(key)) for key in ("share", "error", "detail"))
+        rows.append([f"block {k}" if k else "mask tokens", percent(share), figure(error), figure(detail)])
     tables = [html_table(["", "share of the prediction", "loss so far", "detail"], rows)]
     maps, reads = decoder.get("maps"), decoder.get("reads")
     if isinstance(maps, list) and isinstance(reads, list) and reads:
         shares = [[number(share) for share in row] for row in reads if isinstance(row, list)]
         most = max((share for row in shares for share in row), default=1.0) or 1.0
-        cells = [
-            [f"block {k}", *(shaded(share, share / most) for share in row)] for k, row in enumerate(shares, start=1)
-        ]
+        cells = [[f"block {k}", *(shaded(s, s / most) for s in row)] for k, row in enumerate(shares, start=1)]
         words = "How much each encoder map (0: the patches themselves) weighs in what each block reads."
         tables += [remark(words), html_table(["", *map(str, maps)], cells, class_="cka")]
     return tag("div", remark(f"Decoder {decoder.get('decoder', '')}."), *tables)

@@ -28,6 +28,11 @@ class Line:
     noisy: bool = False
     is_dashed: bool = False
 
+    @property
+    def slot(self) -> str:
+        """The CSS class of its colour."""
+        return f"s{self.colour % NUM_COLOURS}"
+
 
 @dataclass(frozen=True)
 class Axis:
@@ -60,22 +65,21 @@ def line_chart(
 
     `offers_log` adds a switch between a linear and a logarithmic axis.
     """
-    drawn = [(line, *_finite(line, is_log)) for line in lines]
-    drawn = [(line, x, y) for line, x, y in drawn if len(x)]
-    if not drawn:
+    finite = [(line, *_finite(line, is_log)) for line in lines]
+    if not (drawn := [(line, x, y) for line, x, y in finite if len(x)]):
         return None
     pictures = [_svg(title, drawn, x_label, is_log, from_zero)]
     switch = None
     if offers_log and all((y > 0).all() for _, _, y in drawn):
         pictures.append(_svg(title, drawn, x_label, not is_log, from_zero))
         switch = tag("label", tag("input", type="checkbox"), " log scale", class_="switch")
-    names = [
-        tag("span", tag("i", class_="dash" if line.is_dashed else None), line.name, class_=f"key s{_slot(line.colour)}")
-        for line, _, _ in drawn
-    ]
-    legend = tag("div", *names, class_="legend") if len(drawn) > 1 else None
+    legend = tag("div", *(_name(line) for line, _, _ in drawn), class_="legend") if len(drawn) > 1 else None
     caption = tag("figcaption", tag("strong", title), tag("span", note, class_="aside") if note else None, switch)
     return tag("figure", caption, legend, *pictures, class_="chart")
+
+
+def _name(line: Line) -> Markup:
+    return tag("span", tag("i", class_="dash" if line.is_dashed else None), line.name, class_=f"key {line.slot}")
 
 
 def smoothed(y: Float[np.ndarray, " n"], half_width: int) -> Float[np.ndarray, " n"]:
@@ -118,10 +122,6 @@ def _finite(line: Line, is_log: bool) -> tuple[Float[np.ndarray, " n"], Float[np
     x, y = np.asarray(line.x, np.float64), np.asarray(line.y, np.float64)
     shown = np.isfinite(x) & np.isfinite(y) & ((y > 0) if is_log else True)
     return x[shown], y[shown]
-
-
-def _slot(colour: int) -> int:
-    return colour % NUM_COLOURS
 
 
 def _range(values: Float[np.ndarray, " n"], is_log: bool, from_zero: bool) -> tuple[float, float]:
@@ -184,17 +184,16 @@ def _short(value: float) -> str:
 
 
 def _paths(line: Line, across: Axis, up: Axis, x: np.ndarray, y: np.ndarray) -> list[Markup]:
-    classes = f"line s{_slot(line.colour)}" + (" dash" if line.is_dashed or line.colour >= NUM_COLOURS else "")
+    classes = f"line {line.slot}" + (" dash" if line.is_dashed or line.colour >= NUM_COLOURS else "")
     order = np.argsort(x, kind="stable")
     x, y = x[order], y[order]
     elements = []
     if line.noisy and len(x) > 8:
-        elements.append(tag("path", d=_path(across(x), up(y)), class_=f"raw s{_slot(line.colour)}"))
+        elements.append(tag("path", d=_path(across(x), up(y)), class_=f"raw {line.slot}"))
         y = smoothed(y, max(1, len(y) // 40))
     elif len(x) <= 30:
-        dot = f"dot s{_slot(line.colour)}"
         places = zip(across(x), up(y), strict=True)
-        elements += [tag("circle", cx=f"{a:.1f}", cy=f"{b:.1f}", r=2.6, class_=dot) for a, b in places]
+        elements += [tag("circle", cx=f"{a:.1f}", cy=f"{b:.1f}", r=2.6, class_=f"dot {line.slot}") for a, b in places]
     elements.append(tag("path", d=_path(across(x), up(y)), class_=classes, data_name=line.name))
     return elements
 

@@ -42,11 +42,8 @@ def comparison(runs: Runs) -> Markup | None:
     for key in sorted({(e.protocol, e.data) for run in runs for e in run.evaluations}):
         name = f"{protocol_name(key[0])} accuracy"
         measures.append((name, [_accuracy(run, key) for run in runs], max, percent))
-    rows += [
-        [name, *_best_bold(values, best, shown)]
-        for name, values, best, shown in measures
-        if any(map(math.isfinite, values))
-    ]
+    measures = [measure for measure in measures if any(map(math.isfinite, measure[1]))]
+    rows += [[name, *_best_bold(values, best, shown)] for name, values, best, shown in measures]
     head = ["", *(tag("span", tag("i", class_=f"spot s{i % NUM_COLOURS}"), r.name) for i, r in enumerate(runs))]
     explained = "The best value of a row is bold. " + (
         "All runs share target and share hidden, so their losses compare."

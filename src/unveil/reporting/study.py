@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import product
 from pathlib import Path
 from statistics import fmean
@@ -19,6 +19,11 @@ from .sections import chart_section, section
 from .style import MARKS, PALETTE
 
 _CURVES = {"heldout_loss": "held-out loss", "rankme": "RankMe", "feature_std": "standard deviation of features"}
+_COSTS: dict[str, Callable[[float], str]] = {
+    "seconds": duration,
+    "images_per_second": figure,
+    "memory_mb": lambda megabytes: f"{figure(megabytes / 1024)} GB",
+}
 COST_HEAD = ("arm", "runs", "training", "images/s", "memory")
 TIME_HEAD = ("arm", "training", "epochs")
 _MOST_RUNS = 8  # lines of a chart
@@ -93,15 +98,10 @@ def _setting(outcome: Mapping[str, Any], setting: str) -> Markup:
 def cost_rows(outcome: Mapping[str, Any], setting: str) -> list[tuple[str, ...]]:
     """Cells of a table of costs: per arm the number of runs that ended, their mean time, speed and memory."""
     runs = [run for run in outcome["runs"] if run["setting"] == setting]
-    shown = {
-        "seconds": duration,
-        "images_per_second": figure,
-        "memory_mb": lambda megabytes: f"{figure(megabytes / 1024)} GB",
-    }
     rows = []
     for arm in dict.fromkeys(run["arm"] for run in runs):
-        costs = {name: [r[name] for r in runs if r["arm"] == arm and r[name] is not None] for name in shown}
-        cells = (as_text(fmean(costs[name])) if costs[name] else "–" for name, as_text in shown.items())
+        costs = {name: [r[name] for r in runs if r["arm"] == arm and r[name] is not None] for name in _COSTS}
+        cells = (as_text(fmean(costs[name])) if costs[name] else "–" for name, as_text in _COSTS.items())
         rows.append((arm, str(len(costs["seconds"])), *cells))
     return rows
 
@@ -137,10 +137,12 @@ def time_rows(outcome: Mapping[str, Any]) -> list[tuple[str, str, str]]:
 
 def time_target(outcome: Mapping[str, Any]) -> str:
     """What the times to the target are times to, in a sentence; empty without such times."""
-    return "".join(
-        f"Training until {t['metric']} is {value_of(t['target'], t['metric'])}, which every arm reaches: from means over"
-        " seeds, with linear interpolation between measurements."
-        for t in outcome["times"][:1]
+    if not outcome["times"]:
+        return ""
+    metric, target = outcome["times"][0]["metric"], outcome["times"][0]["target"]
+    return (
+        f"Training until {metric} is {value_of(target, metric)}, which every arm reaches: from means over seeds, with"
+        " linear interpolation between measurements."
     )
 
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from itertools import count
 from pathlib import Path
@@ -147,10 +148,9 @@ class ReadOnlyRun(RunFolder):
 
 def _step_of(line: str) -> float:
     """The step of a line of metrics; infinity for a line that was cut off."""
-    try:
-        return float(json.loads(line)["step"]) if line.endswith("\n") else float("inf")
-    except (ValueError, KeyError, TypeError):
-        return float("inf")
+    with suppress(ValueError, KeyError, TypeError):
+        return float(json.loads(line)["step"]) if line.endswith("\n") else math.inf
+    return math.inf
 
 
 def choose_folder(out: str | None, recipe: str) -> Path:
