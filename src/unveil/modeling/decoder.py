@@ -65,11 +65,9 @@ def choose_maps(
     """
     if maps is not None and num_maps is not None:
         raise ValueError("maps names the blocks to blend and num_maps counts them; give one of the two")
-    if maps is not None:
-        chosen = tuple(maps)
-    else:
-        count = depth if num_maps is None else num_maps
-        chosen = tuple(depth - round(i * depth / max(1, count)) for i in reversed(range(count)))
+    count = depth if num_maps is None else num_maps
+    spread = (depth - round(i * depth / max(1, count)) for i in reversed(range(count)))
+    chosen = tuple(spread if maps is None else maps)
     if not chosen or len(set(chosen)) != len(chosen) or not all(1 <= m <= depth for m in chosen):
         got = f"num_maps={num_maps}" if maps is None else tuple(maps)
         raise ValueError(f"maps are blocks of the encoder, each once, from 1 to {depth}; got {got}")

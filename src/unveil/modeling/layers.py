@@ -74,7 +74,7 @@ class Attention(nn.Module):
     ) -> Float[Tensor, "B Q D"]:
         """The output of every token, or, with `last`, of the last so many alone (without rotary positions)."""
         if last is None:
-            q, k, v = (part.transpose(1, 2) for part in self.qkv(x).unflatten(-1, (3, self.heads, -1)).unbind(2))
+            q, k, v = (y.transpose(1, 2) for y in self.qkv(x).unflatten(-1, (3, self.heads, -1)).unbind(2))
             q, k = rotate(q, rotation), rotate(k, rotation)
         else:
             sizes = [x.shape[-1], 2 * x.shape[-1]]
@@ -94,7 +94,7 @@ class Attention(nn.Module):
         self, x: Float[Tensor, "B N D"], num_prefix: int, rotation: Rotation = None
     ) -> Float[Tensor, "B H M M"]:
         """How much each of the M tokens after the prefix attends to each of them."""
-        q, k = (rotate(self._project(x, part), rotation) for part in (0, 1))
+        q, k = (rotate(self._project(x, index), rotation) for index in (0, 1))
         return self._weights(q[:, :, num_prefix:], k)[..., num_prefix:]
 
     def attention_to_patches(
@@ -107,9 +107,9 @@ class Attention(nn.Module):
 
         if query == "all":  # some rows at a time: the map of all of them would be the largest tensor of the step
             total = []
-            for part in (slice(start, start + ROWS) for start in range(0, tokens.shape[1], ROWS)):
-                rows = self._weights(self._patch_queries(tokens, part, rotation), k, keys)  # B H Q N
-                total.append(torch.einsum("bhqn,bq->bhn", rows, share[:, part].float()))
+            for chunk in (slice(start, start + ROWS) for start in range(0, tokens.shape[1], ROWS)):
+                rows = self._weights(self._patch_queries(tokens, chunk, rotation), k, keys)  # B H Q N
+                total.append(torch.einsum("bhqn,bq->bhn", rows, share[:, chunk].float()))
             return torch.stack(total).sum(dim=0)[:, :, num_prefix:]
         if query == "cls":
             q = self._project(x[:, :1], 0)
@@ -118,16 +118,16 @@ class Attention(nn.Module):
             q = q.mean(dim=2, keepdim=True) if keys is None else share[:, None, None] @ q
         return self._weights(q, k, keys)[:, :, 0, num_prefix:]
 
-    def _project(self, x: Float[Tensor, "B K D"], part: int) -> Float[Tensor, "B H K d"]:
-        """Queries (part 0) or keys (part 1) alone: no values are computed."""
-        rows = slice(part * x.shape[-1], (part + 1) * x.shape[-1])
+    def _project(self, x: Float[Tensor, "B K D"], index: int) -> Float[Tensor, "B H K d"]:
+        """Queries (index 0) or keys (1) alone: no values are computed."""
+        rows = slice(index * x.shape[-1], (index + 1) * x.shape[-1])
         return F.linear(x, self.qkv.weight[rows], self.qkv.bias[rows]).unflatten(-1, (self.heads, -1)).transpose(1, 2)
 
     def _patch_queries(
-        self, tokens: Float[Tensor, "B M D"], part: slice, rotation: Rotation
+        self, tokens: Float[Tensor, "B M D"], chunk: slice, rotation: Rotation
     ) -> Float[Tensor, "B H Q d"]:
-        part_rotation = None if rotation is None else (rotation[0][part], rotation[1][part])
-        return rotate(self._project(tokens[:, part], 0), part_rotation)
+        angles = None if rotation is None else (rotation[0][chunk], rotation[1][chunk])
+        return rotate(self._project(tokens[:, chunk], 0), angles)
 
     def _weights(
         self, q: Float[Tensor, "B H Q d"], k: Float[Tensor, "B H N d"], keys: Keys = None
@@ -151,7 +151,7 @@ class CrossAttention(nn.Module):
 
     def forward(self, x: Float[Tensor, "B Q D"], context: Float[Tensor, "B K C"]) -> Float[Tensor, "B Q D"]:
         q = self.q(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)
-        k, v = (part.transpose(1, 2) for part in self.kv(context).unflatten(-1, (2, self.heads, -1)).unbind(2))
+        k, v = (y.transpose(1, 2) for y in self.kv(context).unflatten(-1, (2, self.heads, -1)).unbind(2))
         x = F.scaled_dot_product_attention(q, k, v)
         return self.proj(x.transpose(1, 2).flatten(2))
 

@@ -229,14 +229,14 @@ def unregistered(model: nn.Module, value: object) -> list[nn.Module]:
 
     They are looked for in the attributes of modules, the fields of dataclasses, and in mappings and sequences.
     """
-    known, visited, found = set(model.modules()), set(), list[nn.Module]()
+    known, visited, modules = set(model.modules()), set(), list[nn.Module]()
 
     def visit(value: object) -> None:
         if id(value) in visited:
             return
         visited.add(id(value))
         if isinstance(value, nn.Module) and value not in known:
-            found.append(value)
+            modules.append(value)
             known.update(value.modules())
         if isinstance(value, nn.Module) or (is_dataclass(value) and not isinstance(value, type)):
             value = vars(value)
@@ -245,7 +245,7 @@ def unregistered(model: nn.Module, value: object) -> list[nn.Module]:
                 visit(child)
 
     visit(value)
-    return found
+    return modules
 
 
 def mean_loss(losses: Losses) -> Float[Tensor, ""]:

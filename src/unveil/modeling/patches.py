@@ -62,10 +62,10 @@ def statistics(
         mean, std = low, (high - low).clamp_min(ROBUST_EPS)
     else:
         place = torch.arange(pixels.shape[2], device=image.device)
-        kept = (place >= count // 10) & (place < 9 * count // 10)
-        number = kept.sum(dim=2, keepdim=True)
-        mean = torch.where(kept, pixels, 0).sum(dim=2, keepdim=True) / number.clamp_min(1)
-        spread = torch.where(kept, pixels - mean, 0).square().sum(dim=2, keepdim=True) / (number - 1).clamp_min(1)
+        is_inner = (place >= count // 10) & (place < 9 * count // 10)
+        number = is_inner.sum(dim=2, keepdim=True)
+        mean = torch.where(is_inner, pixels, 0).sum(dim=2, keepdim=True) / number.clamp_min(1)
+        spread = torch.where(is_inner, pixels - mean, 0).square().sum(dim=2, keepdim=True) / (number - 1).clamp_min(1)
         std = (spread + ROBUST_EPS).sqrt()
     return mean[..., None], std[..., None]
 

@@ -210,7 +210,7 @@ class Observation:
     class_token: Float[Tensor, "B D"] | None = None
 
     def of(self, modality: str) -> Observation:
-        """What was seen at the tokens of one modality."""
+        """What was observed at the tokens of one modality."""
         span = self.layout.spans[modality]
         attention, features, error = self.attention, self.features, self.error
         return Observation(

@@ -121,12 +121,12 @@ class Masker:
         visible, hidden = order[:, :num_visible], order[:, num_visible:]
         if num_predicted >= hidden.shape[1]:
             return Mask(visible, hidden)
-        layout, asked = tokens.layout, self.predict_score(tokens, observations, batch)
-        asked = asked.scatter(1, visible, -torch.inf).unflatten(1, (len(layout.spans), layout.num_cells))  # B M cells
+        layout, score = tokens.layout, self.predict_score(tokens, observations, batch)
+        score = score.scatter(1, visible, -torch.inf).unflatten(1, (len(layout.spans), layout.num_cells))  # B M cells
         most = num_predicted // len(layout.spans)
-        asked = asked.argsort(dim=2, stable=True)[..., layout.num_cells - most :]
-        starts = torch.arange(0, layout.num_tokens, layout.num_cells, device=asked.device)[:, None]
-        return Mask(visible, (asked + starts).flatten(1), most)
+        cells = score.argsort(dim=2, stable=True)[..., layout.num_cells - most :]
+        starts = torch.arange(0, layout.num_tokens, layout.num_cells, device=cells.device)[:, None]
+        return Mask(visible, (cells + starts).flatten(1), most)
 
 
 def floor(share: float) -> int:
@@ -137,18 +137,19 @@ def floor(share: float) -> int:
 def modality_queries(mask: Mask, layout: Layout, modality: str) -> Queries:
     """The predicted tokens of one modality, in raster order; all of one that is no input.
 
-    The number asked is the most that any sample can need, so shapes stay static; tokens beyond a sample's own number
-    have weight 0.
+    There are as many queries as any sample can need, so shapes stay static; tokens beyond a sample's own number have
+    weight 0.
     """
-    asked = torch.zeros(len(mask.predicted), layout.num_tokens, dtype=torch.int32, device=mask.predicted.device)
+    batch_size, device = len(mask.predicted), mask.predicted.device
     if modality not in layout.spans:
-        cells = torch.arange(layout.num_cells, device=asked.device).expand(len(asked), -1)
+        cells = torch.arange(layout.num_cells, device=device).expand(batch_size, -1)
         return Queries(cells + layout.num_tokens, cells, torch.ones_like(cells, dtype=torch.float32))
     span = layout.spans[modality]
-    asked = asked.scatter(1, mask.predicted, 1).scatter(1, mask.visible, 0)[:, span]
-    num_queries = min(mask.most or mask.predicted.shape[1], asked.shape[1])
-    cells = asked.argsort(dim=1, descending=True, stable=True)[:, :num_queries]
-    return Queries(cells + span.start, cells, asked.gather(1, cells).float())
+    no_tokens = torch.zeros(batch_size, layout.num_tokens, dtype=torch.int32, device=device)
+    is_predicted = no_tokens.scatter(1, mask.predicted, 1).scatter(1, mask.visible, 0)[:, span]
+    num_queries = min(mask.most or mask.predicted.shape[1], layout.num_cells)
+    cells = is_predicted.argsort(dim=1, descending=True, stable=True)[:, :num_queries]
+    return Queries(cells + span.start, cells, is_predicted.gather(1, cells).float())
 
 
 def unit_in_tokens(side: int, patch: int) -> int:

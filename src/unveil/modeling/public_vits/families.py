@@ -127,7 +127,7 @@ def read_dino(files: WeightFiles) -> Recognised | None:
     config = files.config
     if "blocks.0.ls1.gamma" not in state:
         return None
-    is_gated = any(f"blocks.0.mlp.{part}.weight" in state for part in ("gate", "w1", "w12", "weights_in"))
+    is_gated = any(f"blocks.0.mlp.{layer}.weight" in state for layer in ("gate", "w1", "w12", "weights_in"))
     if "pos_embed" in state:
         is_gated = is_gated or config.get("use_swiglu_ffn", False)
         options = _saved(config, eps=1e-6) | {"activation": "silu" if is_gated else "gelu"}

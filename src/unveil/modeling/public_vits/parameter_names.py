@@ -24,7 +24,7 @@ WRAPPERS: Table = ((r"^(module\.|_orig_mod\.|backbone\.)+", ""),)  # of distribu
 
 TRANSFORMERS: Table = (
     (r"^(vit|deit|dinov2|dinov2_with_registers|vision_model|model)\.", ""),  # a model under its task's head
-    (r"attention\.attention\.(query|key|value)\.", r"attn.\1."),
+    (r"attention\.attention\.(q|k|v)(uery|ey|alue)\.", r"attn.\1_proj."),
     (r"attention\.output\.dense\.", "attn.proj."),
     (r"(self_attn|attention)\.(q|k|v)_proj\.", r"attn.\2_proj."),
     (r"(self_attn|attention)\.(o|out)_proj\.", "attn.proj."),
@@ -95,7 +95,6 @@ _MULTIMAE = (
 _WRITES = re.compile(r"(attn\.proj|mlp\.2|\.embed|adapters\.\w+\.proj)\.(weight|bias)$")
 _READS = re.compile(r"(qkv|mlp\.0|cross_attn\.(q|kv)|\.embed|\.head)\.weight$")
 _IS_TOKEN = re.compile(r"(prefix|mask_token|\.tasks\.\w+|norm\d?\.(weight|bias))$")
-_TRIPLES = (("query", "key", "value"), ("q_proj", "k_proj", "v_proj"))
 
 
 def new_name(name: str, table: Table) -> str:
@@ -114,11 +113,9 @@ def fuse(state: Mapping[str, Tensor]) -> StateDict:
     """Separate query, key and value projections -> one matrix. A bias that one of them lacks is 0."""
     fused = dict(state)
     for name, tensor in state.items():
-        for triple in _TRIPLES:
-            match = re.fullmatch(rf"(.*\battn\.){triple[0]}\.(weight|bias)", name)
-            if match:
-                parts = [fused.pop(f"{match[1]}{part}.{match[2]}", torch.zeros_like(tensor)) for part in triple]
-                fused[f"{match[1]}qkv.{match[2]}"] = torch.cat(parts)
+        if match := re.fullmatch(r"(.*\battn\.)q_proj\.(weight|bias)", name):
+            names = [f"{match[1]}{letter}_proj.{match[2]}" for letter in "qkv"]
+            fused[f"{match[1]}qkv.{match[2]}"] = torch.cat([fused.pop(n, torch.zeros_like(tensor)) for n in names])
     return fused
 
 

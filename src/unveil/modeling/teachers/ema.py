@@ -89,16 +89,12 @@ class EMATeacher(nn.Module):
     def __init__(self, encoder: Encoder, momentum: Momentum, spec: FeatureSpec):
         super().__init__()
         self.average = ModelEma(encoder, momentum)
-        self.spec = spec
+        self.dim, self.spec = encoder.dim, spec
 
     @property
     def encoder(self) -> Encoder:
         assert isinstance(self.average.copy, Encoder)
         return self.average.copy
-
-    @property
-    def dim(self) -> int:
-        return self.encoder.dim
 
     @torch.no_grad()
     def observe(self, batch: Batch, tokens: Tokens, student: Encoder) -> Observation:

@@ -42,12 +42,9 @@ class FrozenTeacher(nn.Module):
         super().__init__()
         encoder.vit.check(spec)
         self.encoder, self.spec, self.modality, self.channels = unsaved(encoder), spec, modality, channels
+        self.dim = encoder.feature_dim(spec)
         self.in_bf16 = has_native_bf16(encoder.device)
         self.eval()
-
-    @property
-    def dim(self) -> int:
-        return self.encoder.feature_dim(self.spec)
 
     @torch.no_grad()  # not inference_mode: its outputs are kept for the backward of the student
     def observe(self, batch: Batch, tokens: Tokens, student: Encoder) -> Observation:
@@ -126,18 +123,9 @@ def _modality(student: Encoder, name: str | None) -> Modality:
 
 def _like(student: Encoder, modality: Modality, channels: Channels) -> ViTConfig:
     indices = [c - 1 for c in channels] if channels else list(range(modality.channels))
-    return ViTConfig(
-        width=student.dim,
-        depth=student.depth,
-        heads=student.blocks[0].attn.heads,
-        patch=student.patch,
-        hidden=4 * student.dim,
-        grid=student.grid,
-        channels=len(indices),
-        positions="sincos",
-        mean=tuple(modality.mean[c] for c in indices),
-        std=tuple(modality.std[c] for c in indices),
-    )
+    mean, std = (tuple(values[c] for c in indices) for values in (modality.mean, modality.std))
+    shape = (student.dim, student.depth, student.blocks[0].attn.heads, student.patch, 4 * student.dim, student.grid)
+    return ViTConfig(*shape, channels=len(indices), positions="sincos", mean=mean, std=std)
 
 
 def _stamp(path: Path) -> int:
