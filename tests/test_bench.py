@@ -320,7 +320,7 @@ class TestCommand:
         costs = {"mae": StepCost(1, 10**9), "partial": StepCost(1, 10**9)}
         with pytest.raises(ValueError, match=r"needs about 26\.1 GB, .*fewer --contenders"):
             commands._check_room(costs, {}, CPU)
-        commands._check_room({"mae": StepCost(1, 10**6)}, {("mae", "float32"): 20.0, ("mae", "bf16"): None}, CPU)
+        commands._check_room({"mae": StepCost(1, 10**6)}, {"mae": {"float32": 20.0, "bf16": None}}, CPU)
 
     def test_every_argument_is_a_flag_with_a_meaning(self):
         flags = flags_of(bench)

@@ -16,11 +16,10 @@ from ..evaluation.results import Result
 from ..reporting.page import write_report
 from ..runs.atomic import write_json
 from ..runs.console import duration, log
-from ..runs.folder import check_writable
 from ..runs.hardware import num_cores
 from .scenes import CLASSES, SceneSource, render_scenes
 from .study.jobs import Job
-from .study.schedule import Schedule, write_jobs
+from .study.schedule import Schedule, read_marker, write_jobs
 
 SCENE_SIZE = 64  # pixels of a rendered scene
 # An encoder so small, and so few tokens, that a minute on one core is several epochs
@@ -78,15 +77,13 @@ def _demo(folder: Path, minutes: float, scenes: int, seed: int, began: float) ->
     runs = {job.name: folder / "runs" / job.name for job in jobs}
     schedule = Schedule(folder, jobs, None if torch.cuda.is_available() else min(2, num_cores()), LOG_SECONDS)
     log(f"pretraining and evaluating {', '.join(runs)}; their logs are in {folder / 'logs'}")
-    schedule.run(lambda job: _accuracies(runs[job.name]))
+    schedule.run(lambda job: _accuracies({label: _result(runs[job.name], p).metrics for p, label in PROTOCOLS.items()}))
     if schedule.failed:
         name, why = next(iter(schedule.failed.items()))
         raise ValueError(f"{name} failed: {why}; the same command tries it again")
     report = write_report([*runs.values()], folder / "report.html")
     log(f"all of it took {duration(time.monotonic() - began)}")
-    plain, whitened = (
-        {name: _result(run, protocol) for name, run in runs.items()} for protocol in ("knn", "knn-whitened")
-    )
+    plain, whitened = ({name: _result(run, p) for name, run in runs.items()} for p in ("knn", "knn-whitened"))
     print(conclusion(plain, whitened))
     print(f"report: {report}")
     return report
@@ -122,30 +119,21 @@ def begin(folder: Path, settings: Mapping[str, Any]) -> None:
 
     Raises ValueError when the folder holds something else.
     """
-    check_writable(folder)
-    marker = folder / "demo.json"
-    if folder.exists() and any(folder.iterdir()) and not marker.exists():
-        raise ValueError(f"{folder} holds files that are no demo; give another --out")
-    before = json.loads(marker.read_text()) if marker.exists() else {}
-    is_same = before == dict(settings)
+    is_same = read_marker(folder, "demo") == dict(settings)
     if not is_same or (folder / "report.html").exists():
         for old in ["runs", "jobs", "logs", "locks", *([] if is_same else ["scenes", "held-out-scenes"])]:
             shutil.rmtree(folder / old, ignore_errors=True)
         (folder / "report.html").unlink(missing_ok=True)
     folder.mkdir(parents=True, exist_ok=True)
-    write_json(marker, settings)
+    write_json(folder / "demo.json", settings)
 
 
 def _result(run: Path, protocol: str) -> Result:
     return Result(**json.loads((run / "eval" / f"{protocol}.json").read_text()))
 
 
-def _accuracies(run: Path) -> str:
-    return _listed({label: _result(run, protocol).metrics["accuracy"] for protocol, label in PROTOCOLS.items()})
-
-
-def _listed(accuracies: Mapping[str, float]) -> str:
-    return ", ".join(f"{name} {100 * accuracy:.1f} %" for name, accuracy in accuracies.items())
+def _accuracies(results: Mapping[str, Mapping[str, float]]) -> str:
+    return ", ".join(f"{name} {100 * metrics['accuracy']:.1f} %" for name, metrics in results.items())
 
 
 def conclusion(plain: Mapping[str, Result], whitened: Mapping[str, Result]) -> str:
@@ -156,10 +144,8 @@ def conclusion(plain: Mapping[str, Result], whitened: Mapping[str, Result]) -> s
 
     def accuracies(results: Mapping[str, Result]) -> str:
         baselines = next(iter(results.values())).baselines
-        return _listed(
-            {name: result.metrics["accuracy"] for name, result in results.items()}
-            | {"untrained": baselines["untrained"]["accuracy"], "raw pixels": baselines["pixels"]["accuracy"]}
-        )
+        references = {"untrained": baselines["untrained"], "raw pixels": baselines["pixels"]}
+        return _accuracies({name: result.metrics for name, result in results.items()} | references)
 
     first = next(iter(whitened.values()))
     images = int(str(first.settings["test_images"]))

@@ -86,8 +86,8 @@ def bench(
         if busy > _BUSY:
             log(f"warning: other programs keep the processor {busy:.0%} busy; the times are less reliable")
         costs: dict[str, StepCost] = {c.name: count_flops(c, work) for c in present}
-        megabytes: dict[tuple[str, Precision], float | None] = {
-            (c.name, p): peak(c, work, p, chosen, compile) for c in present for p in precisions if memory
+        megabytes: dict[str, dict[Precision, float | None]] = {
+            c.name: {p: peak(c, work, p, chosen, compile) if memory else None for p in precisions} for c in present
         }
         _check_room(costs, megabytes, chosen)
         seconds = _time(present, work, precisions, chosen, compile, rounds)
@@ -96,14 +96,7 @@ def bench(
         torch.set_num_threads(threads_before)
 
     entries = (
-        Entry(
-            c.name,
-            c.summary,
-            costs[c.name].parameters,
-            costs[c.name].flops,
-            {p: megabytes.get((c.name, p)) for p in precisions},
-            {p: seconds[c.name, p] for p in precisions},
-        )
+        Entry(c.name, c.summary, costs[c.name].parameters, costs[c.name].flops, megabytes[c.name], seconds[c.name])
         for c in present
     )
     facts = {
@@ -135,7 +128,7 @@ def _time(
     device: torch.device,
     compile: bool,
     rounds: int,
-) -> dict[tuple[str, Precision], list[Seconds]]:
+) -> dict[str, dict[Precision, list[Seconds]]]:
     batch = work.batch(device)
     steppers = {c.name: Stepper(c.build(work), batch, device, compile, c.period) for c in contenders}
     steps = {(str(name), p): partial(stepper.step, p) for p in precisions for name, stepper in steppers.items()}
@@ -144,7 +137,8 @@ def _time(
         def after_round(done: int, of: int) -> None:
             progress.update("warming up" if done < 1 else f"round {done} of {of}", done, of)
 
-        return interleave(steps, rounds, _WARMUP, after_round)
+        times = interleave(steps, rounds, _WARMUP, after_round)
+    return {c.name: {p: times[c.name, p] for p in precisions} for c in contenders}
 
 
 def _precisions(
@@ -165,12 +159,12 @@ def _fitting_batch(device: torch.device) -> int:
 
 
 def _check_room(
-    costs: Mapping[str, StepCost], megabytes: Mapping[tuple[str, Precision], float | None], device: torch.device
+    costs: Mapping[str, StepCost], megabytes: Mapping[str, Mapping[Precision, float | None]], device: torch.device
 ) -> None:
     """Raise ValueError where memory is too small: weights and moments of all contenders stay in it."""
     resident = {name: 12 * cost.parameters / 2**20 for name, cost in costs.items()}
     extra = [4 * cost.parameters / 2**20 for cost in costs.values()]
-    extra += [most - resident[name] for (name, _), most in megabytes.items() if most is not None]
+    extra += [most - resident[name] for name, peaks in megabytes.items() for most in peaks.values() if most is not None]
     need, free = sum(resident.values()) + max(extra), memory_total(device)
     if need > free:
         raise ValueError(

@@ -59,12 +59,8 @@ def peak(contender: Contender, work: Work, precision: Precision, device: torch.d
         return None
     log(f"memory of {contender.name} in {precision} ...")
     order = {
-        "name": contender.name,
-        "work": asdict(work),
-        "precision": precision,
-        "device": str(device),
-        "compile": compile,
-        "threads": torch.get_num_threads(),
+        **{"name": contender.name, "work": asdict(work), "threads": torch.get_num_threads()},
+        **{"precision": precision, "device": str(device), "compile": compile},
     }
     done = subprocess.run([sys.executable, "-c", _CODE, json.dumps(order)], capture_output=True, text=True)
     if done.returncode:

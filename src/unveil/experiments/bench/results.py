@@ -29,8 +29,8 @@ class Entry:
     summary: str
     parameters: int
     flops: int
-    megabytes: Mapping[str, float | None]
-    seconds: Mapping[str, Sequence[Seconds]]
+    megabytes: Mapping[Precision, float | None]
+    seconds: Mapping[Precision, Sequence[Seconds]]
 
 
 @dataclass(frozen=True)

@@ -68,8 +68,7 @@ class SceneSource:
         """What tells this scene from every other, whatever its size."""
         return f"scenes/seed{self.seed}/{self._inside(index):06d}"
 
-    def location(self, index: int) -> str:
-        return self.name(index)
+    location = name
 
     def image(self, index: int) -> Shaped[Tensor, "C H W"]:
         return self.maps(index)["rgb"]

@@ -100,10 +100,6 @@ def _part(shape: Shape, material: Material, semantic: int) -> Part:
     return Part(shape.solid, centre, axes, np.linalg.inv(axes), material, semantic)
 
 
-def _unit(v: ndarray) -> ndarray:
-    return v / np.linalg.norm(v)
-
-
 def _thing(rng: Generator, shapes: list[Shape], name: str) -> list[Part]:
     """A thing dressed: each group in its own material, or all in one."""
     one = draw_material(rng) if rng.random() < 0.25 else None
@@ -127,7 +123,8 @@ def _camera(rng: Generator, main: list[Shape]) -> Camera:
     distance = reach / half / share
     turn, lift, roll = -np.pi / 2 + rng.uniform(-1, 1), np.radians(rng.uniform(5, 32)), rng.normal(0, 0.05)
     forward = -np.array([np.cos(turn) * np.cos(lift), np.sin(turn) * np.cos(lift), np.sin(lift)])
-    right = _unit(np.cross(forward, [0, 0, 1]))
+    right = np.cross(forward, [0, 0, 1])
+    right /= np.linalg.norm(right)
     down = np.cross(forward, right)
     aim = rng.uniform(-1, 1, 2) * (1.2 - share) * 0.7 * half * distance
     position = middle - forward * distance + right * aim[0] + down * aim[1]

@@ -96,10 +96,7 @@ def read_outcome(job: Job, folder: Path, failed: str | None = None) -> dict[str,
     if signals and "rankme" in signals[-1]:
         metrics["signals rankme"] = signals[-1]["rankme"]
     return {
-        "name": job.name,
-        "arm": job.arm,
-        "setting": job.setting,
-        "seed": job.seed,
+        **{"name": job.name, "arm": job.arm, "setting": job.setting, "seed": job.seed},
         "status": metadata.get("status", "not begun"),
         "error": failed,
         "metrics": metrics,

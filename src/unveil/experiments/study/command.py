@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import shlex
 import time
@@ -16,7 +15,6 @@ from ...modeling.teachers.frozen import RANDOM
 from ...reporting.study import value_of, write_study_report
 from ...runs.atomic import write_json
 from ...runs.console import duration, log
-from ...runs.folder import check_writable
 from ...runs.lock import hold
 from ..scenes import parse, render_scenes
 from .aggregate import as_text, gather, headlines, read_outcome, remarks, write
@@ -24,9 +22,8 @@ from .cost_estimate import estimate_costs, fit_epochs, store_epochs, with_epochs
 from .design import ScaleName, Setting, Study
 from .jobs import Job, expand, is_scenes, scenes_folder, slug
 from .registry import check, load_study
-from .schedule import Schedule, write_jobs
+from .schedule import Schedule, read_marker, write_jobs
 
-MARKER = "study.json"
 SCENES = "scenes"  # the name that settings of rendered scenes begin with
 
 
@@ -183,18 +180,11 @@ def _renamed(setting: Setting) -> Setting:
 
 def _begin(folder: Path, title: str, at: ScaleName) -> None:
     """Make the folder. Raises ValueError where it holds something other than this study."""
-    check_writable(folder)
-    marker = {"study": title, "scale": at}
-    if folder.is_dir() and any(folder.iterdir()):
-        if not (folder / MARKER).exists():
-            raise ValueError(f"{folder} holds files that are no study; give another --out")
-        before = json.loads((folder / MARKER).read_text())
-        if before != marker:
-            raise ValueError(
-                f"{folder} holds the study {before['study']} at scale {before['scale']}; give another --out"
-            )
+    marker, before = {"study": title, "scale": at}, read_marker(folder, "study")
+    if before and before != marker:
+        raise ValueError(f"{folder} holds the study {before['study']} at scale {before['scale']}; give another --out")
     folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / MARKER, marker)
+    write_json(folder / "study.json", marker)
 
 
 def _render(study: Study, at: ScaleName, folder: Path) -> None:

@@ -10,11 +10,13 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Literal
 
 import torch
 
 from ...runs.atomic import write_json
 from ...runs.console import duration, log
+from ...runs.folder import RunFolder, check_writable
 from ...runs.hardware import num_cores
 from ...runs.lock import holder
 from .jobs import Job
@@ -112,7 +114,7 @@ class Schedule:
     def _reap(self, describe: Callable[[Job], str]) -> None:
         for running in [r for r in self.running if r.process.poll() is not None]:
             self.running.remove(running)
-            self._close(running)
+            running.process.communicate()  # closes the pipe
             job, code = running.job, running.process.returncode
             if code == TAKEN:
                 continue
@@ -134,10 +136,6 @@ class Schedule:
                 log(f"{running.job.name}: {line}")
                 running.logged = line
 
-    def _close(self, running: _Running) -> None:
-        assert running.process.stdin
-        running.process.stdin.close()
-
     def _wait_for_others(self) -> None:
         owners = {job.name: owner for job in self._left() if (owner := holder(self.folder / "locks" / job.name))}
         if owners and not self.waits:
@@ -158,10 +156,19 @@ class Schedule:
             try:
                 for running in self.running:
                     running.process.wait()
-                    self._close(running)
+                    running.process.communicate()  # closes the pipe, whose end would stop the process once more
                 self.running.clear()
             except KeyboardInterrupt:
                 continue
+
+
+def read_marker(folder: Path, what: Literal["study", "demo"]) -> dict[str, Any]:
+    """The settings of a folder's study or demo, {} for a new folder. ValueError for one that holds something else."""
+    check_writable(folder)
+    marker = folder / f"{what}.json"
+    if not marker.exists() and folder.is_dir() and any(folder.iterdir()):
+        raise ValueError(f"{folder} holds files that are no {what}; give another --out")
+    return dict(RunFolder(folder).read(marker.name, {}))
 
 
 def write_jobs(folder: Path, jobs: Sequence[Job], device: str) -> None:
