@@ -187,7 +187,6 @@ class OldPaths(MetaPathFinder, Loader):
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        """The alias of an old path."""
         return ModuleSpec(fullname, self, is_package=True) if moved_to(fullname) else None
 
     def create_module(self, spec: ModuleSpec) -> None:

@@ -50,7 +50,6 @@ class Option:
 
     @property
     def flag(self) -> str:
-        """The flag as it is typed."""
         return "--" + self.name.replace("_", "-")
 
     @property
@@ -64,18 +63,21 @@ class Option:
         return any(get_origin(k) is tuple for k in alternatives(self.kind))
 
     @property
+    def _members(self) -> list[Any]:
+        """The kinds that one value may have: those of its union, and of the union in its tuple."""
+        kinds = [a for k in alternatives(self.kind) for a in (get_args(k) if get_origin(k) is tuple else (k,))]
+        return [member for kind in kinds if kind is not ... for member in alternatives(kind)]
+
+    @property
     def is_parsable(self) -> bool:
         """Whether its values can be read from text."""
-        kinds = [k for k in alternatives(self.kind) if k is not types.NoneType]
-        inner = [a for k in kinds for a in (get_args(k) if get_origin(k) is tuple else [k]) if a is not ...]
-        members = [k for i in inner for k in alternatives(i)]
+        members = [k for k in self._members if k is not types.NoneType]
         return self.is_switch or (bool(members) and all(k in _SCALARS or get_origin(k) is Literal for k in members))
 
     @property
     def choices(self) -> list[str]:
         """The values that a `Literal` in its annotation lists."""
-        kinds = [i for k in alternatives(self.kind) for i in (get_args(k) if get_origin(k) is tuple else (k,))]
-        return [str(c) for kind in kinds if get_origin(kind) is Literal for c in get_args(kind)]
+        return [str(c) for kind in self._members if get_origin(kind) is Literal for c in get_args(kind)]
 
     @property
     def example(self) -> str:
@@ -84,8 +86,7 @@ class Option:
             return f"{self.flag} {spell(self.default)}"
         if self.choices:
             return f"{self.flag} {self.choices[0]}"
-        kinds = [get_args(k)[0] if get_origin(k) is tuple else k for k in alternatives(self.kind)]
-        return f"{self.flag} {next(_SCALARS[k][1] for k in kinds if k in _SCALARS)}"
+        return f"{self.flag} {next(_SCALARS[k][1] for k in self._members if k in _SCALARS)}"
 
     def parse(self, words: Sequence[str]) -> Any:
         """Its value, from the words that follow the flag. Raises UsageError for words that do not fit."""

@@ -128,17 +128,11 @@ def configure_schedule(auto: AutoConfig, num_train: int, image_seconds: float, m
 
 def _configure_momentum(auto: AutoConfig, updates: float) -> None:
     """Shorten an average of the student that would still hold its initial weights when the run ends."""
+    guide, average = ("student", "momentum") if "student" in auto.options else ("teacher", "student")
     constant = max(1.0, EMA_SHARE * updates)
-    if auto.defaults.get("momentum", 0.0) > 1 - 1 / constant and _uses_ema(auto.options):
+    if auto.options.get(guide, average) == average and auto.defaults.get("momentum", 0.0) > 1 - 1 / constant:
         value = float(f"{1 - 1 / constant:.3g}")
         auto.set("momentum", value, f"an average over about {constant:.0f} of {updates:,.0f} updates")
-
-
-def _uses_ema(options: Mapping[str, Any]) -> bool:
-    """Whether an average of the student guides the masks or is predicted."""
-    if "student" in options:
-        return bool(options["student"] == "momentum")
-    return bool(options.get("teacher", "student") == "student")
 
 
 def validation_interval(epochs: float, epoch_seconds: float) -> float:

@@ -132,7 +132,6 @@ class PretrainConfig:
 
     @property
     def is_own_recipe(self) -> bool:
-        """Whether the recipe is a file of the user's."""
         return self.recipe.endswith(".py")
 
     @property

@@ -27,7 +27,6 @@ class MetricsWindow:
         self.began, self.waited = time.monotonic(), waited
 
     def add(self, update: Update, images: int) -> None:
-        """Add an update and its number of images."""
         self.updates.append(update)
         self.images += images
 

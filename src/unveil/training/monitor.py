@@ -106,7 +106,6 @@ class ValidationMonitor:
         return {name: totals[name] / max(counts[name], 1.0) for name in totals}
 
     def _view(self, views: Batch, place: int) -> Picture:
-        """The first map of a sample."""
         image = views.maps[self.first.name][place]
         valid = views.valid.get(self.first.name)
         known = torch.ones_like(image[:1]) > 0 if valid is None else valid[place]
