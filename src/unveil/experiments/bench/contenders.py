@@ -59,12 +59,11 @@ class Work:
         """The maps that all contenders read: random numbers, the same for the same seed."""
         torch.manual_seed(self.seed)
         height, width = self.sides
+        coarse = (self.batch_size, 1, height // SEMSEG.stride, width // SEMSEG.stride)
         maps = {
             RGB.name: torch.rand(self.batch_size, RGB.channels, height, width),
             DEPTH.name: torch.rand(self.batch_size, 1, height, width),
-            SEMSEG.name: torch.randint(
-                SEMSEG.num_classes, (self.batch_size, 1, height // SEMSEG.stride, width // SEMSEG.stride)
-            ),
+            SEMSEG.name: torch.randint(SEMSEG.num_classes, coarse),
         }
         return Batch(maps, sample_keys(self.seed, 0, range(self.batch_size)), torch.zeros(())).on(device)
 
@@ -149,22 +148,24 @@ def _vit_mae(work: Work) -> TimedModel:
 
 
 # The rungs of CrossMAE's table 5; all three have the paper's 12 decoder blocks, MAE has its own 8.
+_LAST_MAP: dict[str, Any] = {"blend": "none", "visible": 0.25}
+_CROSS: dict[str, Any] = {
+    "teacher": "random",
+    "decoder": "cross",
+    "predicted": 0.25,
+    "decoder_depth": 12,
+    "blend": "linear",
+}
 _ALL = (
     Contender("mae", "our MAE", _ours(mae)),
     Contender("transformers", "transformers' ViTMAE", _vit_mae),
-    Contender(
-        "cross-attention", "+ cross-attention decoder", _ours(crossmae, blend="none", visible=0.25, predicted=0.75)
-    ),
-    Contender("partial", "+ partial reconstruction, 25 %", _ours(crossmae, blend="none", visible=0.25, predicted=0.25)),
+    Contender("cross-attention", "+ cross-attention decoder", _ours(crossmae, **_LAST_MAP, predicted=0.75)),
+    Contender("partial", "+ partial reconstruction, 25 %", _ours(crossmae, **_LAST_MAP, predicted=0.25)),
     Contender("inter-block", "+ inter-block attention: CrossMAE", _ours(crossmae, visible=0.25, predicted=0.25)),
     # a teacher of the student's size; it is random, which costs what a trained one does
     Contender("cmtmae-stage1", "CMT-MAE, stage one", _ours(cmtmae, teacher="random")),
     Contender("cmtmae-stage2", "CMT-MAE, stage two", _ours(cmtmae, 1, teacher="random")),
-    Contender(
-        "cmtmae-cross",
-        "CMT-MAE, stage two, cross-attention, 25 %",
-        _ours(cmtmae, 1, teacher="random", decoder="cross", predicted=0.25, decoder_depth=12, blend="linear"),
-    ),
+    Contender("cmtmae-cross", "CMT-MAE, stage two, cross-attention, 25 %", _ours(cmtmae, 1, **_CROSS)),
     Contender("multimae", "MultiMAE, random masks", _ours(multimae)),
     Contender("multimae-guided", "guided by attention", _ours(guided)),
     Contender("guided-half", "guided at half resolution", _ours(guided, guide_scale="half")),

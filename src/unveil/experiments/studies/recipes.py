@@ -4,6 +4,8 @@ from dataclasses import replace
 
 from ..study.design import EQUAL_TIME, Arm, Options, RunOf, Study, scales
 
+NAMES = ("MAE", "CrossMAE", "CMT-MAE", "SimMIM", "MaskFeat", "HPM")
+
 
 def measurements(updates: int, few: str = "10%") -> dict[str, Options]:
     """On frozen features, and by fine-tuning with so many updates, on all labels and on a few that each seed draws."""
@@ -27,14 +29,7 @@ AT_EQUAL_TIME = scales(
 
 recipes = Study(
     question="Which recipe learns the most in the same time, and does pretraining beat training from scratch?",
-    arms=(
-        Arm("MAE", "mae"),
-        Arm("CrossMAE", "crossmae"),
-        Arm("CMT-MAE", "cmtmae"),
-        Arm("SimMIM", "simmim"),
-        Arm("MaskFeat", "maskfeat"),
-        Arm("HPM", "hpm"),
-    ),
+    arms=tuple(Arm(name, name.replace("-", "").lower()) for name in NAMES),
     baseline="MAE",
     scales={**AT_EQUAL_TIME, "gpu": replace(AT_EQUAL_TIME["gpu"], protocols=measurements(4000))},
     note=(

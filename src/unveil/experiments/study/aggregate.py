@@ -302,9 +302,8 @@ def write(outcome: Mapping[str, Any], folder: Path) -> list[Path]:
 def as_csv(outcome: Mapping[str, Any]) -> str:
     """A line per run and metric, with the run's costs."""
     text = io.StringIO()
-    columns = ("setting", "arm", "seed", "metric", "value", *COSTS, "status", "run")
     lines = csv.writer(text, lineterminator="\n")
-    lines.writerow(columns)
+    lines.writerow(("setting", "arm", "seed", "metric", "value", *COSTS, "status", "run"))
     for run in outcome["runs"]:
         costs = [run[cost] for cost in COSTS]
         for metric, value in run["metrics"].items() or [("", "")]:
@@ -345,8 +344,7 @@ def headlines(metrics: Sequence[str]) -> list[str]:
 
 def remarks(outcome: Mapping[str, Any]) -> list[str]:
     """Caveats that a reader of the tables needs."""
-    seeds = len(outcome["seeds"])
-    notes = []
+    seeds, notes = len(outcome["seeds"]), []
     if seeds < 2:
         notes.append("One seed per arm: there are no intervals, and no difference is evidence.")
     elif seeds < 3:

@@ -207,7 +207,6 @@ def _first_metrics(job: Job, folder: Path) -> str:
 
 
 def _plan(study: Study, at: ScaleName, title: str, device: str) -> str:
-    """The runs and their estimated cost, for the terminal."""
     scale, costs = study.scales[at], estimate_costs(study, at, device)
     lines = [
         f"  {cost.setting}: {cost.arm}: {cost.runs} run{'s' if cost.runs > 1 else ''} of {cost.images:,.0f} images,"
