@@ -147,7 +147,6 @@ def _vit_mae(work: Work) -> TimedModel:
     return Theirs(ViTMAEForPreTraining(config))
 
 
-# The rungs of CrossMAE's table 5; all three have the paper's 12 decoder blocks, MAE has its own 8.
 _LAST_MAP: dict[str, Any] = {"blend": "none", "visible": 0.25}
 _CROSS: dict[str, Any] = {
     "teacher": "random",
@@ -156,6 +155,7 @@ _CROSS: dict[str, Any] = {
     "decoder_depth": 12,
     "blend": "linear",
 }
+# The rungs of CrossMAE's table 5; all three have the paper's 12 decoder blocks, MAE has its own 8.
 _ALL = (
     Contender("mae", "our MAE", _ours(mae)),
     Contender("transformers", "transformers' ViTMAE", _vit_mae),
