@@ -60,28 +60,20 @@ def _save_config(config: PretrainConfig, path: Path) -> Path:
 
 
 def _lead(config: PretrainConfig, group: Group) -> Path:
-    """What a process alone does, and rank zero of several: it sets up the run and writes its folder."""
+    """Rank zero, or a process alone: set up the run, write its folder and train."""
     with ExitStack() as stack:
-        setup: TrainingSetup | None = None
-
-        def open_run() -> str:
-            nonlocal setup
-            run, setup = _open(config, group.size, stack)
-            return str(run.path)
-
-        run = RunFolder(Path(group.broadcast(open_run)))
-        assert setup
+        run, setup = group.broadcast(lambda: _open(config, group.size, stack), lambda opened: str(opened[0].path))
         return _train(run, setup, config, group)
 
 
 def _follow(config: PretrainConfig, group: Group) -> Path:
-    """What the other processes do: they resume the run that rank zero has just started."""
+    """The other processes: resume the run that rank zero has just opened, and train."""
     run = ReadOnlyRun(Path(group.receive()))
     return _train(run, set_up_resumed(config, run.path, group.size), config, group)
 
 
 def _open(config: PretrainConfig, processes: int, stack: ExitStack) -> tuple[RunFolder, TrainingSetup]:
-    """The run, locked as long as the stack lasts, and its set-up; nothing is written where an option is wrong."""
+    """The run, new or continued, and its set-up. It is locked until the stack closes; a wrong option writes nothing."""
     if config.tensorboard:
         check_tensorboard()
     folder = choose_folder(config.out, config.name)
@@ -92,7 +84,7 @@ def _open(config: PretrainConfig, processes: int, stack: ExitStack) -> tuple[Run
         stack.enter_context(run.lock())
         setup = set_up_resumed(config, folder, processes)
         run.remove_partial_files()
-        run.rewind(setup.resume.state["step"] if setup.resume else -1)
+        run.rewind(setup.step)
         return run, setup
     setup = set_up_new(config, processes)
     run = _make_folder(config)
@@ -102,7 +94,7 @@ def _open(config: PretrainConfig, processes: int, stack: ExitStack) -> tuple[Run
 
 
 def _make_folder(config: PretrainConfig) -> RunFolder:
-    """The run folder, made. Without `out`, the next free name: another process may have taken one since the check."""
+    """Make the run folder; without `out` under the next free name, even if another process takes one meanwhile."""
     while True:
         folder = choose_folder(config.out, config.name)
         try:
@@ -136,9 +128,8 @@ def _write_start(run: RunFolder, setup: TrainingSetup, config: PretrainConfig) -
 
 
 def _train(run: RunFolder, setup: TrainingSetup, config: PretrainConfig, group: Group) -> Path:
-    """Train to the end, or until the process is stopped; `run.json` says which."""
-    command = config.command(run.path)
-    recipe, step = setup.recipe, setup.resume.state["step"] if setup.resume else -1
+    """Train to the end or until the process is stopped, with the status in `run.json`."""
+    command, recipe = config.command(run.path), setup.recipe
 
     def start(model: MaskedModel) -> None:
         if setup.weights is not None:
@@ -147,7 +138,7 @@ def _train(run: RunFolder, setup: TrainingSetup, config: PretrainConfig, group: 
     try:
         run.update_metadata(status="running", error=None, command=command, settings=setup.metadata["settings"])
         if config.tensorboard and group.is_rank_zero:
-            run.tensorboard = TensorBoardWriter(run.path, step)
+            run.tensorboard = TensorBoardWriter(run.path, setup.step)
         loader = Loader(
             setup.train,
             recipe.view,
@@ -181,4 +172,4 @@ def _train(run: RunFolder, setup: TrainingSetup, config: PretrainConfig, group: 
 
 
 def _skip_validation(model: MaskedModel, epoch: float, step: int) -> None:
-    """The `validate` of the other processes: rank zero validates for all, on the same weights."""
+    """The other processes do not validate: rank zero has the same weights."""

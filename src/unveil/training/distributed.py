@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -18,6 +18,8 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from ..runs.console import RankZeroFailed, log
+
+T = TypeVar("T")
 
 # Rank zero alone validates and saves, while the others wait at the next step.
 _TIMEOUT = timedelta(hours=2)
@@ -67,19 +69,19 @@ class Group:
         dist.all_gather_object(gathered, dict(entries))
         return {name: text for one in gathered for name, text in one.items()}
 
-    def broadcast(self, compute: Callable[[], str]) -> str:
-        """The result of `compute` on rank zero, sent to the others, which raise RankZeroFailed where it raises."""
-        if self.size == 1:
-            return compute()
+    def broadcast(self, compute: Callable[[], T], message: Callable[[T], str]) -> T:
+        """The result of `compute` on rank zero, whose message the others `receive`."""
         value: list[str | None] = [None]
         try:
-            value = [compute()]
+            result = compute()
+            value = [message(result)]
         finally:
-            dist.broadcast_object_list(value)
-        assert value[0] is not None
-        return value[0]
+            if self.size > 1:
+                dist.broadcast_object_list(value)
+        return result
 
     def receive(self) -> str:
+        """The message of rank zero. Raises RankZeroFailed where it has failed instead."""
         value: list[str | None] = [None]
         dist.broadcast_object_list(value)
         if value[0] is None:

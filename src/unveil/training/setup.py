@@ -64,6 +64,11 @@ class TrainingSetup:
     resume: Checkpoint | None = None
     config: PretrainConfig | None = None
 
+    @property
+    def step(self) -> int:
+        """The step of the checkpoint that training resumes from; -1 before any."""
+        return int(self.resume.state["step"]) if self.resume else -1
+
 
 def set_up_new(config: PretrainConfig, processes: int = 1) -> TrainingSetup:
     """A new run: options resolved and checked, then one update timed on this machine.
