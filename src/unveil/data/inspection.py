@@ -58,8 +58,8 @@ class Inspection:
     def __str__(self) -> str:
         rows = [("images", f"{self.count:,}"), ("channels", f"{self.channels} ({_counted(self.modes)})")]
         if self.formats:
-            rows.append(("files", _counted(self.formats)))
-            rows.append(("bits", _counted({str(bits): n for bits, n in self.bits.items()})))
+            bits = {str(bits): n for bits, n in self.bits.items()}
+            rows += [("files", _counted(self.formats)), ("bits", _counted(bits))]
         if sizes := _size_range(self):
             rows += [("width x height", sizes), ("not square", f"{self.share_not_square:.0%}")]
         rows += [*_label_row(self.classes), ("mean", _numbers(self.mean)), ("std", _numbers(self.std))]

@@ -51,14 +51,11 @@ def prefetch(jobs: Iterable[Callable[[], T]], ahead: int, workers: int | None = 
 
 
 class ViewPolicy(Protocol):
-    """How samples become views of one size."""
+    """How samples become views of `image_size` (height, width): each a pure function of the sample and its key."""
 
     @property
-    def image_size(self) -> tuple[int, int]:
-        """Height and width of the views."""
-
-    def __call__(self, samples: Sequence[Sample], modalities: Sequence[Modality], keys: Keys) -> list[Sample]:
-        """A view of each sample, a pure function of the sample and its key."""
+    def image_size(self) -> tuple[int, int]: ...
+    def __call__(self, samples: Sequence[Sample], modalities: Sequence[Modality], keys: Keys) -> list[Sample]: ...
 
 
 class TooManyBroken(ValueError):  # noqa: N818, it says what happened, as `Unreadable` does
@@ -146,8 +143,7 @@ class Loader:
     def batches(self, epoch: int, start_step: int = 0) -> Generator[Batch]:
         """The batches of an epoch from a step on; `progress` is 0, the training loop sets it."""
         with closing(self.numbered(epoch, start_step)) as numbered:
-            for batch, _ in numbered:
-                yield batch
+            yield from (batch for batch, _ in numbered)
 
     def numbered(self, epoch: int, start_step: int = 0) -> Generator[tuple[Batch, Int[Tensor, " B"]]]:
         """The same, each with the numbers of its samples in the source."""
@@ -293,8 +289,7 @@ def collate(
                 assert all(v is None for v in known), f"{m.name} is not complete"
             if m.name in missing:
                 present[m.name] = there
-            dtype = torch.int64 if m.kind == "categorical" else torch.uint8
-            empty = torch.zeros(m.channels, *shape, dtype=dtype)
+            empty = torch.zeros(m.channels, *shape, dtype=torch.int64 if m.kind == "categorical" else torch.uint8)
             images = [empty if i is None else i.long() if m.kind == "categorical" else i for i in images]
         maps[m.name] = concatenate([image[None] for image in images if image is not None])
     return Batch(maps, keys, torch.zeros(()), valid, present)

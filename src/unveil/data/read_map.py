@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -59,49 +60,39 @@ def read_map(data: bytes, declared: Declared, name: str = "map") -> Map:
 
 
 def _read_map(data: bytes, declared: Declared, name: str) -> Map:
-    if _is_picture(data, declared):
+    kind = _format(data)
+    if kind == "image" and declared.scale is None and not declared.nodata and not declared.is_categorical:
         header = read_header(data, name)
         pixels = to_channels(decode(data, name), declared.modality.channels, name)
         return Map(pixels, None, f"{header.bits}-bit {header.format}", is_picture=True)
-    stored = _stored(data, declared)
+    stored = _stored(data, kind, declared)
     channels, needed = len(stored.values), declared.modality.channels
     if channels != needed:
-        kind = "class ids have one" if declared.is_categorical else f"{needed} declared"
-        raise ValueError(f"has {channels} channel{'s' * (channels > 1)}, {kind} ({stored.kind})")
+        wanted = "class ids have one" if declared.is_categorical else f"{needed} declared"
+        raise ValueError(f"has {channels} channel{'s' * (channels > 1)}, {wanted} ({stored.kind})")
     return _ids(stored, declared) if declared.is_categorical else _measured(stored, declared)
 
 
-def _is_picture(data: bytes, declared: Declared) -> bool:
-    """Whether a file is an image to look at: nothing declared needs the numbers that it stores."""
-    plain = declared.scale is None and not declared.nodata and not declared.is_categorical
-    return plain and not _is_array(data) and not _is_dicom(data) and not _is_geotiff(data)
-
-
-def _is_array(data: bytes) -> bool:
-    return data[:6] == b"\x93NUMPY" or data[:4] == b"PK\x03\x04"
-
-
-def _is_dicom(data: bytes) -> bool:
-    return data[128:132] == b"DICM"
-
-
-def _is_geotiff(data: bytes) -> bool:
+def _format(data: bytes) -> Literal["array", "dicom", "geotiff", "image"]:
+    if data[:6] == b"\x93NUMPY" or data[:4] == b"PK\x03\x04":
+        return "array"
+    if data[128:132] == b"DICM":
+        return "dicom"
     if not is_tiff(data):
-        return False
+        return "image"
     try:
         with Image.open(io.BytesIO(data)) as image:
-            tags = getattr(image, "tag_v2", {})
-            return any(tag in tags for tag in _GEO_TAGS)
+            return "geotiff" if any(tag in getattr(image, "tag_v2", {}) for tag in _GEO_TAGS) else "image"
     except UnidentifiedImageError:
-        return True  # bands that Pillow does not know
+        return "geotiff"  # bands that Pillow does not know
 
 
-def _stored(data: bytes, declared: Declared) -> _Stored:
-    if _is_array(data):
+def _stored(data: bytes, kind: str, declared: Declared) -> _Stored:
+    if kind == "array":
         return _array(data, declared)
-    if _is_dicom(data):
+    if kind == "dicom":
         return _dicom(data, declared)
-    if _is_geotiff(data):
+    if kind == "geotiff":
         return _geotiff(data)
     with Image.open(io.BytesIO(data)) as image:
         if image.mode not in ("L", "P", "1", "I", "F", "RGB") and not image.mode.startswith("I;16"):

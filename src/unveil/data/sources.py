@@ -52,10 +52,9 @@ class Source(Protocol):
 
 @runtime_checkable
 class EncodedSource(Source, Protocol):
-    """A source whose images are files, or bytes of files."""
+    """A source of files, or of bytes of files: `encoded` is an image before decoding; it may raise `Unreadable`."""
 
-    def encoded(self, index: int) -> bytes:
-        """The bytes of an image before decoding; raises `Unreadable` where they cannot be read."""
+    def encoded(self, index: int) -> bytes: ...
 
 
 @runtime_checkable
@@ -79,13 +78,14 @@ class Samples(Protocol):
 
 @runtime_checkable
 class SampleSource(Samples, Source, Protocol):
-    """A source whose samples carry declared maps; `image` is the first of them."""
+    """A source whose samples carry declared maps; `image` is the first of them.
 
-    def read(self, index: int) -> dict[str, Map]:
-        """The maps of one sample, each at its own size; raises `Unreadable`."""
+    `read` gives the maps of a sample, each at its own size, or raises `Unreadable`. `settled` is the same source, its
+    modalities as the data have settled them.
+    """
 
-    def settled(self, declared: tuple[Declared, ...]) -> SampleSource:
-        """The same source, its modalities as the data have settled them."""
+    def read(self, index: int) -> dict[str, Map]: ...
+    def settled(self, declared: tuple[Declared, ...]) -> SampleSource: ...
 
 
 def open_source(address: str | Path, channels: int | None = None) -> Source:
