@@ -108,7 +108,6 @@ class AlignedSource:
         return f"{self._resolved}/{next((f[stem] for d in self.declared if stem in (f := self.files[d.name])), stem)}"
 
     def has(self, index: int) -> tuple[bool, ...]:
-        """Whether each modality has a file of this stem."""
         return tuple(self.stems[index] in self.files[d.name] for d in self.declared)
 
     def complete(self) -> frozenset[str]:
@@ -126,14 +125,12 @@ class AlignedSource:
         return {d.name: self._map(stem, d) for d in self.declared if stem in self.files[d.name]}
 
     def image(self, index: int) -> Shaped[Tensor, "C H W"]:
-        """The map of the first modality."""
         stem, first = self.stems[index], self.declared[0]
         if stem not in self.files[first.name]:
             raise Unreadable(stem, f"has no file of {first.name}")
         return self._map(stem, first).values
 
     def sample(self, index: int) -> Sample:
-        """The maps that the sample has, in the frame of the first."""
         return as_sample(self.read(index), [d.modality for d in self.declared], self.stems[index])
 
     def _map(self, stem: str, declared: Declared) -> Map:
@@ -145,7 +142,6 @@ class AlignedSource:
         return stored if mask is None else _masked(stored, declared, self.root / mask, mask)
 
     def settled(self, declared: tuple[Declared, ...]) -> AlignedSource:
-        """The same files, read as the data have settled it."""
         return replace(self, declared=declared)
 
 

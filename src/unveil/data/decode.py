@@ -17,7 +17,6 @@ from PIL.TiffImagePlugin import TiffImageFile
 from torch import Tensor
 
 T = TypeVar("T")
-
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif")
 MAX_PIXELS = 178_956_970  # where Pillow, too, refuses an image as a decompression bomb
 LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, as JPEG and Pillow weigh red, green and blue
@@ -204,7 +203,6 @@ def _read_header(data: bytes) -> Header:
 
 
 def _num_bits(image: Image.Image, data: bytes) -> int:
-    """Bits per channel in the file."""
     if image.format == "PNG":
         return data[24]  # of the header chunk, which comes first
     if isinstance(image, TiffImageFile):

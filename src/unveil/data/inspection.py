@@ -70,10 +70,8 @@ class Inspection:
             rows.append(("duplicates", f"{extra:,} exact copies, such as {' = '.join(self.duplicates[0][:3])}"))
         lines = [self.address, table([*rows, *_listed("unreadable", self.unreadable)], "l", "  ")]
         if self.num_decoded < self.count:
-            lines.append(
-                f"  Mean, std and damage come from {self.num_decoded:,} images, evenly spread;"
-                f" the headers of all {self.count:,} were read."
-            )
+            rest = f"the headers of all {self.count:,} were read"
+            lines.append(f"  Mean, std and damage come from {self.num_decoded:,} images, evenly spread; {rest}.")
         return "\n".join(lines)
 
 
@@ -150,7 +148,6 @@ class _Moments:
         self.count += 1
 
     def mean_std(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
-        """Mean and standard deviation of each channel."""
         mean, square = self.sums / max(self.count, 1)
         return tuple(mean.tolist()), tuple((square - mean.square()).clamp_min(0).sqrt().tolist())
 
@@ -203,10 +200,7 @@ def _numbers(values: Iterable[float]) -> str:
 
 @dataclass(frozen=True)
 class MapFacts:
-    """One modality of a source. Sizes are (height, width); mean and std are per channel, over valid pixels.
-
-    `ids` counts the pixels of each class id.
-    """
+    """One modality: sizes (height, width), mean and std per channel over valid pixels; `ids` counts pixels by id."""
 
     name: str
     unit: str
@@ -263,10 +257,8 @@ class AlignedInspection:
         rows += _listed("unreadable", self.unreadable)
         lines = [self.address, table(rows, "l", "  ")]
         if self.num_decoded < self.count:
-            lines.append(
-                f"  Sizes, values and damage come from {self.num_decoded:,} samples, evenly spread; all {self.count:,}"
-                " were checked for alignment."
-            )
+            rest = f"all {self.count:,} were checked for alignment"
+            lines.append(f"  Sizes, values and damage come from {self.num_decoded:,} samples, evenly spread; {rest}.")
         return "\n".join(lines)
 
 
@@ -274,7 +266,6 @@ def inspect_samples(source: Source, limit: int | None = None) -> AlignedInspecti
     """Look at the samples of a source of several maps: the names of all, the maps of up to `limit` (default 2000)."""
     whole, numbers = origin(source)
     assert isinstance(whole, SampleSource)
-    n = len(numbers)
     columns = zip(*(whole.has(i) for i in numbers), strict=True)
     orphans: dict[str, list[str]] = {}
     unreadable: dict[str, str] = {}
@@ -284,18 +275,19 @@ def inspect_samples(source: Source, limit: int | None = None) -> AlignedInspecti
         if not all(column):
             orphans[d.name] = [whole.name(i) for i, has in zip(numbers, column, strict=True) if not has]
     modalities = [d.modality for d in whole.declared]
-    decoded = _measured(n, limit, "samples")
-    for place in decoded:
+    decoded = [numbers[place] for place in _measured(len(numbers), limit, "samples")]
+    for i in decoded:
         try:
-            read = whole.read(numbers[place])
-            as_sample(read, modalities, whole.name(numbers[place]))  # do they fit one another?
+            read = whole.read(i)
+            as_sample(read, modalities, whole.name(i))  # do they fit one another?
         except Unreadable as error:
-            unreadable[whole.name(numbers[place])] = str(error)
+            unreadable[whole.name(i)] = str(error)
             continue
         for name, read_map in read.items():
             tallies[name].add(read_map)
     maps = tuple(tally.facts() for tally in tallies.values())
-    return AlignedInspection(source.address, n, len(decoded), maps, orphans, unreadable, _class_counts(source))
+    classes = _class_counts(source)
+    return AlignedInspection(source.address, len(numbers), len(decoded), maps, orphans, unreadable, classes)
 
 
 class _MapSums:

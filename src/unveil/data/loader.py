@@ -115,7 +115,13 @@ class Loader:
             self._what, self._sample = "images", images_of(images, modality)
         else:
             self.modalities = tuple(modality)
-            _check_strides(self.modalities, view.image_size)
+            for m in self.modalities:
+                if any(side % m.stride for side in view.image_size):
+                    size = " x ".join(map(str, view.image_size))
+                    raise ValueError(
+                        f"modality {m.name!r} has a pixel for every {m.stride} of the view, which does not divide"
+                        f" {size}; give another --image-size, or declare another stride"
+                    )
             self._what, self._sample = "samples", sampler(source, self.modalities[0].name)
             self._lacking, self._complete = coverage(source)
         self.batch_size = min(batch_size, len(source))
@@ -227,7 +233,6 @@ class Loader:
         return sample
 
     def _check_any(self) -> None:
-        """Raise ValueError when no sample can be read."""
         if len(self.unreadable) == len(self.source):
             what, first = f"{len(self.source)} {self._what}", ": ".join(next(iter(self.unreadable.items())))
             raise ValueError(f"none of the {what} of {self.source.address} can be read; {first}")
@@ -248,15 +253,6 @@ class Loader:
             f" more than {self.max_broken:.0%}:\n{named}{more}\n"
             f"Repair or remove them (`unveil inspect` lists them all), or accept more with a higher max_broken"
         )
-
-
-def _check_strides(modalities: Sequence[Modality], size: tuple[int, int]) -> None:
-    for m in modalities:
-        if any(side % m.stride for side in size):
-            raise ValueError(
-                f"modality {m.name!r} has a pixel for every {m.stride} of the view, which does not divide"
-                f" {' x '.join(map(str, size))}; give another --image-size, or declare another stride"
-            )
 
 
 def collate(

@@ -13,7 +13,6 @@ from ..modeling.types import Modality
 from ..runs.console import suggest
 
 _HINTS = get_type_hints(Modality)
-_VOID = 255  # the id of void in most public label images
 
 
 def _need(holds: bool, name: str, key: str, came: object, needed: str) -> None:
@@ -95,7 +94,7 @@ def modality_from(stored: Mapping[str, Any]) -> Modality:
 
 RGB = Declared(records.RGB, measured=True)
 DEPTH = Declared(records.DEPTH, scale=1e-3, unit="m", nodata=(0.0,))
-SEMSEG = Declared(records.SEMSEG, void=_VOID, measured=True)
+SEMSEG = Declared(records.SEMSEG, void=255, measured=True)  # void as in most public label images
 BUILT_IN = {d.name: d for d in (RGB, DEPTH, SEMSEG)}
 
 

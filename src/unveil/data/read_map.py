@@ -208,9 +208,8 @@ def _ids(stored: _Stored, declared: Declared) -> Map:
     if wrong := np.unique(known[(known < 0) | (known >= top)]).tolist():
         listed = ", ".join(map(str, wrong[:_LISTED_IDS])) + (", ..." if len(wrong) > _LISTED_IDS else "")
         void = f" and void {declared.void}" if declared.void is not None else ""
-        raise ValueError(
-            f"holds the class ids {listed}; 0 to {top - 1}{void} are declared: correct the file, or classes and void"
-        )
+        declares = f"0 to {top - 1}{void} are declared"
+        raise ValueError(f"holds the class ids {listed}; {declares}: correct the file, or classes and void")
     ids = np.where(valid, ids, 0)
     ids = ids.astype(np.uint8) if top <= 256 or ids.max(initial=0) <= 255 else ids
     return Map(torch.from_numpy(ids), None if valid.all() else torch.from_numpy(valid), stored.kind)

@@ -32,9 +32,8 @@ def hold_out(
     for index, group in enumerate(groups):
         members.setdefault(group, []).append(index)
     if len(members) < 2:
-        raise ValueError(
-            f"{source.address} is one group by {group_by!r}, {groups[0]!r}; to hold one out, at least 2 are needed"
-        )
+        group = f"one group by {group_by!r}, {groups[0]!r}"
+        raise ValueError(f"{source.address} is {group}; to hold one out, at least 2 are needed")
     order = list(members)
     order = order[::-1] if last else sorted(order, key=lambda group: _hash(seed, group))
     chosen: set[int] = set()

@@ -252,9 +252,8 @@ def resize_nearest(image: Shaped[Tensor, "C H W"], size: tuple[int, int]) -> Sha
     """The image at `size`, each pixel that of the old one in whose cell its centre lies: class ids stay ids."""
     if tuple(image.shape[-2:]) == size:
         return image
-    rows, columns = (
-        (2 * torch.arange(new) + 1) * old // (2 * new) for new, old in zip(size, image.shape[-2:], strict=True)
-    )
+    sides = zip(size, image.shape[-2:], strict=True)
+    rows, columns = ((2 * torch.arange(new) + 1) * old // (2 * new) for new, old in sides)
     return image[:, rows][:, :, columns]
 
 
