@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -165,8 +165,9 @@ class TestBuilds:
     """How often the recipe, and the model of each stage, are built in one run."""
 
     @pytest.fixture
-    def builds(self, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    def builds(self, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
         counted: list[str] = []
+        on_meta: list[bool] = []
         load = setup.load_recipe
 
         def load_counted(name: str) -> Callable[..., Recipe]:
@@ -181,7 +182,9 @@ class TestBuilds:
 
                     def build(stage: Any = stage, number: int = number) -> Any:
                         counted.append(f"stage {number}")
-                        return stage.build()
+                        model = stage.build()
+                        on_meta.append(next(model.parameters()).is_meta)
+                        return model
 
                     stages.append(replace(stage, build=build))
                 return replace(built, stages=tuple(stages))
@@ -190,23 +193,27 @@ class TestBuilds:
 
         monkeypatch.setattr(setup, "load_recipe", load_counted)
         monkeypatch.setitem(SIZES, "tiny", (8, 2, 2))
-        return counted
+        yield counted
+        stages = sum(kind != "recipe" for kind in {*counted})
+        assert on_meta[-3 * stages :] == [True] * stages + [False] * 2 * stages
 
     @pytest.mark.parametrize("count", [40, 240])
     @pytest.mark.parametrize("more", [{}, {"paper": True, "epochs": 1.0}])
-    def test_once_to_time_and_once_to_train(self, tmp_path: Path, builds: list[str], count: int, more: dict[str, Any]):
+    def test_once_on_meta_once_to_time_and_once_to_train(
+        self, tmp_path: Path, builds: list[str], count: int, more: dict[str, Any]
+    ):
         given = {"teacher": "random", "stage1_epochs": 0.5, "epochs": 1.0, "decoder_depth": 1, "image_size": (32,)}
         given |= {"size": "tiny", "patch": 8, "batch_size": 16, "device": "cpu", "compile": "off", "workers": 1, **more}
         unveil.pretrain(
             "cmtmae", data=str(write_images(tmp_path / "images", count)), out=str(tmp_path / "run"), **given
         )
-        assert {kind: builds.count(kind) for kind in builds} == {"recipe": 2, "stage 0": 2, "stage 1": 2}
+        assert {kind: builds.count(kind) for kind in builds} == {"recipe": 3, "stage 0": 3, "stage 1": 3}
 
     def test_weights_to_start_from_need_no_build_of_their_own(self, place: Place, builds: list[str]):
         assert place.pretrain(*TRAIN, out="first") == 0
         builds.clear()
         assert place.pretrain(*TRAIN, "--init-from", str(place.path / "first")) == 0
-        assert {kind: builds.count(kind) for kind in builds} == {"recipe": 2, "stage 0": 2}
+        assert {kind: builds.count(kind) for kind in builds} == {"recipe": 3, "stage 0": 3}
 
 
 def test_a_recipe_is_needed():

@@ -42,7 +42,8 @@ def sample_keys(seed: int, epoch: int, samples: Sequence[int] | Tensor) -> Int[T
 
 def seed_stage(seed: int, stage: int) -> None:
     """Seed torch for building a stage, by the run's seed and the stage alone; stage -1 is the recipe itself."""
-    torch.manual_seed(int(sample_keys(seed, stage, [0])[0]) & (2**63 - 1))
+    with torch.device("cpu"):  # the stage may be built on the meta device, which has no values
+        torch.manual_seed(int(sample_keys(seed, stage, [0])[0]) & (2**63 - 1))
 
 
 def _salt(purpose: str) -> int:

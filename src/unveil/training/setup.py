@@ -8,6 +8,7 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -71,9 +72,9 @@ class TrainingSetup:
 
 
 def set_up_new(config: PretrainConfig, processes: int = 1) -> TrainingSetup:
-    """A new run: options resolved and checked, then one update timed on this machine.
+    """A new run: options resolved and checked on the meta device, then one update timed on this machine.
 
-    The recipe and each stage's model are built once to be checked and timed, and once for training.
+    The recipe and each stage's model are built once on the meta device, once for timing and once for training.
     `processes` share every batch, so the run takes that much less time.
     """
     function = load_recipe(config.recipe)
@@ -166,7 +167,7 @@ def set_up_resumed(config: PretrainConfig, folder: Path, processes: int = 1) -> 
 
 class _Draft:
     """A run before its schedule is set: the options that images of this kind and the device suggest, and the recipe
-    with them, whose stages build their model once. An earlier draft of the same shape lends its recipe.
+    with them, whose stages build their model once.
     """
 
     def __init__(
@@ -186,11 +187,26 @@ class _Draft:
             configure_shape(self.auto, inspection, num_train, device)
         shapes = [{**asdict(m), "mean": None, "std": None} for m in self.modalities]
         self.shape = (dict(self.auto.options), shapes)
-        self.recipe: Recipe
-        if earlier is not None and earlier.shape == self.shape:
-            self.recipe = _limit_batch(earlier.recipe, num_train)
-        else:
-            self.recipe = build_once(self.build())
+        if earlier is None:
+            self.checked = self._on_meta()
+        else:  # of another shape than the earlier draft, it is checked as it is timed
+            self.checked = earlier.checked if earlier.shape == self.shape else self.recipe
+
+    @cached_property
+    def recipe(self) -> Recipe:
+        """The recipe whose models are timed."""
+        return build_once(self.build())
+
+    def _on_meta(self) -> Recipe:
+        """The recipe and its models without memory for weights; of a recipe that needs values, with weights."""
+        try:
+            with torch.device("meta"):
+                recipe = build_once(self.build())
+                for stage in recipe.stages:
+                    stage.build()
+        except (ArithmeticError, RuntimeError, TypeError, ValueError):
+            return self.recipe
+        return recipe
 
     def build(self) -> Recipe:
         """The recipe with the options set by now, as training starts with it."""
@@ -201,11 +217,11 @@ class _Draft:
     def check(self, source: Source) -> dict[str, Any]:
         """The model's counts for `run.json`. Raises ValueError for a recipe that cannot be built or masks too much."""
         with self._explained():
-            for stage in self.recipe.stages:
+            for stage in self.checked.stages:
                 model = stage.build()
                 model.masker.counts(layout_of(model.encoder))
                 model.masker.check(layout_of(model.encoder), present(source))
-            return model_metadata(self.recipe, self.modalities)
+            return model_metadata(self.checked, self.modalities)
 
     @contextmanager
     def _explained(self) -> Iterator[None]:
