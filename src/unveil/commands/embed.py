@@ -12,12 +12,14 @@ from ..data.aligned_folders import open_images
 from ..evaluation.features import extract
 from ..modeling.public_vits import is_public_vit
 from ..modeling.types import Pool
+from ..recipes.options import accept_python_values
 from ..recipes.run import Run
 from ..runs.atomic import replacing
 from ..runs.folder import check_writable
 from .load import load
 
 
+@accept_python_values
 def embed(
     run: str,
     *,

@@ -15,11 +15,13 @@ from ..evaluation.run import UNTRAINED, run_protocols
 from ..evaluation.types import THIS_RUN, Context, FeatureEncoder
 from ..modeling.public_vits import describe, is_public_vit, untrained_vit
 from ..modeling.types import Modality, Pool
+from ..recipes.options import accept_python_values
 from ..recipes.run import Run
 from ..runs.console import Progress, log
 from .load import load
 
 
+@accept_python_values
 def evaluate(
     run: str,
     *,

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from ..recipes.options import accept_python_values
+
 if TYPE_CHECKING:  # so that --help does not wait for torch
     from ..data.inspection import AlignedInspection, Inspection
 
 
+@accept_python_values
 def inspect(data: str, *, modalities: tuple[str, ...] = (), limit: int | None = None) -> Inspection | AlignedInspection:
     """Check images before training on them: `print(unveil.inspect("~/photos"))`.
 

@@ -9,6 +9,7 @@ from typing import Any
 from ..data.sources import Subset, spread
 from ..evaluation.visualize.panels import MapPictures, draw_samples, map_renderers, predicts_norm_pix, sample_pictures
 from ..modeling.rng import seed_stage
+from ..recipes.options import accept_python_values
 from ..recipes.registry import build_recipe, load_recipe
 from ..recipes.run import Run
 from ..reporting.pictures import Picture, png
@@ -24,6 +25,7 @@ from .subject import Subject
 _INSPECTED = 64  # samples that decide which modalities and sizes an untrained recipe has
 
 
+@accept_python_values
 def look(
     run: str | None = None,
     *,

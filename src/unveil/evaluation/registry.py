@@ -11,6 +11,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
 
+from ..recipes.options import options_in
 from ..recipes.registry import load_file
 from ..runs.console import suggest
 from .types import EvaluationProtocol
@@ -97,4 +98,5 @@ def choose(names: Sequence[str], options: Mapping[str, object] | None = None) ->
 
 def create(protocol: type[EvaluationProtocol], options: Mapping[str, object]) -> EvaluationProtocol:
     """A protocol with those of the options that it has."""
-    return protocol(**{name: value for name, value in options.items() if name in options_of(protocol)})
+    known = {option.name: option for option in options_in(protocol)}
+    return protocol(**{name: known[name].accept(value) for name, value in options.items() if name in known})

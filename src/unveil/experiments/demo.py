@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from ..evaluation.results import Result
+from ..recipes.options import accept_python_values
 from ..reporting.page import write_report
 from ..runs.atomic import write_json
 from ..runs.console import duration, log
@@ -43,6 +44,7 @@ def recipes(folder: Path) -> dict[str, dict[str, Any]]:
     }
 
 
+@accept_python_values
 def demo(out: str = "runs/demo", *, minutes: float = 1.0, scenes: int = 3000, seed: int = 0) -> Path:
     """Pretrain four recipes on rendered scenes, evaluate all on scenes of another seed; returns the report's path.
 

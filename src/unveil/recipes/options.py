@@ -8,6 +8,7 @@ can be read from text, which is what the command line and YAML files hold.
 
 from __future__ import annotations
 
+import functools
 import inspect
 import re
 import sys
@@ -16,11 +17,13 @@ import typing
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, is_dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin
+from typing import Any, Literal, ParamSpec, TypeVar, get_args, get_origin
 
 from ..runs.console import log, suggest
 from ..runs.run_config import OLD_VALUES
 
+P = ParamSpec("P")
+R = TypeVar("R")
 REQUIRED = inspect.Parameter.empty
 DATA = ("modality", "modalities")  # arguments of a recipe that come from the data, not from the user
 _SCALARS: dict[type, tuple[str, str]] = {
@@ -116,6 +119,39 @@ class Option:
         hint = suggest(word, self.choices, f"for example {self.example}", lambda choice: f"{self.flag} {choice}")
         raise UsageError(f"{self.flag} {word}: expected {' or '.join(expected)}", hint)
 
+    def accept(self, value: Any) -> Any:
+        """A value from Python in the option's own type: a path is text, a NumPy number a number, one value a tuple.
+
+        Raises UsageError for a value of another type. Values of a `Literal` are checked where they are used.
+        """
+        plain = _plain(value)
+        if not self.is_parsable or self._fits(self.kind, plain):
+            return self.current(plain, warn=True)
+        if isinstance(plain, float) and plain.is_integer() and self._fits(self.kind, int(plain)):
+            return int(plain)
+        if self.takes_many and self._fits(self.kind, (plain,)):
+            return (plain,)
+        names = [_SCALARS[k][0] for k in self._members if k in _SCALARS] + self.choices * (not self._members)
+        expected = " or ".join(names) or "True or False"
+        raise UsageError(
+            f"{self.name} is {value!r}, of type {type(value).__name__}; {expected} is needed"
+            f"{', or several of them' if self.takes_many else ''}",
+            f"for example {self.name}={self.default!r}" if self.default not in (REQUIRED, None, ()) else "",
+        )
+
+    def _fits(self, kind: Any, value: Any) -> bool:
+        if get_origin(kind) is tuple:
+            inner, *rest = get_args(kind)
+            several = isinstance(value, tuple) and (not rest or rest[0] is ... or len(value) == 1 + len(rest))
+            return several and all(self._fits(inner, one) for one in value)
+        if len(alternatives(kind)) > 1:
+            return any(self._fits(one, value) for one in alternatives(kind))
+        if get_origin(kind) is Literal:
+            return not isinstance(value, tuple)
+        if kind is float:
+            return isinstance(value, (int, float)) and not isinstance(value, bool)
+        return isinstance(value, str if kind is Path else kind) and (kind is bool or not isinstance(value, bool))
+
     def current(self, value: Any, warn: bool = False) -> Any:
         """A value in the spelling of this release, where it is one of release 0.1 that the option no longer lists."""
         old = OLD_VALUES.get(self.name, {})
@@ -198,6 +234,29 @@ def meanings(function: Callable[..., Any]) -> dict[str, str]:
         else:
             name = ""
     return explained
+
+
+def _plain(value: Any) -> Any:
+    """Paths as text, lists as tuples, and the numbers of NumPy and torch as Python's own."""
+    if isinstance(value, Path):
+        return str(value)
+    if hasattr(value, "tolist"):
+        value = value.tolist()
+    return tuple(map(_plain, value)) if isinstance(value, (list, tuple, range)) else value
+
+
+def accept_python_values(function: Callable[P, R]) -> Callable[P, R]:
+    """The function, its arguments put into the types of its options first (`Option.accept`)."""
+
+    @functools.wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        bound = inspect.signature(function).bind(*args, **kwargs)
+        for option in options_in(function):
+            if option.name in bound.arguments:
+                bound.arguments[option.name] = option.accept(bound.arguments[option.name])
+        return function(*bound.args, **bound.kwargs)
+
+    return call
 
 
 def check_choices(function: Callable[..., Any], values: Mapping[str, Any]) -> None:

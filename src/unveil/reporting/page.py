@@ -25,7 +25,7 @@ SECTIONS: tuple[Callable[[Runs], Markup | None], ...] = (
 )  # fmt: skip
 
 
-def write_report(runs: Sequence[str | Path], out: str | Path | None = None) -> Path:
+def write_report(runs: str | Path | Sequence[str | Path], out: str | Path | None = None) -> Path:
     """Write one page about one or several runs, which needs no network; returns its path.
 
     runs: folders that `unveil pretrain` wrote
@@ -33,6 +33,7 @@ def write_report(runs: Sequence[str | Path], out: str | Path | None = None) -> P
 
     FileNotFoundError or ValueError where a folder is missing or is no run.
     """
+    runs = [runs] if isinstance(runs, (str, Path)) else runs
     folders = list({Path(run).resolve(): Path(run) for run in runs}.values())
     if not folders:
         raise ValueError("a report needs at least one run folder; got none")

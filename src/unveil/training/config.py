@@ -6,7 +6,7 @@ import inspect
 import math
 import shlex
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Self, get_args, get_type_hints
 
@@ -115,6 +115,7 @@ class PretrainConfig:
     def resolve(cls, recipe: str | None, options: Mapping[str, Any]) -> Self:
         """From the options that were given, flat with those of the recipe, over those of the file `config`."""
         given = current_names({"recipe": recipe, **options} if recipe is not None else options, warn=True)
+        given = {name: _OPTIONS[name].accept(value) if name in _OPTIONS else value for name, value in given.items()}
         if given.get("config") is not None:
             given = read_yaml(given["config"], given.get("recipe")) | given
         if not given.get("recipe"):
@@ -123,7 +124,7 @@ class PretrainConfig:
         own = {name: given.pop(name) for name in OPTION_NAMES if name in given}
         return cls(
             **own,
-            recipe_options={n: of_recipe[n].current(v, warn=True) if n in of_recipe else v for n, v in given.items()},
+            recipe_options={n: of_recipe[n].accept(v) if n in of_recipe else v for n, v in given.items()},
         )
 
     @property
@@ -168,7 +169,8 @@ class PretrainConfig:
         write_yaml(path, own, {f"options of the recipe {self.name}": self.recipe_options})
 
 
-OPTION_NAMES = tuple(f.name for f in fields(PretrainConfig) if f.name != "recipe_options")
+_OPTIONS = {option.name: option for option in options_in(PretrainConfig, skip=("recipe_options",))}
+OPTION_NAMES = tuple(_OPTIONS)
 
 
 def signature() -> inspect.Signature:

@@ -10,6 +10,7 @@ from ...data.sources import SampleSource, Source, origin
 from ...evaluation.analysis.attention import DecoderAttention, attention_metrics, decoder_attention, foreground_share
 from ...modeling.masked_model import MaskedModel
 from ...modeling.types import Batch, Modality
+from ...recipes.options import accept_python_values
 from ...recipes.run import Run
 from ...reporting.analyses import METRICS
 from ...runs.console import log, table
@@ -23,6 +24,7 @@ BACKGROUND = {  # names of classes that fill a scene; all others are foreground
 }
 
 
+@accept_python_values
 def analyze_attention(
     run: str,
     *,

@@ -23,6 +23,7 @@ from ...evaluation.visualize.panels import MapRenderer, map_renderers
 from ...evaluation.visualize.reconstructions import reconstruct_map
 from ...modeling.targets import Pixels
 from ...modeling.types import Batch
+from ...recipes.options import accept_python_values
 from ...recipes.run import Run
 from ...reporting.figures import Panel, PanelBlock, draw_sheet
 from ...reporting.pictures import Picture, hide_patches, png
@@ -41,6 +42,7 @@ _NORM_PIX = (
 )
 
 
+@accept_python_values
 def analyze_blocks(
     run: str, *, data: str | None = None, limit: int = 128, samples: int = 3, device: str = "auto"
 ) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from ...data.transforms import CenterView
 from ...evaluation.analysis.layer_features import LayerFeatures, cka_matrix, layer_features
 from ...modeling.image_encoder import ImageEncoder
 from ...modeling.public_vits import PublicViT, is_public_vit
+from ...recipes.options import accept_python_values
 from ...recipes.run import Run
 from ...runs.console import table
 from ...runs.folder import check_writable
@@ -19,6 +20,7 @@ from ..load import load
 from ..subject import write_analysis
 
 
+@accept_python_values
 def analyze_features(
     run_a: str, run_b: str, *, data: str | None = None, limit: int = 256, device: str = "auto"
 ) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from ...modeling.masking import ByModality, DirichletBudget, Masker, Uniform
 from ...modeling.targets import Classes, Pixels
 from ...modeling.teachers import EMATeacher, LowResolutionTeacher, OnlineTeacher
 from ...modeling.types import Batch, FeatureSpec, Observation, Tokens
+from ...recipes.options import accept_python_values
 from ...recipes.run import Run
 from ...runs.console import table
 from ...runs.folder import check_writable
@@ -47,6 +48,7 @@ class NullTeacher(nn.Module):
         return Observation(tokens.layout)
 
 
+@accept_python_values
 def analyze_masks(
     run: str, *, data: str | None = None, untrained: bool = False, limit: int = 128, device: str = "auto"
 ) -> dict[str, Any]:

@@ -17,6 +17,7 @@ import psutil
 import torch
 
 from ..._version import __version__
+from ...recipes.options import accept_python_values
 from ...runs.atomic import write_json
 from ...runs.console import Progress, log
 from ...runs.hardware import choose_device, git_commit, has_native_bf16, memory_total, num_cores, versions
@@ -29,6 +30,7 @@ _WARMUP = 2  # rounds: the first makes AdamW's moments and chooses kernels
 _BUSY = 0.2  # share of the processor that other programs may use without a warning
 
 
+@accept_python_values
 def bench(
     *,
     size: str = "base",

@@ -12,6 +12,7 @@ from typing import Any
 
 from ...modeling.public_vits import is_public_vit
 from ...modeling.teachers.frozen import RANDOM
+from ...recipes.options import accept_python_values
 from ...reporting.study import value_of, write_study_report
 from ...runs.atomic import write_json
 from ...runs.console import duration, log
@@ -27,6 +28,7 @@ from .schedule import Schedule, read_marker, write_jobs
 SCENES = "scenes"  # the name that settings of rendered scenes begin with
 
 
+@accept_python_values
 def study(
     name: str,
     *,
