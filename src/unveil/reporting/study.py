@@ -16,7 +16,7 @@ from .charts import Line, line_chart
 from .markup import Markup, counted, figure, html_table, percent, tag
 from .page import document
 from .sections import chart_section, section
-from .style import MARKS, PALETTE
+from .style import PALETTE
 
 _CURVES = {"heldout_loss": "held-out loss", "rankme": "RankMe", "feature_std": "standard deviation of features"}
 _COSTS: dict[str, Callable[[float], str]] = {
@@ -31,7 +31,7 @@ WIDTH, ROW, RIGHT, TOP = 640, 26, 560, 8  # in pixels
 LETTER, GAP, LONGEST = 7.5, 14, 40  # of the names: pixels of a letter and after them, letters of one at most
 HEAD = 34  # for the title of a picture that stands alone
 _SHARES = ("accuracy", "top5", "miou", "delta")
-_ALONE = f"{PALETTE}{MARKS}text{{font:14px system-ui,sans-serif;fill:var(--soft)}}.title{{fill:var(--ink)}}"
+_ALONE = f"{PALETTE}text{{font:14px system-ui,sans-serif;fill:var(--soft)}}.title{{fill:var(--ink)}}"
 
 Row = tuple[str, Mapping[str, Any], bool]  # a name, a mapping with `mean` and `half`, and whether it is a reference
 
