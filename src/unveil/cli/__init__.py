@@ -10,6 +10,7 @@ import sys
 import traceback
 from collections.abc import Sequence
 from importlib.metadata import version
+from io import TextIOWrapper
 from pathlib import Path
 
 from ..recipes.options import UsageError
@@ -22,6 +23,8 @@ _HERE = Path(__file__).resolve().parents[1]
 
 def main(words: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code: 0 done, 1 our fault, 2 the user's mistake, 130 interrupted."""
+    if isinstance(sys.stdout, TextIOWrapper):  # names of files may hold what its encoding does not
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         code = _dispatch(list(sys.argv[1:] if words is None else words))
         sys.stdout.flush()

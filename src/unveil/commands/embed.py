@@ -16,6 +16,7 @@ from ..recipes.options import accept_python_values
 from ..recipes.run import Run
 from ..runs.atomic import replacing
 from ..runs.folder import check_writable
+from ..runs.paths import user_path
 from .load import load
 
 
@@ -39,7 +40,7 @@ def embed(
     batch_size: images in one forward pass
     device: cpu, cuda, mps; auto takes the best
     """
-    path = Path(out).expanduser()
+    path = user_path(out)
     if path.suffix != ".npz":
         raise ValueError(f"--out {out} is not an .npz file; give a name that ends in .npz")
     check_writable(path.parent)

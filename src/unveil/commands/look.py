@@ -17,6 +17,7 @@ from ..runs.atomic import write_bytes
 from ..runs.console import log
 from ..runs.folder import check_writable
 from ..runs.hardware import choose_device
+from ..runs.paths import user_path
 from ..training.autoconfig import AutoConfig, configure_shape
 from ..training.config import PretrainConfig
 from ..training.data_setup import declared_for, inspect_data, modalities_of, open_data, settle
@@ -58,8 +59,8 @@ def look(
     if run is not None and (dials or modalities):
         given = ", ".join(f"--{name.replace('_', '-')}" for name in (*dials, *(["modalities"] if modalities else [])))
         raise ValueError(f"a run has its options and modalities already; leave {given} out, or give --recipe")
-    default = Path(run).expanduser() / "look.png" if run else Path(f"look-{Path(recipe or '').stem}.png")
-    path = Path(out).expanduser() if out else default
+    default = user_path(run) / "look.png" if run else Path(f"look-{Path(recipe or '').stem}.png")
+    path = user_path(out) if out else default
     if path.suffix != ".png":
         raise ValueError(f"--out {out} is not a .png file; give a name that ends in .png")
     if recipe is None:

@@ -25,6 +25,7 @@ from ..runs.folder import (
     choose_folder,
     is_continuation,
 )
+from ..runs.paths import user_path
 from ..training.config import PretrainConfig, signature
 from ..training.distributed import Group, process_group
 from ..training.loop import Loop, stop_on_signal
@@ -40,7 +41,7 @@ def pretrain(recipe: str | None = None, **options: Any) -> Path:
     """
     config = PretrainConfig.resolve(recipe, options)
     if config.save_config is not None:
-        return _save_config(config, Path(config.save_config).expanduser())
+        return _save_config(config, user_path(config.save_config))
     with process_group() as group:
         return _lead(config, group) if group.is_rank_zero else _follow(config, group)
 
@@ -113,7 +114,7 @@ def _write_start(run: RunFolder, setup: TrainingSetup, config: PretrainConfig) -
     run.clear()
     try:
         if config.is_own_recipe:
-            shutil.copyfile(Path(config.recipe).expanduser(), run.path / "recipe.py")
+            shutil.copyfile(user_path(config.recipe), run.path / "recipe.py")
         assert setup.inspection
         assert setup.config
         setup.config.save(run.path / "config.yaml")

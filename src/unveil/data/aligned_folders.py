@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ..modeling.types import to_float
 from ..runs.console import suggest
+from ..runs.paths import user_path
 from .decode import Unreadable
 from .listing import existing_folder, folder_labels, list_files, none_found
 from .modality_config import BUILT_IN, Declared
@@ -58,7 +59,7 @@ def open_samples(address: str | Path, declared: tuple[Declared, ...]) -> SampleS
 
 def aligned_modalities(address: str | Path) -> tuple[Declared, ...]:
     """The built-in modalities that a folder has a sub-folder for; none unless there are two."""
-    root = Path(str(address)).expanduser()
+    root = user_path(address)
     modalities = tuple(d for d in BUILT_IN.values() if root.is_dir() and (root / d.folder).is_dir())
     return modalities if len(modalities) > 1 else ()
 
@@ -68,7 +69,7 @@ def open_images(address: str | Path, channels: int | None = None, declared: Sequ
 
     Any other address is opened as `open_source` does, and what that raises is raised.
     """
-    root = Path(str(address)).expanduser()
+    root = user_path(address)
     first = next((d for d in declared if d.modality.role != "output"), None)
     if root.is_dir() and (aligned_modalities(address) or (first is not None and (root / first.folder).is_dir())):
         return open_samples(address, (first or BUILT_IN["rgb"],))

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+from ..runs.paths import user_path
 from .aligned_folders import AlignedSource, open_samples
 from .dense_dataset import DensePair, DenseSet, LabelEncoding
 from .listing import existing_folder, list_files, none_found
@@ -80,7 +81,7 @@ def open_dense(data: str, test_data: str | None = None, stored: StorageOptions |
 
 def _open(address: str, stored: StorageOptions) -> dict[str, DenseSet]:
     if stored.declared or address == "scenes" or address.startswith("scenes:"):
-        return _declared(address, Path(address).expanduser(), stored)
+        return _declared(address, user_path(address), stored)
     root = existing_folder(address, _NEEDED)
     layout = stored.layout if stored.layout != "auto" else _guess(root)
     if layout == "hypersim":

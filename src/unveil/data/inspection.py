@@ -14,7 +14,7 @@ from jaxtyping import Shaped
 from torch import Tensor
 
 from ..modeling.types import Modality, to_float
-from ..runs.console import table
+from ..runs.console import printable, table
 from .decode import Header, Unreadable, decode, read_header, to_channels
 from .modality_config import Declared
 from .read_map import Map
@@ -72,7 +72,7 @@ class Inspection:
         if self.num_decoded < self.count:
             rest = f"the headers of all {self.count:,} were read"
             lines.append(f"  Mean, std and damage come from {self.num_decoded:,} images, evenly spread; {rest}.")
-        return "\n".join(lines)
+        return printable("\n".join(lines))
 
 
 def inspect_source(source: Source, limit: int | None = None) -> Inspection:
@@ -259,7 +259,7 @@ class AlignedInspection:
         if self.num_decoded < self.count:
             rest = f"all {self.count:,} were checked for alignment"
             lines.append(f"  Sizes, values and damage come from {self.num_decoded:,} samples, evenly spread; {rest}.")
-        return "\n".join(lines)
+        return printable("\n".join(lines))
 
 
 def inspect_samples(source: Source, limit: int | None = None) -> AlignedInspection:

@@ -8,6 +8,7 @@ from collections.abc import Collection, Iterable
 from pathlib import Path
 
 from ..runs.console import suggest
+from ..runs.paths import user_path
 
 SPLITS = {"train", "training", "val", "valid", "validation", "test", "testing"}
 
@@ -59,7 +60,7 @@ def none_found(others: Counter[str], accepted: Iterable[str], otherwise: str = "
 
 def existing_folder(address: str, needed: str) -> Path:
     """The folder at an address; FileNotFoundError where nothing is there, ValueError for a file."""
-    root = Path(address).expanduser()
+    root = user_path(address)
     if not root.exists():
         raise FileNotFoundError(missing(root, needed))
     if not root.is_dir():

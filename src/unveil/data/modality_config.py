@@ -11,6 +11,7 @@ from typing import Any, get_args, get_type_hints
 from ..modeling import types as records
 from ..modeling.types import Modality
 from ..runs.console import suggest
+from ..runs.paths import user_path
 
 _HINTS = get_type_hints(Modality)
 
@@ -106,7 +107,7 @@ def declare(words: Sequence[str]) -> tuple[Declared, ...]:
     declared: list[Declared] = []
     for word in words:
         if word.endswith(".toml"):
-            declared += read_toml(Path(word).expanduser())
+            declared += read_toml(user_path(word))
         elif word in BUILT_IN:
             declared.append(BUILT_IN[word])
         else:

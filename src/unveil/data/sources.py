@@ -17,6 +17,7 @@ from typing import Protocol, cast, runtime_checkable
 from jaxtyping import Shaped
 from torch import Tensor
 
+from ..runs.paths import user_path
 from .decode import EXTENSIONS, Unreadable, decode, read_header, to_channels
 from .listing import SPLITS, folder_labels, list_files, missing, none_found
 from .modality_config import Declared
@@ -102,7 +103,7 @@ def open_source(address: str | Path, channels: int | None = None) -> Source:
         if channels not in (None, source.channels):
             raise ValueError(f"{text} has {source.channels} channels, not {channels}; leave the number out")
         return source
-    path = Path(text).expanduser()
+    path = user_path(text)
     if not path.exists():
         shards = sorted(path.parent.glob(path.name)) if "*" in path.name else []
         if not shards:

@@ -6,7 +6,6 @@ import zlib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 
 import torch
 from jaxtyping import Int
@@ -16,6 +15,7 @@ from ..data.aligned_folders import open_images
 from ..data.modality_config import Declared
 from ..data.sources import Source, Subset, spread
 from ..data.splits import hold_out
+from ..runs.paths import user_path
 from .features import check_channels, extract
 from .types import Context, FeatureEncoder, FeatureSplit
 
@@ -138,7 +138,7 @@ def open_sets(
     Of aligned folders the first of the `declared` inputs is read, or rgb. With `group_by` a fifth is held out by whole
     groups, as `hold_out` makes them. Raises ValueError for groups where there are test images already.
     """
-    folder = Path(data).expanduser()
+    folder = user_path(data)
     inside = {path.name.lower(): path for path in folder.iterdir() if path.is_dir()} if folder.is_dir() else {}
     train = next((inside[name] for name in TRAIN if name in inside), None)
     test = next((inside[name] for name in TEST if name in inside), None)

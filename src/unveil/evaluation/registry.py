@@ -14,6 +14,7 @@ from typing import Any, Literal
 from ..recipes.options import options_in
 from ..recipes.registry import load_file
 from ..runs.console import suggest
+from ..runs.paths import user_path
 from .types import EvaluationProtocol
 
 Data = Literal["labelled images", "images with a label per pixel", "samples for a run's decoders"]
@@ -35,7 +36,7 @@ def protocols() -> dict[str, type[EvaluationProtocol]]:
 def find_protocol(name: str) -> type[EvaluationProtocol]:
     """A protocol by name, or of a user's own `.py` file. Raises ValueError with the names that there are."""
     if name.endswith(".py"):
-        return _protocol_in(load_file(Path(name).expanduser(), "protocol"))
+        return _protocol_in(load_file(user_path(name), "protocol"))
     known = protocols()
     if name not in known:
         raise ValueError(f"there is no protocol {name!r}; {suggest(name, sorted(known))}")

@@ -18,6 +18,7 @@ from ..reporting.page import write_report
 from ..runs.atomic import write_json
 from ..runs.console import duration, log
 from ..runs.hardware import num_cores
+from ..runs.paths import user_path
 from .scenes import CLASSES, SceneSource, render_scenes
 from .study.jobs import Job
 from .study.schedule import Schedule, read_marker, write_jobs
@@ -62,7 +63,7 @@ def demo(out: str = "runs/demo", *, minutes: float = 1.0, scenes: int = 3000, se
     if minutes <= 0:
         raise ValueError(f"--minutes {minutes:g} leaves no time to train; give more than 0")
     began = time.monotonic()
-    folder = Path(out).expanduser()
+    folder = user_path(out)
     begin(folder, {"minutes": minutes, "scenes": scenes, "seed": seed})
     try:
         return _demo(folder, minutes, scenes, seed, began)

@@ -16,6 +16,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any, cast
 
 from ..runs.console import suggest
+from ..runs.paths import user_path
 from .options import DATA, Option, check_choices, is_group, options_in
 
 if TYPE_CHECKING:  # both import torch
@@ -84,7 +85,7 @@ def load_recipe(name: str) -> Callable[..., Recipe]:
     Raises FileNotFoundError and ValueError that say what there is instead, or where the user's file fails.
     """
     if name.endswith(".py"):
-        path = Path(name).expanduser()
+        path = user_path(name)
         function = getattr(load_file(path), "recipe", None)
         if not callable(function):
             raise ValueError(f"{path} has no function `recipe`; write `def recipe(*, ...) -> Recipe:` in it")

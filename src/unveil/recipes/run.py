@@ -19,6 +19,7 @@ from ..modeling.rng import seed_stage
 from ..modeling.types import Modality, Pool
 from ..runs.checkpoint import Checkpoint, read, read_latest, read_state, weights_by_step
 from ..runs.console import log
+from ..runs.paths import user_path
 from ..runs.run_config import RunConfig
 from .recipe import Recipe
 from .registry import build_recipe, load_recipe
@@ -53,7 +54,7 @@ class Run:
 
         Raises FileNotFoundError where there is no `run.json`, ValueError where it is damaged.
         """
-        folder = Path(path).expanduser()
+        folder = user_path(path)
         return cls(folder, RunConfig.read(folder))
 
     def __repr__(self) -> str:

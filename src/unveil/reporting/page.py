@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from ..runs.atomic import write_text
+from ..runs.paths import user_path
 from .analyses import attention_over_time, attention_tables, block_by_block, cheaper_guidance, layers
 from .galleries import across_modalities, attention_maps, guidance, nearest_neighbours, reconstructions
 from .markup import Markup, counted, fragment, tag
@@ -34,11 +35,11 @@ def write_report(runs: str | Path | Sequence[str | Path], out: str | Path | None
     FileNotFoundError or ValueError where a folder is missing or is no run.
     """
     runs = [runs] if isinstance(runs, (str, Path)) else runs
-    folders = list({Path(run).resolve(): Path(run) for run in runs}.values())
+    folders = list({user_path(run).resolve(): user_path(run) for run in runs}.values())
     if not folders:
         raise ValueError("a report needs at least one run folder; got none")
     records = _with_unique_names([read_run(folder) for folder in folders])
-    path = Path(out) if out is not None else folders[0] / "report.html"
+    path = user_path(out) if out is not None else folders[0] / "report.html"
     path = path / "report.html" if path.is_dir() else path
     path.parent.mkdir(parents=True, exist_ok=True)
     title = ", ".join(run.name for run in records)

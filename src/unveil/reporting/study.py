@@ -12,6 +12,7 @@ from typing import Any
 
 from ..runs.atomic import write_text
 from ..runs.console import duration
+from ..runs.paths import user_path
 from .charts import Line, line_chart
 from .markup import Markup, counted, figure, html_table, percent, tag
 from .page import document
@@ -41,7 +42,7 @@ def write_study_report(folder: str | Path) -> Path:
 
     Raises FileNotFoundError where there is none.
     """
-    folder = Path(folder)
+    folder = user_path(folder)
     path, outcome = folder / "report.html", json.loads((folder / "results.json").read_text())
     write_intervals(outcome, folder)
     write_text(path, study_page(outcome))

@@ -33,8 +33,8 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Replace the content of a text file (UTF-8) as a whole or not at all."""
-    write_bytes(path, text.encode())
+    """Replace the content of a text file (UTF-8) as a whole or not at all; bytes of names that are none are escaped."""
+    write_bytes(path, text.encode(errors="backslashreplace"))
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -29,6 +29,11 @@ def log(text: str) -> None:
         print(text, file=sys.stderr, flush=True)
 
 
+def printable(text: str) -> str:
+    """The text for any stream of UTF-8: of file names that are none, the odd bytes are escaped."""
+    return text.encode(errors="backslashreplace").decode()
+
+
 def duration(seconds: float) -> str:
     """Seconds in a readable unit; a dash where they are not known."""
     if not math.isfinite(seconds):

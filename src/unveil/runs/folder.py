@@ -15,8 +15,9 @@ from typing import Any
 
 from .atomic import write_json, write_text
 from .checkpoint import remove_partial_files
-from .console import log
+from .console import log, printable
 from .lock import hold
+from .paths import user_path
 from .run_config import current_options, read_metadata
 
 _LOCK = ".lock"
@@ -154,9 +155,11 @@ def _step_of(line: str) -> float:
 
 
 def choose_folder(out: str | None, recipe: str) -> Path:
-    """The folder `out`, or the next free `runs/<recipe>-<n>`."""
+    """The folder `out`, or the next free `runs/<recipe>-<n>`. Raises ValueError for a name that is no UTF-8."""
     if out is not None:
-        return Path(out).expanduser()
+        if out != printable(out):
+            raise ValueError(f"--out {out} is no UTF-8, which files of weights need in their path; give another --out")
+        return user_path(out)
     return next(path for n in count(1) if not (path := Path("runs") / f"{recipe}-{n}").exists())
 
 
@@ -174,7 +177,7 @@ def check_writable(path: Path) -> None:
 
 def check_apart(path: Path, data: str) -> None:
     """Raise ValueError when a run would lie among its images: its pictures would be taken for some of them."""
-    images = Path(data).expanduser()
+    images = user_path(data)
     if images.is_dir() and path.resolve().is_relative_to(images.resolve()):
         raise ValueError(f"{path} lies in {data}: its pictures would be taken for images; give an --out elsewhere")
 

@@ -14,6 +14,7 @@ from ..recipes.options import Option, UsageError, options_in
 from ..recipes.registry import load_recipe, options_of
 from ..runs.atomic import write_text
 from ..runs.console import suggest
+from ..runs.paths import user_path
 from ..runs.run_config import Precision, current_names
 
 Compile = Literal["auto", "on", "off"]
@@ -227,7 +228,7 @@ def read_mapping(path: str | Path) -> dict[str, Any]:
     import yaml  # only runs with a file wait for it
 
     try:
-        content = yaml.load(Path(path).expanduser().read_text(encoding="utf-8"), yaml.BaseLoader)  # text, lists, dicts
+        content = yaml.load(user_path(path).read_text(encoding="utf-8"), yaml.BaseLoader)  # text, lists, dicts
     except FileNotFoundError as error:
         raise FileNotFoundError(f"there is no configuration file {path}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -269,4 +270,4 @@ def write_yaml(path: str | Path, options: Mapping[str, Any], more: Mapping[str, 
         return str(yaml.safe_dump(plain, sort_keys=False, allow_unicode=True, default_flow_style=None, width=1000))
 
     parts = [text(options), *(f"\n# {title}\n{text(values)}" for title, values in more.items() if values)]
-    write_text(Path(path).expanduser(), "".join(parts))
+    write_text(user_path(path), "".join(parts))

@@ -5,7 +5,6 @@ from __future__ import annotations
 from bisect import bisect_right
 from dataclasses import dataclass, replace
 from itertools import accumulate
-from pathlib import Path
 
 from ..modeling.public_vits import (
     StateDict,
@@ -19,6 +18,7 @@ from ..modeling.public_vits import (
 from ..recipes.recipe import Recipe
 from ..recipes.run import Run
 from ..runs.console import log
+from ..runs.paths import user_path
 from .autoconfig import AutoConfig
 from .config import Continue, PretrainConfig
 
@@ -29,7 +29,7 @@ _COLUMNS, _WHOLE = 40, 200  # points of a run's schedule, and of the whole train
 
 def read_initial(address: str) -> StateDict:
     """The tensors of a run, of a weight file or of a folder with one, or of a name on the hub."""
-    path = Path(address).expanduser()
+    path = user_path(address)
     if is_public_vit(address):
         return find_weights(address).state
     if not path.is_dir():
@@ -68,7 +68,7 @@ def previous_training(config: PretrainConfig) -> PreviousTraining | None:
     """
     if config.continue_schedule == "restart" or config.init_from is None:
         return None
-    path = Path(config.init_from).expanduser()
+    path = user_path(config.init_from)
     run = Run.open(path) if (path / "run.json").exists() else None
     stored = run.config.schedule if run else None
     epochs = config.init_epoch

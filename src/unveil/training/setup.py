@@ -27,6 +27,7 @@ from ..runs.checkpoint import Checkpoint, read_latest
 from ..runs.console import duration, log
 from ..runs.folder import read_metadata
 from ..runs.hardware import choose_device
+from ..runs.paths import user_path
 from .autoconfig import MINUTES, AutoConfig, configure_schedule, configure_shape, validation_interval
 from .config import PretrainConfig
 from .data_setup import (
@@ -127,7 +128,7 @@ def set_up_resumed(config: PretrainConfig, folder: Path, processes: int = 1) -> 
     """
     run, metadata = Run.open(folder), read_metadata(folder)
     own = folder / "recipe.py"
-    if config.is_own_recipe and own.exists() and own.read_bytes() != Path(config.recipe).expanduser().read_bytes():
+    if config.is_own_recipe and own.exists() and own.read_bytes() != user_path(config.recipe).read_bytes():
         raise ValueError(f"{config.recipe} has changed since {folder} was started with {own}; give another --out")
     device = choose_device(config.device)
     source = open_data(config.data, run.declared)

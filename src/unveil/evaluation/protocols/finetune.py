@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import ClassVar
 
+from ...runs.paths import user_path
 from ..datasets import ImageSplit, unreadable_facts
 from ..finetuning import FineTuner, FineTuning, Preset, TokenPool, preset_for, settle
 from ..types import Context, FeatureEncoder, Needs, SavableEncoder, Score, TrainableEncoder, check_trainable
@@ -103,7 +104,7 @@ class Finetune:
 
 def _file_for(keep: str, encoder: TrainableEncoder) -> Path:
     """The file for the encoder, checked before the training."""
-    file = Path(keep).expanduser()
+    file = user_path(keep)
     if not isinstance(encoder, SavableEncoder):
         raise ValueError("--keep is for encoders of our runs; a public ViT keeps its own file")
     if file.suffix != ".safetensors" or file.exists() or not os.access(file.absolute().parent, os.W_OK | os.X_OK):

@@ -21,6 +21,7 @@ from ...recipes.options import accept_python_values
 from ...runs.atomic import write_json
 from ...runs.console import Progress, log
 from ...runs.hardware import choose_device, git_commit, has_native_bf16, memory_total, num_cores, versions
+from ...runs.paths import user_path
 from .contenders import Contender, Name, Work, select_contenders
 from .flops_and_memory import MEANING, StepCost, count_flops, peak
 from .results import Entry, Results, format_results
@@ -177,7 +178,7 @@ def _check_room(
 
 def _writable(out: str) -> Path:
     """The file to write, checked before minutes are spent."""
-    file = Path(out).expanduser()
+    file = user_path(out)
     if file.is_dir() or not file.parent.is_dir():
         raise ValueError(f"--out is a JSON file in a folder that exists; got {out}")
     if not os.access(file.parent, os.W_OK | os.X_OK):

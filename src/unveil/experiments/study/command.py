@@ -17,6 +17,7 @@ from ...reporting.study import value_of, write_study_report
 from ...runs.atomic import write_json
 from ...runs.console import duration, log
 from ...runs.lock import hold
+from ...runs.paths import user_path
 from ..scenes import parse, render_scenes
 from .aggregate import as_text, gather, headlines, read_outcome, remarks, write
 from .cost_estimate import estimate_costs, fit_epochs, store_epochs, with_epochs, with_minutes
@@ -76,7 +77,7 @@ def study(
     check(chosen, at)
     chosen = with_data(chosen, at, data=data, labelled=labelled, test_data=test_data)
     title = Path(name).stem
-    folder = Path(out).expanduser() if out else Path("runs") / f"study-{slug(title)}-{at}"
+    folder = user_path(out) if out else Path("runs") / f"study-{slug(title)}-{at}"
     chosen = with_minutes(chosen, at, minutes)
     epochs = {} if chosen.scales[at].minutes is None else fit_epochs(chosen, at, folder, device)
     chosen = with_epochs(chosen, epochs)
@@ -132,7 +133,7 @@ def with_overrides(
         return study  # `check` raises the error
     scale = study.scales[at]
     if teacher is not None:
-        path = Path(teacher).expanduser()
+        path = user_path(teacher)
         if not path.exists() and not is_public_vit(teacher) and teacher != RANDOM:
             raise FileNotFoundError(f"--teacher {teacher}: there is no such file, folder or name on the hub")
         scale = replace(scale, options={**scale.options, "teacher": str(path) if path.exists() else teacher})
@@ -158,7 +159,7 @@ def with_data(study: Study, scale: ScaleName, **given: Sequence[str]) -> Study:
         for word in words:
             name, equals, path = word.partition("=")
             if not equals or name not in settings:
-                if equals and not Path(word).expanduser().exists() and not word.startswith(SCENES):
+                if equals and not user_path(word).exists() and not word.startswith(SCENES):
                     raise ValueError(f"{word}: there is no setting {name!r}; there are {', '.join(settings)}")
                 name, path = at.settings[0].name, word
             address: dict[str, Any] = {what: path}
@@ -175,7 +176,7 @@ def _renamed(setting: Setting) -> Setting:
     """A setting of scenes whose images are others, named after these: a file's with its folder's name before it."""
     if setting.data is None or is_scenes(setting.data) or not setting.name.startswith(SCENES):
         return setting
-    path = Path(setting.data).expanduser().absolute()
+    path = user_path(setting.data).absolute()
     own = f"{path.parent.name}/{path.stem}" if path.is_file() else path.name
     return replace(setting, name=own + setting.name.removeprefix(SCENES))
 

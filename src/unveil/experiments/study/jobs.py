@@ -13,6 +13,7 @@ from typing import Any
 
 from ...evaluation.registry import Data, data_for
 from ...recipes.registry import default_modalities, defaults_of, load_recipe
+from ...runs.paths import user_path
 from ...runs.run_config import OLD_NAMES, current_names
 from ...training.config import OPTION_NAMES, json_like
 from .design import Arm, Options, RunOf, Scale, ScaleName, Setting, Share, Study
@@ -87,7 +88,7 @@ def _job(
     data, options = images_of(setting), settled(arm, at, setting)
     named = {name: needed[v.arm].name if isinstance(v, RunOf) else json_like(v) for name, v in options.items()}
     identity = {
-        "recipe": Path(arm.recipe).expanduser().read_text() if arm.recipe.endswith(".py") else arm.recipe,
+        "recipe": user_path(arm.recipe).read_text() if arm.recipe.endswith(".py") else arm.recipe,
         "data": data,
         "seed": seed,
         **{_NAMES_IN_DIGEST.get(name, name): value for name, value in named.items() if name not in MACHINE},
@@ -148,7 +149,7 @@ def place(address: str, folder: Path, multimodal: bool = False) -> str:
     """The path of images: scenes are rendered into the study's folder; of aligned folders, most recipes read `rgb`."""
     if is_scenes(address):
         return str(scenes_folder(address, folder) / ("" if multimodal else "rgb"))
-    inside = Path(address).expanduser() / "rgb"
+    inside = user_path(address) / "rgb"
     return str(inside) if not multimodal and inside.is_dir() else address
 
 

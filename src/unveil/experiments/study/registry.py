@@ -5,13 +5,13 @@ from __future__ import annotations
 import importlib
 from collections.abc import Collection
 from graphlib import CycleError, TopologicalSorter
-from pathlib import Path
 from pkgutil import iter_modules
 
 from ...evaluation.registry import find_protocol, options_of, protocols
 from ...recipes.old_paths import accept_old_names
 from ...recipes.registry import load_file
 from ...runs.console import log, suggest
+from ...runs.paths import user_path
 from .. import studies as built_in
 from .design import RunOf, Scale, ScaleName, Study
 from .jobs import OF_PRETRAIN, needs_of, recipe_options, settled
@@ -40,7 +40,7 @@ def load_study(name: str) -> Study:
         name = name.replace("_", "-")
         _one_of("study", name, studies(), hint=" (or give a file such as my.py)")
         return studies()[name]
-    file = Path(name).expanduser()
+    file = user_path(name)
     accept_old_names()
     own = getattr(load_file(file, "study"), "study", None)
     if not isinstance(own, Study):

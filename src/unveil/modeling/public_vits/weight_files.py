@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from ...runs.checkpoint import read_latest
 from ...runs.folder import read_metadata
+from ...runs.paths import user_path
 from .torchscript import read_script
 
 StateDict = dict[str, Tensor]
@@ -48,7 +49,7 @@ class WeightFiles:
 
 def is_public_vit(address: str | Path) -> bool:
     """Whether an address is other weights than a run folder: a file, a folder with weights, or a hub's name."""
-    path = Path(address).expanduser()
+    path = user_path(address)
     if path.is_dir():
         return not (path / "run.json").exists() and any((path / n).exists() for n in (*_INDICES, *_SAFE, *_PICKLES))
     return path.is_file() or is_hub_name(address)
@@ -56,7 +57,7 @@ def is_public_vit(address: str | Path) -> bool:
 
 def is_hub_name(address: str | Path) -> bool:
     """Whether an address is of the form owner/name, and neither a file nor in a folder that exists."""
-    path = Path(address).expanduser()
+    path = user_path(address)
     named = isinstance(address, str) and _HUB_NAME.fullmatch(address) is not None
     return named and not path.exists() and not path.parent.exists() and path.suffix not in _WEIGHT_FILES
 
@@ -67,7 +68,7 @@ def find_weights(address: str | Path) -> WeightFiles:
     Raises FileNotFoundError when there is nothing, OSError when the hub does not answer, ValueError for what holds no
     weights.
     """
-    path = Path(address).expanduser()
+    path = user_path(address)
     if (path / "run.json").exists():
         checkpoint, complaints = read_latest(path)
         if checkpoint is None:
@@ -151,7 +152,7 @@ def read_weights(path: str | Path) -> StateDict:
     Raises FileNotFoundError when there is no such file, ValueError for a file without weights, or for a pickle with
     code, which is not run.
     """
-    path = Path(path).expanduser()
+    path = user_path(path)
     if not path.is_file():
         raise FileNotFoundError(f"there is no weight file at {path}; give a .safetensors or .pth file, or a run folder")
     if path.suffix == ".safetensors":

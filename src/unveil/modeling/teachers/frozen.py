@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ...runs.console import log
 from ...runs.hardware import has_native_bf16
+from ...runs.paths import user_path
 from ..encoder import FEATURE_SPEC, Encoder
 from ..public_vits import PublicViT, ViTConfig, load_encoder, untrained_vit
 from ..types import Batch, FeatureSpec, Modality, Observation, Tokens
@@ -97,7 +98,7 @@ def load_teacher(
     if address == RANDOM:
         encoder = untrained_vit(_like(student, images, channels), seed ^ _SALT)
     else:
-        encoder = _read(address, _stamp(Path(address).expanduser()))
+        encoder = _read(address, _stamp(user_path(address)))
     count = len(channels) if channels else images.channels
     if count not in (1, encoder.channels):
         raise ValueError(
