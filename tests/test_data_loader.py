@@ -189,6 +189,30 @@ def test_samples_come_in_order_as_centre_views_or_whole():
     assert torch.equal(samples[7].maps["rgb"], source.image(8))
 
 
+@pytest.mark.parametrize("held", [1, 300, 1 << 30])
+def test_large_photographs_are_held_a_few_at_a_time(held: int, monkeypatch: pytest.MonkeyPatch):
+    """Views are drawn as soon as what was decoded is large; the batches are the same to the bit."""
+    together = list(Loader(Numbers(40, {3, 11}), VIEW, 20, seed=0, workers=1, max_broken=0.1).numbered(0))
+    monkeypatch.setattr("unveil.data.loader._DECODED_BYTES", held)
+    shown: list[int] = []
+
+    class Counted(View):
+        def __call__(self, samples, modalities, keys):
+            shown.append(sum(sample.nbytes for sample in samples))
+            return super().__call__(samples, modalities, keys)
+
+    source = Numbers(40, {3, 11})
+    loader = Loader(source, Counted((6, 8), flip="d4"), 20, seed=0, workers=1, max_broken=0.1)
+    apart = list(loader.numbered(0))
+    assert same([batch for batch, _ in apart], [batch for batch, _ in together])
+    assert all(torch.equal(a, b) for (_, a), (_, b) in zip(apart, together, strict=True))
+    largest = source.image(4).nbytes
+    assert max(shown) <= held + largest
+    wholes = list(Loader(Numbers(40), VIEW, 20, workers=1).whole_samples())
+    assert all(sum(sample.nbytes for sample in chunk) <= held + largest for chunk in wholes)
+    assert sum(map(len, wholes)) == 40
+
+
 def test_prefetch_keeps_the_order_and_works_no_further_ahead_than_allowed():
     started: list[int] = []
 

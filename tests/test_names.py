@@ -66,4 +66,4 @@ def test_the_home_of_an_unknown_user_ends_in_one_line(words: list[str], capsys: 
 def test_a_tilde_is_expanded_in_one_place():
     """`Path.expanduser` raises RuntimeError, which would end in a traceback."""
     calls = {path.name for path in SRC.rglob("*.py") if re.search(r"expanduser\(", path.read_text(encoding="utf-8"))}
-    assert calls == {"paths.py"}
+    assert calls == {"console.py"}

@@ -15,8 +15,8 @@ from ..modeling.types import Pool
 from ..recipes.options import accept_python_values
 from ..recipes.run import Run
 from ..runs.atomic import replacing
+from ..runs.console import user_path
 from ..runs.folder import check_writable
-from ..runs.paths import user_path
 from .load import load
 
 

@@ -14,10 +14,9 @@ from ..recipes.registry import build_recipe, load_recipe
 from ..recipes.run import Run
 from ..reporting.pictures import Picture, png
 from ..runs.atomic import write_bytes
-from ..runs.console import log
+from ..runs.console import log, user_path
 from ..runs.folder import check_writable
 from ..runs.hardware import choose_device
-from ..runs.paths import user_path
 from ..training.autoconfig import AutoConfig, configure_shape
 from ..training.config import PretrainConfig
 from ..training.data_setup import declared_for, inspect_data, modalities_of, open_data, settle

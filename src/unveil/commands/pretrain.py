@@ -14,7 +14,7 @@ from ..data.loader import Loader
 from ..modeling.masked_model import MaskedModel
 from ..modeling.public_vits import load_weights
 from ..runs.atomic import write_json
-from ..runs.console import is_rank_zero, log
+from ..runs.console import is_rank_zero, log, user_path
 from ..runs.folder import (
     ReadOnlyRun,
     RunFolder,
@@ -25,7 +25,6 @@ from ..runs.folder import (
     choose_folder,
     is_continuation,
 )
-from ..runs.paths import user_path
 from ..training.config import PretrainConfig, signature
 from ..training.distributed import Group, process_group
 from ..training.loop import Loop, stop_on_signal

@@ -16,8 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..modeling.types import to_float
-from ..runs.console import suggest
-from ..runs.paths import user_path
+from ..runs.console import suggest, user_path
 from .decode import Unreadable
 from .listing import existing_folder, folder_labels, list_files, none_found
 from .modality_config import BUILT_IN, Declared

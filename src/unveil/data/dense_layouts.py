@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from ..runs.paths import user_path
+from ..runs.console import user_path
 from .aligned_folders import AlignedSource, open_samples
 from .dense_dataset import DensePair, DenseSet, LabelEncoding
 from .listing import existing_folder, list_files, none_found

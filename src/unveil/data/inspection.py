@@ -21,6 +21,7 @@ from .read_map import Map
 from .sources import EncodedSource, SampleSource, Source, origin, spread
 from .transforms import as_sample
 
+_STRIP = 1 << 22  # pixels in double precision at once
 _LISTED = 10  # names shown before "and n more"
 
 
@@ -143,8 +144,10 @@ class _Moments:
         self.sums, self.count = torch.zeros(2, channels, dtype=torch.float64), 0
 
     def add(self, image: Shaped[Tensor, "C ..."]) -> None:
-        pixels, dims = to_float(image).double(), tuple(range(1, image.ndim))
-        self.sums += torch.stack([pixels.mean(dims), pixels.square().mean(dims)])
+        pixels = image.flatten(1)
+        for part in pixels.split(_STRIP, dim=1):  # a photograph in double precision takes eight times its memory
+            share, values = part.shape[1] / pixels.shape[1], to_float(part).double()
+            self.sums += torch.stack([values.mean(1), values.square().mean(1)]) * share
         self.count += 1
 
     def mean_std(self) -> tuple[tuple[float, ...], tuple[float, ...]]:

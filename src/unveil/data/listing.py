@@ -7,8 +7,7 @@ from collections import Counter
 from collections.abc import Collection, Iterable
 from pathlib import Path
 
-from ..runs.console import suggest
-from ..runs.paths import user_path
+from ..runs.console import suggest, user_path
 
 SPLITS = {"train", "training", "val", "valid", "validation", "test", "testing"}
 

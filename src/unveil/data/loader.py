@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Generator, Iterable, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -24,6 +24,7 @@ from .sources import Samples, Source, coverage, images_of, sampler
 from .transforms import Keys, Sample
 
 _CHUNKS = (8, 64)  # the fewest and the most samples that one thread prepares at a time
+_DECODED_BYTES = 32 << 20  # of samples that a thread holds before it draws their views
 _BATCHES_AHEAD = 2
 _REPLACEMENTS_TRIED = 32
 _TRIED_BEFORE_STOPPING = 20
@@ -163,12 +164,16 @@ class Loader:
 
     def whole_samples(self) -> Generator[list[Sample]]:
         """All readable samples once, in order and without a view, a few at a time."""
-        rows = torch.arange(len(self.source)).split(_CHUNKS[0])
-        jobs = (partial(self._read_all, r, sample_keys(self.seed, 0, r)) for r in rows)
+        count = len(self.source)
+        jobs = (partial(self._read_all, r, sample_keys(self.seed, 0, r)) for r in torch.arange(count).split(1))
+        samples: list[Sample] = []
         with closing(prefetch(jobs, 2 * self.workers, self.workers)) as chunks:
-            for chunk in chunks:
+            for number, chunk in enumerate(chunks, start=1):
                 self._note(chunk)
-                yield chunk.samples
+                samples += chunk.samples
+                if number % _CHUNKS[0] == 0 or number == count or _are_large(samples):
+                    yield samples
+                    samples = []
         self._check_any()
 
     def _load(self, steps: Sequence[Tensor], epoch: int) -> Generator[tuple[Batch, Int[Tensor, " B"]]]:
@@ -198,16 +203,33 @@ class Loader:
         self.unreadable |= {self.source.name(index): reason for index, reason in chunk.broken.items()}
 
     def _prepare(self, rows: Int[Tensor, " b"], keys: Int[Tensor, " b"]) -> tuple[_Chunk, Batch, Int[Tensor, " r"]]:
-        """What was read of these rows, its views, and the rows that have one."""
-        chunk = self._read_all(rows, keys)
+        """What was read of these rows, its views, and the rows that have one.
+
+        Views are drawn when a few large photographs have been decoded, so that a thread holds no more of them.
+        """
+        chunk = _Chunk()
+        views: list[Sample] = []
+
+        def draw() -> None:
+            places = chunk.places[len(views) :]
+            views.extend(self.view(chunk.samples, self.modalities, keys[places]))
+            chunk.samples.clear()
+
+        for _ in self._read_each(rows, keys, chunk):
+            if _are_large(chunk.samples):
+                draw()
+        draw()
         keys = keys[chunk.places]
-        views = self.view(chunk.samples, self.modalities, keys)
         batch = collate(views, keys, self.modalities, self.view.image_size, self._lacking, self._complete)
         return chunk, batch, rows[chunk.places]
 
     def _read_all(self, rows: Int[Tensor, " b"], keys: Int[Tensor, " b"]) -> _Chunk:
-        """The sample of each row or, for a broken one, the first readable replacement that its key leads to."""
         chunk = _Chunk()
+        deque(self._read_each(rows, keys, chunk), maxlen=0)
+        return chunk
+
+    def _read_each(self, rows: Int[Tensor, " b"], keys: Int[Tensor, " b"], chunk: _Chunk) -> Iterator[None]:
+        """Into `chunk` the sample of each row or, for a broken one, the first readable replacement of its key."""
         for place, (row, key) in enumerate(zip(rows.tolist(), keys, strict=True)):
             for attempt in range(1 if self.max_broken is None else 1 + _REPLACEMENTS_TRIED):
                 index = row if attempt == 0 else int(mix(key + attempt)) % len(self.source)
@@ -220,8 +242,8 @@ class Loader:
                     chunk.broken[index] = error.reason
                 else:
                     chunk.places.append(place)
+                    yield
                     break
-        return chunk
 
     def _read(self, index: int) -> Sample:
         if index in self._cache:
@@ -253,6 +275,10 @@ class Loader:
             f" more than {self.max_broken:.0%}:\n{named}{more}\n"
             f"Repair or remove them (`unveil inspect` lists them all), or accept more with a higher max_broken"
         )
+
+
+def _are_large(samples: Sequence[Sample]) -> bool:
+    return sum(sample.nbytes for sample in samples) > _DECODED_BYTES
 
 
 def collate(

@@ -10,8 +10,7 @@ from typing import Any, get_args, get_type_hints
 
 from ..modeling import types as records
 from ..modeling.types import Modality
-from ..runs.console import suggest
-from ..runs.paths import user_path
+from ..runs.console import suggest, user_path
 
 _HINTS = get_type_hints(Modality)
 

@@ -17,7 +17,7 @@ from typing import Protocol, cast, runtime_checkable
 from jaxtyping import Shaped
 from torch import Tensor
 
-from ..runs.paths import user_path
+from ..runs.console import user_path
 from .decode import EXTENSIONS, Unreadable, decode, read_header, to_channels
 from .listing import SPLITS, folder_labels, list_files, missing, none_found
 from .modality_config import Declared

@@ -15,7 +15,7 @@ from ..data.aligned_folders import open_images
 from ..data.modality_config import Declared
 from ..data.sources import Source, Subset, spread
 from ..data.splits import hold_out
-from ..runs.paths import user_path
+from ..runs.console import user_path
 from .features import check_channels, extract
 from .types import Context, FeatureEncoder, FeatureSplit
 

@@ -13,8 +13,7 @@ from typing import Any, Literal
 
 from ..recipes.options import options_in
 from ..recipes.registry import load_file
-from ..runs.console import suggest
-from ..runs.paths import user_path
+from ..runs.console import suggest, user_path
 from .types import EvaluationProtocol
 
 Data = Literal["labelled images", "images with a label per pixel", "samples for a run's decoders"]

@@ -16,9 +16,8 @@ from ..evaluation.results import Result
 from ..recipes.options import accept_python_values
 from ..reporting.page import write_report
 from ..runs.atomic import write_json
-from ..runs.console import duration, log
+from ..runs.console import duration, log, user_path
 from ..runs.hardware import num_cores
-from ..runs.paths import user_path
 from .scenes import CLASSES, SceneSource, render_scenes
 from .study.jobs import Job
 from .study.schedule import Schedule, read_marker, write_jobs

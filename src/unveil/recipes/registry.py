@@ -15,8 +15,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, cast
 
-from ..runs.console import suggest
-from ..runs.paths import user_path
+from ..runs.console import suggest, user_path
 from .options import DATA, Option, check_choices, is_group, options_in
 
 if TYPE_CHECKING:  # both import torch

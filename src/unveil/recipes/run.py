@@ -18,8 +18,7 @@ from ..modeling.masked_model import MaskedModel
 from ..modeling.rng import seed_stage
 from ..modeling.types import Modality, Pool
 from ..runs.checkpoint import Checkpoint, read, read_latest, read_state, weights_by_step
-from ..runs.console import log
-from ..runs.paths import user_path
+from ..runs.console import log, user_path
 from ..runs.run_config import RunConfig
 from .recipe import Recipe
 from .registry import build_recipe, load_recipe

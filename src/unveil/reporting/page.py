@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from ..runs.atomic import write_text
-from ..runs.paths import user_path
+from ..runs.console import user_path
 from .analyses import attention_over_time, attention_tables, block_by_block, cheaper_guidance, layers
 from .galleries import across_modalities, attention_maps, guidance, nearest_neighbours, reconstructions
 from .markup import Markup, counted, fragment, tag

@@ -11,8 +11,7 @@ from statistics import fmean
 from typing import Any
 
 from ..runs.atomic import write_text
-from ..runs.console import duration
-from ..runs.paths import user_path
+from ..runs.console import duration, user_path
 from .charts import Line, line_chart
 from .markup import Markup, counted, figure, html_table, percent, tag
 from .page import document

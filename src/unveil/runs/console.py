@@ -1,4 +1,4 @@
-"""The terminal: messages and one progress line on stderr, tables as plain text, suggestions for a mistyped name."""
+"""The terminal: messages and one progress line on stderr, tables as plain text, names and paths as users type them."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import sys
 import time
 import unicodedata
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 
 _PLAIN_SECONDS = 10.0  # between two lines where there is no terminal
 _TERMINAL_SECONDS = 0.2
@@ -49,6 +50,15 @@ def suggest(name: str, known: Iterable[object], otherwise: str = "", shown: Call
     if close := difflib.get_close_matches(name, names, n=3, cutoff=0.7):
         return f"did you mean {' or '.join(map(shown, close))}?"
     return otherwise or f"there are {', '.join(names) or 'none'}"
+
+
+def user_path(address: str | Path) -> Path:
+    """The path of an address, `~` and `~name` expanded. Raises ValueError for a user whose home is not known."""
+    try:
+        return Path(address).expanduser()
+    except RuntimeError as error:
+        home = Path(address).parts[0]
+        raise ValueError(f"{str(address)!r}: there is no home folder for {home}; write the whole path") from error
 
 
 def table(rows: Iterable[Sequence[object]], align: str = "lr", indent: str = "") -> str:

@@ -15,9 +15,8 @@ from typing import Any
 
 from .atomic import write_json, write_text
 from .checkpoint import remove_partial_files
-from .console import log, printable
+from .console import log, printable, user_path
 from .lock import hold
-from .paths import user_path
 from .run_config import current_options, read_metadata
 
 _LOCK = ".lock"

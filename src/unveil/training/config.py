@@ -13,8 +13,7 @@ from typing import Any, Literal, Self, get_args, get_type_hints
 from ..recipes.options import Option, UsageError, options_in
 from ..recipes.registry import load_recipe, options_of
 from ..runs.atomic import write_text
-from ..runs.console import suggest
-from ..runs.paths import user_path
+from ..runs.console import suggest, user_path
 from ..runs.run_config import Precision, current_names
 
 Compile = Literal["auto", "on", "off"]

@@ -17,8 +17,7 @@ from ..modeling.public_vits import (
 )
 from ..recipes.recipe import Recipe
 from ..recipes.run import Run
-from ..runs.console import log
-from ..runs.paths import user_path
+from ..runs.console import log, user_path
 from .autoconfig import AutoConfig
 from .config import Continue, PretrainConfig
 

@@ -24,10 +24,9 @@ from ..recipes.recipe import Recipe
 from ..recipes.registry import build_recipe, load_recipe
 from ..recipes.run import Run
 from ..runs.checkpoint import Checkpoint, read_latest
-from ..runs.console import duration, log
+from ..runs.console import duration, log, user_path
 from ..runs.folder import read_metadata
 from ..runs.hardware import choose_device
-from ..runs.paths import user_path
 from .autoconfig import MINUTES, AutoConfig, configure_schedule, configure_shape, validation_interval
 from .config import PretrainConfig
 from .data_setup import (

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from ...runs.paths import user_path
+from ...runs.console import user_path
 from ..datasets import ImageSplit, unreadable_facts
 from ..finetuning import FineTuner, FineTuning, Preset, TokenPool, preset_for, settle
 from ..types import Context, FeatureEncoder, Needs, SavableEncoder, Score, TrainableEncoder, check_trainable

@@ -19,9 +19,8 @@ import torch
 from ..._version import __version__
 from ...recipes.options import accept_python_values
 from ...runs.atomic import write_json
-from ...runs.console import Progress, log
+from ...runs.console import Progress, log, user_path
 from ...runs.hardware import choose_device, git_commit, has_native_bf16, memory_total, num_cores, versions
-from ...runs.paths import user_path
 from .contenders import Contender, Name, Work, select_contenders
 from .flops_and_memory import MEANING, StepCost, count_flops, peak
 from .results import Entry, Results, format_results

@@ -15,9 +15,8 @@ from ...modeling.teachers.frozen import RANDOM
 from ...recipes.options import accept_python_values
 from ...reporting.study import value_of, write_study_report
 from ...runs.atomic import write_json
-from ...runs.console import duration, log
+from ...runs.console import duration, log, user_path
 from ...runs.lock import hold
-from ...runs.paths import user_path
 from ..scenes import parse, render_scenes
 from .aggregate import as_text, gather, headlines, read_outcome, remarks, write
 from .cost_estimate import estimate_costs, fit_epochs, store_epochs, with_epochs, with_minutes

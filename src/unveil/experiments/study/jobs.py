@@ -13,7 +13,7 @@ from typing import Any
 
 from ...evaluation.registry import Data, data_for
 from ...recipes.registry import default_modalities, defaults_of, load_recipe
-from ...runs.paths import user_path
+from ...runs.console import user_path
 from ...runs.run_config import OLD_NAMES, current_names
 from ...training.config import OPTION_NAMES, json_like
 from .design import Arm, Options, RunOf, Scale, ScaleName, Setting, Share, Study

@@ -10,8 +10,7 @@ from pkgutil import iter_modules
 from ...evaluation.registry import find_protocol, options_of, protocols
 from ...recipes.old_paths import accept_old_names
 from ...recipes.registry import load_file
-from ...runs.console import log, suggest
-from ...runs.paths import user_path
+from ...runs.console import log, suggest, user_path
 from .. import studies as built_in
 from .design import RunOf, Scale, ScaleName, Study
 from .jobs import OF_PRETRAIN, needs_of, recipe_options, settled

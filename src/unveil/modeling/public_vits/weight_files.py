@@ -20,8 +20,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ...runs.checkpoint import read_latest
+from ...runs.console import user_path
 from ...runs.folder import read_metadata
-from ...runs.paths import user_path
 from .torchscript import read_script
 
 StateDict = dict[str, Tensor]

@@ -12,9 +12,8 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
-from ...runs.console import log
+from ...runs.console import log, user_path
 from ...runs.hardware import has_native_bf16
-from ...runs.paths import user_path
 from ..encoder import FEATURE_SPEC, Encoder
 from ..public_vits import PublicViT, ViTConfig, load_encoder, untrained_vit
 from ..types import Batch, FeatureSpec, Modality, Observation, Tokens
