@@ -23,7 +23,7 @@ READ = (*EXTENSIONS, ".npy", ".npz", ".dcm")
 _LISTED_IDS = 5
 _GEO_TAGS = (34735, 42113)  # GeoKeyDirectory, GDAL_NODATA
 NYUV2, NYUV2_CLASSES = "nyu_depth_v2_labeled.mat", "classMapping40.mat"
-_HDF5 = "is read with h5py and scipy: pip install 'unveil[hdf5]'"
+_HDF5 = "is read with h5py: pip install 'unveil[hdf5]'"
 
 
 @dataclass(frozen=True)
@@ -245,5 +245,7 @@ def _forty(root: Path) -> np.ndarray:
 
 def loaded_mat(path: Path) -> dict[str, np.ndarray]:
     """The arrays of a MATLAB file."""
-    arrays: dict[str, np.ndarray] = optional("scipy.io", f"{path} {_HDF5}").loadmat(path)
+    from scipy.io import loadmat  # only for these files
+
+    arrays: dict[str, np.ndarray] = loadmat(path)
     return arrays

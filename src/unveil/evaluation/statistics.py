@@ -7,8 +7,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean, stdev
 
-_PRECISE = 1e-14
-
 
 @dataclass(frozen=True)
 class Estimate:
@@ -66,43 +64,13 @@ def holm(ps: Mapping[str, float]) -> dict[str, float]:
 
 def p_value(t: float, freedom: int) -> float:
     """How likely Student's t is at least this far from 0, on either side."""
-    return _incomplete_beta(freedom / 2, 0.5, freedom / (freedom + t * t))
+    from scipy.special import stdtr  # 0.3 s, which only those wait for who measure
+
+    return 2 * float(stdtr(freedom, -abs(t)))
 
 
 def t_quantile(freedom: int, level: float = 0.95) -> float:
     """The t that a share `level` of all values lies within, on both sides of 0."""
-    low, high = 0.0, 1.0
-    while p_value(high, freedom) > 1 - level:
-        high *= 2
-    while high - low > _PRECISE * high:
-        middle = (low + high) / 2
-        if middle in (low, high):
-            break
-        low, high = (middle, high) if p_value(middle, freedom) > 1 - level else (low, middle)
-    return high
+    from scipy.special import stdtrit
 
-
-def _incomplete_beta(a: float, b: float, x: float) -> float:
-    """The regularised incomplete beta function, by its continued fraction (Lentz's method)."""
-    if x <= 0 or x >= 1:
-        return float(x >= 1)
-    if x > (a + 1) / (a + b + 2):  # where the fraction of the mirrored function converges sooner
-        return 1 - _incomplete_beta(b, a, 1 - x)
-    log = math.lgamma(a + b) - math.lgamma(a) - math.lgamma(b) + a * math.log(x) + b * math.log1p(-x)
-    tiny = 1e-300
-    c, d = 1.0, 1 / _away(1 - (a + b) * x / (a + 1), tiny)
-    total = d
-    for m in range(1, 10_000):
-        even = m * (b - m) * x / ((a + 2 * m - 1) * (a + 2 * m))
-        odd = -(a + m) * (a + b + m) * x / ((a + 2 * m) * (a + 2 * m + 1))
-        for term in (even, odd):
-            d = 1 / _away(1 + term * d, tiny)
-            c = _away(1 + term / c, tiny)
-            total *= c * d
-        if abs(c * d - 1) < _PRECISE:
-            break
-    return math.exp(log) * total / a
-
-
-def _away(value: float, tiny: float) -> float:
-    return value if abs(value) > tiny else tiny
+    return float(stdtrit(freedom, (1 + level) / 2))
