@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 
 import numpy as np
 import pytest
@@ -160,7 +160,7 @@ def test_a_folder_end_to_end(folder, tmp_path):
         *("protocol", "data", "test_data", "pool", "metrics", "baselines", "settings", "card", "seconds", "date"),
         "details",
     }
-    assert written == json.loads(json.dumps(results[0].to_dict()))
+    assert written == json.loads(json.dumps(asdict(results[0])))
     assert written["data"] == str(folder)
     assert written["test_data"] is None
     assert "held out" in written["card"]

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 GIB = 2**30
 NEEDS = (
     *("torch", "numpy", "pillow", "simplejpeg", "pyarrow", "safetensors", "einops", "jaxtyping", "filelock"),
-    *("psutil", "pyyaml"),
+    *("psutil", "pyyaml", "scipy"),
 )
 EXTRAS = {
     "tensorboard": "metrics in TensorBoard beside metrics.jsonl",
@@ -32,16 +32,23 @@ EXTRAS = {
 }
 
 
+Level = Literal["ok", "note", "problem"]
+
+
 @dataclass(frozen=True)
 class Finding:
     """One line of the examination, and what to do about it."""
 
-    level: Literal["ok", "note", "problem"]
+    level: Level
     text: str
     advice: str = ""
 
     def __str__(self) -> str:
         return f"{self.level:8}{self.text}" + (f"\n{'':8}-> {self.advice}" if self.advice else "")
+
+
+def _judged(is_fine: bool, text: str, advice: str, otherwise: Level = "note") -> Finding:
+    return Finding("ok", text) if is_fine else Finding(otherwise, text, advice)
 
 
 def examine(*, full: bool = False) -> bool:
@@ -75,10 +82,8 @@ def _packages() -> Iterator[Finding]:
     if missing := [name for name in NEEDS if not versions[name]]:
         yield Finding("problem", f"not installed: {', '.join(missing)}", f"pip install {' '.join(missing)}")
     for name, use in EXTRAS.items():
-        if versions[name]:
-            yield Finding("ok", f"{name} {versions[name]}: {use}")
-        else:
-            yield Finding("note", f"no {name}", f"pip install {name} gives {use}")
+        text = f"{name} {versions[name]}: {use}" if versions[name] else f"no {name}"
+        yield _judged(bool(versions[name]), text, f"pip install {name} gives {use}")
 
 
 def _version(package: str) -> str:
@@ -123,10 +128,8 @@ def _memory() -> Iterator[Finding]:
 
     memory = psutil.virtual_memory()
     text = f"memory: {memory.available / GIB:.1f} of {memory.total / GIB:.1f} GiB free"
-    if memory.available > 2 * GIB:
-        yield Finding("ok", text)
-    else:
-        yield Finding("note", text, "close what is not needed, or choose --size tiny and a small --micro-batch")
+    advice = "close what is not needed, or choose --size tiny and a small --micro-batch"
+    yield _judged(memory.available > 2 * GIB, text, advice)
 
 
 def _folder() -> Iterator[Finding]:
@@ -146,10 +149,7 @@ def _folder() -> Iterator[Finding]:
         yield Finding("note", f"{here}: {error.strerror}", "write runs elsewhere: --out FOLDER")
         return
     text = f"{here}: {free:.1f} GiB free, {speed:.0f} MiB/s written"
-    if free > 2:
-        yield Finding("ok", text)
-    else:
-        yield Finding("note", text, "a run of ViT-B needs 2 GiB: --out on another disk")
+    yield _judged(free > 2, text, "a run of ViT-B needs 2 GiB: --out on another disk")
 
 
 def _decoding() -> Iterator[Finding]:
@@ -193,10 +193,9 @@ def _step() -> Iterator[Finding]:
     loss.backward()
     text = f"loss {loss.item():.3f}, {time.perf_counter() - start:.2f} s for {len(batch)} images of 32 px"
     gradients = [p.grad for p in model.parameters() if p.grad is not None]
-    if gradients and loss.isfinite() and all(g.isfinite().all() for g in gradients):
-        yield Finding("ok", f"a training step works: {text}")
-    else:
-        yield Finding("problem", f"a training step fails: {text}", f"torch {torch.__version__} is at fault here")
+    works = bool(gradients) and all(bool(t.isfinite().all()) for t in (loss, *gradients))
+    text = f"a training step {'works' if works else 'fails'}: {text}"
+    yield _judged(works, text, f"torch {torch.__version__} is at fault here", "problem")
 
 
 def _compiling() -> Iterator[Finding]:

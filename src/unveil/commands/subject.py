@@ -52,7 +52,7 @@ class Subject:
         samples = load_samples(self.samples, self.modalities, self.model.encoder.image_size, count)
         if not len(samples):
             raise ValueError(f"no sample of {self.samples.address} can be read; see `unveil inspect`")
-        return samples, samples.batch(self.device)
+        return samples, samples.views.on(self.device)
 
 
 def chunks(batch: Batch) -> list[Batch]:

@@ -204,6 +204,17 @@ def spread(n: int, limit: int) -> list[int]:
     return [k * n // count for k in range(count)]
 
 
+def class_name(source: Source, label: int) -> str:
+    """The name of a class; its number where classes have no names."""
+    return source.classes[label] if source.classes else str(label)
+
+
+def class_of(source: Source, index: int) -> str | None:
+    """The name of an image's class; None without labels."""
+    has_label = source.labels is not None and source.labels[index] >= 0
+    return class_name(source, source.labels[index]) if has_label and source.labels is not None else None
+
+
 def _open_folder(address: str, root: Path, channels: int | None) -> Source:
     files, others = list_files(root, EXTENSIONS)
     shards = sorted(path for path in root.rglob("*.parquet") if path.is_file()) if not files else []

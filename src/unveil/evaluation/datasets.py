@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..data.aligned_folders import open_images
 from ..data.modality_config import Declared
-from ..data.sources import Source, Subset, spread
+from ..data.sources import Source, Subset, class_name, spread
 from ..data.splits import hold_out
 from ..runs.console import user_path
 from .features import check_channels, extract
@@ -159,14 +159,14 @@ def check_labels(source: Source) -> list[int]:
     counts = Counter(labels)
     if len(counts) < 2:
         raise ValueError(
-            f"all {len(labels)} images of {source.address} are of one class ({_name(source, labels[0])!r});"
+            f"all {len(labels)} images of {source.address} are of one class ({class_name(source, labels[0])!r});"
             " a classifier needs at least two"
         )
     scarce = sorted(label for label, count in counts.items() if count < 2)
     if scarce:
         raise ValueError(
             f"{len(scarce)} of the {len(counts)} classes of {source.address} have a single image, e.g."
-            f" {_name(source, scarce[0])!r}; every class needs at least 2: add images or leave those classes out"
+            f" {class_name(source, scarce[0])!r}; every class needs at least 2: add images or leave those classes out"
         )
     return labels
 
@@ -177,14 +177,14 @@ def shared_numbers(train: Source, test: Source) -> dict[int, int]:
     Raises ValueError when `test` is not labelled or has a class that `train` has not.
     """
     own, others = set(_labels(train)), set(_labels(test))
-    number_of = {_name(train, label): label for label in own}
-    unknown = sorted(_name(test, label) for label in others if _name(test, label) not in number_of)
+    number_of = {class_name(train, label): label for label in own}
+    unknown = sorted(class_name(test, label) for label in others if class_name(test, label) not in number_of)
     if unknown:
         raise ValueError(
             f"{test.address} has {len(unknown)} classes that {train.address} has not, e.g. {unknown[0]!r}"
             f" (there: {', '.join(sorted(number_of)[:5])}, ...); both need the same classes under the same names"
         )
-    return {label: number_of[_name(test, label)] for label in others}
+    return {label: number_of[class_name(test, label)] for label in others}
 
 
 def stratified_split(
@@ -210,7 +210,3 @@ def _labels(source: Source) -> list[int]:
     if without:
         raise ValueError(f"{without} of the {len(source)} images of {source.address} have no label; leave them out")
     return list(source.labels)
-
-
-def _name(source: Source, label: int) -> str:
-    return source.classes[label] if source.classes else str(label)

@@ -154,7 +154,7 @@ def open_reconstructors(
             if len(samples):
                 key = sample_keys(context.seed, 0, [start + place for place in samples.places])
                 read += len(samples)
-                yield replace(samples.batch("cpu"), key=key).on(where)
+                yield replace(samples.views, key=key).on(where)
         if not read:
             raise ValueError(f"no sample of {source.address} can be read; see `unveil inspect`")
 

@@ -37,9 +37,6 @@ class Result:
     date: str
     details: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
-    def to_dict(self) -> dict[str, object]:
-        return asdict(self)
-
 
 def write_results(run_dir: Path | str, results: Iterable[Result], at_epoch: float | None = None) -> list[Path]:
     """Write `eval/<protocol>.json` for each result, of weights on the way `eval/epoch-<epoch>/<protocol>.json`.
@@ -48,12 +45,10 @@ def write_results(run_dir: Path | str, results: Iterable[Result], at_epoch: floa
     """
     folder = Path(run_dir) / "eval" / ("" if at_epoch is None else f"epoch-{at_epoch:g}")
     folder.mkdir(parents=True, exist_ok=True)
-    written = []
-    for result in results:
-        path = folder / f"{result.protocol}.json"
-        write_json(path, result.to_dict())
-        written.append(path)
-    return written
+    files = {folder / f"{result.protocol}.json": result for result in results}
+    for file, result in files.items():
+        write_json(file, asdict(result))
+    return list(files)
 
 
 _FORMS = {  # metrics that the table shows, beside accuracies: their label and format

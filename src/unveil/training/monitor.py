@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..data.sources import Source
+from ..data.sources import Source, class_of
 from ..evaluation.analysis.attention import attention_metrics
 from ..evaluation.features import feature_std, rankme
 from ..evaluation.visualize.panels import FEATURES, MapPictures, map_renderers, predicts_norm_pix, sample_pictures
@@ -42,7 +42,7 @@ class ValidationMonitor:
         self.queries = self._samples(held_out, QUERIES)
         self.held_out_views = self._samples(held_out, SIGNAL_IMAGES).views
         self.train_views = self._samples(train, max(0, SIGNAL_IMAGES - len(self.held_out_views))).views
-        self.viewers = map_renderers(self.modalities, held_out, self.probes.batch("cpu")) if len(self.probes) else {}
+        self.viewers = map_renderers(self.modalities, held_out, self.probes.views) if len(self.probes) else {}
 
     @torch.no_grad()
     def __call__(self, model: MaskedModel, epoch: float, step: int) -> None:
@@ -84,10 +84,10 @@ class ValidationMonitor:
         rows = []
         for q, place in enumerate(self.queries.places):
             neighbours = [
-                Near(self._view(others.views, i), 1 - float(similarity), _class_of(self.train, others.places[i]))
+                Near(self._view(others.views, i), 1 - float(similarity), class_of(self.train, others.places[i]))
                 for i, similarity in zip(near.indices[q].tolist(), near.values[q].tolist(), strict=True)
             ]
-            rows.append((Near(self._view(self.queries.views, q), label=_class_of(self.held_out, place)), neighbours))
+            rows.append((Near(self._view(self.queries.views, q), label=class_of(self.held_out, place)), neighbours))
         with self.run.tolerate_io_errors("pictures"):
             write_neighbours(self.run.path, rows)
 
@@ -112,7 +112,7 @@ class ValidationMonitor:
         return self.viewers[self.first.name](image if image.dtype == torch.int64 else to_float(image), known)
 
     def _picture(self, model: MaskedModel, epoch: float, step: int) -> None:
-        batch = self.probes.batch(model.encoder.prefix.device)
+        batch = self.probes.views.on(model.encoder.prefix.device)
         shown = sample_pictures(model, batch, self.probes.names, self.modalities, self.viewers)
         several = len(self.modalities) > 1
         items = [_probe(one, several, bool(model.teachers)) for rows in shown for one in rows]
@@ -136,11 +136,3 @@ def features_of(model: MaskedModel, images: Tensor) -> Tensor:
     """Mean features of whole images, in float32 on the processor."""
     device = model.encoder.prefix.device
     return torch.cat([pooled(model.encoder, i.to(device), "mean").float().cpu() for i in images.split(_BATCH)])
-
-
-def _class_of(source: Source, index: int) -> str | None:
-    """The name of an image's class; None without labels."""
-    if source.labels is None or source.labels[index] < 0:
-        return None
-    number = source.labels[index]
-    return source.classes[number] if source.classes else str(number)

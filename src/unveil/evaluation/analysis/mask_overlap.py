@@ -1,11 +1,9 @@
-"""The overlap of two masks of the same samples.
-
-Shapes: B samples, N tokens.
-"""
+"""The overlap of two masks of the same samples. Shapes: B samples, N tokens."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
+from operator import add
 
 from jaxtyping import Bool
 from torch import Tensor
@@ -37,12 +35,10 @@ class MaskOverlap:
     both: float
 
     def __add__(self, other: MaskOverlap) -> MaskOverlap:
-        return MaskOverlap(
-            self.tokens + other.tokens, self.first + other.first, self.second + other.second, self.both + other.both
-        )
+        return MaskOverlap(*map(add, astuple(self), astuple(other)))
 
     def __mul__(self, share: float) -> MaskOverlap:
-        return MaskOverlap(share * self.tokens, share * self.first, share * self.second, share * self.both)
+        return MaskOverlap(*(share * count for count in astuple(self)))
 
     @property
     def hidden_in_common(self) -> float:

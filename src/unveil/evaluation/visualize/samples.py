@@ -26,9 +26,6 @@ class SampleViews:
     def __len__(self) -> int:
         return len(self.places)
 
-    def batch(self, device: torch.device | str) -> Batch:
-        return self.views.on(device)
-
 
 def load_samples(source: Source, modalities: Sequence[Modality], size: tuple[int, int], count: int) -> SampleViews:
     """At most `count` samples, evenly spread, that have the first input; unreadable ones are left out."""

@@ -103,7 +103,10 @@ def judge_goals(results: Results) -> list[GoalOutcome]:
     costs = [v for other, base, most in COSTS if other in results for v in _step_cost(results, other, base, most)]
     if costs and not {"transformers", "inter-block"} & {*results.skipped, *(e.name for e in results.entries)}:
         return costs
-    return [_speed_beside_transformers(results), *_speed_per_flops(results), _speed_in_bf16(results), *costs]
+    goal = "float32 MAE is at least as fast as transformers' ViTMAE"
+    beside = _speedup(results, goal, 1, "transformers", "float32", "float32")
+    in_bf16 = _speedup(results, "bf16 MAE is at least 2 times as fast as float32", 2, "mae", "float32", "bf16")
+    return [beside, *_speed_per_flops(results), in_bf16, *costs]
 
 
 def _missing(results: Results, *names: str) -> str:
@@ -130,12 +133,12 @@ def _step_cost(results: Results, other: str, base: str, most: float) -> list[Goa
     return outcomes
 
 
-def _speed_beside_transformers(results: Results) -> GoalOutcome:
-    goal = "float32 MAE is at least as fast as transformers' ViTMAE"
-    if missing := _missing(results, "float32", "mae", "transformers"):
+def _speedup(results: Results, goal: str, least: float, base: str, first: Precision, other: Precision) -> GoalOutcome:
+    """How many times as fast MAE in the `other` precision is as a base in the `first`."""
+    if missing := _missing(results, *dict.fromkeys((first, other, "mae", base))):
         return GoalOutcome(goal, None, missing)
-    ratio = results.speed("transformers", "mae", "float32")
-    return GoalOutcome(goal, ratio.median >= 1, f"{_spelled(ratio)} times as fast")
+    ratio = speed(results[base].seconds[first], results["mae"].seconds[other])
+    return GoalOutcome(goal, ratio.median >= least, f"{_spelled(ratio)} times as fast")
 
 
 def _speed_per_flops(results: Results) -> list[GoalOutcome]:
@@ -150,15 +153,6 @@ def _speed_per_flops(results: Results) -> list[GoalOutcome]:
         figures = f"{_spelled(ratio)} times as fast as MAE at {saving:.2f} times fewer FLOPs, a share of {share:.2f}"
         outcomes.append(GoalOutcome(f"{goal}, {precision}", share >= 0.9, figures))
     return outcomes
-
-
-def _speed_in_bf16(results: Results) -> GoalOutcome:
-    goal = "bf16 MAE is at least 2 times as fast as float32"
-    if missing := _missing(results, "float32", "bf16", "mae"):
-        return GoalOutcome(goal, None, missing)
-    seconds = results["mae"].seconds
-    ratio = speed(seconds["float32"], seconds["bf16"])
-    return GoalOutcome(goal, ratio.median >= 2, f"{_spelled(ratio)} times as fast")
 
 
 def precision_table(results: Results, precision: Precision) -> str:
