@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -17,16 +18,17 @@ from torch import Tensor
 
 from ..modeling.types import to_float
 from ..runs.console import suggest, user_path
-from .decode import Unreadable
-from .listing import existing_folder, folder_labels, list_files, none_found
+from .decode import EXTENSIONS, Unreadable
+from .listing import existing_folder, folder_labels, kind_of, list_files, none_found
 from .modality_config import BUILT_IN, Declared
 from .read_map import READ, Map, as_npy, read_map
 from .sources import SampleSource, Source, open_source, opener_of, read_bytes
 from .transforms import Sample, as_sample
 
 _NEEDED = "Several modalities are read from a folder that holds one for each, or from scenes"
-INTEGERS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif")  # files of whole numbers, which no NaN is among
+INTEGERS = tuple(kind for kind in EXTENSIONS if kind not in (".tif", ".tiff"))  # whole numbers: no NaN is among them
 PathByStem = Mapping[str, str]  # below the root
+Listed = dict[str, tuple[list[str], Counter[str]]]  # folder -> the files in it that can be read, and the others by kind
 
 
 def open_samples(address: str | Path, declared: tuple[Declared, ...]) -> SampleSource:
@@ -41,8 +43,11 @@ def open_samples(address: str | Path, declared: tuple[Declared, ...]) -> SampleS
     if opener := opener_of(text):
         return cast("SampleSource", opener(text, declared))
     root = existing_folder(text, _NEEDED)
-    files = {d.name: _files_of(root, d.folder, d.suffix, f"modality {d.name!r}") for d in declared}
-    masks = {d.name: _files_of(root, d.validity, "", f"the validity of {d.name!r}") for d in declared if d.validity}
+    listed: Listed = {}
+    files = {d.name: _files_of(root, d.folder, d.suffix, f"modality {d.name!r}", listed) for d in declared}
+    masks = {
+        d.name: _files_of(root, d.validity, "", f"the validity of {d.name!r}", listed) for d in declared if d.validity
+    }
     first = declared[0].name
     for d in declared[1:]:
         if not files[d.name].keys() & files[first].keys():
@@ -53,7 +58,8 @@ def open_samples(address: str | Path, declared: tuple[Declared, ...]) -> SampleS
             )
     stems = sorted(set().union(*files.values()))
     labels, classes = folder_labels(stems)
-    return AlignedSource(text, root, declared, stems, files, masks, labels, classes)
+    read = {path for by_stem in (*files.values(), *masks.values()) for path in by_stem.values()}
+    return AlignedSource(text, root, declared, stems, files, masks, labels, classes, _passed_over(root, listed, read))
 
 
 def aligned_modalities(address: str | Path) -> tuple[Declared, ...]:
@@ -87,6 +93,7 @@ class AlignedSource:
     masks: Mapping[str, PathByStem] = field(default_factory=dict, repr=False)
     labels: list[int] | None = field(default=None, repr=False)
     classes: list[str] | None = field(default=None, repr=False)
+    passed_over: Mapping[str, int] = field(default_factory=dict, repr=False)
 
     def __len__(self) -> int:
         return len(self.stems)
@@ -145,14 +152,14 @@ class AlignedSource:
         return replace(self, declared=declared)
 
 
-def _files_of(root: Path, folder: str, suffix: str, what: str) -> PathByStem:
+def _files_of(root: Path, folder: str, suffix: str, what: str, listed: Listed) -> PathByStem:
     """The files of a folder by stem: the path in it without the suffix, or the extension."""
     place = root / folder
     if not place.is_dir():
         near = [name for name in sorted(os.listdir(root)) if (root / name).is_dir()]
         hint = f"{suggest(folder, near)} (name the folder as the modality, or declare files)"
         raise FileNotFoundError(f"{what} has no folder {str(place)!r}; {hint}")
-    names, others = list_files(place, READ)
+    names, others = listed.setdefault(folder, list_files(place, READ))
     by_stem: dict[str, str] = {}
     for name in names:
         if not name.endswith(suffix):
@@ -166,6 +173,19 @@ def _files_of(root: Path, folder: str, suffix: str, what: str) -> PathByStem:
         words = none_found(others, [f"*{suffix},", *READ], f"{len(names)} of another suffix")
         raise ValueError(f"{what} has no files in {str(place)!r}: {words}")
     return by_stem
+
+
+def _passed_over(root: Path, listed: Listed, read: Collection[str]) -> Counter[str]:
+    """What lies in the folder and is not read, by kind: folders of other names, files of other kinds and suffixes."""
+    others = sum((counts for _, counts in listed.values()), Counter[str]())
+    others += Counter(
+        kind_of(name) for folder, (names, _) in listed.items() for name in names if f"{folder}/{name}" not in read
+    )
+    places = {part for folder in listed for part in Path(folder).parts[:1]}
+    for entry in sorted(root.iterdir()) if "." not in listed else ():
+        if entry.name not in places and not entry.name.startswith("."):
+            others[f"folder {entry.name}" if entry.is_dir() else kind_of(entry.name)] += 1
+    return others
 
 
 def _masked(stored: Map, declared: Declared, path: Path, name: str) -> Map:

@@ -17,7 +17,11 @@ from PIL.TiffImagePlugin import TiffImageFile
 from torch import Tensor
 
 T = TypeVar("T")
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif")
+EXTENSIONS = (
+    *(".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif", ".jfif", ".jpe", ".jif", ".avif", ".apng"),
+    *(".ppm", ".pgm", ".pbm", ".pnm", ".jp2", ".j2k", ".j2c", ".jpc", ".jpf", ".jpx", ".tga", ".dib", ".pcx", ".sgi"),
+    *(".ras", ".dds", ".qoi", ".ico", ".psd"),
+)
 MAX_PIXELS = 178_956_970  # where Pillow, too, refuses an image as a decompression bomb
 LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, as JPEG and Pillow weigh red, green and blue
 
@@ -88,7 +92,9 @@ def reading(name: str, read: Callable[[bytes], T], data: bytes) -> T:
     except Unreadable:
         raise
     except UnidentifiedImageError as error:
-        raise Unreadable(name, f"not an image in a format that can be read (it starts with {data[:8]!r})") from error
+        is_heif = data[4:8] == b"ftyp" and data[8:12] in (b"heic", b"heix", b"hevc", b"mif1", b"msf1")
+        what = "HEIC, as phones write it: convert it to JPEG or PNG" if is_heif else f"it starts with {data[:8]!r}"
+        raise Unreadable(name, f"not an image in a format that can be read ({what})") from error
     except Exception as error:  # decoders of foreign bytes may raise anything
         raise Unreadable(name, str(error) or type(error).__name__) from error
 
@@ -163,7 +169,7 @@ def _pixels(image: Image.Image, page: int) -> Tensor:
         image = image.convert("RGBA").convert("RGB")
     elif image.mode not in _GREY and image.mode != "RGB" and not _has_fourth_band(image):
         image = image.convert("RGB")
-    elif image.mode == "I" and image.format != "PNG":
+    elif image.mode == "I" and image.format not in ("PNG", "PPM"):
         raise ValueError("its 32-bit or signed integers have no known range; save it as 16 bit or as float in [0, 1]")
     array = np.array(image)
     if image.mode in _FLOAT:
@@ -207,7 +213,7 @@ def _num_bits(image: Image.Image, data: bytes) -> int:
         return data[24]  # of the header chunk, which comes first
     if isinstance(image, TiffImageFile):
         return int(image.tag_v2.get(_BITS_PER_SAMPLE, (1,))[0])
-    return 1 if image.mode == "1" else 8
+    return {"1": 1, "I": 16, "F": 32}.get(image.mode.partition(";")[0], 8)
 
 
 def _has_fourth_band(image: Image.Image) -> bool:

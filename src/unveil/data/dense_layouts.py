@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from ..runs.console import user_path
+from . import listing
 from .aligned_folders import AlignedSource, open_samples
 from .dense_dataset import DensePair, DenseSet, LabelEncoding
 from .listing import existing_folder, list_files, none_found
@@ -30,7 +31,7 @@ FOLDERS = {  # the names that a folder of each kind of map goes by
     "depth": ("depth", "depths", "depth_raw"),
     "semseg": ("semseg", "labels_40", "labels", "label", "annotations", "masks", "mask"),
 }
-SPLITS = {"train": ("train", "training"), "test": ("test", "testing", "val", "valid", "validation")}
+SPLITS = {"train": listing.SPLITS["train"], "test": (*listing.SPLITS["test"], *listing.SPLITS["val"])}
 EXTENSIONS = (*READ, ".hdf5")
 _NEEDED = "Images with a label per pixel are in folders of images and of labels or depth, by the same names"
 NYUV2_SPLITS, NYUV2_ARRAYS = "splits.mat", {"rgb": "images", "depth": "depths", "semseg": "labels"}

@@ -6,7 +6,7 @@ import hashlib
 import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from torch import Tensor
 from ..modeling.types import Modality, to_float
 from ..runs.console import printable, table
 from .decode import Header, Unreadable, decode, read_header, to_channels
+from .listing import counted
 from .modality_config import Declared
 from .read_map import Map
 from .sources import EncodedSource, SampleSource, Source, origin, spread
@@ -50,6 +51,7 @@ class Inspection:
     unreadable: dict[str, str]
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    passed_over: dict[str, int] = field(default_factory=dict)
 
     @property
     def modality(self) -> Modality:
@@ -69,7 +71,8 @@ class Inspection:
         if self.duplicates:
             extra = sum(len(names) - 1 for names in self.duplicates)
             rows.append(("duplicates", f"{extra:,} exact copies, such as {' = '.join(self.duplicates[0][:3])}"))
-        lines = [self.address, table([*rows, *_listed("unreadable", self.unreadable)], "l", "  ")]
+        rows += [*_listed("unreadable", self.unreadable), *_passed_over_row(self.passed_over)]
+        lines = [self.address, table(rows, "l", "  ")]
         if self.num_decoded < self.count:
             rest = f"the headers of all {self.count:,} were read"
             lines.append(f"  Mean, std and damage come from {self.num_decoded:,} images, evenly spread; {rest}.")
@@ -120,6 +123,7 @@ def inspect_source(source: Source, limit: int | None = None) -> Inspection:
         unreadable=unreadable,
         mean=mean,
         std=std,
+        passed_over=dict(getattr(whole, "passed_over", {})),
     )
 
 
@@ -180,6 +184,10 @@ def _size_range(facts: Inspection | MapFacts) -> str:
     return low if low == high else f"{low} to {high}, median {middle}"
 
 
+def _passed_over_row(others: Mapping[str, int]) -> list[tuple[str, str]]:
+    return [("passed over", counted(others))] if others else []
+
+
 def _label_row(classes: Mapping[str, int] | None) -> list[tuple[str, str]]:
     return [("labels", f"{len(classes)} classes: {_counted(classes)}")] if classes else []
 
@@ -238,6 +246,7 @@ class AlignedInspection:
     orphans: dict[str, list[str]]
     unreadable: dict[str, str]
     classes: dict[str, int] | None
+    passed_over: dict[str, int] = field(default_factory=dict)
 
     @property
     def median(self) -> tuple[int, int] | None:
@@ -257,7 +266,7 @@ class AlignedInspection:
             if lacking := self.orphans.get(facts.name):
                 names = ", ".join(lacking[:_LISTED]) + (", ..." if len(lacking) > _LISTED else "")
                 rows.append(("", f"missing in {len(lacking):,} sample{'s' * (len(lacking) > 1)}: {names}"))
-        rows += _listed("unreadable", self.unreadable)
+        rows += [*_listed("unreadable", self.unreadable), *_passed_over_row(self.passed_over)]
         lines = [self.address, table(rows, "l", "  ")]
         if self.num_decoded < self.count:
             rest = f"all {self.count:,} were checked for alignment"
@@ -290,7 +299,8 @@ def inspect_samples(source: Source, limit: int | None = None) -> AlignedInspecti
             tallies[name].add(read_map)
     maps = tuple(tally.facts() for tally in tallies.values())
     classes = _class_counts(source)
-    return AlignedInspection(source.address, len(numbers), len(decoded), maps, orphans, unreadable, classes)
+    others = dict(getattr(whole, "passed_over", {}))
+    return AlignedInspection(source.address, len(numbers), len(decoded), maps, orphans, unreadable, classes, others)
 
 
 class _MapSums:

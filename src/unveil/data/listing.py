@@ -1,21 +1,48 @@
-"""What lies in a folder: files of some kinds, what else there is, and the classes that sub-folders name."""
+"""What lies in a folder: files of some kinds, what else there is, and the classes and splits that names tell."""
 
 from __future__ import annotations
 
 import os
+import re
 from collections import Counter
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from ..runs.console import suggest, user_path
+from .decode import EXTENSIONS
 
-SPLITS = {"train", "training", "val", "valid", "validation", "test", "testing"}
+PICTURES = (*EXTENSIONS, ".parquet")  # what a source of images is read from
+
+SPLITS = {  # the names that folders and Parquet files of each split go by
+    "train": ("train", "training"),
+    "val": ("val", "validation", "valid", "dev"),
+    "test": ("test", "testing", "eval", "evaluation"),
+}
+_SPLIT_OF = {word: split for split, words in SPLITS.items() for word in words}
+_ARRAYS = "save each image as a file: PIL.Image.fromarray(pixels).save('FOLDER/CLASS/0.png')"
+_RECORDS = "write each image to a file, FOLDER/CLASS/NAME.jpg, with the library that reads them"
+_CONVERT = "convert them to JPEG or PNG, as in magick mogrify -format jpg *"
+_WAYS = (  # from what is not read to what is
+    (
+        ("tar", "tgz", "gz", "bz2", "xz", "zst"),
+        "unpack them into a folder (tar -xf FILE -C FOLDER); of shards of WebDataset,"
+        " datasets.load_dataset('webdataset', data_files='*.tar', split='train').to_parquet('data.parquet')"
+        " writes images and labels",
+    ),
+    (("zip", "7z", "rar"), "unpack them into a folder (unzip FILE -d FOLDER)"),
+    (("arrow",), "datasets.load_from_disk('FOLDER').to_parquet('data.parquet') writes what is read"),
+    (("tfrecord", "tfrecords", "mdb", "lmdb", "rec", "beton"), _RECORDS),
+    (("npy", "npz", "h5", "hdf5", "mat", "pkl", "pickle", "pt", "bin", "idx"), _ARRAYS),
+    (("mp4", "mov", "avi", "mkv", "webm", "m4v"), "write their frames: ffmpeg -i FILE FOLDER/%06d.png"),
+    (("heic", "heif", "cr2", "cr3", "nef", "arw", "dng", "raf", "svg", "eps"), _CONVERT),
+)
 
 
 def list_files(root: Path, extensions: Collection[str]) -> tuple[list[str], Counter[str]]:
-    """The files below a folder with one of these extensions, sorted, and what else is there by extension.
+    """The files below a folder with one of these extensions, sorted, and what else is there by kind.
 
-    Hidden names are passed over. Links to folders are followed, each real folder once, so a circle of links ends.
+    Hidden names are passed over, and counted where they are folders or have such an extension. Links to folders are
+    followed, each real folder once, so a circle of links ends.
     """
     files, others, visited = [], Counter[str](), set()
 
@@ -27,16 +54,101 @@ def list_files(root: Path, extensions: Collection[str]) -> tuple[list[str], Coun
             subfolders.clear()
             continue
         visited.add(real)
+        others["hidden folder"] += sum(name.startswith(".") for name in subfolders)
         subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
         for name in names:
-            if name.startswith("."):
-                continue
             extension = os.path.splitext(name)[1].lower()
-            if extension in extensions:
+            if name.startswith("."):
+                others[f"hidden {extension}"] += extension in extensions
+            elif extension in extensions:
                 files.append(os.path.relpath(os.path.join(folder, name), root))
             else:
-                others[extension or "without extension"] += 1
-    return sorted(path.replace(os.sep, "/") for path in files), others
+                others[kind_of(name)] += 1
+    return sorted(path.replace(os.sep, "/") for path in files), +others
+
+
+def list_matches(path: Path, extensions: Collection[str]) -> tuple[Path, list[str], Counter[str]]:
+    """The folder that a pattern such as `photos/**/*.jpg` starts from, and what it matches there, as `list_files`.
+
+    The longest part of the path that exists is taken as it is written, so brackets in names of folders stay.
+    """
+    base = next(folder for folder in path.parents if folder.is_dir())
+    matches = sorted(match for match in base.glob(path.relative_to(base).as_posix()) if match.is_file())
+    names = [match.relative_to(base).as_posix() for match in matches]
+    files = [name for name in names if os.path.splitext(name)[1].lower() in extensions]
+    return base, files, Counter(map(kind_of, {*names} - {*files}))
+
+
+def kind_of(name: str) -> str:
+    """The extension of a file, without what follows it, such as -00000-of-00010."""
+    return re.split("[-_]", os.path.splitext(name)[1].lower())[0] or "without extension"
+
+
+def splits_in(files: Sequence[str]) -> dict[str, str]:
+    """The folder or pattern that holds the files of each split, train, val or test; {} unless there are two.
+
+    Parquet files tell their split by a word of their name (`train-00000-of-00003`, `plain_train`), else of a folder
+    (`default/train/0000`), as the `datasets` library reads them. Pictures tell it by a folder of such a name; by one
+    that has it as a word (`val2017`) only where all folders beside it do, for a class may be called `test tube`.
+    """
+    pictures = [path.split("/")[:-1] for path in files if not is_parquet(path)]
+    level = next((n for n, names in enumerate(zip(*pictures, strict=False)) if len({*names}) > 1), 0)
+    are_words = all(len(folders) > level and _split_word(folders[level]) for folders in pictures)
+    places: dict[str, set[str]] = {}
+    for path in files:
+        parts = path.split("/")
+        if is_parquet(path):
+            depth = next((n for n in reversed(range(len(parts))) if _split_word(parts[n])), None)
+        else:
+            depth = next((n for n, name in enumerate(parts[:-1]) if name.lower() in _SPLIT_OF), None)
+            depth = level if depth is None and are_words else depth
+        if depth is not None:
+            word = _split_word(parts[depth])
+            shown = parts[depth]
+            if depth == len(parts) - 1:  # a file: all whose names begin like its own
+                begin = shown[: shown.lower().index(word) + len(word) + 1]
+                shown = shown if begin.endswith(".") else f"{begin}*.parquet"
+            places.setdefault(_SPLIT_OF[word], set()).add("/".join([*parts[:depth], shown]))
+    return {split: _in_one(places[split]) for split in sorted(places)} if len(places) > 1 else {}
+
+
+def _split_word(name: str) -> str:
+    return next((word for word in re.findall("[a-z]+", name.lower()) if word in _SPLIT_OF), "")
+
+
+def _in_one(places: set[str]) -> str:
+    """One address for several: by the name that they share below all folders, else the first of them."""
+    names = {place.rsplit("/", 1)[-1] for place in places}
+    if len(places) == 1 or len(names) > 1:
+        return min(places)
+    return f"**/{min(names)}" + ("" if is_parquet(min(names)) else "/**/*")
+
+
+def is_parquet(path: str) -> bool:
+    """Whether a name is that of a Parquet file."""
+    return path.lower().endswith(".parquet")
+
+
+def split_addresses(address: str) -> dict[str, str]:
+    """What to give for each split, train, val or test, of a folder or a pattern that holds several; else {}."""
+    path = user_path(address)
+    if not path.is_dir():
+        root, files, _ = list_matches(path, (".parquet",)) if not path.exists() else (path, [], None)
+        return {split: str(root / place) for split, place in splits_in(files).items()}
+    inside = {folder.name.lower(): str(folder) for folder in path.iterdir() if folder.is_dir()}
+    named = {s: next((inside[name] for name in names if name in inside), "") for s, names in SPLITS.items()}
+    if sum(map(bool, named.values())) > 1:  # the files need not be listed
+        return {split: folder for split, folder in named.items() if folder}
+    return {split: str(path / place) for split, place in splits_in(list_files(path, PICTURES)[0]).items()}
+
+
+def refuse_splits(address: str, root: Path, files: Sequence[str]) -> None:
+    """Raise ValueError where files are of several splits, with what to give instead."""
+    if splits := splits_in(files):
+        ways = " or ".join(str(root / splits[split]) for split in sorted(splits, key=list(SPLITS).index))
+        raise ValueError(
+            f"{address!r} holds the splits {', '.join(splits)}; training on all would spoil the test. Name one: {ways}"
+        )
 
 
 def folder_labels(files: Collection[str]) -> tuple[list[int] | None, list[str] | None]:
@@ -45,16 +157,27 @@ def folder_labels(files: Collection[str]) -> tuple[list[int] | None, list[str] |
         return None, None
     tops = [path.split("/", 1)[0] for path in files]
     classes = sorted(set(tops))
-    if len(classes) < 2 or {name.lower() for name in classes} <= SPLITS:
+    if len(classes) < 2 or {name.lower() for name in classes} <= _SPLIT_OF.keys():
         return None, None
     number = {name: i for i, name in enumerate(classes)}
     return [number[top] for top in tops], classes
 
 
 def none_found(others: Counter[str], accepted: Iterable[str], otherwise: str = "nothing") -> str:
-    """The words for a folder without files of the `accepted` kinds: what else is there, and what counts."""
-    held = ", ".join(f"{n} {kind}" for kind, n in others.most_common(5)) or otherwise
-    return f"found {held}. What counts: {' '.join(accepted)}"
+    """The words for a folder without files of the `accepted` kinds: what else is there, and how to read that."""
+    if way := way_from(others):
+        return f"found {counted(others)}, which is not read as it is: {way}"
+    return f"found {counted(others) or otherwise}. What counts: {' '.join(accepted)}"
+
+
+def way_from(others: Collection[str]) -> str:
+    """What to do with archives, records, arrays, films and raw photographs among these kinds; empty for none."""
+    return "; ".join(way for kinds, way in _WAYS if any(kind.lstrip(".") in kinds for kind in others))
+
+
+def counted(others: Mapping[str, int]) -> str:
+    """Counts by kind, the most frequent first: 20 .heic, 2 .txt."""
+    return ", ".join(f"{n:,} {kind}" for kind, n in Counter(others).most_common(8))
 
 
 def existing_folder(address: str, needed: str) -> Path:

@@ -6,6 +6,7 @@ import bisect
 import json
 import threading
 from collections import OrderedDict
+from collections.abc import Mapping
 from itertools import accumulate, chain
 from pathlib import Path
 from typing import Any
@@ -30,8 +31,10 @@ class ParquetSource:
     that receives it opens the files anew. Raises `ValueError` where a file is damaged or has no image column.
     """
 
-    def __init__(self, address: str, paths: list[Path], channels: int) -> None:
-        self.address, self.paths, self.channels = address, paths, channels
+    def __init__(
+        self, address: str, paths: list[Path], channels: int, passed_over: Mapping[str, int] | None = None
+    ) -> None:
+        self.address, self.paths, self.channels, self.passed_over = address, paths, channels, passed_over or {}
         self._resolved = [path.resolve() for path in paths]
         self._open()
         schema = self._files[0].schema_arrow

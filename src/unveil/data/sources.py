@@ -6,7 +6,7 @@ A package registers a source as an entry point of the group `unveil.sources`: `n
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
@@ -19,7 +19,18 @@ from torch import Tensor
 
 from ..runs.console import user_path
 from .decode import EXTENSIONS, Unreadable, decode, read_header, to_channels
-from .listing import SPLITS, folder_labels, list_files, missing, none_found
+from .listing import (
+    PICTURES,
+    folder_labels,
+    is_parquet,
+    kind_of,
+    list_files,
+    list_matches,
+    missing,
+    none_found,
+    refuse_splits,
+    way_from,
+)
 from .modality_config import Declared
 from .read_map import Map
 from .transforms import Sample
@@ -89,11 +100,12 @@ class SampleSource(Samples, Source, Protocol):
     def settled(self, declared: tuple[Declared, ...]) -> SampleSource: ...
 
 
-def open_source(address: str | Path, channels: int | None = None) -> Source:
-    """The source at an address: a folder of images, a `.parquet` file (folder, pattern of them), or `scenes[:k=v,...]`.
+def open_source(address: str | Path, channels: int | None = None, *, all_splits: bool = False) -> Source:
+    """The source at an address: a folder of images or Parquet files, a file or pattern of them, or `scenes[:k=v,...]`.
 
     `channels` overrides what the images' headers say: 1 weighs colour to grey, 3 repeats grey. Raises
-    FileNotFoundError where nothing is there, `ValueError` where no images are.
+    FileNotFoundError where nothing is there, `ValueError` where no images are, where pictures and Parquet files could
+    both be meant, and, but for `all_splits`, where files are of several splits, such as train and test.
     """
     text = str(address)
     if channels is not None and channels < 1:
@@ -104,17 +116,36 @@ def open_source(address: str | Path, channels: int | None = None) -> Source:
             raise ValueError(f"{text} has {source.channels} channels, not {channels}; leave the number out")
         return source
     path = user_path(text)
-    if not path.exists():
-        shards = sorted(path.parent.glob(path.name)) if "*" in path.name else []
-        if not shards:
-            raise FileNotFoundError(missing(path, "Data is a folder of images, a .parquet file, or scenes"))
-        return _open_parquet(text, shards, channels)
     if path.is_dir():
-        return _open_folder(text, path, channels)
-    if path.suffix.lower() == ".parquet":
-        return _open_parquet(text, [path], channels)
-    advice = "give the folder it is in" if path.suffix.lower() in EXTENSIONS else "no images are read from such a file"
-    raise ValueError(f"{text!r} is a file: {advice}. Data is a folder of images, a .parquet file, or scenes")
+        root, (files, others) = path, list_files(path, PICTURES)
+    elif is_parquet(path.name) and path.exists():
+        root, files, others = path.parent, [path.name], Counter[str]()
+    elif path.exists():
+        kind = kind_of(path.name)
+        advice = "give the folder it is in" if kind in EXTENSIONS else way_from([kind])
+        advice = advice or "no images are read from such a file"
+        raise ValueError(f"{text!r} is a file: {advice}. Data is a folder of images, a .parquet file, or scenes")
+    else:
+        root, files, others = list_matches(path, PICTURES)
+        if not files and not others:
+            raise FileNotFoundError(missing(path, "Data is a folder of images, a .parquet file, or scenes"))
+    if not files:
+        raise ValueError(f"no images in {text!r}: {none_found(others, PICTURES)}")
+    shards = [name for name in files if is_parquet(name)]
+    if 0 < len(shards) < len(files):
+        picture = next(name for name in files if not is_parquet(name))
+        raise ValueError(
+            f"{text!r} holds {len(files) - len(shards)} pictures, such as {picture}, and {len(shards)} Parquet files,"
+            f" such as {shards[0]}: which are the data? Give {str(root / '**/*.parquet')!r},"
+            f" {str(root / '**' / ('*' + Path(picture).suffix))!r}, or the folder of either"
+        )
+    if not all_splits:
+        refuse_splits(text, root, files)
+    if shards:
+        return _open_parquet(text, [root / name for name in shards], channels, others)
+    labels, classes = folder_labels(files)
+    source = FolderSource(text, root, files, channels or 3, labels, classes, others)
+    return source if channels else replace(source, channels=most_common_channels(source))
 
 
 @dataclass(frozen=True)
@@ -122,7 +153,7 @@ class FolderSource:
     """The images in a folder and its sub-folders, in the order of their paths; `name` is the path in the folder.
 
     When every image lies in a sub-folder and there are at least two, their names are the classes, unless they are
-    those of splits (train, val, test).
+    those of splits (train, val, test). `passed_over` counts by kind what else lies there.
     """
 
     address: str
@@ -131,6 +162,7 @@ class FolderSource:
     channels: int
     labels: list[int] | None = field(repr=False)
     classes: list[str] | None = field(repr=False)
+    passed_over: Mapping[str, int] = field(default_factory=dict, repr=False)
 
     def __len__(self) -> int:
         return len(self.files)
@@ -215,29 +247,10 @@ def class_of(source: Source, index: int) -> str | None:
     return class_name(source, source.labels[index]) if has_label and source.labels is not None else None
 
 
-def _open_folder(address: str, root: Path, channels: int | None) -> Source:
-    files, others = list_files(root, EXTENSIONS)
-    shards = sorted(path for path in root.rglob("*.parquet") if path.is_file()) if not files else []
-    if shards:
-        return _open_parquet(address, shards, channels)
-    if not files:
-        raise ValueError(f"no images in {address!r}: {none_found(others, EXTENSIONS)}, or .parquet")
-    labels, classes = folder_labels(files)
-    source = FolderSource(address, root, files, channels or 3, labels, classes)
-    return source if channels else replace(source, channels=most_common_channels(source))
-
-
-def _open_parquet(address: str, paths: list[Path], channels: int | None) -> Source:
+def _open_parquet(address: str, paths: list[Path], channels: int | None, others: Counter[str]) -> Source:
     from .parquet import ParquetSource
 
-    names = {path.name.split("-")[0] for path in paths} & SPLITS
-    if len(names) > 1:
-        one = max(names, key=lambda name: (name.startswith("train"), name))
-        raise ValueError(
-            f"{address!r} holds the splits {', '.join(sorted(names))}; training on all would spoil the test."
-            f" Name one, such as {paths[0].parent / f'{one}-*.parquet'}"
-        )
-    source = ParquetSource(address, paths, channels or 3)
+    source = ParquetSource(address, paths, channels or 3, others)
     if channels is None:
         source.channels = most_common_channels(source)
     return source

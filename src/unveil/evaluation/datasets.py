@@ -12,15 +12,14 @@ from jaxtyping import Int
 from torch import Tensor
 
 from ..data.aligned_folders import open_images
+from ..data.listing import split_addresses
 from ..data.modality_config import Declared
 from ..data.sources import Source, Subset, class_name, spread
 from ..data.splits import hold_out
-from ..runs.console import user_path
 from .features import check_channels, extract
 from .types import Context, FeatureEncoder, FeatureSplit
 
 TEST_SHARE = 0.2
-TRAIN, TEST = ("train", "training"), ("val", "validation", "valid", "test")
 NAMED = 20  # unreadable images that a result names
 
 
@@ -134,16 +133,15 @@ def open_sets(
 ) -> tuple[Source, Source | None]:
     """The training images, and the test images where there are any.
 
-    A folder that holds the folders train and val (or validation, or test) is both, as ImageNet and Places are laid out.
+    A folder that holds train and val (or validation, or test) is both, as folders, as ImageNet and Places are laid out,
+    or as Parquet files.
     Of aligned folders the first of the `declared` inputs is read, or rgb. With `group_by` a fifth is held out by whole
     groups, as `hold_out` makes them. Raises ValueError for groups where there are test images already.
     """
-    folder = user_path(data)
-    inside = {path.name.lower(): path for path in folder.iterdir() if path.is_dir()} if folder.is_dir() else {}
-    train = next((inside[name] for name in TRAIN if name in inside), None)
-    test = next((inside[name] for name in TEST if name in inside), None)
-    if test_data is None and train is not None and test is not None:
-        data, test_data = str(train), str(test)
+    if test_data is None:
+        splits = split_addresses(data)
+        if "train" in splits and len(splits) > 1:
+            data, test_data = splits["train"], splits.get("val") or splits["test"]
     source = open_images(data, channels, declared)
     test_source = open_images(test_data, channels, declared) if test_data else None
     if group_by is None:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..data.aligned_folders import aligned_modalities, open_samples
 from ..data.inspection import AlignedInspection, Inspection, inspect_samples, inspect_source
+from ..data.listing import splits_in
 from ..data.modality_config import BUILT_IN, Declared, declare
 from ..data.sources import SampleSource, Source, Subset, open_source, origin
 from ..data.splits import hold_out
@@ -35,15 +36,21 @@ def declared_for(config: PretrainConfig, recipe: Callable[..., Any]) -> tuple[De
     return declared
 
 
-def open_data(address: str, declared: tuple[Declared, ...]) -> Source:
+def open_data(address: str, declared: tuple[Declared, ...], *, all_splits: bool = False) -> Source:
     """The source at an address: of samples with the declared maps, or of plain images where nothing is declared."""
     if declared:
-        return open_samples(address, declared)
+        source = open_samples(address, declared)
+        if splits := splits_in([source.name(i) for i in range(len(source))]):
+            log(
+                f"warning: each modality of {address} holds the splits {', '.join(splits)}; all are read. To read one,"
+                " keep train/rgb, train/depth and give train, or declare the folders rgb/train, depth/train in a .toml"
+            )
+        return source
     if several := " ".join(d.name for d in aligned_modalities(address)):
         log(
             f"note: {address} has a folder for each of {several}; all are read as images. --modalities tells them apart"
         )
-    return open_source(address)
+    return open_source(address, all_splits=all_splits)
 
 
 def inspect_data(source: Source) -> DataInspection:

@@ -130,7 +130,7 @@ def set_up_resumed(config: PretrainConfig, folder: Path, processes: int = 1) -> 
     if config.is_own_recipe and own.exists() and own.read_bytes() != user_path(config.recipe).read_bytes():
         raise ValueError(f"{config.recipe} has changed since {folder} was started with {own}; give another --out")
     device = choose_device(config.device)
-    source = open_data(config.data, run.declared)
+    source = open_data(config.data, run.declared, all_splits=True)  # its images are compared below
     stored = run.config.data
     if names_digest(source) != stored.names:
         raise ValueError(
