@@ -36,9 +36,10 @@ class PretrainConfig:
     held_out: spread over the images, or the last part, for images in the order of time
     held_out_share: share of the images that is never trained on, for validation and pictures
     out: the run folder; by default runs/<recipe>-<n>
-    init_from: start from these weights: a run, or a public MAE or CrossMAE checkpoint
+    init_from: start from these weights: a run, or a public MAE, CrossMAE or MultiMAE checkpoint
     init_channels: how the patch projection of init_from becomes one for other channels: mean, repeat, or for each
         channel the number of a trained one (0 is red) or mean
+    allow_missing: go on where weights of init_from that should fit are missing, of another shape or left over
     init_epoch: epochs that init_from was trained; a run of unveil stores its own
     continue_schedule: with init_from: restart the schedule, resume the tail of the cosine schedule at init_epoch, or
         resume it at ten times the rate (x10)
@@ -69,6 +70,7 @@ class PretrainConfig:
     out: str | None = None
     init_from: str | None = None
     init_channels: tuple[str, ...] = ()
+    allow_missing: bool = False
     init_epoch: float | None = None
     continue_schedule: Continue = "restart"
     overwrite: bool = False

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import re
 from bisect import bisect_right
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from itertools import accumulate
 
+import torch
+
 from ..modeling.public_vits import (
+    BESIDE,
+    KeyReport,
     StateDict,
     find_weights,
     is_public_vit,
     load_weights,
     read_weights,
+    rename,
+    summarise,
     to_own_names,
     with_channels,
 )
@@ -27,17 +35,29 @@ _COLUMNS, _WHOLE = 40, 200  # points of a run's schedule, and of the whole train
 
 
 def read_initial(address: str) -> StateDict:
-    """The tensors of a run, of a weight file or of a folder with one, or of a name on the hub."""
+    """The tensors of a run, of a weight file or of a folder with one, or of a name on the hub.
+
+    A run's objectives are named, as another run may number them in another order (`load_weights`).
+    """
     path = user_path(address)
     if is_public_vit(address):
         return find_weights(address).state
     if not path.is_dir():
         return read_weights(path)
-    return Run.open(path).checkpoint().model
+    run = Run.open(path)
+    saved = run.checkpoint()
+    if not any(name.startswith("objectives.1.") for name in saved.model):
+        return saved.model
+    with torch.device("meta"):
+        objectives = run.recipe().stages[saved.state["stage"]].build().objectives
+    return rename(saved.model, [(rf"^objectives\.{i}\.", f"objectives.{o.name}.") for i, o in enumerate(objectives)])
 
 
 def adapt_weights(weights: StateDict, recipe: Recipe, config: PretrainConfig) -> StateDict:
-    """The weights under our names; logs which keys fit. Raises ValueError when the encoder takes none."""
+    """The weights under our names; logs which keys fit.
+
+    Raises ValueError when the encoder takes none, or a part of what should be whole and `--allow-missing` is not given.
+    """
     first = recipe.encoder.modalities[0]
     state = to_own_names(weights, first.name)
     if config.init_channels:
@@ -48,7 +68,48 @@ def adapt_weights(weights: StateDict, recipe: Recipe, config: PretrainConfig) ->
         raise ValueError(
             "--init-from: no weights fit this encoder; give a checkpoint of the same size, or another --size"
         )
+    if (lacking := _lacking(weights, report)) and not config.allow_missing:
+        listed = "; ".join(f"{len(names)} {why}: {summarise(names)}" for why, names in lacking.items())
+        raise ValueError(
+            f"--init-from: this checkpoint does not load whole: {listed}; give the options that it was trained with"
+            " (--size, --patch, decoder, modalities; --init-channels for other channels), or --allow-missing to go on"
+            " without these tensors"
+        )
     return state
+
+
+def _lacking(weights: StateDict, report: KeyReport) -> dict[str, list[str]]:
+    """What the checkpoint and the model should share and do not, by the reason.
+
+    That is the encoder, except that methods differ in its final norm and in the modalities that it reads, and, where
+    the checkpoint is one of the same method, the decoders and heads: their tensors then have the same names up to
+    numbers.
+    """
+
+    def kinds(names: Iterable[str]) -> set[str]:
+        return {re.sub(r"\.\d+\.", ".", name) for name in names if name.startswith("decoders.")}
+
+    fitting = (*report.loaded, *report.reshaped)
+    ours, theirs = kinds((*fitting, *report.missing)), kinds((*fitting, *report.unexpected))
+    is_same_method = bool(theirs) and ours == theirs
+    blocks = re.compile(r"encoder\.(?!norm\.|adapters\.)")
+
+    def counts(name: str) -> bool:
+        return is_same_method or blocks.match(name) is not None
+
+    is_own = "encoder.prefix" in weights  # what else such weights hold belongs to its masking or its teacher
+    lacking = {
+        "missing": [name for name in report.missing if counts(name)],
+        "of another shape": [name for name in report.reshaped if name.startswith("encoder.") or is_same_method],
+        "left over": [
+            name
+            for name in report.unexpected
+            if blocks.match(name)
+            or not (is_own or BESIDE.match(name) or name.startswith("encoder."))
+            or (is_same_method and name.startswith(("encoder.", "decoders.", "objectives.")))
+        ],
+    }
+    return {why: names for why, names in lacking.items() if names}
 
 
 @dataclass(frozen=True)

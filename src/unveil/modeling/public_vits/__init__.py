@@ -5,6 +5,16 @@ descriptions; `families.py` recognises and loads them, and `parameter_names.py` 
 """
 
 from .families import describe, load_encoder
-from .parameter_names import adapt_channels, to_own_names, with_channels
+from .parameter_names import adapt_channels, rename, to_own_names, with_channels
 from .vit import PublicViT, ViT, ViTConfig, untrained_vit
-from .weight_files import KeyReport, StateDict, WeightFiles, find_weights, is_public_vit, load_weights, read_weights
+from .weight_files import (
+    BESIDE,
+    KeyReport,
+    StateDict,
+    WeightFiles,
+    find_weights,
+    is_public_vit,
+    load_weights,
+    read_weights,
+    summarise,
+)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ...runs.console import log
 from ..types import IMAGENET_MEAN, IMAGENET_STD, Pool
-from .parameter_names import MLP, OPENAI, TRANSFORMERS, WRAPPERS, fuse, rename
+from .parameter_names import MLP, OPENAI, TRANSFORMERS, fuse, rename
 from .vit import Activation, PublicViT, ViT, ViTConfig
 from .weight_files import StateDict, WeightFiles, find_weights, load_weights, summarise
 
@@ -81,7 +81,7 @@ def read_multimae(files: WeightFiles) -> Recognised | None:
     Its global token takes the class token's place: attention does not depend on their order. Its table of positions,
     D h w, is kept: it encodes rows first, MAE's columns. It has no final norm.
     """
-    state = rename(files.state, WRAPPERS)
+    state = files.state
     if "input_adapters.rgb.proj.weight" not in state or "global_tokens" not in state:
         return None
     others = re.compile(r"(output|input)_adapters\.(?!rgb\.)")
@@ -123,7 +123,7 @@ def read_dino(files: WeightFiles) -> Recognised | None:
 
     They are recognised by their layer scale, DINOv3 by the lack of a table of positions.
     """
-    state = rename(files.state, (*WRAPPERS, *TRANSFORMERS, *_CHUNKS))
+    state = rename(files.state, (*TRANSFORMERS, *_CHUNKS))
     config = files.config
     if "blocks.0.ls1.gamma" not in state:
         return None
@@ -159,7 +159,7 @@ def read_timm(files: WeightFiles) -> Recognised | None:
     Without files beside them, transformers' ViT has its images normalised to [-1, 1], as it was trained, and all
     others by ImageNet's statistics.
     """
-    state = rename(files.state, (*WRAPPERS, *TRANSFORMERS))
+    state = rename(files.state, TRANSFORMERS)
     if "patch_embed.proj.weight" not in state:
         return None
     config = files.config

@@ -20,8 +20,6 @@ from .weight_files import StateDict
 
 Table = Sequence[tuple[str, str]]  # a pattern and what it becomes, tried in this order
 
-WRAPPERS: Table = ((r"^(module\.|_orig_mod\.|backbone\.)+", ""),)  # of distributed, compiled and two-part models
-
 TRANSFORMERS: Table = (
     (r"^(vit|deit|dinov2|dinov2_with_registers|vision_model|model)\.", ""),  # a model under its task's head
     (r"attention\.attention\.(q|k|v)(uery|ey|alue)\.", r"attn.\1_proj."),
@@ -33,6 +31,9 @@ TRANSFORMERS: Table = (
     (r"mlp\.(weights_in|up_proj)\.", "mlp.fc1."),
     (r"mlp\.(weights_out|down_proj)\.", "mlp.fc2."),
     (r"mlp\.gate_proj\.", "mlp.gate."),
+    (r"mlp\.fc1_g\.", "mlp.gate."),  # timm's
+    (r"mlp\.fc1_x\.", "mlp.fc1."),
+    (r"\.gamma_(\d)$", r".ls\1.gamma"),
     (r"(layernorm_before|layer_norm1)\.", "norm1."),
     (r"(layernorm_after|layer_norm2)\.", "norm2."),
     (r"layer_scale(\d)\.lambda1", r"ls\1.gamma"),
@@ -110,8 +111,10 @@ def rename(state: Mapping[str, Tensor], table: Table) -> StateDict:
 
 
 def fuse(state: Mapping[str, Tensor]) -> StateDict:
-    """Separate query, key and value projections -> one matrix. A bias that one of them lacks is 0."""
-    fused = dict(state)
+    """Separate query, key and value projections -> one matrix. A bias that one of them lacks is 0 (BEiT's keys)."""
+    biases = ((r"\.attn\.([qkv])_bias$", r".attn.\1_proj.bias"),)
+    fused = rename(state, biases)
+    state = dict(fused)
     for name, tensor in state.items():
         if match := re.fullmatch(r"(.*\battn\.)q_proj\.(weight|bias)", name):
             names = [f"{match[1]}{letter}_proj.{match[2]}" for letter in "qkv"]
@@ -129,7 +132,6 @@ def to_own_names(state: Mapping[str, Tensor], modality: str = "rgb") -> StateDic
         return dict(state)
     if any(name.startswith("input_adapters.") for name in state):
         return _from_multimae(state)
-    state = {name.removeprefix("module."): tensor for name, tensor in state.items()}  # of a distributed run
     if any(name.startswith(("vit.", "embeddings.")) for name in state):
         state = fuse(rename(state, (*TRANSFORMERS, *_DECODER)))
     ours: StateDict = {}
@@ -159,15 +161,14 @@ def _is_sincos(table: Tensor) -> bool:
 
 
 def _from_multimae(state: Mapping[str, Tensor]) -> StateDict:
-    """MultiMAE's weights; modalities keep their names, objectives are numbered in the order of the decoders."""
-    outputs = list(dict.fromkeys(name.split(".")[1] for name in state if name.startswith("output_adapters.")))
+    """MultiMAE's weights; modalities keep their names, and each head has that of its output (`load_weights`)."""
     ours: StateDict = {}
     for name, tensor in state.items():
         if name.endswith(".pos_emb") and _is_row_first_sincos(tensor):
             continue
         new = new_name(name, _MULTIMAE)
         if match := re.match(r"output_adapters\.([^.]+)\.out_proj\.(weight|bias)$", name):
-            new = f"objectives.{outputs.index(match[1])}.head.{match[2]}"
+            new = f"objectives.{match[1]}.head.{match[2]}"
             channels = _channels(state, match[1])
             tensor = tensor.unflatten(0, (channels, -1)).transpose(0, 1).flatten(0, 1)  # to pixel, channel
         tensor = _own_shape(new, tensor)

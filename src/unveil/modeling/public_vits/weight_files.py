@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ...runs.checkpoint import read_latest
-from ...runs.console import user_path
+from ...runs.console import log, user_path
 from ...runs.folder import read_metadata
 from .torchscript import read_script
 
@@ -31,6 +31,16 @@ _PICKLES = ("pytorch_model.bin", "open_clip_pytorch_model.bin")
 _CONFIGS = ("config.json", "open_clip_config.json")
 _PREPROCESSING = "preprocessor_config.json"
 _WEIGHT_FILES = (".safetensors", ".pth", ".pt", ".bin")
+_NESTED = ("model", "state_dict", "module", "teacher", "student", "encoder", "backbone", "model_state_dict", "net")
+_PROJECTION = re.compile(  # the patch projection of each naming, after what wraps the encoder
+    r"(.*?)(patch_embed\.proj\.weight|(?:vision_model\.)?embeddings\.patch_embeddings?(?:\.projection)?\.weight"
+    r"|visual\.conv1\.weight|input_adapters\.\w+\.(?:proj|class_emb)\.weight|encoder\.adapters\.\w+\.proj\.weight)$"
+)
+BESIDE = re.compile(  # what reads an encoder's tokens, and is no part of it
+    r"(head|heads|head_dist|head_drop|fc|fc_norm|attn_pool|classifier|cls_classifier|distillation_classifier|pooler|lm_head"
+    r"|mask_token|embeddings\.mask_token|decoder|decoder_\w+|decoders|objectives|visual_projection|projector"
+    r"|predictor|dino_head|ibot_head|output_adapters|dec_norms|wfm|dinohead|logit_scale|logit_bias)(\.|$)"
+)
 _HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 
 
@@ -157,19 +167,40 @@ def read_weights(path: str | Path) -> StateDict:
         raise FileNotFoundError(f"there is no weight file at {path}; give a .safetensors or .pth file, or a run folder")
     if path.suffix == ".safetensors":
         try:
-            return load_file(path)
+            return unwrapped(load_file(path))
         except Exception as error:  # safetensors raises its own bare exception type
             raise ValueError(f"{path} is not a whole safetensors file: {error}") from error
     content: Any = read_script(path)
     if content is None:
         content = _load(path)
-    for wrapper in ("model", "state_dict", "module", "teacher"):  # the last is DINO's
-        if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
-            content = content[wrapper]
+    while isinstance(content, dict):
+        inner = next((content[key] for key in _NESTED if isinstance(content.get(key), dict)), None)
+        if inner is None:
+            break
+        content = inner
     state = {k: v for k, v in content.items() if isinstance(v, Tensor)} if isinstance(content, dict) else {}
     if not state:
         raise ValueError(f"{path} holds no weights: a state dict was expected, or a dict with one under 'model'")
-    return state
+    return unwrapped(state)
+
+
+def unwrapped(state: StateDict) -> StateDict:
+    """Weights without what a trainer puts before their names: `module.`, `model.encoder.`, `_orig_mod.`, `teacher.`.
+
+    What stands before the patch projection of an encoder is such a prefix. Of several encoders a teacher is taken, then
+    one that is no moving average; the others, and tensors outside the encoder that are no head or decoder, are left
+    out and logged.
+    """
+    prefixes = list(dict.fromkeys(match[1] for name in state if (match := _PROJECTION.match(name))))
+    if not prefixes or prefixes == [""]:
+        return state
+    prefix = min(prefixes, key=lambda p: ("teacher" not in p, re.search("momentum|ema|target", p) is not None))
+    inside = {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
+    outside = {name: tensor for name, tensor in state.items() if not name.startswith(prefix)}
+    beside = {name: tensor for name, tensor in outside.items() if BESIDE.match(name)}
+    if dropped := [name for name in outside if name not in beside]:
+        log(f"{len(dropped)} tensors beside the encoder {prefix}* (left out): {summarise(dropped)}")
+    return beside | inside
 
 
 def _load(path: Path) -> Any:
@@ -203,7 +234,14 @@ class KeyReport:
 
 
 def load_weights(model: nn.Module, state: Mapping[str, Tensor]) -> KeyReport:
-    """Copy the tensors that a model has by name and shape into it; the report lists those that were not copied."""
+    """Copy the tensors that a model has by name and shape into it; the report lists those that were not copied.
+
+    An objective may be named in place of its number: `objectives.norm_rgb.head.weight`.
+    """
+    objectives = [objective.name for objective in getattr(model, "objectives", ())]
+    numbers = [(rf"^objectives\.{re.escape(name)}\.", f"objectives.{i}.") for i, name in enumerate(objectives)]
+    for pattern, new in numbers:
+        state = {re.sub(pattern, new, name): tensor for name, tensor in state.items()}
     own = model.state_dict()
     fits = {k: v for k, v in state.items() if k in own and v.shape == own[k].shape}
     model.load_state_dict(fits, strict=False)
