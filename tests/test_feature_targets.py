@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from torch import Tensor
 from tiny import batch, modality
 from unveil.modeling.losses import cosine, l1, l2, smooth_l1
 from unveil.modeling.targets import HOG, Features
-from unveil.modeling.types import Batch, Layout, Observation
+from unveil.modeling.types import Batch, Layout, Modality, Observation
 
 
 def image(pixels: Tensor) -> Batch:
@@ -38,6 +39,11 @@ class TestFeatures:
         torch.testing.assert_close(layer.std(dim=-1, correction=0), torch.ones(2, 4))
         unit = Features("teacher", "rgb", 6, "l2")(batch(), seen)[0]
         torch.testing.assert_close(unit, values[:, 4:] / values[:, 4:].norm(dim=-1, keepdim=True))
+
+    def test_those_of_samples_without_the_modality_do_not_count(self):
+        lacking = replace(batch(2), present={"rgb": torch.tensor([True, False])})
+        _, valid = Features("teacher", "rgb", 6)(lacking, self.observed(torch.randn(2, 8, 6)))
+        assert valid.flatten().tolist() == [1, 0]
 
     def test_they_are_float32_whatever_the_teacher_runs_in(self):
         seen = self.observed(torch.randn(2, 8, 6, dtype=torch.bfloat16))
@@ -68,6 +74,25 @@ def by_hand(pixels: np.ndarray, patch: int, cell: int, bins: int) -> np.ndarray:
 
 
 class TestHOG:
+    def test_a_patch_with_or_beside_a_hole_does_not_count_and_no_other_is_changed(self):
+        pixels = torch.rand(2, 3, 32, 32)
+        valid = torch.ones(2, 1, 32, 32, dtype=torch.bool)
+        valid[0, 0, 8, 7] = False  # a pixel at the corner of four patches
+        holes = torch.where(valid, pixels, torch.nan)
+        target = HOG(modality(3), 8)
+        values, counts = target(replace(image(holes), valid={"rgb": valid}), {})
+        whole, _ = target(image(pixels), {})
+        assert counts[0].flatten().nonzero().flatten().tolist() == [2, 3, *range(6, 16)]
+        assert counts[1].all()
+        torch.testing.assert_close(values[counts.expand_as(values) > 0], whole[counts.expand_as(values) > 0])
+        absent = replace(image(pixels), present={"rgb": torch.tensor([True, False])})
+        assert target(absent, {})[1].flatten(1).all(dim=1).tolist() == [True, False]
+
+    def test_a_map_with_one_pixel_for_several_of_the_view_has_smaller_patches(self):
+        half = Modality("rgb", 1, (0.0,), (1.0,), stride=2)
+        values, _ = HOG(half, 16)(image(torch.rand(2, 1, 16, 16)), {})
+        assert values.shape == (2, 4, HOG(half, 16).dim)
+
     @settings(max_examples=8, deadline=None)
     @given(st.integers(0, 99), st.sampled_from([(4, 4), (16, 8), (14, 7), (6, 6)]), st.integers(1, 4))
     def test_it_is_the_definition(self, seed: int, sides: tuple[int, int], channels: int):

@@ -112,9 +112,9 @@ def test_the_options_are_those_of_the_code():
     rows = table("docs/recipes.md", "option")
     for place, name in enumerate(("mae", "crossmae", "simmim", "mim"), start=1):
         told = {row[0].strip("`"): row[place] for row in rows if row[place]}
-        spelled = {True: "yes", False: "no"}
-        flags = flags_of(load_recipe(name), skip=("modality",))
-        assert told == {f.name.replace("_", "-"): spelled.get(f.default, spell(f.default)) for f in flags}, name
+        defaults = {f.name: f.default for f in flags_of(load_recipe(name), skip=("modality",))}
+        spelled = {n: ("no", "yes")[d] if isinstance(d, bool) else spell(d) for n, d in defaults.items()}
+        assert told == {n.replace("_", "-"): text for n, text in spelled.items()}, name
 
 
 def test_recipes_and_commands_are_those_of_the_code():

@@ -6,6 +6,7 @@ import itertools
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from tiny import DIALS, batch, build, check_options
 from unveil.modeling.encoder import SIZES
@@ -45,6 +46,10 @@ OTHER_WORDS = [
     {"masking": "attention", "teacher": "random", "draw": "keep", "target": "features", "loss": "cosine"},
     {"target": "features", "teacher": "student", "loss": "smooth-l1", "decoder": "cross", "blend": "linear"},
     {"target": "hog", "masking": "block", "hide": "blank", "decoder": "linear"},
+    {"target": "data2vec", "masking": "block", "hide": "blank", "decoder": "linear"},
+    {"target": "data2vec", "target_norm": "instance", "teacher_features": 1, "decoder": "cross"},
+    {"target": "maskdistill", "teacher": "random", "masking": "block", "hide": "blank", "decoder": "linear"},
+    {"target": "maskdistill", "teacher": "random", "target_norm": "instance", "teacher_features": 2, "loss": "l1"},
 ]
 EVERY_WORD_ONCE = [  # one cell of each pair of hide and decoder, and what else changes the graph
     *(MATRIX[14 * (i % 4) + 2 * i + i % 2] for i in range(7)),
@@ -129,7 +134,15 @@ def test_the_compiled_step_is_the_plain_one(dials: dict):
         ({"hide": "dropp"}, "hide must be one of drop, blank; got 'dropp'"),
         ({"decoder": "cros"}, "decoder must be one of self, cross, cross-self, linear; got 'cros'"),
         ({"blend": "sum"}, "blend must be one of linear, softmax, project, none; got 'sum'"),
-        ({"target": "dino"}, "target must be one of norm-pixels, pixels, hog, features; got 'dino'"),
+        (
+            {"target": "dino"},
+            "target must be one of norm-pixels, pixels, hog, features, data2vec, maskdistill; got 'dino'",
+        ),
+        ({"target": "data2vec", "teacher": "random"}, "the features of student, not of random; use --target features"),
+        ({"target": "maskdistill", "teacher": "student"}, "not of student; use --target features, or leave --teacher"),
+        ({"target": "data2vec", "teacher_features": 0}, "teacher_features .* at least 1; got 0"),
+        ({"target": "data2vec", "teacher_features": 3}, "features of up to 2 blocks"),
+        ({"target": "data2vec", "beta": -1.0}, "at least 0; got -1.0"),
         ({"loss": "l3"}, "loss must be one of l2, l1, smooth-l1, cosine; got 'l3'"),
         ({"masking": "attention"}, "need --teacher student, or an encoder's address"),
         ({"target": "features"}, "need --teacher student, or an encoder's address"),
@@ -244,6 +257,56 @@ def test_a_paper_is_a_choice_of_words(paper, words: dict):
         torch.manual_seed(0)
         losses.append(mean_loss(build_recipe(recipe, (), {**shape, **dials}).stages[0].build()(on)))
     assert losses[0] == losses[1]
+
+
+def test_data2vec_is_the_mean_of_the_last_blocks_of_the_student_s_average():
+    """Layer-normalised block by block, normalised again, smooth-l1 with a beta of 2, on hidden patches alone."""
+    model, on = build(depth=8, target="data2vec", masking="block", hide="blank", decoder="linear"), batch()
+    average = model.teachers["teacher"].encoder
+    for weight in average.parameters():  # it need not be the student
+        weight.data += 0.1 * torch.randn_like(weight)
+    output = model.encode_decode(on)
+    layers = average(average.embed(on), keep=range(9)).layers
+    each = [F.layer_norm(layers[k][:, 1:], (24,)) for k in range(3, 9)]
+    truth = F.layer_norm(torch.stack(each).mean(dim=0), (24,))
+    hidden = output.queries["features"].ids[..., None].expand(-1, -1, 24)
+    guess = model.objectives[0].head(output.decoded["features"])
+    expected = F.smooth_l1_loss(guess, truth.gather(1, hidden), beta=2.0)
+    torch.testing.assert_close(mean_loss(model(on)), expected)
+
+
+def test_maskdistill_is_the_normalised_features_of_a_frozen_teacher():
+    dials = {"target": "maskdistill", "teacher": "random", "masking": "block", "hide": "blank", "decoder": "linear"}
+    model, on = build(visible=0.6, **dials), batch()
+    output, teacher = model.encode_decode(on), model.teachers["teacher"].encoder
+    features = teacher.vit(teacher.normalised(on.maps["rgb"]))[:, 1:]
+    hidden = output.queries["features"].ids[..., None].expand(-1, -1, 24)
+    guess = model.objectives[0].head(output.decoded["features"])
+    expected = F.smooth_l1_loss(guess, F.layer_norm(features, (24,)).gather(1, hidden))
+    torch.testing.assert_close(mean_loss(model(on)), expected)
+    assert output.latents.final.shape[1] == 25, "mask tokens are encoded"
+    assert hidden.shape[1] == 10, "four tenths of 24, blocks"
+
+
+def test_instance_normalised_blocks_have_no_mean_and_unit_spread_in_every_channel():
+    model, on = build(target="data2vec", target_norm="instance", teacher_features=1), batch()
+    truth, _ = model.objectives[0].target(on, model.encode_decode(on).observations)
+    torch.testing.assert_close(truth.mean(dim=1), torch.zeros(3, 24), atol=1e-5, rtol=0)
+    torch.testing.assert_close(truth.std(dim=1, correction=0), torch.ones(3, 24), atol=1e-3, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("target", "visible", "expected"), [("data2vec", 0.39, (76, 120)), ("maskdistill", 0.6, (117, 79))]
+)
+def test_data2vec_and_maskdistill_hide_as_many_patches_as_their_papers(target: str, visible: float, expected: tuple):
+    with torch.device("meta"):
+        dials = {"target": target, "visible": visible, "masking": "block", "hide": "blank", "decoder": "linear"}
+        if target == "maskdistill":
+            dials["teacher"] = "random"
+        built = build_recipe(mim.recipe, (), dials)
+        model = built.stages[0].build()
+    assert model.masker.counts(layout(built.encoder.grid)) == expected
+    assert model.objectives[0].loss.keywords == {"beta": 2.0 if target == "data2vec" else 1.0}
 
 
 # What the command line reads

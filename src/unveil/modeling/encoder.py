@@ -9,7 +9,19 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from .layers import EPS, Block, Keys, Positions, by_name, check_spec, in_order, initialise, norm, observe_blocks, token
+from .layers import (
+    Block,
+    Keys,
+    Positions,
+    by_name,
+    check_spec,
+    in_order,
+    initialise,
+    mean_of_blocks,
+    norm,
+    observe_blocks,
+    token,
+)
 from .patches import normalised, patchify, validity
 from .types import RGB, Batch, FeatureSpec, Latents, Layout, Modality, Observation, Tokens
 
@@ -160,17 +172,17 @@ class Encoder(nn.Module):
     def observe(self, tokens: Tokens, spec: FeatureSpec = FEATURE_SPEC) -> Observation:
         """The attention of one block and the features of the last ones; no block is run that `spec` does not need.
 
-        Features of one block are after the final norm; of several blocks, each is normalised without parameters and
-        the mean is taken. Raises ValueError for what this encoder does not have.
+        Features of one block are after the final norm; of several blocks, or with `spec.norm` instance, each is
+        normalised without parameters and the mean is taken. Raises ValueError for what this encoder does not have.
         """
         check_spec(spec, self.depth, len(self.prefix))
         x, keys = self.first_input(tokens)
         attention, outputs = observe_blocks(self.blocks, x, spec, len(self.prefix), keys)
         features = class_token = None
-        if spec.features == 1:
+        if spec.features == 1 and spec.norm == "layer":
             features = self.norm(outputs[0])
         elif outputs:
-            features = torch.stack([F.layer_norm(y, y.shape[-1:], eps=EPS) for y in outputs]).mean(dim=0)
+            features = mean_of_blocks(outputs, spec.norm)
         if features is not None and spec.class_token:
             class_token, features = features[:, 0], features[:, len(self.prefix) :]
         return Observation(tokens.layout, attention, features, class_token=class_token)

@@ -278,6 +278,13 @@ def observe_blocks(
     return attention, outputs
 
 
+def mean_of_blocks(outputs: Sequence[Float[Tensor, "B N D"]], kind: str = "layer") -> Float[Tensor, "B N D"]:
+    """The mean of some blocks' outputs, each normalised as `FeatureSpec.norm` says, without parameters."""
+    if kind == "instance":
+        return torch.stack([F.instance_norm(y.float().mT).mT for y in outputs]).mean(dim=0)
+    return torch.stack([F.layer_norm(y, y.shape[-1:], eps=EPS) for y in outputs]).mean(dim=0)
+
+
 def sincos_positions(grid: tuple[int, int], dim: int) -> Float[Tensor, "N D"]:
     """Fixed 2-D sine-cosine embedding of a grid in raster order; the first half encodes x, the second y (MAE)."""
     if dim % 4:

@@ -97,7 +97,7 @@ class HOG:
     Sobel gradients of every channel vote, by their length, for one of `bins` orientations of an edge (in [0, pi)); the
     votes are summed in cells of a patch and each cell's histogram is scaled to unit length. A cell's side is the
     divisor of the patch that is nearest to 8 pixels. T = cells of a patch x channels x bins: 108 at a patch of 16.
-    The Gaussian window of the public code is left out.
+    Patches with an invalid pixel, or beside one, do not count. The Gaussian window of the public code is left out.
     """
 
     modality: Modality
@@ -105,15 +105,20 @@ class HOG:
     bins: int = 9
 
     @property
+    def side(self) -> int:
+        return self.modality.side(self.patch)
+
+    @property
     def cell(self) -> int:
-        return sorted([(abs(c - CELL), c) for c in range(1, self.patch + 1) if self.patch % c == 0])[0][1]
+        return sorted([(abs(c - CELL), c) for c in range(1, self.side + 1) if self.side % c == 0])[0][1]
 
     @property
     def dim(self) -> int:
-        return (self.patch // self.cell) ** 2 * self.modality.channels * self.bins
+        return (self.side // self.cell) ** 2 * self.modality.channels * self.bins
 
     def __call__(self, batch: Batch, observations: Observations) -> TargetValues:
-        image = batch.maps[self.modality.name].float()
+        valid = validity(batch, self.modality)
+        image = torch.where(valid, batch.maps[self.modality.name], 0).float()
         ramp, smooth = image.new_tensor([-1.0, 0.0, 1.0]), image.new_tensor([1.0, 2.0, 1.0])
         padded = F.pad(image, (1, 1, 1, 1), mode="replicate").flatten(0, 1)[:, None]  # (B C) 1 H+2 W+2
         across = F.conv2d(F.conv2d(padded, ramp.view(1, 1, 1, 3)), smooth.view(1, 1, 3, 1))
@@ -123,9 +128,12 @@ class HOG:
         bins = direction.floor().long() % self.bins
         votes = [F.avg_pool2d(torch.where(bins == k, length, 0.0), self.cell) for k in range(self.bins)]
         histograms = F.normalize(torch.cat(votes, dim=1), dim=1)  # (B C) bins cells
-        side = self.patch // self.cell
+        side = self.side // self.cell
         values = rearrange(histograms, "(b c) k (h p) (w q) -> b (h w) (p q c k)", c=image.shape[1], p=side, q=side)
-        return values, values.new_ones(1, 1, 1)
+        if self.modality.name not in {**batch.valid, **batch.present}:
+            return values, values.new_ones(1, 1, 1)
+        holes = F.max_pool2d((~valid).float(), 3, stride=1, padding=1)  # and the pixels whose gradients read them
+        return values, 1 - F.max_pool2d(holes, self.side)[:, 0].flatten(1)[..., None]
 
 
 @dataclass(frozen=True)
@@ -133,7 +141,7 @@ class Features:
     """A teacher's features of each token, `dim` wide; its `FeatureSpec` says which layers, and how they are averaged.
 
     `layer` normalises each token's by their own mean and standard deviation, without parameters (MaskDistill's
-    whitening, arXiv 2210.10615, section 2.1), `l2` to unit length.
+    whitening, arXiv 2210.10615, section 2.1), `l2` to unit length. Samples without the modality do not count.
     """
 
     teacher: str
@@ -149,4 +157,6 @@ class Features:
             features = F.layer_norm(features, features.shape[-1:], eps=FEATURE_EPS)
         elif self.normalise == "l2":
             features = F.normalize(features, dim=-1)
+        if self.modality in batch.present:
+            return features, batch.present[self.modality][:, None, None].to(features.dtype)
         return features, features.new_ones(1, 1, 1)

@@ -185,7 +185,8 @@ class FeatureSpec:
     prefix token (a class or global token); `mean`, one query that is the mean of all patches'; `all`, the mean over
     the rows of all patches. `features` counts the last blocks whose normalised outputs are averaged (data2vec's
     top-k), 0 for none; `projected` sends them through the output projection that some teachers have (CLIP), and
-    `class_token` reads the first prefix token's as well.
+    `class_token` reads the first prefix token's as well. `norm` normalises each block's output token by token
+    (layer), or each of its channels over an image's tokens (instance).
     """
 
     attention: Literal["cls", "mean", "all"] | None = "cls"
@@ -193,6 +194,7 @@ class FeatureSpec:
     features: int = 1
     projected: bool = False
     class_token: bool = False
+    norm: Literal["layer", "instance"] = "layer"
 
 
 @dataclass(frozen=True)

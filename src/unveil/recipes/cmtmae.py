@@ -23,7 +23,7 @@ from typing import Literal
 import torch
 
 from ..modeling.decoder import BlendKind, CrossDecoder, SelfDecoder, make_blend
-from ..modeling.losses import LOSSES, Loss, l2, smooth_l1
+from ..modeling.losses import Loss, l2
 from ..modeling.masked_model import MaskedModel, Objective, linear_head
 from ..modeling.masking import (
     FUSIONS,
@@ -41,7 +41,7 @@ from ..modeling.objectives import Gate, GateScore, Ranking
 from ..modeling.targets import HOG, Features, Pixels, Target
 from ..modeling.teachers import EMATeacher, FrozenTeacher, Momentum, OnlineTeacher, load_teacher
 from ..modeling.types import RGB, FeatureSpec, Modality
-from .recipe import DecoderShape, Hyperparameters, LrScale, Recipe, Stage, lr_factor, once
+from .recipe import DecoderShape, Hyperparameters, LrScale, Recipe, Stage, lr_factor, make_loss, once
 
 Guide = FrozenTeacher | EMATeacher | OnlineTeacher
 
@@ -162,7 +162,7 @@ def recipe(
         "pixels": (pixels or float(targets == "pixels"), Pixels(modality, train.patch, norm_pix), l2),
         "hog": (hog, HOG(modality, train.patch), l2),
     }
-    feature_loss = partial(smooth_l1, beta=beta) if loss == "smooth-l1" else LOSSES[loss]
+    feature_loss = make_loss(loss, beta)
     heads = {name: once(linear_head) for name in (*maps, *image_targets)}  # stages share them
     gate = once(Gate)
     seed = torch.initial_seed()  # of the run: a random teacher is the same one in every stage

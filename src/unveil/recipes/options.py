@@ -263,5 +263,8 @@ def check_choices(function: Callable[..., Any], values: Mapping[str, Any]) -> No
     """Raise ValueError for a value that is none of those which the option's `Literal` annotation lists."""
     for option in options_in(function, skip=DATA):
         value = option.current(values.get(option.name, option.default))
-        if get_origin(option.kind) is Literal and value not in get_args(option.kind):
-            raise ValueError(f"{option.name} must be one of {', '.join(get_args(option.kind))}; got {value!r}")
+        kinds = alternatives(option.kind)
+        is_closed = all(get_origin(kind) is Literal or kind is types.NoneType for kind in kinds)
+        allowed = [choice for kind in kinds for choice in get_args(kind)] + [None] * (types.NoneType in kinds)
+        if is_closed and value not in allowed:
+            raise ValueError(f"{option.name} must be one of {', '.join(option.choices)}; got {value!r}")

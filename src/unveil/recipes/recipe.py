@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from typing import Literal, ParamSpec, TypeVar, cast
 
 import torch
 
 from ..data.transforms import Flip, View
 from ..modeling.encoder import Encoder, vit
+from ..modeling.losses import LOSSES, Loss, smooth_l1
 from ..modeling.masked_model import MaskedModel
 from ..modeling.masking import Masker
 from ..modeling.optim import Optim
@@ -133,3 +134,10 @@ def lr_factor(lr_scale: LrScale, masker: Masker) -> float:
     """The factor of the learning rate: predicted/hidden patches (CrossMAE's released code), its inverse, or 1."""
     share = masker.predicted_share / (1 - masker.visible)
     return {"predicted": share, "inverse": 1 / share, "none": 1.0}[lr_scale]
+
+
+def make_loss(name: str, beta: float = 1.0) -> Loss:
+    """The loss of a name; `beta` is that of the smooth-l1 loss. Raises ValueError for a beta below 0."""
+    if beta < 0:
+        raise ValueError(f"beta is the error below which the smooth-l1 loss is squared, at least 0; got {beta}")
+    return partial(smooth_l1, beta=beta) if name == "smooth-l1" else LOSSES[name]

@@ -24,6 +24,7 @@ UPDATES = 6000  # that a run should have: below it, batches of half the size lea
 MIN_BATCH, MAX_BATCH = 16, 4096
 SHORT_RUN_LR = 1e-3  # peak of a tiny ViT at batches of 32 and more, less below; docs/results.md has the sweep
 EMA_SHARE = 0.05  # of a run's updates: the longest time constant of an average of the student
+EMA_TARGETS = ("data2vec", "student", "collaborative")  # what is predicted from an average of the student
 SHORT_RUN, SHORT_RUN_CROP = 50, 0.6  # epochs below which crops show more of an image, and how much at least
 VALIDATIONS, VALIDATION_SECONDS = 10, 15.0  # in a run, and the least training between two of them
 _IMAGE_SIZES = ((40, 32, 4), (96, 64, 8), (160, 128, 16), (math.inf, 224, 16))  # median side up to -> size, patch
@@ -130,7 +131,8 @@ def _configure_momentum(auto: AutoConfig, updates: float) -> None:
     """Shorten an average of the student that would still hold its initial weights when the run ends."""
     guide, average = ("student", "momentum") if "student" in auto.options else ("teacher", "student")
     constant = max(1.0, EMA_SHARE * updates)
-    if auto.options.get(guide, average) == average and auto.defaults.get("momentum", 0.0) > 1 - 1 / constant:
+    is_average = auto.options.get(guide, average) == average or auto.options.get("target") in EMA_TARGETS
+    if is_average and auto.defaults.get("momentum", 0.0) > 1 - 1 / constant:
         value = float(f"{1 - 1 / constant:.3g}")
         auto.set("momentum", value, f"an average over about {constant:.0f} of {updates:,.0f} updates")
 

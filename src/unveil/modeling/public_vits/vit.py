@@ -27,6 +27,7 @@ from ..layers import (
     check_spec,
     in_order,
     initialise,
+    mean_of_blocks,
     norm,
     observe_blocks,
     token,
@@ -154,19 +155,17 @@ class ViT(nn.Module):
             x = block(x, None, None, rotation)
         return self.norm(x) if self.config.final_norm == "all" else x
 
-    def features(self, maps: list[Float[Tensor, "B N D"]], projected: bool) -> Float[Tensor, "B N F"]:
+    def features(self, maps: list[Float[Tensor, "B N D"]], spec: FeatureSpec) -> Float[Tensor, "B N F"]:
         """The mean of some blocks' outputs, each normalised, or sent through final norm and projection.
 
         One map takes the encoder's own final norm where that covers patches; all others are normalised without
-        parameters.
+        parameters, and so is one with `spec.norm` instance.
         """
-        if projected:
-            outputs = [self.projection(self.norm(m)) for m in maps]
-        elif len(maps) == 1 and self.config.final_norm == "all":
-            outputs = [self.norm(maps[0])]
-        else:
-            outputs = [F.layer_norm(m, m.shape[-1:], eps=EPS) for m in maps]
-        return torch.stack(outputs).mean(dim=0) if len(outputs) > 1 else outputs[0]
+        if spec.projected:
+            return torch.stack([self.projection(self.norm(m)) for m in maps]).mean(dim=0)
+        if len(maps) == 1 and self.config.final_norm == "all" and spec.norm == "layer":
+            return self.norm(maps[0])
+        return mean_of_blocks(maps, spec.norm)
 
     def check(self, spec: FeatureSpec) -> None:
         """Raise ValueError for layers, tokens or a projection that this ViT does not have."""
@@ -205,7 +204,7 @@ class PublicViT(FeatureExtractor):
         fitted = resized(images, (grid[0] * self.config.patch, grid[1] * self.config.patch))
         x, rotation = self.vit.first_input(self.normalised(fitted))
         attention, maps = observe_blocks(self.blocks, x, spec, self.num_prefix, rotation=rotation)
-        features, class_token = self.vit.features(maps, spec.projected).float() if maps else None, None
+        features, class_token = self.vit.features(maps, spec).float() if maps else None, None
         if features is not None and spec.class_token:
             class_token, features = features[:, 0], features[:, self.num_prefix :]
         layout = Layout({modality: slice(0, grid[0] * grid[1])}, grid)
