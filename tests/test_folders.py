@@ -139,6 +139,29 @@ def test_what_is_not_read_of_aligned_folders_is_counted(tmp_path: Path, capsys: 
     assert "passed over  1 .txt, 1 folder normals, 1 .csv" in capsys.readouterr().out
 
 
+def test_an_evaluation_on_images_of_the_pretraining_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """Known by the content of their files, also under other names at another address."""
+    for split, first in (("train", 0), ("test", 50)):
+        for i in range(8):
+            write(tmp_path / "set" / split / ("cat", "dog")[i % 2] / f"{i}.png", first + i)
+            write(tmp_path / "copy" / ("dog", "cat")[i % 2] / f"{i}-{split}.png", first + i)
+    run, words = str(tmp_path / "run"), ["--protocol", "knn", "--no-baselines"]
+    options = ["--epochs", "1", "--batch-size", "4", "--out", run]
+    assert main(["pretrain", write_recipe(tmp_path), "--data", str(tmp_path / "set/test"), *options]) == 0
+
+    def evaluated(*data: str) -> str:
+        capsys.readouterr()
+        assert main(["evaluate", run, *words, "--data", *data]) == 0
+        return capsys.readouterr().err
+
+    assert f"7 of the 8 test images are among those that {run} was pretrained on" in evaluated(str(tmp_path / "set"))
+    assert "was pretrained on" in Path(run, "eval", "knn.json").read_text()
+    assert "was pretrained on" not in evaluated(str(tmp_path / "set/test"), "--test-data", str(tmp_path / "set/train"))
+    assert "7 of the 16" in evaluated(str(tmp_path / "set/train"), "--test-data", str(tmp_path / "copy"))
+    Path(run, "trained_images.u64").unlink()  # a run of release 0.1
+    assert "7 of the 8 test images" in evaluated(str(tmp_path / "set"))
+
+
 MODES = {".pbm": "1", ".pgm": "L", ".gif": "P"}
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
+from ..data.sources import Source
 from ..evaluation.datasets import ImageSplit, open_sets
 from ..evaluation.dense.data import DenseData
 from ..evaluation.features import RawPixels
@@ -68,6 +70,14 @@ def evaluate(
         line.update(f"{task}: {done:,} of {total:,} images", done, total, task)
 
     note = cache(line.log)  # each message once
+    overlaps: dict[str, str] = {}  # by the address of test images
+
+    def check_test(test: Source) -> None:
+        if stored and test.address not in overlaps:
+            overlaps[test.address] = stored.overlap(test)
+            if overlaps[test.address]:
+                note(f"warning: {overlaps[test.address]}")
+
     context = Context(seed, limit, micro_batch, pool, cache=results_so_far, progress=progress, note=note)
     try:
         if kind == "samples for a run's decoders":
@@ -86,11 +96,12 @@ def evaluate(
                 untrained = stored.encoder(pool, trained=False) if stored else untrained_vit(describe(run), 0, pool)
                 encoders[UNTRAINED] = untrained.to(encoder.device)
             if kind == "images with a label per pixel":
-                images: DenseData | ImageSplit = DenseData(data, test_data)
+                images: DenseData | ImageSplit = DenseData(data, test_data, check_test)
             else:
                 declared = stored.declared if stored else ()
                 sources = open_sets(data, test_data, encoder.channels, group_by, seed, declared)
                 images = ImageSplit.of(*sources, limit, seed)
+                check_test(images.test)
             results = run_protocols(protocols, encoders, images, context)
     except KeyboardInterrupt:
         if not results_so_far.is_empty:
@@ -98,6 +109,7 @@ def evaluate(
         raise
     finally:
         line.close()
+    results = [replace(result, card=" ".join(filter(None, (result.card, *overlaps.values())))) for result in results]
     for file in write_results(folder, results, at_epoch):
         if stored is None:
             log(f"kept in {file}")

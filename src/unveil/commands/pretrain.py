@@ -10,12 +10,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from ..data.identity import identities
 from ..data.loader import Loader
 from ..modeling.masked_model import MaskedModel
 from ..modeling.public_vits import load_weights
-from ..runs.atomic import write_json
+from ..runs.atomic import write_bytes, write_json
 from ..runs.console import is_rank_zero, log, user_path
 from ..runs.folder import (
+    TRAINED_IMAGES,
     ReadOnlyRun,
     RunFolder,
     TensorBoardWriter,
@@ -117,7 +119,10 @@ def _write_start(run: RunFolder, setup: TrainingSetup, config: PretrainConfig) -
         assert setup.inspection
         assert setup.config
         setup.config.save(run.path / "config.yaml")
-        write_json(run.path / "inspection.json", asdict(setup.inspection))
+        facts = asdict(setup.inspection)
+        digests = facts.pop("digests", ())
+        write_json(run.path / "inspection.json", facts)
+        write_bytes(run.path / TRAINED_IMAGES, identities(setup.train, digests).tobytes())
         if setup.inspection.unreadable:
             write_json(run.path / "broken.json", setup.inspection.unreadable)
         (run.path / "metrics.jsonl").touch()

@@ -131,6 +131,11 @@ class AlignedSource:
         stem = self.stems[index]
         return {d.name: self._map(stem, d) for d in self.declared if stem in self.files[d.name]}
 
+    def content(self, index: int) -> bytes:
+        """The bytes of the file of the sample's first map, or where it lies in a file of several."""
+        path = self.location(index)
+        return path.encode(errors="surrogateescape") if "#" in path else read_bytes(Path(path), self.stems[index])
+
     def image(self, index: int) -> Shaped[Tensor, "C H W"]:
         stem, first = self.stems[index], self.declared[0]
         if stem not in self.files[first.name]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
@@ -16,6 +15,7 @@ from torch import Tensor
 from ..modeling.types import Modality, to_float
 from ..runs.console import printable, table
 from .decode import Header, Unreadable, decode, read_header, to_channels
+from .identity import digest
 from .listing import counted
 from .modality_config import Declared
 from .read_map import Map
@@ -52,6 +52,7 @@ class Inspection:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     passed_over: dict[str, int] = field(default_factory=dict)
+    digests: tuple[str, ...] = field(default=(), repr=False)  # of the files' contents, in order; empty if unreadable
 
     @property
     def modality(self) -> Modality:
@@ -86,7 +87,8 @@ def inspect_source(source: Source, limit: int | None = None) -> Inspection:
     files = whole if isinstance(whole, EncodedSource) else None  # None where images are made
     headers: list[Header] = []
     unreadable: dict[str, str] = {}
-    copies: defaultdict[bytes, list[str]] = defaultdict(list)
+    digests = [""] * n
+    copies: defaultdict[str, list[str]] = defaultdict(list)
     moments = _Moments(source.channels)
     for i in range(n):
         name = source.name(i)
@@ -94,7 +96,8 @@ def inspect_source(source: Source, limit: int | None = None) -> Inspection:
             if files is not None:
                 data = files.encoded(numbers[i])
                 headers.append(read_header(data, name))
-                copies[hashlib.blake2b(data, digest_size=16).digest()].append(name)
+                digests[i] = digest(data)
+                copies[digests[i]].append(name)
             if i not in decoded:
                 continue
             image = source.image(i) if files is None else to_channels(decode(data, name), source.channels, name)
@@ -124,6 +127,7 @@ def inspect_source(source: Source, limit: int | None = None) -> Inspection:
         mean=mean,
         std=std,
         passed_over=dict(getattr(whole, "passed_over", {})),
+        digests=tuple(digests) if files is not None and source is whole else (),
     )
 
 

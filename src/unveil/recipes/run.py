@@ -8,7 +8,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from jaxtyping import UInt64
+
 from ..data.aligned_folders import open_samples
+from ..data.identity import shared
 from ..data.inspection import inspect_samples
 from ..data.modality_config import BUILT_IN, Declared, declared_from, modality_from
 from ..data.sources import Source, Subset, open_source, spread
@@ -19,10 +23,12 @@ from ..modeling.rng import seed_stage
 from ..modeling.types import Modality, Pool
 from ..runs.checkpoint import Checkpoint, read, read_latest, read_state, weights_by_step
 from ..runs.console import log, user_path
+from ..runs.folder import TRAINED_IMAGES
 from ..runs.run_config import RunConfig
 from .recipe import Recipe
 from .registry import build_recipe, load_recipe
 
+_LOOKED_AT = 2000  # samples that tell whether a run was trained on some
 _INSPECTED = 64  # samples that settle maps which the run itself does not read
 _HEADLINE = ("size", "patch", "image_size", "visible", "batch_size", "lr", "teacher")
 
@@ -175,6 +181,8 @@ class Run:
         trained = frozenset() if own is None else frozenset(locations(self._hold_out(own)[0]))
         source = self._open(address, extra_maps) if extra_maps and isinstance(address, str) else given
         is_trained = [location in trained for location in locations(source)]
+        if own is not given and (known := self._trained_images()) is not None:  # copies of them at another address
+            is_trained = [by_path or copy for by_path, copy in zip(is_trained, shared(source, known), strict=True)]
         train = [i for i, known in enumerate(is_trained) if known]
         unseen = [i for i, known in enumerate(is_trained) if not known]
         if not unseen:
@@ -182,6 +190,28 @@ class Run:
         if train and data is not None:
             log(f"note: {self.path} was trained on {len(train):,} of the {len(source):,} samples of {source.address}")
         return Subset(source, train), Subset(source, unseen) if train else source
+
+    def overlap(self, source: Source) -> str:
+        """A sentence on the samples of a source, at most 2000 of them, that the run was trained on; empty if none.
+
+        They are known by their content, wherever they lie; to a run of release 0.1 by their paths.
+        """
+        looked_at = Subset(source, spread(len(source), _LOOKED_AT))
+        if (known := self._trained_images()) is not None:
+            are_known = shared(looked_at, known)
+        else:
+            own = self._own_data()
+            trained = frozenset() if own is None else frozenset(locations(self._hold_out(own)[0]))
+            are_known = [location in trained for location in locations(looked_at)]
+        count = sum(are_known)
+        which = f"{count:,} of the {len(looked_at):,}" if count < len(looked_at) else f"All {count:,}"
+        sampled = ", evenly spread," if len(looked_at) < len(source) else ""
+        return f"{which} test images{sampled} are among those that {self.path} was pretrained on." if count else ""
+
+    def _trained_images(self) -> UInt64[np.ndarray, " N"] | None:
+        """The identities of the images that the run was trained on; None where it has not stored them."""
+        stored = self.path / TRAINED_IMAGES
+        return np.frombuffer(stored.read_bytes(), np.uint64) if stored.is_file() else None
 
     def _own_data(self) -> Source | None:
         """The data that the run was trained on; None where they are not there any more."""

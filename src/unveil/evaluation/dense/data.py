@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
@@ -21,6 +21,7 @@ from ...data.dense_dataset import DensePair, DenseSet, LabelEncoding
 from ...data.dense_layouts import StorageOptions, numbered, open_dense
 from ...data.loader import prefetch
 from ...data.read_map import Map
+from ...data.sources import Source, Subset
 from ...data.transforms import Cut, Keys, Sample, resize_known, view_of
 from ...modeling.rng import SampleRng
 from ...modeling.types import Batch, Modality
@@ -34,6 +35,7 @@ class DenseData:
 
     address: str
     test_address: str | None = None
+    check_test: Callable[[Source], None] = lambda test: None  # called with the test samples
 
     def open(
         self, encoder: DenseEncoder, stored: StorageOptions, wanted: Sequence[str], target: str, limit: int | None
@@ -43,6 +45,7 @@ class DenseData:
         Raises ValueError where a set lacks one of them or the target, and where the encoder does not read one.
         """
         sets = open_dense(self.address, self.test_address, stored)
+        self.check_test(Subset(sets.test.source, sets.test.rows))
         train, test = (s.limited(limit).with_channels(encoder.channels) for s in (sets.train, sets.test))
         inputs = chosen_inputs(encoder, wanted, list(train.maps), target)
         kinds = [*(m.name for m in inputs), target]
