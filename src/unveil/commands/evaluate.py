@@ -109,7 +109,8 @@ def evaluate(
         raise
     finally:
         line.close()
-    results = [replace(result, card=" ".join(filter(None, (result.card, *overlaps.values())))) for result in results]
+    if stored and data != stored.config.data.address:  # else the card's data are the run's
+        results = [replace(r, card=" ".join(filter(None, (r.card, *overlaps.values())))) for r in results]
     for file in write_results(folder, results, at_epoch):
         if stored is None:
             log(f"kept in {file}")
