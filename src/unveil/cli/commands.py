@@ -11,8 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import unveil
-
 from ..recipes.options import DATA, Option, UsageError, spell
 from ..recipes.registry import load_recipe, recipe_cards
 from ..runs.console import is_rank_zero
@@ -107,8 +105,10 @@ def command(places: str, example: str) -> Callable[[Code], Code]:
 @command("", "unveil demo")
 def _demo(self: Command, words: list[str]) -> str:
     """the whole way on built-in images: pretrain, evaluate, report"""
-    _, given = self.read(words, flags(unveil.demo))
-    unveil.demo(**given)
+    from ..experiments.demo import demo
+
+    _, given = self.read(words, flags(demo))
+    demo(**given)
     return _FIRST_RUN
 
 
@@ -128,7 +128,9 @@ def _pretrain(self: Command, words: list[str]) -> str:
         raise UsageError(f"{name} has an option {min(clash)!r}, which is a flag of pretrain: rename the option")
     note = "the defaults are the paper's; without --paper, batch, size and epochs are set by data and machine"
     _, given = self.read([name, *words], groups | {f"options of {name} ({note})": own})
-    path = str(unveil.pretrain(given_name, **given))
+    from ..commands.pretrain import pretrain  # --help does not wait for torch
+
+    path = str(pretrain(given_name, **given))
     return shlex.join(["unveil", *(("pretrain", "--config") if given.get("save_config") else ("report",)), path])
 
 
@@ -162,14 +164,15 @@ def _values(words: list[str], name: str) -> list[str]:
 @command("RUN", "unveil evaluate runs/a --data cifar10.parquet --protocol knn linear")
 def _evaluate(self: Command, words: list[str]) -> str:
     """measure a run's frozen features on labelled images"""
+    from ..commands.evaluate import evaluate
     from ..evaluation.registry import find_protocol, protocols
 
-    groups = flags(unveil.evaluate, "run")
+    groups = flags(evaluate, "run")
     own = (name for name in _values(words, "protocol") if name.endswith(".py"))
     for name in dict.fromkeys([*protocols(), *own]):
         groups[f"options of {name}"] = flags_of(find_protocol(name))
     (run,), given = self.read(words, groups)
-    unveil.evaluate(run, **given)
+    evaluate(run, **given)
     return shlex.join(["unveil", "report", run])
 
 
@@ -199,8 +202,10 @@ def _after_study(words: Sequence[str], folder: Path | None) -> str:
 @command("RUN [RUN ...]", "unveil report runs/a")
 def _report(self: Command, words: list[str]) -> str:
     """one self-contained page on one run or several"""
-    runs, given = self.read(words, flags(unveil.report, "runs"), many=True)
-    print(f"report: {unveil.report(runs, **given)}")
+    from ..reporting.page import write_report
+
+    runs, given = self.read(words, flags(write_report, "runs"), many=True)
+    print(f"report: {write_report(runs, **given)}")
     return _after_report(runs)
 
 
@@ -215,8 +220,10 @@ def _after_report(runs: Sequence[str | Path]) -> str:
 @command("RUN", "unveil embed runs/a --data ~/photos --out features.npz")
 def _embed(self: Command, words: list[str]) -> str:
     """the features of every image, as a file"""
-    (run,), given = self.read(words, flags(unveil.embed, "run"))
-    return _after_embed(unveil.embed(run, **given))
+    from ..commands.embed import embed
+
+    (run,), given = self.read(words, flags(embed, "run"))
+    return _after_embed(embed(run, **given))
 
 
 def _after_embed(features: Path) -> str:
@@ -227,25 +234,29 @@ def _after_embed(features: Path) -> str:
 @command("RUN", "unveil look runs/a")
 def _look(self: Command, words: list[str]) -> str:
     """attention, masks and reconstructions of a run, or of an untrained recipe, as a picture"""
-    groups = flags(unveil.look, "run")
+    from ..commands.look import look
+
+    groups = flags(look, "run")
     recipe = next(iter(_values(words, "recipe")), None)
     if recipe is not None:
         known = {flag.name for flag in groups["flags"]}
         own = flags_of(load_recipe(recipe), skip=DATA)
         groups[f"options of {recipe}"] = [flag for flag in own if flag.name not in known]
     runs, given = self.read(words, groups, needs=recipe is None)
-    unveil.look(*runs, **given)
+    look(*runs, **given)
     return shlex.join(["unveil", "report", *runs]) if runs else _FIRST_RUN.replace("crossmae", shlex.quote(str(recipe)))
 
 
 @command("attention RUN | blocks RUN | masks RUN | features RUN RUN", "unveil analyze attention runs/a")
 def _analyze(self: Command, words: list[str]) -> str:
     """statistics of attention, of decoder blocks, of masks under cheaper guidance, or of the layers of two runs"""
+    from ..commands import analyze
+
     kinds: dict[str, tuple[Function, tuple[str, ...]]] = {
-        "attention": (unveil.analyze_attention, ("run",)),
-        "blocks": (unveil.analyze_blocks, ("run",)),
-        "features": (unveil.analyze_features, ("run_a", "run_b")),
-        "masks": (unveil.analyze_masks, ("run",)),
+        "attention": (analyze.analyze_attention, ("run",)),
+        "blocks": (analyze.analyze_blocks, ("run",)),
+        "features": (analyze.analyze_features, ("run_a", "run_b")),
+        "masks": (analyze.analyze_masks, ("run",)),
     }
     if words and words[0] in kinds:
         function, places = kinds[words[0]]
@@ -266,10 +277,12 @@ def _analyze(self: Command, words: list[str]) -> str:
 @command("DATA", "unveil inspect ~/photos")
 def _inspect(self: Command, words: list[str]) -> str:
     """what a folder or a file of images holds"""
-    (data,), given = self.read(words, flags(unveil.inspect, "data"))
-    from ..data.aligned_folders import aligned_modalities
+    from ..commands.inspect import inspect
 
-    print(unveil.inspect(data, **given))
+    (data,), given = self.read(words, flags(inspect, "data"))
+    from ..data.aligned_folders import aligned_modalities  # once the flags are read: --help does not wait for torch
+
+    print(inspect(data, **given))
     modalities = given.get("modalities") or [d.name for d in aligned_modalities(data)]
     recipe, more = ("multimae", ["--modalities", *modalities]) if modalities else ("crossmae", [])
     return shlex.join(["unveil", "pretrain", recipe, "--data", data, *more, "--out", "runs/a"])
@@ -289,8 +302,10 @@ def _recipes(self: Command, words: list[str]) -> str:
 @command("", "unveil bench")
 def _bench(self: Command, words: list[str]) -> str:
     """the time and memory of a training step on this machine"""
-    _, given = self.read(words, flags(unveil.bench))
-    unveil.bench(**given)
+    from ..experiments.bench import bench
+
+    _, given = self.read(words, flags(bench))
+    bench(**given)
     return _FIRST_RUN
 
 

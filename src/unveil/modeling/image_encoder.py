@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -19,10 +19,20 @@ from .encoder import Encoder
 from .layers import EPS, Block
 from .types import Batch, Modality, Pool, to_float
 
-if TYPE_CHECKING:  # which imports this file
-    from .public_vits.vit import ViT
-
 CACHED_TOKENS = 2048
+
+
+class Trunk(Protocol):
+    """The transformer of an encoder: tokens that come before the patches, blocks, and a final norm."""
+
+    @property
+    def prefix(self) -> Tensor: ...
+
+    @property
+    def blocks(self) -> Sequence[Block]: ...
+
+    @property
+    def norm(self) -> nn.Module: ...
 
 
 class FeatureExtractor(nn.Module, ABC):
@@ -34,15 +44,27 @@ class FeatureExtractor(nn.Module, ABC):
     another number of channels, or of a size that the patch does not divide.
     """
 
-    def __init__(
-        self, trunk: Encoder | ViT, modalities: Sequence[Modality], patch: int, grid: tuple[int, int], pool: Pool
-    ):
+    def __init__(self, modalities: Sequence[Modality], patch: int, grid: tuple[int, int], pool: Pool):
         super().__init__()
-        self.trunk = (trunk,)  # in a tuple: it is registered by the name that the subclass gives it
         self.modalities, self.patch, self.pool = tuple(modalities), patch, pool
         self.image_size = grid[0] * patch, grid[1] * patch
-        self.num_prefix, self.dim = trunk.prefix.shape
-        self.depth = len(trunk.blocks)
+
+    @property
+    @abstractmethod
+    def trunk(self) -> Trunk:
+        """The transformer, under the name that the weights have in files."""
+
+    @property
+    def num_prefix(self) -> int:
+        return len(self.trunk.prefix)
+
+    @property
+    def dim(self) -> int:
+        return self.trunk.prefix.shape[1]
+
+    @property
+    def depth(self) -> int:
+        return len(self.trunk.blocks)
 
     @property
     def channels(self) -> int:
@@ -55,17 +77,17 @@ class FeatureExtractor(nn.Module, ABC):
 
     @property
     def blocks(self) -> Sequence[Block]:
-        return self.trunk[0].blocks
+        return self.trunk.blocks
 
     @property
     def final_norm(self) -> nn.Module:
         """The norm after the last block; an identity where there is none."""
-        return self.trunk[0].norm
+        return self.trunk.norm
 
     @property
     def device(self) -> torch.device:
         """The device of the weights, to which images are moved."""
-        return self.trunk[0].prefix.device
+        return self.trunk.prefix.device
 
     @abstractmethod
     def features(self, images: Float[Tensor, "B C H W"], pool: Pool) -> Float[Tensor, "B F"]:
@@ -104,9 +126,13 @@ class ImageEncoder(FeatureExtractor):
     """
 
     def __init__(self, encoder: Encoder, pool: Pool = "mean"):
-        super().__init__(encoder, encoder.modalities, encoder.patch, encoder.grid, pool)
+        super().__init__(encoder.modalities, encoder.patch, encoder.grid, pool)
         self.encoder = encoder
         self.eval().requires_grad_(False)
+
+    @property
+    def trunk(self) -> Encoder:
+        return self.encoder
 
     def tokens(self, batch: Batch, blocks: Sequence[int]) -> list[Float[Tensor, "B K D"]]:
         latents = self.encoder(self.encoder.embed(batch), blocks)

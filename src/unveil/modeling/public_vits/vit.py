@@ -181,11 +181,15 @@ class PublicViT(FeatureExtractor):
     def __init__(self, vit: ViT, pool: Pool = "mean"):
         config = vit.config
         modality = Modality("rgb", config.channels, config.mean, config.std)
-        super().__init__(vit, [modality], config.patch, config.grid, pool)
+        super().__init__([modality], config.patch, config.grid, pool)
         self.vit, self.config = vit, config
         self.register_buffer("mean", torch.tensor(config.mean)[:, None, None], persistent=False)
         self.register_buffer("std", torch.tensor(config.std)[:, None, None], persistent=False)
         self.eval().requires_grad_(False)
+
+    @property
+    def trunk(self) -> ViT:
+        return self.vit
 
     def normalised(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
         """Images as the ViT reads them. Raises ValueError where the patch does not divide them."""
