@@ -241,11 +241,13 @@ class TaskDecoder(Decoder):
 
     Tokens that are visible are their own queries, the others mask tokens; a task embedding tells the modalities apart,
     in queries and context (arXiv 2204.01678, section 3.2 and its released code: the queries do not bypass the
-    cross-attention, and no norm comes last).
+    cross-attention, and no norm comes last). Without `own_tokens` every query is a mask token: for an encoder that
+    reads mask tokens, whose output at a hidden place is no visible token.
     """
 
-    def __init__(self, modality: str, encoder: Encoder, dim: int, depth: int, heads: int):
+    def __init__(self, modality: str, encoder: Encoder, dim: int, depth: int, heads: int, own_tokens: bool = True):
         super().__init__(modality)
+        self.own_tokens = own_tokens
         self.embed = nn.Linear(encoder.dim, dim)
         self.mask_token = token(dim)
         self.tasks = nn.ParameterDict({m.name: token(dim) for m in encoder.modalities})
@@ -271,7 +273,9 @@ class TaskDecoder(Decoder):
         if self.modality in layout.spans:
             blank = blank + self.tasks[self.modality]
         x = blank.expand(len(ids), -1, -1)
-        if self.modality in layout.spans:  # its visible tokens in their places, the others beyond the end
+        if (
+            self.own_tokens and self.modality in layout.spans
+        ):  # its visible tokens in their places, the others beyond the end
             span = layout.spans[self.modality]
             own = torch.where((ids >= span.start) & (ids < span.stop), ids - span.start, layout.num_cells)
             slots = F.pad(x, (0, 0, 0, 1))
@@ -299,6 +303,14 @@ class Readout(Decoder):
         self.blocks = in_order(Block(dim, heads) for _ in range(depth))
         self.norm = norm(dim) if depth else nn.Identity()
         self.apply(initialise)
+
+    def make_queries(self, mask: Mask, layout: Layout) -> Queries:
+        if self.modality not in layout.spans:
+            raise ValueError(
+                f"the decoder reads tokens at the places of {self.modality}, which the encoder does not read here; use"
+                " --decoder cross"
+            )
+        return super().make_queries(mask, layout)
 
     def forward(self, latents: Latents, queries: Queries) -> Float[Tensor, "B Q D"]:
         x = self.embed(latents.final)

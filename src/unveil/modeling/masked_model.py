@@ -56,15 +56,21 @@ def drop(tokens: Tokens, mask: Mask) -> Tokens:
 
 
 class Blank(nn.Module):
-    """Hide tokens by a learned mask token in their places (SimMIM, arXiv 2111.09886, section 3.1)."""
+    """Hide tokens by a learned mask token in their places (SimMIM, arXiv 2111.09886, section 3.1), one a modality."""
 
     def __init__(self, encoder: Encoder):
         super().__init__()
-        self.mask_token = token(encoder.dim)
+        self.modalities = [m.name for m in encoder.modalities]
+        several = (len(self.modalities),) if len(self.modalities) > 1 else ()
+        self.mask_token = token(*several, encoder.dim)
         self.positions = Positions(encoder.grid, encoder.dim)
 
     def forward(self, tokens: Tokens, mask: Mask) -> Tokens:
-        blank = self.mask_token + self.positions(tokens.layout.grid)[tokens.cells]
+        mask_token: Tensor = self.mask_token
+        if len(self.modalities) > 1:
+            own = torch.stack([mask_token[self.modalities.index(name)] for name in tokens.layout.spans])
+            mask_token = own[tokens.ids // tokens.layout.num_cells]
+        blank = mask_token + self.positions(tokens.layout.grid)[tokens.cells]
         visible = torch.zeros_like(tokens.ids, dtype=torch.bool).scatter(1, mask.visible, True)
         values = torch.where(visible[..., None], tokens.values, blank.to(tokens.values.dtype))
         return replace(tokens, values=values, missing=None)  # missing tokens are blank, and a blank may be read

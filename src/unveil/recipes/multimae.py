@@ -7,7 +7,7 @@ from typing import Literal
 from ..modeling.masked_model import MaskedModel
 from ..modeling.masking import PATTERNS, ByModality, Masker
 from ..modeling.types import DEPTH, RGB, SEMSEG, Modality
-from .multimodal import MultiMAEOptions
+from .multimodal import MultiMAEOptions, make_decoders
 from .recipe import Hyperparameters, Recipe, Stage
 
 
@@ -26,12 +26,17 @@ def recipe(
     predicted: share of all patches that is predicted; by default all that are hidden
     masking: the order in which the patches of a modality are hidden
     """
+    if shared.teacher is not None and not shared.teaches:
+        raise ValueError(
+            f"target={shared.target} reads no teacher; use --target teacher or collaborative with --teacher"
+        )
     encoder = train.vit(*modalities, final_norm=shared.final_norm)
 
     def build() -> MaskedModel:
-        decoders, objectives = shared.decoders(modalities, encoder)
+        teachers = shared.teachers(encoder)
+        decoders, objectives = make_decoders(modalities, encoder, shared, teachers)
         score = shared.budget_score(ByModality(PATTERNS[masking]), encoder, objectives)
         masker = Masker(score, visible, predicted)
-        return MaskedModel(encoder, masker, decoders, objectives)
+        return MaskedModel(encoder, masker, decoders, objectives, teachers, shared.hider(encoder))
 
     return Recipe(encoder, (Stage(build, train.epochs),), train.optim(), train.view(encoder))

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from typing import Literal
 
-import torch
 from torch import nn
 
 from ..modeling.encoder import Encoder
@@ -38,10 +37,9 @@ from ..modeling.teachers import (
     Momentum,
     OnlineTeacher,
     PredictedLossTeacher,
-    load_teacher,
 )
 from ..modeling.types import DEPTH, RGB, SEMSEG, FeatureSpec, Modality
-from .multimodal import MultiMAEOptions
+from .multimodal import MultiMAEOptions, make_decoders
 from .recipe import Hyperparameters, Recipe, Stage
 
 
@@ -58,11 +56,9 @@ def recipe(
     query: Literal["cls", "mean", "all"] = "cls",
     layer: int = -1,
     student: Literal["online", "momentum"] = "online",
-    momentum: float = 0.996,
     guide_warmup: float = 0.0,
     guide_every: int = 1,
     guide_scale: Literal["full", "half"] = "full",
-    teacher: str | None = None,
     student_weight: float = 0.3,
     shared: MultiMAEOptions = MultiMAEOptions(),
 ) -> Recipe:
@@ -79,34 +75,39 @@ def recipe(
     query: attention of the class token (cls), of one query that is the mean of all patches', or the mean over patches
     layer: block whose attention is read, from the end below 0
     student: weights of the student that guides: its moving average, or the current ones (online)
-    momentum: momentum of the student's moving average, at first
     guide_warmup: share of the training in which masks are random at first
     guide_every: masks are guided every so many steps and random in between
     guide_scale: image size at which the guide's attention is computed: full, or half
-    teacher: a frozen encoder whose attention to RGB is blended with the student's (CMT-MAE); none by default
-    student_weight: the student's share in that blend
+    student_weight: the student's share in the attention to RGB that is blended with a teacher's (CMT-MAE)
     """
-    if guide != "attention" and (guide_heads, guide_scale, teacher) != ("all", "full", None):
+    if guide == "error" and shared.has_feature_targets:
+        raise ValueError(
+            f"guide=error measures losses before teachers are read; use --target maps or hog, not {shared.target}"
+        )
+    is_blended = shared.teacher is not None and (guide == "attention" or not shared.teaches)
+    if guide != "attention" and (guide_heads, guide_scale, is_blended) != ("all", "full", False):
         raise ValueError(f"guide={guide} reads no attention: it goes with no --guide-heads, --guide-scale or --teacher")
     if guide == "foreseen" and shared.budget == "joint":
         raise ValueError("errors are foreseen inside each modality, not across; use --budget dirichlet or adaptive")
-    if teacher is not None and shared.budget == "joint":
+    if is_blended and shared.budget == "joint":
         raise ValueError("a teacher of RGB has no say across modalities; use --budget dirichlet or adaptive")
     encoder = train.vit(*modalities, final_norm=shared.final_norm)
 
     sampler = make_sampler(draw, noise=noise)
-    score = guided_score(encoder, guide, sampler, shared.budget, student_weight if teacher is not None else None)
+    score = guided_score(encoder, guide, sampler, shared.budget, student_weight if is_blended else None)
     if guide_heads == "random":
         score = RandomHeads("student", score)
     score = IfObserved("student", score, ByModality(Uniform()))
 
     def build() -> MaskedModel:
-        decoders, objectives = shared.decoders(modalities, encoder)
+        target_teachers = shared.teachers(encoder, in_masks=is_blended)
+        decoders, objectives = make_decoders(modalities, encoder, shared, target_teachers)
+        hide = shared.hider(encoder)
         terms: list[LossTerm] = [*objectives]
         spec = FeatureSpec(query, layer, features=0)
         guide_teacher: Teacher = OnlineTeacher(encoder, spec)
         if guide == "error":
-            guide_teacher = MeasuredLossTeacher(decoders, objectives)
+            guide_teacher = MeasuredLossTeacher(decoders, objectives, hide)
         elif guide == "foreseen":  # only the order of the losses matters, so the heads have no bias
             heads = {m.name: nn.Linear(encoder.dim, 1, bias=False) for m in encoder.modalities if m.role == "both"}
             guide_teacher = PredictedLossTeacher(heads)
@@ -114,16 +115,15 @@ def recipe(
                 of_modality = [o for o in objectives if decoders[o.decoder].modality == name]
                 terms.append(Ranking(f"{name}_order", of_modality, FeatureLossPrediction("student", head)))
         elif student == "momentum":
-            guide_teacher = EMATeacher(encoder, Momentum(momentum), spec)
+            guide_teacher = EMATeacher(encoder, Momentum(shared.momentum), spec)
         if guide_scale == "half":
             guide_teacher = LowResolutionTeacher(guide_teacher, encoder)
-        teachers = {"student": guide_teacher}
-        if teacher is not None:
-            rgb = FeatureSpec("cls", features=0)
-            teachers["teacher"] = load_teacher(teacher, encoder, rgb, modality="rgb", seed=torch.initial_seed())
-        teachers = {name: EveryNSteps(t, guide_every, guide_warmup) for name, t in teachers.items()}
+        teachers: dict[str, Teacher] = {"student": EveryNSteps(guide_teacher, guide_every, guide_warmup)}
+        if is_blended and not shared.teaches:
+            target_teachers["teacher"] = EveryNSteps(target_teachers["teacher"], guide_every, guide_warmup)
+        teachers |= target_teachers
         masker = Masker(shared.budget_score(score, encoder, objectives), visible, predicted)
-        return MaskedModel(encoder, masker, decoders, terms, teachers)
+        return MaskedModel(encoder, masker, decoders, terms, teachers, hide)
 
     return Recipe(encoder, (Stage(build, train.epochs),), train.optim(), train.view(encoder))
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ..decoder import Decoder
 from ..encoder import Encoder
 from ..layers import EPS
-from ..masked_model import ForwardOutput, Objective, Teacher
+from ..masked_model import ForwardOutput, Hide, Objective, Teacher, drop
 from ..patches import validity
 from ..types import Batch, FeatureSpec, Layout, Mask, Modality, Observation, Tokens
 
@@ -114,13 +114,13 @@ class MeasuredLossTeacher(nn.Module):
     attention-guided MultiMAE). A token's loss is the weighted sum of the objectives of its modality.
     """
 
-    def __init__(self, decoders: Mapping[str, Decoder], objectives: Collection[Objective]):
+    def __init__(self, decoders: Mapping[str, Decoder], objectives: Collection[Objective], hide: Hide = drop):
         super().__init__()
-        self.model = (dict(decoders), tuple(objectives))  # in a tuple: they are registered by the masked model
+        self.model = (dict(decoders), tuple(objectives), hide)  # in a tuple: they are registered by the masked model
 
     @torch.no_grad()
     def observe(self, batch: Batch, tokens: Tokens, student: Encoder) -> Observation:
-        decoders, objectives = self.model
+        decoders, objectives, hide = self.model
         objectives = tuple(o for o in objectives if decoders[o.decoder].modality in tokens.layout.spans)
         decoders = {o.decoder: decoders[o.decoder] for o in objectives}
         keep = sorted({m for decoder in decoders.values() for m in decoder.reads})
@@ -128,7 +128,7 @@ class MeasuredLossTeacher(nn.Module):
         first, second = order.tensor_split(2, dim=1)
         error = torch.zeros(tokens.ids.shape, device=order.device)
         for mask in (Mask(first, second), Mask(second, first)):
-            latents = student(tokens.take(mask.visible), keep)
+            latents = student(tokens.take(mask.visible) if hide is drop else hide(tokens, mask), keep)
             queries = {name: decoder.make_queries(mask, tokens.layout) for name, decoder in decoders.items()}
             decoded = {name: decoder(latents, queries[name]) for name, decoder in decoders.items()}
             output = ForwardOutput({}, mask, latents, queries, decoded)
