@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -251,21 +252,74 @@ def test_what_is_no_vit(tmp_path: Path):
         load_encoder(tmp_path)
 
 
-def test_less_than_nine_tenths_is_an_error_that_names_keys(tmp_path: Path, capsys: pytest.CaptureFixture):
+def test_tensors_that_are_missing_or_left_over_are_an_error_that_names_them(tmp_path: Path):
     state = load_file(public_file(tmp_path / "w.safetensors"))  # 30 tensors of ours
-    dropped = ["blocks.0.norm1.weight", "blocks.0.norm1.bias", "blocks.1.attn.proj.weight"]
-    most = {name: tensor for name, tensor in state.items() if name not in dropped}
+    most = {name: tensor for name, tensor in state.items() if name != "blocks.0.norm1.weight"}
     save_file(most, tmp_path / "most.safetensors")
-    load_encoder(tmp_path / "most.safetensors")
-    assert "3 missing (start fresh): blocks.0.norm1.weight" in capsys.readouterr().err
-    save_file(
-        {n: t for n, t in most.items() if n != "norm.bias"} | {"junk": torch.zeros(1)}, tmp_path / "less.safetensors"
-    )
-    with pytest.raises(
-        ValueError, match=r"only 26 of that encoder's 30 tensors are in it\. Missing: .*norm1\.weight"
-    ) as e:
-        load_encoder(tmp_path / "less.safetensors")
-    assert "Left out: junk" in str(e.value)
+    with pytest.raises(ValueError, match=r"only 29 of that encoder's 30 tensors are in it.* Missing: .*norm1\.weight"):
+        load_encoder(tmp_path / "most.safetensors")
+    for name in ("junk", "blocks.0.attn.q_norm.weight", "rope.freqs", "blocks.0.attn.gate", "blocks.0.mlp.norm.weight"):
+        save_file(state | {name: torch.zeros(1)}, tmp_path / "more.safetensors")
+        for read in (load_encoder, unveil.load, lambda path: load_teacher(path, Encoder([RGB], (16,), 4, 24, 2, 2))):
+            with pytest.raises(ValueError, match=rf"Left over: {re.escape(name)}\. "):
+                read(str(tmp_path / "more.safetensors"))
+
+
+def layer_scaled(path: Path, scale: float, **others: Tensor) -> Path:
+    """A ViT with the layer scale, the biases of queries and values of BEiT, under timm's names."""
+    state = load_file(public_file(path))
+    for i in range(2):
+        bias = state.pop(f"blocks.{i}.attn.qkv.bias")
+        state |= {f"blocks.{i}.attn.{letter}_bias": scale * bias[:64] for letter in "qv"}
+        state |= {f"blocks.{i}.gamma_{k}": torch.full((64,), scale) for k in (1, 2)}
+    state |= others
+    save_file(state, path)
+    return path
+
+
+def test_layer_scale_and_separate_biases_count(tmp_path: Path):
+    """Under timm's names of BEiT, EVA and DINOv3, with a config.json that tells them from rotary ViTs."""
+    features = []
+    images = torch.rand(1, 3, 16, 16)
+    for name, scale in (("a", 0.1), ("b", 3.0)):
+        file = layer_scaled(tmp_path / f"{name}.safetensors", scale)
+        with pytest.raises(ValueError, match=r"give its config\.json"):
+            load_encoder(file)
+        encoder = load_encoder(folder_of(tmp_path / name, load_file(file)))
+        assert encoder.config.has_layer_scale
+        block = encoder.blocks[0]
+        state = load_file(file)
+        assert torch.equal(block.ls1.state_dict()["gamma"], state["blocks.0.gamma_1"])
+        bias = state["blocks.0.attn.q_bias"]
+        expected = torch.cat([bias, torch.zeros(64), state["blocks.0.attn.v_bias"]])
+        assert torch.equal(block.attn.qkv.bias, expected)
+        features.append(encoder(images))
+    assert not torch.allclose(*features)
+
+
+def test_positions_that_are_not_read_are_named(tmp_path: Path):
+    """BEiT's relative positions, EVA-02's and Perception Encoder's rotations, whose tensors alone do not show them."""
+    state = load_file(layer_scaled(tmp_path / "w.safetensors", 1.0))
+    table = state.pop("pos_embed")
+    relative = {f"blocks.{i}.attn.relative_position_bias_table": torch.zeros(12, 1) for i in range(2)}
+    eva = {n: t for n, t in state.items() if "gamma" not in n and "fc2.w" not in n}
+    eva |= {"pos_embed": table} | {f"blocks.{i}.mlp.fc2.weight": torch.zeros(64, 64) for i in range(2)}
+    plain = load_file(public_file(tmp_path / "w.safetensors"))
+    pooled_by_attention = plain | {f"norm_pre.{n}": torch.ones(64) for n in ("weight", "bias")}
+    pooled_by_attention |= {"attn_pool.latent": torch.zeros(1, 1, 64)}
+    for name, weights, reason in (
+        ("relative", state | relative, "relative_position_bias_table"),
+        ("no-table", state, "no table of positions"),
+        ("eva", eva, r"EVA-02.*q_bias"),
+        ("pe", pooled_by_attention, r"Perception Encoder.*attn_pool\.latent"),
+        ("relative-plain", plain | relative, r"Left over: blocks\.0\.attn\.relative_position_bias_table"),
+    ):
+        with pytest.raises(ValueError, match=reason):
+            load_encoder(folder_of(tmp_path / name, weights))
+    folder = folder_of(tmp_path / "named", plain)
+    (folder / "config.json").write_text('{"architecture": "vit_base_patch16_rope_ape_224"}')
+    with pytest.raises(ValueError, match="timm's vit_base_patch16_rope_ape_224"):
+        load_encoder(folder)
 
 
 def test_a_description_is_that_of_the_encoder(tmp_path: Path):

@@ -19,12 +19,11 @@ from ...runs.console import log
 from ..types import IMAGENET_MEAN, IMAGENET_STD, Pool
 from .parameter_names import MLP, OPENAI, TRANSFORMERS, fuse, rename
 from .vit import Activation, PublicViT, ViT, ViTConfig
-from .weight_files import StateDict, WeightFiles, find_weights, load_weights, summarise
+from .weight_files import BESIDE, StateDict, WeightFiles, find_weights, load_weights, summarise
 
 # The family, its weights under timm's names, and what those do not show: keyword arguments of `assemble`.
 Recognised = tuple[str, StateDict, dict[str, Any]]
 
-MATCHED = 0.9  # of an encoder's tensors; with fewer the file is of something else
 UNVEIL = "unveil"  # the family of own runs
 HEADS = {  # by width, of the ViTs that are public; others have one for every 64 channels
     192: 3, 384: 6, 768: 12, 1024: 16, 1152: 16, 1280: 16, 1408: 16, 1536: 24, 1664: 16, 4096: 32,
@@ -41,6 +40,10 @@ _ADAPTER = "encoder.adapters."
 _MULTIMAE = ((r"^encoder\.(\d+)\.", r"blocks.\1."), (r"^input_adapters\.rgb\.proj\.", "patch_embed.proj."))
 _CHUNKS = ((r"^blocks\.\d+\.(\d+\.)", r"blocks.\1"),)  # DINOv2's blocks of a distributed run lie in groups
 _SWIGLU = ((r"\.mlp\.(w12|w2)\.", ".mlp.fc1."), (r"\.mlp\.w3\.", ".mlp.fc2."), (r"\.mlp\.w1\.", ".mlp.gate."))  # DINOv2
+_UNLIKE = re.compile(  # timm's, of rotary positions, norms or heads that no tensor shows
+    r"_rope_|_pe_|eva02|naflex|relpos|_rpn_|vit_base_patch16_gap_|test_vit"
+)
+_TANH = re.compile(r"(so400m_patch16|giantopt_patch16|base_patch32)_siglip|large_patch16_siglip(_gap)?_512")
 _HUGE = 1280, 20  # DINOv3's H+ has heads of 64 channels, where other ViTs of its width have 16
 
 
@@ -127,21 +130,36 @@ def read_dino(files: WeightFiles) -> Recognised | None:
     config = files.config
     if "blocks.0.ls1.gamma" not in state:
         return None
-    is_gated = any(f"blocks.0.mlp.{layer}.weight" in state for layer in ("gate", "w1", "w12", "weights_in"))
     if "pos_embed" in state:
-        is_gated = is_gated or config.get("use_swiglu_ffn", False)
+        if not config and any(name.endswith(".gamma_1") for name in files.state):
+            raise ValueError(
+                "layer scale named gamma_1 comes with rotary positions in some models; give its config.json"
+            )
+        is_gated = _is_gated(state) or config.get("use_swiglu_ffn", False)
         options = _saved(config, eps=1e-6) | {"activation": "silu" if is_gated else "gelu"}
-        return "DINOv2", state, options | {"antialias": any(name in state for name in _REGISTERS)}
+        antialias = "architecture" in config or any(name in state for name in _REGISTERS)
+        return "DINOv2", state, options | {"antialias": antialias}
+    if "rope_embed.periods" not in state and not any(name in state for name in _REGISTERS):
+        others = summarise(name for name in state if re.search(r"rel|rope|freq|[qkv]_bias", name))
+        raise ValueError(f"it has no table of positions, and is no DINOv3; other positions are not supported: {others}")
     periods = state.pop("rope_embed.periods", None)
     theta = config.get("rope_theta", 100.0)
     if periods is not None:  # theta to the powers 0, 1/n, ... (n-1)/n
         theta = float(periods[-1].double() ** (len(periods) / (len(periods) - 1)))
-    size = config.get("image_size", 224)
-    options = _saved(config, eps=1e-5, activation="silu" if is_gated else "gelu")
+    size = config.get("image_size") or config.get("pretrained_cfg", {}).get("input_size", (224,))[-1]
+    options = _saved(config, eps=1e-5, activation="silu" if _is_gated(state) else "gelu")
     if state["cls_token"].shape[-1] == _HUGE[0]:
         options["heads"] = options["heads"] or _HUGE[1]
     size = size if isinstance(size, int) else size[0]
     return "DINOv3", _without_key_bias(state), {**options, "positions": "rotary", "image_size": size, "theta": theta}
+
+
+def _is_gated(state: StateDict) -> bool:
+    """Whether the first layer of the MLP is two, of a gate and of what it gates, under any names or packed in one."""
+    if any(f"blocks.0.mlp.{layer}.weight" in state for layer in ("gate", "w1", "w12", "weights_in")):
+        return True
+    first, second = (state.get(f"blocks.0.mlp.{layer}.weight") for layer in ("fc1", "fc2"))
+    return first is not None and second is not None and len(first) == 2 * second.shape[1]
 
 
 def _without_key_bias(state: StateDict) -> StateDict:
@@ -167,7 +185,8 @@ def read_timm(files: WeightFiles) -> Recognised | None:
     is_quick = is_clip and "quickgelu" in config.get("architecture", "")
     is_half = config.get("model_type") == "vit"
     mean, std = (CLIP_MEAN, CLIP_STD) if is_clip else (_HALF, _HALF) if is_half else (IMAGENET_MEAN, IMAGENET_STD)
-    options = _saved(config, 1e-5 if is_clip else 1e-6, "quick_gelu" if is_quick else "gelu")
+    is_tanh = _TANH.search(config.get("architecture", "")) is not None
+    options = _saved(config, 1e-5 if is_clip else 1e-6, "quick_gelu" if is_quick else "gelu_new" if is_tanh else "gelu")
     return "ViT", state, {**options, "antialias": "architecture" in config, "mean": mean, "std": std}
 
 
@@ -206,6 +225,7 @@ def assemble(
     """
     if activation not in _ACTIVATIONS:
         raise ValueError(f"the activation {activation!r} is not known; there are {', '.join(_ACTIVATIONS)}")
+    _refuse_hidden_rotations(state)
     state = _one_mlp(fuse(state))
     weight = state.get("patch_embed.proj.weight")
     indices = [int(match[1]) for name in state if (match := re.match(r"blocks\.(\d+)\.", name))]
@@ -251,6 +271,31 @@ def assemble(
     return config, ours
 
 
+def _refuse_hidden_rotations(state: StateDict) -> None:
+    """Raise ValueError for ViTs that turn queries and keys by angles which no file holds, beside a table of positions.
+
+    They are known by what else is theirs alone: Perception Encoder (arXiv 2504.13181) by its first norm without a last
+    or with attention pooling, EVA-02 (arXiv 2303.11331) by gated MLPs and keys without a bias.
+    """
+    has_pool = any(name.startswith("attn_pool.") for name in state)
+    family = None
+    if "norm_pre.weight" in state and (has_pool or "norm.weight" not in state):
+        family = "Perception Encoder, or of CoCa"
+    biased = {
+        letter
+        for letter in "qk"
+        for end in (f"{letter}_bias", f"{letter}_proj.bias")
+        if f"blocks.0.attn.{end}" in state
+    }
+    if biased == {"q"} and _is_gated(state) and "pos_embed" in state:
+        family = "EVA-02"
+    if family:
+        raise ValueError(
+            f"its tensors are those of {family}, whose rotary positions or pooling are not supported; left over:"
+            f" {summarise(name for name in state if 'attn_pool' in name or name.endswith(('q_bias', 'q_proj.bias')))}"
+        )
+
+
 def _one_mlp(state: StateDict) -> StateDict:
     """A gated MLP's two first projections as one, the gate before what it gates (DINOv2's w12, timm's packed fc1)."""
     state = rename(state, _SWIGLU)
@@ -287,18 +332,19 @@ def load_encoder(address: str | Path, pool: Pool = "mean") -> PublicViT:
 
     Its description and the report of its keys are logged. Raises FileNotFoundError when there is nothing at the
     address, OSError when the hub does not answer, ValueError for weights that are no ViT, that hold more than tensors,
-    or that fill less than 90 % of the encoder that is recognised.
+    or whose tensors and the encoder's do not all fit.
     """
     config, state, family = _recognise(find_weights(address))
     with torch.random.fork_rng(devices=[]):  # what is drawn here is overwritten: the run's generator is left as it was
         vit = ViT(config)
     report = load_weights(vit, state)
-    needed = len(vit.state_dict())
-    if len(report.loaded) < MATCHED * needed:
+    left = [name for name in report.unexpected if not BESIDE.match(name)]
+    if left or report.missing or report.reshaped:
         raise ValueError(
-            f"{address} looks like {family}, but only {len(report.loaded)} of that encoder's {needed} tensors are in"
-            f" it. Missing: {summarise(report.missing)}. Of another shape: {summarise(report.reshaped)}."
-            f" Left out: {summarise(report.unexpected)}"
+            f"{address} looks like {family}, but only {len(report.loaded)} of that encoder's {len(vit.state_dict())}"
+            f" tensors are in it, and {len(left)} others, so its features would be wrong. Missing:"
+            f" {summarise(report.missing)}. Of another shape: {summarise(report.reshaped)}. Left over:"
+            f" {summarise(left)}. Give a checkpoint of a plain ViT, or compute the features with the project that made it"
         )
     encoder = PublicViT(vit, pool)
     height, width = encoder.image_size
@@ -317,15 +363,23 @@ def describe(address: str | Path) -> ViTConfig:
 
 
 def _recognise(files: WeightFiles) -> tuple[ViTConfig, StateDict, str]:
+    architecture = files.config.get("architecture", "")
+    if _UNLIKE.search(architecture):
+        raise ValueError(
+            f"{files.address} is timm's {architecture}, which is no plain ViT; take its features with timm"
+        )
     for read in FAMILIES:
-        if (known := read(files)) is not None:
-            family, state, options = known
-            if family != UNVEIL:
-                options |= saved_statistics(files)
-            try:
+        family = "a ViT"
+        try:
+            if (known := read(files)) is not None:
+                family, state, options = known
+                if family != UNVEIL:
+                    options |= saved_statistics(files)
                 return *assemble(state, **options), family
-            except ValueError as error:
-                raise ValueError(f"{files.address} cannot be read as {family}: {error}") from error
+        except KeyError as error:
+            raise ValueError(f"{files.address} cannot be read as {family}: it has no tensor {error}") from error
+        except ValueError as error:
+            raise ValueError(f"{files.address} cannot be read as {family}: {error}") from error
     raise ValueError(f"{files.address} holds no ViT that is known here; its tensors are {summarise(files.state)}")
 
 
