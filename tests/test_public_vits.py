@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import collections
+import datetime
 import os
 import pickle
+import re
+import types
 import zipfile
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import example, given
@@ -246,6 +251,44 @@ def test_no_file(tmp_path: Path):
     for path in (tmp_path / "none.pth", tmp_path):
         with pytest.raises(FileNotFoundError, match="there is no weight file at"):
             read_weights(path)
+
+
+class Options(dict):
+    """Hyper-parameters as a class of a trainer's own."""
+
+
+def test_what_trainers_store_beside_tensors_is_harmless(tmp_path: Path):
+    """NumPy's numbers and arrays, paths, options, counts, dates, shapes; tensors under DeepSpeed's and others' keys."""
+    state = {"weight": torch.rand(3)}
+    for i, content in enumerate(
+        (
+            {"model": state, "best": np.float64(0.7), "epoch": np.int64(3), "curve": np.arange(3.0)},
+            {"model": state, "args": argparse.Namespace(output=Path("/out"), root=PureWindowsPath("a"), lr=1e-3)},
+            {"model": collections.OrderedDict(state), "defaults": collections.defaultdict(int, a=1)},
+            {"state_dict": state, "callbacks": {"seen": collections.Counter("ab"), "at": datetime.datetime.now()}},
+            {"module": state, "param_shapes": [collections.OrderedDict(weight=torch.Size([3]))], "ds_version": "0.14"},
+            {"model": state, "options": types.SimpleNamespace(size={1}, kind=frozenset("a"))},
+        )
+    ):
+        torch.save(content, tmp_path / f"{i}.pth")
+        assert torch.equal(read_weights(tmp_path / f"{i}.pth")["weight"], state["weight"]), content
+
+
+def test_a_refused_pickle_says_what_was_refused_and_how_to_convert_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    torch.save({"state_dict": {"weight": torch.ones(3)}, "hyper_parameters": Options(lr=1e-3)}, tmp_path / "a.ckpt")
+    torch.save(nn.Linear(2, 2), tmp_path / "module.pth")
+    for name, refused in (
+        ("a.ckpt", r"test_public_vits\.Options"),
+        ("module.pth", r"torch\.nn\.modules\.linear\.Linear"),
+    ):
+        with pytest.raises(ValueError, match=rf"its pickle names {refused}, .*convert it where it was made") as error:
+            read_weights(tmp_path / name)
+        assert "\x1b" not in str(error.value)
+        code = re.search(r'python -c "(.*)"', str(error.value))
+        assert code is not None
+        monkeypatch.chdir(tmp_path)
+        exec(code[1], {})
+        assert "weight" in read_weights(tmp_path / "weights.pth")
 
 
 def test_a_whole_module_is_code(tmp_path: Path):

@@ -344,7 +344,7 @@ def load_encoder(address: str | Path, pool: Pool = "mean") -> PublicViT:
             f"{address} looks like {family}, but only {len(report.loaded)} of that encoder's {len(vit.state_dict())}"
             f" tensors are in it, and {len(left)} others, so its features would be wrong. Missing:"
             f" {summarise(report.missing)}. Of another shape: {summarise(report.reshaped)}. Left over:"
-            f" {summarise(left)}. Give a checkpoint of a plain ViT, or compute the features with the project that made it"
+            f" {summarise(left)}. Give a plain ViT, or compute its features with the project that made it"
         )
     encoder = PublicViT(vit, pool)
     height, width = encoder.image_size
