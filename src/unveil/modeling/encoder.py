@@ -154,7 +154,7 @@ class Encoder(nn.Module):
 
     def first_input(self, tokens: Tokens) -> tuple[Float[Tensor, "B K D"], Keys]:
         """The input of the first block, K = R + V tokens, prefix first, and which of them may be attended to."""
-        x = torch.cat([self.prefix.expand(len(tokens.values), -1, -1), tokens.values], dim=1)
+        x = torch.cat([self.prefix.expand(tokens.values.shape[0], -1, -1), tokens.values], dim=1)
         if tokens.missing is None:
             return x, None
         return x, F.pad(~tokens.missing, (len(self.prefix), 0), value=True)

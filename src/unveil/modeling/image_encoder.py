@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -20,6 +21,7 @@ from .layers import EPS, Block
 from .types import Batch, Modality, Pool, to_float
 
 CACHED_TOKENS = 2048
+MARGIN = 0.5  # by which a resized image may leave [0, 1]
 
 
 class Trunk(Protocol):
@@ -36,7 +38,10 @@ class Trunk(Protocol):
 
 
 class FeatureExtractor(nn.Module, ABC):
-    """Images (B C H W, float in [0, 1] or uint8) -> one feature vector each (B F), in eval mode without gradients.
+    """Images (B C H W, float in [0, 1] or uint8) -> one feature vector each (B F).
+
+    It is in eval mode and its weights are frozen, so that nothing is recorded for gradients; after
+    `requires_grad_(True)` it trains like any module. Images outside [0, 1] are warned of once.
 
     It reads the `modalities`, of which the first is that of the images. `image_size` is the height and width in pixels
     that the encoder was trained at; others that the patch divides work too. `dim` is the width of a token, of which
@@ -48,6 +53,7 @@ class FeatureExtractor(nn.Module, ABC):
         super().__init__()
         self.modalities, self.patch, self.pool = tuple(modalities), patch, pool
         self.image_size = grid[0] * patch, grid[1] * patch
+        self.has_warned = False
 
     @property
     @abstractmethod
@@ -112,11 +118,33 @@ class FeatureExtractor(nn.Module, ABC):
         """Of each block, the modules whose outputs are added to its input."""
         return [(block.ls1, block.ls2) for block in self.blocks]
 
-    @torch.no_grad()  # not inference_mode: a head may be trained on the features
     def forward(self, images: Tensor) -> Float[Tensor, "B F"]:
         if images.ndim != 4 or images.shape[1] != self.channels:
             raise ValueError(f"images are B x {self.channels} x H x W in [0, 1]; got {tuple(images.shape)}")
-        return self.features(to_float(images.to(self.device)), self.pool)
+        if images.is_floating_point() and not is_traced():
+            self._warn_of_range(images)
+        images = to_float(images.to(self.device)).to(self.trunk.prefix.dtype)
+        return self.features(images, self.pool)
+
+    def _warn_of_range(self, images: Tensor) -> None:
+        """Warn, once, of images that are no fractions of a full scale; what resizing overshoots is no cause."""
+        mean, std = self.statistics
+        in_fractions = self.modalities[0].normalise == "fixed" and all(0 < value < 1 for value in (*mean, *std))
+        if not in_fractions or self.has_warned or not images.numel():
+            return
+        low, high = (value.item() for value in images.detach().aminmax())
+        if low < -MARGIN or high > 1 + MARGIN:
+            self.has_warned = True
+            warnings.warn(
+                f"images are expected in [0, 1], and these reach from {low:.3g} to {high:.3g}: give uint8,"
+                " divide by 255, or leave the normalisation out, which this encoder does itself",
+                stacklevel=4,
+            )
+
+
+def is_traced() -> bool:
+    """Whether a call is recorded by `torch.export`, `torch.compile`, `torch.onnx` or `torch.jit.trace`."""
+    return torch.compiler.is_compiling() or torch.jit.is_tracing() or torch.onnx.is_in_onnx_export()
 
 
 class ImageEncoder(FeatureExtractor):
@@ -157,7 +185,7 @@ def pooled(encoder: Encoder, images: Float[Tensor, "B C H W"], pool: Pool) -> Fl
     """
     per_image = images.shape[-2] * images.shape[-1] // encoder.patch**2
     size = max(1, CACHED_TOKENS // max(1, per_image))
-    if images.device.type == "cpu" and len(images) > size:
+    if images.device.type == "cpu" and not is_traced() and len(images) > size:
         return torch.cat([pooled(encoder, chunk, pool) for chunk in images.split(size)])
     x = encoder(encoder.embed(_batch(images, encoder.modalities[0]))).final
     if isinstance(encoder.norm, nn.Identity):
@@ -169,5 +197,5 @@ def pooled(encoder: Encoder, images: Float[Tensor, "B C H W"], pool: Pool) -> Fl
 
 
 def _batch(images: Float[Tensor, "B C H W"], modality: Modality) -> Batch:
-    key = torch.zeros(len(images), dtype=torch.int64, device=images.device)
+    key = torch.zeros(images.shape[0], dtype=torch.int64, device=images.device)
     return Batch({modality.name: images}, key, torch.ones((), device=images.device))

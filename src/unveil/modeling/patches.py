@@ -17,7 +17,8 @@ ROBUST_EPS = 1e-6
 
 def patchify(image: Tensor, patch: int) -> Tensor:
     """Patches (B N T) of maps (B C H W) in raster order, each laid out row, column, channel (MAE's order)."""
-    return rearrange(image, "b c (h p) (w q) -> b (h w) (p q c)", p=patch, q=patch)
+    cells = image.unflatten(3, (-1, patch)).unflatten(2, (-1, patch))  # B C h p w q; exports with a free batch size
+    return cells.permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2)
 
 
 def unpatchify(patches: Shaped[Tensor, "B N T"], patch: int, grid: tuple[int, int]) -> Shaped[Tensor, "B C H W"]:

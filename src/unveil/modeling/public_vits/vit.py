@@ -145,7 +145,7 @@ class ViT(nn.Module):
         """The input of the first block, K = R + N tokens, and the rotation of queries and keys in all blocks."""
         grid = images.shape[-2] // self.config.patch, images.shape[-1] // self.config.patch
         patches = self.embed(patchify(images, self.config.patch)) + self.position_embedding(grid)
-        x = torch.cat([self.prefix.expand(len(images), -1, -1).to(patches.dtype), patches], dim=1)
+        x = torch.cat([self.prefix.expand(images.shape[0], -1, -1).to(patches.dtype), patches], dim=1)
         return self.norm_pre(x), self.rotation(grid)
 
     def forward(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B K D"]:

@@ -1,0 +1,104 @@
+"""An encoder in other people's tools: gradients when asked, a free batch size, and docs/export.md as it is written."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+
+import unveil
+from test_teachers_frozen import public_file
+from tiny_runs import write_images, write_recipe
+from unveil.modeling.image_encoder import FeatureExtractor
+
+PAGE = Path(__file__).resolve().parents[1] / "docs" / "export.md"
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("export")
+    return unveil.pretrain(
+        write_recipe(folder), data=str(write_images(folder / "images")), out=str(folder / "runs/a"), device="cpu",
+        epochs=1.0, paper=True, workers=1,
+    )  # fmt: skip
+
+
+@pytest.fixture(params=["run", "public"])
+def encoder(request: pytest.FixtureRequest, run: Path, tmp_path: Path) -> FeatureExtractor:
+    address = run if request.param == "run" else public_file(tmp_path / "vit.safetensors")
+    return unveil.load(address, device="cpu")
+
+
+def images_of(encoder: FeatureExtractor, count: int) -> torch.Tensor:
+    return torch.rand(count, encoder.channels, *encoder.image_size)
+
+
+def test_forward_has_gradients_when_asked(encoder: FeatureExtractor):
+    images = images_of(encoder, 2)
+    assert not encoder(images).requires_grad, "frozen as it is loaded"
+    model = torch.nn.Sequential(encoder.requires_grad_(True), torch.nn.Linear(encoder.dim, 3))
+    model(images).sum().backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
+    optimizer, before = torch.optim.SGD(model.parameters(), lr=0.1), encoder(images)
+    optimizer.step()
+    assert not torch.allclose(encoder(images), before)
+    with torch.no_grad():
+        assert not encoder(images).requires_grad
+
+
+def test_another_precision(encoder: FeatureExtractor):
+    assert encoder.bfloat16()(images_of(encoder, 2)).dtype == torch.bfloat16
+
+
+def test_a_free_batch_size_exports_and_traces(encoder: FeatureExtractor):
+    example = images_of(encoder, 2)
+    free = torch.export.Dim("batch")
+    program = torch.export.export(encoder, (example,), dynamic_shapes=({0: free},)).module()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        traced = torch.jit.trace(encoder, example, check_trace=False)
+    for count in (1, 2, 9, 200):
+        images = images_of(encoder, count)
+        for function in (program, traced):
+            torch.testing.assert_close(function(images), encoder(images), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "change", [lambda x: 255 * x, lambda x: (x - 0.45) / 0.22], ids=["0 to 255", "normalised before"]
+)
+def test_images_outside_0_to_1_are_warned_of_once(encoder: FeatureExtractor, change):
+    images = images_of(encoder, 4)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        encoder(images)
+        encoder((255 * images).to(torch.uint8))
+        encoder(1.2 * images - 0.1)  # as resizing overshoots
+    with pytest.warns(UserWarning, match=r"images are expected in \[0, 1\], and these reach from .* divide by 255"):
+        encoder(change(images))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        encoder(change(images))
+
+
+def test_the_page_runs(run: Path, monkeypatch: pytest.MonkeyPatch):
+    """In order; what needs a package that is not there is left out, and the model for timm gives the same features."""
+    monkeypatch.chdir(run.parents[1])
+    names: dict = {}
+    warnings.simplefilter("ignore")
+    blocks = re.findall(r"^```python\n(.*?)^```", PAGE.read_text(), re.M | re.S)
+    assert len(blocks) == 6
+    for block in blocks:
+        needed = re.findall(r"^import (\w+)", block, re.M)
+        if all(importlib.util.find_spec(name) for name in needed):
+            exec(block, names)
+    x, encoder = names["images"], names["encoder"]
+    assert names["pyramid"][0].shape == (2, encoder.dim, *(side // encoder.patch for side in encoder.image_size))
+    assert torch.allclose(torch.export.load("encoder.pt2").module()(x), encoder(x), atol=1e-4)
+    if "model" in names and importlib.util.find_spec("timm"):
+        mean, std = (torch.tensor(values)[:, None, None] for values in encoder.statistics)
+        theirs = names["model"].eval().forward_features((x - mean) / std)[:, 1:].mean(dim=1)
+        torch.testing.assert_close(encoder(x), theirs, rtol=1e-4, atol=1e-4)
