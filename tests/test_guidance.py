@@ -180,6 +180,16 @@ class TestDraws:
         if 0 < num_shown < top * 40:
             assert len(rank[:, 40 - num_shown :].unique()) == round(top * 40), "and it is a lottery"
 
+    @pytest.mark.parametrize("num_tokens", [1, 4, 9, 16, 33])
+    def test_however_few_the_tokens_one_of_the_most_attended_stays_visible(self, num_tokens: int):
+        teacher, _ = maps(num_tokens=num_tokens, count=64)
+        score = Hint()(teacher, keyed(sample_keys(0, 0, range(64))))
+        rank = teacher.argsort(dim=1, descending=True).argsort(dim=1)
+        last = rank.gather(1, score.argmin(dim=1, keepdim=True))  # the token that is hidden last
+        assert (last < max(1, 0.1 * num_tokens)).all()
+        others = rank.gather(1, score.argsort(dim=1, descending=True))[:, :-1]
+        assert (others.diff(dim=1) > 0).all(), "the others are hidden by their attention"
+
     def test_noise_has_the_image_s_own_spread(self):
         teacher, _ = maps(count=1, num_tokens=48)
         batch = keyed(sample_keys(0, 0, range(500)))

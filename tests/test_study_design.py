@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from unveil.experiments.study import Arm, RunOf, Scale, Setting, Share, Study
-from unveil.experiments.study.command import with_data, with_overrides
+from unveil.experiments.study.command import check_weights, with_data, with_overrides
 from unveil.experiments.study.cost_estimate import build, flops_and_epochs
 from unveil.experiments.study.jobs import expand, settled
 from unveil.experiments.study.registry import check, load_study, studies
@@ -73,6 +73,78 @@ def test_a_built_in_study_is_possible_at_every_scale(name: str, tmp_path: Path):
         assert len({job.name for job in jobs}) == len(jobs)
         assert len(jobs) == len(asked.arms_at(scale)) * len(at.settings) * len(at.seeds)
     assert len(expand(asked, "cpu", tmp_path)) <= 12
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_built_in_study_gives_its_arms_equal_epochs_or_equal_time_at_every_scale(name: str):
+    """Arms that continue another training are compared with one another; what they start from is none of them."""
+    study = load_study(name)
+    for scale, at in study.scales.items():
+        assert at.minutes is not None or all("epochs" in {**at.options, **s.options} for s in at.settings)
+        for setting in at.settings:
+            options = {arm.name: settled(arm, at, setting) for arm in study.arms_at(scale)}
+            lengths = {(bool(given.get("init_from")), given["epochs"]) for given in options.values()}
+            assert len(lengths) == len({is_continued for is_continued, _ in lengths}), (scale, lengths)
+            for arm in study.arms_at(scale):
+                warmup = options[arm.name].get("warmup_epochs", 0.0)
+                resumes = options[arm.name].get("continue_schedule") in (
+                    "tail",
+                    "x10",
+                )  # beyond the warm-up of what it continues
+                assert resumes or warmup < options[arm.name]["epochs"]
+
+
+def test_arms_of_unequal_length_are_an_error_unless_they_set_it(capsys):
+    setting, paper = Setting("x", "scenes"), {"paper": True}
+    arms = (Arm("random", "multimae"), Arm("guided", "multimae-attention"))
+    study = Study("?", arms, "random", {"cpu": Scale((setting,), options=paper)})
+    with pytest.raises(ValueError, match="different epochs: random 1600, guided 400; give the scale options"):
+        check(study, "cpu")
+    check(replace(study, scales={"cpu": Scale((setting,), options={**paper, "epochs": 400})}), "cpu")
+    check(replace(study, scales={"cpu": Scale((setting,), options={"epochs": 1}, minutes=5)}), "cpu")
+    assert "note" not in capsys.readouterr().err
+    longer = replace(study, arms=(arms[0], Arm("longer", "multimae", {"epochs": 3200})))
+    check(longer, "cpu")
+    assert "different epochs" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name.startswith("multimae")])
+def test_studies_of_multimae_fine_tune_with_its_published_settings(name: str):
+    published = load_study(name).scales["paper"].protocols
+    assert published.get("finetune", {"preset": "multimae"}) == {"preset": "multimae"}
+
+
+def test_crossmae_s_tables_are_studied_with_their_published_settings():
+    """CrossMAE, tables 3 and 9: rows that were published with all hidden patches predicted, and 3f with a quarter."""
+    for name in ("mask-ratio", "decoder-depth", "maps", "self-attention"):
+        study = load_study(f"crossmae-{name}")
+        for arm in study.arms:
+            assert arm.recipe == "mae" or arm.options["predicted"] == 1 - arm.options.get("visible", 0.25)
+    blend = {arm.name: arm.options for arm in load_study("crossmae-blend").arms}
+    assert blend["linear, all predicted"]["predicted"] == blend["projected, all predicted"]["predicted"] == 0.75
+    resolution = load_study("crossmae-resolution")
+    for scale, sides in (("paper", ((224,), (448,))), ("cpu", ((32,), (64,)))):
+        at = resolution.scales[scale]
+        options = [settled(arm, at, at.settings[0]) for arm in resolution.arms]
+        assert tuple(given.get("image_size", (224,)) for given in options) == sides
+        assert not any("predicted" in given for given in options)  # the recipe's own: a quarter
+
+
+def test_the_continued_study_starts_from_the_public_file_at_the_published_scale(tmp_path: Path):
+    study = with_data(load_study("multimae-continue"), "paper", data=[str(tmp_path)])
+    jobs = expand(study, "paper", tmp_path)
+    assert {(job.pretrain["epochs"], job.needs == []) for job in jobs} == {(100, True)}
+    with pytest.raises(FileNotFoundError, match=r"1600e_multivit.* is not here; give its --init-from FILE"):
+        check_weights(jobs)
+    file = tmp_path / "public.pth"
+    file.touch()
+    jobs = expand(with_overrides(study, "paper", init_from=str(file)), "paper", tmp_path)
+    check_weights(jobs)
+    resumed = {job.arm: (job.pretrain["init_epoch"], job.pretrain.get("warmup_epochs")) for job in jobs}
+    assert resumed["guided, tail"] == (1600, None)
+    assert resumed["guided, restart"] == (None, 20)
+    with pytest.raises(FileNotFoundError, match="--init-from nowhere: there is no such file"):
+        with_overrides(study, "paper", init_from="nowhere")
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -4,6 +4,7 @@ from typing import Any
 
 from ..study.design import EQUAL_TIME, Arm, Options, RunOf, Share, Study, maps
 
+PUBLIC = "multimae-b_98_rgb+-depth-semseg_1600e_multivit-afff3f8c.pth"  # of MultiMAE's repository
 ALL_PROBES: dict[str, Options] = {"knn": {}, "knn-whitened": {}, "linear": {}, "heldout": {}}
 
 
@@ -12,9 +13,9 @@ def guided(name: str, **options: Any) -> Arm:
     return Arm(name, "multimae-attention", options)
 
 
-def continued(name: str, recipe: str, schedule: str) -> Arm:
+def continued(name: str, recipe: str, schedule: str, **options: Any) -> Arm:
     """A sixteenth more, as 100 epochs are to the 1600 of the public checkpoint."""
-    return Arm(name, recipe, {"init_from": RunOf("MultiMAE"), "continue_schedule": schedule, "epochs": Share(1 / 16)})
+    return Arm(name, recipe, {"continue_schedule": schedule, "epochs": Share(1 / 16), **options})
 
 
 multimae_budget = Study(
@@ -33,15 +34,21 @@ multimae_budget = Study(
 multimae_continue = Study(
     question="Which learning rate suits a training continued with guided masks, and is it the masks that help?",
     arms=(
-        Arm("MultiMAE", "multimae"),
+        Arm("MultiMAE", "multimae", {"init_from": None}),
         continued("random masks, tail", "multimae", "tail"),
         continued("guided, tail", "multimae-attention", "tail"),
         continued("guided, x10", "multimae-attention", "x10"),
-        continued("guided, restart", "multimae-attention", "restart"),
+        continued("guided, restart", "multimae-attention", "restart", warmup_epochs=Share(0.2), init_epoch=None),
     ),
     baseline="random masks, tail",
-    scales=maps(cpu_seeds=2, paper={"epochs": 1600}),
-    note="The project reports 83.5 (tail), 83.4 (x10) and 83.3 % (restart) on ImageNet, from the public checkpoint.",
+    scales=maps(
+        cpu_seeds=2,
+        shared={"init_from": RunOf("MultiMAE")},
+        paper={"epochs": 1600, "init_from": PUBLIC, "init_epoch": 1600},
+        paper_arms=("random masks, tail", "guided, tail", "guided, x10", "guided, restart"),
+    ),
+    note="The project reports 83.5 (tail), 83.4 (x10) and 83.3 % (restart) on ImageNet, from the public checkpoint of"
+    " 1600 epochs, from which the published scale starts too: --init-from says where it is.",
 )
 
 multimae_heads = Study(
@@ -82,8 +89,9 @@ multimae_masks = Study(
         smoke_protocols=ALL_PROBES,
         minutes=EQUAL_TIME,
     ),
-    note="The project reports 83.3 (random), 83.5 (high) and 83.3 % (low) on ImageNet, single runs. Losses under common"
-    " random masks compare; those under a run's own masks say how hard its task is.",
+    note="The project reports 83.3 (random), 83.5 (high) and 83.3 % (low) on ImageNet, single runs that continue a"
+    " public checkpoint for 100 epochs (multimae-continue); here arms train from scratch. Losses under common random"
+    " masks compare; those under a run's own masks say how hard its task is.",
 )
 
 multimae_noise = Study(
@@ -95,5 +103,5 @@ multimae_noise = Study(
     ),
     baseline="no noise",
     scales=maps(cpu_arms=("random", "no noise", "noise 0.25", "noise 0.75")),
-    note="The project gives one figure for all shares of noise.",
+    note="The project gives one figure for all shares of noise: that of masks without any.",
 )

@@ -38,6 +38,7 @@ def study(
     labelled: tuple[str, ...] = (),
     test_data: tuple[str, ...] = (),
     teacher: str | None = None,
+    init_from: str | None = None,
     arms: tuple[str, ...] = (),
     seeds: int | None = None,
     minutes: float | None = None,
@@ -58,6 +59,7 @@ def study(
     labelled: images with labels to evaluate on, by default the same: PATH or SETTING=PATH
     test_data: images to test on: PATH or SETTING=PATH
     teacher: the teacher of all arms that set none: a file, a folder, a run, a name on the hub
+    init_from: the weights that all arms start from that set none, such as the public checkpoint of multimae-continue
     arms: names of the arms that take part, in place of the scale's own; the baseline is one of them
     seeds: the number of seeds, in place of the scale's own
     minutes: training time of every run, in place of the scale's epochs; each arm's are fitted to it once
@@ -72,7 +74,7 @@ def study(
     for flag, number in {"seeds": seeds, "jobs": jobs, "limit": limit}.items():
         if number is not None and number < 1:
             raise ValueError(f"--{flag} {number}: a whole number, 1 or more, is needed")
-    chosen = with_overrides(chosen, at, teacher=teacher, arms=arms, seeds=seeds, limit=limit)
+    chosen = with_overrides(chosen, at, teacher=teacher, init_from=init_from, arms=arms, seeds=seeds, limit=limit)
     check(chosen, at)
     chosen = with_data(chosen, at, data=data, labelled=labelled, test_data=test_data)
     title = Path(name).stem
@@ -83,7 +85,7 @@ def study(
     print(_plan(chosen, at, title, device))
     if dry_run:
         return None
-    expand(chosen, at, folder)  # raises its errors before anything is written
+    check_weights(expand(chosen, at, folder))  # raises its errors before anything is written
     _begin(folder, title, at)
     if epochs:
         chosen = with_epochs(chosen, store_epochs(epochs, chosen.scales[at], folder))
@@ -98,7 +100,8 @@ def study(
     except KeyboardInterrupt:
         flags = {
             **{"scale": at, "out": folder, "data": data, "labelled": labelled, "test-data": test_data, "arms": arms},
-            **{"teacher": teacher, "seeds": seeds, "minutes": minutes, "limit": limit, "jobs": jobs},
+            **{"teacher": teacher, "init-from": init_from, "seeds": seeds, "minutes": minutes},
+            **{"limit": limit, "jobs": jobs},
             "device": None if device == "auto" else device,
         }
         log(f"the study is continued by: {_command_line(name, flags)}")
@@ -123,19 +126,22 @@ def with_overrides(
     at: ScaleName,
     *,
     teacher: str | None = None,
+    init_from: str | None = None,
     arms: Sequence[str] = (),
     seeds: int | None = None,
     limit: int | None = None,
 ) -> Study:
-    """The study with these in place of the scale's own. Raises FileNotFoundError for a teacher that does not exist."""
+    """The study with these in place of the scale's own. Raises FileNotFoundError for weights that do not exist."""
     if at not in study.scales:
         return study  # `check` raises the error
     scale = study.scales[at]
     if teacher is not None:
-        path = user_path(teacher)
-        if not path.exists() and not is_public_vit(teacher) and teacher != RANDOM:
-            raise FileNotFoundError(f"--teacher {teacher}: there is no such file, folder or name on the hub")
-        scale = replace(scale, options={**scale.options, "teacher": str(path) if path.exists() else teacher})
+        address = teacher if teacher == RANDOM else weights_at(teacher, "--teacher")
+        scale = replace(scale, options={**scale.options, "teacher": address})
+    if init_from is not None:
+        address = weights_at(init_from, "--init-from")
+        own = {"init_epoch": None} if (Path(address) / "run.json").exists() else {}  # a run stores its own
+        scale = replace(scale, options={**scale.options, "init_from": address, **own})
     if arms:
         scale = replace(scale, arms=tuple(arms))
     if seeds is not None:
@@ -143,6 +149,24 @@ def with_overrides(
     if limit is not None:
         scale = replace(scale, evaluation={**scale.evaluation, "limit": limit})
     return replace(study, scales={**study.scales, at: scale})
+
+
+def weights_at(address: str, flag: str) -> str:
+    """An address of weights, a path without `~`. Raises FileNotFoundError where there are none."""
+    path = user_path(address)
+    if not path.exists() and not is_public_vit(address):
+        raise FileNotFoundError(f"{flag} {address}: there is no such file, folder or name on the hub")
+    return str(path) if path.exists() else address
+
+
+def check_weights(jobs: Sequence[Job]) -> None:
+    """Raise FileNotFoundError for weights of the study's own that are not here."""
+    for job in jobs:
+        address = None if job.needs else job.pretrain.get("init_from")
+        if address and not user_path(address).exists() and not is_public_vit(address):
+            raise FileNotFoundError(
+                f"arm {job.arm} starts from {address}, which is not here; give its --init-from FILE"
+            )
 
 
 def with_data(study: Study, scale: ScaleName, **given: Sequence[str]) -> Study:

@@ -28,6 +28,13 @@ class Share:
 
 
 @dataclass(frozen=True)
+class Times:
+    """An option's value: so many times what the scale or the setting says, or else the recipe; of sizes, each side."""
+
+    factor: int
+
+
+@dataclass(frozen=True)
 class Arm:
     """One of the things compared: a recipe with some of its options. Arguments of `pretrain` count as options."""
 
@@ -101,6 +108,7 @@ NONE: dict[str, Any] = {}
 KNN: dict[str, Options] = {"knn": {}}
 KNN_AND_LINEAR: dict[str, Options] = {"knn": {}, "linear": {}}
 PUBLISHED: dict[str, Options] = {"linear": {}, "finetune": {}}
+PUBLISHED_MULTIMAE: dict[str, Options] = {"linear": {}, "finetune": {"preset": "multimae"}}
 EQUAL_TIME = {"smoke": 0.005, "cpu": 5.0, "gpu": 10.0}  # minutes of a run
 SMOKE = {
     **{"size": "nano", "patch": 8, "image_size": (32,), "epochs": 1, "batch_size": 16, "warmup_epochs": 0.1},
@@ -144,18 +152,21 @@ def scales(
     analyses: Mapping[str, Options] = NONE,
     minutes: Mapping[str, float] = NONE,
     along: Mapping[str, Options] = NONE,
+    magnified: int = 1,
 ) -> dict[ScaleName, Scale]:
     """Scenes at smoke, cpu and gpu, and ImageNet-1K at paper. A study has 12 runs at most at cpu.
 
-    `smoke`, `cpu`, `gpu` and `paper` are options on top of each scale's own, `shared` those of the first three.
+    `smoke`, `cpu`, `gpu` and `paper` are options on top of each scale's own, `shared` those of the first three. Every
+    scale has the epochs of its runs, so that no recipe's own number counts. Scenes are rendered `magnified` times as
+    large as their scale's images.
     `settings`, on a GPU and as published, are settings by name that differ in these options, such as sizes. With
     `photographs` there is a second such set on a GPU, of images that the user gives. `analyses` and measurements
     `along` the runs are made at every scale; `minutes` are those of a run, at the scales of equal time.
     """
     named = [(f" {name}".rstrip(), options) for name, options in (settings or {"": NONE}).items()]
-    on_smoke = (rendered("scenes", 40, 32),)
-    on_cpu = (rendered("scenes", 4000, 48 if cpu.get("image_size") == (48,) else 32),)
-    on_gpu = [rendered(f"scenes{name}", 20_000, 64, options) for name, options in named]
+    on_smoke = (rendered("scenes", 40, 32 * magnified),)
+    on_cpu = (rendered("scenes", 4000, magnified * (48 if cpu.get("image_size") == (48,) else 32)),)
+    on_gpu = [rendered(f"scenes{name}", 20_000, 64 * magnified, options) for name, options in named]
     on_gpu += [Setting(f"photographs{name}", options=options) for name, options in named if photographs]
     imagenet = tuple(Setting(f"ImageNet-1K{name}", images=IMAGENET, options=options) for name, options in named)
     seeds = (0, 1, 2)
@@ -163,7 +174,7 @@ def scales(
         "smoke": Scale(on_smoke, (0, 1), smoke_protocols, {**SMOKE, **shared, **smoke}, arms=smoke_arms),
         "cpu": Scale(on_cpu, tuple(range(cpu_seeds)), protocols, {**CPU, **shared, **cpu}, arms=cpu_arms),
         "gpu": Scale(tuple(on_gpu), seeds, protocols, {**GPU, **shared, **gpu}, arms=gpu_arms),
-        "paper": Scale(imagenet, seeds, published, {"paper": True, **paper}, arms=paper_arms),
+        "paper": Scale(imagenet, seeds, published, {"paper": True, "epochs": 800, **paper}, arms=paper_arms),
     }
     return {
         name: replace(at, analyses=analyses, minutes=minutes.get(name), along=along) for name, at in by_name.items()
@@ -171,5 +182,10 @@ def scales(
 
 
 def maps(**given: Any) -> dict[ScaleName, Scale]:
-    """The scales of studies of several modalities: fewer patches of each on a processor, as published on ImageNet."""
-    return scales(**{**given, "cpu": {**MAPS, "decoder_depth": 1, **given.get("cpu", {})}})
+    """The scales of studies of several modalities: fewer patches of each on a processor; as published, on ImageNet for
+    the 400 epochs of training from scratch, and fine-tuned with MultiMAE's settings."""
+    own = {
+        "cpu": {**MAPS, "decoder_depth": 1, **given.get("cpu", {})},
+        "paper": {"epochs": 400, **given.get("paper", {})},
+    }
+    return scales(**{"published": PUBLISHED_MULTIMAE, **given, **own})

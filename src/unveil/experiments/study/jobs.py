@@ -16,7 +16,7 @@ from ...recipes.registry import default_modalities, defaults_of, load_recipe
 from ...runs.console import user_path
 from ...runs.run_config import OLD_NAMES, current_names
 from ...training.config import OPTION_NAMES, json_like
-from .design import Arm, Options, RunOf, Scale, ScaleName, Setting, Share, Study
+from .design import Arm, Options, RunOf, Scale, ScaleName, Setting, Share, Study, Times
 
 # Arguments that change how a run uses the machine, not its outcome: they may differ when it is continued.
 MACHINE = ("device", "workers", "micro_batch", "compile", "save_minutes", "tensorboard")
@@ -76,7 +76,16 @@ def settled(arm: Arm, at: Scale, setting: Setting) -> dict[str, Any]:
     if isinstance(options.get("epochs"), Share):
         options["epochs"] = options["epochs"].of_epochs * whole
     epochs: Any = options.get("epochs", whole)
-    return {name: value.of_epochs * epochs if isinstance(value, Share) else value for name, value in options.items()}
+
+    def settle(name: str, value: Any) -> Any:
+        if isinstance(value, Share):
+            return value.of_epochs * epochs
+        if isinstance(value, Times):
+            usual: Any = shared.get(name, defaults.get(name))
+            return tuple(value.factor * side for side in usual) if isinstance(usual, tuple) else value.factor * usual
+        return value
+
+    return {name: settle(name, value) for name, value in options.items()}
 
 
 def _job(

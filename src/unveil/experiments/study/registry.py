@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from graphlib import CycleError, TopologicalSorter
 from pkgutil import iter_modules
 
@@ -12,7 +12,7 @@ from ...recipes.old_paths import accept_old_names
 from ...recipes.registry import load_file
 from ...runs.console import log, suggest, user_path
 from .. import studies as built_in
-from .design import RunOf, Scale, ScaleName, Study
+from .design import Arm, RunOf, Scale, ScaleName, Setting, Study
 from .jobs import OF_PRETRAIN, needs_of, recipe_options, settled
 
 OF_EVALUATE = ("pool", "baselines", "limit", "micro_batch")
@@ -73,11 +73,31 @@ def check(study: Study, scale: ScaleName) -> None:
                     " compare; give the scale options={'epochs': ...}"
                 )
     for setting in at.settings:
+        _check_lengths(arms, at, setting)
         _check_needs({arm.name: needs_of(arm, at, setting) for arm in arms})
     everything = {option for arm in study.arms for option in recipe_options(arm.recipe)} | set(OF_PRETRAIN)
     for option in {*at.options, *(option for setting in at.settings for option in setting.options)}:
         _one_of("option", option, everything, f"scale {scale}: ")
     _check_measurements(at)
+
+
+def _check_lengths(arms: Sequence[Arm], at: Scale, setting: Setting) -> None:
+    """Arms train equally long, those that start from other weights among themselves.
+
+    A length that an arm sets itself is part of what is compared; one that its recipe sets is not.
+    """
+    groups: dict[bool, dict[str, float]] = {}
+    for arm in arms if at.minutes is None else ():
+        options = settled(arm, at, setting)
+        length = options.get("epochs", recipe_options(arm.recipe).get("epochs"))
+        groups.setdefault(bool(options.get("init_from")), {})[arm.name] = length
+    chosen = {arm.name for arm in arms if "epochs" in arm.options}
+    for lengths in groups.values():
+        text = ", ".join(f"{name} {length:g}" for name, length in lengths.items())
+        if len({length for name, length in lengths.items() if name not in chosen}) > 1:
+            raise ValueError(f"arms train for different epochs: {text}; give the scale options={{'epochs': ...}}")
+        if len(set(lengths.values())) > 1:
+            log(f"note: arms train for different epochs, which is part of what is compared: {text}")
 
 
 def _check_needs(needs: dict[str, list[str]]) -> None:

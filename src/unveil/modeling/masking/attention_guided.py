@@ -188,7 +188,7 @@ class Noisy:
 @dataclass(frozen=True)
 class Hint:
     """`Hard`, but of the share `top` of tokens with the most attention a random few, a share `shown` of all, stay
-    visible (AttMask-Hint, arXiv 2203.12719, section 3.2)."""
+    visible (AttMask-Hint, arXiv 2203.12719, section 3.2): one at least, however few the tokens are, unless it is 0."""
 
     top: float = 0.1
     shown: float = 0.03
@@ -204,7 +204,8 @@ class Hint:
         num_tokens = attention.shape[1]
         place = attention.argsort(dim=1, descending=True, stable=True).argsort(dim=1)  # 0 for the highest
         lot = torch.where(place < self.top * num_tokens, batch.rng.uniform("hint", num_tokens), -1.0)
-        is_shown = lot.argsort(dim=1, descending=True, stable=True).argsort(dim=1) < int(self.shown * num_tokens + 1e-6)
+        num_shown = max(int(self.shown * num_tokens + 1e-6), int(self.shown > 0))
+        is_shown = lot.argsort(dim=1, descending=True, stable=True).argsort(dim=1) < num_shown
         return -torch.where(is_shown, num_tokens, place).to(attention.dtype)
 
 
