@@ -135,11 +135,12 @@ def test_the_continued_study_starts_from_the_public_file_at_the_published_scale(
     jobs = expand(study, "paper", tmp_path)
     assert {(job.pretrain["epochs"], job.needs == []) for job in jobs} == {(100, True)}
     with pytest.raises(FileNotFoundError, match=r"1600e_multivit.* is not here; give its --init-from FILE"):
-        check_weights(jobs)
+        check_weights(study, "paper")
     file = tmp_path / "public.pth"
     file.touch()
-    jobs = expand(with_overrides(study, "paper", init_from=str(file)), "paper", tmp_path)
-    check_weights(jobs)
+    begun = with_overrides(study, "paper", init_from=str(file))
+    check_weights(begun, "paper")
+    jobs = expand(begun, "paper", tmp_path)
     resumed = {job.arm: (job.pretrain["init_epoch"], job.pretrain.get("warmup_epochs")) for job in jobs}
     assert resumed["guided, tail"] == (1600, None)
     assert resumed["guided, restart"] == (None, 20)

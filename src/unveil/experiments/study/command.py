@@ -85,7 +85,8 @@ def study(
     print(_plan(chosen, at, title, device))
     if dry_run:
         return None
-    check_weights(expand(chosen, at, folder))  # raises its errors before anything is written
+    check_weights(chosen, at)
+    expand(chosen, at, folder)  # raises its errors before anything is written
     _begin(folder, title, at)
     if epochs:
         chosen = with_epochs(chosen, store_epochs(epochs, chosen.scales[at], folder))
@@ -159,14 +160,11 @@ def weights_at(address: str, flag: str) -> str:
     return str(path) if path.exists() else address
 
 
-def check_weights(jobs: Sequence[Job]) -> None:
-    """Raise FileNotFoundError for weights of the study's own that are not here."""
-    for job in jobs:
-        address = None if job.needs else job.pretrain.get("init_from")
-        if address and not user_path(address).exists() and not is_public_vit(address):
-            raise FileNotFoundError(
-                f"arm {job.arm} starts from {address}, which is not here; give its --init-from FILE"
-            )
+def check_weights(study: Study, at: ScaleName) -> None:
+    """Raise FileNotFoundError for weights that the scale names, as a published one does, and that are not here."""
+    address = study.scales[at].options.get("init_from")
+    if isinstance(address, str) and not user_path(address).exists() and not is_public_vit(address):
+        raise FileNotFoundError(f"the arms start from {address}, which is not here; give its --init-from FILE")
 
 
 def with_data(study: Study, scale: ScaleName, **given: Sequence[str]) -> Study:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import math
 from collections.abc import Collection, Sequence
 from graphlib import CycleError, TopologicalSorter
 from pkgutil import iter_modules
@@ -89,7 +90,7 @@ def _check_lengths(arms: Sequence[Arm], at: Scale, setting: Setting) -> None:
     groups: dict[bool, dict[str, float]] = {}
     for arm in arms if at.minutes is None else ():
         options = settled(arm, at, setting)
-        length = options.get("epochs", recipe_options(arm.recipe).get("epochs"))
+        length = float(options.get("epochs", recipe_options(arm.recipe).get("epochs", math.nan)))
         groups.setdefault(bool(options.get("init_from")), {})[arm.name] = length
     chosen = {arm.name for arm in arms if "epochs" in arm.options}
     for lengths in groups.values():
