@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
+import json
 import re
+import shlex
 import warnings
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 import unveil
 from test_teachers_frozen import public_file
 from tiny_runs import write_images, write_recipe
+from unveil.cli import main
+from unveil.data.decode import decode
 from unveil.modeling.image_encoder import FeatureExtractor
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "export.md"
@@ -102,3 +109,40 @@ def test_the_page_runs(run: Path, monkeypatch: pytest.MonkeyPatch):
         mean, std = (torch.tensor(values)[:, None, None] for values in encoder.statistics)
         theirs = names["model"].eval().forward_features((x - mean) / std)[:, 1:].mean(dim=1)
         torch.testing.assert_close(encoder(x), theirs, rtol=1e-4, atol=1e-4)
+
+
+def test_after_the_evaluation_of_a_public_vit_comes_a_command_that_works(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.chdir(tmp_path)
+    public_file(tmp_path / "vit.safetensors")
+    data = str(write_images(tmp_path / "images"))
+    assert main(["evaluate", "vit.safetensors", "--data", data, "--protocol", "knn", "--no-baselines"]) == 0
+    step = capsys.readouterr().out.splitlines()[-1].removeprefix("next: unveil ")
+    assert main(shlex.split(step)) == 0
+    assert Path("features.npz").exists()
+
+
+def test_thirteen_bands_need_statistics_and_the_error_says_where(tmp_path: Path):
+    state = load_file(public_file(tmp_path / "w.safetensors", channels=13))
+    with pytest.raises(ValueError, match=r"13 channels needs as many means and stds.*preprocessor_config\.json"):
+        unveil.load(tmp_path / "w.safetensors")
+    folder = tmp_path / "bands"
+    folder.mkdir()
+    torch.save(state, folder / "pytorch_model.bin")
+    statistics = {"image_mean": [0.03] * 13, "image_std": [0.02] * 13}
+    (folder / "preprocessor_config.json").write_text(json.dumps(statistics))
+    assert unveil.load(folder, device="cpu").statistics[0] == (0.03,) * 13
+
+
+def test_pillow_says_nothing_of_images_of_many_bands(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    rasterio = pytest.importorskip("rasterio", reason="writes a TIFF of many bands")
+    pixels = np.zeros((13, 8, 8), np.uint16)
+    profile = {"driver": "GTiff", "height": 8, "width": 8, "count": 13, "dtype": "uint16"}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with rasterio.open(tmp_path / "a.tif", "w", **profile) as file:
+            file.write(pixels)
+    with contextlib.suppress(ValueError):
+        decode((tmp_path / "a.tif").read_bytes())
+    assert not caplog.records

@@ -166,6 +166,7 @@ def _evaluate(self: Command, words: list[str]) -> str:
     """measure a run's frozen features on labelled images"""
     from ..commands.evaluate import evaluate
     from ..evaluation.registry import find_protocol, protocols
+    from ..modeling.public_vits import is_public_vit
 
     groups = flags(evaluate, "run")
     own = (name for name in _values(words, "protocol") if name.endswith(".py"))
@@ -173,6 +174,8 @@ def _evaluate(self: Command, words: list[str]) -> str:
         groups[f"options of {name}"] = flags_of(find_protocol(name))
     (run,), given = self.read(words, groups)
     evaluate(run, **given)
+    if is_public_vit(run):  # which has no report
+        return shlex.join(["unveil", "embed", run, "--data", str(given["data"])])
     return shlex.join(["unveil", "report", run])
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
@@ -22,6 +23,7 @@ EXTENSIONS = (
     *(".ppm", ".pgm", ".pbm", ".pnm", ".jp2", ".j2k", ".j2c", ".jpc", ".jpf", ".jpx", ".tga", ".dib", ".pcx", ".sgi"),
     *(".ras", ".dds", ".qoi", ".ico", ".psd"),
 )
+logging.getLogger("PIL.TiffImagePlugin").setLevel(logging.CRITICAL)  # its line for each image of many bands
 MAX_PIXELS = 178_956_970  # where Pillow, too, refuses an image as a decompression bomb
 LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, as JPEG and Pillow weigh red, green and blue
 

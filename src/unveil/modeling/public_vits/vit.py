@@ -73,7 +73,9 @@ class ViTConfig:
         check_heads(self.width, self.heads)
         if not len(self.mean) == len(self.std) == self.channels:
             raise ValueError(
-                f"an encoder of {self.channels} channels needs as many means and stds; got {self.mean}, {self.std}"
+                f"an encoder of {self.channels} channels needs as many means and stds; got {self.mean}, {self.std}; put"
+                " its weights as model.safetensors or pytorch_model.bin in a folder with a preprocessor_config.json of"
+                ' {"image_mean": [...], "image_std": [...]}, in units of [0, 1], and give that folder'
             )
 
 
