@@ -242,7 +242,7 @@ def test_parquet_oddities(tmp_path):
         assert caught.value.name == f"odd.parquet[{i}]"
     plain = tmp_path / "plain.parquet"
     pq.write_table(pa.table({"image": pa.array([png(5)], pa.binary()), "label": [3]}), plain)
-    assert open_source(plain).labels == [3]
+    assert (open_source(plain).labels, open_source(plain).classes) == ([0], ["3"])
     assert int(open_source(plain).image(0)[0, 0, 0]) == 5
 
 

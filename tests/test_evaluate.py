@@ -229,7 +229,7 @@ def test_the_table_lines_up():
         ({"train": replace(coloured(9), labels=None)}, "memory has no labels.*folder of its own name.*label column"),
         ({"train": replace(coloured(9), labels=[-1] * 2 + [0] * 3 + [1] * 4)}, "2 of the 9 images .* have no label"),
         ({"train": replace(coloured(9), labels=[1] * 9)}, "one class \\('green'\\)"),
-        ({"train": replace(coloured(9), labels=[0] * 8 + [2])}, "single image, e.g. 'red'"),
+        ({"train": replace(coloured(9), labels=[0] * 8 + [2]), "test": None}, "single image, e.g. 'red'"),
         ({"test": replace(coloured(9), labels=None)}, "memory has no labels"),
         ({"test": replace(coloured(9), classes=["blue", "green", "pink"])}, "1 classes .* has not, e.g. 'pink'"),
         ({"test": replace(coloured(9), channels=4)}, "images of 4 channels, the encoder reads 3"),
@@ -244,8 +244,8 @@ def test_bad_input_is_refused_before_an_image_is_read(change, told):
 
     call = {"encoder": Patches(), "names": ["knn"], "train": coloured(9), "test": coloured(9), **change}
     for name in ("train", "test"):
-        s = call[name]
-        call[name] = Unread(s.images, s.labels, s.classes, s.channels)
+        if (s := call[name]) is not None:
+            call[name] = Unread(s.images, s.labels, s.classes, s.channels)
     with pytest.raises(ValueError, match=told):
         on_images(**call)
 

@@ -7,6 +7,7 @@ import json
 import threading
 from collections import OrderedDict
 from collections.abc import Mapping
+from functools import cached_property
 from itertools import accumulate, chain
 from pathlib import Path
 from typing import Any
@@ -19,16 +20,18 @@ from torch import Tensor
 from .decode import Unreadable, decode, to_channels
 
 _HELD_BYTES = 1 << 30  # of encoded row groups kept in memory
+_FEW = 2  # classes that may have an image each
 _LABEL_NAMES = ("label", "labels", "fine_label", "class", "target", "coarse_label")
 
 
 class ParquetSource:
     """The images of one or several Parquet files, in order; `name` is file[row].
 
-    The image column is a struct {bytes, path} (or plain bytes), the label column an integer one; class names come from
-    the schema metadata that the `datasets` library writes. Row groups are read on demand, and the latest
-    are cached, up to 1 GB of encoded images, so a big file need not fit in memory. Threads may share one; a process
-    that receives it opens the files anew. Raises `ValueError` where a file is damaged or has no image column.
+    The image column is a struct {bytes, path} (or plain bytes), the label column whole numbers, words or truth values;
+    class names come from the schema metadata that the `datasets` library writes, or are the values themselves. Row
+    groups are read on demand, and the latest are cached, up to 1 GB of encoded images, so a big file need not fit in
+    memory. Threads may share one; a process that receives it opens the files anew. Raises `ValueError` where a file is
+    damaged or has no image column.
     """
 
     def __init__(
@@ -50,7 +53,8 @@ class ParquetSource:
         self._ends: list[int] = list(accumulate(group_sizes))  # the row after the last, for each row group
         if not sum(sizes):
             raise ValueError(f"{address!r} has no rows")
-        self.labels, self.classes = self._read_labels(schema, features)
+        self._label, self._features = _label_column(schema, features), features
+        self.columns = {column.name: str(column.type) for column in schema}
 
     def _open(self) -> None:
         self._lock = threading.Lock()
@@ -129,15 +133,32 @@ class ParquetSource:
         except OSError as error:
             raise Unreadable(self.name(index), f"names the file {path!r}: {error.strerror}") from error
 
-    def _read_labels(self, schema: pa.Schema, features: dict[str, Any]) -> tuple[list[int] | None, list[str] | None]:
-        column = _label_column(schema, features)
-        if column is None:
+    @property
+    def labels(self) -> list[int] | None:
+        """The class of each image, -1 for none; read when first needed, since training needs none."""
+        return self._labelled[0]
+
+    @property
+    def classes(self) -> list[str] | None:
+        """The names of the classes; ids of a taxonomy, words and truth values are their own names."""
+        return self._labelled[1]
+
+    @cached_property
+    def _labelled(self) -> tuple[list[int] | None, list[str] | None]:
+        if self._label is None:
             return None, None
-        columns = (file.read(columns=[column])[column].to_pylist() for file in self._files)
-        labels = [-1 if label is None else label for label in chain.from_iterable(columns)]
-        if all(label < 0 for label in labels):  # the layout's way of saying that a test set has none
-            return None, None
-        return labels, features.get(column, {}).get("names")
+        columns = (file.read(columns=[self._label])[self._label].to_pylist() for file in self._files)
+        values: list[Any] = list(chain.from_iterable(columns))
+        names = self._features.get(self._label, {}).get("names")
+        if names or all(isinstance(v, int) and not isinstance(v, bool) and v < 0 for v in values if v is not None):
+            labels = [-1 if value is None else int(value) for value in values]  # -1 is the layout's way of saying none
+            return (labels, names) if max(labels, default=-1) >= 0 else (None, None)
+        known = sorted({value for value in values if value is not None and value != -1})
+        if len(known) > _FEW and len(known) == sum(value is not None for value in values):
+            return None, None  # another value in every row: times or numbers of rows, no classes
+        numbers = {value: number for number, value in enumerate(known)}
+        own = None if known == list(range(len(known))) and not isinstance(known[0], bool) else list(map(str, known))
+        return [numbers.get(value, -1) for value in values], own
 
 
 def _features(schema: pa.Schema) -> dict[str, Any]:
@@ -164,7 +185,14 @@ def _image_column(schema: pa.Schema, features: dict[str, Any], address: str) -> 
 
 
 def _label_column(schema: pa.Schema, features: dict[str, Any]) -> str | None:
-    integers = [column.name for column in schema if pa.types.is_integer(column.type)]
-    declared = [name for name in integers if features.get(name, {}).get("_type") == "ClassLabel"]
-    known = [name for names in (declared, integers) for name in _LABEL_NAMES if name in names]
+    """The column of one class for each image: whole numbers, words or truth values, under a usual name or declared."""
+    single = [column.name for column in schema if _is_class(column.type)]
+    declared = [name for name in single if features.get(name, {}).get("_type") == "ClassLabel"]
+    known = [name for names in (declared, single) for name in _LABEL_NAMES if name in names]
     return next(iter([*known, *declared]), None)
+
+
+def _is_class(kind: pa.DataType) -> bool:
+    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+    tests = (pa.types.is_integer, pa.types.is_string, pa.types.is_large_string, pa.types.is_boolean)
+    return any(test(kind) for test in tests)

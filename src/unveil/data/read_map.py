@@ -63,6 +63,8 @@ def _read_map(data: bytes, declared: Declared, name: str) -> Map:
     kind = _format(data)
     if kind == "image" and declared.scale is None and not declared.nodata and not declared.is_categorical:
         header = read_header(data, name)
+        if header.mode == "F" and declared.name != "rgb":  # numbers in the unit of the map, not a picture
+            return _measured(_stored(data, kind, declared), declared)
         pixels = to_channels(decode(data, name), declared.modality.channels, name)
         return Map(pixels, None, f"{header.bits}-bit {header.format}", is_picture=True)
     stored = _stored(data, kind, declared)

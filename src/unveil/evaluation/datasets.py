@@ -14,7 +14,7 @@ from torch import Tensor
 from ..data.aligned_folders import open_images
 from ..data.listing import split_addresses
 from ..data.modality_config import Declared
-from ..data.sources import Source, Subset, class_name, spread
+from ..data.sources import Source, Subset, class_name, origin, spread
 from ..data.splits import hold_out
 from .features import check_channels, extract
 from .types import Context, FeatureEncoder, FeatureSplit
@@ -60,7 +60,7 @@ class ImageSplit:
 
         `limit` caps the images of each source, evenly spread. Raises ValueError for labels that cannot be learned from.
         """
-        labels = check_labels(train)
+        labels = check_labels(train, least=2 if test is None else 1)
         numbers = None if test is None else shared_numbers(train, test)
         images, num_classes = LabelledImages.of(train, labels, limit), max(labels) + 1
         if test is None or numbers is None:
@@ -151,8 +151,11 @@ def open_sets(
     return hold_out(source, TEST_SHARE, seed, group_by=group_by)
 
 
-def check_labels(source: Source) -> list[int]:
-    """The labels of a source to learn from; ValueError unless it has two classes, and two images of each."""
+def check_labels(source: Source, least: int = 2) -> list[int]:
+    """The labels of a source to learn from; ValueError unless it has two classes, and at least so many images of each.
+
+    Where test images are held out of them a class needs two images, with a test set of its own one.
+    """
     labels = _labels(source)
     counts = Counter(labels)
     if len(counts) < 2:
@@ -160,7 +163,7 @@ def check_labels(source: Source) -> list[int]:
             f"all {len(labels)} images of {source.address} are of one class ({class_name(source, labels[0])!r});"
             " a classifier needs at least two"
         )
-    scarce = sorted(label for label, count in counts.items() if count < 2)
+    scarce = sorted(label for label, count in counts.items() if count < least)
     if scarce:
         raise ValueError(
             f"{len(scarce)} of the {len(counts)} classes of {source.address} have a single image, e.g."
@@ -200,10 +203,14 @@ def stratified_split(
 
 def _labels(source: Source) -> list[int]:
     if source.labels is None:
-        raise ValueError(
-            f"{source.address} has no labels, and this protocol needs them: put each class into a folder of its own"
-            " name, or give a Parquet file with a label column"
-        )
+        way = "put each class into a folder of its own name, or give a Parquet file with a label column"
+        if columns := getattr(origin(source)[0], "columns", None):
+            named = ", ".join(f"{name} ({kind})" for name, kind in columns.items())
+            way = (
+                f"of its columns {named} none holds a class for each image under a usual name: rename the one that does"
+                " to label; several labels an image and measured numbers are not supported"
+            )
+        raise ValueError(f"{source.address} has no labels, and this protocol needs them: {way}")
     without = sum(label < 0 for label in source.labels)
     if without:
         raise ValueError(f"{without} of the {len(source)} images of {source.address} have no label; leave them out")

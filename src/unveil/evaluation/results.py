@@ -52,6 +52,8 @@ def write_results(run_dir: Path | str, results: Iterable[Result], at_epoch: floa
 
 
 _FORMS = {  # metrics that the table shows, beside accuracies: their label and format
+    "mean_class_accuracy": ("mean over classes", "{:.1%}"),
+    "most_frequent_class": ("most frequent class", "{:.1%}"),
     "miou": ("mIoU", "{:.1%}"),
     "pixel_accuracy": ("pixel accuracy", "{:.1%}"),
     "delta1": ("delta1", "{:.1%}"),

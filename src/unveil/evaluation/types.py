@@ -96,12 +96,21 @@ class FeatureSplit:
 
 
 def accuracies(scores: Float[Tensor, "M K"], labels: Int[Tensor, " M"]) -> dict[str, float]:
-    """The share of samples whose class scores highest, and, beyond 5 classes, among the highest 5. A tie is a miss."""
+    """The share of samples whose class scores highest, and, beyond 5 classes, among the highest 5. A tie is a miss.
+
+    Where the classes are not equally frequent, also the mean of their own accuracies, and the share of the most
+    frequent one, which is the accuracy of a guess that reads nothing.
+    """
     own = scores.gather(1, labels[:, None])
     rivals = scores.shape[1] - 1 - (scores < own).sum(1)  # so NaN, which is below nothing, is a miss too
     metrics = {"accuracy": (rivals < 1).double().mean().item()}
     if scores.shape[1] > 5:
         metrics["top5"] = (rivals < 5).double().mean().item()
+    counts = labels.bincount()
+    if len(present := counts[counts > 0].unique()) > 1:
+        hits = labels[rivals < 1].bincount(minlength=len(counts))
+        metrics["mean_class_accuracy"] = (hits[counts > 0] / counts[counts > 0]).double().mean().item()
+        metrics["most_frequent_class"] = (present.max() / len(labels)).item()
     return metrics
 
 
