@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
@@ -60,10 +61,10 @@ class Header:
 def decode(data: bytes, name: str = "image") -> Shaped[Tensor, "C H W"]:
     """The pixels of an encoded image: uint8 in 0..255, or float32 in [0, 1] for 16-bit grey and float files.
 
-    Grey has 1 channel, everything of colour 3 (palettes, CMYK; alpha is dropped; colour of 16 bits keeps the high 8,
-    which is what Pillow reads), a TIFF of several equal grey pages one per page, any other TIFF as many as `tifffile`
-    finds. The first frame of an animation counts, and EXIF orientation is applied. Pixels that are NaN, infinite or
-    outside [0, 1] are refused: no scale is guessed. Raises `Unreadable`.
+    Grey has 1 channel, everything of colour 3 (palettes, CMYK; alpha is dropped; colour of 16 bits is float32), a TIFF
+    of several equal grey pages one per page, any other TIFF as many as `tifffile` finds. The first frame of an
+    animation counts, and EXIF orientation is applied. Pixels that are NaN, infinite or outside [0, 1] are refused: no
+    scale is guessed. Raises `Unreadable`.
     """
     return reading(name, _decode, data)
 
@@ -115,6 +116,8 @@ def _decode(data: bytes) -> Tensor:
     image = _open(data)
     if isinstance(image, ChannelTiff):
         return torch.from_numpy(image.pixels())
+    if (deep := deep_colour(image, data)) is not None:
+        return oriented(torch.from_numpy((deep / 65535.0).astype(np.float32)), image)
     if image.format == "TIFF" and image.mode in _GREY:
         return torch.cat([_pixels(image, page) for page in range(_num_channels(image))])
     return _pixels(image, 0)
@@ -156,6 +159,17 @@ def _open(data: bytes) -> Image.Image | ChannelTiff:
         if samples > len(image.getbands()):  # Pillow would drop the rest without a word
             return ChannelTiff(data)
     return image
+
+
+def deep_colour(image: Image.Image, data: bytes) -> Shaped[np.ndarray, "C H W"] | None:
+    """Colour of 16 bits a channel as it is stored, of which Pillow keeps the high 8; None for other images."""
+    if image.format not in ("PNG", "TIFF") or not image.mode.startswith("RGB") or _num_bits(image, data) != 16:
+        return None
+    rasterio = optional("rasterio", "colour of 16 bits is read with rasterio: pip install 'unveil[geotiff]'")
+    warnings.filterwarnings("ignore", category=rasterio.errors.NotGeoreferencedWarning)
+    with rasterio.MemoryFile(data) as memory, memory.open() as file:
+        values: np.ndarray = file.read()
+        return values if _has_fourth_band(image) else values[:3]
 
 
 def _pixels(image: Image.Image, page: int) -> Tensor:

@@ -16,7 +16,18 @@ from jaxtyping import Bool, Shaped
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-from .decode import EXTENSIONS, Unreadable, decode, is_tiff, optional, oriented, read_header, reading, to_channels
+from .decode import (
+    EXTENSIONS,
+    Unreadable,
+    decode,
+    deep_colour,
+    is_tiff,
+    optional,
+    oriented,
+    read_header,
+    reading,
+    to_channels,
+)
 from .modality_config import Declared
 
 READ = (*EXTENSIONS, ".npy", ".npz", ".dcm")
@@ -97,6 +108,8 @@ def _stored(data: bytes, kind: str, declared: Declared) -> _Stored:
     if kind == "geotiff":
         return _geotiff(data)
     with Image.open(io.BytesIO(data)) as image:
+        if (deep := deep_colour(image, data)) is not None:
+            return _Stored(oriented(torch.from_numpy(deep), image).numpy(), f"16-bit {image.format}")
         if image.mode not in ("L", "P", "1", "I", "F", "RGB") and not image.mode.startswith("I;16"):
             raise ValueError(f"its numbers cannot be read as stored (mode {image.mode}); save it as grey or RGB")
         values = np.array(image)
