@@ -12,11 +12,14 @@ from torch import Tensor, nn
 from tiny import batch, build
 from unveil.modeling.encoder import Encoder, token_grid
 from unveil.modeling.image_encoder import ImageEncoder
+from unveil.modeling.layers import Positions, sincos_positions
 from unveil.modeling.losses import l1, l2, smooth_l1
 from unveil.modeling.masked_model import mean_loss
 from unveil.modeling.patches import patchify, unpatchify
 from unveil.modeling.targets import Pixels, patch_statistics
 from unveil.modeling.types import Batch, Modality
+from unveil.recipes.mae import recipe as mae
+from unveil.recipes.recipe import Hyperparameters
 
 PAIRS = {  # every legal pair of hide and decoder
     "drop-self": {"hide": "drop", "decoder": "self"},
@@ -102,10 +105,26 @@ def test_any_channels_and_sizes(channels: int, size: tuple[int, int], patch: int
     assert model.objectives[0].head.weight.shape[0] == channels * patch**2
 
 
+def test_positions_of_another_grid_are_those_of_the_training_interpolated():
+    """As MAE and MultiMAE do: bicubic, without aligned corners; the other way is a named choice of every recipe."""
+    table = Positions((4, 4), 8)
+    maps = table.table.T.reshape(1, 8, 4, 4)
+    expected = torch.nn.functional.interpolate(maps, size=(6, 8), mode="bicubic", align_corners=False)
+    torch.testing.assert_close(table((6, 8)), expected.permute(0, 2, 3, 1).reshape(48, 8))
+    torch.testing.assert_close(Positions((4, 4), 8, "extrapolate")((6, 8)), sincos_positions((6, 8), 8))
+    for how in ("interpolate", "extrapolate"):
+        recipe = mae(train=Hyperparameters(size="nano", patch=8, image_size=(32,), resize_positions=how))
+        assert recipe.encoder.positions.resize == how
+
+
 @pytest.mark.parametrize("pair", PAIRS.values(), ids=PAIRS)
 def test_another_grid_than_built_for(pair: dict):
-    """The same weights read a larger image, and find its positions."""
+    """The same weights read a larger image; with waves that go on they are those of a model of that size."""
     model = build(image_size=(16, 16), **pair)
+    assert mean_loss(model(batch(size=(24, 32)))).isfinite()
+    for module in model.modules():
+        if isinstance(module, Positions):
+            module.resize = "extrapolate"
     other = build(image_size=(24, 32), **pair)
     other.load_state_dict(model.state_dict())
     on = batch(size=(24, 32))

@@ -13,6 +13,7 @@ from .layers import (
     Block,
     Keys,
     Positions,
+    ResizePositions,
     by_name,
     check_spec,
     in_order,
@@ -96,9 +97,9 @@ class Encoder(nn.Module):
 
     `modalities` of role `output` are not read. `image_size` is in pixels, one number or height and width; `patch` is a
     side in pixels; `dim`, `depth` and `heads` are width, blocks and attention heads; `class_dim` is the width of a
-    class's vector (MultiMAE: 64). `embed` gives tokens B N D, `forward` latents B K D, K = R prefix tokens + V tokens.
-    Raises ValueError without a modality to read, for a patch that does not divide the image, or heads that do not
-    divide the width.
+    class's vector (MultiMAE: 64); `resize_positions` says how another grid gets its positions. `embed` gives tokens
+    B N D, `forward` latents B K D, K = R prefix tokens + V tokens. Raises ValueError without a modality to read, for a
+    patch that does not divide the image, or heads that do not divide the width.
     """
 
     def __init__(
@@ -111,6 +112,7 @@ class Encoder(nn.Module):
         heads: int,
         final_norm: bool = True,
         class_dim: int = 64,
+        resize_positions: ResizePositions = "interpolate",
     ):
         super().__init__()
         self.dim, self.depth, self.patch = dim, depth, patch
@@ -120,7 +122,7 @@ class Encoder(nn.Module):
         self.grid = token_grid(image_size, patch)
         self.adapters = by_name({m.name: adapter(m, patch, dim, class_dim) for m in self.modalities})
         self.prefix = token(1, dim)
-        self.positions = Positions(self.grid, dim)
+        self.positions = Positions(self.grid, dim, resize_positions)
         self.blocks = in_order(Block(dim, heads) for _ in range(depth))
         self.norm = norm(dim) if final_norm else nn.Identity()
         self.apply(initialise)
@@ -203,9 +205,10 @@ def vit(
     image_size: Sequence[int] = (224,),
     modalities: Sequence[Modality] = (RGB,),
     final_norm: bool = True,
+    resize_positions: ResizePositions = "interpolate",
 ) -> Encoder:
     """A ViT of a standard size (nano, tiny, small, base, large, huge) that reads the given modalities."""
     if size not in SIZES:
         raise ValueError(f"size must be one of {', '.join(SIZES)}; got {size!r}")
     dim, depth, heads = SIZES[size]
-    return Encoder(modalities, image_size, patch, dim, depth, heads, final_norm)
+    return Encoder(modalities, image_size, patch, dim, depth, heads, final_norm, resize_positions=resize_positions)

@@ -7,7 +7,7 @@ widths inside an MLP.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TypeVar, cast
+from typing import Literal, TypeVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -296,18 +296,37 @@ def sincos_positions(grid: tuple[int, int], dim: int) -> Float[Tensor, "N D"]:
     return torch.cat([wave(angle) for angle in angles for wave in (torch.sin, torch.cos)], dim=1).float()
 
 
+def resized_table(
+    table: Float[Tensor, "h w D"], grid: tuple[int, int], antialias: bool = False
+) -> Float[Tensor, "N D"]:
+    """A table of positions at another grid, in raster order: bicubic."""
+    maps = table.permute(2, 0, 1)[None].float()
+    return F.interpolate(maps, grid, mode="bicubic", align_corners=False, antialias=antialias)[0].flatten(1).T
+
+
+ResizePositions = Literal["interpolate", "extrapolate"]
+
+
 class Positions(nn.Module):
-    """The sine-cosine table of a grid, looked up by cell. Another grid than the usual one is computed on demand."""
+    """The sine-cosine table of a grid, looked up by cell.
+
+    For another grid the table is interpolated bicubically, as MAE's and MultiMAE's code do for other resolutions, so
+    that the places keep the range that was trained; or the waves go on beyond it (`extrapolate`).
+    """
 
     table: Tensor
 
-    def __init__(self, grid: tuple[int, int], dim: int):
+    def __init__(self, grid: tuple[int, int], dim: int, resize: ResizePositions = "interpolate"):
         super().__init__()
-        self.grid, self.dim = grid, dim
+        self.grid, self.dim, self.resize = grid, dim, resize
         self.register_buffer("table", sincos_positions(grid, dim), persistent=False)
 
     def forward(self, grid: tuple[int, int]) -> Float[Tensor, "N D"]:
-        return self.table if grid == self.grid else sincos_positions(grid, self.dim).to(self.table)
+        if grid == self.grid:
+            return self.table
+        if self.resize == "extrapolate":
+            return sincos_positions(grid, self.dim).to(self.table)
+        return resized_table(self.table.unflatten(0, self.grid), grid)
 
 
 def initialise(module: nn.Module) -> None:

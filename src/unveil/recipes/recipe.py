@@ -12,6 +12,7 @@ import torch
 
 from ..data.transforms import Flip, View
 from ..modeling.encoder import Encoder, vit
+from ..modeling.layers import ResizePositions
 from ..modeling.losses import LOSSES, Loss, smooth_l1
 from ..modeling.masked_model import MaskedModel
 from ..modeling.masking import Masker
@@ -84,6 +85,8 @@ class Hyperparameters:
     clip: largest norm of the gradient; none: no limit
     crop_scale: smallest share of the image's area that a view shows
     flip: none, h, hv, or d4 (flips and quarter turns: satellite, microscopy)
+    resize_positions: what images of another size than the training's get for positions: those of the training,
+        interpolated (MAE, MultiMAE), or the same waves further on (extrapolate)
     """
 
     size: str = "base"
@@ -97,10 +100,11 @@ class Hyperparameters:
     clip: float | None = None
     crop_scale: float = 0.2
     flip: Flip = "h"
+    resize_positions: ResizePositions = "interpolate"
 
     def vit(self, *modalities: Modality, final_norm: bool = True) -> Encoder:
         """A new ViT of this size, patch and image size that reads the given modalities."""
-        return vit(self.size, self.patch, self.image_size, modalities, final_norm)
+        return vit(self.size, self.patch, self.image_size, modalities, final_norm, self.resize_positions)
 
     def optim(self, betas: tuple[float, float] = (0.9, 0.95), lr_factor: float = 1.0) -> Optim:
         """AdamW with a linear warm-up and a cosine decay."""

@@ -30,6 +30,7 @@ from ..layers import (
     mean_of_blocks,
     norm,
     observe_blocks,
+    resized_table,
     token,
 )
 from ..patches import patchify
@@ -128,9 +129,7 @@ class ViT(nn.Module):
             return self.waves(grid)
         if grid == self.config.grid:
             return self.table.flatten(0, 1)
-        table = self.table.permute(2, 0, 1)[None].float()
-        resized = F.interpolate(table, grid, mode="bicubic", align_corners=False, antialias=self.config.antialias)
-        return resized[0].flatten(1).T
+        return resized_table(self.table, grid, self.config.antialias)
 
     def rotation(self, grid: tuple[int, int]) -> Rotation:
         """Cosines and sines of the angles of queries and keys, of a patch centre's row and column in [-1, 1]."""
