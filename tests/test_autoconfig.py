@@ -13,9 +13,9 @@ from tiny import DIALS
 from unveil.data.loader import Loader
 from unveil.data.transforms import View
 from unveil.modeling.encoder import SIZES
-from unveil.recipes import cmtmae, mim
+from unveil.recipes import cmtmae, crossmae, mae, mim, multimae, simmim
 from unveil.recipes.registry import build_recipe, defaults_of
-from unveil.training.autoconfig import MIN_BATCH, AutoConfig, configure_schedule, validation_interval
+from unveil.training.autoconfig import MIN_BATCH, AutoConfig, configure_schedule, configure_size, validation_interval
 from unveil.training.timing import time_with_data
 from unveil.training.trainer import Settings
 
@@ -122,3 +122,22 @@ class TestFitSchedule:
         auto = AutoConfig(cmtmae.recipe, {"student": student})
         configure_schedule(auto, num_train=1000, image_seconds=0.01, minutes=1.0)
         assert ("momentum" in {c.dial for c in auto.changes}) == fits
+
+
+@pytest.mark.parametrize(
+    ("recipe", "given", "expected"),
+    [
+        (crossmae, {"size": "small"}, {"decoder_dim": 256, "decoder_heads": 8, "patch": 16}),
+        (mae, {"size": "small", "decoder_dim": 384}, {"decoder_dim": 384, "decoder_heads": 8}),
+        (mae, {"size": "huge"}, {"decoder_dim": 512, "decoder_heads": 16, "patch": 14}),
+        (mae, {"size": "huge", "patch": 16}, {"patch": 16}),
+        (mae, {"size": "huge", "image_size": (32,)}, {"patch": 16}),
+        (mae, {}, {"decoder_dim": 512, "decoder_heads": 16, "patch": 16}),
+        (multimae, {"size": "huge"}, {"decoder_dim": 256, "patch": 16}),
+        (simmim, {"size": "huge"}, {"patch": 16}),
+    ],
+)
+def test_a_size_has_its_paper_s_decoder_and_patch_unless_they_are_given(recipe, given: dict, expected: dict):
+    auto = AutoConfig(recipe.recipe, given)
+    configure_size(auto)
+    assert {name: auto.options[name] for name in expected} == expected

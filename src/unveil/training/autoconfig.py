@@ -27,6 +27,7 @@ EMA_SHARE = 0.05  # of a run's updates: the longest time constant of an average 
 EMA_TARGETS = ("data2vec", "student", "collaborative")  # what is predicted from an average of the student
 SHORT_RUN, SHORT_RUN_CROP = 50, 0.6  # epochs below which crops show more of an image, and how much at least
 VALIDATIONS, VALIDATION_SECONDS = 10, 15.0  # in a run, and the least training between two of them
+MAE_DECODER_DIM = 512  # the width of the decoder of ViT-B and larger
 _IMAGE_SIZES = ((40, 32, 4), (96, 64, 8), (160, 128, 16), (math.inf, 224, 16))  # median side up to -> size, patch
 
 
@@ -101,6 +102,20 @@ def _configure_decoder(auto: AutoConfig) -> None:
         for option, value in zip(("decoder_dim", "decoder_depth", "decoder_heads"), narrow, strict=True):
             if auto.defaults.get(option, 0) > value:
                 auto.set(option, value, "in proportion to the encoder")
+
+
+def configure_size(auto: AutoConfig) -> None:
+    """Set what a size has of its own in the papers, in recipes with MAE's decoder: CrossMAE's ViT-S decodes with a
+    width of 256 and 8 heads, and ViT-H reads patches of 14 pixels (MAE, CrossMAE).
+    """
+    if auto.defaults.get("decoder_dim") != MAE_DECODER_DIM:
+        return
+    if auto.options["size"] == "small":
+        auto.set("decoder_dim", 256, "that of the published ViT-S")
+        auto.set("decoder_heads", 8, "those of the published ViT-S")
+    fits = all(side % 14 == 0 for side in auto.options["image_size"])
+    if auto.options["size"] == "huge" and auto.options["patch"] == 16 and fits:
+        auto.set("patch", 14, "that of the published ViT-H")
 
 
 def configure_schedule(auto: AutoConfig, num_train: int, image_seconds: float, minutes: float) -> None:

@@ -27,7 +27,7 @@ from ..runs.checkpoint import Checkpoint, read_latest
 from ..runs.console import duration, log, user_path
 from ..runs.folder import read_metadata
 from ..runs.hardware import choose_device
-from .autoconfig import MINUTES, AutoConfig, configure_schedule, configure_shape, validation_interval
+from .autoconfig import MINUTES, AutoConfig, configure_schedule, configure_shape, configure_size, validation_interval
 from .config import PretrainConfig
 from .data_setup import (
     DataInspection,
@@ -185,6 +185,7 @@ class _Draft:
         self.auto = AutoConfig(function, config.recipe_options)
         if not config.paper:
             configure_shape(self.auto, inspection, num_train, device)
+        configure_size(self.auto)
         shapes = [{**asdict(m), "mean": None, "std": None} for m in self.modalities]
         self.shape = (dict(self.auto.options), shapes)
         if earlier is None:
