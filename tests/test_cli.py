@@ -334,7 +334,11 @@ class TestEnds:
             ("embed runs/a --data x --out f.npz", "python -c "),
         ],
     )
-    def test_every_command_ends_with_the_next(self, calls: Calls, capsys, words: str, step: str):
+    def test_every_command_ends_with_the_next(
+        self, calls: Calls, capsys, tmp_path: Path, monkeypatch, words: str, step: str
+    ):
+        monkeypatch.chdir(tmp_path)
+        (tmp_path / "runs").mkdir()  # or runs/a could be a name on the hub
         assert main(words.split()) == 0
         assert capsys.readouterr().out.splitlines()[-1].startswith(f"next: {step}")
 

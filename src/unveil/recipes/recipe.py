@@ -84,9 +84,9 @@ class Hyperparameters:
     weight_decay: of AdamW, on matrices and tokens
     clip: largest norm of the gradient; none: no limit
     crop_scale: smallest share of the image's area that a view shows
-    flip: none, h, hv, or d4 (flips and quarter turns: satellite, microscopy)
     resize_positions: what images of another size than the training's get for positions: those of the training,
         interpolated (MAE, MultiMAE), or the same waves further on (extrapolate)
+    flip: none, h, hv, or d4 (flips and quarter turns: satellite, microscopy)
     """
 
     size: str = "base"
@@ -99,8 +99,8 @@ class Hyperparameters:
     weight_decay: float = 0.05
     clip: float | None = None
     crop_scale: float = 0.2
-    flip: Flip = "h"
     resize_positions: ResizePositions = "interpolate"
+    flip: Flip = "h"
 
     def vit(self, *modalities: Modality, final_norm: bool = True) -> Encoder:
         """A new ViT of this size, patch and image size that reads the given modalities."""
