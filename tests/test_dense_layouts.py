@@ -11,7 +11,7 @@ from PIL import Image
 
 from unveil.data.decode import Unreadable
 from unveil.data.dense_layouts import CAMVID, NYU40, StorageOptions, open_dense
-from unveil.evaluation.dense.data import class_counts, depth_mean
+from unveil.evaluation.dense.data import class_counts, depth_mean, with_classes
 from unveil.modeling.types import DEPTH, RGB, Modality
 
 LABELS = Modality("semseg", 1, (0.0,), (1.0,), kind="categorical", num_classes=2)
@@ -46,9 +46,12 @@ def test_plain_folders(tmp_path, form):
     assert list(pair.train.names) == ["street/0", "street/1", "street/2"]
     assert len(pair.test) == 3
     assert not pair.is_held_out
-    names, counts = class_counts(pair.train)
-    assert names == ("class 0", "class 1")
-    assert counts.tolist() == [16, 32]  # rows of 8: two of class 0, one of class 1 beside the first of all three
+    train = with_classes(pair).train
+    assert train.labels.names == ("class 0", "class 1")
+    assert class_counts(train).tolist() == [
+        16,
+        32,
+    ]  # rows of 8: two of class 0, one of class 1 beside the first of all three
     sample = pair.train.select([RGB.name, LABELS.name]).sample(1)
     assert torch.equal(sample.maps["rgb"], torch.from_numpy(picture(1)).permute(2, 0, 1))
     assert sample.maps["semseg"][0, :, 0].tolist() == [1, 1, 0, 0, 0, 0]
@@ -68,7 +71,7 @@ def test_without_a_test_set_the_end_is_held_out(tmp_path):
 def test_names_of_classes_come_from_a_file(tmp_path):
     write_folders(tmp_path, "split first")
     (tmp_path / "classes.txt").write_text("road\nsky\n")
-    assert class_counts(open_dense(str(tmp_path)).train)[0] == ("road", "sky")
+    assert with_classes(open_dense(str(tmp_path))).train.labels.names == ("road", "sky")
 
 
 def test_ade20k(tmp_path):
@@ -190,7 +193,7 @@ def test_what_is_wrong_is_told(tmp_path):
     with pytest.raises(ValueError, match="ignore index 1 is a class, 'class 1'"):
         open_dense(str(root), stored=StorageOptions(classes=2, ignore=1))
     with pytest.raises(ValueError, match=r"ignore index 0 is a class.*--first-class 1"):
-        class_counts(open_dense(str(root), stored=StorageOptions(ignore=0)).train)
+        with_classes(open_dense(str(root), stored=StorageOptions(ignore=0)))
     with pytest.raises(ValueError, match="holds the id 255, but there are 2 classes"):
         open_dense(str(root), stored=StorageOptions(classes=2, ignore=7)).train.read(0, "semseg")
     put(root / "train" / "semseg" / "street" / "2.png", labels(0, 1)[:, :6])
@@ -212,7 +215,7 @@ def test_one_class_only_and_no_depth_are_errors(tmp_path):
         put(tmp_path / "rgb" / f"{i}.png", picture(i))
         put(tmp_path / "semseg" / f"{i}.png", labels(0))
         put(tmp_path / "depth" / f"{i}.png", np.zeros((6, 8), np.uint16))
-    train = open_dense(str(tmp_path)).train
+    train = with_classes(open_dense(str(tmp_path))).train
     with pytest.raises(ValueError, match="hold 1 class; at least two"):
         class_counts(train)
     with pytest.raises(ValueError, match=r"no pixel of .* has a depth"):

@@ -10,11 +10,12 @@ import torch
 from PIL import Image
 
 from measuring import on_dense
+from test_dense_layouts import picture, put
 from test_segment import tiny
 from unveil.data.decode import Unreadable
 from unveil.data.dense_layouts import StorageOptions, open_dense
 from unveil.data.modality_config import declare
-from unveil.evaluation.dense.data import class_counts
+from unveil.evaluation.dense.data import class_counts, with_classes
 from unveil.experiments.scenes import SEMANTIC_CLASSES, parse
 from unveil.modeling.types import DEPTH, RGB, SEMSEG, Modality
 
@@ -52,9 +53,8 @@ def test_scenes_hold_their_truth():
     pair = open_dense(SCENES)
     assert pair.is_held_out
     assert (len(pair.train), len(pair.test)) == (8, 2)
-    names, counts = class_counts(pair.train)
-    assert names == tuple(SEMANTIC_CLASSES)
-    assert counts.sum() == 8 * 32 * 32
+    assert pair.train.labels.names == tuple(SEMANTIC_CLASSES)
+    assert class_counts(pair.train).sum() == 8 * 32 * 32
     made = parse(SCENES).maps(9)
     sample = pair.test.select([RGB.name, DEPTH.name, SEMSEG.name]).sample(1)
     assert torch.equal(sample.maps["rgb"], made["rgb"])
@@ -87,7 +87,7 @@ def test_declared_maps_of_any_name(land: Path):
     declared = declare([str(land / "land.toml")])
     pair = open_dense(str(land / "land"), stored=StorageOptions(declared=declared))
     assert (len(pair.train), len(pair.test)) == (3, 1), "the one without land use is left out"
-    assert class_counts(pair.train)[0] == ("field", "wood", "water")
+    assert pair.train.labels.names == ("field", "wood", "water")
     labels = Modality("semseg", 1, (0.0,), (1.0,), kind="categorical", num_classes=3)
     sample = pair.train.select([THERMAL.name, labels.name]).sample(0)
     assert sample.maps["thermal"].unique().tolist() == pytest.approx([20, 30])
@@ -125,3 +125,34 @@ def test_what_is_wrong_is_told(land: Path):
     (land / "land" / "thermal" / "4.png").unlink()
     with pytest.raises((ValueError, FileNotFoundError), match="is not aligned"):
         open_dense(str(land / "land"), stored=StorageOptions(declared=declared))
+
+
+def write_rare(root: Path, *places: str) -> Path:
+    """Eight labelled images with the classes 0 and 1 in train, and one with a rare class in each of these places."""
+    for name in [*(f"train/{i}" for i in range(8)), "test/0", "val/0"]:
+        put(root / name.replace("/", "/rgb/") / "image.png", picture(0, (16, 16)))
+        ids = np.kron([[0, 1], [1, 0]], np.ones((8, 8))).astype(np.uint8)
+        ids[0, 0] = 5 if name in places else 0
+        put(root / name.replace("/", "/semseg/") / "image.png", ids)
+    return root
+
+
+@pytest.mark.parametrize("place", ["train/6", "test/0", "val/0"])
+def test_a_rare_class_counts_wherever_it_is(tmp_path, place):
+    """Among images that --limit leaves out, in the test set, or in a split that is not read."""
+    root = write_rare(tmp_path, place)
+    assert len(with_classes(open_dense(str(root))).test.labels.names) == 6
+    (result,) = on_dense(tiny(), ["segment"], str(root), options={"epochs": 1}, limit=2)
+    assert result.settings["classes"] == [f"class {k}" for k in range(6)]
+    (other,) = on_dense(tiny(), ["segment"], str(root / "train"), str(root / "val"), options={"epochs": 1}, limit=2)
+    assert len(other.settings["classes"]) == (2 if place == "test/0" else 6)
+    declared = open_dense(str(write_rare(tmp_path / "other")), stored=StorageOptions(classes=9))
+    assert len(with_classes(declared).train.labels.names) == 9, "a declaration is taken at its word"
+
+
+def test_a_rare_class_counts_where_another_map_is_missing(tmp_path):
+    root = write_rare(tmp_path, "train/7") / "train"
+    for i in range(7):
+        put(root / "depth" / str(i) / "image.png", np.full((16, 16), 2000, np.uint16))
+    pair = with_classes(open_dense(str(root), stored=StorageOptions(declared=declare(["rgb", "depth", "semseg"]))))
+    assert (len(pair.train) + len(pair.test), len(pair.train.labels.names)) == (7, 6)

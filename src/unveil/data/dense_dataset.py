@@ -148,10 +148,6 @@ class DenseSet:
         modalities = [replace(declared.modality, name=kind) for kind, declared in self.maps.items()]
         return as_sample(maps, modalities, self.name(index))
 
-    def labelled(self, names: tuple[str, ...]) -> DenseSet:
-        """The same with classes of these names."""
-        return replace(self, labels=replace(self.labels, names=names))
-
     def with_channels(self, channels: int) -> DenseSet:
         """The same with images of so many channels: an encoder of grey images reads grey ones."""
         rgb = self.maps.get("rgb")
@@ -163,8 +159,12 @@ class DenseSet:
 
 @dataclass(frozen=True)
 class DensePair:
-    """Training and test samples; `is_held_out` says that the test samples are the end of the training set."""
+    """Training and test samples; `is_held_out` says that the test samples are the end of the training set.
+
+    `every` are all sets at their addresses, those that are neither trained on nor tested on too.
+    """
 
     train: DenseSet
     test: DenseSet
     is_held_out: bool
+    every: tuple[DenseSet, ...] = ()

@@ -31,7 +31,7 @@ FOLDERS = {  # the names that a folder of each kind of map goes by
     "depth": ("depth", "depths", "depth_raw"),
     "semseg": ("semseg", "labels_40", "labels", "label", "annotations", "masks", "mask"),
 }
-SPLITS = {"train": listing.SPLITS["train"], "test": (*listing.SPLITS["test"], *listing.SPLITS["val"])}
+SPLITS = {split: listing.SPLITS[split] for split in ("train", "test", "val")}
 EXTENSIONS = (*READ, ".hdf5")
 _NEEDED = "Images with a label per pixel are in folders of images and of labels or depth, by the same names"
 NYUV2_SPLITS, NYUV2_ARRAYS = "splits.mat", {"rgb": "images", "depth": "depths", "semseg": "labels"}
@@ -68,16 +68,16 @@ def open_dense(data: str, test_data: str | None = None, stored: StorageOptions |
     """
     stored = stored or StorageOptions()
     sets = _open(data, stored)
-    if test_data is not None:
-        other = _open(test_data, stored)
-        return DensePair(sets["train"], other.get("test", other["train"]), False)
-    if "test" in sets:
-        return DensePair(sets["train"], sets["test"], False)
+    others = _open(test_data, stored) if test_data is not None else sets
+    every = (*sets.values(), *(s for s in others.values() if others is not sets))
+    test = others.get("test") or others.get("val") or (others["train"] if others is not sets else None)
+    if test is not None:
+        return DensePair(sets["train"], test, False, every)
     whole = sets["train"]
     first = len(whole) - max(1, len(whole) // _HELD_OUT)
     if first < 1:
         raise ValueError(f"{data} has a single image; at least 2 are needed, one to train on and one to test on")
-    return DensePair(whole.only(range(first)), whole.only(range(first, len(whole))), True)
+    return DensePair(whole.only(range(first)), whole.only(range(first, len(whole))), True, every)
 
 
 def _open(address: str, stored: StorageOptions) -> dict[str, DenseSet]:
@@ -176,8 +176,7 @@ def _splits(root: Path) -> dict[str, dict[str, Path]]:
     """The folders of each kind for each split: `train/rgb`, `rgb/train`, `train` and `trainannot`, or without."""
     if (root / "trainannot").is_dir():
         pairs = {s: {"rgb": root / s, "semseg": root / f"{s}annot"} for s in ("train", "test", "val")}
-        there = [kinds for kinds in pairs.values() if all(folder.is_dir() for folder in kinds.values())]
-        return dict(zip(SPLITS, there, strict=False))
+        return {s: kinds for s, kinds in pairs.items() if all(folder.is_dir() for folder in kinds.values())}
     here = _folders(root, FOLDERS)
     if here:
         inside = {kind: _folders(folder, SPLITS) for kind, folder in here.items()}

@@ -46,10 +46,12 @@ class DenseData:
         """
         sets = open_dense(self.address, self.test_address, stored)
         self.check_test(Subset(sets.test.source, sets.test.rows))
+        if target == "semseg" and target in sets.train.maps:
+            sets = with_classes(sets)  # before the limit: a class may only be in what is left out
         train, test = (s.limited(limit).with_channels(encoder.channels) for s in (sets.train, sets.test))
         inputs = chosen_inputs(encoder, wanted, list(train.maps), target)
         kinds = [*(m.name for m in inputs), target]
-        return DensePair(train.select(kinds), test.select(kinds), sets.is_held_out), inputs
+        return replace(sets, train=train.select(kinds), test=test.select(kinds)), inputs
 
 
 Fit = Literal["cover", "inside"]
@@ -59,27 +61,40 @@ ENOUGH = 1000  # samples, for what need not be exact
 MAX_CLASSES = 4096
 
 
-def class_counts(train: DenseSet) -> tuple[tuple[str, ...], Int[Tensor, " K"]]:
-    """The names of the classes, and the pixels of each: of all samples where only they tell how many there are.
+def with_classes(sets: DensePair) -> DensePair:
+    """The sets with names for all classes, where these are not declared: as many as all labels at their addresses hold.
 
-    Raises ValueError where there are fewer than two, and where the ignore index lies among them.
+    Labels of samples that are skipped, or that lack another map, count too. Raises ValueError where the ignore index
+    lies among the classes.
     """
-    labels = train.labels
-    counts = torch.zeros(len(labels.names), dtype=torch.int64)
-    for stored in _maps(train if not labels.names else train.limited(ENOUGH), "semseg"):
+    labels, count = sets.train.labels, 0
+    if labels.names:
+        return sets
+    for samples in sets.every:
+        if "semseg" in samples.maps:
+            source = samples.source.settled((samples.maps["semseg"],))
+            rows = [row for row in range(len(source)) if source.has(row)[0]]
+            for stored in _maps(replace(samples, source=source, rows=rows), "semseg"):
+                count = max(count, int(stored.values.max()) + 1)
+    if count > MAX_CLASSES:
+        raise ValueError(f"{sets.train.address} holds class ids of {MAX_CLASSES} and more: these are no classes")
+    labels = LabelEncoding(numbered(count, labels.first), labels.first, labels.void)
+    train, test = (replace(samples, labels=labels) for samples in (sets.train, sets.test))
+    return replace(sets, train=train, test=test)
+
+
+def class_counts(train: DenseSet) -> Int[Tensor, " K"]:
+    """The pixels of each class, of up to 1,000 samples. Raises ValueError where there are fewer than two."""
+    counts = torch.zeros(len(train.labels.names), dtype=torch.int64)
+    for stored in _maps(train.limited(ENOUGH), "semseg"):
         ids = stored.values[stored.valid] if stored.valid is not None else stored.values.flatten()
-        if len(ids) and int(ids.max()) >= MAX_CLASSES:
-            raise ValueError(f"{train.address} holds class ids of {MAX_CLASSES} and more: these are no classes")
-        own = torch.bincount(ids.flatten().long(), minlength=len(counts))
-        counts = torch.nn.functional.pad(counts, (0, len(own) - len(counts))) + own
+        counts += torch.bincount(ids.flatten().long(), minlength=len(counts))
     if (counts > 0).sum() < 2:
         raise ValueError(
             f"the labels of {train.address} hold {int((counts > 0).sum())} class; at least two are needed: look at the"
-            f" ignore index ({labels.void}), and whether the right folder was taken for labels"
+            f" ignore index ({train.labels.void}), and whether the right folder was taken for labels"
         )
-    names = labels.names or numbered(len(counts), labels.first)
-    LabelEncoding(names, labels.first, labels.void)  # raises where void lies among them
-    return names, counts
+    return counts
 
 
 def depth_mean(train: DenseSet) -> tuple[float, float, Float[Tensor, "1 H W"]]:

@@ -10,7 +10,6 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
-from ...data.dense_dataset import DensePair
 from ...data.dense_layouts import StorageOptions
 from ...data.modality_config import declare
 from ...modeling.types import Modality
@@ -58,8 +57,7 @@ class Segment(DenseOptions):
             self.layout, self.classes, self.ignore, self.first_class, declared=declare(self.modalities)
         )
         sets, inputs = data.open(encoder, stored, self.inputs, "semseg", context.limit)
-        names, counts = class_counts(sets.train)
-        sets = DensePair(sets.train.labelled(names), sets.test.labelled(names), sets.is_held_out)
+        names, counts = sets.train.labels.names, class_counts(sets.train)
         schedule, settings = self.training(SCHEDULES, len(sets.train))
         labels = Modality("semseg", 1, (0.0,), (1.0,), kind="categorical", num_classes=len(names))
         target = DenseTarget(labels, len(names), classes_loss)
