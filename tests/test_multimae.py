@@ -14,9 +14,11 @@ from multimodal import ALL, GUIDED, LACKING, SEMANTICS, batch, build, flags, nam
 from unveil.modeling.encoder import Encoder
 from unveil.modeling.masked_model import mean_loss
 from unveil.modeling.objectives import UncertaintyWeighted
-from unveil.modeling.optim import Optim
+from unveil.modeling.optim import Optim, adamw
 from unveil.modeling.types import DEPTH, RGB, SEMSEG, Batch
 from unveil.recipes import multimae
+from unveil.recipes.registry import build_recipe
+from unveil.training.autoconfig import AutoConfig
 from unveil.training.trainer import Settings, Trainer
 
 VARIANTS = [
@@ -131,6 +133,41 @@ def test_the_papers_sizes_and_rate():
     assert model.masker.counts(layout) == (98, 490)
     assert built.optim.peak_lr == pytest.approx(8e-4)
     assert (built.epochs, built.optim.warmup_epochs, built.optim.batch_size) == (1600, 40, 2048)
+
+
+def test_the_released_code_decays_every_tensor_and_draws_queries_keys_and_values_apart():
+    """Both only move variances: the two models begin with the same signs."""
+    mae, released = build(), build(weight_decay_on="all", qkv_init="separate")
+    optim = build_recipe(multimae.recipe, ALL, {"weight_decay_on": "all"}).optim
+    decayed, free = adamw(released, optim).param_groups
+    assert (len(decayed["params"]), free["params"]) == (len(list(released.parameters())), [])
+    assert decayed["weight_decay"] == 0.05
+    for path, weight in released.named_parameters():
+        matrices = 3 if path.endswith("qkv.weight") else 2 if path.endswith(".kv.weight") else 0
+        if matrices:
+            outs, ins = weight.shape
+            for own in weight.chunk(matrices):  # each is as wide as Xavier makes a matrix of its own: 2 / (ins + outs)
+                assert own.var().item() == pytest.approx(2 / (ins + outs // matrices), rel=0.15), path
+        before = mae.get_parameter(path)
+        wider = (weight.abs().max() / before.abs().max().clamp_min(1e-12)).clamp_min(1)
+        torch.testing.assert_close(weight, before * wider, msg=path)
+        assert (wider > 1.1) == bool(matrices), path
+
+
+@pytest.mark.parametrize(
+    ("given", "paper", "expected"),
+    [
+        ({}, True, ("all", "separate")),
+        ({}, False, ("matrices", "fused")),
+        ({"qkv_init": "fused"}, True, ("all", "fused")),
+        ({"size": "small"}, True, ("matrices", "fused")),  # of no published training
+    ],
+)
+def test_the_published_model_is_trained_as_released(given: dict, paper: bool, expected: tuple[str, str]):
+    for recipe in (multimae.recipe, GUIDED):
+        auto = AutoConfig(recipe, given, paper)
+        assert (auto.options["weight_decay_on"], auto.options["qkv_init"]) == expected
+        assert not auto.changes, "it is the paper's own"
 
 
 # Roles

@@ -337,6 +337,23 @@ def initialise(module: nn.Module) -> None:
             nn.init.zeros_(module.bias)
 
 
+QkvInit = Literal["fused", "separate"]
+
+
+@torch.no_grad()
+def separate_qkv(model: nn.Module) -> None:
+    """First weights of queries, keys and values as those of a matrix each (MultiMAE's released code).
+
+    Xavier's bound depends on the outputs of a layer, of which a fused projection has three times or twice as many.
+    """
+    for module in model.modules():
+        for name, matrices in (("qkv", 3), ("kv", 2)):
+            layer = getattr(module, name, None)
+            if isinstance(layer, nn.Linear):
+                ins, outs = layer.in_features, layer.out_features
+                layer.weight.mul_(((ins + outs) / (ins + outs // matrices)) ** 0.5)
+
+
 def token(*shape: int) -> nn.Parameter:
     """A learned token, as MAE draws it: normal with a standard deviation of 0.02."""
     return nn.Parameter(0.02 * torch.randn(*shape))

@@ -5,9 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import nn
+
+Decayed = Literal["matrices", "all"]
 
 
 @dataclass(frozen=True)
@@ -25,6 +28,7 @@ class Optim:
     clip: float | None = None
     lr_factor: float = 1.0
     trained_epochs: float = 0.0
+    weight_decay_on: Decayed = "matrices"
 
     def __post_init__(self) -> None:
         if not self.batch_size >= 1:
@@ -52,21 +56,22 @@ def warmup_cosine(step: float, steps: float, warmup_steps: float) -> float:
     return 0.5 * (1 + math.cos(math.pi * (step - warmup_steps) / max(1e-9, steps - warmup_steps)))
 
 
-def parameter_groups(named: Iterable[tuple[str, nn.Parameter]], weight_decay: float) -> list[dict]:
-    """Two groups: matrices and tokens decay; vectors (biases, norms) do not.
+def parameter_groups(
+    named: Iterable[tuple[str, nn.Parameter]], weight_decay: float, on: Decayed = "matrices"
+) -> list[dict]:
+    """Two groups: matrices and tokens decay; vectors (biases, norms) do not, unless decay is `on` all parameters.
 
     Class and mask tokens decay as they do in the public recipes, whatever shape they are kept in here.
     """
     decayed, free = list[nn.Parameter](), list[nn.Parameter]()
     for name, parameter in named:
         if parameter.requires_grad:
-            is_decayed = parameter.ndim > 1 or name.endswith("mask_token")
+            is_decayed = on == "all" or parameter.ndim > 1 or name.endswith("mask_token")
             (decayed if is_decayed else free).append(parameter)
     return [{"params": decayed, "weight_decay": weight_decay}, {"params": free, "weight_decay": 0.0}]
 
 
 def adamw(model: nn.Module, optim: Optim) -> torch.optim.AdamW:
     """AdamW over the trained parameters, in one fused kernel."""
-    return torch.optim.AdamW(
-        parameter_groups(model.named_parameters(), optim.weight_decay), lr=0.0, betas=optim.betas, fused=True
-    )
+    groups = parameter_groups(model.named_parameters(), optim.weight_decay, optim.weight_decay_on)
+    return torch.optim.AdamW(groups, lr=0.0, betas=optim.betas, fused=True)

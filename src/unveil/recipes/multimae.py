@@ -30,7 +30,7 @@ def recipe(
         raise ValueError(
             f"target={shared.target} reads no teacher; use --target teacher or collaborative with --teacher"
         )
-    encoder = train.vit(*modalities, final_norm=shared.final_norm)
+    encoder = shared.encoder(train, modalities)
 
     def build() -> MaskedModel:
         teachers = shared.teachers(encoder)
@@ -39,4 +39,4 @@ def recipe(
         masker = Masker(score, visible, predicted)
         return MaskedModel(encoder, masker, decoders, objectives, teachers, shared.hider(encoder))
 
-    return Recipe(encoder, (Stage(build, train.epochs),), train.optim(), train.view(encoder))
+    return Recipe(encoder, (Stage(build, train.epochs),), shared.optim(train), train.view(encoder))

@@ -91,7 +91,7 @@ def recipe(
         raise ValueError("errors are foreseen inside each modality, not across; use --budget dirichlet or adaptive")
     if is_blended and shared.budget == "joint":
         raise ValueError("a teacher of RGB has no say across modalities; use --budget dirichlet or adaptive")
-    encoder = train.vit(*modalities, final_norm=shared.final_norm)
+    encoder = shared.encoder(train, modalities)
 
     sampler = make_sampler(draw, noise=noise)
     score = guided_score(encoder, guide, sampler, shared.budget, student_weight if is_blended else None)
@@ -125,7 +125,7 @@ def recipe(
         masker = Masker(shared.budget_score(score, encoder, objectives), visible, predicted)
         return MaskedModel(encoder, masker, decoders, terms, teachers, hide)
 
-    return Recipe(encoder, (Stage(build, train.epochs),), train.optim(), train.view(encoder))
+    return Recipe(encoder, (Stage(build, train.epochs),), shared.optim(train), train.view(encoder))
 
 
 def guided_score(

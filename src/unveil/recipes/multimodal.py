@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -11,14 +11,16 @@ import torch
 from ..modeling.adaptive_budget import AdaptiveBudget
 from ..modeling.decoder import BlendKind, CrossDecoder, Decoder, Readout, TaskDecoder, make_blend
 from ..modeling.encoder import Encoder
+from ..modeling.layers import QkvInit, separate_qkv
 from ..modeling.losses import LOSSES, Loss, cross_entropy, l1, l2
 from ..modeling.masked_model import Blank, Hide, Objective, Teacher, drop
 from ..modeling.masking import DirichletBudget, TaskSampling, TokenScore
 from ..modeling.objectives import UncertaintyWeighted
+from ..modeling.optim import Decayed, Optim
 from ..modeling.targets import HOG, Classes, Features, Pixels, Target
 from ..modeling.teachers import EMATeacher, FrozenTeacher, Momentum, load_teacher
 from ..modeling.types import FeatureSpec, Modality
-from .recipe import make_loss
+from .recipe import Hyperparameters, make_loss
 
 DecoderKind = Literal["task", "cross", "cross-self", "linear"]
 BudgetKind = Literal["dirichlet", "adaptive", "joint"]
@@ -52,6 +54,9 @@ class MultiMAEOptions:
     target_student_weight: the student's share in collaborative targets
     target_features: number of the last blocks whose features are averaged into a target
     momentum: momentum of the student's moving average, at first; 1 at the end
+    weight_decay_on: matrices and tokens (MAE), or all, norms and biases too, as MultiMAE's released code and so --paper
+    qkv_init: first weights of queries, keys and values as those of one matrix (fused: MAE) or of one each (separate:
+        MultiMAE's released code and so --paper)
     """
 
     budget: BudgetKind = "dirichlet"
@@ -73,6 +78,8 @@ class MultiMAEOptions:
     target_student_weight: float = 0.3
     target_features: int = 1
     momentum: float = 0.996
+    weight_decay_on: Decayed = "matrices"
+    qkv_init: QkvInit = "fused"
 
     def __post_init__(self) -> None:
         if self.decoder in ("task", "linear") and self.blend != "none":
@@ -89,10 +96,15 @@ class MultiMAEOptions:
         if self.target_features < 1:
             raise ValueError(f"target_features is a number of blocks of at least 1; got {self.target_features}")
 
-    @property
-    def final_norm(self) -> bool:
-        """Whether the encoder normalises its output; a decoder that blends its maps does so itself."""
-        return self.decoder != "task" and self.blend == "none"
+    def encoder(self, train: Hyperparameters, modalities: Sequence[Modality]) -> Encoder:
+        """A new encoder. It normalises its output, unless the decoders do so as they blend its maps, or are tasks'."""
+        encoder = train.vit(*modalities, final_norm=self.decoder != "task" and self.blend == "none")
+        if self.qkv_init == "separate":
+            separate_qkv(encoder)
+        return encoder
+
+    def optim(self, train: Hyperparameters) -> Optim:
+        return replace(train.optim(), weight_decay_on=self.weight_decay_on)
 
     @property
     def teaches(self) -> bool:
@@ -140,6 +152,8 @@ def make_decoders(
         share = options.target_student_weight if student and options.target == "collaborative" else 0.0
         for name, target in modality_targets(modality, encoder, options, teachers).items():
             decoders[name] = make_decoder(modality, encoder, options)
+            if options.qkv_init == "separate":
+                separate_qkv(decoders[name])
             loss = make_loss("smooth-l1", BETA) if isinstance(target, Features) else modality_loss(modality)
             loss = l2 if isinstance(target, HOG) else loss
             objectives.append(kind(name, name, width, target, loss, modality.weight * (1 - share)))

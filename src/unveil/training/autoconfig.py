@@ -27,6 +27,7 @@ EMA_SHARE = 0.05  # of a run's updates: the longest time constant of an average 
 EMA_TARGETS = ("data2vec", "student", "collaborative")  # what is predicted from an average of the student
 SHORT_RUN, SHORT_RUN_CROP = 50, 0.6  # epochs below which crops show more of an image, and how much at least
 VALIDATIONS, VALIDATION_SECONDS = 10, 15.0  # in a run, and the least training between two of them
+RELEASED = {"weight_decay_on": "all", "qkv_init": "separate"}  # as MultiMAE's published model, a ViT-B, was trained
 MAE_DECODER_DIM = 512  # the width of the decoder of ViT-B and larger
 _IMAGE_SIZES = ((40, 32, 4), (96, 64, 8), (160, 128, 16), (math.inf, 224, 16))  # median side up to -> size, patch
 
@@ -42,10 +43,15 @@ class Change:
 
 
 class AutoConfig:
-    """A recipe's options while they are set one after another; those that the user gave never change."""
+    """A recipe's options while they are set one after another; those that the user gave never change.
 
-    def __init__(self, recipe: Callable[..., Recipe], given: Mapping[str, Any]):
+    With `paper` the defaults of a published model are those that it was trained with.
+    """
+
+    def __init__(self, recipe: Callable[..., Recipe], given: Mapping[str, Any], paper: bool = False):
         self.defaults = defaults_of(recipe)
+        if paper and given.get("size", "base") == "base":
+            self.defaults |= {name: value for name, value in RELEASED.items() if name in self.defaults}
         self.given = dict(given)
         self.options = {**self.defaults, **given}
         self.changes: list[Change] = []

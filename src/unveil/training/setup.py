@@ -182,7 +182,7 @@ class _Draft:
     ):
         self.config, self.function, self.device, self.num_train = config, function, device, num_train
         self.modalities = modalities_of(source, inspection)
-        self.auto = AutoConfig(function, config.recipe_options)
+        self.auto = AutoConfig(function, config.recipe_options, config.paper)
         if not config.paper:
             configure_shape(self.auto, inspection, num_train, device)
         configure_size(self.auto)
