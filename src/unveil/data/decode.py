@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import logging
+import math
+import sys
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,6 +17,7 @@ import simplejpeg
 import torch
 from jaxtyping import Float, Shaped
 from PIL import Image, UnidentifiedImageError
+from PIL.ImageFile import ImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 from torch import Tensor
 
@@ -30,6 +33,8 @@ LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, as JPEG and Pillow weigh red, gree
 
 # Tags of EXIF and TIFF.
 _WIDTH, _HEIGHT, _BITS_PER_SAMPLE, _ORIENTATION, _SAMPLES_PER_PIXEL = 0x0100, 0x0101, 0x0102, 0x0112, 0x0115
+_PLANAR = 0x011C
+_GREY_ALPHA = 4  # the colour type in the header chunk of a PNG, which Pillow opens as RGBA where it has 16 bits
 _TRANSPOSED = (5, 6, 7, 8)  # orientations whose rows are columns
 _GREY = ("1", "L", "LA", "La", "I", "I;16", "I;16L", "I;16B", "I;16N", "F")
 _FLOAT = ("I", "I;16", "I;16L", "I;16B", "I;16N", "F")
@@ -117,9 +122,10 @@ def _decode(data: bytes) -> Tensor:
     if isinstance(image, ChannelTiff):
         return torch.from_numpy(image.pixels())
     if (deep := deep_colour(image, data)) is not None:
-        return oriented(torch.from_numpy((deep / 65535.0).astype(np.float32)), image)
+        values, full = deep
+        return torch.from_numpy((values / full).astype(np.float32))
     if image.format == "TIFF" and image.mode in _GREY:
-        return torch.cat([_pixels(image, page) for page in range(_num_channels(image))])
+        return torch.cat([_pixels(image, page) for page in range(_num_channels(image, data))])
     return _pixels(image, 0)
 
 
@@ -161,15 +167,62 @@ def _open(data: bytes) -> Image.Image | ChannelTiff:
     return image
 
 
-def deep_colour(image: Image.Image, data: bytes) -> Shaped[np.ndarray, "C H W"] | None:
-    """Colour of 16 bits a channel as it is stored, of which Pillow keeps the high 8; None for other images."""
-    if image.format not in ("PNG", "TIFF") or not image.mode.startswith("RGB") or _num_bits(image, data) != 16:
+def deep_colour(image: Image.Image, data: bytes) -> tuple[Shaped[np.ndarray, "C H W"], int] | None:
+    """Pixels of 9 to 16 bits a channel that Pillow cuts to 8: as stored, upright, without alpha; None for others.
+
+    The number beside them is that of full intensity.
+    """
+    bits = _num_bits(image, data)
+    if not isinstance(image, ImageFile) or not image.mode.startswith("RGB") or not 8 < bits <= 16:
         return None
-    rasterio = optional("rasterio", "colour of 16 bits is read with rasterio: pip install 'unveil[geotiff]'")
-    warnings.filterwarnings("ignore", category=rasterio.errors.NotGeoreferencedWarning)
-    with rasterio.MemoryFile(data) as memory, memory.open() as file:
-        values: np.ndarray = file.read()
-        return values if _has_fourth_band(image) else values[:3]
+    codec, _, start, _ = image.tile[0]
+    values: np.ndarray
+    if codec.startswith("ppm"):
+        shape, is_text = (image.height, image.width, 3), codec == "ppm_plain"
+        values = np.array(data[start:].split()) if is_text else np.frombuffer(data, ">u2", math.prod(shape), start)
+        values = values.astype(np.uint16).reshape(shape)
+        return values.transpose(2, 0, 1), _decoder_arguments(image.tile[0])[-1]
+    is_planar = isinstance(image, TiffImageFile) and image.tag_v2.get(_PLANAR) == 2
+    if codec == "jpeg2k" or (is_planar and (codec == "libtiff" or image.mode != "RGB")):
+        rasterio = optional("rasterio", f"{bits} bits a channel are read with rasterio: pip install 'unveil[geotiff]'")
+        warnings.filterwarnings("ignore", category=rasterio.errors.NotGeoreferencedWarning)
+        with rasterio.MemoryFile(data) as memory, memory.open() as file:
+            values = file.read()
+    else:
+        image, values = _sixteen_bits(image, data)
+    values = values if _has_fourth_band(image) else values[:3]
+    return oriented(torch.from_numpy(values), image).numpy(), 2**bits - 1
+
+
+def _sixteen_bits(image: ImageFile, data: bytes) -> tuple[ImageFile, Shaped[np.ndarray, "C H W"]]:
+    """The image loaded, and its numbers: Pillow decodes them twice, the first byte of each and then the second."""
+    codec, name = image.tile[0].codec_name, _decoder_arguments(image.tile[0])[0].partition(";")[0]
+    is_little = isinstance(image, TiffImageFile) and image.tag_v2.prefix == b"II"
+    is_little = sys.byteorder == "little" if codec == "libtiff" else is_little
+    bytes_of = []
+    for byte in "BL":  # what the raw modes that end in ;16B and ;16L keep, whichever the order in the file is
+        image = Image.open(io.BytesIO(data))
+        image.tile = [tile._replace(args=_keeping(byte, *_decoder_arguments(tile))) for tile in image.tile]
+        image.load()
+        bytes_of.append(np.array(image).astype(np.uint16).transpose(2, 0, 1))
+    first, second = bytes_of
+    if name == "LA":
+        first, second = first[:1], first[1:2]
+    values = second << 8 | first if is_little else first << 8 | second
+    if name == "RGBa":
+        values = (values * (65535 / values[3:].clip(1))).clip(0, 65535).astype(np.uint16)
+    return image, values
+
+
+def _decoder_arguments(tile: Any) -> tuple[Any, ...]:
+    """What the decoder of a part of an image is given, of most formats the raw mode first."""
+    return (tile.args,) if isinstance(tile.args, str) else tile.args
+
+
+def _keeping(byte: str, raw_mode: str, *others: Any) -> tuple[Any, ...]:
+    """Decoder arguments that keep this byte of two; of grey and alpha all four, of colour times alpha the product."""
+    name = raw_mode.partition(";")[0]
+    return ("RGBA" if name == "LA" else f"{'RGBA' if name == 'RGBa' else name};16{byte}", *others)
 
 
 def _pixels(image: Image.Image, page: int) -> Tensor:
@@ -221,12 +274,16 @@ def _read_header(data: bytes) -> Header:
         width, height = image.tag_v2[_WIDTH], image.tag_v2[_HEIGHT]
     size = (width, height) if _orientation(image) in _TRANSPOSED else (height, width)
     has_alpha = image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info
-    return Header(str(image.format), image.mode, size, _num_channels(image), _num_bits(image, data), has_alpha)
+    return Header(str(image.format), image.mode, size, _num_channels(image, data), _num_bits(image, data), has_alpha)
 
 
 def _num_bits(image: Image.Image, data: bytes) -> int:
     if image.format == "PNG":
         return data[24]  # of the header chunk, which comes first
+    if image.format == "JPEG2000":  # of the first component (ISO/IEC 15444-1, A.5.1)
+        return (data[data.index(b"\xff\x4f\xff\x51") + 42] & 0x7F) + 1
+    if image.format == "PPM" and isinstance(image, ImageFile) and image.tile[0].codec_name.startswith("ppm"):
+        return int(_decoder_arguments(image.tile[0])[-1]).bit_length()  # of the highest number
     if isinstance(image, TiffImageFile):
         return int(image.tag_v2.get(_BITS_PER_SAMPLE, (1,))[0])
     return {"1": 1, "I": 16, "F": 32}.get(image.mode.partition(";")[0], 8)
@@ -237,9 +294,10 @@ def _has_fourth_band(image: Image.Image) -> bool:
     return image.mode == "RGBX" and image.format == "TIFF"
 
 
-def _num_channels(image: Image.Image) -> int:
+def _num_channels(image: Image.Image, data: bytes) -> int:
     """Grey 1, colour 3, and a TIFF of several grey pages of one size as many as pages."""
-    if image.mode not in _GREY:
+    is_grey = image.mode in _GREY or (image.format == "PNG" and data[25] == _GREY_ALPHA)
+    if not is_grey:
         return 4 if _has_fourth_band(image) else 3
     pages = getattr(image, "n_frames", 1) if image.format == "TIFF" else 1
     kinds = set()

@@ -109,7 +109,7 @@ def _stored(data: bytes, kind: str, declared: Declared) -> _Stored:
         return _geotiff(data)
     with Image.open(io.BytesIO(data)) as image:
         if (deep := deep_colour(image, data)) is not None:
-            return _Stored(oriented(torch.from_numpy(deep), image).numpy(), f"16-bit {image.format}")
+            return _Stored(deep[0], f"16-bit {image.format}")
         if image.mode not in ("L", "P", "1", "I", "F", "RGB") and not image.mode.startswith("I;16"):
             raise ValueError(f"its numbers cannot be read as stored (mode {image.mode}); save it as grey or RGB")
         values = np.array(image)
