@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from unveil.evaluation.datasets import stratified_split
 from unveil.evaluation.protocols.knn import TEMPERATURE, Knn, knn_votes
 from unveil.evaluation.protocols.knn_whitened import SHRINKAGE, KnnWhitened, whitening
-from unveil.evaluation.protocols.linear import LARS, Linear, _Probe, _train
+from unveil.evaluation.protocols.linear import LARS, Linear, _Cached, _Probe, _train
 from unveil.evaluation.protocols.linear_lbfgs import LinearLBFGS, logistic_regression
 from unveil.evaluation.types import Context, EvaluationProtocol, FeatureSplit, Score, accuracies
 
@@ -218,9 +218,9 @@ def test_the_folded_probe_is_batchnorm_then_linear():
 def test_heads_of_a_sweep_learn_as_each_would_alone():
     split = clouds(apart=1)
     lrs = (1e-4, 1e-3, 1e-2)  # at higher ones the rounding of the first steps grows
-    together = _train(split.train, split.train_labels, 3, lrs, seed=0)
+    together = _train(_Cached(split, 0), lrs)
     for k, lr in enumerate(lrs):
-        alone = _train(split.train, split.train_labels, 3, (lr,), seed=0)
+        alone = _train(_Cached(split, 0), (lr,))
         torch.testing.assert_close(together.weights[k], alone.weights[0], rtol=1e-3, atol=1e-5)
     assert not torch.allclose(together.weights[0], together.weights[2])
 

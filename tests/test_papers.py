@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 import re
 import shlex
-from dataclasses import fields
 from functools import cache
 from pathlib import Path
 
@@ -88,10 +87,9 @@ def test_an_option_of_the_page_takes_the_value_that_the_page_gives_it(code: str)
 
 
 def test_the_page_has_every_study_recipe_and_preset() -> None:
-    preset = next(f for f in fields(find_protocol("finetune")) if f.name == "preset")
-    assert preset.name == "preset"
-    published = {c for f in flags_of(find_protocol("finetune")) if f.name == "preset" for c in f.choices}
-    assert {c for c in published if f"`--preset {c}`" in TEXT} == published - {"auto", "small"}
+    flags = [flag for name in ("finetune", "linear") for flag in flags_of(find_protocol(name))]
+    published = {choice for flag in flags if flag.name == "preset" for choice in flag.choices}
+    assert {c for c in published if f"`--preset {c}`" in TEXT} == published - {"auto", "small", "cached"}
     named = {word for code in COMMANDS for word in shlex.split(code)}
     assert set(recipe_cards()) <= named
     assert {name for name in studies() if name != "recipes"} <= named

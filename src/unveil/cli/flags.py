@@ -5,7 +5,9 @@ from __future__ import annotations
 import re
 import shutil
 import textwrap
+import typing
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from ..recipes.options import REQUIRED, Option, UsageError, options_in, spell
@@ -29,9 +31,13 @@ def flag_name(word: str) -> str:
 
 
 def by_name(flags: Iterable[Option]) -> dict[str, Option]:
-    """Flags by the names that a word may have: a switch also as `no_x`."""
-    flags = list(flags)
-    return {f.name: f for f in flags} | {f"no_{f.name}": f for f in flags if f.is_switch}
+    """Flags by the names that a word may have: a switch also as `no_x`. Of one name they take the values of each."""
+    named: dict[str, Option] = {}
+    for flag in flags:
+        other = named.get(flag.name, flag)
+        kind = flag.kind if other.kind == flag.kind else typing.Union[other.kind, flag.kind]  # noqa: UP007  of values
+        named[flag.name] = replace(flag, kind=kind)
+    return named | {f"no_{name}": flag for name, flag in named.items() if flag.is_switch}
 
 
 def with_current_names(words: Sequence[str], flags: Iterable[Option]) -> list[str]:

@@ -31,7 +31,7 @@ def evaluate(
     test_data: str | None = None,
     group_by: str | None = None,
     protocol: tuple[str, ...] = ("knn", "linear"),
-    pool: Pool = "mean",
+    pool: Pool | None = None,
     baselines: bool = True,
     limit: int | None = None,
     micro_batch: int = 256,
@@ -53,7 +53,7 @@ def evaluate(
         group
     protocol: knn, knn-whitened, linear (as MAE probes), linear-lbfgs, attentive, finetune, lowshot, transfer; segment,
         depth; reconstruct, heldout (of the run's own decoders); or a file with a protocol of your own, my_protocol.py
-    pool: cls, mean, or both
+    pool: cls, mean, or both; by default mean, and cls where MAE's linear probe reads it
     baselines: measure raw pixels and the untrained encoder too; where the encoder is trained, from scratch
     limit: use at most so many images of each source
     micro_batch: images in memory at once
@@ -78,7 +78,10 @@ def evaluate(
             if overlaps[test.address]:
                 note(f"warning: {overlaps[test.address]}")
 
-    context = Context(seed, limit, micro_batch, pool, cache=results_so_far, progress=progress, note=note)
+    read: Pool = pool or "mean"
+    context = Context(
+        seed, limit, micro_batch, read, pool is not None, cache=results_so_far, progress=progress, note=note
+    )
     try:
         if kind == "samples for a run's decoders":
             if stored is None:
@@ -88,12 +91,12 @@ def evaluate(
             )
             results = run_protocols(protocols, models, samples, context)
         else:
-            encoder = load(stored or run, pool=pool, device=device, at_epoch=at_epoch)
+            encoder = load(stored or run, pool=read, device=device, at_epoch=at_epoch)
             encoders: dict[str, FeatureEncoder] = {THIS_RUN: encoder}
             if baselines:
                 pixels = Modality("rgb", encoder.channels, *encoder.statistics)
                 encoders["pixels"] = RawPixels(pixels, encoder.image_size, encoder.device)
-                untrained = stored.encoder(pool, trained=False) if stored else untrained_vit(describe(run), 0, pool)
+                untrained = stored.encoder(read, trained=False) if stored else untrained_vit(describe(run), 0, read)
                 encoders[UNTRAINED] = untrained.to(encoder.device)
             if kind == "images with a label per pixel":
                 images: DenseData | ImageSplit = DenseData(data, test_data, check_test)

@@ -158,6 +158,11 @@ class Loader:
         steps = [order[s * self.batch_size :][: self.batch_size] for s in range(start_step, self.steps_per_epoch)]
         return self._load([samples.tensor_split(self.num_shards)[self.shard] for samples in steps], epoch)
 
+    def in_parts(self, epoch: int, step: int, size: int) -> Generator[tuple[Batch, Int[Tensor, " B"]]]:
+        """One batch of an epoch, at most `size` samples at a time, for batches that no memory holds."""
+        rows = self.order(epoch)[step * self.batch_size :][: self.batch_size]
+        return self._load(rows.tensor_split(self.num_shards)[self.shard].split(size), epoch)
+
     def in_order(self) -> Generator[tuple[Batch, Int[Tensor, " B"]]]:
         """All samples once, in the order of the source, with their numbers; the last batch may be smaller."""
         return self._load(torch.arange(len(self.source)).split(self.batch_size), 0)

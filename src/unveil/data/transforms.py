@@ -24,6 +24,7 @@ Resize = Callable[[Tensor, tuple[int, int]], Tensor]
 MapView = Callable[[Tensor, Modality, Resize], Tensor]  # what a map becomes, resized in this way
 Keys = Int[Tensor, " B"]  # of samples in a batch
 Flip = Literal["none", "h", "hv", "d4"]
+Oversize = Literal["redraw", "clip"]
 _ATTEMPTS = 10  # boxes drawn before the centre is taken
 
 
@@ -56,13 +57,15 @@ class View:
     `crop_scale` bounds the share of the image's area, `crop_ratio` the stretch: width over height of the box, divided
     by that of `image_size` (Szegedy et al., 2015; the defaults are MAE's, appendix A.1). `flip` is "none"; "h":
     mirrored half of the time; "hv": also upside down half of the time; "d4": also turned by a quarter half of the
-    time, so that all eight poses are equally likely.
+    time, so that all eight poses are equally likely. A box that exceeds the image is drawn anew, or its sides are cut
+    to the image's with an `oversize` of "clip" (BYOL, and the public code of MAE's linear probe).
     """
 
     image_size: tuple[int, int]
     crop_scale: tuple[float, float] = (0.2, 1.0)
     crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
     flip: Flip = "h"
+    oversize: Oversize = "redraw"
 
     def __post_init__(self) -> None:
         if len(self.image_size) != 2 or min(self.image_size) < 1:
@@ -134,6 +137,8 @@ def draw_cuts(sizes: Sequence[tuple[int, int]], view: View, keys: Keys) -> list[
     low, high = np.log(ratios)
     ratio = np.exp(low + ratio * (high - low))
     tall, wide = np.rint(np.sqrt(area / ratio)), np.rint(np.sqrt(area * ratio))
+    if view.oversize == "clip":
+        tall, wide = tall.clip(1, height[:, None]), wide.clip(1, width[:, None])
     fits = (tall >= 1) & (wide >= 1) & (tall <= height[:, None]) & (wide <= width[:, None])
     first = fits.argmax(1)
     rows = np.arange(len(sizes))

@@ -75,10 +75,10 @@ def data_for(names: Iterable[str]) -> Data:
 
 
 def choose(names: Sequence[str], options: Mapping[str, object] | None = None) -> dict[str, EvaluationProtocol]:
-    """The named protocols, each with those of the options that it has.
+    """The named protocols, each with those of the options that it has; a word goes to those that list it.
 
-    Raises ValueError for an unknown protocol, for an option that none of the chosen ones has, and for a value that is
-    not among an option's choices.
+    Raises ValueError for an unknown protocol, for an option that none of the chosen ones has, and for a word that none
+    of them lists among its choices.
     """
     chosen = {name: find_protocol(name) for name in names}
     options = options or {}
@@ -87,13 +87,20 @@ def choose(names: Sequence[str], options: Mapping[str, object] | None = None) ->
             having = [name for name, protocol in protocols().items() if option in options_of(protocol)]
             there = f"{', '.join(having)} {_has(having)} it" if having else "no protocol has it"
             raise ValueError(f"{' and '.join(names)} {_has(names)} no option {option!r}; {there}")
-    for name, protocol in chosen.items():
-        hints = typing.get_type_hints(protocol)
-        for option, value in options.items():
-            choices = typing.get_args(hints.get(option)) if typing.get_origin(hints.get(option)) is Literal else ()
-            if choices and value not in choices:
-                raise ValueError(f"{option} of {name} is one of {', '.join(choices)}; got {value!r}")
-    return {_name(Path(name).stem): create(protocol, options) for name, protocol in chosen.items()}
+    given: dict[str, dict[str, object]] = {name: {} for name in chosen}
+    for option, value in options.items():
+        refused = []
+        for name, protocol in chosen.items():
+            if option in options_of(protocol):
+                kind = typing.get_type_hints(protocol)[option]
+                choices = typing.get_args(kind) if typing.get_origin(kind) is Literal else ()
+                if choices and value not in choices:
+                    refused.append(f"{option} of {name} is one of {', '.join(choices)}")
+                else:
+                    given[name][option] = value
+        if refused and not any(option in own for own in given.values()):
+            raise ValueError(f"{'; '.join(refused)}; got {value!r}")
+    return {_name(Path(name).stem): create(protocol, given[name]) for name, protocol in chosen.items()}
 
 
 def create(protocol: type[EvaluationProtocol], options: Mapping[str, object]) -> EvaluationProtocol:

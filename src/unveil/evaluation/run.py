@@ -43,7 +43,7 @@ def run_protocols(
                 features = data.features(model, own).to(model.device)
             given = features if protocol.needs == "features" else data
             start = time.perf_counter()
-            score = run_cached(name, protocol, model, given, own)
+            score = run_cached(name, protocol, model, given, own.of(protocol))
             seconds[name] += time.perf_counter() - start
             if score is None:
                 if subject == THIS_RUN:
@@ -54,10 +54,9 @@ def run_protocols(
             scores[name][SCRATCH if score.trains_encoder and subject == UNTRAINED else subject] = score
 
     common: dict[str, object] = {"seed": context.seed}
-    pool, held_out = "tokens", ""
+    held_out = ""
     if isinstance(data, ImageSplit):
         common["image_sizes"] = {subject: list(model.image_size) for subject, model in subjects.items()}
-        pool = context.pool
         if data.is_held_out:
             held_out = f" No test set was given: a fifth of every class was held out (seed {context.seed})."
     results = []
@@ -68,7 +67,7 @@ def run_protocols(
                 protocol=name,
                 data=data.address,
                 test_data=data.test_address,
-                pool=pool,
+                pool=context.of(protocols[name]).pool if isinstance(data, ImageSplit) else "tokens",
                 metrics=score.metrics,
                 baselines={**score.baselines, **{subject: other.metrics for subject, other in of_subjects.items()}},
                 settings={**score.settings, **common},

@@ -41,20 +41,27 @@ class Score:
 class Context:
     """How an evaluation runs its protocols: the same for all of them, but for the name of the subject.
 
-    `limit` caps the images of each set, `micro_batch` the images in the encoder at once. `is_trained` is false for the
-    untrained baseline. `progress` is called with (what is done, images done, images in all), `note` with a sentence on
-    what was chosen for the user. `cache` holds what an interrupted evaluation has measured.
+    `limit` caps the images of each set, `micro_batch` the images in the encoder at once. Where `pool` was not chosen
+    by the user (`pool_is_chosen`), that of a protocol with a `pool` of its own comes first. `is_trained` is false for
+    the untrained baseline. `progress` is called with (what is done, images done, images in all), `note` with a sentence
+    on what was chosen for the user. `cache` holds what an interrupted evaluation has measured.
     """
 
     seed: int = 0
     limit: int | None = None
     micro_batch: int = 256
     pool: Pool = "cls"
+    pool_is_chosen: bool = True
     subject: str = THIS_RUN
     is_trained: bool = True
     cache: ResultCache = field(default_factory=ResultCache)
     progress: Callable[[str, int, int], None] = lambda what, done, total: None
     note: Callable[[str], None] = lambda text: None
+
+    def of(self, protocol: EvaluationProtocol) -> Context:
+        """The same, with the pool that this protocol reads."""
+        own: Pool | None = None if self.pool_is_chosen else getattr(protocol, "pool", None)
+        return replace(self, pool=own or self.pool)
 
 
 class EvaluationProtocol(Protocol):

@@ -22,7 +22,7 @@ from .atomic import replacing, sync, write_json
 
 WEIGHTS_FOLDER = "kept"  # the folder of weights that stay
 NUM_CHECKPOINTS = 2  # of a run, in case the newest is damaged
-_MOMENTS = ("step", "exp_avg", "exp_avg_sq")
+_MOMENTS = (("step", "exp_avg", "exp_avg_sq"), ("momentum",))  # of an Adam, and of LARS
 
 
 @dataclass(frozen=True)
@@ -165,19 +165,20 @@ def _checksum_of(content: Mapping[str, Any]) -> str:
 
 
 def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """An Adam's moments under the names of their parameters."""
+    """The moments of an Adam or of LARS under the names of their parameters."""
     names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
     return {
         f"{names[parameter]}:{moment}": torch.as_tensor(value)
         for parameter, moments in optimizer.state.items()
         for moment, value in moments.items()
-        if moment in _MOMENTS
+        if any(moment in kinds for kinds in _MOMENTS)
     }
 
 
 def restore_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
     """Set the moments of the parameters that `tensors` has; those of other parameters start at zero."""
     for name, parameter in model.named_parameters():
-        moments = {m: tensors[f"{name}:{m}"] for m in _MOMENTS if f"{name}:{m}" in tensors}
-        if len(moments) == len(_MOMENTS):  # also the step count lies on the parameter's device, as a fused Adam needs
-            optimizer.state[parameter] = {m: value.to(parameter.device, copy=True) for m, value in moments.items()}
+        for kinds in _MOMENTS:
+            moments = {m: tensors[f"{name}:{m}"] for m in kinds if f"{name}:{m}" in tensors}
+            if len(moments) == len(kinds):  # also the step count lies on the parameter's device, as a fused Adam needs
+                optimizer.state[parameter] = {m: value.to(parameter.device, copy=True) for m, value in moments.items()}

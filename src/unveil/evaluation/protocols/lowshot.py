@@ -14,7 +14,7 @@ from ..datasets import ImageSplit
 from ..registry import create, find_protocol
 from ..run import run_cached
 from ..statistics import estimate
-from ..types import Context, EvaluationProtocol, FeatureEncoder, FeatureSplit, Needs, Score
+from ..types import Context, EvaluationProtocol, FeatureEncoder, FeatureSplit, Needs, Pool, Score
 
 Classification = Literal["knn", "knn-whitened", "linear", "linear-lbfgs", "attentive", "finetune"]
 MIN_PER_CLASS = 2
@@ -32,6 +32,11 @@ class Repeated:
     by: Classification = "linear-lbfgs"
     epochs: int | None = None
     updates: int | None = None
+
+    @property
+    def pool(self) -> Pool | None:
+        """What the repeated protocol reads where the command gives no pool."""
+        return getattr(self.repeated(), "pool", None)
 
     def repeated(self) -> EvaluationProtocol:
         """The protocol with those of the options that it has."""
@@ -51,7 +56,7 @@ class Lowshot(Repeated):
 
     @property
     def needs(self) -> Needs:
-        return find_protocol(self.by)().needs
+        return self.repeated().needs
 
     def run(self, subject: FeatureEncoder, data: FeatureSplit | ImageSplit, context: Context) -> Score | None:
         """Mean accuracies; None where the repeated protocol cannot measure the encoder."""
