@@ -28,11 +28,12 @@ from unveil.evaluation.dense.training import DenseTarget, DenseTrainer, DenseTra
 from unveil.evaluation.features import RawPixels
 from unveil.evaluation.protocols.segment import Segment, classes_loss
 from unveil.evaluation.registry import data_for
-from unveil.evaluation.results import Result, details_table, table, write_results
+from unveil.evaluation.results import Result, ResultCache, details_table, table, write_results
 from unveil.evaluation.types import Context
 from unveil.modeling.encoder import Encoder
 from unveil.modeling.image_encoder import ImageEncoder
-from unveil.modeling.public_vits import untrained_vit
+from unveil.modeling.layers import ResizePositions
+from unveil.modeling.public_vits import load_encoder, untrained_vit
 from unveil.modeling.public_vits.vit import ViTConfig
 from unveil.modeling.rng import SampleRng, sample_keys
 from unveil.modeling.types import DEPTH, RGB, Batch, Modality
@@ -408,3 +409,28 @@ def test_dense_protocols_stand_alone(red_bars):
     assert Segment().run(RawPixels(RGB, (16, 16)), DenseData(str(red_bars)), Context()) is None
     with pytest.raises(ValueError, match="head of segment is one of linear, convnext"):
         on_dense(tiny(), ["segment"], str(red_bars), options={"head": "mlp"})
+
+
+def test_a_kept_training_at_another_size_tells_how_positions_are_resized(red_bars, tmp_path):
+    """At the training's own size there is nothing to resize, and what was kept by earlier releases stays valid."""
+    labels, pair, cache = DenseTarget(LABELS, 2, classes_loss), open_dense(str(red_bars)), ResultCache(tmp_path)
+
+    def kept(side: int, resize: ResizePositions) -> Path | None:
+        torch.manual_seed(0)
+        encoder = ImageEncoder(Encoder((RGB,), (16,), 4, dim=16, depth=2, heads=2, resize_positions=resize))
+        context = Context(cache=cache)
+        trainer = DenseTrainer(encoder, pair, [RGB], labels, "linear", True, DenseTraining(1, image_size=side), context)
+        return trainer.checkpoint.file
+
+    assert kept(16, "interpolate") == kept(16, "extrapolate")
+    assert kept(24, "interpolate") != kept(24, "extrapolate")
+
+
+@pytest.mark.parametrize("resize", ["interpolate", "extrapolate"])
+def test_a_saved_encoder_resizes_its_positions_as_it_was_trained_to(tmp_path, resize):
+    encoder = ImageEncoder(Encoder((RGB,), (16,), 4, dim=16, depth=2, heads=2, resize_positions=resize))
+    encoder.save(tmp_path / "encoder.safetensors")
+    images = torch.rand(2, 3, 24, 24)
+    loaded = load_encoder(tmp_path / "encoder.safetensors")
+    torch.testing.assert_close(loaded(images), encoder(images))
+    assert loaded.resize_positions == resize

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ..runs.checkpoint import write_weights
 from .encoder import Encoder
-from .layers import EPS, Block
+from .layers import EPS, Block, ResizePositions
 from .types import Batch, Modality, Pool, to_float
 
 CACHED_TOKENS = 2048
@@ -80,6 +80,11 @@ class FeatureExtractor(nn.Module, ABC):
     def statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """The mean and the standard deviation of each channel, by which it normalises images in [0, 1]."""
         return self.modalities[0].mean, self.modalities[0].std
+
+    @property
+    @abstractmethod
+    def resize_positions(self) -> ResizePositions:
+        """How images of another size than `image_size` get their positions."""
 
     @property
     def blocks(self) -> Sequence[Block]:
@@ -162,6 +167,10 @@ class ImageEncoder(FeatureExtractor):
     def trunk(self) -> Encoder:
         return self.encoder
 
+    @property
+    def resize_positions(self) -> ResizePositions:
+        return self.encoder.positions.resize
+
     def tokens(self, batch: Batch, blocks: Sequence[int]) -> list[Float[Tensor, "B K D"]]:
         latents = self.encoder(self.encoder.embed(batch), blocks)
         return [latents.layers[block] for block in blocks]
@@ -172,7 +181,8 @@ class ImageEncoder(FeatureExtractor):
     def save(self, file: Path) -> None:
         """Write the encoder to a safetensors file that `load`, `--teacher` and `--init-from` read."""
         model = {"heads": self.encoder.blocks[0].attn.heads}
-        metadata = {"modality": asdict(self.modalities[0]), "dials": {"image_size": self.image_size}, "model": model}
+        dials = {"image_size": self.image_size, "resize_positions": self.resize_positions}
+        metadata = {"modality": asdict(self.modalities[0]), "dials": dials, "model": model}
         state = {f"encoder.{name}": tensor for name, tensor in self.encoder.state_dict().items()}
         write_weights(file, state, {"unveil": json.dumps(metadata)})
 

@@ -28,6 +28,10 @@ class DenseEncoder(TrainableEncoder, Protocol):
     def patch(self) -> int:
         """The side in pixels of the square patch of a token."""
 
+    @property
+    def resize_positions(self) -> str:
+        """How images of another size than `image_size` get their positions."""
+
     def tokens(self, batch: Batch, blocks: Sequence[int]) -> list[Float[Tensor, "B K D"]]:
         """The outputs of these blocks, counted from 1: prefix tokens, then the patches of each modality by rows."""
 

@@ -171,6 +171,8 @@ class DenseTrainer:
         key |= {"weights": context.cache.checksum(encoder), "images": [sets.train.identity, sets.test.identity]}
         key |= {"head": head, "frozen": frozen, "inputs": [m.name for m in inputs], "view": size, "seed": self.seed}
         key |= {"micro_batch": context.micro_batch, "on": self.device.type, "subject": context.subject}
+        if size != tuple(encoder.image_size):
+            key["positions"] = encoder.resize_positions
         self.checkpoint = FitCheckpoint(context.cache.checkpoint(key), context.note)
 
     def train(self) -> None:

@@ -74,6 +74,7 @@ def read_unveil(files: WeightFiles) -> Recognised | None:
     vit = {n: tensor for n, tensor in files.state.items() if n.startswith(("encoder.blocks.", "encoder.norm."))}
     state |= rename(vit, ((r"^encoder\.", ""), (r"\.mlp\.0\.", ".mlp.fc1."), (r"\.mlp\.2\.", ".mlp.fc2.")))
     options = {"heads": run.get("model", {}).get("heads"), "positions": "sincos"}
+    options["resize_positions"] = run.get("dials", {}).get("resize_positions", "interpolate")
     statistics = {"mean": tuple(modality["mean"]), "std": tuple(modality["std"])}
     return UNVEIL, state, {**options, **statistics, "grid": (size[0] // patch, size[-1] // patch)}
 

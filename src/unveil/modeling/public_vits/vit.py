@@ -22,6 +22,7 @@ from ..layers import (
     Block,
     Gated,
     Positions,
+    ResizePositions,
     Rotation,
     check_heads,
     check_spec,
@@ -45,8 +46,9 @@ class ViTConfig:
 
     `grid` is that of the images it was trained on. `positions` are a learned table that is resized bicubically
     (`antialias` as its source does), rotations of queries and keys (DINOv3; `theta` is their base), or the sine-cosine
-    table of our own encoders. `final_norm` covers all tokens, the class token alone (CLIP) or is absent (CrossMAE,
-    MultiMAE). `hidden` is the width inside an MLP, whose activation may gate a second projection (SwiGLU).
+    table of our own encoders, for other sizes as `resize_positions` says. `final_norm` covers all tokens, the class
+    token alone (CLIP) or is absent (CrossMAE, MultiMAE). `hidden` is the width inside an MLP, whose activation may gate
+    a second projection (SwiGLU).
     """
 
     width: int
@@ -58,6 +60,7 @@ class ViTConfig:
     channels: int = 3
     num_prefix: int = 1
     positions: Literal["table", "rotary", "sincos"] = "table"
+    resize_positions: ResizePositions = "interpolate"
     activation: Activation = "gelu"
     is_gated: bool = False
     has_pre_norm: bool = False
@@ -109,7 +112,7 @@ class ViT(nn.Module):
         if config.positions == "table":
             self.table = token(*config.grid, config.width)
         elif config.positions == "sincos":
-            self.waves = Positions(config.grid, config.width)
+            self.waves = Positions(config.grid, config.width, config.resize_positions)
         self.norm_pre = norm(config.width, config.eps) if config.has_pre_norm else nn.Identity()
         activation = ACTIVATIONS[config.activation]()
         if config.is_gated:
@@ -191,6 +194,10 @@ class PublicViT(FeatureExtractor):
     @property
     def trunk(self) -> ViT:
         return self.vit
+
+    @property
+    def resize_positions(self) -> ResizePositions:
+        return self.config.resize_positions
 
     def normalised(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
         """Images as the ViT reads them. Raises ValueError where the patch does not divide them."""
