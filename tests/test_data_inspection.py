@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from unveil.data.inspection import inspect_source
+from unveil.data.aligned_folders import open_samples
+from unveil.data.inspection import inspect_samples, inspect_source
+from unveil.data.modality_config import declare
 from unveil.data.sources import open_source
 from unveil.data.splits import split
 
@@ -101,3 +103,23 @@ def test_photographs_look_like_photographs(data_folder):
     assert (found.count, found.unreadable) == (1000, {})
     np.testing.assert_allclose(found.mean, (0.485, 0.456, 0.406), atol=0.03)
     np.testing.assert_allclose(found.std, (0.229, 0.224, 0.225), atol=0.07)
+
+
+@pytest.mark.parametrize("limit", [2, None])
+def test_classes_are_counted_in_all_maps_even_where_only_some_are_measured(tmp_path, limit):
+    for i in range(9):
+        for kind in ("rgb", "semseg"):
+            (tmp_path / kind).mkdir(exist_ok=True)
+            shape = (4, 4, 3) if kind == "rgb" else (4, 4)
+            Image.fromarray(np.full(shape, 7 if i == 4 else i % 2, np.uint8)).save(tmp_path / kind / f"{i}.png")
+    (tmp_path / "semseg" / "5.png").write_bytes(b"no image")
+    source = open_samples(tmp_path, declare(["rgb", "semseg"]))
+    looked = inspect_samples(source, limit)
+    assert looked.num_decoded == (limit or 9)
+    assert looked.maps[1].ids == {0: 64, 1: 48, 7: 16}
+    assert looked.settle(source.declared)[1].modality.num_classes == 8
+    classes = replace(source.declared[1].modality, num_classes=2)
+    declared = open_samples(
+        tmp_path, (source.declared[0], replace(source.declared[1], modality=classes, measured=False))
+    )
+    assert inspect_samples(declared, limit).settle(declared.declared)[1].modality.num_classes == 2

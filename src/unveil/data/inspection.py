@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
+from contextlib import closing
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,9 +16,11 @@ from torch import Tensor
 
 from ..modeling.types import Modality, to_float
 from ..runs.console import printable, table
+from ..runs.hardware import num_cores
 from .decode import Header, Unreadable, decode, read_header, to_channels
 from .identity import digest
 from .listing import counted
+from .loader import prefetch
 from .modality_config import Declared
 from .read_map import Map
 from .sources import EncodedSource, SampleSource, Source, origin, spread
@@ -273,13 +277,16 @@ class AlignedInspection:
         rows += [*_listed("unreadable", self.unreadable), *_passed_over_row(self.passed_over)]
         lines = [self.address, table(rows, "l", "  ")]
         if self.num_decoded < self.count:
-            rest = f"all {self.count:,} were checked for alignment"
+            rest = f"all {self.count:,} were checked for alignment, and for class ids that are not declared"
             lines.append(f"  Sizes, values and damage come from {self.num_decoded:,} samples, evenly spread; {rest}.")
         return printable("\n".join(lines))
 
 
 def inspect_samples(source: Source, limit: int | None = None) -> AlignedInspection:
-    """Look at the samples of a source of several maps: the names of all, the maps of up to `limit` (default 2000)."""
+    """Look at the samples of a source of several maps: the names of all, the maps of up to `limit` (default 2000).
+
+    Maps of classes whose number is not declared are all read, for a class may be in one of them alone.
+    """
     whole, numbers = origin(source)
     assert isinstance(whole, SampleSource)
     columns = zip(*(whole.has(i) for i in numbers), strict=True)
@@ -301,10 +308,34 @@ def inspect_samples(source: Source, limit: int | None = None) -> AlignedInspecti
             continue
         for name, read_map in read.items():
             tallies[name].add(read_map)
+    others = sorted({*numbers}.difference(decoded))
+    for d in whole.declared if others else ():
+        if d.measured and d.is_categorical:
+            alone = whole.settled((d,))
+            jobs = (partial(_ids_of, alone, i) for i in others if alone.has(i)[0])
+            with closing(prefetch(jobs, 4 * num_cores())) as counted_ids:
+                for ids in counted_ids:
+                    tallies[d.name].ids.update(ids)
     maps = tuple(tally.facts() for tally in tallies.values())
     classes = _class_counts(source)
-    others = dict(getattr(whole, "passed_over", {}))
-    return AlignedInspection(source.address, len(numbers), len(decoded), maps, orphans, unreadable, classes, others)
+    passed_over = dict(getattr(whole, "passed_over", {}))
+    return AlignedInspection(
+        source.address, len(numbers), len(decoded), maps, orphans, unreadable, classes, passed_over
+    )
+
+
+def _ids_of(source: SampleSource, index: int) -> dict[int, int]:
+    """The pixels of each class in the only map of a sample; none where it cannot be read."""
+    try:
+        return _tally_ids(next(iter(source.read(index).values())))
+    except Unreadable:
+        return {}
+
+
+def _tally_ids(classes: Map) -> dict[int, int]:
+    ids = classes.values[0] if classes.valid is None else classes.values[0][classes.valid[0]]
+    unique, counts = ids.unique(return_counts=True)
+    return dict(zip(unique.tolist(), counts.tolist(), strict=True))
 
 
 class _MapSums:
@@ -324,8 +355,7 @@ class _MapSums:
         known = torch.ones(image.shape[-2:], dtype=torch.bool) if read_map.valid is None else read_map.valid[0]
         self.valid += float(known.float().mean())
         if self.declared.is_categorical:
-            ids, counts = image[0][known].unique(return_counts=True)
-            self.ids.update(dict(zip(ids.tolist(), counts.tolist(), strict=True)))
+            self.ids.update(_tally_ids(read_map))
         elif known.any():
             self.moments.add(image[:, known])
 

@@ -237,6 +237,6 @@ class Run:
             return open_source(address, self.config.data.channels, all_splits=own)
         source = open_samples(address, (*(self.declared or (BUILT_IN["rgb"],)), *extra))
         if extra:
-            inspection = inspect_samples(Subset(source, spread(len(source), _INSPECTED)))
+            inspection = inspect_samples(source, _INSPECTED)
             source = source.settled(inspection.settle(source.declared))
         return source
