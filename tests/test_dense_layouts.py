@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 from unveil.data.decode import Unreadable
+from unveil.data.dense_dataset import LabelEncoding
 from unveil.data.dense_layouts import CAMVID, NYU40, StorageOptions, open_dense
 from unveil.evaluation.dense.data import class_counts, depth_mean, with_classes
 from unveil.modeling.types import DEPTH, RGB, Modality
@@ -167,6 +168,29 @@ def test_camvid_as_segnet_lays_it_out(tmp_path):
     assert list(pair.test.names) == ["0001TP_004"], "test, not val"
     assert pair.train.labels.names == CAMVID
     assert pair.train.read(0, "semseg").valid[0, :, 0].tolist() == [True, True, False, False, False, False]
+
+
+def test_camvid_in_folders_is_known_by_its_names(tmp_path):
+    for split, name in (("train", "0016E5_00390"), ("val", "0016E5_07959"), ("test", "Seq05VD_f00000")):
+        put(tmp_path / split / "rgb" / f"{name}.jpg", picture(0))
+        put(tmp_path / split / "semseg" / f"{name}.png", labels(0, 10, 11))
+    for data, test_data in ((tmp_path, None), (tmp_path / "train", str(tmp_path / "test"))):
+        pair = open_dense(str(data), test_data)
+        assert (len(pair.train), len(pair.test)) == (1, 1)
+        assert pair.train.labels == pair.test.labels == LabelEncoding(CAMVID, void=11)
+    (tmp_path / "classes.txt").write_text("\n".join(f"own {k}" for k in range(32)))
+    assert len(open_dense(str(tmp_path)).train.labels.names) == 32, "classes of one's own come first"
+
+
+def test_a_declaration_of_one_set_holds_for_both(tmp_path):
+    root = write_folders(tmp_path, "split first")
+    (root / "train" / "classes.txt").write_text("road\nsky\ncar\n")
+    for data, test_data in (("train", "val"), ("val", "train")):
+        pair = with_classes(open_dense(str(root / data), str(root / test_data)))
+        assert pair.train.labels.names == pair.test.labels.names == ("road", "sky", "car")
+    (root / "val" / "classes.txt").write_text("road\nsky\n")
+    with pytest.raises(ValueError, match=r"train 3 and .*val 2; correct one"):
+        with_classes(open_dense(str(root / "train"), str(root / "val")))
 
 
 def test_depth_is_measured_on_known_pixels(tmp_path):

@@ -6,6 +6,7 @@ from __future__ import annotations
 import csv
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
 from typing import Literal
 
@@ -26,6 +27,7 @@ NYU40 = (
     *("night stand", "toilet", "sink", "lamp", "bathtub", "bag", "other structure", "other furniture", "other prop"),
 )
 CAMVID = (*("sky", "building", "pole", "road", "pavement", "tree", "sign", "fence", "car", "pedestrian", "bicyclist"),)
+CAMVID_FRAMES = ("0016E5_*", "Seq05VD_*")  # of its videos: train and val have the first, test the second
 FOLDERS = {  # the names that a folder of each kind of map goes by
     "rgb": ("rgb", "images", "image", "img", "imgs"),
     "depth": ("depth", "depths", "depth_raw"),
@@ -140,7 +142,8 @@ def _of_samples(address: str, declared: tuple[Declared, ...], max_depth: float |
 def _guess(root: Path) -> FolderLayout:
     if (root / "objectInfo150.txt").is_file():
         return "ade20k"
-    if (root / "trainannot").is_dir():
+    frames = (path for place, name in product(("*", "*/*"), CAMVID_FRAMES) for path in root.glob(f"{place}/{name}"))
+    if (root / "trainannot").is_dir() or (not _own_names(root) and any(frames)):
         return "camvid"
     if (root / NYUV2).is_file() or any((root / split / "labels_40").is_dir() for split in ("train", "test", ".")):
         return "nyuv2"
@@ -159,8 +162,7 @@ def _labels(root: Path, layout: FolderLayout, stored: StorageOptions) -> LabelEn
         case "camvid":
             labels = LabelEncoding(CAMVID, void=11)
         case _:
-            files = [root / name for name in ("classes.txt", "names.txt", "codes.txt")]
-            names = next(filter(None, map(named, files)), ())
+            names = _own_names(root)
             labels = LabelEncoding(names, void=255 if len(names) <= 255 else None)
     if stored.classes is not None and stored.classes != len(labels.names):
         if labels.names:
@@ -170,6 +172,11 @@ def _labels(root: Path, layout: FolderLayout, stored: StorageOptions) -> LabelEn
         labels = replace(labels, names=numbered(stored.classes, stored.first_class or 0))
     first = labels.first if stored.first_class is None else stored.first_class
     return LabelEncoding(labels.names, first, labels.void if stored.ignore is None else stored.ignore)
+
+
+def _own_names(root: Path) -> tuple[str, ...]:
+    files = (root / name for name in ("classes.txt", "names.txt", "codes.txt"))
+    return next(filter(None, map(named, files)), ())
 
 
 def _splits(root: Path) -> dict[str, dict[str, Path]]:

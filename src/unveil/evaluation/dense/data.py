@@ -64,23 +64,25 @@ MAX_CLASSES = 4096
 def with_classes(sets: DensePair) -> DensePair:
     """The sets with names for all classes, where these are not declared: as many as all labels at their addresses hold.
 
-    Labels of samples that are skipped, or that lack another map, count too. Raises ValueError where the ignore index
-    lies among the classes.
+    Labels of samples that are skipped, or that lack another map, count too. A declaration of one set holds for both.
+    Raises ValueError where the ignore index lies among the classes, and for two unlike declarations.
     """
-    labels, count = sets.train.labels, 0
-    if labels.names:
-        return sets
+    train, test = (samples.labels for samples in (sets.train, sets.test))
+    labels, count = train if train.names else test, 0
     for samples in sets.every:
-        if "semseg" in samples.maps:
+        if "semseg" in samples.maps and not labels.names:
             source = samples.source.settled((samples.maps["semseg"],))
             rows = [row for row in range(len(source)) if source.has(row)[0]]
             for stored in _maps(replace(samples, source=source, rows=rows), "semseg"):
                 count = max(count, int(stored.values.max()) + 1)
     if count > MAX_CLASSES:
         raise ValueError(f"{sets.train.address} holds class ids of {MAX_CLASSES} and more: these are no classes")
-    labels = LabelEncoding(numbered(count, labels.first), labels.first, labels.void)
-    train, test = (replace(samples, labels=labels) for samples in (sets.train, sets.test))
-    return replace(sets, train=train, test=test)
+    labels = labels if labels.names else LabelEncoding(numbered(count, labels.first), labels.first, labels.void)
+    both = [s if s.labels.names else replace(s, labels=labels) for s in (sets.train, sets.test)]
+    if len(both[0].labels.names) != len(both[1].labels.names):
+        numbers = " and ".join(f"{s.address} {len(s.labels.names)}" for s in both)
+        raise ValueError(f"the sets are declared with different classes: {numbers}; correct one of the declarations")
+    return replace(sets, train=both[0], test=both[1])
 
 
 def class_counts(train: DenseSet) -> Int[Tensor, " K"]:

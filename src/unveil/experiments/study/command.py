@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from ...data.dense_layouts import open_dense
 from ...modeling.public_vits import is_public_vit
 from ...modeling.teachers.frozen import RANDOM
 from ...recipes.options import accept_python_values
@@ -21,7 +22,7 @@ from ..scenes import parse, render_scenes
 from .aggregate import as_text, gather, headlines, read_outcome, remarks, write
 from .cost_estimate import estimate_costs, fit_epochs, store_epochs, with_epochs, with_minutes
 from .design import ScaleName, Setting, Study
-from .jobs import Job, expand, is_scenes, scenes_folder, slug
+from .jobs import Job, expand, images_of, is_scenes, labels_pixels, scenes_folder, slug
 from .registry import check, load_study
 from .schedule import Schedule, read_marker, write_jobs
 
@@ -37,6 +38,7 @@ def study(
     data: tuple[str, ...] = (),
     labelled: tuple[str, ...] = (),
     test_data: tuple[str, ...] = (),
+    dense: tuple[str, ...] = (),
     teacher: str | None = None,
     init_from: str | None = None,
     arms: tuple[str, ...] = (),
@@ -58,6 +60,7 @@ def study(
     data: images to train on, in place of the study's: PATH, or SETTING=PATH for one of several settings
     labelled: images with labels to evaluate on, by default the same: PATH or SETTING=PATH
     test_data: images to test on: PATH or SETTING=PATH
+    dense: images with a label per pixel, for studies that measure segmentation: PATH or SETTING=PATH
     teacher: the teacher of all arms that set none: a file, a folder, a run, a name on the hub
     init_from: the weights that all arms start from that set none, such as the public checkpoint of multimae-continue
     arms: names of the arms that take part, in place of the scale's own; the baseline is one of them
@@ -76,7 +79,7 @@ def study(
             raise ValueError(f"--{flag} {number}: a whole number, 1 or more, is needed")
     chosen = with_overrides(chosen, at, teacher=teacher, init_from=init_from, arms=arms, seeds=seeds, limit=limit)
     check(chosen, at)
-    chosen = with_data(chosen, at, data=data, labelled=labelled, test_data=test_data)
+    chosen = with_data(chosen, at, data=data, labelled=labelled, test_data=test_data, dense=dense)
     title = Path(name).stem
     folder = user_path(out) if out else Path("runs") / f"study-{slug(title)}-{at}"
     chosen = with_minutes(chosen, at, minutes)
@@ -86,13 +89,14 @@ def study(
     if dry_run:
         return None
     check_weights(chosen, at)
+    check_labelled_pixels(chosen, at)
     expand(chosen, at, folder)  # raises its errors before anything is written
     _begin(folder, title, at)
     if epochs:
         chosen = with_epochs(chosen, store_epochs(epochs, chosen.scales[at], folder))
     expanded = expand(chosen, at, folder)
     write_jobs(folder, expanded, device)
-    _render(chosen, at, folder)
+    render_settings(chosen, at, folder)
     schedule = Schedule(folder, expanded, jobs)
     if schedule.done:
         log(f"{len(schedule.done)} of {len(expanded)} runs are there already")
@@ -100,8 +104,8 @@ def study(
         schedule.run(lambda job: _first_metrics(job, folder))
     except KeyboardInterrupt:
         flags = {
-            **{"scale": at, "out": folder, "data": data, "labelled": labelled, "test-data": test_data, "arms": arms},
-            **{"teacher": teacher, "init-from": init_from, "seeds": seeds, "minutes": minutes},
+            **{"scale": at, "out": folder, "data": data, "labelled": labelled, "test-data": test_data, "dense": dense},
+            **{"arms": arms, "teacher": teacher, "init-from": init_from, "seeds": seeds, "minutes": minutes},
             **{"limit": limit, "jobs": jobs},
             "device": None if device == "auto" else device,
         }
@@ -167,12 +171,24 @@ def check_weights(study: Study, at: ScaleName) -> None:
         raise FileNotFoundError(f"the arms start from {address}, which is not here; give its --init-from FILE")
 
 
+def check_labelled_pixels(study: Study, at: ScaleName) -> None:
+    """Raise ValueError for a setting that has no images with a label per pixel where the study measures on them."""
+    for setting in study.scales[at].settings if labels_pixels(study.scales[at]) else ():
+        address = setting.dense or images_of(setting)
+        try:
+            if not is_scenes(address):
+                open_dense(address)
+        except (ValueError, FileNotFoundError) as error:
+            hint = f"give --dense {setting.name}=FOLDER, such as ADE20K or CamVid"
+            raise ValueError(f"the study measures images with a label per pixel: {error}; {hint}") from error
+
+
 def with_data(study: Study, scale: ScaleName, **given: Sequence[str]) -> Study:
     """The study with the user's own images: each word is PATH, for the only or the first setting, or SETTING=PATH.
 
-    The keywords are fields of a setting: data, labelled, test_data. Settings without images are left out where others
-    have some, with a message; a setting named after its scenes is renamed after the images that replace them. Raises
-    ValueError for an unknown setting.
+    The keywords are fields of a setting: data, labelled, test_data, dense. Settings without images are left out where
+    others have some, with a message; a setting named after its scenes is renamed after the images that replace them.
+    Raises ValueError for an unknown setting.
     """
     at = study.scales[scale]
     settings = {setting.name: setting for setting in at.settings}
@@ -211,11 +227,11 @@ def _begin(folder: Path, title: str, at: ScaleName) -> None:
     write_json(folder / "study.json", marker)
 
 
-def _render(study: Study, at: ScaleName, folder: Path) -> None:
+def render_settings(study: Study, at: ScaleName, folder: Path) -> None:
     """Render the scenes that runs read, once."""
-    settings = study.scales[at].settings
-    addresses = [a for s in settings for a in (s.data, s.labelled, s.test_data) if a is not None and is_scenes(a)]
-    for address in dict.fromkeys(addresses):
+    settings, is_dense = study.scales[at].settings, labels_pixels(study.scales[at])
+    addresses = [a for s in settings for a in (s.data, s.labelled, s.test_data, s.dense if is_dense else None)]
+    for address in dict.fromkeys(a for a in addresses if a is not None and is_scenes(a)):
         place = scenes_folder(address, folder)
         place.parent.mkdir(exist_ok=True)
         while not place.exists():  # another process may be rendering them

@@ -48,7 +48,8 @@ class Setting:
     """What all arms are compared in: images, labelled images, and options of those recipes that have them.
 
     `data` is trained on; None leaves it to `--data`. `labelled` and `test_data` are for evaluation, by default the
-    same images. `images` is their number, for an estimate where the data are not on this machine.
+    same images. `dense` are images with a label per pixel, for segmentation and depth, by default those trained on.
+    `images` is the number of images, for an estimate where the data are not on this machine.
     """
 
     name: str
@@ -57,6 +58,7 @@ class Setting:
     test_data: str | None = None
     options: Options = field(default_factory=dict)
     images: int | None = None
+    dense: str | None = None
 
 
 @dataclass(frozen=True)
@@ -127,9 +129,9 @@ CROSSMAE_ABLATION = {"epochs": 400, "warmup_epochs": 20}  # the runs of CrossMAE
 
 
 def rendered(name: str, count: int, size: int, options: Options = NONE) -> Setting:
-    """A setting of rendered scenes, evaluated on a quarter as many of another seed."""
+    """A setting of rendered scenes, evaluated on a quarter as many of another seed, whose pixels have labels too."""
     train, test = (f"scenes:count={n},size={size},seed={seed}" for n, seed in ((count, 0), (max(20, count // 4), 1)))
-    return Setting(name, train, test_data=test, options=options)
+    return Setting(name, train, test_data=test, options=options, dense=test)
 
 
 def scales(
@@ -167,7 +169,8 @@ def scales(
     on_smoke = (rendered("scenes", 40, 32 * magnified),)
     on_cpu = (rendered("scenes", 4000, magnified * (48 if cpu.get("image_size") == (48,) else 32)),)
     on_gpu = [rendered(f"scenes{name}", 20_000, 64 * magnified, options) for name, options in named]
-    on_gpu += [Setting(f"photographs{name}", options=options) for name, options in named if photographs]
+    for name, options in named if photographs else ():
+        on_gpu.append(Setting(f"photographs{name}", options=options, dense=on_gpu[0].dense))
     imagenet = tuple(Setting(f"ImageNet-1K{name}", images=IMAGENET, options=options) for name, options in named)
     seeds = (0, 1, 2)
     by_name: dict[ScaleName, Scale] = {

@@ -24,6 +24,7 @@ _OWN = ("recipe", "data", "out", "overwrite", "config", "save_config")  # option
 OF_PRETRAIN = (*(name for name in OPTION_NAMES if name not in _OWN), *OLD_NAMES)
 _NAMES_IN_DIGEST = {new: old for old, new in OLD_NAMES.items()}  # so that folders of release 0.1 keep their names
 SAVE_MINUTES = 2.0
+LABELLED_PIXELS: Data = "images with a label per pixel"
 
 
 @dataclass(frozen=True)
@@ -145,13 +146,21 @@ def _evaluation_data(setting: Setting, folder: Path, multimodal: bool, kind: Dat
     """The data of protocols of one kind: labelled images, or for a run's own decoders all maps that it reads.
 
     The user's own test images are labelled, but need not have those maps: the run's held-out samples replace them.
+    Images with a label per pixel have a test set of their own, or their last fifth is held out.
     """
     data, test = images_of(setting), setting.test_data
-    if kind == "samples for a run's decoders":
+    if kind == LABELLED_PIXELS:
+        data, test, multimodal = setting.dense or data, None if setting.dense else test, True
+    elif kind == "samples for a run's decoders":
         test = test if test and is_scenes(test) else None
     else:
         data, multimodal = setting.labelled or data, False
     return {"data": place(data, folder, multimodal), "test_data": test and place(test, folder, multimodal)}
+
+
+def labels_pixels(at: Scale) -> bool:
+    """Whether a scale has protocols on images with a label per pixel."""
+    return any(data_for([name]) == LABELLED_PIXELS for name in (*at.protocols, *at.along))
 
 
 def place(address: str, folder: Path, multimodal: bool = False) -> str:
