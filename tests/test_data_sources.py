@@ -102,7 +102,7 @@ def test_splits_are_no_classes(tmp_path):
     for part in ("train", "val"):
         for name in ("cat", "dog"):
             write(tmp_path / part / name / "1.png", 1)
-    assert open_source(tmp_path, all_splits=True).labels is None
+    assert open_source(tmp_path, as_recorded=True).labels is None
     with pytest.raises(ValueError, match="holds the splits train, val"):
         open_source(tmp_path)
     assert open_source(tmp_path / "train").classes == ["cat", "dog"]

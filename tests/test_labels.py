@@ -53,19 +53,21 @@ def test_values_of_any_kind_become_classes_from_zero(tmp_path: Path, column: str
 
 
 @pytest.mark.parametrize(
-    ("column", "values"),
+    ("column", "values", "message"),
     [
-        ("target", [1_700_000_000_000 + i for i in range(12)]),
-        ("species", [i % 3 for i in range(12)]),
-        ("labels", [[i % 3, 3] for i in range(12)]),
-        ("label", [float(i % 3) for i in range(12)]),
+        ("target", [1_700_000_000_000 + i for i in range(12)], r"its column target has another value in every row"),
+        ("species", [i % 3 for i in range(12)], r"of its columns image .*, species \(.*--label-column species"),
+        ("labels", [[i % 3, 3] for i in range(12)], r"its column labels holds several values an image \(list"),
+        ("label", [float(i % 3) for i in range(12)], r"of its columns image .*, label \(.*--label-column label"),
     ],
 )
-def test_columns_that_hold_no_class_are_no_labels_and_the_error_names_them(tmp_path: Path, column: str, values: Any):
+def test_columns_that_hold_no_class_are_no_labels_and_the_error_names_them(
+    tmp_path: Path, column: str, values: Any, message: str
+):
     source = open_source(table(tmp_path / "a.parquet", column, values))
     assert source.labels is None
     assert source.classes is None
-    with pytest.raises(ValueError, match=rf"of its columns image .*, {column} \(.*rename the one that does to label"):
+    with pytest.raises(ValueError, match=rf"this protocol needs them: {message}"):
         ImageSplit.of(source)
 
 

@@ -288,7 +288,8 @@ def _inspect(self: Command, words: list[str]) -> str:
     print(inspect(data, **given))
     modalities = given.get("modalities") or [d.name for d in aligned_modalities(data)]
     recipe, more = ("multimae", ["--modalities", *modalities]) if modalities else ("crossmae", [])
-    return shlex.join(["unveil", "pretrain", recipe, "--data", data, *more, "--out", "runs/a"])
+    column = [f"--image-column={given['image_column']}"] if given.get("image_column") else []
+    return shlex.join(["unveil", "pretrain", recipe, "--data", data, *column, *more, "--out", "runs/a"])
 
 
 @command("", "unveil recipes")

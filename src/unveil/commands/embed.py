@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from ..data.aligned_folders import open_images
+from ..data.columns import with_columns
 from ..evaluation.features import extract
 from ..modeling.public_vits import is_public_vit
 from ..modeling.types import Pool
@@ -25,6 +26,8 @@ def embed(
     run: str,
     *,
     data: str,
+    image_column: str | None = None,
+    label_column: str | None = None,
     out: str = "features.npz",
     pool: Pool = "mean",
     limit: int | None = None,
@@ -34,6 +37,8 @@ def embed(
     """Write the features of images to an .npz file: `features` N x D, `names`, and `labels` where there are any.
 
     data: a folder of images, a Parquet file, or scenes; of a folder of rgb, depth, ... the first that the run reads
+    image_column: the column of a Parquet file that holds the images, where there are several
+    label_column: the column of a Parquet file that holds the classes, whatever its name
     out: the file to write
     pool: cls, mean, or both
     limit: embed at most so many images, evenly spread
@@ -46,6 +51,7 @@ def embed(
     check_writable(path.parent)
     stored = None if is_public_vit(run) else Run.open(run)
     encoder = load(stored or run, pool=pool, device=device)
+    data = with_columns(data, image_column, label_column)
     source = open_images(data, encoder.channels, stored.declared if stored else ())
     features = extract(encoder, source, pool, batch_size, limit=limit)
     content: dict[str, Any] = {"features": features.values.numpy(), "names": np.array(features.names)}

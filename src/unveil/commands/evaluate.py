@@ -6,6 +6,7 @@ from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
+from ..data.columns import with_columns
 from ..data.sources import Source
 from ..evaluation.datasets import ImageSplit, open_sets
 from ..evaluation.dense.data import DenseData
@@ -29,6 +30,8 @@ def evaluate(
     *,
     data: str,
     test_data: str | None = None,
+    image_column: str | None = None,
+    label_column: str | None = None,
     group_by: str | None = None,
     protocol: tuple[str, ...] = ("knn", "linear"),
     pool: Pool | None = None,
@@ -49,6 +52,8 @@ def evaluate(
         folder of rgb, depth, ... the first that the run reads; for segment and depth such a folder, a well-known
         layout of one, or as --modalities declares
     test_data: the images to test on; by default those in data's own val or test, else a fifth of every class
+    image_column: the column of a Parquet file that holds the images, where there are several
+    label_column: the column of a Parquet file that holds the classes, whatever its name
     group_by: hold out whole groups, such as patients: a level of the path (1 is the first folder), or a regex with one
         group
     protocol: knn, knn-whitened, linear (as MAE probes), linear-lbfgs, attentive, finetune, lowshot, transfer; segment,
@@ -61,6 +66,8 @@ def evaluate(
     device: cpu, cuda, mps; auto takes the best
     seed: of splits, probes and fine-tuning
     """
+    data = with_columns(data, image_column, label_column)
+    test_data = None if test_data is None else with_columns(test_data, image_column, label_column)
     protocols, kind = choose(protocol, options), data_for(protocol)
     stored = None if is_public_vit(run) else Run.open(run)
     folder = stored.path if stored else Path("runs", Path(run).stem)

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..data.columns import with_columns
 from ..data.sources import Subset, spread
 from ..evaluation.visualize.panels import MapPictures, draw_samples, map_renderers, predicts_norm_pix, sample_pictures
 from ..modeling.rng import seed_stage
@@ -31,6 +32,7 @@ def look(
     *,
     recipe: str | None = None,
     data: str | None = None,
+    image_column: str | None = None,
     modalities: tuple[str, ...] = (),
     samples: int = 4,
     out: str | None = None,
@@ -45,12 +47,14 @@ def look(
 
     recipe: draw a recipe before any training instead: its teacher, its masks, an untrained student
     data: samples to draw; by default those that the run held out, for a recipe scenes
+    image_column: the column of a Parquet file that holds the images, where there are several
     modalities: of a recipe: rgb, depth, semseg, or .toml files that declare others; by default what it reads
     samples: how many to draw, evenly spread
     out: the .png file; by default look.png in the run folder, or look-<recipe>.png here
     device: cpu, cuda, mps; auto takes the best
     seed: of a recipe's initialisation
     """
+    data = with_columns(data, image_column)
     if (run is None) == (recipe is None):
         raise ValueError("look needs a run folder or --recipe, and not both")
     if samples < 1:

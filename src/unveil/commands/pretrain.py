@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from ..data.columns import split_columns
 from ..data.identity import identities
 from ..data.loader import Loader
 from ..modeling.masked_model import MaskedModel
@@ -80,7 +81,7 @@ def _open(config: PretrainConfig, processes: int, stack: ExitStack) -> tuple[Run
         check_tensorboard()
     folder = choose_folder(config.out, config.name)
     check_writable(folder)
-    check_apart(folder, config.data)
+    check_apart(folder, split_columns(config.data)[0])
     if is_continuation(folder, config.fingerprint, config.overwrite):
         run = RunFolder(folder)
         stack.enter_context(run.lock())

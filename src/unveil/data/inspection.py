@@ -56,6 +56,7 @@ class Inspection:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     passed_over: dict[str, int] = field(default_factory=dict)
+    columns: dict[str, str] = field(default_factory=dict)  # of a table, by what they hold
     digests: tuple[str, ...] = field(default=(), repr=False)  # of the files' contents, in order; empty if unreadable
 
     @property
@@ -70,7 +71,10 @@ class Inspection:
             rows += [("files", _counted(self.formats)), ("bits", _counted(bits))]
         if sizes := _size_range(self):
             rows += [("width x height", sizes), ("not square", f"{self.share_not_square:.0%}")]
-        rows += [*_label_row(self.classes), ("mean", _numbers(self.mean)), ("std", _numbers(self.std))]
+        rows += _label_row(self.classes)
+        if self.columns:
+            rows.append(("columns", ", ".join(f"{what} in {name}" for what, name in self.columns.items())))
+        rows += [("mean", _numbers(self.mean)), ("std", _numbers(self.std))]
         if self.num_with_alpha:
             rows.append(("alpha", f"{self.num_with_alpha:,} images have transparency; it is dropped"))
         if self.duplicates:
@@ -131,6 +135,7 @@ def inspect_source(source: Source, limit: int | None = None) -> Inspection:
         mean=mean,
         std=std,
         passed_over=dict(getattr(whole, "passed_over", {})),
+        columns=dict(getattr(whole, "columns", {})),
         digests=tuple(digests) if files is not None and source is whole else (),
     )
 

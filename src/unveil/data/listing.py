@@ -9,6 +9,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from ..runs.console import suggest, user_path
+from .columns import split_columns, with_columns
 from .decode import EXTENSIONS
 
 PICTURES = (*EXTENSIONS, ".parquet")  # what a source of images is read from
@@ -131,6 +132,9 @@ def is_parquet(path: str) -> bool:
 
 def split_addresses(address: str) -> dict[str, str]:
     """What to give for each split, train, val or test, of a folder or a pattern that holds several; else {}."""
+    place, columns = split_columns(address)
+    if columns.flags:
+        return {s: with_columns(part, columns.image, columns.label) for s, part in split_addresses(place).items()}
     path = user_path(address)
     if not path.is_dir():
         root, files, _ = list_matches(path, (".parquet",)) if not path.exists() else (path, [], None)
@@ -182,7 +186,10 @@ def counted(others: Mapping[str, int]) -> str:
 
 def existing_folder(address: str, needed: str) -> Path:
     """The folder at an address; FileNotFoundError where nothing is there, ValueError for a file."""
-    root = user_path(address)
+    place, columns = split_columns(address)
+    root = user_path(place)
+    if root.exists() and columns.flags:
+        raise ValueError(f"{columns.flags} names a column of a Parquet file. {needed}")
     if not root.exists():
         raise FileNotFoundError(missing(root, needed))
     if not root.is_dir():

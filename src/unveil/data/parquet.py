@@ -3,49 +3,57 @@
 from __future__ import annotations
 
 import bisect
-import json
 import threading
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import cached_property
-from itertools import accumulate, chain
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from jaxtyping import Shaped
 from torch import Tensor
 
-from .decode import Unreadable, decode, to_channels
+from .columns import Columns, TableSchema, number_classes, split_columns
+from .decode import Unreadable, decode, read_header, to_channels
 
 _HELD_BYTES = 1 << 30  # of encoded row groups kept in memory
-_FEW = 2  # classes that may have an image each
-_LABEL_NAMES = ("label", "labels", "fine_label", "class", "target", "coarse_label")
+_LOOKED_AT = 16  # rows that tell which columns hold images
+_SHOWN = 80  # characters of a name in messages
 
 
 class ParquetSource:
     """The images of one or several Parquet files, in order; `name` is file[row].
 
-    The image column is a struct {bytes, path} (or plain bytes), the label column whole numbers, words or truth values;
-    class names come from the schema metadata that the `datasets` library writes, or are the values themselves. Row
-    groups are read on demand, and the latest are cached, up to 1 GB of encoded images, so a big file need not fit in
-    memory. Threads may share one; a process that receives it opens the files anew. Raises `ValueError` where a file is
-    damaged or has no image column.
+    The image column is a struct {bytes, path}, plain bytes or, where it is named, paths beside the file; the label
+    column whole numbers, words or truth values. `columns` names them; else the image column is the only one that holds
+    images, the label column the first of a usual name. Class names come from the schema metadata that the `datasets`
+    library writes, or are the values themselves. Row groups are read on demand, and the latest are cached, up to 1 GB
+    of encoded images, so a big file need not fit in memory. Threads may share one; a process that receives it opens the
+    files anew. Raises `ValueError` where a file is damaged, has no image column or, unless `as_recorded`, several.
     """
 
     def __init__(
-        self, address: str, paths: list[Path], channels: int, passed_over: Mapping[str, int] | None = None
+        self,
+        address: str,
+        paths: list[Path],
+        channels: int,
+        passed_over: Mapping[str, int] | None = None,
+        columns: Columns | None = None,
+        *,
+        as_recorded: bool = False,
     ) -> None:
         self.address, self.paths, self.channels, self.passed_over = address, paths, channels, passed_over or {}
+        self.named_columns = columns or Columns()
         self._resolved = [path.resolve() for path in paths]
         self._open()
         schema = self._files[0].schema_arrow
         for path, file in zip(paths, self._files, strict=True):
             if file.schema_arrow.names != schema.names:
                 raise ValueError(f"{path} has other columns than {paths[0]}; give files of one dataset")
-        features = _features(schema)
-        self._column = _image_column(schema, features, address)
         sizes = [file.metadata.num_rows for file in self._files]
         self._starts = [0, *accumulate(sizes)]  # the first row of each file
         self._groups = [(f, g) for f, file in enumerate(self._files) for g in range(file.num_row_groups)]
@@ -53,8 +61,42 @@ class ParquetSource:
         self._ends: list[int] = list(accumulate(group_sizes))  # the row after the last, for each row group
         if not sum(sizes):
             raise ValueError(f"{address!r} has no rows")
-        self._label, self._features = _label_column(schema, features), features
-        self.columns = {column.name: str(column.type) for column in schema}
+        self._schema = TableSchema(split_columns(address)[0], schema)
+        self._image = self._choose_image(as_recorded)
+        named = self.named_columns.label
+        self._label = self._schema.label() if named is None else self._schema.named_label(named)
+
+    @property
+    def columns(self) -> dict[str, str]:
+        """The columns that are read, by what they hold."""
+        return {"images": self._image} | ({} if self.labels is None else {"labels": self._label or ""})
+
+    def _choose_image(self, as_recorded: bool) -> str:
+        if self.named_columns.image is not None:
+            return self._schema.named_image(self.named_columns.image)
+        columns = self._schema.images()
+        if len(columns) == 1 or as_recorded:  # of several, runs of release 0.1 read the first
+            return columns[0]
+        holding = [name for name in columns if self._holds_images(name)] or columns
+        self._schema.refuse_several(holding)
+        return holding[0]
+
+    def _holds_images(self, column: str) -> bool:
+        """Whether the first value of a column is an encoded image."""
+        for batch in self._files[0].iter_batches(_LOOKED_AT, columns=[column]):
+            for cell in self._within(batch.column(0), column):
+                try:
+                    read_header(self._bytes_of(cell.as_py(), 0))
+                except Unreadable:
+                    continue
+                return True
+            break
+        return False
+
+    def _within(self, values: Any, column: str) -> Any:
+        """The values of a member of a struct, from those of the struct."""
+        members = self._schema.members[column]
+        return pc.struct_field(values, members) if members else values
 
     def _open(self) -> None:
         self._lock = threading.Lock()
@@ -88,12 +130,22 @@ class ParquetSource:
     def encoded(self, index: int) -> bytes:
         """The bytes in the row, or of the file that it names."""
         group, row = self._locate(index)
-        cell = self._rows(group, index)[row].as_py()
+        return self._bytes_of(self._rows(group, index)[row].as_py(), index)
+
+    def _bytes_of(self, cell: Any, index: int) -> bytes:
+        """The bytes in a cell of a row, or of the file beside the table that it names."""
+        path = cell
         if isinstance(cell, dict):
-            cell = cell.get("bytes") or self._beside(index, cell.get("path"))
-        if cell is None:
+            cell, path = cell.get("bytes"), cell.get("path")
+        if isinstance(cell, bytes) and cell:
+            return cell
+        if not isinstance(path, str) or not path:
             raise Unreadable(self.name(index), "the row is empty (null)")
-        return bytes(cell)
+        try:
+            return (self.paths[self._file(index)].parent / path).read_bytes()
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise Unreadable(self.name(index), f"names the file {path[:_SHOWN]!r}: {reason}") from error
 
     def image(self, index: int) -> Shaped[Tensor, "C H W"]:
         name = self.name(index)
@@ -116,22 +168,14 @@ class ParquetSource:
                 return self._held[group]
             f, g = self._groups[group]
             try:
-                rows = self._files[f].read_row_group(g, columns=[self._column])[self._column].combine_chunks()
+                rows = self._files[f].read_row_group(g, columns=[self._image]).column(0)
+                rows = self._within(rows, self._image).combine_chunks()
             except (pa.ArrowInvalid, OSError) as error:
                 raise Unreadable(self.name(index), f"its row group is damaged ({error})") from error
             self._held[group] = rows
             while len(self._held) > 1 and sum(held.nbytes for held in self._held.values()) > _HELD_BYTES:
                 self._held.popitem(last=False)
             return rows
-
-    def _beside(self, index: int, path: str | None) -> bytes | None:
-        """The file that a row names instead of holding its bytes, looked for beside the Parquet file."""
-        if not path:
-            return None
-        try:
-            return (self.paths[self._file(index)].parent / path).read_bytes()
-        except OSError as error:
-            raise Unreadable(self.name(index), f"names the file {path!r}: {error.strerror}") from error
 
     @property
     def labels(self) -> list[int] | None:
@@ -143,56 +187,27 @@ class ParquetSource:
         """The names of the classes; ids of a taxonomy, words and truth values are their own names."""
         return self._labelled[1]
 
+    @property
+    def unlabelled(self) -> str:
+        """Why there are no labels, and what to do, in the words of a message."""
+        flags = [name for name in self._schema.numbers() if self._is_flag(name)] if self._label is None else []
+        return self._schema.why_unlabelled(self._label, flags)
+
     @cached_property
     def _labelled(self) -> tuple[list[int] | None, list[str] | None]:
         if self._label is None:
             return None, None
-        columns = (file.read(columns=[self._label])[self._label].to_pylist() for file in self._files)
-        values: list[Any] = list(chain.from_iterable(columns))
-        names = self._features.get(self._label, {}).get("names")
-        if names or all(isinstance(v, int) and not isinstance(v, bool) and v < 0 for v in values if v is not None):
-            labels = [-1 if value is None else int(value) for value in values]  # -1 is the layout's way of saying none
-            return (labels, names) if max(labels, default=-1) >= 0 else (None, None)
-        known = sorted({value for value in values if value is not None and value != -1})
-        if len(known) > _FEW and len(known) == sum(value is not None for value in values):
-            return None, None  # another value in every row: times or numbers of rows, no classes
-        numbers = {value: number for number, value in enumerate(known)}
-        own = None if known == list(range(len(known))) and not isinstance(known[0], bool) else list(map(str, known))
-        return [numbers.get(value, -1) for value in values], own
+        values, names = list(self._values(self._label)), self._schema.feature(self._label).get("names")
+        try:
+            return number_classes(values, names, is_named=self.named_columns.label is not None)
+        except ValueError as error:
+            raise ValueError(f"the column {self._label} of {self.address} gives no classes: {error}") from error
 
+    def _values(self, column: str) -> Iterator[Any]:
+        for file in self._files:
+            yield from self._within(file.read(columns=[column]).column(0), column).to_pylist()
 
-def _features(schema: pa.Schema) -> dict[str, Any]:
-    """Column -> feature, as the `datasets` library describes them in the schema; {} where it did not."""
-    try:
-        features: dict[str, Any] = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
-    except (KeyError, TypeError, ValueError):
-        return {}
-    return features
-
-
-def _image_column(schema: pa.Schema, features: dict[str, Any], address: str) -> str:
-    def is_image(kind: pa.DataType) -> bool:
-        if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
-            kind = kind.field("bytes").type
-        return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
-
-    columns: list[str] = [column.name for column in schema if is_image(column.type)]
-    if not columns:
-        kinds = ", ".join(f"{column.name} ({column.type})" for column in schema)
-        raise ValueError(f"{address!r} has no column of images, a struct of bytes and path; its columns: {kinds}")
-    declared = [name for name in columns if features.get(name, {}).get("_type") == "Image"]
-    return (declared or columns)[0]
-
-
-def _label_column(schema: pa.Schema, features: dict[str, Any]) -> str | None:
-    """The column of one class for each image: whole numbers, words or truth values, under a usual name or declared."""
-    single = [column.name for column in schema if _is_class(column.type)]
-    declared = [name for name in single if features.get(name, {}).get("_type") == "ClassLabel"]
-    known = [name for names in (declared, single) for name in _LABEL_NAMES if name in names]
-    return next(iter([*known, *declared]), None)
-
-
-def _is_class(kind: pa.DataType) -> bool:
-    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
-    tests = (pa.types.is_integer, pa.types.is_string, pa.types.is_large_string, pa.types.is_boolean)
-    return any(test(kind) for test in tests)
+    def _is_flag(self, column: str) -> bool:
+        """Whether a column holds 0 and 1, or truth values, alone."""
+        values = set(self._values(column)) - {None}
+        return bool(values) and values <= {0, 1}

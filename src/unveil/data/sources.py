@@ -18,6 +18,7 @@ from jaxtyping import Shaped
 from torch import Tensor
 
 from ..runs.console import user_path
+from .columns import Columns, split_columns
 from .decode import EXTENSIONS, Unreadable, decode, read_header, to_channels
 from .listing import (
     PICTURES,
@@ -100,12 +101,13 @@ class SampleSource(Samples, Source, Protocol):
     def settled(self, declared: tuple[Declared, ...]) -> SampleSource: ...
 
 
-def open_source(address: str | Path, channels: int | None = None, *, all_splits: bool = False) -> Source:
+def open_source(address: str | Path, channels: int | None = None, *, as_recorded: bool = False) -> Source:
     """The source at an address: a folder of images or Parquet files, a file or pattern of them, or `scenes[:k=v,...]`.
 
-    `channels` overrides what the images' headers say: 1 weighs colour to grey, 3 repeats grey. Raises
-    FileNotFoundError where nothing is there, `ValueError` where no images are, where pictures and Parquet files could
-    both be meant, and, but for `all_splits`, where files are of several splits, such as train and test.
+    `photos.parquet:image=left,label=species` names columns. `channels` overrides what the images' headers say: 1 weighs
+    colour to grey, 3 repeats grey. Raises FileNotFoundError where nothing is there, `ValueError` where no images are,
+    where pictures and Parquet files could both be meant, and, unless it is `as_recorded` in a run, where files are of
+    several splits, such as train and test, or several columns hold images.
     """
     text = str(address)
     if channels is not None and channels < 1:
@@ -115,7 +117,8 @@ def open_source(address: str | Path, channels: int | None = None, *, all_splits:
         if channels not in (None, source.channels):
             raise ValueError(f"{text} has {source.channels} channels, not {channels}; leave the number out")
         return source
-    path = user_path(text)
+    place, columns = split_columns(text)
+    path = user_path(place)
     if path.is_dir():
         root, (files, others) = path, list_files(path, PICTURES)
     elif is_parquet(path.name) and path.exists():
@@ -132,6 +135,9 @@ def open_source(address: str | Path, channels: int | None = None, *, all_splits:
     if not files:
         raise ValueError(f"no images in {text!r}: {none_found(others, PICTURES)}")
     shards = [name for name in files if is_parquet(name)]
+    if shards and columns.flags:  # so they are meant, whatever lies beside them
+        others.update(map(kind_of, {*files} - {*shards}))
+        files = shards
     if 0 < len(shards) < len(files):
         picture = next(name for name in files if not is_parquet(name))
         raise ValueError(
@@ -139,10 +145,12 @@ def open_source(address: str | Path, channels: int | None = None, *, all_splits:
             f" such as {shards[0]}: which are the data? Give {str(root / '**/*.parquet')!r},"
             f" {str(root / '**' / ('*' + Path(picture).suffix))!r}, or the folder of either"
         )
-    if not all_splits:
+    if not as_recorded:
         refuse_splits(text, root, files)
     if shards:
-        return _open_parquet(text, [root / name for name in shards], channels, others)
+        return _open_parquet(text, [root / name for name in shards], channels, others, columns, as_recorded)
+    if columns.flags:
+        raise ValueError(f"{columns.flags} names a column of Parquet files, and {place!r} holds pictures; leave it out")
     labels, classes = folder_labels(files)
     source = FolderSource(text, root, files, channels or 3, labels, classes, others)
     return source if channels else replace(source, channels=most_common_channels(source))
@@ -247,10 +255,12 @@ def class_of(source: Source, index: int) -> str | None:
     return class_name(source, source.labels[index]) if has_label and source.labels is not None else None
 
 
-def _open_parquet(address: str, paths: list[Path], channels: int | None, others: Counter[str]) -> Source:
+def _open_parquet(
+    address: str, paths: list[Path], channels: int | None, others: Counter[str], columns: Columns, as_recorded: bool
+) -> Source:
     from .parquet import ParquetSource
 
-    source = ParquetSource(address, paths, channels or 3, others)
+    source = ParquetSource(address, paths, channels or 3, others, columns, as_recorded=as_recorded)
     if channels is None:
         source.channels = most_common_channels(source)
     return source

@@ -115,6 +115,8 @@ def names_digest(source: Source) -> str:
         digest.update(source.address.encode())
     for i in range(len(source)):
         digest.update(source.name(i).encode(errors="surrogateescape") + b"\0")
+    if column := getattr(getattr(whole, "named_columns", None), "image", None):
+        digest.update(column.encode())
     if isinstance(whole, SampleSource):
         digest.update(bytes(has for i in numbers for has in whole.has(i)))
     return digest.hexdigest()[:16]

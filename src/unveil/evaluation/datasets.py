@@ -20,6 +20,7 @@ from .features import check_channels, extract
 from .types import Context, FeatureEncoder, FeatureSplit
 
 TEST_SHARE = 0.2
+_TABLES = (".csv", ".tsv", ".txt", ".json", ".jsonl", ".xml", ".xlsx")  # in which labels may be
 NAMED = 20  # unreadable images that a result names
 
 
@@ -203,13 +204,11 @@ def stratified_split(
 
 def _labels(source: Source) -> list[int]:
     if source.labels is None:
+        whole = origin(source)[0]
+        tables = [kind for kind in getattr(whole, "passed_over", ()) if kind in _TABLES]
+        beside = f"labels in files beside the pictures ({', '.join(tables)}) are not read; " if tables else ""
         way = "put each class into a folder of its own name, or give a Parquet file with a label column"
-        if columns := getattr(origin(source)[0], "columns", None):
-            named = ", ".join(f"{name} ({kind})" for name, kind in columns.items())
-            way = (
-                f"of its columns {named} none holds a class for each image under a usual name: rename the one that does"
-                " to label; several labels an image and measured numbers are not supported"
-            )
+        way = getattr(whole, "unlabelled", "") or f"{beside}{way}"
         raise ValueError(f"{source.address} has no labels, and this protocol needs them: {way}")
     without = sum(label < 0 for label in source.labels)
     if without:

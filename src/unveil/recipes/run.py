@@ -233,8 +233,8 @@ class Run:
         """The samples at an address as the run reads them, with extra maps."""
         extra = tuple(d for d in extra_maps if d.name not in {own.name for own in self.declared})
         if not self.declared and not extra:
-            own = address == self.config.data.address  # runs of release 0.1 may have read all splits of a folder
-            return open_source(address, self.config.data.channels, all_splits=own)
+            own = address == self.config.data.address  # older runs read all splits, and the first of several columns
+            return open_source(address, self.config.data.channels, as_recorded=own)
         source = open_samples(address, (*(self.declared or (BUILT_IN["rgb"],)), *extra))
         if extra:
             inspection = inspect_samples(source, _INSPECTED)

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Self, get_args, get_type_hints
 
+from ..data.columns import with_columns
 from ..recipes.options import Option, UsageError, options_in
 from ..recipes.registry import load_recipe, options_of
 from ..runs.atomic import write_text
@@ -30,6 +31,7 @@ class PretrainConfig:
     save_config: write all options, as they are resolved for this data and machine, to a YAML file, and do not train
     data: a folder of images, a Parquet file, or scenes (rendered here); with modalities, a folder that holds one for
         each, or scenes
+    image_column: the column of a Parquet file that holds the images, where there are several
     modalities: rgb, depth, semseg, or .toml files that declare others; by default what the recipe reads
     group_by: keeps a patient or a scene on one side of the split: a level of the path (1 is the first folder), or a
         regex with one group
@@ -63,6 +65,7 @@ class PretrainConfig:
     config: str | None = None
     save_config: str | None = None
     data: str = "scenes"
+    image_column: str | None = None
     modalities: tuple[str, ...] = ()
     group_by: str | None = None
     held_out: HeldOut = "spread"
@@ -128,6 +131,11 @@ class PretrainConfig:
             **own,
             recipe_options={n: of_recipe[n].accept(v) if n in of_recipe else v for n, v in given.items()},
         )
+
+    @property
+    def address(self) -> str:
+        """Where the data are, with the column of images."""
+        return with_columns(self.data, self.image_column)
 
     @property
     def name(self) -> str:

@@ -36,7 +36,7 @@ def declared_for(config: PretrainConfig, recipe: Callable[..., Any]) -> tuple[De
     return declared
 
 
-def open_data(address: str, declared: tuple[Declared, ...], *, all_splits: bool = False) -> Source:
+def open_data(address: str, declared: tuple[Declared, ...], *, as_recorded: bool = False) -> Source:
     """The source at an address: of samples with the declared maps, or of plain images where nothing is declared."""
     if declared:
         source = open_samples(address, declared)
@@ -50,7 +50,7 @@ def open_data(address: str, declared: tuple[Declared, ...], *, all_splits: bool 
         log(
             f"note: {address} has a folder for each of {several}; all are read as images. --modalities tells them apart"
         )
-    return open_source(address, all_splits=all_splits)
+    return open_source(address, as_recorded=as_recorded)
 
 
 def inspect_data(source: Source) -> DataInspection:

@@ -80,7 +80,7 @@ def set_up_new(config: PretrainConfig, processes: int = 1) -> TrainingSetup:
     function = load_recipe(config.recipe)
     config.check_recipe_options(function)
     device = choose_device(config.device)
-    source = open_data(config.data, declared_for(config, function))
+    source = open_data(config.address, declared_for(config, function))
     previous = previous_training(config)
     weights = read_initial(config.init_from) if config.init_from else None
     first = None
@@ -88,7 +88,7 @@ def set_up_new(config: PretrainConfig, processes: int = 1) -> TrainingSetup:
         sample = Subset(source, spread(len(source), _SAMPLE))
         first = _Draft(config, function, device, sample, inspect_data(sample), len(source))
         first.check(sample)
-    log(f"inspecting {config.data} ...")
+    log(f"inspecting {config.address} ...")
     inspection = inspect_data(source)
     log(textwrap.indent(str(inspection), "  "))
     source = settle(source, inspection)
@@ -130,7 +130,7 @@ def set_up_resumed(config: PretrainConfig, folder: Path, processes: int = 1) -> 
     if config.is_own_recipe and own.exists() and own.read_bytes() != user_path(config.recipe).read_bytes():
         raise ValueError(f"{config.recipe} has changed since {folder} was started with {own}; give another --out")
     device = choose_device(config.device)
-    source = open_data(config.data, run.declared, all_splits=True)  # its images are compared below
+    source = open_data(config.address, run.declared, as_recorded=True)  # its images are compared below
     stored = run.config.data
     if names_digest(source) != stored.names:
         raise ValueError(

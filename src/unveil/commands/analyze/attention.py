@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ...data.aligned_folders import aligned_modalities
+from ...data.columns import with_columns
 from ...data.modality_config import declare
 from ...data.sources import SampleSource, Source, origin
 from ...evaluation.analysis.attention import DecoderAttention, attention_metrics, decoder_attention, foreground_share
@@ -29,6 +30,7 @@ def analyze_attention(
     run: str,
     *,
     data: str | None = None,
+    image_column: str | None = None,
     labels: str | None = None,
     foreground: tuple[str, ...] = (),
     limit: int = 128,
@@ -42,12 +44,14 @@ def analyze_attention(
     For a self-attention decoder (MAE's), the attention from masked to visible and to masked tokens.
 
     data: samples to measure on; by default those that the run held out
+    image_column: the column of a Parquet file that holds the images, where there are several
     labels: the map of classes: semseg, or a .toml file that declares it; by default semseg where there is one
     foreground: names or numbers of the foreground classes; by default all but those that fill a scene, as sky and road
     limit: use at most so many samples, evenly spread
     device: cpu, cuda, mps; auto takes the best
     """
     stored, where = Run.open(run), choose_device(device)
+    data = with_columns(data, image_column)
     address = data or stored.config.data.address
     has_labels = address.startswith("scenes") or any(d.name == "semseg" for d in aligned_modalities(address))
     check_writable(stored.path)

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ...data.columns import with_columns
 from ...evaluation.analysis.attention import hidden_tokens
 from ...evaluation.analysis.decoder_blocks import (
     BlockContribution,
@@ -44,7 +45,13 @@ _NORM_PIX = (
 
 @accept_python_values
 def analyze_blocks(
-    run: str, *, data: str | None = None, limit: int = 128, samples: int = 3, device: str = "auto"
+    run: str,
+    *,
+    data: str | None = None,
+    image_column: str | None = None,
+    limit: int = 128,
+    samples: int = 3,
+    device: str = "auto",
 ) -> dict[str, Any]:
     """Measure what each block of a run's decoder adds to its prediction; printed, and written to
     `analysis/blocks.json` and `analysis/blocks.png` (CrossMAE, appendix D).
@@ -54,6 +61,7 @@ def analyze_blocks(
     (inter-block attention), also the weight of each map.
 
     data: samples to measure on; by default those that the run held out
+    image_column: the column of a Parquet file that holds the images, where there are several
     limit: use at most so many samples, evenly spread
     samples: how many the picture shows
     device: cpu, cuda, mps; auto takes the best
@@ -61,7 +69,7 @@ def analyze_blocks(
     if limit < 1 or samples < 1:
         raise ValueError(f"--limit and --samples are 1 or more; got {limit} and {samples}")
     stored = Run.open(run)
-    subject = Subject.of_run(stored, data, device)
+    subject = Subject.of_run(stored, with_columns(data, image_column), device)
     check_writable(stored.path)
     views, batch = subject.load(limit)
     parts = [decoder_contributions(subject.model, chunk) for chunk in chunks(batch)]

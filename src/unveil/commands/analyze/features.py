@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ...data.aligned_folders import open_images
+from ...data.columns import with_columns
 from ...data.loader import Loader
 from ...data.sources import Source, Subset, spread
 from ...data.transforms import CenterView
@@ -22,7 +23,13 @@ from ..subject import write_analysis
 
 @accept_python_values
 def analyze_features(
-    run_a: str, run_b: str, *, data: str | None = None, limit: int = 256, device: str = "auto"
+    run_a: str,
+    run_b: str,
+    *,
+    data: str | None = None,
+    image_column: str | None = None,
+    limit: int = 256,
+    device: str = "auto",
 ) -> dict[str, Any]:
     """Compare the layers of two runs, or public ViTs; printed, and written to `analysis/` of the first.
 
@@ -30,9 +37,11 @@ def analyze_features(
     RankMe and the mean attention distance in pixels.
 
     data: images to compare on; by default those that the first run held out
+    image_column: the column of a Parquet file that holds the images, where there are several
     limit: use at most so many images, evenly spread
     device: cpu, cuda, mps; auto takes the best
     """
+    data = with_columns(data, image_column)
     first = None if is_public_vit(run_a) else Run.open(run_a)
     if first is None and data is None:
         raise ValueError(f"{run_a} is not a run with images of its own; give --data")

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from ...data.columns import with_columns
 from ...evaluation.analysis.mask_overlap import MaskOverlap, guided_mask, mask_overlaps
 from ...modeling.encoder import Encoder
 from ...modeling.masked_model import MaskedModel, Objective, Teacher, mean_loss
@@ -50,7 +51,13 @@ class NullTeacher(nn.Module):
 
 @accept_python_values
 def analyze_masks(
-    run: str, *, data: str | None = None, untrained: bool = False, limit: int = 128, device: str = "auto"
+    run: str,
+    *,
+    data: str | None = None,
+    image_column: str | None = None,
+    untrained: bool = False,
+    limit: int = 128,
+    device: str = "auto",
 ) -> dict[str, Any]:
     """Compare cheaper ways to guide masks by attention with the faithful one; printed, and written to
     `analysis/masks.json`.
@@ -61,6 +68,7 @@ def analyze_masks(
     the same budget and random numbers. `above chance` is 0 for random masks and 1 for the faithful ones.
 
     data: samples to measure on; by default those that the run held out
+    image_column: the column of a Parquet file that holds the images, where there are several
     untrained: take the weights as they were before training
     limit: use at most so many samples, evenly spread
     device: cpu, cuda, mps; auto takes the best
@@ -68,7 +76,7 @@ def analyze_masks(
     if limit < 1:
         raise ValueError(f"--limit is 1 or more; got {limit}")
     stored = Run.open(run)
-    subject = Subject.of_run(stored, data, device, trained=not untrained)
+    subject = Subject.of_run(stored, with_columns(data, image_column), device, trained=not untrained)
     _check(subject.model, stored.path)
     check_writable(stored.path)
     views, batch = subject.load(limit)

@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from ...data.columns import Columns, split_columns, with_columns
 from ...data.dense_layouts import open_dense
 from ...modeling.public_vits import is_public_vit
 from ...modeling.teachers.frozen import RANDOM
@@ -39,6 +40,8 @@ def study(
     labelled: tuple[str, ...] = (),
     test_data: tuple[str, ...] = (),
     dense: tuple[str, ...] = (),
+    image_column: str | None = None,
+    label_column: str | None = None,
     teacher: str | None = None,
     init_from: str | None = None,
     arms: tuple[str, ...] = (),
@@ -61,6 +64,8 @@ def study(
     labelled: images with labels to evaluate on, by default the same: PATH or SETTING=PATH
     test_data: images to test on: PATH or SETTING=PATH
     dense: images with a label per pixel, for studies that measure segmentation: PATH or SETTING=PATH
+    image_column: the column of Parquet files that holds the images, where there are several
+    label_column: the column of Parquet files that holds the classes, whatever its name
     teacher: the teacher of all arms that set none: a file, a folder, a run, a name on the hub
     init_from: the weights that all arms start from that set none, such as the public checkpoint of multimae-continue
     arms: names of the arms that take part, in place of the scale's own; the baseline is one of them
@@ -80,6 +85,7 @@ def study(
     chosen = with_overrides(chosen, at, teacher=teacher, init_from=init_from, arms=arms, seeds=seeds, limit=limit)
     check(chosen, at)
     chosen = with_data(chosen, at, data=data, labelled=labelled, test_data=test_data, dense=dense)
+    chosen = naming_columns(chosen, at, image_column, label_column)
     title = Path(name).stem
     folder = user_path(out) if out else Path("runs") / f"study-{slug(title)}-{at}"
     chosen = with_minutes(chosen, at, minutes)
@@ -106,6 +112,7 @@ def study(
         flags = {
             **{"scale": at, "out": folder, "data": data, "labelled": labelled, "test-data": test_data, "dense": dense},
             **{"arms": arms, "teacher": teacher, "init-from": init_from, "seeds": seeds, "minutes": minutes},
+            **{"image-column": image_column, "label-column": label_column},
             **{"limit": limit, "jobs": jobs},
             "device": None if device == "auto" else device,
         }
@@ -194,12 +201,13 @@ def with_data(study: Study, scale: ScaleName, **given: Sequence[str]) -> Study:
     settings = {setting.name: setting for setting in at.settings}
     for what, words in given.items():
         for word in words:
-            name, equals, path = word.partition("=")
+            place, columns = split_columns(word)
+            name, equals, path = place.partition("=")
             if not equals or name not in settings:
-                if equals and not user_path(word).exists() and not word.startswith(SCENES):
+                if equals and not user_path(place).exists() and not word.startswith(SCENES):
                     raise ValueError(f"{word}: there is no setting {name!r}; there are {', '.join(settings)}")
-                name, path = at.settings[0].name, word
-            address: dict[str, Any] = {what: path}
+                name, path = at.settings[0].name, place
+            address: dict[str, Any] = {what: with_columns(path, columns.image, columns.label)}
             settings[name] = replace(settings[name], **address)
     with_images = [s for s in settings.values() if s.data is not None]
     for setting in settings.values() if with_images else ():
@@ -209,11 +217,29 @@ def with_data(study: Study, scale: ScaleName, **given: Sequence[str]) -> Study:
     return replace(study, scales={**study.scales, scale: replace(at, settings=used)})
 
 
+def naming_columns(study: Study, scale: ScaleName, image: str | None, label: str | None) -> Study:
+    """The study with these columns of the tables in its settings. Raises ValueError where no setting has images."""
+    if image is None and label is None:
+        return study
+    at = study.scales[scale]
+
+    def named(address: str | None, label: str | None = None) -> str | None:
+        return address if address is None or is_scenes(address) else with_columns(address, image, label)
+
+    if all(setting.data is None or is_scenes(setting.data) for setting in at.settings):
+        raise ValueError(f"{Columns(image, label).flags} names a column of --data; give both, or neither")
+    settings = tuple(
+        replace(s, data=named(s.data), labelled=named(s.labelled or s.data, label), test_data=named(s.test_data, label))
+        for s in at.settings
+    )
+    return replace(study, scales={**study.scales, scale: replace(at, settings=settings)})
+
+
 def _renamed(setting: Setting) -> Setting:
     """A setting of scenes whose images are others, named after these: a file's with its folder's name before it."""
     if setting.data is None or is_scenes(setting.data) or not setting.name.startswith(SCENES):
         return setting
-    path = user_path(setting.data).absolute()
+    path = user_path(split_columns(setting.data)[0]).absolute()
     own = f"{path.parent.name}/{path.stem}" if path.is_file() else path.name
     return replace(setting, name=own + setting.name.removeprefix(SCENES))
 
