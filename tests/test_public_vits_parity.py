@@ -5,6 +5,7 @@ No weights are downloaded: each test makes a small model of random weights and s
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from public_models import (
     dinov3,
     loaded,
     normalised,
+    shaken,
     theirs_on,
     vit,
 )
@@ -152,3 +154,30 @@ def test_only_what_is_read_is_run(monkeypatch: pytest.MonkeyPatch):
     assert calls == []
     encoder.observe(images, (4, 4), FeatureSpec("cls", -1, features=1))
     assert calls == [0, 1, 2]
+
+
+@pytest.mark.parametrize("beside", ["text", "defaults", "nothing"])
+def test_siglip_beside_its_text_tower_and_without_what_a_configuration_says(tmp_path: Path, beside: str):
+    """Public files hold both towers, and a configuration that leaves the defaults out: GELU's tanh form, 12 heads."""
+    sizes = {"hidden_size": 192, "num_hidden_layers": 2, "num_attention_heads": 3, "intermediate_size": 96}
+    vision = transformers.SiglipVisionConfig(**sizes, image_size=32, patch_size=8)
+    text = transformers.SiglipTextConfig(**sizes, vocab_size=50)
+    model = shaken(transformers.SiglipModel(transformers.SiglipConfig(vision_config=vision, text_config=text)))
+    for name, parameter in model.named_parameters():
+        if name.endswith("fc1.weight"):
+            parameter.data.mul_(3)  # so that the two forms of GELU differ
+    model.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    if beside == "defaults":
+        config["vision_config"] = {"model_type": "siglip_vision_model"}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    if beside == "nothing":
+        (tmp_path / "config.json").unlink()
+    encoder = load_encoder(tmp_path)
+    images = torch.rand(2, 3, 32, 32)
+    with torch.no_grad():
+        expected = model.vision_model(normalised(encoder, images)).last_hidden_state
+        close(encoder.vit(normalised(encoder, images)), expected)
+    assert (encoder.config.mean, encoder.config.activation) == ((0.5, 0.5, 0.5), "gelu-tanh")
+    with pytest.raises(ValueError, match="no class token"):
+        encoder.features(images, "cls")

@@ -114,12 +114,17 @@ def read_clip(files: WeightFiles) -> Recognised | None:
     names = ("vision_model.embeddings.class_embedding", "embeddings.class_embedding")
     if not any(name in files.state for name in names):
         return None
-    config = files.config.get("vision_config", files.config)
-    vision = ("vision_model.", "visual_projection.") if names[0] in files.state else ""  # beside a text tower, or alone
-    tower = {name: tensor for name, tensor in files.state.items() if name.startswith(vision)}
-    tower.pop("vision_model.embeddings.position_ids", None)
+    tower, config = _tower(files)
     saved = _saved(config, eps=1e-5, activation="quick_gelu")
     return "CLIP", rename(tower, TRANSFORMERS), {**_CLIP, **saved}
+
+
+def _tower(files: WeightFiles) -> tuple[StateDict, Mapping[str, Any]]:
+    """transformers' vision tower and its configuration, out of a model that has a text tower too, or alone."""
+    has_prefix = any(name.startswith("vision_model.") for name in files.state)
+    own = ("vision_model.", "visual_projection.") if has_prefix else ""
+    tower = {n: tensor for n, tensor in files.state.items() if n.startswith(own) and not n.endswith("position_ids")}
+    return tower, files.config.get("vision_config", files.config)
 
 
 def read_dino(files: WeightFiles) -> Recognised | None:
@@ -173,20 +178,21 @@ def _without_key_bias(state: StateDict) -> StateDict:
 
 
 def read_timm(files: WeightFiles) -> Recognised | None:
-    """Plain ViTs: supervised ViT and DeiT, MAE, CrossMAE and DINO, by their public, timm's and transformers' names.
+    """Plain ViTs: supervised ViT, DeiT, MAE, CrossMAE, DINO, SigLIP, by their public, timm's and transformers' names.
 
-    Without files beside them, transformers' ViT has its images normalised to [-1, 1], as it was trained, and all
-    others by ImageNet's statistics.
+    Without files beside them, transformers' ViT and SigLIP have their images normalised to [-1, 1], as they were
+    trained, and all others by ImageNet's statistics.
     """
-    state = rename(files.state, TRANSFORMERS)
+    tower, config = _tower(files)
+    state = rename(tower, TRANSFORMERS)
     if "patch_embed.proj.weight" not in state:
         return None
-    config = files.config
+    is_siglip = any(name.endswith("embeddings.patch_embedding.weight") for name in tower)
     is_clip = "norm_pre.weight" in state  # as timm saves it
     is_quick = is_clip and "quickgelu" in config.get("architecture", "")
-    is_half = config.get("model_type") == "vit"
+    is_half = is_siglip or config.get("model_type") == "vit"
     mean, std = (CLIP_MEAN, CLIP_STD) if is_clip else (_HALF, _HALF) if is_half else (IMAGENET_MEAN, IMAGENET_STD)
-    is_tanh = _TANH.search(config.get("architecture", "")) is not None
+    is_tanh = is_siglip or _TANH.search(config.get("architecture", "")) is not None
     options = _saved(config, 1e-5 if is_clip else 1e-6, "quick_gelu" if is_quick else "gelu_new" if is_tanh else "gelu")
     return "ViT", state, {**options, "antialias": "architecture" in config, "mean": mean, "std": std}
 
@@ -342,8 +348,8 @@ def load_encoder(address: str | Path, pool: Pool = "mean") -> PublicViT:
     left = [name for name in report.unexpected if not BESIDE.match(name)]
     if left or report.missing or report.reshaped:
         raise ValueError(
-            f"{address} looks like {family}, but only {len(report.loaded)} of that encoder's {len(vit.state_dict())}"
-            f" tensors are in it, and {len(left)} others, so its features would be wrong. Missing:"
+            f"{address} looks like {family}, but has {len(report.loaded)} of that encoder's {len(vit.state_dict())}"
+            f" tensors and {len(left)} others, so its features would be wrong. Missing:"
             f" {summarise(report.missing)}. Of another shape: {summarise(report.reshaped)}. Left over:"
             f" {summarise(left)}. Give a plain ViT, or compute its features with the project that made it"
         )

@@ -39,7 +39,7 @@ TRANSFORMERS: Table = (
     (r"layer_scale(\d)\.lambda1", r"ls\1.gamma"),
     (r"^(encoder\.layers?|layers?)\.", "blocks."),
     (r"^(layernorm|post_layernorm)\.", "norm."),
-    (r"^pre_layrnorm\.", "norm_pre."),  # spelled so
+    (r"^pre_lay(er|r)norm\.", "norm_pre."),  # CLIP's is spelled layrnorm
     (r"^embeddings\.(cls_token|class_embedding)", "cls_token"),
     (r"^embeddings\.(position_embeddings|position_embedding\.weight)", "pos_embed"),
     (r"^embeddings\.(patch_embeddings\.projection|patch_embeddings|patch_embedding)\.", "patch_embed.proj."),
