@@ -109,6 +109,33 @@ def test_an_old_name_is_the_thing_under_its_new_name(package: str, old: str, new
     assert all(value is getattr(here, new, value) for value in found if value is not None)
 
 
+@pytest.mark.parametrize(
+    ("module", "names"),
+    [
+        ("data.samples", "Sample SampleSource origin sampler as_sample in_one_frame view_of join"),
+        ("data.declaration", "Declared declared_from modality_from declare read_toml"),
+        ("data.reading", "Map read_map"),
+        ("data.aligned", "open_samples aligned_modalities open_images AlignedSource"),
+        ("data.layouts", "Stored open_dense"),
+        ("data.dense", "Labels DenseSet DensePair"),
+        ("data.scenes.source", "SceneSource parse"),
+        ("augment.mixing", "Mix mix_images soft_labels"),
+        ("foreign.addresses", "Found is_foreign is_hub_name find"),
+        ("foreign.keys", "KeyReport load_weights"),
+        ("foreign.bands", "adapt_bands with_bands"),
+        ("foreign.names", "rename fuse"),
+        ("foreign.script", "read_script"),
+        ("foreign.vit", "Spec ViT"),
+    ],
+)
+def test_the_names_of_an_old_data_or_weights_module_are_there(module: str, names: str) -> None:
+    alias = importlib.import_module(f"unveil.{module}")
+    for name in names.split():
+        assert callable(getattr(alias, name)), name
+    with pytest.raises(AttributeError, match="nothing_of_this_name"):
+        _ = alias.nothing_of_this_name
+
+
 def test_a_recipe_file_of_release_0_1_uses_old_arguments_attributes_and_overrides() -> None:
     """In a process of its own: the classes keep what they have learned."""
     code = """

@@ -12,6 +12,7 @@ import operator
 import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
@@ -32,21 +33,33 @@ def _table(text: str) -> dict[str, dict[str, str]]:
 
 MOVED = _table(  # old and new modules, all below `unveil`; what lies in a package that moved, moved with it
     """
-    modules: adaptive=modeling.adaptive_budget chance=modeling.rng data.views=data.transforms
+    modules: adaptive=modeling.adaptive_budget augment=data.augment augment.colour=data.augment
+        augment.erasing=data.augment augment.geometry=data.augment augment.mixing=data.augment
+        augment.randaugment=data.augment chance=modeling.rng data.aligned=data.aligned_folders
+        data.aligned_inspection=data.inspection data.class_names=data.dense_layouts
+        data.declaration=data.modality_config data.dense=data.dense_dataset data.hdf5=data.read_map
+        data.hypersim=data.dense_layouts data.layouts=data.dense_layouts data.reading=data.read_map
+        data.samples=data.sources data.scenes=experiments.scenes data.tiff=data.decode data.views=data.transforms
         decoder=modeling.decoder encoder=modeling.encoder foreign=modeling.public_vits
-        foreign.encoder=modeling.public_vits foreign.files=modeling.public_vits foreign.mae=modeling.public_vits
-        layers=modeling.layers losses=modeling.losses masking=modeling.masking
-        masking.attention=modeling.masking.attention_guided masking.crossmodal=modeling.masking.by_modality
-        masking.drawing=modeling.masking.attention_guided model=modeling.masked_model
-        objectives=modeling.objectives optim=modeling.optim patches=modeling.patches
+        foreign.addresses=modeling.public_vits.weight_files foreign.assembly=modeling.public_vits.families
+        foreign.bands=modeling.public_vits.parameter_names foreign.clip=modeling.public_vits.families
+        foreign.dino=modeling.public_vits.families foreign.encoder=modeling.public_vits
+        foreign.files=modeling.public_vits foreign.keys=modeling.public_vits.weight_files
+        foreign.mae=modeling.public_vits foreign.multimae=modeling.public_vits.families
+        foreign.multimodal=modeling.public_vits.parameter_names foreign.names=modeling.public_vits.parameter_names
+        foreign.own=modeling.public_vits.families foreign.plain=modeling.public_vits.families
+        foreign.script=modeling.public_vits.torchscript layers=modeling.layers losses=modeling.losses
+        masking=modeling.masking masking.attention=modeling.masking.attention_guided
+        masking.crossmodal=modeling.masking.by_modality masking.drawing=modeling.masking.attention_guided
+        model=modeling.masked_model objectives=modeling.objectives optim=modeling.optim patches=modeling.patches
         pretrained=modeling.image_encoder recipe=recipes.recipe recipes.modalities=recipes.multimodal
-        records=modeling.types study=experiments.study study.presets=experiments.study.design
-        targets=modeling.targets targets.classes=modeling.targets targets.features=modeling.targets
-        targets.hog=modeling.targets targets.pixels=modeling.targets targets.target=modeling.targets
-        teachers=modeling.teachers teachers.guidance=modeling.teachers.low_cost
-        teachers.momentum=modeling.teachers.ema
+        records=modeling.types study=experiments.study study.presets=experiments.study.design targets=modeling.targets
+        targets.classes=modeling.targets targets.features=modeling.targets targets.hog=modeling.targets
+        targets.pixels=modeling.targets targets.target=modeling.targets teachers=modeling.teachers
+        teachers.guidance=modeling.teachers.low_cost teachers.momentum=modeling.teachers.ema
     """
 )["modules"]
+ALSO = {"data.samples": ("data.transforms", "data.loader")}  # further modules that names of an old one are in now
 RENAMED = _table(  # names of release 0.1 and today's, by the new module (or its package) that has them
     """
     modeling.masked_model: Criterion=LossTerm Follower=AfterStep Imagined=ForwardOutput Timed=BeforeStep
@@ -60,6 +73,9 @@ RENAMED = _table(  # names of release 0.1 and today's, by the new module (or its
         Tasks=TaskSampling ask=modality_queries by_budget=score_by_budget units_of=unit_in_tokens
     modeling.objectives: Foreseen=FeatureLossPrediction Foretold=DecoderLossPrediction Looked=GateScore
         Uncertain=UncertaintyWeighted Whole=PromptingDecoder
+    data.dense_dataset: Labels=LabelEncoding
+    data.dense_layouts: Stored=StorageOptions
+    modeling.public_vits.families: Spec=ViTConfig
     modeling.public_vits: ForeignEncoder=PublicViT Found=WeightFiles Spec=ViTConfig State=StateDict
         adapt_bands=adapt_channels find=find_weights fresh=untrained_vit is_foreign=is_public_vit
         translate=to_own_names with_bands=with_channels
@@ -196,7 +212,7 @@ class OldPaths(MetaPathFinder, Loader):
         """Look every name up in the new module."""
         new = moved_to(module.__name__)
         assert new
-        there = importlib.import_module(new)
+        importlib.import_module(new)  # an old path without a new one fails here
         accept_old_names()
         warnings.warn(
             f"{module.__name__} is now {new}; import what a recipe needs from unveil.parts", FutureWarning, stacklevel=2
@@ -205,7 +221,11 @@ class OldPaths(MetaPathFinder, Loader):
         def look_up(name: str) -> Any:
             if name.startswith("__"):
                 raise AttributeError(name)
-            return getattr(there, renamed(new.removeprefix("unveil."), name))
+            further = ALSO.get(module.__name__.removeprefix("unveil."), ())
+            for place in (new.removeprefix("unveil."), *further):
+                with suppress(AttributeError):
+                    return getattr(importlib.import_module(f"unveil.{place}"), renamed(place, name))
+            raise AttributeError(f"{new} has no {name!r}, nor has {module.__name__}")
 
         module.__getattr__ = look_up  # type: ignore[method-assign]
 
