@@ -14,10 +14,15 @@ from PIL import Image
 
 from measuring import on_images, score
 from test_evaluate import PIXELS, Memory, Patches, coloured
+from test_finetune import tiny
 from unveil.data.sources import open_source
 from unveil.evaluation.datasets import ImageSplit, open_sets
+from unveil.evaluation.finetuning import PRESETS, FineTuner
+from unveil.evaluation.protocols.finetune import Finetune
+from unveil.evaluation.protocols.linear import Linear
 from unveil.evaluation.protocols.lowshot import Lowshot, count_of, stratified_draw
 from unveil.evaluation.protocols.transfer import Transfer
+from unveil.evaluation.registry import choose, options_of
 from unveil.evaluation.results import table
 from unveil.evaluation.statistics import estimate
 
@@ -130,6 +135,54 @@ def test_a_row_per_shot_with_its_interval():
     rows = table([found]).splitlines()
     assert [row.split()[:2] for row in rows[1:]] == [["lowshot", "9"], ["lowshot", "30"]]
     assert rows[2].endswith("100.0 ± 0.0 %")
+
+
+def test_fine_tuning_on_few_images_takes_every_option_of_fine_tuning(monkeypatch):
+    """MultiMAE's published settings on few labels in one command, and single options over them."""
+    monkeypatch.setattr("unveil.evaluation.protocols.finetune.FineTuner.train", train := Recorder())
+    options = {"shots": ("20%",), "draws": 2, "by": "finetune", "preset": "multimae", "epochs": 2, "randaugment": 0}
+    with pytest.raises(StopTrainingError):
+        on_images(tiny(), ["lowshot"], coloured(60), coloured(30, 1), options=options, pool="mean")
+    (tuner,) = train.tuners
+    published = PRESETS["multimae"]
+    assert tuner.settings == replace(published, epochs=2, warmup_epochs=published.warmup_epochs / 50, randaugment=0)
+    assert len(tuner.data.train) == 12
+    assert set(options_of(Finetune)) - set(options_of(Lowshot, {"by": "finetune"})) == {"keep"}
+    assert set(options_of(Linear)) < set(options_of(Transfer, {"by": "linear"}))
+
+
+@pytest.mark.parametrize(
+    ("names", "options", "message"),
+    [
+        (["lowshot"], {"by": "finetune", "keep": "a.safetensors"}, "lowshot has no option 'keep'; finetune has it"),
+        (["lowshot"], {"by": "knn", "preset": "multimae"}, "no option 'preset'; .*finetune.* lowshot --by linear"),
+        (["lowshot"], {"by": "finetune", "preset": "multimea"}, "preset of lowshot is one of auto, mae-b"),
+        (["lowshot"], {"by": "finetune", "lr": -1.0}, "lr is at least 0"),
+        (["transfer"], {"by": "finetune", "epochs": 3, "updates": 9}, "--updates is a number of at least 1"),
+        (["lowshot"], {"by": "segment"}, "by of lowshot is one of knn"),
+    ],
+)
+def test_options_of_a_repeated_protocol_are_checked_before_images_are_read(names, options, message):
+    with pytest.raises(ValueError, match=message):
+        choose(names, options)
+
+
+class StopTrainingError(Exception):
+    """Raised in place of a training."""
+
+
+class Recorder:
+    """Keeps the trainers that would train."""
+
+    def __init__(self):
+        self.tuners: list[FineTuner] = []
+
+    def __get__(self, tuner, owner=None):
+        def train():
+            self.tuners.append(tuner)
+            raise StopTrainingError
+
+        return train
 
 
 def folder_of(place, count: int, seed: int):

@@ -112,6 +112,8 @@ def test_arms_of_unequal_length_are_an_error_unless_they_set_it(capsys):
 def test_studies_of_multimae_fine_tune_with_its_published_settings(name: str):
     published = load_study(name).scales["paper"].protocols
     assert published.get("finetune", {"preset": "multimae"}) == {"preset": "multimae"}
+    few = published.get("lowshot", {"by": "finetune", "preset": "multimae"})
+    assert (few["by"], few["preset"]) == ("finetune", "multimae")
 
 
 def test_crossmae_s_tables_are_studied_with_their_published_settings():

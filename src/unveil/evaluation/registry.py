@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-import typing
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import fields
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Literal
+from typing import Literal, cast
 
-from ..recipes.options import options_in
+from ..modeling.types import Pool
+from ..recipes.options import Option, options_in
 from ..recipes.registry import load_file
 from ..runs.console import suggest, user_path
 from .types import EvaluationProtocol
 
+Classification = Literal["knn", "knn-whitened", "linear", "linear-lbfgs", "attentive", "finetune"]
 Data = Literal["labelled images", "images with a label per pixel", "samples for a run's decoders"]
 DATA: dict[str, Data] = {
     "features": "labelled images",
@@ -58,9 +59,41 @@ def _protocol_in(module: ModuleType) -> type[EvaluationProtocol]:
     return classes[0]
 
 
-def options_of(protocol: type[EvaluationProtocol]) -> list[str]:
-    """The names of a protocol's options."""
-    return [option.name for option in fields(typing.cast("Any", protocol))]
+@dataclass(frozen=True)
+class Repeated:
+    """The options of a protocol that repeats another one, whose options are given beside its own.
+
+    by: the protocol that is repeated, with all of its options: knn, knn-whitened, linear, linear-lbfgs, attentive or
+        finetune
+    """
+
+    by: Classification = "linear-lbfgs"
+    options: Mapping[str, object] = field(default_factory=dict)  # of the repeated protocol
+
+    def __post_init__(self) -> None:
+        self.repeated()
+
+    @property
+    def pool(self) -> Pool | None:
+        """What the repeated protocol reads where the command gives no pool."""
+        return getattr(self.repeated(), "pool", None)
+
+    def repeated(self) -> EvaluationProtocol:
+        """The protocol that is repeated. Raises ValueError for options that it does not take."""
+        return create(find_protocol(self.by), self.options)
+
+
+def options_of(protocol: type[EvaluationProtocol], given: Mapping[str, object] | None = None) -> dict[str, Option]:
+    """A protocol's options by name; with those of the protocol that it repeats, `given["by"]` or its default.
+
+    (`keep` is not among these: it names the file of one fine-tuning.)
+    """
+    own = {option.name: option for option in options_in(protocol, skip=("options",))}
+    if issubclass(protocol, Repeated):
+        by = (given or {}).get("by", own["by"].default)
+        if by in own["by"].choices:
+            own = {name: o for name, o in options_of(find_protocol(str(by))).items() if name != "keep"} | own
+    return own
 
 
 def data_for(names: Iterable[str]) -> Data:
@@ -80,30 +113,46 @@ def choose(names: Sequence[str], options: Mapping[str, object] | None = None) ->
     Raises ValueError for an unknown protocol, for an option that none of the chosen ones has, and for a word that none
     of them lists among its choices.
     """
-    chosen = {name: find_protocol(name) for name in names}
     options = options or {}
-    for option in options:
-        if not any(option in options_of(protocol) for protocol in chosen.values()):
-            having = [name for name, protocol in protocols().items() if option in options_of(protocol)]
-            there = f"{', '.join(having)} {_has(having)} it" if having else "no protocol has it"
-            raise ValueError(f"{' and '.join(names)} {_has(names)} no option {option!r}; {there}")
+    chosen = {name: find_protocol(name) for name in names}
+    known = {name: options_of(protocol, options) for name, protocol in chosen.items()}
     given: dict[str, dict[str, object]] = {name: {} for name in chosen}
     for option, value in options.items():
-        refused = []
-        for name, protocol in chosen.items():
-            if option in options_of(protocol):
-                kind = typing.get_type_hints(protocol)[option]
-                choices = typing.get_args(kind) if typing.get_origin(kind) is Literal else ()
-                if choices and value not in choices:
-                    refused.append(f"{option} of {name} is one of {', '.join(choices)}")
-                else:
-                    given[name][option] = value
-        if refused and not any(option in own for own in given.values()):
-            raise ValueError(f"{'; '.join(refused)}; got {value!r}")
+        having = [name for name in chosen if option in known[name]]
+        if not having:
+            others = list(_having(option))
+            there = f"{', '.join(others)} {_has(others)} it" if others else "no protocol has it"
+            raise ValueError(f"{' and '.join(names)} {_has(names)} no option {option!r}; {there}")
+        listed = {name: known[name][option].choices for name in having if not known[name][option].takes_many}
+        refusing = [name for name, choices in listed.items() if choices and value is not None and value not in choices]
+        if refusing == having:
+            refused = "; ".join(f"{option} of {name} is one of {', '.join(listed[name])}" for name in refusing)
+            raise ValueError(f"{refused}; got {value!r}")
+        for name in having:
+            if name not in refusing:
+                given[name][option] = value
     return {_name(Path(name).stem): create(protocol, given[name]) for name, protocol in chosen.items()}
 
 
+def _having(option: str) -> Iterator[str]:
+    """The protocols that have an option, some of them when they repeat another."""
+    for name, protocol in protocols().items():
+        if option in options_of(protocol):
+            yield name
+        elif issubclass(protocol, Repeated):
+            choices = options_of(protocol)["by"].choices
+            yield from [f"{name} --by {by}" for by in choices if option in options_of(protocol, {"by": by})][:1]
+
+
 def create(protocol: type[EvaluationProtocol], options: Mapping[str, object]) -> EvaluationProtocol:
-    """A protocol with those of the options that it has."""
-    known = {option.name: option for option in options_in(protocol)}
-    return protocol(**{name: known[name].accept(value) for name, value in options.items() if name in known})
+    """A protocol with these options. Raises ValueError for one that it does not have."""
+    known = options_of(protocol, options)
+    for name in options:
+        if name not in known:
+            raise ValueError(f"{protocol.__name__.lower()} has no option {name!r}; {suggest(name, sorted(known))}")
+    values = {name: known[name].accept(value) for name, value in options.items()}
+    if issubclass(protocol, Repeated):
+        names = [own.name for own in fields(protocol)]
+        repeated = {name: values.pop(name) for name in list(values) if name not in names}
+        return cast("EvaluationProtocol", protocol(**values, options=repeated))
+    return protocol(**values)

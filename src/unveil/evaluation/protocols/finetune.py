@@ -9,7 +9,7 @@ from typing import ClassVar
 
 from ...runs.console import user_path
 from ..datasets import ImageSplit, unreadable_facts
-from ..finetuning import FineTuner, FineTuning, Preset, TokenPool, preset_for, settle
+from ..finetuning import FEW, FineTuner, FineTuning, Preset, TokenPool, preset_for, settle
 from ..types import Context, FeatureEncoder, Needs, SavableEncoder, Score, TrainableEncoder, check_trainable
 
 
@@ -55,6 +55,12 @@ class Finetune:
     ema: float | None = None
     keep: str | None = None
 
+    def __post_init__(self) -> None:
+        settle("small" if self.preset == "auto" else self.preset, FEW, self._given())  # refuses before images are read
+
+    def _given(self) -> dict[str, object]:
+        return {option: value for option, value in asdict(self).items() if option not in ("preset", "keep")}
+
     def run(self, subject: FeatureEncoder, data: ImageSplit, context: Context) -> Score | None:
         """Accuracy and cross-entropy after the last epoch; None for an encoder that cannot be trained."""
         encoder = check_trainable(subject)
@@ -63,7 +69,7 @@ class Finetune:
         file = _file_for(self.keep, encoder) if self.keep and context.is_trained else None
         num_images = len(data.train)
         name = preset_for(num_images, encoder.dim) if self.preset == "auto" else self.preset
-        given = {option: value for option, value in asdict(self).items() if option not in ("preset", "keep")}
+        given = self._given()
         settings = settle(name, num_images, given if context.is_trained else {**given, "layer_decay": 1.0})
         pool = settings.pool or context.pool
         if pool == "both":

@@ -4,43 +4,18 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import torch
 from jaxtyping import Int
 from torch import Tensor
 
 from ..datasets import ImageSplit
-from ..registry import create, find_protocol
+from ..registry import Repeated
 from ..run import run_cached
 from ..statistics import estimate
-from ..types import Context, EvaluationProtocol, FeatureEncoder, FeatureSplit, Needs, Pool, Score
+from ..types import Context, FeatureEncoder, FeatureSplit, Needs, Score
 
-Classification = Literal["knn", "knn-whitened", "linear", "linear-lbfgs", "attentive", "finetune"]
 MIN_PER_CLASS = 2
-
-
-@dataclass(frozen=True)
-class Repeated:
-    """The options of a protocol that repeats another one.
-
-    by: the protocol that is repeated: knn, knn-whitened, linear, linear-lbfgs, attentive or finetune
-    epochs: of attentive and finetune
-    updates: of finetune, in place of epochs
-    """
-
-    by: Classification = "linear-lbfgs"
-    epochs: int | None = None
-    updates: int | None = None
-
-    @property
-    def pool(self) -> Pool | None:
-        """What the repeated protocol reads where the command gives no pool."""
-        return getattr(self.repeated(), "pool", None)
-
-    def repeated(self) -> EvaluationProtocol:
-        """The protocol with those of the options that it has."""
-        return create(find_protocol(self.by), {"epochs": self.epochs, "updates": self.updates})
 
 
 @dataclass(frozen=True)
@@ -54,14 +29,19 @@ class Lowshot(Repeated):
     shots: tuple[str, ...] = ("1%", "10%", "10k", "20k")
     draws: int = 5
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.draws < 1:
+            raise ValueError(f"draws are at least 1, and 2 for an interval; got {self.draws}")
+        for shot in self.shots:
+            count_of(shot, 1)
+
     @property
     def needs(self) -> Needs:
         return self.repeated().needs
 
     def run(self, subject: FeatureEncoder, data: FeatureSplit | ImageSplit, context: Context) -> Score | None:
         """Mean accuracies; None where the repeated protocol cannot measure the encoder."""
-        if self.draws < 1:
-            raise ValueError(f"draws are at least 1, and 2 for an interval; got {self.draws}")
         protocol = self.repeated()
         labels = data.train_labels.cpu()
         counts = self._possible(labels, context)

@@ -8,9 +8,9 @@ from statistics import fmean
 from typing import ClassVar
 
 from ..datasets import ImageSplit, open_sets
+from ..registry import Classification, Repeated
 from ..run import run_cached
 from ..types import Context, FeatureEncoder, Needs, Score
-from .lowshot import Classification, Repeated
 
 
 @dataclass(frozen=True)

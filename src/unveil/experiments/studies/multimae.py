@@ -64,7 +64,7 @@ multimae_low_data = Study(
     baseline="random",
     scales=maps(
         protocols={"knn": {}, "lowshot": {"shots": ("10%", "50%"), "draws": 2, "by": "finetune", "epochs": 20}},
-        published={"lowshot": {"shots": ("1%", "10%", "10k", "20k"), "by": "finetune"}},
+        published={"lowshot": {"shots": ("1%", "10%", "10k", "20k"), "by": "finetune", "preset": "multimae"}},
     ),
 )
 

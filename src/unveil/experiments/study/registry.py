@@ -115,7 +115,7 @@ def _check_measurements(at: Scale) -> None:
     for name, options in (*at.protocols.items(), *at.along.items()):
         _one_of("protocol", name, protocols())
         for option in options:
-            _one_of("option", option, options_of(find_protocol(name)), f"protocol {name}: ")
+            _one_of("option", option, options_of(find_protocol(name), options), f"protocol {name}: ")
     for name, given in at.analyses.items():
         _one_of("analysis", name, ANALYSES)
         for argument in given:
