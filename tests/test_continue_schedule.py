@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,8 +13,9 @@ from tiny_runs import write_images, write_recipe
 from unveil.modeling.encoder import Encoder
 from unveil.modeling.optim import Optim
 from unveil.modeling.types import RGB
-from unveil.recipes.recipe import Recipe, Stage, View
-from unveil.training.init_from import resume_schedule, schedule_lines, schedule_metadata, schedule_of
+from unveil.recipes.recipe import Hyperparameters, Recipe, Stage, View
+from unveil.runs.checkpoint import read_latest
+from unveil.training.init_from import check_schedule, resume_schedule, schedule_lines, schedule_metadata, schedule_of
 
 QUICK = {"workers": 1, "compile": "off", "device": "cpu", "epochs": 2.0, "val_every": 99.0}
 
@@ -63,6 +65,97 @@ def test_a_run_resumes_its_own_schedule(first, tmp_path: Path, capsys, schedule:
         recipe, data=images, out=str(tmp_path / "third"), init_from=str(second), continue_schedule="tail", **QUICK
     )
     assert json.loads((third / "run.json").read_text())["optim"]["trained_epochs"] == 4.0
+
+
+@pytest.mark.parametrize(("schedule", "before"), [("tail", True), ("x10", True), ("restart", False)])
+def test_the_optimiser_of_a_continued_run_goes_on_with_its_moments(first, tmp_path: Path, capsys, schedule, before):
+    """From its own checkpoint and on its own schedule; a new schedule, and weights without moments, start afresh."""
+    run, images, recipe = first
+    given = {"init_from": str(run), "continue_schedule": schedule, "out": str(tmp_path / "second")}
+    first_steps = read_latest(run)[0].state["step"]
+    second = unveil.pretrain(recipe, data=images, **given, **QUICK)
+    saved = read_latest(second)[0]
+    counts = {n: int(value) for n, value in saved.optimizer.items() if n.endswith(":step")}
+    assert set(counts.values()) == {saved.state["step"] + first_steps * before}
+    assert len(counts) == len(read_latest(run)[0].optimizer) // 3, "of every parameter"
+    said = capsys.readouterr()
+    assert (f"Adam's moments of {len(counts)} of {len(counts)} parameters go on" in said.out + said.err) == before
+
+    weights = str(next(run.glob("checkpoints/*/model.safetensors")))
+    third = unveil.pretrain(
+        recipe,
+        data=images,
+        **{**given, "init_from": weights, "out": str(tmp_path / "third")},
+        **({"init_epoch": 2.0} if before else {}),
+        **QUICK,
+    )
+    assert {int(v) for n, v in read_latest(third)[0].optimizer.items() if n.endswith(":step")} == {saved.state["step"]}
+    said = capsys.readouterr()
+    assert ("Adam's moments start fresh" in said.out + said.err) == before
+
+
+@pytest.mark.parametrize("factor", [1, 10])
+def test_the_cosine_ends_at_min_lr(factor: int):
+    """MAE's formula: min_lr + (lr - min_lr) (1 + cos) / 2 after the warm-up, which starts from 0."""
+    encoder = Encoder((RGB,), (8,), 4, 8, 1, 1)
+    built = Recipe(encoder, (Stage(lambda: None, 100),), Hyperparameters(lr=1e-4, min_lr=1e-5).optim(), View((8, 8)))
+    assert built.optim.rate(0, 100, 1) == 0
+    assert built.optim.rate(40, 100, 1) == pytest.approx(1.6e-3)
+    assert built.optim.rate(70, 100, 1) == pytest.approx((1.6e-3 + 1e-5) / 2)
+    assert schedule_of(built)[-1] == (100, pytest.approx(1e-5))
+    schedule = {1: "tail", 10: "x10"}[factor]
+    tail = resume_schedule(built, schedule, 100)
+    assert schedule_of(tail)[-1] == (200, pytest.approx(1e-5))
+    middle = built.optim.rate(70, 100, 1)
+    assert tail.optim.rate(20, 100, 1) == pytest.approx(1e-5 + (factor * 1.6e-3 - 1e-5) / 2), "120 is half of 40 to 200"
+    whole = schedule_metadata(tail, schedule)["whole"]
+    assert whole[120] == (120, pytest.approx(middle))
+    stages = replace(built, stages=(Stage(lambda: None, 50), Stage(lambda: None, 50)), restart=True)
+    assert dict(schedule_of(stages))[100] == pytest.approx(1e-5)
+
+
+@pytest.mark.parametrize(
+    ("warmup", "change", "warns"),
+    [
+        (100, {}, True),
+        (150, {"trained_epochs": 100.0}, False),  # it was before, or ends in this run
+        (40, {}, False),
+        (40, {"restart": True}, True),  # of two stages of 50 and 30 epochs
+        (20, {"restart": True}, False),
+    ],
+)
+def test_a_warm_up_that_outlasts_the_run_is_a_warning(capsys, warmup: float, change: dict, warns: bool):
+    encoder = Encoder((RGB,), (8,), 4, 8, 1, 1)
+    optim = Optim(warmup_epochs=warmup, trained_epochs=change.pop("trained_epochs", 0.0))
+    stages = (Stage(lambda: None, 50), Stage(lambda: None, 30)) if change else (Stage(lambda: None, 100),)
+    check_schedule(Recipe(encoder, stages, optim, View((8, 8)), **change))
+    said = capsys.readouterr()
+    words = f"warning: the learning rate warms up for {warmup} epochs and the"
+    assert (words in said.out + said.err) == warns
+    assert ("give fewer --warmup-epochs, or more --epochs" in said.out + said.err) == warns
+
+
+def test_a_rate_that_would_end_above_its_peak_is_an_error():
+    encoder = Encoder((RGB,), (8,), 4, 8, 1, 1)
+    built = Recipe(encoder, (Stage(lambda: None, 100),), Optim(min_lr=0.1), View((8, 8)))
+    with pytest.raises(ValueError, match=r"--min-lr 0.1: a rate of at most the peak is needed, 0.0024"):
+        check_schedule(built)
+
+
+def test_a_continued_run_keeps_its_min_lr(first, tmp_path: Path):
+    run, images, recipe = first
+    with_end = (
+        Path(recipe)
+        .read_text()
+        .replace("clip: f", "min_lr: float = 0.0, clip: f")
+        .replace("=clip", "=clip, min_lr=min_lr")
+    )
+    recipe = str(tmp_path / "own.py")
+    Path(recipe).write_text(with_end)
+    words = {"continue_schedule": "tail", **QUICK}
+    second = unveil.pretrain(recipe, data=images, init_from=str(run), min_lr=1e-6, out=str(tmp_path / "2"), **words)
+    third = unveil.pretrain(recipe, data=images, init_from=str(second), out=str(tmp_path / "3"), **words)
+    assert json.loads((third / "run.json").read_text())["optim"]["min_lr"] == 1e-6
 
 
 def test_a_restart_is_a_new_schedule(first, tmp_path: Path):

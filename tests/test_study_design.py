@@ -61,6 +61,14 @@ def test_a_study_can_be_done_without_the_arms_that_its_shared_options_are_for(tm
 NAMES = sorted(studies())
 
 
+def test_runs_are_validated_at_the_same_epochs_on_any_machine(tmp_path: Path):
+    given = expand(load_study("crossmae-mask-ratio"), "cpu", tmp_path)
+    assert {job.pretrain["val_every"] for job in given} == {2.5}
+    asked = load_study("crossmae-mask-ratio")
+    own = replace(asked.scales["cpu"], options={**asked.scales["cpu"].options, "val_every": 5})
+    assert {j.pretrain["val_every"] for j in expand(replace(asked, scales={"cpu": own}), "cpu", tmp_path)} == {5}
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_a_built_in_study_is_possible_at_every_scale(name: str, tmp_path: Path):
     asked = load_study(name)
@@ -92,6 +100,19 @@ def test_a_built_in_study_gives_its_arms_equal_epochs_or_equal_time_at_every_sca
                     "x10",
                 )  # beyond the warm-up of what it continues
                 assert resumes or warmup < options[arm.name]["epochs"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_run_of_a_smoke_test_is_updated_after_its_warm_up(name: str):
+    """Its 38 images to train on are a few updates; that of step 0 of a new schedule has a rate of 0."""
+    study = load_study(name)
+    at = study.scales["smoke"]
+    for arm in study.arms_at("smoke"):
+        given = settled(arm, at, at.settings[0])
+        per_epoch = 38 // given["batch_size"]
+        steps = max(1, round(given["epochs"] * per_epoch))
+        is_resumed = given.get("continue_schedule") in ("tail", "x10")
+        assert is_resumed or given["warmup_epochs"] * per_epoch < steps - 1, arm.name
 
 
 def test_arms_of_unequal_length_are_an_error_unless_they_set_it(capsys):
@@ -143,9 +164,12 @@ def test_the_continued_study_starts_from_the_public_file_at_the_published_scale(
     begun = with_overrides(study, "paper", init_from=str(file))
     check_weights(begun, "paper")
     jobs = expand(begun, "paper", tmp_path)
-    resumed = {job.arm: (job.pretrain["init_epoch"], job.pretrain.get("warmup_epochs")) for job in jobs}
+    resumed = {job.arm: (job.pretrain.get("init_epoch"), job.pretrain.get("warmup_epochs")) for job in jobs}
     assert resumed["guided, tail"] == (1600, None)
     assert resumed["guided, restart"] == (None, 20)
+    on_cpu = expand(with_overrides(study, "cpu", init_from=str(file)), "cpu", tmp_path)
+    lengths = {job.arm: (job.pretrain.get("init_epoch"), job.pretrain["epochs"], job.needs) for job in on_cpu}
+    assert lengths["guided, tail"] == (25, 25 / 16, []), "a sixteenth more, at every scale"
     with pytest.raises(FileNotFoundError, match="--init-from nowhere: there is no such file"):
         with_overrides(study, "paper", init_from="nowhere")
 

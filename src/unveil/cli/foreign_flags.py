@@ -19,7 +19,7 @@ Convert = Callable[[Sequence[str]], Answer]
 
 _SAVING = "epochs; the newest weights are saved every --save-minutes besides"
 _RESUMING = "starts from weights; an unfinished run goes on when its command is repeated"
-_SAME_NAMES = ("warmup_epochs", "weight_decay", "decoder_depth", "decoder_dim")  # with underscores
+_SAME_NAMES = ("warmup_epochs", "min_lr", "weight_decay", "decoder_depth", "decoder_dim")  # with underscores
 _IMAGE_SIZES = ("input_size", "img_size", "image_height")
 RENAMED = (
     dict.fromkeys(("blr", "base_learning_rate"), ("--lr", "per 256 images of the batch"))
@@ -45,7 +45,7 @@ RENAMED = (
 
 SWITCHES = {
     "norm_pix_loss": ("--norm-pix", ""),
-    "extra_norm_pix_loss": ("--norm-pix", ""),
+    "extra_norm_pix_loss": ("--extra-norm-pix", ""),
     "use_input": ("--use-input", ""),
     "self_attn": ("--self-attention", ""),
     "weight_fm": ("--blend linear", "the blend of encoder maps"),
@@ -78,7 +78,7 @@ NEEDLESS = (
     | dict.fromkeys(("pin_mem", "no_pin_mem", "multi_epochs_dataloader", "fp32_output_adapters"), _DONE)
     | dict.fromkeys(("enable_flash_attention2", "use_flash_attn"), "torch's own fast attention is used")
     | dict.fromkeys(("amp_opt_level", "fp16", "bf16", "dtype"), "--precision auto takes bf16 where the device has it")
-    | dict.fromkeys(("min_lr", "warmup_lr", "lr_scheduler_type"), "linear warm-up from 0, then a cosine to 0")
+    | dict.fromkeys(("warmup_lr", "lr_scheduler_type"), "linear warm-up from 0, then a cosine to --min-lr")
     | dict.fromkeys(("opt", "opt_betas", "opt_eps", "momentum"), "AdamW, with the recipe's betas")
     | dict.fromkeys(("save_steps", "save_strategy"), "see --save-minutes and --save-every")
     | dict.fromkeys(("cfg", "opts"), "--config reads a YAML file of unveil's own options")

@@ -138,8 +138,8 @@ def _train(run: RunFolder, setup: TrainingSetup, config: PretrainConfig, group: 
     command, recipe = config.command(run.path), setup.recipe
 
     def start(model: MaskedModel) -> None:
-        if setup.weights is not None:
-            load_weights(model, setup.weights)
+        if setup.initial is not None:
+            load_weights(model, setup.initial.weights)
 
     try:
         run.update_metadata(status="running", error=None, command=command, settings=setup.metadata["settings"])
@@ -160,7 +160,8 @@ def _train(run: RunFolder, setup: TrainingSetup, config: PretrainConfig, group: 
         header = {k: setup.metadata[k] for k in ("unveil", "recipe", "dials", "modality", "model")}
         loop = Loop(run, recipe, loader, setup.settings, config.seed, validate, {"unveil": json.dumps(header)}, group)
         with stop_on_signal() as stop:
-            model = loop.train(stop, start, setup.resume)
+            moments = setup.initial.moments if setup.initial else {}
+            model = loop.train(stop, start, setup.resume, moments)
             if group.is_rank_zero:
                 monitor.finish(model)
     except KeyboardInterrupt:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from ..data.augment import Mix, RandAugment, erase, mix_images, soft_labels
 from ..data.loader import Loader
 from ..data.transforms import CenterView, View
-from ..modeling.optim import warmup_cosine
+from ..modeling.optim import learning_rate
 from ..modeling.rng import SampleRng
 from ..modeling.types import Batch
 from ..runs.hardware import autocast
@@ -146,8 +146,7 @@ class FineTuning:
     def rate(self, epoch: float) -> float:
         """The learning rate at a point of training, counted in epochs: warm-up from 0, then a cosine to `min_lr`."""
         peak = self.lr * self.batch_size / 256
-        share = warmup_cosine(epoch, self.epochs, self.warmup_epochs)
-        return peak * share if epoch < self.warmup_epochs else self.min_lr + (peak - self.min_lr) * share
+        return learning_rate(epoch, self.epochs, self.warmup_epochs, peak, self.min_lr)
 
 
 PRESETS = {

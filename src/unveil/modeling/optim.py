@@ -15,7 +15,8 @@ Decayed = Literal["matrices", "all"]
 
 @dataclass(frozen=True)
 class Optim:
-    """How a recipe is optimised. `lr` is per 256 images: the peak rate is lr x lr_factor x batch_size / 256.
+    """How a recipe is optimised. `lr` is per 256 images: the peak rate is lr x lr_factor x batch_size / 256. `min_lr`,
+    at which the cosine ends, is the rate itself.
 
     The schedule is as long as the run and the `trained_epochs` before it, of which the run rides the tail.
     """
@@ -29,13 +30,14 @@ class Optim:
     lr_factor: float = 1.0
     trained_epochs: float = 0.0
     weight_decay_on: Decayed = "matrices"
+    min_lr: float = 0.0
 
     def __post_init__(self) -> None:
         if not self.batch_size >= 1:
             raise ValueError(f"batch_size is a number at least 1; got {self.batch_size}")
         if self.clip is not None and not self.clip > 0:
             raise ValueError(f"clip is a number above 0, or none; got {self.clip}")
-        for name in ("lr", "warmup_epochs", "weight_decay", "trained_epochs"):
+        for name in ("lr", "warmup_epochs", "weight_decay", "trained_epochs", "min_lr"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name} is a number at least 0; got {getattr(self, name)}")
 
@@ -46,11 +48,18 @@ class Optim:
     def rate(self, step: float, steps: float, per_epoch: float) -> float:
         """The learning rate at a step of a run of so many, of which an epoch has `per_epoch`."""
         before = self.trained_epochs * per_epoch
-        return self.peak_lr * warmup_cosine(before + step, before + steps, self.warmup_epochs * per_epoch)
+        warmup = self.warmup_epochs * per_epoch
+        return learning_rate(before + step, before + steps, warmup, self.peak_lr, self.min_lr)
+
+
+def learning_rate(step: float, steps: float, warmup_steps: float, peak: float, least: float) -> float:
+    """The rate at a step: linear warm-up from 0 to the peak, then a half cosine to the least (MAE, table 8)."""
+    share = warmup_cosine(step, steps, warmup_steps)
+    return peak * share if step < warmup_steps else least + (peak - least) * share
 
 
 def warmup_cosine(step: float, steps: float, warmup_steps: float) -> float:
-    """The share of the peak rate at a step: linear warm-up from 0, then a half cosine to 0 (MAE, table 8)."""
+    """The share of the peak rate at a step: linear warm-up from 0, then a half cosine to 0."""
     if step < warmup_steps:
         return step / warmup_steps
     return 0.5 * (1 + math.cos(math.pi * (step - warmup_steps) / max(1e-9, steps - warmup_steps)))

@@ -81,6 +81,7 @@ class Hyperparameters:
     warmup_epochs: epochs in which the learning rate rises
     batch_size: images per update, over all devices and micro-batches
     lr: learning rate per 256 images of the batch
+    min_lr: learning rate at which the cosine ends, whatever the batch
     weight_decay: of AdamW, on matrices and tokens
     clip: largest norm of the gradient; none: no limit
     crop_scale: smallest share of the image's area that a view shows
@@ -96,6 +97,7 @@ class Hyperparameters:
     warmup_epochs: float = 40
     batch_size: int = 4096
     lr: float = 1.5e-4
+    min_lr: float = 0.0
     weight_decay: float = 0.05
     clip: float | None = None
     crop_scale: float = 0.2
@@ -108,7 +110,8 @@ class Hyperparameters:
 
     def optim(self, betas: tuple[float, float] = (0.9, 0.95), lr_factor: float = 1.0) -> Optim:
         """AdamW with a linear warm-up and a cosine decay."""
-        return Optim(self.lr, self.batch_size, self.warmup_epochs, self.weight_decay, betas, self.clip, lr_factor)
+        schedule = (self.lr, self.batch_size, self.warmup_epochs)
+        return Optim(*schedule, self.weight_decay, betas, self.clip, lr_factor, min_lr=self.min_lr)
 
     def view(self, encoder: Encoder) -> View:
         """Random resized crops of the encoder's image size, flipped."""

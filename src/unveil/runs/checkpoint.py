@@ -175,6 +175,13 @@ def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dic
     }
 
 
+def fitting_moments(model: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """An Adam's moments of parameters that the model trains in the same shape."""
+    trained = {name: p.shape for name, p in model.named_parameters() if p.requires_grad}
+    names = [n for n, shape in trained.items() if (m := tensors.get(f"{n}:exp_avg")) is not None and m.shape == shape]
+    return {f"{name}:{moment}": tensors[f"{name}:{moment}"] for name in names for moment in _MOMENTS[0]}
+
+
 def restore_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
     """Set the moments of the parameters that `tensors` has; those of other parameters start at zero."""
     for name, parameter in model.named_parameters():

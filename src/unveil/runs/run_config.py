@@ -40,12 +40,13 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class ScheduleConfig:
-    """The learning rate of a run: `lr` before scaling, and the epochs that earlier runs of its schedule trained."""
+    """The learning rate of a run: `lr` before scaling, `min_lr` at its end, and the epochs of earlier runs in it."""
 
     lr: float
     lr_factor: float = 1.0
     warmup_epochs: float = 0.0
     trained_epochs: float = 0.0
+    min_lr: float = 0.0
 
 
 @dataclass(frozen=True)

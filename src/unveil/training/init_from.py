@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_right
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from itertools import accumulate
 
 import torch
@@ -17,6 +17,7 @@ from ..modeling.public_vits import (
     find_weights,
     is_public_vit,
     load_weights,
+    numbered,
     read_weights,
     rename,
     summarise,
@@ -25,6 +26,7 @@ from ..modeling.public_vits import (
 )
 from ..recipes.recipe import Recipe
 from ..recipes.run import Run
+from ..runs.checkpoint import fitting_moments
 from ..runs.console import log, user_path
 from .autoconfig import AutoConfig
 from .config import Continue, PretrainConfig
@@ -34,35 +36,49 @@ _BARS = "▁▂▃▄▅▆▇█"
 _COLUMNS, _WHOLE = 40, 200  # points of a run's schedule, and of the whole training that it continues
 
 
-def read_initial(address: str) -> StateDict:
-    """The tensors of a run, of a weight file or of a folder with one, or of a name on the hub.
+@dataclass(frozen=True)
+class Initial:
+    """What a run starts from: weights, and where it goes on with a schedule of a run of ours, that optimiser's moments,
+    as a checkpoint has both."""
+
+    weights: StateDict
+    moments: StateDict = field(default_factory=dict)
+
+
+def read_initial(config: PretrainConfig) -> Initial | None:
+    """The tensors of `--init-from`: a run, a weight file or a folder with one, or a name on the hub.
 
     A run's objectives are named, as another run may number them in another order (`load_weights`).
     """
-    path = user_path(address)
-    if is_public_vit(address):
-        return find_weights(address).state
+    if config.init_from is None:
+        return None
+    path = user_path(config.init_from)
+    if is_public_vit(config.init_from):
+        return Initial(find_weights(config.init_from).state)
     if not path.is_dir():
-        return read_weights(path)
+        return Initial(read_weights(path))
     run = Run.open(path)
     saved = run.checkpoint()
+    moments = {} if config.continue_schedule == "restart" else saved.optimizer
     if not any(name.startswith("objectives.1.") for name in saved.model):
-        return saved.model
+        return Initial(saved.model, moments)
     with torch.device("meta"):
         objectives = run.recipe().stages[saved.state["stage"]].build().objectives
-    return rename(saved.model, [(rf"^objectives\.{i}\.", f"objectives.{o.name}.") for i, o in enumerate(objectives)])
+    names = [(rf"^objectives\.{i}\.", f"objectives.{o.name}.") for i, o in enumerate(objectives)]
+    return Initial(rename(saved.model, names), rename(moments, names))
 
 
-def adapt_weights(weights: StateDict, recipe: Recipe, config: PretrainConfig) -> StateDict:
-    """The weights under our names; logs which keys fit.
+def adapt_weights(initial: Initial, recipe: Recipe, config: PretrainConfig) -> Initial:
+    """The weights under our names, and the moments of those that fit; logs which do.
 
     Raises ValueError when the encoder takes none, or a part of what should be whole and `--allow-missing` is not given.
     """
-    first = recipe.encoder.modalities[0]
+    first, weights = recipe.encoder.modalities[0], initial.weights
     state = to_own_names(weights, first.name)
     if config.init_channels:
         state = with_channels(state, first.name, first.channels, first.side(recipe.encoder.patch), config.init_channels)
-    report = load_weights(recipe.stages[0].build(), state)
+    model = recipe.stages[0].build()
+    report = load_weights(model, state)
     log(str(report))
     if not any(name.startswith("encoder.blocks.") for name in report.loaded):
         raise ValueError(
@@ -75,7 +91,15 @@ def adapt_weights(weights: StateDict, recipe: Recipe, config: PretrainConfig) ->
             " (--size, --patch, decoder, modalities; --init-channels for other channels), or --allow-missing to go on"
             " without these tensors"
         )
-    return state
+    moments = fitting_moments(model, numbered(model, initial.moments))
+    if config.continue_schedule != "restart":
+        count, of = (
+            len({name.partition(":")[0] for name in moments}),
+            len([p for p in model.parameters() if p.requires_grad]),
+        )
+        fresh = "" if count == of else f"; those of the other {of - count} start fresh"
+        log(f"  Adam's moments of {count} of {of} parameters go on{fresh}" if count else "  Adam's moments start fresh")
+    return Initial(state, moments)
 
 
 def _lacking(weights: StateDict, report: KeyReport) -> dict[str, list[str]]:
@@ -114,11 +138,10 @@ def _lacking(weights: StateDict, report: KeyReport) -> dict[str, list[str]]:
 
 @dataclass(frozen=True)
 class PreviousTraining:
-    """The training that a run continues: its length in epochs, and its peak rate and warm-up where they are known."""
+    """The training that a run continues: its length in epochs, and the options of its schedule where they are known."""
 
     epochs: float
-    lr: float | None = None
-    warmup_epochs: float | None = None
+    options: Mapping[str, float] = field(default_factory=dict)
 
 
 def previous_training(config: PretrainConfig) -> PreviousTraining | None:
@@ -140,14 +163,16 @@ def previous_training(config: PretrainConfig) -> PreviousTraining | None:
         )
     if stored is None:
         return PreviousTraining(epochs)
-    return PreviousTraining(epochs, stored.lr * stored.lr_factor, stored.warmup_epochs)
+    rate = stored.lr * stored.lr_factor
+    return PreviousTraining(epochs, {"lr": rate, "warmup_epochs": stored.warmup_epochs, "min_lr": stored.min_lr})
 
 
 def keep_schedule(auto: AutoConfig, previous: PreviousTraining) -> None:
-    """Fix the rate and the warm-up to those of the previous training where they are known, else to the paper's."""
-    for option, value in (("lr", previous.lr), ("warmup_epochs", previous.warmup_epochs)):
-        auto.fix(option, auto.options.get(option) if value is None else value, "of the training that is continued")
-    if previous.lr is not None:
+    """Fix the schedule to that of the previous training where it is known, else to the paper's."""
+    for option in ("lr", "warmup_epochs", "min_lr"):
+        value = previous.options.get(option, auto.options.get(option))
+        auto.fix(option, value, "of the training that is continued")
+    if previous.options:
         auto.fix("lr_scale", "none", "the rate is that of the training that is continued")
 
 
@@ -162,6 +187,23 @@ def resume_schedule(recipe: Recipe, schedule: Continue, epochs: float) -> Recipe
         )
     factor = recipe.optim.lr_factor * (RAISED if schedule == "x10" else 1.0)
     return replace(recipe, optim=replace(recipe.optim, trained_epochs=epochs, lr_factor=factor))
+
+
+def check_schedule(recipe: Recipe) -> None:
+    """Warn where the rate never reaches its peak. Raises ValueError where it would end above its peak."""
+    optim, lengths = recipe.optim, [stage.epochs for stage in recipe.stages] if recipe.restart else [recipe.epochs]
+    if optim.min_lr > optim.peak_lr:
+        raise ValueError(
+            f"--min-lr {optim.min_lr:g}: a rate of at most the peak is needed, {optim.peak_lr:.3g}, which is --lr times"
+            " --batch-size / 256; give a lower --min-lr, or a higher --lr"
+        )
+    if optim.warmup_epochs >= optim.trained_epochs + min(lengths):
+        of = "shortest stage" if recipe.restart else "run"
+        log(
+            f"warning: the learning rate warms up for {optim.warmup_epochs:g} epochs and the {of} has"
+            f" {min(lengths):g}, so it never reaches its peak of {optim.peak_lr:.2e}; give fewer --warmup-epochs, or"
+            " more --epochs"
+        )
 
 
 def schedule_of(recipe: Recipe) -> list[tuple[float, float]]:
@@ -183,10 +225,11 @@ def schedule_metadata(recipe: Recipe, schedule: Continue) -> dict[str, list[tupl
     if not first:
         return {"run": schedule_of(recipe)}
     whole, raised = first + recipe.epochs, RAISED if schedule == "x10" else 1.0
+    before = replace(optim, lr_factor=optim.lr_factor / raised)
     epochs = [whole * i / _WHOLE for i in range(_WHOLE + 1)]
     return {
         "run": schedule_of(recipe),
-        "whole": [(epoch, optim.rate(epoch - first, recipe.epochs, 1) / raised) for epoch in epochs],
+        "whole": [(epoch, before.rate(epoch - first, recipe.epochs, 1)) for epoch in epochs],
     }
 
 

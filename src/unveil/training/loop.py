@@ -13,6 +13,7 @@ from itertools import accumulate
 from typing import Any, cast
 
 import torch
+from torch import Tensor
 
 from ..data.loader import Loader
 from ..modeling.masked_model import MaskedModel
@@ -96,11 +97,16 @@ class Loop:
         self.seconds = 0.0  # of training, over all sessions
 
     def train(
-        self, stop: threading.Event, start: Callable[[MaskedModel], None], resume: Checkpoint | None = None
+        self,
+        stop: threading.Event,
+        start: Callable[[MaskedModel], None],
+        resume: Checkpoint | None = None,
+        moments: Mapping[str, Tensor] | None = None,
     ) -> MaskedModel:
         """Train to the end, from a checkpoint where there is one, and return the last stage's model.
 
-        `start` may load weights into the first model of a run without a checkpoint. Raises KeyboardInterrupt after
+        `start` may load weights into the first model of a run without a checkpoint, whose optimiser begins with the
+        `moments` that are given. Raises KeyboardInterrupt after
         `stop` was set, with everything saved; Diverged when updates stay non-finite.
         """
         step = first = 0
@@ -121,6 +127,8 @@ class Loop:
                 checkpoint.restore_optimizer(model, trainer.optimizer, resume.optimizer)
             elif before is not None:
                 trainer.adopt(before.optimizer.state)
+            elif moments:
+                checkpoint.restore_optimizer(model, trainer.optimizer, moments)
             if step == 0:
                 self.validate(model, 0.0, 0)
             step = self._stage(trainer, index, step, stop)

@@ -17,7 +17,6 @@ import torch
 from ..data.loader import Loader
 from ..data.sources import Source, Subset, spread
 from ..data.splits import names_digest
-from ..modeling.public_vits import StateDict
 from ..modeling.rng import seed_stage
 from ..modeling.types import Modality
 from ..recipes.recipe import Recipe
@@ -40,7 +39,16 @@ from .data_setup import (
     settle,
     split_data,
 )
-from .init_from import adapt_weights, keep_schedule, previous_training, read_initial, resume_schedule, schedule_lines
+from .init_from import (
+    Initial,
+    adapt_weights,
+    check_schedule,
+    keep_schedule,
+    previous_training,
+    read_initial,
+    resume_schedule,
+    schedule_lines,
+)
 from .run_metadata import layout_of, model_metadata, read_settings, run_metadata, settings_metadata, stage_lines
 from .timing import build_once, time_with_data, tune_step
 from .trainer import Settings
@@ -61,7 +69,7 @@ class TrainingSetup:
     settings: Settings
     metadata: dict[str, Any]
     inspection: DataInspection | None = None
-    weights: StateDict | None = None
+    initial: Initial | None = None
     resume: Checkpoint | None = None
     config: PretrainConfig | None = None
 
@@ -82,7 +90,7 @@ def set_up_new(config: PretrainConfig, processes: int = 1) -> TrainingSetup:
     device = choose_device(config.device)
     source = open_data(config.address, declared_for(config, function))
     previous = previous_training(config)
-    weights = read_initial(config.init_from) if config.init_from else None
+    initial = read_initial(config)
     first = None
     if len(source) > 2 * _SAMPLE:
         sample = Subset(source, spread(len(source), _SAMPLE))
@@ -97,8 +105,8 @@ def set_up_new(config: PretrainConfig, processes: int = 1) -> TrainingSetup:
 
     draft = _Draft(config, function, device, source, inspection, len(train), first)
     model = draft.check(source)
-    if weights is not None:
-        weights = adapt_weights(weights, draft.recipe, config)
+    if initial is not None:
+        initial = adapt_weights(initial, draft.recipe, config)
     if previous is not None:
         keep_schedule(draft.auto, previous)
     draft.auto.limit_batch(len(train))
@@ -106,6 +114,7 @@ def set_up_new(config: PretrainConfig, processes: int = 1) -> TrainingSetup:
     draft.set_schedule(draft.auto, image_seconds)
 
     recipe = resume_schedule(draft.build(), config.continue_schedule, previous.epochs if previous else 0.0)
+    check_schedule(recipe)
     settings = _final_settings(settings, config, recipe, len(train), image_seconds, processes)
     if len(model["stages"]) != len(recipe.stages):  # a stage takes all the epochs, or none
         model = model_metadata(build_once(recipe), draft.modalities)
@@ -116,7 +125,7 @@ def set_up_new(config: PretrainConfig, processes: int = 1) -> TrainingSetup:
     _log_plan(metadata, recipe, len(train), image_seconds)
     resolved = replace(config, val_every=settings.val_every, recipe_options=draft.auto.options)
     return TrainingSetup(
-        recipe, train, held_out, draft.modalities, settings, metadata, inspection, weights, config=resolved
+        recipe, train, held_out, draft.modalities, settings, metadata, inspection, initial, config=resolved
     )
 
 
@@ -146,9 +155,9 @@ def set_up_resumed(config: PretrainConfig, folder: Path, processes: int = 1) -> 
     train, held_out = split_data(source, config, run.config.seed)
     trained_epochs = run.config.schedule.trained_epochs if run.config.schedule else 0.0
     recipe = resume_schedule(_limit_batch(run.recipe(), len(train)), config.continue_schedule, trained_epochs)
-    weights = None
-    if resume is None and config.init_from:  # stopped before its first checkpoint
-        weights = adapt_weights(read_initial(config.init_from), recipe, config)
+    initial = read_initial(config) if resume is None else None  # stopped before its first checkpoint
+    if initial is not None:
+        initial = adapt_weights(initial, recipe, config)
     batch = recipe.optim.batch_size
     check_divisible(batch, processes)
     settings = read_settings(metadata["settings"])
@@ -162,7 +171,7 @@ def set_up_resumed(config: PretrainConfig, folder: Path, processes: int = 1) -> 
     )
     metadata["settings"] = settings_metadata(settings, batch, config.workers, processes)
     log(f"continuing {folder} at step {resume.state['step'] if resume else 0}")
-    return TrainingSetup(recipe, train, held_out, run.modalities, settings, metadata, weights=weights, resume=resume)
+    return TrainingSetup(recipe, train, held_out, run.modalities, settings, metadata, initial=initial, resume=resume)
 
 
 class _Draft:

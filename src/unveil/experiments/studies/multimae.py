@@ -44,6 +44,7 @@ multimae_continue = Study(
     scales=maps(
         cpu_seeds=2,
         shared={"init_from": RunOf("MultiMAE")},
+        smoke={"epochs": 16, "warmup_epochs": 1},  # so that a sixteenth has updates after its warm-up
         paper={"epochs": 1600, "init_from": PUBLIC, "init_epoch": 1600},
         paper_arms=("random masks, tail", "guided, tail", "guided, x10", "guided, restart"),
     ),

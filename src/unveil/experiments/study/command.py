@@ -152,8 +152,9 @@ def with_overrides(
         scale = replace(scale, options={**scale.options, "teacher": address})
     if init_from is not None:
         address = weights_at(init_from, "--init-from")
-        own = {"init_epoch": None} if (Path(address) / "run.json").exists() else {}  # a run stores its own
-        scale = replace(scale, options={**scale.options, "init_from": address, **own})
+        is_run = (Path(address) / "run.json").exists()  # which stores its own length; a file counts as one of the scale
+        length = None if is_run else scale.options.get("epochs")
+        scale = replace(scale, options={**scale.options, "init_from": address, "init_epoch": length})
     if arms:
         scale = replace(scale, arms=tuple(arms))
     if seeds is not None:

@@ -25,6 +25,7 @@ OF_PRETRAIN = (*(name for name in OPTION_NAMES if name not in _OWN), *OLD_NAMES)
 _NAMES_IN_DIGEST = {new: old for old, new in OLD_NAMES.items()}  # so that folders of release 0.1 keep their names
 SAVE_MINUTES = 2.0
 LABELLED_PIXELS: Data = "images with a label per pixel"
+VALIDATIONS = 10  # of a run, at equal epochs of all arms: not as often as the machine has time for
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,8 @@ def settled(arm: Arm, at: Scale, setting: Setting) -> dict[str, Any]:
     known = {*defaults, *OF_PRETRAIN}
     shared = {name: value for name, value in current_names({**at.options, **setting.options}).items() if name in known}
     options = {**shared, **current_names(arm.options)}
+    if options.get("init_epoch") and options.get("continue_schedule", "restart") == "restart":
+        del options["init_epoch"]  # a new schedule resumes nowhere
     whole: Any = shared.get("epochs", defaults.get("epochs"))
     if isinstance(options.get("epochs"), Share):
         options["epochs"] = options["epochs"].of_epochs * whole
@@ -134,6 +137,7 @@ def _job(
             "data": place(data, folder, multimodal),
             "seed": seed,
             "save_minutes": SAVE_MINUTES,
+            "val_every": epochs_of(options, arm.recipe) / VALIDATIONS,
             **{name: json_like(run_folder(value)) for name, value in options.items()},
         },
         evaluate=evaluate,
@@ -171,11 +175,16 @@ def place(address: str, folder: Path, multimodal: bool = False) -> str:
     return str(inside) if not multimodal and inside.is_dir() else address
 
 
+def epochs_of(options: Mapping[str, Any], recipe: str) -> float:
+    """The length of a run with these options."""
+    return float(options.get("epochs", recipe_options(recipe)["epochs"]))
+
+
 def _saved_epochs(options: Options, recipe: str) -> list[dict[str, float]]:
     """The epochs whose weights a run saves, as an argument of `evaluate`."""
     if not (every := options.get("save_every")):
         return []
-    count = int(options.get("epochs", recipe_options(recipe)["epochs"]) / every + 1e-9)
+    count = int(epochs_of(options, recipe) / every + 1e-9)
     return [{"at_epoch": k * every} for k in range(1, count + 1)]
 
 

@@ -15,6 +15,7 @@ from .weight_files import (
     find_weights,
     is_public_vit,
     load_weights,
+    numbered,
     read_weights,
     summarise,
 )

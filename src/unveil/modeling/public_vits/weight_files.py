@@ -264,15 +264,19 @@ class KeyReport:
         return "\n".join([f"{len(self.loaded)} tensors loaded", *rows])
 
 
-def load_weights(model: nn.Module, state: Mapping[str, Tensor]) -> KeyReport:
-    """Copy the tensors that a model has by name and shape into it; the report lists those that were not copied.
-
-    An objective may be named in place of its number: `objectives.norm_rgb.head.weight`.
-    """
+def numbered(model: nn.Module, state: Mapping[str, Tensor]) -> StateDict:
+    """Tensors under a model's own names, where an objective may be named: `objectives.norm_rgb.head.weight`."""
     objectives = [objective.name for objective in getattr(model, "objectives", ())]
     numbers = [(rf"^objectives\.{re.escape(name)}\.", f"objectives.{i}.") for i, name in enumerate(objectives)]
     for pattern, new in numbers:
         state = {re.sub(pattern, new, name): tensor for name, tensor in state.items()}
+    return dict(state)
+
+
+def load_weights(model: nn.Module, state: Mapping[str, Tensor]) -> KeyReport:
+    """Copy the tensors that a model has by name (`numbered`) and shape into it; the report lists those that were not
+    copied."""
+    state = numbered(model, state)
     own = model.state_dict()
     fits = {k: v for k, v in state.items() if k in own and v.shape == own[k].shape}
     model.load_state_dict(fits, strict=False)
