@@ -26,8 +26,10 @@ jaxtyping.install_import_hook(
     "shapes.check",
 )
 
+import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
+from PIL import Image  # noqa: E402
 
 from tiny_runs import Place, write_images, write_recipe  # noqa: E402
 
@@ -114,3 +116,21 @@ def small_demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("demos") / "demo"
     assert demo(str(folder), minutes=0.005, scenes=20) == folder / "report.html"
     return folder
+
+
+@pytest.fixture(scope="session")
+def red_bars(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Blue images with a red bar: the bar is class 1, the first rows are void, and the bar is twice as deep."""
+    root, rng = tmp_path_factory.mktemp("bars"), np.random.default_rng(0)
+    for split, count in (("train", 8), ("test", 3)):
+        for i in range(count):
+            ids = np.zeros((16, 24), np.uint8)
+            left = rng.integers(0, 16)
+            ids[:, left : left + 8] = 1
+            pixels = np.where(ids[..., None] == 1, (200, 60, 60), (60, 60, 200)).astype(np.uint8)
+            metres = (1000 + 1000 * ids.astype(np.uint16)).astype(np.uint16)
+            ids[:2] = 255
+            for kind, array in (("rgb", pixels), ("semseg", ids), ("depth", metres)):
+                (root / split / kind).mkdir(parents=True, exist_ok=True)
+                Image.fromarray(array).save(root / split / kind / f"{i}.png")
+    return root

@@ -110,7 +110,7 @@ def test_other_heads_run_from_scratch_and_fine_tuned(ramps, head):
 
 
 def test_wrong_dials_are_told(ramps):
-    with pytest.raises(ValueError, match=r"no schedule 'mae-ade20k' .*; there are probe, small, multimae-nyuv2"):
+    with pytest.raises(ValueError, match=r"no preset 'mae-ade20k' .*; there are probe, small, multimae-nyuv2"):
         on_dense(tiny(), ["depth"], str(ramps), options={"schedule": "mae-ade20k"})
     with pytest.raises(ValueError, match=r"no pixel of .* has a depth up to 0.5 m"):
         on_dense(tiny(), ["depth"], str(ramps), options={"max_depth": 0.5})

@@ -131,7 +131,7 @@ def columns(rows: Sequence[tuple[str, str]]) -> str:
 
 def _usage(flag: Option) -> str:
     if flag.is_switch:
-        return f"{flag.flag}, --no-{flag.name.replace('_', '-')}" if flag.default is True else flag.flag
+        return f"{flag.flag}, --no-{flag.name.replace('_', '-')}" if flag.default is not False else flag.flag
     return f"{flag.flag} X ..." if flag.takes_many else f"{flag.flag} X"
 
 

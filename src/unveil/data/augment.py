@@ -124,6 +124,20 @@ def brightness(x: Images, factor: Strength) -> Images:
     return _blend(torch.zeros_like(x), x, factor)
 
 
+def hue_and_saturation(x: Images, turn: Strength, factor: Strength) -> Images:
+    """Hues turned by so many full circles and saturations scaled, as in HSV; images of other than 3 channels stay."""
+    if x.shape[1] != 3:
+        return x
+    value, which = x.max(1)
+    chroma = value - x.amin(1)
+    red, green, blue = x.unbind(1)
+    sixths = torch.stack([green - blue, blue - red, red - green], 1).gather(1, which[:, None])[:, 0]
+    sixths = sixths / chroma.clamp_min(1e-12) + 2 * which + 6 * turn[:, None, None]
+    chroma = torch.minimum(chroma * factor[:, None, None], value)
+    distance = (sixths[:, None] + x.new_tensor([5, 3, 1])[:, None, None]) % 6
+    return value[:, None] - chroma[:, None] * torch.minimum(distance, 4 - distance).clamp(0, 1)
+
+
 def sharpness(x: Images, factor: Strength) -> Images:
     """Away from a smoothed image or towards it; the outermost pixels stay."""
     if min(x.shape[-2:]) < 3:

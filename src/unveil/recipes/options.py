@@ -58,7 +58,7 @@ class Option:
     @property
     def is_switch(self) -> bool:
         """Whether the flag has no value and a counterpart `--no-x`."""
-        return self.kind is bool
+        return {*alternatives(self.kind)} - {types.NoneType} == {bool}
 
     @property
     def takes_many(self) -> bool:

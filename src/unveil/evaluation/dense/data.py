@@ -12,7 +12,7 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ...data import augment
@@ -54,7 +54,9 @@ class DenseData:
         return replace(sets, train=train.select(kinds), test=test.select(kinds)), inputs
 
 
-Fit = Literal["cover", "inside"]
+Fit = Literal["cover", "inside", "bounded"]
+LONGEST = 4  # times the view: the longer side of an image whose shorter side is that of the view, at most
+CROPS = 10  # draws of a box in which no class fills too much, before one more is taken as it is
 STRIDE = 2 / 3  # of a window, from one to the next
 JITTER = {"brightness": 0.4, "contrast": 0.4, "saturation": 0.2}
 ENOUGH = 1000  # samples, for what need not be exact
@@ -151,42 +153,55 @@ def _maps(samples: DenseSet, kind: str) -> Iterator[Map]:
 class DenseView:
     """How views of `image_size` (height, width) are drawn: scaled, cut at random, and padded where the image is small.
 
-    The scale is drawn evenly between `scales` and counts from the one at which the image just covers the view, or
-    lies just inside it. Views are mirrored half of the time; `jitter` of them change their colours.
+    The scale is drawn evenly between `scales` and counts from the one at which the image just covers the view, lies
+    just inside it, or, `bounded`, covers it unless a side would be more than four times that of the view. Views are
+    mirrored half of the time. A class fills at most `class_share` of the known pixels, where ten draws find such a box;
+    classes are the last modality.
     """
 
     image_size: tuple[int, int]
     scales: tuple[float, float] = (0.5, 2.0)
     fit: Fit = "cover"
-    jitter: float = 0.0
+    class_share: float | None = None
 
     def base(self, height: int, width: int) -> float:
         both = (self.image_size[0] / height, self.image_size[1] / width)
-        return max(both) if self.fit == "cover" else min(both)
+        longest = LONGEST * max(self.image_size) / max(height, width)
+        return {"cover": max(both), "inside": min(both), "bounded": min(max(both), longest)}[self.fit]
 
     def __call__(self, samples: Sequence[Sample], modalities: Sequence[Modality], keys: Keys) -> list[Sample]:
         """A random view of each sample, drawn by its key."""
-        draws = SampleRng(keys).uniform("dense view", 4).tolist()
-        return [self._view(sample, modalities, *numbers) for sample, numbers in zip(samples, draws, strict=True)]
+        rng = SampleRng(keys)
+        draws = rng.uniform("dense view", 4).tolist()
+        more = rng.uniform("dense view crops", 2 * CROPS).tolist() if self.class_share else [[]] * len(samples)
+        return [self._view(sample, modalities, *own) for sample, *own in zip(samples, draws, more, strict=True)]
 
     def _view(
-        self, sample: Sample, modalities: Sequence[Modality], scale: float, down: float, right: float, mirror: float
+        self, sample: Sample, modalities: Sequence[Modality], numbers: Sequence[float], more: Sequence[float]
     ) -> Sample:
+        scale, down, right, mirror = numbers
         height, width = sample.size
         factor = self.base(height, width) * (self.scales[0] + scale * (self.scales[1] - self.scales[0]))
         tall, wide = (min(s, max(1, round(v / factor))) for s, v in zip((height, width), self.image_size, strict=True))
-        top, left = int(down * (height - tall + 1)), int(right * (width - wide + 1))
+        corners = [(down, right), *zip(more[::2], more[1::2], strict=True)]
+        boxes = [(int(y * (height - tall + 1)), int(x * (width - wide + 1))) for y, x in corners]
+        top, left = next((b for b in boxes[:-1] if self._is_mixed(sample, modalities[-1], b, (tall, wide))), boxes[-1])
         made = tuple(min(v, max(1, round(s * factor))) for s, v in zip((tall, wide), self.image_size, strict=True))
         cut = Cut(top, left, tall, wide, turned=False, mirrored=mirror < 0.5, upside_down=False)
         return padded(view_of(sample, cut, (made[0], made[1]), _full(modalities)), self.image_size, modalities)
+
+    def _is_mixed(self, sample: Sample, classes: Modality, corner: tuple[int, int], size: tuple[int, int]) -> bool:
+        """Whether a box has two classes at least, none of which fills too much of it."""
+        box = (slice(None), *(slice(a, a + side) for a, side in zip(corner, size, strict=True)))
+        ids, known = sample.maps[classes.name][box], sample.valid.get(classes.name)
+        counts = (ids.flatten() if known is None else ids[known[box]]).long().bincount()
+        return int((counts > 0).sum()) > 1 and int(counts.max()) < (self.class_share or 1) * int(counts.sum())
 
     def whole(self, sample: Sample, modalities: Sequence[Modality]) -> tuple[Sample, tuple[int, int]]:
         """The whole image at scale 1, padded to the view at least, and how much of it is image."""
         height, width = sample.size
         factor = self.base(height, width)
-        fitting = [round(side * factor) for side in (height, width)]
-        bound = max if self.fit == "cover" else min
-        made = (bound(self.image_size[0], max(1, fitting[0])), bound(self.image_size[1], max(1, fitting[1])))
+        made = (max(1, round(height * factor)), max(1, round(width * factor)))
         cut = Cut(0, 0, height, width, turned=False, mirrored=False, upside_down=False)
         size = (max(self.image_size[0], made[0]), max(self.image_size[1], made[1]))
         return padded(view_of(sample, cut, made, _full(modalities)), size, modalities), made
@@ -251,7 +266,35 @@ def jittered(batch: Batch, probability: float) -> Batch:
     changed: Float[Tensor, "B C H W"] = images
     for k, (name, strength) in enumerate(JITTER.items(), start=1):
         changed = getattr(augment, name)(changed, 1 + strength * (2 * draws[:, k] - 1))
-    where = (draws[:, 0] < probability)[:, None, None, None]
+    return _recoloured(batch, changed, draws[:, 0] < probability)
+
+
+def distorted(batch: Batch, probability: float | None) -> Batch:
+    """The batch with the photometric distortion of SSD (Liu et al., 2016) in the strengths of mmsegmentation.
+
+    Brightness, contrast, saturation and hue are each changed with this probability, contrast as the second or, half of
+    the time, as the last; on real numbers, not on bytes.
+    """
+    images = batch.maps.get("rgb")
+    if not probability or images is None:
+        return batch
+    draws = batch.rng.uniform("photometric distortion", 9)
+    is_changed, is_early = draws[:, :4] < probability, draws[:, 4] < 0.5
+    brightness, contrast, saturation, hue = draws[:, 5:].unbind(1)
+    factor = torch.where(is_changed[:, 1], 0.5 + contrast, 1)
+    changed: Float[Tensor, "B C H W"] = (
+        images + (is_changed[:, 0] * (2 * brightness - 1) * 32 / 255)[:, None, None, None]
+    )
+    changed = augment.brightness(changed.clamp(0, 1), torch.where(is_early, factor, 1))
+    turn = torch.where(is_changed[:, 3], ((36 * hue).floor() - 18) / 180, 0)  # whole steps of 2 degrees
+    changed = augment.hue_and_saturation(changed, turn, torch.where(is_changed[:, 2], 0.5 + saturation, 1))
+    changed = augment.brightness(changed, torch.where(is_early, 1, factor))
+    return _recoloured(batch, changed, torch.ones_like(is_early))
+
+
+def _recoloured(batch: Batch, changed: Float[Tensor, "B C H W"], which: Bool[Tensor, " B"]) -> Batch:
+    """The batch with other colours in some of its pictures, where there is a picture."""
+    where = which[:, None, None, None]
     if "rgb" in batch.valid:
         where = where & batch.valid["rgb"]
-    return replace(batch, maps={**batch.maps, "rgb": torch.where(where, changed, images)})
+    return replace(batch, maps={**batch.maps, "rgb": torch.where(where, changed, batch.maps["rgb"])})

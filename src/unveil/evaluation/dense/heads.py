@@ -15,16 +15,19 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from ...modeling.rng import SampleRng
+
 POOLS = (1, 2, 3, 6)
 AUXILIARY, AUXILIARY_WIDTH = 0.4, 256  # of the auxiliary head's loss; channels of its one convolution
+PROPORTIONED = 12  # blocks of the encoders for which published numbers of blocks are
 
 
 class UPerHead(nn.Module):
     """UPerNet (Xiao et al., 2018) as MAE fine-tunes it: four blocks' maps at 4, 2, 1 and 1/2 times the grid, the
     coarsest pooled over regions, added up from coarse to fine, and joined; all convolutions are `width` wide.
 
-    Its auxiliary head (one convolution and a classifier on the third map, as in the public configurations, whose
-    dropout is left out) answers while it learns."""
+    Its auxiliary head (one convolution and a classifier on the third map, as in the public configurations) answers
+    while it learns."""
 
     def __init__(self, dim: int, width: int, outputs: int):
         super().__init__()
@@ -38,13 +41,23 @@ class UPerHead(nn.Module):
         self.predict = nn.Conv2d(width, outputs, 1)
         self.auxiliary = nn.Sequential(_convolved(dim, AUXILIARY_WIDTH, 3), nn.Conv2d(AUXILIARY_WIDTH, outputs, 1))
 
-    def aside(
-        self, maps: list[Float[Tensor, "B C h w"]], size: tuple[int, int]
+    def learned_from(
+        self, maps: list[Float[Tensor, "B C h w"]], size: tuple[int, int], dropout: float, rng: SampleRng
     ) -> list[tuple[float, Float[Tensor, "B K H W"]]]:
-        """The auxiliary head's prediction, and the weight of its loss."""
-        return [(AUXILIARY, enlarged(self.auxiliary(maps[2]), size))]
+        """Both predictions, each with the weight of its loss and with a share of the last channels left out."""
+        convolve, predict = self.auxiliary
+        return [
+            (1.0, self._predicted(_dropped(self._joined(maps), dropout, rng, "head dropout"), size)),
+            (AUXILIARY, enlarged(predict(_dropped(convolve(maps[2]), dropout, rng, "auxiliary dropout")), size)),
+        ]
 
     def forward(self, maps: list[Float[Tensor, "B C h w"]], size: tuple[int, int]) -> Float[Tensor, "B K H W"]:
+        return self._predicted(self._joined(maps), size)
+
+    def _predicted(self, joined: Float[Tensor, "B C h w"], size: tuple[int, int]) -> Float[Tensor, "B K H W"]:
+        return enlarged(self.predict(joined), size)
+
+    def _joined(self, maps: list[Float[Tensor, "B C h w"]]) -> Float[Tensor, "B W fine_h fine_w"]:
         maps = [resize(x) for resize, x in zip(self.resize, maps, strict=True)]
         coarse = maps[-1]
         # a pool of k regions wants a map of k cells at least, which a small image does not have
@@ -56,7 +69,16 @@ class UPerHead(nn.Module):
         for k in (2, 1, 0):
             levels[k] = levels[k] + _to(levels[k + 1], levels[k])
         smooth = [conv(x) for conv, x in zip(self.smooth, levels[:3], strict=True)] + levels[3:]
-        return enlarged(self.predict(self.join(torch.cat([_to(y, smooth[0]) for y in smooth], dim=1))), size)
+        joined: Tensor = self.join(torch.cat([_to(y, smooth[0]) for y in smooth], dim=1))
+        return joined
+
+
+def _dropped(x: Float[Tensor, "B C h w"], rate: float, rng: SampleRng, name: str) -> Float[Tensor, "B C h w"]:
+    """Whole channels left out, drawn for each sample by itself, and the others scaled up (Tompson et al., 2015)."""
+    if not rate:
+        return x
+    kept = (rng.uniform(name, x.shape[1]) >= rate).to(x.dtype) / (1 - rate)
+    return x * kept[:, :, None, None]
 
 
 class _BatchNorm(nn.BatchNorm2d):
@@ -210,6 +232,10 @@ HEADS: dict[HeadName, Callable[[int, int, int], nn.Module]] = {
 }
 
 
-def taps(head: HeadName, depth: int) -> Sequence[int]:
-    """The blocks that a head reads, counted from 1: the last, or four at even distances (of 12: 3, 6, 9 and 12)."""
-    return [depth] if head in ("linear", "convnext") else [max(1, round(depth * k / 4)) for k in (1, 2, 3, 4)]
+def taps(head: HeadName, depth: int, blocks: Sequence[int] | None = None) -> Sequence[int]:
+    """The blocks that a head reads, counted from 1: the last, or four, by default at even distances.
+
+    `blocks` are four of a depth of 12, such as 4, 6, 8, 12; of another depth those at the same shares of it.
+    """
+    of_twelve = (3, 6, 9, 12) if blocks is None else blocks
+    return [depth] if head in ("linear", "convnext") else [max(1, round(depth * k / PROPORTIONED)) for k in of_twelve]

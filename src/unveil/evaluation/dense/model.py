@@ -67,15 +67,24 @@ class DenseModel(nn.Module):
     """A copy of an encoder, frozen or not, and a head on the tokens of its inputs.
 
     The tokens that several modalities have at one place stand side by side, as MultiMAE's heads read them. Prefix
-    tokens are left out, and maps are read before any final norm.
+    tokens are left out, and maps are read before any final norm. `blocks` are those of `taps`, and `dropout` is the
+    share of a UPerNet's last channels that are left out while it learns.
     """
 
     def __init__(
-        self, encoder: DenseEncoder, inputs: Sequence[Modality], head: HeadName, outputs: int, frozen: bool, seed: int
+        self,
+        encoder: DenseEncoder,
+        inputs: Sequence[Modality],
+        head: HeadName,
+        outputs: int,
+        frozen: bool,
+        seed: int,
+        blocks: Sequence[int] | None = None,
+        dropout: float | None = None,
     ):
         super().__init__()
         self.encoder, self.inputs, self.is_frozen = copy.deepcopy(encoder), tuple(inputs), frozen
-        self.blocks = taps(head, encoder.depth)
+        self.blocks, self.dropout = taps(head, encoder.depth, blocks), dropout or 0.0
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.head = HEADS[head](encoder.dim * len(self.inputs), encoder.dim, outputs)
@@ -99,8 +108,11 @@ class DenseModel(nn.Module):
     def predictions(self, batch: Batch) -> list[tuple[float, Float[Tensor, "B K H W"]]]:
         """What is learned from: the prediction, and those of a head that helps it to learn, each with its weight."""
         grids, size = self._read(batch)
-        aside = self.head.aside(grids, size) if isinstance(self.head, UPerHead) else []
-        return [(1.0, self.head(grids, size).float()), *((weight, prediction.float()) for weight, prediction in aside)]
+        if isinstance(self.head, UPerHead):
+            learned = self.head.learned_from(grids, size, self.dropout, batch.rng)
+        else:
+            learned = [(1.0, self.head(grids, size))]
+        return [(weight, prediction.float()) for weight, prediction in learned]
 
     def _read(self, batch: Batch) -> tuple[list[Float[Tensor, "B C h w"]], tuple[int, int]]:
         """The encoder's maps, and the size of the prediction."""

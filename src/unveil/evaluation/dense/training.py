@@ -2,39 +2,46 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass, replace
-from typing import ClassVar, Literal, cast
+from dataclasses import dataclass, replace
+from itertools import islice
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
 from ...data.dense_dataset import DensePair, DenseSet
-from ...data.dense_layouts import FolderLayout
+from ...data.dense_layouts import FolderLayout, StorageOptions
 from ...data.loader import Loader, collate
+from ...data.modality_config import declare
 from ...data.transforms import Sample
-from ...modeling.optim import warmup_cosine
 from ...modeling.rng import SampleRng
 from ...modeling.types import Batch, Modality
 from ...runs.hardware import autocast
 from ..datasets import unreadable_facts
 from ..finetuning import StochasticDepth, layer_groups
 from ..fit import FitCheckpoint, fit
-from ..types import Context, Needs, Score
-from .data import DenseView, Fit, jittered, places, window_of
+from ..types import Context, FeatureEncoder, Needs, Score
+from .data import DenseData, DenseView, Fit, distorted, jittered, places, window_of
 from .heads import HeadName, enlarged
-from .model import DenseEncoder, DenseModel
+from .model import DenseEncoder, DenseModel, check_dense
+from .presets import DensePreset, PresetName, fitted
 
 DenseLoss = Callable[[Float[Tensor, "B K H W"], Shaped[Tensor, "B 1 H W"], Bool[Tensor, "B 1 H W"]], Float[Tensor, ""]]
-Schedule = Literal["auto", "probe", "small", "multimae-ade20k", "multimae-hypersim", "multimae-nyuv2", "mae-ade20k"]
 FROM_SCRATCH = " From scratch is the same training of the untrained encoder, without layer decay."
 HEAD_WORDS: dict[HeadName, str] = {
     "linear": "A linear layer on each token after a BatchNorm without affine",
     "convnext": "MultiMAE's head of four ConvNeXt blocks",
     "upernet": "UPerNet, with an auxiliary head at a weight of 0.4 while it learns,",
     "dpt": "DPT's head",
+}
+
+FIT_WORDS: dict[Fit, str] = {
+    "cover": "cover the image",
+    "inside": "hold the whole image, padded",
+    "bounded": "cover the image, or its longer side is four times theirs",
 }
 
 
@@ -48,92 +55,79 @@ class DenseTarget:
 
 
 @dataclass(frozen=True)
-class DenseTraining:
-    """Settings of a dense fine-tuning or probe; `lr` is the peak rate itself, whatever the batch.
-
-    `image_size` is the side of a view, None the encoder's own size. `scales`, `fit` and `jitter` are those of
-    `DenseView`.
-    """
-
-    epochs: int
-    batch_size: int = 16
-    lr: float = 1e-4
-    warmup_epochs: float = 1
-    weight_decay: float = 0.05
-    layer_decay: float = 0.75
-    drop_path: float = 0.1
-    image_size: int | None = None
-    scales: tuple[float, float] = (0.5, 2.0)
-    fit: Fit = "cover"
-    jitter: float = 0.5
-
-    def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is at least 1; got {getattr(self, name)}")
-        for name in ("lr", "warmup_epochs", "weight_decay"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} is at least 0; got {getattr(self, name)}")
-        if not 0 < self.layer_decay <= 1 or not 0 <= self.drop_path < 1:
-            raise ValueError(
-                f"layer_decay is a share above 0 and drop_path one below 1; got {self.layer_decay}, {self.drop_path}"
-            )
-
-
-def fitted(settings: DenseTraining, num_images: int, updates: int, given: Mapping[str, object]) -> DenseTraining:
-    """Settings that make about so many updates on a set, in at most their epochs, with what the user gave.
-
-    Where epochs are given, the warm-up keeps its share of them.
-    """
-    changed = {name: value for name, value in given.items() if value is not None}
-    batch_size = min(int(cast("int", changed.get("batch_size", settings.batch_size))), num_images)
-    epochs = settings.epochs
-    if updates:
-        epochs = max(1, min(epochs, round(updates * batch_size / num_images)))
-    epochs = int(cast("int", changed.pop("epochs", epochs)))
-    warmup = settings.warmup_epochs * epochs / settings.epochs
-    return replace(settings, **{**changed, "batch_size": batch_size, "epochs": epochs, "warmup_epochs": warmup})  # type: ignore[arg-type]
-
-
-@dataclass(frozen=True)
 class DenseOptions:
     """The options that dense protocols share.
 
-    head: linear; convnext (MultiMAE's); upernet (as MAE is fine-tuned); dpt
-    frozen: train the head only; --no-frozen trains the encoder too
+    head: linear; convnext (MultiMAE's); upernet (as MAE is fine-tuned); dpt; auto is that of the preset
+    frozen: train the head only; --no-frozen trains the encoder too; by default as the preset does
     inputs: the modalities to read, of those that the encoder knows, such as rgb, depth, or both; by default its first
     modalities: declarations of the maps of a folder: .toml files, and rgb, depth, semseg; by default from the layout
     epochs: passes over the training images
     batch_size: images of one update
     lr: peak learning rate, whatever the batch size
     image_size: side of the training views and of the test windows
+    schedule: an older name of preset
     """
 
     needs: ClassVar[Needs] = "dense"
 
-    head: HeadName = "linear"
-    frozen: bool = True
+    head: Literal["linear", "convnext", "upernet", "dpt", "auto"] = "auto"
+    frozen: bool | None = None
     inputs: tuple[str, ...] = ()
     modalities: tuple[str, ...] = ()
     layout: FolderLayout = "auto"
-    schedule: Schedule = "auto"
+    preset: PresetName = "auto"
+    schedule: PresetName = "auto"
     epochs: int | None = None
     batch_size: int | None = None
     lr: float | None = None
     image_size: int | None = None
 
-    def training(
-        self, schedules: Mapping[str, tuple[DenseTraining, int]], num_images: int
-    ) -> tuple[str, DenseTraining]:
-        """The name of the schedule and its settings.
+    def opened(
+        self, subject: FeatureEncoder, data: DenseData, context: Context, target: str, **stored: Any
+    ) -> Opened | None:
+        """The encoder and the data, with options of `StorageOptions`; None for an encoder without tokens."""
+        encoder = check_dense(subject)
+        if encoder is None:
+            return None
+        storage = StorageOptions(self.layout, declared=declare(self.modalities), **stored)
+        sets, inputs = data.open(encoder, storage, self.inputs, target, context.limit)
+        return Opened(encoder, sets, tuple(inputs))
 
-        `schedules` holds settings and the number of updates at most, 0 for any. Raises ValueError for an unknown one.
-        """
-        name = ("probe" if self.frozen else "small") if self.schedule == "auto" else self.schedule
-        if name not in schedules:
-            raise ValueError(f"there is no schedule {name!r} for this protocol; there are {', '.join(schedules)}")
+    def trained(
+        self, opened: Opened, target: DenseTarget, presets: Mapping[str, DensePreset], context: Context
+    ) -> DenseTrainer:
+        """A trainer after its last epoch. Raises ValueError where it diverges."""
+        preset = self.chosen(presets, len(opened.sets.train))
+        trainer = DenseTrainer(opened.encoder, opened.sets, opened.inputs, target, preset, context)
+        trainer.train()
+        return trainer
+
+    def chosen(self, presets: Mapping[str, DensePreset], num_images: int) -> DensePreset:
+        """The preset with what the user gave, for so many images. Raises ValueError for one that is not there."""
+        name = self.schedule if self.preset == "auto" else self.preset
+        if name == "auto":
+            name = "small" if self.frozen is False else "probe"
+        if name not in presets or self.schedule not in ("auto", name):
+            both = f" and --schedule {self.schedule}" if self.schedule not in ("auto", name) else ""
+            raise ValueError(f"there is no preset {name!r}{both} for this protocol; there are {', '.join(presets)}")
+        preset = presets[name]
         given = {"epochs": self.epochs, "batch_size": self.batch_size, "lr": self.lr, "image_size": self.image_size}
-        return name, fitted(schedules[name][0], num_images, schedules[name][1], given)
+        return replace(
+            preset,
+            name=name,
+            training=fitted(preset.training, num_images, preset.most_updates, given),
+            head=preset.head if self.head == "auto" else self.head,
+            frozen=preset.frozen if self.frozen is None else self.frozen,
+        )
+
+
+class Opened(NamedTuple):
+    """An encoder, the sets that a head on it is trained and tested on, and the modalities that it reads of them."""
+
+    encoder: DenseEncoder
+    sets: DensePair
+    inputs: tuple[Modality, ...]
 
 
 class DenseTrainer:
@@ -148,18 +142,18 @@ class DenseTrainer:
         sets: DensePair,
         inputs: Sequence[Modality],
         target: DenseTarget,
-        head: HeadName,
-        frozen: bool,
-        settings: DenseTraining,
+        preset: DensePreset,
         context: Context,
     ):
-        self.sets, self.settings, self.context, self.seed = sets, settings, context, context.seed
-        self.head, self.is_frozen = head, frozen
+        settings, head, frozen = preset.training, preset.head, preset.frozen
+        self.sets, self.preset, self.settings, self.context, self.seed = sets, preset, settings, context, context.seed
         self.target, self.inputs, self.device = target, tuple(inputs), encoder.device
         side = settings.image_size
         size = (side, side) if side else encoder.image_size
-        self.view = DenseView(size, settings.scales, settings.fit, settings.jitter)
-        self.model = DenseModel(encoder, inputs, head, target.outputs, frozen, self.seed).train()
+        self.view = DenseView(size, settings.scales, settings.fit, settings.class_share)
+        self.model = DenseModel(
+            encoder, inputs, head, target.outputs, frozen, self.seed, settings.blocks, settings.dropout
+        ).train()
         decay = settings.layer_decay if context.is_trained else 1.0
         self.groups = layer_groups(self.model, self.model.encoder, decay, settings.weight_decay)
         self.optimizer = torch.optim.AdamW(self.groups, lr=0.0, fused=True)
@@ -167,7 +161,7 @@ class DenseTrainer:
         self.micro_batch = min(context.micro_batch, settings.batch_size)
         self.unreadable: dict[str, str] = {}
         loss = getattr(target.loss, "__name__", repr(target.loss))
-        key: dict[str, object] = {"learns": [target.modality.name, target.outputs, loss], "settings": asdict(settings)}
+        key: dict[str, object] = {"learns": [target.modality.name, target.outputs, loss], "settings": settings.facts}
         key |= {"weights": context.cache.checksum(encoder), "images": [sets.train.identity, sets.test.identity]}
         key |= {"head": head, "frozen": frozen, "inputs": [m.name for m in inputs], "view": size, "seed": self.seed}
         key |= {"micro_batch": context.micro_batch, "on": self.device.type, "subject": context.subject}
@@ -179,15 +173,21 @@ class DenseTrainer:
         """All epochs. Raises ValueError when it diverges."""
         settings, loader = self.settings, self._loader(self.sets.train)
         loader.unreadable = self.checkpoint.unreadable
-        name, size = f"training {self.context.subject}", loader.batch_size
+        name, size, steps_per_epoch = f"training {self.context.subject}", loader.batch_size, loader.steps_per_epoch
+
+        def batches(epoch: int) -> Generator[Batch]:
+            left = None if settings.updates is None else max(0, settings.updates - epoch * steps_per_epoch)
+            with closing(loader.batches(epoch)) as stream:
+                yield from islice(stream, left)
+
         fit(
             self.model,
             self.losses,
             self.optimizer,
-            loader.batches,
-            lambda epoch: settings.lr * warmup_cosine(epoch, settings.epochs, settings.warmup_epochs),
+            batches,
+            lambda epoch: settings.rate(epoch, steps_per_epoch),
             epochs=settings.epochs,
-            steps_per_epoch=loader.steps_per_epoch,
+            steps_per_epoch=steps_per_epoch,
             name=name,
             advice=f"give a lower --lr than {settings.lr:g}",
             checkpoint=self.checkpoint,
@@ -209,7 +209,7 @@ class DenseTrainer:
     def losses(self, batch: Batch) -> Iterator[Float[Tensor, ""]]:
         """The loss of each micro-batch, divided by the number of valid pixels of the batch."""
         name = self.target.modality.name
-        batch = jittered(batch.on(self.device), self.settings.jitter)
+        batch = distorted(jittered(batch.on(self.device), self.settings.jitter), self.settings.distortion)
         count = batch.valid[name].sum().clamp_min(1)
         for start in range(0, len(batch), self.micro_batch):
             micro = batch[start : start + self.micro_batch]
@@ -264,23 +264,22 @@ class DenseTrainer:
 
     def score(
         self,
-        schedule: str,
         metrics: dict[str, float],
         settings: Mapping[str, object],
         notes: tuple[str, str],
         baselines: Mapping[str, dict[str, float]],
-        details: Mapping[str, dict[str, float]] | None = None,
     ) -> Score:
         """The score of a protocol: `notes` are its sentences on the training and on the metrics, for the card."""
         held = " No test set was given: the last fifth of the images is held out." if self.sets.is_held_out else ""
+        is_frozen = self.preset.frozen
         return Score(
             metrics=metrics,
             settings={
-                "head": self.head,
-                "frozen": self.is_frozen,
+                "head": self.preset.head,
+                "frozen": is_frozen,
                 "inputs": [m.name for m in self.inputs],
-                "schedule": schedule,
-                **asdict(self.settings),
+                "schedule": self.preset.name,
+                **self.settings.facts,
                 "image_size": list(self.view.image_size),
                 "micro_batch": self.micro_batch,
                 "optimizer": "AdamW(betas=(0.9, 0.999))",
@@ -290,26 +289,31 @@ class DenseTrainer:
                 **settings,
             },
             card=(
-                f"{self._training_summary(schedule)}{notes[0]} Judged after the last epoch, not the best one, at the"
+                f"{self._training_summary()}{notes[0]} Judged after the last epoch, not the best one, at the"
                 " truth's own size, on windows that overlap by a third, whose answers are"
-                f" averaged.{'' if self.is_frozen else FROM_SCRATCH}{held}{notes[1]}"
+                f" averaged.{'' if is_frozen else FROM_SCRATCH}{held}{notes[1]}"
             ),
-            trains_encoder=not self.is_frozen,
+            trains_encoder=not is_frozen,
             baselines=baselines,
-            details=details or {},
         )
 
-    def _training_summary(self, schedule: str) -> str:
+    def _training_summary(self) -> str:
         settings, (height, width), (low, high) = self.settings, self.view.image_size, self.settings.scales
         by_layer = f"the encoder learns too, its rates by layer decay {settings.layer_decay:g}"
-        fit = "cover the image" if settings.fit == "cover" else "hold the whole image, padded"
+        fit = FIT_WORDS[settings.fit]
         scale = f"{low:g} times" if low == high else f"{low:g} to {high:g} times"
+        mixed = f", cut where no class fills more than {settings.class_share:.0%}" if settings.class_share else ""
         jitter = f", brightness, contrast and saturation changed in {settings.jitter:.0%} of them"
+        distorted = f", brightness, contrast, saturation and hue each changed in {settings.distortion or 0:.0%} of them"
+        colours = jitter * bool(settings.jitter) + distorted * bool(settings.distortion)
+        read = f" of blocks {', '.join(map(str, self.model.blocks))}" if settings.blocks else ""
+        dropout = f" and dropout {settings.dropout:g} while it learns" if settings.dropout else ""
+        decay = "a cosine" if settings.updates is None else f"a line to 0 after {settings.updates:,} updates"
         return (
-            f"{HEAD_WORDS[self.head]} reads {' and '.join(m.name for m in self.inputs)}, as tokens before any final"
-            f" norm; {'the encoder is frozen' if self.is_frozen else by_layer}. AdamW at a rate of {settings.lr:g},"
-            f" {settings.epochs} epoch{'s' * (settings.epochs > 1)} in batches of {settings.batch_size} (schedule"
-            f" {schedule}), {settings.warmup_epochs:g} of warm-up, then a cosine. Views of {height} x {width} pixels"
-            f" at {scale} the scale at which they {fit}; one box and flip for all"
-            f" maps{jitter if settings.jitter else ''}."
+            f"{HEAD_WORDS[self.preset.head]} reads {' and '.join(m.name for m in self.inputs)}, as tokens{read} before"
+            f" any final norm{dropout}; {'the encoder is frozen' if self.preset.frozen else by_layer}. AdamW at a rate"
+            f" of {settings.lr:g}, {settings.epochs} epoch{'s' * (settings.epochs > 1)} in batches of"
+            f" {settings.batch_size} (schedule {self.preset.name}), {settings.warmup_epochs:g} of warm-up, then"
+            f" {decay}. Views of {height} x {width} pixels at {scale} the scale at which they {fit}{mixed}; one box and"
+            f" flip for all maps{colours}."
         )

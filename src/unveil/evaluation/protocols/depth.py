@@ -2,29 +2,29 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
-from ...data.dense_layouts import StorageOptions
-from ...data.modality_config import declare
 from ...data.transforms import resize
 from ...modeling.types import DEPTH
 from ..dense.data import DenseData, depth_mean
 from ..dense.metrics import DepthErrors
-from ..dense.model import check_dense
-from ..dense.training import DenseOptions, DenseTarget, DenseTrainer, DenseTraining
+from ..dense.presets import PROBE, SMALL, DensePreset, DenseTraining
+from ..dense.training import DenseOptions, DenseTarget
 from ..types import Context, FeatureEncoder, Score
 
 BERHU_SHARE, BERHU_LEAST = 0.2, 1e-5
 ONCE = (1.0, 1.0)  # one scale: a larger picture of a room would look like a nearer one
-SCHEDULES: dict[str, tuple[DenseTraining, int]] = {  # settings, and the updates made at most; 0 is any number
-    "probe": (DenseTraining(100, lr=2e-3, warmup_epochs=10, layer_decay=1.0, drop_path=0.0, scales=ONCE), 1000),
-    "small": (DenseTraining(100, lr=3e-4, warmup_epochs=10, scales=ONCE), 2000),
-    "multimae-nyuv2": (DenseTraining(2000, 128, 1e-4, 100, 1e-4, drop_path=0.0, image_size=256, scales=ONCE), 0),
+PRESETS: dict[str, DensePreset] = {
+    "probe": replace(PROBE, training=replace(PROBE.training, scales=ONCE)),
+    "small": replace(SMALL, training=replace(SMALL.training, scales=ONCE)),
+    "multimae-nyuv2": DensePreset(
+        DenseTraining(2000, 128, 1e-4, 100, 1e-4, drop_path=0.0, image_size=256, scales=ONCE), "dpt"
+    ),
 }
 
 
@@ -37,8 +37,8 @@ class Depth(DenseOptions):
     depth_scale: metres of a stored unit, 0.001 by default; floats are metres
     max_depth: metres, beyond which pixels are ignored, in training and in the metrics
     loss: berhu (as MultiMAE) or l1, on pixels with a known depth
-    schedule: multimae-nyuv2, as published; probe for a frozen encoder and small for a trained one make about
-        1000 and 2000 updates; auto is one of the two
+    preset: multimae-nyuv2, as published, with its head and the encoder trained; probe for a frozen encoder and small
+        for a trained one make about 1000 and 2000 updates; auto is one of the two
     """
 
     depth_scale: float | None = None
@@ -47,25 +47,18 @@ class Depth(DenseOptions):
 
     def run(self, subject: FeatureEncoder, data: DenseData, context: Context) -> Score | None:
         """The metrics after the last epoch; None for an encoder without tokens."""
-        encoder = check_dense(subject)
-        if encoder is None:
+        opened = self.opened(subject, data, context, "depth", depth_scale=self.depth_scale, max_depth=self.max_depth)
+        if opened is None:
             return None
-        declared = declare(self.modalities)
-        stored = StorageOptions(self.layout, depth_scale=self.depth_scale, max_depth=self.max_depth, declared=declared)
-        sets, inputs = data.open(encoder, stored, self.inputs, "depth", context.limit)
-        mean, std, mean_map = depth_mean(sets.train)
-        schedule, settings = self.training(SCHEDULES, len(sets.train))
+        mean, std, mean_map = depth_mean(opened.sets.train)
         loss = DepthLoss(mean, std, self.loss == "berhu")
-        target = DenseTarget(DEPTH, 1, loss)
-        trainer = DenseTrainer(encoder, sets, inputs, target, self.head, self.frozen, settings, context)
-        trainer.train()
+        trainer = self.trained(opened, DenseTarget(DEPTH, 1, loss), PRESETS, context)
         errors, mean_errors = DepthErrors(), DepthErrors()
         for prediction, sample in trainer.predictions():
             truth = sample.maps["depth"]
             errors.add(loss.metres(prediction), truth, truth > 0)
             mean_errors.add(resize(mean_map / mean_map.max(), sample.size) * mean_map.max(), truth, truth > 0)
         return trainer.score(
-            schedule,
             errors.metrics(),
             {"loss": self.loss, "max_depth": self.max_depth, "train_depth_mean": mean, "train_depth_std": std},
             notes=(

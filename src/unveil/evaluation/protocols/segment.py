@@ -3,31 +3,51 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
-from ...data.dense_layouts import StorageOptions
-from ...data.modality_config import declare
 from ...modeling.types import Modality
 from ..dense.data import DenseData, class_counts
 from ..dense.metrics import Confusion
-from ..dense.model import check_dense
-from ..dense.training import DenseOptions, DenseTarget, DenseTrainer, DenseTraining
+from ..dense.presets import PROBE, SMALL, DensePreset, DenseTraining
+from ..dense.training import DenseOptions, DenseTarget
 from ..types import Context, FeatureEncoder, Score
 
-_MULTIMAE = DenseTraining(64, scales=(0.1, 2.0), fit="inside", image_size=512)
-SCHEDULES: dict[str, tuple[DenseTraining, int]] = {  # settings, and the updates that are made at most; 0 is any number
-    "probe": (DenseTraining(100, lr=2e-3, warmup_epochs=10, layer_decay=1.0, drop_path=0.0), 1000),
-    "small": (DenseTraining(100, lr=3e-4, warmup_epochs=10), 2000),
-    "multimae-ade20k": (_MULTIMAE, 0),
-    "multimae-hypersim": (DenseTraining(25, scales=(0.1, 2.0), fit="inside", image_size=512), 0),
-    "multimae-nyuv2": (DenseTraining(200, 8, scales=(0.1, 2.0), fit="inside", image_size=640), 0),
-    # 160,000 updates of 16 of ADE20K's 20,210 images
-    "mae-ade20k": (DenseTraining(127, lr=8e-5, warmup_epochs=1.2, layer_decay=0.8, image_size=512), 0),
+_MULTIMAE = DensePreset(DenseTraining(64, scales=(0.1, 2.0), fit="inside", image_size=512), "convnext")
+PRESETS: dict[str, DensePreset] = {
+    "probe": PROBE,
+    "small": SMALL,
+    # mae-base_upernet_8xb2-amp-160k_ade20k-512x512 of mmsegmentation; 127 epochs are 160,000 updates of 16 of ADE20K
+    "mae": DensePreset(
+        DenseTraining(
+            127,
+            lr=1e-4,
+            layer_decay=0.65,
+            image_size=512,
+            fit="bounded",
+            jitter=0.0,
+            updates=160_000,
+            warmup_updates=1500,
+            class_share=0.75,
+            distortion=0.5,
+            blocks=(4, 6, 8, 12),
+            dropout=0.1,
+        ),
+        "upernet",
+    ),
+    # https://github.com/facebookresearch/long_seq_mae/issues/1: 160,000 updates
+    "mae-ade20k": DensePreset(
+        DenseTraining(127, lr=8e-5, warmup_epochs=1.2, layer_decay=0.8, image_size=512), "upernet"
+    ),
+    "multimae-ade20k": _MULTIMAE,
+    "multimae-hypersim": replace(_MULTIMAE, training=replace(_MULTIMAE.training, epochs=25)),
+    "multimae-nyuv2": replace(
+        _MULTIMAE, training=replace(_MULTIMAE.training, epochs=200, batch_size=8, image_size=640)
+    ),
 }
 
 
@@ -40,8 +60,9 @@ class Segment(DenseOptions):
     classes: the number of classes; by default from the layout, or counted in the labels
     ignore: the id of pixels without a class (void); the layout's own by default, 255 for folders
     first_class: the id of the first class; lower ones are no class
-    schedule: published settings: multimae-ade20k, multimae-hypersim, multimae-nyuv2, mae-ade20k; probe for a frozen
-        encoder and small for a trained one make about 1000 and 2000 updates; auto is one of the two
+    preset: published settings, with their head and the encoder trained: mae (mmsegmentation's for ADE20K), mae-ade20k
+        (long_seq_mae's), multimae-ade20k, multimae-hypersim, multimae-nyuv2; probe for a frozen encoder and small for a
+        trained one make about 1000 and 2000 updates; auto is one of the two
     """
 
     classes: int | None = None
@@ -50,19 +71,13 @@ class Segment(DenseOptions):
 
     def run(self, subject: FeatureEncoder, data: DenseData, context: Context) -> Score | None:
         """The metrics after the last epoch; None for an encoder without tokens."""
-        encoder = check_dense(subject)
-        if encoder is None:
+        stored = {"classes": self.classes, "ignore": self.ignore, "first_class": self.first_class}
+        opened = self.opened(subject, data, context, "semseg", **stored)
+        if opened is None:
             return None
-        stored = StorageOptions(
-            self.layout, self.classes, self.ignore, self.first_class, declared=declare(self.modalities)
-        )
-        sets, inputs = data.open(encoder, stored, self.inputs, "semseg", context.limit)
-        names, counts = sets.train.labels.names, class_counts(sets.train)
-        schedule, settings = self.training(SCHEDULES, len(sets.train))
+        names, counts = opened.sets.train.labels.names, class_counts(opened.sets.train)
         labels = Modality("semseg", 1, (0.0,), (1.0,), kind="categorical", num_classes=len(names))
-        target = DenseTarget(labels, len(names), classes_loss)
-        trainer = DenseTrainer(encoder, sets, inputs, target, self.head, self.frozen, settings, context)
-        trainer.train()
+        trainer = self.trained(opened, DenseTarget(labels, len(names), classes_loss), PRESETS, context)
         confusion, majority = Confusion(len(names)), Confusion(len(names))
         most_frequent = int(counts.argmax())
         for prediction, sample in trainer.predictions():
@@ -71,14 +86,13 @@ class Segment(DenseOptions):
             confusion.add(prediction.argmax(0), truth, valid)
             majority.add(torch.full_like(truth, most_frequent), truth, valid)
         ious = dict(zip(names, confusion.iou.tolist(), strict=True))
-        return trainer.score(
-            schedule,
+        score = trainer.score(
             confusion.metrics(),
             {"classes": list(names)},
             notes=("", " Mean IoU is over classes that occur; pixels without a class do not count."),
             baselines={f"majority class ({names[most_frequent]})": majority.metrics()},
-            details={"iou": {name: iou for name, iou in ious.items() if not math.isnan(iou)}},
         )
+        return replace(score, details={"iou": {name: iou for name, iou in ious.items() if not math.isnan(iou)}})
 
 
 def classes_loss(

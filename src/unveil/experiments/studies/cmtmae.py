@@ -127,7 +127,7 @@ cmtmae_student_weight = Study(
         photographs=True,
         protocols={**KNN_AND_LINEAR, "finetune": {"epochs": 10}, "segment": {}},
         smoke_protocols={**KNN, "segment": {"epochs": 2}},
-        published={**MEASURED, "segment": {"head": "upernet", "frozen": False, "schedule": "mae-ade20k"}},
+        published={**MEASURED, "segment": {"preset": "mae"}},
     ),
     note="The paper ties the two, best at 0.3. The teacher is the MAE of the same seed, as published it is CLIP. Each"
     " task has its own best weight: classes of images, by probes and fine-tuning, and of pixels, by segmentation of"
