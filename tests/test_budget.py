@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -27,7 +27,7 @@ from unveil.modeling.masking import (
     Uniform,
 )
 from unveil.modeling.masking.by_modality import log_dirichlet_draw
-from unveil.modeling.rng import SampleRng, sample_keys
+from unveil.modeling.rng import SampleRng, sample_keys, step_key
 from unveil.modeling.types import Batch, Layout, Observation, Tokens
 
 NAMES = ("rgb", "depth", "semseg")
@@ -185,6 +185,33 @@ def test_a_random_few_heads_guide():
     assert ((times - count / heads).abs() < 4 * math.sqrt(count / heads)).all()
     often = (found > 0).double().mean(dim=0)
     assert torch.allclose(often, torch.full((heads,), 0.625, dtype=torch.float64), atol=0.04)
+
+
+def test_heads_drawn_once_a_step_are_those_of_seed_and_step():
+    """All samples have the same, whatever their micro-batch or process; another step or seed has others."""
+    on, count, heads = layout(2, ("rgb",)), 6, 4
+    attention = torch.zeros(count, heads, on.num_tokens)
+    for head in range(heads):
+        attention[:, head, head] = 1.0
+    guided = AttentionGuided(TeacherAttention("student", normalise="none"), Hard())
+
+    def heads_of(given: Batch) -> Tensor:
+        score = RandomHeads("student", guided, "step")
+        looks = {"student": Observation(on, attention[: len(given)])}
+        return score(tokens(on, len(given)), looks, given)[:, :heads]
+
+    drawn = []
+    for seed in range(2):
+        for number in range(200):
+            whole = replace(batch(count), step_key=step_key(seed, number))
+            found = heads_of(whole)
+            assert (found == found[:1]).all(), "one draw for the step"
+            rank = replace(whole[3:], key=whole.key[3:] + 1)  # other samples: of another process
+            assert torch.equal(heads_of(rank), found[3:])
+            drawn.append(found[0])
+    numbers = torch.bincount((torch.stack(drawn) > 0).sum(dim=1), minlength=heads + 1)[1:].double()
+    assert ((numbers - 100).abs() < 4 * 10).all(), "the number of heads is uniform in 1..H"
+    assert not torch.equal(torch.stack(drawn[:200]), torch.stack(drawn[200:])), "another seed has others"
 
 
 def test_without_a_look_the_other_score_decides():

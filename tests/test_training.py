@@ -20,7 +20,7 @@ from unveil.data.loader import Loader
 from unveil.data.sources import open_source
 from unveil.data.transforms import Sample
 from unveil.modeling.encoder import Encoder
-from unveil.modeling.rng import sample_keys, seed_stage
+from unveil.modeling.rng import sample_keys, seed_stage, step_key
 from unveil.modeling.types import Batch, Observation, Tokens
 from unveil.recipes.recipe import Recipe
 from unveil.recipes.registry import load_recipe
@@ -191,12 +191,13 @@ def train(loop: Loop) -> Any:
 
 class TestLoop:
     def test_it_takes_the_steps_and_rates_of_the_recipe(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-        rates, progress = [], []
+        rates, progress, keys = [], [], []
         update = Trainer.update
 
         def noted(self: Trainer, batch: Batch, lr: float) -> Update:
             rates.append(lr)
             progress.append(float(batch.progress))
+            keys.append(batch.step_key)
             return update(self, batch, lr)
 
         monkeypatch.setattr(Trainer, "update", noted)
@@ -207,6 +208,7 @@ class TestLoop:
         assert max(rates) == rates[8] == pytest.approx(peak)
         assert rates[9:] == sorted(rates[9:], reverse=True)
         assert progress == pytest.approx([i / 16 for i in range(16)])
+        assert keys == [step_key(0, i) for i in range(16)], "of seed and step alone: the same when it is resumed"
 
     def test_held_out_looks_come_at_their_epochs(self, tmp_path: Path):
         seen: list[tuple[float, int]] = []

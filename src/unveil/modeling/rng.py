@@ -40,6 +40,11 @@ def sample_keys(seed: int, epoch: int, samples: Sequence[int] | Tensor) -> Int[T
     return mix(key + (torch.as_tensor(samples, dtype=torch.int64) + 1) * _GOLDEN)
 
 
+def step_key(seed: int, step: int) -> Int[Tensor, ""]:
+    """The key of the random numbers that all samples of a step share, in every process."""
+    return SampleRng(sample_keys(seed, step, [0])).fold("step").key[0]
+
+
 def seed_stage(seed: int, stage: int) -> None:
     """Seed torch for building a stage, by the run's seed and the stage alone; stage -1 is the recipe itself."""
     with torch.device("cpu"):  # the stage may be built on the meta device, which has no values

@@ -78,8 +78,8 @@ class Batch:
     `maps` has one tensor per modality, `B C H W`: pictures float in [0, 1] (uint8 in 0..255 until `on` moves them to a
     device), measured maps float in their own unit (depth in metres), categorical ones int64 class ids. `valid` says of
     a modality's pixels, `B 1 H W`, where there is a truth, and `present` of its samples, `B`, whether they have it at
-    all; a modality that is in neither is whole. `key` seeds each sample's random numbers, `progress` is the share of
-    training done, a 0-d tensor in [0, 1].
+    all; a modality that is in neither is whole. `key` seeds each sample's random numbers, `step_key` those that all
+    samples of a step share; `progress` is the share of training done, a 0-d tensor in [0, 1].
     """
 
     maps: Mapping[str, Tensor]
@@ -87,6 +87,7 @@ class Batch:
     progress: Float[Tensor, ""]
     valid: Mapping[str, Bool[Tensor, "B 1 H W"]] = field(default_factory=dict)
     present: Mapping[str, Bool[Tensor, " B"]] = field(default_factory=dict)
+    step_key: Int[Tensor, ""] = field(default_factory=lambda: torch.zeros((), dtype=torch.int64))
 
     def __len__(self) -> int:
         return len(self.key)
@@ -94,6 +95,11 @@ class Batch:
     @property
     def rng(self) -> SampleRng:
         return SampleRng(self.key)
+
+    @property
+    def step_rng(self) -> SampleRng:
+        """Draws of one row, the same in every micro-batch and process of a step."""
+        return SampleRng(self.step_key[None])
 
     def __getitem__(self, samples: slice) -> Batch:
         """Some of the samples: the micro-batches of an accumulated step."""
@@ -103,13 +109,14 @@ class Batch:
         """The same batch on a device, its maps in [0, 1]. Bytes travel as bytes and are scaled where they arrive."""
         moved = self._each(lambda tensor: tensor.to(device, non_blocking=True))
         maps = {name: m if m.dtype == torch.int64 else to_float(m) for name, m in moved.maps.items()}
-        return replace(moved, maps=maps, progress=self.progress.to(device, non_blocking=True))
+        step_key, progress = (x.to(device, non_blocking=True) for x in (self.step_key, self.progress))
+        return replace(moved, maps=maps, progress=progress, step_key=step_key)
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> Batch:
         """The batch with every tensor of samples changed."""
         groups = (self.maps, self.valid, self.present)
         maps, valid, present = ({name: change(m) for name, m in group.items()} for group in groups)
-        return Batch(maps, change(self.key), self.progress, valid, present)
+        return Batch(maps, change(self.key), self.progress, valid, present, self.step_key)
 
 
 def to_float(image: Tensor) -> Float[Tensor, "*_"]:

@@ -53,6 +53,7 @@ def recipe(
     draw: SamplerName = "hard",
     noise: float = 0.25,
     guide_heads: Literal["all", "random"] = "all",
+    heads_drawn: Literal["step", "image"] = "step",
     query: Literal["cls", "mean", "all"] = "cls",
     layer: int = -1,
     student: Literal["online", "momentum"] = "online",
@@ -71,7 +72,8 @@ def recipe(
     draw: hide the most attended (hard), the most attended after noise is added (noisy), all but a few of these (hint),
         a sample in proportion to attention (gumbel), the least attended (low), or all but a sample (keep)
     noise: share of noise in the map of the noisy draw
-    guide_heads: average the attention of all heads, or of a random few, drawn anew for each image
+    guide_heads: average the attention of all heads, or of a random few
+    heads_drawn: draw the random few heads once a step, as the project did, or for each image
     query: attention of the class token (cls), of one query that is the mean of all patches', or the mean over patches
     layer: block whose attention is read, from the end below 0
     student: weights of the student that guides: its moving average, or the current ones (online)
@@ -96,7 +98,7 @@ def recipe(
     sampler = make_sampler(draw, noise=noise)
     score = guided_score(encoder, guide, sampler, shared.budget, student_weight if is_blended else None)
     if guide_heads == "random":
-        score = RandomHeads("student", score)
+        score = RandomHeads("student", score, heads_drawn)
     score = IfObserved("student", score, ByModality(Uniform()))
 
     def build() -> MaskedModel:

@@ -93,10 +93,8 @@ def adapt_weights(initial: Initial, recipe: Recipe, config: PretrainConfig) -> I
         )
     moments = fitting_moments(model, numbered(model, initial.moments))
     if config.continue_schedule != "restart":
-        count, of = (
-            len({name.partition(":")[0] for name in moments}),
-            len([p for p in model.parameters() if p.requires_grad]),
-        )
+        count = len({name.partition(":")[0] for name in moments})
+        of = sum(parameter.requires_grad for parameter in model.parameters())
         fresh = "" if count == of else f"; those of the other {of - count} start fresh"
         log(f"  Adam's moments of {count} of {of} parameters go on{fresh}" if count else "  Adam's moments start fresh")
     return Initial(state, moments)

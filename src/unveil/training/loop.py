@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..data.loader import Loader
 from ..modeling.masked_model import MaskedModel
-from ..modeling.rng import seed_stage
+from ..modeling.rng import seed_stage, step_key
 from ..modeling.teachers import reset_emas
 from ..modeling.types import Batch
 from ..recipes.recipe import Recipe
@@ -145,7 +145,8 @@ class Loop:
         for epoch, batch in self._batches(step, end):
             lr = self._rate(index, step)
             trainer.model.before_step(step, step / self.total)
-            update = trainer.update(replace(batch, progress=torch.tensor(step / self.total)), lr)
+            batch = replace(batch, progress=torch.tensor(step / self.total), step_key=step_key(self.seed, step))
+            update = trainer.update(batch, lr)
             step += 1
             window.add(update, self.loader.batch_size)
             self.skipped.add(update, epoch, step)

@@ -63,17 +63,20 @@ class IfObserved:
 
 @dataclass(frozen=True)
 class RandomHeads:
-    """A score guided by the mean of random heads of a teacher, per sample: their number is uniform in 1..H."""
+    """A score guided by the mean of random heads of a teacher, drawn for each image or once a step: their number is
+    uniform in 1..H."""
 
     teacher: str
     score: TokenScore
+    drawn: Literal["image", "step"] = "image"
 
     def __call__(self, tokens: Tokens, observations: Observations, batch: Batch) -> Float[Tensor, "B N"]:
         observation = observations[self.teacher]
         assert observation.attention is not None, f"the FeatureSpec of {self.teacher} has no attention"
         heads = observation.attention.shape[1]
-        number = 1 + (batch.rng.uniform("number of heads", 1) * heads).floor()
-        drawn = batch.rng.uniform("heads", heads).argsort(dim=1).argsort(dim=1) < number
+        rng = batch.rng if self.drawn == "image" else batch.step_rng
+        number = 1 + (rng.uniform("number of heads", 1) * heads).floor()
+        drawn = rng.uniform("heads", heads).argsort(dim=1).argsort(dim=1) < number
         mean = (observation.attention * drawn[..., None]).sum(dim=1, keepdim=True) / number[..., None]
         return self.score(tokens, {**observations, self.teacher: replace(observation, attention=mean)}, batch)
 
