@@ -56,7 +56,7 @@ def extract(
     with closing(loader.in_order()) as batches:
         for batch, numbers in batches:
             with torch.inference_mode(), autocast(encoder.device):
-                features = encoder.features(batch.on(encoder.device).maps["rgb"], pool).to(dtype)
+                features = encoder.features(batch.on(encoder.device).marked("rgb"), pool).to(dtype)
             if values is None:
                 values = torch.empty(len(images), features.shape[1], dtype=dtype)
             values[len(rows) : len(rows) + len(features)] = features.cpu()
@@ -123,6 +123,6 @@ class RawPixels:
         return height, width
 
     def features(self, images: Float[Tensor, "B C H W"], pool: Pool) -> Float[Tensor, "B C*H*W"]:
-        """Flattened normalised pixels, whatever the pool."""
+        """Flattened normalised pixels, whatever the pool; 0, the mean, where there is no truth."""
         mean, std = (images.new_tensor(s)[:, None, None] for s in (self.modality.mean, self.modality.std))
-        return ((images - mean) / std).flatten(1)
+        return ((images - mean) / std).nan_to_num(0.0).flatten(1)

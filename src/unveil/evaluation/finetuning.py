@@ -223,9 +223,11 @@ class FineTuner:
     def losses(self, batch: tuple[Batch, Int[Tensor, " B"], Mix]) -> Iterator[Float[Tensor, ""]]:
         """The loss of each micro-batch of images, classes and a mix, divided by the size of the batch."""
         views, labels, mix = batch[0].on(self.device), batch[1].to(self.device), batch[2]
-        images, rng = views.maps["rgb"], views.rng
-        if self.settings.randaugment:
-            images = RandAugment(self.mean, self.settings.randaugment)(images, rng)
+        rng = views.rng
+        if self.settings.randaugment:  # levels, of which NaN is none
+            images = RandAugment(self.mean, self.settings.randaugment)(views.maps["rgb"], rng)
+        else:
+            images = views.marked("rgb")
         images = mix_images(erase(images, rng, self.settings.erasing, self.mean, self.std), mix)
         targets = soft_labels(labels, self.data.num_classes, self.settings.smoothing, mix)
         size = self.micro_batch
@@ -274,7 +276,7 @@ class FineTuner:
         with closing(loader.in_order()) as batches, torch.inference_mode():
             for batch, numbers in batches:
                 with autocast(self.device):
-                    scores.append(self.classifier(batch.on(self.device).maps["rgb"]).float())
+                    scores.append(self.classifier(batch.on(self.device).marked("rgb")).float())
                 rows.append(numbers)
         logits, labels = torch.cat(scores), torch.tensor(test.numbers)[torch.cat(rows)].to(self.device)
         loss = F.cross_entropy(logits, labels).item()

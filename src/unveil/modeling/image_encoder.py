@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from ..runs.checkpoint import write_weights
 from .encoder import Encoder
 from .layers import EPS, Block, ResizePositions
-from .types import Batch, Modality, Pool, to_float
+from .types import DEPTH, RGB, Batch, Modality, Pool, to_float
 
 CACHED_TOKENS = 2048
 MARGIN = 0.5  # by which a resized image may leave [0, 1]
@@ -42,6 +42,9 @@ class FeatureExtractor(nn.Module, ABC):
 
     It is in eval mode and its weights are frozen, so that nothing is recorded for gradients; after
     `requires_grad_(True)` it trains like any module. Images outside [0, 1] are warned of once.
+
+    Pixels that are NaN or infinite, and of depth those that are 0, hold no truth and are read as in training; that
+    RGB images have some is warned of once. Measured maps, such as depth in metres, are in their unit.
 
     It reads the `modalities`, of which the first is that of the images. `image_size` is the height and width in pixels
     that the encoder was trained at; others that the patch divides work too. `dim` is the width of a token, of which
@@ -138,6 +141,9 @@ class FeatureExtractor(nn.Module, ABC):
         if not in_fractions or self.has_warned or not images.numel():
             return
         low, high = (value.item() for value in images.detach().aminmax())
+        if low != low and self.modalities[0].name == RGB.name:
+            self.has_warned = True
+            warnings.warn("images hold NaN: these pixels are read as missing, as the mean colour", stacklevel=4)
         if low < -MARGIN or high > 1 + MARGIN:
             self.has_warned = True
             warnings.warn(
@@ -208,4 +214,7 @@ def pooled(encoder: Encoder, images: Float[Tensor, "B C H W"], pool: Pool) -> Fl
 
 def _batch(images: Float[Tensor, "B C H W"], modality: Modality) -> Batch:
     key = torch.zeros(images.shape[0], dtype=torch.int64, device=images.device)
-    return Batch({modality.name: images}, key, torch.ones((), device=images.device))
+    valid = images.isfinite().all(dim=1, keepdim=True)
+    if modality.name == DEPTH.name:  # as files of depth are read
+        valid = valid & (images != 0).all(dim=1, keepdim=True)
+    return Batch({modality.name: images}, key, torch.ones((), device=images.device), {modality.name: valid})

@@ -105,6 +105,11 @@ class Batch:
         """Some of the samples: the micro-batches of an accumulated step."""
         return self._each(lambda tensor: tensor[samples])
 
+    def marked(self, name: str) -> Float[Tensor, "B C H W"]:
+        """A map in [0, 1] or its unit with NaN where it holds no truth, as an encoder of single maps reads it."""
+        image, valid = self.maps[name], self.valid.get(name)
+        return image if valid is None else torch.where(valid, image, torch.nan)
+
     def on(self, device: torch.device | str) -> Batch:
         """The same batch on a device, its maps in [0, 1]. Bytes travel as bytes and are scaled where they arrive."""
         moved = self._each(lambda tensor: tensor.to(device, non_blocking=True))

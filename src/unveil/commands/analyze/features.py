@@ -76,7 +76,7 @@ def analyze_features(
 def _layers(encoder: ImageEncoder | PublicViT, source: Source, limit: int) -> list[LayerFeatures]:
     few = Subset(source, spread(len(source), limit))
     loader = Loader(few, CenterView(encoder.image_size), 64, max_broken=None, cache_bytes=0)
-    images = [image for batch, _ in loader.in_order() for image in batch.on("cpu").maps["rgb"]]
+    images = [image for batch, _ in loader.in_order() for image in batch.on("cpu").marked("rgb")]
     if len(images) < 2:
         raise ValueError(f"{source.address} gives {len(images)} images that can be read; 2 or more are needed")
     if images[0].shape[0] != encoder.channels:

@@ -222,7 +222,7 @@ class _Views:
                 features, rows = list[Tensor](), list[Tensor]()
                 with closing(self.loader.in_parts(epoch, step, self.context.micro_batch)) as parts:
                     for batch, numbers in parts:
-                        features.append(self._features(batch.on(self.device).maps["rgb"]))
+                        features.append(self._features(batch.on(self.device).marked("rgb")))
                         rows.append(numbers)
                 if features:
                     yield torch.cat(features), self.labels[torch.cat(rows)].to(self.device)
