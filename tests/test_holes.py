@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,13 +13,14 @@ from PIL import Image
 
 from unveil.data.aligned_folders import open_images
 from unveil.data.modality_config import declare
+from unveil.data.read_map import read_map
 from unveil.evaluation.features import RawPixels, extract
 from unveil.modeling.encoder import Encoder
 from unveil.modeling.image_encoder import ImageEncoder
 from unveil.modeling.types import DEPTH, RGB, Batch
 
 
-@pytest.mark.parametrize("hole", [0.0, float("nan"), float("inf")])
+@pytest.mark.parametrize("hole", [0.0, -9999.0, float("nan"), float("inf")])
 def test_an_encoder_of_depth_reads_holes_as_training_does(hole: float):
     encoder = ImageEncoder(Encoder([DEPTH], (32,), 8, dim=16, depth=2, heads=2))
     depth = torch.rand(2, 1, 32, 32) + 1
@@ -59,3 +62,33 @@ def test_a_run_of_depth_is_evaluated_with_its_holes(tmp_path: Path):
     source = open_images(tmp_path, 1, declare(["depth"]))
     expected = encoder(torch.tensor(np.stack(maps))[:, None])
     torch.testing.assert_close(extract(encoder, source, "mean").values, expected, rtol=1e-3, atol=1e-4)
+
+
+def test_depth_at_and_below_zero_is_no_truth_whatever_number_says_so():
+    (depth,) = declare(["depth"])
+    metres = np.full((6, 4), 3.5, np.float32)
+    metres[:4, 0] = np.nan, -9999, 0, np.finfo(np.float32).min
+    buffer = io.BytesIO()
+    Image.fromarray(metres).save(buffer, "TIFF")
+    read = read_map(buffer.getvalue(), depth)
+    assert read.valid is not None
+    assert read.valid[0, :, 0].tolist() == [False] * 4 + [True] * 2
+    assert read.values.unique().tolist() == [0, 3.5]
+    own = read_map(buffer.getvalue(), replace(depth, nodata=(-9999.0,)))  # what a declaration names is all
+    assert own.valid is not None
+    assert own.valid[0, :, 0].tolist() == [False, False, True, True, True, True]
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("depth", r"has 3 channels, 1 declared \(8-bit PNG\): save it with 1, or declare channels = 3"),
+        ("semseg", r"has 3 channels, class ids have one \(8-bit PNG\): save the number of the class at each pixel"),
+    ],
+)
+def test_maps_that_were_saved_in_colours_say_how_to_save_them(tmp_path: Path, name: str, message: str):
+    buffer = io.BytesIO()
+    Image.new("RGB", (8, 8), (10, 10, 10)).save(buffer, "PNG")
+    (declared,) = declare([name])
+    with pytest.raises(ValueError, match=message):
+        read_map(buffer.getvalue(), declared)

@@ -126,6 +126,11 @@ def test_an_old_name_is_the_thing_under_its_new_name(package: str, old: str, new
         ("foreign.names", "rename fuse"),
         ("foreign.script", "read_script"),
         ("foreign.vit", "Spec ViT"),
+        ("loading", "load"),
+        ("recipe_files", "load_recipe recipe_cards"),
+        ("checkpoint", "Checkpoint read"),
+        ("machine", "choose_device choose_precision"),
+        ("pretraining", "pretrain"),
     ],
 )
 def test_the_names_of_an_old_data_or_weights_module_are_there(module: str, names: str) -> None:

@@ -28,7 +28,7 @@ from .decode import (
     reading,
     to_channels,
 )
-from .modality_config import Declared
+from .modality_config import DEPTH, Declared
 
 READ = (*EXTENSIONS, ".npy", ".npz", ".dcm")
 _LISTED_IDS = 5
@@ -81,8 +81,10 @@ def _read_map(data: bytes, declared: Declared, name: str) -> Map:
     stored = _stored(data, kind, declared)
     channels, needed = len(stored.values), declared.modality.channels
     if channels != needed:
-        wanted = "class ids have one" if declared.is_categorical else f"{needed} declared"
-        raise ValueError(f"has {channels} channel{'s' * (channels > 1)}, {wanted} ({stored.kind})")
+        wanted, way = f"{needed} declared", f"save it with {needed}, or declare channels = {channels}"
+        if declared.is_categorical:
+            wanted, way = "class ids have one", "save the number of the class at each pixel, not its colour"
+        raise ValueError(f"has {channels} channel{'s' * (channels > 1)}, {wanted} ({stored.kind}): {way}")
     return _ids(stored, declared) if declared.is_categorical else _measured(stored, declared)
 
 
@@ -189,6 +191,8 @@ def _measured(stored: _Stored, declared: Declared) -> Map:
     values = stored.values
     nodata = [n for n in (stored.nodata, *declared.nodata) if n is not None and not np.isnan(n)]
     valid = np.ones((1, *values.shape[1:]), bool)
+    if declared.name == DEPTH.name and declared.nodata == DEPTH.nodata:  # no distance is below 0, as -9999 is
+        valid &= (values > 0).all(0)
     for none in nodata:
         valid &= (values != none).all(0)
     units: np.ndarray

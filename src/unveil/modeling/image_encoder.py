@@ -43,8 +43,8 @@ class FeatureExtractor(nn.Module, ABC):
     It is in eval mode and its weights are frozen, so that nothing is recorded for gradients; after
     `requires_grad_(True)` it trains like any module. Images outside [0, 1] are warned of once.
 
-    Pixels that are NaN or infinite, and of depth those that are 0, hold no truth and are read as in training; that
-    RGB images have some is warned of once. Measured maps, such as depth in metres, are in their unit.
+    Pixels that are NaN or infinite, and of depth those that are not above 0, hold no truth and are read as in training;
+    that RGB images have some is warned of once. Measured maps, such as depth in metres, are in their unit.
 
     It reads the `modalities`, of which the first is that of the images. `image_size` is the height and width in pixels
     that the encoder was trained at; others that the patch divides work too. `dim` is the width of a token, of which
@@ -216,5 +216,5 @@ def _batch(images: Float[Tensor, "B C H W"], modality: Modality) -> Batch:
     key = torch.zeros(images.shape[0], dtype=torch.int64, device=images.device)
     valid = images.isfinite().all(dim=1, keepdim=True)
     if modality.name == DEPTH.name:  # as files of depth are read
-        valid = valid & (images != 0).all(dim=1, keepdim=True)
+        valid = valid & (images > 0).all(dim=1, keepdim=True)
     return Batch({modality.name: images}, key, torch.ones((), device=images.device), {modality.name: valid})

@@ -33,30 +33,33 @@ def _table(text: str) -> dict[str, dict[str, str]]:
 
 MOVED = _table(  # old and new modules, all below `unveil`; what lies in a package that moved, moved with it
     """
-    modules: adaptive=modeling.adaptive_budget augment=data.augment augment.colour=data.augment
+    modules: adaptive=modeling.adaptive_budget analysis=evaluation.analysis augment.colour=data.augment
         augment.erasing=data.augment augment.geometry=data.augment augment.mixing=data.augment
-        augment.randaugment=data.augment chance=modeling.rng data.aligned=data.aligned_folders
-        data.aligned_inspection=data.inspection data.class_names=data.dense_layouts
-        data.declaration=data.modality_config data.dense=data.dense_dataset data.hdf5=data.read_map
-        data.hypersim=data.dense_layouts data.layouts=data.dense_layouts data.reading=data.read_map
-        data.samples=data.sources data.scenes=experiments.scenes data.tiff=data.decode data.views=data.transforms
-        decoder=modeling.decoder encoder=modeling.encoder foreign=modeling.public_vits
-        foreign.addresses=modeling.public_vits.weight_files foreign.assembly=modeling.public_vits.families
-        foreign.bands=modeling.public_vits.parameter_names foreign.clip=modeling.public_vits.families
-        foreign.dino=modeling.public_vits.families foreign.encoder=modeling.public_vits
-        foreign.files=modeling.public_vits foreign.keys=modeling.public_vits.weight_files
-        foreign.mae=modeling.public_vits foreign.multimae=modeling.public_vits.families
-        foreign.multimodal=modeling.public_vits.parameter_names foreign.names=modeling.public_vits.parameter_names
-        foreign.own=modeling.public_vits.families foreign.plain=modeling.public_vits.families
-        foreign.script=modeling.public_vits.torchscript layers=modeling.layers losses=modeling.losses
-        masking=modeling.masking masking.attention=modeling.masking.attention_guided
+        augment.randaugment=data.augment augment=data.augment benchmark=experiments.bench chance=modeling.rng
+        checkpoint=runs.checkpoint data.aligned=data.aligned_folders data.aligned_inspection=data.inspection
+        data.class_names=data.dense_layouts data.declaration=data.modality_config data.dense=data.dense_dataset
+        data.hdf5=data.read_map data.hypersim=data.dense_layouts data.layouts=data.dense_layouts
+        data.reading=data.read_map data.samples=data.sources data.scenes=experiments.scenes data.tiff=data.decode
+        data.views=data.transforms decoder=modeling.decoder demonstration=experiments.demo embedding=commands.embed
+        encoder=modeling.encoder foreign.addresses=modeling.public_vits.weight_files
+        foreign.assembly=modeling.public_vits.families foreign.bands=modeling.public_vits.parameter_names
+        foreign.clip=modeling.public_vits.families foreign.dino=modeling.public_vits.families
+        foreign.encoder=modeling.public_vits foreign.files=modeling.public_vits
+        foreign.keys=modeling.public_vits.weight_files foreign.mae=modeling.public_vits
+        foreign.multimae=modeling.public_vits.families foreign.multimodal=modeling.public_vits.parameter_names
+        foreign.names=modeling.public_vits.parameter_names foreign.own=modeling.public_vits.families
+        foreign.plain=modeling.public_vits.families foreign.script=modeling.public_vits.torchscript
+        foreign=modeling.public_vits layers=modeling.layers loading=commands.load losses=modeling.losses
+        machine=runs.hardware masking.attention=modeling.masking.attention_guided
         masking.crossmodal=modeling.masking.by_modality masking.drawing=modeling.masking.attention_guided
-        model=modeling.masked_model objectives=modeling.objectives optim=modeling.optim patches=modeling.patches
-        pretrained=modeling.image_encoder recipe=recipes.recipe recipes.modalities=recipes.multimodal
-        records=modeling.types study=experiments.study study.presets=experiments.study.design targets=modeling.targets
-        targets.classes=modeling.targets targets.features=modeling.targets targets.hog=modeling.targets
-        targets.pixels=modeling.targets targets.target=modeling.targets teachers=modeling.teachers
-        teachers.guidance=modeling.teachers.low_cost teachers.momentum=modeling.teachers.ema
+        masking=modeling.masking model=modeling.masked_model objectives=modeling.objectives opening=training.data_setup
+        optim=modeling.optim patches=modeling.patches pretrained=modeling.image_encoder pretraining=commands.pretrain
+        progress=runs.console protocols=evaluation.protocols recipe=recipes.recipe recipe_files=recipes.registry
+        recipes.modalities=recipes.multimodal records=modeling.types studies=experiments.studies
+        study.presets=experiments.study.design study=experiments.study targets.classes=modeling.targets
+        targets.features=modeling.targets targets.hog=modeling.targets targets.pixels=modeling.targets
+        targets.target=modeling.targets targets=modeling.targets teachers.guidance=modeling.teachers.low_cost
+        teachers.momentum=modeling.teachers.ema teachers=modeling.teachers
     """
 )["modules"]
 ALSO = {"data.samples": ("data.transforms", "data.loader")}  # further modules that names of an old one are in now
