@@ -241,6 +241,8 @@ def test_the_preset_is_a_flag_and_its_head_and_its_training_follow(red_bars: Pat
     assert older.metrics == result.metrics
     with pytest.raises(ValueError, match=r"no preset 'mae' and --schedule small"):
         Segment(preset="mae", schedule="small").chosen(PRESETS, 10)
+    with pytest.raises(ValueError, match="preset of depth is one of auto, probe, small, multimae-nyuv2"):
+        choose(["depth"], {"preset": "mae"})
     with pytest.raises(ValueError, match="preset of segment is one of auto, probe"):
         choose(["segment"], {"preset": "mae-b"})
 

@@ -39,6 +39,7 @@ def test_the_weight_of_the_student_is_measured_on_pixels_too_at_every_scale(tmp_
             assert {"knn", "segment"} <= set(tasks) or {"finetune", "segment"} <= set(tasks)
             place = Path(tasks["segment"]["data"])
             assert tasks["segment"]["test_data"] is None
+            assert (scale == "paper") == (tasks["segment"].get("preset") == "mae")
             if scale != "paper":
                 assert place.parent == tmp_path / "scenes", "all maps of scenes"
                 assert place.name.endswith("seed-1"), "no run is trained on them"

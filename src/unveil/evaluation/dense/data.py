@@ -191,8 +191,9 @@ class DenseView:
         return padded(view_of(sample, cut, (made[0], made[1]), _full(modalities)), self.image_size, modalities)
 
     def _is_mixed(self, sample: Sample, classes: Modality, corner: tuple[int, int], size: tuple[int, int]) -> bool:
-        """Whether a box has two classes at least, none of which fills too much of it."""
-        box = (slice(None), *(slice(a, a + side) for a, side in zip(corner, size, strict=True)))
+        """Whether a box has two classes at least, none of which fills too much, at about the view's resolution."""
+        steps = [max(1, side // own) for side, own in zip(size, self.image_size, strict=True)]
+        box = (slice(None), *(slice(a, a + n, step) for a, n, step in zip(corner, size, steps, strict=True)))
         ids, known = sample.maps[classes.name][box], sample.valid.get(classes.name)
         counts = (ids.flatten() if known is None else ids[known[box]]).long().bincount()
         return int((counts > 0).sum()) > 1 and int(counts.max()) < (self.class_share or 1) * int(counts.sum())

@@ -307,7 +307,7 @@ class DenseTrainer:
         distorted = f", brightness, contrast, saturation and hue each changed in {settings.distortion or 0:.0%} of them"
         colours = jitter * bool(settings.jitter) + distorted * bool(settings.distortion)
         read = f" of blocks {', '.join(map(str, self.model.blocks))}" if settings.blocks else ""
-        dropout = f" and dropout {settings.dropout:g} while it learns" if settings.dropout else ""
+        dropout = f", with dropout {settings.dropout:g} while it learns" if settings.dropout else ""
         decay = "a cosine" if settings.updates is None else f"a line to 0 after {settings.updates:,} updates"
         return (
             f"{HEAD_WORDS[self.preset.head]} reads {' and '.join(m.name for m in self.inputs)}, as tokens{read} before"

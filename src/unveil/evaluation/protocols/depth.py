@@ -41,6 +41,7 @@ class Depth(DenseOptions):
         for a trained one make about 1000 and 2000 updates; auto is one of the two
     """
 
+    preset: Literal["auto", "probe", "small", "multimae-nyuv2"] = "auto"
     depth_scale: float | None = None
     max_depth: float | None = None
     loss: Literal["berhu", "l1"] = "berhu"
