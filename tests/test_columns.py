@@ -151,7 +151,10 @@ REFUSED = {
     "pixels": ("image", r"--image-column pixels of .* holds list<.*>; images are a struct of bytes and path"),
     "kind": ("image", "--image-column kind of .* holds int64; images are"),
     "imgae": ("image", r"no column 'imgae' for --image-column; did you mean image\? Its columns: image \(struct of by"),
-    "zzz": ("label", r"no column 'zzz' for --label-column; name one of them Its columns: image .*, moment \(timestamp"),
+    "zzz": (
+        "label",
+        r"no column 'zzz' for --label-column; name one of them. Its columns: image .*, moment \(timestamp",
+    ),
     "moment": (
         "label",
         r"--label-column moment of .* holds timestamp\[us\]; classes are whole numbers, words or truth",
@@ -217,6 +220,25 @@ def test_several_labels_an_image_are_said_to_be_unsupported(tmp_path: Path, kind
         with pytest.raises(ValueError, match=r"columns cat, dog.* hold 0 or 1, .*--label-column cat measures this one"):
             ImageSplit.of(source)
         assert open_source(with_columns(source.address, label="cat")).labels is not None
+
+
+def test_several_labels_in_one_text_are_no_class_unless_they_are_named(tmp_path: Path):
+    address = write(tmp_path, image=PICTURES, label=["cat|dog", "cat", "dog"] * 4)
+    with pytest.raises(
+        ValueError, match=r"column label are no classes: .* several in one text, as 'cat\|dog', and sev"
+    ):
+        ImageSplit.of(open_source(address))
+    assert open_source(with_columns(address, label="label")).classes == ["cat", "cat|dog", "dog"]
+    names = ["tench, Tinca tinca", "goldfish, Carassius auratus", "crane, bird"]
+    assert open_source(write(tmp_path, image=PICTURES, label=names * 4)).classes == sorted(names)
+
+
+def test_more_classes_than_declared_names_go_by_their_numbers(tmp_path: Path):
+    metadata = {"huggingface": json.dumps({"info": {"features": {"label": {"_type": "ClassLabel", "names": ["a"]}}}})}
+    table = pa.table({"image": PICTURES, "label": CLASSES}).replace_schema_metadata(metadata)
+    pq.write_table(table, tmp_path / "a.parquet")
+    source = open_source(tmp_path / "a.parquet")
+    assert (source.labels, source.classes) == (CLASSES, None)
 
 
 def test_labels_in_a_table_beside_pictures_are_said_to_be_unread(tmp_path: Path):

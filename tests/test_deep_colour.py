@@ -36,7 +36,9 @@ def png(values: np.ndarray, colour_type: int) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + body
 
 
-def tiff(values: np.ndarray, order: str = "<", orientation: int = 1, *, planar: bool = False) -> bytes:
+def tiff(
+    values: np.ndarray, order: str = "<", orientation: int = 1, *, planar: bool = False, photometric: int = 2
+) -> bytes:
     """A TIFF of 16-bit RGB without compression, its planes one after another where it is planar."""
     height, width, channels = values.shape
     data = (values.transpose(2, 0, 1) if planar else values).astype(f"{order}u2").tobytes()
@@ -44,7 +46,17 @@ def tiff(values: np.ndarray, order: str = "<", orientation: int = 1, *, planar: 
     end = 8 + 2 + 12 * 11 + 4  # of the directory; lists follow it
     offsets = [end + 2 * channels + 8 * strips + k * len(data) // strips for k in range(strips)]
     lists = {258: ("H", [16] * channels), 273: ("I", offsets), 279: ("I", [len(data) // strips] * strips)}
-    tags = {256: width, 257: height, 258: 0, 259: 1, 262: 2, 273: 0, 274: orientation, 277: channels, 278: height}
+    tags = {
+        256: width,
+        257: height,
+        258: 0,
+        259: 1,
+        262: photometric,
+        273: 0,
+        274: orientation,
+        277: channels,
+        278: height,
+    }
     tags |= {279: 0, 284: 2 if planar else 1}
     directory, more = struct.pack(f"{order}H", len(tags)), b""
     for tag, value in tags.items():
@@ -102,6 +114,13 @@ def test_grey_with_alpha_is_one_channel_of_16_bits():
     np.testing.assert_allclose(decode(data)[0].numpy(), VALUES[..., 0] / 65535, rtol=1e-6)
     header = read_header(data)
     assert (header.channels, header.bits, header.has_alpha) == (1, 16, True)
+
+
+def test_where_0_is_white_it_is_turned_as_8_bits_are():
+    grey = VALUES[..., :1]
+    data = tiff(grey, photometric=0)
+    np.testing.assert_allclose(decode(data)[0].numpy(), 1 - grey[..., 0] / 65535, rtol=1e-6)
+    np.testing.assert_allclose(decode(tiff(grey, photometric=1))[0].numpy(), grey[..., 0] / 65535, rtol=1e-6)
 
 
 def test_numbers_below_65535_that_are_full_intensity_are_scaled_by_it():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, overload
@@ -39,7 +40,7 @@ class Columns:
 
 def split_columns(address: str) -> tuple[str, Columns]:
     """An address without the columns that it names, `photos.parquet:image=left,label=species`, and these."""
-    match = re.fullmatch(r"(.*?):((?:image|label)=.*)", address)
+    match = re.fullmatch(r"(?s)(.*?):((?:image|label)=.*)", address)
     if match is None:
         return address, Columns()
     named = (words.partition("=") for words in re.split(r",(?=(?:image|label)=)", match[2]))
@@ -117,7 +118,7 @@ class TableSchema:
 
     def _check_there(self, name: str, flag: str) -> pa.DataType:
         if name not in self.kinds:
-            near = suggest(name, self.kinds, "name one of them")
+            near = suggest(name, self.kinds, "name one of them.")
             raise ValueError(f"{self.address} has no column {name!r} for {flag}; {near} Its columns: {self.described}")
         return self.kinds[name]
 
@@ -179,8 +180,8 @@ class TableSchema:
             return f"its column {several} holds several values an image ({self.kinds[several]}), and {_SEVERAL}"
         if label is not None:
             return (
-                f"its column {label} has another value in every row, as times and numbers of rows do, or none; give the"
-                f" column of classes, --label-column NAME, of {self.described}"
+                f"the values of its column {label} are no classes: all are missing, each row has another one, as with"
+                f" times, or they are several in one text, as 'cat|dog', and {_SEVERAL}. Its columns: {self.described}"
             )
         if len(flags) > 1:
             return (
@@ -202,9 +203,12 @@ def number_classes(
     """The class of each value from 0, -1 for none, and the names of classes that are not numbered so already.
 
     `names` are those of values that are numbers of classes. Of a column that the user has not named, values that
-    differ in every row are no classes. Raises ValueError for values of several kinds and measured numbers.
+    differ in every row are no classes, nor are texts that list several. Raises ValueError for values of several kinds
+    and for measured numbers.
     """
     values = [_class_value(value) for value in values]
+    if names and any(isinstance(value, int) and value >= len(names) for value in values):
+        names = None  # they are of other classes
     if names or all(isinstance(v, int) and not isinstance(v, bool) and v < 0 for v in values if v is not None):
         labels = [-1 if value is None else int(value) for value in values]  # -1 is the layout's way of saying none
         return (labels, names) if max(labels, default=-1) >= 0 else (None, None)
@@ -212,11 +216,25 @@ def number_classes(
     if len({type(value) for value in known}) > 1:
         raise ValueError("it holds numbers, words or truth values mixed; write all as words")
     known = sorted(known)
-    if not is_named and len(known) > _FEW and len(known) == sum(value is not None for value in values):
-        return None, None  # times or numbers of rows
+    are_times = len(known) > _FEW and len(known) == sum(value is not None for value in values)
+    if not is_named and (are_times or _lists_several(known)):
+        return None, None
     numbers = {value: number for number, value in enumerate(known)}
     own = None if known == list(range(len(known))) and not isinstance(known[0], bool) else list(map(str, known))
     return [numbers.get(value, -1) for value in values], own
+
+
+def _lists_several(words: list[Any]) -> bool:
+    """Whether texts are lists of labels: each part of one, as of `cat|dog`, is also in another."""
+    if not all(isinstance(word, str) for word in words):
+        return False
+    for mark in "|;,":
+        parts = [{part.strip() for part in word.split(mark)} for word in words]
+        counts = Counter(part for word in parts for part in word)
+        listed = [word for word in parts if len(word) > 1]
+        if listed and all(counts[part] > 1 for word in listed for part in word):
+            return True
+    return False
 
 
 def _class_value(value: Any) -> Any:

@@ -33,7 +33,7 @@ LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, as JPEG and Pillow weigh red, gree
 
 # Tags of EXIF and TIFF.
 _WIDTH, _HEIGHT, _BITS_PER_SAMPLE, _ORIENTATION, _SAMPLES_PER_PIXEL = 0x0100, 0x0101, 0x0102, 0x0112, 0x0115
-_PLANAR = 0x011C
+_PLANAR, _PHOTOMETRIC = 0x011C, 0x0106
 _GREY_ALPHA = 4  # the colour type in the header chunk of a PNG, which Pillow opens as RGBA where it has 16 bits
 _TRANSPOSED = (5, 6, 7, 8)  # orientations whose rows are columns
 _GREY = ("1", "L", "LA", "La", "I", "I;16", "I;16L", "I;16B", "I;16N", "F")
@@ -243,6 +243,8 @@ def _pixels(image: Image.Image, page: int) -> Tensor:
     array = np.array(image)
     if image.mode in _FLOAT:
         array = in_unit(array) if image.mode == "F" else (array / 65535.0).astype(np.float32)
+        if isinstance(original, TiffImageFile) and image.mode != "F" and not original.tag_v2.get(_PHOTOMETRIC, 1):
+            array = 1 - array  # 0 is white; of 8 bits Pillow turns it itself
     array = array[:, :, None] if array.ndim == 2 else array
     return oriented(torch.from_numpy(array).permute(2, 0, 1), original)
 
