@@ -241,6 +241,9 @@ def test_the_preset_is_a_flag_and_its_head_and_its_training_follow(red_bars: Pat
     assert older.metrics == result.metrics
     with pytest.raises(ValueError, match=r"no preset 'mae' and --schedule small"):
         Segment(preset="mae", schedule="small").chosen(PRESETS, 10)
+    for wrong in ({"epochs": 0}, {"batch_size": 0}, {"lr": -1.0}, {"image_size": 0}):
+        with pytest.raises(ValueError, match=f"{next(iter(wrong))} is at least"):
+            choose(["segment"], {"preset": "mae", **wrong})
     with pytest.raises(ValueError, match="preset of depth is one of auto, probe, small, multimae-nyuv2"):
         choose(["depth"], {"preset": "mae"})
     with pytest.raises(ValueError, match="preset of segment is one of auto, probe"):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
-from typing import Literal, cast
+from typing import Any, Literal
 
 from ...modeling.optim import warmup_cosine
 from .data import Fit
@@ -46,8 +46,8 @@ class DenseTraining:
     dropout: float | None = None
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size"):
-            if getattr(self, name) < 1:
+        for name in ("epochs", "batch_size", "image_size"):
+            if (value := getattr(self, name)) is not None and value < 1:
                 raise ValueError(f"{name} is at least 1; got {getattr(self, name)}")
         for name in ("lr", "warmup_epochs", "weight_decay"):
             if getattr(self, name) < 0:
@@ -95,23 +95,20 @@ PROBE = DensePreset(
 SMALL = DensePreset(DenseTraining(100, lr=3e-4, warmup_epochs=10), most_updates=2000)
 
 
-def fitted(settings: DenseTraining, num_images: int, updates: int, given: Mapping[str, object]) -> DenseTraining:
+def fitted(settings: DenseTraining, num_images: int, updates: int, given: Mapping[str, Any]) -> DenseTraining:
     """Settings that make about so many updates on a set, in at most their epochs, with what the user gave.
 
     Where epochs are given, the warm-up keeps its share of them. Settings that are counted in updates make those.
     """
-    changed = {name: value for name, value in given.items() if value is not None}
-    batch_size = min(int(cast("int", changed.get("batch_size", settings.batch_size))), num_images)
-    epochs = settings.epochs
+    own = replace(settings, **given)
+    own = replace(own, batch_size=min(own.batch_size, num_images))
     if settings.updates is not None and settings.warmup_updates is not None:
-        steps = num_images // batch_size
-        total = steps * int(cast("int", changed["epochs"])) if "epochs" in changed else settings.updates
-        warmup_updates = round(settings.warmup_updates * total / settings.updates)
-        own = {"epochs": math.ceil(total / steps), "updates": total, "warmup_updates": warmup_updates}
-        changed |= {"batch_size": batch_size, **own, "warmup_epochs": warmup_updates / steps}
-        return replace(settings, **changed)  # type: ignore[arg-type]
-    if updates:
-        epochs = max(1, min(epochs, round(updates * batch_size / num_images)))
-    epochs = int(cast("int", changed.pop("epochs", epochs)))
-    warmup = settings.warmup_epochs * epochs / settings.epochs
-    return replace(settings, **{**changed, "batch_size": batch_size, "epochs": epochs, "warmup_epochs": warmup})  # type: ignore[arg-type]
+        steps = num_images // own.batch_size
+        total = steps * own.epochs if "epochs" in given else settings.updates
+        warmup = round(settings.warmup_updates * total / settings.updates)
+        counted = replace(own, updates=total, warmup_updates=warmup, warmup_epochs=warmup / steps)
+        return replace(counted, epochs=math.ceil(total / steps))
+    epochs = own.epochs
+    if updates and "epochs" not in given:
+        epochs = max(1, min(epochs, round(updates * own.batch_size / num_images)))
+    return replace(own, epochs=epochs, warmup_epochs=settings.warmup_epochs * epochs / settings.epochs)

@@ -27,7 +27,7 @@ from ..types import Context, FeatureEncoder, Needs, Score
 from .data import DenseData, DenseView, Fit, distorted, jittered, places, window_of
 from .heads import HeadName, enlarged
 from .model import DenseEncoder, DenseModel, check_dense
-from .presets import DensePreset, PresetName, fitted
+from .presets import DensePreset, DenseTraining, PresetName, fitted
 
 DenseLoss = Callable[[Float[Tensor, "B K H W"], Shaped[Tensor, "B 1 H W"], Bool[Tensor, "B 1 H W"]], Float[Tensor, ""]]
 FROM_SCRATCH = " From scratch is the same training of the untrained encoder, without layer decay."
@@ -83,6 +83,15 @@ class DenseOptions:
     lr: float | None = None
     image_size: int | None = None
 
+    def __post_init__(self) -> None:
+        replace(DenseTraining(1), **self._given)  # raises its errors before images are read
+
+    @property
+    def _given(self) -> dict[str, Any]:
+        """The settings of the training that the user gave."""
+        names = ("epochs", "batch_size", "lr", "image_size")
+        return {name: value for name in names if (value := getattr(self, name)) is not None}
+
     def opened(
         self, subject: FeatureEncoder, data: DenseData, context: Context, target: str, **stored: Any
     ) -> Opened | None:
@@ -112,11 +121,10 @@ class DenseOptions:
             both = f" and --schedule {self.schedule}" if self.schedule not in ("auto", name) else ""
             raise ValueError(f"there is no preset {name!r}{both} for this protocol; there are {', '.join(presets)}")
         preset = presets[name]
-        given = {"epochs": self.epochs, "batch_size": self.batch_size, "lr": self.lr, "image_size": self.image_size}
         return replace(
             preset,
             name=name,
-            training=fitted(preset.training, num_images, preset.most_updates, given),
+            training=fitted(preset.training, num_images, preset.most_updates, self._given),
             head=preset.head if self.head == "auto" else self.head,
             frozen=preset.frozen if self.frozen is None else self.frozen,
         )
