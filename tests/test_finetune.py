@@ -119,8 +119,8 @@ def test_one_step_is_that_of_a_plain_computation(colours):
     settings = replace(PLAIN, smoothing=0.1)
     encoder, lr, own = tiny(1), 0.01, 0.7
     tuner = FineTuner(encoder, data(colours), settings, "mean", Context(micro_batch=4))
-    torch.nn.init.normal_(tuner.classifier.head.weight)  # so that gradients are far above Adam's epsilon
-    plain = copy.deepcopy(tuner.classifier)
+    torch.nn.init.normal_(tuner.model.head.weight)  # so that gradients are far above Adam's epsilon
+    plain = copy.deepcopy(tuner.model)
     views, labels = batch()
     images = views.maps["rgb"]
     loss = update(tuner.optimizer, tuner.losses((views, labels, Mix(own))), lr)
@@ -138,7 +138,7 @@ def test_one_step_is_that_of_a_plain_computation(colours):
     wanted.backward()
     torch.testing.assert_close(loss, wanted.detach())
     moved = 0
-    for (name, new), (_, old) in zip(tuner.classifier.named_parameters(), plain.named_parameters(), strict=True):
+    for (name, new), (_, old) in zip(tuner.model.named_parameters(), plain.named_parameters(), strict=True):
         if old.grad is None:
             assert torch.equal(new, old)  # the encoder's own norm, which the mean does not pass
             continue
@@ -160,7 +160,7 @@ def test_micro_batches_change_nothing_but_rounding(colours):
     for micro_batch in (2, 6):
         tuner = FineTuner(tiny(), data(colours), settings, "cls", Context(micro_batch=micro_batch))
         update(tuner.optimizer, tuner.losses((*batch(), Mix(0.5, (0, 4, 0, 4)))), 1e-3)
-        weights.append(torch.cat([p.detach().flatten() for p in tuner.classifier.head.parameters()]))
+        weights.append(torch.cat([p.detach().flatten() for p in tuner.model.head.parameters()]))
     torch.testing.assert_close(*weights, rtol=1e-4, atol=1e-7)
 
 
@@ -182,17 +182,17 @@ def test_stochastic_depth_leaves_branches_out_by_sample():
 
 def test_the_average_of_the_weights_is_what_is_judged(colours):
     tuner = FineTuner(tiny(), data(colours), replace(PLAIN, ema=0.9, epochs=1, batch_size=12), "mean", Context())
-    start = [p.detach().clone() for p in tuner.classifier.parameters()]
+    start = [p.detach().clone() for p in tuner.model.parameters()]
     average = [p.clone() for p in start]
     update(tuner.optimizer, tuner.losses((*batch(), Mix(1.0))), 0.01)
-    follow(average, tuner.classifier, 0.9, 1)
-    for first, now, mean in zip(start, tuner.classifier.parameters(), average, strict=True):
+    follow(average, tuner.model, 0.9, 1)
+    for first, now, mean in zip(start, tuner.model.parameters(), average, strict=True):
         torch.testing.assert_close(mean, first + (1 - 2 / 11) * (now - first))
     ends = []
     for ema in (0.0, 0.9):
         tuner = FineTuner(tiny(), data(colours), replace(PLAIN, ema=ema, epochs=1, batch_size=12), "mean", Context())
         tuner.train()
-        ends.append([p.detach() for p in tuner.classifier.parameters()])
+        ends.append([p.detach() for p in tuner.model.parameters()])
     shares = [
         ((mean - first).norm() / (last - first).norm()).item()
         for first, last, mean in zip(start, *ends, strict=True)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from typing import Any, Literal, cast
+from typing import Any, ClassVar, Generic, Literal, TypeVar, cast
 
 import numpy as np
 import torch
@@ -25,10 +26,13 @@ from ..modeling.types import Batch
 from ..runs.hardware import autocast
 from .datasets import ImageSplit
 from .fit import FitCheckpoint, fit
+from .results import Key
 from .types import Context, TrainableEncoder, accuracies
 
 TokenPool = Literal["cls", "mean", "all"]
 HEAD_STD = 2e-5
+
+T = TypeVar("T")
 
 
 class Classifier(nn.Module):
@@ -101,11 +105,92 @@ class StochasticDepth:
         return out * self.factors[:, index, None, None].to(out.dtype)
 
 
+_LEAST = dict.fromkeys(("epochs", "batch_size", "image_size"), 1)
+_LEAST |= dict.fromkeys(("lr", "warmup_epochs", "weight_decay", "mixup", "cutmix"), 0)
+_SHARES = ("layer_decay", "erasing")
+_SHARES_BELOW_1 = ("drop_path", "smoothing", "ema")
+
+
+@dataclass(frozen=True)
+class TrainingSettings:
+    """What every training of an encoder on labels is set by. Raises ValueError for what is out of range.
+
+    `layer_decay` is the ratio of the rates of a layer and the next, `drop_path` the rate of `StochasticDepth`.
+    """
+
+    epochs: int
+    batch_size: int = 16
+    lr: float = 1e-4
+    warmup_epochs: float = 1
+    weight_decay: float = 0.05
+    layer_decay: float = 0.75
+    drop_path: float = 0.1
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if name in _LEAST and value is not None and value < _LEAST[name]:
+                raise ValueError(f"{name} is at least {_LEAST[name]}; got {value}")
+            if (name in _SHARES and not 0 <= value <= 1) or (name in _SHARES_BELOW_1 and not 0 <= value < 1):
+                raise ValueError(f"{name} is a share from 0 to 1; got {value}")
+
+
+class EncoderTraining(ABC, Generic[T]):
+    """A model whose part `encoder` learns at rates by layer, by AdamW, in whole batches cut into micro-batches.
+
+    `key` is what the training depends on beside the weights of the encoder, the seed and the kind of device.
+    """
+
+    verb: ClassVar[str]
+
+    def __init__(
+        self, model: nn.Module, encoder: TrainableEncoder, settings: TrainingSettings, context: Context, key: Key
+    ):
+        self.model, self.context, self.seed, self.device = model.train(), context, context.seed, encoder.device
+        own = cast("TrainableEncoder", model.encoder)
+        self.groups = layer_groups(model, own, settings.layer_decay, settings.weight_decay)
+        self.optimizer = torch.optim.AdamW(self.groups, lr=0.0, fused=True)
+        self.depth = StochasticDepth(own.branches(), settings.drop_path)
+        common = {"weights": context.cache.checksum(encoder), "subject": context.subject}
+        common |= {"seed": self.seed, "on": self.device.type}
+        self.checkpoint = FitCheckpoint(context.cache.checkpoint({**key, **common}), context.note)
+
+    @abstractmethod
+    def losses(self, batch: T) -> Iterator[Float[Tensor, ""]]:
+        """The loss of each micro-batch, divided by the size of the batch."""
+
+    def run_epochs(
+        self,
+        loader: Loader,
+        batches: Callable[[int], Generator[T]],
+        rate: Callable[[float], float],
+        settings: TrainingSettings,
+        ema: float = 0.0,
+    ) -> Loader:
+        """All epochs; returns the loader, which names what could not be read. Raises ValueError when it diverges."""
+        loader.unreadable = self.checkpoint.unreadable
+        fit(
+            self.model,
+            self.losses,
+            self.optimizer,
+            batches,
+            rate,
+            epochs=settings.epochs,
+            steps_per_epoch=loader.steps_per_epoch,
+            name=f"{self.verb} {self.context.subject}",
+            advice=f"give a lower --lr than {settings.lr:g}",
+            batch_size=loader.batch_size,
+            ema=ema,
+            checkpoint=self.checkpoint,
+            progress=self.context.progress,
+        )
+        return loader
+
+
 Preset = Literal["auto", "mae-b", "mae-l", "mae-h", "crossmae-paper", "crossmae-released", "multimae", "small"]
 
 
 @dataclass(frozen=True)
-class FineTuning:
+class FineTuning(TrainingSettings):
     """Settings of a fine-tuning; `lr` is per 256 images, `pool` None leaves the choice to the command.
 
     `randaugment` is a magnitude of 0..10, `ema` the decay of the average of the weights that is judged; 0 turns each of
@@ -115,11 +200,9 @@ class FineTuning:
     epochs: int = 100
     batch_size: int = 1024
     lr: float = 5e-4
-    min_lr: float = 1e-6
     warmup_epochs: float = 5
-    weight_decay: float = 0.05
     layer_decay: float = 0.65
-    drop_path: float = 0.1
+    min_lr: float = 1e-6
     randaugment: float = 9
     mixup: float = 0.8
     cutmix: float = 1.0
@@ -130,16 +213,7 @@ class FineTuning:
     pool: TokenPool | None = None
 
     def __post_init__(self) -> None:
-        rates = {"drop_path": self.drop_path, "smoothing": self.smoothing, "ema": self.ema}
-        wrong = [name for name, rate in rates.items() if not 0 <= rate < 1]
-        wrong += [name for name in ("erasing", "layer_decay") if not 0 <= getattr(self, name) <= 1]
-        if wrong:
-            raise ValueError(f"{wrong[0]} is a share from 0 to 1; got {getattr(self, wrong[0])}")
-        if self.epochs < 1 or self.batch_size < 1:
-            raise ValueError(f"epochs and batch size are at least 1; got {self.epochs} and {self.batch_size}")
-        wrong = [n for n in ("lr", "weight_decay", "mixup", "cutmix", "warmup_epochs") if getattr(self, n) < 0]
-        if wrong:
-            raise ValueError(f"{wrong[0]} is at least 0; got {getattr(self, wrong[0])}")
+        super().__post_init__()
         if not 0 <= self.randaugment <= 10:
             raise ValueError(f"randaugment is a magnitude from 0 to 10; got {self.randaugment}")
 
@@ -199,26 +273,28 @@ def settle(preset: Preset, num_images: int, given: Mapping[str, object]) -> Fine
     return replace(settings, **changed)  # type: ignore[arg-type]
 
 
-class FineTuner:
-    """A classifier in training: updates of whole batches, cut into micro-batches."""
+class FineTuner(EncoderTraining[tuple[Batch, Int[Tensor, " B"], Mix]]):
+    """A classifier in training, and what it is worth on the test images."""
+
+    verb = "fine-tuning"
+    model: Classifier
 
     def __init__(
         self, encoder: TrainableEncoder, data: ImageSplit, settings: FineTuning, pool: TokenPool, context: Context
     ):
-        self.data, self.settings, self.context, self.seed = data, settings, context, context.seed
-        self.device, self.image_size = encoder.device, encoder.image_size
-        self.classifier = Classifier(encoder, data.num_classes, pool, torch.Generator().manual_seed(self.seed)).train()
-        self.groups = layer_groups(
-            self.classifier, self.classifier.encoder, settings.layer_decay, settings.weight_decay
-        )
-        self.optimizer = torch.optim.AdamW(self.groups, lr=0.0, fused=True)
-        self.depth = StochasticDepth(self.classifier.encoder.branches(), settings.drop_path)
+        self.data, self.settings, self.image_size = data, settings, encoder.image_size
         self.mean, self.std = encoder.statistics
-        self.micro_batch = context.micro_batch if self.device.type != "cpu" else min(context.micro_batch, IN_CACHE)
-        key = {"learns": "classes", "weights": context.cache.checksum(encoder), "images": data.identity, "pool": pool}
-        key |= {"settings": asdict(settings), "seed": self.seed, "micro_batch": self.micro_batch}
-        key |= {"on": self.device.type, "image_size": encoder.image_size, "subject": context.subject}
-        self.checkpoint = FitCheckpoint(context.cache.checkpoint(key), context.note)
+        most = IN_CACHE if encoder.device.type == "cpu" else context.micro_batch
+        self.micro_batch = min(context.micro_batch, most)
+        key: dict[str, object] = {
+            "learns": "classes",
+            "images": data.identity,
+            "pool": pool,
+            "settings": asdict(settings),
+        }
+        key |= {"micro_batch": self.micro_batch, "image_size": encoder.image_size}
+        rng = torch.Generator().manual_seed(context.seed)
+        super().__init__(Classifier(encoder, data.num_classes, pool, rng), encoder, settings, context, key)
 
     def losses(self, batch: tuple[Batch, Int[Tensor, " B"], Mix]) -> Iterator[Float[Tensor, ""]]:
         """The loss of each micro-batch of images, classes and a mix, divided by the size of the batch."""
@@ -234,15 +310,13 @@ class FineTuner:
         for x, y, key in zip(images.split(size), targets.split(size), rng.key.split(size), strict=True):
             self.depth.draw(SampleRng(key))
             with autocast(self.device):
-                scores = self.classifier(x)
+                scores = self.model(x)
             yield F.cross_entropy(scores.float(), y, reduction="sum") / len(images)
 
     def train(self) -> Loader:
-        """All epochs; returns the loader, which names what could not be read. Raises ValueError when it diverges."""
         settings, classes = self.settings, self.data.train_labels
         view = View(self.image_size, settings.crop_scale)
         loader = Loader(self.data.train, view, settings.batch_size, self.seed, max_broken=None)
-        loader.unreadable = self.checkpoint.unreadable
 
         def batches(epoch: int) -> Generator[tuple[Batch, Int[Tensor, " B"], Mix]]:
             with closing(loader.numbered(epoch)) as numbered:
@@ -250,33 +324,18 @@ class FineTuner:
                     rng = np.random.default_rng((self.seed, epoch, step))
                     yield batch, classes[rows], Mix.draw(rng, settings.mixup, settings.cutmix, self.image_size)
 
-        name, size = f"fine-tuning {self.context.subject}", loader.batch_size
-        fit(
-            self.classifier,
-            self.losses,
-            self.optimizer,
-            batches,
-            settings.rate,
-            epochs=settings.epochs,
-            steps_per_epoch=loader.steps_per_epoch,
-            name=name,
-            advice=f"give a lower --lr than {settings.lr:g}",
-            ema=settings.ema,
-            checkpoint=self.checkpoint,
-            progress=lambda step, steps: self.context.progress(name, step * size, steps * size),
-        )
-        return loader
+        return self.run_epochs(loader, batches, settings.rate, settings, settings.ema)
 
     def evaluate(self) -> tuple[dict[str, float], tuple[str, ...]]:
         """Accuracies and cross-entropy on centre views of the test images, and the names of unreadable ones."""
         test, view = self.data.test, CenterView(self.image_size)
         loader = Loader(test, view, self.context.micro_batch, max_broken=None, cache_bytes=0)
-        self.classifier.eval()
+        self.model.eval()
         scores, rows = [], []
         with closing(loader.in_order()) as batches, torch.inference_mode():
             for batch, numbers in batches:
                 with autocast(self.device):
-                    scores.append(self.classifier(batch.on(self.device).marked("rgb")).float())
+                    scores.append(self.model(batch.on(self.device).marked("rgb")).float())
                 rows.append(numbers)
         logits, labels = torch.cat(scores), torch.tensor(test.numbers)[torch.cat(rows)].to(self.device)
         loss = F.cross_entropy(logits, labels).item()

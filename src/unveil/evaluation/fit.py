@@ -34,9 +34,10 @@ def fit(
     steps_per_epoch: int,
     name: str,
     advice: str | None,
+    batch_size: int,
     ema: float = 0.0,
     checkpoint: FitCheckpoint | None = None,
-    progress: Callable[[int, int], None] = lambda step, steps: None,
+    progress: Callable[[str, int, int], None] = lambda what, done, total: None,
 ) -> None:
     """Train `model` on `batches(epoch)` for some epochs.
 
@@ -44,7 +45,7 @@ def fit(
     `rate` is the learning rate at a point of training counted in epochs; a group of the optimizer takes `scale` times
     that. With `ema` the weights end as their moving average of this decay. A `checkpoint` resumes the training after
     its last stored epoch, provided that `batches` and `losses` depend on nothing but the epoch and the weights.
-    `progress` is called with (updates done, updates in all).
+    `progress` is called with (`name`, images done, images in all).
 
     Raises ValueError with `name` and `advice` after an epoch whose loss is not finite; an `advice` of None accepts it.
     """
@@ -59,7 +60,7 @@ def fit(
                 steps += 1
                 if average:
                     follow(average, model, ema, steps)
-                progress(steps, epochs * steps_per_epoch)
+                progress(name, steps * batch_size, epochs * steps_per_epoch * batch_size)
         if advice is not None and not math.isfinite(total):
             raise ValueError(f"{name} diverged in epoch {epoch + 1} (its loss is not finite); {advice}")
         checkpoint.save(model, optimizer, average, epoch + 1, steps, is_last=epoch + 1 == epochs)

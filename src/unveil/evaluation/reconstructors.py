@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from typing import cast
 
 import torch
 from jaxtyping import Float
@@ -23,7 +22,7 @@ from ..runs.hardware import choose_device
 from .analysis.decoder_blocks import without_head
 from .run import UNTRAINED
 from .types import THIS_RUN, Context, HeldOutSamples, Masks, Reconstruction, Reconstructor, Visible
-from .visualize.reconstructions import HideModalities, reconstruct_map
+from .visualize.reconstructions import HideModalities, map_objectives, only_visible, reconstruct_map
 from .visualize.samples import load_samples
 
 TEST_SAMPLES, MEAN_SAMPLES = 1000, 1000  # at most, of the test and of the training mean
@@ -35,11 +34,9 @@ class ModelReconstructor:
 
     def __init__(self, model: MaskedModel):
         self.model = model.eval()
-        self.objectives = [
-            o for o in model.objectives if isinstance(o, Objective) and isinstance(o.target, Pixels | Classes)
-        ]
+        self.objectives = map_objectives(model)
         self.inputs = [m.name for m in model.encoder.modalities]
-        self.outputs = list(dict.fromkeys(cast("Pixels | Classes", o.target).modality.name for o in self.objectives))
+        self.outputs = list(dict.fromkeys(target.modality.name for _, target in self.objectives))
 
     def forward(self, batch: Batch, visible: Visible) -> ForwardOutput:
         return self.model.encode_decode(batch, self.masker(batch, visible))
@@ -51,16 +48,15 @@ class ModelReconstructor:
             return own if visible is Masks.OWN else replace(own, score=DirichletBudget(ByModality(Uniform())))
         if isinstance(visible, float):
             return Masker(Uniform(), visible, 1 - visible)
-        share = len(visible) / len(self.inputs)
-        hidden = frozenset(self.inputs) - frozenset(visible)
-        if not hidden:  # a modality that is no input is predicted: of the inputs a mask hides one token at least
-            share = 1 - 1 / self.model.encoder.layout(batch).num_tokens
-        return Masker(HideModalities(hidden), share, 1 - share)
+        if set(self.inputs) - set(visible):
+            return only_visible(visible, self.inputs)
+        share = 1 - 1 / self.model.encoder.layout(batch).num_tokens  # a mask hides one token at least
+        return Masker(HideModalities(frozenset()), share, 1 - share)
 
     @torch.no_grad()
     def reconstruct(self, batch: Batch, visible: Visible) -> dict[str, Reconstruction]:
         output = self.forward(batch, visible)
-        return {o.name: _reconstruction(o, batch, output) for o in self.objectives}
+        return {o.name: _reconstruction(o, target, batch, output) for o, target in self.objectives}
 
 
 class TrainingMean:
@@ -68,22 +64,21 @@ class TrainingMean:
 
     def __init__(self, model: ModelReconstructor, batches: Callable[[], Iterator[Batch]]):
         self.model, self.inputs, self.outputs = model, model.inputs, model.outputs
-        self.means = {o.name: _mean_target(o, batches()) for o in model.objectives}
+        self.means = {o.name: _mean_target(target, batches()) for o, target in model.objectives}
 
     @torch.no_grad()
     def reconstruct(self, batch: Batch, visible: Visible) -> dict[str, Reconstruction]:
         output = self.model.forward(batch, visible)
         reconstructions = {}
-        for o in self.model.objectives:
-            prediction = {o.decoder: self.means[o.name][output.queries[o.decoder].cells]}
-            reconstructions[o.name] = _reconstruction(without_head(o), batch, replace(output, decoded=prediction))
+        for o, target in self.model.objectives:
+            mean = replace(output, decoded={o.decoder: self.means[o.name][output.queries[o.decoder].cells]})
+            reconstructions[o.name] = _reconstruction(without_head(o), target, batch, mean)
         return reconstructions
 
 
 @torch.no_grad()
-def _mean_target(objective: Objective, batches: Iterator[Batch]) -> Float[Tensor, "N T"]:
+def _mean_target(target: Pixels | Classes, batches: Iterator[Batch]) -> Float[Tensor, "N T"]:
     """The mean of the valid targets at each place; of classes the logarithm of the frequency of each."""
-    target = cast("Pixels | Classes", objective.target)
     total: Tensor | None = None
     count: Tensor | None = None
     for batch in batches:
@@ -106,8 +101,9 @@ def _mean_target(objective: Objective, batches: Iterator[Batch]) -> Float[Tensor
     return total / count.clamp_min(1)
 
 
-def _reconstruction(objective: Objective, batch: Batch, output: ForwardOutput) -> Reconstruction:
-    target = cast("Pixels | Classes", objective.target)
+def _reconstruction(
+    objective: Objective, target: Pixels | Classes, batch: Batch, output: ForwardOutput
+) -> Reconstruction:
     queries, image = output.queries[objective.decoder], batch.maps[target.modality.name]
     side = target.modality.side(target.patch)
     grid = (image.shape[-2] // side, image.shape[-1] // side)

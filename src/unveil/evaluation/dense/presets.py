@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 from ...modeling.optim import warmup_cosine
+from ..finetuning import TrainingSettings
 from .data import Fit
 from .heads import HeadName
 
@@ -18,7 +19,7 @@ FIRST_RATE = 1e-6  # of the peak, at the first update of a warm-up that is count
 
 
 @dataclass(frozen=True)
-class DenseTraining:
+class DenseTraining(TrainingSettings):
     """Settings of a dense fine-tuning or probe; `lr` is the peak rate itself, whatever the batch.
 
     `image_size` is the side of a view, None the encoder's own size. `scales`, `fit` and `class_share` are those of
@@ -27,13 +28,6 @@ class DenseTraining:
     after `warmup_updates`. `blocks` and `dropout` are those of `DenseModel`. None is off.
     """
 
-    epochs: int
-    batch_size: int = 16
-    lr: float = 1e-4
-    warmup_epochs: float = 1
-    weight_decay: float = 0.05
-    layer_decay: float = 0.75
-    drop_path: float = 0.1
     image_size: int | None = None
     scales: tuple[float, float] = (0.5, 2.0)
     fit: Fit = "cover"
@@ -44,18 +38,6 @@ class DenseTraining:
     distortion: float | None = None
     blocks: tuple[int, int, int, int] | None = None
     dropout: float | None = None
-
-    def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "image_size"):
-            if (value := getattr(self, name)) is not None and value < 1:
-                raise ValueError(f"{name} is at least 1; got {getattr(self, name)}")
-        for name in ("lr", "warmup_epochs", "weight_decay"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} is at least 0; got {getattr(self, name)}")
-        if not 0 < self.layer_decay <= 1 or not 0 <= self.drop_path < 1:
-            raise ValueError(
-                f"layer_decay is a share above 0 and drop_path one below 1; got {self.layer_decay}, {self.drop_path}"
-            )
 
     def rate(self, epoch: float, steps_per_epoch: int) -> float:
         """The learning rate at a point of training, counted in epochs of so many updates: a warm-up, then a decay.

@@ -21,8 +21,7 @@ from ...modeling.rng import SampleRng
 from ...modeling.types import Batch, Modality
 from ...runs.hardware import autocast
 from ..datasets import unreadable_facts
-from ..finetuning import StochasticDepth, layer_groups
-from ..fit import FitCheckpoint, fit
+from ..finetuning import EncoderTraining
 from ..types import Context, FeatureEncoder, Needs, Score
 from .data import DenseData, DenseView, Fit, distorted, jittered, places, window_of
 from .heads import HeadName, enlarged
@@ -138,11 +137,11 @@ class Opened(NamedTuple):
     inputs: tuple[Modality, ...]
 
 
-class DenseTrainer:
-    """A dense model in training: updates of whole batches, cut into micro-batches.
+class DenseTrainer(EncoderTraining[Batch]):
+    """A dense model in training, and its predictions. Heads with BatchNorm see the statistics of a micro-batch."""
 
-    Heads with BatchNorm see the statistics of a micro-batch.
-    """
+    verb = "training"
+    model: DenseModel
 
     def __init__(
         self,
@@ -154,53 +153,35 @@ class DenseTrainer:
         context: Context,
     ):
         settings, head, frozen = preset.training, preset.head, preset.frozen
-        self.sets, self.preset, self.settings, self.context, self.seed = sets, preset, settings, context, context.seed
-        self.target, self.inputs, self.device = target, tuple(inputs), encoder.device
+        self.sets, self.preset, self.settings, self.target, self.inputs = sets, preset, settings, target, tuple(inputs)
         side = settings.image_size
         size = (side, side) if side else encoder.image_size
         self.view = DenseView(size, settings.scales, settings.fit, settings.class_share)
-        self.model = DenseModel(
-            encoder, inputs, head, target.outputs, frozen, self.seed, settings.blocks, settings.dropout
-        ).train()
-        decay = settings.layer_decay if context.is_trained else 1.0
-        self.groups = layer_groups(self.model, self.model.encoder, decay, settings.weight_decay)
-        self.optimizer = torch.optim.AdamW(self.groups, lr=0.0, fused=True)
-        self.depth = StochasticDepth(self.model.encoder.branches(), 0.0 if frozen else settings.drop_path)
         self.micro_batch = min(context.micro_batch, settings.batch_size)
         self.unreadable: dict[str, str] = {}
         loss = getattr(target.loss, "__name__", repr(target.loss))
         key: dict[str, object] = {"learns": [target.modality.name, target.outputs, loss], "settings": settings.facts}
-        key |= {"weights": context.cache.checksum(encoder), "images": [sets.train.identity, sets.test.identity]}
-        key |= {"head": head, "frozen": frozen, "inputs": [m.name for m in inputs], "view": size, "seed": self.seed}
-        key |= {"micro_batch": context.micro_batch, "on": self.device.type, "subject": context.subject}
+        key |= {"images": [sets.train.identity, sets.test.identity], "head": head, "frozen": frozen}
+        key |= {"inputs": [m.name for m in inputs], "view": size, "micro_batch": context.micro_batch}
         if size != tuple(encoder.image_size):
             key["positions"] = encoder.resize_positions
-        self.checkpoint = FitCheckpoint(context.cache.checkpoint(key), context.note)
+        model = DenseModel(
+            encoder, inputs, head, target.outputs, frozen, context.seed, settings.blocks, settings.dropout
+        )
+        decay = settings.layer_decay if context.is_trained else 1.0
+        drop_path = 0.0 if frozen else settings.drop_path
+        super().__init__(model, encoder, replace(settings, layer_decay=decay, drop_path=drop_path), context, key)
 
     def train(self) -> None:
-        """All epochs. Raises ValueError when it diverges."""
         settings, loader = self.settings, self._loader(self.sets.train)
-        loader.unreadable = self.checkpoint.unreadable
-        name, size, steps_per_epoch = f"training {self.context.subject}", loader.batch_size, loader.steps_per_epoch
+        steps_per_epoch = loader.steps_per_epoch
 
         def batches(epoch: int) -> Generator[Batch]:
             left = None if settings.updates is None else max(0, settings.updates - epoch * steps_per_epoch)
             with closing(loader.batches(epoch)) as stream:
                 yield from islice(stream, left)
 
-        fit(
-            self.model,
-            self.losses,
-            self.optimizer,
-            batches,
-            lambda epoch: settings.rate(epoch, steps_per_epoch),
-            epochs=settings.epochs,
-            steps_per_epoch=steps_per_epoch,
-            name=name,
-            advice=f"give a lower --lr than {settings.lr:g}",
-            checkpoint=self.checkpoint,
-            progress=lambda step, steps: self.context.progress(name, step * size, steps * size),
-        )
+        self.run_epochs(loader, batches, lambda epoch: settings.rate(epoch, steps_per_epoch), settings)
         self.unreadable |= loader.unreadable
 
     def _loader(self, samples: DenseSet) -> Loader:

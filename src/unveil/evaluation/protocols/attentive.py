@@ -79,7 +79,6 @@ class Attentive:
         def rate(epoch: float) -> float:
             return LR * warmup_cosine(round(epoch * updates) + 1, total, WARMUP_SHARE * total)
 
-        name = f"attentive probe of {context.subject}"
         fit(
             probe,
             losses,
@@ -88,9 +87,10 @@ class Attentive:
             rate,
             epochs=epochs,
             steps_per_epoch=updates,
-            name=name,
+            name=f"attentive probe of {context.subject}",
             advice="check the encoder's weights",
-            progress=lambda step, steps: context.progress(name, step * batch_size, steps * batch_size),
+            batch_size=batch_size,
+            progress=context.progress,
         )
         return Score(
             metrics=accuracies(_scores(probe.eval(), split.test, num_tokens, encoder), split.test_labels),

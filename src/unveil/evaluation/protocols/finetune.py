@@ -87,8 +87,8 @@ class Finetune:
         tuner = FineTuner(encoder, data, settings, pool, context)
         loader = tuner.train()
         metrics, missing = tuner.evaluate()
-        if file is not None and isinstance(tuner.classifier.encoder, SavableEncoder):
-            tuner.classifier.encoder.save(file)
+        if file is not None and isinstance(tuner.model.encoder, SavableEncoder):
+            tuner.model.encoder.save(file)
             context.note(f"the fine-tuned encoder is kept in {file}; unveil pretrain cmtmae --teacher {file}")
         unreadable = (*loader.unreadable, *missing)
         return Score(

@@ -161,7 +161,7 @@ class _Cached:
         """None: a training on cached features takes seconds."""
         return None
 
-    def progress(self, step: int, steps: int) -> None:
+    def progress(self, what: str, done: int, total: int) -> None:
         """Shows nothing, for a training on cached features takes seconds."""
 
     def of(self, rows: Int[Tensor, " K"]) -> Labelled:
@@ -196,7 +196,7 @@ class _Views:
     def __init__(self, encoder: FeatureEncoder, data: ImageSplit, epochs: int, context: Context):
         self.encoder, self.data, self.epochs, self.context = encoder, data, epochs, context
         self.labels, self.num_classes, self.seed = data.train_labels, data.num_classes, context.seed
-        self.name, self.device = f"linear probe of {context.subject}", encoder.device
+        self.name, self.device, self.progress = f"linear probe of {context.subject}", encoder.device, context.progress
         view = View(encoder.image_size, CROP_SCALE, oversize="clip")
         self.loader = Loader(data.train, view, BATCH_SIZE, context.seed, max_broken=None)
         self.unreadable_test: tuple[str, ...] = ()
@@ -236,9 +236,6 @@ class _Views:
         key |= {"lrs": lrs, "epochs": self.epochs, "seed": self.seed, "pool": own.pool, "subject": own.subject}
         key |= {"on": self.device.type, "image_size": self.encoder.image_size}
         return FitCheckpoint(own.cache.checkpoint(key), own.note, self.loader.unreadable)
-
-    def progress(self, step: int, steps: int) -> None:
-        self.context.progress(self.name, step * self.batch_size, steps * self.batch_size)
 
     def _centre_views(self, images: LabelledImages) -> Labelled:
         taken = extract(self.encoder, images, self.context.pool, self.context.micro_batch)
@@ -341,6 +338,7 @@ def _train(inputs: _Cached | _Views, lrs: tuple[float, ...]) -> _Probe:
         steps_per_epoch=inputs.updates,
         name=inputs.name,
         advice=None if len(lrs) > 1 else "give lower --lrs",
+        batch_size=inputs.batch_size,
         checkpoint=inputs.checkpoint(lrs),
         progress=inputs.progress,
     )

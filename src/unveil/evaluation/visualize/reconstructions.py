@@ -18,15 +18,19 @@ from ...modeling.targets import Classes, Pixels, patch_statistics
 from ...modeling.types import Batch, Observations, Tokens, take
 
 
+def map_objectives(model: MaskedModel) -> list[tuple[Objective, Pixels | Classes]]:
+    """The objectives that predict maps, pixels or classes, each with its target."""
+    objectives = [o for o in model.objectives if isinstance(o, Objective)]
+    return [(o, o.target) for o in objectives if isinstance(o.target, Pixels | Classes)]
+
+
 def image_objectives(model: MaskedModel) -> dict[str, Objective]:
     """For each modality whose map is predicted, the objective to show it by: raw pixels or classes, else norm-pix."""
     by_modality: dict[str, Objective] = {}
-    for objective in model.objectives:
-        if isinstance(objective, Objective) and isinstance(objective.target, Pixels | Classes):
-            name = objective.target.modality.name
-            other = by_modality.get(name)
-            if other is None or (isinstance(other.target, Pixels) and other.target.norm_pix):
-                by_modality[name] = objective
+    for objective, target in map_objectives(model):
+        other = by_modality.get(target.modality.name)
+        if other is None or (isinstance(other.target, Pixels) and other.target.norm_pix):
+            by_modality[target.modality.name] = objective
     return by_modality
 
 
