@@ -308,6 +308,15 @@ def test_a_study_names_the_columns_of_its_tables():
         naming_columns(only_scenes, "smoke", "y", None)
 
 
+def test_images_in_place_of_scenes_are_not_tested_on_scenes():
+    scenes = Setting("scenes", "scenes:count=4", test_data="scenes:count=2,seed=1")
+    study = Study("?", (), "", {"smoke": Scale((scenes,))})
+    (photos,) = with_data(study, "smoke", data=["a.parquet"]).scales["smoke"].settings
+    assert (photos.data, photos.test_data) == ("a.parquet", None)
+    (photos,) = with_data(study, "smoke", data=["a.parquet"], test_data=["b.parquet"]).scales["smoke"].settings
+    assert photos.test_data == "b.parquet"
+
+
 def test_tables_are_sent_to_other_processes(tmp_path: Path):
     import pickle
 

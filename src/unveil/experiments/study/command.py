@@ -208,8 +208,11 @@ def with_data(study: Study, scale: ScaleName, **given: Sequence[str]) -> Study:
                 if equals and not user_path(place).exists() and not word.startswith(SCENES):
                     raise ValueError(f"{word}: there is no setting {name!r}; there are {', '.join(settings)}")
                 name, path = at.settings[0].name, place
-            address: dict[str, Any] = {what: with_columns(path, columns.image, columns.label)}
-            settings[name] = replace(settings[name], **address)
+            own: dict[str, Any] = {what: with_columns(path, columns.image, columns.label)}
+            if what == "data":  # scenes are no test of other images
+                before = {field: getattr(settings[name], field) for field in ("labelled", "test_data")}
+                own |= {field: None for field, images in before.items() if images and is_scenes(images)}
+            settings[name] = replace(settings[name], **own)
     with_images = [s for s in settings.values() if s.data is not None]
     for setting in settings.values() if with_images else ():
         if setting.data is None:
