@@ -26,7 +26,7 @@ from unveil.modeling.image_encoder import ImageEncoder, pooled
 from unveil.modeling.layers import sincos_positions
 from unveil.modeling.public_vits import PublicViT, describe, is_public_vit, load_encoder
 from unveil.modeling.teachers import load_teacher
-from unveil.modeling.types import RGB, Batch, FeatureSpec, Modality
+from unveil.modeling.types import IMAGENET_MEAN, RGB, Batch, FeatureSpec, Modality
 from unveil.runs.checkpoint import save
 
 HEADS = '{"num_attention_heads": 2}'
@@ -256,7 +256,7 @@ def test_tensors_that_are_missing_or_left_over_are_an_error_that_names_them(tmp_
     state = load_file(public_file(tmp_path / "w.safetensors"))  # 30 tensors of ours
     most = {name: tensor for name, tensor in state.items() if name != "blocks.0.norm1.weight"}
     save_file(most, tmp_path / "most.safetensors")
-    with pytest.raises(ValueError, match=r"only 29 of that encoder's 30 tensors are in it.* Missing: .*norm1\.weight"):
+    with pytest.raises(ValueError, match=r"has 29 of that encoder's 30 tensors.* Missing: .*norm1\.weight"):
         load_encoder(tmp_path / "most.safetensors")
     for name in ("junk", "blocks.0.attn.q_norm.weight", "rope.freqs", "blocks.0.attn.gate", "blocks.0.mlp.norm.weight"):
         save_file(state | {name: torch.zeros(1)}, tmp_path / "more.safetensors")
@@ -325,3 +325,26 @@ def test_positions_that_are_not_read_are_named(tmp_path: Path):
 def test_a_description_is_that_of_the_encoder(tmp_path: Path):
     path = public_file(tmp_path / "w.safetensors")
     assert describe(path) == load_encoder(path).config
+
+
+def test_patches_of_a_convolutional_stem_are_refused_by_name(tmp_path: Path):
+    """timm's hybrids, whose projection reads a map of a ResNet, not pixels."""
+    state = load_file(public_file(tmp_path / "w.safetensors")) | {
+        "patch_embed.backbone.stem.conv.weight": torch.ones(1)
+    }
+    with pytest.raises(ValueError, match=r"more than one projection.*patch_embed\.backbone\.stem"):
+        load_encoder(folder_of(tmp_path / "hybrid", state))
+
+
+def test_a_file_alone_tells_what_is_assumed(tmp_path: Path, capsys: pytest.CaptureFixture):
+    """Heads, activation and statistics are in no tensor; attention pooling alone is SigLIP's, of images in [-1, 1]."""
+    state = load_file(public_file(tmp_path / "w.safetensors"))
+    load_encoder(tmp_path / "w.safetensors")
+    assert "no config.json is beside it" in capsys.readouterr().err
+    folder = folder_of(tmp_path / "described", state)
+    (folder / "config.json").write_text('{"num_attention_heads": 1}')
+    assert load_encoder(folder).config.mean == IMAGENET_MEAN
+    assert "no config.json" not in capsys.readouterr().err
+    pooled = {name: tensor for name, tensor in state.items() if name not in ("cls_token", "pos_embed")}
+    pooled |= {"pos_embed": state["pos_embed"][:, 1:], "attn_pool.latent": torch.zeros(1, 1, 64)}
+    assert load_encoder(folder_of(tmp_path / "siglip", pooled)).config.mean == (0.5, 0.5, 0.5)

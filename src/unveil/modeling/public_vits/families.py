@@ -190,7 +190,7 @@ def read_timm(files: WeightFiles) -> Recognised | None:
     is_siglip = any(name.endswith("embeddings.patch_embedding.weight") for name in tower)
     is_clip = "norm_pre.weight" in state  # as timm saves it
     is_quick = is_clip and "quickgelu" in config.get("architecture", "")
-    is_half = is_siglip or config.get("model_type") == "vit"
+    is_half = is_siglip or "attn_pool.latent" in state or config.get("model_type") == "vit"
     mean, std = (CLIP_MEAN, CLIP_STD) if is_clip else (_HALF, _HALF) if is_half else (IMAGENET_MEAN, IMAGENET_STD)
     is_tanh = is_siglip or _TANH.search(config.get("architecture", "")) is not None
     options = _saved(config, 1e-5 if is_clip else 1e-6, "quick_gelu" if is_quick else "gelu_new" if is_tanh else "gelu")
@@ -240,6 +240,8 @@ def assemble(
     hidden = state.get("blocks.0.mlp.fc2.weight")
     if weight is None or hidden is None or not blocks:
         raise ValueError(f"this is no plain ViT: it has {summarise(state)}")
+    if stem := [n for n in state if n.startswith("patch_embed.") and not n.startswith("patch_embed.proj.")]:
+        raise ValueError(f"its patches are more than one projection of pixels; not supported: {summarise(stem)}")
     if weight.ndim != 4 or weight.shape[2] != weight.shape[3]:
         raise ValueError(f"its patches are no squares of an image: their projection is {tuple(weight.shape)}")
     width, channels, patch, _ = weight.shape
@@ -341,7 +343,8 @@ def load_encoder(address: str | Path, pool: Pool = "mean") -> PublicViT:
     address, OSError when the hub does not answer, ValueError for weights that are no ViT, that hold more than tensors,
     or whose tensors and the encoder's do not all fit.
     """
-    config, state, family = _recognise(find_weights(address))
+    files = find_weights(address)
+    config, state, family = _recognise(files)
     with torch.random.fork_rng(devices=[]):  # what is drawn here is overwritten: the run's generator is left as it was
         vit = ViT(config)
     report = load_weights(vit, state)
@@ -356,10 +359,12 @@ def load_encoder(address: str | Path, pool: Pool = "mean") -> PublicViT:
     encoder = PublicViT(vit, pool)
     height, width = encoder.image_size
     heads = f"{config.heads} head{'s' * (config.heads > 1)}"
+    is_alone = not (files.config or files.preprocessing)
     log(
         f"{address}: {family}, {config.depth} blocks of width {config.width}, {heads}, patch {config.patch} at"
         f" {height} x {width}, {config.activation}; images normalised by mean {_numbers(config.mean)} and std"
-        f" {_numbers(config.std)}\n{report}"
+        f" {_numbers(config.std)}"
+        f"{'; no config.json is beside it, so heads, activation and these are the usual ones' * is_alone}\n{report}"
     )
     return encoder
 
