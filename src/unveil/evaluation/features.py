@@ -83,7 +83,7 @@ def check_channels(encoder: FeatureEncoder, source: Source) -> None:
 def rankme(features: Float[Tensor, "N D"]) -> float:
     """The smooth rank of a set of features, in 1 .. min(N, D): exp of the entropy of its normalised singular values.
 
-    RankMe (Garrido et al., 2023, section 3). Features are not centred, as published.
+    RankMe (Garrido et al., 2023). Features are not centred, as published.
     """
     x = features.detach().double()
     gram = x.T @ x if len(x) > x.shape[1] else x @ x.T  # its eigenvalues are the squares, and it is the cheaper of two

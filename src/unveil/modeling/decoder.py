@@ -79,7 +79,7 @@ def choose_maps(
 class Blend(nn.Module):
     """Inter-block attention: each output is a learned weighted sum of encoder maps.
 
-    CrossMAE (arXiv 2401.14391), section 3.4 and equation 2. Weights are unconstrained by default; `softmax` makes them
+    CrossMAE (arXiv 2401.14391), section 3.4. Weights are unconstrained by default; `softmax` makes them
     a convex blend (table 8), `project` gives every map a linear layer first (table 9). `init` draws the weights from
     N(0, 1/k) as the paper says, or Xavier-uniform as the released code does.
     """
@@ -206,8 +206,8 @@ class CrossDecoder(Decoder):
 class PromptingDecoder(Decoder):
     """MILAN: visible tokens stay as the encoder left them, mask tokens alone read them and one another.
 
-    arXiv 2208.06049, section 3.2. With outputs for all tokens, the visible ones and the
-    class token are returned as they were embedded.
+    MILAN (arXiv 2208.06049), section 3.2. With outputs for all tokens, the visible ones and the class token are
+    returned as they were embedded.
     """
 
     def __init__(

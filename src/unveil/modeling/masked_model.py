@@ -56,7 +56,7 @@ def drop(tokens: Tokens, mask: Mask) -> Tokens:
 
 
 class Blank(nn.Module):
-    """Hide tokens by a learned mask token in their places (SimMIM, arXiv 2111.09886, section 3.1), one a modality."""
+    """Hide tokens by a learned mask token in their places (SimMIM, arXiv 2111.09886, section 3.2), one a modality."""
 
     def __init__(self, encoder: Encoder):
         super().__init__()

@@ -21,7 +21,7 @@ TINY = torch.finfo(torch.float32).tiny
 
 
 class Ranking(nn.Module):
-    """Trains a prediction of token losses by their order (HPM, arXiv 2304.05919, section 3.2).
+    """Trains a prediction of token losses by their order (HPM, arXiv 2304.05919).
 
     The probability that a token is the harder of two is the sigmoid of the difference of their predictions; the loss
     is the mean negative log-likelihood over the pairs of queries of an image. The token losses are the weighted sum of
@@ -50,7 +50,7 @@ class Ranking(nn.Module):
 class ClassToken(nn.Module):
     """Predicts a teacher's class token from the decoder's, with the head and the loss of the objective `like`.
 
-    MILAN treats the class token as it treats a patch (arXiv 2208.06049, section 3.4).
+    MILAN treats the class token as it treats a patch (arXiv 2208.06049).
     """
 
     def __init__(self, name: str, teacher: str, decoder: PromptingDecoder, like: Objective, weight: float):

@@ -141,7 +141,7 @@ class Features:
     """A teacher's features of each token, `dim` wide; its `FeatureSpec` says which layers, and how they are averaged.
 
     `layer` normalises each token's by their own mean and standard deviation, without parameters (MaskDistill's
-    whitening, arXiv 2210.10615, section 2.1), `l2` to unit length. Samples without the modality do not count.
+    whitening, arXiv 2210.10615), `l2` to unit length. Samples without the modality do not count.
     """
 
     teacher: str

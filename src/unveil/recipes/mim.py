@@ -37,9 +37,9 @@ class FeatureTarget:
 
 FEATURE_TARGETS = {
     "features": FeatureTarget(),
-    # arXiv 2202.03555, section 3.3 and its released code: the last 6 of 12 blocks, each layer-normalised
+    # data2vec, arXiv 2202.03555, section 3.3 and its released code: the last 6 of 12 blocks, each layer-normalised
     "data2vec": FeatureTarget("student", 6, "smooth-l1", 2.0),
-    # arXiv 2210.10615, section 2
+    # MaskDistill, arXiv 2210.10615
     "maskdistill": FeatureTarget("openai/clip-vit-base-patch16", 1, "smooth-l1"),
 }
 

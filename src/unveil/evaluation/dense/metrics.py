@@ -65,7 +65,7 @@ class DepthErrors:
     def metrics(self) -> dict[str, float]:
         """Shares of pixels within 1.25, 1.25^2 and 1.25^3 of the truth, mean relative error, RMSE in metres.
 
-        Eigen et al. (2014), section 4.3. Raises ValueError where no pixel was valid.
+        Eigen et al. (2014). Raises ValueError where no pixel was valid.
         """
         if not self.count:
             raise ValueError("no pixel of the test images has a depth, so nothing can be measured; look at their depth")

@@ -40,7 +40,7 @@ MEMORY_SHARE = 0.5  # of what is free, for the tokens
 
 @dataclass(frozen=True)
 class Attentive:
-    """A cross-attention pool with one query over frozen tokens, then a linear layer (Chen et al., 2024, section 3).
+    """A cross-attention pool with one query over frozen tokens, then a linear layer (Chen et al., 2024, of CAE).
 
     epochs: passes over the training images
     """

@@ -261,7 +261,7 @@ class AttentionGuided:
 
 @dataclass(frozen=True)
 class HardestFirst:
-    """The tokens with the largest predicted loss are hidden first, the rest at random (HPM, arXiv 2304.05919, 3.3).
+    """The tokens with the largest predicted loss are hidden first, the rest at random (HPM, arXiv 2304.05919).
 
     Of the share `hidden` of all tokens, the fraction chosen by loss grows with training from `start` to `end`.
     """

@@ -117,7 +117,7 @@ class OnlineTeacher(nn.Module):
 
 
 class LossPredictor(nn.Module):
-    """Encoder, decoder and head that predict the loss of each token (HPM, arXiv 2304.05919, section 3.2)."""
+    """Encoder, decoder and head that predict the loss of each token (HPM, arXiv 2304.05919)."""
 
     def __init__(self, encoder: Encoder, decoder: SelfDecoder, head: nn.Linear):
         super().__init__()
