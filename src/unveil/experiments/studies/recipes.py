@@ -26,12 +26,14 @@ AT_EQUAL_TIME = scales(
     published={"linear": {}, "finetune": {}, "lowshot": {"shots": ("1%", "10%"), "by": "finetune"}},
     minutes=EQUAL_TIME,
 )
+SMOKE_SCALE = AT_EQUAL_TIME["smoke"]
+SMOKE_SCALE = replace(SMOKE_SCALE, options={**SMOKE_SCALE.options, "mask_unit": 16})  # 4 squares of an image of 32 px
 
 recipes = Study(
     question="Which recipe learns the most in the same time, and does pretraining beat training from scratch?",
     arms=tuple(Arm(name, name.replace("-", "").lower()) for name in NAMES),
     baseline="MAE",
-    scales={**AT_EQUAL_TIME, "gpu": replace(AT_EQUAL_TIME["gpu"], protocols=measurements(4000))},
+    scales={**AT_EQUAL_TIME, "smoke": SMOKE_SCALE, "gpu": replace(AT_EQUAL_TIME["gpu"], protocols=measurements(4000))},
     note=(
         "CMT-MAE's teacher is the MAE of the same seed, whose own training is not counted, or that of --teacher. From"
         " scratch is the same fine-tuning of an encoder that was not trained, measured beside the baseline's runs."
