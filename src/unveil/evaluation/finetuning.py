@@ -137,19 +137,23 @@ class TrainingSettings:
 class EncoderTraining(ABC, Generic[T]):
     """A model whose part `encoder` learns at rates by layer, by AdamW, in whole batches cut into micro-batches.
 
-    `key` is what the training depends on beside the weights of the encoder, the seed and the kind of device.
+    `key` is what the training depends on beside the weights of the encoder, the seed and the kind of device. From
+    scratch there is no layer decay, and of a frozen encoder nothing is left out.
     """
 
     verb: ClassVar[str]
+    settings: TrainingSettings
 
     def __init__(
         self, model: nn.Module, encoder: TrainableEncoder, settings: TrainingSettings, context: Context, key: Key
     ):
         self.model, self.context, self.seed, self.device = model.train(), context, context.seed, encoder.device
-        own = cast("TrainableEncoder", model.encoder)
-        self.groups = layer_groups(model, own, settings.layer_decay, settings.weight_decay)
+        self.settings, own = settings, cast("TrainableEncoder", model.encoder)
+        decay = settings.layer_decay if context.is_trained else 1.0
+        self.groups = layer_groups(model, own, decay, settings.weight_decay)
         self.optimizer = torch.optim.AdamW(self.groups, lr=0.0, fused=True)
-        self.depth = StochasticDepth(own.branches(), settings.drop_path)
+        is_frozen = not any(p.requires_grad for p in model.get_submodule("encoder").parameters())
+        self.depth = StochasticDepth(own.branches(), 0.0 if is_frozen else settings.drop_path)
         common = {"weights": context.cache.checksum(encoder), "subject": context.subject}
         common |= {"seed": self.seed, "on": self.device.type}
         self.checkpoint = FitCheckpoint(context.cache.checkpoint({**key, **common}), context.note)
@@ -159,12 +163,7 @@ class EncoderTraining(ABC, Generic[T]):
         """The loss of each micro-batch, divided by the size of the batch."""
 
     def run_epochs(
-        self,
-        loader: Loader,
-        batches: Callable[[int], Generator[T]],
-        rate: Callable[[float], float],
-        settings: TrainingSettings,
-        ema: float = 0.0,
+        self, loader: Loader, batches: Callable[[int], Generator[T]], rate: Callable[[float], float], ema: float = 0.0
     ) -> Loader:
         """All epochs; returns the loader, which names what could not be read. Raises ValueError when it diverges."""
         loader.unreadable = self.checkpoint.unreadable
@@ -174,10 +173,10 @@ class EncoderTraining(ABC, Generic[T]):
             self.optimizer,
             batches,
             rate,
-            epochs=settings.epochs,
+            epochs=self.settings.epochs,
             steps_per_epoch=loader.steps_per_epoch,
             name=f"{self.verb} {self.context.subject}",
-            advice=f"give a lower --lr than {settings.lr:g}",
+            advice=f"give a lower --lr than {self.settings.lr:g}",
             batch_size=loader.batch_size,
             ema=ema,
             checkpoint=self.checkpoint,
@@ -278,11 +277,12 @@ class FineTuner(EncoderTraining[tuple[Batch, Int[Tensor, " B"], Mix]]):
 
     verb = "fine-tuning"
     model: Classifier
+    settings: FineTuning
 
     def __init__(
         self, encoder: TrainableEncoder, data: ImageSplit, settings: FineTuning, pool: TokenPool, context: Context
     ):
-        self.data, self.settings, self.image_size = data, settings, encoder.image_size
+        self.data, self.image_size = data, encoder.image_size
         self.mean, self.std = encoder.statistics
         most = IN_CACHE if encoder.device.type == "cpu" else context.micro_batch
         self.micro_batch = min(context.micro_batch, most)
@@ -324,7 +324,7 @@ class FineTuner(EncoderTraining[tuple[Batch, Int[Tensor, " B"], Mix]]):
                     rng = np.random.default_rng((self.seed, epoch, step))
                     yield batch, classes[rows], Mix.draw(rng, settings.mixup, settings.cutmix, self.image_size)
 
-        return self.run_epochs(loader, batches, settings.rate, settings, settings.ema)
+        return self.run_epochs(loader, batches, settings.rate, settings.ema)
 
     def evaluate(self) -> tuple[dict[str, float], tuple[str, ...]]:
         """Accuracies and cross-entropy on centre views of the test images, and the names of unreadable ones."""

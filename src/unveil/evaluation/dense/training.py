@@ -142,6 +142,7 @@ class DenseTrainer(EncoderTraining[Batch]):
 
     verb = "training"
     model: DenseModel
+    settings: DenseTraining
 
     def __init__(
         self,
@@ -153,7 +154,7 @@ class DenseTrainer(EncoderTraining[Batch]):
         context: Context,
     ):
         settings, head, frozen = preset.training, preset.head, preset.frozen
-        self.sets, self.preset, self.settings, self.target, self.inputs = sets, preset, settings, target, tuple(inputs)
+        self.sets, self.preset, self.target, self.inputs = sets, preset, target, tuple(inputs)
         side = settings.image_size
         size = (side, side) if side else encoder.image_size
         self.view = DenseView(size, settings.scales, settings.fit, settings.class_share)
@@ -168,9 +169,7 @@ class DenseTrainer(EncoderTraining[Batch]):
         model = DenseModel(
             encoder, inputs, head, target.outputs, frozen, context.seed, settings.blocks, settings.dropout
         )
-        decay = settings.layer_decay if context.is_trained else 1.0
-        drop_path = 0.0 if frozen else settings.drop_path
-        super().__init__(model, encoder, replace(settings, layer_decay=decay, drop_path=drop_path), context, key)
+        super().__init__(model, encoder, settings, context, key)
 
     def train(self) -> None:
         settings, loader = self.settings, self._loader(self.sets.train)
@@ -181,7 +180,7 @@ class DenseTrainer(EncoderTraining[Batch]):
             with closing(loader.batches(epoch)) as stream:
                 yield from islice(stream, left)
 
-        self.run_epochs(loader, batches, lambda epoch: settings.rate(epoch, steps_per_epoch), settings)
+        self.run_epochs(loader, batches, lambda epoch: settings.rate(epoch, steps_per_epoch))
         self.unreadable |= loader.unreadable
 
     def _loader(self, samples: DenseSet) -> Loader:
