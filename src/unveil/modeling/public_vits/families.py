@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ...runs.console import log
 from ..types import IMAGENET_MEAN, IMAGENET_STD, Pool
-from .parameter_names import MLP, OPENAI, TRANSFORMERS, fuse, rename
+from .parameter_names import MLP, OPENAI, TRANSFORMERS, fuse, other_inputs, rename
 from .vit import Activation, PublicViT, ViT, ViTConfig
 from .weight_files import BESIDE, StateDict, WeightFiles, find_weights, load_weights, summarise
 
@@ -80,7 +80,7 @@ def read_unveil(files: WeightFiles) -> Recognised | None:
 
 
 def read_multimae(files: WeightFiles) -> Recognised | None:
-    """MultiMAE's encoder (arXiv 2204.01678) as it reads RGB images alone.
+    """MultiMAE's encoder (arXiv 2204.01678): it reads RGB images, and depth and semantic classes beside them.
 
     Its global token takes the class token's place: attention does not depend on their order. Its table of positions,
     D h w, is kept: it encodes rows first, MAE's columns. It has no final norm.
@@ -89,10 +89,11 @@ def read_multimae(files: WeightFiles) -> Recognised | None:
     if "input_adapters.rgb.proj.weight" not in state or "global_tokens" not in state:
         return None
     others = re.compile(r"(output|input)_adapters\.(?!rgb\.)")
-    state = rename({name: tensor for name, tensor in state.items() if not others.match(name)}, _MULTIMAE)
+    adapters, options = other_inputs(state)
+    state = rename({name: tensor for name, tensor in state.items() if not others.match(name)}, _MULTIMAE) | adapters
     state["cls_token"] = state.pop("global_tokens")
     state["pos_embed"] = state.pop("input_adapters.rgb.pos_emb").flatten(2).transpose(1, 2)
-    return "MultiMAE", state, {"heads": files.config.get("num_attention_heads")}
+    return "MultiMAE", state, {"heads": files.config.get("num_attention_heads"), **options}
 
 
 def read_clip(files: WeightFiles) -> Recognised | None:

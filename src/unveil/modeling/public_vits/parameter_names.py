@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
 
 import torch
 from einops import rearrange
@@ -16,6 +18,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..layers import sincos_positions
+from ..types import DEPTH, SEMSEG
 from .weight_files import StateDict
 
 Table = Sequence[tuple[str, str]]  # a pattern and what it becomes, tried in this order
@@ -178,6 +181,30 @@ def _from_multimae(state: Mapping[str, Tensor]) -> StateDict:
             tensor = _swapped(tensor, -1)
         ours[new] = tensor
     return ours
+
+
+def other_inputs(state: Mapping[str, Tensor]) -> tuple[StateDict, dict[str, Any]]:
+    """The adapters of a public MultiMAE for depth and semantic classes, and the fields of `ViTConfig` that they are.
+
+    Those of other maps are left out: how such maps are normalised is in no file.
+    """
+    patch = state["input_adapters.rgb.proj.weight"].shape[-1]
+    adapters: StateDict = {}
+    also, class_width = [], 64
+    for m in (DEPTH, SEMSEG):
+        names = {"proj.weight", "proj.bias", *(["class_emb.weight"] if m.kind == "categorical" else [])}
+        own = {name: state[key] for name in names if (key := f"input_adapters.{m.name}.{name}") in state}
+        if own.keys() != names:
+            continue
+        stride = patch // own["proj.weight"].shape[-1]
+        classes = own.get("class_emb.weight")
+        if classes is not None:
+            m, class_width = replace(m, num_classes=len(classes)), classes.shape[1]
+            adapters[f"adapters.{m.name}.classes.weight"] = classes
+        also.append(replace(m, stride=stride))
+        adapters[f"adapters.{m.name}.proj.weight"] = _own_shape("", own["proj.weight"])
+        adapters[f"adapters.{m.name}.proj.bias"] = own["proj.bias"]
+    return adapters, {"also": tuple(also), "class_width": class_width}
 
 
 def _swapped(tensor: Tensor, dim: int) -> Tensor:

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from ..encoder import adapter
 from ..image_encoder import FeatureExtractor
 from ..layers import (
     EPS,
@@ -24,6 +25,7 @@ from ..layers import (
     Positions,
     ResizePositions,
     Rotation,
+    by_name,
     check_heads,
     check_spec,
     in_order,
@@ -48,7 +50,8 @@ class ViTConfig:
     (`antialias` as its source does), rotations of queries and keys (DINOv3; `theta` is their base), or the sine-cosine
     table of our own encoders, for other sizes as `resize_positions` says. `final_norm` covers all tokens, the class
     token alone (CLIP) or is absent (CrossMAE, MultiMAE). `hidden` is the width inside an MLP, whose activation may gate
-    a second projection (SwiGLU).
+    a second projection (SwiGLU). `also` are maps that it reads beside images, each pixel's class a vector of
+    `class_width` (MultiMAE).
     """
 
     width: int
@@ -72,6 +75,8 @@ class ViTConfig:
     theta: float = 100.0
     mean: tuple[float, ...] = IMAGENET_MEAN
     std: tuple[float, ...] = IMAGENET_STD
+    also: tuple[Modality, ...] = ()
+    class_width: int = 64
 
     def __post_init__(self) -> None:
         check_heads(self.width, self.heads)
@@ -122,6 +127,9 @@ class ViT(nn.Module):
         self.norm = nn.Identity() if config.final_norm == "none" else norm(config.width, config.eps)
         if config.projection:
             self.projection = nn.Linear(config.width, config.projection, bias=False)
+        self.adapters = by_name(
+            {m.name: adapter(m, config.patch, config.width, config.class_width) for m in config.also}
+        )
         self.apply(initialise)
 
     def position_embedding(self, grid: tuple[int, int]) -> Float[Tensor, "N D"] | float:
@@ -185,7 +193,7 @@ class PublicViT(FeatureExtractor):
     def __init__(self, vit: ViT, pool: Pool = "mean"):
         config = vit.config
         modality = Modality("rgb", config.channels, config.mean, config.std)
-        super().__init__([modality], config.patch, config.grid, pool)
+        super().__init__([modality, *config.also], config.patch, config.grid, pool)
         self.vit, self.config = vit, config
         self.register_buffer("mean", torch.tensor(config.mean)[:, None, None], persistent=False)
         self.register_buffer("std", torch.tensor(config.std)[:, None, None], persistent=False)
@@ -242,7 +250,14 @@ class PublicViT(FeatureExtractor):
         return cls if pool == "cls" else torch.cat([cls, mean], dim=1)
 
     def tokens(self, batch: Batch, blocks: Sequence[int]) -> list[Float[Tensor, "B K D"]]:
-        x, rotation = self.vit.first_input(self.normalised(batch.maps["rgb"]))
+        if "rgb" in batch.maps:
+            x, rotation = self.vit.first_input(self.normalised(batch.maps["rgb"]))
+        else:
+            x, rotation = self.vit.prefix.expand(len(batch), -1, -1), None
+        for m in (m for m in self.config.also if m.name in batch.maps):
+            rows, columns = (side * m.stride // self.patch for side in batch.maps[m.name].shape[-2:])
+            patches = self.vit.adapters[m.name](batch) + self.vit.position_embedding((rows, columns))
+            x = torch.cat([x, patches.to(x.dtype)], dim=1)
         outputs = []
         for block in self.vit.blocks:
             x = block(x, None, None, rotation)
