@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -95,6 +96,41 @@ def test_multimae_s_encoder_reads_depth_and_classes_beside_images(tmp_path: Path
                 close(public, mine)
     untrained = untrained_vit(theirs.config, 0)
     assert untrained.modalities == encoder.modalities
+
+
+def test_a_public_multimae_is_evaluated_on_images_and_depth(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """The classes are in the depth alone: its slope. Images are noise."""
+    monkeypatch.chdir(tmp_path)
+    encoder = Encoder((RGB, DEPTH), (16,), 4, 24, 2, 2, final_norm=False)
+    file = folder_of(tmp_path / "multimae", public_multimae(encoder))
+    rng = np.random.default_rng(0)
+    slope = np.tile(np.linspace(1000, 5000, 16), (16, 1))
+    for number in range(40):
+        kind = ("right", "down")[number % 2]
+        for name in ("rgb", "depth"):
+            (tmp_path / "data" / name / kind).mkdir(parents=True, exist_ok=True)
+        noise = rng.integers(0, 256, (16, 16, 3)).astype(np.uint8)
+        depth = (slope if kind == "right" else slope.T) + rng.normal(0, 50, (16, 16))
+        Image.fromarray(noise).save(tmp_path / f"data/rgb/{kind}/{number}.png")
+        Image.fromarray(depth.astype(np.uint16)).save(tmp_path / f"data/depth/{kind}/{number}.png")
+
+    def accuracy(inputs: tuple[str, ...], **options: object) -> dict[str, float]:
+        given = {"protocol": ("knn", "linear"), "baselines": False, "device": "cpu", **options}
+        results = unveil.evaluate(str(file), data=str(tmp_path / "data"), inputs=inputs, **given)
+        assert all(result.settings.get("inputs", []) == list(inputs) for result in results)
+        return {result.protocol: result.metrics["accuracy"] for result in results}
+
+    assert max(accuracy(()).values()) < 0.9
+    assert accuracy(("depth",)) == {"knn": 1.0, "linear": 1.0}
+    together = unveil.evaluate(
+        str(file), data=str(tmp_path / "data"), inputs=("depth", "rgb"), protocol=("knn",), device="cpu"
+    )
+    assert together[0].settings["inputs"] == ["rgb", "depth"]
+    assert {"pixels", "untrained"} <= set(together[0].baselines)
+    with pytest.raises(ValueError, match="finetune with these options reads images alone"):
+        accuracy(("rgb", "depth"), protocol=("finetune",))
+    with pytest.raises(ValueError, match="this encoder reads rgb, depth, not thermal; give other --inputs"):
+        accuracy(("thermal",))
 
 
 def public_multimae(encoder: Encoder) -> dict[str, torch.Tensor]:

@@ -7,6 +7,7 @@ from functools import cache
 from pathlib import Path
 
 from ..data.columns import with_columns
+from ..data.modality_config import BUILT_IN, Declared
 from ..data.sources import Source
 from ..evaluation.datasets import ImageSplit, open_sets
 from ..evaluation.dense.data import DenseData
@@ -16,12 +17,22 @@ from ..evaluation.registry import choose, data_for
 from ..evaluation.results import Result, ResultCache, details_table, table, write_results
 from ..evaluation.run import UNTRAINED, run_protocols
 from ..evaluation.types import THIS_RUN, Context, FeatureEncoder
-from ..modeling.public_vits import describe, is_public_vit, untrained_vit
+from ..modeling.image_encoder import ImageEncoder
+from ..modeling.public_vits import PublicViT, describe, is_public_vit, untrained_vit
 from ..modeling.types import Modality, Pool
 from ..recipes.options import accept_python_values
 from ..recipes.run import Run
 from ..runs.console import Progress, log
 from .load import load
+
+
+def _inputs(encoder: ImageEncoder | PublicViT, stored: Run | None, names: tuple[str, ...]) -> tuple[Declared, ...]:
+    """The declared maps of these names, in the encoder's order. Raises ValueError for one that it does not read."""
+    known = [m.name for m in encoder.modalities]
+    if unknown := [name for name in names if name not in known]:
+        raise ValueError(f"this encoder reads {', '.join(known)}, not {', '.join(unknown)}; give other --inputs")
+    declared = BUILT_IN | {d.name: d for d in (stored.declared if stored else ())}
+    return tuple(declared[name] for name in known if name in names)
 
 
 @accept_python_values
@@ -35,6 +46,7 @@ def evaluate(
     group_by: str | None = None,
     protocol: tuple[str, ...] = ("knn", "linear"),
     pool: Pool | None = None,
+    inputs: tuple[str, ...] = (),
     baselines: bool = True,
     limit: int | None = None,
     micro_batch: int = 256,
@@ -59,6 +71,8 @@ def evaluate(
     protocol: knn, knn-whitened, linear (as MAE probes), linear-lbfgs, attentive, finetune, lowshot, transfer; segment,
         depth; reconstruct, heldout (of the run's own decoders); or a file with a protocol of your own, my_protocol.py
     pool: cls, mean, or both; by default mean, and cls where MAE's linear probe reads it
+    inputs: the maps to read of aligned folders, of those that the encoder knows, such as rgb, depth or both; by
+        default the first
     baselines: measure raw pixels and the untrained encoder too; where the encoder is trained, from scratch
     limit: use at most so many images of each source
     micro_batch: images in memory at once
@@ -68,7 +82,10 @@ def evaluate(
     """
     data = with_columns(data, image_column, label_column)
     test_data = None if test_data is None else with_columns(test_data, image_column, label_column)
-    protocols, kind = choose(protocol, options), data_for(protocol)
+    kind = data_for(protocol)
+    if inputs and kind != "labelled images":
+        options["inputs"] = inputs
+    protocols = choose(protocol, options)
     stored = None if is_public_vit(run) else Run.open(run)
     folder = stored.path if stored else Path("runs", Path(run).stem)
     line, results_so_far = Progress(quiet=20.0), ResultCache(folder / "eval" / "unfinished")
@@ -100,17 +117,25 @@ def evaluate(
         else:
             encoder = load(stored or run, pool=read, device=device, at_epoch=at_epoch)
             encoders: dict[str, FeatureEncoder] = {THIS_RUN: encoder}
+            chosen = _inputs(encoder, stored, inputs) if kind == "labelled images" and inputs else ()
+            trained = [name for name, own in protocols.items() if own.needs == "images"]
+            if chosen and trained:
+                raise ValueError(
+                    f"{', '.join(trained)} with these options reads images alone (its augmentations are of images);"
+                    " --inputs goes with knn, knn-whitened, linear, linear-lbfgs, lowshot by these, segment and depth"
+                )
             if baselines:
                 pixels = Modality("rgb", encoder.channels, *encoder.statistics)
-                encoders["pixels"] = RawPixels(pixels, encoder.image_size, encoder.device)
+                if not chosen or chosen[0].name == encoder.modalities[0].name:
+                    encoders["pixels"] = RawPixels(pixels, encoder.image_size, encoder.device)
                 untrained = stored.encoder(read, trained=False) if stored else untrained_vit(describe(run), 0, read)
                 encoders[UNTRAINED] = untrained.to(encoder.device)
             if kind == "images with a label per pixel":
                 images: DenseData | ImageSplit = DenseData(data, test_data, check_test)
             else:
                 declared = stored.declared if stored else ()
-                sources = open_sets(data, test_data, encoder.channels, group_by, seed, declared)
-                images = ImageSplit.of(*sources, limit, seed)
+                sources = open_sets(data, test_data, encoder.channels, group_by, seed, declared, chosen)
+                images = ImageSplit.of(*sources, limit, seed, tuple(d.name for d in chosen))
                 check_test(images.test)
             results = run_protocols(protocols, encoders, images, context)
     except KeyboardInterrupt:

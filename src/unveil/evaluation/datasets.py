@@ -11,7 +11,8 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from ..data.aligned_folders import open_images
+from ..data.aligned_folders import open_images, open_samples
+from ..data.inspection import inspect_samples
 from ..data.listing import split_addresses
 from ..data.modality_config import Declared
 from ..data.sources import Source, Subset, class_name, origin, spread
@@ -21,6 +22,7 @@ from .types import Context, FeatureEncoder, FeatureSplit
 
 TEST_SHARE = 0.2
 _TABLES = (".csv", ".tsv", ".txt", ".json", ".jsonl", ".xml", ".xlsx")  # in which labels may be
+_INSPECTED = 64  # samples that settle what the declaration of a map leaves to the data
 NAMED = 20  # unreadable images that a result names
 
 
@@ -48,15 +50,26 @@ class LabelledImages(Subset):
 
 @dataclass(frozen=True)
 class ImageSplit:
-    """Images to train on and to test on, labelled alike; `is_held_out` says that the latter are from one source."""
+    """Images to train on and to test on, labelled alike; `is_held_out` says that the latter are from one source.
+
+    Of aligned maps features are of the `inputs` together, by default of the images alone.
+    """
 
     train: LabelledImages
     test: LabelledImages
     num_classes: int
     is_held_out: bool = False
+    inputs: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, train: Source, test: Source | None = None, limit: int | None = None, seed: int = 0) -> ImageSplit:
+    def of(
+        cls,
+        train: Source,
+        test: Source | None = None,
+        limit: int | None = None,
+        seed: int = 0,
+        inputs: tuple[str, ...] = (),
+    ) -> ImageSplit:
         """A split from sources; without a test source, a fifth of every class is held out.
 
         `limit` caps the images of each source, evenly spread. Raises ValueError for labels that cannot be learned from.
@@ -66,9 +79,10 @@ class ImageSplit:
         images, num_classes = LabelledImages.of(train, labels, limit), max(labels) + 1
         if test is None or numbers is None:
             rows, held_out = stratified_split(torch.tensor(images.numbers), TEST_SHARE, seed)
-            return cls(images.only(rows), images.only(held_out), num_classes, is_held_out=True)
+            return cls(images.only(rows), images.only(held_out), num_classes, True, inputs)
         assert test.labels is not None
-        return cls(images, LabelledImages.of(test, [numbers[label] for label in test.labels], limit), num_classes)
+        others = LabelledImages.of(test, [numbers[label] for label in test.labels], limit)
+        return cls(images, others, num_classes, inputs=inputs)
 
     @property
     def address(self) -> str:
@@ -85,7 +99,7 @@ class ImageSplit:
         return [
             [images.source.address, zlib.crc32(str((images.indices, images.numbers)).encode())]
             for images in (self.train, self.test)
-        ]
+        ] + list(self.inputs)
 
     @property
     def train_labels(self) -> Int[Tensor, " N"]:
@@ -96,7 +110,7 @@ class ImageSplit:
 
     def check_channels(self, encoder: FeatureEncoder) -> None:
         """Raise ValueError when the images are not of the encoder's kind."""
-        for images in (self.train, self.test):
+        for images in (self.train, self.test) if not self.inputs else ():
             check_channels(encoder, images.source)
 
     def features(
@@ -108,12 +122,13 @@ class ImageSplit:
             context.progress(f"{name} of {context.subject}", done, total)
 
         train, test = (
-            extract(encoder, images, context.pool, context.micro_batch, progress, dtype=dtype)
+            extract(encoder, images, context.pool, context.micro_batch, progress, dtype=dtype, inputs=self.inputs)
             for images in (self.train, self.test)
         )
         assert train.labels is not None
         assert test.labels is not None
         facts: dict[str, object] = {"train_images": len(train), "test_images": len(test)}
+        facts |= {"inputs": list(self.inputs)} if self.inputs else {}
         facts |= unreadable_facts(train.unreadable + test.unreadable) | {"feature_dim": train.values.shape[1]}
         tensors = (train.values, train.labels, test.values, test.labels)
         return FeatureSplit(*tensors, self.num_classes, facts, self.identity)
@@ -131,20 +146,29 @@ def open_sets(
     group_by: str | None = None,
     seed: int = 0,
     declared: Sequence[Declared] = (),
+    inputs: tuple[Declared, ...] = (),
 ) -> tuple[Source, Source | None]:
     """The training images, and the test images where there are any.
 
     A folder that holds train and val (or validation, or test) is both, as folders, as ImageNet and Places are laid out,
-    or as Parquet files.
-    Of aligned folders the first of the `declared` inputs is read, or rgb. With `group_by` a fifth is held out by whole
-    groups, as `hold_out` makes them. Raises ValueError for groups where there are test images already.
+    or as Parquet files. Of aligned folders the `inputs` are read, by default the first of the `declared` ones, or rgb.
+    With `group_by` a fifth is held out by whole groups, as `hold_out` makes them. Raises ValueError for groups where
+    there are test images already.
     """
     if test_data is None:
         splits = split_addresses(data)
         if "train" in splits and len(splits) > 1:
             data, test_data = splits["train"], splits.get("val") or splits["test"]
-    source = open_images(data, channels, declared)
-    test_source = open_images(test_data, channels, declared) if test_data else None
+
+    def opened(address: str) -> Source:
+        if not inputs:
+            return open_images(address, channels, declared)
+        samples = open_samples(address, inputs)
+        inspection = inspect_samples(Subset(samples, spread(len(samples), _INSPECTED)))
+        return samples.settled(inspection.settle(samples.declared))
+
+    source = opened(data)
+    test_source = opened(test_data) if test_data else None
     if group_by is None:
         return source, test_source
     if test_source is not None:

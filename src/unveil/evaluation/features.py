@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 
@@ -14,9 +14,9 @@ from torch.nn import functional as F
 from ..data.loader import Loader
 from ..data.sources import Source, Subset, spread
 from ..data.transforms import CenterView
-from ..modeling.types import Modality, Pool
+from ..modeling.types import Batch, Modality, Pool
 from ..runs.hardware import autocast
-from .types import FeatureEncoder
+from .types import FeatureEncoder, SeveralInputsEncoder
 
 
 @dataclass(frozen=True)
@@ -40,23 +40,29 @@ def extract(
     progress: Callable[[int, int], None] | None = None,
     limit: int | None = None,
     dtype: torch.dtype = torch.float32,
+    inputs: Sequence[str] = (),
 ) -> ImageFeatures:
     """The features of a source's images, in the source's order.
 
     Threads decode a few batches ahead of the model; memory holds those and the features. `limit` takes that many
     images, evenly spaced over the source. `progress` is called with (done, total) after every batch. Images that cannot
-    be read are left out and named in `unreadable`. Raises ValueError when nothing can be read, when the encoder and the
-    images differ in channels, and when a feature is not finite.
+    be read are left out and named in `unreadable`. Of aligned maps, an encoder that reads several has the features of
+    all `inputs` together. Raises ValueError when nothing can be read, when the encoder and the images differ in
+    channels, when a sample lacks an input, and when a feature is not finite.
     """
-    check_channels(encoder, source)
+    read = [m for m in getattr(encoder, "modalities", ()) if m.name in inputs]
+    if not read:
+        check_channels(encoder, source)
     images = source if limit is None or limit >= len(source) else Subset(source, spread(len(source), limit))
-    loader = Loader(images, CenterView(encoder.image_size), batch_size, max_broken=None, cache_bytes=0)
+    maps: Sequence[Modality] | str = read or "rgb"
+    view = CenterView(encoder.image_size)
+    loader = Loader(images, view, batch_size, max_broken=None, cache_bytes=0, modality=maps)
     values: Tensor | None = None
     rows: list[int] = []
     with closing(loader.in_order()) as batches:
         for batch, numbers in batches:
             with torch.inference_mode(), autocast(encoder.device):
-                features = encoder.features(batch.on(encoder.device).marked("rgb"), pool).to(dtype)
+                features = _features(encoder, batch.on(encoder.device), pool, bool(read)).to(dtype)
             if values is None:
                 values = torch.empty(len(images), features.shape[1], dtype=dtype)
             values[len(rows) : len(rows) + len(features)] = features.cpu()
@@ -69,6 +75,15 @@ def extract(
         raise ValueError("the encoder gives features that are not finite; its weights are broken or diverged")
     labels = None if images.labels is None else torch.tensor(images.labels, dtype=torch.int64)[rows]
     return ImageFeatures(values, labels, tuple(images.name(i) for i in rows), tuple(loader.unreadable))
+
+
+def _features(encoder: FeatureEncoder, batch: Batch, pool: Pool, of_all: bool) -> Float[Tensor, "B D"]:
+    if not of_all or not isinstance(encoder, SeveralInputsEncoder):
+        return encoder.features(batch.marked("rgb"), pool)
+    for name, there in batch.present.items():
+        if not there.all():
+            raise ValueError(f"some samples have no {name}; leave them out, or give --inputs without it")
+    return encoder.features_of(batch, pool)
 
 
 def check_channels(encoder: FeatureEncoder, source: Source) -> None:

@@ -141,6 +141,18 @@ class FeatureEncoder(Protocol):
 
 
 @runtime_checkable
+class SeveralInputsEncoder(FeatureEncoder, Protocol):
+    """An encoder that reads several maps of a sample."""
+
+    @property
+    def modalities(self) -> Sequence[Modality]:
+        """What it can read; the first is that of `features`."""
+
+    def features_of(self, batch: Batch, pool: Pool) -> Float[Tensor, "B D"]:
+        """The features of all maps of a batch together."""
+
+
+@runtime_checkable
 class TrainableEncoder(FeatureEncoder, Protocol):
     """An `nn.Module` that reads images in [0, 1] as tokens, and that `copy.deepcopy` copies whole."""
 

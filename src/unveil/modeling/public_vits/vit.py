@@ -233,16 +233,15 @@ class PublicViT(FeatureExtractor):
     def feature_dim(self, spec: FeatureSpec) -> int:
         return self.config.projection if spec.projected else self.config.width
 
-    def features(self, images: Float[Tensor, "B C H W"], pool: Pool) -> Float[Tensor, "B F"]:
-        """The class token, the mean of the patch tokens, or both side by side.
-
-        The final norm is applied to the tokens that the public model applies it to; others are normalised without
-        parameters. Raises ValueError for a class token that the encoder does not have.
+    def features_of(self, batch: Batch, pool: Pool) -> Float[Tensor, "B F"]:
+        """As `features`. The final norm is applied to the tokens that the public model applies it to; others are
+        normalised without parameters. Raises ValueError for a class token that the encoder does not have.
         """
         if pool != "mean" and not self.num_prefix:
             raise ValueError("this encoder has no class token; use --pool mean")
-        x, start = self.vit(self.normalised(images)), self.num_prefix
-        plain = x if self.config.final_norm == "all" else F.layer_norm(x, x.shape[-1:], eps=EPS)
+        x, start = self.tokens(batch, [self.depth])[0], self.num_prefix
+        has_norm = self.config.final_norm == "all"
+        plain = self.vit.norm(x) if has_norm else F.layer_norm(x, x.shape[-1:], eps=EPS)
         mean = plain[:, start:].mean(dim=1)
         if pool == "mean":
             return mean
