@@ -246,6 +246,9 @@ def test_labels_in_a_table_beside_pictures_are_said_to_be_unread(tmp_path: Path)
     (tmp_path / "labels.csv").write_text("file,label\n0.png,cat\n")
     with pytest.raises(ValueError, match=r"labels in files beside the pictures \(\.csv\) are not read; put each class"):
         ImageSplit.of(open_source(tmp_path))
+    write(tmp_path, "labels.parquet", file=["0.png", "0.png"], label=["cat", "dog"])  # as that message says
+    assert open_source(with_columns(str(tmp_path), "file", "label")).labels == [0, 1]
+    (tmp_path / "labels.parquet").unlink()
     with pytest.raises(ValueError, match=r"--label-column label names a column of .* files, and .* holds pictures"):
         open_source(f"{tmp_path}:label=label")
     (tmp_path / "rgb").mkdir()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +16,8 @@ from unveil.data.aligned_folders import open_images
 from unveil.data.modality_config import declare
 from unveil.data.read_map import read_map
 from unveil.evaluation.features import RawPixels, extract
+from unveil.evaluation.finetuning import FineTuner, FineTuning
+from unveil.evaluation.types import Context
 from unveil.modeling.encoder import Encoder
 from unveil.modeling.image_encoder import ImageEncoder
 from unveil.modeling.types import DEPTH, RGB, Batch
@@ -92,3 +95,10 @@ def test_maps_that_were_saved_in_colours_say_how_to_save_them(tmp_path: Path, na
     (declared,) = declare([name])
     with pytest.raises(ValueError, match=message):
         read_map(buffer.getvalue(), declared)
+
+
+def test_colours_of_measured_maps_are_not_augmented():
+    encoder = ImageEncoder(Encoder([DEPTH], (32,), 8, dim=16, depth=1, heads=2))
+    data: Any = None
+    with pytest.raises(ValueError, match="and depth is measured in a unit of its own: give --randaugment 0"):
+        FineTuner(encoder, data, FineTuning(randaugment=9), "mean", Context())

@@ -230,9 +230,14 @@ def _labels(source: Source) -> list[int]:
     if source.labels is None:
         whole = origin(source)[0]
         tables = [kind for kind in getattr(whole, "passed_over", ()) if kind in _TABLES]
-        beside = f"labels in files beside the pictures ({', '.join(tables)}) are not read; " if tables else ""
         way = "put each class into a folder of its own name, or give a Parquet file with a label column"
-        way = getattr(whole, "unlabelled", "") or f"{beside}{way}"
+        if tables:
+            way = (
+                f"labels in files beside the pictures ({', '.join(tables)}) are not read; put each class into a folder"
+                " of its own name, or write the table as Parquet into this folder (pandas.read_csv(...).to_parquet) and"
+                " give --image-column and --label-column, the names of files and the classes"
+            )
+        way = getattr(whole, "unlabelled", "") or way
         raise ValueError(f"{source.address} has no labels, and this protocol needs them: {way}")
     without = sum(label < 0 for label in source.labels)
     if without:

@@ -282,6 +282,12 @@ class FineTuner(EncoderTraining[tuple[Batch, Int[Tensor, " B"], Mix]]):
     def __init__(
         self, encoder: TrainableEncoder, data: ImageSplit, settings: FineTuning, pool: TokenPool, context: Context
     ):
+        for modality in getattr(encoder, "modalities", ())[:1]:
+            if settings.randaugment and modality.normalise != "fixed":
+                raise ValueError(
+                    f"RandAugment changes pictures in [0, 1], and {modality.name} is measured in a unit of its own:"
+                    " give --randaugment 0"
+                )
         self.data, self.image_size = data, encoder.image_size
         self.mean, self.std = encoder.statistics
         most = IN_CACHE if encoder.device.type == "cpu" else context.micro_batch
