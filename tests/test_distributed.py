@@ -150,15 +150,25 @@ def test_a_process_whose_partners_do_not_come_says_that_it_waits_and_stops(monke
     assert f"waiting for 1 other process (WORLD_SIZE=2) at 127.0.0.1:{port}" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("tasks", ["SLURM_NTASKS", "SLURM_STEP_NUM_TASKS"])
-def test_tasks_of_slurm_without_torchrun_are_warned_of(monkeypatch, capsys, tasks):
-    for name, value in {tasks: "2", "SLURM_PROCID": "1"}.items():
+@pytest.mark.parametrize(
+    ("tasks", "rank", "launcher"),
+    [
+        ("SLURM_NTASKS", "SLURM_PROCID", "Slurm"),
+        ("SLURM_STEP_NUM_TASKS", "SLURM_PROCID", "Slurm"),
+        ("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK", "MPI"),
+        ("PMI_SIZE", "PMI_RANK", "MPI"),
+    ],
+)
+def test_tasks_of_other_launchers_without_torchrun_are_warned_of(monkeypatch, capsys, tasks, rank, launcher):
+    for name, value in {tasks: "2", rank: "1"}.items():
         monkeypatch.setenv(name, value)
     for name in LAUNCHER:
         monkeypatch.delenv(name, raising=False)
     with process_group() as group:
         assert group == SINGLE_PROCESS
-    assert "Slurm has started task 1 of 2" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert f"{launcher} has started task 1 of 2" in told
+    assert told.count("warning") == 1
 
 
 def test_a_rank_without_a_world_silences_nothing(monkeypatch, capsys):

@@ -9,6 +9,7 @@ import os
 import pickle
 import re
 import types
+import uuid
 import zipfile
 from pathlib import Path, PureWindowsPath
 
@@ -268,6 +269,7 @@ def test_what_trainers_store_beside_tensors_is_harmless(tmp_path: Path):
             {"state_dict": state, "callbacks": {"seen": collections.Counter("ab"), "at": datetime.datetime.now()}},
             {"module": state, "param_shapes": [collections.OrderedDict(weight=torch.Size([3]))], "ds_version": "0.14"},
             {"model": state, "options": types.SimpleNamespace(size={1}, kind=frozenset("a"))},
+            {"model": state, "last": collections.deque([1.0]), "id": uuid.uuid4(), "steps": range(3)},
         )
     ):
         torch.save(content, tmp_path / f"{i}.pth")
@@ -295,3 +297,21 @@ def test_a_whole_module_is_code(tmp_path: Path):
     torch.save(nn.Linear(2, 2), tmp_path / "module.pth")
     with pytest.raises(ValueError, match="was refused"):
         read_weights(tmp_path / "module.pth")
+
+
+@pytest.mark.parametrize("key", ["model_ema", "ema_state_dict", "weights", "params", "target_encoder", "network"])
+def test_an_encoder_under_any_key_is_read(tmp_path: Path, key: str):
+    """Of several the teacher, then one that is no moving average; optimisers beside them hold none."""
+    state = {"patch_embed.proj.weight": torch.rand(4, 3, 2, 2), "cls_token": torch.rand(1, 1, 4)}
+    optimizer = torch.optim.AdamW([torch.zeros(1)]).state_dict()
+    torch.save({key: state, "epoch": 3, "optimizer": optimizer}, tmp_path / "w.pth")
+    read = read_weights(tmp_path / "w.pth")
+    assert read.keys() == state.keys()
+    torch.save({"online": state, "ema": {name: -tensor for name, tensor in state.items()}}, tmp_path / "two.pth")
+    assert torch.equal(read_weights(tmp_path / "two.pth")["cls_token"], state["cls_token"])
+    torch.save({"epoch": 3, "best": 0.5}, tmp_path / "none.pth")
+    with pytest.raises(ValueError, match="it is a dict of epoch, best"):
+        read_weights(tmp_path / "none.pth")
+    torch.save([state], tmp_path / "list.pth")
+    with pytest.raises(ValueError, match="it is a list"):
+        read_weights(tmp_path / "list.pth")

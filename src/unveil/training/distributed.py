@@ -26,6 +26,11 @@ _TIMEOUT = timedelta(hours=2)
 _RENDEZVOUS = timedelta(minutes=10)  # processes of one job start within minutes of one another
 
 _LAUNCHER = ("WORLD_SIZE", "RANK", "MASTER_ADDR", "MASTER_PORT")  # what torchrun sets
+_OTHERS = (  # launchers beside torchrun: name, a task per node, the number of nodes, variables of tasks and of the rank
+    ("Slurm", "srun --ntasks-per-node=1", "$SLURM_NNODES", ("SLURM_STEP_NUM_TASKS", "SLURM_NTASKS"), "SLURM_PROCID"),
+    ("MPI", "mpirun -npernode 1", "NODES", ("OMPI_COMM_WORLD_SIZE",), "OMPI_COMM_WORLD_RANK"),
+    ("MPI", "mpirun -ppn 1", "NODES", ("PMI_SIZE", "MV2_COMM_WORLD_SIZE"), "PMI_RANK"),
+)
 _HOW_TO_START = "Unset WORLD_SIZE to train in one process, or start torchrun --nproc-per-node {} -m unveil pretrain ..."
 
 
@@ -108,7 +113,7 @@ def process_group() -> Iterator[Group]:
     """
     rank, size = _rank_and_size()
     if size == 1:
-        _warn_of_slurm_tasks()
+        _warn_of_tasks()
         yield SINGLE_PROCESS
         return
     has_gpu = torch.cuda.is_available()
@@ -155,12 +160,14 @@ def _rank_and_size() -> tuple[int, int]:
     return int(rank), int(size)
 
 
-def _warn_of_slurm_tasks() -> None:
-    """Each task that `srun` starts without torchrun would train the same model again."""
-    tasks = os.environ.get("SLURM_STEP_NUM_TASKS") or os.environ.get("SLURM_NTASKS", "1")
-    if tasks.isdecimal() and int(tasks) > 1:
-        log(
-            f"warning: Slurm has started task {os.environ.get('SLURM_PROCID', '0')} of {tasks}, and each trains a model"
-            " of its own. For one model start one task per node, each with torchrun: srun --ntasks-per-node=1 torchrun"
-            " --nnodes=$SLURM_NNODES --nproc-per-node=GPUS --rdzv-backend=c10d --rdzv-endpoint=HOST:PORT -m unveil ..."
-        )
+def _warn_of_tasks() -> None:
+    """Each task that `srun` or `mpirun` starts without torchrun would train the same model again."""
+    for launcher, start, nodes, sizes, rank in _OTHERS:
+        tasks = next((os.environ[name] for name in sizes if os.environ.get(name)), "1")
+        if tasks.isdecimal() and int(tasks) > 1:
+            log(
+                f"warning: {launcher} has started task {os.environ.get(rank, '0')} of {tasks}, and each trains a model"
+                f" of its own. For one model start one task per node, each with torchrun: {start} torchrun"
+                f" --nnodes={nodes} --nproc-per-node=GPUS --rdzv-backend=c10d --rdzv-endpoint=HOST:PORT -m unveil ..."
+            )
+            return

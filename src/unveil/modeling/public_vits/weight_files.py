@@ -17,6 +17,7 @@ from decimal import Decimal
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from types import SimpleNamespace
 from typing import Any
+from uuid import UUID
 
 import numpy as np
 import torch
@@ -183,9 +184,16 @@ def read_weights(path: str | Path) -> StateDict:
         if inner is None:
             break
         content = inner
-    state = {k: v for k, v in content.items() if isinstance(v, Tensor)} if isinstance(content, dict) else {}
+    own = content if isinstance(content, dict) else {}
+    state = {name: value for name, value in own.items() if isinstance(value, Tensor)}
+    if not any(_PROJECTION.match(name) for name in state if isinstance(name, str)):  # encoders under other keys
+        inner = {f"{key}.{n}": t for key, v in own.items() if isinstance(v, dict) for n, t in v.items()}
+        state |= {name: value for name, value in inner.items() if isinstance(value, Tensor)}
     if not state:
-        raise ValueError(f"{path} holds no weights: a state dict was expected, or a dict with one under 'model'")
+        there = f"a dict of {summarise(map(str, own))}" if own else f"a {type(content).__name__}"
+        raise ValueError(
+            f"{path} holds no weights: a dict of tensors is needed, or one under 'model', and it is {there}"
+        )
     return unwrapped(state)
 
 
@@ -230,18 +238,23 @@ def _plain_dict(*_: object) -> dict[Any, Any]:
     return {}
 
 
+def _plain_list(values: Iterable[Any] = (), maxlen: int | None = None) -> list[Any]:
+    return list(values)
+
+
 def _harmless() -> list[Any]:
     """What trainers store beside tensors, and what makes values alone: options, paths, counts and NumPy's numbers."""
     numbers = [np.dtype, np.ndarray, *(type(np.dtype(code)) for code in "?bhilqBHILQefdSU")]
     functions = [(np.float64(0).__reduce__()[0], f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")]
     array = np.zeros(1).__reduce__()[0]
     functions += [(array, f"numpy.{core}.multiarray._reconstruct") for core in ("core", "_core")]
-    functions.append((_plain_dict, "collections.defaultdict"))  # torch's reader fills a dict of no other class
+    functions.append((_plain_dict, "collections.defaultdict"))  # torch's reader fills a dict of no other class,
+    functions.append((_plain_list, "collections.deque"))  # and appends to no other list
     paths: list[Any] = [PurePosixPath, PureWindowsPath]
     for module in ("pathlib", "pathlib._local"):  # the second of Python 3.13
         paths += [(PurePosixPath, f"{module}.PosixPath"), (PureWindowsPath, f"{module}.WindowsPath")]
-    plain = [argparse.Namespace, SimpleNamespace, Counter, datetime, timedelta, date, Decimal]
-    builtins = [int, float, str, bool, list, tuple, dict, set, frozenset, bytes, complex, slice]
+    plain = [argparse.Namespace, SimpleNamespace, Counter, datetime, timedelta, date, Decimal, UUID]
+    builtins = [int, float, str, bool, list, tuple, dict, set, frozenset, bytes, complex, slice, range]
     return [*plain, *builtins, *paths, *numbers, *functions]
 
 
