@@ -40,7 +40,10 @@ PICTURES = [{"bytes": data, "path": None} for data in LEFT]
 
 
 def write(folder: Path, name: str = "a.parquet", **columns: Any) -> str:
-    pq.write_table(pa.table(columns), folder / name, row_group_size=5)
+    try:
+        pq.write_table(pa.table(columns), folder / name, row_group_size=5)
+    except pa.ArrowNotImplementedError as error:
+        pytest.skip(f"this version of pyarrow writes no such column: {error}")
     return str(folder / name)
 
 

@@ -92,7 +92,7 @@ class TableSchema:
             self.kinds.setdefault(name, kind)
             self.members.setdefault(name, members)
             return
-        for member in kind.fields:
+        for member in (kind.field(i) for i in range(kind.num_fields)):
             self._add(f"{name}.{member.name}", member.type, [*members, member.name])
 
     @property
