@@ -227,13 +227,19 @@ def test_several_labels_an_image_are_said_to_be_unsupported(tmp_path: Path, kind
 
 def test_several_labels_in_one_text_are_no_class_unless_they_are_named(tmp_path: Path):
     address = write(tmp_path, image=PICTURES, label=["cat|dog", "cat", "dog"] * 4)
-    with pytest.raises(
-        ValueError, match=r"column label are no classes: .* several in one text, as 'cat\|dog', and sev"
-    ):
+    with pytest.raises(ValueError, match=r"column label are no classes: .* several in one text, as 'cat\|dog', and"):
         ImageSplit.of(open_source(address))
     assert open_source(with_columns(address, label="label")).classes == ["cat", "cat|dog", "dog"]
     names = ["tench, Tinca tinca", "goldfish, Carassius auratus", "crane, bird"]
     assert open_source(write(tmp_path, image=PICTURES, label=names * 4)).classes == sorted(names)
+
+
+def test_numbers_in_one_file_and_words_in_another_are_no_classes(tmp_path: Path):
+    write(tmp_path, "0.parquet", image=PICTURES, label=CLASSES)
+    write(tmp_path, "1.parquet", image=PICTURES, label=["abc"[k] for k in CLASSES])
+    assert open_source(tmp_path).labels is None
+    with pytest.raises(ValueError, match=r"the column label of .* gives no classes: it holds numbers, words or truth"):
+        assert open_source(with_columns(str(tmp_path), label="label")).labels
 
 
 def test_more_classes_than_declared_names_go_by_their_numbers(tmp_path: Path):
@@ -286,6 +292,8 @@ def test_every_command_takes_the_columns(tmp_path: Path, monkeypatch: pytest.Mon
         assert main(["analyze", analysis, str(run), *[str(run)] * (analysis == "features"), "--help"]) == 0
         assert "--image-column" in capsys.readouterr().out
     assert main(["analyze", "blocks", str(run), "--data", "a.parquet", "--image-column", "left"]) == 0
+    assert main(["pretrain", "mae", "--data", "a.parquet", "--image_column_name", "left"]) == 2
+    assert "--data a.parquet --image-column left" in capsys.readouterr().err
     assert main(["inspect", "a.parquet", "--image-column", "left"]) == 0
     assert "next: unveil pretrain crossmae --data a.parquet --image-column=left" in capsys.readouterr().out
 

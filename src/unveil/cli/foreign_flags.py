@@ -34,6 +34,8 @@ RENAMED = (
     | {name: (f"--{name.replace('_', '-')}", "") for name in _SAME_NAMES}
     | {
         "kept_mask_ratio": ("--predicted", "share of all patches that is predicted"),
+        "image_column_name": ("--image-column", "of a Parquet file"),
+        "label_column_name": ("--label-column", "of a Parquet file"),
         "decoder_num_heads": ("--decoder-heads", ""),
         "mask_patch_size": ("--mask-unit", "in pixels"),
         "num_train_epochs": ("--epochs", ""),

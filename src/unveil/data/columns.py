@@ -181,7 +181,8 @@ class TableSchema:
         if label is not None:
             return (
                 f"the values of its column {label} are no classes: all are missing, each row has another one, as with"
-                f" times, or they are several in one text, as 'cat|dog', and {_SEVERAL}. Its columns: {self.described}"
+                " times, some are numbers and some words, or they are several in one text, as 'cat|dog', and"
+                f" {_SEVERAL}. Its columns: {self.described}"
             )
         if len(flags) > 1:
             return (
@@ -213,7 +214,9 @@ def number_classes(
         labels = [-1 if value is None else int(value) for value in values]  # -1 is the layout's way of saying none
         return (labels, names) if max(labels, default=-1) >= 0 else (None, None)
     known: Any = {value for value in values if value is not None and value != -1}
-    if len({type(value) for value in known}) > 1:
+    if len({type(value) for value in known}) > 1:  # of files that were written apart
+        if not is_named:
+            return None, None
         raise ValueError("it holds numbers, words or truth values mixed; write all as words")
     known = sorted(known)
     are_times = len(known) > _FEW and len(known) == sum(value is not None for value in values)
