@@ -7,7 +7,7 @@ from typing import Literal
 from ..modeling.masked_model import MaskedModel
 from ..modeling.masking import PATTERNS, ByModality, Masker
 from ..modeling.types import DEPTH, RGB, SEMSEG, Modality
-from .multimodal import MultiMAEOptions, make_decoders
+from .multimodal import MultiMAEOptions, make_budget, make_decoders
 from .recipe import Hyperparameters, Recipe, Stage
 
 
@@ -35,7 +35,7 @@ def recipe(
     def build() -> MaskedModel:
         teachers = shared.teachers(encoder)
         decoders, objectives = make_decoders(modalities, encoder, shared, teachers)
-        score = shared.budget_score(ByModality(PATTERNS[masking]), encoder, objectives)
+        score = make_budget(ByModality(PATTERNS[masking]), encoder, objectives, shared)
         masker = Masker(score, visible, predicted)
         return MaskedModel(encoder, masker, decoders, objectives, teachers, shared.hider(encoder))
 

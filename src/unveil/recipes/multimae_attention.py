@@ -39,7 +39,7 @@ from ..modeling.teachers import (
     PredictedLossTeacher,
 )
 from ..modeling.types import DEPTH, RGB, SEMSEG, FeatureSpec, Modality
-from .multimodal import MultiMAEOptions, make_decoders
+from .multimodal import MultiMAEOptions, make_budget, make_decoders
 from .recipe import Hyperparameters, Recipe, Stage
 
 
@@ -124,7 +124,7 @@ def recipe(
         if is_blended and not shared.teaches:
             target_teachers["teacher"] = EveryNSteps(target_teachers["teacher"], guide_every, guide_warmup)
         teachers |= target_teachers
-        masker = Masker(shared.budget_score(score, encoder, objectives), visible, predicted)
+        masker = Masker(make_budget(score, encoder, objectives, shared), visible, predicted)
         return MaskedModel(encoder, masker, decoders, terms, teachers, hide)
 
     return Recipe(encoder, (Stage(build, train.epochs),), shared.optim(train), train.view(encoder))

@@ -129,10 +129,6 @@ class MultiMAEOptions:
     def hider(self, encoder: Encoder) -> Hide:
         return Blank(encoder) if self.hide == "blank" else drop
 
-    def budget_score(self, guide: TokenScore, encoder: Encoder, objectives: Sequence[Objective]) -> TokenScore:
-        adaptive = (self.harder_gets, self.budget_temperature, self.budget_floor)
-        return make_budget(guide, encoder, objectives, self.budget, self.concentration, self.tasks, *adaptive)
-
 
 def make_decoders(
     modalities: Sequence[Modality], encoder: Encoder, options: MultiMAEOptions, teachers: Mapping[str, Teacher]
@@ -210,31 +206,24 @@ def modality_loss(modality: Modality) -> Loss:
 
 
 def make_budget(
-    guide: TokenScore,
-    encoder: Encoder,
-    objectives: Sequence[Objective],
-    budget: BudgetKind,
-    concentration: Sequence[float],
-    tasks: TaskSampling,
-    harder_gets: Literal["visible", "hidden"],
-    temperature: float,
-    floor: float,
+    guide: TokenScore, encoder: Encoder, objectives: Sequence[Objective], options: MultiMAEOptions
 ) -> TokenScore:
     """The score that shares visible tokens out to modalities; joint lets the guide's own order do so."""
-    names = [m.name for m in encoder.modalities]
+    names, concentration = [m.name for m in encoder.modalities], options.concentration
     if len(concentration) not in (1, len(names)):
         raise ValueError(
             f"concentration is one number, or one for each of {', '.join(names)}; got {len(concentration)} numbers"
         )
-    if budget == "joint":
+    if options.budget == "joint":
         return guide
-    if budget == "adaptive":
-        if len(concentration) > 1 or tasks != "all":
+    if options.budget == "adaptive":
+        if len(concentration) > 1 or options.tasks != "all":
             raise ValueError("an adaptive budget begins with one concentration and takes all tasks")
         known = {o.name for o in objectives}
         if unknown := [name for name in names if name not in known]:
             raise ValueError(f"an adaptive budget follows losses, and {', '.join(unknown)} has none: it is no output")
         followed = {name: name for name in names}
-        return AdaptiveBudget(guide, followed, concentration[0], harder_gets, temperature, floor)
+        dials = (options.harder_gets, options.budget_temperature, options.budget_floor)
+        return AdaptiveBudget(guide, followed, concentration[0], *dials)
     each = dict(zip(names, list(concentration) * (len(names) // len(concentration)), strict=True))
-    return DirichletBudget(guide, each, tasks)
+    return DirichletBudget(guide, each, options.tasks)

@@ -50,7 +50,7 @@ cmtmae_fusion = Study(
     question="Does it matter how the attention of teacher and student is fused?",
     arms=(MAE, *(Arm(name, "cmtmae", {"fusion": name}) for name in FUSIONS)),
     baseline="linear",
-    scales=scales(cpu_arms=("MAE", "linear", "geometric", "learned"), shared=TAUGHT),
+    scales=scales(arms={"cpu": ("MAE", "linear", "geometric", "learned")}, shared=TAUGHT),
 )
 
 cmtmae_ladder = Study(
@@ -70,7 +70,7 @@ cmtmae_ladder = Study(
     ),
     baseline="random masks, teacher targets",
     scales=scales(
-        cpu_arms=("MAE", "random masks, teacher targets", "CMT-MAE", "random teacher"),
+        arms={"cpu": ("MAE", "random masks, teacher targets", "CMT-MAE", "random teacher")},
         shared=TAUGHT,
         minutes=EQUAL_TIME,
     ),
@@ -90,7 +90,7 @@ cmtmae_stage_one = Study(
     question="Does a first stage with the teacher alone pay, and how long should it be?",
     arms=(MAE, *(Arm(f"stage one {100 * s:g} %", "cmtmae", {"stage1_epochs": Share(s)}) for s in STAGE_ONE_SHARES)),
     baseline="stage one 12.5 %",
-    scales=with_curves(TAUGHT, cpu_arms=("MAE", "stage one 0 %", "stage one 12.5 %")),
+    scales=with_curves(TAUGHT, arms={"cpu": ("MAE", "stage one 0 %", "stage one 12.5 %")}),
     time_to="knn accuracy",
     note="The time is that of weights saved during one training. The teacher is the MAE of the same seed, whose own"
     " training is not counted.",
@@ -104,7 +104,7 @@ cmtmae_student = Study(
         Arm("online", "cmtmae", {"student": "online"}),
     ),
     baseline="momentum 0.996",
-    scales=scales(cpu_arms=("MAE", "momentum 0.996", "momentum 0.99", "online"), shared=TAUGHT),
+    scales=scales(arms={"cpu": ("MAE", "momentum 0.996", "momentum 0.99", "online")}, shared=TAUGHT),
     note="A run of few updates wants a lower momentum: at 0.996 the average trails by some 250 updates.",
 )
 
@@ -120,7 +120,7 @@ cmtmae_student_weight = Study(
     ),
     baseline="both 0.3",
     scales=scales(
-        cpu_arms=("MAE", "both 0.3", "masks 0", "targets 0"),
+        arms={"cpu": ("MAE", "both 0.3", "masks 0", "targets 0")},
         shared=TAUGHT,
         settings={"base": {"size": "base"}, "small": {"size": "small"}},
         gpu={"patch": 8},
@@ -146,10 +146,12 @@ cmtmae_teacher = Study(
     ),
     baseline="random",
     scales=scales(
-        smoke_arms=OWN_TEACHERS,
-        cpu_arms=("MAE", "random", "taught by MAE"),
-        gpu_arms=OWN_TEACHERS,
-        paper_arms=("MAE", "random", "taught by MAE", *PUBLIC_TEACHERS),
+        arms={
+            "smoke": OWN_TEACHERS,
+            "cpu": ("MAE", "random", "taught by MAE"),
+            "gpu": OWN_TEACHERS,
+            "paper": ("MAE", "random", "taught by MAE", *PUBLIC_TEACHERS),
+        }
     ),
     note="An untrained teacher still has the bias of its shape: only a gain over it comes from training the teacher.",
 )

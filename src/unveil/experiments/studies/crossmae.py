@@ -23,7 +23,8 @@ crossmae_blend = Study(
     ),
     baseline="linear",
     scales=scales(
-        cpu_arms=("linear", "softmax", "linear, all predicted", "projected, all predicted"), paper=CROSSMAE_ABLATION
+        arms={"cpu": ("linear", "softmax", "linear, all predicted", "projected, all predicted")},
+        paper=CROSSMAE_ABLATION,
     ),
     note="Table 8: 83.2 and 83.2 % for linear and softmax, 25 % predicted. Table 9: 83.3 and 83.5 % without and with"
     " projections, all hidden patches predicted.",
@@ -66,7 +67,8 @@ crossmae_ladder = Study(
     ),
     baseline="MAE",
     scales=scales(
-        cpu_arms=("MAE", "+ cross-attention", "+ a third predicted", "+ blend (CrossMAE 25 %)"), paper=CROSSMAE_ABLATION
+        arms={"cpu": ("MAE", "+ cross-attention", "+ a third predicted", "+ blend (CrossMAE 25 %)")},
+        paper=CROSSMAE_ABLATION,
     ),
     note="Table 5: 9.35, 7.38, 6.32 and 8.41 minutes an epoch; the paper's last row predicts all hidden patches again.",
 )
@@ -116,7 +118,7 @@ crossmae_prediction_ratio = Study(
     ),
     baseline="predicts 75 %, same rate",
     scales=scales(
-        cpu_arms=tuple(f"predicts {p} %, same rate" for p in (15, 25, 50, 75)),
+        arms={"cpu": tuple(f"predicts {p} %, same rate" for p in (15, 25, 50, 75))},
         cpu={"lr": 6e-3},
         gpu={"lr": 1e-3},
         paper=CROSSMAE_ABLATION,

@@ -28,7 +28,7 @@ multimae_budget = Study(
         guided("adaptive, harder shows less", budget="adaptive", harder_gets="hidden"),
     ),
     baseline="Dirichlet 1",
-    scales=maps(cpu_arms=("Dirichlet 1", "joint", "adaptive, harder shows more", "adaptive, harder shows less")),
+    scales=maps(arms={"cpu": ("Dirichlet 1", "joint", "adaptive, harder shows more", "adaptive, harder shows less")}),
 )
 
 multimae_continue = Study(
@@ -46,7 +46,7 @@ multimae_continue = Study(
         shared={"init_from": RunOf("MultiMAE")},
         smoke={"epochs": 16, "warmup_epochs": 1},  # so that a sixteenth has updates after its warm-up
         paper={"epochs": 1600, "init_from": PUBLIC, "init_epoch": 1600},
-        paper_arms=("random masks, tail", "guided, tail", "guided, x10", "guided, restart"),
+        arms={"paper": ("random masks, tail", "guided, tail", "guided, x10", "guided, restart")},
     ),
     note="The project reports 83.5 (tail), 83.4 (x10) and 83.3 % (restart) on ImageNet, from the public checkpoint of"
     " 1600 epochs, from which the published scale starts too: --init-from says where it is.",
@@ -84,7 +84,7 @@ multimae_masks = Study(
     ),
     baseline="random",
     scales=maps(
-        cpu_arms=("random", "high", "low", "stochastic", "head subset", "uncertainty"),
+        arms={"cpu": ("random", "high", "low", "stochastic", "head subset", "uncertainty")},
         cpu_seeds=2,
         protocols=ALL_PROBES,
         smoke_protocols=ALL_PROBES,
@@ -103,6 +103,6 @@ multimae_noise = Study(
         *(guided(f"noise {n:g}", draw="noisy", noise=n) for n in (0.25, 0.5, 0.75)),
     ),
     baseline="no noise",
-    scales=maps(cpu_arms=("random", "no noise", "noise 0.25", "noise 0.75")),
+    scales=maps(arms={"cpu": ("random", "no noise", "noise 0.25", "noise 0.75")}),
     note="The project gives one figure for all shares of noise: that of masks without any.",
 )

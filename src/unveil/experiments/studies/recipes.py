@@ -18,8 +18,7 @@ def measurements(updates: int, few: str = "10%") -> dict[str, Options]:
 
 
 AT_EQUAL_TIME = scales(
-    cpu_arms=("MAE", "CrossMAE", "CMT-MAE"),
-    paper_arms=("MAE", "CrossMAE", "CMT-MAE"),
+    arms=dict.fromkeys(("cpu", "paper"), ("MAE", "CrossMAE", "CMT-MAE")),
     shared={"teacher": RunOf("MAE")},
     protocols=measurements(250),
     smoke_protocols=measurements(4, few="90%"),

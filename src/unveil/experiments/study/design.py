@@ -136,11 +136,8 @@ def rendered(name: str, count: int, size: int, options: Options = NONE) -> Setti
 
 def scales(
     *,
-    cpu_arms: tuple[str, ...] = (),
+    arms: Mapping[str, tuple[str, ...]] = NONE,
     cpu_seeds: int = 3,
-    smoke_arms: tuple[str, ...] = (),
-    gpu_arms: tuple[str, ...] = (),
-    paper_arms: tuple[str, ...] = (),
     shared: Options = NONE,
     smoke: Options = NONE,
     cpu: Options = NONE,
@@ -159,7 +156,8 @@ def scales(
     """Scenes at smoke, cpu and gpu, and ImageNet-1K at paper. A study has 12 runs at most at cpu.
 
     `smoke`, `cpu`, `gpu` and `paper` are options on top of each scale's own, `shared` those of the first three. Every
-    scale has the epochs of its runs, so that no recipe's own number counts. Scenes are rendered `magnified` times as
+    scale has the epochs of its runs, so that no recipe's own number counts. All arms take part, or at some scales
+    these `arms`. Scenes are rendered `magnified` times as
     large as their scale's images.
     `settings`, on a GPU and as published, are settings by name that differ in these options, such as sizes. With
     `photographs` there is a second such set on a GPU, of images that the user gives. `analyses` and measurements
@@ -174,13 +172,14 @@ def scales(
     imagenet = tuple(Setting(f"ImageNet-1K{name}", images=IMAGENET, options=options) for name, options in named)
     seeds = (0, 1, 2)
     by_name: dict[ScaleName, Scale] = {
-        "smoke": Scale(on_smoke, (0, 1), smoke_protocols, {**SMOKE, **shared, **smoke}, arms=smoke_arms),
-        "cpu": Scale(on_cpu, tuple(range(cpu_seeds)), protocols, {**CPU, **shared, **cpu}, arms=cpu_arms),
-        "gpu": Scale(tuple(on_gpu), seeds, protocols, {**GPU, **shared, **gpu}, arms=gpu_arms),
-        "paper": Scale(imagenet, seeds, published, {"paper": True, "epochs": 800, **paper}, arms=paper_arms),
+        "smoke": Scale(on_smoke, (0, 1), smoke_protocols, {**SMOKE, **shared, **smoke}),
+        "cpu": Scale(on_cpu, tuple(range(cpu_seeds)), protocols, {**CPU, **shared, **cpu}),
+        "gpu": Scale(tuple(on_gpu), seeds, protocols, {**GPU, **shared, **gpu}),
+        "paper": Scale(imagenet, seeds, published, {"paper": True, "epochs": 800, **paper}),
     }
     return {
-        name: replace(at, analyses=analyses, minutes=minutes.get(name), along=along) for name, at in by_name.items()
+        name: replace(at, arms=arms.get(name, ()), analyses=analyses, minutes=minutes.get(name), along=along)
+        for name, at in by_name.items()
     }
 
 
