@@ -160,6 +160,11 @@ def test_fine_tuning_on_few_images_takes_every_option_of_fine_tuning(monkeypatch
         (["lowshot"], {"by": "finetune", "lr": -1.0}, "lr is at least 0"),
         (["transfer"], {"by": "finetune", "epochs": 3, "updates": 9}, "--updates is a number of at least 1"),
         (["lowshot"], {"by": "segment"}, "by of lowshot is one of knn"),
+        (["lowshot"], {"by": "attentive", "epochs": 0}, "epochs are at least 1; got 0"),
+        (["lowshot"], {"by": "linear", "lrs": (0.1, -1.0)}, "learning rates are numbers above 0"),
+        (["transfer"], {"by": "linear", "preset": "mae", "probe_epochs": 0, "to": "a"}, "probe_epochs is at least 1"),
+        (["transfer"], {"by": "finetune"}, "transfer needs data sets to go to: give --to"),
+        (["reconstruct"], {"hidden": (1.0,)}, "hidden is one share between 0 and 1"),
     ],
 )
 def test_options_of_a_repeated_protocol_are_checked_before_images_are_read(names, options, message):

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from types import ModuleType
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 from ..modeling.types import Pool
 from ..recipes.options import Option, options_in
@@ -100,7 +100,10 @@ def data_for(names: Iterable[str]) -> Data:
     """The kind of data that these protocols run on. Raises ValueError where they need different kinds."""
     kinds: dict[Data, list[str]] = {}
     for name in names:
-        kinds.setdefault(DATA[find_protocol(name)().needs], []).append(name)
+        protocol = find_protocol(name)
+        needs: Any = protocol.needs
+        needs = protocol().needs if isinstance(needs, property) else needs  # which depends on options
+        kinds.setdefault(DATA[needs], []).append(name)
     if len(kinds) > 1:
         groups = " and ".join(f"{', '.join(group)} on {kind}" for kind, group in kinds.items())
         raise ValueError(f"{groups}: these are different kinds of data; give a command for each")

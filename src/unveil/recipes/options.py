@@ -80,7 +80,8 @@ class Option:
     @property
     def choices(self) -> list[str]:
         """The values that a `Literal` in its annotation lists."""
-        return [str(c) for kind in self._members if get_origin(kind) is Literal for c in get_args(kind)]
+        listed = (get_args(kind) for kind in self._members if get_origin(kind) is Literal)
+        return list(dict.fromkeys(str(choice) for choices in listed for choice in choices))
 
     @property
     def example(self) -> str:

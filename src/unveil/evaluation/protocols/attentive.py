@@ -49,6 +49,10 @@ class Attentive:
 
     epochs: int | None = None
 
+    def __post_init__(self) -> None:
+        if self.epochs is not None and self.epochs < 1:
+            raise ValueError(f"epochs are at least 1; got {self.epochs}")
+
     def run(self, subject: FeatureEncoder, data: ImageSplit, context: Context) -> Score | None:
         """The accuracy after the last epoch; None for an encoder without tokens."""
         encoder = check_trainable(subject)
@@ -61,8 +65,6 @@ class Attentive:
         batch_size = max(1, min(BATCH_SIZE, len(split.train) // 8))
         updates = len(split.train) // batch_size
         epochs = max(EPOCHS, math.ceil(MIN_UPDATES / updates)) if self.epochs is None else self.epochs
-        if epochs < 1:
-            raise ValueError(f"epochs are at least 1; got {epochs}")
         rng = torch.Generator().manual_seed(context.seed)
         probe = AttentivePool(encoder.dim, heads, split.num_classes, rng).to(encoder.device).train()
         optimizer = torch.optim.AdamW(parameter_groups(probe.named_parameters(), WEIGHT_DECAY), lr=LR)

@@ -82,6 +82,12 @@ class Linear:
     preset: Literal["cached", "mae"] = "cached"
     probe_epochs: int = EPOCHS
 
+    def __post_init__(self) -> None:
+        if not self.lrs or min(self.lrs) <= 0:
+            raise ValueError(f"learning rates are numbers above 0, one at least; got {self.lrs}")
+        if self.probe_epochs < 1:
+            raise ValueError(f"probe_epochs is at least 1; got {self.probe_epochs}")
+
     @property
     def needs(self) -> Needs:
         return "images" if self.preset == "mae" else "features"
@@ -93,10 +99,6 @@ class Linear:
 
     def run(self, encoder: FeatureEncoder, data: FeatureSplit | ImageSplit, context: Context) -> Score:
         """The accuracy after the last epoch."""
-        if not self.lrs or min(self.lrs) <= 0:
-            raise ValueError(f"learning rates are numbers above 0, one at least; got {self.lrs}")
-        if self.probe_epochs < 1:
-            raise ValueError(f"probe_epochs is at least 1; got {self.probe_epochs}")
         inputs: _Cached | _Views
         if isinstance(data, FeatureSplit):
             inputs = _Cached(data, context.seed)

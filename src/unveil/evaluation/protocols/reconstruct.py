@@ -30,9 +30,11 @@ class Reconstruct:
     hidden: tuple[float, ...] = (0.5, 0.75, 0.9)
     cross_modal: bool = True
 
-    def run(self, subject: Reconstructor, data: HeldOutSamples, context: Context) -> Score:
+    def __post_init__(self) -> None:
         if not self.hidden or not all(0 < share < 1 for share in self.hidden):
             raise ValueError(f"hidden is one share between 0 and 1 or several; got {self.hidden}")
+
+    def run(self, subject: Reconstructor, data: HeldOutSamples, context: Context) -> Score:
         shown: dict[str, float | tuple[str, ...]] = {f"{share:g}": 1 - share for share in self.hidden}
         targets: dict[str, str] = {}  # where whole modalities are shown, the one to predict from them
         if self.cross_modal and len(subject.inputs) > 1:

@@ -25,10 +25,13 @@ class Transfer(Repeated):
     to: tuple[str, ...] = ()
     by: Classification = "linear"
 
-    def run(self, subject: FeatureEncoder, data: ImageSplit, context: Context) -> Score | None:
-        """Accuracies on the further sets; None where the protocol cannot measure the encoder."""
+    def __post_init__(self) -> None:
+        super().__post_init__()
         if not self.to:
             raise ValueError("transfer needs data sets to go to: give --to FOLDER ..., beside --data")
+
+    def run(self, subject: FeatureEncoder, data: ImageSplit, context: Context) -> Score | None:
+        """Accuracies on the further sets; None where the protocol cannot measure the encoder."""
         protocol = self.repeated()
         splits = {_name(address, self.to): _open(address, subject, context.seed) for address in self.to}
         metrics: dict[str, float] = {}
