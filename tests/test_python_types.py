@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 import numpy as np
@@ -20,6 +20,8 @@ SMALL = {"size": "nano", "patch": 8, "epochs": 1, "batch_size": 8, "compile": "o
     ("kind", "value", "accepted"),
     [
         (str, Path("a/b"), "a/b"),
+        (str, PurePosixPath("a/b"), "a/b"),
+        (str, torch.device("cuda", 1), "cuda:1"),
         (str | None, None, None),
         (tuple[int, ...], 32, (32,)),
         (tuple[int, ...], [32, 48], (32, 48)),
@@ -65,9 +67,11 @@ def test_public_functions_take_what_python_gives(tmp_path: Path, capsys: pytest.
     assert facts(run)["dials"]["image_size"] == [32]
     again = unveil.pretrain("mae", data=images, out=tmp_path / "b", init_from=run, image_size=[32], **SMALL)
     scenes = "scenes:count=24,size=32"
-    (result,) = unveil.evaluate(again, data=scenes, protocol="knn", limit=np.int64(20), baselines=False)
+    (result,) = unveil.evaluate(
+        unveil.Run.open(again), data=scenes, protocol="knn", limit=np.int64(20), baselines=False
+    )
     assert result.protocol == "knn"
-    assert unveil.embed(again, data=images, out=tmp_path / "f.npz").exists()
+    assert unveil.embed(unveil.Run.open(again), data=images, out=tmp_path / "f.npz").exists()
     assert unveil.inspect(images, limit=np.int64(5))
     assert unveil.report(str(run)) == run / "report.html"
     assert unveil.report(run).exists()

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import os
 import re
 import sys
 import types
@@ -238,8 +239,10 @@ def meanings(function: Callable[..., Any]) -> dict[str, str]:
 
 
 def _plain(value: Any) -> Any:
-    """Paths as text, lists as tuples, and the numbers of NumPy and torch as Python's own."""
-    if isinstance(value, Path):
+    """Paths, runs and devices as text, lists as tuples, and the numbers of NumPy and torch as Python's own."""
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if "torch" in sys.modules and isinstance(value, sys.modules["torch"].device):
         return str(value)
     if hasattr(value, "tolist"):
         value = value.tolist()

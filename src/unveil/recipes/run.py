@@ -53,6 +53,10 @@ class Run:
         self.path, self.config = path, config
         self._last_read: tuple[float | None, Checkpoint] | None = None
 
+    def __fspath__(self) -> str:
+        """Its folder, so that a run is accepted wherever its address is."""
+        return str(self.path)
+
     @classmethod
     def open(cls, path: str | Path) -> Run:
         """The run in a folder.
