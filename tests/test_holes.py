@@ -97,6 +97,14 @@ def test_maps_that_were_saved_in_colours_say_how_to_save_them(tmp_path: Path, na
         read_map(buffer.getvalue(), declared)
 
 
+def test_class_ids_in_a_jpeg_are_refused():
+    buffer = io.BytesIO()
+    Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8) % 5).save(buffer, "JPEG")
+    (declared,) = declare(["semseg"])
+    with pytest.raises(ValueError, match="class ids are changed by the compression of JPEG; save them as PNG"):
+        read_map(buffer.getvalue(), declared)
+
+
 def test_colours_of_measured_maps_are_not_augmented():
     encoder = ImageEncoder(Encoder([DEPTH], (32,), 8, dim=16, depth=1, heads=2))
     data: Any = None

@@ -110,6 +110,8 @@ def _stored(data: bytes, kind: str, declared: Declared) -> _Stored:
     if kind == "geotiff":
         return _geotiff(data)
     with Image.open(io.BytesIO(data)) as image:
+        if declared.is_categorical and image.format == "JPEG":
+            raise ValueError("class ids are changed by the compression of JPEG; save them as PNG")
         if (deep := deep_colour(image, data)) is not None:
             return _Stored(deep[0], f"16-bit {image.format}")
         if image.mode not in ("L", "P", "1", "I", "F", "RGB") and not image.mode.startswith("I;16"):
