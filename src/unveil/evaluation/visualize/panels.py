@@ -10,7 +10,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ...data.modality_config import Declared
 from ...data.sources import SampleSource, Source, origin
 from ...modeling.masked_model import MaskedModel
 from ...modeling.patches import validity
@@ -88,16 +87,13 @@ class MapRenderer:
 def map_renderers(modalities: Sequence[Modality], source: Source, batch: Batch) -> dict[str, MapRenderer]:
     """A renderer for each modality; the limits of its colours are the 1st and 99th percentile of a batch's maps."""
     whole = origin(source)[0]
-    declared: Mapping[str, Declared] = {}
-    if isinstance(whole, SampleSource):
-        declared = {d.name: d for d in whole.declared}
+    declared = {d.name: d for d in whole.declared} if isinstance(whole, SampleSource) else {}
     renderers = {}
     for m in modalities:
         own = declared.get(m.name)
         unit, classes = (own.unit, own.classes) if own else ("", ())
         image, known = batch.maps[m.name], validity(batch, m)
-        limits: tuple[float, float] | None = None
-        places: tuple[int, ...] = ()
+        limits, places = None, ()
         if m.kind == "categorical":
             places = tuple(image[known].unique().tolist()) + (() if known.all() else (-1,))
         else:
@@ -219,8 +215,7 @@ def _maps_of(attention: AttentionMaps, layout: Layout, modality: str) -> dict[st
     if modality not in layout.spans:
         return {}
     maps = {"student": attention.student[:, layout.spans[modality]]}
-    teacher = attention.teacher_map(modality)
-    if teacher is not None:
+    if (teacher := attention.teacher_map(modality)) is not None:
         maps["teacher"] = teacher
         if attention.guide is not None and len(layout.spans) == 1:
             maps["blend"] = attention.guide
