@@ -75,7 +75,9 @@ def test_a_free_batch_size_exports_and_traces(encoder: FeatureExtractor):
 
 
 @pytest.mark.parametrize(
-    "change", [lambda x: 255 * x, lambda x: (x - 0.45) / 0.22], ids=["0 to 255", "normalised before"]
+    "change",
+    [lambda x: 255 * x, lambda x: (x - 0.45) / 0.22, lambda x: (255 * x).to(torch.int64)],
+    ids=["0 to 255", "normalised before", "whole numbers"],
 )
 def test_images_outside_0_to_1_are_warned_of_once(encoder: FeatureExtractor, change):
     images = images_of(encoder, 4)

@@ -131,9 +131,10 @@ class FeatureExtractor(nn.Module, ABC):
         return [(block.ls1, block.ls2) for block in self.blocks]
 
     def forward(self, images: Tensor) -> Float[Tensor, "B F"]:
-        if images.ndim != 4 or images.shape[1] != self.channels:
-            raise ValueError(f"images are B x {self.channels} x H x W in [0, 1]; got {tuple(images.shape)}")
-        if images.is_floating_point() and not is_traced():
+        if not isinstance(images, Tensor) or images.ndim != 4 or images.shape[1] != self.channels:
+            given = tuple(images.shape) if isinstance(images, Tensor) else f"a {type(images).__name__}"
+            raise ValueError(f"images are B x {self.channels} x H x W in [0, 1]; got {given}")
+        if images.dtype != torch.uint8 and not is_traced():
             self._warn_of_range(images)
         images = to_float(images.to(self.device)).to(self.trunk.prefix.dtype)
         return self.features(images, self.pool)
