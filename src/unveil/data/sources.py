@@ -150,7 +150,10 @@ def open_source(address: str | Path, channels: int | None = None, *, as_recorded
     if shards:
         return _open_parquet(text, [root / name for name in shards], channels, others, columns, as_recorded)
     if columns.flags:
-        raise ValueError(f"{columns.flags} names a column of Parquet files, and {place!r} holds pictures; leave it out")
+        raise ValueError(
+            f"{columns.flags} names a column of Parquet files, and {place!r} holds pictures; leave it out, or write it"
+            " into the address of the table alone, FILE.parquet:image=NAME,label=NAME"
+        )
     labels, classes = folder_labels(files)
     source = FolderSource(text, root, files, channels or 3, labels, classes, others)
     return source if channels else replace(source, channels=most_common_channels(source))
