@@ -182,9 +182,8 @@ class Run:
         address = self.config.data.address if data is None else data
         given = self._open(address) if isinstance(address, str) else address
         own = given if data is None or names_digest(given) == self.config.data.names else self._own_data()
-        trained = frozenset() if own is None else frozenset(locations(self._hold_out(own)[0]))
         source = self._open(address, extra_maps) if extra_maps and isinstance(address, str) else given
-        is_trained = [location in trained for location in locations(source)]
+        is_trained = self._known_by_path(source, own)
         if own is not given and (known := self._trained_images()) is not None:  # copies of them at another address
             is_trained = [by_path or copy for by_path, copy in zip(is_trained, shared(source, known), strict=True)]
         train = [i for i, known in enumerate(is_trained) if known]
@@ -201,13 +200,8 @@ class Run:
         They are known by their content, wherever they lie; to a run of release 0.1 by their paths.
         """
         looked_at = Subset(source, spread(len(source), _LOOKED_AT))
-        if (known := self._trained_images()) is not None:
-            are_known = shared(looked_at, known)
-        else:
-            own = self._own_data()
-            trained = frozenset() if own is None else frozenset(locations(self._hold_out(own)[0]))
-            are_known = [location in trained for location in locations(looked_at)]
-        count = sum(are_known)
+        known = self._trained_images()
+        count = sum(shared(looked_at, known) if known is not None else self._known_by_path(looked_at, self._own_data()))
         which = f"{count:,} of the {len(looked_at):,}" if count < len(looked_at) else f"All {count:,}"
         sampled = ", evenly spread," if len(looked_at) < len(source) else ""
         return f"{which} test images{sampled} are among those that {self.path} was pretrained on." if count else ""
@@ -224,14 +218,19 @@ class Run:
         except (OSError, ValueError):
             return None
 
-    def _hold_out(self, own: Source) -> tuple[Source, Source]:
+    def _known_by_path(self, source: Source, own: Source | None) -> list[bool]:
+        """Of each sample, whether its file is one of the run's `own` data that it was trained on."""
+        if own is None:
+            return [False] * len(source)
         data = self.config.data
         if names_digest(own) != data.names:
             log(
                 f"warning: {own.address} has changed since {self.path} was trained on {data.count} samples of it (now"
                 f" {len(own)}); which of them it was trained on is not known, and some of those used may be"
             )
-        return hold_out(own, data.held_out_share, self.config.seed, last=data.held_out_last, group_by=data.group_by)
+        split = hold_out(own, data.held_out_share, self.config.seed, last=data.held_out_last, group_by=data.group_by)
+        trained = frozenset(locations(split[0]))
+        return [location in trained for location in locations(source)]
 
     def _open(self, address: str, extra_maps: tuple[Declared, ...] = ()) -> Source:
         """The samples at an address as the run reads them, with extra maps."""

@@ -127,10 +127,7 @@ class PretrainConfig:
             raise ValueError("pretrain needs a recipe, such as crossmae, or --config with a file that names one")
         of_recipe = {option.name: option for option in options_of(load_recipe(given["recipe"]))}
         own = {name: given.pop(name) for name in OPTION_NAMES if name in given}
-        return cls(
-            **own,
-            recipe_options={n: of_recipe[n].accept(v) if n in of_recipe else v for n, v in given.items()},
-        )
+        return cls(**own, recipe_options={n: of_recipe[n].accept(v) if n in of_recipe else v for n, v in given.items()})
 
     @property
     def address(self) -> str:
@@ -158,9 +155,8 @@ class PretrainConfig:
     def check_recipe_options(self, recipe: Callable[..., Any]) -> None:
         """Raise ValueError, with the nearest names, for an option that the recipe does not have."""
         known = [option.name for option in options_of(recipe)]
-        for name in self.recipe_options:
-            if name not in known:
-                raise ValueError(f"the recipe {self.name} has no option {name!r}; {suggest(name, known)}")
+        if unknown := [name for name in self.recipe_options if name not in known]:
+            raise ValueError(f"the recipe {self.name} has no option {unknown[0]!r}; {suggest(unknown[0], known)}")
 
     def command(self, run: Path) -> str:
         """The command that continues this run, or starts it in an empty folder."""
