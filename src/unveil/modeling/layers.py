@@ -22,6 +22,7 @@ Rotation = tuple[Float[Tensor, "M d"], Float[Tensor, "M d"]] | None  # cosines a
 
 EPS = 1e-6  # of LayerNorm, in every paper here
 ROWS = 64  # rows of attention that are computed at once
+SHORT = 512  # keys up to which attention in bf16 on a CPU is trained as matrix products
 
 
 def in_order(modules: Iterable[M]) -> Sequence[M]:
@@ -56,6 +57,30 @@ def rotate(x: Float[Tensor, "B H K d"], rotation: Rotation) -> Float[Tensor, "B 
     return torch.cat([prefix, rotated.to(x.dtype)], dim=-2)
 
 
+def attend(
+    q: Float[Tensor, "B H Q d"], k: Float[Tensor, "B H N d"], v: Float[Tensor, "B H N d"], keys: Keys = None
+) -> Float[Tensor, "B H Q d"]:
+    """Scaled dot-product attention, by the backend that is fastest for the device and type.
+
+    PyTorch's fused kernel, except for training in bf16 on a CPU: there its backward pass takes 2 to 10 times as long
+    as the two matrix products and the softmax written out, up to some hundred keys (docs/performance.md). Beyond
+    that the fused kernel saves the memory of the whole map. Both agree within the rounding of bf16.
+    """
+    mask = None if keys is None else keys[:, None, None]
+    if not writes_out_attention(q, k):
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+    scores = (q * q.shape[-1] ** -0.5) @ k.mT
+    if mask is not None:
+        scores = scores.masked_fill(~mask, -torch.inf)
+    return scores.softmax(dim=-1) @ v
+
+
+def writes_out_attention(q: Tensor, k: Tensor) -> bool:
+    """Whether `attend` multiplies these queries and keys as plain matrices."""
+    is_trained = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad)
+    return is_trained and q.device.type == "cpu" and q.dtype == torch.bfloat16 and k.shape[-2] <= SHORT
+
+
 class Attention(nn.Module):
     """Multi-head self-attention with one fused query-key-value projection, and rotary positions where a ViT has them.
 
@@ -81,7 +106,7 @@ class Attention(nn.Module):
             (to_q, to_kv), (q_bias, kv_bias) = self.qkv.weight.split(sizes), self.qkv.bias.split(sizes)
             q = F.linear(x[:, -last:], to_q, q_bias).unflatten(-1, (self.heads, -1)).transpose(1, 2)
             k, v = F.linear(x, to_kv, kv_bias).unflatten(-1, (2, self.heads, -1)).transpose(1, 3).unbind(2)
-        x = F.scaled_dot_product_attention(q, k, v, attn_mask=None if keys is None else keys[:, None, None])
+        x = attend(q, k, v, keys)
         return self.proj(x.transpose(1, 2).flatten(2))
 
     def rows(
@@ -152,7 +177,7 @@ class CrossAttention(nn.Module):
     def forward(self, x: Float[Tensor, "B Q D"], context: Float[Tensor, "B K C"]) -> Float[Tensor, "B Q D"]:
         q = self.q(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)
         k, v = (y.transpose(1, 2) for y in self.kv(context).unflatten(-1, (2, self.heads, -1)).unbind(2))
-        x = F.scaled_dot_product_attention(q, k, v)
+        x = attend(q, k, v)
         return self.proj(x.transpose(1, 2).flatten(2))
 
 
