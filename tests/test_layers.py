@@ -16,7 +16,15 @@ from torch import Tensor
 from tiny import batch, build
 from unveil.modeling.decoder import Blend, CrossDecoder, SelfDecoder, choose_maps
 from unveil.modeling.encoder import Encoder
-from unveil.modeling.layers import Attention, Block, CrossAttention, sincos_positions
+from unveil.modeling.layers import (
+    SHORT,
+    Attention,
+    Block,
+    CrossAttention,
+    attend,
+    sincos_positions,
+    writes_out_attention,
+)
 from unveil.modeling.masking import Masker, Uniform
 from unveil.modeling.patches import patchify, unpatchify
 from unveil.modeling.types import FeatureSpec, Modality, take
@@ -30,6 +38,42 @@ def test_patches_are_laid_out_row_column_channel():
     )
     assert torch.equal(patches, naive)
     assert torch.equal(unpatchify(patches, 4, (2, 3)), image)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("shape", [(2, 3, 9, 9), (2, 3, 4, 17)])
+def test_written_out_attention_is_the_fused_one(shape, masked):
+    """Outputs and gradients in bf16 are as near to those in float64 as the fused kernel's are."""
+    b, h, q, n = shape
+    exact = [torch.randn(b, h, rows, 16, dtype=torch.float64) for rows in (q, n, n)]
+    keys = torch.arange(n)[None] < torch.tensor([[n], [n - 3]]) if masked else None
+    mask = None if keys is None else keys[:, None, None]
+
+    def run(function, dtype):
+        given = [x.to(dtype, copy=True).requires_grad_() for x in exact]
+        out = function(*given)
+        out.square().sum().backward()
+        return [y.double() for y in (out.detach(), *(x.grad for x in given))]
+
+    true = run(lambda *x: F.scaled_dot_product_attention(*x, attn_mask=mask), torch.float64)
+    fused = run(lambda *x: F.scaled_dot_product_attention(*x, attn_mask=mask), torch.bfloat16)
+    ours = run(lambda *x: attend(*x, keys), torch.bfloat16)
+    for name, y, theirs, own in zip(("out", "q", "k", "v"), true, fused, ours, strict=True):
+        error, noise = (own - y).norm() / y.norm(), (theirs - y).norm() / y.norm()
+        assert error < 2 * noise + 2e-3, name
+
+
+def test_attention_is_written_out_where_that_is_faster():
+    """In the training of few tokens in bf16 on a CPU; not in float32, without gradient or where the map is large."""
+    q = torch.zeros(1, 1, 4, 8, dtype=torch.bfloat16, requires_grad=True)
+    assert writes_out_attention(q, q)
+    assert not writes_out_attention(q.float(), q.float())
+    assert not writes_out_attention(q.detach(), q.detach())
+    assert not writes_out_attention(q, q.expand(1, 1, 4, 8).repeat(1, 1, SHORT, 1))
+    elsewhere = torch.empty(1, 1, 4, 8, dtype=torch.bfloat16, device="meta", requires_grad=True)
+    assert not writes_out_attention(elsewhere, elsewhere)
+    with torch.no_grad():
+        assert not writes_out_attention(q, q)
 
 
 def test_positions_encode_the_column_first():

@@ -64,7 +64,7 @@ def test_other_metrics_than_accuracies_are_in_the_table(own: Path, capsys: pytes
 
 def test_what_is_wrong_with_a_file_is_said(own: Path):
     assert data_for([str(own)]) == "labelled images"
-    with pytest.raises(ValueError, match="has no option 'lrs'; linear has it"):
+    with pytest.raises(ValueError, match="has no option 'lrs'; linear, lowshot"):
         choose([str(own)], {"lrs": (0.1,)})
     with pytest.raises(FileNotFoundError, match=r"there is no protocol file missing\.py"):
         choose(["missing.py"])

@@ -63,7 +63,7 @@ def attend(
     """Scaled dot-product attention, by the backend that is fastest for the device and type.
 
     PyTorch's fused kernel, except for training in bf16 on a CPU: there its backward pass takes 2 to 10 times as long
-    as the two matrix products and the softmax written out, up to some hundred keys (docs/performance.md). Beyond
+    as the two matrix products and the softmax written out, up to some hundred keys. Beyond
     that the fused kernel saves the memory of the whole map. Both agree within the rounding of bf16.
     """
     mask = None if keys is None else keys[:, None, None]

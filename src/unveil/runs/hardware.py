@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 import subprocess
@@ -50,9 +51,26 @@ def choose_precision(precision: Precision, device: torch.device) -> Literal["flo
 
 
 def num_cores() -> int:
-    """The cores that this process may use: its share, where `torchrun` has started several on this machine."""
+    """The cores that this process may use: the quota of its container, shared with the others that `torchrun` started.
+
+    A quota of 1.5 cores counts as 2.
+    """
     here = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    here = math.ceil(min(here, cpu_quota(Path("/sys/fs/cgroup"))))
     return max(1, here // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+
+
+def cpu_quota(cgroup: Path) -> float:
+    """Cores of CPU time that a container may use, by cgroup v2 or v1; infinite where there is no limit."""
+    try:
+        quota, period = (cgroup / "cpu.max").read_text().split()
+    except (OSError, ValueError):
+        try:
+            quota, period = ((cgroup / "cpu" / f"cpu.cfs_{name}_us").read_text() for name in ("quota", "period"))
+        except OSError:
+            return math.inf
+    limited = quota.strip() not in ("max", "-1")
+    return float(quota) / float(period) if limited else math.inf
 
 
 def autocast(device: torch.device) -> torch.autocast:

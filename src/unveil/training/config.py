@@ -54,6 +54,8 @@ class PretrainConfig:
     compile: compile the step with torch.compile; auto does on a GPU
     micro_batch: images that are computed at once; changes memory and speed, not the result
     workers: threads that prepare images; by default one for each core
+    threads: threads that compute a step on a CPU; by default all cores, or one while other programs keep them busy
+        (with --precision float32, which repeats a run to the bit, always all)
     save_minutes: minutes between checkpoints
     val_every: epochs between two validations on held-out images; by default a tenth of the run, more in a short one
     save_every: epochs between weights that stay in the folder, for `evaluate --at-epoch` and `analyze attention`
@@ -85,6 +87,7 @@ class PretrainConfig:
     compile: Compile = "auto"
     micro_batch: int | None = None
     workers: int | None = None
+    threads: int | None = None
     save_minutes: float = 10.0
     val_every: float | None = None
     save_every: float | None = None
@@ -97,6 +100,7 @@ class PretrainConfig:
         need(0 <= self.seed < 2**62, "--seed", self.seed, "a whole number, 0 or more")
         need(self.micro_batch is None or self.micro_batch >= 1, "--micro-batch", self.micro_batch, "1 image or more")
         need(self.workers is None or self.workers >= 1, "--workers", self.workers, "1 thread or more")
+        need(self.threads is None or self.threads >= 1, "--threads", self.threads, "1 thread or more")
         need(0 <= self.save_minutes < math.inf, "--save-minutes", self.save_minutes, "a time, 0 for every step")
         for name in ("val_every", "save_every", "init_epoch"):
             epochs = getattr(self, name)

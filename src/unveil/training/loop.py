@@ -26,6 +26,7 @@ from ..runs.checkpoint import Checkpoint
 from ..runs.console import Progress, is_rank_zero, log
 from ..runs.folder import RunFolder
 from ..runs.hardware import memory_used
+from ..runs.threads import AdaptiveThreads
 from .distributed import SINGLE_PROCESS, Group
 from .metrics import MetricsWindow, SkippedSteps, progress_text
 from .trainer import Settings, Trainer
@@ -94,6 +95,7 @@ class Loop:
             count = int(self.total / per_epoch / every + 1e-9)
             self.save_at = {max(1, round(k * every * per_epoch)): k * every for k in range(1, count + 1)}
         self.skipped = SkippedSteps(run, loader)
+        self.threads = AdaptiveThreads(0 if settings.compile else settings.adaptive_threads)
         self.seconds = 0.0  # of training, over all sessions
 
     def train(
@@ -146,7 +148,8 @@ class Loop:
             lr = self._rate(index, step)
             trainer.model.before_step(step, step / self.total)
             batch = replace(batch, progress=torch.tensor(step / self.total), step_key=step_key(self.seed, step))
-            update = trainer.update(batch, lr)
+            with self.threads.step():
+                update = trainer.update(batch, lr)
             step += 1
             window.add(update, self.loader.batch_size)
             self.skipped.add(update, epoch, step)

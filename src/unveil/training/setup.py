@@ -50,7 +50,7 @@ from .init_from import (
     schedule_lines,
 )
 from .run_metadata import layout_of, model_metadata, read_settings, run_metadata, settings_metadata, stage_lines
-from .timing import build_once, time_with_data, tune_step
+from .timing import TRIALS_FROM, adaptive_threads, build_once, choose_fastest, time_with_data, tune_step
 from .trainer import Settings
 
 _SAMPLE = 100  # images that show most mistakes before all are inspected
@@ -168,6 +168,7 @@ def set_up_resumed(config: PretrainConfig, folder: Path, processes: int = 1) -> 
         compile=settings.compile if config.compile == "auto" else config.compile == "on",
         micro_batch=min(config.micro_batch or settings.micro_batch, batch // processes),
         save_minutes=config.save_minutes,
+        adaptive_threads=adaptive_threads(config, device),
     )
     metadata["settings"] = settings_metadata(settings, batch, config.workers, processes)
     log(f"continuing {folder} at step {resume.state['step'] if resume else 0}")
@@ -261,6 +262,11 @@ class _Draft:
         batch = guess.options.get("batch_size", recipe.optim.batch_size)
         check_divisible(batch, processes)
         size = min(settings.micro_batch, batch // processes)
+        planned = guess.options.get("epochs", recipe.epochs) * self.num_train * seconds
+        if self.device.type == "cpu" and planned >= TRIALS_FROM:
+            of_size = replace(settings, micro_batch=size)
+            chosen, step_seconds = choose_fastest(config, recipe, of_size, self.modalities, planned)
+            settings, seconds = replace(chosen, micro_batch=settings.micro_batch), step_seconds / size / processes
         loader = Loader(train, recipe.view, size, config.seed, config.workers, None, config.max_broken, self.modalities)
         with_data = time_with_data(recipe, replace(settings, micro_batch=size), loader, seconds * processes)
         return settings, with_data / processes

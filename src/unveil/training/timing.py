@@ -25,6 +25,9 @@ from .trainer import Settings, Trainer
 
 _UPDATES, _SECONDS = 8, 2.0  # timed with real data: at most so many updates, ended after so many seconds
 _LONG = 5.0  # seconds of an update that is timed only once
+TRIALS_FROM = 60.0  # seconds of training from which alternatives are timed before it
+COMPILE_FROM = 1800.0  # and from which one of them is the compiled step
+FASTER = 0.9  # of the time, below which an alternative is taken
 
 
 def build_once(recipe: Recipe) -> Recipe:
@@ -48,6 +51,7 @@ def tune_step(
         save_minutes=config.save_minutes,
         val_every=1.0,
         save_every=config.save_every,
+        adaptive_threads=adaptive_threads(config, device),
     )
     while True:
         try:
@@ -60,9 +64,59 @@ def tune_step(
         except Exception as error:  # compilers raise many types; an error of the model itself is raised again below
             if not settings.compile:
                 raise
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
-            log(f"note: torch.compile does not work here ({reason}); training goes on without it")
+            _log_not_compiled(error)
             settings = replace(settings, compile=False)
+
+
+def _log_not_compiled(error: Exception) -> None:
+    reason = (str(error).splitlines() or [type(error).__name__])[0]
+    log(f"note: torch.compile does not work here ({reason}); training goes on without it")
+
+
+def adaptive_threads(config: PretrainConfig, device: torch.device) -> int:
+    """The most threads of a run whose number of threads follows the load of the machine; 0 where it is fixed.
+
+    It is for `--threads`, and for `--precision float32`, whose runs are the same to the bit.
+    """
+    is_fixed = device.type != "cpu" or config.threads is not None or config.precision == "float32"
+    return 0 if is_fixed else torch.get_num_threads()
+
+
+def choose_fastest(
+    config: PretrainConfig, recipe: Recipe, settings: Settings, modalities: Sequence[Modality], planned: float
+) -> tuple[Settings, float]:
+    """The settings with what is fastest on this CPU of what the options leave open, and the seconds of a micro-batch.
+
+    One thread or all, bf16 or float32 are timed; for a run of half an hour (`planned`, in seconds) also the compiled
+    step, since compiling takes about a minute.
+    """
+
+    def seconds(of: Settings) -> float:
+        return measure_step(recipe, of, of.micro_batch, modalities)
+
+    best = seconds(settings)
+    if settings.adaptive_threads > 1:
+        torch.set_num_threads(1)
+        if (single := seconds(settings)) < FASTER * best:
+            log(f"note: other programs keep the cores busy: one thread takes {single / best:.0%} of the time of all")
+            best = single
+        else:
+            torch.set_num_threads(settings.adaptive_threads)
+    others = []
+    if config.precision == "auto" and settings.precision == "bf16":
+        others.append(replace(settings, precision="float32"))
+    if config.compile == "auto" and planned >= COMPILE_FROM:
+        log("compiling the step, to see whether that pays ...")
+        others.append(replace(settings, compile=True))
+    for other in others:
+        try:
+            if (took := seconds(other)) < FASTER * best:
+                settings, best = other, took
+        except Exception as error:  # compilers raise many types; an error of the model itself is raised above
+            if not other.compile:
+                raise
+            _log_not_compiled(error)
+    return settings, best
 
 
 def time_with_data(recipe: Recipe, settings: Settings, loader: Loader, step_seconds: float) -> float:

@@ -27,6 +27,7 @@ class Settings:
     save_minutes: float
     val_every: float  # epochs
     save_every: float | None = None  # epochs
+    adaptive_threads: int = 0  # the most threads of a CPU, where their number follows the load; 0 keeps it
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,107 @@
+"""The number of threads follows what else a machine does, and the share of a container."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from unveil.runs import hardware
+from unveil.runs.threads import TRIAL_SECONDS, TRIAL_SHARE, AdaptiveThreads, set_threads
+
+
+@pytest.fixture(autouse=True)
+def _restored_threads():
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+class Machine:
+    """A clock, and steps that take 1 s with all threads on a quiet machine and 1.3 s with one."""
+
+    def __init__(self, most: int = 2):
+        torch.set_num_threads(most)
+        self.time, self.is_busy, self.used = 0.0, False, []
+        self.threads = AdaptiveThreads(most, lambda: self.time)
+
+    def run(self, seconds: float) -> None:
+        end = self.time + seconds
+        while self.time < end:
+            with self.threads.step():
+                self.used.append(torch.get_num_threads())
+                several = torch.get_num_threads() > 1
+                self.time += (10.0 if several else 2.0) if self.is_busy else (1.0 if several else 1.3)
+
+
+def test_one_thread_computes_while_other_programs_keep_the_cores_busy():
+    machine = Machine()
+    machine.run(200)
+    assert torch.get_num_threads() == 2
+    machine.is_busy = True
+    machine.run(200)
+    assert torch.get_num_threads() == 1
+    machine.is_busy = False
+    machine.run(2.5 * (TRIAL_SECONDS + 20.0 / TRIAL_SHARE))
+    assert torch.get_num_threads() == 2
+    machine.is_busy = True
+    machine.used.clear()
+    machine.run(2000)
+    assert 10.0 * machine.used.count(2) <= 2 * TRIAL_SHARE * 2000 + 200  # the steps before the first trial, too
+
+
+def test_all_threads_are_taken_again_where_they_pay():
+    machine = Machine(most=4)
+    torch.set_num_threads(1)
+    machine.threads.recent.extend([4.0] * 5)  # on a quiet machine, one thread of four
+    machine.time = TRIAL_SECONDS
+    machine.run(4)
+    assert torch.get_num_threads() == 4
+
+
+@pytest.mark.parametrize("most", [0, 1])
+def test_a_fixed_number_of_threads_stays(most: int):
+    torch.set_num_threads(2)
+    machine = Machine(2)
+    machine.threads = AdaptiveThreads(most, lambda: machine.time)
+    machine.is_busy = True
+    machine.run(500)
+    assert set(machine.used) == {2}
+
+
+def test_short_runs_try_nothing():
+    machine = Machine()
+    machine.is_busy = True
+    machine.run(TRIAL_SECONDS)
+    assert set(machine.used) == {2}
+
+
+@pytest.mark.parametrize(
+    ("files", "cores"),
+    [
+        ({"cpu.max": "150000 100000\n"}, 1.5),
+        ({"cpu.max": "max 100000\n"}, float("inf")),
+        ({"cpu/cpu.cfs_quota_us": "200000\n", "cpu/cpu.cfs_period_us": "100000\n"}, 2.0),
+        ({"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}, float("inf")),
+        ({}, float("inf")),
+        ({"cpu.max": "?\n"}, float("inf")),
+    ],
+)
+def test_the_quota_of_a_container_is_read(tmp_path, files, cores):
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    assert hardware.cpu_quota(tmp_path) == cores
+
+
+def test_no_more_threads_than_cores_unless_said(monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr("unveil.runs.threads.num_cores", lambda: 1)
+    torch.set_num_threads(2)
+    set_threads(2)
+    assert torch.get_num_threads() == 2
+    set_threads()
+    assert torch.get_num_threads() == 1
+    torch.set_num_threads(2)
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    set_threads()
+    assert torch.get_num_threads() == 2
