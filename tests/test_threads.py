@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 
+import unveil
 from unveil.runs import hardware
-from unveil.runs.threads import TRIAL_SECONDS, TRIAL_SHARE, AdaptiveThreads, set_threads
+from unveil.runs.threads import TRIAL_SECONDS, TRIAL_SHARE, AdaptiveThreads, use_threads
 
 
 @pytest.fixture(autouse=True)
@@ -97,11 +100,22 @@ def test_no_more_threads_than_cores_unless_said(monkeypatch):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setattr("unveil.runs.threads.num_cores", lambda: 1)
     torch.set_num_threads(2)
-    set_threads(2)
+    with use_threads(3):
+        assert torch.get_num_threads() == 3
+    with use_threads():
+        assert torch.get_num_threads() == 1
     assert torch.get_num_threads() == 2
-    set_threads()
-    assert torch.get_num_threads() == 1
-    torch.set_num_threads(2)
     monkeypatch.setenv("OMP_NUM_THREADS", "2")
-    set_threads()
+    with use_threads():
+        assert torch.get_num_threads() == 2
+
+
+def test_a_run_takes_its_threads_and_gives_them_back(tmp_path):
+    torch.set_num_threads(2)
+    options = {"data": "scenes:count=40,size=32", "epochs": 1.0, "size": "nano", "batch_size": 16, "patch": 8}
+    run = unveil.pretrain("mae", out=tmp_path / "run", threads=1, **options)
     assert torch.get_num_threads() == 2
+    settings = json.loads((run / "run.json").read_text())["settings"]
+    assert (settings["threads"], settings["adaptive_threads"]) == (1, 0)
+    with pytest.raises(ValueError, match="--threads 0: 1 thread or more is needed"):
+        unveil.pretrain("mae", out=tmp_path / "other", threads=0, **options)

@@ -28,7 +28,7 @@ from ..runs.folder import (
     choose_folder,
     is_continuation,
 )
-from ..runs.threads import set_threads
+from ..runs.threads import use_threads
 from ..training.config import PretrainConfig, signature
 from ..training.distributed import Group, process_group
 from ..training.loop import Loop, stop_on_signal
@@ -45,8 +45,7 @@ def pretrain(recipe: str | None = None, **options: Any) -> Path:
     config = PretrainConfig.resolve(recipe, options)
     if config.save_config is not None:
         return _save_config(config, user_path(config.save_config))
-    set_threads(config.threads)
-    with process_group() as group:
+    with use_threads(config.threads), process_group() as group:
         return _lead(config, group) if group.is_rank_zero else _follow(config, group)
 
 

@@ -19,13 +19,20 @@ GAIN = 0.8  # of the time of a step, below which the other number of threads is 
 WINDOW = 5  # steps whose median is compared
 
 
-def set_threads(threads: int | None = None) -> None:
+@contextmanager
+def use_threads(threads: int | None = None) -> Iterator[None]:
     """Compute with so many threads; by default with torch's own number, but no more than cores that may be used.
 
     (torch counts the cores of the machine, not the share of a container, and its threads wait for each other.)
+    The number is as before in the end, whatever has changed it.
     """
-    if threads is not None or ("OMP_NUM_THREADS" not in os.environ and torch.get_num_threads() > num_cores()):
+    before = torch.get_num_threads()
+    if threads is not None or ("OMP_NUM_THREADS" not in os.environ and before > num_cores()):
         torch.set_num_threads(threads or num_cores())
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 class AdaptiveThreads:
