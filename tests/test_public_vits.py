@@ -246,7 +246,7 @@ def _folder(tmp_path_factory: pytest.TempPathFactory):
 @pytest.mark.parametrize("content", [{}, [1, 2], {"model": {}}, {"epoch": 3}, torch.zeros(3)], ids=repr)
 def test_a_file_without_weights(content, tmp_path: Path):
     torch.save(content, tmp_path / "w.pth")
-    with pytest.raises(ValueError, match="holds no weights: a state dict was expected"):
+    with pytest.raises(ValueError, match="holds no weights: a dict of tensors is needed"):
         read_weights(tmp_path / "w.pth")
 
 
