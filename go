@@ -32,9 +32,16 @@ def main(words):
     if command == "demo":
         os.execv(PYTHON, [PYTHON, "-m", "unveil", "demo", *args])
     if command == "test":
+        if all(word.startswith("-") for word in args):  # the whole suite: a process of one thread for each core
+            os.environ.setdefault("OMP_NUM_THREADS", "1")
+            args = ["-n", str(min(8, num_cores())), "--dist", "loadfile", *args]
         os.execv(PYTHON, [PYTHON, "-m", "pytest", *args])
     checks = (["ruff", "check", "."], ["ruff", "format", "--check", "."], ["mypy"])
     return max(subprocess.call([PYTHON, "-m", *check]) for check in checks)
+
+
+def num_cores():
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def find_python():
@@ -42,9 +49,9 @@ def find_python():
     if sys.version_info >= NEEDED:
         return
     for minor in (13, 12, 11, 14):
-        found = shutil.which(f"python3.{minor}")
-        if found:
-            os.execv(found, [found, os.path.abspath(__file__), *sys.argv[1:]])
+        python = shutil.which(f"python3.{minor}")
+        if python:
+            os.execv(python, [python, os.path.abspath(__file__), *sys.argv[1:]])
     stop(f"unveil needs Python {NEEDED[0]}.{NEEDED[1]} or newer; this is {sys.version.split()[0]}")
 
 
