@@ -392,4 +392,9 @@ def _rows(facts: MapFacts) -> list[tuple[str, str]]:
         total = sum(facts.ids.values())
         shown = ", ".join(f"{i} {n / total:.1%}" for i, n in list(facts.ids.items())[: 4 * _LISTED])
         rows.append(("", f"{len(facts.ids)} class ids: {shown}"))
+    if len(facts.ids) == 1:
+        rows.append(("", "warning: one class alone; 255 is no class: save it as another id, or declare `void`"))
+    is_8_bit = {kind[:5] for kind in facts.stored} <= {"8-bit", "uint8"}
+    if facts.unit == "m" and is_8_bit and facts.mean and facts.mean[0] < 0.256:  # metres
+        rows.append(("", "warning: 8-bit numbers are read as millimetres; declare their scale in a .toml"))
     return [*rows, ("", f"{facts.share_valid:.1%} of the pixels valid")]

@@ -190,7 +190,7 @@ class TrainableEncoder(FeatureEncoder, Protocol):
 class SavableEncoder(Protocol):
     """An encoder that can be written to a file."""
 
-    def save(self, file: Path) -> None:
+    def save(self, file: str | Path) -> None:
         """Write the weights to a file in the safetensors format."""
 
 

@@ -16,6 +16,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ..runs.checkpoint import write_weights
+from ..runs.console import user_path
 from .encoder import Encoder
 from .layers import EPS, Block, ResizePositions
 from .types import DEPTH, RGB, Batch, Modality, Pool, to_float
@@ -189,13 +190,19 @@ class ImageEncoder(FeatureExtractor):
     def features_of(self, batch: Batch, pool: Pool) -> Float[Tensor, "B F"]:
         return pooled(self.encoder, batch, pool)
 
-    def save(self, file: Path) -> None:
-        """Write the encoder to a safetensors file that `load`, `--teacher` and `--init-from` read."""
+    def save(self, file: str | Path) -> None:
+        """Write the encoder to a .safetensors file that `load`, `--teacher` and `--init-from` read.
+
+        Raises ValueError for a file of another name, which they would not know.
+        """
+        path = user_path(file)
+        if path.suffix != ".safetensors":
+            raise ValueError(f"an encoder is saved to a .safetensors file; got {file}")
         model = {"heads": self.encoder.blocks[0].attn.heads}
         dials = {"image_size": self.image_size, "resize_positions": self.resize_positions}
         metadata = {"modality": asdict(self.modalities[0]), "dials": dials, "model": model}
         state = {f"encoder.{name}": tensor for name, tensor in self.encoder.state_dict().items()}
-        write_weights(file, state, {"unveil": json.dumps(metadata)})
+        write_weights(path, state, {"unveil": json.dumps(metadata)})
 
 
 def pooled(encoder: Encoder, images: Float[Tensor, "B C H W"] | Batch, pool: Pool) -> Float[Tensor, "B F"]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -255,9 +255,10 @@ def assemble(
     taken = {"patch_embed.proj.weight", "patch_embed.proj.bias", "cls_token", "dist_token", "pos_embed", *_REGISTERS}
     ours = rename({name: tensor for name, tensor in state.items() if name not in taken}, MLP)
     ours |= {"embed.weight": weight.permute(0, 2, 3, 1).flatten(1), "prefix": prefix}
-    ours["embed.bias"] = state.get("patch_embed.proj.bias", torch.zeros(width))
-    for block in range(blocks):
-        ours.setdefault(f"blocks.{block}.attn.qkv.bias", torch.zeros(3 * width))
+    if "patch_embed.proj.bias" in state or "norm_pre.weight" in state:  # CLIP has none
+        ours["embed.bias"] = state.get("patch_embed.proj.bias", torch.zeros(width))
+    biases = [f"blocks.{block}.attn.qkv.bias" for block in range(blocks)]
+    ours |= {} if any(name in ours for name in biases) else dict.fromkeys(biases, torch.zeros(3 * width))  # all or none
     if table is not None:
         ours["table"] = table
     projection = state.get("projection.weight")
@@ -353,19 +354,20 @@ def load_encoder(address: str | Path, pool: Pool = "mean") -> PublicViT:
     if left or report.missing or report.reshaped:
         raise ValueError(
             f"{address} looks like {family}, but has {len(report.loaded)} of that encoder's {len(vit.state_dict())}"
-            f" tensors and {len(left)} others, so its features would be wrong. Missing:"
-            f" {summarise(report.missing)}. Of another shape: {summarise(report.reshaped)}. Left over:"
-            f" {summarise(left)}. Give a plain ViT, or compute its features with the project that made it"
+            f" tensors and {len(left)} others, so its features would be wrong. Missing: {summarise(report.missing)}."
+            f" Of another shape: {summarise(report.reshaped)}. Left over: {summarise(left)}. Give a plain ViT, or"
+            " compute its features with the project that made it"
         )
     encoder = PublicViT(vit, pool)
     height, width = encoder.image_size
     heads = f"{config.heads} head{'s' * (config.heads > 1)}"
+    mean, std = (" ".join(f"{value:.3g}" for value in values) for values in (config.mean, config.std))
     is_alone = not (files.config or files.preprocessing)
     log(
         f"{address}: {family}, {config.depth} blocks of width {config.width}, {heads}, patch {config.patch} at"
-        f" {height} x {width}, {config.activation}; images normalised by mean {_numbers(config.mean)} and std"
-        f" {_numbers(config.std)}"
-        f"{'; no config.json is beside it, so heads, activation and these are the usual ones' * is_alone}\n{report}"
+        f" {height} x {width}, {config.activation}; images normalised by mean {mean} and std {std}"
+        f"{'; no config.json is beside it, so heads, activation and these are the usual ones' * is_alone}"
+        f"{'; it has no final norm: features are normalised without' * (config.final_norm == 'none')}\n{report}"
     )
     return encoder
 
@@ -394,7 +396,3 @@ def _recognise(files: WeightFiles) -> tuple[ViTConfig, StateDict, str]:
         except ValueError as error:
             raise ValueError(f"{files.address} cannot be read as {family}: {error}") from error
     raise ValueError(f"{files.address} holds no ViT that is known here; its tensors are {summarise(files.state)}")
-
-
-def _numbers(values: Sequence[float]) -> str:
-    return " ".join(f"{value:.3g}" for value in values)

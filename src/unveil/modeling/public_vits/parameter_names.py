@@ -114,13 +114,20 @@ def rename(state: Mapping[str, Tensor], table: Table) -> StateDict:
 
 
 def fuse(state: Mapping[str, Tensor]) -> StateDict:
-    """Separate query, key and value projections -> one matrix. A bias that one of them lacks is 0 (BEiT's keys)."""
+    """Separate query, key and value projections -> one matrix. A bias that one of them lacks is 0 (BEiT's keys).
+
+    Raises ValueError where another block has that bias, and for a matrix that is missing.
+    """
     biases = ((r"\.attn\.([qkv])_bias$", r".attn.\1_proj.bias"),)
     fused = rename(state, biases)
     state = dict(fused)
+    there = {re.sub(r"\d+", "", name) for name in state if name.endswith("bias")}
     for name, tensor in state.items():
         if match := re.fullmatch(r"(.*\battn\.)q_proj\.(weight|bias)", name):
             names = [f"{match[1]}{letter}_proj.{match[2]}" for letter in "qkv"]
+            for lacking in [n for n in names if n not in state]:
+                if match[2] == "weight" or re.sub(r"\d+", "", lacking) in there:
+                    raise ValueError(f"it lacks the tensor {lacking}, which its other blocks have")
             fused[f"{match[1]}qkv.{match[2]}"] = torch.cat([fused.pop(n, torch.zeros_like(tensor)) for n in names])
     return fused
 
