@@ -10,6 +10,9 @@ import torch
 import unveil
 from unveil.runs import hardware
 from unveil.runs.threads import TRIAL_SECONDS, TRIAL_SHARE, AdaptiveThreads, use_threads
+from unveil.training.config import PretrainConfig
+from unveil.training.timing import adaptive_threads, choose_fastest
+from unveil.training.trainer import Settings
 
 
 @pytest.fixture(autouse=True)
@@ -119,3 +122,64 @@ def test_a_run_takes_its_threads_and_gives_them_back(tmp_path):
     assert (settings["threads"], settings["adaptive_threads"]) == (1, 0)
     with pytest.raises(ValueError, match="--threads 0: 1 thread or more is needed"):
         unveil.pretrain("mae", out=tmp_path / "other", threads=0, **options)
+
+
+class Costs:
+    """Stands in for timing a step: seconds by threads, precision and compilation, and what was tried."""
+
+    def __init__(self, one: float = 9.0, float32: float = 9.0, compiled: float | Exception = 9.0):
+        self.one, self.float32, self.compiled, self.tried = one, float32, compiled, []
+
+    def __call__(self, recipe, settings: Settings, batch: int, modalities) -> float:
+        is_single = torch.get_num_threads() == 1
+        self.tried.append((is_single, settings.precision, settings.compile))
+        if settings.compile:
+            if isinstance(self.compiled, Exception):
+                raise self.compiled
+            return self.compiled
+        return self.one if is_single else self.float32 if settings.precision == "float32" else 1.0
+
+
+def chosen(monkeypatch, costs: Costs, planned: float = 100.0, **options) -> tuple[Settings, float]:
+    torch.set_num_threads(2)
+    monkeypatch.setattr("unveil.training.timing.measure_step", costs)
+    config = PretrainConfig("mae", **options)
+    most = adaptive_threads(config, torch.device("cpu"))
+    settings = Settings("cpu", "bf16", 16, False, 10.0, 1.0, adaptive_threads=most)
+    return choose_fastest(config, None, settings, (), planned)
+
+
+def test_the_fastest_of_what_is_open_is_taken(monkeypatch):
+    settings, seconds = chosen(monkeypatch, Costs())
+    assert (settings.precision, settings.compile, torch.get_num_threads(), seconds) == ("bf16", False, 2, 1.0)
+    settings, seconds = chosen(monkeypatch, Costs(float32=0.5))
+    assert (settings.precision, seconds) == ("float32", 0.5)
+    assert chosen(monkeypatch, Costs(float32=0.95))[0].precision == "bf16"  # no more than timing may err
+    chosen(monkeypatch, Costs(one=0.3))
+    assert torch.get_num_threads() == 1
+    settings, seconds = chosen(monkeypatch, Costs(compiled=0.5), planned=4000.0)
+    assert (settings.compile, seconds) == (True, 0.5)
+
+
+def test_what_is_given_or_does_not_pay_is_not_tried(monkeypatch):
+    chosen(monkeypatch, costs := Costs(one=0.1, float32=0.1), precision="bf16", threads=2, compile="off", planned=4000)
+    assert costs.tried == [(False, "bf16", False)]
+    chosen(monkeypatch, costs := Costs(compiled=0.1), planned=100.0)
+    assert not any(is_compiled for *_, is_compiled in costs.tried)
+    chosen(monkeypatch, costs := Costs(one=0.3, compiled=0.1), planned=4000.0)  # its threads would stay at one
+    assert not any(is_compiled for *_, is_compiled in costs.tried)
+
+
+def test_a_compiler_that_fails_is_a_note(monkeypatch, capsys):
+    settings, _ = chosen(monkeypatch, Costs(compiled=RuntimeError("no compiler")), planned=4000.0)
+    assert not settings.compile
+    assert "torch.compile does not work here (no compiler)" in "".join(capsys.readouterr())
+
+
+def test_a_run_that_is_to_be_the_same_to_the_bit_keeps_its_threads():
+    torch.set_num_threads(2)
+    cpu = torch.device("cpu")
+    assert adaptive_threads(PretrainConfig("mae"), cpu) == 2
+    assert adaptive_threads(PretrainConfig("mae", precision="float32"), cpu) == 0
+    assert adaptive_threads(PretrainConfig("mae", threads=2), cpu) == 0
+    assert adaptive_threads(PretrainConfig("mae"), torch.device("meta")) == 0

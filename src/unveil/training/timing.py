@@ -88,7 +88,7 @@ def choose_fastest(
     """The settings with what is fastest on this CPU of what the options leave open, and the seconds of a micro-batch.
 
     One thread or all, bf16 or float32 are timed; for a run of half an hour (`planned`, in seconds) also the compiled
-    step, since compiling takes about a minute.
+    step, since compiling takes about a minute and fixes the number of threads: all of them, or it is not tried.
     """
 
     def seconds(of: Settings) -> float:
@@ -98,14 +98,14 @@ def choose_fastest(
     if settings.adaptive_threads > 1:
         torch.set_num_threads(1)
         if (single := seconds(settings)) < FASTER * best:
-            log(f"note: other programs keep the cores busy: one thread takes {single / best:.0%} of the time of all")
+            log(f"note: a step takes {single / best:.0%} of the time with one thread, so one computes for now")
             best = single
         else:
             torch.set_num_threads(settings.adaptive_threads)
     others = []
     if config.precision == "auto" and settings.precision == "bf16":
         others.append(replace(settings, precision="float32"))
-    if config.compile == "auto" and planned >= COMPILE_FROM:
+    if config.compile == "auto" and planned >= COMPILE_FROM and torch.get_num_threads() >= settings.adaptive_threads:
         log("compiling the step, to see whether that pays ...")
         others.append(replace(settings, compile=True))
     for other in others:
