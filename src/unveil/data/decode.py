@@ -9,6 +9,7 @@ import sys
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from importlib import import_module
 from typing import Any, TypeVar
 
@@ -63,15 +64,17 @@ class Header:
     has_alpha: bool
 
 
-def decode(data: bytes, name: str = "image") -> Shaped[Tensor, "C H W"]:
+def decode(data: bytes, name: str = "image", reduction: int = 1) -> Shaped[Tensor, "C H W"]:
     """The pixels of an encoded image: uint8 in 0..255, or float32 in [0, 1] for 16-bit grey and float files.
+
+    The sides of a plain JPEG are divided by `reduction`, 1, 2, 4 or 8, and rounded up; those of any other file are not.
 
     Grey has 1 channel, everything of colour 3 (palettes, CMYK; alpha is dropped; colour of 16 bits is float32), a TIFF
     of several equal grey pages one per page, any other TIFF as many as `tifffile` finds. The first frame of an
     animation counts, and EXIF orientation is applied. Pixels that are NaN, infinite or outside [0, 1] are refused: no
     scale is guessed. Raises `Unreadable`.
     """
-    return reading(name, _decode, data)
+    return reading(name, _decode if reduction == 1 else partial(_decode, reduction=reduction), data)
 
 
 def read_header(data: bytes, name: str = "image") -> Header:
@@ -115,8 +118,8 @@ def optional(module: str, needed: str) -> Any:
         raise ValueError(needed) from error
 
 
-def _decode(data: bytes) -> Tensor:
-    if data[:3] == b"\xff\xd8\xff" and (pixels := _decode_jpeg(data)) is not None:
+def _decode(data: bytes, reduction: int = 1) -> Tensor:
+    if data[:3] == b"\xff\xd8\xff" and (pixels := _decode_jpeg(data, reduction)) is not None:
         return pixels
     image = _open(data)
     if isinstance(image, ChannelTiff):
@@ -129,24 +132,48 @@ def _decode(data: bytes) -> Tensor:
     return _pixels(image, 0)
 
 
-def _decode_jpeg(data: bytes) -> Tensor | None:
-    """The pixels of a grey or YCbCr JPEG, or None where Pillow should look at it."""
+def _decode_jpeg(data: bytes, reduction: int) -> Tensor | None:
+    """The pixels of a grey or YCbCr JPEG, each side divided by 1, 2, 4 or 8; None where Pillow should look at it."""
     try:
         height, width, colorspace, _ = simplejpeg.decode_jpeg_header(data)
         if colorspace not in ("Gray", "YCbCr") or height * width > MAX_PIXELS:
             return None
-        pixels = simplejpeg.decode_jpeg(data, "GRAY" if colorspace == "Gray" else "RGB")
+        least = (-(-height // reduction), -(-width // reduction)) if reduction > 1 else (0, 0)
+        pixels = simplejpeg.decode_jpeg(data, "GRAY" if colorspace == "Gray" else "RGB", False, False, *least)
     except ValueError as error:
         # Strict decoding also refuses harmless oddities (stray bytes between markers), which Pillow reads well.
         # Missing data it would fill with grey.
         if "premature end" in str(error).lower():
             raise ValueError(f"the file is truncated or damaged ({error})") from error
         return None
-    image = torch.from_numpy(pixels).permute(2, 0, 1)
-    if data.find(b"Exif\0\0", 0, 1 << 18) < 0:
-        return image
+    return _turned(torch.from_numpy(pixels).permute(2, 0, 1), _jpeg_orientation(data))
+
+
+def jpeg_size(data: bytes) -> tuple[int, int] | None:
+    """Height and width of a plain JPEG as it will be delivered; None for anything else, also for what is no image."""
+    if data[:3] != b"\xff\xd8\xff":
+        return None
+    try:
+        height, width, colorspace, _ = simplejpeg.decode_jpeg_header(data)
+    except ValueError:
+        return None
+    if colorspace not in ("Gray", "YCbCr") or height * width > MAX_PIXELS:
+        return None
+    return (width, height) if _jpeg_orientation(data) in _TRANSPOSED else (height, width)
+
+
+def _jpeg_orientation(data: bytes) -> int:
+    """The EXIF orientation of a JPEG, 1..8; its segments are walked up to the scan (ITU-T T.81, annex B)."""
+    at = 2
+    while data[at : at + 1] == b"\xff" and data[at + 1] != 0xDA:
+        if data[at + 1] == 0xE1 and data[at + 4 : at + 10] == b"Exif\0\0":
+            break
+        at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+    else:
+        if data[at : at + 2] == b"\xff\xda" or data.find(b"Exif\0\0", 0, 1 << 18) < 0:
+            return 1
     with Image.open(io.BytesIO(data)) as header:
-        return oriented(image, header)
+        return _orientation(header)
 
 
 def _open(data: bytes) -> Image.Image | ChannelTiff:
@@ -251,7 +278,10 @@ def _pixels(image: Image.Image, page: int) -> Tensor:
 
 def oriented(pixels: Shaped[Tensor, "C H W"], image: Image.Image) -> Shaped[Tensor, "C h w"]:
     """The pixels of an image turned by its EXIF orientation 1..8 (TIFF 6.0, section 8, tag Orientation)."""
-    orientation = _orientation(image)
+    return _turned(pixels, _orientation(image))
+
+
+def _turned(pixels: Shaped[Tensor, "C H W"], orientation: int) -> Shaped[Tensor, "C h w"]:
     if orientation in _TRANSPOSED:
         pixels = pixels.transpose(1, 2)
     dims = {2: (2,), 3: (1, 2), 4: (1,), 6: (2,), 7: (1, 2), 8: (1,)}.get(orientation, ())

@@ -20,8 +20,9 @@ from ..modeling.rng import SampleRng, mix, sample_keys
 from ..modeling.types import Batch, Modality, to_float
 from ..runs.hardware import num_cores, reading_threads
 from .decode import Unreadable
-from .sources import Samples, Source, coverage, images_of, sampler
-from .transforms import Keys, Sample
+from .encoded import EncodedPicture, reduction
+from .sources import Samples, Source, coverage, encoded_images_of, images_of, sampler
+from .transforms import Keys, Sample, View
 
 _CHUNKS = (8, 64)  # the fewest and the most samples that one thread prepares at a time
 _DECODED_BYTES = 32 << 20  # of samples that a thread holds before it draws their views
@@ -67,7 +68,7 @@ class TooManyBroken(ValueError):  # noqa: N818, it says what happened, as `Unrea
 class _Chunk:
     """What a thread has read of some rows: the samples at `places` among them, what it tried, and what is broken."""
 
-    samples: list[Sample] = field(default_factory=list)
+    samples: list[Sample | EncodedPicture] = field(default_factory=list)
     places: list[int] = field(default_factory=list)
     tried: list[int] = field(default_factory=list)
     broken: dict[int, str] = field(default_factory=dict)
@@ -107,6 +108,8 @@ class Loader:
         if len(source) < 1:
             raise ValueError(f"{source.address} has no images; give a source with at least one")
         self.source, self.view, self.seed = source, view, seed
+        self._least = (min(view.image_size),) * 2
+        self._sample: Callable[[int], Sample | EncodedPicture]
         self._lacking: set[str] | None = None
         self._complete: frozenset[str] = frozenset()
         if isinstance(modality, str):
@@ -125,6 +128,8 @@ class Loader:
                     )
             self._what, self._sample = "samples", sampler(source, self.modalities[0].name)
             self._lacking, self._complete = coverage(source)
+        if isinstance(view, View) and (read := encoded_images_of(source, self.modalities[0].name)):
+            self._sample = read
         self.batch_size = min(batch_size, len(source))
         self.shard, self.num_shards = shard
         self.workers = max(1, num_cores() if workers is None else workers)
@@ -133,7 +138,8 @@ class Loader:
         self.unreadable: dict[str, str] = {}
         self._tried = bytearray(len(source))
         self._num_tried = 0
-        self._cache: dict[int, Sample] = {}
+        self._cache: dict[int, Sample | EncodedPicture] = {}
+        self._damaged: dict[int, str] = {}
         default = min(_CACHE_BYTES, psutil.virtual_memory().available // 4)
         self._cache_left = default if cache_bytes is None else cache_bytes
 
@@ -175,7 +181,7 @@ class Loader:
         with closing(prefetch(jobs, 2 * self.workers, self.workers)) as chunks:
             for number, chunk in enumerate(chunks, start=1):
                 self._note(chunk)
-                samples += chunk.samples
+                samples += cast("list[Sample]", chunk.samples)  # no `View`: none is encoded
                 if number % _CHUNKS[0] == 0 or number == count or _are_large(samples):
                     yield samples
                     samples = []
@@ -208,21 +214,30 @@ class Loader:
         self.unreadable |= {self.source.name(index): reason for index, reason in chunk.broken.items()}
 
     def _prepare(self, rows: Int[Tensor, " b"], keys: Int[Tensor, " b"]) -> tuple[_Chunk, Batch, Int[Tensor, " r"]]:
-        """What was read of these rows, its views, and the rows that have one.
+        """What was read of these rows, its views, and the rows that have one."""
+        try:
+            return self._drawn(rows, keys)
+        except Unreadable:  # of a picture that was decoded only where it was viewed
+            return self._drawn(rows, keys, decoding=True)
 
-        Views are drawn when a few large photographs have been decoded, so that a thread holds no more of them.
-        """
+    def _drawn(
+        self, rows: Int[Tensor, " b"], keys: Int[Tensor, " b"], decoding: bool = False
+    ) -> tuple[_Chunk, Batch, Int[Tensor, " r"]]:
+        """Views are drawn when a few large photographs have been decoded, so that a thread holds no more of them."""
         chunk = _Chunk()
         views: list[Sample] = []
 
         def draw() -> None:
             places = chunk.places[len(views) :]
-            views.extend(self.view(chunk.samples, self.modalities, keys[places]))
+            views.extend(self.view(cast("list[Sample]", chunk.samples), self.modalities, keys[places]))
             chunk.samples.clear()
 
-        for _ in self._read_each(rows, keys, chunk):
-            if _are_large(chunk.samples):
+        held = 0
+        for sample in self._read_each(rows, keys, chunk, decoding):
+            held += sample.nbytes
+            if held > _DECODED_BYTES:
                 draw()
+                held = 0
         draw()
         keys = keys[chunk.places]
         batch = collate(views, keys, self.modalities, self.view.image_size, self._lacking, self._complete)
@@ -230,10 +245,12 @@ class Loader:
 
     def _read_all(self, rows: Int[Tensor, " b"], keys: Int[Tensor, " b"]) -> _Chunk:
         chunk = _Chunk()
-        deque(self._read_each(rows, keys, chunk), maxlen=0)
+        deque(self._read_each(rows, keys, chunk, decoding=False), maxlen=0)
         return chunk
 
-    def _read_each(self, rows: Int[Tensor, " b"], keys: Int[Tensor, " b"], chunk: _Chunk) -> Iterator[None]:
+    def _read_each(
+        self, rows: Int[Tensor, " b"], keys: Int[Tensor, " b"], chunk: _Chunk, decoding: bool
+    ) -> Iterator[Sample | EncodedPicture]:
         """Into `chunk` the sample of each row or, for a broken one, the first readable replacement of its key."""
         for place, (row, key) in enumerate(zip(rows.tolist(), keys, strict=True)):
             for attempt in range(1 if self.max_broken is None else 1 + _REPLACEMENTS_TRIED):
@@ -242,19 +259,30 @@ class Loader:
                     continue
                 chunk.tried.append(index)
                 try:
-                    chunk.samples.append(self._read(index))
+                    sample = self._read(index, decoding)
                 except Unreadable as error:
-                    chunk.broken[index] = error.reason
+                    chunk.broken[index] = self._damaged[index] = error.reason
                 else:
+                    chunk.samples.append(sample)
                     chunk.places.append(place)
-                    yield
+                    yield sample
                     break
 
-    def _read(self, index: int) -> Sample:
-        if index in self._cache:
-            return self._cache[index]
-        sample = self._sample(index)
-        if sample.nbytes <= self._cache_left:  # threads may overdraw this by a sample each
+    def _read(self, index: int, decoding: bool = False) -> Sample | EncodedPicture:
+        """A sample; a picture that is viewed in full size is decoded where the cache has room for it.
+
+        With `decoding` one that cannot be decoded is found here, else when it is viewed. Raises `Unreadable`.
+        """
+        if index in self._damaged:
+            raise Unreadable(self.source.name(index), self._damaged[index])
+        cached = self._cache.get(index)
+        sample = cached or self._sample(index)
+        if isinstance(sample, EncodedPicture):
+            fits = sample.decoded_nbytes <= self._cache_left and reduction(sample.size, self._least) == 1
+            if decoding or (fits and cached is None):
+                decoded = Sample({sample.modality: sample.pixels()})
+                sample = decoded if fits else sample
+        if cached is None and sample.nbytes <= self._cache_left:  # threads may overdraw this by a sample each
             self._cache_left -= sample.nbytes
             self._cache[index] = sample
         return sample

@@ -20,6 +20,7 @@ from torch import Tensor
 from ..runs.console import user_path
 from .columns import Columns, split_columns
 from .decode import EXTENSIONS, Unreadable, decode, read_header, to_channels
+from .encoded import EncodedPicture, encoded_picture
 from .listing import (
     PICTURES,
     folder_labels,
@@ -298,6 +299,22 @@ def images_of(source: Source, name: str) -> Callable[[int], Sample]:
             raise Unreadable(source.name(index), f"has no file of {first}")
         sample = images.sample(numbers[index])
         return Sample({name: sample.maps[first]}, {name: sample.valid[first]} if first in sample.valid else {})
+
+    return read
+
+
+def encoded_images_of(source: Source | Samples, name: str) -> Callable[[int], Sample | EncodedPicture] | None:
+    """As `images_of`, but a plain JPEG stays encoded until it is viewed; None unless it is a source of files."""
+    whole, numbers = origin(source)
+    if not isinstance(whole, EncodedSource) or isinstance(whole, Samples):
+        return None
+    files = whole
+
+    def read(index: int) -> Sample | EncodedPicture:
+        number = numbers[index]
+        data, called = files.encoded(number), files.name(number)
+        picture = encoded_picture(name, called, data, files.channels)
+        return picture or Sample({name: to_channels(decode(data, called), files.channels, called)})
 
     return read
 

@@ -6,7 +6,7 @@ A random view is a pure function of the sample and its key. Missing maps and unk
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal, get_args
 
 import numpy as np
@@ -18,6 +18,7 @@ from torch.nn.functional import interpolate
 from ..modeling.rng import SampleRng
 from ..modeling.types import Modality
 from .decode import Unreadable
+from .encoded import EncodedPicture, reduction
 from .read_map import Map
 
 Resize = Callable[[Tensor, tuple[int, int]], Tensor]
@@ -79,7 +80,9 @@ class View:
         if self.flip not in get_args(Flip):
             raise ValueError(f"flip {self.flip!r} is not one of: {', '.join(get_args(Flip))}")
 
-    def __call__(self, samples: Sequence[Sample], modalities: Sequence[Modality], keys: Keys) -> list[Sample]:
+    def __call__(
+        self, samples: Sequence[Sample | EncodedPicture], modalities: Sequence[Modality], keys: Keys
+    ) -> list[Sample]:
         """A random view of each sample, drawn by its key."""
         cuts = draw_cuts([sample.size for sample in samples], self, keys)
         return [view_of(s, cut, self.image_size, modalities) for s, cut in zip(samples, cuts, strict=True)]
@@ -116,6 +119,14 @@ class Cut:
         view = (way or resize)(view.transpose(1, 2) if self.turned else view, size)
         dims = [axis for axis, flipped in ((1, self.upside_down), (2, self.mirrored)) if flipped]
         return view.flip(dims) if dims else view
+
+    def reduced(self, by: int, size: tuple[int, int]) -> Cut:
+        """The same box, to the pixel, in the image of this size (height, width) whose sides are `by` times smaller."""
+        height, width = (
+            min(max(1, round(side / by)), full) for side, full in zip((self.height, self.width), size, strict=True)
+        )
+        top, left = min(round(self.top / by), size[0] - height), min(round(self.left / by), size[1] - width)
+        return replace(self, top=top, left=left, height=height, width=width)
 
 
 def draw_cuts(sizes: Sequence[tuple[int, int]], view: View, keys: Keys) -> list[Cut]:
@@ -184,8 +195,14 @@ def _center_scale(size: tuple[int, int], image_size: tuple[int, int]) -> float:
     return scale * 256 / 224 if min(size) > 96 and scale * 256 / 224 <= 1 else scale
 
 
-def view_of(sample: Sample, cut: Cut, size: tuple[int, int], modalities: Sequence[Modality]) -> Sample:
+def view_of(sample: Sample | EncodedPicture, cut: Cut, size: tuple[int, int], modalities: Sequence[Modality]) -> Sample:
     """One view of every map: the same box and flips, each map at `size` over its own stride."""
+    if isinstance(sample, EncodedPicture):
+        by = reduction((cut.height, cut.width), size[::-1] if cut.turned else size)
+        pixels = sample.pixels(by)
+        if by > 1 and tuple(pixels.shape[-2:]) != sample.size:
+            cut = cut.reduced(by, (pixels.shape[-2], pixels.shape[-1]))
+        sample = Sample({sample.modality: pixels})
 
     def view(image: Tensor, modality: Modality, way: Resize) -> Tensor:
         return cut.of(image, (size[0] // modality.stride, size[1] // modality.stride), way)
