@@ -13,8 +13,9 @@ from multimodal import GUIDED, LACKING, batch, build
 from unveil.cli import main
 from unveil.commands.analyze.masks import FAITHFUL, RANDOM, costs, guidance_of
 from unveil.evaluation.analysis.mask_overlap import MaskOverlap, guided_mask, mask_overlaps
-from unveil.experiments.bench.contenders import CONTENDERS, Work
+from unveil.experiments.bench.contenders import CONTENDERS
 from unveil.experiments.bench.flops_and_memory import count_flops
+from unveil.experiments.bench.work import Work
 from unveil.modeling.types import Layout, Tokens
 from unveil.recipes import multimae
 from unveil.recipes.registry import build_recipe

@@ -13,16 +13,20 @@ import torch
 from unveil.cli.flags import flags_of
 from unveil.experiments.bench import bench, flops_and_memory
 from unveil.experiments.bench import command as commands
-from unveil.experiments.bench.contenders import CONTENDERS, Name, Ours, Work, select_contenders
+from unveil.experiments.bench.chosen import choose_settings, mode_of
+from unveil.experiments.bench.contenders import CONTENDERS, Ours, select_contenders
 from unveil.experiments.bench.flops_and_memory import StepCost, count_flops, peak
+from unveil.experiments.bench.modes import How, split_names
+from unveil.experiments.bench.products import SIDE, Rates, record_products, seconds_alone
 from unveil.experiments.bench.timing import Quartiles, Seconds, Stepper, interleave, quartiles, speed
+from unveil.experiments.bench.work import Work
 from unveil.modeling.decoder import CrossDecoder, SelfDecoder
 from unveil.modeling.encoder import SIZES
 
 CPU = torch.device("cpu")
 SMALL = Work("tiny", 8, (32,), 2, 0)
 BASE = Work("base", 16, (224,), 8, 0)
-LADDER: tuple[Name, ...] = ("mae", "cross-attention", "partial", "inter-block")
+LADDER: tuple[str, ...] = ("mae", "cross-attention", "partial", "inter-block")
 quick = {"size": "tiny", "patch": 8, "image_size": (32,), "batch_size": 2, "memory": False, "device": "cpu"}
 
 
@@ -69,6 +73,7 @@ class TestContenders:
         monkeypatch.setitem(sys.modules, "transformers", None)
         found, absent = select_contenders(("transformers", "mae", "mae"), SMALL)
         assert [c.name for c in found] == ["mae"]
+        assert "not installed" in absent["transformers"]
         assert "pip install" in absent["transformers"]
         with pytest.raises(ValueError, match="no contender is left"):
             select_contenders(("transformers",), SMALL)
@@ -124,6 +129,92 @@ class TestFlops:
         assert count_flops(CONTENDERS["transformers"], BASE).flops == formula("transformers", BASE)
 
 
+class TestProducts:
+    """The products of a step, and the rates at which they are computed alone."""
+
+    def test_each_is_recorded_with_its_shapes(self):
+        products = record_products(CONTENDERS["mae"], SMALL)
+        dim, read = SIZES["tiny"][0], 2 * (1 + 4)
+        shapes = {tuple(o.shape for o in product.operands[-2:]): n for product, n in products.items()}
+        assert shapes[(read, dim), (dim, 3 * dim)] == 12, "queries, keys and values of every block"
+        assert sum(product.flops * n for product, n in products.items()) == formula("mae", SMALL)
+
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+    def test_their_time_alone_is_what_the_step_could_take(self, dtype: torch.dtype, monkeypatch):
+        monkeypatch.setattr("unveil.experiments.bench.products.SIDE", 64)
+        products = record_products(CONTENDERS["inter-block"], SMALL)
+        types = set()
+        rates = Rates(products, CPU, dtype)
+        for product in rates.products:
+            arguments = rates.arguments(product)
+            assert [tuple(a.stride()) for a in arguments if isinstance(a, torch.Tensor)] == [
+                o.stride for o in product.operands
+            ]
+            types |= {product.function(*arguments).dtype}
+        assert types == {dtype}
+        square, each = rates.measure()
+        assert square > 0
+        assert each.keys() == products.keys()
+        assert seconds_alone(products, dict.fromkeys(products, 2.0)) == 2 * sum(products.values())
+
+    def test_the_square_product_has_the_operations_that_it_is_counted_with(self):
+        square = Rates((), CPU, torch.float32).square
+        assert square.flops == 2 * SIDE**3
+        assert [o.shape for o in square.operands] == [(SIDE, SIDE)] * 2
+
+
+class TestModes:
+    def test_behind_a_name_it_is_for_it_alone(self):
+        names = split_names(("mae", "transformers:float32", "mae:auto", "mae:bf16"), ("float32", "bf16"))
+        assert names == {"mae": ("float32", "bf16", "auto"), "transformers": ("float32",)}
+        assert How.of("bf16+compile") == How("bf16", compile=True)
+        assert How("float32", compile=True).mode == "float32+compile"
+
+    def test_auto_is_what_pretrain_chooses(self, monkeypatch: pytest.MonkeyPatch):
+        seen = {}
+
+        def fastest(config, recipe, settings, modalities, planned):
+            seen.update(stages=len(recipe.stages), batch=recipe.optim.batch_size, planned=planned)
+            return replace(settings, precision="bf16", compile=True, micro_batch=1), 1.0
+
+        monkeypatch.setattr("unveil.experiments.bench.chosen.choose_fastest", fastest)
+        settings = choose_settings(CONTENDERS["cmtmae-stage2"], SMALL, CPU)
+        assert mode_of(settings) == "bf16+compile"
+        assert seen["stages"] == 1
+        assert seen["batch"] == SMALL.batch_size
+        assert seen["planned"] > 3600
+        stepper = Stepper(CONTENDERS["mae"].build(SMALL), SMALL.batch(CPU), CPU)
+        stepper.settings["auto"] = replace(settings, compile=False)
+        sizes = []
+        stepper.model.model.register_forward_pre_hook(lambda _, given: sizes.append(len(given[0])))
+        assert stepper.step("auto").forward > 0
+        assert sizes == [1, 1], "the micro-batches that it chose"
+
+    def test_a_peer_is_as_it_comes(self):
+        assert mode_of(choose_settings(CONTENDERS["transformers"], SMALL, CPU)) == "float32"
+
+    @pytest.mark.parametrize("name", ["timm", "lightly"])
+    def test_other_projects_do_the_same_work(self, name: str):
+        if why := CONTENDERS[name].absent(SMALL):
+            assert why.startswith("not installed")
+            pytest.skip(why)
+        flops = count_flops(CONTENDERS[name], BASE).flops
+        assert flops == pytest.approx(count_flops(CONTENDERS["mae"], BASE).flops, rel=0.03)
+        stepper = Stepper(CONTENDERS[name].build(SMALL), SMALL.batch(CPU), CPU)
+        before = [p.detach().clone() for p in stepper.model.parameters() if p.requires_grad]
+        stepper.step("float32")
+        after = [p for p in stepper.model.parameters() if p.requires_grad]
+        assert all(not torch.equal(old, new) for old, new in zip(before, after, strict=True))
+
+
+class TestPresets:
+    def test_flags_beside_a_preset_override_it(self):
+        given = {"size": None, "patch": None, "image_size": (), "batch_size": 3}
+        assert commands.work_of("cifar", given, 5, CPU) == Work("tiny", 4, (32,), 3, 5)
+        assert commands.work_of("base", given | {"batch_size": None}, 0, CPU) == Work("base", 16, (224,), 32, 0)
+        assert commands.work_of(None, given | {"batch_size": None, "size": "small"}, 0, CPU).batch_size == 8
+
+
 class TestGuidance:
     @pytest.mark.parametrize(
         ("other", "base", "times"),
@@ -147,7 +238,7 @@ class TestGuidance:
         looks: list[int] = []
         look = model.model.teachers["student"].teacher
         monkeypatch.setattr(look, "observe", lambda *seen, observe=look.observe: looks.append(1) or observe(*seen))
-        stepper = Stepper(model, SMALL.batch(CPU), CPU, period=contender.period)
+        stepper = Stepper(model, SMALL.batch(CPU), CPU, contender.period)
         assert stepper.step("float32").step > 0
         assert len(looks) == 1
         assert {int(state["step"]) for state in stepper.optimizer.state.values()} == {4}
@@ -222,7 +313,7 @@ class TestTiming:
 
 class TestMemory:
     def test_a_process_of_its_own_holds_weights_gradients_and_moments(self):
-        megabytes = peak(CONTENDERS["mae"], SMALL, "float32", CPU, compile=False)
+        megabytes = peak(CONTENDERS["mae"], SMALL, "float32", CPU)
         assert megabytes is not None
         weights = 4 * count_flops(CONTENDERS["mae"], SMALL).parameters / 2**20
         assert 4 * weights < megabytes < 4 * weights + 300
@@ -233,10 +324,10 @@ class TestMemory:
     def test_a_process_that_fails_says_why(self, code: str, said: str, monkeypatch: pytest.MonkeyPatch):
         monkeypatch.setattr(flops_and_memory, "_CODE", code)
         with pytest.raises(ValueError, match=f"mae with 2 images.*{said}.*--batch-size"):
-            peak(CONTENDERS["mae"], SMALL, "float32", CPU, compile=False)
+            peak(CONTENDERS["mae"], SMALL, "float32", CPU)
 
     def test_a_device_that_cannot_tell(self):
-        assert peak(CONTENDERS["mae"], SMALL, "float32", torch.device("mps"), compile=False) is None
+        assert peak(CONTENDERS["mae"], SMALL, "float32", torch.device("mps")) is None
 
 
 class TestCommand:
@@ -269,13 +360,18 @@ class TestCommand:
         assert set(times["mae"][0]) == {"forward", "backward", "update"}
         ratios = [sum(a.values()) / sum(b.values()) for a, b in zip(*times.values(), strict=True)]
         assert kept["ratios"]["float32"]["inter-block"]["speed"]["median"] == pytest.approx(sum(ratios) / 2)
-        assert kept["ratios"]["float32"]["mae"] == {"speed": {"median": 1, "low": 1, "high": 1}, "flops": 1}
+        assert kept["ratios"]["float32"]["mae"]["speed"] == {"median": 1, "low": 1, "high": 1}
+        assert kept["ratios"]["float32"]["mae"]["flops"] == 1
+        peaks = kept["contenders"]["mae"]["peaks"]["float32"]
+        shares = [p["alone"] / sum(t.values()) for p, t in zip(peaks, times["mae"], strict=True)]
+        assert kept["ratios"]["float32"]["mae"]["of_shapes"]["median"] == pytest.approx(sum(shares) / 2)
 
         told = capsys.readouterr()
         assert "inter-block attention" in told.out
         assert "round 2 of 2" in told.err
         assert "bf16 is left out" in told.err
         assert "not timed: bf16" in told.out
+        assert "of shapes" in told.out
         assert str(out) in told.err
 
     @pytest.mark.parametrize(
@@ -289,8 +385,9 @@ class TestCommand:
     )
     def test_bf16_is_timed_where_it_is_native_or_asked_for(self, asked, native, timed, monkeypatch):
         monkeypatch.setattr(commands, "has_native_bf16", lambda device: native)
-        precisions, refused = commands._precisions(asked, CPU)
-        assert precisions == timed
+        modes, refused = commands._modes(asked, CPU, False)
+        assert modes == timed
+        assert commands._modes(asked, CPU, True)[0] == tuple(f"{mode}+compile" for mode in timed)
         assert ("bf16" in refused) == (asked == "both" and not native)
 
     @pytest.mark.parametrize(
@@ -300,6 +397,8 @@ class TestCommand:
             ({"threads": 0}, "threads is a whole number, at least 1; got 0"),
             ({"batch_size": 0}, "batch_size is a number of images"),
             ({"size": "medium"}, "size must be one of nano"),
+            ({"preset": "imagenet"}, "preset is one of base, cifar; got imagenet"),
+            ({"contenders": ("mae:fp8",)}, "mae:fp8: behind the colon one of float32, bf16"),
             ({"image_size": (30,)}, "does not divide"),
             ({"image_size": (32, 32, 32)}, "height and width"),
             ({"contenders": ("mae", "beit")}, "one or more of mae, .*; got beit"),
@@ -319,8 +418,8 @@ class TestCommand:
     def test_too_much_for_the_memory(self):
         costs = {"mae": StepCost(1, 10**9), "partial": StepCost(1, 10**9)}
         with pytest.raises(ValueError, match=r"needs about 26\.1 GB, .*fewer --contenders"):
-            commands._check_room(costs, {}, CPU)
-        commands._check_room({"mae": StepCost(1, 10**6)}, {"mae": {"float32": 20.0, "bf16": None}}, CPU)
+            commands.check_room(costs, {}, CPU)
+        commands.check_room({"mae": StepCost(1, 10**6)}, {"mae": {"float32": 20.0, "bf16": None}}, CPU)
 
     def test_every_argument_is_a_flag_with_a_meaning(self):
         flags = flags_of(bench)

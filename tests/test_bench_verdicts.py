@@ -7,9 +7,11 @@ from dataclasses import replace
 
 import pytest
 
-from unveil.experiments.bench.contenders import CONTENDERS, Work
-from unveil.experiments.bench.results import Entry, Results, format_results, judge_goals, precision_table
+from unveil.experiments.bench.contenders import CONTENDERS
+from unveil.experiments.bench.goals import judge_goals
+from unveil.experiments.bench.results import Entry, Peak, Results, format_results, mode_table
 from unveil.experiments.bench.timing import Seconds
+from unveil.experiments.bench.work import Work
 
 SMALL = Work("tiny", 8, (32,), 2, 0)
 BASE = Work("base", 16, (224,), 8, 0)
@@ -44,28 +46,48 @@ class TestVerdicts:
     @pytest.mark.parametrize(
         ("theirs", "cross", "reached"),
         [
-            ((1.0, 1.1, 1.2), (0.7, 0.7, 0.7), [True, True]),
-            ((0.9, 0.99, 1.2), (0.8, 0.75, 0.7), [False, False]),
-            ((1.0, 1.0, 1.0), (1 / 1.36,) * 3, [True, True]),  # goals met exactly, or by a hair: 0.9 x 300/200 = 1.35
-            ((1.0, 1.0, 1.0), (1 / 1.34,) * 3, [True, False]),
+            ((1.2, 1.3, 1.4), (0.66, 0.66, 0.66), [True, True]),
+            ((0.9, 1.1, 1.2), (0.8, 0.75, 0.7), [False, False]),
+            # goals met by a hair, or missed: 1.15 and 0.97 x 300/200 = 1.455
+            ((1.15, 1.15, 1.15), (1 / 1.456,) * 3, [True, True]),
+            ((1.14, 1.14, 1.14), (1 / 1.454,) * 3, [False, False]),
         ],
     )
     def test_goals_are_judged_by_medians(self, theirs, cross, reached):
         results = made_up({"mae": (1.0, 1.0, 1.0), "transformers": theirs, "inter-block": cross})
-        assert [v.reached for v in judge_goals(results)] == [*reached, None]
+        assert [v.reached for v in judge_goals(results)] == reached
+
+    @pytest.mark.parametrize(("auto", "reached"), [(0.25, [True, True]), (0.26, [False, True]), (0.45, [False, False])])
+    def test_what_pretrain_chooses_is_held_against_a_peer_in_float32_and_bf16(self, auto: float, reached: list[bool]):
+        results = made_up({"transformers": (1.0, 1.0)}, precisions=("float32", "bf16"), bf16=0.7)
+        ours = replace(results["transformers"], name="mae", seconds={"auto": [Seconds(0, 0, auto)] * 2}, chosen="bf16")
+        results = replace(results, modes=("float32", "bf16", "auto"), entries=(*results.entries, ours))
+        by_goal = {v.goal: v.reached for v in judge_goals(results) if "pretrain" in v.goal}
+        assert list(by_goal.values()) == reached
+        assert [v.reached for v in judge_goals(results) if "pretrain" not in v.goal] == [None, None]
+
+    @pytest.mark.parametrize(("seconds", "reached"), [(1.0, [True, True]), (1.1, [False, False])])
+    def test_crossmae_is_held_against_both_peaks(self, seconds: float, reached: list[bool]):
+        entry = made_up({"inter-block": (seconds,)}, precisions=("bf16",), bf16=1.0)["inter-block"]
+        entry = replace(entry, peaks={"bf16": [Peak(square=2 * entry.flops, alone=0.8)]})
+        results = replace(made_up({}), modes=("bf16",), entries=(entry,))
+        assert [v.reached for v in judge_goals(results)] == reached
+        assert entry.of_square("bf16").median == pytest.approx(0.5 / seconds)
+        assert entry.of_shapes("bf16").median == pytest.approx(0.8 / seconds)
+        assert f"{0.8 / seconds:.0%}" in mode_table(results, "bf16")
 
     @pytest.mark.parametrize(("share", "reached"), [(0.5, True), (0.51, False)])
     def test_bf16_is_held_against_float32(self, share: float, reached: bool):
         results = made_up({"mae": (1.0, 2.0)}, precisions=("float32", "bf16"), bf16=share)
-        assert judge_goals(results)[-1].reached is reached
+        assert [v.reached for v in judge_goals(results)] == [reached]
 
     def test_what_was_not_timed_is_not_judged(self):
         results = replace(made_up({"mae": (1.0, 2.0)}), skipped={"bf16": "only emulated", "transformers": "not there"})
-        said = [str(v) for v in judge_goals(results)]
-        assert all(line.startswith("not judged: ") for line in said)
-        assert "transformers was not timed: not there" in said[0]
-        assert "inter-block was not timed" in said[1]
-        assert "bf16 was not timed: only emulated" in said[2]
+        first, second = (str(v) for v in judge_goals(results))
+        assert first.startswith("not judged: ")
+        assert "transformers was not timed: not there" in first
+        assert second.startswith("not judged: ")
+        assert "mae in bf16 was not timed: only emulated" in second
 
     @pytest.mark.parametrize(("seconds", "reached"), [(2.7, True), (2.8, False)])
     def test_guidance_has_a_price(self, seconds: float, reached: bool):
@@ -82,11 +104,11 @@ class TestVerdicts:
 
 def test_the_table_has_the_ratios_of_time_and_of_flops_side_by_side():
     results = made_up({"mae": (1.0, 2.0), "inter-block": (0.8, 1.6)}, precisions=("float32", "bf16"))
-    row = precision_table(results, "float32").splitlines()[2]
+    row = mode_table(results, "float32").splitlines()[2]
     for part in ("CrossMAE", "1200 ms", "1.25 (1.25 to 1.25)", "1.50", "0.83", "1.50 GB"):
         assert part in row
-    assert "than float32" not in precision_table(results, "float32")
-    assert precision_table(results, "bf16").splitlines()[2].endswith("2.50 (2.50 to 2.50)")
+    assert "than float32" not in mode_table(results, "float32")
+    assert mode_table(results, "bf16").splitlines()[2].endswith("2.50 (2.50 to 2.50)")
     said = format_results(results)
     assert said.splitlines()[0] == "unveil bench"
     assert "2 of 2 cores" in said

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from report_fakes import fake_run
 from test_cmtmae import make
-from unveil.experiments.bench.contenders import CONTENDERS, Name, Work
+from unveil.experiments.bench.contenders import CONTENDERS
 from unveil.experiments.bench.flops_and_memory import count_flops
+from unveil.experiments.bench.work import Work
 from unveil.modeling.layers import Positions
 from unveil.modeling.types import DEPTH, RGB, SEMSEG
 from unveil.recipes import attmask, mae
@@ -20,7 +21,7 @@ from unveil.training.run_metadata import flops, guides, model_metadata, stage_li
 
 
 @pytest.mark.parametrize("name", ["mae", "cmtmae-stage2", "multimae-guided"])
-def test_operations_are_those_of_a_model_made_of_shapes_alone(name: Name):
+def test_operations_are_those_of_a_model_made_of_shapes_alone(name: str):
     work = Work("nano", 8, (32,), 1, 0)
     model = CONTENDERS[name].build(work).model
     before = {n: t.clone() for n, t in model.state_dict().items()}

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import closing
 from datetime import UTC, datetime
 from functools import partial
+from json import dumps
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,24 +22,35 @@ from ...recipes.options import accept_python_values
 from ...runs.atomic import write_json
 from ...runs.console import Progress, log, user_path
 from ...runs.hardware import choose_device, git_commit, has_native_bf16, memory_total, num_cores, versions
-from .contenders import Contender, Name, Work, select_contenders
-from .flops_and_memory import MEANING, StepCost, count_flops, peak
-from .results import Entry, Results, format_results
-from .timing import Precision, Seconds, Stepper, interleave
+from ...runs.threads import use_threads
+from .chosen import choose_settings, mode_of
+from .contenders import select_contenders
+from .flops_and_memory import MEANING, StepCost, peak, step_cost
+from .goals import judge_goals
+from .modes import AUTO, How, split_names
+from .products import SIDE, Product, Rates, record_products, seconds_alone
+from .results import Entry, Peak, Results, format_results
+from .timing import Seconds, Stepper, interleave
+from .work import Contender, Work
 
 _WARMUP = 2  # rounds: the first makes AdamW's moments and chooses kernels
 _BUSY = 0.2  # share of the processor that other programs may use without a warning
+PRESETS: dict[str, dict[str, Any]] = {
+    "base": {"size": "base", "patch": 16, "image_size": (224,), "batch_size": 32},
+    "cifar": {"size": "tiny", "patch": 4, "image_size": (32,), "batch_size": 64},
+}
 
 
 @accept_python_values
 def bench(
     *,
-    size: str = "base",
-    patch: int = 16,
-    image_size: tuple[int, ...] = (224,),
+    preset: Literal["base", "cifar"] | None = None,
+    size: str | None = None,
+    patch: int | None = None,
+    image_size: tuple[int, ...] = (),
     batch_size: int | None = None,
-    contenders: tuple[Name, ...] = ("mae", "transformers", "cross-attention", "partial", "inter-block"),
-    precision: Literal["both", "float32", "bf16"] = "both",
+    contenders: tuple[str, ...] = ("mae", "transformers", "cross-attention", "partial", "inter-block"),
+    precision: Literal["both", "float32", "bf16", "auto"] = "both",
     rounds: int | None = None,
     memory: bool = True,
     compile: bool = False,
@@ -46,17 +58,22 @@ def bench(
     threads: int | None = None,
     seed: int = 0,
     out: str | None = None,
+    json: bool = False,
 ) -> dict[str, Any]:
-    """Time a training step, forward, backward and update; returns and prints the results.
+    """Time a training step, forward, backward, update and averages; returns and prints the results.
 
     All contenders take turns in one process, on the same images, so that the ratios hold where the times drift.
 
-    size: width and depth of the ViT: nano, tiny, small, base, large, huge
-    patch: side of a patch in pixels
-    image_size: side of an image in pixels, or its height and width
+    preset: base (ViT-B/16, 224 pixels, 32 images a step) or cifar (ViT-tiny/4, 32 pixels, 64 images); flags beside it
+        override it
+    size: width and depth of the ViT: nano, tiny, small, base, large, huge; by default base
+    patch: side of a patch in pixels; by default 16
+    image_size: side of an image in pixels, or its height and width; by default 224
     batch_size: images per step; by default 8 on a processor, 64 or more on a GPU, as its memory allows
-    contenders: what is timed; the first is the base of the ratios
-    precision: both is float32, and bf16 where the device has it in hardware
+    contenders: what is timed; the first is the base of the ratios. Peers are transformers, timm and lightly. A mode
+        behind a name is for it alone: mae:auto, transformers:float32, mae:bf16, mae:bf16+compile
+    precision: both is float32, and bf16 where the device has it in hardware; auto is what pretrain chooses here for a
+        long run (precision and compilation)
     rounds: turns of each contender; by default 10 on a processor, 30 on a GPU
     memory: measure peak memory too, each contender in a process of its own
     compile: compile the steps with torch.compile
@@ -64,6 +81,7 @@ def bench(
     threads: threads of the processor; by default as many as torch takes
     seed: of weights, images and masks
     out: a JSON file for every raw time, the machine and the versions
+    json: print the same JSON instead of the table
     """
     began = datetime.now(UTC).isoformat(timespec="seconds")
     chosen = choose_device(device)
@@ -71,34 +89,42 @@ def bench(
     for name, number in {"rounds": rounds, "threads": threads}.items():
         if number is not None and number < 1:
             raise ValueError(f"{name} is a whole number, at least 1; got {number}")
-    file = _writable(out) if out else None
-    work = Work(size, patch, tuple(image_size), _fitting_batch(chosen) if batch_size is None else batch_size, seed)
-    present, skipped = select_contenders(contenders, work)
-    precisions, without_bf16 = _precisions(precision, chosen)
-    skipped |= without_bf16
+    file = writable(out) if out else None
+    given = {"size": size, "patch": patch, "image_size": tuple(image_size), "batch_size": batch_size}
+    work = work_of(preset, given, seed, chosen)
+    modes, skipped = _modes(precision, chosen, compile)
+    of_name = split_names(contenders, modes)
+    present, absent = select_contenders(tuple(of_name), work)
+    skipped |= absent
     for name, why in skipped.items():
         log(f"{name} is left out: {why}")
-    if batch_size is None:
-        log(f"{work.batch_size} images a step, fitted to this device; --batch-size changes it")
 
-    threads_before = torch.get_num_threads()
-    torch.set_num_threads(threads or threads_before)
-    try:
+    with use_threads(threads):
         busy = psutil.cpu_percent(interval=1.0) / 100
         if busy > _BUSY:
             log(f"warning: other programs keep the processor {busy:.0%} busy; the times are less reliable")
-        costs: dict[str, StepCost] = {c.name: count_flops(c, work) for c in present}
-        megabytes: dict[str, dict[Precision, float | None]] = {
-            c.name: {p: peak(c, work, p, chosen, compile) if memory else None for p in precisions} for c in present
+        products = {c.name: record_products(c, work) for c in present}
+        costs = {c.name: step_cost(c, work, products[c.name]) for c in present}
+        bench_of = _Bench(present, {c.name: of_name[c.name] for c in present}, work, chosen)
+        megabytes: dict[str, dict[str, float | None]] = {
+            c.name: {m: peak(c, work, bench_of.mode(c.name, m), chosen) if memory else None for m in of_name[c.name]}
+            for c in present
         }
-        _check_room(costs, megabytes, chosen)
-        seconds = _time(present, work, precisions, chosen, compile, rounds)
+        check_room(costs, megabytes, chosen)
+        seconds, peaks = bench_of.time(products, rounds)
         used = torch.get_num_threads()
-    finally:
-        torch.set_num_threads(threads_before)
 
-    entries = (
-        Entry(c.name, c.summary, costs[c.name].parameters, costs[c.name].flops, megabytes[c.name], seconds[c.name])
+    entries = tuple(
+        Entry(
+            c.name,
+            c.summary,
+            costs[c.name].parameters,
+            costs[c.name].flops,
+            megabytes[c.name],
+            {mode: seconds[c.name, mode] for mode in of_name[c.name]},
+            {mode: peaks[c.name, mode] for mode in of_name[c.name]},
+            bench_of.chosen.get(c.name),
+        )
         for c in present
     )
     facts = {
@@ -106,7 +132,7 @@ def bench(
         "command": _command(),
         "started": began,
         "git": git_commit(),
-        "machine": versions(chosen) | {"cores": num_cores(), "transformers": _version("transformers")},
+        "machine": machine_facts(chosen),
         "threads": used,
         "busy_before": busy,
         "compile": compile,
@@ -115,41 +141,88 @@ def bench(
         "warmup": _WARMUP,
         "memory_is": MEANING.get(chosen.type, "not measured on this device") if memory else "not measured",
     }
-    results = Results(work, precisions, tuple(entries), facts, skipped)
-    print(format_results(results), flush=True)
+    every = tuple(dict.fromkeys(mode for of in of_name.values() for mode in of))
+    results = Results(work, every, entries, facts, skipped)
+    goals = judge_goals(results)
+    told = results.to_dict() | {"goals": [vars(goal) for goal in goals]}
+    text = dumps(told, indent=1) if json else "\n".join([format_results(results), *map(str, goals)])
+    print(text, flush=True)
     if file:
-        write_json(file, results.to_dict())
+        write_json(file, told)
         log(f"every raw time is in {file}")
-    return results.to_dict()
+    return told
 
 
-def _time(
-    contenders: Sequence[Contender],
-    work: Work,
-    precisions: Sequence[Precision],
-    device: torch.device,
-    compile: bool,
-    rounds: int,
-) -> dict[str, dict[Precision, list[Seconds]]]:
-    batch = work.batch(device)
-    steppers = {c.name: Stepper(c.build(work), batch, device, compile, c.period) for c in contenders}
-    steps = {(str(name), p): partial(stepper.step, p) for p in precisions for name, stepper in steppers.items()}
-    with closing(Progress()) as progress:
+class _Bench:
+    """The contenders in training, each in its modes, and the clock of their steps and of their products alone."""
 
-        def after_round(done: int, of: int) -> None:
-            progress.update("warming up" if done < 1 else f"round {done} of {of}", done, of)
+    def __init__(
+        self, contenders: Sequence[Contender], modes: Mapping[str, Sequence[str]], work: Work, device: torch.device
+    ):
+        self.contenders, self.modes, self.work, self.device = contenders, modes, work, device
+        ours = [c for c in contenders if AUTO in modes[c.name]]
+        self.settings = {c.name: choose_settings(c, work, device) for c in ours}
+        self.chosen = {name: mode_of(settings) for name, settings in self.settings.items()}
 
-        times = interleave(steps, rounds, _WARMUP, after_round)
-    return {c.name: {p: times[c.name, p] for p in precisions} for c in contenders}
+    def mode(self, name: str, mode: str) -> str:
+        """The mode that `auto` stands for; any other is itself."""
+        return self.chosen[name] if mode == AUTO else mode
+
+    def time(
+        self, products: Mapping[str, Mapping[Product, int]], rounds: int
+    ) -> tuple[dict[tuple[str, str], list[Seconds]], dict[tuple[str, str], list[Peak]]]:
+        """The seconds of each step and the peaks, by contender and mode, for each round."""
+        batch = self.work.batch(self.device)
+        steps = {}
+        by_type: dict[torch.dtype, set[Product]] = {}
+        for c in self.contenders:
+            stepper = Stepper(c.build(self.work), batch, self.device, c.period)
+            for mode in self.modes[c.name]:
+                if mode == AUTO:
+                    stepper.settings[mode] = self.settings[c.name]
+                steps[c.name, mode] = partial(stepper.step, mode)
+                by_type.setdefault(How.of(self.mode(c.name, mode)).dtype, set()).update(products[c.name])
+        rates = {dtype: Rates(of, self.device, dtype) for dtype, of in by_type.items()}
+        peaks: dict[tuple[str, str], list[Peak]] = {key: [] for key in steps}
+        with closing(Progress()) as progress:
+
+            def after_round(done: int, of: int) -> None:
+                measured = {dtype: rate.measure() for dtype, rate in rates.items()}
+                for c in self.contenders if done > 0 else ():
+                    for mode in self.modes[c.name]:
+                        square, each = measured[How.of(self.mode(c.name, mode)).dtype]
+                        alone = seconds_alone(products[c.name], each) / c.period
+                        peaks[c.name, mode].append(Peak(2 * SIDE**3 / square, alone))
+                progress.update("warming up" if done < 1 else f"round {done} of {of}", done, of)
+
+            return interleave(steps, rounds, _WARMUP, after_round), peaks
 
 
-def _precisions(
-    precision: Literal["both", "float32", "bf16"], device: torch.device
-) -> tuple[tuple[Precision, ...], dict[str, str]]:
-    """The precisions to time; and why `both` leaves out bf16, if it does."""
+def work_of(preset: str | None, given: Mapping[str, Any], seed: int, device: torch.device) -> Work:
+    """The work of a preset, or of ViT-B/16 at 224, with what was given in its place."""
+    if preset is not None and preset not in PRESETS:
+        raise ValueError(f"preset is one of {', '.join(PRESETS)}; got {preset}")
+    shape = PRESETS[preset or "base"] | {name: value for name, value in given.items() if value not in (None, ())}
+    if preset is None and given["batch_size"] is None:
+        shape["batch_size"] = _fitting_batch(device)
+        log(f"{shape['batch_size']} images a step, fitted to this device; --batch-size changes it")
+    return Work(**shape, seed=seed)
+
+
+def _modes(
+    precision: Literal["both", "float32", "bf16", "auto"], device: torch.device, compile: bool
+) -> tuple[tuple[str, ...], dict[str, str]]:
+    """The modes of contenders that have none of their own; and why `both` leaves out bf16, if it does."""
+    skipped = {}
     if precision == "both" and not has_native_bf16(device):
-        return ("float32",), {"bf16": "this device only emulates it; --precision bf16 times it all the same"}
-    return ("float32", "bf16") if precision == "both" else (precision,), {}
+        skipped["bf16"] = "this device only emulates it; --precision bf16 times it all the same"
+    every = ("float32", *(() if skipped else ("bf16",))) if precision == "both" else (precision,)
+    return tuple(mode + "+compile" * (compile and mode != AUTO) for mode in every), skipped
+
+
+def machine_facts(device: torch.device) -> dict[str, Any]:
+    """Hardware and versions for the results of a bench."""
+    return versions(device) | {"cores": num_cores(), "transformers": _version("transformers")}
 
 
 def _fitting_batch(device: torch.device) -> int:
@@ -160,8 +233,8 @@ def _fitting_batch(device: torch.device) -> int:
     return 8 if device.type == "cpu" else 16
 
 
-def _check_room(
-    costs: Mapping[str, StepCost], megabytes: Mapping[str, Mapping[Precision, float | None]], device: torch.device
+def check_room(
+    costs: Mapping[str, StepCost], megabytes: Mapping[str, Mapping[str, float | None]], device: torch.device
 ) -> None:
     """Raise ValueError where memory is too small: weights and moments of all contenders stay in it."""
     resident = {name: 12 * cost.parameters / 2**20 for name, cost in costs.items()}
@@ -175,7 +248,7 @@ def _check_room(
         )
 
 
-def _writable(out: str) -> Path:
+def writable(out: str) -> Path:
     """The file to write, checked before minutes are spent."""
     file = user_path(out)
     if file.is_dir() or not file.parent.is_dir():

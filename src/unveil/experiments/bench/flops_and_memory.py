@@ -6,16 +6,18 @@ import json
 import re
 import subprocess
 import sys
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import psutil
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from ...runs.console import log
-from .contenders import CONTENDERS, Contender, Work
-from .timing import Precision, Stepper
+from .contenders import CONTENDERS
+from .products import Product, record_products
+from .timing import Stepper
+from .work import Contender, Work
 
 MEANING = {
     "cuda": "most bytes that torch had allocated on the GPU at once (max_memory_allocated)",
@@ -33,34 +35,34 @@ class StepCost:
     parameters: int
 
 
-def count_flops(contender: Contender, work: Work) -> StepCost:
-    """Count a forward and a backward pass of one image on the meta device, times the batch.
+def step_cost(contender: Contender, work: Work, products: Mapping[Product, int]) -> StepCost:
+    """The cost of a step of these products (`record_products`).
 
     Matrix products and convolutions count, two operations per multiply-add; norms, activations and the update do not.
     On the meta device attention is two matrix products, so the count is the same wherever the step then runs.
     """
-    one = replace(work, batch_size=1)
     with torch.device("meta"):
-        model = contender.build(one)
-    with FlopCounterMode(display=False) as counter:
-        for step in range(contender.period):
-            model.before_step(step)
-            model(one.batch("meta")).backward()
+        model = contender.build(work)
     parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    return StepCost(counter.get_total_flops() * work.batch_size // contender.period, parameters)
+    return StepCost(sum(product.flops * count for product, count in products.items()) // contender.period, parameters)
 
 
-def peak(contender: Contender, work: Work, precision: Precision, device: torch.device, compile: bool) -> float | None:
+def count_flops(contender: Contender, work: Work) -> StepCost:
+    """The cost of one step on the whole batch, counted on the meta device."""
+    return step_cost(contender, work, record_products(contender, work))
+
+
+def peak(contender: Contender, work: Work, mode: str, device: torch.device) -> float | None:
     """Peak memory of training in megabytes, in a process of its own; None where the device has no such counter.
 
     Weights, gradients, moments and activations. Raises ValueError when the process fails.
     """
     if device.type not in MEANING:
         return None
-    log(f"memory of {contender.name} in {precision} ...")
+    log(f"memory of {contender.name} in {mode} ...")
     order = {
         **{"name": contender.name, "work": asdict(work), "threads": torch.get_num_threads()},
-        **{"precision": precision, "device": str(device), "compile": compile},
+        **{"mode": mode, "device": str(device)},
     }
     done = subprocess.run([sys.executable, "-c", _CODE, json.dumps(order)], capture_output=True, text=True)
     if done.returncode:
@@ -84,9 +86,9 @@ def _child() -> None:
         contender.build(work)  # imports its libraries, which are not counted
     batch = work.batch(device)
     before = psutil.Process().memory_info().rss
-    stepper = Stepper(contender.build(work), batch, device, order["compile"])
+    stepper = Stepper(contender.build(work), batch, device)
     for _ in range(_STEPS):
-        stepper.step(order["precision"])
+        stepper.step(order["mode"])
     most = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else highest_resident() - before
     print(most / 2**20)
 

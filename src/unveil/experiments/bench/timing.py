@@ -5,17 +5,22 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import astuple, dataclass
-from typing import Any, Literal, TypeVar
+from functools import partial
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from ...modeling.optim import Optim, adamw
 from ...modeling.types import Batch
-from .contenders import TimedModel
+from ...training.trainer import Settings, Trainer
+from .contenders import Ours
+from .modes import How
+from .work import TimedModel
 
 K = TypeVar("K")
-Precision = Literal["float32", "bf16"]
+R = TypeVar("R")
 
 
 @dataclass(frozen=True)
@@ -66,39 +71,90 @@ class Clock:
 
 
 class Stepper:
-    """A contender in training: its weights, its AdamW, and a timed step.
+    """A contender in training: its weights, its AdamW, and a timed step in any mode (`modes.MODES`).
 
-    Where one step in `period` differs from the others, `period` of them are made and the mean is returned.
+    Ours are updated by the training loop's own `Trainer`, so that everything that a run computes is timed: the norm of
+    the gradients and the check that they are finite (as part of the backward pass), the update, the averages. Where one
+    step in `period` differs from the others, `period` of them are made and the mean is returned.
     """
 
-    def __init__(self, model: TimedModel, batch: Batch, device: torch.device, compile: bool = False, period: int = 1):
+    def __init__(self, model: TimedModel, batch: Batch, device: torch.device, period: int = 1):
         self.device, self.batch, self.period = device, batch, period
         self.model = model.to(device).train()
-        optim = Optim(batch_size=len(batch))
-        self.optimizer = adamw(self.model, optim)
-        for group in self.optimizer.param_groups:
-            group["lr"] = optim.peak_lr
-        self.forward: Callable[[Batch], Any] = torch.compile(self.model, dynamic=False) if compile else self.model
+        self.optim = Optim(batch_size=len(batch))
+        self.optimizer = adamw(self.model, self.optim)
+        self.settings: dict[str, Settings] = {}  # of modes in which a step is not computed at once
+        self.updates: dict[str, Callable[[], object]] = {}
+        self.marks = Marks(Clock(device))
+        self.optimizer.register_step_pre_hook(lambda *_: self.marks.mark("update"))
 
-    def step(self, precision: Precision) -> Seconds:
+    def step(self, mode: str) -> Seconds:
         """One update on the whole batch, timed; the mean over a period."""
-        made = [astuple(self._step(number, precision)) for number in range(self.period)]
+        update = self.updates.get(mode) or self.updates.setdefault(mode, self._update(mode))
+        made = [astuple(self._step(number, update)) for number in range(self.period)]
         return Seconds(*np.mean(made, axis=0).tolist())
 
-    def _step(self, number: int, precision: Precision) -> Seconds:
+    def _step(self, number: int, update: Callable[[], object]) -> Seconds:
         self.model.before_step(number)
-        clock = Clock(self.device)
-        clock.mark()
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=precision == "bf16"):
-            loss = self.forward(self.batch)
-        clock.mark()
+        self.marks.start()
+        update()
+        return self.marks.seconds()
+
+    def _update(self, mode: str) -> Callable[[], object]:
+        how = How.of(mode)
+        if not isinstance(self.model, Ours):
+            forward = torch.compile(self.model, dynamic=False) if how.compile else self.model
+            return partial(self._update_peer, self.marks.of_forward(forward), how)
+        settings = Settings(str(self.device), how.precision, len(self.batch), how.compile, save_minutes=10, val_every=1)
+        trainer = Trainer(self.model.model, self.optim, self.settings.get(mode, settings))
+        trainer.optimizer = self.optimizer  # one set of moments for all modes
+        trainer.forward = self.marks.of_forward(trainer.forward)
+        return partial(trainer.update, self.batch, self.optim.peak_lr)
+
+    def _update_peer(self, forward: Callable[[Batch], Tensor], how: How) -> None:
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=how.precision == "bf16"):
+            loss = forward(self.batch)
         loss.backward()
-        clock.mark()
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.optim.peak_lr
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        self.model.after_step()
-        clock.mark()
-        return Seconds(*clock.seconds())
+
+
+class Marks:
+    """The times at which the phases of a step begin: its forward passes, their backward passes, the update."""
+
+    def __init__(self, clock: Clock):
+        self.clock = clock
+        self.phases: list[str] = []
+
+    def start(self) -> None:
+        self.clock.marks.clear()
+        self.phases = []
+        self.mark("forward")
+
+    def mark(self, phase: str) -> None:
+        self.clock.mark()
+        self.phases.append(phase)
+
+    def of_forward(self, forward: Callable[[Batch], R]) -> Callable[[Batch], R]:
+        """A forward pass that says when it begins and ends."""
+
+        def marked(batch: Batch) -> R:
+            self.mark("forward")
+            output = forward(batch)
+            self.mark("backward")
+            return output
+
+        return marked
+
+    def seconds(self) -> Seconds:
+        """The seconds of each phase, up to now."""
+        self.clock.mark()
+        sums = dict.fromkeys(("forward", "backward", "update"), 0.0)
+        for phase, seconds in zip(self.phases, self.clock.seconds(), strict=True):
+            sums[phase] += seconds
+        return Seconds(**sums)
 
 
 def interleave(
