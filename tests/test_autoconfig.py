@@ -15,7 +15,14 @@ from unveil.data.transforms import View
 from unveil.modeling.encoder import SIZES
 from unveil.recipes import cmtmae, crossmae, mae, mim, multimae, simmim
 from unveil.recipes.registry import build_recipe, defaults_of
-from unveil.training.autoconfig import MIN_BATCH, AutoConfig, configure_schedule, configure_size, validation_interval
+from unveil.training.autoconfig import (
+    MIN_BATCH,
+    AutoConfig,
+    configure_schedule,
+    configure_size,
+    largest_batch,
+    validation_interval,
+)
 from unveil.training.timing import time_with_data
 from unveil.training.trainer import Settings
 
@@ -93,6 +100,19 @@ class TestFitSchedule:
     def test_what_was_given_stays(self):
         dials = self.auto(epochs=3.0, batch_size=64, lr=1e-4).options
         assert (dials["epochs"], dials["batch_size"], dials["lr"]) == (3.0, 64, 1e-4)
+
+    def test_a_batch_that_was_measured_to_be_faster_is_taken(self):
+        auto = AutoConfig(mim.recipe, {})
+        configure_schedule(auto, num_train=1000, image_seconds=0.01, minutes=1.0, fast_batch=64)
+        assert auto.options["batch_size"] == 64
+        assert "100 a second" in next(c.why for c in auto.changes if c.dial == "batch_size")
+
+    def test_larger_batches_leave_enough_updates_and_are_tried_where_nothing_is_given(self):
+        assert largest_batch(AutoConfig(mim.recipe, {}), 64_000, 50_000) == 64
+        assert largest_batch(AutoConfig(mim.recipe, {}), 64_000, 50) == 50
+        assert largest_batch(AutoConfig(mim.recipe, {}), 1e9, 10_000_000) == defaults_of(mim.recipe)["batch_size"]
+        assert largest_batch(AutoConfig(mim.recipe, {"batch_size": 16}), 64_000, 50_000) == 0
+        assert largest_batch(AutoConfig(mim.recipe, {"epochs": 3.0}), 64_000, 50_000) == 0
 
     def test_every_dial_it_sets_is_the_recipes(self):
         assert self.auto().options.keys() <= defaults_of(mim.recipe).keys()

@@ -125,28 +125,34 @@ def test_a_run_takes_its_threads_and_gives_them_back(tmp_path):
 
 
 class Costs:
-    """Stands in for timing a step: seconds by threads, precision and compilation, and what was tried."""
+    """Stands in for timing a step: seconds of 16 images by threads, precision and compilation, and what was tried.
 
-    def __init__(self, one: float = 9.0, float32: float = 9.0, compiled: float | Exception = 9.0):
-        self.one, self.float32, self.compiled, self.tried = one, float32, compiled, []
+    An image of a larger batch takes the time of one of 16 and the share `larger` of what is beyond 16.
+    """
+
+    def __init__(self, one: float = 9.0, float32: float = 9.0, compiled: float | Exception = 9.0, larger: float = 1.0):
+        self.one, self.float32, self.compiled, self.larger = one, float32, compiled, larger
+        self.tried, self.batches = [], []
 
     def __call__(self, recipe, settings: Settings, batch: int, modalities) -> float:
         is_single = torch.get_num_threads() == 1
         self.tried.append((is_single, settings.precision, settings.compile))
+        self.batches.append(batch)
+        share = 1 + self.larger * (batch / 16 - 1)
         if settings.compile:
             if isinstance(self.compiled, Exception):
                 raise self.compiled
-            return self.compiled
-        return self.one if is_single else self.float32 if settings.precision == "float32" else 1.0
+            return self.compiled * share
+        return share * (self.one if is_single else self.float32 if settings.precision == "float32" else 1.0)
 
 
-def chosen(monkeypatch, costs: Costs, planned: float = 100.0, **options) -> tuple[Settings, float]:
+def chosen(monkeypatch, costs: Costs, planned: float = 100.0, largest: int = 0, **options) -> tuple[Settings, float]:
     torch.set_num_threads(2)
     monkeypatch.setattr("unveil.training.timing.measure_step", costs)
     config = PretrainConfig("mae", **options)
     most = adaptive_threads(config, torch.device("cpu"))
     settings = Settings("cpu", "bf16", 16, False, 10.0, 1.0, adaptive_threads=most)
-    return choose_fastest(config, None, settings, (), planned)
+    return choose_fastest(config, None, settings, (), planned, largest)
 
 
 def test_the_fastest_of_what_is_open_is_taken(monkeypatch):
@@ -168,6 +174,17 @@ def test_what_is_given_or_does_not_pay_is_not_tried(monkeypatch):
     assert not any(is_compiled for *_, is_compiled in costs.tried)
     chosen(monkeypatch, costs := Costs(one=0.3, compiled=0.1), planned=4000.0)  # its threads would stay at one
     assert not any(is_compiled for *_, is_compiled in costs.tried)
+
+
+def test_a_larger_batch_is_taken_while_it_is_much_faster(monkeypatch):
+    settings, seconds = chosen(monkeypatch, costs := Costs(larger=0.5), largest=100)
+    assert (settings.micro_batch, seconds) == (32, 1.5)  # 0.75 of the time of an image; 64 has 0.83 of that
+    assert costs.batches[-2:] == [32, 64]
+    assert chosen(monkeypatch, Costs(larger=0.1), largest=100)[0].micro_batch == 64  # 128 is beyond the largest
+    assert chosen(monkeypatch, Costs(larger=0.7), largest=100)[0].micro_batch == 16
+    assert chosen(monkeypatch, Costs(larger=0.1))[0].micro_batch == 16
+    settings, _ = chosen(monkeypatch, Costs(larger=0.1, compiled=0.5), largest=32, planned=4000.0)
+    assert (settings.micro_batch, settings.compile) == (32, True)
 
 
 def test_a_compiler_that_fails_is_a_note(monkeypatch, capsys):

@@ -21,6 +21,7 @@ from ..recipes.registry import defaults_of
 MINUTES = {"cpu": 10.0, "mps": 30.0, "cuda": 120.0}  # of training when the user gives neither epochs nor minutes
 MAX_EPOCHS = 800  # as long as the papers train
 UPDATES = 6000  # that a run should have: below it, batches of half the size learn more from the same images
+FEWEST_UPDATES = 1000  # that a run keeps where larger batches, being faster, show it more images
 MIN_BATCH, MAX_BATCH = 16, 4096
 SHORT_RUN_LR = 1e-3  # peak of a tiny ViT at batches of 32 and more, less below; docs/results.md has the sweep
 EMA_SHARE = 0.05  # of a run's updates: the longest time constant of an average of the student
@@ -124,8 +125,23 @@ def configure_size(auto: AutoConfig) -> None:
         auto.set("patch", 14, "that of the published ViT-H")
 
 
-def configure_schedule(auto: AutoConfig, num_train: int, image_seconds: float, minutes: float) -> None:
-    """Set epochs that fit the time, a batch that leaves enough updates, and a learning rate for both."""
+def largest_batch(auto: AutoConfig, images: float, num_train: int) -> int:
+    """The largest batch to try for speed, in a run of so many images.
+
+    0 where the batch is given, or the epochs: then the options are the same on every machine.
+    """
+    if {"batch_size", "epochs"} & auto.given.keys() or "batch_size" not in auto.defaults:
+        return 0
+    return int(min(images / FEWEST_UPDATES, auto.defaults["batch_size"], num_train))
+
+
+def configure_schedule(
+    auto: AutoConfig, num_train: int, image_seconds: float, minutes: float, fast_batch: int = 1
+) -> None:
+    """Set epochs that fit the time, a batch that leaves enough updates, and a learning rate for both.
+
+    `fast_batch` is the one that was measured to be fastest, of those that leave enough updates.
+    """
     epochs = min(MAX_EPOCHS, minutes * 60 / max(1e-9, num_train * image_seconds))
     epochs = round(epochs) if epochs >= 10 else max(0.01, round(epochs, 2))
     auto.set("epochs", epochs, f"fits {minutes:g} minutes on this machine; change it with --epochs or --minutes")
@@ -133,8 +149,9 @@ def configure_schedule(auto: AutoConfig, num_train: int, image_seconds: float, m
     images = length * num_train
     paper = auto.defaults.get("batch_size", MAX_BATCH)
     batch = 2 ** round(math.log2(max(1.0, images / UPDATES)))
-    batch = max(1, min(max(MIN_BATCH, batch), paper, num_train))
-    auto.set("batch_size", batch, f"{images:,.0f} images in {images // batch:,.0f} updates")
+    batch = max(1, min(max(MIN_BATCH, batch, fast_batch), paper, num_train))
+    speed = f", {1 / image_seconds:,.0f} a second" if batch == fast_batch else ""
+    auto.set("batch_size", batch, f"{images:,.0f} images in {images // batch:,.0f} updates{speed}")
     if length < SHORT_RUN and auto.defaults.get("crop_scale", 1.0) < SHORT_RUN_CROP:
         auto.set("crop_scale", SHORT_RUN_CROP, f"small crops need more than {SHORT_RUN} epochs")
     share = 0.05 if length >= 100 else 0.1

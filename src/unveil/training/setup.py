@@ -26,7 +26,15 @@ from ..runs.checkpoint import Checkpoint, read_latest
 from ..runs.console import duration, log, user_path
 from ..runs.folder import read_metadata
 from ..runs.hardware import choose_device
-from .autoconfig import MINUTES, AutoConfig, configure_schedule, configure_shape, configure_size, validation_interval
+from .autoconfig import (
+    MINUTES,
+    AutoConfig,
+    configure_schedule,
+    configure_shape,
+    configure_size,
+    largest_batch,
+    validation_interval,
+)
 from .config import PretrainConfig
 from .data_setup import (
     DataInspection,
@@ -198,6 +206,7 @@ class _Draft:
         configure_size(self.auto)
         shapes = [{**asdict(m), "mean": None, "std": None} for m in self.modalities]
         self.shape = (dict(self.auto.options), shapes)
+        self.fast_batch = 1  # larger ones were measured to be faster
         if earlier is None:
             self.checked = self._on_meta()
         else:  # of another shape than the earlier draft, it is checked as it is timed
@@ -251,7 +260,7 @@ class _Draft:
         """Set epochs, batch and rate, unless the paper's are kept."""
         if not self.config.paper:
             minutes = self.config.minutes or MINUTES.get(self.device.type, 30.0)
-            configure_schedule(auto, self.num_train, image_seconds, minutes)
+            configure_schedule(auto, self.num_train, image_seconds, minutes, self.fast_batch)
 
     def measure(self, train: Source, processes: int) -> tuple[Settings, float]:
         """Settings that work on the device, and the seconds that training takes per image, loading included."""
@@ -265,8 +274,12 @@ class _Draft:
         planned = guess.options.get("epochs", recipe.epochs) * self.num_train * seconds
         if self.device.type == "cpu" and planned >= TRIALS_FROM:
             of_size = replace(settings, micro_batch=size)
-            chosen, step_seconds = choose_fastest(config, recipe, of_size, self.modalities, planned)
-            settings, seconds = replace(chosen, micro_batch=settings.micro_batch), step_seconds / size / processes
+            largest = 0 if config.paper else largest_batch(self.auto, planned / seconds, self.num_train) // processes
+            largest = min(largest, settings.micro_batch)
+            chosen, step_seconds = choose_fastest(config, recipe, of_size, self.modalities, planned, largest)
+            self.fast_batch = chosen.micro_batch * processes if chosen.micro_batch > size else 1
+            size, seconds = chosen.micro_batch, step_seconds / chosen.micro_batch / processes
+            settings = replace(chosen, micro_batch=settings.micro_batch)
         loader = Loader(train, recipe.view, size, config.seed, config.workers, None, config.max_broken, self.modalities)
         with_data = time_with_data(recipe, replace(settings, micro_batch=size), loader, seconds * processes)
         return settings, with_data / processes
