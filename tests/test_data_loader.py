@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import contextmanager
 from functools import partial
 
 import numpy as np
@@ -18,13 +19,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from unveil.data.decode import Unreadable
+from unveil.data import encoded
+from unveil.data.decode import Unreadable, decode
 from unveil.data.loader import Loader, TooManyBroken, prefetch
 from unveil.data.sources import open_source
 from unveil.data.transforms import CenterView, Sample, View, center_view
+from unveil.data.upload import uploaded
 from unveil.modeling.rng import sample_keys
 from unveil.modeling.types import RGB
 
+concat = torch.cat
 VIEW = View((6, 8), flip="d4")
 
 
@@ -324,3 +328,99 @@ def test_threads_that_read_compute_with_one_thread_and_leave_the_caller_its_own(
     assert [caller] == told(own)
     if sys.platform == "linux":
         assert nice > caller[1] or nice == 19
+
+
+@pytest.mark.parametrize(("shards", "repeats"), [(1, 4), (2, 3), (3, 2)])
+def test_repeats_show_in_a_cycle_what_its_epochs_show_one_by_one(shards, repeats):
+    """The same samples and views in another order, each sample decoded once in a batch; resumed anywhere alike."""
+    n, batch = 50, 12
+    plain = Loader(Numbers(n), VIEW, batch, seed=5)
+    source = Numbers(n)
+    own = [
+        Loader(source, VIEW, batch, seed=5, repeats=repeats, shard=(k, shards), cache_bytes=0, workers=2)
+        for k in range(shards)
+    ]
+    views = []
+    for epoch in range(repeats, 2 * repeats):
+        source.decoded.clear()
+        parts = [list(loader.numbered(epoch)) for loader in own]
+        assert [len(part) for part in parts] == [own[0].steps_per_epoch] * shards == [n // batch] * shards
+        rows = torch.cat([torch.cat([part[s][1] for part in parts]) for s in range(n // batch)])
+        assert torch.equal(rows, own[0].order(epoch))
+        assert len(source.decoded) == len(rows) // repeats
+        views += [
+            (int(row), int(key), image.numpy().tobytes())
+            for part in parts
+            for made, numbers in part
+            for row, key, image in zip(numbers, made.key, made.maps["rgb"], strict=True)
+        ]
+        for loader, part in zip(own, parts, strict=True):
+            assert same([made for made, _ in part[2:]], loader.batches(epoch, 2))
+    seen = {row for row, *_ in views}
+    assert len(seen) * repeats == len(views) == len(set(views)) == repeats * (n // batch) * batch
+    for epoch in range(repeats, 2 * repeats):
+        for made, numbers in plain.numbered(epoch):
+            for row, key, image in zip(numbers.tolist(), made.key.tolist(), made.maps["rgb"], strict=True):
+                assert row not in seen or (row, key, image.numpy().tobytes()) in views
+
+
+def test_a_repeated_jpeg_is_decoded_once_and_seen_differently(tmp_path, monkeypatch):
+    for number in range(6):
+        noise = np.random.default_rng(number).integers(0, 256, (9, 12, 3), np.uint8)
+        Image.fromarray(noise).resize((300, 220)).save(tmp_path / f"{number}.jpg")
+    decoded = []
+    monkeypatch.setattr(encoded, "decode", lambda data, name, by: decoded.append((name, by)) or decode(data, name, by))
+    loader = Loader(open_source(tmp_path), View((8, 8), (1, 1), (4 / 3, 4 / 3)), 6, repeats=3, cache_bytes=0)
+    (made,) = loader.batches(0)
+    assert sorted(decoded) == sorted({(f"{i}.jpg", 8) for i in loader.order(0).tolist()})
+    mirrored = [made.maps["rgb"][i : i + 3] for i in (0, 3)]
+    assert any(not torch.equal(one[0], one[1]) or not torch.equal(one[1], one[2]) for one in mirrored)
+
+
+def test_a_batch_is_copied_once_into_memory_of_its_own(monkeypatch):
+    """Threads write into one memory, in the layout of the decoded images; that of the next step is another."""
+    copied = "unveil.data.collate.torch.cat"
+    monkeypatch.setattr(
+        copied, lambda tensors: concat(tensors) if tensors[0].ndim == 1 else pytest.fail("copied twice")
+    )
+    loader = Loader(Numbers(40), VIEW, 16, workers=1)
+    first, second = (made.maps["rgb"] for made in loader.batches(0))
+    assert first.shape == second.shape == (16, 1, 6, 8)
+    assert first.untyped_storage().nbytes() == first.nbytes
+    assert first.untyped_storage().data_ptr() != second.untyped_storage().data_ptr()
+
+
+def test_pinned_batches_lie_in_memory_that_a_gpu_reads(monkeypatch):
+    asked = []
+    empty = torch.empty
+    monkeypatch.setattr(
+        torch, "empty", lambda *a, pin_memory=False, **k: asked.append((a[0], pin_memory)) or empty(*a, **k)
+    )
+    list(Loader(Numbers(20), VIEW, 10, pinned=True).batches(0))
+    assert asked == [((10, 1, 6, 8), True)] * 2
+
+
+class RecordedStream:
+    """A stream that notes what is done while copies are queued, and what is handed over."""
+
+    def __init__(self) -> None:
+        self.is_copying, self.log = False, []
+
+    @contextmanager
+    def copying(self):
+        self.log.append("copy")
+        yield
+
+    def hand_over(self, tensors) -> None:
+        self.log.append([(t.device.type, t.dtype) for t in tensors])
+
+
+def test_batches_are_uploaded_as_bytes_and_handed_over_before_the_step():
+    stream, loader = RecordedStream(), Loader(Numbers(20), VIEW, 10)
+    batches = list(loader.batches(0))
+    for made, whole in zip(uploaded(batches, torch.device("meta"), stream), batches, strict=True):
+        assert stream.log[-2:] == ["copy", [("meta", torch.uint8)]]
+        assert made.maps["rgb"].shape == whole.maps["rgb"].shape
+        assert made.key is whole.key  # the processor reads it, and it is small
+    assert len(stream.log) == 4
+    assert list(uploaded(batches, torch.device("cpu"))) == batches

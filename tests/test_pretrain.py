@@ -40,6 +40,8 @@ class TestIntents:
         assert "finished" in capsys.readouterr().err
         assert place.pretrain(*TRAIN, "--visible", "0.5") == 2
         assert "visible: 0.25 then, 0.5 now" in capsys.readouterr().err
+        assert place.pretrain(*TRAIN, "--repeats", "2") == 2
+        assert "repeats: None then, 2 now" in capsys.readouterr().err
         assert main(["pretrain", "mae", "--data", place.data, "--out", str(place.run)]) == 2
         assert "recipe: 'tiny' then, 'mae' now" in capsys.readouterr().err
         assert listing(place.run) == before

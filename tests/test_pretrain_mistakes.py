@@ -22,6 +22,8 @@ from tiny_runs import (
 )
 
 BAD = [
+    ("--batch-size 10 --repeats 3", "--batch-size 9, or other --repeats"),
+    ("--repeats 0", "--repeats 0: 1 view or more is needed"),
     ("--data nowhere", "no data at"),
     ("--data empty", "no images in"),
     ("--data tiny.py", "is a file"),

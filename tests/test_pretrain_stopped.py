@@ -48,6 +48,7 @@ class TestContinuing:
             ((*TRAIN, "--micro-batch", "4"), [1, 2, 8]),  # with accumulation, again and again
             (TWO, [2, 5]),  # two stages (steps 1-4 and 5-9): in the first, at the second's first step
             (TWO, [4]),  # between them
+            ((*TRAIN, "--repeats", "2"), [4]),  # in the second of the two epochs that read all images
         ],
     )
     def test_a_run_that_was_stopped_ends_with_the_same_bits(

@@ -155,6 +155,8 @@ def _train(run: RunFolder, setup: TrainingSetup, config: PretrainConfig, group: 
             max_broken=config.max_broken,
             modality=setup.modalities,
             shard=(group.rank, group.size),
+            repeats=config.repeats,
+            pinned=setup.settings.device.startswith("cuda"),
         )
         monitor = ValidationMonitor(run, setup.train, setup.held_out, setup.modalities, recipe.view.image_size)
         validate = monitor if group.is_rank_zero else _skip_validation

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 from jaxtyping import Shaped
 from torch import Tensor
@@ -26,10 +26,20 @@ class EncodedPicture:
     data: bytes
     channels: int
     size: tuple[int, int]
+    decoded: dict[int, Tensor] | None = field(default=None, repr=False, compare=False)  # by reduction
 
     @property
     def nbytes(self) -> int:
         return len(self.data)
+
+    @property
+    def held_nbytes(self) -> int:
+        """The bytes that it may take while it is viewed."""
+        return self.nbytes if self.decoded is None else self.nbytes + self.decoded_nbytes
+
+    def remembering(self) -> EncodedPicture:
+        """The same picture, for several views: it is decoded once for each reduction, and holds the pixels."""
+        return replace(self, decoded={})
 
     @property
     def decoded_nbytes(self) -> int:
@@ -40,7 +50,12 @@ class EncodedPicture:
 
         Raises `Unreadable` for a file that is damaged behind its header.
         """
-        return to_channels(decode(self.data, self.name, reduction), self.channels, self.name)
+        if self.decoded is not None and reduction in self.decoded:
+            return self.decoded[reduction]
+        pixels = to_channels(decode(self.data, self.name, reduction), self.channels, self.name)
+        if self.decoded is not None:
+            self.decoded[reduction] = pixels
+        return pixels
 
 
 def encoded_picture(modality: str, name: str, data: bytes, channels: int) -> EncodedPicture | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -13,12 +13,13 @@ from typing import Protocol, TypeVar, cast
 
 import psutil
 import torch
-from jaxtyping import Int, Shaped
+from jaxtyping import Int
 from torch import Tensor
 
 from ..modeling.rng import SampleRng, mix, sample_keys
-from ..modeling.types import Batch, Modality, to_float
+from ..modeling.types import Batch, Modality
 from ..runs.hardware import num_cores, reading_threads
+from .collate import StepMemory, collate, join
 from .decode import Unreadable
 from .encoded import EncodedPicture, reduction
 from .sources import Samples, Source, coverage, encoded_images_of, images_of, sampler
@@ -74,6 +75,9 @@ class _Chunk:
     broken: dict[int, str] = field(default_factory=dict)
 
 
+_Prepared = tuple[_Chunk, Batch, Tensor]  # what was read, its views, and the rows that have one
+
+
 class Loader:
     """Batches of views of a source, prepared ahead by threads.
 
@@ -89,6 +93,10 @@ class Loader:
     sample's key; `TooManyBroken` is raised when more than `max_broken` of the samples tried are broken (beyond what
     chance explains, as long as only a part has been tried). With a `max_broken` of None they are left out of their
     batch instead, and ValueError is raised when none can be read.
+
+    With `repeats` R, a batch holds R views of each of its samples, which is decoded once (Hoffer et al., 2019). An
+    epoch is still as many views as there are samples, so it reads one in R of them; R epochs read all. `pinned`
+    batches lie in page-locked memory, which a GPU reads while it computes.
     """
 
     def __init__(
@@ -102,6 +110,8 @@ class Loader:
         max_broken: float | None = 0.05,
         modality: str | Sequence[Modality] = "rgb",
         shard: tuple[int, int] = (0, 1),
+        repeats: int = 1,
+        pinned: bool = False,
     ) -> None:
         if batch_size < 1:
             raise ValueError(f"batch size {batch_size} is too small; give 1 or more")
@@ -131,6 +141,8 @@ class Loader:
         if isinstance(view, View) and (read := encoded_images_of(source, self.modalities[0].name)):
             self._sample = read
         self.batch_size = min(batch_size, len(source))
+        self.repeats, self._pinned = repeats, pinned
+        assert self.batch_size % repeats == 0, f"{repeats} views of each image do not divide {self.batch_size}"
         self.shard, self.num_shards = shard
         self.workers = max(1, num_cores() if workers is None else workers)
         self.max_broken = max_broken
@@ -149,9 +161,35 @@ class Loader:
         return len(self.source) // self.batch_size
 
     def order(self, epoch: int) -> Int[Tensor, " N"]:
-        """The samples in the order of this epoch, a permutation."""
-        key = sample_keys(self.seed, epoch, torch.arange(len(self.source)))
-        return SampleRng(key).fold("order").key.argsort()  # keys never tie: the hash is a bijection
+        """The sample of each view of this epoch, in order: a permutation, or its part with each sample `repeats` times.
+
+        So many epochs are a cycle, which goes through a permutation once.
+        """
+        cycle, part = divmod(epoch, self.repeats)
+        key = sample_keys(self.seed, cycle, torch.arange(len(self.source)))
+        order = SampleRng(key).fold("order").key.argsort()  # keys never tie: the hash is a bijection
+        if self.repeats == 1:
+            return order
+        count = self.steps_per_epoch * self.batch_size // self.repeats
+        return order[part * count :][:count].repeat_interleave(self.repeats)
+
+    def _keyed(self, epoch: int, step: int) -> list[tuple[Tensor, Tensor]]:
+        """The samples of each of this process's steps from one on, and the keys of their views.
+
+        The views of a sample in a cycle are those that the epochs of the cycle would show of it one by one.
+        """
+        order = self.order(epoch)
+        places = torch.arange(len(order)) % self.repeats
+        first = epoch - epoch % self.repeats
+        keys = sample_keys(self.seed, first, order)
+        for later in range(1, self.repeats):
+            keys = torch.where(places == later, sample_keys(self.seed, first + later, order), keys)
+        size, count = self.batch_size, self.steps_per_epoch
+        batches = [(order[s * size :][:size], keys[s * size :][:size]) for s in range(step, count)]
+        return [
+            (rows.tensor_split(self.num_shards)[self.shard], own.tensor_split(self.num_shards)[self.shard])
+            for rows, own in batches
+        ]
 
     def batches(self, epoch: int, start_step: int = 0) -> Generator[Batch]:
         """The batches of an epoch from a step on; `progress` is 0, the training loop sets it."""
@@ -160,18 +198,17 @@ class Loader:
 
     def numbered(self, epoch: int, start_step: int = 0) -> Generator[tuple[Batch, Int[Tensor, " B"]]]:
         """The same, each with the numbers of its samples in the source."""
-        order = self.order(epoch)
-        steps = [order[s * self.batch_size :][: self.batch_size] for s in range(start_step, self.steps_per_epoch)]
-        return self._load([samples.tensor_split(self.num_shards)[self.shard] for samples in steps], epoch)
+        return self._load(self._keyed(epoch, start_step))
 
     def in_parts(self, epoch: int, step: int, size: int) -> Generator[tuple[Batch, Int[Tensor, " B"]]]:
         """One batch of an epoch, at most `size` samples at a time, for batches that no memory holds."""
-        rows = self.order(epoch)[step * self.batch_size :][: self.batch_size]
-        return self._load(rows.tensor_split(self.num_shards)[self.shard].split(size), epoch)
+        rows, keys = self._keyed(epoch, step)[0]
+        return self._load(list(zip(rows.split(size), keys.split(size), strict=True)))
 
     def in_order(self) -> Generator[tuple[Batch, Int[Tensor, " B"]]]:
         """All samples once, in the order of the source, with their numbers; the last batch may be smaller."""
-        return self._load(torch.arange(len(self.source)).split(self.batch_size), 0)
+        steps = torch.arange(len(self.source)).split(self.batch_size)
+        return self._load([(rows, sample_keys(self.seed, 0, rows)) for rows in steps])
 
     def whole_samples(self) -> Generator[list[Sample]]:
         """All readable samples once, in order and without a view, a few at a time."""
@@ -187,10 +224,11 @@ class Loader:
                     samples = []
         self._check_any()
 
-    def _load(self, steps: Sequence[Tensor], epoch: int) -> Generator[tuple[Batch, Int[Tensor, " B"]]]:
+    def _load(self, steps: Sequence[tuple[Tensor, Tensor]]) -> Generator[tuple[Batch, Int[Tensor, " B"]]]:
         size = min(max(-(-self.batch_size // (self.num_shards * self.workers)), _CHUNKS[0]), _CHUNKS[1])
-        chunks = [samples.split(size) for samples in steps]
-        jobs = (partial(self._prepare, rows, sample_keys(self.seed, epoch, rows)) for step in chunks for rows in step)
+        size = max(1, size // self.repeats) * self.repeats
+        chunks = [rows.split(size) for rows, _ in steps]
+        jobs = (job for rows, keys in steps for job in self._jobs(rows, keys, size))
         ahead = (1 + _BATCHES_AHEAD) * max(map(len, chunks), default=1) - 1
         with closing(prefetch(jobs, ahead, self.workers)) as results:
             for step in chunks:
@@ -207,22 +245,33 @@ class Loader:
                 else:
                     self._check_any()
 
+    def _jobs(self, rows: Tensor, keys: Tensor, size: int) -> Iterator[Callable[[], _Prepared]]:
+        """What threads do for one step: a part each, all in one memory."""
+        memory = StepMemory(len(rows), self._pinned)
+        parts = zip(rows.split(size), keys.split(size), range(0, len(rows), size), strict=True)
+        return (partial(self._prepare, *part, memory) for part in parts)
+
     def _note(self, chunk: _Chunk) -> None:
         for index in chunk.tried:
             self._num_tried += not self._tried[index]
             self._tried[index] = 1
         self.unreadable |= {self.source.name(index): reason for index, reason in chunk.broken.items()}
 
-    def _prepare(self, rows: Int[Tensor, " b"], keys: Int[Tensor, " b"]) -> tuple[_Chunk, Batch, Int[Tensor, " r"]]:
-        """What was read of these rows, its views, and the rows that have one."""
+    def _prepare(self, rows: Int[Tensor, " b"], keys: Int[Tensor, " b"], start: int, memory: StepMemory) -> _Prepared:
+        """What was read of these rows, its views in the memory from row `start` on, and the rows that have one."""
         try:
-            return self._drawn(rows, keys)
+            return self._drawn(rows, keys, start, memory)
         except Unreadable:  # of a picture that was decoded only where it was viewed
-            return self._drawn(rows, keys, decoding=True)
+            return self._drawn(rows, keys, start, memory, decoding=True)
 
     def _drawn(
-        self, rows: Int[Tensor, " b"], keys: Int[Tensor, " b"], decoding: bool = False
-    ) -> tuple[_Chunk, Batch, Int[Tensor, " r"]]:
+        self,
+        rows: Int[Tensor, " b"],
+        keys: Int[Tensor, " b"],
+        start: int,
+        memory: StepMemory,
+        decoding: bool = False,
+    ) -> _Prepared:
         """Views are drawn when a few large photographs have been decoded, so that a thread holds no more of them."""
         chunk = _Chunk()
         views: list[Sample] = []
@@ -234,13 +283,14 @@ class Loader:
 
         held = 0
         for sample in self._read_each(rows, keys, chunk, decoding):
-            held += sample.nbytes
+            held += sample.held_nbytes
             if held > _DECODED_BYTES:
                 draw()
                 held = 0
         draw()
         keys = keys[chunk.places]
-        batch = collate(views, keys, self.modalities, self.view.image_size, self._lacking, self._complete)
+        size, missing = self.view.image_size, self._lacking
+        batch = collate(views, keys, self.modalities, size, missing, self._complete, memory, start)
         return chunk, batch, rows[chunk.places]
 
     def _read_all(self, rows: Int[Tensor, " b"], keys: Int[Tensor, " b"]) -> _Chunk:
@@ -252,6 +302,7 @@ class Loader:
         self, rows: Int[Tensor, " b"], keys: Int[Tensor, " b"], chunk: _Chunk, decoding: bool
     ) -> Iterator[Sample | EncodedPicture]:
         """Into `chunk` the sample of each row or, for a broken one, the first readable replacement of its key."""
+        last: tuple[int, Sample | EncodedPicture] | None = None
         for place, (row, key) in enumerate(zip(rows.tolist(), keys, strict=True)):
             for attempt in range(1 if self.max_broken is None else 1 + _REPLACEMENTS_TRIED):
                 index = row if attempt == 0 else int(mix(key + attempt)) % len(self.source)
@@ -259,7 +310,11 @@ class Loader:
                     continue
                 chunk.tried.append(index)
                 try:
-                    sample = self._read(index, decoding)
+                    if last is None or last[0] != index:
+                        last = (index, self._read(index, decoding))
+                        if self.repeats > 1 and isinstance(last[1], EncodedPicture):
+                            last = (index, last[1].remembering())
+                    sample = last[1]
                 except Unreadable as error:
                     chunk.broken[index] = self._damaged[index] = error.reason
                 else:
@@ -312,61 +367,3 @@ class Loader:
 
 def _are_large(samples: Sequence[Sample]) -> bool:
     return sum(sample.nbytes for sample in samples) > _DECODED_BYTES
-
-
-def collate(
-    views: Sequence[Sample],
-    keys: Int[Tensor, " B"],
-    modalities: Sequence[Modality],
-    size: tuple[int, int],
-    missing: Collection[str] | None = (),
-    complete: Collection[str] = (),
-) -> Batch:
-    """Views of `size` (height, width) as a batch at progress 0: a missing map is zeros, neither valid nor present.
-
-    `present` covers the modalities that may be `missing`; with None, a plain source, the batch has maps alone. `valid`
-    covers all but the `complete` modalities.
-    """
-    maps: dict[str, Tensor] = {}
-    valid: dict[str, Tensor] = {}
-    present: dict[str, Tensor] = {}
-    for m in modalities if views else ():
-        images = [view.maps.get(m.name) for view in views]
-        if missing is not None:
-            shape = (size[0] // m.stride, size[1] // m.stride)
-            there = torch.tensor([image is not None for image in images])
-            known = [view.valid.get(m.name) for view in views]
-            if m.name not in complete:
-                everywhere = torch.ones(1, *shape, dtype=torch.bool)
-                valid[m.name] = torch.stack([everywhere if v is None else v for v in known])
-                valid[m.name] &= there[:, None, None, None]
-            else:
-                assert all(v is None for v in known), f"{m.name} is not complete"
-            if m.name in missing:
-                present[m.name] = there
-            empty = torch.zeros(m.channels, *shape, dtype=torch.int64 if m.kind == "categorical" else torch.uint8)
-            images = [empty if i is None else i.long() if m.kind == "categorical" else i for i in images]
-        maps[m.name] = concatenate([image[None] for image in images if image is not None])
-    return Batch(maps, keys, torch.zeros(()), valid, present)
-
-
-def join(batches: Sequence[Batch]) -> Batch:
-    """Batches one after another; those of no samples are passed over."""
-    batches = [batch for batch in batches if len(batch)] or list(batches[:1])
-    if len(batches) == 1:
-        return batches[0]
-    first = batches[0]
-    return Batch(
-        {name: concatenate([b.maps[name] for b in batches]) for name in first.maps},
-        torch.cat([b.key for b in batches]),
-        first.progress,
-        {name: torch.cat([b.valid[name] for b in batches]) for name in first.valid},
-        {name: torch.cat([b.present[name] for b in batches]) for name in first.present},
-    )
-
-
-def concatenate(images: Sequence[Shaped[Tensor, "_ _ _ _"]]) -> Shaped[Tensor, "B C H W"]:
-    """Images along the batch; in [0, 1] where bytes and floats meet, for a folder may mix 8 and 16 bits."""
-    if len({image.dtype for image in images}) > 1:
-        images = [to_float(image) for image in images]
-    return images[0] if len(images) == 1 else torch.cat(list(images))

@@ -50,6 +50,8 @@ class Sample:
     def nbytes(self) -> int:
         return sum(t.nbytes for t in (*self.maps.values(), *self.valid.values()) if t is not None)
 
+    held_nbytes = nbytes  # while it is viewed
+
 
 @dataclass(frozen=True)
 class View:

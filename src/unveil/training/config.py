@@ -53,6 +53,8 @@ class PretrainConfig:
     precision: of the arithmetic; auto takes bf16 where the device has it in hardware
     compile: compile the step with torch.compile; auto does on a GPU
     micro_batch: images that are computed at once; changes memory and speed, not the result
+    repeats: views of each image in a batch, which is read and decoded once for all of them; an epoch stays as many
+        views as there are images, so it reads a part of them
     workers: threads that prepare images; by default one for each core
     threads: threads that compute a step on a CPU; by default all cores, or one while other programs keep them busy
         (with --precision float32, which repeats a run to the bit, always all)
@@ -86,6 +88,7 @@ class PretrainConfig:
     precision: Precision = "auto"
     compile: Compile = "auto"
     micro_batch: int | None = None
+    repeats: int = 1
     workers: int | None = None
     threads: int | None = None
     save_minutes: float = 10.0
@@ -99,6 +102,7 @@ class PretrainConfig:
         need(self.minutes is None or 0 < self.minutes < math.inf, "--minutes", self.minutes, "a time above 0")
         need(0 <= self.seed < 2**62, "--seed", self.seed, "a whole number, 0 or more")
         need(self.micro_batch is None or self.micro_batch >= 1, "--micro-batch", self.micro_batch, "1 image or more")
+        need(self.repeats >= 1, "--repeats", self.repeats, "1 view or more")
         need(self.workers is None or self.workers >= 1, "--workers", self.workers, "1 thread or more")
         need(self.threads is None or self.threads >= 1, "--threads", self.threads, "1 thread or more")
         need(0 <= self.save_minutes < math.inf, "--save-minutes", self.save_minutes, "a time, 0 for every step")
@@ -152,7 +156,7 @@ class PretrainConfig:
         # Options after the first four are stored only where they differ from their defaults, as old runs lack them.
         always = ("seed", "paper", "minutes", "init_from")
         split = ("modalities", "group_by", "held_out", "held_out_share")
-        stored = (*split, "init_channels", "init_epoch", "continue_schedule")
+        stored = (*split, "init_channels", "init_epoch", "continue_schedule", "repeats")
         own = {n: getattr(self, n) for n in always} | {n: v for n, v in self._changed().items() if n in stored}
         return {name: json_like(value) for name, value in {"recipe": self.name, **own, **self.recipe_options}.items()}
 

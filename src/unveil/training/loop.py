@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from ..data.loader import Loader
+from ..data.upload import uploaded
 from ..modeling.masked_model import MaskedModel
 from ..modeling.rng import seed_stage, step_key
 from ..modeling.teachers import reset_emas
@@ -188,7 +189,7 @@ class Loop:
             epoch = step // per_epoch
             batches = cast("Generator[Batch]", self.loader.batches(epoch, step - epoch * per_epoch))
             with closing(batches):  # ends its threads
-                for batch in batches:
+                for batch in uploaded(batches, torch.device(self.settings.device)):
                     yield epoch, batch
                     step += 1
                     if step == end:

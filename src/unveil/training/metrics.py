@@ -111,4 +111,4 @@ class SkippedSteps:
     def _images(self, epoch: int, step: int) -> list[str]:
         place = (step - 1 - epoch * self.loader.steps_per_epoch) * self.loader.batch_size
         samples = self.loader.order(epoch)[place : place + self.loader.batch_size].tolist()
-        return [self.loader.source.name(i) for i in samples]
+        return [self.loader.source.name(i) for i in dict.fromkeys(samples)]

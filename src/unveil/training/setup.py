@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import textwrap
 import traceback
 from collections.abc import Callable, Iterator, Mapping
@@ -280,7 +281,17 @@ class _Draft:
             self.fast_batch = chosen.micro_batch * processes if chosen.micro_batch > size else 1
             size, seconds = chosen.micro_batch, step_seconds / chosen.micro_batch / processes
             settings = replace(chosen, micro_batch=settings.micro_batch)
-        loader = Loader(train, recipe.view, size, config.seed, config.workers, None, config.max_broken, self.modalities)
+        loader = Loader(
+            train,
+            recipe.view,
+            size,
+            config.seed,
+            config.workers,
+            max_broken=config.max_broken,
+            modality=self.modalities,
+            repeats=math.gcd(min(size, len(train)), config.repeats),
+            pinned=self.device.type == "cuda",
+        )
         with_data = time_with_data(recipe, replace(settings, micro_batch=size), loader, seconds * processes)
         return settings, with_data / processes
 
@@ -295,6 +306,7 @@ def _final_settings(
     """The settings with a micro-batch that the batch holds, and validations as often as the schedule suggests."""
     batch = recipe.optim.batch_size
     check_divisible(batch, processes)
+    check_repeats(batch, config.repeats)
     interval = validation_interval(recipe.epochs, image_seconds * num_train)
     interval = max(interval, 1 / max(1, num_train // batch))  # an update at least
     micro_batch = min(settings.micro_batch, batch // processes)
@@ -307,6 +319,15 @@ def check_divisible(batch: int, processes: int) -> None:
         below, above = batch // processes * processes, -(-batch // processes) * processes
         either = f"{below} or {above}" if below else str(above)
         raise ValueError(f"--batch-size {batch} is not divisible by the world size {processes}; give {either}")
+
+
+def check_repeats(batch: int, repeats: int) -> None:
+    """Raise ValueError for a batch that holds no whole number of images with so many views of each."""
+    if batch % repeats:
+        raise ValueError(
+            f"a batch of {batch} views holds no whole number of images with --repeats {repeats}; give --batch-size"
+            f" {max(1, batch // repeats) * repeats}, or other --repeats"
+        )
 
 
 def _log_plan(metadata: Mapping[str, Any], recipe: Recipe, num_train: int, image_seconds: float) -> None:

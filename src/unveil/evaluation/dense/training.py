@@ -12,9 +12,10 @@ import torch
 from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
+from ...data.collate import collate
 from ...data.dense_dataset import DensePair, DenseSet
 from ...data.dense_layouts import FolderLayout, StorageOptions
-from ...data.loader import Loader, collate
+from ...data.loader import Loader
 from ...data.modality_config import declare
 from ...data.transforms import Sample
 from ...modeling.rng import SampleRng

@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from ...data.collate import collate
 from ...data.decode import Unreadable
-from ...data.loader import collate
 from ...data.sources import Source, coverage, sampler, spread
 from ...data.transforms import Sample, center_cut, center_view, view_of
 from ...modeling.rng import sample_keys
