@@ -27,8 +27,8 @@ ONLY = {  # a package imports from those after it in the list; these know less
     "evaluation.protocols": ("evaluation", "data", "modeling.optim", "modeling.rng", "modeling.types", "runs"),
     "evaluation.finetuning": ("evaluation", "data", "modeling.optim", "modeling.rng", "modeling.types", "runs"),
     "evaluation.dense": ("evaluation", "data", "modeling.optim", "modeling.rng", "modeling.types", "runs"),
-    "modeling.masking": ("modeling.masking", "modeling.rng", "modeling.types"),
-    "modeling.targets": ("modeling.targets", "modeling.patches", "modeling.types"),
+    "modeling.masking": ("modeling.masking", "modeling.constants", "modeling.rng", "modeling.types"),
+    "modeling.targets": ("modeling.targets", "modeling.constants", "modeling.patches", "modeling.types"),
 }
 PURE = ("modeling.masking", "modeling.targets", "modeling.losses", "modeling.patches", "modeling.types", "modeling.rng")
 ALLOWED_IN_PURE = {

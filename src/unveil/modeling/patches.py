@@ -10,6 +10,7 @@ from einops import rearrange
 from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
+from .constants import constant
 from .types import Batch, Modality
 
 ROBUST_EPS = 1e-6
@@ -54,7 +55,7 @@ def statistics(
     """
     image = batch.maps[modality.name]
     if modality.normalise == "fixed":
-        mean, std = (image.new_tensor(s)[:, None, None] for s in (modality.mean, modality.std))
+        mean, std = (constant(s, image)[:, None, None] for s in (modality.mean, modality.std))
         return mean, std
     pixels = torch.where(valid, image, torch.inf).flatten(2).sort(dim=2).values  # B C HW, the invalid ones last
     count = valid.flatten(1).sum(dim=1)[:, None, None]

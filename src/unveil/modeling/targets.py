@@ -16,6 +16,7 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 
+from .constants import constant
 from .patches import normalised, patchify, validity
 from .types import Batch, Modality, Observations
 
@@ -119,7 +120,7 @@ class HOG:
     def __call__(self, batch: Batch, observations: Observations) -> TargetValues:
         valid = validity(batch, self.modality)
         image = torch.where(valid, batch.maps[self.modality.name], 0).float()
-        ramp, smooth = image.new_tensor([-1.0, 0.0, 1.0]), image.new_tensor([1.0, 2.0, 1.0])
+        ramp, smooth = constant((-1.0, 0.0, 1.0), image), constant((1.0, 2.0, 1.0), image)
         padded = F.pad(image, (1, 1, 1, 1), mode="replicate").flatten(0, 1)[:, None]  # (B C) 1 H+2 W+2
         across = F.conv2d(F.conv2d(padded, ramp.view(1, 1, 1, 3)), smooth.view(1, 1, 3, 1))
         down = F.conv2d(F.conv2d(padded, smooth.view(1, 1, 1, 3)), ramp.view(1, 1, 3, 1))

@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ..constants import constant
 from ..rng import SampleRng
 from ..types import Batch, Layout, Observations, Tokens
 from .masker import TokenScore, Uniform
@@ -142,4 +143,4 @@ class DirichletBudget:
         guide = self.guide(tokens, observations, batch)
         names = list(tokens.layout.spans)
         each = [self.alpha[name] for name in names] if isinstance(self.alpha, Mapping) else [self.alpha] * len(names)
-        return score_by_budget(guide, torch.tensor(each, device=guide.device), batch, tokens.layout, self.tasks)
+        return score_by_budget(guide, constant(tuple(each), guide), batch, tokens.layout, self.tasks)
