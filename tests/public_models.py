@@ -90,8 +90,8 @@ def theirs_on(model: Any, encoder: PublicViT, images: Tensor) -> tuple[Tensor, t
     )
     options = {"interpolate_pos_encoding": True} if resizes else {}
     with torch.no_grad():
-        found = inner(normalised(encoder, images), output_attentions=True, **options)
-    return found.last_hidden_state, found.attentions
+        result = inner(normalised(encoder, images), output_attentions=True, **options)
+    return result.last_hidden_state, result.attentions
 
 
 def close(ours: Tensor, theirs: Tensor) -> None:

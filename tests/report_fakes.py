@@ -51,7 +51,7 @@ def fake_run(
     folder.mkdir(parents=True)
     rng = np.random.default_rng(seed)
     rate = 260 + 60 * seed
-    told = {
+    metadata = {
         "unveil": "0.1.0",
         "recipe": "crossmae",
         "dials": {"size": "tiny", "patch": 4, "visible": 0.25, "predicted": 0.25, "epochs": epochs, "batch_size": 256},
@@ -79,7 +79,7 @@ def fake_run(
         "error": None,
         "seconds": 929.0,
     }
-    (folder / "run.json").write_text(json.dumps(told | info))
+    (folder / "run.json").write_text(json.dumps(metadata | info))
     total = epochs * steps_per_epoch
     lines = []
     for step in range(1, total + 1):

@@ -90,12 +90,12 @@ class TestAttention:
     def test_figures_of_an_unguided_model(self):
         model, on = build(visible=0.25, predicted=0.75), batch(4)
         with torch.no_grad():
-            found = attention_metrics(model, on, model.encode_decode(on), torch.ones(4, 24))
-        assert found["hidden_tokens"] == 0.75
-        assert found["student_foreground"] == pytest.approx(1)
-        assert found["foreground_area"] == 1
-        assert "guide_evenness" not in found
-        assert 0.9 < found["student_evenness"] <= 1
+            result = attention_metrics(model, on, model.encode_decode(on), torch.ones(4, 24))
+        assert result["hidden_tokens"] == 0.75
+        assert result["student_foreground"] == pytest.approx(1)
+        assert result["foreground_area"] == 1
+        assert "guide_evenness" not in result
+        assert 0.9 < result["student_evenness"] <= 1
 
     def test_a_teacher_that_attends_as_the_student_agrees_with_it(self):
         model, on = guided(attmask).eval(), batch(4)
@@ -115,20 +115,20 @@ class TestAttention:
         model, on = build(visible=0.25, predicted=0.75, decoder="self"), batch(2)
         for block in model.decoders["pixels"].blocks:  # all queries alike: softmax is even
             torch.nn.init.zeros_(block.attn.qkv.weight)
-        (found,) = decoder_attention(model, on)
+        (result,) = decoder_attention(model, on)
         keys = 1 + 6 + 18
-        assert found.even == pytest.approx(2 * found.heads / keys)
-        assert found.summed == pytest.approx((found.even, found.even))
-        assert found.mean == pytest.approx((1 / keys, 1 / keys))
-        assert found.mass_on_visible == pytest.approx(7 / keys)
+        assert result.even == pytest.approx(2 * result.heads / keys)
+        assert result.summed == pytest.approx((result.even, result.even))
+        assert result.mean == pytest.approx((1 / keys, 1 / keys))
+        assert result.mass_on_visible == pytest.approx(7 / keys)
 
     def test_mass_and_pairs_tell_the_same(self):
         """Of each masked token all attention goes to visible or to masked ones."""
         model, on = build(visible=0.25, predicted=0.75, decoder="self"), batch(2)
-        (found,) = decoder_attention(model, on)
-        for block in found.blocks:
-            assert 7 * block.to_visible + 18 * block.to_masked == pytest.approx(found.heads, rel=1e-4)
-            assert 7 * block.to_visible / found.heads == pytest.approx(block.mass_on_visible, rel=1e-4)
+        (result,) = decoder_attention(model, on)
+        for block in result.blocks:
+            assert 7 * block.to_visible + 18 * block.to_masked == pytest.approx(result.heads, rel=1e-4)
+            assert 7 * block.to_visible / result.heads == pytest.approx(block.mass_on_visible, rel=1e-4)
 
     def test_a_cross_decoder_has_none(self):
         assert decoder_attention(build(decoder="cross"), batch(2)) == []
@@ -140,9 +140,9 @@ class TestLayers:
         own = ImageEncoder(build(image_size=(16, 16)).encoder)
         config = ViTConfig(width=24, depth=3, heads=2, patch=4, hidden=48, grid=(4, 4))
         for encoder, depth in ((own, 2), (untrained_vit(config, seed=0), 3)):
-            found = layer_features(encoder, images)
-            assert len(found) == depth
-            for layer, block in zip(found, range(1, depth + 1), strict=True):
+            result = layer_features(encoder, images)
+            assert len(result) == depth
+            for layer, block in zip(result, range(1, depth + 1), strict=True):
                 expected = encoder.maps(torch.stack(images), [block])[0][:, encoder.num_prefix :].mean(dim=1)
                 assert torch.allclose(layer.features, expected, atol=1e-5)
                 assert len(layer.distances) == 2
@@ -177,19 +177,19 @@ class TestAnalyze:
         out = capsys.readouterr().out
         assert "rank correlation" in out
         assert "to visible" in out
-        told: dict[str, Any] = json.loads((guided / "analysis/attention.json").read_text())
-        first, last = told["checkpoints"]
+        stored: dict[str, Any] = json.loads((guided / "analysis/attention.json").read_text())
+        first, last = stored["checkpoints"]
         assert first["rank_correlation"] != last["rank_correlation"]
         assert first["teacher_evenness"] == last["teacher_evenness"], "the teacher is frozen"
         assert last["hidden_tokens"] == 0.75
-        assert told["decoders"][0]["heads"] == 2
+        assert stored["decoders"][0]["heads"] == 2
         page = unveil.report([guided]).read_text()
         assert "Attention statistics" in page
         assert "as CrossMAE reports it" in page
 
     def test_labels_tell_what_lies_on_things(self, runs):
-        told = unveil.analyze_attention(str(runs[0]), data="scenes:count=6,size=32", device="cpu")
-        last = told["checkpoints"][-1]
+        text = unveil.analyze_attention(str(runs[0]), data="scenes:count=6,size=32", device="cpu")
+        last = text["checkpoints"][-1]
         assert 0 < last["foreground_area"] < 1
         assert 0 < last["student_foreground"] < 1
         only = unveil.analyze_attention(
@@ -201,14 +201,14 @@ class TestAnalyze:
         mae, guided = map(str, runs)
         assert main(["analyze", "features", mae, guided, "--data", "scenes:count=6,size=32", "--device", "cpu"]) == 0
         assert "linear CKA" in capsys.readouterr().out
-        told = json.loads((runs[0] / "analysis/features-guided.json").read_text())
-        assert len(told["cka"]) == len(told["cka"][0]) == 6
+        stored = json.loads((runs[0] / "analysis/features-guided.json").read_text())
+        assert len(stored["cka"]) == len(stored["cka"][0]) == 6
         same = unveil.analyze_features(mae, mae, data="scenes:count=6,size=32", device="cpu")
         assert [row[k] for k, row in enumerate(same["cka"])] == pytest.approx([1] * 6)
         assert "Layers compared" in unveil.report([mae]).read_text()
 
     @pytest.mark.parametrize(
-        ("words", "told"),
+        ("words", "message"),
         [
             (["attention", "nowhere"], "is not a run folder"),
             (["attnetion", "RUN"], "analyze needs attention, blocks or masks and a run, or features and two"),
@@ -216,6 +216,6 @@ class TestAnalyze:
             (["attention", "RUN", "--data", "scenes:count=4", "--foreground", "flor"], "the classes are"),
         ],
     )
-    def test_mistakes_are_one_error(self, runs, words: list[str], told: str, capsys: pytest.CaptureFixture[str]):
+    def test_mistakes_are_one_error(self, runs, words: list[str], message: str, capsys: pytest.CaptureFixture[str]):
         assert main(["analyze", *(str(runs[0]) if w == "RUN" else w for w in words)]) == 2
-        assert told in " ".join(capsys.readouterr().err.split())
+        assert message in " ".join(capsys.readouterr().err.split())

@@ -27,22 +27,22 @@ ALL = {"visible": 0.25, "predicted": 0.25}
 @torch.no_grad()
 def test_parts_sum_to_the_prediction(dials: dict[str, str]):
     model, on = build(**ALL, **dials), batch(3)
-    seen, found = decompose(model, on)
+    output, contributions = decompose(model, on)
     objective = next(iter(model.objectives))
-    whole = objective.head(seen.decoded["pixels"])
+    whole = objective.head(output.decoded["pixels"])
     assert whole.shape[1] == 18  # of 24 patches: every hidden one
-    assert torch.allclose(found["pixels"].added.sum(dim=0), whole, atol=1e-5)
+    assert torch.allclose(contributions["pixels"].added.sum(dim=0), whole, atol=1e-5)
 
 
 @torch.no_grad()
 def test_shares_sum_to_one_and_the_last_error_is_the_models():
     model, on = build(**ALL, decoder="cross", blend="linear"), batch(3)
-    (found,) = decoder_contributions(model, on)
-    seen = model.encode_decode(on, Masker(Uniform(), 0.25, 0.75))
-    total, count = next(iter(model.objectives))(seen, on)
-    assert sum(part.share for part in found.parts) == pytest.approx(1, abs=1e-5)
-    assert found.parts[-1].error == pytest.approx(float(total / count), rel=1e-5)
-    assert len({part.error for part in found.parts}) == 3
+    (result,) = decoder_contributions(model, on)
+    output = model.encode_decode(on, Masker(Uniform(), 0.25, 0.75))
+    total, count = next(iter(model.objectives))(output, on)
+    assert sum(block.share for block in result.parts) == pytest.approx(1, abs=1e-5)
+    assert result.parts[-1].error == pytest.approx(float(total / count), rel=1e-5)
+    assert len({block.error for block in result.parts}) == 3
 
 
 @torch.no_grad()
@@ -52,10 +52,10 @@ def test_a_block_that_does_nothing_adds_nothing():
     for layer in (block.cross_attn.proj, block.mlp[2]):
         torch.nn.init.zeros_(layer.weight)
         torch.nn.init.zeros_(layer.bias)
-    (found,) = decoder_contributions(model, on)
-    assert found.parts[1].share == 0
-    assert found.parts[1].error == found.parts[0].error
-    assert abs(found.parts[2].share) > 0.01
+    (result,) = decoder_contributions(model, on)
+    assert result.parts[1].share == 0
+    assert result.parts[1].error == result.parts[0].error
+    assert abs(result.parts[2].share) > 0.01
 
 
 @torch.no_grad()
@@ -63,11 +63,11 @@ def test_what_a_block_reads_is_weighed_by_the_size_of_the_maps():
     model, on = build(**ALL, decoder="cross", blend="linear"), batch(2)
     blend = model.decoders["pixels"].blend
     blend.weight.copy_(torch.tensor([[0.0, -2.0, 0.0], [1.0, 1.0, 1.0]]))
-    (found,) = decoder_contributions(model, on)
-    assert found.maps == (0, 1, 2)
-    assert found.reads[0] == (0, 1, 0)
+    (result,) = decoder_contributions(model, on)
+    assert result.maps == (0, 1, 2)
+    assert result.reads[0] == (0, 1, 0)
     sizes = torch.stack([model.encode_decode(on).latents.layers[m].square().mean().sqrt() for m in (0, 1, 2)])
-    assert found.reads[1] == pytest.approx((sizes / sizes.sum()).tolist(), rel=1e-4)
+    assert result.reads[1] == pytest.approx((sizes / sizes.sum()).tolist(), rel=1e-4)
     (without,) = decoder_contributions(build(**ALL, decoder="cross"), on)
     assert without.reads == ()
 
@@ -92,9 +92,9 @@ def test_on_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     out = capsys.readouterr().out
     assert "mask tokens" in out
     assert "in the input of each block" in out
-    told = json.loads((tmp_path / "run/analysis/blocks.json").read_text())
-    assert len(told["decoders"][0]["parts"]) == 3
-    assert len(told["decoders"][0]["reads"]) == 2
+    stored = json.loads((tmp_path / "run/analysis/blocks.json").read_text())
+    assert len(stored["decoders"][0]["parts"]) == 3
+    assert len(stored["decoders"][0]["reads"]) == 2
     drawn = np.asarray(Image.open(tmp_path / "run/analysis/blocks.png"))
     assert len(np.unique(drawn.reshape(-1, 3), axis=0)) > 100
     page = unveil.report([run]).read_text()

@@ -27,9 +27,9 @@ def test_overlaps_by_hand():
     tokens = Tokens(torch.zeros(1, 8, 2), torch.arange(8)[None], layout, missing)
     first = torch.tensor([[1, 1, 1, 0, 1, 1, 0, 1]]).bool()
     second = torch.tensor([[1, 0, 1, 1, 0, 1, 1, 1]]).bool()
-    found = mask_overlaps(first, second, tokens)
-    assert found == {"rgb": MaskOverlap(4, 3, 3, 2), "depth": MaskOverlap(3, 2, 2, 1)}
-    both = found["rgb"] + found["depth"] * 2
+    result = mask_overlaps(first, second, tokens)
+    assert result == {"rgb": MaskOverlap(4, 3, 3, 2), "depth": MaskOverlap(3, 2, 2, 1)}
+    both = result["rgb"] + result["depth"] * 2
     assert both == MaskOverlap(10, 7, 7, 4)
     assert both.hidden_in_common == pytest.approx(4 / 7)
     assert both.visible_in_common == 0
@@ -43,8 +43,8 @@ def test_a_guided_run_masks_as_its_faithful_way_does(lacks: dict):
     tokens = model.encoder.embed(on)
     ways = {way.name: way.teacher for way in guidance_of(model)}
     with torch.no_grad():
-        seen = {name: teacher.observe(on, tokens, model.encoder) for name, teacher in ways.items()}
-        masks = {name: guided_mask(model, on, tokens, observation) for name, observation in seen.items()}
+        observations = {name: teacher.observe(on, tokens, model.encoder) for name, teacher in ways.items()}
+        masks = {name: guided_mask(model, on, tokens, observation) for name, observation in observations.items()}
         visible = model.encode_decode(on).mask.visible
         random = build(multimae.recipe, visible=0.15).encode_decode(on).mask.visible
     assert not masks[FAITHFUL].gather(1, visible).any()
@@ -60,12 +60,12 @@ def test_costs_are_those_that_the_bench_counts():
     model = build_recipe(multimae.recipe, (), {"size": "nano", "image_size": (64,)}).stages[0].build()
     ways = guidance_of(model)
     step, *looks = costs(model, work.batch("cpu"), ways)
-    told = dict(zip((way.name for way in ways), looks, strict=True))
+    cost_of = dict(zip((way.name for way in ways), looks, strict=True))
     assert step == bench["multimae"]
-    assert step + told[FAITHFUL] == bench["multimae-guided"]
-    assert step + told["half resolution"] == bench["guided-half"]
-    assert told[RANDOM] == 0
-    assert told["layer 1"] < told["layer 4"] < told[FAITHFUL]
+    assert step + cost_of[FAITHFUL] == bench["multimae-guided"]
+    assert step + cost_of["half resolution"] == bench["guided-half"]
+    assert cost_of[RANDOM] == 0
+    assert cost_of["layer 1"] < cost_of["layer 4"] < cost_of[FAITHFUL]
 
 
 @pytest.fixture(scope="module")
@@ -82,8 +82,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_masks_of_a_run(run: Path, capsys: pytest.CaptureFixture[str]):
     assert main(["analyze", "masks", str(run), "--data", "scenes:count=10,size=32", "--device", "cpu"]) == 0
     assert "above chance" in capsys.readouterr().out
-    told = json.loads((run / "analysis" / "masks.json").read_text())
-    ways = {way["name"]: way for way in told["ways"]}
+    stored = json.loads((run / "analysis" / "masks.json").read_text())
+    ways = {way["name"]: way for way in stored["ways"]}
     assert {"layer 1", "layer 5", "half resolution", "averaged weights", "every 4th step"} < set(ways)
     assert ways[FAITHFUL]["overlap"]["all"] == dict.fromkeys(ways[RANDOM]["overlap"]["all"], 1.0)
     for name in ("all", "rgb", "depth"):
@@ -97,7 +97,7 @@ def test_the_masks_of_a_run(run: Path, capsys: pytest.CaptureFixture[str]):
     assert "Masks in common with full guidance" in page
     again = unveil.analyze_masks(str(run), data="scenes:count=10,size=32", untrained=True, device="cpu")
     assert again["epoch"] == 0
-    assert again["ways"] != told["ways"]
+    assert again["ways"] != stored["ways"]
 
 
 def test_a_run_of_other_targets_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

@@ -57,10 +57,10 @@ COLOUR = {
 @pytest.mark.parametrize("name", COLOUR)
 def test_colours_change_as_in_pillow(name):
     ours, theirs = COLOUR[name]
-    found = (ours(batch()) * 255).permute(0, 2, 3, 1).numpy()
+    result = (ours(batch()) * 255).permute(0, 2, 3, 1).numpy()
     for i in range(2):
         wanted = np.asarray(theirs(Image.fromarray(photograph(i)))).astype(float)
-        assert np.abs(found[i] - wanted).max() <= 1.5  # Pillow rounds grey, the smoothed image and the result
+        assert np.abs(result[i] - wanted).max() <= 1.5  # Pillow rounds grey, the smoothed image and the result
         assert np.abs(wanted - photograph(i)).max() > 5
 
 
@@ -75,14 +75,14 @@ AFFINE = {
 @pytest.mark.parametrize("name", AFFINE)
 def test_geometry_is_pillows(name):
     maps, theirs = AFFINE[name]
-    found = (augment.warp(batch(), maps, (0.0, 0.0, 0.0)) * 255).permute(0, 2, 3, 1).numpy()
+    result = (augment.warp(batch(), maps, (0.0, 0.0, 0.0)) * 255).permute(0, 2, 3, 1).numpy()
     for i in range(2):
         image = Image.fromarray(photograph(i))
         if isinstance(theirs, tuple):
             wanted = image.transform(image.size, Image.Transform.AFFINE, theirs, Image.Resampling.BILINEAR)
         else:
             wanted = theirs(image)
-        off = np.abs(found[i] - np.asarray(wanted).astype(float)).max(2)
+        off = np.abs(result[i] - np.asarray(wanted).astype(float)).max(2)
         assert np.median(off) < 1
         assert (off > 1.5).mean() < 0.06  # the edge of the image, which Pillow cuts and we blend with the fill
 
@@ -133,8 +133,8 @@ def test_torchvision_agrees(functional):
         ),
     }
     exact = ("equalize", "invert", "posterize", "solarize", "rotate", "shear")
-    for name, (theirs, found) in pairs.items():
-        off = (theirs.float() - found * 255).abs().max()
+    for name, (theirs, result) in pairs.items():
+        off = (theirs.float() - result * 255).abs().max()
         assert off < (0.01 if name in exact else 1.5), name  # torchvision rounds grey, smoothed images and results
 
 
@@ -143,20 +143,20 @@ def test_every_operation_runs_on_images_of_any_channels():
         x = torch.rand(2, channels, 8, 12, generator=torch.Generator().manual_seed(0))
         for name in OPERATIONS:
             level = torch.tensor([0.9, 0.3])
-            found = apply(name, x, level, -level, (0.5,) * channels)
-            assert found.shape == x.shape
-            assert 0 <= found.min() <= found.max() <= 1, name
+            result = apply(name, x, level, -level, (0.5,) * channels)
+            assert result.shape == x.shape
+            assert 0 <= result.min() <= result.max() <= 1, name
 
 
 def test_randaugment_is_a_function_of_the_sample_and_leaves_a_quarter_alone():
     rng = SampleRng(sample_keys(0, 3, range(400)))
     images = batch(1)[:, :, :12, :12].expand(400, -1, -1, -1)
     randaugment = RandAugment(MEAN)
-    found = randaugment(images, rng)
-    torch.testing.assert_close(randaugment(images[7:11], SampleRng(rng.key[7:11])), found[7:11])
-    alone = (found == images).flatten(1).all(1).float().mean()
+    result = randaugment(images, rng)
+    torch.testing.assert_close(randaugment(images[7:11], SampleRng(rng.key[7:11])), result[7:11])
+    alone = (result == images).flatten(1).all(1).float().mean()
     assert 0.17 < alone < 0.36  # two operations, each left out half of the time
-    assert not torch.equal(randaugment(images, SampleRng(sample_keys(0, 4, range(400)))), found)
+    assert not torch.equal(randaugment(images, SampleRng(sample_keys(0, 4, range(400)))), result)
 
 
 def test_stronger_is_further_away():
@@ -197,18 +197,18 @@ def test_mixes_are_drawn_from_beta_and_switched():
 def test_erasing_makes_a_rectangle_of_noise_as_often_as_asked():
     images = torch.full((600, 3, 24, 32), 2.0)
     rng = SampleRng(sample_keys(0, 0, range(600)))
-    found = erase(images, rng, 0.25, MEAN, STD)
-    changed = (found != images).any(1)  # B H W
+    result = erase(images, rng, 0.25, MEAN, STD)
+    changed = (result != images).any(1)  # B H W
     sizes = changed.flatten(1).sum(1)
     assert (sizes > 0).float().mean() == pytest.approx(0.25, abs=0.06)
-    for part in changed[sizes > 0]:
-        rows, columns = part.any(1).nonzero()[:, 0], part.any(0).nonzero()[:, 0]
+    for region in changed[sizes > 0]:
+        rows, columns = region.any(1).nonzero()[:, 0], region.any(0).nonzero()[:, 0]
         area = (rows[-1] - rows[0] + 1) * (columns[-1] - columns[0] + 1)
-        assert area == part.sum()
-        assert 0.01 < area / part.numel() < 0.36
-    noise = (found - torch.tensor(MEAN)[:, None, None]) / torch.tensor(STD)[:, None, None]
+        assert area == region.sum()
+        assert 0.01 < area / region.numel() < 0.36
+    noise = (result - torch.tensor(MEAN)[:, None, None]) / torch.tensor(STD)[:, None, None]
     noise = noise[changed[:, None].expand_as(noise)]
     assert noise.mean().item() == pytest.approx(0, abs=0.03)
     assert noise.std().item() == pytest.approx(1, abs=0.03)
     assert torch.equal(erase(images, rng, 0.0, MEAN, STD), images)
-    torch.testing.assert_close(erase(images[5:9], SampleRng(rng.key[5:9]), 0.25, MEAN, STD), found[5:9])
+    torch.testing.assert_close(erase(images[5:9], SampleRng(rng.key[5:9]), 0.25, MEAN, STD), result[5:9])

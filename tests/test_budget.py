@@ -118,8 +118,8 @@ def test_tasks_are_sampled_uniformly():
     on, n = layout(14), 3500
     counts = visible_counts(Masker(DirichletBudget(alpha=50.0, tasks="uniform"), 1 / 6, 5 / 6), on, n)
     sets = ((counts > 1) * torch.tensor([1, 2, 4])).sum(dim=1)
-    found = torch.bincount(sets, minlength=8)[1:].double()
-    assert ((found - n / 7).abs() < 4 * math.sqrt(n / 7)).all()
+    result = torch.bincount(sets, minlength=8)[1:].double()
+    assert ((result - n / 7).abs() < 4 * math.sqrt(n / 7)).all()
 
 
 @given(st.integers(0, 99), st.floats(0.1, 0.9))
@@ -127,11 +127,11 @@ def test_inside_a_modality_the_highest_are_hidden(seed: int, visible: float):
     on = layout(4)
     guide = SampleRng(sample_keys(seed, 1, range(4))).uniform("guide", on.num_tokens)
     mask = Masker(DirichletBudget(Given(guide)), visible, 1 - visible)(tokens(on, 4), {}, batch(4, seed))
-    seen = torch.zeros(4, on.num_tokens, dtype=torch.bool).scatter(1, mask.visible, True)
+    is_visible = torch.zeros(4, on.num_tokens, dtype=torch.bool).scatter(1, mask.visible, True)
     for span in on.spans.values():
         shown, hidden = guide[:, span].clone(), guide[:, span].clone()
-        shown[~seen[:, span]] = -1
-        hidden[seen[:, span]] = 2
+        shown[~is_visible[:, span]] = -1
+        hidden[is_visible[:, span]] = 2
         assert (shown.amax(dim=1) < hidden.amin(dim=1)).all()
 
 
@@ -148,12 +148,12 @@ def observed(on: Layout, count: int, heads: int = 4) -> dict[str, Observation]:
 
 def test_each_modality_is_scored_alone():
     on, count = layout(4), 3
-    seen = observed(on, count)
+    observations = observed(on, count)
     score = ByModality(AttentionGuided(TeacherAttention("student", normalise="none"), Hard()), {"depth": Uniform()})
-    found = score(tokens(on, count), seen, batch(count))
-    mean = seen["student"].attention.mean(dim=1)
-    assert torch.equal(found[:, on.spans["rgb"]], mean[:, on.spans["rgb"]])
-    assert not torch.equal(found[:, on.spans["depth"]], mean[:, on.spans["depth"]])
+    result = score(tokens(on, count), observations, batch(count))
+    mean = observations["student"].attention.mean(dim=1)
+    assert torch.equal(result[:, on.spans["rgb"]], mean[:, on.spans["rgb"]])
+    assert not torch.equal(result[:, on.spans["depth"]], mean[:, on.spans["depth"]])
     block = ByModality(Blockwise())(tokens(on, count), {}, batch(count))
     assert not torch.equal(block[:, on.spans["rgb"]], block[:, on.spans["depth"]]), "their blocks are drawn apart"
 
@@ -162,13 +162,13 @@ def test_noise_has_the_mean_and_spread_of_its_own_modality():
     on, count = layout(14), 16
     attention = observed(on, count)["student"].attention.clone()
     attention[:, :, on.spans["depth"]] *= 100
-    seen = {"student": Observation(on, attention)}
+    observations = {"student": Observation(on, attention)}
     gaze = TeacherAttention("student", normalise="none")
-    found = ByModality(AttentionGuided(gaze, Noisy(beta=1.0)))(tokens(on, count), seen, batch(count))
+    result = ByModality(AttentionGuided(gaze, Noisy(beta=1.0)))(tokens(on, count), observations, batch(count))
     for span in on.spans.values():
         truth = attention.mean(dim=1)[:, span]
-        assert found[:, span].mean().item() == pytest.approx(truth.mean().item(), rel=0.02)
-        assert found[:, span].std().item() == pytest.approx(truth.std(dim=1).mean().item(), rel=0.1)
+        assert result[:, span].mean().item() == pytest.approx(truth.mean().item(), rel=0.02)
+        assert result[:, span].std().item() == pytest.approx(truth.std(dim=1).mean().item(), rel=0.1)
 
 
 def test_a_random_few_heads_guide():
@@ -178,12 +178,12 @@ def test_a_random_few_heads_guide():
     for head in range(heads):
         attention[:, head, head] = 1.0  # each head looks at its own token
     score = RandomHeads("student", AttentionGuided(TeacherAttention("student", normalise="none"), Hard()))
-    found = score(tokens(on, count), {"student": Observation(on, attention)}, batch(count))
-    number = (found > 0).sum(dim=1)
-    assert torch.allclose(found.sum(dim=1), torch.ones(count)), "they are averaged"
+    result = score(tokens(on, count), {"student": Observation(on, attention)}, batch(count))
+    number = (result > 0).sum(dim=1)
+    assert torch.allclose(result.sum(dim=1), torch.ones(count)), "they are averaged"
     times = torch.bincount(number, minlength=heads + 1)[1:].double()
     assert ((times - count / heads).abs() < 4 * math.sqrt(count / heads)).all()
-    often = (found > 0).double().mean(dim=0)
+    often = (result > 0).double().mean(dim=0)
     assert torch.allclose(often, torch.full((heads,), 0.625, dtype=torch.float64), atol=0.04)
 
 
@@ -204,11 +204,11 @@ def test_heads_drawn_once_a_step_are_those_of_seed_and_step():
     for seed in range(2):
         for number in range(200):
             whole = replace(batch(count), step_key=step_key(seed, number))
-            found = heads_of(whole)
-            assert (found == found[:1]).all(), "one draw for the step"
+            result = heads_of(whole)
+            assert (result == result[:1]).all(), "one draw for the step"
             rank = replace(whole[3:], key=whole.key[3:] + 1)  # other samples: of another process
-            assert torch.equal(heads_of(rank), found[3:])
-            drawn.append(found[0])
+            assert torch.equal(heads_of(rank), result[3:])
+            drawn.append(result[0])
     numbers = torch.bincount((torch.stack(drawn) > 0).sum(dim=1), minlength=heads + 1)[1:].double()
     assert ((numbers - 100).abs() < 4 * 10).all(), "the number of heads is uniform in 1..H"
     assert not torch.equal(torch.stack(drawn[:200]), torch.stack(drawn[200:])), "another seed has others"
@@ -219,9 +219,11 @@ def test_without_a_look_the_other_score_decides():
     score = IfObserved("student", AttentionGuided(TeacherAttention("student", normalise="none"), Hard()), Uniform())
     blind = {"student": Observation(on)}
     assert torch.equal(score(tokens(on, count), blind, batch(count)), batch(count).rng.uniform("mask", 48))
-    seen = observed(on, count)
-    assert torch.equal(score(tokens(on, count), seen, batch(count)), seen["student"].attention.mean(dim=1))
-    errors = {"student": Observation(on, error=seen["student"].attention[:, 0])}
+    observations = observed(on, count)
+    assert torch.equal(
+        score(tokens(on, count), observations, batch(count)), observations["student"].attention.mean(dim=1)
+    )
+    errors = {"student": Observation(on, error=observations["student"].attention[:, 0])}
     guided = IfObserved("student", AttentionGuided(LossMap("student"), Hard()))
     assert torch.equal(guided(tokens(on, count), errors, batch(count)), errors["student"].error)
 

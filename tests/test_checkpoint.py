@@ -29,10 +29,10 @@ def steps(run: Path) -> list[int]:
 
 
 def test_what_is_read_is_what_was_written(tmp_path: Path):
-    found = read(put(tmp_path, 7))
-    assert (found.state["step"], found.state["stage"]) == (7, 0)
-    assert found.model["weight"].tolist() == [7.0] * 64
-    assert found.optimizer["weight:exp_avg"].tolist() == [-7.0] * 64
+    result = read(put(tmp_path, 7))
+    assert (result.state["step"], result.state["stage"]) == (7, 0)
+    assert result.model["weight"].tolist() == [7.0] * 64
+    assert result.optimizer["weight:exp_avg"].tolist() == [-7.0] * 64
 
 
 def test_the_newest_are_kept_and_a_later_one_is_from_a_past_that_is_over(tmp_path: Path):
@@ -51,9 +51,9 @@ def test_one_flipped_bit_is_found_and_the_file_named(tmp_path: Path, name: str):
     content = bytearray(file.read_bytes())
     content[len(content) * 3 // 4] ^= 1
     file.write_bytes(content)
-    found, complaints = read_latest(tmp_path)
-    assert found
-    assert found.state["step"] == 1
+    latest, complaints = read_latest(tmp_path)
+    assert latest
+    assert latest.state["step"] == 1
     assert len(complaints) == 1
     assert str(file) in complaints[0]
 
@@ -62,17 +62,17 @@ def test_one_flipped_bit_is_found_and_the_file_named(tmp_path: Path, name: str):
 def test_a_half_written_state_is_damage(tmp_path: Path, content: str):
     put(tmp_path, 1)
     (put(tmp_path, 2) / "state.json").write_text(content)
-    found, complaints = read_latest(tmp_path)
-    assert found
-    assert found.state["step"] == 1
+    latest, complaints = read_latest(tmp_path)
+    assert latest
+    assert latest.state["step"] == 1
     assert "state.json is damaged" in complaints[0]
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "state.json"])
 def test_a_missing_file_is_damage(tmp_path: Path, name: str):
     (put(tmp_path, 1) / name).unlink()
-    found, complaints = read_latest(tmp_path)
-    assert found is None
+    latest, complaints = read_latest(tmp_path)
+    assert latest is None
     assert name in complaints[0]
 
 
@@ -122,20 +122,20 @@ def test_a_process_killed_at_any_moment_of_a_save_leaves_a_whole_checkpoint(tmp_
     put(tmp_path, 1), put(tmp_path, 2)
     (tmp_path / "checkpoints" / "step-00000003").mkdir()  # damaged: to be replaced
     whole = shutil.copytree(tmp_path, tmp_path.parent / "whole")
-    found = []
+    collected = []
     for _ in dying(lambda: put(tmp_path, 3)):
         latest, _ = read_latest(tmp_path)
         assert latest
-        found.append(latest.state["step"])
+        collected.append(latest.state["step"])
         assert latest.model["weight"].tolist() == [float(latest.state["step"])] * 64
         put(tmp_path, 4)  # who comes after tidies up
         assert not list((tmp_path / "checkpoints").glob(".*"))
         assert steps(tmp_path)[-1] == 4
         shutil.rmtree(tmp_path)
         shutil.copytree(whole, tmp_path)
-    assert len(found) > 12
-    assert found == sorted(found)  # the old one up to the rename, the new one from there on
-    assert set(found) == {2, 3}
+    assert len(collected) > 12
+    assert collected == sorted(collected)  # the old one up to the rename, the new one from there on
+    assert set(collected) == {2, 3}
 
 
 @pytest.mark.parametrize("error", [errno.ENOSPC, errno.EIO, errno.EROFS])

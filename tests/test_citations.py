@@ -132,8 +132,8 @@ def test_studies_quote_the_published_numbers_and_name_their_tables() -> None:
     for name, (table, numbers) in PUBLISHED.items():
         note = studies()[name].note
         assert NUMBER.findall(note) == numbers, name
-        for part in re.findall(r"\d\w?|appendix \w", table if name != "crossmae-decoder-attention" else ""):
-            assert re.search(rf"\b{part}\b", note, re.IGNORECASE), name
+        for number in re.findall(r"\d\w?|appendix \w", table if name != "crossmae-decoder-attention" else ""):
+            assert re.search(rf"\b{number}\b", note, re.IGNORECASE), name
 
 
 def test_the_page_of_papers_has_the_same_numbers() -> None:
@@ -143,5 +143,5 @@ def test_the_page_of_papers_has_the_same_numbers() -> None:
         if row:
             assert set(NUMBER.findall(re.sub(r"`[^`]*`", "", row))) <= set(numbers), name
     tables = [table for table, _ in PUBLISHED.values() if table.startswith("table")]
-    for part in {part for table in tables for part in re.findall(r"\d\w?", table)}:
-        assert any(re.search(rf"tables?.*\b{part}\b", row) for row in rows), part
+    for number in {number for table in tables for number in re.findall(r"\d\w?", table)}:
+        assert any(re.search(rf"tables?.*\b{number}\b", row) for row in rows), number

@@ -3,7 +3,6 @@ how it was called; the recipes are the real ones, or a user's file."""
 
 from __future__ import annotations
 
-import subprocess
 import sys
 import types
 from pathlib import Path
@@ -104,12 +103,12 @@ def mistake(capsys: pytest.CaptureFixture[str]):
 
     def run(*words: str) -> str:
         assert main(words) == 2
-        told = capsys.readouterr()
-        assert told.err.startswith("error: ")
-        assert told.err.count("error: ") == 1
-        assert "Traceback" not in told.err
-        assert told.out == ""
-        return told.err
+        printed = capsys.readouterr()
+        assert printed.err.startswith("error: ")
+        assert printed.err.count("error: ") == 1
+        assert "Traceback" not in printed.err
+        assert printed.out == ""
+        return printed.err
 
     return run
 
@@ -185,9 +184,9 @@ class TestFlags:
         ],
     )
     def test_mistakes_are_named(self, calls: Calls, mine: str, mistake, words: str, parts: list[str]):
-        told = mistake("pretrain", mine, *words.split())
-        for part in parts:
-            assert part in told
+        message = mistake("pretrain", mine, *words.split())
+        for text in parts:
+            assert text in message
         assert calls == []
 
     def test_a_required_flag_is_asked_for(self, calls: Calls, mistake):
@@ -202,13 +201,13 @@ class TestFlags:
 
     def test_help_explains_every_dial(self, calls: Calls, mine: str, capsys: pytest.CaptureFixture[str]):
         assert main(["pretrain", mine, "--help"]) == 0
-        told = " ".join(capsys.readouterr().out.split())
-        assert "--size X how large the model is; default base" in told
-        assert "--image-size X ..." in told
-        assert "--norm-pix, --no-norm-pix" in told
-        assert "one of uniform, block; default uniform" in told
-        assert "--minutes X" in told
-        assert "--call" not in told
+        stdout = " ".join(capsys.readouterr().out.split())
+        assert "--size X how large the model is; default base" in stdout
+        assert "--image-size X ..." in stdout
+        assert "--norm-pix, --no-norm-pix" in stdout
+        assert "one of uniform, block; default uniform" in stdout
+        assert "--minutes X" in stdout
+        assert "--call" not in stdout
         assert calls == []
 
     @pytest.mark.parametrize("name", ["mae", "crossmae", "simmim", "mim"])
@@ -232,13 +231,13 @@ OURS = "pretrain mae --batch_size 64 --warmup_epochs 2 --decoder_depth 4 --weigh
 
 class TestForeignFlags:
     def test_a_pasted_line_is_answered_with_the_whole_command_in_ours(self, calls: Calls, mistake):
-        told = mistake(*PASTED.split())
+        message = mistake(*PASTED.split())
         assert (
             "unveil pretrain mae --size large --patch 16 --visible 0.25 --lr 1.5e-4 --batch-size 512 --epochs 400"
-            " --data /images --out runs/x\n" in told
+            " --data /images --out runs/x\n" in message
         )
-        assert "--no-norm-pix turns it off" in told
-        assert "times the number of your GPUs" in told
+        assert "--no-norm-pix turns it off" in message
+        assert "times the number of your GPUs" in message
         assert calls == []
 
     @pytest.mark.parametrize(
@@ -273,16 +272,16 @@ class TestForeignFlags:
         )
 
     def test_what_this_recipe_has_not_is_said_and_left_out(self, calls: Calls, mistake):
-        told = mistake("pretrain", "mae", "--self_attn", "--data", "x")
-        assert "this command has no --self-attention" in told
-        assert told.endswith("unveil pretrain mae --data x\n")
+        message = mistake("pretrain", "mae", "--self_attn", "--data", "x")
+        assert "this command has no --self-attention" in message
+        assert message.endswith("unveil pretrain mae --data x\n")
 
     def test_an_unreadable_value_is_no_traceback(self, calls: Calls, mistake):
         assert "could not be read" in mistake("pretrain", "mae", "--mask_ratio", "most")
 
     def test_the_corrected_command_is_accepted(self, calls: Calls, mistake):
-        told = mistake("pretrain", "crossmae", "--mask_ratio", "0.75", "--kept_mask_ratio", "0.25", "--use_fm", "-1")
-        words = told.partition("whole command: unveil ")[2].split()
+        message = mistake("pretrain", "crossmae", "--mask_ratio", "0.75", "--kept_mask_ratio", "0.25", "--use_fm", "-1")
+        words = message.partition("whole command: unveil ")[2].split()
         assert main(words) == 0
         assert calls.given["visible"] == calls.given["predicted"] == 0.25
 
@@ -293,15 +292,15 @@ class TestForeignFlags:
 
 class TestRecipes:
     def test_no_recipe_lists_them(self, calls: Calls, mistake):
-        told = mistake("pretrain")
+        message = mistake("pretrain")
         for name in ("mae", "crossmae", "simmim", "mim"):
-            assert f"  {name} " in told
+            assert f"  {name} " in message
 
     def test_a_misspelt_recipe_meets_the_nearest(self, calls: Calls, mistake):
         assert "did you mean crossmae?" in mistake("pretrain", "crosmae", "--data", "x")
 
     @pytest.mark.parametrize(
-        ("text", "part"),
+        ("text", "message"),
         [
             (None, "no recipe file"),
             ("x = 1\n", "no function `recipe`"),
@@ -310,19 +309,19 @@ class TestRecipes:
         ],
     )
     def test_a_users_file_is_told_what_is_wrong_with_it(
-        self, calls: Calls, tmp_path: Path, mistake, text: str | None, part: str
+        self, calls: Calls, tmp_path: Path, mistake, text: str | None, message: str
     ):
         file = tmp_path / "bad.py"
         if text is not None:
             file.write_text(text)
-        assert part in mistake("pretrain", str(file))
+        assert message in mistake("pretrain", str(file))
 
     def test_recipes_shows_dials_with_defaults(self, capsys: pytest.CaptureFixture[str]):
         assert main(["recipes"]) == 0
-        told = " ".join(capsys.readouterr().out.split())
-        assert "MAE: hide three quarters" in told
-        assert "image-size 224, epochs 800" in told
-        assert "flip h, visible 0.25" in told
+        stdout = " ".join(capsys.readouterr().out.split())
+        assert "MAE: hide three quarters" in stdout
+        assert "image-size 224, epochs 800" in stdout
+        assert "flip h, visible 0.25" in stdout
 
 
 class TestEnds:
@@ -341,18 +340,6 @@ class TestEnds:
         (tmp_path / "runs").mkdir()  # or runs/a could be a name on the hub
         assert main(words.split()) == 0
         assert capsys.readouterr().out.splitlines()[-1].startswith(f"next: {step}")
-
-    def test_the_next_step_after_embed_runs(self, tmp_path: Path):
-        import shlex
-
-        import numpy
-
-        from unveil.cli.commands import _after_embed
-
-        numpy.savez(tmp_path / "f's.npz", features=numpy.zeros((2, 3)))
-        words = shlex.split(_after_embed(tmp_path / "f's.npz"))
-        done = subprocess.run([sys.executable, *words[1:]], capture_output=True, text=True)
-        assert done.stdout == "{'features': (2, 3)}\n", done.stderr
 
     def test_after_a_dry_run_of_a_study_the_same_in_earnest(self):
         from unveil.cli.commands import _after_study
@@ -387,10 +374,10 @@ class TestEnds:
 
         monkeypatch.setattr(sys.modules["unveil.commands.evaluate"], "evaluate", fail)
         assert main(["evaluate", "runs/a"]) == code
-        told = capsys.readouterr().err
-        for part in parts:
-            assert part in told
-        assert ("Traceback" in told) == (code == 1)
+        stderr = capsys.readouterr().err
+        for text in parts:
+            assert text in stderr
+        assert ("Traceback" in stderr) == (code == 1)
 
     def test_a_mistake_that_our_own_code_names_needs_no_address(self, calls: Calls, monkeypatch, mistake):
         from unveil.modeling.encoder import vit

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import os
+import shlex
 import subprocess
 import sys
 import textwrap
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from unveil.cli import main
-from unveil.cli.commands import COMMANDS
+from unveil.cli.commands import COMMANDS, _after_embed
 
 
 class TestProcess:
@@ -26,6 +28,12 @@ class TestProcess:
         for name in COMMANDS:
             assert f"  {name}" in shown.stdout
         assert shown.stdout.endswith("next: unveil demo\n")
+
+    def test_the_next_step_after_embed_runs(self, tmp_path: Path):
+        np.savez(tmp_path / "f's.npz", features=np.zeros((2, 3)))
+        words = shlex.split(_after_embed(tmp_path / "f's.npz"))
+        done = subprocess.run([sys.executable, *words[1:]], capture_output=True, text=True)
+        assert done.stdout == "{'features': (2, 3)}\n", done.stderr
 
     def test_help_and_lists_never_wait_for_torch(self):
         code = textwrap.dedent("""
@@ -57,11 +65,11 @@ class TestDoctor:
     def test_a_healthy_machine(self, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch):
         monkeypatch.chdir(tmp_path)
         assert main(["doctor"]) == 0
-        told = capsys.readouterr().out
-        assert "problem" not in told
-        for part in ("unveil ", "torch ", "cores", "memory", "MiB/s", "JPEG", "a training step works"):
-            assert part in told
-        assert told.endswith("next: unveil demo\n")
+        stdout = capsys.readouterr().out
+        assert "problem" not in stdout
+        for text in ("unveil ", "torch ", "cores", "memory", "MiB/s", "JPEG", "a training step works"):
+            assert text in stdout
+        assert stdout.endswith("next: unveil demo\n")
         assert list(tmp_path.iterdir()) == []
 
     def test_a_broken_part_is_a_problem_and_the_rest_is_still_looked_at(self, capsys, monkeypatch):
@@ -72,7 +80,7 @@ class TestDoctor:
 
         monkeypatch.setattr(simplejpeg, "decode_jpeg", broken)
         assert main(["doctor"]) == 1
-        told = capsys.readouterr().out
-        assert "problem decoding: OSError: libturbojpeg is missing" in told
-        assert "a training step works" in told
-        assert told.endswith("next: unveil doctor\n")
+        stdout = capsys.readouterr().out
+        assert "problem decoding: OSError: libturbojpeg is missing" in stdout
+        assert "a training step works" in stdout
+        assert stdout.endswith("next: unveil doctor\n")

@@ -125,7 +125,7 @@ class TestEveryChoice:
             now = replace(batch(8, epoch=step), maps=on.maps, progress=torch.tensor(step / 15))
             losses.append(trainer.update(now, 5e-3).losses)
         for objective in losses[0]:
-            first, last = (torch.stack([x[objective] for x in part]).mean() for part in (losses[:3], losses[-3:]))
+            first, last = (torch.stack([x[objective] for x in ends]).mean() for ends in (losses[:3], losses[-3:]))
             # what the student itself makes is a truth that grows while it learns; a ranking starts at log 2
             assert last < first * {"student": 1.0, "errors": 1.0}.get(objective, 0.95), objective
 
@@ -239,7 +239,7 @@ class TestWhoGuides:
         assert torch.equal(head(other, 1), head(one, 0))
 
     @pytest.mark.parametrize(
-        ("dials", "told"),
+        ("dials", "message"),
         [
             ({"student_weight": 1.2}, "student_weight is the student's share, from 0 to 1; got 1.2"),
             ({"alpha": -0.1}, "student_weight .* got -0.1"),
@@ -252,8 +252,8 @@ class TestWhoGuides:
         ],
         ids=name,
     )
-    def test_an_illegal_choice_gets_one_clear_error(self, dials: dict, told: str):
-        with pytest.raises(ValueError, match=told):
+    def test_an_illegal_choice_gets_one_clear_error(self, dials: dict, message: str):
+        with pytest.raises(ValueError, match=message):
             make(**dials)
 
 
@@ -308,19 +308,19 @@ class TestStages:
         assert not any(n.startswith("teachers.teacher.") for n in whole), "what is frozen is not"
         for step in (3, 4, 6):
             stopped_at(tmp_path / f"at-{step}", images, step, fusion=fusion)
-            found, _ = read_latest(tmp_path / f"at-{step}")
-            assert found
-            assert found.state["step"] == step
+            latest, _ = read_latest(tmp_path / f"at-{step}")
+            assert latest
+            assert latest.state["step"] == step
             loop = loop_of(tmp_path / f"at-{step}", images, fusion=fusion)
-            again = loop.train(threading.Event(), lambda model: None, found)
+            again = loop.train(threading.Event(), lambda model: None, latest)
             assert same(again.state_dict(), whole), step
 
     @pytest.mark.parametrize("recipe", [attmask, hpm], ids=lambda r: r.__name__)
     def test_so_does_a_relative_with_an_average(self, tmp_path: Path, images: Path, recipe: Any):
         whole = train(loop_of(tmp_path / "whole", images, recipe))
         stopped_at(tmp_path / "run", images, 5, recipe=recipe)
-        found, _ = read_latest(tmp_path / "run")
-        again = loop_of(tmp_path / "run", images, recipe).train(threading.Event(), lambda model: None, found)
+        latest, _ = read_latest(tmp_path / "run")
+        again = loop_of(tmp_path / "run", images, recipe).train(threading.Event(), lambda model: None, latest)
         assert same(again.state_dict(), whole)
 
     def test_a_student_weight_of_0_is_the_teacher_alone_bit_for_bit(self, tmp_path: Path, images: Path):
@@ -351,8 +351,8 @@ class TestStages:
         monkeypatch.setattr(Trainer, "update", noted)
         train(loop_of(tmp_path / "run", images, restart=restart))
         peak = 0.05 * 5 / 256
-        part = [peak * warmup_cosine(step, 4, 2) for step in range(4)]
-        assert rates == pytest.approx(part * 2 if restart else [peak * warmup_cosine(s, 8, 2) for s in range(8)])
+        stage_rates = [peak * warmup_cosine(step, 4, 2) for step in range(4)]
+        assert rates == pytest.approx(stage_rates * 2 if restart else [peak * warmup_cosine(s, 8, 2) for s in range(8)])
 
     def test_weights_that_a_run_starts_from_reach_the_average(self, tmp_path: Path, images: Path):
         loop = loop_of(tmp_path / "run", images, attmask, lr=0.0)

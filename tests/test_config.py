@@ -113,7 +113,7 @@ class TestFiles:
         assert main(["pretrain", "--config", str(file)]) == 2
         message = capsys.readouterr().err
         assert message.count("error: ") == 1
-        assert all(part in message for part in [*parts, "run.yaml"])
+        assert all(word in message for word in [*parts, "run.yaml"])
         assert "said by" not in message
 
     def test_a_file_that_is_not_there(self, tmp_path: Path, capsys):

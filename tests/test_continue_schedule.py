@@ -56,8 +56,8 @@ def test_a_run_resumes_its_own_schedule(first, tmp_path: Path, capsys, schedule:
     steps = 2 * per_epoch
     whole = Optim(optim["lr"], optim["batch_size"], 0.5, lr_factor=factor)
     assert rates(second) == pytest.approx([whole.rate(steps + i, 2 * steps, per_epoch) for i in range(steps)])
-    told = capsys.readouterr()
-    assert "which resumes the cosine schedule at epoch 2 of 4" in told.out + told.err
+    printed = capsys.readouterr()
+    assert "which resumes the cosine schedule at epoch 2 of 4" in printed.out + printed.err
     assert "Schedule of the learning rate" in unveil.report([second]).read_text()
     assert "Schedule of the learning rate" not in unveil.report([run]).read_text(), "it goes on with nothing"
 
@@ -167,7 +167,7 @@ def test_a_restart_is_a_new_schedule(first, tmp_path: Path):
 
 
 @pytest.mark.parametrize(
-    ("asked", "told"),
+    ("options", "message"),
     [
         ({"continue_schedule": "tail"}, "the schedule of --init-from; give both"),
         ({"continue_schedule": "tails", "init_from": "x"}, "one of restart, tail, x10"),
@@ -176,10 +176,10 @@ def test_a_restart_is_a_new_schedule(first, tmp_path: Path):
     ],
     ids=lambda x: str(x)[:30],
 )  # fmt: skip
-def test_what_does_not_go_together(first, asked: dict, told: str):
+def test_what_does_not_go_together(first, options: dict, message: str):
     _, images, recipe = first
-    with pytest.raises(ValueError, match=told):
-        unveil.pretrain(recipe, data=images, **asked)
+    with pytest.raises(ValueError, match=message):
+        unveil.pretrain(recipe, data=images, **options)
 
 
 def test_the_length_of_the_first_training_is_given_where_it_is_not_known(first, tmp_path: Path):
@@ -209,12 +209,12 @@ def test_the_schedule_is_kept_for_the_report():
     built = Recipe(encoder, (Stage(lambda: None, 100),), Optim(1e-4, 2048, 40), View((8, 8)))
     assert set(schedule_metadata(built, "restart")) == {"run"}
     for schedule, factor in (("tail", 1), ("x10", 10)):
-        told = schedule_metadata(resume_schedule(built, schedule, 1600), schedule)
-        epochs, rates = zip(*told["whole"], strict=True)
+        metadata = schedule_metadata(resume_schedule(built, schedule, 1600), schedule)
+        epochs, rates = zip(*metadata["whole"], strict=True)
         assert (epochs[0], epochs[-1], rates[0]) == (0, 1700, 0)
         assert max(rates) == pytest.approx(8e-4, rel=0.01), "of the first training, whatever this run makes of it"
-        assert told["run"][0] == (1600, pytest.approx(factor * 7.14e-6, rel=1e-3))
-        assert told["run"][-1] == (1700, pytest.approx(0, abs=1e-12))
+        assert metadata["run"][0] == (1600, pytest.approx(factor * 7.14e-6, rel=1e-3))
+        assert metadata["run"][-1] == (1700, pytest.approx(0, abs=1e-12))
 
 
 def test_the_schedule_of_stages_that_begin_anew():

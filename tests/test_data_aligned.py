@@ -18,7 +18,7 @@ from unveil.data.inspection import inspect_samples
 from unveil.data.loader import Loader, TooManyBroken
 from unveil.data.modality_config import DEPTH, RGB, SEMSEG, Declared, declare
 from unveil.data.sources import Subset
-from unveil.data.splits import groups_of, hold_out
+from unveil.data.splits import hold_out
 from unveil.data.transforms import (
     CenterView,
     Sample,
@@ -95,7 +95,7 @@ class TestSamples:
             open_samples(tmp_path, (RGB, DEPTH))
 
     @pytest.mark.parametrize(
-        ("spoil", "error", "told"),
+        ("spoil", "error", "message"),
         [
             (lambda root: (root / "depth").rename(root / "dept"), FileNotFoundError, "did you mean dept"),
             (lambda root: [f.unlink() for f in (root / "depth").rglob("*.png")], ValueError, "has no files in"),
@@ -106,9 +106,9 @@ class TestSamples:
             ),
         ],
     )
-    def test_folders_that_cannot_be(self, tmp_path: Path, spoil, error, told):
+    def test_folders_that_cannot_be(self, tmp_path: Path, spoil, error, message):
         spoil(write(tmp_path, 2))
-        with pytest.raises(error, match=told):
+        with pytest.raises(error, match=message):
             open_samples(tmp_path, (RGB, DEPTH))
 
     def test_scenes_have_what_is_rendered_and_no_more(self):
@@ -129,8 +129,8 @@ class TestSamples:
         assert torch.equal(source.image(3), open_images(root / "rgb", 3).image(3)), "the order is that of names"
         assert source.name(3) == "scene0/006"
         assert open_images(root, 3, (DEPTH, RGB)).channels == 1
-        told = replace(DEPTH, modality=replace(DEPTH.modality, role="output"))
-        assert open_images(root, 3, (told, RGB)).channels == 3, "what is only predicted is not read"
+        output = replace(DEPTH, modality=replace(DEPTH.modality, role="output"))
+        assert open_images(root, 3, (output, RGB)).channels == 3, "what is only predicted is not read"
         own = replace(DEPTH, modality=replace(DEPTH.modality, name="range"), files="depth")
         assert open_images(root, 1, (own,)).channels == 1
         assert open_images(root / "rgb", 3, (RGB,)).classes == ["scene0", "scene1"], "a plain folder is a plain source"
@@ -171,13 +171,13 @@ class TestViews:
         ids = (rows * 56 + columns).int()[None]
         sample = Sample({"a": place, "b": place, "ids": ids}, {"a": None, "b": None, "ids": None})
         cut = draw_cuts([sample.size], View((32, 32), flip=flip), sample_keys(seed, 0, [0]))[0]
-        seen = view_of(sample, cut, (32, 32), modalities).maps
-        assert seen["a"].shape == (2, 32, 32)
-        assert seen["b"].shape == (2, 8, 8)
-        mean = torch.nn.functional.avg_pool2d(seen["a"], 4)
-        assert (seen["b"] - mean)[:, 1:-1, 1:-1].abs().max() < 0.75  # in pixels
-        told = torch.stack([seen["ids"][0] // 56, seen["ids"][0] % 56])
-        assert (told - mean).abs().max() < 1.6
+        maps = view_of(sample, cut, (32, 32), modalities).maps
+        assert maps["a"].shape == (2, 32, 32)
+        assert maps["b"].shape == (2, 8, 8)
+        mean = torch.nn.functional.avg_pool2d(maps["a"], 4)
+        assert (maps["b"] - mean)[:, 1:-1, 1:-1].abs().max() < 0.75  # in pixels
+        place_of_ids = torch.stack([maps["ids"][0] // 56, maps["ids"][0] % 56])
+        assert (place_of_ids - mean).abs().max() < 1.6
 
     @pytest.mark.parametrize("size", [(4, 6), (7, 5), (3, 3)])
     def test_only_known_pixels_count(self, size: tuple[int, int]):
@@ -298,12 +298,12 @@ class TestRealData:
     def test_rgb_and_depth_of_a_camera(self, data_folder: Path):
         source = open_samples(data_folder / "rgbd", (RGB, DEPTH))
         assert len(source) == 500
-        found = inspect_samples(source, 20)
-        assert not found.orphans
-        assert not found.unreadable
-        assert found.maps[1].stored == {"16-bit PNG": 20}
-        assert 1 < found.maps[1].mean[0] < 3  # metres in a room
-        assert 0.8 < found.maps[1].share_valid < 0.97
+        inspection = inspect_samples(source, 20)
+        assert not inspection.orphans
+        assert not inspection.unreadable
+        assert inspection.maps[1].stored == {"16-bit PNG": 20}
+        assert 1 < inspection.maps[1].mean[0] < 3  # metres in a room
+        assert 0.8 < inspection.maps[1].share_valid < 0.97
         train, held = hold_out(source, 0.2, 0, last=True)
         assert max(train.name(i) for i in range(len(train))) < min(held.name(i) for i in range(len(held)))
 
@@ -311,11 +311,11 @@ class TestRealData:
         text = (Path(__file__).resolve().parents[1] / "docs" / "modalities.md").read_text()
         (tmp_path / "camvid.toml").write_text(text.partition("```toml\n")[2].partition("```")[0])
         declared = declare(["rgb", str(tmp_path / "camvid.toml")])
-        for part, count in (("train", 367), ("val", 101)):
-            found = inspect_samples(open_samples(data_folder / "camvid" / part, declared), 20)
-            assert (found.count, found.orphans, found.unreadable) == (count, {}, {})
-            assert found.maps[1].num_classes == 11
-            assert 0.9 < found.maps[1].share_valid < 0.99
+        for split, count in (("train", 367), ("val", 101)):
+            inspection = inspect_samples(open_samples(data_folder / "camvid" / split, declared), 20)
+            assert (inspection.count, inspection.orphans, inspection.unreadable) == (count, {}, {})
+            assert inspection.maps[1].num_classes == 11
+            assert 0.9 < inspection.maps[1].share_valid < 0.99
 
 
 class TestInspection:
@@ -323,10 +323,10 @@ class TestInspection:
         write(tmp_path, without={"depth": {1, 4}})
         Image.fromarray(np.full((24, 32), 2, np.uint8)).save(tmp_path / "semseg/scene0/000.png")
         source = open_samples(tmp_path, (RGB, DEPTH, SEMSEG))
-        found = inspect_samples(source)
-        rgb, depth, semseg = found.maps
-        assert (found.count, rgb.count, depth.count) == (10, 10, 8)
-        assert found.orphans == {"depth": ["scene0/004", "scene1/001"]}
+        inspection = inspect_samples(source)
+        rgb, depth, semseg = inspection.maps
+        assert (inspection.count, rgb.count, depth.count) == (10, 10, 8)
+        assert inspection.orphans == {"depth": ["scene0/004", "scene1/001"]}
         assert rgb.stored == {"8-bit PNG": 10}
         assert depth.stored == {"16-bit PNG": 8}
         assert (depth.median, depth.unit) == ((24, 32), "m")
@@ -334,70 +334,15 @@ class TestInspection:
         assert depth.mean[0] == pytest.approx(np.mean([a[a > 0].mean() for a in stored]) / 1000, rel=1e-4)
         assert depth.share_valid == pytest.approx(np.mean([(a > 0).mean() for a in stored]))
         assert set(semseg.ids) == {0, 1, 2, 3, 11}
-        settled = found.settle(source.declared)
+        settled = inspection.settle(source.declared)
         assert settled[2].modality.num_classes == 12  # nobody said that 11 is void
         assert settled[0].modality.mean == pytest.approx(rgb.mean, abs=1e-4)
-        told = str(found)
-        assert "missing in 2 samples: scene0/004, scene1/001" in told
-        assert "16-bit PNG 8" in told
+        text = str(inspection)
+        assert "missing in 2 samples: scene0/004, scene1/001" in text
+        assert "16-bit PNG 8" in text
 
     def test_folders_of_built_in_names_are_taken_for_modalities(self, tmp_path: Path):
         write(tmp_path)
         assert [d.name for d in aligned_modalities(tmp_path)] == ["rgb", "depth", "semseg"]
         assert "class ids" in str(inspect(str(tmp_path)))
         assert not aligned_modalities(tmp_path / "rgb")
-
-
-class TestHoldingOut:
-    @settings(max_examples=60, deadline=None)
-    @given(groups=st.lists(st.integers(0, 6), min_size=2, max_size=60), seed=st.integers(0, 99), last=st.booleans())
-    def test_no_group_is_on_both_sides(self, groups: list[int], seed: int, last: bool):
-        if len(set(groups)) < 2:
-            groups = [*groups, 7]
-        source = Named([f"p{group}/{i:03}" for i, group in enumerate(groups)])
-        train, held = hold_out(source, 0.2, seed, last=last, group_by="1")
-        assert sorted([*train.indices, *held.indices]) == list(range(len(groups)))
-        assert len(train) > 0
-        assert len(held) > 0
-        assert not set(groups_of(train, "1")) & set(groups_of(held, "^(p[0-9]+)/"))
-        again = hold_out(source, 0.2, seed, last=last, group_by="1")[1]
-        assert again.indices == held.indices
-
-    def test_the_last_part_in_the_order_of_time(self):
-        train, held = hold_out(Named([f"frame-{i:04}" for i in range(500)]), 0.2, seed=3, last=True)
-        assert list(held.indices) == list(range(400, 500))
-        assert list(train.indices) == list(range(400))
-        assert len(hold_out(Named(list(map(str, range(100)))), 0.07, 0, last=True)[1]) == 7  # 0.07 x 100 is above 7
-
-    @pytest.mark.parametrize(
-        ("group_by", "told"),
-        [
-            ("2", "has no folder of that level"),
-            ("0", "1 is the first"),
-            ("(a", "is no regex"),
-            ("a", "0 groups in brackets"),
-            ("^(q)", "finds no group in 'a/1'"),
-            ("(/)", "is one group"),
-        ],
-    )
-    def test_groups_that_are_none(self, group_by: str, told: str):
-        with pytest.raises(ValueError, match=told):
-            hold_out(Named(["a/1", "b/2"]), 0.5, 0, group_by=group_by)
-
-
-class Named:
-    """A source of which only the names matter."""
-
-    address, channels, labels, classes = "named", 3, None, None
-
-    def __init__(self, names: list[str]):
-        self.names = names
-
-    def __len__(self) -> int:
-        return len(self.names)
-
-    def name(self, index: int) -> str:
-        return self.names[index]
-
-    def image(self, index: int) -> torch.Tensor:
-        raise NotImplementedError

@@ -33,27 +33,27 @@ def folder(tmp_path):
 
 def test_the_numbers_are_numpys(folder):
     source = open_source(folder)
-    found = inspect_source(source)
+    inspection = inspect_source(source)
     readable = [i for i in range(len(source)) if "broken" not in source.name(i)]
     images = [source.image(i).numpy().astype(np.float64) / 255 for i in readable]
     mean = np.mean([image.mean((1, 2)) for image in images], axis=0)
     square = np.mean([(image**2).mean((1, 2)) for image in images], axis=0)
-    np.testing.assert_allclose(found.mean, mean, atol=1e-7)
-    np.testing.assert_allclose(found.std, np.sqrt(square - mean**2), atol=1e-7)
+    np.testing.assert_allclose(inspection.mean, mean, atol=1e-7)
+    np.testing.assert_allclose(inspection.std, np.sqrt(square - mean**2), atol=1e-7)
 
 
 def test_everything_is_counted(folder):
-    found = inspect_source(open_source(folder))
-    assert (found.count, found.num_decoded, found.channels) == (9, 9, 3)
-    assert (found.smallest, found.largest) == ((10, 20), (30, 30))
-    assert found.modes == {"RGB": 8, "L": 1}
-    assert found.formats == {"PNG": 9}
-    assert found.bits == {8: 9}
-    assert found.share_not_square == pytest.approx(8 / 9)
-    assert found.classes == {"cat": 4, "dog": 5}
-    assert found.duplicates == [["cat/0.png", "dog/copy.png"]]
-    assert list(found.unreadable) == ["dog/broken.png"]
-    assert json.loads(json.dumps(asdict(found)))["count"] == 9
+    inspection = inspect_source(open_source(folder))
+    assert (inspection.count, inspection.num_decoded, inspection.channels) == (9, 9, 3)
+    assert (inspection.smallest, inspection.largest) == ((10, 20), (30, 30))
+    assert inspection.modes == {"RGB": 8, "L": 1}
+    assert inspection.formats == {"PNG": 9}
+    assert inspection.bits == {8: 9}
+    assert inspection.share_not_square == pytest.approx(8 / 9)
+    assert inspection.classes == {"cat": 4, "dog": 5}
+    assert inspection.duplicates == [["cat/0.png", "dog/copy.png"]]
+    assert list(inspection.unreadable) == ["dog/broken.png"]
+    assert json.loads(json.dumps(asdict(inspection)))["count"] == 9
 
 
 def test_a_person_can_read_it(folder):
@@ -64,10 +64,10 @@ def test_a_person_can_read_it(folder):
 
 
 def test_a_limit_is_kept_and_said(folder):
-    found = inspect_source(open_source(folder), limit=3)
-    assert found.num_decoded == 3
-    assert found.count == 9
-    assert "from 3 images, evenly spread" in str(found)
+    inspection = inspect_source(open_source(folder), limit=3)
+    assert inspection.num_decoded == 3
+    assert inspection.count == 9
+    assert "from 3 images, evenly spread" in str(inspection)
     with pytest.raises(ValueError, match="limit of 0"):
         inspect_source(open_source(folder), limit=0)
 
@@ -83,26 +83,26 @@ def test_parts_and_made_images_can_be_inspected(folder):
 
 def test_alpha_and_depth_are_said(tmp_path):
     Image.new("RGBA", (4, 4), (10, 20, 30, 40)).save(tmp_path / "a.png")
-    found = inspect_source(open_source(tmp_path))
-    assert "transparency; it is dropped" in str(found)
+    inspection = inspect_source(open_source(tmp_path))
+    assert "transparency; it is dropped" in str(inspection)
     Image.fromarray(np.full((4, 4), 6553, np.uint16)).save(tmp_path / "a.png")
-    found = inspect_source(open_source(tmp_path))
-    assert found.bits == {16: 1}
-    assert found.mean == pytest.approx((0.1,), abs=1e-4)
+    inspection = inspect_source(open_source(tmp_path))
+    assert inspection.bits == {16: 1}
+    assert inspection.mean == pytest.approx((0.1,), abs=1e-4)
 
 
 def test_nothing_readable_is_no_crash(tmp_path):
     (tmp_path / "a.jpg").write_bytes(b"")
-    found = inspect_source(open_source(tmp_path))
-    assert (found.smallest, len(found.unreadable)) == (None, 1)
-    assert "a.jpg: the file is empty" in str(found)
+    inspection = inspect_source(open_source(tmp_path))
+    assert (inspection.smallest, len(inspection.unreadable)) == (None, 1)
+    assert "a.jpg: the file is empty" in str(inspection)
 
 
 def test_photographs_look_like_photographs(data_folder):
-    found = inspect_source(open_source(data_folder / "photos"), limit=200)
-    assert (found.count, found.unreadable) == (1000, {})
-    np.testing.assert_allclose(found.mean, (0.485, 0.456, 0.406), atol=0.03)
-    np.testing.assert_allclose(found.std, (0.229, 0.224, 0.225), atol=0.07)
+    inspection = inspect_source(open_source(data_folder / "photos"), limit=200)
+    assert (inspection.count, inspection.unreadable) == (1000, {})
+    np.testing.assert_allclose(inspection.mean, (0.485, 0.456, 0.406), atol=0.03)
+    np.testing.assert_allclose(inspection.std, (0.229, 0.224, 0.225), atol=0.07)
 
 
 @pytest.mark.parametrize("limit", [2, None])

@@ -315,17 +315,17 @@ def test_no_global_chance_is_used_and_ctrl_c_ends_it_cleanly(tmp_path):
 def test_threads_that_read_compute_with_one_thread_and_leave_the_caller_its_own():
     """In a process of its own, where nothing was computed before: else the caller takes over the readers' number."""
     readers = "from unveil.runs.hardware import reading_threads\nwith reading_threads(2) as readers: "
-    asked = "print(readers.submit(lambda: (torch.get_num_threads(), os.nice(0))).result())\n"
+    code_of_reader = "print(readers.submit(lambda: (torch.get_num_threads(), os.nice(0))).result())\n"
     own = "print((torch.get_num_threads(), os.nice(0)))"
 
-    def told(code: str) -> list[tuple[int, int]]:
+    def run(code: str) -> list[tuple[int, int]]:
         command = [sys.executable, "-c", f"import os, torch\n{code}"]
         ran = subprocess.run(command, capture_output=True, text=True, check=True)
         return [ast.literal_eval(line) for line in ran.stdout.splitlines()]
 
-    (threads, nice), caller = told(readers + asked + own)
+    (threads, nice), caller = run(readers + code_of_reader + own)
     assert threads == 1
-    assert [caller] == told(own)
+    assert [caller] == run(own)
     if sys.platform == "linux":
         assert nice > caller[1] or nice == 19
 

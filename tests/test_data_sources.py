@@ -99,9 +99,9 @@ def test_first_folders_are_labels(tmp_path):
 
 
 def test_splits_are_no_classes(tmp_path):
-    for part in ("train", "val"):
+    for which in ("train", "val"):
         for name in ("cat", "dog"):
-            write(tmp_path / part / name / "1.png", 1)
+            write(tmp_path / which / name / "1.png", 1)
     assert open_source(tmp_path, as_recorded=True).labels is None
     with pytest.raises(ValueError, match="holds the splits train, val"):
         open_source(tmp_path)
@@ -280,9 +280,9 @@ class Numbers:
 
 
 def test_a_subset_speaks_for_its_images():
-    part = Subset(Numbers(10), [7, 2])
-    assert (len(part), part.labels, part.name(0), int(part.image(1)[0, 0, 0])) == (2, [1, 2], "#7", 2)
-    assert (part.channels, part.classes, part.address) == (1, None, "numbers (2 of 10)")
+    subset = Subset(Numbers(10), [7, 2])
+    assert (len(subset), subset.labels, subset.name(0), int(subset.image(1)[0, 0, 0])) == (2, [1, 2], "#7", 2)
+    assert (subset.channels, subset.classes, subset.address) == (1, None, "numbers (2 of 10)")
 
 
 @given(st.integers(2, 3000), st.floats(0.001, 0.999), st.integers(0, 2**31))

@@ -65,11 +65,11 @@ def test_the_scenes_are_aligned_folders_that_any_command_reads(small_demo):
 
 def test_the_same_again_keeps_the_scenes_and_begins_the_rest_anew(small_demo, tmp_path):
     folder = Path(shutil.copytree(small_demo, tmp_path / "demo"))
-    kept = {path: path.stat().st_mtime_ns for path in (folder / "scenes").rglob("*.png")}
+    times = {path: path.stat().st_mtime_ns for path in (folder / "scenes").rglob("*.png")}
     begin(folder, {**SMALL, "seed": 0})
     assert {p.name for p in folder.iterdir()} == {"demo.json", "scenes", "held-out-scenes"}
     render_scenes(SceneSource(20, SCENE_SIZE, 0), folder / "scenes")
-    assert {path: path.stat().st_mtime_ns for path in (folder / "scenes").rglob("*.png")} == kept
+    assert {path: path.stat().st_mtime_ns for path in (folder / "scenes").rglob("*.png")} == times
 
 
 def test_other_settings_begin_all_anew_and_other_folders_are_left_alone(tmp_path):
@@ -100,9 +100,9 @@ def test_stopped_by_ctrl_c_it_goes_on_where_it_was(tmp_path):
         assert process.poll() is None
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
-    told = process.stderr.read()
-    assert process.wait(120) == 130, told
-    assert "Traceback" not in told + (logs / "mae.log").read_text()
+    stderr = process.stderr.read()
+    assert process.wait(120) == 130, stderr
+    assert "Traceback" not in stderr + (logs / "mae.log").read_text()
     assert read_metadata(run)["status"] == "stopped"
     (saved,) = (run / "checkpoints").iterdir()
     step = int(saved.name.removeprefix("step-"))
@@ -125,10 +125,10 @@ def test_a_run_that_was_cut_off_before_it_began_is_begun_again(small_demo, tmp_p
     (folder / "runs" / "multimae-attention").mkdir()
     for left in (".lock", "metrics.jsonl"):
         (folder / "runs" / "multimae-attention" / left).touch()
-    kept = (folder / "runs" / "mae" / "run.json").stat().st_mtime_ns
+    written = (folder / "runs" / "mae" / "run.json").stat().st_mtime_ns
     assert demo(str(folder), **SMALL).exists()
     assert read_metadata(folder / "runs" / "multimae-attention")["status"] == "finished"
-    assert (folder / "runs" / "mae" / "run.json").stat().st_mtime_ns == kept
+    assert (folder / "runs" / "mae" / "run.json").stat().st_mtime_ns == written
 
 
 def test_rendering_leaves_nothing_when_it_is_stopped(tmp_path, monkeypatch):
@@ -146,12 +146,12 @@ def test_the_conclusion_says_what_the_numbers_carry():
         plain = {name: scored(0.12, 0.11) for name in accuracies}
         return conclusion(plain, {name: scored(learned, 0.20) for name, learned in accuracies.items()})
 
-    told = judged(mae=0.30, crossmae=0.21).splitlines()
-    assert told[0].endswith("1,000 held-out scenes: mae 12.0 %, crossmae 12.0 %, untrained 11.0 %, raw pixels 25.0 %.")
-    assert "mae 30.0 %, crossmae 21.0 %, untrained 20.0 %, raw pixels 25.0 %; chance 10.0 %." in told[1]
+    lines = judged(mae=0.30, crossmae=0.21).splitlines()
+    assert lines[0].endswith("1,000 held-out scenes: mae 12.0 %, crossmae 12.0 %, untrained 11.0 %, raw pixels 25.0 %.")
+    assert "mae 30.0 %, crossmae 21.0 %, untrained 20.0 %, raw pixels 25.0 %; chance 10.0 %." in lines[1]
     # the error of 0.30 - 0.20 is sqrt(0.3 x 0.7 / 1000 + 0.2 x 0.8 / 1000) = 0.0192
-    assert told[2] == "mae is above the untrained encoder (the difference is 5.2 standard errors)."
-    assert told[3].startswith("crossmae is above the untrained encoder, but no more than chance may explain (the")
+    assert lines[2] == "mae is above the untrained encoder (the difference is 5.2 standard errors)."
+    assert lines[3].startswith("crossmae is above the untrained encoder, but no more than chance may explain (the")
     few = {"mae": scored(0.30, 0.20, images=50)}
     assert "chance may explain" in conclusion(few, few)
     for nothing in (0.1, 0.2):
@@ -160,8 +160,8 @@ def test_the_conclusion_says_what_the_numbers_carry():
     assert "mae is no better" in conclusion(none, none)
 
 
-@pytest.mark.parametrize(("given", "told"), [({"scenes": 19}, "too few"), ({"minutes": 0}, "no time")])
-def test_what_cannot_be_is_said_before_anything_is_written(tmp_path, given, told):
-    with pytest.raises(ValueError, match=told):
+@pytest.mark.parametrize(("given", "message"), [({"scenes": 19}, "too few"), ({"minutes": 0}, "no time")])
+def test_what_cannot_be_is_said_before_anything_is_written(tmp_path, given, message):
+    with pytest.raises(ValueError, match=message):
         demo(str(tmp_path / "demo"), **given)
     assert not (tmp_path / "demo").exists()

@@ -28,8 +28,8 @@ def test_heads_answer_at_any_size_and_learn_from_every_parameter(head):
     model = DenseModel(encoder, encoder.modalities, head, outputs=3, frozen=False, seed=0).train()
     maps = {"rgb": torch.rand(2, 3, 16, 24), "depth": torch.rand(2, 1, 16, 24)}
     batch = Batch(maps, sample_keys(0, 0, range(2)), torch.zeros(()))
-    found = model(batch)
-    assert found.shape == (2, 3, 16, 24)
+    result = model(batch)
+    assert result.shape == (2, 3, 16, 24)
     sum(guess.square().sum() for _, guess in model.predictions(batch)).backward()
     unused = {name for name, p in model.named_parameters() if p.grad is None}
     assert unused <= {"encoder.encoder.norm.weight", "encoder.encoder.norm.bias"}, "maps are read before the final norm"
@@ -104,12 +104,12 @@ def test_tokens_lie_where_their_patches_are():
         sample_keys(0, 0, [0]),
         torch.zeros(()),
     )
-    seen: list[torch.Tensor] = []
-    model.head.register_forward_pre_hook(lambda head, given: seen.extend(given[0]))
+    calls: list[torch.Tensor] = []
+    model.head.register_forward_pre_hook(lambda head, given: calls.extend(given[0]))
     model(batch)
     (tokens,) = encoder.tokens(batch, [2])
-    assert torch.equal(seen[0][0, :16, 1, 2], tokens[0, 1 + 1 * 6 + 2])
-    assert torch.equal(seen[0][0, 16:, 1, 2], tokens[0, 1 + 24 + 1 * 6 + 2])
+    assert torch.equal(calls[0][0, :16, 1, 2], tokens[0, 1 + 1 * 6 + 2])
+    assert torch.equal(calls[0][0, 16:, 1, 2], tokens[0, 1 + 24 + 1 * 6 + 2])
 
 
 def test_multimaes_head_has_its_published_widths():

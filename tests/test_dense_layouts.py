@@ -87,9 +87,9 @@ def test_ade20k(tmp_path):
     assert (len(pair.train), len(pair.test)) == (2, 2)
     assert pair.train.labels.names[0] == "thing 1"
     assert len(pair.train.labels.names) == 150
-    found = pair.test.read(0, "semseg")
-    assert found.values[0, :3, 0].tolist() == [0, 0, 149]
-    assert found.valid[0, :3, 0].tolist() == [False, True, True], "0 is no class of ADE20K"
+    result = pair.test.read(0, "semseg")
+    assert result.values[0, :3, 0].tolist() == [0, 0, 149]
+    assert result.valid[0, :3, 0].tolist() == [False, True, True], "0 is no class of ADE20K"
 
 
 def test_nyuv2_as_it_is_prepared(tmp_path):
@@ -143,7 +143,7 @@ def test_hypersim(tmp_path):
             with h5py.File(geometry / f"frame.0003.{name}.hdf5", "w") as file:
                 file["dataset"] = array
     table = "scene_name,camera_name,frame_id,included_in_public_release,exclude_reason,split_partition_name\n"
-    rows = [f"{scene},cam_00,3,{kept},,{split}\n" for scene, kept, split in (
+    rows = [f"{scene},cam_00,3,{is_kept},,{split}\n" for scene, is_kept, split in (
         ("ai_001_001", "True", "train"), ("ai_001_002", "False", ""), ("ai_002_001", "True", "test"),
     )]  # fmt: skip
     assert list(open_dense(str(tmp_path)).test.names) == ["ai_002_001/scene_cam_00/frame.0003"], "the last scene"

@@ -63,16 +63,16 @@ def test_scenes_hold_their_truth():
 
 
 def test_what_is_measured_on_scenes():
-    found = on_dense(tiny(), ["segment"], SCENES, "scenes:count=3,size=32,seed=1", options={"epochs": 1})[0]
-    assert found.metrics["miou"] == pytest.approx(np.mean(list(found.details["iou"].values())))
-    assert set(found.details["iou"]) <= set(SEMANTIC_CLASSES)
-    assert found.settings["test_images"] == 3
+    result = on_dense(tiny(), ["segment"], SCENES, "scenes:count=3,size=32,seed=1", options={"epochs": 1})[0]
+    assert result.metrics["miou"] == pytest.approx(np.mean(list(result.details["iou"].values())))
+    assert set(result.details["iou"]) <= set(SEMANTIC_CLASSES)
+    assert result.settings["test_images"] == 3
     train, test = (
         torch.stack([parse(address).maps(i)["semseg"] for i in range(count)])
         for address, count in ((SCENES, 10), ("scenes:count=3,size=32,seed=1", 3))
     )
     most = int(train.flatten().long().bincount().argmax())
-    (majority,) = found.baselines.items()
+    (majority,) = result.baselines.items()
     assert majority[0] == f"majority class ({SEMANTIC_CLASSES[most]})"
     assert majority[1]["pixel_accuracy"] == pytest.approx((test == most).double().mean().item())
     depth = on_dense(tiny(), ["depth"], SCENES, options={"epochs": 1, "modalities": ("rgb", "depth")})[0]
@@ -95,9 +95,9 @@ def test_declared_maps_of_any_name(land: Path):
     there = sample.valid["semseg"]
     assert torch.equal((sample.maps["thermal"] > 25)[there], (sample.maps["semseg"] == 1)[there])
     dials = {"modalities": (str(land / "land.toml"),), "epochs": 2}
-    found = on_dense(tiny(THERMAL), ["segment"], str(land / "land"), options=dials)[0]
-    assert found.settings["inputs"] == ["thermal"]
-    assert set(found.details["iou"]) <= {"field", "wood", "water"}
+    result = on_dense(tiny(THERMAL), ["segment"], str(land / "land"), options=dials)[0]
+    assert result.settings["inputs"] == ["thermal"]
+    assert set(result.details["iou"]) <= {"field", "wood", "water"}
 
 
 def test_declared_maps_in_train_and_test(land: Path):

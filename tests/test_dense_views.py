@@ -27,11 +27,11 @@ def chance_of(count: int) -> SampleRng:
 @given(st.integers(1, 60), st.integers(1, 20))
 def test_windows_cover_everything(length, window):
     length = max(length, window)
-    found = starts(length, window)
-    assert found[0] == 0
-    assert found[-1] == length - window
-    assert all(0 < b - a <= max(1, window * 2 // 3) for a, b in pairwise(found))
-    assert places((length, window), (window, window)) == [(start, 0) for start in found]
+    result = starts(length, window)
+    assert result[0] == 0
+    assert result[-1] == length - window
+    assert all(0 < b - a <= max(1, window * 2 // 3) for a, b in pairwise(result))
+    assert places((length, window), (window, window)) == [(start, 0) for start in result]
 
 
 def test_one_box_and_one_flip_for_all_maps():
@@ -81,9 +81,9 @@ def test_colours_change_by_chance_and_only_where_there_is_a_picture():
     images, valid = torch.rand(16, 3, 8, 8), torch.ones(16, 1, 8, 8, dtype=torch.bool)
     valid[:, :, 4:] = False
     batch = Batch({"rgb": images}, sample_keys(0, 0, range(16)), torch.zeros(()), {"rgb": valid})
-    found = jittered(batch, 0.5).maps["rgb"]
-    assert torch.equal(found[:, :, 4:], images[:, :, 4:])
-    assert 2 <= (found[:, :, :4] != images[:, :, :4]).flatten(1).any(1).sum() <= 14
+    result = jittered(batch, 0.5).maps["rgb"]
+    assert torch.equal(result[:, :, 4:], images[:, :, 4:])
+    assert 2 <= (result[:, :, :4] != images[:, :, :4]).flatten(1).any(1).sum() <= 14
     assert jittered(batch, 0.0) is batch
 
 

@@ -62,11 +62,11 @@ def test_errors_of_depth_by_hand():
     guess = torch.tensor([[1.2, 3.0, 4.0, 9.0]])
     errors = DepthErrors()
     errors.add(guess, truth, truth > 0)
-    found = errors.metrics()
-    assert found["delta1"] == pytest.approx(2 / 3)  # ratios 1.2, 1.5 and 1: 1.25, 1.5625 and 1.953 are the limits
-    assert found["delta2"] == pytest.approx(1.0)
-    assert found["abs_rel"] == pytest.approx((0.2 + 0.5 + 0) / 3)
-    assert found["rmse"] == pytest.approx(math.sqrt((0.04 + 1) / 3), rel=1e-6)
+    result = errors.metrics()
+    assert result["delta1"] == pytest.approx(2 / 3)  # ratios 1.2, 1.5 and 1: 1.25, 1.5625 and 1.953 are the limits
+    assert result["delta2"] == pytest.approx(1.0)
+    assert result["abs_rel"] == pytest.approx((0.2 + 0.5 + 0) / 3)
+    assert result["rmse"] == pytest.approx(math.sqrt((0.04 + 1) / 3), rel=1e-6)
     errors.add(-torch.ones(1, 1), torch.ones(1, 1), torch.ones(1, 1, dtype=torch.bool))
     assert errors.metrics()["delta3"] == pytest.approx(0.75), "a depth below 0 is wrong, not an error of arithmetic"
     with pytest.raises(ValueError, match="no pixel of the test images has a depth"):
@@ -160,31 +160,31 @@ def scene_batch(count: int = 4) -> Batch:
 
 def test_the_loss_is_the_models_own_under_common_masks():
     model, made = build().eval(), batch(3)
-    found = reconstructed(model, made, hidden=(0.75,))
+    result = reconstructed(model, made, hidden=(0.75,))
     model.masker = Masker(Uniform(), 0.25, 0.75)
     total, count = model(made)["pixels"]
-    assert found.metrics["loss_0.75_pixels"] == pytest.approx((total / count).item(), rel=1e-5)
+    assert result.metrics["loss_0.75_pixels"] == pytest.approx((total / count).item(), rel=1e-5)
 
 
 def test_psnr_is_of_hidden_pixels_with_the_truths_statistics_put_back():
     model, made = build().eval(), batch(3)
-    found = reconstructed(model, made, hidden=(0.75,)).metrics["psnr_0.75_pixels"]
+    result = reconstructed(model, made, hidden=(0.75,)).metrics["psnr_0.75_pixels"]
     (objective,) = model.objectives
     with torch.no_grad():
-        seen = model.encode_decode(made, Masker(Uniform(), 0.25, 0.75))
-        guess = objective.head(seen.decoded[objective.decoder])
+        output = model.encode_decode(made, Masker(Uniform(), 0.25, 0.75))
+        guess = objective.head(output.decoded[objective.decoder])
     patches = torch.stack(
         [i.unfold(1, 4, 4).unfold(2, 4, 4).permute(1, 2, 3, 4, 0).flatten(2) for i in made.maps["rgb"]]
     )
     mean, std = objective.target.modality.mean[0], objective.target.modality.std[0]
     truth = (patches.flatten(1, 2) - mean) / std
     values = []
-    for i, cells in enumerate(seen.queries[objective.decoder].cells):
+    for i, cells in enumerate(output.queries[objective.decoder].cells):
         own = truth[i][cells]
         said = guess[i] * (own.var(1, keepdim=True) + 1e-6).sqrt() + own.mean(1, keepdim=True)
         said, own = (((x * std + mean) * 255).round().clamp(0, 255) for x in (said, own))
         values.append(20 * math.log10(255 / (said - own).square().mean().sqrt().item()))
-    assert found == pytest.approx(np.mean(values), abs=1e-3)
+    assert result == pytest.approx(np.mean(values), abs=1e-3)
 
 
 def test_every_modality_is_told_from_others():
@@ -220,14 +220,14 @@ def test_what_is_hidden_whole_is_not_seen():
     """Depth told from colour stays what it is when depth changes, but for the statistics that are put back."""
     reconstructor, made = ModelReconstructor(scene_model()), scene_batch()
     for shown in (("rgb",), ("depth",), ("rgb", "semseg")):
-        seen = reconstructor.forward(made, shown)
-        spans = seen.latents.tokens.layout.spans
+        output = reconstructor.forward(made, shown)
+        spans = output.latents.tokens.layout.spans
         expected = {i for name in shown for i in range(spans[name].start, spans[name].stop)}
-        assert set(seen.mask.visible.flatten().tolist()) == expected
-    seen = reconstructor.forward(made, ("rgb",))
+        assert set(output.mask.visible.flatten().tolist()) == expected
+    output = reconstructor.forward(made, ("rgb",))
     changed = Batch({**made.maps, "depth": made.maps["depth"] * 3}, made.key, made.progress, made.valid)
     other = reconstructor.forward(changed, ("rgb",))
-    assert torch.equal(seen.decoded["depth"], other.decoded["depth"])
+    assert torch.equal(output.decoded["depth"], other.decoded["depth"])
 
 
 def test_the_training_mean_is_the_mean_and_the_most_frequent_class():
@@ -237,10 +237,10 @@ def test_the_training_mean_is_the_mean_and_the_most_frequent_class():
     target = scene_model().objectives[1].target
     values = target(made, {})[0]
     torch.testing.assert_close(mean.means["depth"], values[1:].mean(0))  # the first sample has no depth
-    told = mean.reconstruct(made, ("rgb",))
-    assert (told["semseg"].prediction == 1).all()
-    assert not told["depth"].predicted[0].any()
-    assert told["depth"].losses[0].isnan()
+    output = mean.reconstruct(made, ("rgb",))
+    assert (output["semseg"].prediction == 1).all()
+    assert not output["depth"].predicted[0].any()
+    assert output["depth"].losses[0].isnan()
 
 
 def test_what_cannot_be_reconstructed_is_told():

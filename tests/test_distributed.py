@@ -44,9 +44,9 @@ def done(process: subprocess.Popen[str]) -> str:
 
 
 def learned(run: Path) -> dict[str, Tensor]:
-    found, _ = read_latest(run)
-    assert found
-    return found.model
+    latest, _ = read_latest(run)
+    assert latest
+    return latest.model
 
 
 def same(a: Path, b: Path) -> None:
@@ -58,8 +58,8 @@ def same(a: Path, b: Path) -> None:
     assert one.keys() == other.keys()
     for name, value in one.items():
         if not name.endswith("kv.bias"):
-            told = partial("{}: {}".format, name)
-            torch.testing.assert_close(other[name], value, rtol=1e-3, atol=1e-4, msg=told)
+            message = partial("{}: {}".format, name)
+            torch.testing.assert_close(other[name], value, rtol=1e-3, atol=1e-4, msg=message)
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +83,7 @@ def words(out: str, *more: str) -> list[str]:
 
 def test_two_processes_learn_what_one_learns_where_modalities_are_missing(pairs: Path) -> None:
     done(start(pairs, words("alone")))
-    told = done(start(pairs, words("two"), processes=2))
+    printed = done(start(pairs, words("two"), processes=2))
     done(start(pairs, words("parts", "--micro-batch", "3"), processes=2))
     same(pairs / "alone", pairs / "two")
     same(pairs / "alone", pairs / "parts")
@@ -92,7 +92,7 @@ def test_two_processes_learn_what_one_learns_where_modalities_are_missing(pairs:
     one, two = (journal(pairs / run, "step") for run in ("alone", "two"))
     assert [line["step"] for line in two] == [line["step"] for line in one]
     assert [line["loss"] for line in two] == pytest.approx([line["loss"] for line in one], rel=1e-3)
-    assert told.count("next: ") == 1  # one of them speaks for both
+    assert printed.count("next: ") == 1  # one of them speaks for both
 
 
 def test_a_run_of_two_processes_is_stopped_and_goes_on_alone(pairs: Path) -> None:
@@ -166,9 +166,9 @@ def test_tasks_of_other_launchers_without_torchrun_are_warned_of(monkeypatch, ca
         monkeypatch.delenv(name, raising=False)
     with process_group() as group:
         assert group == SINGLE_PROCESS
-    told = capsys.readouterr().err
-    assert f"{launcher} has started task 1 of 2" in told
-    assert told.count("warning") == 1
+    stderr = capsys.readouterr().err
+    assert f"{launcher} has started task 1 of 2" in stderr
+    assert stderr.count("warning") == 1
 
 
 def test_a_rank_without_a_world_silences_nothing(monkeypatch, capsys):

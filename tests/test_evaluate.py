@@ -82,11 +82,11 @@ def folder(tmp_path):
 
 @pytest.mark.parametrize(("pool", "dim"), [("cls", 3), ("mean", 3), ("both", 6)])
 def test_features_have_the_shape_of_the_pool(pool, dim):
-    found = extract(Patches(), coloured(10), pool, batch_size=4)
-    assert found.values.shape == (10, dim)
-    assert found.values.dtype == torch.float32
-    assert found.labels.tolist() == coloured(10).labels
-    assert found.names == tuple(f"image {i}" for i in range(10))
+    result = extract(Patches(), coloured(10), pool, batch_size=4)
+    assert result.values.shape == (10, dim)
+    assert result.values.dtype == torch.float32
+    assert result.labels.tolist() == coloured(10).labels
+    assert result.names == tuple(f"image {i}" for i in range(10))
 
 
 def test_features_do_not_depend_on_the_batch_size():
@@ -98,12 +98,12 @@ def test_features_do_not_depend_on_the_batch_size():
 def test_broken_images_are_left_out_and_named():
     source = coloured(12)
     holes = replace(source, images=[None if i in (0, 5, 6, 7) else x for i, x in enumerate(source.images)])
-    found, whole = extract(Patches(), holes, "cls", batch_size=2), extract(Patches(), source, "cls")
-    assert found.unreadable == ("image 0", "image 5", "image 6", "image 7")
-    kept = [1, 2, 3, 4, 8, 9, 10, 11]
-    assert torch.equal(found.values, whole.values[kept])
-    assert found.labels.tolist() == [source.labels[i] for i in kept]
-    assert found.names == tuple(f"image {i}" for i in kept)
+    result, whole = extract(Patches(), holes, "cls", batch_size=2), extract(Patches(), source, "cls")
+    assert result.unreadable == ("image 0", "image 5", "image 6", "image 7")
+    readable = [1, 2, 3, 4, 8, 9, 10, 11]
+    assert torch.equal(result.values, whole.values[readable])
+    assert result.labels.tolist() == [source.labels[i] for i in readable]
+    assert result.names == tuple(f"image {i}" for i in readable)
 
 
 def test_an_error_of_the_source_is_not_swallowed():
@@ -123,16 +123,16 @@ def test_bytes_and_floats_of_one_source_mean_the_same():
 
 
 def test_a_limit_is_spread_over_the_source():
-    told = []
-    found = extract(Patches(), coloured(30), "cls", batch_size=4, limit=10, progress=lambda *p: told.append(p))
-    assert found.names == tuple(f"image {i}" for i in range(0, 30, 3))
-    assert told == [(4, 10), (8, 10), (10, 10)]
+    calls = []
+    result = extract(Patches(), coloured(30), "cls", batch_size=4, limit=10, progress=lambda *p: calls.append(p))
+    assert result.names == tuple(f"image {i}" for i in range(0, 30, 3))
+    assert calls == [(4, 10), (8, 10), (10, 10)]
 
 
 def test_features_can_be_trained_on():
-    found = extract(Patches(), coloured(4), "cls").values
+    result = extract(Patches(), coloured(4), "cls").values
     weight = torch.zeros(3, requires_grad=True)
-    (found @ weight).sum().backward()
+    (result @ weight).sum().backward()
     assert weight.grad.abs().sum() > 0
 
 
@@ -181,15 +181,15 @@ def test_every_protocol_runs_and_is_found_by_its_users_name():
 
 
 def test_features_are_extracted_once_per_encoder():
-    seen = []
+    calls = []
 
     class Counted(Patches):
         def features(self, images, pool):
-            seen.append(len(images))
+            calls.append(len(images))
             return super().features(images, pool)
 
     on_images(Counted(), ["knn", "linear-lbfgs"], coloured(30), coloured(12, seed=1))
-    assert seen == [30, 12]
+    assert calls == [30, 12]
 
 
 def test_test_classes_are_matched_by_name():
@@ -211,7 +211,7 @@ def test_results_of_other_protocols_stay_and_a_failed_write_changes_nothing(tmp_
 
 def test_the_table_lines_up():
     def result(name: str, own: float, **baselines: float) -> Result:
-        metrics = {who: {"accuracy": found} for who, found in baselines.items()}
+        metrics = {who: {"accuracy": accuracy} for who, accuracy in baselines.items()}
         return Result(name, "d", None, "cls", {"accuracy": own}, metrics, {}, "", 0.0, "")
 
     assert table([result("knn", 0.4567, pixels=0.355, untrained=0.31), result("linear-lbfgs", 1, pixels=0.4)]) == (
@@ -222,7 +222,7 @@ def test_the_table_lines_up():
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         ({"names": ["kn"]}, "no protocol 'kn'; did you mean knn\\?"),
         ({"names": ["nonesuch"]}, "no protocol 'nonesuch'; there are .*knn.*linear-lbfgs"),
@@ -237,7 +237,7 @@ def test_the_table_lines_up():
         ({"baselines": {"pixels": RawPixels(Modality("grey", 1, (0.5,), (0.2,)), (8, 8))}}, "encoder reads 1"),
     ],
 )
-def test_bad_input_is_refused_before_an_image_is_read(change, told):
+def test_bad_input_is_refused_before_an_image_is_read(change, message):
     class Unread(Memory):
         def image(self, index):
             raise AssertionError("read")
@@ -246,7 +246,7 @@ def test_bad_input_is_refused_before_an_image_is_read(change, told):
     for name in ("train", "test"):
         if (s := call[name]) is not None:
             call[name] = Unread(s.images, s.labels, s.classes, s.channels)
-    with pytest.raises(ValueError, match=told):
+    with pytest.raises(ValueError, match=message):
         on_images(**call)
 
 

@@ -72,9 +72,9 @@ def test_whitening_is_the_same_with_fewer_samples_than_dimensions():
     features = torch.randn(30, 50, generator=torch.Generator().manual_seed(1))
     mean, directions = whitening(features)
     assert directions.shape == (50, 29)  # less the mean
-    seen = (features - mean).double()
-    variances, full = torch.linalg.eigh(seen.T @ seen / 30)
-    by_hand = seen @ full / (variances.clamp_min(0) + SHRINKAGE * variances.mean()).sqrt()
+    centred = (features - mean).double()
+    variances, full = torch.linalg.eigh(centred.T @ centred / 30)
+    by_hand = centred @ full / (variances.clamp_min(0) + SHRINKAGE * variances.mean()).sqrt()
     made = ((features - mean) @ directions).double()
     np.testing.assert_allclose((made @ made.T).numpy(), (by_hand @ by_hand.T).numpy(), atol=1e-3)
 
@@ -91,9 +91,9 @@ def test_whitened_neighbours_see_past_a_long_direction_that_says_nothing():
     stretch = torch.ones(8)
     stretch[0] = 100
     long = replace(split, train=split.train * stretch + 50, test=split.test * stretch + 50)
-    found = measured(KnnWhitened(), long).metrics["accuracy"]
-    assert found > measured(Knn(), long).metrics["accuracy"] + 0.1
-    assert found == pytest.approx(measured(KnnWhitened(), split).metrics["accuracy"], abs=0.1)
+    result = measured(KnnWhitened(), long).metrics["accuracy"]
+    assert result > measured(Knn(), long).metrics["accuracy"] + 0.1
+    assert result == pytest.approx(measured(KnnWhitened(), split).metrics["accuracy"], abs=0.1)
 
 
 def test_features_that_never_vary_are_whitened_to_a_tie():
@@ -122,9 +122,9 @@ def test_knn_does_not_depend_on_the_chunks(budget, seed):
 
 
 def test_knn_never_asks_for_more_neighbours_than_there_are():
-    found = measured(Knn(), clouds(apart=5, per_class=4))
-    assert found.settings["k"] == 12
-    assert set(found.metrics) == {"accuracy", "accuracy_k1", "accuracy_k5", "accuracy_k10", "accuracy_k12"}
+    result = measured(Knn(), clouds(apart=5, per_class=4))
+    assert result.settings["k"] == 12
+    assert set(result.metrics) == {"accuracy", "accuracy_k1", "accuracy_k5", "accuracy_k10", "accuracy_k12"}
     assert "top5" in measured(Knn(), clouds(apart=5, num_classes=6)).metrics
 
 
@@ -138,9 +138,9 @@ def test_a_tie_or_nan_is_a_miss():
 def test_accuracies_agree_with_sklearn():
     metrics = pytest.importorskip("sklearn.metrics")
     scores, labels = torch.randn(200, 9, generator=torch.Generator().manual_seed(0)), torch.arange(200) % 9
-    found = accuracies(scores, labels)
-    assert found["accuracy"] == pytest.approx(metrics.accuracy_score(labels.numpy(), scores.argmax(1).numpy()))
-    assert found["top5"] == pytest.approx(metrics.top_k_accuracy_score(labels.numpy(), scores.numpy(), k=5))
+    result = accuracies(scores, labels)
+    assert result["accuracy"] == pytest.approx(metrics.accuracy_score(labels.numpy(), scores.argmax(1).numpy()))
+    assert result["top5"] == pytest.approx(metrics.top_k_accuracy_score(labels.numpy(), scores.numpy(), k=5))
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS, ids=str)
@@ -150,8 +150,8 @@ def test_what_is_apart_is_told_apart(protocol):
 
 @pytest.mark.parametrize("protocol", PROTOCOLS, ids=str)
 def test_labels_that_features_know_nothing_of_give_chance(protocol):
-    found = measured(protocol, clouds(apart=0, num_classes=4, per_class=100), 0).metrics["accuracy"]
-    assert found == pytest.approx(0.25, abs=0.08)  # 400 guesses: nearly four standard deviations
+    result = measured(protocol, clouds(apart=0, num_classes=4, per_class=100), 0).metrics["accuracy"]
+    assert result == pytest.approx(0.25, abs=0.08)  # 400 guesses: nearly four standard deviations
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS, ids=str)
@@ -265,11 +265,11 @@ def test_lbfgs_chooses_a_penalty_that_noise_calls_for():
 )
 def test_the_split_holds_out_a_share_of_every_class(labels, share, seed):
     y = torch.tensor(labels)
-    kept, held = stratified_split(y, share, seed)
-    assert sorted([*kept.tolist(), *held.tolist()]) == list(range(len(y)))
+    train, held = stratified_split(y, share, seed)
+    assert sorted([*train.tolist(), *held.tolist()]) == list(range(len(y)))
     for label in set(labels):
         count, out = labels.count(label), int((y[held] == label).sum())
         assert out == min(max(1, int(share * count)), count - 1)
     again = stratified_split(y, share, seed)
-    assert torch.equal(again[0], kept)
+    assert torch.equal(again[0], train)
     assert torch.equal(again[1], held)

@@ -30,14 +30,14 @@ class TestFeatures:
 
     def test_they_are_those_of_the_modality_and_normalised_token_by_token(self):
         values = 3 * torch.randn(2, 8, 6) + 1
-        seen = self.observed(values)
-        whole, valid = Features("teacher", "rgb", 6, "none")(batch(), seen)
+        observations = self.observed(values)
+        whole, valid = Features("teacher", "rgb", 6, "none")(batch(), observations)
         assert torch.equal(whole, values[:, 4:])
         assert valid.item() == 1
-        layer = Features("teacher", "rgb", 6)(batch(), seen)[0]
+        layer = Features("teacher", "rgb", 6)(batch(), observations)[0]
         torch.testing.assert_close(layer.mean(dim=-1), torch.zeros(2, 4), atol=1e-5, rtol=0)
         torch.testing.assert_close(layer.std(dim=-1, correction=0), torch.ones(2, 4))
-        unit = Features("teacher", "rgb", 6, "l2")(batch(), seen)[0]
+        unit = Features("teacher", "rgb", 6, "l2")(batch(), observations)[0]
         torch.testing.assert_close(unit, values[:, 4:] / values[:, 4:].norm(dim=-1, keepdim=True))
 
     def test_those_of_samples_without_the_modality_do_not_count(self):
@@ -46,14 +46,14 @@ class TestFeatures:
         assert valid.flatten().tolist() == [1, 0]
 
     def test_they_are_float32_whatever_the_teacher_runs_in(self):
-        seen = self.observed(torch.randn(2, 8, 6, dtype=torch.bfloat16))
-        assert Features("teacher", "rgb", 6)(batch(), seen)[0].dtype == torch.float32
+        observations = self.observed(torch.randn(2, 8, 6, dtype=torch.bfloat16))
+        assert Features("teacher", "rgb", 6)(batch(), observations)[0].dtype == torch.float32
 
 
 def by_hand(pixels: np.ndarray, patch: int, cell: int, bins: int) -> np.ndarray:
     """The definition, pixel by pixel: C H W -> N T."""
     channels, height, width = pixels.shape
-    found = np.zeros((channels, height // cell, width // cell, bins))
+    result = np.zeros((channels, height // cell, width // cell, bins))
     padded = np.pad(pixels, ((0, 0), (1, 1), (1, 1)), mode="edge")
     for c in range(channels):
         for y in range(height):
@@ -62,11 +62,11 @@ def by_hand(pixels: np.ndarray, patch: int, cell: int, bins: int) -> np.ndarray:
                 across = (p[:, 2] - p[:, 0]) @ (1, 2, 1)
                 down = (p[2] - p[0]) @ (1, 2, 1)
                 place = math.floor(math.atan2(down, across) / math.pi * bins) % bins
-                found[c, y // cell, x // cell, place] += math.hypot(across, down)
-    found /= np.maximum(np.linalg.norm(found, axis=-1, keepdims=True), 1e-12)
+                result[c, y // cell, x // cell, place] += math.hypot(across, down)
+    result /= np.maximum(np.linalg.norm(result, axis=-1, keepdims=True), 1e-12)
     side = patch // cell
     rows = [
-        found[:, r * side : (r + 1) * side, k * side : (k + 1) * side].transpose(1, 2, 0, 3).ravel()
+        result[:, r * side : (r + 1) * side, k * side : (k + 1) * side].transpose(1, 2, 0, 3).ravel()
         for r in range(height // patch)
         for k in range(width // patch)
     ]

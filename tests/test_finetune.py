@@ -36,7 +36,7 @@ from unveil.modeling.types import RGB, Batch
 PLAIN = FineTuning(
     drop_path=0, randaugment=0, mixup=0, cutmix=0, smoothing=0, erasing=0, weight_decay=0.05, layer_decay=0.5
 )
-SEEN = {"epochs": 12, "batch_size": 16, "lr": 0.05, "randaugment": 0, "drop_path": 0, "smoothing": 0, "cutmix": 0}
+OPTIONS = {"epochs": 12, "batch_size": 16, "lr": 0.05, "randaugment": 0, "drop_path": 0, "smoothing": 0, "cutmix": 0}
 
 
 def tiny(seed: int = 0, final_norm: bool = True) -> ImageEncoder:
@@ -65,7 +65,7 @@ def data(folder) -> ImageSplit:
 
 
 def finetuned(folder, encoder=None, seed: int = 0, pool: str = "mean", **options):
-    return score(Finetune(**{**SEEN, **options}), encoder or tiny(), data(folder), seed=seed, pool=pool)
+    return score(Finetune(**{**OPTIONS, **options}), encoder or tiny(), data(folder), seed=seed, pool=pool)
 
 
 def batch(count: int = 6) -> tuple[Batch, torch.Tensor]:
@@ -101,11 +101,11 @@ def test_every_parameter_has_its_layer():
 
 def test_groups_scale_the_rate_by_layer_and_free_vectors_and_tokens():
     model = Classifier(tiny(), 2, "mean", torch.Generator())
-    found = {}
+    collected = {}
     for group in layer_groups(model, model.encoder, 0.5, 0.05):
-        found |= {id(p): (group["scale"], group["weight_decay"]) for p in group["params"]}
-    by_name = {name: found[id(p)] for name, p in model.named_parameters()}
-    assert len(found) == len(list(model.parameters()))
+        collected |= {id(p): (group["scale"], group["weight_decay"]) for p in group["params"]}
+    by_name = {name: collected[id(p)] for name, p in model.named_parameters()}
+    assert len(collected) == len(list(model.parameters()))
     assert by_name["encoder.encoder.prefix"] == (0.125, 0)
     assert by_name["encoder.encoder.adapters.rgb.proj.weight"] == (0.125, 0.05)
     assert by_name["encoder.encoder.blocks.0.attn.qkv.weight"] == (0.25, 0.05)
@@ -237,81 +237,81 @@ def test_the_encoder_that_was_given_stays_as_it_was(colours):
 
 
 def test_a_class_token_is_fine_tuned_under_the_norm_that_is_kept(colours, tmp_path):
-    kept = tmp_path / "teacher.safetensors"
+    file = tmp_path / "teacher.safetensors"
     encoder = tiny()
-    finetuned(colours, encoder, pool="cls", epochs=1, keep=str(kept))
-    assert not torch.equal(load_file(kept)["encoder.norm.weight"], encoder.encoder.norm.weight)
+    finetuned(colours, encoder, pool="cls", epochs=1, keep=str(file))
+    assert not torch.equal(load_file(file)["encoder.norm.weight"], encoder.encoder.norm.weight)
 
 
 def test_what_was_fine_tuned_is_kept_and_read_as_any_encoder(colours, tmp_path):
-    kept = tmp_path / "teacher.safetensors"
+    file = tmp_path / "teacher.safetensors"
     encoder = tiny()
-    assert finetuned(colours, encoder, epochs=1, keep=str(kept))
-    read = load_encoder(kept)
+    assert finetuned(colours, encoder, epochs=1, keep=str(file))
+    read = load_encoder(file)
     images = batch()[0].maps["rgb"]
     before = encoder.features(images, "mean")
     after = read.features(images, "mean")
     assert not torch.allclose(before, after, atol=1e-3), "it has learned"
-    weights = load_file(kept)
+    weights = load_file(file)
     again = tiny(seed=1)
     again.encoder.load_state_dict({name.removeprefix("encoder."): tensor for name, tensor in weights.items()})
     torch.testing.assert_close(again.features(images, "mean"), after, atol=1e-5, rtol=1e-5)
     assert [p.name for p in tmp_path.iterdir()] == ["teacher.safetensors"]
     with pytest.raises(ValueError, match=r"--keep is a new \.safetensors file"):
-        finetuned(colours, encoder, keep=str(kept))
+        finetuned(colours, encoder, keep=str(file))
 
 
 def test_results_have_training_from_scratch_beside_them_and_no_pixels(colours):
     baselines = {"pixels": RawPixels(RGB, (8, 8)), "untrained": tiny(7)}
     notes = []
-    (found,) = on_images(
-        tiny(), ["finetune"], open_source(colours), pool="mean", baselines=baselines, options=SEEN, note=notes.append
+    (result,) = on_images(
+        tiny(), ["finetune"], open_source(colours), pool="mean", baselines=baselines, options=OPTIONS, note=notes.append
     )
-    assert set(found.baselines) == {"from scratch"}
-    assert found.settings["layer_decay"] == 0.75
+    assert set(result.baselines) == {"from scratch"}
+    assert result.settings["layer_decay"] == 0.75
     assert set(notes) == {
         "finetune: preset small for 48 images: 12 epochs in batches of 16; --preset, --epochs, --updates and"
         " --batch-size say otherwise"
     }
-    assert table([found]).splitlines()[0].split() == ["protocol", "from", "scratch", "this", "run"]
+    assert table([result]).splitlines()[0].split() == ["protocol", "from", "scratch", "this", "run"]
 
 
 def test_a_stopped_evaluation_goes_on_after_what_it_has_measured(colours, tmp_path):
     def measured(tell, **dials):
-        kept = ResultCache(tmp_path / "unfinished")
-        return kept, on_images(
+        cache = ResultCache(tmp_path / "unfinished")
+        return cache, on_images(
             tiny(),
             ["finetune"],
             open_source(colours),
             baselines={"untrained": tiny(7)},
-            options={**SEEN, "epochs": 2, **dials},
+            options={**OPTIONS, "epochs": 2, **dials},
             progress=tell,
-            cache=kept,
+            cache=cache,
         )
 
-    told = []
+    first_calls = []
 
     def stop(what, done, total):
-        told.append(what)
+        first_calls.append(what)
         if what == "fine-tuning untrained":
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         measured(stop)
-    assert "fine-tuning this run" in told
-    seen = []
-    kept, results = measured(lambda what, done, total: seen.append(what))
-    assert set(seen) == {"fine-tuning untrained"}
-    kept.clear()
+    assert "fine-tuning this run" in first_calls
+    later_calls = []
+    cache, results = measured(lambda what, done, total: later_calls.append(what))
+    assert set(later_calls) == {"fine-tuning untrained"}
+    cache.clear()
     assert not (tmp_path / "unfinished").exists()
-    again = measured(lambda what, done, total: seen.append(what), lr=0.04)[1]
-    assert "fine-tuning this run" in seen  # another rate is another measurement
+    again = measured(lambda what, done, total: later_calls.append(what), lr=0.04)[1]
+    assert "fine-tuning this run" in later_calls  # another rate is another measurement
     whole = on_images(
         tiny(),
         ["finetune"],
         open_source(colours),
         baselines={"untrained": tiny(7)},
-        options={**SEEN, "epochs": 2},
+        options={**OPTIONS, "epochs": 2},
     )
     assert (results[0].metrics, results[0].baselines) == (whole[0].metrics, whole[0].baselines)
     assert again[0].baselines != results[0].baselines
@@ -319,10 +319,10 @@ def test_a_stopped_evaluation_goes_on_after_what_it_has_measured(colours, tmp_pa
 
 def test_the_attentive_probe_learns_and_is_the_same_twice(colours):
     encoder, protocol = tiny(), Attentive(epochs=30)
-    found = score(protocol, encoder, data(colours))
-    assert found is not None
-    assert found.metrics["accuracy"] > 0.9
-    assert score(protocol, encoder, data(colours)) == found
+    result = score(protocol, encoder, data(colours))
+    assert result is not None
+    assert result.metrics["accuracy"] > 0.9
+    assert score(protocol, encoder, data(colours)) == result
     assert score(protocol, RawPixels(RGB, (8, 8)), data(colours)) is None
 
 
@@ -341,7 +341,7 @@ def test_an_option_has_one_type_in_all_protocols():
 
 
 @pytest.mark.parametrize(
-    ("names", "dials", "told"),
+    ("names", "dials", "message"),
     [
         (
             ["knn"],
@@ -352,13 +352,13 @@ def test_an_option_has_one_type_in_all_protocols():
         (["finetun"], {}, "did you mean finetune"),
     ],
 )
-def test_an_option_that_no_chosen_protocol_has_is_refused(names, dials, told):
-    with pytest.raises(ValueError, match=told):
+def test_an_option_that_no_chosen_protocol_has_is_refused(names, dials, message):
+    with pytest.raises(ValueError, match=message):
         choose(names, dials)
 
 
 @pytest.mark.parametrize(
-    ("dials", "told"),
+    ("dials", "message"),
     [
         ({"epochs": 0}, "at least 1; got 0"),
         ({"drop_path": 1.5}, "drop_path is a share from 0 to 1; got 1.5"),
@@ -368,15 +368,15 @@ def test_an_option_that_no_chosen_protocol_has_is_refused(names, dials, told):
         ({"lr": 1e30}, "diverged in epoch 1 .*lower --lr"),
     ],
 )
-def test_dials_that_make_no_sense_are_refused(colours, dials, told):
-    with pytest.raises(ValueError, match=told):
+def test_dials_that_make_no_sense_are_refused(colours, dials, message):
+    with pytest.raises(ValueError, match=message):
         finetuned(colours, **{"epochs": 2, **dials})
 
 
 def test_bad_data_is_refused(colours, tmp_path):
-    def asked(train, test=None):
+    def evaluate_on(train, test=None):
         names = ["finetune"]
-        return on_images(tiny(), names, open_source(train), test and open_source(test), options=SEEN, pool="mean")
+        return on_images(tiny(), names, open_source(train), test and open_source(test), options=OPTIONS, pool="mean")
 
     flat = tmp_path / "flat"
     write_images(tmp_path / "two", 8)
@@ -384,9 +384,9 @@ def test_bad_data_is_refused(colours, tmp_path):
     for file in (tmp_path / "two" / "even").iterdir():
         (flat / file.name).write_bytes(file.read_bytes())
     with pytest.raises(ValueError, match="has no labels"):
-        asked(flat)
+        evaluate_on(flat)
     with pytest.raises(ValueError, match=r"2 classes that .* has not, e\.g\. 'even'"):
-        asked(colours, tmp_path / "two")
+        evaluate_on(colours, tmp_path / "two")
     with pytest.raises(ValueError, match="give --pool cls or --pool mean"):
         finetuned(colours, pool="both")
     with pytest.raises(ValueError, match="gives features only"):

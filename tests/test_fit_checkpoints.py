@@ -37,13 +37,13 @@ measured({protocol!r}, Path({place!r}), True)
 
 
 def measured(protocol: str, place: Path, is_kept: bool, progress=lambda what, done, total: None) -> Result:
-    kept = ResultCache(place / "unfinished") if is_kept else ResultCache()
+    cache = ResultCache(place / "unfinished") if is_kept else ResultCache()
     if protocol == "finetune":
         dials = {"epochs": EPOCHS, "batch_size": 8, "ema": 0.9, "mixup": 0.8, "drop_path": 0.2}
         images = open_source(place / "images")
-        return on_images(tiny(), ["finetune"], images, pool="mean", options=dials, cache=kept, progress=progress)[0]
+        return on_images(tiny(), ["finetune"], images, pool="mean", options=dials, cache=cache, progress=progress)[0]
     dials = {"epochs": EPOCHS, "batch_size": 4, "frozen": protocol == "frozen", "head": "upernet"}
-    return on_dense(tiny(), ["segment"], str(place / "bars"), options=dials, cache=kept, progress=progress)[0]
+    return on_dense(tiny(), ["segment"], str(place / "bars"), options=dials, cache=cache, progress=progress)[0]
 
 
 @pytest.fixture
@@ -83,20 +83,20 @@ def test_a_killed_training_costs_an_epoch_and_changes_no_bit(place: Path, protoc
     process.communicate()
     before = epochs_in(place / "unfinished")
     assert 2 <= before < EPOCHS
-    seen: list[int] = []
+    steps: list[int] = []
     total = 0
 
     def tell(what: str, done: int, of: int) -> None:
         nonlocal total
         if "training" in what or "fine-tuning" in what:
-            seen.append(done)
+            steps.append(done)
             total = of
 
-    found = measured(protocol, place, True, tell)
-    assert seen[0] > total * before / EPOCHS
-    assert len(seen) <= (EPOCHS - before) * 2
-    assert (found.metrics, found.details) == (whole.metrics, whole.details)
-    assert found.settings == whole.settings  # with the names of what could not be read
+    result = measured(protocol, place, True, tell)
+    assert steps[0] > total * before / EPOCHS
+    assert len(steps) <= (EPOCHS - before) * 2
+    assert (result.metrics, result.details) == (whole.metrics, whole.details)
+    assert result.settings == whole.settings  # with the names of what could not be read
 
 
 def test_what_was_done_counts_for_the_same_training_only(place: Path, monkeypatch: pytest.MonkeyPatch):
@@ -109,19 +109,19 @@ def test_what_was_done_counts_for_the_same_training_only(place: Path, monkeypatc
     with pytest.raises(KeyboardInterrupt):
         measured("segment", place, True, stop)
     assert len(list((place / "unfinished").iterdir())) == 1
-    kept = ResultCache(place / "unfinished")
+    cache = ResultCache(place / "unfinished")
     dials = {"epochs": EPOCHS, "batch_size": 4, "frozen": False, "head": "upernet"}
-    told: list[tuple[str, int, int]] = []
+    calls: list[tuple[str, int, int]] = []
     for given in ({**dials, "lr": 1e-3}, dials):
-        told.append(("begins", 0, 0))
+        calls.append(("begins", 0, 0))
         on_dense(
-            tiny(), ["segment"], str(place / "bars"), options=given, cache=kept, progress=lambda *it: told.append(it)
+            tiny(), ["segment"], str(place / "bars"), options=given, cache=cache, progress=lambda *it: calls.append(it)
         )
-    first, second = (told[k + 1][1] for k, it in enumerate(told) if it[0] == "begins")
+    first, second = (calls[k + 1][1] for k, it in enumerate(calls) if it[0] == "begins")
     assert first == 4
     assert second > 4 * EPOCHS / 2 - 4
-    assert not kept.is_empty
-    kept.clear()
+    assert not cache.is_empty
+    cache.clear()
     assert not (place / "unfinished").exists()
 
 
@@ -133,6 +133,6 @@ def test_a_damaged_file_is_told_and_costs_the_time_it_would_have_saved(place: Pa
     notes: list[str] = []
     dials = {"epochs": EPOCHS, "batch_size": 4, "head": "upernet"}
     cache = ResultCache(place / "unfinished")
-    (found,) = on_dense(tiny(), ["segment"], str(place / "bars"), options=dials, cache=cache, note=notes.append)
-    assert found.metrics == whole.metrics
+    (result,) = on_dense(tiny(), ["segment"], str(place / "bars"), options=dials, cache=cache, note=notes.append)
+    assert result.metrics == whole.metrics
     assert "is damaged" in notes[0]

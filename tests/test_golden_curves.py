@@ -124,11 +124,11 @@ def curve(name: str, folder: Path) -> list[dict[str, Any]]:
 @pytest.mark.parametrize("name", CURVES)
 def test_twenty_updates_are_the_golden_ones(name: str, tmp_path: Path) -> None:
     golden = json.loads(GOLDEN.read_text())
-    found, expected = curve(name, tmp_path), golden["curves"][name]
-    assert len(found) == len(expected) == UPDATES
+    result, expected = curve(name, tmp_path), golden["curves"][name]
+    assert len(result) == len(expected) == UPDATES
     if golden["machine"] == machine():
-        assert found == expected
-    for one, other in zip(found, expected, strict=True):
+        assert result == expected
+    for one, other in zip(result, expected, strict=True):
         assert one["losses"] == pytest.approx(other["losses"], rel=1e-3)
         assert one["grad_norm"] == pytest.approx(other["grad_norm"], rel=1e-2)
 

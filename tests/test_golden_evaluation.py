@@ -76,10 +76,10 @@ def test_results_are_the_golden_ones(name: str, tmp_path: Path, monkeypatch: pyt
     monkeypatch.chdir(tmp_path)
     prepare(tmp_path)
     golden = json.loads(GOLDEN.read_text())
-    found, expected = measured(name), golden["results"][name]
+    results, expected = measured(name), golden["results"][name]
     if golden["machine"] == machine():
-        assert found == expected
-    assert [names(result) for result in found] == [names(result) for result in expected]
+        assert results == expected
+    assert [names(result) for result in results] == [names(result) for result in expected]
 
 
 def test_every_protocol_has_a_golden_result() -> None:

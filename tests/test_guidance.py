@@ -45,17 +45,17 @@ class TestMaps:
     def test_every_normalisation_keeps_the_order_and_its_own_scale(self, seed: int, heads: Any, clip: float | None):
         attention = torch.rand(2, 3, 12, generator=torch.Generator().manual_seed(seed)) * 0.1
         mean = attention[:, list(heads or (0, 1, 2))].mean(dim=1)
-        found = {
+        result = {
             how: TeacherAttention("teacher", heads, how, clip)(observed(attention))
             for how in ("none", "sum", "minmax", "rank")
         }
-        torch.testing.assert_close(found["sum"].sum(dim=1), torch.ones(2))
-        assert (found["minmax"].amin(dim=1) == 0).all()
-        torch.testing.assert_close(found["minmax"].amax(dim=1), torch.ones(2))
+        torch.testing.assert_close(result["sum"].sum(dim=1), torch.ones(2))
+        assert (result["minmax"].amin(dim=1) == 0).all()
+        torch.testing.assert_close(result["minmax"].amax(dim=1), torch.ones(2))
         if clip != 0.5:
-            torch.testing.assert_close(found["rank"].sort(dim=1).values, (torch.arange(12) + 1).expand(2, -1) / 12)
-            assert torch.equal(found["none"], mean)
-        for one in found.values():
+            torch.testing.assert_close(result["rank"].sort(dim=1).values, (torch.arange(12) + 1).expand(2, -1) / 12)
+            assert torch.equal(result["none"], mean)
+        for one in result.values():
             assert (one.gather(1, mean.argsort(dim=1)).diff(dim=1) >= 0).all()
 
     def test_an_outlier_is_cut_at_the_quantile(self):
@@ -65,15 +65,15 @@ class TestMaps:
         assert torch.equal(cut, torch.full((1, 11), 0.01))
 
     @pytest.mark.parametrize(
-        ("dials", "told"),
+        ("dials", "message"),
         [
             ({"heads": (0, 7)}, "the teacher has 3 heads, numbered from 0; got 0, 7"),
             ({"heads": ()}, "one at least"),
             ({"clip": 0.0}, "above 0 and at most 1; got 0.0"),
         ],
     )
-    def test_what_no_map_can_be(self, dials: dict, told: str):
-        with pytest.raises(ValueError, match=told):
+    def test_what_no_map_can_be(self, dials: dict, message: str):
+        with pytest.raises(ValueError, match=message):
             TeacherAttention("teacher", **dials)(observed(torch.rand(1, 3, 12)))
 
     def test_a_teacher_that_sees_other_tokens_is_refused(self):
@@ -201,15 +201,15 @@ class TestDraws:
         torch.testing.assert_close(Noisy(0.25)(wide, batch), 0.25 * noise + 0.75 * wide)
 
     @pytest.mark.parametrize(
-        ("make", "told"),
+        ("make", "message"),
         [
             (lambda: Gumbel(0.0), "above 0; got 0.0"),
             (lambda: Noisy(1.5), "from 0 to 1; got 1.5"),
             (lambda: Hint(0.1, 0.2), "got shown=0.2 of top=0.1"),
         ],
     )
-    def test_what_no_draw_can_be(self, make: Any, told: str):
-        with pytest.raises(ValueError, match=told):
+    def test_what_no_draw_can_be(self, make: Any, message: str):
+        with pytest.raises(ValueError, match=message):
             make()
 
 
@@ -217,10 +217,12 @@ class TestMasks:
     def test_what_is_attended_to_is_hidden_more_often_or_less(self):
         attention = torch.tensor([0.30, 0.2, 0.1, 0.1, 0.05, 0.05, 0.05, 0.05, 0.04, 0.03, 0.02, 0.01])
         count = 4000
-        seen, on, key = observed(attention.expand(count, 1, -1)), layout(3, 4), keyed(sample_keys(0, 0, range(count)))
+        by_teacher = observed(attention.expand(count, 1, -1))
+        on, key = layout(3, 4), keyed(sample_keys(0, 0, range(count)))
         visible = {}
         for name, draw in (("high", Gumbel()), ("keep", Reversed(Gumbel())), ("hard", Hard())):
-            mask = Masker(AttentionGuided(TeacherAttention("teacher"), draw), 0.25, 0.75)(tokens(on, count), seen, key)
+            masker = Masker(AttentionGuided(TeacherAttention("teacher"), draw), 0.25, 0.75)
+            mask = masker(tokens(on, count), by_teacher, key)
             assert mask.visible.shape == (count, 3)
             visible[name] = torch.zeros(count, 12).scatter(1, mask.visible, 1.0).mean(dim=0)
         assert visible["high"][0] < 0.1 < visible["high"][-1]
@@ -230,9 +232,9 @@ class TestMasks:
     @pytest.mark.parametrize("progress", [0.0, 0.5, 1.0])
     def test_more_and_more_of_the_hardest_are_hidden(self, progress: float):
         error = torch.rand(64, 12)
-        seen = {"student": Observation(layout(3, 4), error=error)}
+        observations = {"student": Observation(layout(3, 4), error=error)}
         on = replace(keyed(sample_keys(0, 0, range(64))), progress=torch.tensor(progress))
-        mask = Masker(HardestFirst("student", 0.75), 0.25, 0.75)(tokens(layout(3, 4), 64), seen, on)
+        mask = Masker(HardestFirst("student", 0.75), 0.25, 0.75)(tokens(layout(3, 4), 64), observations, on)
         place = error.argsort(dim=1, descending=True).argsort(dim=1).gather(1, mask.predicted)
         sure = int(0.5 * progress * 9)
         assert all(set(range(sure)) <= set(row) for row in place.tolist())
@@ -260,7 +262,7 @@ def test_hidden_pixels_change_no_latent_when_the_mask_is_held(name: str):
     assert torch.equal(before.latents.final, after.latents.final)
     for decoder in before.decoded:
         assert torch.equal(before.decoded[decoder], after.decoded[decoder])
-    for who, seen in before.observations.items():
-        for part in ("attention", "features", "error"):
-            if getattr(seen, part) is not None:
-                assert not torch.equal(getattr(seen, part), getattr(after.observations[who], part)), "teachers see all"
+    for who, old in before.observations.items():
+        for field in ("attention", "features", "error"):
+            if getattr(old, field) is not None:
+                assert not torch.equal(getattr(old, field), getattr(after.observations[who], field)), "teachers see all"

@@ -33,21 +33,21 @@ def heldout(model: torch.nn.Module, lacks: dict | None = None) -> Score:
 def test_the_losses_of_random_masks_are_those_of_training(lacks: dict):
     """MultiMAE's own masks are the common random ones, to the token; and the loss is the mean over samples."""
     model = build(visible=0.15).eval()
-    found = heldout(model, lacks)
-    assert found.metrics["loss_own_masks"] == found.metrics["loss_random_masks"]
+    result = heldout(model, lacks)
+    assert result.metrics["loss_own_masks"] == result.metrics["loss_random_masks"]
     made = batch(12, present={n: known.repeat(3) for n, known in lacks.items()})
     with torch.no_grad():
         losses = {name: (total / count).item() for name, (total, count) in model(made).items()}
-    assert found.metrics["loss_own_masks"] == pytest.approx(sum(losses.values()), rel=1e-5)
-    assert {name: own["loss_own_masks"] for name, own in found.details.items()} == pytest.approx(losses, rel=1e-5)
+    assert result.metrics["loss_own_masks"] == pytest.approx(sum(losses.values()), rel=1e-5)
+    assert {name: own["loss_own_masks"] for name, own in result.details.items()} == pytest.approx(losses, rel=1e-5)
 
 
 def test_guided_runs_share_the_random_masks_and_have_their_own():
     made = batch()
     low, high = (build(GUIDED, draw=draw, predicted=0.25).eval() for draw in ("low", "hard"))
-    found = heldout(low), heldout(high)
-    assert found[0].metrics["loss_random_masks"] == found[1].metrics["loss_random_masks"], "the weights are the same"
-    assert found[0].metrics["loss_own_masks"] != found[1].metrics["loss_own_masks"]
+    result = heldout(low), heldout(high)
+    assert result[0].metrics["loss_random_masks"] == result[1].metrics["loss_random_masks"], "the weights are the same"
+    assert result[0].metrics["loss_own_masks"] != result[1].metrics["loss_own_masks"]
     own = ModelReconstructor(high).forward(made, Masks.OWN).mask
     assert torch.equal(own.visible, high.encode_decode(made).mask.visible)
     assert own.predicted.shape[1] == 48 - own.visible.shape[1], "all that is hidden is asked for"
@@ -82,10 +82,13 @@ def test_a_study_gives_each_protocol_the_maps_that_it_needs(tmp_path: Path):
     at = Scale((Setting("s", "scenes:count=9", test_data="scenes:count=4"),), (0,), {"knn": {}, "heldout": {}})
     study = Study("?", (Arm("random", "multimae", {"epochs": 1}),), "random", {"cpu": at})
     (job,) = expand(study, "cpu", tmp_path)
-    assert [(asked["protocol"], asked["data"], asked["test_data"]) for asked in job.evaluate] == [
+    assert [(task["protocol"], task["data"], task["test_data"]) for task in job.evaluate] == [
         (["knn"], f"{tmp_path}/scenes/count-9/rgb", f"{tmp_path}/scenes/count-4/rgb"),
         (["heldout"], f"{tmp_path}/scenes/count-9", f"{tmp_path}/scenes/count-4"),
     ]
     own = replace(at, settings=(Setting("s", "folder", labelled="classes", test_data="tested"),))
     (job,) = expand(replace(study, scales={"cpu": own}), "cpu", tmp_path)
-    assert [(asked["data"], asked["test_data"]) for asked in job.evaluate] == [("classes", "tested"), ("folder", None)]
+    assert [(task["data"], task["test_data"]) for task in job.evaluate] == [
+        ("classes", "tested"),
+        ("folder", None),
+    ]

@@ -76,10 +76,10 @@ def test_imports_go_down(path: Path):
     known = PACKAGES[PACKAGES.index(package) :]
     bad = {m for m in imports(path)[0] if not is_inside(m, known) and not is_inside(m, TOP)}
     assert not bad, f"{package} may import from {' '.join(known)}"
-    for part, few in ONLY.items():
-        if is_inside(module, [part]):
-            bad = {m for m in imports(path)[0] if not is_inside(m, [part, *few]) and not is_inside(m, TOP)}
-            assert not bad, f"{part} imports from {' '.join(few)} only"
+    for name, few in ONLY.items():
+        if is_inside(module, [name]):
+            bad = {m for m in imports(path)[0] if not is_inside(m, [name, *few]) and not is_inside(m, TOP)}
+            assert not bad, f"{name} imports from {' '.join(few)} only"
 
 
 def test_modules_are_imported_without_a_cycle():

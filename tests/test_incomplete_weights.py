@@ -26,7 +26,7 @@ def timm_vit(fused: bool = True) -> dict[str, Tensor]:
     linears = {"patch_embed.proj": (WIDTH, 3, 4, 4)}
     for block in ("blocks.0", "blocks.1"):
         parts = {"qkv": 3 * WIDTH} if fused else dict.fromkeys(("q_proj", "k_proj", "v_proj"), WIDTH)
-        linears |= {f"{block}.attn.{part}": (rows, WIDTH) for part, rows in parts.items()}
+        linears |= {f"{block}.attn.{linear}": (rows, WIDTH) for linear, rows in parts.items()}
         linears |= {f"{block}.attn.proj": (WIDTH, WIDTH)}
         linears |= {f"{block}.mlp.fc1": (4 * WIDTH, WIDTH), f"{block}.mlp.fc2": (WIDTH, 4 * WIDTH)}
         linears |= {f"{block}.norm1": (WIDTH,), f"{block}.norm2": (WIDTH,)}

@@ -94,10 +94,10 @@ def naive_attention(layer: Attention, x: Tensor) -> tuple[Tensor, Tensor]:
     q, k, v = layer.qkv(x).split(dim, dim=-1)
     maps, outputs = [], []
     for head in range(layer.heads):
-        part = slice(head * size, (head + 1) * size)
-        weights = (q[..., part] @ k[..., part].mT / math.sqrt(size)).softmax(dim=-1)
+        rows = slice(head * size, (head + 1) * size)
+        weights = (q[..., rows] @ k[..., rows].mT / math.sqrt(size)).softmax(dim=-1)
         maps.append(weights)
-        outputs.append(weights @ v[..., part])
+        outputs.append(weights @ v[..., rows])
     return layer.proj(torch.cat(outputs, dim=-1)), torch.stack(maps, dim=1)
 
 
@@ -113,9 +113,9 @@ def test_cross_attention_is_the_formula():
     layer, x, context = CrossAttention(16, 2, 24), torch.randn(2, 5, 16), torch.randn(2, 7, 24)
     k, v = layer.kv(context).chunk(2, dim=-1)
     q, outputs = layer.q(x), []
-    for part in (slice(0, 8), slice(8, 16)):
-        weights = (q[..., part] @ k[..., part].mT / math.sqrt(8)).softmax(dim=-1)
-        outputs.append(weights @ v[..., part])
+    for rows in (slice(0, 8), slice(8, 16)):
+        weights = (q[..., rows] @ k[..., rows].mT / math.sqrt(8)).softmax(dim=-1)
+        outputs.append(weights @ v[..., rows])
     torch.testing.assert_close(layer(x, context), layer.proj(torch.cat(outputs, dim=-1)))
 
 
@@ -139,10 +139,10 @@ def test_observation_is_attention_of_the_last_block_and_its_features(final_norm:
     rows = {"cls": whole[:, :, 0], "all": whole[:, :, 1:].mean(dim=2)}
     for query, row in rows.items():
         for features in (0, 1):
-            seen = encoder.observe(tokens, FeatureSpec(query, features=features))
-            torch.testing.assert_close(seen.attention, row[:, :, 1:])
+            observation = encoder.observe(tokens, FeatureSpec(query, features=features))
+            torch.testing.assert_close(observation.attention, row[:, :, 1:])
     assert encoder.observe(tokens, FeatureSpec(features=0)).features is None
-    torch.testing.assert_close(seen.features, encoder.norm(encoder.blocks[-1](x))[:, 1:])
+    torch.testing.assert_close(observation.features, encoder.norm(encoder.blocks[-1](x))[:, 1:])
 
 
 def test_an_earlier_block_is_read_and_the_later_ones_are_not_run(monkeypatch: pytest.MonkeyPatch):
@@ -156,8 +156,8 @@ def test_an_earlier_block_is_read_and_the_later_ones_are_not_run(monkeypatch: py
     run = []
     for index, block in enumerate(encoder.blocks):
         block.register_forward_hook(lambda *_, index=index: run.append(index))
-    seen = encoder.observe(tokens, FeatureSpec("mean", layer=1, features=0))
-    torch.testing.assert_close(seen.attention, mean.softmax(dim=-1)[:, :, 1:])
+    observation = encoder.observe(tokens, FeatureSpec("mean", layer=1, features=0))
+    torch.testing.assert_close(observation.attention, mean.softmax(dim=-1)[:, :, 1:])
     assert run == [0]
     deep = encoder.observe(tokens, FeatureSpec(attention=None, features=2))
     assert deep.attention is None
@@ -196,8 +196,8 @@ def test_a_blend_is_a_weighted_sum_of_maps(softmax: bool, project: bool):
     if project:
         maps = [linear(x) for linear, x in zip(blend.projections, maps, strict=True)]
     naive = [sum(w * x for w, x in zip(row, maps, strict=True)) for row in weight]
-    for found, expected in zip(blend(layers), naive, strict=True):
-        torch.testing.assert_close(found, expected)
+    for result, expected in zip(blend(layers), naive, strict=True):
+        torch.testing.assert_close(result, expected)
 
 
 def test_the_blend_s_first_weights():
@@ -237,7 +237,7 @@ def test_any_number_of_maps(depth: int, data: st.DataObject):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
         ({"num_maps": 13}, "from 1 to 12; got num_maps=13"),
         ({"num_maps": 0}, "from 1 to 12; got num_maps=0"),
@@ -249,8 +249,8 @@ def test_any_number_of_maps(depth: int, data: st.DataObject):
         ({"maps": (12,), "num_maps": 1}, "give one of the two"),
     ],
 )
-def test_maps_that_are_none(arguments: dict, told: str):
-    with pytest.raises(ValueError, match=told):
+def test_maps_that_are_none(arguments: dict, message: str):
+    with pytest.raises(ValueError, match=message):
         choose_maps(12, **arguments)
 
 
@@ -276,10 +276,10 @@ def test_without_a_blend_every_block_reads_the_last_map(self_attention: bool):
 def test_an_answer_depends_on_who_is_asked_not_on_the_order():
     """Queries of a cross-decoder do not see one another, so each may be asked alone."""
     model, on = build(decoder="cross", blend="linear"), batch()
-    seen = model.encode_decode(on)
-    queries, decoder = seen.queries["pixels"], model.decoders["pixels"]
+    output = model.encode_decode(on)
+    queries, decoder = output.queries["pixels"], model.decoders["pixels"]
     one = replace(queries, ids=queries.ids[:, 3:4], cells=queries.cells[:, 3:4], weight=queries.weight[:, 3:4])
-    torch.testing.assert_close(decoder(seen.latents, one), seen.decoded["pixels"][:, 3:4])
+    torch.testing.assert_close(decoder(output.latents, one), output.decoded["pixels"][:, 3:4])
 
 
 @pytest.mark.parametrize("make", [SelfDecoder, CrossDecoder])
@@ -294,11 +294,11 @@ def test_a_block_answers_the_last_tokens_as_it_answers_all(masked):
     block = Block(24, 3)
     x = torch.randn(2, 9, 24, generator=torch.Generator().manual_seed(0)).requires_grad_()
     keys = (torch.arange(9) % 4 > 0).expand(2, 9) if masked else None
-    whole, part = block(x, keys)[:, -4:], block(x, keys, last=4)
-    assert torch.allclose(whole, part, atol=1e-6)
+    whole, last = block(x, keys)[:, -4:], block(x, keys, last=4)
+    assert torch.allclose(whole, last, atol=1e-6)
     parameters = [x, *block.parameters()]
     for one, other in zip(
-        torch.autograd.grad(whole.square().sum(), parameters), torch.autograd.grad(part.square().sum(), parameters),
+        torch.autograd.grad(whole.square().sum(), parameters), torch.autograd.grad(last.square().sum(), parameters),
         strict=True,
     ):  # fmt: skip
         assert torch.allclose(one, other, atol=1e-5)

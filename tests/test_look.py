@@ -100,7 +100,7 @@ class TestLook:
         assert Image.open(made / "look-cmtmae.png").width == WIDTH
 
     @pytest.mark.parametrize(
-        ("words", "told"),
+        ("words", "message"),
         [
             (["nowhere"], "is not a run folder"),
             ([], "look needs RUN"),
@@ -111,10 +111,12 @@ class TestLook:
             (["--recipe", "mae", "--visibel", "0.5"], "did you mean --visible"),
         ],
     )
-    def test_mistakes_are_one_error(self, made: Path, words: list[str], told: str, capsys: pytest.CaptureFixture[str]):
+    def test_mistakes_are_one_error(
+        self, made: Path, words: list[str], message: str, capsys: pytest.CaptureFixture[str]
+    ):
         before = sorted(made.rglob("*"))
         assert main(["look", *(str(made / "mae") if w == "RUN" else w for w in words)]) == 2
-        assert told in " ".join(capsys.readouterr().err.split())
+        assert message in " ".join(capsys.readouterr().err.split())
         assert sorted(made.rglob("*")) == before
 
 
@@ -199,13 +201,13 @@ class TestAnswers:
     def test_what_is_visible_comes_back_as_it_was(self):
         model, on = build(target="pixels"), batch(2)
         with torch.no_grad():
-            seen = model.encode_decode(on)
-        (back,) = reconstructions(model, on, seen).values()
+            output = model.encode_decode(on)
+        (back,) = reconstructions(model, on, output).values()
         image = on.maps["rgb"]
         patches = back.unfold(2, 4, 4).unfold(3, 4, 4).flatten(2, 3)  # B C N 4 4
         truth = image.unfold(2, 4, 4).unfold(3, 4, 4).flatten(2, 3)
         for i in range(2):
-            visible = seen.mask.visible[i]
+            visible = output.mask.visible[i]
             assert torch.allclose(patches[i][:, visible], truth[i][:, visible], atol=1e-5)
         assert not torch.allclose(back, image, atol=1e-2)
 
@@ -218,10 +220,10 @@ class TestAnswers:
         maps = {"rgb": torch.rand(2, 3, 16, 16), "depth": 1 + torch.rand(2, 1, 16, 16)}
         on = Batch(maps, batch(2).key, torch.ones(()))
         with torch.no_grad():
-            seen = model.encode_decode(on)
-        for name, back in reconstructions(model, on, seen).items():
-            span = seen.latents.tokens.layout.spans[name]
-            hidden = hidden_tokens(seen.mask.visible, 32)[:, span].reshape(2, 1, 4, 4)
+            output = model.encode_decode(on)
+        for name, back in reconstructions(model, on, output).items():
+            span = output.latents.tokens.layout.spans[name]
+            hidden = hidden_tokens(output.mask.visible, 32)[:, span].reshape(2, 1, 4, 4)
             hidden = hidden.repeat_interleave(4, dim=2).repeat_interleave(4, dim=3).expand_as(back)
             assert torch.allclose(back[~hidden], maps[name][~hidden], atol=1e-4)
             assert not torch.allclose(back[hidden], maps[name][hidden], atol=1e-2)
@@ -242,14 +244,14 @@ class TestDistances:
     def test_they_are_those_of_what_is_asked(self, recipe, dials):
         model, on = built(recipe, **dials).eval(), batch(2)
         with torch.no_grad():
-            seen = model.encode_decode(on)
-            (apart,) = feature_distances(model, on, seen).values()
+            output = model.encode_decode(on)
+            (apart,) = feature_distances(model, on, output).values()
             objective = model.objectives[0]
-            guess, truth, _ = objective.prediction_and_target(seen, on)
-        cells = seen.queries[objective.decoder].cells
+            guess, truth, _ = objective.prediction_and_target(output, on)
+        cells = output.queries[objective.decoder].cells
         cosine = (guess * truth).sum(-1) / guess.norm(dim=-1) / truth.norm(dim=-1)
         torch.testing.assert_close(apart.gather(1, cells), 1 - cosine, rtol=1e-4, atol=1e-5)
-        is_hidden = hidden_tokens(seen.mask.visible, 24)
+        is_hidden = hidden_tokens(output.mask.visible, 24)
         assert (apart.isnan() == (~is_hidden if not dials else torch.zeros_like(is_hidden))).all()
 
     def test_none_where_there_are_pixels_to_be_seen(self):
@@ -261,22 +263,22 @@ class TestDistances:
 class TestPictures:
     def test_patches_without_a_value_stay_as_they_are(self):
         image = np.full((4, 6, 3), 77, np.uint8)
-        seen = patch_values(image, np.array([[0.0, np.nan, 1.0], [2.0, 0.5, np.nan]]), (0.0, 1.0))
-        assert (seen[:2, 2:4] == 77).all()
-        assert (seen[2:, 4:] == 77).all()
+        picture = patch_values(image, np.array([[0.0, np.nan, 1.0], [2.0, 0.5, np.nan]]), (0.0, 1.0))
+        assert (picture[:2, 2:4] == 77).all()
+        assert (picture[2:, 4:] == 77).all()
         low, middle, high = scalar_colours(np.array([0.0, 0.5, 1.0]))
-        assert (seen[:2, :2] == low).all()
-        assert (seen[2:, 2:4] == middle).all()
-        assert (seen[:2, 4:] == high).all()
-        assert (seen[2:, :2] == high).all(), "beyond the limits is at them"
+        assert (picture[:2, :2] == low).all()
+        assert (picture[2:, 2:4] == middle).all()
+        assert (picture[:2, 4:] == high).all()
+        assert (picture[2:, :2] == high).all(), "beyond the limits is at them"
 
     def test_measured_maps_take_the_colours_of_their_limits(self):
         depth = np.array([[1.0, 3.0], [5.0, 0.0]])
-        seen = scalar_picture(depth, depth > 0, (1.0, 5.0))
-        assert (seen[0, 0] == scalar_colours(np.array([0.0]))[0]).all()
-        assert (seen[0, 1] == scalar_colours(np.array([0.5]))[0]).all()
-        assert (seen[1, 0] == scalar_colours(np.array([1.0]))[0]).all()
-        assert seen[1, 1].max() < 60, "nothing is known there"
+        picture = scalar_picture(depth, depth > 0, (1.0, 5.0))
+        assert (picture[0, 0] == scalar_colours(np.array([0.0]))[0]).all()
+        assert (picture[0, 1] == scalar_colours(np.array([0.5]))[0]).all()
+        assert (picture[1, 0] == scalar_colours(np.array([1.0]))[0]).all()
+        assert picture[1, 1].max() < 60, "nothing is known there"
 
     @pytest.mark.parametrize("ramp", [colours, scalar_colours])
     def test_colours_rise_evenly_in_lightness(self, ramp):
@@ -291,9 +293,9 @@ class TestPictures:
         apart = np.abs(palette[:, None] - palette[None]).sum(-1) + 1000 * np.eye(20, dtype=int)
         assert apart.min() > 20
         ids = np.array([[0, 19, 255]])
-        seen = class_picture(ids, ids < 20, 20)
-        assert (seen[0, :2] == palette[[0, 19]]).all()
-        assert seen[0, 2].max() < 60
+        picture = class_picture(ids, ids < 20, 20)
+        assert (picture[0, :2] == palette[[0, 19]]).all()
+        assert picture[0, 2].max() < 60
 
     def test_panels_of_one_sheet_are_aligned_and_captioned(self):
         red, blue = (np.full((8, 8, 3), c, np.uint8) for c in ((255, 0, 0), (0, 0, 255)))

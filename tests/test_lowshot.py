@@ -71,9 +71,9 @@ def test_shots_in_words(shot, count):
 
 
 def test_intervals_are_students():
-    found = estimate([0.1, 0.2, 0.4])
-    assert found.mean == pytest.approx(0.7 / 3)
-    assert found.half == pytest.approx(4.303 * 0.152753 / 3**0.5, rel=1e-4)
+    result = estimate([0.1, 0.2, 0.4])
+    assert result.mean == pytest.approx(0.7 / 3)
+    assert result.half == pytest.approx(4.303 * 0.152753 / 3**0.5, rel=1e-4)
     stats = pytest.importorskip("scipy.stats")
     for count in (2, 5, 31, 60):
         values = torch.rand(count, generator=torch.Generator().manual_seed(count)).tolist()
@@ -84,47 +84,47 @@ def test_intervals_are_students():
 @pytest.mark.parametrize("by", ["knn", "linear-lbfgs"])
 def test_more_labels_help_and_the_numbers_stay(by):
     data, protocol = ImageSplit.of(noisy(240), noisy(120, 1)), Lowshot(shots=("9", "50%"), draws=4, by=by)
-    found = score(protocol, Patches(), data)
-    assert found == score(protocol, Patches(), data)
-    assert found is not None
-    assert found.metrics["accuracy_50%"] > found.metrics["accuracy_9"] > 0.34
-    assert 0 < found.metrics["plus_minus_50%"] < 1
-    assert found.settings["images"] == {"9": 9, "50%": 120}
-    assert not found.trains_encoder
+    result = score(protocol, Patches(), data)
+    assert result == score(protocol, Patches(), data)
+    assert result is not None
+    assert result.metrics["accuracy_50%"] > result.metrics["accuracy_9"] > 0.34
+    assert 0 < result.metrics["plus_minus_50%"] < 1
+    assert result.settings["images"] == {"9": 9, "50%": 120}
+    assert not result.trains_encoder
 
 
 def test_a_single_draw_has_no_interval():
-    found = small()(shots=("20%",), draws=1)
-    assert found is not None
-    assert set(found.metrics) == {"accuracy_20%"}
-    assert "drawn once" in found.card
-    assert "interval" not in found.card
+    result = small()(shots=("20%",), draws=1)
+    assert result is not None
+    assert set(result.metrics) == {"accuracy_20%"}
+    assert "drawn once" in result.card
+    assert "interval" not in result.card
 
 
 def test_what_a_set_cannot_give_is_left_out_and_said():
     notes = []
-    found = small(notes.append)(shots=("1%", "20%", "10k"), draws=2)
-    assert found is not None
-    assert set(found.metrics) == {"accuracy_20%", "plus_minus_20%"}
+    result = small(notes.append)(shots=("1%", "20%", "10k"), draws=2)
+    assert result is not None
+    assert set(result.metrics) == {"accuracy_20%", "plus_minus_20%"}
     assert len(notes) == 2
     assert any("10k of 90 training images is left out" in note for note in notes)
 
 
 @pytest.mark.parametrize(
-    ("dials", "told"),
+    ("dials", "message"),
     [
         ({"shots": ("1%",)}, "none of 1% can be drawn from 90 training images: 6 are needed"),
         ({"shots": ("many",)}, "such as 1% or 500 or 10k; got 'many'"),
         ({"draws": 0}, "at least 1, and 2 for an interval; got 0"),
     ],
 )
-def test_bad_shots_are_refused(dials, told):
-    with pytest.raises(ValueError, match=told):
+def test_bad_shots_are_refused(dials, message):
+    with pytest.raises(ValueError, match=message):
         small()(**{"shots": ("20%",), **dials})
 
 
 def test_a_row_per_shot_with_its_interval():
-    (found,) = on_images(
+    (result,) = on_images(
         Patches(),
         ["lowshot"],
         coloured(60),
@@ -132,7 +132,7 @@ def test_a_row_per_shot_with_its_interval():
         baselines={"pixels": PIXELS},
         options={"shots": ("9", "30"), "by": "knn", "draws": 2},
     )
-    rows = table([found]).splitlines()
+    rows = table([result]).splitlines()
     assert [row.split()[:2] for row in rows[1:]] == [["lowshot", "9"], ["lowshot", "30"]]
     assert rows[2].endswith("100.0 ± 0.0 %")
 
@@ -216,12 +216,12 @@ def test_transfer_is_the_protocol_on_each_set(tmp_path):
     folder_of(places / "val", 9, 1)
     birds = folder_of(tmp_path / "birds", 30, 2)
     data = ImageSplit.of(coloured(30), coloured(12, 1))
-    found = score(Transfer(to=(str(places), str(birds)), by="knn"), Patches(), data)
-    assert found is not None
-    assert set(found.metrics) == {"accuracy_places", "accuracy_birds", "accuracy_mean"}
+    result = score(Transfer(to=(str(places), str(birds)), by="knn"), Patches(), data)
+    assert result is not None
+    assert set(result.metrics) == {"accuracy_places", "accuracy_birds", "accuracy_mean"}
     alone = on_images(Patches(), ["knn"], open_source(birds), pool="mean")[0]
-    assert found.metrics["accuracy_birds"] == alone.metrics["accuracy"]
-    assert found.settings["sets"]["places"]["test_images"] == 9
+    assert result.metrics["accuracy_birds"] == alone.metrics["accuracy"]
+    assert result.settings["sets"]["places"]["test_images"] == 9
     with pytest.raises(ValueError, match="give --to FOLDER"):
         score(Transfer(), Patches(), data)
     with pytest.raises(FileNotFoundError, match="nowhere"):
@@ -237,7 +237,7 @@ def test_groups_are_held_out_whole(tmp_path):
                 Image.fromarray(pixels).save(tmp_path / "data" / name / f"patient{patient}_{scan}.png")
     by = r"patient(\d+)_"
     train, test = open_sets(str(tmp_path / "data"), None, 3, group_by=by)
-    sides = [{re.search(by, part.name(i))[1] for i in range(len(part))} for part in (train, test)]
+    sides = [{re.search(by, side.name(i))[1] for i in range(len(side))} for side in (train, test)]
     assert not sides[0] & sides[1]
     assert len(sides[0]) == 8
     assert len(test) == 8

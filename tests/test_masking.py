@@ -41,8 +41,8 @@ def as_sets(ids: Tensor) -> list[set[int]]:
 
 def as_picture(ids: Tensor, on: Layout) -> Tensor:
     """Which cells of the grid are meant, B rows columns."""
-    seen = torch.zeros(len(ids), on.num_tokens, dtype=torch.bool).scatter(1, ids, True)
-    return seen.unflatten(1, on.grid)
+    is_visible = torch.zeros(len(ids), on.num_tokens, dtype=torch.bool).scatter(1, ids, True)
+    return is_visible.unflatten(1, on.grid)
 
 
 @st.composite
@@ -74,9 +74,9 @@ def test_any_mask_is_exact(case: tuple[Masker, Layout], seed: int):
         assert visible | predicted <= set(range(on.num_tokens))
         for span in on.spans.values():  # as many of each modality, and visible ones only where too few are hidden
             hidden = set(range(on.num_tokens)[span]) - visible
-            asked = predicted & set(range(on.num_tokens)[span])
-            assert asked >= hidden or not asked & visible
-            assert mask.most is None or len(asked) == mask.most
+            ids = predicted & set(range(on.num_tokens)[span])
+            assert ids >= hidden or not ids & visible
+            assert mask.most is None or len(ids) == mask.most
     if masker.predicted > 1 - masker.visible - 1e-9:
         assert num_visible + num_predicted == on.num_tokens, "nothing is skipped that was not to be"
 
@@ -91,9 +91,9 @@ def test_a_sample_s_mask_knows_nothing_of_its_batch(case: tuple[Masker, Layout],
     keys, some = sample_keys(0, 3, range(5)), order[:count]
     whole = masker(tokens(on, 5), {}, keyed(keys))
     with torch.autocast("cpu", torch.bfloat16):
-        part = masker(tokens(on, count, torch.bfloat16), {}, keyed(keys[some]))
-    assert torch.equal(whole.visible[some], part.visible)
-    assert torch.equal(whole.predicted[some], part.predicted)
+        mask_of_some = masker(tokens(on, count, torch.bfloat16), {}, keyed(keys[some]))
+    assert torch.equal(whole.visible[some], mask_of_some.visible)
+    assert torch.equal(whole.predicted[some], mask_of_some.predicted)
 
 
 @pytest.mark.parametrize(
@@ -138,10 +138,10 @@ def test_what_is_predicted_is_uniform_among_the_hidden(score, unit: int):
     n, on = 20_000, layout(4, 4)
     mask = draw(Masker(score, 0.25, 0.25, unit=unit), on, n)
     hidden = ~as_picture(mask.visible, on).flatten(1)
-    asked = as_picture(mask.predicted, on).flatten(1)
+    is_predicted = as_picture(mask.predicted, on).flatten(1)
     for token in range(16):
         times = hidden[:, token].sum()
-        share = asked[hidden[:, token], token].double().mean()
+        share = is_predicted[hidden[:, token], token].double().mean()
         assert abs(share - 1 / 3) < 5 * (2 / 9 / times) ** 0.5
 
     error = torch.linspace(0, 1, 16, dtype=torch.double) ** 2
@@ -190,14 +190,14 @@ def test_the_last_block_is_cut_from_one_side_to_the_exact_count():
     rectangle = ((-block(tokens(on, n), {}, batch)).floor() == 0).unflatten(1, on.grid)
     picture = as_picture(Masker(block, 0.6, 0.4)(tokens(on, n), {}, batch).predicted, on)
     sides = set()
-    for whole, part in zip(rectangle, picture, strict=True):
-        assert part.sum() == hidden
-        found = [
+    for whole, row in zip(rectangle, picture, strict=True):
+        assert row.sum() == hidden
+        result = [
             k for k in range(4)  # seen from each side, the first of the rectangle are hidden
-            if torch.equal(view(part, k), view(whole, k) & (view(whole, k).cumsum(0) <= hidden))
+            if torch.equal(view(row, k), view(whole, k) & (view(whole, k).cumsum(0) <= hidden))
         ]  # fmt: skip
-        assert len(found) == 1
-        sides |= set(found)
+        assert len(result) == 1
+        sides |= set(result)
     assert sides == {0, 1, 2, 3}
 
 
@@ -252,18 +252,18 @@ def test_questions_cover_what_is_predicted_once_and_in_raster_order(rows: int, c
     num_predicted = max(1, int(share * on.num_tokens))
     predicted = SampleRng(key).uniform("any", on.num_tokens).argsort(dim=1)[:, :num_predicted]
     mask = Mask(predicted[:, :0], predicted)
-    found: list[set[int]] = [set(), set(), set(), set()]
+    result: list[set[int]] = [set(), set(), set(), set()]
     for name, span in on.spans.items():
         queries = modality_queries(mask, on, name)
         assert torch.equal(queries.ids % on.num_cells, queries.cells)
         assert ((queries.ids >= span.start) & (queries.ids < span.stop)).all()
         for sample in range(4):
-            asked = queries.ids[sample][queries.weight[sample] > 0].tolist()
-            assert asked == sorted(asked)
+            queried = queries.ids[sample][queries.weight[sample] > 0].tolist()
+            assert queried == sorted(queried)
             assert len(set(queries.ids[sample].tolist())) == queries.ids.shape[1]
             assert set(queries.weight[sample].tolist()) <= {0.0, 1.0}
-            found[sample] |= set(asked)
-    assert found == as_sets(predicted)
+            result[sample] |= set(queried)
+    assert result == as_sets(predicted)
 
 
 @pytest.mark.parametrize("visible", [0.0, 1.0, 1.7, -0.1, float("nan")])

@@ -114,7 +114,7 @@ def test_every_illegal_cell_says_which_option_to_change() -> None:
 
 
 @pytest.mark.parametrize(
-    ("dials", "told"),
+    ("dials", "message"),
     [
         ({"target": "teacher"}, "target=teacher needs --teacher"),
         ({"target": "collaborative"}, "target=collaborative needs --teacher"),
@@ -126,8 +126,8 @@ def test_every_illegal_cell_says_which_option_to_change() -> None:
         ({"decoder": "self"}, "decoder must be one of task, cross, cross-self, linear; got 'self'"),
     ],
 )
-def test_what_does_not_go_together_is_one_clear_error(dials: dict[str, Any], told: str) -> None:
-    with pytest.raises(ValueError, match=told):
+def test_what_does_not_go_together_is_one_clear_error(dials: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         build(**dials)
 
 

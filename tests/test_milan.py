@@ -24,13 +24,13 @@ TAUGHT = [name for name in recipe_cards() if "teacher" in defaults_of(load_recip
 
 def test_the_loss_is_the_mean_over_patches_and_class_token():
     model, on = build(milan).eval(), batch()
-    seen = model.encode_decode(on)
+    output = model.encode_decode(on)
     teacher = model.teachers["teacher"].encoder
     truth = teacher.vit(teacher.normalised(on.maps["rgb"]))  # the random one: class token, then patches in their order
-    places = torch.cat([torch.zeros(3, 1, dtype=torch.long), 1 + seen.queries["features"].ids], dim=1)
+    places = torch.cat([torch.zeros(3, 1, dtype=torch.long), 1 + output.queries["features"].ids], dim=1)
     decoder, head = model.decoders["features"], model.objectives[0].head
-    own = decoder.norm(decoder.embed(seen.latents.final[:, :1]))
-    guess = head(torch.cat([own, seen.decoded["features"]], dim=1))
+    own = decoder.norm(decoder.embed(output.latents.final[:, :1]))
+    guess = head(torch.cat([own, output.decoded["features"]], dim=1))
     wanted = truth.gather(1, places[..., None].expand_as(truth))
     assert places.sort(dim=1).values.tolist() == [list(range(25))] * 3
     expected = (2 - 2 * F.cosine_similarity(guess, wanted, dim=-1)).mean()
@@ -48,10 +48,10 @@ def test_a_teacher_s_class_token_is_its_first(num_prefix: int):
         ViTConfig(24, 2, 2, 4, 48, (4, 6), num_prefix=num_prefix, projection=8, final_norm="cls"), 0
     )
     images = torch.rand(2, 3, 16, 24)
-    seen = encoder.observe(images, (4, 6), FeatureSpec(projected=True, class_token=True))
+    observation = encoder.observe(images, (4, 6), FeatureSpec(projected=True, class_token=True))
     whole = encoder.vit.projection(encoder.vit.norm(encoder.vit(encoder.normalised(images))))
-    torch.testing.assert_close(seen.class_token, whole[:, 0])
-    torch.testing.assert_close(seen.features, whole[:, num_prefix:])
+    torch.testing.assert_close(observation.class_token, whole[:, 0])
+    torch.testing.assert_close(observation.features, whole[:, num_prefix:])
     assert encoder.observe(images, (4, 6), FeatureSpec(projected=True)).class_token is None
     headless = untrained_vit(replace(encoder.config, num_prefix=0), 0)
     with pytest.raises(ValueError, match="no class token whose features"):
@@ -61,9 +61,9 @@ def test_a_teacher_s_class_token_is_its_first(num_prefix: int):
 def test_our_own_encoder_s_class_token():
     encoder = Encoder((Modality(),), (16, 24), 4, 24, 3, 2)
     tokens = encoder.embed(batch())
-    seen, whole = encoder.observe(tokens, FeatureSpec(class_token=True)), encoder(tokens).final
-    torch.testing.assert_close(seen.class_token, whole[:, 0])
-    torch.testing.assert_close(seen.features, whole[:, 1:])
+    observation, whole = encoder.observe(tokens, FeatureSpec(class_token=True)), encoder(tokens).final
+    torch.testing.assert_close(observation.class_token, whole[:, 0])
+    torch.testing.assert_close(observation.features, whole[:, 1:])
     several = encoder.observe(tokens, FeatureSpec(features=2, class_token=True))
     plain = encoder.observe(tokens, FeatureSpec(features=2))
     torch.testing.assert_close(several.features, plain.features)

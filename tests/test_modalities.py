@@ -76,12 +76,12 @@ class TestDeclaring:
         of = "thermal"
         files = "masks"
         """
-        (found,) = declare([toml(tmp_path, text)])
+        (result,) = declare([toml(tmp_path, text)])
         modality = Modality(
             "thermal", 2, (0.0, 0.0), (1.0, 1.0), normalise="percentile", stride=2, role="output", loss="l1", weight=2.0
         )
         reading = {"files": "lwir", "suffix": "_t.npz", "key": "kelvin", "scale": 0.01, "offset": -273.15}
-        assert found == Declared(modality, **reading, unit="°C", nodata=(0.0, 9.0), validity="masks")
+        assert result == Declared(modality, **reading, unit="°C", nodata=(0.0, 9.0), validity="masks")
 
     def test_a_table_of_a_built_in_name_starts_from_it(self, tmp_path: Path):
         (depth,) = declare([toml(tmp_path, "[depth]\nscale = 0.0002")])
@@ -95,15 +95,15 @@ class TestDeclaring:
         assert open_.measured
         assert open_.settled([312.5], [80.0], 0).modality == Modality("elevation", 1, (312.5,), (80.0,))
         assert SEMSEG.settled((), (), 19).modality.num_classes == 19
-        (told,) = declare([toml(tmp_path, "[elevation]\nmean = 1\nstd = 2")])
-        assert told.settled([312.5], [80.0], 0).modality == Modality("elevation", 1, (1.0,), (2.0,))
+        (declared,) = declare([toml(tmp_path, "[elevation]\nmean = 1\nstd = 2")])
+        assert declared.settled([312.5], [80.0], 0).modality == Modality("elevation", 1, (1.0,), (2.0,))
 
     @pytest.mark.parametrize("declared", [RGB, DEPTH, SEMSEG, THERMAL, replace(THERMAL, window=(40.0, 80.0))])
     def test_json_gives_back_the_same(self, declared: Declared):
         assert declared_from(json.loads(json.dumps(asdict(declared)))) == declared
 
     @pytest.mark.parametrize(
-        ("text", "told"),
+        ("text", "message"),
         [
             ("[thermal]\nchanels = 1", "no key 'chanels'; did you mean channels?"),
             ("[thermal]\nnormalise = 'robst'", "one of fixed, robust, percentile is needed; did you mean robust?"),
@@ -123,10 +123,10 @@ class TestDeclaring:
             ("[thermal", "is no TOML"),
         ],
     )
-    def test_mistakes_name_the_key_and_what_is_allowed(self, tmp_path: Path, text: str, told: str):
+    def test_mistakes_name_the_key_and_what_is_allowed(self, tmp_path: Path, text: str, message: str):
         with pytest.raises(ValueError, match=r"mine\.toml") as raised:
             read_toml(Path(toml(tmp_path, text)))
-        assert told in str(raised.value)
+        assert message in str(raised.value)
 
     def test_words_that_name_nothing(self, tmp_path: Path):
         with pytest.raises(ValueError, match="no modality 'deph'; did you mean depth"):
@@ -140,29 +140,29 @@ class TestDeclaring:
 class TestReading:
     def test_16_bit_depth_becomes_metres_and_0_is_no_truth(self):
         stored = np.array([[0, 1500], [2000, 65535]], np.uint16)
-        found = read_map(png(stored), DEPTH)
-        assert torch.allclose(found.values, torch.tensor([[[0.0, 1.5], [2.0, 65.535]]]))
-        assert found.valid.tolist() == [[[False, True], [True, True]]]
-        assert found.stored == "16-bit PNG"
+        result = read_map(png(stored), DEPTH)
+        assert torch.allclose(result.values, torch.tensor([[[0.0, 1.5], [2.0, 65.535]]]))
+        assert result.valid.tolist() == [[[False, True], [True, True]]]
+        assert result.stored == "16-bit PNG"
 
     def test_floats_are_in_the_unit_and_nan_is_no_truth(self):
         stored = np.array([[np.nan, 1.5], [np.inf, 0.0]], np.float64)
-        found = read_map(npy(stored), DEPTH)
-        assert found.values.tolist() == [[[0.0, 1.5], [0.0, 0.0]]]
-        assert found.valid.tolist() == [[[False, True], [False, False]]]
+        result = read_map(npy(stored), DEPTH)
+        assert result.values.tolist() == [[[0.0, 1.5], [0.0, 0.0]]]
+        assert result.valid.tolist() == [[[False, True], [False, False]]]
 
     def test_scale_and_offset(self):
-        found = read_map(png(np.array([[0, 30315]], np.uint16)), THERMAL)
-        assert found.values[0, 0, 1].item() == pytest.approx(30.0, abs=1e-4)
-        assert found.valid.tolist() == [[[False, True]]]
+        result = read_map(png(np.array([[0, 30315]], np.uint16)), THERMAL)
+        assert result.values[0, 0, 1].item() == pytest.approx(30.0, abs=1e-4)
+        assert result.valid.tolist() == [[[False, True]]]
 
     def test_a_picture_stays_in_bytes_and_is_whole(self):
         colours = np.arange(24, dtype=np.uint8).reshape(2, 4, 3)
         for data in (png(colours), npy(colours), npy(np.ascontiguousarray(colours.transpose(2, 0, 1)))):
-            found = read_map(data, RGB)
-            assert torch.equal(found.values, torch.from_numpy(colours).permute(2, 0, 1))
-            assert found.is_picture
-            assert found.valid is None
+            result = read_map(data, RGB)
+            assert torch.equal(result.values, torch.from_numpy(colours).permute(2, 0, 1))
+            assert result.is_picture
+            assert result.valid is None
         assert read_map(png(colours[..., 0]), RGB).values.shape == (3, 2, 4)
 
     def test_an_npz_by_its_key(self):
@@ -181,12 +181,12 @@ class TestReading:
         buffer = io.BytesIO()
         palette.save(buffer, "PNG")
         for data in (png(ids), npy(ids.astype(np.int64)), buffer.getvalue()):
-            found = read_map(data, CLASSES)
-            assert found.values.tolist() == [[[0, 3], [0, 2]]]
-            assert found.valid.tolist() == [[[True, True], [False, True]]]
+            result = read_map(data, CLASSES)
+            assert result.values.tolist() == [[[0, 3], [0, 2]]]
+            assert result.valid.tolist() == [[[True, True], [False, True]]]
 
     @pytest.mark.parametrize(
-        ("data", "told"),
+        ("data", "message"),
         [
             (png(np.array([[4, 200, 1]], np.uint8)), "class ids 4, 200; 0 to 3 and void 11 are declared"),
             (npy(np.array([[-1]])), "class ids -1"),
@@ -197,8 +197,8 @@ class TestReading:
             (npy(np.array(["a"])), "is no map"),
         ],
     )
-    def test_what_is_no_map_of_class_ids(self, data: bytes, told: str):
-        with pytest.raises(Unreadable, match=told):
+    def test_what_is_no_map_of_class_ids(self, data: bytes, message: str):
+        with pytest.raises(Unreadable, match=message):
             read_map(data, CLASSES, "x")
 
     def test_numbers_without_a_known_range(self):
@@ -221,11 +221,11 @@ class TestGeotiff:
         ) as file:
             file.write(bands)
         declared = Declared(Modality("bands", 5, (0.0,) * 5, (1.0,) * 5))
-        found = read_map((tmp_path / "a.tif").read_bytes(), declared)
-        assert found.valid.sum() == 11
-        assert not found.valid[0, 1, 1]
-        assert found.values[:, 1, 1].tolist() == [0] * 5
-        assert torch.equal(found.values[:, 0], torch.from_numpy(bands[:, 0]))
+        result = read_map((tmp_path / "a.tif").read_bytes(), declared)
+        assert result.valid.sum() == 11
+        assert not result.valid[0, 1, 1]
+        assert result.values[:, 1, 1].tolist() == [0] * 5
+        assert torch.equal(result.values[:, 0], torch.from_numpy(bands[:, 0]))
 
     def test_without_the_extra_the_error_says_how(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         self.test_bands_and_no_data(tmp_path)
@@ -270,8 +270,8 @@ class TestDicom:
         )
 
     def test_padding_is_no_truth(self):
-        found = read_map(self.file(PixelPaddingValue=-2000), self.CT)
-        assert found.valid[0, 0].tolist() == [False, True, True, True]
+        result = read_map(self.file(PixelPaddingValue=-2000), self.CT)
+        assert result.valid[0, 0].tolist() == [False, True, True, True]
 
     def test_monochrome1_is_turned(self):
         tags = {"WindowCenter": 0.5, "WindowWidth": 81}

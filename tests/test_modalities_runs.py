@@ -57,11 +57,11 @@ class TestPretraining:
         words = ["--modalities", "rgb", "depth", str(tmp_path / "labels.toml"), "--held-out", "last"]
         run = tmp_path / "run"
         assert main(["pretrain", two(tmp_path), "--data", str(data), "--out", str(run), *words, *FEW]) == 0
-        told = facts(run)
+        metadata = facts(run)
         assert [d.name for d in Run.open(run).declared] == ["rgb", "depth", "semseg"]
-        assert told["modality"]["name"] == "rgb"
-        assert told["data"]["held_out"] == 2
-        assert told["status"] == "finished"
+        assert metadata["modality"]["name"] == "rgb"
+        assert metadata["data"]["held_out"] == 2
+        assert metadata["status"] == "finished"
         last = journal(run, "signals")[-1]
         assert set(last["heldout_losses"]) == {"rgb", "depth"}
         assert last["heldout_loss"] == pytest.approx(sum(last["heldout_losses"].values()))
@@ -117,9 +117,9 @@ def test_features_are_measured_on_the_folder_that_a_run_learned_from(
     data, run = write(tmp_path / "data", 40), str(tmp_path / "run")
     words = ("--modalities", "rgb", "depth", "--out", run, *FEW)
     assert main(["pretrain", two(tmp_path), "--data", str(data), *words]) == 0
-    found = [unveil.evaluate(run, data=str(d), protocol=("knn",), device="cpu")[0] for d in (data, data / "rgb")]
-    assert found[0].metrics == found[1].metrics
-    assert found[0].baselines == found[1].baselines
+    result = [unveil.evaluate(run, data=str(d), protocol=("knn",), device="cpu")[0] for d in (data, data / "rgb")]
+    assert result[0].metrics == result[1].metrics
+    assert result[0].baselines == result[1].baselines
     unveil.embed(run, data=str(data), out=str(tmp_path / "f.npz"), device="cpu")
     with np.load(tmp_path / "f.npz") as features:
         assert features["features"].shape == (40, 16)
@@ -135,9 +135,9 @@ def test_features_are_measured_on_the_folder_that_a_run_learned_from(
 def test_a_folder_of_modalities_is_seen_as_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     data = write(tmp_path / "data", 6, without={"depth": {3}})
     assert main(["inspect", str(data)]) == 0
-    told = capsys.readouterr().out
-    assert "missing in 1 sample: scene1/003" in told
-    assert f"next: unveil pretrain multimae --data {data} --modalities rgb depth semseg" in told
+    stdout = capsys.readouterr().out
+    assert "missing in 1 sample: scene1/003" in stdout
+    assert f"next: unveil pretrain multimae --data {data} --modalities rgb depth semseg" in stdout
     open_data(str(data), ())
     assert "has a folder for each of rgb depth semseg" in capsys.readouterr().err
 

@@ -71,8 +71,8 @@ def test_noise_in_hidden_pixels_changes_no_latent(pair: dict, masking: str):
         assert torch.equal(before.latents.layers[depth], after.latents.layers[depth])
     assert torch.equal(before.decoded["pixels"], after.decoded["pixels"])
 
-    for seen in before.mask.visible[0]:  # and every visible patch matters to every prediction
-        other = model.encode_decode(noisy_where(on, seen.expand(3, 1)))
+    for visible in before.mask.visible[0]:  # and every visible patch matters to every prediction
+        other = model.encode_decode(noisy_where(on, visible.expand(3, 1)))
         changed = (other.decoded["pixels"][0] - before.decoded["pixels"][0]).abs().amax(dim=-1)
         assert (changed > 0).all()
 
@@ -95,10 +95,10 @@ def test_no_loss_reads_the_truth_of_what_is_not_predicted(pair: dict):
 @pytest.mark.parametrize(("size", "patch"), [((32, 48), 4), ((32, 48), 8), ((28, 42), 14), ((32, 48), 16)])
 def test_any_channels_and_sizes(channels: int, size: tuple[int, int], patch: int, pair: str):
     model = build(channels=channels, image_size=size, patch=patch, visible=0.5, **PAIRS[pair])
-    seen = model.encode_decode(batch(2, channels, size))
+    output = model.encode_decode(batch(2, channels, size))
     cells = size[0] // patch * (size[1] // patch)
-    assert seen.mask.visible.shape[1] == cells // 2
-    assert seen.latents.final.shape == (2, 1 + (cells if pair == "blank-linear" else cells // 2), 24)
+    assert output.mask.visible.shape[1] == cells // 2
+    assert output.latents.final.shape == (2, 1 + (cells if pair == "blank-linear" else cells // 2), 24)
     loss = mean_loss(model(batch(2, channels, size)))
     loss.backward()
     assert loss.isfinite()
@@ -138,8 +138,8 @@ def test_another_grid_than_built_for(pair: dict):
 def test_a_size_that_the_patch_does_not_divide(size: tuple[int, ...], patch: int, near: str):
     with pytest.raises(ValueError, match=rf"a patch of {patch} does not divide .* such as {near}") as error:
         token_grid(size, patch)
-    told = str(error.value).split("such as ")[1].split(", or")[0]
-    assert all(int(side) % patch == 0 for side in told.split(", "))
+    text = str(error.value).split("such as ")[1].split(", or")[0]
+    assert all(int(side) % patch == 0 for side in text.split(", "))
 
 
 @pytest.mark.parametrize(("size", "patch"), [((), 16), ((1, 2, 3), 16), ((32,), 0), ((32,), -4), ((-32, 32), 16)])
@@ -191,11 +191,11 @@ def test_losses_are_their_formulas_where_the_truth_is_valid(loss, formula):
     total, count = loss(guess, truth, valid)
     for sample in range(2):
         differences = (guess - truth)[sample].flatten().tolist()
-        kept = valid[sample].flatten().tolist()
+        valid_values = valid[sample].flatten().tolist()
         assert total[sample].item() == pytest.approx(
-            sum(formula(d) * v for d, v in zip(differences, kept, strict=True)), rel=1e-5
+            sum(formula(d) * v for d, v in zip(differences, valid_values, strict=True)), rel=1e-5
         )
-        assert count[sample] == sum(kept)
+        assert count[sample] == sum(valid_values)
     weight = torch.tensor([[1.0, 0.0, 1.0], [0.0, 0.0, 0.0]])[..., None]  # one weight for all numbers of a query
     total, count = loss(guess, truth, weight)
     assert count.tolist() == [8, 0]
@@ -204,14 +204,18 @@ def test_losses_are_their_formulas_where_the_truth_is_valid(loss, formula):
 
 def test_a_sample_without_an_answer_does_not_count():
     model, on = build(), batch()
-    seen = model.encode_decode(on)
-    objective, queries = model.objectives[0], seen.queries["pixels"]
+    output = model.encode_decode(on)
+    objective, queries = model.objectives[0], output.queries["pixels"]
     weight = queries.weight.clone()
     weight[1] = 0
-    total, count = objective(replace(seen, queries={"pixels": replace(queries, weight=weight)}), on)
+    total, count = objective(replace(output, queries={"pixels": replace(queries, weight=weight)}), on)
     alone = [
         objective(
-            replace(seen, queries={"pixels": part(queries, i)}, decoded={"pixels": seen.decoded["pixels"][i : i + 1]}),
+            replace(
+                output,
+                queries={"pixels": sample_of(queries, i)},
+                decoded={"pixels": output.decoded["pixels"][i : i + 1]},
+            ),
             on[i : i + 1],
         )[0]
         for i in (0, 2)
@@ -219,14 +223,14 @@ def test_a_sample_without_an_answer_does_not_count():
     assert count == 2
     torch.testing.assert_close(total, sum(alone))
     nothing = replace(queries, weight=torch.zeros_like(weight))
-    total, count = objective(replace(seen, queries={"pixels": nothing}), on)
+    total, count = objective(replace(output, queries={"pixels": nothing}), on)
     total.backward()
     assert count == 0
     assert mean_loss({"pixels": (total, count)}) == 0
     assert objective.head.weight.grad.isfinite().all()
 
 
-def part(queries, sample: int):
+def sample_of(queries, sample: int):
     some = slice(sample, sample + 1)
     return replace(queries, ids=queries.ids[some], cells=queries.cells[some], weight=queries.weight[some])
 

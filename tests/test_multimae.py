@@ -75,8 +75,8 @@ def test_every_variant_trains_every_parameter(recipe, dials: dict, lacks: dict):
     assert mask.visible.shape == (12, int(0.15 * 48))
     for span, known in zip(model.encoder.layout(on).spans.items(), ALL, strict=True):
         assert span[0] == known.name
-        seen = (mask.visible >= span[1].start) & (mask.visible < span[1].stop)
-        assert not (seen.any(dim=1) & ~present.get(span[0], flags(*[1] * 12))).any(), "what is missing is not visible"
+        is_own = (mask.visible >= span[1].start) & (mask.visible < span[1].stop)
+        assert not (is_own.any(dim=1) & ~present.get(span[0], flags(*[1] * 12))).any(), "what is missing is not visible"
     model.after_step({n: torch.tensor(1.0) for n in ("rgb", "norm_rgb", "depth", "semseg")}, torch.tensor(True))
     assert mean_loss(model(on)).isfinite()
 
@@ -190,18 +190,18 @@ def test_an_output_alone_is_predicted_and_never_read(decoder: str):
     semantics = replace(SEMANTICS, role="output")
     model, on = build(modalities=(RGB, DEPTH, semantics), decoder=decoder), batch()
     assert list(model.encoder.adapters) == ["rgb", "depth"]
-    seen = model.encode_decode(on)
-    assert (seen.queries["semseg"].weight == 1).all()
-    assert seen.queries["semseg"].cells.shape == (4, 16)
+    output = model.encode_decode(on)
+    assert (output.queries["semseg"].weight == 1).all()
+    assert output.queries["semseg"].cells.shape == (4, 16)
     other = replace(on, maps={**on.maps, "semseg": 4 - on.maps["semseg"]})
-    assert torch.equal(model.encode_decode(other).decoded["semseg"], seen.decoded["semseg"])
+    assert torch.equal(model.encode_decode(other).decoded["semseg"], output.decoded["semseg"])
     assert model(other)["semseg"][0] != model(on)["semseg"][0]
     depth = replace(DEPTH, role="input")
     assert [o.name for o in build(modalities=(RGB, depth, semantics)).objectives] == ["rgb", "norm_rgb", "semseg"]
 
 
 @pytest.mark.parametrize(
-    ("dials", "told"),
+    ("dials", "message"),
     [
         ({"blend": "linear"}, "no place in decoder=task"),
         ({"concentration": (1.0, 2.0)}, "one for each of rgb, depth, semseg; got 2"),
@@ -220,8 +220,8 @@ def test_an_output_alone_is_predicted_and_never_read(decoder: str):
     ],
     ids=lambda x: x if isinstance(x, str) else "dials",
 )
-def test_an_illegal_choice_gets_one_clear_error(dials: dict, told: str):
-    with pytest.raises(ValueError, match=told):
+def test_an_illegal_choice_gets_one_clear_error(dials: dict, message: str):
+    with pytest.raises(ValueError, match=message):
         build(**dials)(batch())
 
 
@@ -232,10 +232,10 @@ def gradients(micro_batch: int, recipe, on: Batch, **dials: Any) -> tuple[dict[s
     model = build(recipe, **dials)
     settings = Settings("cpu", "fp32", micro_batch, False, 10, 1)
     trainer = Trainer(model, Optim(), settings)
-    found: dict[str, Tensor] = {}
-    trainer.optimizer.step = lambda: found.update({n: p.grad.clone() for n, p in model.named_parameters()})  # type: ignore
+    collected: dict[str, Tensor] = {}
+    trainer.optimizer.step = lambda: collected.update({n: p.grad.clone() for n, p in model.named_parameters()})  # type: ignore
     update = trainer.update(on, 0.0)
-    return found, dict(update.losses)
+    return collected, dict(update.losses)
 
 
 @pytest.mark.parametrize(

@@ -16,10 +16,10 @@ from unveil.modeling.types import DEPTH, RGB, FeatureSpec, Mask, Observation
 
 def test_the_guided_mask_hides_what_is_attended_most():
     model, on = build(GUIDED), batch()
-    seen = model.encode_decode(on)
+    output = model.encode_decode(on)
     attention = model.encoder.observe(model.encoder.embed(on), FeatureSpec("cls", features=0)).attention.mean(dim=1)
-    visible = torch.zeros(4, 48, dtype=torch.bool).scatter(1, seen.mask.visible, True)
-    for span in seen.latents.tokens.layout.spans.values():
+    visible = torch.zeros(4, 48, dtype=torch.bool).scatter(1, output.mask.visible, True)
+    for span in output.latents.tokens.layout.spans.values():
         for sample in range(4):
             own, shown = attention[sample, span], visible[sample, span]
             if shown.any() and not shown.all():
@@ -50,16 +50,16 @@ def test_a_coarse_look_sees_the_same_at_a_quarter_of_the_tokens():
     model, on = build(), batch()
     spec = FeatureSpec("cls", features=0)
     flat = replace(on, maps={n: m.new_full((), 1).expand_as(m) for n, m in on.maps.items()})
-    seen = []
+    calls = []
 
     class Watching(OnlineTeacher):
         def observe(self, batch, tokens, student) -> Observation:
-            seen.append((batch, tokens))
+            calls.append((batch, tokens))
             return super().observe(batch, tokens, student)
 
     coarse = LowResolutionTeacher(Watching(model.encoder, spec), model.encoder)
     attention = coarse.observe(flat, model.encoder.embed(flat), model.encoder).attention
-    small, tokens = seen[0]
+    small, tokens = calls[0]
     assert tokens.ids.shape == (4, 12)
     assert attention.shape == (4, 2, 48)
     assert (small.maps["rgb"] == 1).all()
@@ -68,7 +68,7 @@ def test_a_coarse_look_sees_the_same_at_a_quarter_of_the_tokens():
     valid[..., ::2, ::2] = True  # one valid pixel of four: it alone is averaged
     holes = torch.where(valid, on.maps["depth"], 1e6)
     coarse.observe(replace(on, maps={**on.maps, "depth": holes}, valid={"depth": valid}), tokens, model.encoder)
-    torch.testing.assert_close(seen[1][0].maps["depth"], on.maps["depth"][..., ::2, ::2])
+    torch.testing.assert_close(calls[1][0].maps["depth"], on.maps["depth"][..., ::2, ::2])
 
 
 def test_what_is_foreseen_to_be_hard_is_hidden_and_comes_true():
@@ -80,11 +80,11 @@ def test_what_is_foreseen_to_be_hard_is_hidden_and_comes_true():
     mean_loss({o.name: losses[o.name] for o in orders}).backward()
     moved = {n for n, p in model.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
     assert moved == {f"objectives.{i}.guess.head.weight" for i in (4, 5, 6)}
-    seen = model.encode_decode(on)
-    error = seen.observations["student"].error
+    output = model.encode_decode(on)
+    error = output.observations["student"].error
     assert error is not None
-    shown = torch.zeros(12, 48, dtype=torch.bool).scatter(1, seen.mask.visible, True)
-    for span in seen.latents.tokens.layout.spans.values():
+    shown = torch.zeros(12, 48, dtype=torch.bool).scatter(1, output.mask.visible, True)
+    for span in output.latents.tokens.layout.spans.values():
         for own, visible in zip(error[:, span], shown[:, span], strict=True):
             if visible.any() and not visible.all():
                 assert own[visible].max() <= own[~visible].min()
@@ -106,9 +106,9 @@ def test_what_is_foreseen_to_be_hard_is_hidden_and_comes_true():
 @pytest.mark.parametrize("guide", ["error", "foreseen"])
 def test_a_map_that_nobody_predicts_has_no_error_and_is_hidden_by_chance(guide: str):
     model, on = build(GUIDED, (RGB, replace(DEPTH, role="input"), SEMANTICS), guide=guide), batch(64)
-    seen = model.encode_decode(on)
-    span = seen.latents.tokens.layout.spans["depth"]
-    shown = torch.zeros(64, 48).scatter(1, seen.mask.visible, 1.0)[:, span]
+    output = model.encode_decode(on)
+    span = output.latents.tokens.layout.spans["depth"]
+    shown = torch.zeros(64, 48).scatter(1, output.mask.visible, 1.0)[:, span]
     assert (shown.mean(dim=0) > 0.05).all()
     assert mean_loss(model(on)).isfinite()
 
@@ -126,11 +126,11 @@ def test_errors_are_those_of_guesses_from_the_other_half():
         def __call__(self, tokens, observations, batch) -> Mask:
             return Mask(order[:, :24], order[:, 24:])
 
-    seen = model.encode_decode(on, Fixed(model.masker.score, 0.5, 0.5))
+    output = model.encode_decode(on, Fixed(model.masker.score, 0.5, 0.5))
     depth = next(o for o in model.objectives if o.name == "depth")
-    found, known = depth.token_losses(seen, on)
+    result, known = depth.token_losses(output, on)
     for sample in (0, 2, 3):
-        ids = seen.queries["depth"].ids[sample][known[sample] > 0]
-        torch.testing.assert_close(error[sample, ids], found[sample][known[sample] > 0])
+        ids = output.queries["depth"].ids[sample][known[sample] > 0]
+        torch.testing.assert_close(error[sample, ids], result[sample][known[sample] > 0])
     assert (error[1, 16:32] == 0).all()
     assert (error[0] > 0).all()

@@ -24,9 +24,11 @@ def test_nothing_hidden_leaks(which: str, dials: dict):
     model, on = build(modalities=(RGB, depth, SEMANTICS), **dials), batch()
     before = model.encode_decode(on)
     layout = before.latents.tokens.layout
-    seen = torch.zeros(4, layout.num_tokens, dtype=torch.bool).scatter(1, before.mask.visible, True)
+    is_visible = torch.zeros(4, layout.num_tokens, dtype=torch.bool).scatter(1, before.mask.visible, True)
     side = on.maps[which].shape[-1] // 4
-    shown = seen[:, layout.spans[which]].unflatten(1, (1, 4, 4)).repeat_interleave(side, 2).repeat_interleave(side, 3)
+    shown = (
+        is_visible[:, layout.spans[which]].unflatten(1, (1, 4, 4)).repeat_interleave(side, 2).repeat_interleave(side, 3)
+    )
     other = batch(count=8).maps[which][4:]
     noisy = torch.where(shown, on.maps[which], other)
     assert not torch.equal(noisy, on.maps[which])
@@ -58,10 +60,10 @@ def test_a_missing_modality_is_read_by_nobody(dials: dict):
 
 def test_attention_to_a_missing_modality_is_zero():
     model, on = build(GUIDED), batch(present=LACKING)
-    seen = model.encode_decode(on).observations["student"]
-    assert seen.attention is not None
-    assert (seen.of("depth").attention[1] == 0).all()
-    assert (seen.of("depth").attention[0] > 0).all()
+    output = model.encode_decode(on).observations["student"]
+    assert output.attention is not None
+    assert (output.of("depth").attention[1] == 0).all()
+    assert (output.of("depth").attention[0] > 0).all()
 
 
 def test_more_visible_tokens_than_a_sample_has():
@@ -108,9 +110,9 @@ def test_robust_statistics_are_the_truncated_ones_of_valid_pixels():
     out = normalised(on, DEPTH, valid)
     for i in range(4):
         pixels = on.maps["depth"][i][valid[i]].sort().values
-        kept = pixels[int(0.1 * len(pixels)) : int(0.9 * len(pixels))]
-        assert mean[i].item() == pytest.approx(kept.mean().item(), rel=1e-5)
-        assert std[i].item() == pytest.approx((kept.var() + 1e-6).sqrt().item(), rel=1e-5)
+        middle = pixels[int(0.1 * len(pixels)) : int(0.9 * len(pixels))]
+        assert mean[i].item() == pytest.approx(middle.mean().item(), rel=1e-5)
+        assert std[i].item() == pytest.approx((middle.var() + 1e-6).sqrt().item(), rel=1e-5)
         torch.testing.assert_close(
             out[i][valid[i]], (on.maps["depth"][i][valid[i]] - mean[i].squeeze()) / std[i].squeeze()
         )

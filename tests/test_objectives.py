@@ -19,7 +19,7 @@ class Guess(nn.Module):
         super().__init__()
         self.values = nn.Parameter(values)
 
-    def forward(self, seen: Any, queries: Any) -> Tensor:
+    def forward(self, output: Any, queries: Any) -> Tensor:
         return self.values
 
 
@@ -31,7 +31,7 @@ class Erring:
     def __init__(self, error: Tensor, known: Tensor):
         self.error, self.known = error, known
 
-    def token_losses(self, seen: Any, batch: Any) -> tuple[Tensor, Tensor]:
+    def token_losses(self, output: Any, batch: Any) -> tuple[Tensor, Tensor]:
         return self.error, self.known
 
 
@@ -107,7 +107,7 @@ class TestGate:
                 super().__init__()
                 self.gate = gate
 
-            def forward(self, seen: Any, queries: Any) -> Tensor:
+            def forward(self, output: Any, queries: Any) -> Tensor:
                 return self.gate(teacher, student, 0.3).log()
 
         ranking = Ranking("gate", [Erring(student, torch.ones(64, 12))], Fused())  # type: ignore[list-item]

@@ -49,8 +49,8 @@ def test_an_old_run_is_an_encoder(runs: Path, run: str) -> None:
 
 def test_an_old_run_is_measured_as_it_was(runs: Path) -> None:
     before = json.loads((runs / "mae/eval/knn.json").read_text())
-    (found,) = unveil.evaluate("mae", data="images", protocol=("knn",))
-    assert found.metrics == pytest.approx(before["metrics"])
+    (result,) = unveil.evaluate("mae", data="images", protocol=("knn",))
+    assert result.metrics == pytest.approx(before["metrics"])
     assert main(["evaluate", "mae", "--data", "images", "--protocol", "knn", "--at-epoch", "1"]) == 0
 
 
@@ -81,9 +81,9 @@ def test_an_old_run_that_was_stopped_goes_on(runs: Path, monkeypatch: pytest.Mon
     shutil.copyfile(run / "recipe.py", runs / "tiny.py")
     words = ["tiny.py", "--data", "images", "--out", "tiny", "--paper", "--stages", "2", "--device", "cpu"]
     assert main(["pretrain", *words]) == 0
-    found = load_file(last / "model.safetensors")
-    assert found.keys() == expected.keys()
-    for name, tensor in found.items():
+    result = load_file(last / "model.safetensors")
+    assert result.keys() == expected.keys()
+    for name, tensor in result.items():
         torch.testing.assert_close(tensor, expected[name], rtol=1e-2, atol=1e-3)
 
 
@@ -104,10 +104,10 @@ def test_an_old_module_path_is_an_alias_that_warns_once(old: str) -> None:
 def test_an_old_name_is_the_thing_under_its_new_name(package: str, old: str, new: str) -> None:
     here = importlib.import_module(f"unveil.{package}")
     aliases = [f"unveil.{path}" for path in MOVED if f"{moved_to(f'unveil.{path}')}.".startswith(f"unveil.{package}.")]
-    found = [getattr(importlib.import_module(path), old, None) for path in aliases]
+    result = [getattr(importlib.import_module(path), old, None) for path in aliases]
     assert not hasattr(here, old)
-    assert any(value is not None for value in found)
-    assert all(value is getattr(here, new, value) for value in found if value is not None)
+    assert any(value is not None for value in result)
+    assert all(value is getattr(here, new, value) for value in result if value is not None)
 
 
 @pytest.mark.parametrize(

@@ -140,12 +140,12 @@ def test_multimae_s_numbers(case: dict, order: Callable):
     assert not report.unexpected, report
     assert not report.reshaped, report
 
-    seen = model.encode_decode(batch)
-    cells = seen.latents.tokens.layout.num_cells
-    counted = [(seen.mask.visible // cells == m).sum(dim=1).tolist() for m in range(3)]
+    output = model.encode_decode(batch)
+    cells = output.latents.tokens.layout.num_cells
+    counted = [(output.mask.visible // cells == m).sum(dim=1).tolist() for m in range(3)]
     assert list(map(list, zip(*counted, strict=True))) == case["visible_per_modality"]
     for objective in model.objectives:
-        norm = objective.head(seen.decoded[objective.decoder][0]).norm().item()
+        norm = objective.head(output.decoded[objective.decoder][0]).norm().item()
         assert norm == pytest.approx(case["pred_norm_first_sample"][objective.name], rel=1e-5), objective.name
 
     losses = model(batch)
@@ -165,16 +165,16 @@ def test_public_numbers(case: dict):
     assert not report.unexpected, report
     assert not report.reshaped, report
 
-    seen = model.encode_decode(batch)
+    output = model.encode_decode(batch)
     if "visible_first_sample" in case:
-        assert sorted(seen.mask.visible[0].tolist()) == case["visible_first_sample"]
+        assert sorted(output.mask.visible[0].tolist()) == case["visible_first_sample"]
     if "predicted_first_sample" in case:
-        assert sorted(seen.mask.predicted[0].tolist()) == case["predicted_first_sample"]
+        assert sorted(output.mask.predicted[0].tolist()) == case["predicted_first_sample"]
     if "latent_mean_abs" in case:
-        assert seen.latents.final.abs().mean().item() == pytest.approx(case["latent_mean_abs"], rel=1e-5)
-        assert seen.latents.final[0, 0, :6].tolist() == pytest.approx(case["latent_cls_head"], rel=1e-4, abs=1e-6)
+        assert output.latents.final.abs().mean().item() == pytest.approx(case["latent_mean_abs"], rel=1e-5)
+        assert output.latents.final[0, 0, :6].tolist() == pytest.approx(case["latent_cls_head"], rel=1e-4, abs=1e-6)
     if "last_feature_mean_abs" in case:
-        assert seen.latents.final.abs().mean().item() == pytest.approx(case["last_feature_mean_abs"], rel=1e-5)
+        assert output.latents.final.abs().mean().item() == pytest.approx(case["last_feature_mean_abs"], rel=1e-5)
 
     loss = mean_loss(model(batch))
     loss.backward()

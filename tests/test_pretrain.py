@@ -100,9 +100,9 @@ class TestIntents:
                 theirs[public] = tensor
         torch.save({"model": theirs, "epoch": 3}, place.path / "mae.pth")
         assert place.pretrain(*TRAIN, "--init-from", str(place.path / "mae.pth"), out="warm") == 0
-        told = capsys.readouterr().err
-        assert "missing (start fresh): " in told
-        assert "1 unexpected (left out): head.weight" in told
+        stderr = capsys.readouterr().err
+        assert "missing (start fresh): " in stderr
+        assert "1 unexpected (left out): head.weight" in stderr
 
     def test_weights_that_do_not_fit_are_refused_before_anything_is_written(self, place: Place, capsys):
         torch.save({"model": {"blocks.0.attn.qkv.weight": torch.zeros(48, 17)}}, place.path / "other.pth")
@@ -111,7 +111,7 @@ class TestIntents:
         (place.path / "cut.safetensors").write_bytes(b"\x10\0\0")
         (place.path / "empty").mkdir()
         before = listing(place.path)
-        for name, part in (
+        for name, text in (
             ("other.pth", "--init-from: no weights fit this encoder"),
             ("tensor.pth", "holds no weights"),
             ("text.pth", "was refused"),
@@ -120,15 +120,15 @@ class TestIntents:
             ("none.pth", "no weight file"),
         ):
             assert place.pretrain(*TRAIN, "--init-from", str(place.path / name)) == 2
-            assert part in capsys.readouterr().err
+            assert text in capsys.readouterr().err
         assert listing(place.path) == before
 
 
 def whole_model(place: Place) -> dict[str, torch.Tensor]:
     assert place.pretrain(*TRAIN, out="public") == 0
-    found, _ = checkpoint.read_latest(place.path / "public")
-    assert found
-    return found.model
+    latest, _ = checkpoint.read_latest(place.path / "public")
+    assert latest
+    return latest.model
 
 
 class TestTelling:
@@ -158,20 +158,20 @@ class TestTelling:
             )
             == 0
         )
-        told = capsys.readouterr().err
-        assert "batch of 12 images per update, 5 at once, 3 times; float32 on cpu" in told
-        assert "peak 1.50e-02" in told
+        stderr = capsys.readouterr().err
+        assert "batch of 12 images per update, 5 at once, 3 times; float32 on cpu" in stderr
+        assert "peak 1.50e-02" in stderr
         assert sizes[-1] == 12
         assert max(rates) == pytest.approx(0.015)
-        estimate, first = told.index("training 4 epochs of 38 images: about "), told.index("step 1/12")
+        estimate, first = stderr.index("training 4 epochs of 38 images: about "), stderr.index("step 1/12")
         assert estimate < first
         settings = facts(place.run)["settings"]
         assert (settings["micro_batch"], settings["accumulation"]) == (5, 3)
 
     def test_a_batch_larger_than_all_images_is_cut_and_its_rate_with_it(self, place: Place, capsys):
         assert place.pretrain("--paper", "--batch-size", "4096", "--epochs", "2") == 0
-        told = capsys.readouterr().err
-        assert "--batch-size 38  (paper: 4096; there are no more images)" in told
+        stderr = capsys.readouterr().err
+        assert "--batch-size 38  (paper: 4096; there are no more images)" in stderr
         assert facts(place.run)["optim"]["peak_lr"] == pytest.approx(0.05 * 38 / 256)
 
     def test_signals_come_at_their_epochs(self, place: Place):
@@ -227,9 +227,9 @@ class TestTelling:
         assert place.pretrain(*TRAIN, "--epochs", "20") == 2
         assert "updates in a row were not finite" in capsys.readouterr().err
         assert facts(place.run)["status"] == "failed"
-        found, _ = checkpoint.read_latest(place.run)
-        assert found
-        assert all(v.isfinite().all() for v in found.model.values())
+        latest, _ = checkpoint.read_latest(place.run)
+        assert latest
+        assert all(v.isfinite().all() for v in latest.model.values())
 
 
 class TestTensorBoard:
@@ -244,8 +244,8 @@ class TestTensorBoard:
         events = EventAccumulator(str(place.run / "tensorboard"))
         events.Reload()
         for kind, name in (("step", "loss"), ("step", "lr"), ("signals", "rankme")):
-            told = [(e.step, e.value) for e in events.Scalars(f"{kind}/{name}")]
-            assert told == [(line["step"], pytest.approx(line[name])) for line in journal(place.run, kind)]
+            events_of = [(e.step, e.value) for e in events.Scalars(f"{kind}/{name}")]
+            assert events_of == [(line["step"], pytest.approx(line[name])) for line in journal(place.run, kind)]
 
     def test_without_the_extra_it_is_asked_for(self, place: Place, monkeypatch: pytest.MonkeyPatch, capsys):
         monkeypatch.setattr("unveil.runs.folder.find_spec", lambda name: None)
@@ -262,22 +262,22 @@ class TestUsing:
         once, twice = unveil.load(run)(images), unveil.load(str(run))(images)
         Path(place.path / "gone.py").rename(whole(*TRAIN).parent / "tiny.py")
         assert torch.equal(once, twice)
-        found, _ = checkpoint.read_latest(run)
-        assert found
+        latest, _ = checkpoint.read_latest(run)
+        assert latest
         from unveil.modeling.image_encoder import pooled
 
         model = unveil.Run.open(run).recipe().stages[0].build()
-        model.load_state_dict(found.model)
+        model.load_state_dict(latest.model)
         with torch.no_grad():
             assert torch.equal(pooled(model.encoder.eval(), images, "mean"), once)
 
     def test_embed_writes_names_and_labels(self, place: Place, whole: Callable):
         out = place.path / "features.npz"
         assert main(["embed", str(whole(*TRAIN)), "--data", place.data, "--out", str(out)]) == 0
-        found = np.load(out)
-        assert found["features"].shape == (40, 16)
-        assert found["names"][0] == "even/000.png"
-        assert found["labels"].tolist() == [0] * 20 + [1] * 20
+        result = np.load(out)
+        assert result["features"].shape == (40, 16)
+        assert result["names"][0] == "even/000.png"
+        assert result["labels"].tolist() == [0] * 20 + [1] * 20
 
     def test_evaluate_keeps_its_figures_with_the_run(self, place: Place, whole: Callable):
         run = shutil.copytree(whole(*TRAIN), place.path / "copy")
@@ -289,7 +289,7 @@ class TestUsing:
         assert {name: b["accuracy_k1"] for name, b in result["baselines"].items()} == {"pixels": 1, "untrained": 1}
 
     @pytest.mark.parametrize(
-        ("words", "part"),
+        ("words", "message"),
         [
             ("evaluate RUN --data nowhere", "no data at"),
             ("evaluate nothing --data IMAGES", "is not a run folder"),
@@ -298,12 +298,12 @@ class TestUsing:
             ("embed nothing --data IMAGES", "is not a run folder"),
         ],
     )
-    def test_mistakes(self, place: Place, whole: Callable, monkeypatch, capsys, words: str, part: str):
+    def test_mistakes(self, place: Place, whole: Callable, monkeypatch, capsys, words: str, message: str):
         monkeypatch.chdir(place.path)
         before = listing(place.path)
         words = words.replace("RUN", str(whole(*TRAIN))).replace("IMAGES", place.data)
         assert main(words.split()) == 2
-        told = capsys.readouterr().err
-        assert part in told
-        assert "said by" not in told
+        stderr = capsys.readouterr().err
+        assert message in stderr
+        assert "said by" not in stderr
         assert listing(place.path) == before

@@ -67,9 +67,9 @@ BAD = [
 
 
 class TestBadInput:
-    @pytest.mark.parametrize(("words", "part"), BAD)
+    @pytest.mark.parametrize(("words", "message"), BAD)
     def test_a_mistake_is_one_clear_error_and_leaves_nothing(
-        self, place: Place, monkeypatch: pytest.MonkeyPatch, capsys, words: str, part: str
+        self, place: Place, monkeypatch: pytest.MonkeyPatch, capsys, words: str, message: str
     ):
         if "--device cuda" in words and torch.cuda.is_available():
             pytest.skip("there is a GPU here")
@@ -77,11 +77,11 @@ class TestBadInput:
         (place.path / "empty").mkdir()
         before = listing(place.path)
         assert place.pretrain(*words.split()) == 2
-        told = capsys.readouterr()
-        assert sum(line.startswith("error: ") for line in told.err.splitlines()) == 1
-        assert part in told.err
-        assert "Traceback" not in told.err
-        assert "said by" not in told.err  # the message is our own
+        printed = capsys.readouterr()
+        assert sum(line.startswith("error: ") for line in printed.err.splitlines()) == 1
+        assert message in printed.err
+        assert "Traceback" not in printed.err
+        assert "said by" not in printed.err  # the message is our own
         assert listing(place.path) == before
 
     def test_a_place_that_cannot_be_written(self, place: Place, capsys):
@@ -92,9 +92,9 @@ class TestBadInput:
     def test_a_mistake_shows_before_all_of_many_images_are_read(self, place: Place, capsys):
         for words in ("--visible 1.7", "--decoder-heads 3", "--lr nan"):
             assert place.pretrain("--data", "scenes:count=201,size=32", *words.split()) == 2
-            told = capsys.readouterr().err
-            assert "inspecting" not in told
-            assert told.startswith("error: ")
+            stderr = capsys.readouterr().err
+            assert "inspecting" not in stderr
+            assert stderr.startswith("error: ")
 
     def test_one_image_is_too_few(self, place: Place, capsys):
         write_images(place.path / "one", 1)
@@ -105,9 +105,9 @@ class TestBadInput:
         source = Path(place.recipe).read_text()
         Path(place.recipe).write_text(source.replace("def first():", "def first():\n        1 / 0"))
         assert place.pretrain(*TRAIN) == 2
-        told = capsys.readouterr().err
-        assert "ZeroDivisionError" in told
-        assert "tiny.py, line" in told
+        stderr = capsys.readouterr().err
+        assert "ZeroDivisionError" in stderr
+        assert "tiny.py, line" in stderr
         assert not place.run.exists()
 
     def test_python_gets_the_same_errors(self, place: Place):
@@ -129,17 +129,17 @@ class TestBrokenImages:
     def test_one_of_forty_is_listed_and_replaced(self, place: Place):
         (name,) = self.spoil(place, 1)
         assert place.pretrain(*TRAIN) == 0
-        told = json.loads((place.run / "broken.json").read_text())
-        assert list(told) == [name]
-        assert told[name]
+        stored = json.loads((place.run / "broken.json").read_text())
+        assert list(stored) == [name]
+        assert stored[name]
         assert journal(place.run, "step")[-1]["step"] == STEPS
 
     def test_too_many_stop_it_before_it_begins(self, place: Place, capsys):
         names = self.spoil(place, 3)
         before = listing(place.path)
         assert place.pretrain(*TRAIN) == 2
-        told = capsys.readouterr().err
-        assert all(name in told for name in names)
+        stderr = capsys.readouterr().err
+        assert all(name in stderr for name in names)
         assert listing(place.path) == before
         assert place.pretrain(*TRAIN, "--max-broken", "0.2") == 0
 

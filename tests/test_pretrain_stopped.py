@@ -57,8 +57,8 @@ class TestContinuing:
         at_steps(monkeypatch, stops, interrupt)
         for step in stops:
             assert place.pretrain(*words) == 130
-            told = capsys.readouterr().err
-            assert f"To continue: {facts(place.run)['command']}" in told
+            stderr = capsys.readouterr().err
+            assert f"To continue: {facts(place.run)['command']}" in stderr
             assert facts(place.run)["status"] == "stopped"
             assert weights(place.run, step)
         assert place.pretrain(*words, "--workers", "3") == 0  # other workers change nothing
@@ -130,9 +130,9 @@ class TestContinuing:
         content[-7] ^= 4
         newest.write_bytes(content)
         assert place.pretrain(*TRAIN) == 0
-        told = capsys.readouterr().err
-        assert f"{newest} is damaged" in told
-        assert "at step 5" in told
+        stderr = capsys.readouterr().err
+        assert f"{newest} is damaged" in stderr
+        assert "at step 5" in stderr
         assert weights(place.run) == weights(whole(*TRAIN))
 
     def test_without_a_whole_checkpoint_it_says_so_and_touches_nothing(
@@ -144,9 +144,9 @@ class TestContinuing:
             state.write_text(state.read_text()[:40])
         before = listing(place.run / "checkpoints")
         assert place.pretrain(*TRAIN) == 2
-        told = capsys.readouterr().err
-        assert "no whole checkpoint to continue from" in told
-        assert told.count("state.json is damaged") == 2
+        stderr = capsys.readouterr().err
+        assert "no whole checkpoint to continue from" in stderr
+        assert stderr.count("state.json is damaged") == 2
         assert listing(place.run / "checkpoints") == before
         with pytest.raises(ValueError, match="no whole checkpoint"):
             unveil.load(place.run)
@@ -182,8 +182,8 @@ class TestStorage:
         with monkeypatch.context() as patch:
             patch.setattr(checkpoint, "save", full_at_last)
             assert place.pretrain(*TRAIN, "--save-minutes", "0") == 2
-        told = capsys.readouterr().err
-        assert "No space left on device; once there is room, the same command continues" in told
+        stderr = capsys.readouterr().err
+        assert "No space left on device; once there is room, the same command continues" in stderr
         assert facts(place.run)["status"] == "failed"
         assert "No space left" in facts(place.run)["error"]
         assert place.pretrain(*TRAIN) == 0
@@ -201,7 +201,7 @@ class TestStorage:
 
         at_steps(monkeypatch, [2], block)
         assert place.pretrain(*TRAIN) == 0
-        told = capsys.readouterr().err
-        assert "metrics.jsonl cannot be written" in told
-        assert "pictures cannot be written" in told
+        stderr = capsys.readouterr().err
+        assert "metrics.jsonl cannot be written" in stderr
+        assert "pictures cannot be written" in stderr
         assert weights(place.run) == weights(whole(*TRAIN))

@@ -42,9 +42,9 @@ class Command:
         """Wait until a step is logged; return the step that it was by then."""
         for _ in range(6000):
             with contextlib.suppress(OSError):
-                found = re.findall(r'"kind": "step", "step": (\d+)', (self.run / "metrics.jsonl").read_text())
-                if found and int(found[-1]) >= step:
-                    return int(found[-1])
+                result = re.findall(r'"kind": "step", "step": (\d+)', (self.run / "metrics.jsonl").read_text())
+                if result and int(result[-1]) >= step:
+                    return int(result[-1])
             assert process.poll() is None, process.stderr and process.stderr.read()
             time.sleep(0.01)
         raise AssertionError(f"step {step} was not reached")
@@ -60,8 +60,8 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[bytes, bytes]:
     """The weights of the same run, never disturbed."""
     folder = tmp_path_factory.mktemp("whole")
     process = Command(folder).start()
-    _, told = process.communicate()
-    assert process.returncode == 0, told
+    _, stderr = process.communicate()
+    assert process.returncode == 0, stderr
     return weights(folder / "run", STEPS)
 
 
@@ -76,9 +76,9 @@ def kill_again_and_again(command: Command, seed: int, times: int) -> None:
         process.send_signal(signal.SIGKILL)
         process.communicate()
     process = command.start("--save-minutes", "0")
-    _, told = process.communicate()
-    assert process.returncode == 0, told
-    assert "Traceback" not in told
+    _, stderr = process.communicate()
+    assert process.returncode == 0, stderr
+    assert "Traceback" not in stderr
 
 
 def is_tidy(run: Path) -> bool:
@@ -115,11 +115,11 @@ def test_a_signal_saves_says_how_to_go_on_and_ends_in_order(
     process = command.start()
     command.met(process, 5)
     process.send_signal(number)
-    _, told = process.communicate(timeout=120)
-    assert process.returncode == 130, told
-    assert "Traceback" not in told
-    assert "stopping after this step" in told
-    assert "To continue: unveil pretrain tiny.py --data images --out run" in told
+    _, stderr = process.communicate(timeout=120)
+    assert process.returncode == 130, stderr
+    assert "Traceback" not in stderr
+    assert "stopping after this step" in stderr
+    assert "To continue: unveil pretrain tiny.py --data images --out run" in stderr
     assert facts(command.run)["status"] == "stopped"
     saved = max(int(p.name[5:]) for p in (command.run / "checkpoints").iterdir())
     assert saved == journal(command.run, "step")[-1]["step"] < STEPS
@@ -151,10 +151,10 @@ def test_a_second_signal_stops_at_once(command: Command):
     time.sleep(0.5)
     process.send_signal(signal.SIGINT)
     began = time.monotonic()
-    _, told = process.communicate(timeout=120)
+    _, stderr = process.communicate(timeout=120)
     assert time.monotonic() - began < 20  # the step itself would have taken a minute
-    assert process.returncode == 130, told
-    assert "Traceback" not in told
+    assert process.returncode == 130, stderr
+    assert "Traceback" not in stderr
     assert facts(command.run)["status"] == "stopped"
 
 
@@ -178,12 +178,12 @@ def test_two_processes_do_not_train_in_one_folder(command: Command):
     command.met(first, 1)
     first.send_signal(signal.SIGSTOP)  # it holds the folder for as long as we look
     late = [command.start(), command.start("--overwrite")]
-    told = [process.communicate()[1] for process in late]
+    errors = [process.communicate()[1] for process in late]
     assert facts(command.run)["status"] == "running"
     first.send_signal(signal.SIGCONT)
     assert first.wait(timeout=120) == 0
     assert [process.returncode for process in late] == [2, 2]
-    for text in told:
+    for text in errors:
         assert f"another process (process {first.pid} on " in text
         assert "Traceback" not in text
     assert is_tidy(command.run)
@@ -193,17 +193,17 @@ def test_on_a_terminal_progress_stays_on_its_line(command: Command):
     ours, its = pty.openpty()
     process = command.start(stderr=its)
     os.close(its)
-    told = b""
+    received = b""
     while process.poll() is None or select.select([ours], [], [], 0)[0]:
         if select.select([ours], [], [], 0.2)[0]:
             try:
-                told += os.read(ours, 65536)
+                received += os.read(ours, 65536)
             except OSError:  # the other end is closed
                 break
     os.close(ours)
     assert process.wait() == 0
-    text = told.decode()
-    shown = [part for part in re.split(r"[\r\n]+", text) if part.startswith("step ")]
+    text = received.decode()
+    shown = [line for line in re.split(r"[\r\n]+", text) if line.startswith("step ")]
     assert text.count("\rstep ") == len(shown) >= 2
     assert shown[-1].startswith(f"step {STEPS}/{STEPS}")
     for item in ("epoch", "loss", "lr", "grad", "images/s", "data wait", "GB"):

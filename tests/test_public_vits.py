@@ -112,8 +112,8 @@ def test_every_key_that_does_not_fit_is_told(tmp_path: Path):
     assert lines[0] == f"{len(before) - 3} tensors loaded"
     assert lines[2] == "1 unexpected (left out): head.weight"
     after = model.state_dict()
-    kept = {name for name in before if torch.equal(before[name], after[name])}
-    assert {"encoder.norm.weight", "encoder.prefix", "objectives.0.head.weight"} <= kept
+    unchanged = {name for name in before if torch.equal(before[name], after[name])}
+    assert {"encoder.norm.weight", "encoder.prefix", "objectives.0.head.weight"} <= unchanged
     assert not torch.equal(before["encoder.blocks.0.mlp.0.weight"], after["encoder.blocks.0.mlp.0.weight"])
 
 

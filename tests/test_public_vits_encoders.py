@@ -82,9 +82,9 @@ def test_our_own_runs(size: tuple[int, int], tmp_path: Path):
     for address in (run, saved / "model.safetensors"):
         with torch.no_grad():
             expected = encoder.observe(encoder.embed(batch), FeatureSpec("cls"))
-            seen = load_encoder(address).observe(images, grid, FeatureSpec("cls"))
-        close(seen.features, expected.features)
-        close(seen.attention, expected.attention)
+            observation = load_encoder(address).observe(images, grid, FeatureSpec("cls"))
+        close(observation.features, expected.features)
+        close(observation.attention, expected.attention)
     save_file(weights, tmp_path / "bare.safetensors")
     with pytest.raises(ValueError, match=r"without what its run\.json says; give the run folder"):
         load_encoder(tmp_path / "bare.safetensors")
@@ -156,7 +156,7 @@ def test_nothing_there(tmp_path: Path):
 def test_a_hub_name_without_network(environment: dict[str, str], tmp_path: Path):
     pytest.importorskip("huggingface_hub", reason="names on the hub need huggingface_hub")
     code = "from unveil.foreign import load_encoder; load_encoder('openai/clip-vit-base-patch16')"
-    told = subprocess.run(
+    stderr = subprocess.run(
         [sys.executable, "-c", code],
         env={**os.environ, "HF_HOME": str(tmp_path), **environment},
         cwd=tmp_path,
@@ -164,7 +164,7 @@ def test_a_hub_name_without_network(environment: dict[str, str], tmp_path: Path)
         text=True,
         check=False,
     ).stderr
-    last = told.strip().splitlines()[-1]
+    last = stderr.strip().splitlines()[-1]
     assert last.startswith(
         "OSError: there is no file or folder openai/clip-vit-base-patch16, and the hub gave no model"
     )
@@ -182,10 +182,10 @@ def test_a_hub_name_is_fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     hub = pytest.importorskip("huggingface_hub", reason="names on the hub need huggingface_hub")
     expected = load_encoder(public_file(tmp_path / "w.safetensors"))
     folder = tmp_path / "cache"
-    asked = []
+    names = []
 
     def snapshot_download(name: str, allow_patterns: list[str]) -> str:
-        asked.append(name)
+        names.append(name)
         folder.mkdir(exist_ok=True)
         if "pytorch_model.bin" in allow_patterns:
             torch.save(load_file(tmp_path / "w.safetensors"), folder / "pytorch_model.bin")
@@ -193,7 +193,7 @@ def test_a_hub_name_is_fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 
     monkeypatch.setattr(hub, "snapshot_download", snapshot_download)
     assert load_encoder("some-org/some-vit").config == expected.config
-    assert asked == ["some-org/some-vit"] * 2
+    assert names == ["some-org/some-vit"] * 2
 
 
 def test_a_teacher_with_code_in_it_is_refused_and_runs_nothing(tmp_path: Path):

@@ -78,12 +78,12 @@ def test_public_names_of_plain_vits(wrapper: str, tmp_path: Path):
     folder = tmp_path / "timm"
     folder.mkdir()
     save_file(state, folder / "model.safetensors")
-    told = {
+    tensors = {
         "architecture": "vit_tiny",
         "num_attention_heads": 4,
         "pretrained_cfg": {"mean": [0.1] * 3, "std": [0.2] * 3},
     }
-    (folder / "config.json").write_text(json.dumps(told))
+    (folder / "config.json").write_text(json.dumps(tensors))
     encoder = load_encoder(folder)
     assert (encoder.config.mean, encoder.config.std, encoder.config.antialias) == ((0.1,) * 3, (0.2,) * 3, True)
     encoder.mean.copy_(expected.mean)
@@ -155,19 +155,19 @@ def openai_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
         "transformer.resblocks.0.ln_1.weight": torch.ones(8),
         "positional_embedding": torch.zeros(77, 8),
     }
-    for part in ("weight", "bias"):
-        names[f"visual.ln_pre.{part}"] = state[f"vision_model.pre_layrnorm.{part}"]
-        names[f"visual.ln_post.{part}"] = state[f"vision_model.post_layernorm.{part}"]
+    for kind in ("weight", "bias"):
+        names[f"visual.ln_pre.{kind}"] = state[f"vision_model.pre_layrnorm.{kind}"]
+        names[f"visual.ln_post.{kind}"] = state[f"vision_model.post_layernorm.{kind}"]
         for i in range(3):
             own, layer = f"visual.transformer.resblocks.{i}", f"vision_model.encoder.layers.{i}"
-            names[f"{own}.attn.in_proj_{part}"] = torch.cat(
-                [state[f"{layer}.self_attn.{p}_proj.{part}"] for p in ("q", "k", "v")]
+            names[f"{own}.attn.in_proj_{kind}"] = torch.cat(
+                [state[f"{layer}.self_attn.{p}_proj.{kind}"] for p in ("q", "k", "v")]
             )
-            names[f"{own}.attn.out_proj.{part}"] = state[f"{layer}.self_attn.out_proj.{part}"]
+            names[f"{own}.attn.out_proj.{kind}"] = state[f"{layer}.self_attn.out_proj.{kind}"]
             for theirs, hf in (("ln_1", "layer_norm1"), ("ln_2", "layer_norm2")):
-                names[f"{own}.{theirs}.{part}"] = state[f"{layer}.{hf}.{part}"]
+                names[f"{own}.{theirs}.{kind}"] = state[f"{layer}.{hf}.{kind}"]
             for theirs, hf in (("c_fc", "fc1"), ("c_proj", "fc2")):
-                names[f"{own}.mlp.{theirs}.{part}"] = state[f"{layer}.mlp.{hf}.{part}"]
+                names[f"{own}.mlp.{theirs}.{kind}"] = state[f"{layer}.mlp.{hf}.{kind}"]
     return names
 
 
@@ -187,11 +187,11 @@ def test_openai_s_and_openclip_s_names(activation: str, tmp_path: Path):
         folder = tmp_path / "open_clip"
         folder.mkdir()
         save_file(state, folder / "open_clip_model.safetensors")
-        told = {
+        tensors = {
             "model_cfg": {"vision_cfg": {"head_width": 64}},
             "preprocess_cfg": {"mean": [0.5] * 3, "std": [0.5] * 3},
         }
-        (folder / "open_clip_config.json").write_text(json.dumps(told))
+        (folder / "open_clip_config.json").write_text(json.dumps(tensors))
         encoder = load_encoder(folder)
         assert encoder.config.mean == (0.5,) * 3
         encoder.mean.copy_(expected.mean)
@@ -230,9 +230,9 @@ def test_patches_of_14_on_a_grid_of_14():
     images = torch.rand(1, 3, 196, 196)
     expected, attentions = theirs_on(model, encoder, images)
     with torch.no_grad():
-        seen = encoder.observe(images, (14, 14), FeatureSpec("cls"))
-    close(seen.features, expected[:, 1:])
-    close(seen.attention, attentions[-1][:, :, 0, 1:])
+        observation = encoder.observe(images, (14, 14), FeatureSpec("cls"))
+    close(observation.features, expected[:, 1:])
+    close(observation.attention, attentions[-1][:, :, 0, 1:])
 
 
 @pytest.mark.parametrize(

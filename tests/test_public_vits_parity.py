@@ -50,12 +50,12 @@ def test_outputs_and_attention_are_transformers_own(pair: tuple[Any, PublicViT],
         assert expected.std() > 0.1, "nothing has died away"
         grid, start = (size[0] // 8, size[1] // 8), encoder.config.num_prefix
         for layer in (0, -1):
-            seen = encoder.observe(images, grid, FeatureSpec("cls", layer, features=0))
-            close(seen.attention, attentions[layer][:, :, 0, start:])
-            assert seen.features is None
-            seen = encoder.observe(images, grid, FeatureSpec("all", layer, features=0))
-            close(seen.attention, attentions[layer][:, :, start:, start:].mean(2))
-        assert seen.layout.grid == grid
+            observation = encoder.observe(images, grid, FeatureSpec("cls", layer, features=0))
+            close(observation.attention, attentions[layer][:, :, 0, start:])
+            assert observation.features is None
+            observation = encoder.observe(images, grid, FeatureSpec("all", layer, features=0))
+            close(observation.attention, attentions[layer][:, :, start:, start:].mean(2))
+        assert observation.layout.grid == grid
 
 
 def test_every_tensor_finds_its_place(tmp_path: Path, capsys: pytest.CaptureFixture):
@@ -64,10 +64,10 @@ def test_every_tensor_finds_its_place(tmp_path: Path, capsys: pytest.CaptureFixt
         model.save_pretrained(tmp_path / make.__name__)
         capsys.readouterr()
         encoder = load_encoder(tmp_path / make.__name__)
-        told = capsys.readouterr().err
-        assert f"{len(encoder.vit.state_dict())} tensors loaded" in told
-        assert "missing" not in told
-        left = told.partition("unexpected (left out): ")[2].strip()
+        stderr = capsys.readouterr().err
+        assert f"{len(encoder.vit.state_dict())} tensors loaded" in stderr
+        assert "missing" not in stderr
+        left = stderr.partition("unexpected (left out): ")[2].strip()
         assert set(left.split(", ")) <= {
             "mask_token",
             "embeddings.mask_token",
@@ -83,18 +83,18 @@ def test_the_mean_query_is_the_mean_of_the_patches_queries():
         encoder = loaded(make())
         images, start = torch.rand(2, 3, 32, 32), encoder.config.num_prefix
         with torch.no_grad():
-            seen = encoder.observe(images, (4, 4), FeatureSpec("mean", 1, features=0)).attention
+            observation = encoder.observe(images, (4, 4), FeatureSpec("mean", 1, features=0)).attention
             x, turn = encoder.vit.first_input(encoder.normalised(images))
             x = encoder.vit.blocks[0](x, rotation=turn)
             block = encoder.vit.blocks[1]
             q, k, _ = block.attn.qkv(block.norm1(x)).unflatten(-1, (3, 4, 12)).transpose(1, 3).unbind(2)
             if turn is not None:
                 cos, sin = turn
-                for part in (q, k):
-                    half = torch.cat([-part[..., 6:], part[..., :6]], -1)
-                    part[:, :, start:] = part[:, :, start:] * cos + half[:, :, start:] * sin
+                for text in (q, k):
+                    half = torch.cat([-text[..., 6:], text[..., :6]], -1)
+                    text[:, :, start:] = text[:, :, start:] * cos + half[:, :, start:] * sin
             expected = (q[:, :, start:].mean(2, keepdim=True) @ k.mT / 12**0.5).softmax(-1)[:, :, 0, start:]
-        close(seen, expected)
+        close(observation, expected)
 
 
 # Features
@@ -105,12 +105,12 @@ def test_features_of_one_and_of_several_blocks():
     encoder = loaded(model)
     images = torch.rand(2, 3, 32, 32)
     with torch.no_grad():
-        found = model(normalised(encoder, images), output_hidden_states=True)
+        result = model(normalised(encoder, images), output_hidden_states=True)
         one = encoder.observe(images, (4, 4), FeatureSpec(None, features=1))
         two = encoder.observe(images, (4, 4), FeatureSpec("cls", features=2))
     assert one.attention is None
-    close(one.features, found.last_hidden_state[:, 1:])
-    parts = [F.layer_norm(h[:, 1:], (48,), eps=1e-6) for h in found.hidden_states[-2:]]
+    close(one.features, result.last_hidden_state[:, 1:])
+    parts = [F.layer_norm(h[:, 1:], (48,), eps=1e-6) for h in result.hidden_states[-2:]]
     close(two.features, (parts[0] + parts[1]) / 2)
     assert encoder.feature_dim(FeatureSpec()) == 48
 
@@ -120,13 +120,13 @@ def test_clip_s_projected_features():
     encoder = loaded(model)
     images = torch.rand(2, 3, 32, 32)
     with torch.no_grad():
-        found = model(normalised(encoder, images))
-        seen = encoder.observe(images, (4, 4), FeatureSpec("cls", features=1, projected=True))
-        patches = model.vision_model.post_layernorm(found.last_hidden_state[:, 1:])
-        close(seen.features, model.visual_projection(patches))
-        close(encoder.vit.projection(encoder.features(images, "cls")), found.image_embeds)
+        result = model(normalised(encoder, images))
+        observation = encoder.observe(images, (4, 4), FeatureSpec("cls", features=1, projected=True))
+        patches = model.vision_model.post_layernorm(result.last_hidden_state[:, 1:])
+        close(observation.features, model.visual_projection(patches))
+        close(encoder.vit.projection(encoder.features(images, "cls")), result.image_embeds)
         raw = encoder.observe(images, (4, 4), FeatureSpec("cls", features=1)).features
-        close(raw, F.layer_norm(found.last_hidden_state[:, 1:], (48,), eps=1e-6))
+        close(raw, F.layer_norm(result.last_hidden_state[:, 1:], (48,), eps=1e-6))
     assert encoder.feature_dim(FeatureSpec(projected=True)) == 24
 
 

@@ -46,9 +46,9 @@ def saved(path: Path) -> Path:
 def test_its_tensors_are_those_of_its_state_dict(make, tmp_path: Path):
     module = Whole()
     make(module).save(str(tmp_path / "ViT-B-16.pt"))
-    found, state = read_weights(tmp_path / "ViT-B-16.pt"), module.state_dict()
-    assert set(found) == set(state)
-    assert all(found[name].dtype == state[name].dtype and torch.equal(found[name], state[name]) for name in state)
+    result, state = read_weights(tmp_path / "ViT-B-16.pt"), module.state_dict()
+    assert set(result) == set(state)
+    assert all(result[name].dtype == state[name].dtype and torch.equal(result[name], state[name]) for name in state)
 
 
 class Tree(nn.Module):

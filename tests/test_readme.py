@@ -46,15 +46,15 @@ def blocks(document: str) -> Iterator[tuple[str, str]]:
 
 def tables(document: str) -> list[list[list[str]]]:
     """The tables of a document, as rows of cells, the head first."""
-    found = re.findall(r"(?:^\|.*\n)+", (ROOT / document).read_text(), re.M)
-    rows = [[re.split(r"(?<!\\)\|", line.strip())[1:-1] for line in table.splitlines()] for table in found]
+    result = re.findall(r"(?:^\|.*\n)+", (ROOT / document).read_text(), re.M)
+    rows = [[re.split(r"(?<!\\)\|", line.strip())[1:-1] for line in table.splitlines()] for table in result]
     return [[[cell.strip() for cell in row] for row in (table[0], *table[2:])] for table in rows]
 
 
 def table(document: str, first: str) -> list[list[str]]:
     """The rows below the head of the one table whose first head is this word."""
-    (found,) = [rows[1:] for rows in tables(document) if rows[0][0] == first]
-    return found
+    (result,) = [rows[1:] for rows in tables(document) if rows[0][0] == first]
+    return result
 
 
 @pytest.fixture(scope="module")
@@ -112,18 +112,18 @@ def run_line(line: str) -> None:
 def test_the_options_are_those_of_the_code():
     rows = table("docs/recipes.md", "option")
     for place, name in enumerate(("mae", "crossmae", "simmim", "mim"), start=1):
-        told = {row[0].strip("`"): row[place] for row in rows if row[place]}
+        written = {row[0].strip("`"): row[place] for row in rows if row[place]}
         defaults = {f.name: f.default for f in flags_of(load_recipe(name), skip=("modality",))}
         spelled = {n: ("no", "yes")[d] if isinstance(d, bool) else spell(d) for n, d in defaults.items()}
-        assert told == {n.replace("_", "-"): text for n, text in spelled.items()}, name
+        assert written == {n.replace("_", "-"): text for n, text in spelled.items()}, name
 
 
 def test_recipes_and_commands_are_those_of_the_code():
     named = [row[0].strip("`") for row in table("README.md", "recipe")]
     assert sorted(named[:-1]) == sorted(recipe_cards())
     assert sorted(row[0].strip("`") for row in table("docs/recipes.md", "recipe")) == sorted(recipe_cards())
-    told = [row[0].strip("`").split() for row in table("README.md", "command")]
-    assert [words[1] for words in told] == [*COMMANDS]
+    commands = [row[0].strip("`").split() for row in table("README.md", "command")]
+    assert [words[1] for words in commands] == [*COMMANDS]
 
 
 def test_the_packages_are_those_of_the_code_in_the_order_of_their_imports():

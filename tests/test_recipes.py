@@ -109,7 +109,7 @@ def test_the_compiled_step_is_the_plain_one(dials: dict):
 
 
 @pytest.mark.parametrize(
-    ("dials", "told"),
+    ("dials", "message"),
     [
         ({"hide": "drop", "decoder": "linear"}, "it needs --hide blank"),
         ({"hide": "blank", "decoder": "linear", "blend": "linear"}, "no place in decoder=linear"),
@@ -154,8 +154,8 @@ def test_the_compiled_step_is_the_plain_one(dials: dict):
     ],
     ids=lambda x: name(x) if isinstance(x, dict) else "",
 )
-def test_an_illegal_choice_gets_one_clear_error(dials: dict, told: str):
-    with pytest.raises(ValueError, match=told):
+def test_an_illegal_choice_gets_one_clear_error(dials: dict, message: str):
+    with pytest.raises(ValueError, match=message):
         build(**dials).encode_decode(batch())
 
 
@@ -319,11 +319,11 @@ def test_every_dial_is_a_keyword_with_a_default_and_a_line_of_help(recipe):
 
 def test_dials_mean_the_same_in_every_recipe():
     """A flag's help and its type do not depend on the recipe."""
-    told: dict[str, set[str]] = {}
+    meanings: dict[str, set[str]] = {}
     for recipe in (mae, crossmae, mim):
         for option in options_of(recipe.recipe):
-            told.setdefault(option.name, set()).add(option.meaning)
-    different = {dial for dial, lines in told.items() if len(lines) > 1}
+            meanings.setdefault(option.name, set()).add(option.meaning)
+    different = {dial for dial, lines in meanings.items() if len(lines) > 1}
     assert different <= {"predicted", "blend"}, "whose default and whose decoders differ"
 
 

@@ -182,11 +182,11 @@ def test_rubbish_in_any_file_is_survived(tmp_path, rubbish):
 def test_a_key_of_the_wrong_type_is_survived(tmp_path, wrong):
     run = small_run(tmp_path / "a")
     for path in sorted(run.rglob("*.json")):
-        told = json.loads(path.read_text())
-        for key in told if isinstance(told, dict) else range(len(told)):
-            path.write_text(json.dumps(({**told, key: wrong}) if isinstance(told, dict) else [wrong]))
+        stored = json.loads(path.read_text())
+        for key in stored if isinstance(stored, dict) else range(len(stored)):
+            path.write_text(json.dumps(({**stored, key: wrong}) if isinstance(stored, dict) else [wrong]))
             report(run)
-        path.write_text(json.dumps(told))
+        path.write_text(json.dumps(stored))
     fields = json.loads((run / "metrics.jsonl").read_text().splitlines()[0])
     (run / "metrics.jsonl").write_text("".join(json.dumps(fields | {f: wrong}) + "\n" for f in fields))
     report(run)
@@ -274,10 +274,10 @@ def test_in_a_real_browser(run_a, tmp_path):
         for i, runs in enumerate(([run_a], [run_a, b])):
             page = browser.new_page(viewport={"width": 390, "height": 844}, offline=True)
             said: list[str] = []
-            asked: list[str] = []
+            requests: list[str] = []
             page.on("console", lambda message, said=said: said.append(message.text))
             page.on("pageerror", lambda error, said=said: said.append(str(error)))
-            page.on("request", lambda request, asked=asked: asked.append(request.url))
+            page.on("request", lambda request, requests=requests: requests.append(request.url))
             page.goto(write_report(runs, tmp_path / f"{i}.html").as_uri())
             assert page.evaluate("[...document.images].every(i => i.complete && i.naturalWidth > 0)")
             assert page.evaluate("document.images.length") > 20
@@ -288,5 +288,5 @@ def test_in_a_real_browser(run_a, tmp_path):
             assert page.locator("figure.chart").first.locator("svg.log").is_visible()
             assert not page.locator("figure.chart").first.locator("svg.linear").is_visible()
             assert said == []
-            assert [url for url in asked if not url.startswith(("file:", "data:"))] == []
+            assert [url for url in requests if not url.startswith(("file:", "data:"))] == []
         browser.close()

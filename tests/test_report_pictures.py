@@ -51,16 +51,16 @@ def test_a_grid_that_does_not_divide_the_image_is_refused():
 @pytest.mark.parametrize("channels", [1, 2, 3, 4, 7])
 def test_any_number_of_channels_becomes_viewable_and_says_how(channels):
     image = np.random.default_rng(channels).random((channels, 5, 6)) * 0.2
-    seen = viewable(image)
-    assert seen.shape == (5, 6, 3)
-    assert seen.dtype == np.uint8
+    picture = viewable(image)
+    assert picture.shape == (5, 6, 3)
+    assert picture.dtype == np.uint8
     if channels == 1:
-        assert (seen == np.round(image[0, ..., None] * 255)).all()
+        assert (picture == np.round(image[0, ..., None] * 255)).all()
         assert how_viewed(channels) == ""
     elif channels == 3:
-        assert (seen == np.round(image.transpose(1, 2, 0) * 255)).all()
+        assert (picture == np.round(image.transpose(1, 2, 0) * 255)).all()
     else:
-        assert seen.max() > 240
+        assert picture.max() > 240
         assert "contrast stretched" in how_viewed(channels)
 
 
@@ -84,9 +84,9 @@ def test_attention_is_bright_where_it_is_high():
     image = np.full((16, 32, 3), 100, np.uint8)
     attention = np.zeros((2, 4), np.float32)
     attention[0, 3] = 5.0
-    seen = attention_overlay(image, attention)
-    assert seen.shape == image.shape
-    assert seen[1, -2].sum() > seen[-2, 1].sum() + 150
+    picture = attention_overlay(image, attention)
+    assert picture.shape == image.shape
+    assert picture[1, -2].sum() > picture[-2, 1].sum() + 150
     assert attention_overlay(image, np.ones((2, 4))).shape == image.shape
 
 

@@ -32,8 +32,8 @@ def run(losses=None, *, info=None, **parts) -> RunRecord:
     return RunRecord(Path("a"), "a", info or {"status": "finished", "dials": {"epochs": 10}}, **parts)
 
 
-def only(found: list, level: str):
-    (one,) = [v for v in found if v.level == level]
+def only(verdict: list, level: str):
+    (one,) = [v for v in verdict if v.level == level]
     return one
 
 
@@ -46,23 +46,23 @@ def test_a_good_run_is_healthy_and_says_why():
     good = run(
         signals=signals(heldout_loss=[0.6, 0.42], rankme=[20, 60], feature_std=[0.3, 0.4], feature_dim=[192, 192])
     )
-    found = judge(good)
-    assert [v.level for v in found] == ["ok"]
+    verdicts = judge(good)
+    assert [v.level for v in verdicts] == ["ok"]
     for number in ("0.399", "0.420", "60.0 of 192", "10 epochs", "no update was skipped"):
-        assert number in found[0].sentence
-    assert headline(found).sentence == "Training looks healthy."
+        assert number in verdicts[0].sentence
+    assert headline(verdicts).sentence == "Training looks healthy."
 
 
 def test_no_metrics():
-    found = judge(run(steps=[]))
-    assert "No training step" in only(found, "note").sentence
-    assert headline(found).sentence == "Too early to tell."
+    verdicts = judge(run(steps=[]))
+    assert "No training step" in only(verdicts, "note").sentence
+    assert headline(verdicts).sentence == "Too early to tell."
 
 
 def test_too_short_to_tell():
-    found = judge(run(falling(10)))
-    assert "Too few steps" in only(found, "note").sentence
-    assert headline(found).sentence == "Too early to tell."
+    verdicts = judge(run(falling(10)))
+    assert "Too few steps" in only(verdicts, "note").sentence
+    assert headline(verdicts).sentence == "Too early to tell."
 
 
 @pytest.mark.parametrize(
@@ -75,9 +75,9 @@ def test_a_run_that_did_not_finish(status, level, words):
 
 
 def test_a_loss_that_is_no_number():
-    found = judge(run([*falling(60), math.nan]))
-    assert "at the last step" in only(found, "problem").sentence
-    assert headline(found).level == "problem"
+    verdicts = judge(run([*falling(60), math.nan]))
+    assert "at the last step" in only(verdicts, "problem").sentence
+    assert headline(verdicts).level == "problem"
 
 
 def test_a_loss_that_climbed_has_diverged():
@@ -95,8 +95,8 @@ def test_a_passing_spike_is_no_divergence():
 
 @pytest.mark.parametrize(("skipped", "level"), [(1, "note"), (30, "problem")])
 def test_skipped_updates(skipped, level):
-    found = only(judge(run(steps=log(falling(), skipped=skipped))), level)
-    assert f"{skipped} of 500 update" in found.sentence
+    verdict = only(judge(run(steps=log(falling(), skipped=skipped))), level)
+    assert f"{skipped} of 500 update" in verdict.sentence
 
 
 def test_a_flat_loss():
@@ -105,9 +105,9 @@ def test_a_flat_loss():
 
 
 def test_a_loss_that_still_falls_asks_for_more_epochs():
-    found = judge(run(np.linspace(1, 0.5, 100)))
-    assert "--epochs" in only(found, "note").advice
-    assert headline(found).level == "ok"
+    verdicts = judge(run(np.linspace(1, 0.5, 100)))
+    assert "--epochs" in only(verdicts, "note").advice
+    assert headline(verdicts).level == "ok"
 
 
 def test_noise_at_the_end_is_not_still_falling():
@@ -115,15 +115,15 @@ def test_noise_at_the_end_is_not_still_falling():
 
 
 def test_a_rising_heldout_loss_is_overfitting():
-    found = only(judge(run(signals=signals(heldout_loss=[0.6, 0.45, 0.55]))), "warning")
-    assert "Over-fitting" in found.sentence
-    assert "0.450" in found.sentence
-    assert "epoch 1 " in found.sentence
+    verdict = only(judge(run(signals=signals(heldout_loss=[0.6, 0.45, 0.55]))), "warning")
+    assert "Over-fitting" in verdict.sentence
+    assert "0.450" in verdict.sentence
+    assert "epoch 1 " in verdict.sentence
 
 
 def test_a_gap_to_the_heldout_loss_is_noted():
-    found = only(judge(run(signals=signals(heldout_loss=[0.7, 0.6]))), "note")
-    assert "above the training loss" in found.sentence
+    verdict = only(judge(run(signals=signals(heldout_loss=[0.7, 0.6]))), "note")
+    assert "above the training loss" in verdict.sentence
 
 
 def test_features_without_spread_have_collapsed():
@@ -145,16 +145,16 @@ def test_a_rankme_below_the_untrained_one_is_no_warning():
 
 
 def test_waiting_for_data():
-    found = only(judge(run(steps=log(falling(), data_wait=0.45), info={"settings": {"workers": 2}})), "warning")
-    assert found.sentence.startswith("45.0 % of the training time")
-    assert "with 2 workers" in found.sentence
-    assert "--workers" in found.advice
+    verdict = only(judge(run(steps=log(falling(), data_wait=0.45), info={"settings": {"workers": 2}})), "warning")
+    assert verdict.sentence.startswith("45.0 % of the training time")
+    assert "with 2 workers" in verdict.sentence
+    assert "--workers" in verdict.advice
 
 
 @pytest.mark.parametrize(("count", "level"), [(10_000, "note"), (100, "warning"), (None, "note")])
 def test_broken_files(count, level):
-    found = only(judge(run(broken={f"{i}.jpg": "cut" for i in range(3)}, info={"data": {"count": count}})), level)
-    assert found.sentence.startswith("3 broken files")
+    verdict = only(judge(run(broken={f"{i}.jpg": "cut" for i in range(3)}, info={"data": {"count": count}})), level)
+    assert verdict.sentence.startswith("3 broken files")
 
 
 def test_features_no_better_than_untrained():
@@ -200,12 +200,12 @@ class TestGuided:
         steps = [line for line in lines if line["kind"] == "step"]
         steps[-20]["grad_norm"] = 60.0
         (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-        (found,) = [v for v in judge(read_run(run)) if "Unstable" in v.sentence]
-        assert "rose to 60.0" in found.sentence
-        assert "--student-weight to about 0.3" in found.advice
-        told = json.loads((run / "run.json").read_text())
-        told["dials"]["alpha"] = 0.3
-        (run / "run.json").write_text(json.dumps(told))
+        (result,) = [v for v in judge(read_run(run)) if "Unstable" in v.sentence]
+        assert "rose to 60.0" in result.sentence
+        assert "--student-weight to about 0.3" in result.advice
+        stored = json.loads((run / "run.json").read_text())
+        stored["dials"]["alpha"] = 0.3
+        (run / "run.json").write_text(json.dumps(stored))
         assert not [v for v in judge(read_run(run)) if "Unstable" in v.sentence], (
             "alpha is what counts where it is given"
         )
@@ -227,6 +227,6 @@ class TestGuided:
         line = {"kind": "signals", "step": 1200, "epoch": 30, "attention": even}
         with (run / "metrics.jsonl").open("a") as journal:
             journal.write(json.dumps(line) + "\n")
-        (found,) = [v for v in judge(read_run(run)) if "hardly follow attention" in v.sentence]
-        assert found.level == "note"
-        assert "--temperature" in found.advice
+        (result,) = [v for v in judge(read_run(run)) if "hardly follow attention" in v.sentence]
+        assert result.level == "note"
+        assert "--temperature" in result.advice

@@ -44,9 +44,9 @@ def names(source: Any) -> list[str]:
 
 def test_an_opened_run_says_what_it_is(runs: Path):
     run = Run.open("mae")
-    told = repr(run)
-    for part in ("mae", "finished", "step 12", "3 epochs", "40 images of images (2 held out)", "size=nano", "patch=8"):
-        assert part in told
+    text = repr(run)
+    for word in ("mae", "finished", "step 12", "3 epochs", "40 images of images (2 held out)", "size=nano", "patch=8"):
+        assert word in text
     assert run.config.options["image_size"] == (32,)
     assert [m.name for m in run.modalities] == ["rgb"]
     assert [d.name for d in Run.open("multimae").declared] == ["rgb", "depth", "semseg"]

@@ -33,24 +33,24 @@ def test_operations_are_those_of_a_model_made_of_shapes_alone(name: str):
 
 
 def numbers(module: torch.nn.Module) -> int:
-    tables = sum(part.table.numel() for part in module.modules() if isinstance(part, Positions))
+    tables = sum(submodule.table.numel() for submodule in module.modules() if isinstance(submodule, Positions))
     return sum(t.numel() for t in (*module.parameters(), *module.buffers())) - tables
 
 
 def test_each_stage_is_told_for_itself():
     recipe = make()
-    told = model_metadata(recipe, recipe.encoder.modalities)
-    first, second = told["stages"]
+    metadata = model_metadata(recipe, recipe.encoder.modalities)
+    first, second = metadata["stages"]
     models = [stage.build() for stage in recipe.stages]
     held = [t for m in models for t in (*m.parameters(), *m.buffers())]
     assert not any(t.is_meta for t in held), "what stages share is as it was"
     assert [s["epochs"] for s in (first, second)] == [100, 700]
-    assert first["trained"] == sum(told["parameters"].values()) == trained(models[0])
+    assert first["trained"] == sum(metadata["parameters"].values()) == trained(models[0])
     assert second["trained"] - first["trained"] == 17 * 24, "the head that guesses the student"
     assert first["guides"] == numbers(models[0].teachers["teacher"].encoder)
     assert second["guides"] - first["guides"] == numbers(models[1].teachers["student"].average.copy)
     assert second["flops"] > first["flops"]
-    lines = stage_lines(told)
+    lines = stage_lines(metadata)
     assert lines[0].startswith("  stage 1 of 2, 100 epochs: ")
     assert "of teachers; a step takes " in lines[1]
 
@@ -72,9 +72,9 @@ def test_what_needs_numbers_is_not_counted(monkeypatch: pytest.MonkeyPatch):
 
     object.__setattr__(model.masker, "score", score)
     object.__setattr__(recipe.stages[0], "build", lambda: model)
-    told = model_metadata(recipe, recipe.encoder.modalities)
-    assert told["stages"][0]["flops"] is None
-    assert "GFLOPs" not in stage_lines(told)[0]
+    metadata = model_metadata(recipe, recipe.encoder.modalities)
+    assert metadata["stages"][0]["flops"] is None
+    assert "GFLOPs" not in stage_lines(metadata)[0]
 
 
 def test_the_report_tells_each_stage(tmp_path: Path):
@@ -83,7 +83,7 @@ def test_the_report_tells_each_stage(tmp_path: Path):
         {"epochs": 70, "trained": 12_400_000, "guides": 0, "flops": None},
     ]
     run = fake_run(tmp_path / "run", picture_epochs=1, model={"stages": stages})
-    told = write_report([run]).read_text()
-    assert "10 epochs: 12.0 M trained, 86.0 M of teachers, 8.1 GFLOPs per image; 70 epochs: 12.4 M trained<" in told
+    page = write_report([run]).read_text()
+    assert "10 epochs: 12.0 M trained, 86.0 M of teachers, 8.1 GFLOPs per image; 70 epochs: 12.4 M trained<" in page
     strange = fake_run(tmp_path / "strange", picture_epochs=1, model={"stages": [3, {"flops": "many"}]})
     assert write_report([strange]).exists()

@@ -14,69 +14,69 @@ import pytest
 from unveil.runs.folder import RunFolder, check_writable, choose_folder, is_continuation, read_metadata
 from unveil.training.config import PretrainConfig
 
-ASKED = {"recipe": "mae", "seed": 0, "visible": 0.25}
+CHOSEN = {"recipe": "mae", "seed": 0, "visible": 0.25}
 
 
 def begun(path: Path, **facts: object) -> RunFolder:
     path.mkdir(exist_ok=True)
     run = RunFolder(path)
-    run.update_metadata(asked=ASKED, **{"status": "running", **facts})
+    run.update_metadata(asked=CHOSEN, **{"status": "running", **facts})
     return run
 
 
 class TestIntents:
     @pytest.mark.parametrize("overwrite", [False, True])
     def test_where_nothing_is_a_run_begins(self, tmp_path: Path, overwrite: bool):
-        assert not is_continuation(tmp_path / "new", ASKED, overwrite)
-        assert not is_continuation(tmp_path, ASKED, overwrite)
+        assert not is_continuation(tmp_path / "new", CHOSEN, overwrite)
+        assert not is_continuation(tmp_path, CHOSEN, overwrite)
 
     @pytest.mark.parametrize("status", ["running", "stopped", "failed"])
     def test_the_same_run_unfinished_goes_on_unless_it_is_to_be_replaced(self, tmp_path: Path, status: str):
         begun(tmp_path, status=status)
-        assert is_continuation(tmp_path, ASKED, overwrite=False)
-        assert not is_continuation(tmp_path, ASKED, overwrite=True)
+        assert is_continuation(tmp_path, CHOSEN, overwrite=False)
+        assert not is_continuation(tmp_path, CHOSEN, overwrite=True)
 
     def test_a_finished_run_is_left_alone(self, tmp_path: Path):
         begun(tmp_path, status="finished")
         with pytest.raises(
             ValueError, match=r"finished; .*--init-from .* --continue-schedule tail and a new --out.*--overwrite"
         ):
-            is_continuation(tmp_path, ASKED, overwrite=False)
+            is_continuation(tmp_path, CHOSEN, overwrite=False)
 
     def test_a_finished_run_that_is_to_be_longer_names_the_way(self, tmp_path: Path):
         begun(tmp_path, status="finished")
         with pytest.raises(ValueError, match=r"epochs: None then, 3 now.*--init-from .* --continue-schedule tail"):
-            is_continuation(tmp_path, {**ASKED, "epochs": 3}, overwrite=False)
+            is_continuation(tmp_path, {**CHOSEN, "epochs": 3}, overwrite=False)
         with pytest.raises(ValueError, match="another run") as refusal:
-            is_continuation(tmp_path, {**ASKED, "epochs": 3, "visible": 0.5}, overwrite=False)
+            is_continuation(tmp_path, {**CHOSEN, "epochs": 3, "visible": 0.5}, overwrite=False)
         assert "--init-from" not in str(refusal.value)
 
     def test_another_run_is_refused_with_what_differs(self, tmp_path: Path):
         begun(tmp_path)
         with pytest.raises(ValueError, match=r"visible: 0.25 then, 0.5 now") as refusal:
-            is_continuation(tmp_path, {**ASKED, "visible": 0.5}, overwrite=False)
+            is_continuation(tmp_path, {**CHOSEN, "visible": 0.5}, overwrite=False)
         assert "recipe" not in str(refusal.value)
         with pytest.raises(ValueError, match=r"epochs: None then, 3 now; recipe: 'mae' then, 'crossmae' now"):
-            is_continuation(tmp_path, {**ASKED, "recipe": "crossmae", "epochs": 3}, overwrite=False)
+            is_continuation(tmp_path, {**CHOSEN, "recipe": "crossmae", "epochs": 3}, overwrite=False)
 
     @pytest.mark.parametrize("overwrite", [False, True])
     def test_a_folder_of_other_files_is_never_ours(self, tmp_path: Path, overwrite: bool):
         (tmp_path / "photo.jpg").touch()
         with pytest.raises(ValueError, match="holds files that are no run"):
-            is_continuation(tmp_path, ASKED, overwrite)
+            is_continuation(tmp_path, CHOSEN, overwrite)
 
     def test_a_run_killed_before_it_began_is_begun_again(self, tmp_path: Path):
         run = RunFolder(tmp_path)
         with run.lock():
             (tmp_path / "inspection.json").touch()
-        assert not is_continuation(tmp_path, ASKED, overwrite=False)
+        assert not is_continuation(tmp_path, CHOSEN, overwrite=False)
 
     @pytest.mark.parametrize("text", ['{"asked": {', "[]", "\x00"])
     def test_a_damaged_description_is_named(self, tmp_path: Path, text: str):
         (tmp_path / "run.json").write_text(text)
         with pytest.raises(ValueError, match=r"run.json is damaged"):
-            is_continuation(tmp_path, ASKED, overwrite=False)
-        assert not is_continuation(tmp_path, ASKED, overwrite=True)
+            is_continuation(tmp_path, CHOSEN, overwrite=False)
+        assert not is_continuation(tmp_path, CHOSEN, overwrite=True)
 
 
 class TestRemoving:
@@ -127,10 +127,10 @@ class TestJournal:
         for _ in range(3):
             run.log_metrics({"step": 1})
             run.write_optional_json("broken.json", {})
-        told = capsys.readouterr().err.splitlines()
-        assert len(told) == 2
-        assert "metrics.jsonl cannot be written" in told[0]
-        assert all("training goes on" in line for line in told)
+        stderr = capsys.readouterr().err.splitlines()
+        assert len(stderr) == 2
+        assert "metrics.jsonl cannot be written" in stderr[0]
+        assert all("training goes on" in line for line in stderr)
 
 
 class TestLock:

@@ -26,15 +26,15 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return home
 
 
-def kept(run: Path) -> dict[str, bytes]:
+def files_of(run: Path) -> dict[str, bytes]:
     return {f.parent.name: f.read_bytes() for f in sorted((run / "kept").glob("*/model.safetensors"))}
 
 
 def test_the_weights_of_each_epoch_stay(made: Path):
-    found = kept(made / "run")
-    assert list(found) == ["step-00000003", "step-00000006", "step-00000009"]
-    assert len(set(found.values())) == 3
-    assert found["step-00000009"] == weights(made / "run")[0]
+    result = files_of(made / "run")
+    assert list(result) == ["step-00000003", "step-00000006", "step-00000009"]
+    assert len(set(result.values())) == 3
+    assert result["step-00000009"] == weights(made / "run")[0]
     assert list(checkpoint.weights_by_step(made / "run")) == [3, 6, 9]
     whole = unveil.Run.open(made / "run").checkpoint(2.0)
     assert (whole.state["step"], whole.state["epoch"], whole.optimizer) == (6, 2.0, {})
@@ -42,12 +42,12 @@ def test_the_weights_of_each_epoch_stay(made: Path):
 
 def test_a_run_that_was_killed_keeps_the_same(made: Path, monkeypatch: pytest.MonkeyPatch):
     again = str(made / "again")
-    asked = {"data": str(made / "images"), "out": again, **SETTINGS, "save_minutes": 0.0}
+    options = {"data": str(made / "images"), "out": again, **SETTINGS, "save_minutes": 0.0}
     at_steps(monkeypatch, [7], kill)
     with pytest.raises(Killed):
-        unveil.pretrain(str(made / "tiny.py"), **asked)
-    unveil.pretrain(str(made / "tiny.py"), **asked)
-    assert kept(made / "again") == kept(made / "run")
+        unveil.pretrain(str(made / "tiny.py"), **options)
+    unveil.pretrain(str(made / "tiny.py"), **options)
+    assert files_of(made / "again") == files_of(made / "run")
 
 
 def test_they_are_loaded_measured_and_looked_at(made: Path, capsys: pytest.CaptureFixture[str]):
@@ -57,8 +57,8 @@ def test_they_are_loaded_measured_and_looked_at(made: Path, capsys: pytest.Captu
     assert not torch.equal(first, last)
     data = str(made / "images")
     (early,) = unveil.evaluate(run, data=data, protocol=("knn",), baselines=False, at_epoch=1, device="cpu")
-    told = json.loads((made / "run/eval/epoch-1/knn.json").read_text())
-    assert told["metrics"] == early.metrics
+    stored = json.loads((made / "run/eval/epoch-1/knn.json").read_text())
+    assert stored["metrics"] == early.metrics
     assert not (made / "run/eval/knn.json").exists()
     losses = [
         unveil.evaluate(run, data=data, protocol=("heldout",), baselines=False, at_epoch=epoch, device="cpu")[0].metrics
@@ -66,8 +66,8 @@ def test_they_are_loaded_measured_and_looked_at(made: Path, capsys: pytest.Captu
     ]
     assert losses[1] == losses[2]
     assert losses[0] != losses[2]
-    seen = unveil.analyze_attention(run, device="cpu")
-    assert [line["epoch"] for line in seen["checkpoints"]] == [1, 2, 3]
+    analysis = unveil.analyze_attention(run, device="cpu")
+    assert [line["epoch"] for line in analysis["checkpoints"]] == [1, 2, 3]
     assert journal(made / "run", "step")
     assert unveil.report([run]).exists()
 

@@ -109,8 +109,8 @@ def test_pixels_alone_do_not_give_the_class():
         images = torch.stack([source.image(i) for i in range(count)]).flatten(1).float()
         return torch.nn.functional.normalize(images - images.mean(1, keepdim=True)), torch.tensor(source.labels)
 
-    (known, labels), (asked, truth) = pixels(0, 120), pixels(1, 50)
-    nearest = labels[(asked @ known.T).argmax(1)]
+    (known, labels), (queries, truth) = pixels(0, 120), pixels(1, 50)
+    nearest = labels[(queries @ known.T).argmax(1)]
     assert (nearest == truth).float().mean() < 0.4
 
 

@@ -49,14 +49,14 @@ def test_measures_are_those_of_sklearn(num_classes, seed, count):
     valid = rng.random(count) < 0.8
     valid[0] = True
     confusion = Confusion(num_classes)
-    for part in np.array_split(np.arange(count), 3):  # batches add up
-        confusion.add(*(torch.from_numpy(x[part]) for x in (guess, truth, valid)))
+    for rows in np.array_split(np.arange(count), 3):  # batches add up
+        confusion.add(*(torch.from_numpy(x[rows]) for x in (guess, truth, valid)))
     theirs = metrics.confusion_matrix(truth[valid], guess[valid], labels=range(num_classes))
     assert confusion.counts.tolist() == theirs.tolist()
     present = sorted({*truth[valid], *guess[valid]})
-    found = confusion.metrics()
-    assert found["miou"] == pytest.approx(metrics.jaccard_score(truth[valid], guess[valid], average="macro"))
-    assert found["pixel_accuracy"] == pytest.approx(metrics.accuracy_score(truth[valid], guess[valid]))
+    result = confusion.metrics()
+    assert result["miou"] == pytest.approx(metrics.jaccard_score(truth[valid], guess[valid], average="macro"))
+    assert result["pixel_accuracy"] == pytest.approx(metrics.accuracy_score(truth[valid], guess[valid]))
     each = metrics.jaccard_score(truth[valid], guess[valid], average=None, labels=present)
     assert confusion.iou[present].tolist() == pytest.approx(each.tolist())
     assert confusion.iou.isfinite().sum() == len(present), "a class that is nowhere has no IoU"
@@ -182,15 +182,15 @@ def test_a_kept_training_at_another_size_tells_how_positions_are_resized(red_bar
     """At the training's own size there is nothing to resize, and what was kept by earlier releases stays valid."""
     labels, pair, cache = DenseTarget(LABELS, 2, classes_loss), open_dense(str(red_bars)), ResultCache(tmp_path)
 
-    def kept(side: int, resize: ResizePositions) -> Path | None:
+    def checkpoint_file(side: int, resize: ResizePositions) -> Path | None:
         torch.manual_seed(0)
         encoder = ImageEncoder(Encoder((RGB,), (16,), 4, dim=16, depth=2, heads=2, resize_positions=resize))
         preset = DensePreset(DenseTraining(1, image_size=side), frozen=True)
         trainer = DenseTrainer(encoder, pair, [RGB], labels, preset, Context(cache=cache))
         return trainer.checkpoint.file
 
-    assert kept(16, "interpolate") == kept(16, "extrapolate")
-    assert kept(24, "interpolate") != kept(24, "extrapolate")
+    assert checkpoint_file(16, "interpolate") == checkpoint_file(16, "extrapolate")
+    assert checkpoint_file(24, "interpolate") != checkpoint_file(24, "extrapolate")
 
 
 @pytest.mark.parametrize("resize", ["interpolate", "extrapolate"])

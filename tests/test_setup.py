@@ -31,8 +31,8 @@ def test_checked_functions_still_compile_in_one_graph():
 
     arguments = (torch.rand(2, 3, 4), torch.rand(2, 3, 4), torch.ones(2, 3, 4))
     compiled = torch.compile(l2, fullgraph=True, backend="eager")(*arguments)
-    for found, expected in zip(compiled, l2(*arguments), strict=True):
-        torch.testing.assert_close(found, expected)
+    for result, expected in zip(compiled, l2(*arguments), strict=True):
+        torch.testing.assert_close(result, expected)
 
 
 def test_every_requirement_is_pinned_within_its_range():
@@ -121,7 +121,7 @@ class TestGo:
         """The file itself must parse on any Python 3 for that, so it uses nothing that is new."""
         source = re.sub(r"NEEDED = .*", "NEEDED = (99, 0)", (copy / "go").read_text())
         (copy / "go").write_text(source.replace("(13, 12, 11, 14)", "()"))
-        told = self.go(copy, "test")
-        assert told.returncode == 1
-        assert "needs Python 99.0" in told.stderr
+        printed = self.go(copy, "test")
+        assert printed.returncode == 1
+        assert "needs Python 99.0" in printed.stderr
         ast.parse(source, feature_version=(3, 7))

@@ -51,9 +51,9 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def wait_for(what: str, found, process: subprocess.Popen[str]) -> None:
+def wait_for(what: str, is_there, process: subprocess.Popen[str]) -> None:
     for _ in range(6000):
-        if found():
+        if is_there():
             return
         assert process.poll() is None, process.communicate()[1]
         time.sleep(0.02)
@@ -86,23 +86,23 @@ def test_a_study_that_was_killed_and_stopped_gives_the_same_table(place: Path):
     process = start(place)
     wait_for("the second run", lambda: journal(place / "s").count('"step": 3,') >= 2, process)
     process.send_signal(signal.SIGINT)
-    _, told = process.communicate()
-    assert process.returncode == 130, told
-    assert "unveil study rates.py --scale smoke --out s" in told
+    _, stderr = process.communicate()
+    assert process.returncode == 130, stderr
+    assert "unveil study rates.py --scale smoke --out s" in stderr
 
     process = start(place)
-    out, told = process.communicate()
-    assert process.returncode == 0, told
-    assert "1 of 2 runs are there already" in told
+    out, stderr = process.communicate()
+    assert process.returncode == 0, stderr
+    assert "1 of 2 runs are there already" in stderr
     assert "one seed: no interval, no claim" in out
 
-    asked = load_study("rates.py")
-    jobs = expand(asked, "smoke", Path("s"))
+    planned = load_study("rates.py")
+    jobs = expand(planned, "smoke", Path("s"))
     for job in jobs:  # each by itself and never disturbed
         perform(place / "whole" / "runs" / job.name, {**job.to_dict(), "device": "cpu"})
-    found, undisturbed = ([read_outcome(job, f) for job in jobs] for f in (place / "s", place / "whole"))
+    result, undisturbed = ([read_outcome(job, f) for job in jobs] for f in (place / "s", place / "whole"))
     for key in ("metrics", "curves", "references"):
-        assert [run[key] for run in found] == [run[key] for run in undisturbed]
+        assert [run[key] for run in result] == [run[key] for run in undisturbed]
     results = json.loads((place / "s/results.json").read_text())
     assert {row["metric"] for row in results["rows"]} > {"knn accuracy"}
     assert {row["epoch"] for row in results["along"] if row["metric"] == "knn accuracy"} >= {5.0, 10.0}
@@ -110,40 +110,40 @@ def test_a_study_that_was_killed_and_stopped_gives_the_same_table(place: Path):
     assert (place / "s/report.html").exists()
 
 
-def done(place: Path, asked: Study) -> set[str]:
-    check(asked, "smoke")
-    return Schedule(place / "s", expand(asked, "smoke", Path("s"))).done
+def done(place: Path, planned: Study) -> set[str]:
+    check(planned, "smoke")
+    return Schedule(place / "s", expand(planned, "smoke", Path("s"))).done
 
 
 def test_what_is_done_is_skipped_and_what_changed_is_not(place: Path):
-    asked = load_study("rates.py")
-    at = replace(asked.scales["smoke"], options={"epochs": 1, "batch_size": 10, "image_size": (16,)}, protocols={})
-    asked = replace(asked, scales={"smoke": at})
-    for job in expand(asked, "smoke", Path("s")):
+    planned = load_study("rates.py")
+    at = replace(planned.scales["smoke"], options={"epochs": 1, "batch_size": 10, "image_size": (16,)}, protocols={})
+    planned = replace(planned, scales={"smoke": at})
+    for job in expand(planned, "smoke", Path("s")):
         perform(place / "s/runs" / job.name, {**job.to_dict(), "device": "cpu"})
-    names = {job.name for job in expand(asked, "smoke", Path("s"))}
-    assert done(place, asked) == names
+    names = {job.name for job in expand(planned, "smoke", Path("s"))}
+    assert done(place, planned) == names
 
     on_another_machine = replace(at, options={**at.options, "device": "cuda", "workers": 3})
-    assert done(place, replace(asked, scales={"smoke": on_another_machine})) == names
-    other_rate = replace(asked, arms=(asked.arms[0], Arm("fast", "tiny.py", {"lr": 0.06})))
+    assert done(place, replace(planned, scales={"smoke": on_another_machine})) == names
+    other_rate = replace(planned, arms=(planned.arms[0], Arm("fast", "tiny.py", {"lr": 0.06})))
     assert len(done(place, other_rate)) == 1
-    assert not done(place, replace(asked, scales={"smoke": replace(at, seeds=(1,))}))
-    more = replace(asked, scales={"smoke": replace(at, protocols={"knn": {}})})
+    assert not done(place, replace(planned, scales={"smoke": replace(at, seeds=(1,))}))
+    more = replace(planned, scales={"smoke": replace(at, protocols={"knn": {}})})
     assert not done(place, more)
     assert {job.name for job in expand(more, "smoke", Path("s"))} == names  # measured anew, not trained anew
     Path("tiny.py").write_text(Path("tiny.py").read_text() + "\n# another recipe\n")
-    assert not done(place, asked)
+    assert not done(place, planned)
 
 
 def test_a_run_that_fails_is_told_and_stops_nobody_else(place: Path, capsys: pytest.CaptureFixture[str]):
     Path("rates.py").write_text(FILE.replace('"lr": 0.01', '"lr": 0.01, "init_from": "nowhere"').replace("15", "1"))
     with pytest.raises(ValueError, match="1 of 2 runs failed"):
         study("rates.py", out="s", jobs=2, device="cpu")
-    told = capsys.readouterr()
-    assert "nowhere" in told.out
-    assert "fast" in told.out
-    assert "[1/2]" in told.err
+    printed = capsys.readouterr()
+    assert "nowhere" in printed.out
+    assert "fast" in printed.out
+    assert "[1/2]" in printed.err
 
 
 def test_a_built_in_study_end_to_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -159,18 +159,18 @@ def test_a_built_in_study_end_to_end(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(Schedule, "run", here)
     folder = study("crossmae-mask-ratio", scale="smoke", out=str(tmp_path / "s"), seeds=1, device="cpu")
     assert folder
-    told = (folder / "table.txt").read_text()
+    table = (folder / "table.txt").read_text()
     for arm in ("hides 65 %", "hides 75 %", "hides 85 %", "(untrained)", "(pixels)"):
-        assert arm in told
+        assert arm in table
     assert len(json.loads((folder / "results.json").read_text())["runs"]) == 3
 
 
 def test_a_dry_run_tells_the_cost_and_writes_nothing(place: Path, capsys: pytest.CaptureFixture[str]):
     before = sorted(place.rglob("*"))
     assert study("rates.py", out="s", device="cpu", dry_run=True) is None
-    told = capsys.readouterr().out
-    assert "2 runs, seeds 0, measured by knn" in told
-    assert "FLOPs" in told
+    stdout = capsys.readouterr().out
+    assert "2 runs, seeds 0, measured by knn" in stdout
+    assert "FLOPs" in stdout
     assert sorted(p for p in place.rglob("*") if "__pycache__" not in str(p)) == before
 
 
@@ -203,11 +203,11 @@ def test_options_may_still_be_called_dials(place: Path, capsys: pytest.CaptureFi
     start = old.index('                           {"epochs": 15, "batch')
     old = old[:start] + old[old.index("                           along") :]
     Path("rates.py").write_text(old + "rates = study.arms[0].dials\n")
-    asked = load_study("rates.py")
+    planned = load_study("rates.py")
     assert "note: dials is now options; rates.py has the old name" in capsys.readouterr().err
-    assert asked.arms[0].options == {"lr": 0.01}
-    assert asked.scales["smoke"].options["epochs"] == 15
-    assert replace(asked.arms[0], dials={"lr": 0.02}).options == {"lr": 0.02}  # type: ignore[call-arg]
+    assert planned.arms[0].options == {"lr": 0.01}
+    assert planned.scales["smoke"].options["epochs"] == 15
+    assert replace(planned.arms[0], dials={"lr": 0.02}).options == {"lr": 0.02}  # type: ignore[call-arg]
 
 
 def test_a_folder_of_something_else_is_left_alone(place: Path):

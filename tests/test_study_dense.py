@@ -31,9 +31,9 @@ def street(root: Path) -> Path:
 
 
 def test_the_weight_of_the_student_is_measured_on_pixels_too_at_every_scale(tmp_path: Path):
-    asked = load_study("cmtmae-student-weight")
-    for scale, at in asked.scales.items():
-        given = with_data(asked, scale, data=[f"{s.name}=x" for s in at.settings if s.data is None])
+    planned = load_study("cmtmae-student-weight")
+    for scale, at in planned.scales.items():
+        given = with_data(planned, scale, data=[f"{s.name}=x" for s in at.settings if s.data is None])
         for job in expand(given, scale, tmp_path):
             tasks = {name: e for e in job.evaluate for name in e["protocol"]}
             assert {"knn", "segment"} <= set(tasks) or {"finetune", "segment"} <= set(tasks)
@@ -43,7 +43,7 @@ def test_the_weight_of_the_student_is_measured_on_pixels_too_at_every_scale(tmp_
             if scale != "paper":
                 assert place.parent == tmp_path / "scenes", "all maps of scenes"
                 assert place.name.endswith("seed-1"), "no run is trained on them"
-    seed, *others = expand(with_data(asked, "gpu", dense=[f"scenes base={tmp_path}"]), "gpu", tmp_path)
+    seed, *others = expand(with_data(planned, "gpu", dense=[f"scenes base={tmp_path}"]), "gpu", tmp_path)
     assert next(e for e in seed.evaluate if e["protocol"] == ["segment"])["data"] == str(tmp_path)
     assert len(others) > 1
 
@@ -51,9 +51,9 @@ def test_the_weight_of_the_student_is_measured_on_pixels_too_at_every_scale(tmp_
 @pytest.fixture(scope="module")
 def run_of_smoke(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Job]:
     """The first run of the study, with its measurements."""
-    folder, asked = tmp_path_factory.mktemp("study"), load_study("cmtmae-student-weight")
-    render_settings(asked, "smoke", folder)
-    job = expand(asked, "smoke", folder)[0]
+    folder, planned = tmp_path_factory.mktemp("study"), load_study("cmtmae-student-weight")
+    render_settings(planned, "smoke", folder)
+    job = expand(planned, "smoke", folder)[0]
     perform(folder / "runs" / job.name, {**job.to_dict(), "device": "cpu"})
     return folder, job
 
@@ -68,10 +68,10 @@ def test_a_run_is_measured_on_the_pixels_of_scenes(run_of_smoke: tuple[Path, Job
 def measured_on(address: Path, run_of_smoke: tuple[Path, Job]) -> dict[str, Any]:
     """The segmentation of other images with the same run, which is not trained again."""
     folder, before = run_of_smoke
-    asked = with_data(
+    planned = with_data(
         with_overrides(load_study("cmtmae-student-weight"), "smoke", limit=8), "smoke", dense=[f"{address}"]
     )
-    job = expand(asked, "smoke", folder)[0]
+    job = expand(planned, "smoke", folder)[0]
     assert job.name == before.name
     run = folder / "runs" / job.name
     is_trained = (run / "metrics.jsonl").stat().st_mtime_ns

@@ -17,7 +17,7 @@ from unveil.training.run_metadata import layout_of
 
 
 def test_arms_build_on_runs_of_others_in_the_same_setting_and_seed(tmp_path: Path):
-    asked = Study(
+    planned = Study(
         "?",
         (
             Arm("second", "cmtmae", {"teacher": RunOf("first"), "stage1_epochs": Share(0.25)}),
@@ -26,8 +26,8 @@ def test_arms_build_on_runs_of_others_in_the_same_setting_and_seed(tmp_path: Pat
         "first",
         {"cpu": Scale((Setting("x", "scenes"), Setting("y", "scenes")), (0, 1), {}, {"epochs": 8, "draw": "hard"})},
     )  # fmt: skip
-    check(asked, "cpu")
-    jobs = {(job.arm, job.setting, job.seed): job for job in expand(asked, "cpu", tmp_path)}
+    check(planned, "cpu")
+    jobs = {(job.arm, job.setting, job.seed): job for job in expand(planned, "cpu", tmp_path)}
     assert len({job.name for job in jobs.values()}) == 8
     for (arm, setting, seed), job in jobs.items():
         if arm == "second":
@@ -39,22 +39,22 @@ def test_arms_build_on_runs_of_others_in_the_same_setting_and_seed(tmp_path: Pat
 
 
 def test_weights_on_the_way_are_measured_as_often_as_they_are_kept(tmp_path: Path):
-    asked = load_study("cmtmae-attention")
-    check(asked, "cpu")
-    job = next(job for job in expand(asked, "cpu", tmp_path) if job.arm == "CMT-MAE")
+    planned = load_study("cmtmae-attention")
+    check(planned, "cpu")
+    job = next(job for job in expand(planned, "cpu", tmp_path) if job.arm == "CMT-MAE")
     assert job.pretrain["save_every"] == 4
     assert [e["at_epoch"] for e in job.evaluate if "at_epoch" in e] == [4 * k for k in range(1, 9)]
     assert [e["protocol"] for e in job.evaluate if "at_epoch" not in e] == [["knn", "linear"]]
-    with_none = replace(asked.scales["cpu"], options={"epochs": 8}, along={"knn": {"nonsense": 1}})
+    with_none = replace(planned.scales["cpu"], options={"epochs": 8}, along={"knn": {"nonsense": 1}})
     with pytest.raises(ValueError, match="there is no option 'nonsense'"):
-        check(replace(asked, scales={"cpu": with_none}), "cpu")
+        check(replace(planned, scales={"cpu": with_none}), "cpu")
 
 
 def test_a_study_can_be_done_without_the_arms_that_its_shared_options_are_for(tmp_path: Path):
-    asked = with_overrides(load_study("recipes"), "cpu", arms=["MAE", "CrossMAE"])
-    assert "teacher" in asked.scales["cpu"].options
-    check(asked, "cpu")
-    some, every = expand(asked, "cpu", tmp_path), expand(load_study("recipes"), "cpu", tmp_path)
+    planned = with_overrides(load_study("recipes"), "cpu", arms=["MAE", "CrossMAE"])
+    assert "teacher" in planned.scales["cpu"].options
+    check(planned, "cpu")
+    some, every = expand(planned, "cpu", tmp_path), expand(load_study("recipes"), "cpu", tmp_path)
     assert len(some) == 6
     assert {job.name for job in some} < {job.name for job in every}
 
@@ -65,23 +65,23 @@ NAMES = sorted(studies())
 def test_runs_are_validated_at_the_same_epochs_on_any_machine(tmp_path: Path):
     given = expand(load_study("crossmae-mask-ratio"), "cpu", tmp_path)
     assert {job.pretrain["val_every"] for job in given} == {2.5}
-    asked = load_study("crossmae-mask-ratio")
-    own = replace(asked.scales["cpu"], options={**asked.scales["cpu"].options, "val_every": 5})
-    assert {j.pretrain["val_every"] for j in expand(replace(asked, scales={"cpu": own}), "cpu", tmp_path)} == {5}
+    planned = load_study("crossmae-mask-ratio")
+    own = replace(planned.scales["cpu"], options={**planned.scales["cpu"].options, "val_every": 5})
+    assert {j.pretrain["val_every"] for j in expand(replace(planned, scales={"cpu": own}), "cpu", tmp_path)} == {5}
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_built_in_study_is_possible_at_every_scale(name: str, tmp_path: Path):
-    asked = load_study(name)
-    assert asked.question
-    assert set(asked.scales) == {"smoke", "cpu", "gpu", "paper"}
-    for scale, at in asked.scales.items():
-        check(asked, scale)
-        given = with_data(asked, scale, data=[f"{s.name}=scenes" for s in at.settings if s.data is None])
+    planned = load_study(name)
+    assert planned.question
+    assert set(planned.scales) == {"smoke", "cpu", "gpu", "paper"}
+    for scale, at in planned.scales.items():
+        check(planned, scale)
+        given = with_data(planned, scale, data=[f"{s.name}=scenes" for s in at.settings if s.data is None])
         jobs = expand(given, scale, tmp_path)
         assert len({job.name for job in jobs}) == len(jobs)
-        assert len(jobs) == len(asked.arms_at(scale)) * len(at.settings) * len(at.seeds)
-    assert len(expand(asked, "cpu", tmp_path)) <= 12
+        assert len(jobs) == len(planned.arms_at(scale)) * len(at.settings) * len(at.seeds)
+    assert len(expand(planned, "cpu", tmp_path)) <= 12
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -177,9 +177,9 @@ def test_the_continued_study_starts_from_the_public_file_at_the_published_scale(
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_arms_of_a_built_in_study_are_legal(name: str):
-    asked = load_study(name)
-    at = asked.scales["smoke"]
-    for arm in asked.arms_at("smoke"):
+    planned = load_study(name)
+    at = planned.scales["smoke"]
+    for arm in planned.arms_at("smoke"):
         with torch.device("meta"):  # the shapes alone
             for stage in build(arm, at, at.settings[0]).stages:
                 model = stage.build()
@@ -187,9 +187,9 @@ def test_the_arms_of_a_built_in_study_are_legal(name: str):
 
 
 def test_operations_are_counted_over_the_stages_as_they_are_long():
-    asked = load_study("cmtmae-ladder")
-    at = asked.scales["smoke"]
-    flops = {arm.name: flops_and_epochs(arm, at, at.settings[0])[0] for arm in asked.arms[:2]}
+    planned = load_study("cmtmae-ladder")
+    at = planned.scales["smoke"]
+    flops = {arm.name: flops_and_epochs(arm, at, at.settings[0])[0] for arm in planned.arms[:2]}
     assert flops["MAE"] > 1e6
     assert flops["random masks, teacher targets"] > 1.3 * flops["MAE"]  # the teacher looks at the whole image
 
@@ -209,29 +209,29 @@ def test_what_is_not_there_is_told_with_what_is():
 
 
 def test_data_of_ones_own_takes_the_place_of_a_setting():
-    asked = load_study("cmtmae-student-weight")
-    given = with_data(asked, "gpu", data=["photographs base=scenes:seed=3"])
+    planned = load_study("cmtmae-student-weight")
+    given = with_data(planned, "gpu", data=["photographs base=scenes:seed=3"])
     assert [s.data for s in given.scales["gpu"].settings if s.name.startswith("photographs")] == ["scenes:seed=3"]
     with pytest.raises(ValueError, match="no setting 'photos'"):
-        with_data(asked, "gpu", data=["photos=x"])
+        with_data(planned, "gpu", data=["photos=x"])
 
 
 def test_images_of_ones_own_name_the_setting_of_scenes_that_they_replace(tmp_path: Path):
-    asked = load_study("cmtmae-ladder")
+    planned = load_study("cmtmae-ladder")
     (tmp_path / "sets").mkdir()
     file = tmp_path / "sets" / "birds.parquet"
     file.touch()
     for address, name in ((file, "sets/birds"), (file.parent, "sets"), ("scenes:seed=3", "scenes")):
-        assert [s.name for s in with_data(asked, "cpu", data=[str(address)]).scales["cpu"].settings] == [name]
+        assert [s.name for s in with_data(planned, "cpu", data=[str(address)]).scales["cpu"].settings] == [name]
 
 
 def test_measurements_are_limited_on_demand(tmp_path: Path):
-    asked = with_overrides(load_study("multimae-masks"), "smoke", limit=30)
-    assert {e["limit"] for job in expand(asked, "smoke", tmp_path) for e in job.evaluate} == {30}
+    planned = with_overrides(load_study("multimae-masks"), "smoke", limit=30)
+    assert {e["limit"] for job in expand(planned, "smoke", tmp_path) for e in job.evaluate} == {30}
 
 
 def test_a_share_of_the_epochs_is_that_of_the_run():
     at = Scale((Setting("x", "scenes"),), options={"epochs": 32})
     arm = Arm("a", "cmtmae", {"epochs": Share(0.5), "stage1_epochs": Share(0.25)})
-    found = settled(arm, at, at.settings[0])
-    assert (found["epochs"], found["stage1_epochs"]) == (16, 4)
+    result = settled(arm, at, at.settings[0])
+    assert (result["epochs"], result["stage1_epochs"]) == (16, 4)

@@ -31,9 +31,9 @@ def test_intervals_and_tests_are_scipys():
     rng = torch.Generator().manual_seed(0)
     for count in (2, 3, 5, 9, 40):
         a, b = (torch.randn(count, generator=rng, dtype=torch.float64).tolist() for _ in range(2))
-        found = compare(dict(enumerate(a)), dict(enumerate(b)))
-        assert found is not None
-        assert found.p == pytest.approx(stats.ttest_rel(a, b).pvalue, rel=1e-9)
+        result = compare(dict(enumerate(a)), dict(enumerate(b)))
+        assert result is not None
+        assert result.p == pytest.approx(stats.ttest_rel(a, b).pvalue, rel=1e-9)
         low, high = stats.t.interval(0.95, count - 1, loc=sum(a) / count, scale=stats.sem(a))
         assert estimate(a).half == pytest.approx((high - low) / 2, rel=1e-9)
     for freedom in (1, 2, 7, 100):
@@ -47,10 +47,10 @@ def test_statistics_by_hand():
     assert holm({"a": 0.01, "b": 0.04, "c": 0.03}) == pytest.approx({"a": 0.03, "b": 0.06, "c": 0.06})
     assert estimate([3.0]).half is None
     # t = 2 / (1 / sqrt(3)) = 3.4641 at two degrees of freedom
-    found = compare({0: 1.0, 1: 2.0, 2: 3.0, 9: 0.0}, {0: 0.0, 1: 0.0, 2: 0.0})
-    assert found is not None
-    assert (found.difference.mean, found.difference.count) == (2.0, 3)
-    assert found.p == pytest.approx(0.0742, abs=1e-4)
+    result = compare({0: 1.0, 1: 2.0, 2: 3.0, 9: 0.0}, {0: 0.0, 1: 0.0, 2: 0.0})
+    assert result is not None
+    assert (result.difference.mean, result.difference.count) == (2.0, 3)
+    assert result.p == pytest.approx(0.0742, abs=1e-4)
 
 
 def test_no_claim_is_made_that_does_not_hold():
@@ -143,11 +143,11 @@ def test_how_soon_an_arm_gets_there():
         run("b", 0, 0.3, "short", 12), run("b", 0, 0.5, "long", 32),
         run("c", 0, 0.45, "short", 9), run("c", 0, 0.6, "long", 40),
     ]  # fmt: skip
-    found = {t["arm"]: t for t in time_to_target(runs, ["short", "long"], "knn accuracy")}
-    assert found["a"]["seconds"] == 30  # 0.4 is what all of them reach
-    assert found["b"]["seconds"] == pytest.approx(22)
-    assert found["c"]["at_most"]
-    assert found["c"]["seconds"] == 9
+    result = {t["arm"]: t for t in time_to_target(runs, ["short", "long"], "knn accuracy")}
+    assert result["a"]["seconds"] == 30  # 0.4 is what all of them reach
+    assert result["b"]["seconds"] == pytest.approx(22)
+    assert result["c"]["at_most"]
+    assert result["c"]["seconds"] == 9
 
 
 def test_figures_along_the_way():
@@ -161,9 +161,9 @@ def test_figures_along_the_way():
     assert rows[0]["mean"] == pytest.approx(0.105)
     assert rows[0]["difference"] is None
     assert rows[2]["difference"]["mean"] == pytest.approx(0.1)
-    found = {t["arm"]: t for t in time_to_target(runs, ["scenes"], "knn accuracy")}
-    assert found["a"]["target"] == pytest.approx(0.3)
-    assert (found["a"]["seconds"], found["b"]["seconds"]) == (pytest.approx(40), pytest.approx(80))
+    result = {t["arm"]: t for t in time_to_target(runs, ["scenes"], "knn accuracy")}
+    assert result["a"]["target"] == pytest.approx(0.3)
+    assert (result["a"]["seconds"], result["b"]["seconds"]) == (pytest.approx(40), pytest.approx(80))
     for one in runs:
         one["curves"]["knn accuracy"].append([6.0, 0.4])
         one["seconds_at"].append([6.0, one["seconds_at"][-1][1] * 1.5])
@@ -174,19 +174,19 @@ def test_figures_along_the_way():
         **{"settings": [{"name": "scenes"}], "arms": [], "runs": runs, "remarks": [], "headlines": ["knn accuracy"]},
         **{"rows": arm_rows(runs, "scenes", "a"), "references": [], "along": rows, "times": list(later.values())},
     }
-    told = as_text(outcome)
-    assert "epoch 2" in told
-    assert "knn accuracy, minus a" in told
-    assert "+10.0" in told
+    text = as_text(outcome)
+    assert "epoch 2" in text
+    assert "knn accuracy, minus a" in text
+    assert "+10.0" in text
     page = study_page(outcome)
     assert "Learning curves" in page
     assert "scenes: knn accuracy" in page
 
 
 def test_gathering_reads_what_is_there(tmp_path: Path):
-    asked = load_study("crossmae-mask-ratio")
-    jobs = expand(asked, "smoke", tmp_path)
-    found = gather(asked, "smoke", jobs, tmp_path, {jobs[0].name: "no luck"})
-    assert found["runs"][0]["error"] == "no luck"
-    assert {r["status"] for r in found["runs"]} == {"not begun"}
-    assert found["rows"] == []
+    planned = load_study("crossmae-mask-ratio")
+    jobs = expand(planned, "smoke", tmp_path)
+    result = gather(planned, "smoke", jobs, tmp_path, {jobs[0].name: "no luck"})
+    assert result["runs"][0]["error"] == "no luck"
+    assert {r["status"] for r in result["runs"]} == {"not begun"}
+    assert result["rows"] == []

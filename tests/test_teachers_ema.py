@@ -82,12 +82,12 @@ class TestTheStudentAsTeacher:
     def test_online_it_is_the_student_without_gradient_and_without_weights_of_its_own(self):
         student, on = encoder(), batch()
         tokens = student.embed(on)
-        seen = OnlineTeacher(student, READING).observe(on, tokens, student)
+        observation = OnlineTeacher(student, READING).observe(on, tokens, student)
         assert not list(OnlineTeacher(student, READING).parameters())
-        assert not seen.features.requires_grad
+        assert not observation.features.requires_grad
         truth = student.observe(tokens, READING)
-        assert torch.equal(seen.features, truth.features)
-        assert torch.equal(seen.attention, truth.attention)
+        assert torch.equal(observation.features, truth.features)
+        assert torch.equal(observation.attention, truth.attention)
 
     @pytest.mark.parametrize("wrong", [{"start": 1.1}, {"end": -0.1}, {"until": 0.0}])
     def test_what_no_momentum_can_be(self, wrong: dict):
@@ -105,15 +105,15 @@ class TestAnswersForAll:
         order = torch.rand(3, 24).argsort(dim=1)
         mask = Mask(order[:, :8], order[:, 8:14])
         latents = student(tokens.take(mask.visible))
-        asked = decoder.make_queries(mask, tokens.layout)
+        queries = decoder.make_queries(mask, tokens.layout)
         decoder.outputs = "all"
         every = decoder.make_queries(mask, tokens.layout)
         assert torch.equal(every.ids[:, :8], mask.visible)
-        assert torch.equal(every.ids[:, 8:], asked.ids)
+        assert torch.equal(every.ids[:, 8:], queries.ids)
         assert (every.weight == 1).all()
         answers = decoder(latents, every)
         decoder.outputs = "predicted"
-        torch.testing.assert_close(answers[:, 8:], decoder(latents, asked))
+        torch.testing.assert_close(answers[:, 8:], decoder(latents, queries))
 
     def test_a_visible_token_answers_from_its_own_slot(self):
         """Not from a mask token: where blocks change nothing, its answer is its embedded latent."""

@@ -51,10 +51,10 @@ def public_file(path: Path, channels: int = 3, patch: int = 8) -> Path:
     state["patch_embed.proj.bias"] = tensor(64)
     shapes = {"attn.qkv": (192, 64), "attn.proj": (64, 64), "mlp.fc1": (128, 64), "mlp.fc2": (64, 128)}
     for i in range(2):
-        for part in ("norm1", "norm2"):
-            state |= {f"blocks.{i}.{part}.weight": torch.ones(64), f"blocks.{i}.{part}.bias": tensor(64)}
-        for part, shape in shapes.items():
-            state |= {f"blocks.{i}.{part}.weight": tensor(*shape), f"blocks.{i}.{part}.bias": tensor(shape[0])}
+        for text in ("norm1", "norm2"):
+            state |= {f"blocks.{i}.{text}.weight": torch.ones(64), f"blocks.{i}.{text}.bias": tensor(64)}
+        for text, shape in shapes.items():
+            state |= {f"blocks.{i}.{text}.weight": tensor(*shape), f"blocks.{i}.{text}.bias": tensor(shape[0])}
     save_file(state, path)
     return path
 
@@ -63,18 +63,18 @@ def test_it_sees_the_images_at_the_student_s_cells(tmp_path: Path):
     on = batch()
     pupil = student()
     teacher = load_teacher(str(public_file(tmp_path / "w.safetensors")), pupil, FeatureSpec("cls"))
-    seen = teacher.observe(on, pupil.embed(on), pupil)
-    assert seen.attention is not None
-    assert seen.features is not None
-    assert seen.attention.shape == (3, 1, 24)
-    assert seen.features.shape == (3, 24, teacher.dim)
-    assert seen.layout.grid == (4, 6)
-    assert seen.layout.spans == {"rgb": slice(0, 24)}
-    assert not seen.features.requires_grad
+    observation = teacher.observe(on, pupil.embed(on), pupil)
+    assert observation.attention is not None
+    assert observation.features is not None
+    assert observation.attention.shape == (3, 1, 24)
+    assert observation.features.shape == (3, 24, teacher.dim)
+    assert observation.layout.grid == (4, 6)
+    assert observation.layout.spans == {"rgb": slice(0, 24)}
+    assert not observation.features.requires_grad
     larger = torch.nn.functional.interpolate(on.maps["rgb"], (32, 48), mode="bicubic", antialias=True).clamp(0, 1)
     encoder = teacher.encoder
     expected = encoder.vit((larger - encoder.mean) / encoder.std)[:, 1:]
-    torch.testing.assert_close(seen.features, expected)
+    torch.testing.assert_close(observation.features, expected)
 
 
 def test_it_is_neither_trained_nor_saved():
@@ -90,7 +90,7 @@ def test_it_is_neither_trained_nor_saved():
     teacher = model.teachers["teacher"]
     assert torch.equal(teacher.encoder.vit.embed.weight, before)
     assert teacher.encoder.vit.embed.weight.grad is None
-    assert not any(part.training for part in teacher.modules())
+    assert not any(submodule.training for submodule in teacher.modules())
 
 
 def test_it_moves_with_its_model():
@@ -117,8 +117,8 @@ class Looking(Pixels):
     def __call__(self, batch: Batch, observations: Observations) -> tuple[Tensor, Tensor]:
         values, valid = super().__call__(batch, observations)
         if self.looks:
-            seen = observations["teacher"]
-            values = values + seen.features.mean(-1, keepdim=True) + seen.attention.mean(1)[..., None]
+            observation = observations["teacher"]
+            values = values + observation.features.mean(-1, keepdim=True) + observation.attention.mean(1)[..., None]
         return values, valid
 
 
@@ -129,22 +129,22 @@ def test_it_compiles_within_the_step(query: str, positions: str):
     model = with_teacher(untrained_vit(config, 1), FeatureSpec(query))
     expected = mean_loss(model(batch()))
     compiled = torch.compile(model, fullgraph=True, dynamic=False, backend="aot_eager")
-    found = mean_loss(compiled(batch()))
-    torch.testing.assert_close(found, expected)
-    found.backward()
+    result = mean_loss(compiled(batch()))
+    torch.testing.assert_close(result, expected)
+    result.backward()
 
 
 def test_bf16_where_the_device_has_it(monkeypatch: pytest.MonkeyPatch):
     pupil, on = student(), batch()
     full = load_teacher("random", pupil)
-    seen = full.observe(on, pupil.embed(on), pupil)
+    observation = full.observe(on, pupil.embed(on), pupil)
     monkeypatch.setattr(frozen_file, "has_native_bf16", lambda device: True)
     half = load_teacher("random", pupil)
     dtypes = []
     half.encoder.vit.embed.register_forward_hook(lambda module, given, result: dtypes.append(result.dtype))
     rough = half.observe(on, pupil.embed(on), pupil)
     assert dtypes == [torch.bfloat16]
-    for exact, near in ((seen.attention, rough.attention), (seen.features, rough.features)):
+    for exact, near in ((observation.attention, rough.attention), (observation.features, rough.features)):
         assert near.dtype == torch.float32
         torch.testing.assert_close(near, exact, rtol=0.1, atol=0.1)
 
@@ -156,20 +156,24 @@ def test_bands_are_chosen_and_counted_from_one(tmp_path: Path):
     file = str(public_file(tmp_path / "w.safetensors"))
     pupil, on = student(channels=5), batch(channels=5)
     teacher = load_teacher(file, pupil, channels=(3, 2, 1))
-    seen = teacher.observe(on, pupil.embed(on), pupil).features
+    observation = teacher.observe(on, pupil.embed(on), pupil).features
     turned = Batch({"rgb": on.maps["rgb"][:, [2, 1, 0]]}, on.key, on.progress)
     other = student()
-    torch.testing.assert_close(seen, load_teacher(file, other).observe(turned, other.embed(turned), other).features)
-    assert seen.std() > 0.1
+    torch.testing.assert_close(
+        observation, load_teacher(file, other).observe(turned, other.embed(turned), other).features
+    )
+    assert observation.std() > 0.1
 
 
 def test_a_grey_image_is_repeated(tmp_path: Path):
     file = str(public_file(tmp_path / "w.safetensors"))
     pupil, on = student(channels=1), batch(channels=1)
-    seen = load_teacher(file, pupil).observe(on, pupil.embed(on), pupil).features
+    observation = load_teacher(file, pupil).observe(on, pupil.embed(on), pupil).features
     thrice = Batch({"rgb": on.maps["rgb"].expand(-1, 3, -1, -1)}, on.key, on.progress)
     other = student()
-    torch.testing.assert_close(seen, load_teacher(file, other).observe(thrice, other.embed(thrice), other).features)
+    torch.testing.assert_close(
+        observation, load_teacher(file, other).observe(thrice, other.embed(thrice), other).features
+    )
 
 
 def test_channels_that_do_not_fit(tmp_path: Path):
@@ -192,14 +196,14 @@ def test_resizing_is_told_once_and_warned_of_beyond_a_factor_of_two(tmp_path: Pa
     file = str(public_file(tmp_path / "w.safetensors"))
     for _ in range(2):
         load_teacher(file, student())
-    told = capsys.readouterr().err
-    assert told.count("images of 16 x 24 are resized to 32 x 48 for the teacher") == 1
-    assert told.count("tensors loaded") == 1
-    assert "warning" not in told
+    stderr = capsys.readouterr().err
+    assert stderr.count("images of 16 x 24 are resized to 32 x 48 for the teacher") == 1
+    assert stderr.count("tensors loaded") == 1
+    assert "warning" not in stderr
     load_teacher(str(public_file(tmp_path / "large.safetensors", patch=16)), student())
-    told = capsys.readouterr().err
-    assert "warning: images of 16 x 24 are resized to 64 x 96 for the teacher" in told
-    assert "by a factor of 4" in told
+    stderr = capsys.readouterr().err
+    assert "warning: images of 16 x 24 are resized to 64 x 96 for the teacher" in stderr
+    assert "by a factor of 4" in stderr
     load_teacher(str(public_file(tmp_path / "own.safetensors", patch=4)), student())
     assert "resized" not in capsys.readouterr().err
 
@@ -238,9 +242,9 @@ def test_a_random_teacher_is_of_the_student_s_shape_and_the_seed_s_chance():
     assert torch.equal(ours, theirs)
     assert not torch.equal(ours, other.encoder.vit.embed.weight)
     assert not torch.equal(ours, twin.adapters["rgb"].proj.weight), "nor the student's own numbers"
-    seen = first.observe(on, pupil.embed(on), pupil)
+    observation = first.observe(on, pupil.embed(on), pupil)
     assert torch.equal(first.encoder.vit.position_embedding((4, 6)), sincos_positions((4, 6), 24))
-    assert seen.attention.shape == (3, 2, 24)
+    assert observation.attention.shape == (3, 2, 24)
 
 
 def test_a_reading_that_the_teacher_has_not(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

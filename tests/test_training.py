@@ -75,7 +75,7 @@ def assert_close(a: Trainer, b: Trainer) -> None:
     for (name, x), (_, y) in zip(a.model.named_parameters(), b.model.named_parameters(), strict=True):
         if name.endswith("qkv.bias"):
             x, y = (torch.cat([v.chunk(3)[0], v.chunk(3)[2]]) for v in (x, y))
-        torch.testing.assert_close(x, y, rtol=1e-3, atol=1e-5, msg=lambda told, name=name: f"{name}: {told}")
+        torch.testing.assert_close(x, y, rtol=1e-3, atol=1e-5, msg=lambda message, name=name: f"{name}: {message}")
 
 
 class TestMicroBatches:
@@ -94,9 +94,9 @@ class TestMicroBatches:
         batch = batches(1)[0]
         whole = model.encode_decode(batch).mask
         for samples in (slice(0, 5), slice(5, 16)):
-            part = model.encode_decode(batch[samples]).mask
-            assert torch.equal(part.visible, whole.visible[samples])
-            assert torch.equal(part.predicted, whole.predicted[samples])
+            text = model.encode_decode(batch[samples]).mask
+            assert torch.equal(text.visible, whole.visible[samples])
+            assert torch.equal(text.predicted, whole.predicted[samples])
 
 
 class ModelEma(nn.Module):
@@ -211,10 +211,10 @@ class TestLoop:
         assert keys == [step_key(0, i) for i in range(16)], "of seed and step alone: the same when it is resumed"
 
     def test_held_out_looks_come_at_their_epochs(self, tmp_path: Path):
-        seen: list[tuple[float, int]] = []
+        calls: list[tuple[float, int]] = []
         recipe = build(tmp_path, epochs=5, batch_size=10)
-        train(loop_of(tmp_path, recipe, replace(CPU, val_every=2), lambda m, epoch, step: seen.append((epoch, step))))
-        assert seen == [(0, 0), (2, 4), (4, 8), (5, 10)]
+        train(loop_of(tmp_path, recipe, replace(CPU, val_every=2), lambda m, epoch, step: calls.append((epoch, step))))
+        assert calls == [(0, 0), (2, 4), (4, 8), (5, 10)]
 
     def test_a_stop_that_is_asked_for_in_the_middle_of_a_step_leaves_a_checkpoint(self, tmp_path: Path):
         stop = threading.Event()
@@ -226,9 +226,9 @@ class TestLoop:
         loop = loop_of(tmp_path, build(tmp_path, epochs=5, batch_size=5), replace(CPU, val_every=0.01), ask)
         with pytest.raises(KeyboardInterrupt):
             loop.train(stop, lambda model: None)
-        found, _ = read_latest(tmp_path / "run")
-        assert found is not None
-        assert found.state["step"] == 2  # the step after the one in which it was asked
+        latest, _ = read_latest(tmp_path / "run")
+        assert latest is not None
+        assert latest.state["step"] == 2  # the step after the one in which it was asked
 
     def test_a_stage_starts_from_what_the_encoder_has_become_with_its_moments_and_new_ones_for_new_parts(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -278,10 +278,10 @@ class TestLoop:
         assert count == 3 + MAX_SKIPPED
         from unveil.runs.checkpoint import read_latest
 
-        found, _ = read_latest(tmp_path / "run")
-        assert found
-        assert found.state["skipped"] == MAX_SKIPPED
-        assert all(torch.equal(found.model[name], value) for name, value in good.items())
+        latest, _ = read_latest(tmp_path / "run")
+        assert latest
+        assert latest.state["skipped"] == MAX_SKIPPED
+        assert all(torch.equal(latest.model[name], value) for name, value in good.items())
 
     def test_refused_updates_are_counted_and_their_images_named(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         read = []
@@ -297,24 +297,24 @@ class TestLoop:
 
         monkeypatch.setattr(loop.loader, "_read", spoilt)
         train(loop)
-        told = json.loads((tmp_path / "run" / "nonfinite.json").read_text())
+        stored = json.loads((tmp_path / "run" / "nonfinite.json").read_text())
         lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
         assert [line["skipped"] for line in lines] == [1, 2, 3, 4]  # once in each epoch of 4 steps
-        assert [1 + (u["step"] - 1) // 4 for u in told] == [1, 2, 3, 4]
+        assert [1 + (u["step"] - 1) // 4 for u in stored] == [1, 2, 3, 4]
         name = loop.loader.source.name(poisoned)
-        assert all(name in u["images"] and len(u["images"]) == 5 for u in told)
+        assert all(name in u["images"] and len(u["images"]) == 5 for u in stored)
         assert all(line["loss"] < 5 for line in lines)  # means over the others
 
     def test_a_thread_of_its_own_trains_without_touching_signals(self, tmp_path: Path):
         def use() -> None:
             with stop_on_signal() as stop:
-                found.append(stop.is_set())
+                collected.append(stop.is_set())
 
-        found: list[bool] = []
+        collected: list[bool] = []
         thread = threading.Thread(target=use)
         thread.start()
         thread.join()
-        assert found == [False]
+        assert collected == [False]
 
     def test_no_threads_are_left(self, tmp_path: Path):
         before = threading.active_count()

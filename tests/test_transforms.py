@@ -90,10 +90,10 @@ def test_flips_and_turns_are_uniform_over_their_poses():
     for flip, expected in poses.items():
         view = View((16, 16), crop_scale=(1, 1), crop_ratio=(1, 1), flip=flip)
         cuts = draw_cuts([(16, 16)] * 1600, view, sample_keys(3, 0, range(1600)))
-        seen = Counter(cut.of(image, view.image_size).numpy().tobytes() for cut in cuts)
-        assert len(seen) == expected
+        counts = Counter(cut.of(image, view.image_size).numpy().tobytes() for cut in cuts)
+        assert len(counts) == expected
         share = 1 / expected
-        for count in seen.values():
+        for count in counts.values():
             assert abs(count / 1600 - share) < 5 * math.sqrt(share * (1 - share) / 1600) + 1e-9
 
 

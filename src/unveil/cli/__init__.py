@@ -40,7 +40,7 @@ def main(words: Sequence[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         _say_mistake(error)
         return 2
-    except Exception:
+    except Exception:  # whatever else ends a command is a fault of ours
         traceback.print_exc()
         print("this is a fault of unveil: please report it with the lines above and `unveil doctor`", file=sys.stderr)
         return 1

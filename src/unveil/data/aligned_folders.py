@@ -186,7 +186,7 @@ def _passed_over(root: Path, listed: Listed, read: Collection[str]) -> Counter[s
     others += Counter(
         kind_of(name) for folder, (names, _) in listed.items() for name in names if f"{folder}/{name}" not in read
     )
-    places = {part for folder in listed for part in Path(folder).parts[:1]}
+    places = {top for folder in listed for top in Path(folder).parts[:1]}
     for entry in sorted(root.iterdir()) if "." not in listed else ():
         if entry.name not in places and not entry.name.startswith("."):
             others[f"folder {entry.name}" if entry.is_dir() else kind_of(entry.name)] += 1

@@ -109,8 +109,8 @@ class TableSchema:
         members = self.members[name]
         top = name.removesuffix("." + ".".join(members)) if members else name
         feature: Any = self._features
-        for part in (top, *members):
-            feature = feature.get(part, {}) if isinstance(feature, dict) else {}
+        for column in (top, *members):
+            feature = feature.get(column, {}) if isinstance(feature, dict) else {}
         return feature if isinstance(feature, dict) else {}
 
     def _declared(self, kind: str) -> list[str]:
@@ -232,10 +232,10 @@ def _lists_several(words: list[Any]) -> bool:
     if not all(isinstance(word, str) for word in words):
         return False
     for mark in "|;,":
-        parts = [{part.strip() for part in word.split(mark)} for word in words]
-        counts = Counter(part for word in parts for part in word)
+        parts = [{label.strip() for label in word.split(mark)} for word in words]
+        counts = Counter(label for word in parts for label in word)
         listed = [word for word in parts if len(word) > 1]
-        if listed and all(counts[part] > 1 for word in listed for part in word):
+        if listed and all(counts[label] > 1 for word in listed for label in word):
             return True
     return False
 

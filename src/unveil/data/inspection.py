@@ -162,8 +162,8 @@ class _Moments:
 
     def add(self, image: Shaped[Tensor, "C ..."]) -> None:
         pixels = image.flatten(1)
-        for part in pixels.split(_STRIP, dim=1):  # a photograph in double precision takes eight times its memory
-            share, values = part.shape[1] / pixels.shape[1], to_float(part).double()
+        for strip in pixels.split(_STRIP, dim=1):  # a photograph in double precision takes eight times its memory
+            share, values = strip.shape[1] / pixels.shape[1], to_float(strip).double()
             self.sums += torch.stack([values.mean(1), values.square().mean(1)]) * share
         self.count += 1
 

@@ -134,7 +134,7 @@ def split_addresses(address: str) -> dict[str, str]:
     """What to give for each split, train, val or test, of a folder or a pattern that holds several; else {}."""
     place, columns = split_columns(address)
     if columns.flags:
-        return {s: with_columns(part, columns.image, columns.label) for s, part in split_addresses(place).items()}
+        return {s: with_columns(path, columns.image, columns.label) for s, path in split_addresses(place).items()}
     path = user_path(address)
     if not path.is_dir():
         root, files, _ = list_matches(path, (".parquet",)) if not path.exists() else (path, [], None)

@@ -77,8 +77,8 @@ def _dropped(x: Float[Tensor, "B C h w"], rate: float, rng: SampleRng, name: str
     """Whole channels left out, drawn for each sample by itself, and the others scaled up (Tompson et al., 2015)."""
     if not rate:
         return x
-    kept = (rng.uniform(name, x.shape[1]) >= rate).to(x.dtype) / (1 - rate)
-    return x * kept[:, :, None, None]
+    scale = (rng.uniform(name, x.shape[1]) >= rate).to(x.dtype) / (1 - rate)
+    return x * scale[:, :, None, None]
 
 
 class _BatchNorm(nn.BatchNorm2d):

@@ -278,8 +278,8 @@ class _Views:
 
 def _validated(inputs: _Cached | _Views, lrs: tuple[float, ...]) -> dict[float, float]:
     """The accuracy of each rate on a tenth of the training set, learned on the rest, all heads in one pass."""
-    kept, held_out = stratified_split(inputs.labels, VALIDATION_SHARE, inputs.seed)
-    probe = _train(inputs.subset(kept), lrs)
+    train_rows, held_out = stratified_split(inputs.labels, VALIDATION_SHARE, inputs.seed)
+    probe = _train(inputs.subset(train_rows), lrs)
     features, labels = inputs.of(held_out)
     by_rate = probe.judge(features)
     return {lr: accuracies(scores, labels)["accuracy"] for lr, scores in zip(lrs, by_rate, strict=True)}

@@ -69,10 +69,10 @@ def _shows_main(world: World) -> bool:
     """Whether the main thing fills enough of the picture and not too much of it is covered."""
     rays, main = world.camera.rays(PROBE, PROBE), SEMANTIC_CLASSES.index(CLASSES[world.label])
     semantic = np.array([p.semantic for p in world.parts] + [SKY])
-    seen = (semantic[_cast(world, rays)[1]] == main).mean()
+    share_visible = (semantic[_cast(world, rays)[1]] == main).mean()
     alone = world.only(main)
     whole = (_cast(alone, rays)[1] < len(alone.parts)).mean()
-    return bool(seen >= max(MIN_SHARE, MIN_UNCOVERED * whole))
+    return bool(share_visible >= max(MIN_SHARE, MIN_UNCOVERED * whole))
 
 
 def _cast(world: World, rays: Float[ndarray, "3 H W"]) -> tuple[Float[ndarray, "H W"], Int[ndarray, "H W"]]:
@@ -80,11 +80,11 @@ def _cast(world: World, rays: Float[ndarray, "3 H W"]) -> tuple[Float[ndarray, "
     depth = np.full(rays.shape[1:], np.inf, np.float32)
     hit = np.full(rays.shape[1:], len(world.parts), np.int16)
     windows = _windows(world, *rays.shape[1:])
-    for number, (part, window) in enumerate(zip(world.parts, windows, strict=True)):
+    for number, (p, window) in enumerate(zip(world.parts, windows, strict=True)):
         directions = rays[:, *window]
-        d = (part.inverse @ directions.reshape(3, -1)).reshape(directions.shape)
-        o = part.inverse @ (world.camera.position - part.centre).astype(np.float32)
-        t, nearest = part.solid.hit(o[:, None, None], d), depth[window]
+        d = (p.inverse @ directions.reshape(3, -1)).reshape(directions.shape)
+        o = p.inverse @ (world.camera.position - p.centre).astype(np.float32)
+        t, nearest = p.solid.hit(o[:, None, None], d), depth[window]
         closer = t < nearest
         np.copyto(nearest, t, where=closer)
         np.copyto(hit[window], np.int16(number), where=closer)
@@ -120,16 +120,16 @@ def _shade(world: World, height: int, width: int, samples: int) -> Float[ndarray
     points = world.camera.position.astype(np.float32)[:, None] + t * d
     pixel = np.float32(2 * world.camera.half / min(hit.shape))
     normals, albedo, gloss = np.empty_like(points), np.empty_like(points), np.empty_like(t)
-    for part, start, stop in zip(world.parts, edges[:-1], edges[1:], strict=True):
+    for solid, start, stop in zip(world.parts, edges[:-1], edges[1:], strict=True):
         if start < stop:
             here = slice(start, stop)
-            p = part.inverse @ (points[:, here] - part.centre[:, None])
-            n = part.inverse.T @ part.solid.normal(p)
+            p = solid.inverse @ (points[:, here] - solid.centre[:, None])
+            n = solid.inverse.T @ solid.solid.normal(p)
             normals[:, here] = n = n / np.sqrt(dot(n, n))
-            extent = np.linalg.norm(part.axes, axis=0)
+            extent = np.linalg.norm(solid.axes, axis=0)
             footprint = t[here] * pixel / np.maximum(np.abs(dot(n, d[:, here])), np.float32(1e-3))
-            albedo[:, here] = part.material.albedo(p * extent[:, None], footprint)
-            gloss[here] = part.material.gloss
+            albedo[:, here] = solid.material.albedo(p * extent[:, None], footprint)
+            gloss[here] = solid.material.gloss
     lights = _lights(world, height, width, samples).reshape(3, -1).take(order[: edges[-1]], axis=1)
     colour = _reflect(world, points, normals, albedo, gloss, d, lights, _openness(world, points, edges))
     colour += (world.sky.horizon.astype(np.float32)[:, None] - colour) * np.minimum(np.square(t / HAZE), 1)
@@ -181,12 +181,12 @@ def _shadowed(world: World, points: Vectors, lights: Vectors) -> ndarray:
     x, y, z = frame.astype(np.float32) @ points
     corners = np.tensordot(frame, world.corners, 1)
     low, high = corners.min(2).T - world.light.spread * 3, corners.max(2).T + world.light.spread * 3
-    for part, least, most in zip(world.parts, low.astype(np.float32), high.astype(np.float32), strict=True):
-        if part.solid.bounded:
+    for p, least, most in zip(world.parts, low.astype(np.float32), high.astype(np.float32), strict=True):
+        if p.solid.bounded:
             near = (x > least[0]) & (x < most[0]) & (y > least[1]) & (y < most[1]) & (z < most[2]) & ~dark
             here = np.flatnonzero(near)
-            o = part.inverse @ (points.take(here, axis=1) - part.centre[:, None])
-            dark[here] = part.solid.hit(o, part.inverse @ lights.take(here, axis=1)) < np.inf
+            o = p.inverse @ (points.take(here, axis=1) - p.centre[:, None])
+            dark[here] = p.solid.hit(o, p.inverse @ lights.take(here, axis=1)) < np.inf
     return dark
 
 
@@ -199,9 +199,9 @@ def _openness(world: World, points: Vectors, edges: Int[ndarray, " e"]) -> Value
     for a, b, radius in world.contacts.astype(np.float32):
         far = (np.square(x - a) + np.square(y - b)) / np.square(np.float32(1.25) * radius)
         open_[floor] *= 1 - np.float32(0.55) / (1 + np.square(far))
-    for part in world.parts:
-        if part.semantic == WALL:
-            out, away = part.axes[:, 2], part.axes[:, 2] @ part.centre
+    for p in world.parts:
+        if p.semantic == WALL:
+            out, away = p.axes[:, 2], p.axes[:, 2] @ p.centre
             open_[floor] *= 1 - np.float32(0.4) / (1 + np.square(4 * (out @ points[:, floor] - away)))
     return open_
 

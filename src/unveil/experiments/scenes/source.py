@@ -121,7 +121,7 @@ def parse(address: str) -> SceneSource:
     kind, _, rest = address.partition(":")
     settings: dict[str, int] = {}
     for word in rest.split(",") if rest else ():
-        key, _, value = (part.strip() for part in word.partition("="))
+        key, _, value = (piece.strip() for piece in word.partition("="))
         if kind != "scenes" or key not in ("count", "size", "seed") or key in settings or not value.isdecimal():
             raise ValueError(f"{address!r} has {word!r}: scenes take {ACCEPTED}, as in scenes:size=64,seed=1")
         settings[key] = int(value)

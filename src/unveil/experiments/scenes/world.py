@@ -195,5 +195,5 @@ def draw_world(rng: Generator, label: int) -> World:
     backdrop = _backdrop(rng, camera)
     around, contacts = _things_around(rng, camera, _contact(main), backdrop[1:])
     things = [(CLASSES[label], main), *around]
-    parts = backdrop + [part for name, shapes in things for part in _thing(rng, shapes, name)]
+    parts = backdrop + [p for name, shapes in things for p in _thing(rng, shapes, name)]
     return World(label, tuple(parts), contacts, camera, _light(rng, camera), _sky(rng))
