@@ -10,6 +10,7 @@ from pathlib import Path
 import jaxtyping
 
 ROOT = Path(__file__).resolve().parents[1]
+os.environ["UNVEIL_CACHE"] = "off"  # the user's cache is neither read nor written; tests of a cache name their own
 
 # Shape annotations are checked at every call, which needs the hook before the first import. Two places go without:
 # the command line, whose signatures are read as data, and the modules whose dataclasses are built inside a compiled
