@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
+
+import torch
 
 from ..data.columns import with_columns
 from ..data.modality_config import BUILT_IN, Declared
@@ -23,6 +26,9 @@ from ..modeling.types import Modality, Pool
 from ..recipes.options import accept_python_values
 from ..recipes.run import Run
 from ..runs.console import Progress, log
+from ..runs.hardware import choose_device, choose_precision
+from ..runs.run_config import Precision
+from ..runs.threads import use_threads
 from .load import load
 
 
@@ -52,6 +58,8 @@ def evaluate(
     micro_batch: int = 256,
     at_epoch: float | None = None,
     device: str = "auto",
+    precision: Precision = "auto",
+    threads: int | None = None,
     seed: int = 0,
     **options: object,
 ) -> list[Result]:
@@ -78,6 +86,8 @@ def evaluate(
     micro_batch: images in memory at once
     at_epoch: measure the weights that the run saved then (`pretrain --save-every`); results go to `eval/epoch-<epoch>/`
     device: cpu, cuda, mps; auto takes the best
+    precision: of the encoders: float32 or bf16; auto takes bf16 where the device has it in hardware
+    threads: threads that compute on a CPU; by default all, or one while other programs keep the cores busy
     seed: of splits, probes and fine-tuning
     """
     data = with_columns(data, image_column, label_column)
@@ -103,10 +113,27 @@ def evaluate(
                 note(f"warning: {overlaps[test.address]}")
 
     read: Pool = pool or "mean"
-    context = Context(
-        seed, limit, micro_batch, read, pool is not None, cache=results_so_far, progress=progress, note=note
-    )
+    if threads is not None and threads < 1:
+        raise ValueError(f"--threads is a number of at least 1; got {threads}")
+    on = choose_device(device)
+    if kind != "samples for a run's decoders" and precision == "auto" and choose_precision(precision, on) == "bf16":
+        log("encoders compute in bf16; --precision float32 takes longer, and features agree within rounding")
+    computing = ExitStack()
     try:
+        computing.enter_context(use_threads(threads))
+        is_fixed = on.type != "cpu" or threads is not None or precision == "float32"
+        context = Context(
+            seed=seed,
+            limit=limit,
+            micro_batch=micro_batch,
+            precision=precision,
+            threads=0 if is_fixed else torch.get_num_threads(),
+            pool=read,
+            pool_is_chosen=pool is not None,
+            cache=results_so_far,
+            progress=progress,
+            note=note,
+        )
         if kind == "samples for a run's decoders":
             if stored is None:
                 raise ValueError(f"{', '.join(protocol)} needs a run with its decoders, and {run} is an encoder alone")
@@ -143,6 +170,7 @@ def evaluate(
             note("what was measured is kept: the same command goes on from here")
         raise
     finally:
+        computing.close()
         line.close()
     if stored and data != stored.config.data.address:  # else the card's data are the run's
         results = [replace(r, card=" ".join(filter(None, (r.card, *overlaps.values())))) for r in results]

@@ -118,12 +118,23 @@ class ImageSplit:
     ) -> FeatureSplit:
         """The features of all images, in the memory of the processor."""
 
-        def progress(done: int, total: int) -> None:
-            context.progress(f"{name} of {context.subject}", done, total)
-
+        total = len(self.train) + len(self.test)
         train, test = (
-            extract(encoder, images, context.pool, context.micro_batch, progress, dtype=dtype, inputs=self.inputs)
-            for images in (self.train, self.test)
+            extract(
+                encoder,
+                images,
+                context.pool,
+                context.micro_batch,
+                lambda done, _, before=before: context.progress(  # type: ignore[misc]
+                    f"{name} of {context.subject}", before + done, total
+                ),
+                dtype=dtype,
+                inputs=self.inputs,
+                precision=context.precision,
+                views=context.views,
+                threads=context.threads,
+            )
+            for images, before in ((self.train, 0), (self.test, len(self.train)))
         )
         assert train.labels is not None
         assert test.labels is not None

@@ -11,11 +11,14 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..data.kept_views import KeptViews
 from ..data.loader import Loader
 from ..data.sources import Source, Subset, spread
 from ..data.transforms import CenterView
 from ..modeling.types import Batch, Modality, Pool
 from ..runs.hardware import autocast
+from ..runs.run_config import Precision
+from ..runs.threads import AdaptiveThreads
 from .types import FeatureEncoder, SeveralInputsEncoder
 
 
@@ -41,6 +44,9 @@ def extract(
     limit: int | None = None,
     dtype: torch.dtype = torch.float32,
     inputs: Sequence[str] = (),
+    precision: Precision = "auto",
+    views: KeptViews | None = None,
+    threads: int = 0,
 ) -> ImageFeatures:
     """The features of a source's images, in the source's order.
 
@@ -49,6 +55,9 @@ def extract(
     be read are left out and named in `unreadable`. Of aligned maps, an encoder that reads several has the features of
     all `inputs` together. Raises ValueError when nothing can be read, when the encoder and the images differ in
     channels, when a sample lacks an input, and when a feature is not finite.
+
+    The model computes in `precision`, with `threads` at most where their number follows the load of the CPU. Views are
+    taken from `views`, or kept there for the next encoder.
     """
     read = [m for m in getattr(encoder, "modalities", ()) if m.name in inputs]
     if not read:
@@ -59,9 +68,10 @@ def extract(
     loader = Loader(images, view, batch_size, max_broken=None, cache_bytes=0, modality=maps)
     values: Tensor | None = None
     rows: list[int] = []
-    with closing(loader.in_order()) as batches:
+    adaptive = AdaptiveThreads(threads)
+    with closing(views.in_order(loader) if views else loader.in_order()) as batches:
         for batch, numbers in batches:
-            with torch.inference_mode(), autocast(encoder.device):
+            with adaptive.step(), torch.inference_mode(), autocast(encoder.device, precision):
                 features = _features(encoder, batch.on(encoder.device), pool, bool(read)).to(dtype)
             if values is None:
                 values = torch.empty(len(images), features.shape[1], dtype=dtype)

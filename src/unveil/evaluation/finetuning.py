@@ -23,7 +23,6 @@ from ..data.transforms import CenterView, View
 from ..modeling.optim import learning_rate
 from ..modeling.rng import SampleRng
 from ..modeling.types import Batch
-from ..runs.hardware import autocast
 from .datasets import ImageSplit
 from .fit import FitCheckpoint, fit
 from .results import Key
@@ -155,7 +154,7 @@ class EncoderTraining(ABC, Generic[T]):
         is_frozen = not any(p.requires_grad for p in model.get_submodule("encoder").parameters())
         self.depth = StochasticDepth(own.branches(), 0.0 if is_frozen else settings.drop_path)
         common = {"weights": context.cache.checksum(encoder), "subject": context.subject}
-        common |= {"seed": self.seed, "on": self.device.type}
+        common |= {"seed": self.seed, "on": self.device.type, **context.precision_facts(self.device)}
         self.checkpoint = FitCheckpoint(context.cache.checkpoint({**key, **common}), context.note)
 
     @abstractmethod
@@ -180,6 +179,7 @@ class EncoderTraining(ABC, Generic[T]):
             batch_size=loader.batch_size,
             ema=ema,
             checkpoint=self.checkpoint,
+            threads=self.context.threads,
             progress=self.context.progress,
         )
         return loader
@@ -315,7 +315,7 @@ class FineTuner(EncoderTraining[tuple[Batch, Int[Tensor, " B"], Mix]]):
         size = self.micro_batch
         for x, y, key in zip(images.split(size), targets.split(size), rng.key.split(size), strict=True):
             self.depth.draw(SampleRng(key))
-            with autocast(self.device):
+            with self.context.autocast(self.device):
                 scores = self.model(x)
             yield F.cross_entropy(scores.float(), y, reduction="sum") / len(images)
 
@@ -340,7 +340,7 @@ class FineTuner(EncoderTraining[tuple[Batch, Int[Tensor, " B"], Mix]]):
         scores, rows = [], []
         with closing(loader.in_order()) as batches, torch.inference_mode():
             for batch, numbers in batches:
-                with autocast(self.device):
+                with self.context.autocast(self.device):
                     scores.append(self.model(batch.on(self.device).marked("rgb")).float())
                 rows.append(numbers)
         logits, labels = torch.cat(scores), torch.tensor(test.numbers)[torch.cat(rows)].to(self.device)

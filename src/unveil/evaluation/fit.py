@@ -17,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from ..runs.checkpoint import optimizer_tensors, restore_optimizer, write_weights
+from ..runs.threads import AdaptiveThreads
 
 SAVE_EVERY = 30.0  # seconds between two checkpoints, where epochs are shorter
 
@@ -37,6 +38,7 @@ def fit(
     batch_size: int,
     ema: float = 0.0,
     checkpoint: FitCheckpoint | None = None,
+    threads: int = 0,
     progress: Callable[[str, int, int], None] = lambda what, done, total: None,
 ) -> None:
     """Train `model` on `batches(epoch)` for some epochs.
@@ -45,18 +47,21 @@ def fit(
     `rate` is the learning rate at a point of training counted in epochs; a group of the optimizer takes `scale` times
     that. With `ema` the weights end as their moving average of this decay. A `checkpoint` resumes the training after
     its last stored epoch, provided that `batches` and `losses` depend on nothing but the epoch and the weights.
-    `progress` is called with (`name`, images done, images in all).
+    On a CPU it computes with `threads` at most, where their number follows the load. `progress` is called with
+    (`name`, images done, images in all).
 
     Raises ValueError with `name` and `advice` after an epoch whose loss is not finite; an `advice` of None accepts it.
     """
     checkpoint = checkpoint or FitCheckpoint(None)
     average = [p.detach().clone() for p in model.parameters()] if ema else []
     start, steps = checkpoint.load(model, optimizer, average)
+    adaptive = AdaptiveThreads(threads)
     for epoch in range(start, epochs):
         total: Tensor | float = 0.0
         with closing(batches(epoch)) as stream:  # its threads end here
             for step, batch in enumerate(stream):
-                total += update(optimizer, losses(batch), rate(epoch + step / steps_per_epoch))
+                with adaptive.step():
+                    total += update(optimizer, losses(batch), rate(epoch + step / steps_per_epoch))
                 steps += 1
                 if average:
                     follow(average, model, ema, steps)

@@ -8,6 +8,7 @@ from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from typing import Any, cast
 
+from ..data.kept_views import KeptViews
 from .datasets import ImageSplit
 from .dense.data import DenseData
 from .results import Result
@@ -32,6 +33,8 @@ def run_protocols(
     if isinstance(data, ImageSplit):
         for encoder in subjects.values():
             data.check_channels(encoder)
+    if len(subjects) > 1:
+        context = replace(context, views=KeptViews())
     scores: dict[str, dict[str, Score]] = {name: {} for name in protocols}
     seconds = dict.fromkeys(protocols, 0.0)
     for subject, model in subjects.items():
@@ -54,6 +57,8 @@ def run_protocols(
             scores[name][SCRATCH if score.trains_encoder and subject == UNTRAINED else subject] = score
 
     common: dict[str, object] = {"seed": context.seed}
+    if not isinstance(data, HeldOutSamples):  # whose models compute in float32
+        common |= context.precision_facts(subjects[THIS_RUN].device)
     held_out = ""
     if isinstance(data, ImageSplit):
         common["image_sizes"] = {subject: list(model.image_size) for subject, model in subjects.items()}
@@ -87,6 +92,7 @@ def run_cached(name: str, protocol: EvaluationProtocol, subject: Any, data: Any,
     key = {"protocol": name, "options": asdict(cast("Any", protocol)), "seed": context.seed}
     key |= {"subject": context.subject, "weights": context.cache.checksum(subject), "image_size": subject.image_size}
     key |= {"pool": context.pool, "images": identity}
+    key |= context.precision_facts(subject.device)
     if (stored := context.cache.get(key)) is not None:
         return Score(**stored)
     score = protocol.run(subject, data, context)

@@ -13,7 +13,10 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from ..data.kept_views import KeptViews
 from ..modeling.types import Batch, Modality, Pool
+from ..runs.hardware import autocast, choose_precision
+from ..runs.run_config import Precision
 from .results import ResultCache
 
 Needs = Literal["features", "images", "dense", "model"]
@@ -41,7 +44,9 @@ class Score:
 class Context:
     """How an evaluation runs its protocols: the same for all of them, but for the name of the subject.
 
-    `limit` caps the images of each set, `micro_batch` the images in the encoder at once. Where `pool` was not chosen
+    `limit` caps the images of each set, `micro_batch` the images in the encoder at once. `precision` is that of every
+    encoder, `threads` the most threads of a CPU where their number follows its load (0 keeps it). `views` holds the
+    images that several encoders read. Where `pool` was not chosen
     by the user (`pool_is_chosen`), that of a protocol with a `pool` of its own comes first. `is_trained` is false for
     the untrained baseline. `progress` is called with (what is done, images done, images in all), `note` with a sentence
     on what was chosen for the user. `cache` holds what an interrupted evaluation has measured.
@@ -50,6 +55,9 @@ class Context:
     seed: int = 0
     limit: int | None = None
     micro_batch: int = 256
+    precision: Precision = "auto"
+    threads: int = 0
+    views: KeptViews | None = None
     pool: Pool = "cls"
     pool_is_chosen: bool = True
     subject: str = THIS_RUN
@@ -57,6 +65,15 @@ class Context:
     cache: ResultCache = field(default_factory=ResultCache)
     progress: Callable[[str, int, int], None] = lambda what, done, total: None
     note: Callable[[str], None] = lambda text: None
+
+    def autocast(self, device: torch.device) -> torch.autocast:
+        """The context of an encoder's forward pass on a device: bf16 or float32."""
+        return autocast(device, self.precision)
+
+    def precision_facts(self, device: torch.device) -> dict[str, object]:
+        """The precision where it is not float32, for the settings of a result."""
+        chosen = choose_precision(self.precision, device)
+        return {} if chosen == "float32" else {"precision": chosen}
 
     def of(self, protocol: EvaluationProtocol) -> Context:
         """The same, with the pool that this protocol reads."""

@@ -73,9 +73,9 @@ def cpu_quota(cgroup: Path) -> float:
     return float(quota) / float(period) if limited else math.inf
 
 
-def autocast(device: torch.device) -> torch.autocast:
-    """Mixed precision for models that are evaluated or fine-tuned: bfloat16 where the device has it, else float32."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=has_native_bf16(device))
+def autocast(device: torch.device, precision: Precision = "auto") -> torch.autocast:
+    """Mixed precision for models that are evaluated or fine-tuned, as `choose_precision` says."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=choose_precision(precision, device) == "bf16")
 
 
 def reading_threads(workers: int | None = None) -> ThreadPoolExecutor:

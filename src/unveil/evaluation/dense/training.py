@@ -20,7 +20,6 @@ from ...data.modality_config import declare
 from ...data.transforms import Sample
 from ...modeling.rng import SampleRng
 from ...modeling.types import Batch, Modality
-from ...runs.hardware import autocast
 from ..datasets import unreadable_facts
 from ..finetuning import EncoderTraining
 from ..types import Context, FeatureEncoder, Needs, Score
@@ -203,7 +202,7 @@ class DenseTrainer(EncoderTraining[Batch]):
         for start in range(0, len(batch), self.micro_batch):
             micro = batch[start : start + self.micro_batch]
             self.depth.draw(SampleRng(micro.key))
-            with autocast(self.device):
+            with self.context.autocast(self.device):
                 predictions = self.model.predictions(micro)
             losses = [
                 w * self.target.loss(prediction, micro.maps[name], micro.valid[name]) for w, prediction in predictions
@@ -238,7 +237,7 @@ class DenseTrainer(EncoderTraining[Batch]):
             windows = cut[start : start + self.micro_batch]
             keys = torch.zeros(len(windows), dtype=torch.int64)
             batch = collate(windows, keys, self.inputs, self.view.image_size).on(self.device)
-            with autocast(self.device):
+            with self.context.autocast(self.device):
                 outputs += list(self.model(batch).cpu())
         predictions = []
         for sample, (_, made), size, own in zip(samples, wholes, sizes, corners, strict=True):

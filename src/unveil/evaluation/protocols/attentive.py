@@ -92,6 +92,7 @@ class Attentive:
             name=f"attentive probe of {context.subject}",
             advice="check the encoder's weights",
             batch_size=batch_size,
+            threads=context.threads,
             progress=context.progress,
         )
         return Score(

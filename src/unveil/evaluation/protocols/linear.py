@@ -17,7 +17,6 @@ from torch.optim import Optimizer
 from ...data.loader import Loader
 from ...data.transforms import View
 from ...modeling.optim import warmup_cosine
-from ...runs.hardware import autocast
 from ..datasets import ImageSplit, LabelledImages, stratified_split, unreadable_facts
 from ..features import extract
 from ..fit import FitCheckpoint, fit
@@ -159,6 +158,8 @@ class _Cached:
 
         return of_epoch
 
+    threads = 0
+
     def checkpoint(self, lrs: tuple[float, ...]) -> FitCheckpoint | None:
         """None: a training on cached features takes seconds."""
         return None
@@ -199,6 +200,7 @@ class _Views:
         self.encoder, self.data, self.epochs, self.context = encoder, data, epochs, context
         self.labels, self.num_classes, self.seed = data.train_labels, data.num_classes, context.seed
         self.name, self.device, self.progress = f"linear probe of {context.subject}", encoder.device, context.progress
+        self.threads = context.threads
         view = View(encoder.image_size, CROP_SCALE, oversize="clip")
         self.loader = Loader(data.train, view, BATCH_SIZE, context.seed, max_broken=None)
         self.unreadable_test: tuple[str, ...] = ()
@@ -208,7 +210,7 @@ class _Views:
         self.dim = self._features(blank).shape[1]
 
     def _features(self, images: Tensor) -> Float[Tensor, "B D"]:
-        with torch.no_grad(), autocast(self.device):
+        with torch.no_grad(), self.context.autocast(self.device):
             return self.encoder.features(images, self.context.pool).float()
 
     def peak(self, lr: float) -> float:
@@ -237,10 +239,18 @@ class _Views:
         key = {"learns": "linear", "weights": own.cache.checksum(self.encoder), "images": self.data.identity}
         key |= {"lrs": lrs, "epochs": self.epochs, "seed": self.seed, "pool": own.pool, "subject": own.subject}
         key |= {"on": self.device.type, "image_size": self.encoder.image_size}
+        key |= own.precision_facts(self.device)
         return FitCheckpoint(own.cache.checkpoint(key), own.note, self.loader.unreadable)
 
     def _centre_views(self, images: LabelledImages) -> Labelled:
-        taken = extract(self.encoder, images, self.context.pool, self.context.micro_batch)
+        taken = extract(
+            self.encoder,
+            images,
+            self.context.pool,
+            self.context.micro_batch,
+            precision=self.context.precision,
+            threads=self.context.threads,
+        )
         self.unreadable_test = taken.unreadable
         assert taken.labels is not None
         return taken.values.to(self.device), taken.labels.to(self.device)
@@ -342,6 +352,7 @@ def _train(inputs: _Cached | _Views, lrs: tuple[float, ...]) -> _Probe:
         advice=None if len(lrs) > 1 else "give lower --lrs",
         batch_size=inputs.batch_size,
         checkpoint=inputs.checkpoint(lrs),
+        threads=inputs.threads,
         progress=inputs.progress,
     )
     return probe
