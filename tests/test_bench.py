@@ -332,6 +332,7 @@ class TestMemory:
 
 class TestCommand:
     def test_from_flags_to_file(self, tmp_path: Path, capsys, monkeypatch):
+        monkeypatch.setattr("unveil.experiments.bench.products.SIDE", 64)
         seen = []
 
         class Watched(Stepper):

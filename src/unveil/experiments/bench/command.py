@@ -6,18 +6,23 @@ import importlib.metadata
 import os
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import closing
 from datetime import UTC, datetime
 from functools import partial
+from itertools import count
 from json import dumps
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import psutil
 import torch
 
 from ..._version import __version__
+from ...data.loader import Loader
+from ...data.sources import Source, open_source
+from ...data.transforms import View
+from ...modeling.types import Batch
 from ...recipes.options import accept_python_values
 from ...runs.atomic import write_json
 from ...runs.console import Progress, log, user_path
@@ -28,7 +33,8 @@ from .contenders import select_contenders
 from .flops_and_memory import MEANING, StepCost, peak, step_cost
 from .goals import judge_goals
 from .modes import AUTO, How, split_names
-from .products import SIDE, Product, Rates, record_products, seconds_alone
+from .products import Product, Rates, record_products, seconds_alone
+from .profile import StepProfile, patch_profile
 from .results import Entry, Peak, Results, format_results
 from .timing import Seconds, Stepper, interleave
 from .work import Contender, Work
@@ -54,6 +60,8 @@ def bench(
     rounds: int | None = None,
     memory: bool = True,
     compile: bool = False,
+    profile: bool = False,
+    data: str | None = None,
     device: str = "auto",
     threads: int | None = None,
     seed: int = 0,
@@ -77,6 +85,9 @@ def bench(
     rounds: turns of each contender; by default 10 on a processor, 30 on a GPU
     memory: measure peak memory too, each contender in a process of its own
     compile: compile the steps with torch.compile
+    profile: also where the time of each step goes, by kind of operation, how far each kind is from its limit, and what
+        limits the step
+    data: with profile, images that are loaded for the profiled steps, so that it shows how long they wait for them
     device: cpu, cuda, cuda:1, mps; auto takes the best
     threads: threads of the processor; by default as many as torch takes
     seed: of weights, images and masks
@@ -90,6 +101,9 @@ def bench(
         if number is not None and number < 1:
             raise ValueError(f"{name} is a whole number, at least 1; got {number}")
     file = writable(out) if out else None
+    if data is not None and not profile:
+        raise ValueError("--data is for --profile, which shows the time that steps wait for it; give both, or neither")
+    source = None if data is None else open_source(data)
     given = {"size": size, "patch": patch, "image_size": tuple(image_size), "batch_size": batch_size}
     work = work_of(preset, given, seed, chosen)
     modes, skipped = _modes(precision, chosen, compile)
@@ -111,7 +125,9 @@ def bench(
             for c in present
         }
         check_room(costs, megabytes, chosen)
-        seconds, peaks = bench_of.time(products, rounds)
+        with patch_profile(profile):
+            seconds, peaks = bench_of.time(products, rounds)
+            profiles = bench_of.profile(peaks, source) if profile else {}
         used = torch.get_num_threads()
 
     entries = tuple(
@@ -124,6 +140,7 @@ def bench(
             {mode: seconds[c.name, mode] for mode in of_name[c.name]},
             {mode: peaks[c.name, mode] for mode in of_name[c.name]},
             bench_of.chosen.get(c.name),
+            {mode: profiles[c.name, mode] for mode in of_name[c.name] if profile},
         )
         for c in present
     )
@@ -163,6 +180,7 @@ class _Bench:
         ours = [c for c in contenders if AUTO in modes[c.name]]
         self.settings = {c.name: choose_settings(c, work, device) for c in ours}
         self.chosen = {name: mode_of(settings) for name, settings in self.settings.items()}
+        self.steppers: dict[str, Stepper] = {}
 
     def mode(self, name: str, mode: str) -> str:
         """The mode that `auto` stands for; any other is itself."""
@@ -176,7 +194,7 @@ class _Bench:
         steps = {}
         by_type: dict[torch.dtype, set[Product]] = {}
         for c in self.contenders:
-            stepper = Stepper(c.build(self.work), batch, self.device, c.period)
+            stepper = self.steppers[c.name] = Stepper(c.build(self.work), batch, self.device, c.period)
             for mode in self.modes[c.name]:
                 if mode == AUTO:
                     stepper.settings[mode] = self.settings[c.name]
@@ -190,12 +208,34 @@ class _Bench:
                 measured = {dtype: rate.measure() for dtype, rate in rates.items()}
                 for c in self.contenders if done > 0 else ():
                     for mode in self.modes[c.name]:
-                        square, each = measured[How.of(self.mode(c.name, mode)).dtype]
+                        dtype = How.of(self.mode(c.name, mode)).dtype
+                        square, each = measured[dtype]
                         alone = seconds_alone(products[c.name], each) / c.period
-                        peaks[c.name, mode].append(Peak(2 * SIDE**3 / square, alone))
+                        peaks[c.name, mode].append(Peak(rates[dtype].square.flops / square, alone))
                 progress.update("warming up" if done < 1 else f"round {done} of {of}", done, of)
 
             return interleave(steps, rounds, _WARMUP, after_round), peaks
+
+    def profile(
+        self, peaks: Mapping[tuple[str, str], Sequence[Peak]], source: Source | None
+    ) -> dict[tuple[str, str], StepProfile]:
+        """Where the time of each step goes, by contender and mode; on the images of a source, or those at hand."""
+        profiles = {}
+        for (name, mode), measured in peaks.items():
+            log(f"profiling {name} in {mode} ...")
+            how, peak = How.of(self.mode(name, mode)), max(p.square for p in measured)
+            with closing(self._batches(source)) as batches:
+                given = None if source is None else batches
+                profiles[name, mode] = self.steppers[name].profile(mode, how, peak, given)
+        return profiles
+
+    def _batches(self, source: Source | None) -> Generator[Batch]:
+        if source is not None:
+            size = min(self.work.batch_size, len(source))
+            loader = Loader(source, View(self.work.sides, (0.2, 1.0)), size, self.work.seed)
+            for epoch in count():
+                with closing(cast("Generator[Batch]", loader.batches(epoch))) as batches:
+                    yield from batches
 
 
 def work_of(preset: str | None, given: Mapping[str, Any], seed: int, device: torch.device) -> Work:

@@ -8,6 +8,7 @@ from typing import Any
 
 from ...runs import console
 from .modes import How
+from .profile import StepProfile, format_profile
 from .timing import Quartiles, Seconds, quartiles, speed
 from .work import Work
 
@@ -37,6 +38,7 @@ class Entry:
     seconds: Mapping[str, Sequence[Seconds]]
     peaks: Mapping[str, Sequence[Peak]] = field(default_factory=dict)
     chosen: str | None = None
+    profiles: Mapping[str, StepProfile] = field(default_factory=dict)
 
     def how(self, mode: str) -> How:
         """The precision of a mode, and whether it is compiled."""
@@ -173,5 +175,9 @@ def format_results(results: Results) -> str:
         base = results.base_mode(mode)
         lines += ["", mode + (f", beside {results.entries[0].summary} in {base}" if base != mode else "")]
         lines += [mode_table(results, mode)]
+    for mode in results.modes:
+        for entry in results.of_mode(mode):
+            if mode in entry.profiles:
+                lines += ["", format_profile(f"{entry.name}, {mode}", entry.profiles[mode])]
     lines += ["", *(f"not timed: {name}: {why}" for name, why in results.skipped.items())]
     return "\n".join(lines)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import astuple, dataclass
 from functools import partial
 from typing import Any, TypeVar
@@ -17,6 +17,7 @@ from ...modeling.types import Batch
 from ...training.trainer import Settings, Trainer
 from .contenders import Ours
 from .modes import How
+from .profile import StepProfile, profile_step, record_traffic
 from .work import TimedModel
 
 K = TypeVar("K")
@@ -109,7 +110,7 @@ class Stepper:
         trainer = Trainer(self.model.model, self.optim, self.settings.get(mode, settings))
         trainer.optimizer = self.optimizer  # one set of moments for all modes
         trainer.forward = self.marks.of_forward(trainer.forward)
-        return partial(trainer.update, self.batch, self.optim.peak_lr)
+        return lambda: trainer.update(self.batch, self.optim.peak_lr)
 
     def _update_peer(self, forward: Callable[[Batch], Tensor], how: How) -> None:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=how.precision == "bf16"):
@@ -119,6 +120,25 @@ class Stepper:
             group["lr"] = self.optim.peak_lr
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
+
+    def profile(self, mode: str, how: How, peak: float, batches: Iterator[Batch] | None = None) -> StepProfile:
+        """Where the time of a step goes in a mode that computes like `how`; it is given the next of `batches`, if any,
+        and `peak` is in FLOPs per second.
+        """
+        module = self.model.model
+
+        def step() -> float:
+            began = time.perf_counter()
+            if batches is not None:
+                self.batch = next(batches).on(self.device)
+            waited = time.perf_counter() - began
+            self.step(mode)
+            return waited
+
+        self.step(how.precision)
+        traffic = record_traffic(module, self.optimizer, lambda: self.step(how.precision))
+        step()  # compiles, where the mode is that of no earlier step
+        return profile_step(module, step, traffic, peak, self.device, self.period, how.compile)
 
 
 class Marks:

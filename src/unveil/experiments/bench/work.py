@@ -52,7 +52,7 @@ class Work:
 
 
 class TimedModel(nn.Module):
-    """A module `Batch -> loss`, with hooks around a step as the training loop calls them."""
+    """A module `Batch -> loss`, with a hook before a step as the training loop calls it."""
 
     def __init__(self, model: nn.Module):
         super().__init__()
@@ -60,9 +60,6 @@ class TimedModel(nn.Module):
 
     def before_step(self, step: int) -> None:
         """Sets the number of the step, for modules that do not run in every one."""
-
-    def after_step(self) -> None:
-        """Updates EMAs of the student, which is counted as part of the step."""
 
 
 @dataclass(frozen=True)
