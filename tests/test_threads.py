@@ -132,7 +132,7 @@ class Costs:
 
     def __init__(self, one: float = 9.0, float32: float = 9.0, compiled: float | Exception = 9.0, larger: float = 1.0):
         self.one, self.float32, self.compiled, self.larger = one, float32, compiled, larger
-        self.tried, self.batches = [], []
+        self.tried, self.batches, self.others = [], [], 0.1
 
     def __call__(self, recipe, settings: Settings, batch: int, modalities) -> float:
         is_single = torch.get_num_threads() == 1
@@ -149,6 +149,7 @@ class Costs:
 def chosen(monkeypatch, costs: Costs, planned: float = 100.0, largest: int = 0, **options) -> tuple[Settings, float]:
     torch.set_num_threads(2)
     monkeypatch.setattr("unveil.training.timing.measure_step", costs)
+    monkeypatch.setattr("unveil.training.timing.processor_use", lambda: costs.others)
     config = PretrainConfig("mae", **options)
     most = adaptive_threads(config, torch.device("cpu"))
     settings = Settings("cpu", "bf16", 16, False, 10.0, 1.0, adaptive_threads=most)
@@ -171,6 +172,10 @@ def test_what_is_given_or_does_not_pay_is_not_tried(monkeypatch):
     chosen(monkeypatch, costs := Costs(one=0.1, float32=0.1), precision="bf16", threads=2, compile="off", planned=4000)
     assert costs.tried == [(False, "bf16", False)]
     chosen(monkeypatch, costs := Costs(compiled=0.1), planned=100.0)
+    assert not any(is_compiled for *_, is_compiled in costs.tried)
+    costs = Costs(compiled=0.1)
+    costs.others = 0.7  # of the processor is in use by other programs
+    chosen(monkeypatch, costs, planned=4000.0)
     assert not any(is_compiled for *_, is_compiled in costs.tried)
     chosen(monkeypatch, costs := Costs(one=0.3, compiled=0.1), planned=4000.0)  # its threads would stay at one
     assert not any(is_compiled for *_, is_compiled in costs.tried)

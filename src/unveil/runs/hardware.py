@@ -154,3 +154,8 @@ def git_commit() -> str | None:
     except (OSError, subprocess.TimeoutExpired):
         return None
     return process.stdout.strip() or None if process.returncode == 0 else None
+
+
+def processor_use() -> float:
+    """The share of all cores that other programs use, measured over a second in which this one waits."""
+    return float(psutil.cpu_percent(interval=1.0)) / 100

@@ -19,7 +19,7 @@ from ..modeling.rng import sample_keys
 from ..modeling.types import Batch, Modality
 from ..recipes.recipe import Recipe
 from ..runs.console import log
-from ..runs.hardware import choose_precision, memory_total
+from ..runs.hardware import choose_precision, memory_total, processor_use
 from .config import PretrainConfig
 from .trainer import Settings, Trainer
 
@@ -28,6 +28,7 @@ _LONG = 5.0  # seconds of an update that is timed only once
 TRIALS_FROM = 60.0  # seconds of training from which alternatives are timed before it
 COMPILE_FROM = 540.0  # and from which one of them is the compiled step: a tenth faster pays for a minute of compiling
 FASTER = 0.9  # of the time, below which an alternative is taken
+BUSY = 0.5  # of the cores in other programs' use, from which compiling takes too long
 LARGER = 0.8  # of the time of an image, below which a batch of twice the size is taken: it halves the updates
 
 
@@ -95,7 +96,7 @@ def choose_fastest(
 
     One thread or all, bf16 or float32 are timed, then batches of twice the size up to `largest`; for a run of ten
     minutes (`planned`, in seconds) also the compiled step, since compiling takes about a minute and fixes the number
-    of threads: all of them, or it is not tried.
+    of threads: on a machine that is quiet, and with all of them, or it is not tried.
     """
 
     def seconds(of: Settings) -> float:
@@ -118,7 +119,8 @@ def choose_fastest(
         if (took := seconds(larger)) >= LARGER * 2 * best:
             break
         settings, best = larger, took
-    if config.compile == "auto" and planned >= COMPILE_FROM and torch.get_num_threads() >= settings.adaptive_threads:
+    all_threads = torch.get_num_threads() >= settings.adaptive_threads
+    if config.compile == "auto" and planned >= COMPILE_FROM and all_threads and processor_use() < BUSY:
         log("compiling the step, to see whether that pays ...")
         compiled = replace(settings, compile=True)
         try:

@@ -15,7 +15,6 @@ from json import dumps
 from pathlib import Path
 from typing import Any, Literal, cast
 
-import psutil
 import torch
 
 from ..._version import __version__
@@ -26,7 +25,15 @@ from ...modeling.types import Batch
 from ...recipes.options import accept_python_values
 from ...runs.atomic import write_json
 from ...runs.console import Progress, log, user_path
-from ...runs.hardware import choose_device, git_commit, has_native_bf16, memory_total, num_cores, versions
+from ...runs.hardware import (
+    choose_device,
+    git_commit,
+    has_native_bf16,
+    memory_total,
+    num_cores,
+    processor_use,
+    versions,
+)
 from ...runs.threads import use_threads
 from .chosen import choose_settings, mode_of
 from .contenders import select_contenders
@@ -114,7 +121,7 @@ def bench(
         log(f"{name} is left out: {why}")
 
     with use_threads(threads):
-        busy = psutil.cpu_percent(interval=1.0) / 100
+        busy = processor_use()
         if busy > _BUSY:
             log(f"warning: other programs keep the processor {busy:.0%} busy; the times are less reliable")
         products = {c.name: record_products(c, work) for c in present}
