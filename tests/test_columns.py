@@ -17,8 +17,8 @@ from PIL import Image
 import unveil
 from unveil.cli import main
 from unveil.data.columns import Columns, split_columns, with_columns
-from unveil.data.parquet import ParquetSource
 from unveil.data.sources import open_source
+from unveil.data.table import TableSource
 from unveil.evaluation.datasets import ImageSplit
 from unveil.experiments.study.command import naming_columns, with_data
 from unveil.experiments.study.design import Scale, Setting, Study
@@ -335,6 +335,6 @@ def test_tables_are_sent_to_other_processes(tmp_path: Path):
     import pickle
 
     source = open_source(with_columns(two(tmp_path), "right", "kind"))
-    assert isinstance(source, ParquetSource)
+    assert isinstance(source, TableSource)
     again = pickle.loads(pickle.dumps(source))
     assert torch.equal(again.image(3), source.image(3))

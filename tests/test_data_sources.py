@@ -210,7 +210,7 @@ def test_parquet_reads_in_any_order_with_little_memory(tmp_path, monkeypatch):
     source = open_source(write_parquet(tmp_path / "data.parquet", cells(10)))
     for i in (9, 0, 5, 9, 3, 1):
         assert int(source.image(i)[0, 0, 0]) == i
-    assert len(source._held) == 1
+    assert len(source.rows._held) == 1
 
 
 def test_parquet_travels_to_another_process(tmp_path):

@@ -23,9 +23,10 @@ def inspect(
 
     Of a folder with one folder for each modality the alignment is checked, and samples that lack a map are listed.
 
-    data: a folder of images, a Parquet file, or scenes; with modalities, a folder that holds one for each
-    image_column: the column of a Parquet file that holds the images, where there are several
-    label_column: the column of a Parquet file that holds the classes, whatever its name
+    data: a folder of images, a Parquet file, hf:OWNER/NAME, FOLDER.lance, or scenes; with modalities, a folder or a
+        table that holds one for each
+    image_column: the column of a table that holds the images, where there are several
+    label_column: the column of a table that holds the classes, whatever its name
     modalities: rgb, depth, semseg, or .toml files that declare others; by default those that have a folder
     limit: decode at most so many images for the statistics of pixels
     """

@@ -19,20 +19,20 @@ from torch import Tensor
 from ..modeling.types import to_float
 from ..runs.console import suggest, user_path
 from .decode import EXTENSIONS, Unreadable
-from .listing import existing_folder, folder_labels, kind_of, list_files, none_found
+from .listing import existing_folder, folder_labels, is_table, kind_of, list_files, none_found
 from .modality_config import BUILT_IN, Declared
 from .read_map import READ, Map, as_npy, read_map
 from .sources import SampleSource, Source, open_source, opener_of, read_bytes
 from .transforms import Sample, as_sample
 
-_NEEDED = "Several modalities are read from a folder that holds one for each, or from scenes"
+_NEEDED = "Several modalities are read from a folder that holds one for each, a table, or scenes"
 INTEGERS = tuple(kind for kind in EXTENSIONS if kind not in (".tif", ".tiff"))  # whole numbers: no NaN is among them
 PathByStem = Mapping[str, str]  # below the root
 Listed = dict[str, tuple[list[str], Counter[str]]]  # folder -> the files in it that can be read, and the others by kind
 
 
 def open_samples(address: str | Path, declared: tuple[Declared, ...]) -> SampleSource:
-    """The samples at an address: a folder with one of files for each modality, or `scenes[:k=v,...]`.
+    """The samples at an address: a folder with one of files for each modality, a table, or `scenes[:k=v,...]`.
 
     The samples are all stems that any modality has. Raises FileNotFoundError for a folder that is not there,
     ValueError for modalities that share no stem with the first, and for what scenes do not hold.
@@ -42,6 +42,10 @@ def open_samples(address: str | Path, declared: tuple[Declared, ...]) -> SampleS
         raise ValueError("no modality is declared; name at least one, such as rgb")
     if opener := opener_of(text):
         return cast("SampleSource", opener(text, declared))
+    if is_table(text):
+        from .table_samples import open_table_samples  # pyarrow is imported where there is a table
+
+        return open_table_samples(text, declared)
     root = existing_folder(text, _NEEDED)
     listed: Listed = {}
     files = {d.name: _files_of(root, d.folder, d.suffix, f"modality {d.name!r}", listed) for d in declared}
@@ -76,6 +80,10 @@ def open_images(address: str | Path, channels: int | None = None, declared: Sequ
     """
     root = user_path(address)
     first = next((d for d in declared if d.modality.role != "output"), None)
+    if first is not None and is_table(str(address)):
+        from .table_samples import open_table_samples  # pyarrow is imported where there is a table
+
+        return open_table_samples(str(address), (first,), declared)
     if root.is_dir() and (aligned_modalities(address) or (first is not None and (root / first.folder).is_dir())):
         return open_samples(address, (first or BUILT_IN["rgb"],))
     return open_source(address, channels)

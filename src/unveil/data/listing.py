@@ -12,6 +12,7 @@ from ..runs.console import suggest, user_path
 from .columns import split_columns, with_columns
 from .decode import EXTENSIONS
 
+HUB, LANCE = "hf:", ".lance"  # what the address of a data set of the Hub begins with, and of a Lance one ends with
 PICTURES = (*EXTENSIONS, ".parquet")  # what a source of images is read from
 
 SPLITS = {  # the names that folders and Parquet files of each split go by
@@ -130,11 +131,26 @@ def is_parquet(path: str) -> bool:
     return path.lower().endswith(".parquet")
 
 
+def is_table(address: str) -> bool:
+    """Whether an address is one of a table by its spelling: a Parquet file or pattern, a Lance or a Hub data set."""
+    place = split_columns(address)[0]
+    return place.startswith(HUB) or place.lower().endswith((".parquet", LANCE)) or _holds_tables(place)
+
+
+def _holds_tables(place: str) -> bool:
+    root = user_path(place)
+    return root.is_dir() and any(root.glob("*.parquet")) and not any(entry.is_dir() for entry in root.iterdir())
+
+
 def split_addresses(address: str) -> dict[str, str]:
     """What to give for each split, train, val or test, of a folder or a pattern that holds several; else {}."""
     place, columns = split_columns(address)
     if columns.flags:
         return {s: with_columns(path, columns.image, columns.label) for s, path in split_addresses(place).items()}
+    if address.startswith(HUB):
+        from .hub_datasets import hub_splits  # which reads names of this module
+
+        return hub_splits(address)
     path = user_path(address)
     if not path.is_dir():
         root, files, _ = list_matches(path, (".parquet",)) if not path.exists() else (path, [], None)

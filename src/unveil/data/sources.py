@@ -12,16 +12,18 @@ from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
-from typing import Protocol, cast, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, cast, runtime_checkable
 
 from jaxtyping import Shaped
 from torch import Tensor
 
 from ..runs.console import user_path
-from .columns import Columns, split_columns
+from .columns import split_columns
 from .decode import EXTENSIONS, Unreadable, decode, read_header, to_channels
 from .encoded import EncodedPicture, encoded_picture
 from .listing import (
+    HUB,
+    LANCE,
     PICTURES,
     folder_labels,
     is_parquet,
@@ -37,7 +39,11 @@ from .modality_config import Declared
 from .read_map import Map
 from .transforms import Sample
 
+if TYPE_CHECKING:  # pyarrow is imported where there is a table
+    from .table import Rows
+
 _HEADERS_READ = 64  # files that decide how many channels a source has
+_NEEDED = "Data is a folder of images, a .parquet file, hf:OWNER/NAME, or scenes"
 SOURCES = "unveil.sources"  # the group of entry points
 
 Opener = Callable[[str, tuple[Declared, ...]], "Source"]
@@ -102,10 +108,13 @@ class SampleSource(Samples, Source, Protocol):
     def settled(self, declared: tuple[Declared, ...]) -> SampleSource: ...
 
 
-def open_source(address: str | Path, channels: int | None = None, *, as_recorded: bool = False) -> Source:
+def open_source(
+    address: str | Path, channels: int | None = None, *, as_recorded: bool = False, as_rows: bool = False
+) -> Source:
     """The source at an address: a folder of images or Parquet files, a file or pattern of them, or `scenes[:k=v,...]`.
 
-    `photos.parquet:image=left,label=species` names columns. `channels` overrides what the images' headers say: 1 weighs
+    Tables are also `hf:owner/name` and `FOLDER.lance`. `photos.parquet:image=left,label=species` names columns; with
+    `as_rows` none of a table is chosen. `channels` overrides what the images' headers say: 1 weighs
     colour to grey, 3 repeats grey. Raises FileNotFoundError where nothing is there, `ValueError` where no images are,
     where pictures and Parquet files could both be meant, and, unless it is `as_recorded` in a run, where files are of
     several splits, such as train and test, or several columns hold images.
@@ -120,6 +129,8 @@ def open_source(address: str | Path, channels: int | None = None, *, as_recorded
         return source
     place, columns = split_columns(text)
     path = user_path(place)
+    if (rows := _other_rows(place)) is not None:
+        return _open_table(text, rows, channels, Counter(), as_recorded, as_rows)
     if path.is_dir():
         root, (files, others) = path, list_files(path, PICTURES)
     elif is_parquet(path.name) and path.exists():
@@ -128,11 +139,13 @@ def open_source(address: str | Path, channels: int | None = None, *, as_recorded
         kind = kind_of(path.name)
         advice = "give the folder it is in" if kind in EXTENSIONS else way_from([kind])
         advice = advice or "no images are read from such a file"
-        raise ValueError(f"{text!r} is a file: {advice}. Data is a folder of images, a .parquet file, or scenes")
+        raise ValueError(
+            f"{text!r} is a file: {advice}. Data is a folder of images, a .parquet file, hf:OWNER/NAME, or scenes"
+        )
     else:
         root, files, others = list_matches(path, PICTURES)
         if not files and not others:
-            raise FileNotFoundError(missing(path, "Data is a folder of images, a .parquet file, or scenes"))
+            raise FileNotFoundError(missing(path, _NEEDED))
     if not files:
         raise ValueError(f"no images in {text!r}: {none_found(others, PICTURES)}")
     shards = [name for name in files if is_parquet(name)]
@@ -149,7 +162,10 @@ def open_source(address: str | Path, channels: int | None = None, *, as_recorded
     if not as_recorded:
         refuse_splits(text, root, files)
     if shards:
-        return _open_parquet(text, [root / name for name in shards], channels, others, columns, as_recorded)
+        from .parquet import ParquetRows
+
+        rows = ParquetRows([root / name for name in shards])
+        return _open_table(text, rows, channels, others, as_recorded, as_rows)
     if columns.flags:
         raise ValueError(
             f"{columns.flags} names a column of Parquet files, and {place!r} holds pictures; leave it out, or write it"
@@ -259,15 +275,30 @@ def class_of(source: Source, index: int) -> str | None:
     return class_name(source, source.labels[index]) if has_label and source.labels is not None else None
 
 
-def _open_parquet(
-    address: str, paths: list[Path], channels: int | None, others: Counter[str], columns: Columns, as_recorded: bool
+def _open_table(
+    address: str, rows: Rows, channels: int | None, others: Counter[str], as_recorded: bool, as_rows: bool
 ) -> Source:
-    from .parquet import ParquetSource
+    from .table import TableSource
 
-    source = ParquetSource(address, paths, channels or 3, others, columns, as_recorded=as_recorded)
-    if channels is None:
+    columns = split_columns(address)[1]
+    source = TableSource(address, rows, channels or 3, others, columns, as_recorded=as_recorded, as_rows=as_rows)
+    if channels is None and not as_rows:
         source.channels = most_common_channels(source)
     return source
+
+
+def _other_rows(place: str) -> Rows | None:
+    """The rows of a data set of the Hub or of a Lance file; None for any other address."""
+    if place.startswith(HUB):
+        from .hub_datasets import hub_rows
+
+        return hub_rows(place)
+    path = user_path(place)
+    if path.suffix.lower() == LANCE and path.is_dir():
+        from .lance_files import LanceRows
+
+        return LanceRows(path)
+    return None
 
 
 def read_bytes(path: Path, name: str) -> bytes:

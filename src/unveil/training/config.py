@@ -29,9 +29,9 @@ class PretrainConfig:
     recipe: a recipe's name, or a file of your own
     config: a YAML file with options, such as the `config.yaml` of a run folder; options given beside it override it
     save_config: write all options, as they are resolved for this data and machine, to a YAML file, and do not train
-    data: a folder of images, a Parquet file, or scenes (rendered here); with modalities, a folder that holds one for
-        each, or scenes
-    image_column: the column of a Parquet file that holds the images, where there are several
+    data: a folder of images, a Parquet file, hf:OWNER/NAME, FOLDER.lance, or scenes (rendered here); with modalities, a
+        folder that holds one for each, a table with a column for each, or scenes
+    image_column: the column of a table that holds the images, where there are several
     modalities: rgb, depth, semseg, or .toml files that declare others; by default what the recipe reads
     group_by: keeps a patient or a scene on one side of the split: a level of the path (1 is the first folder), or a
         regex with one group
