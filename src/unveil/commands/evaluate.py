@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 from contextlib import ExitStack
 from dataclasses import replace
-from functools import cache
 from pathlib import Path
 
 import torch
@@ -54,6 +54,7 @@ def evaluate(
     pool: Pool | None = None,
     inputs: tuple[str, ...] = (),
     baselines: bool = True,
+    cache: bool = True,
     limit: int | None = None,
     micro_batch: int = 256,
     at_epoch: float | None = None,
@@ -82,6 +83,7 @@ def evaluate(
     inputs: the maps to read of aligned folders, of those that the encoder knows, such as rgb, depth or both; by
         default the first
     baselines: measure raw pixels and the untrained encoder too; where the encoder is trained, from scratch
+    cache: take scores of baselines on the same images from an earlier command, and keep them in ~/.cache/unveil
     limit: use at most so many images of each source
     micro_batch: images in memory at once
     at_epoch: measure the weights that the run saved then (`pretrain --save-every`); results go to `eval/epoch-<epoch>/`
@@ -103,7 +105,7 @@ def evaluate(
     def progress(task: str, done: int, total: int) -> None:
         line.update(f"{task}: {done:,} of {total:,} images", done, total, task)
 
-    note = cache(line.log)  # each message once
+    note = functools.cache(line.log)  # each message once
     overlaps: dict[str, str] = {}  # by the address of test images
 
     def check_test(test: Source) -> None:
@@ -164,7 +166,7 @@ def evaluate(
                 sources = open_sets(data, test_data, encoder.channels, group_by, seed, declared, chosen)
                 images = ImageSplit.of(*sources, limit, seed, tuple(d.name for d in chosen))
                 check_test(images.test)
-            results = run_protocols(protocols, encoders, images, context)
+            results = run_protocols(protocols, encoders, images, context, cache)
     except KeyboardInterrupt:
         if not results_so_far.is_empty:
             note("what was measured is kept: the same command goes on from here")

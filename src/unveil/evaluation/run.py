@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from typing import Any, cast
 
 from ..data.kept_views import KeptViews
+from .baselines import MeasuredBaseline, MeasuredBaselines
 from .datasets import ImageSplit
 from .dense.data import DenseData
 from .results import Result
@@ -22,11 +23,13 @@ def run_protocols(
     subjects: Mapping[str, Any],
     data: ImageSplit | DenseData | HeldOutSamples,
     context: Context | None = None,
+    reuse: bool = False,
 ) -> list[Result]:
     """One result per protocol, in their order: the subject named "this run" beside the others, its baselines.
 
     Features are extracted once per subject. The baseline named "untrained" is training from scratch where a protocol
-    trains the encoder; one that a protocol cannot measure is left out. The same call gives the same numbers. Raises
+    trains the encoder; one that a protocol cannot measure is left out. With `reuse` scores of baselines are taken from
+    an earlier evaluation of the same images, and kept for the next. The same call gives the same numbers. Raises
     ValueError, before any image is read, for channels that do not fit, and for a run that a protocol cannot measure.
     """
     context = context or Context()
@@ -37,23 +40,32 @@ def run_protocols(
         context = replace(context, views=KeptViews())
     scores: dict[str, dict[str, Score]] = {name: {} for name in protocols}
     seconds = dict.fromkeys(protocols, 0.0)
+    measured = MeasuredBaselines(data, context) if reuse and isinstance(data, ImageSplit) else None
     for subject, model in subjects.items():
         own = replace(context, subject=subject, is_trained=subject != UNTRAINED)
+        is_baseline = subject != THIS_RUN and any(p.needs == "features" for p in protocols.values())
+        known = measured.of(model, own) if measured and is_baseline else None
         features: FeatureSplit | None = None
         for name, protocol in protocols.items():
-            if protocol.needs == "features" and features is None:
-                assert isinstance(data, ImageSplit)
-                features = data.features(model, own).to(model.device)
-            given = features if protocol.needs == "features" else data
-            start = time.perf_counter()
-            score = run_cached(name, protocol, model, given, own.of(protocol))
-            seconds[name] += time.perf_counter() - start
+            score = known.score(name, protocol, own.seed) if known else None
+            if score is not None:
+                own.note(f"{name} of {subject}: as measured before on the same images (--no-cache measures it again)")
+            else:
+                if protocol.needs == "features" and features is None:
+                    assert isinstance(data, ImageSplit)
+                    features = _features(data, model, own, known)
+                given = features if protocol.needs == "features" else data
+                start = time.perf_counter()
+                score = run_cached(name, protocol, model, given, own.of(protocol))
+                seconds[name] += time.perf_counter() - start
+                if isinstance(given, FeatureSplit) and score is not None:
+                    score = replace(score, settings={**score.settings, **given.facts})
+                    if known:
+                        known.keep_score(name, protocol, own.seed, score)
             if score is None:
                 if subject == THIS_RUN:
                     raise ValueError(f"{name} reads the encoder's tokens, and this encoder gives features only")
                 continue
-            if isinstance(given, FeatureSplit):
-                score = replace(score, settings={**score.settings, **given.facts})
             scores[name][SCRATCH if score.trains_encoder and subject == UNTRAINED else subject] = score
 
     common: dict[str, object] = {"seed": context.seed}
@@ -83,6 +95,17 @@ def run_protocols(
             )
         )
     return results
+
+
+def _features(data: ImageSplit, model: Any, context: Context, known: MeasuredBaseline | None) -> FeatureSplit:
+    """The features of a subject, on its device; those of a baseline are taken from an earlier evaluation, or kept."""
+    if known is not None and (earlier := known.features()) is not None:
+        context.note(f"features of {context.subject}: as extracted before (--no-cache extracts them again)")
+        return earlier.to(model.device)
+    features = data.features(model, context)
+    if known is not None:
+        known.keep_features(features)
+    return features.to(model.device)
 
 
 def run_cached(name: str, protocol: EvaluationProtocol, subject: Any, data: Any, context: Context) -> Score | None:
