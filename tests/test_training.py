@@ -254,7 +254,7 @@ class TestLoop:
 
     def test_every_stage_has_a_step_however_short(self, tmp_path: Path):
         loop = loop_of(tmp_path, build(tmp_path, stages=2, epochs=0.02, batch_size=10))
-        assert loop.ends == [1, 2]
+        assert loop.schedule.ends == [1, 2]
         train(loop)
 
     def test_twenty_in_a_row_end_the_run_with_the_last_good_weights(

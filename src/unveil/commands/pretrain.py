@@ -161,7 +161,17 @@ def _train(run: RunFolder, setup: TrainingSetup, config: PretrainConfig, group: 
         monitor = ValidationMonitor(run, setup.train, setup.held_out, setup.modalities, recipe.view.image_size)
         validate = monitor if group.is_rank_zero else _skip_validation
         header = {k: setup.metadata[k] for k in ("unveil", "recipe", "dials", "modality", "model")}
-        loop = Loop(run, recipe, loader, setup.settings, config.seed, validate, {"unveil": json.dumps(header)}, group)
+        loop = Loop(
+            run,
+            recipe,
+            loader,
+            setup.settings,
+            config.seed,
+            validate,
+            {"unveil": json.dumps(header)},
+            group,
+            setup.plan,
+        )
         with stop_on_signal() as stop:
             moments = setup.initial.moments if setup.initial else {}
             model = loop.train(stop, start, setup.resume, moments)
@@ -177,7 +187,7 @@ def _train(run: RunFolder, setup: TrainingSetup, config: PretrainConfig, group: 
     finally:
         if run.tensorboard is not None:
             run.tensorboard.close()
-    run.update_status("finished", seconds=loop.seconds)
+    run.update_status("finished", seconds=loop.seconds, **loop.shortened())
     return run.path
 
 

@@ -101,7 +101,9 @@ class RunConfig:
             image=metadata["modality"],
             schedule=optim
             and ScheduleConfig(**{f: optim[f] for f in ScheduleConfig.__dataclass_fields__ if f in optim}),
-            epochs=sum(stage["epochs"] for stage in metadata.get("model", {}).get("stages", ())) or None,
+            epochs=metadata.get("updates", {}).get("epochs")
+            or sum(stage["epochs"] for stage in metadata.get("model", {}).get("stages", ()))
+            or None,
             status=metadata.get("status", "unknown"),
         )
 

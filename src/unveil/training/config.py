@@ -47,7 +47,8 @@ class PretrainConfig:
         resume it at ten times the rate (x10)
     overwrite: replace the run that the folder holds
     paper: keep every default of the paper; otherwise batch, size and epochs are set by data and machine
-    minutes: how long to train, which sets the epochs; by default 10 on a CPU, 120 on a GPU
+    minutes: how long to train, which sets the epochs; by default 10 on a CPU, 120 on a GPU; a run that turns out slower
+        makes fewer updates and ends at its time, unless --epochs is given
     seed: of initialisation, order, views and masks
     device: cpu, cuda, cuda:1, mps; auto takes the best
     precision: of the arithmetic; auto takes bf16 where the device has it in hardware

@@ -66,6 +66,14 @@ class Group:
         dist.all_reduce(flags, dist.ReduceOp.MAX)
         return bool(flags)
 
+    def agree(self, number: int) -> int:
+        """The number that rank zero has."""
+        if self.size == 1:
+            return number
+        numbers = torch.tensor(number)
+        dist.broadcast(numbers, 0)
+        return int(numbers)
+
     def gather(self, entries: Mapping[str, str]) -> dict[str, str]:
         """The union of the processes' mappings."""
         if self.size == 1:

@@ -30,9 +30,11 @@ from ..runs.hardware import memory_used
 from ..runs.threads import AdaptiveThreads
 from .distributed import SINGLE_PROCESS, Group
 from .metrics import MetricsWindow, SkippedSteps, progress_text
+from .pace import Pace, Plan, Schedule
 from .trainer import Settings, Trainer
 
 LINES = 1000  # of metrics that a run writes, about
+LOG_EVERY = 10  # steps at least where a device works beside the host, which waits for it to read a loss
 
 Validate = Callable[[MaskedModel, float, int], None]  # model, epoch, step
 
@@ -81,6 +83,7 @@ class Loop:
         validate: Validate,
         metadata: Mapping[str, str],
         group: Group = SINGLE_PROCESS,
+        plan: Plan | None = None,
     ):
         self.run, self.recipe, self.loader, self.settings = run, recipe, loader, settings
         self.seed, self.validate, self.metadata, self.group = seed, validate, metadata, group
@@ -88,15 +91,17 @@ class Loop:
         steps = [round(epochs * per_epoch) for epochs in accumulate(stage.epochs for stage in recipe.stages)]
         # A stage has one step at least.
         bounds = list(accumulate(steps, lambda start, end: max(start + 1, end), initial=0))
-        self.starts, self.ends, self.total = bounds[:-1], bounds[1:], bounds[-1]
-        self.log_every = max(1, min(self.total // LINES, per_epoch))
-        self.val_every = max(1, round(settings.val_every * per_epoch))
+        self.starts, self.schedule, total = bounds[:-1], Schedule(bounds[1:]), bounds[-1]
+        least = 1 if torch.device(settings.device).type == "cpu" else LOG_EVERY
+        self.log_every = max(1, min(max(total // LINES, least), per_epoch))
+        self.planned_val_every = self.val_every = max(1, round(settings.val_every * per_epoch))
         self.save_at: dict[int, float] = {}  # the steps whose weights are saved for good, with their epochs
         if every := settings.save_every:
-            count = int(self.total / per_epoch / every + 1e-9)
+            count = int(total / per_epoch / every + 1e-9)
             self.save_at = {max(1, round(k * every * per_epoch)): k * every for k in range(1, count + 1)}
         self.skipped = SkippedSteps(run, loader)
         self.threads = AdaptiveThreads(0 if settings.compile else settings.adaptive_threads)
+        self.pace = Pace(plan, settings.compile)
         self.seconds = 0.0  # of training, over all sessions
 
     def train(
@@ -116,8 +121,9 @@ class Loop:
         if resume is not None:
             step, first = resume.state["step"], resume.state["stage"]
             self.seconds, self.skipped.count = resume.state["seconds"], resume.state["skipped"]
+            self.schedule.restore(resume.state.get("schedule", {}))
         before: Trainer | None = None
-        for index in range(first, len(self.ends)):
+        for index in range(first, len(self.starts)):
             seed_stage(self.seed, index)
             model = self.recipe.stages[index].build()
             if resume is not None:
@@ -140,15 +146,16 @@ class Loop:
         return before.model
 
     def _stage(self, trainer: Trainer, index: int, step: int, stop: threading.Event) -> int:
-        per_epoch, end = self.loader.steps_per_epoch, self.ends[index]
+        per_epoch, schedule = self.loader.steps_per_epoch, self.schedule
         progress = Progress()
         began, before = time.monotonic(), self.seconds
         saved = began
         window = MetricsWindow(self.loader.wait_seconds)
-        for epoch, batch in self._batches(step, end):
-            lr = self._rate(index, step)
-            trainer.model.before_step(step, step / self.total)
-            batch = replace(batch, progress=torch.tensor(step / self.total), step_key=step_key(self.seed, step))
+        self.pace.start_stage(self.loader.wait_seconds)
+        for epoch, batch in self._batches(step, index):
+            lr, share = self._rate(index, step), schedule.at(step, index) / schedule.planned[-1]
+            trainer.model.before_step(step, share)
+            batch = replace(batch, progress=torch.tensor(share), step_key=step_key(self.seed, step))
             with self.threads.step():
                 update = trainer.update(batch, lr)
             step += 1
@@ -156,22 +163,26 @@ class Loop:
             self.skipped.add(update, epoch, step)
             self.seconds = before + time.monotonic() - began
             stops = self.group.any(stop.is_set())  # read once: a later signal stops after the next step
-            is_last = step == end or stops
-            if step % self.log_every == 0 or is_last:
+            if step % self.log_every == 0 or step == schedule.ends[index] or stops:
                 self._log(window, progress, step, lr)
+                self.seconds = before + time.monotonic() - began
+                self.pace.add(len(window.updates), self.loader.wait_seconds)
                 window = MetricsWindow(self.loader.wait_seconds)
+                self._keep_time(index, step, progress)
+            is_last = step == schedule.ends[index] or stops
             if self.skipped.too_many():
                 self._save(trainer, index, step, must=False)
                 raise Diverged(self.skipped.report())
-            if step % self.val_every == 0 or step == self.total:
-                with window.paused():
+            if step % self.val_every == 0 or step == schedule.total:
+                with window.paused(), self.pace.paused():
                     self.validate(trainer.model, step / per_epoch, step)
-            if step in self.save_at:
-                self._save_weights(trainer, index, step)
-            if is_last or time.monotonic() - saved > 60 * self.settings.save_minutes:
-                self._save(trainer, index, step, must=is_last)
-                saved = time.monotonic()
-            if stops and step < self.total:
+            with self.pace.paused():
+                if step in self.save_at:
+                    self._save_weights(trainer, index, step)
+                if is_last or time.monotonic() - saved > 60 * self.settings.save_minutes:
+                    self._save(trainer, index, step, must=is_last)
+                    saved = time.monotonic()
+            if stops and step < schedule.total:
                 progress.close()
                 raise KeyboardInterrupt
         progress.close()
@@ -179,20 +190,38 @@ class Loop:
 
     def _rate(self, index: int, step: int) -> float:
         """The learning rate at a step: of the whole run, or of its stage where stages restart the schedule."""
-        start, end = (self.starts[index], self.ends[index]) if self.recipe.restart else (0, self.total)
-        return self.recipe.optim.rate(step - start, end - start, self.loader.steps_per_epoch)
+        planned = self.schedule.planned
+        start, end = (self.starts[index], planned[index]) if self.recipe.restart else (0, planned[-1])
+        return self.recipe.optim.rate(self.schedule.at(step, index) - start, end - start, self.loader.steps_per_epoch)
 
-    def _batches(self, step: int, end: int) -> Iterator[tuple[int, Batch]]:
+    def shortened(self) -> dict[str, Any]:
+        """The entry `updates` of `run.json` where not all that were planned were made, to end at the run's time."""
+        made, planned = self.schedule.total, self.schedule.planned[-1]
+        epochs = made / self.loader.steps_per_epoch
+        return {} if made == planned else {"updates": {"made": made, "planned": planned, "epochs": round(epochs, 4)}}
+
+    def _keep_time(self, index: int, step: int, progress: Progress) -> None:
+        """Change the schedule where its end would miss the time that the run was given; rank zero decides for all."""
+        schedule = self.schedule
+        left = schedule.total - step
+        fit = self.pace.fitting(self.seconds, schedule.planned[-1] - step, left) if left else None
+        if fit := self.group.agree(fit or 0):
+            schedule.change(step, index, fit)
+            self.val_every = max(1, round(self.planned_val_every / schedule.stride))
+        if text := self.pace.warning(schedule.planned[-1], schedule.total):
+            progress.log(text)
+
+    def _batches(self, step: int, stage: int) -> Iterator[tuple[int, Batch]]:
         """The batches after a step, up to the last of a stage, with their epochs."""
         per_epoch = self.loader.steps_per_epoch
-        while step < end:
+        while step < self.schedule.ends[stage]:
             epoch = step // per_epoch
             batches = cast("Generator[Batch]", self.loader.batches(epoch, step - epoch * per_epoch))
             with closing(batches):  # ends its threads
                 for batch in uploaded(batches, torch.device(self.settings.device)):
                     yield epoch, batch
                     step += 1
-                    if step == end:
+                    if step >= self.schedule.ends[stage]:
                         return
 
     def _log(self, window: MetricsWindow, progress: Progress, step: int, lr: float) -> None:
@@ -204,7 +233,8 @@ class Loop:
         line |= window.line(self.loader.wait_seconds)
         line |= {"memory_mb": memory_used(torch.device(self.settings.device)), "skipped": self.skipped.read()}
         self.run.log_metrics(line)
-        progress.update(progress_text(line, self.total, self.loader.steps_per_epoch), step, self.total)
+        total = self.schedule.total
+        progress.update(progress_text(line, total, self.loader.steps_per_epoch), step, total)
         if broken:
             self.run.write_optional_json("broken.json", {**self.run.read("broken.json", {}), **broken})
 
@@ -221,7 +251,10 @@ class Loop:
         if not self.group.is_rank_zero:
             return
         epoch = step / self.loader.steps_per_epoch
-        state = {"stage": index, "epoch": epoch, "seconds": self.seconds, "skipped": self.skipped.read()}
+        state: dict[str, Any] = {"stage": index, "epoch": epoch, "seconds": self.seconds}
+        state["skipped"] = self.skipped.read()
+        if changed := self.schedule.state:
+            state["schedule"] = changed
         try:
             moments = checkpoint.optimizer_tensors(trainer.model, trainer.optimizer)
             checkpoint.save(self.run.path, step, trainer.model.state_dict(), moments, state, self.metadata)

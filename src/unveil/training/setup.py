@@ -58,6 +58,7 @@ from .init_from import (
     resume_schedule,
     schedule_lines,
 )
+from .pace import Plan
 from .run_metadata import layout_of, model_metadata, read_settings, run_metadata, settings_metadata, stage_lines
 from .timing import TRIALS_FROM, adaptive_threads, build_once, choose_fastest, time_with_data, tune_step
 from .trainer import Settings
@@ -81,6 +82,7 @@ class TrainingSetup:
     initial: Initial | None = None
     resume: Checkpoint | None = None
     config: PretrainConfig | None = None
+    plan: Plan | None = None
 
     @property
     def step(self) -> int:
@@ -130,11 +132,13 @@ def set_up_new(config: PretrainConfig, processes: int = 1) -> TrainingSetup:
     for stage, entry in zip(recipe.stages, model["stages"], strict=True):
         entry["epochs"] = stage.epochs
     data = (source, train, held_out)
+    plan = Plan(image_seconds * recipe.optim.batch_size, draft.budget)
     metadata = run_metadata(config, draft.auto, draft.modalities, data, recipe, model, settings, processes)
+    metadata["plan"] = asdict(plan)
     _log_plan(metadata, recipe, len(train), image_seconds)
     resolved = replace(config, val_every=settings.val_every, recipe_options=draft.auto.options)
     return TrainingSetup(
-        recipe, train, held_out, draft.modalities, settings, metadata, inspection, initial, config=resolved
+        recipe, train, held_out, draft.modalities, settings, metadata, inspection, initial, config=resolved, plan=plan
     )
 
 
@@ -181,7 +185,8 @@ def set_up_resumed(config: PretrainConfig, folder: Path, processes: int = 1) -> 
     )
     metadata["settings"] = settings_metadata(settings, batch, config.workers, processes)
     log(f"continuing {folder} at step {resume.state['step'] if resume else 0}")
-    return TrainingSetup(recipe, train, held_out, run.modalities, settings, metadata, initial=initial, resume=resume)
+    parts = (recipe, train, held_out, run.modalities, settings, metadata)
+    return TrainingSetup(*parts, initial=initial, resume=resume, plan=Plan.read(metadata))
 
 
 class _Draft:
@@ -257,11 +262,21 @@ class _Draft:
                 f" {type(error).__name__}: {error} ({frame.filename}, line {frame.lineno})"
             ) from error
 
+    @property
+    def minutes(self) -> float:
+        """The time to train for, where the epochs are not given."""
+        return self.config.minutes or MINUTES.get(self.device.type, 30.0)
+
+    @property
+    def budget(self) -> float | None:
+        """The seconds that set the epochs; None where these are given, or the paper's."""
+        is_set = not self.config.paper and "epochs" in self.auto.defaults and "epochs" not in self.auto.given
+        return 60 * self.minutes if is_set else None
+
     def set_schedule(self, auto: AutoConfig, image_seconds: float) -> None:
         """Set epochs, batch and rate, unless the paper's are kept."""
         if not self.config.paper:
-            minutes = self.config.minutes or MINUTES.get(self.device.type, 30.0)
-            configure_schedule(auto, self.num_train, image_seconds, minutes, self.fast_batch)
+            configure_schedule(auto, self.num_train, image_seconds, self.minutes, self.fast_batch)
 
     def measure(self, train: Source, processes: int) -> tuple[Settings, float]:
         """Settings that work on the device, and the seconds that training takes per image, loading included."""
