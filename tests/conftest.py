@@ -110,16 +110,6 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
 
 
 @pytest.fixture(scope="session")
-def small_demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a small demo that ran to its end; nobody writes to it."""
-    from unveil.experiments.demo import demo
-
-    folder = tmp_path_factory.mktemp("demos") / "demo"
-    assert demo(str(folder), minutes=0.005, scenes=20) == folder / "report.html"
-    return folder
-
-
-@pytest.fixture(scope="session")
 def red_bars(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Blue images with a red bar: the bar is class 1, the first rows are void, and the bar is twice as deep."""
     root, rng = tmp_path_factory.mktemp("bars"), np.random.default_rng(0)

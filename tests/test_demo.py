@@ -9,7 +9,10 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -22,7 +25,64 @@ from unveil.experiments.demo import SCENE_SIZE, begin, conclusion, demo, recipes
 from unveil.experiments.scenes import SceneSource, render, render_scenes
 from unveil.runs.folder import read_metadata
 
-SMALL = {"minutes": 0.005, "scenes": 20}
+SMALL = {"minutes": 0.04, "scenes": 20}
+CHROMIUM = Path("/usr/bin/chromium")
+FLAGS = [
+    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+    "--disable-component-update", "--disable-sync",
+]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class StoppedDemo:
+    """A small demo that Ctrl-C stopped in the training of `mae`, and that the same command then finished."""
+
+    folder: Path
+    code: int  # the exit code after Ctrl-C
+    stderr: str
+    status: str  # of the run of `mae` then, with the names of its checkpoints
+    checkpoints: list[str]
+    again: subprocess.CompletedProcess[str]
+
+    def log(self, recipe: str) -> str:
+        return (self.folder / "logs" / f"{recipe}.log").read_text()
+
+
+@pytest.fixture(scope="module")
+def stopped_demo(tmp_path_factory: pytest.TempPathFactory) -> StoppedDemo:
+    """The only demo that these tests run whole, by the command line; nobody writes to its folder."""
+    folder = tmp_path_factory.mktemp("demos") / "demo"
+    options = [word for name, value in SMALL.items() for word in (f"--{name}", str(value))]
+    words = [sys.executable, "-m", "unveil", "demo", "--out", str(folder), *options]
+    process = subprocess.Popen(words, stderr=subprocess.PIPE, text=True)
+    run, metrics = folder / "runs" / "mae", folder / "runs" / "mae" / "metrics.jsonl"
+    assert process.stderr
+    while not (metrics.exists() and '"kind": "step"' in metrics.read_text()):  # until training is on its way
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=120)
+    status, checkpoints = read_metadata(run)["status"], [p.name for p in (run / "checkpoints").iterdir()]
+    again = subprocess.run(words, capture_output=True, text=True)
+    return StoppedDemo(folder, process.returncode, stderr, status, checkpoints, again)
+
+
+@pytest.fixture(scope="module")
+def small_demo(stopped_demo: StoppedDemo) -> Path:
+    """The folder of a small demo that ran to its end; nobody writes to it."""
+    assert stopped_demo.again.returncode == 0, stopped_demo.again.stderr
+    return stopped_demo.folder
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    if not CHROMIUM.exists():
+        pytest.skip(f"no browser at {CHROMIUM}")
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=str(CHROMIUM), args=FLAGS)
+        yield browser
+        browser.close()
 
 
 def scored(learned: float, untrained: float, images: int = 1000) -> Result:
@@ -89,45 +149,35 @@ def test_other_settings_begin_all_anew_and_other_folders_are_left_alone(tmp_path
     assert [p.name for p in (tmp_path / "b").iterdir()] == ["thesis.tex"]
 
 
-def test_stopped_by_ctrl_c_it_goes_on_where_it_was(tmp_path):
-    words = [sys.executable, "-m", "unveil", "demo", "--out", str(tmp_path / "demo"), "--scenes", "20"]
-    process = subprocess.Popen([*words, "--minutes", "0.1"], stderr=subprocess.PIPE, text=True)
-    run, logs = tmp_path / "demo" / "runs" / "mae", tmp_path / "demo" / "logs"
-    assert process.stderr
-    for _ in range(1200):  # until training is on its way
-        if (run / "metrics.jsonl").exists() and '"kind": "step"' in (run / "metrics.jsonl").read_text():
-            break
-        assert process.poll() is None
-        time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
-    stderr = process.stderr.read()
-    assert process.wait(120) == 130, stderr
-    assert "Traceback" not in stderr + (logs / "mae.log").read_text()
-    assert read_metadata(run)["status"] == "stopped"
-    (saved,) = (run / "checkpoints").iterdir()
-    step = int(saved.name.removeprefix("step-"))
+def test_stopped_by_ctrl_c_it_goes_on_where_it_was(stopped_demo):
+    assert stopped_demo.code == 130, stopped_demo.stderr
+    assert "Traceback" not in stopped_demo.stderr + stopped_demo.log("mae")
+    assert stopped_demo.status == "stopped"
+    (saved,) = stopped_demo.checkpoints
+    step = int(saved.removeprefix("step-"))
     assert step > 0
 
-    again = subprocess.run([*words, "--minutes", "0.1"], capture_output=True, text=True, check=True)
-    assert f"continuing {run} at step {step}" in (logs / "mae.log").read_text()
-    for name in recipes(tmp_path / "demo"):
+    again, folder = stopped_demo.again, stopped_demo.folder
+    assert again.returncode == 0, again.stderr
+    assert f"continuing {folder / 'runs' / 'mae'} at step {step}" in stopped_demo.log("mae")
+    for name in recipes(folder):
         assert re.search(
             rf"^\[\d/4\] {name}: k-NN \d+\.\d %, whitened k-NN \d+\.\d %, linear \d+\.\d %", again.stderr, re.MULTILINE
         )
-    assert again.stdout.splitlines()[-2] == f"report: {tmp_path / 'demo' / 'report.html'}"
+    assert again.stdout.splitlines()[-2] == f"report: {folder / 'report.html'}"
     assert again.stdout.splitlines()[-1].startswith("next: ")
 
 
 def test_a_run_that_was_cut_off_before_it_began_is_begun_again(small_demo, tmp_path):
     folder = Path(shutil.copytree(small_demo, tmp_path / "demo"))
     (folder / "report.html").unlink()
-    shutil.rmtree(folder / "runs" / "multimae-attention")
-    (folder / "runs" / "multimae-attention").mkdir()
+    shutil.rmtree(folder / "runs" / "crossmae")
+    (folder / "runs" / "crossmae").mkdir()
     for left in (".lock", "metrics.jsonl"):
-        (folder / "runs" / "multimae-attention" / left).touch()
+        (folder / "runs" / "crossmae" / left).touch()
     written = (folder / "runs" / "mae" / "run.json").stat().st_mtime_ns
     assert demo(str(folder), **SMALL).exists()
-    assert read_metadata(folder / "runs" / "multimae-attention")["status"] == "finished"
+    assert read_metadata(folder / "runs" / "crossmae")["status"] == "finished"
     assert (folder / "runs" / "mae" / "run.json").stat().st_mtime_ns == written
 
 
@@ -165,3 +215,28 @@ def test_what_cannot_be_is_said_before_anything_is_written(tmp_path, given, mess
     with pytest.raises(ValueError, match=message):
         demo(str(tmp_path / "demo"), **given)
     assert not (tmp_path / "demo").exists()
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+def test_its_report_is_whole_in_a_browser(browser, small_demo, width):
+    names = list(recipes(small_demo))
+    page = browser.new_page(viewport={"width": width, "height": 844}, offline=True)
+    said: list[str] = []
+    page.on("console", lambda message: said.append(message.text))
+    page.on("pageerror", lambda error: said.append(str(error)))
+    page.goto((small_demo / "report.html").as_uri())
+    assert page.evaluate("[...document.images].every(i => i.complete && i.naturalWidth > 0)")
+    assert page.locator(".gone").count() == 0, "a picture is missing"
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), "the page is wider than the screen"
+
+    verdicts = page.locator(".verdict .headline").all_inner_texts()
+    assert len(verdicts) == len(names)
+    head = page.locator("table.compare thead th").all_inner_texts()
+    assert [name.strip() for name in head if name.strip()] == names
+    rows = page.locator("table.compare tbody th").all_inner_texts()
+    assert {"k-NN accuracy", "linear accuracy", "images/s", "held-out loss"} <= set(rows)
+    titles = set(page.locator("h2").all_inner_texts())
+    assert {"Side by side", "Curves", "Reconstructions", "Attention", "Nearest neighbours", "Evaluation"} <= titles
+    assert "untrained" in page.inner_text("section:has(h2:text-is('Evaluation'))")
+    assert said == []
+    page.close()
