@@ -21,6 +21,7 @@ _MODULES = {  # public name -> its module, imported when used, so that `import u
     "inspect": "commands.inspect",
     "load": "commands.load",
     "look": "commands.look",
+    "pack": "commands.pack",
     "pretrain": "commands.pretrain",
     "report": "reporting.page",
 }
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from .commands.inspect import inspect
     from .commands.load import load
     from .commands.look import look
+    from .commands.pack import pack
     from .commands.pretrain import pretrain
     from .experiments.bench import bench
     from .experiments.demo import demo
@@ -41,7 +43,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Run", "__version__", "analyze_attention", "analyze_blocks", "analyze_features", "analyze_masks", "bench", "demo",
-    "embed", "evaluate", "inspect", "load", "look", "pretrain", "report",
+    "embed", "evaluate", "inspect", "load", "look", "pack", "pretrain",
+    "report",
 ]  # fmt: skip
 
 old_paths.install()

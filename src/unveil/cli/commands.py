@@ -292,6 +292,16 @@ def _inspect(self: Command, words: list[str]) -> str:
     return shlex.join(["unveil", "pretrain", recipe, "--data", data, *column, *more, "--out", "runs/a"])
 
 
+@command("DATA", "unveil pack ~/photos --out packed")
+def _pack(self: Command, words: list[str]) -> str:
+    """images as tar shards, resized beforehand, which train faster"""
+    from ..commands.pack import pack
+
+    (data,), given = self.read(words, flags(pack, "data"))
+    out = pack(data, **given)
+    return shlex.join(["unveil", "inspect", str(out)])
+
+
 @command("", "unveil recipes")
 def _recipes(self: Command, words: list[str]) -> str:
     """the recipes and their options, with the papers' defaults"""

@@ -1,4 +1,4 @@
-"""Sources of several maps: aligned folders `root/<modality>/**/<stem>.*`."""
+"""Sources of several maps: aligned folders `root/<modality>/**/<stem>.*`, and what else `open_samples` opens."""
 
 from __future__ import annotations
 
@@ -10,18 +10,15 @@ from functools import cached_property
 from pathlib import Path
 from typing import cast
 
-import numpy as np
-import torch
 from jaxtyping import Shaped
-from PIL import Image
 from torch import Tensor
 
-from ..modeling.types import to_float
 from ..runs.console import suggest, user_path
+from .columns import split_columns
 from .decode import EXTENSIONS, Unreadable
-from .listing import existing_folder, folder_labels, is_table, kind_of, list_files, none_found
+from .listing import are_shards, existing_folder, folder_labels, is_table, kind_of, list_files, none_found
 from .modality_config import BUILT_IN, Declared
-from .read_map import READ, Map, as_npy, read_map
+from .read_map import READ, Map, as_npy, masked, read_map
 from .sources import SampleSource, Source, open_source, opener_of, read_bytes
 from .transforms import Sample, as_sample
 
@@ -32,7 +29,7 @@ Listed = dict[str, tuple[list[str], Counter[str]]]  # folder -> the files in it 
 
 
 def open_samples(address: str | Path, declared: tuple[Declared, ...]) -> SampleSource:
-    """The samples at an address: a folder with one of files for each modality, a table, or `scenes[:k=v,...]`.
+    """The samples at an address: a folder with one of files for each modality, a table, shards, or `scenes:...`.
 
     The samples are all stems that any modality has. Raises FileNotFoundError for a folder that is not there,
     ValueError for modalities that share no stem with the first, and for what scenes do not hold.
@@ -46,6 +43,10 @@ def open_samples(address: str | Path, declared: tuple[Declared, ...]) -> SampleS
         from .table_samples import open_table_samples  # pyarrow is imported where there is a table
 
         return open_table_samples(text, declared)
+    if _are_shards(text):
+        from .shard_samples import open_shard_samples
+
+        return open_shard_samples(text, declared)
     root = existing_folder(text, _NEEDED)
     listed: Listed = {}
     files = {d.name: _files_of(root, d.folder, d.suffix, f"modality {d.name!r}", listed) for d in declared}
@@ -67,7 +68,11 @@ def open_samples(address: str | Path, declared: tuple[Declared, ...]) -> SampleS
 
 
 def aligned_modalities(address: str | Path) -> tuple[Declared, ...]:
-    """The built-in modalities that a folder has a sub-folder for; none unless there are two."""
+    """The built-in modalities that a folder has a sub-folder for, those of shards; none unless there are two."""
+    if _are_shards(str(address)):
+        from .shard_samples import declared_in
+
+        return declared_in(str(address))
     root = user_path(address)
     modalities = tuple(d for d in BUILT_IN.values() if root.is_dir() and (root / d.folder).is_dir())
     return modalities if len(modalities) > 1 else ()
@@ -78,6 +83,8 @@ def open_images(address: str | Path, channels: int | None = None, declared: Sequ
 
     Any other address is opened as `open_source` does, and what that raises is raised.
     """
+    if _are_shards(str(address)):
+        return _images_of_shards(str(address), channels, declared)
     root = user_path(address)
     first = next((d for d in declared if d.modality.role != "output"), None)
     if first is not None and is_table(str(address)):
@@ -87,6 +94,24 @@ def open_images(address: str | Path, channels: int | None = None, declared: Sequ
     if root.is_dir() and (aligned_modalities(address) or (first is not None and (root / first.folder).is_dir())):
         return open_samples(address, (first or BUILT_IN["rgb"],))
     return open_source(address, channels)
+
+
+def _are_shards(address: str) -> bool:
+    """Whether an address is one of shards, or a folder that holds nothing else to read."""
+    if opener_of(address):
+        return False
+    place = split_columns(address)[0]
+    if are_shards(place):
+        return True
+    root = user_path(place)
+    return root.is_dir() and any(root.glob("*.tar")) and not any(entry.is_dir() for entry in root.iterdir())
+
+
+def _images_of_shards(address: str, channels: int | None, declared: Sequence[Declared]) -> Source:
+    """The images of shards; where they have maps of several modalities, the first of the `declared` inputs, or rgb."""
+    there = {d.name for d in aligned_modalities(address)}
+    first = next((d for d in declared if d.modality.role != "output"), BUILT_IN["rgb"])
+    return open_samples(address, (first,)) if first.name in there else open_source(address, channels)
 
 
 @dataclass(frozen=True)
@@ -159,7 +184,7 @@ class AlignedSource:
         data = as_npy(self.root, path) if is_hdf5 else read_bytes(self.root / path, path)
         stored = read_map(data, declared, path)
         mask = self.masks.get(declared.name, {}).get(stem)
-        return stored if mask is None else _masked(stored, declared, self.root / mask, mask)
+        return stored if mask is None else masked(stored, declared, self.root / mask, mask)
 
     def settled(self, declared: tuple[Declared, ...]) -> AlignedSource:
         return replace(self, declared=declared)
@@ -199,16 +224,3 @@ def _passed_over(root: Path, listed: Listed, read: Collection[str]) -> Counter[s
         if entry.name not in places and not entry.name.startswith("."):
             others[f"folder {entry.name}" if entry.is_dir() else kind_of(entry.name)] += 1
     return others
-
-
-def _masked(stored: Map, declared: Declared, path: Path, name: str) -> Map:
-    """A map with a mask file applied: 0 where it is not valid."""
-    try:
-        with Image.open(path) as image:
-            mask = np.array(image)
-    except (OSError, ValueError) as error:
-        raise Unreadable(name, str(error)) from error
-    if mask.shape[:2] != stored.values.shape[-2:]:
-        raise Unreadable(name, f"the mask has {mask.shape[1::-1]} pixels, the map {tuple(stored.values.shape[:0:-1])}")
-    values = stored.values if declared.is_categorical else to_float(stored.values)
-    return replace(stored, values=values).only(torch.from_numpy(mask.reshape(*mask.shape[:2], -1).any(-1))[None])

@@ -16,11 +16,13 @@ from typing import Any, TypeVar
 import numpy as np
 import simplejpeg
 import torch
-from jaxtyping import Float, Shaped
+from jaxtyping import Shaped
 from PIL import Image, UnidentifiedImageError
 from PIL.ImageFile import ImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 from torch import Tensor
+
+from .picture_arrays import NPY, in_range, in_unit, picture_array
 
 T = TypeVar("T")
 EXTENSIONS = (
@@ -121,6 +123,8 @@ def optional(module: str, needed: str) -> Any:
 def _decode(data: bytes, reduction: int = 1) -> Tensor:
     if data[:3] == b"\xff\xd8\xff" and (pixels := _decode_jpeg(data, reduction)) is not None:
         return pixels
+    if data[:6] == NPY:
+        return torch.from_numpy(in_range(picture_array(data)))
     image = _open(data)
     if isinstance(image, ChannelTiff):
         return torch.from_numpy(image.pixels())
@@ -297,6 +301,10 @@ def _orientation(image: Image.Image) -> int:
 
 
 def _read_header(data: bytes) -> Header:
+    if data[:6] == NPY:
+        array = picture_array(data)
+        kind, bits = f"{len(array)} x {array.dtype}", 8 * array.itemsize
+        return Header("npy", kind, array.shape[1:], len(array), bits, has_alpha=False)
     image = _open(data)
     if isinstance(image, ChannelTiff):
         mode, bits = f"{image.channels} x {image.dtype}", 8 * image.dtype.itemsize
@@ -370,21 +378,4 @@ class ChannelTiff:
         import tifffile
 
         array = tifffile.imread(io.BytesIO(self._data), series=0).transpose(self._order)
-        array = np.ascontiguousarray(array).reshape(self.channels, *self.size)
-        if array.dtype == np.uint16:
-            return (array / 65535.0).astype(np.float32)
-        if array.dtype.kind == "f":
-            return in_unit(array)
-        if array.dtype == np.uint8:
-            return array
-        raise ValueError(f"its {array.dtype} pixels have no known range; save it as 8 or 16 bit")
-
-
-def in_unit(array: np.ndarray) -> Float[np.ndarray, "*_"]:
-    """Float pixels as float32, once they are known to be finite and in [0, 1]: no scale is guessed."""
-    if bad := int((~np.isfinite(array)).sum()):
-        raise ValueError(f"{bad} of its values are NaN or infinite")
-    low, high = float(array.min()), float(array.max())
-    if low < 0 or high > 1:
-        raise ValueError(f"its float values lie in [{low:.4g}, {high:.4g}]; scale them to [0, 1]")
-    return array.astype(np.float32)
+        return in_range(np.ascontiguousarray(array).reshape(self.channels, *self.size))

@@ -29,6 +29,8 @@ def identities(source: Source, digests: Sequence[str] = ()) -> UInt64[np.ndarray
     `digests` of the files of the whole source, where they have been read already, save reading them again.
     """
     whole, numbers = origin(source)
+    if (packed := getattr(whole, "identities", None)) is not None:  # a pack knows those of what it was made of
+        return np.asarray(packed[numbers])
     read = getattr(whole, "encoded", None) or getattr(whole, "content", None)
     if read is None:
         digested = [digest(location.encode(errors="surrogateescape")) for location in locations(source)]

@@ -14,6 +14,7 @@ from .decode import EXTENSIONS
 
 HUB, LANCE = "hf:", ".lance"  # what the address of a data set of the Hub begins with, and of a Lance one ends with
 PICTURES = (*EXTENSIONS, ".parquet")  # what a source of images is read from
+PACK_INDEX, PACK_WORK = "index.json", ".pack"  # of shards that `unveil pack` has written, and is writing
 
 SPLITS = {  # the names that folders and Parquet files of each split go by
     "train": ("train", "training"),
@@ -26,11 +27,10 @@ _RECORDS = "write each image to a file, FOLDER/CLASS/NAME.jpg, with the library 
 _CONVERT = "convert them to JPEG or PNG, as in magick mogrify -format jpg *"
 _WAYS = (  # from what is not read to what is
     (
-        ("tar", "tgz", "gz", "bz2", "xz", "zst"),
-        "unpack them into a folder (tar -xf FILE -C FOLDER); of shards of WebDataset,"
-        " datasets.load_dataset('webdataset', data_files='*.tar', split='train').to_parquet('data.parquet')"
-        " writes images and labels",
+        ("tgz", "gz", "bz2", "xz", "zst"),
+        "unpack them into a folder (tar -xf FILE -C FOLDER); shards are read as plain .tar (gunzip FILE)",
     ),
+    (("tar",), "give the .tar files alone, FOLDER/*.tar, to read them as shards"),
     (("zip", "7z", "rar"), "unpack them into a folder (unzip FILE -d FOLDER)"),
     (("arrow",), "datasets.load_from_disk('FOLDER').to_parquet('data.parquet') writes what is read"),
     (("tfrecord", "tfrecords", "mdb", "lmdb", "rec", "beton"), _RECORDS),
@@ -89,17 +89,17 @@ def kind_of(name: str) -> str:
 def splits_in(files: Sequence[str]) -> dict[str, str]:
     """The folder or pattern that holds the files of each split, train, val or test; {} unless there are two.
 
-    Parquet files tell their split by a word of their name (`train-00000-of-00003`, `plain_train`), else of a folder
-    (`default/train/0000`), as the `datasets` library reads them. Pictures tell it by a folder of such a name; by one
-    that has it as a word (`val2017`) only where all folders beside it do, for a class may be called `test tube`.
+    Parquet files and shards tell their split by a word of their name (`train-00000-of-00003`, `plain_train`), else of
+    a folder (`default/train/0000`), as the `datasets` library reads them. Pictures tell it by a folder of such a name;
+    by one that has it as a word (`val2017`) only where all folders beside it do, for a class may be called `test tube`.
     """
-    pictures = [path.split("/")[:-1] for path in files if not is_parquet(path)]
+    pictures = [path.split("/")[:-1] for path in files if not is_container(path)]
     level = next((n for n, names in enumerate(zip(*pictures, strict=False)) if len({*names}) > 1), 0)
     are_words = all(len(folders) > level and _split_word(folders[level]) for folders in pictures)
     places: dict[str, set[str]] = {}
     for path in files:
         parts = path.split("/")
-        if is_parquet(path):
+        if is_container(path):
             depth = next((n for n in reversed(range(len(parts))) if _split_word(parts[n])), None)
         else:
             depth = next((n for n, name in enumerate(parts[:-1]) if name.lower() in _SPLIT_OF), None)
@@ -109,7 +109,7 @@ def splits_in(files: Sequence[str]) -> dict[str, str]:
             shown = parts[depth]
             if depth == len(parts) - 1:  # a file: all whose names begin like its own
                 begin = shown[: shown.lower().index(word) + len(word) + 1]
-                shown = shown if begin.endswith(".") else f"{begin}*.parquet"
+                shown = shown if begin.endswith(".") else f"{begin}*{os.path.splitext(path)[1]}"
             places.setdefault(_SPLIT_OF[word], set()).add("/".join([*parts[:depth], shown]))
     return {split: _in_one(places[split]) for split in sorted(places)} if len(places) > 1 else {}
 
@@ -123,7 +123,7 @@ def _in_one(places: set[str]) -> str:
     names = {place.rsplit("/", 1)[-1] for place in places}
     if len(places) == 1 or len(names) > 1:
         return min(places)
-    return f"**/{min(names)}" + ("" if is_parquet(min(names)) else "/**/*")
+    return f"**/{min(names)}" + ("" if is_container(min(names)) else "/**/*")
 
 
 def is_parquet(path: str) -> bool:
@@ -142,6 +142,29 @@ def _holds_tables(place: str) -> bool:
     return root.is_dir() and any(root.glob("*.parquet")) and not any(entry.is_dir() for entry in root.iterdir())
 
 
+def is_container(path: str) -> bool:
+    """Whether a name is that of a file of many images: a Parquet file, or a shard."""
+    return path.lower().endswith((".parquet", ".tar"))
+
+
+def is_remote(address: str) -> bool:
+    """Whether an address is one of another machine, or of a store of objects: `https://`, `s3://`."""
+    return re.match(r"[a-z][a-z0-9+]+://", address) is not None
+
+
+def are_shards(address: str) -> bool:
+    """Whether an address is one of shards, without a look at it unless it is a folder: the index of a pack is there."""
+    if is_remote(address) or address.lower().endswith(".tar"):
+        return True
+    folder = user_path(address)
+    if (folder / PACK_WORK).is_dir():
+        return True
+    if not (folder / PACK_INDEX).is_file():
+        return False
+    with (folder / PACK_INDEX).open("rb") as file:
+        return b'"__kind__"' in file.read(64)
+
+
 def split_addresses(address: str) -> dict[str, str]:
     """What to give for each split, train, val or test, of a folder or a pattern that holds several; else {}."""
     place, columns = split_columns(address)
@@ -151,15 +174,17 @@ def split_addresses(address: str) -> dict[str, str]:
         from .hub_datasets import hub_splits  # which reads names of this module
 
         return hub_splits(address)
+    if is_remote(address):
+        return {}
     path = user_path(address)
     if not path.is_dir():
-        root, files, _ = list_matches(path, (".parquet",)) if not path.exists() else (path, [], None)
+        root, files, _ = list_matches(path, (".parquet", ".tar")) if not path.exists() else (path, [], None)
         return {split: str(root / place) for split, place in splits_in(files).items()}
     inside = {folder.name.lower(): str(folder) for folder in path.iterdir() if folder.is_dir()}
     named = {s: next((inside[name] for name in names if name in inside), "") for s, names in SPLITS.items()}
     if sum(map(bool, named.values())) > 1:  # the files need not be listed
         return {split: folder for split, folder in named.items() if folder}
-    return {split: str(path / place) for split, place in splits_in(list_files(path, PICTURES)[0]).items()}
+    return {split: str(path / place) for split, place in splits_in(list_files(path, (*PICTURES, ".tar"))[0]).items()}
 
 
 def refuse_splits(address: str, root: Path, files: Sequence[str]) -> None:

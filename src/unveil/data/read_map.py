@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import zipfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Literal
@@ -16,6 +16,7 @@ from jaxtyping import Bool, Shaped
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
+from ..modeling.types import to_float
 from .decode import (
     EXTENSIONS,
     Unreadable,
@@ -270,3 +271,16 @@ def loaded_mat(path: Path) -> dict[str, np.ndarray]:
 
     arrays: dict[str, np.ndarray] = loadmat(path)
     return arrays
+
+
+def masked(stored: Map, declared: Declared, mask_file: Path | io.BytesIO, name: str) -> Map:
+    """A map with a mask file applied: 0 where it is not valid. Raises `Unreadable` for a mask that does not fit."""
+    try:
+        with Image.open(mask_file) as image:
+            mask = np.array(image)
+    except (OSError, ValueError) as error:
+        raise Unreadable(name, str(error)) from error
+    if mask.shape[:2] != stored.values.shape[-2:]:
+        raise Unreadable(name, f"the mask has {mask.shape[1::-1]} pixels, the map {tuple(stored.values.shape[:0:-1])}")
+    values = stored.values if declared.is_categorical else to_float(stored.values)
+    return replace(stored, values=values).only(torch.from_numpy(mask.reshape(*mask.shape[:2], -1).any(-1))[None])

@@ -1,4 +1,4 @@
-"""Sources of images by address: a folder, a Parquet file in the Hugging Face image layout, or one of another package.
+"""Sources of images by address: a folder, Parquet files in the Hugging Face image layout, shards, or another package's.
 
 A package registers a source as an entry point of the group `unveil.sources`: `name` opens the address `name:...`.
 """
@@ -25,6 +25,7 @@ from .listing import (
     HUB,
     LANCE,
     PICTURES,
+    are_shards,
     folder_labels,
     is_parquet,
     kind_of,
@@ -111,7 +112,7 @@ class SampleSource(Samples, Source, Protocol):
 def open_source(
     address: str | Path, channels: int | None = None, *, as_recorded: bool = False, as_rows: bool = False
 ) -> Source:
-    """The source at an address: a folder of images or Parquet files, a file or pattern of them, or `scenes[:k=v,...]`.
+    """The source at an address: a folder of images, Parquet files or shards, a pattern of them, or `scenes:...`.
 
     Tables are also `hf:owner/name` and `FOLDER.lance`. `photos.parquet:image=left,label=species` names columns; with
     `as_rows` none of a table is chosen. `channels` overrides what the images' headers say: 1 weighs
@@ -128,11 +129,15 @@ def open_source(
             raise ValueError(f"{text} has {source.channels} channels, not {channels}; leave the number out")
         return source
     place, columns = split_columns(text)
+    if are_shards(place):
+        return _open_shards(text, channels, as_recorded)
     path = user_path(place)
     if (rows := _other_rows(place)) is not None:
         return _open_table(text, rows, channels, Counter(), as_recorded, as_rows)
     if path.is_dir():
         root, (files, others) = path, list_files(path, PICTURES)
+        if not files and others[".tar"]:
+            return _open_shards(text, channels, as_recorded)
     elif is_parquet(path.name) and path.exists():
         root, files, others = path.parent, [path.name], Counter[str]()
     elif path.exists():
@@ -299,6 +304,15 @@ def _other_rows(place: str) -> Rows | None:
 
         return LanceRows(path)
     return None
+
+
+def _open_shards(address: str, channels: int | None, as_recorded: bool) -> Source:
+    from .shards import open_shards
+
+    source = open_shards(address, channels, as_recorded=as_recorded)
+    if channels is None and not source.shards.facts:
+        return replace(source, channels=most_common_channels(source))
+    return source
 
 
 def read_bytes(path: Path, name: str) -> bytes:

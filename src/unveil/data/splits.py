@@ -6,7 +6,6 @@ import hashlib
 import re
 
 from ..modeling.rng import SampleRng, sample_keys
-from .aligned_folders import AlignedSource
 from .sources import EncodedSource, SampleSource, Source, Subset, origin
 
 _MAX_HELD_OUT = 1000
@@ -111,7 +110,7 @@ def names_digest(source: Source) -> str:
     """A digest of the names of all samples, in order: the same wherever the same files lie."""
     digest = hashlib.sha256()
     whole, numbers = origin(source)
-    if not isinstance(whole, EncodedSource | AlignedSource):  # rendered images: their names leave out their size
+    if not (isinstance(whole, EncodedSource) or hasattr(whole, "content")):  # rendered: names leave out their size
         digest.update(source.address.encode())
     for i in range(len(source)):
         digest.update(source.name(i).encode(errors="surrogateescape") + b"\0")

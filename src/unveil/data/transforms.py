@@ -220,20 +220,25 @@ def as_sample(read: Mapping[str, Map], modalities: Sequence[Modality], name: str
 
 
 def in_one_frame(sample: Sample, modalities: Sequence[Modality], name: str) -> Sample:
-    """A sample whose maps all have the size of the first. Raises `Unreadable` for one of another shape.
+    """A sample whose maps all have the size of the first. Raises `Unreadable` for one of another shape."""
+    return at_size(sample, sample.size, modalities, name)
 
-    Width over height may differ by what rounding a side to pixels explains.
+
+def at_size(sample: Sample, size: tuple[int, int], modalities: Sequence[Modality], name: str) -> Sample:
+    """A sample whose maps all have this size (height, width). Raises `Unreadable` for one of another shape.
+
+    Width over height may differ from that of the first by what rounding a side to pixels explains.
     """
-    height, width = size = sample.size
-    others = [m for m in modalities if m.name in sample.maps and tuple(sample.maps[m.name].shape[-2:]) != size]
-    for m in others:
-        own = sample.maps[m.name].shape[-2:]
+    height, width = sample.size
+    for m in modalities:
+        own = sample.maps[m.name].shape[-2:] if m.name in sample.maps else sample.size
         if abs(own[0] * width - own[1] * height) > max(*own, height, width):
             raise Unreadable(
                 name,
                 f"{m.name} has {own[1]} x {own[0]} pixels and {next(iter(sample.maps))} {width} x {height}: another"
                 " shape, so their pixels do not correspond",
             )
+    others = [m for m in modalities if m.name in sample.maps and tuple(sample.maps[m.name].shape[-2:]) != size]
     resized = _viewed(sample, others, lambda image, _, way: way(image, size))
     return Sample({**sample.maps, **resized.maps}, {**sample.valid, **resized.valid})
 
