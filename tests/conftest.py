@@ -15,7 +15,9 @@ os.environ["UNVEIL_CACHE"] = "off"  # the user's cache is neither read nor writt
 # Shape annotations are checked at every call, which needs the hook before the first import. Two places go without:
 # the command line, whose signatures are read as data, and the modules whose dataclasses are built inside a compiled
 # forward, because torch.compile cannot trace the check of a dataclass. While torch.compile traces, no call is checked.
-_UNCHECKED = {"__init__", "__main__", "modeling.types", "modeling.rng", "modeling.masked_model"}
+_UNCHECKED = {
+    *("__init__", "__main__", "modeling.types", "modeling.rng", "modeling.masked_model", "training.compiled"),
+}
 _package = find_spec("unveil")
 assert _package
 assert _package.submodule_search_locations

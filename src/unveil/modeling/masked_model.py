@@ -216,6 +216,11 @@ class MaskedModel(nn.Module):
         is_whole = all(bool(known.all()) for known in (*batch.valid.values(), *batch.present.values()))
         return not is_whole or (len(layout.spans) > 1 and self.masker.counts(layout)[0] >= layout.num_cells)
 
+    @property
+    def observing(self) -> tuple[bool, ...]:
+        """Which of the teachers that observe in some steps only do so in this one: another forward pass for each."""
+        return tuple(bool(module.observes) for module in self.modules() if hasattr(module, "observes"))
+
     def before_step(self, step: int, progress: float) -> None:
         """Call `before_step` of every module that has one (`BeforeStep`), before the forward of an update."""
         self._call("before_step", step, progress)

@@ -13,6 +13,7 @@ from torch import Tensor
 from ..modeling.masked_model import Losses, MaskedModel
 from ..modeling.optim import Optim, adamw
 from ..modeling.types import Batch
+from .compiled import CompiledModel, even_size
 from .distributed import SINGLE_PROCESS, Group
 
 
@@ -50,7 +51,7 @@ class Trainer:
         self.group = group
         self.optimizer = adamw(self.model, optim)
         self.parameters = [p for p in model.parameters() if p.requires_grad]
-        self.forward: Callable[[Batch], Losses] = group.wrap(compiled(model) if settings.compile else model)
+        self.forward: Callable[[Batch], Losses] = group.wrap(CompiledModel(model) if settings.compile else model)
 
     def adopt(self, moments: Mapping[Tensor, Any]) -> None:
         """Take over the moments of parameters that the previous stage trained too; the others start at zero."""
@@ -81,6 +82,8 @@ class Trainer:
         """
         self.model.masker.check(self.model.encoder.layout(batch), batch.present)
         size = self.settings.micro_batch
+        if self.settings.compile:
+            size = even_size(len(batch), size)
         micro_batches = [batch[start : start + size] for start in range(0, len(batch), size)]
         is_uneven = len(micro_batches) > 1 and self.group.any(self.model.is_uneven(batch))
         counts = self.counts(micro_batches) if is_uneven else {}
@@ -114,8 +117,3 @@ class Trainer:
         if share == 1:
             return self.group.all_reduce(counts)
         return {name: count * (self.group.size / share) for name, count in counts.items()}  # all alike
-
-
-def compiled(model: MaskedModel) -> Callable[[Batch], Losses]:
-    """The model compiled as one graph."""
-    return torch.compile(model, fullgraph=True, dynamic=False)

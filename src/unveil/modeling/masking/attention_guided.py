@@ -273,7 +273,8 @@ class HardestFirst:
 
     @torch.no_grad()
     def __call__(self, tokens: Tokens, observations: Observations, batch: Batch) -> TokenMap:
-        error = LossMap(self.teacher)(observations)
+        error = observations[self.teacher].error
+        assert error is not None, f"{self.teacher} observes no losses"
         num_tokens = error.shape[1]
         fraction = self.start + (self.end - self.start) * batch.progress
         num_chosen = (fraction * math.ceil(self.hidden * num_tokens - 1e-6)).floor()

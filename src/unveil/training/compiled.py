@@ -1,0 +1,55 @@
+"""The compiled forward pass: one graph without a break for each path that a step takes, compiled once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from itertools import count
+from types import FunctionType
+
+import torch
+from torch import nn
+
+from ..modeling.masked_model import Losses, MaskedModel
+from ..modeling.types import Batch
+
+_numbers = count()
+
+
+class CompiledModel(nn.Module):
+    """A masked model, compiled with static shapes: a graph for each size of a micro-batch and each set of teachers
+    that observe in a step (`EveryNSteps`)."""
+
+    def __init__(self, model: MaskedModel):
+        super().__init__()
+        self.model = model
+        self.graphs: dict[Hashable, Callable[[Batch], Losses]] = {}
+
+    def forward(self, batch: Batch) -> Losses:
+        path = (len(batch), self.model.observing)
+        if path not in self.graphs:
+            self.graphs[path] = torch.compile(own_function(self.model), fullgraph=True, dynamic=False)
+        return self.graphs[path](batch)
+
+
+def own_function(model: MaskedModel) -> Callable[[Batch], Losses]:
+    """The forward pass as a function with code of its own.
+
+    torch.compile keeps graphs with the code that they were made of: to one code, every other model and size is a
+    recompilation, all guards of the others are checked in each step, and the ninth is an error.
+    """
+
+    def step(batch: Batch) -> Losses:
+        losses: Losses = model(batch)
+        return losses
+
+    name = f"step_{next(_numbers)}"
+    return FunctionType(step.__code__.replace(co_name=name), step.__globals__, name, None, step.__closure__)
+
+
+def even_size(batch: int, most: int) -> int:
+    """The size of micro-batches of at most `most` that all have the same, where fewer than twice as many do.
+
+    A compiled step of a last smaller one would be compiled twice.
+    """
+    fewest = -(-batch // most)
+    return next((batch // parts for parts in range(fewest, 2 * fewest) if batch % parts == 0), most)
