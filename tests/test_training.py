@@ -290,7 +290,7 @@ class TestLoop:
         loop.log_every = 4
         sample, poisoned = loop.loader._read, 7
 
-        def spoilt(index: int) -> Sample:
+        def spoilt(index: int, decoding: bool) -> Sample:
             read.append(index)
             image = sample(index).maps["rgb"]
             return Sample({"rgb": image.float() / 255 * (torch.nan if index == poisoned else 1.0)})
