@@ -140,17 +140,17 @@ def recipe(
     for name, share in (("student_weight", weight), ("target_student_weight", target_weight)):
         if not 0 <= share <= 1:
             raise ValueError(f"{name} is the student's share, from 0 to 1; got {share}")
-    at_least_one = {"teacher_features": teacher_features, "student_features": student_features}
-    for name, value in {**at_least_one, "beta": beta, "pixels": pixels, "hog": hog}.items():
-        if value < (least := int(name in at_least_one)):
+    counts = {"teacher_features": (teacher_features, 1), "student_features": (student_features, 1)}
+    for name, (value, least) in {**counts, "beta": (beta, 0), "pixels": (pixels, 0), "hog": (hog, 0)}.items():
+        if value < least:
             raise ValueError(f"{name} is a number of at least {least}; got {value}")
     if not 0 <= stage1 <= train.epochs:
         raise ValueError(f"stage1_epochs is a part of the {train.epochs:g} epochs, from 0 to all; got {stage1}")
 
     encoder = train.vit(modality, final_norm=blend == "none")  # else the decoder normalises
-    place = (modality.name, encoder, *shape.dims)
+    decoder_of = CrossDecoder if decoder == "cross" else SelfDecoder
     blended = make_blend(blend, encoder, shape.decoder_depth if decoder == "cross" else 1)
-    patches = (CrossDecoder if decoder == "cross" else SelfDecoder)(*place, blended, outputs=positions)
+    patches = decoder_of(modality.name, encoder, *shape.dims, blended, outputs=positions)
     masker = Masker(Uniform(), visible, predicted)
 
     num_features = {"teacher": teacher_features, "student": student_features}
@@ -184,13 +184,14 @@ def recipe(
             spec = FeatureSpec(query if name in in_masks else None, layer, features, projected and name == "teacher")
             teachers[name] = make_teacher(name, spec)
 
-        predicts: dict[str, tuple[float, Target, Loss]] = {}
-        for name, share in in_targets.items():
-            predicts[name] = (share, Features(name, modality.name, teachers[name].dim, target_norm), feature_loss)
+        feature_targets = {
+            name: (share, Features(name, modality.name, teachers[name].dim, target_norm), feature_loss)
+            for name, share in in_targets.items()
+        }
         dim = shape.decoder_dim
         objectives = [
             Objective(name, "patches", dim, target, loss, share, heads[name](dim, target.dim))
-            for name, (share, target, loss) in {**predicts, **image_targets}.items()
+            for name, (share, target, loss) in {**feature_targets, **image_targets}.items()
             if share
         ]
         if not in_masks:

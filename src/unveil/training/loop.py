@@ -114,8 +114,8 @@ class Loop:
         """Train to the end, from a checkpoint where there is one, and return the last stage's model.
 
         `start` may load weights into the first model of a run without a checkpoint, whose optimiser begins with the
-        `moments` that are given. Raises KeyboardInterrupt after
-        `stop` was set, with everything saved; Diverged when updates stay non-finite.
+        `moments` that are given. Raises KeyboardInterrupt after `stop` was set, with everything saved; Diverged when
+        updates stay non-finite.
         """
         step = first = 0
         if resume is not None:
@@ -148,8 +148,8 @@ class Loop:
     def _stage(self, trainer: Trainer, index: int, step: int, stop: threading.Event) -> int:
         per_epoch, schedule = self.loader.steps_per_epoch, self.schedule
         progress = Progress()
-        began, before = time.monotonic(), self.seconds
-        saved = began
+        saved = time.monotonic()
+        began = saved - self.seconds  # as if the stages and sessions before had been just now
         window = MetricsWindow(self.loader.wait_seconds)
         self.pace.start_stage(self.loader.wait_seconds)
         for epoch, batch in self._batches(step, index):
@@ -161,11 +161,11 @@ class Loop:
             step += 1
             window.add(update, self.loader.batch_size)
             self.skipped.add(update, epoch, step)
-            self.seconds = before + time.monotonic() - began
+            self.seconds = time.monotonic() - began
             stops = self.group.any(stop.is_set())  # read once: a later signal stops after the next step
             if step % self.log_every == 0 or step == schedule.ends[index] or stops:
                 self._log(window, progress, step, lr)
-                self.seconds = before + time.monotonic() - began
+                self.seconds = time.monotonic() - began
                 self.pace.add(len(window.updates), self.loader.wait_seconds)
                 window = MetricsWindow(self.loader.wait_seconds)
                 self._keep_time(index, step, progress)

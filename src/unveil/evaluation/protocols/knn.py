@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import ClassVar
 
 import torch
@@ -60,7 +61,7 @@ def _votes(similarity: Tensor, data: FeatureSplit, ks: list[int]) -> list[Tensor
     weights, labels = (nearest / TEMPERATURE).exp(), data.train_labels[neighbours]
     votes = similarity.new_zeros(len(similarity), data.num_classes)
     by_k = []
-    for first, last in zip([0, *ks], ks, strict=False):
+    for first, last in pairwise([0, *ks]):
         votes = votes.scatter_add(1, labels[:, first:last], weights[:, first:last])
         by_k.append(votes)
     return by_k
