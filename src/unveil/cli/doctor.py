@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import platform
+import re
 import shutil
 import sys
 import tempfile
@@ -12,7 +13,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -21,10 +22,7 @@ if TYPE_CHECKING:
     from ..modeling.types import Batch
 
 GIB = 2**30
-NEEDS = (
-    *("torch", "numpy", "pillow", "simplejpeg", "pyarrow", "safetensors", "einops", "jaxtyping", "filelock"),
-    *("psutil", "pyyaml", "scipy"),
-)
+NEEDS = [re.split(r"[^\w.-]", need)[0] for need in requires("unveil") or () if "extra ==" not in need]
 EXTRAS = {
     "tensorboard": "metrics in TensorBoard beside metrics.jsonl",
     "tifffile": "TIFF files of any number of channels",

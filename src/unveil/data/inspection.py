@@ -80,12 +80,10 @@ class Inspection:
         if self.duplicates:
             extra = sum(len(names) - 1 for names in self.duplicates)
             rows.append(("duplicates", f"{extra:,} exact copies, such as {' = '.join(self.duplicates[0][:3])}"))
-        rows += [*_listed("unreadable", self.unreadable), *_passed_over_row(self.passed_over)]
-        lines = [self.address, table(rows, "l", "  ")]
-        if self.num_decoded < self.count:
-            rest = f"the headers of all {self.count:,} were read"
-            lines.append(f"  Mean, std and damage come from {self.num_decoded:,} images, evenly spread; {rest}.")
-        return printable("\n".join(lines))
+        rest = f"the headers of all {self.count:,} were read"
+        return _report(
+            self, rows, f"Mean, std and damage come from {self.num_decoded:,} images, evenly spread; {rest}."
+        )
 
 
 def inspect_source(source: Source, limit: int | None = None) -> Inspection:
@@ -197,8 +195,12 @@ def _size_range(facts: Inspection | MapFacts) -> str:
     return low if low == high else f"{low} to {high}, median {middle}"
 
 
-def _passed_over_row(others: Mapping[str, int]) -> list[tuple[str, str]]:
-    return [("passed over", counted(others))] if others else []
+def _report(facts: Inspection | AlignedInspection, rows: list[tuple[str, str]], sampled: str) -> str:
+    """A table of these rows, then of what could not be read; `sampled` is said where not all pixels were read."""
+    rows = [*rows, *_listed("unreadable", facts.unreadable)]
+    rows += [("passed over", counted(facts.passed_over))] if facts.passed_over else []
+    lines = [facts.address, table(rows, "l", "  "), *([f"  {sampled}"] if facts.num_decoded < facts.count else [])]
+    return printable("\n".join(lines))
 
 
 def _label_row(classes: Mapping[str, int] | None) -> list[tuple[str, str]]:
@@ -279,12 +281,9 @@ class AlignedInspection:
             if lacking := self.orphans.get(facts.name):
                 names = ", ".join(lacking[:_LISTED]) + (", ..." if len(lacking) > _LISTED else "")
                 rows.append(("", f"missing in {len(lacking):,} sample{'s' * (len(lacking) > 1)}: {names}"))
-        rows += [*_listed("unreadable", self.unreadable), *_passed_over_row(self.passed_over)]
-        lines = [self.address, table(rows, "l", "  ")]
-        if self.num_decoded < self.count:
-            rest = f"all {self.count:,} were checked for alignment, and for class ids that are not declared"
-            lines.append(f"  Sizes, values and damage come from {self.num_decoded:,} samples, evenly spread; {rest}.")
-        return printable("\n".join(lines))
+        rest = f"all {self.count:,} were checked for alignment, and for class ids that are not declared"
+        sample = f"{self.num_decoded:,} samples, evenly spread"
+        return _report(self, rows, f"Sizes, values and damage come from {sample}; {rest}.")
 
 
 def inspect_samples(source: Source, limit: int | None = None) -> AlignedInspection:

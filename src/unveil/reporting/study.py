@@ -56,7 +56,9 @@ def study_page(outcome: Mapping[str, Any]) -> str:
         outcome["study"],
         outcome["question"],
         f"{outcome['study']} · scale {scale} · {arms} arms · {seeds}",
-        _remarks(outcome),
+        section("Read this first", *(tag("p", remark) for remark in outcome["remarks"]))
+        if outcome["remarks"]
+        else None,
         *(_setting(outcome, setting["name"]) for setting in outcome["settings"]),
         _learning_curves(outcome),
         _times(outcome),
@@ -64,11 +66,6 @@ def study_page(outcome: Mapping[str, Any]) -> str:
         _arms(outcome),
         _failures(outcome),
     )
-
-
-def _remarks(outcome: Mapping[str, Any]) -> Markup | None:
-    remarks = [tag("p", remark) for remark in outcome["remarks"]]
-    return section("Read this first", *remarks) if remarks else None
 
 
 def _setting(outcome: Mapping[str, Any], setting: str) -> Markup:

@@ -76,6 +76,7 @@ def study(
     device: cpu, cuda, mps; auto takes the best
     dry_run: list the runs and the cost of training, and stop
     """
+    given = dict(locals())
     chosen = load_study(name)
     first: ScaleName = "cpu" if "cpu" in chosen.scales else next(iter(chosen.scales))
     at = first if scale is None else scale
@@ -109,14 +110,7 @@ def study(
     try:
         schedule.run(lambda job: _first_metrics(job, folder))
     except KeyboardInterrupt:
-        flags = {
-            **{"scale": at, "out": folder, "data": data, "labelled": labelled, "test-data": test_data, "dense": dense},
-            **{"arms": arms, "teacher": teacher, "init-from": init_from, "seeds": seeds, "minutes": minutes},
-            **{"image-column": image_column, "label-column": label_column},
-            **{"limit": limit, "jobs": jobs},
-            "device": None if device == "auto" else device,
-        }
-        log(f"the study is continued by: {_command_line(name, flags)}")
+        log(f"the study is continued by: {_command_line(**given | {'scale': at, 'out': folder})}")
         raise
     outcome = {"study": title, **gather(chosen, at, expanded, folder, schedule.failed)}
     outcome["remarks"] = remarks(outcome)
@@ -293,9 +287,9 @@ def _plan(study: Study, at: ScaleName, title: str, device: str) -> str:
     return "\n".join([f"{title}, scale {at}: {study.question}", *lines, total])
 
 
-def _command_line(name: str, flags: dict[str, Any]) -> str:
+def _command_line(name: str, **given: Any) -> str:
     words = ["unveil", "study", name]
-    for flag, value in flags.items():
-        if value not in (None, ()):
-            words += [f"--{flag}", *map(str, value if isinstance(value, tuple) else [value])]
+    for flag, value in given.items():
+        if value not in (None, (), False, "auto"):
+            words += [f"--{flag.replace('_', '-')}", *map(str, value if isinstance(value, tuple) else [value])]
     return shlex.join(words)
