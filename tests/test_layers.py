@@ -64,15 +64,15 @@ def test_written_out_attention_is_the_fused_one(shape, masked):
 
 
 def test_attention_is_written_out_where_that_is_faster():
-    """For few tokens in bf16 on a CPU, with and without gradient; not in float32 or where the map is large."""
+    """For few tokens in bf16 on a CPU, trained or evaluated; not in float32 or where the map is large."""
     q = torch.zeros(1, 1, 4, 8, dtype=torch.bfloat16, requires_grad=True)
     assert writes_out_attention(q, q)
     assert not writes_out_attention(q.float(), q.float())
-    assert writes_out_attention(q.detach(), q.detach())
+    assert not writes_out_attention(q.detach(), q.detach())  # a frozen teacher
     assert not writes_out_attention(q, q.expand(1, 1, 4, 8).repeat(1, 1, SHORT, 1))
     elsewhere = torch.empty(1, 1, 4, 8, dtype=torch.bfloat16, device="meta", requires_grad=True)
     assert not writes_out_attention(elsewhere, elsewhere)
-    with torch.no_grad():
+    with torch.inference_mode():
         assert writes_out_attention(q, q)
         assert not writes_out_attention(q.float(), q.float())
 

@@ -76,7 +76,12 @@ def attend(
 
 
 def writes_out_attention(q: Tensor, k: Tensor) -> bool:
-    """Whether `attend` multiplies these queries and keys as plain matrices."""
+    """Whether `attend` multiplies these queries and keys as plain matrices: of what is trained or evaluated.
+
+    A frozen teacher of a training (`no_grad`) keeps the fused kernel, so that its targets keep their roundings.
+    """
+    if not torch.is_inference_mode_enabled() and not (torch.is_grad_enabled() and (q.requires_grad or k.requires_grad)):
+        return False
     return q.device.type == "cpu" and q.dtype == torch.bfloat16 and k.shape[-2] <= SHORT
 
 
