@@ -313,14 +313,30 @@ def _recipes(self: Command, words: list[str]) -> str:
     return f"unveil pretrain {next(iter(cards))} --help"
 
 
-@command("", "unveil bench")
-def _bench(self: Command, words: list[str]) -> str:
-    """the time and memory of a training step on this machine"""
-    from ..experiments.bench import bench
+@command("[data DATA | evaluate [RUN] | estimate]", "unveil bench --preset cifar --profile")
+def _bench(self: Command, words: list[str]) -> str | int:
+    """the time and memory of a training step here or, by formula, on a GPU; of reading data; of an evaluation"""
+    from ..experiments import bench
 
-    _, given = self.read(words, flags(bench))
-    bench(**given)
-    return _FIRST_RUN
+    kinds: dict[str, tuple[Function, tuple[str, ...], str]] = {
+        "": (bench.bench, (), "bench times a training step, or data DATA, evaluate [RUN], estimate"),
+        "data": (bench.bench_data, ("data",), "bench data needs one DATA"),
+        "evaluate": (bench.bench_evaluate, ("run",), "bench evaluate takes one RUN, or none"),
+        "estimate": (bench.bench_estimate, (), "bench estimate takes flags alone"),
+    }
+    kind = words[0] if words and words[0] in kinds else ""
+    function, places, needed = kinds[kind]
+    groups = flags(function, *places)
+    if not kind and asks_help(words):
+        groups = {f"flags of bench {name}".strip(): flags_of(of, skip) for name, (of, skip, _) in kinds.items()}
+    plain, given = self.read(words[bool(kind) :], groups, many=True, needs=False)
+    if len(plain) > len(places) or (kind == "data" and not plain):
+        got = " ".join(plain) or "none"
+        raise UsageError(f"{needed}; got {got}", f"for example unveil bench {'data ~/photos' if kind else '--profile'}")
+    function(*plain, **given)
+    if given.get("json"):
+        return 0  # nothing but the JSON goes to stdout
+    return "unveil bench" if kind else _FIRST_RUN
 
 
 @command("", "unveil doctor --full")

@@ -13,7 +13,7 @@ from ...training.trainer import Settings
 from .modes import How
 from .work import MODALITIES, Contender, Work
 
-_PLANNED = 12 * 3600.0  # seconds of the run that the choice is for: long enough for compiling to pay
+PLANNED = 12 * 3600.0  # seconds of the run that the choice is for: long enough for compiling to pay
 
 
 def choose_settings(contender: Contender, work: Work, device: torch.device) -> Settings:
@@ -27,7 +27,7 @@ def choose_settings(contender: Contender, work: Work, device: torch.device) -> S
     config = PretrainConfig(recipe="mae", device=str(device), threads=torch.get_num_threads())
     settings, _ = tune_step(config, recipe, MODALITIES, device)
     if device.type == "cpu":
-        settings, _ = choose_fastest(config, recipe, settings, MODALITIES, _PLANNED)
+        settings, _ = choose_fastest(config, recipe, settings, MODALITIES, PLANNED)
     log(f"{contender.name}: pretrain chooses {mode_of(settings)} here, {settings.micro_batch} images at once")
     return settings
 

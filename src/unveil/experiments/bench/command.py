@@ -2,43 +2,28 @@
 
 from __future__ import annotations
 
-import importlib.metadata
-import os
-import shlex
-import sys
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import closing
 from datetime import UTC, datetime
 from functools import partial
 from itertools import count
-from json import dumps
-from pathlib import Path
 from typing import Any, Literal, cast
 
 import torch
 
-from ..._version import __version__
 from ...data.loader import Loader
 from ...data.sources import Source, open_source
 from ...data.transforms import View
 from ...modeling.types import Batch
 from ...recipes.options import accept_python_values
-from ...runs.atomic import write_json
-from ...runs.console import Progress, log, user_path
-from ...runs.hardware import (
-    choose_device,
-    git_commit,
-    has_native_bf16,
-    memory_total,
-    num_cores,
-    processor_use,
-    versions,
-)
+from ...runs.console import Progress, log
+from ...runs.hardware import choose_device, has_native_bf16, memory_total
 from ...runs.threads import use_threads
 from .chosen import choose_settings, mode_of
 from .contenders import select_contenders
 from .flops_and_memory import MEANING, StepCost, peak, step_cost
 from .goals import judge_goals
+from .machine import deliver, measure_load, need_positive, run_facts, writable
 from .modes import AUTO, How, split_names
 from .products import Product, Rates, record_products, seconds_alone
 from .profile import StepProfile, patch_profile
@@ -47,7 +32,6 @@ from .timing import Seconds, Stepper, interleave
 from .work import Contender, Work
 
 _WARMUP = 2  # rounds: the first makes AdamW's moments and chooses kernels
-_BUSY = 0.2  # share of the processor that other programs may use without a warning
 PRESETS: dict[str, dict[str, Any]] = {
     "base": {"size": "base", "patch": 16, "image_size": (224,), "batch_size": 32},
     "cifar": {"size": "tiny", "patch": 4, "image_size": (32,), "batch_size": 64},
@@ -104,9 +88,7 @@ def bench(
     began = datetime.now(UTC).isoformat(timespec="seconds")
     chosen = choose_device(device)
     rounds = (10 if chosen.type == "cpu" else 30) if rounds is None else rounds
-    for name, number in {"rounds": rounds, "threads": threads}.items():
-        if number is not None and number < 1:
-            raise ValueError(f"{name} is a whole number, at least 1; got {number}")
+    need_positive(rounds=rounds, threads=threads)
     file = writable(out) if out else None
     if data is not None and not profile:
         raise ValueError("--data is for --profile, which shows the time that steps wait for it; give both, or neither")
@@ -121,9 +103,7 @@ def bench(
         log(f"{name} is left out: {why}")
 
     with use_threads(threads):
-        busy = processor_use()
-        if busy > _BUSY:
-            log(f"warning: other programs keep the processor {busy:.0%} busy; the times are less reliable")
+        busy = measure_load()
         products = {c.name: record_products(c, work) for c in present}
         costs = {c.name: step_cost(c, work, products[c.name]) for c in present}
         bench_of = _Bench(present, {c.name: of_name[c.name] for c in present}, work, chosen)
@@ -132,7 +112,7 @@ def bench(
             for c in present
         }
         check_room(costs, megabytes, chosen)
-        with patch_profile(profile):
+        with patch_profile(profile and bench_of.compiles):
             seconds, peaks = bench_of.time(products, rounds)
             profiles = bench_of.profile(peaks, source) if profile else {}
         used = torch.get_num_threads()
@@ -152,11 +132,8 @@ def bench(
         for c in present
     )
     facts = {
-        "unveil": __version__,
-        "command": _command(),
+        **run_facts(chosen),
         "started": began,
-        "git": git_commit(),
-        "machine": machine_facts(chosen),
         "threads": used,
         "busy_before": busy,
         "compile": compile,
@@ -169,11 +146,7 @@ def bench(
     results = Results(work, every, entries, facts, skipped)
     goals = judge_goals(results)
     told = results.to_dict() | {"goals": [vars(goal) for goal in goals]}
-    text = dumps(told, indent=1) if json else "\n".join([format_results(results), *map(str, goals)])
-    print(text, flush=True)
-    if file:
-        write_json(file, told)
-        log(f"every raw time is in {file}")
+    deliver(told, "\n".join([format_results(results), *map(str, goals)]), json, file)
     return told
 
 
@@ -188,6 +161,11 @@ class _Bench:
         self.settings = {c.name: choose_settings(c, work, device) for c in ours}
         self.chosen = {name: mode_of(settings) for name, settings in self.settings.items()}
         self.steppers: dict[str, Stepper] = {}
+
+    @property
+    def compiles(self) -> bool:
+        """Whether any contender is compiled in any of its modes."""
+        return any(How.of(self.mode(name, mode)).compile for name, modes in self.modes.items() for mode in modes)
 
     def mode(self, name: str, mode: str) -> str:
         """The mode that `auto` stands for; any other is itself."""
@@ -245,11 +223,16 @@ class _Bench:
                     yield from batches
 
 
+def preset_of(name: str | None, otherwise: str) -> dict[str, Any]:
+    """The shape of a preset, or of another one where none is named. Raises ValueError for a preset there is not."""
+    if name is not None and name not in PRESETS:
+        raise ValueError(f"preset is one of {', '.join(PRESETS)}; got {name}")
+    return PRESETS[name or otherwise]
+
+
 def work_of(preset: str | None, given: Mapping[str, Any], seed: int, device: torch.device) -> Work:
     """The work of a preset, or of ViT-B/16 at 224, with what was given in its place."""
-    if preset is not None and preset not in PRESETS:
-        raise ValueError(f"preset is one of {', '.join(PRESETS)}; got {preset}")
-    shape = PRESETS[preset or "base"] | {name: value for name, value in given.items() if value not in (None, ())}
+    shape = preset_of(preset, "base") | {name: value for name, value in given.items() if value not in (None, ())}
     if preset is None and given["batch_size"] is None:
         shape["batch_size"] = _fitting_batch(device)
         log(f"{shape['batch_size']} images a step, fitted to this device; --batch-size changes it")
@@ -265,11 +248,6 @@ def _modes(
         skipped["bf16"] = "this device only emulates it; --precision bf16 times it all the same"
     every = ("float32", *(() if skipped else ("bf16",))) if precision == "both" else (precision,)
     return tuple(mode + "+compile" * (compile and mode != AUTO) for mode in every), skipped
-
-
-def machine_facts(device: torch.device) -> dict[str, Any]:
-    """Hardware and versions for the results of a bench."""
-    return versions(device) | {"cores": num_cores(), "transformers": _version("transformers")}
 
 
 def _fitting_batch(device: torch.device) -> int:
@@ -293,26 +271,3 @@ def check_room(
             f"taking turns needs about {need / 1024:.1f} GB, {free / 1024:.1f} GB are there;"
             " give fewer --contenders, a smaller --batch-size or a smaller --size"
         )
-
-
-def writable(out: str) -> Path:
-    """The file to write, checked before minutes are spent."""
-    file = user_path(out)
-    if file.is_dir() or not file.parent.is_dir():
-        raise ValueError(f"--out is a JSON file in a folder that exists; got {out}")
-    if not os.access(file.parent, os.W_OK | os.X_OK):
-        raise PermissionError(f"--out {out} cannot be written: no permission in {file.parent}; give another folder")
-    return file
-
-
-def _version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
-
-
-def _command() -> str:
-    program = Path(sys.argv[0])
-    is_ours = "unveil" in (program.name, program.parent.name)
-    return shlex.join(["unveil", *sys.argv[1:]]) if is_ours else "unveil.bench(...)"

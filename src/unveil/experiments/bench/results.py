@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from ...runs import console
+from .machine import headline
 from .modes import How
 from .profile import StepProfile, format_profile
 from .timing import Quartiles, Seconds, quartiles, speed
@@ -157,12 +158,8 @@ def format_results(results: Results) -> str:
     """The results as text for the terminal, without the goals."""
     work, facts = results.work, results.facts
     height, width = work.sides
-    machine = facts["machine"]
-    processor = machine["processor"] if machine["device"] == "cpu" else machine["device"]
     lines = [
-        facts["command"],
-        f"  on {processor}, {facts['threads']} of {machine['cores']} cores, torch {machine['torch']},"
-        f" commit {facts['git'] or 'unknown'}, others busy {facts['busy_before']:.0%}",
+        headline(facts),
         f"  ViT-{work.size}/{work.patch}, {work.batch_size} images of {height} x {width} a step,"
         f" {facts['rounds']} rounds, seed {work.seed}",
         f"  times as fast, fewer FLOPs: than {results.entries[0].summary}; medians, the middle half in brackets",
