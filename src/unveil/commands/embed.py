@@ -10,6 +10,7 @@ import numpy as np
 
 from ..data.aligned_folders import open_images
 from ..data.columns import with_columns
+from ..data.tiling import MIN_VALID, with_tiles
 from ..evaluation.features import extract
 from ..modeling.public_vits import is_public_vit
 from ..modeling.types import Pool
@@ -28,6 +29,9 @@ def embed(
     data: str,
     image_column: str | None = None,
     label_column: str | None = None,
+    tile: int | None = None,
+    tile_overlap: int = 0,
+    tile_valid: float = MIN_VALID,
     out: str = "features.npz",
     pool: Pool = "mean",
     limit: int | None = None,
@@ -39,6 +43,9 @@ def embed(
     data: a folder of images, a Parquet file, or scenes; of a folder of rgb, depth, ... the first that the run reads
     image_column: the column of a Parquet file that holds the images, where there are several
     label_column: the column of a Parquet file that holds the classes, whatever its name
+    tile: cut images into tiles of so many pixels a side instead of resizing them
+    tile_overlap: pixels that neighbouring tiles have in common
+    tile_valid: share of a tile that must be inside the image and have data; other tiles are passed over
     out: the file to write
     pool: cls, mean, or both
     limit: embed at most so many images, evenly spread
@@ -51,7 +58,7 @@ def embed(
     check_writable(path.parent)
     stored = None if is_public_vit(run) else Run.open(run)
     encoder = load(stored or run, pool=pool, device=device)
-    data = with_columns(data, image_column, label_column)
+    data = with_tiles(with_columns(data, image_column, label_column), tile, tile_overlap, tile_valid)
     source = open_images(data, encoder.channels, stored.declared if stored else ())
     features = extract(encoder, source, pool, batch_size, limit=limit)
     content: dict[str, Any] = {"features": features.values.numpy(), "names": np.array(features.names)}

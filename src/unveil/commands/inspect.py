@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from ..data.tiling import MIN_VALID, with_tiles
 from ..recipes.options import accept_python_values
 
 if TYPE_CHECKING:  # so that --help does not wait for torch
@@ -16,6 +17,9 @@ def inspect(
     *,
     image_column: str | None = None,
     label_column: str | None = None,
+    tile: int | None = None,
+    tile_overlap: int = 0,
+    tile_valid: float = MIN_VALID,
     modalities: tuple[str, ...] = (),
     limit: int | None = None,
 ) -> Inspection | AlignedInspection:
@@ -27,6 +31,9 @@ def inspect(
         table that holds one for each
     image_column: the column of a table that holds the images, where there are several
     label_column: the column of a table that holds the classes, whatever its name
+    tile: cut images into tiles of so many pixels a side instead of resizing them
+    tile_overlap: pixels that neighbouring tiles have in common
+    tile_valid: share of a tile that must be inside the image and have data; other tiles are passed over
     modalities: rgb, depth, semseg, or .toml files that declare others; by default those that have a folder
     limit: decode at most so many images for the statistics of pixels
     """
@@ -34,10 +41,11 @@ def inspect(
     from ..data.columns import with_columns
     from ..data.inspection import inspect_samples, inspect_source
     from ..data.modality_config import declare
-    from ..data.sources import open_source
+    from ..data.sources import SampleSource, open_source
 
-    data = with_columns(data, image_column, label_column)
+    data = with_tiles(with_columns(data, image_column, label_column), tile, tile_overlap, tile_valid)
     declared = declare(modalities) or aligned_modalities(data)
     if declared:
         return inspect_samples(open_samples(data, declared), limit)
-    return inspect_source(open_source(data), limit)
+    source = open_source(data)
+    return inspect_samples(source, limit) if isinstance(source, SampleSource) else inspect_source(source, limit)

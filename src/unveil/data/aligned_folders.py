@@ -20,6 +20,7 @@ from .listing import are_shards, existing_folder, folder_labels, is_table, kind_
 from .modality_config import BUILT_IN, Declared
 from .read_map import READ, Map, as_npy, masked, read_map
 from .sources import SampleSource, Source, open_source, opener_of, read_bytes
+from .tiling import split_tiling
 from .transforms import Sample, as_sample
 
 _NEEDED = "Several modalities are read from a folder that holds one for each, a table, or scenes"
@@ -37,6 +38,10 @@ def open_samples(address: str | Path, declared: tuple[Declared, ...]) -> SampleS
     text = str(address)
     if not declared:
         raise ValueError("no modality is declared; name at least one, such as rgb")
+    if split_tiling(text)[1] is not None:
+        from .tiled_source import open_tiles
+
+        return open_tiles(text, declared)
     if opener := opener_of(text):
         return cast("SampleSource", opener(text, declared))
     if is_table(text):
@@ -69,11 +74,12 @@ def open_samples(address: str | Path, declared: tuple[Declared, ...]) -> SampleS
 
 def aligned_modalities(address: str | Path) -> tuple[Declared, ...]:
     """The built-in modalities that a folder has a sub-folder for, those of shards; none unless there are two."""
-    if _are_shards(str(address)):
+    place = split_tiling(str(address))[0]
+    if _are_shards(place):
         from .shard_samples import declared_in
 
-        return declared_in(str(address))
-    root = user_path(address)
+        return declared_in(place)
+    root = user_path(place)
     modalities = tuple(d for d in BUILT_IN.values() if root.is_dir() and (root / d.folder).is_dir())
     return modalities if len(modalities) > 1 else ()
 
@@ -85,8 +91,10 @@ def open_images(address: str | Path, channels: int | None = None, declared: Sequ
     """
     if _are_shards(str(address)):
         return _images_of_shards(str(address), channels, declared)
-    root = user_path(address)
+    root = user_path(split_tiling(str(address))[0])
     first = next((d for d in declared if d.modality.role != "output"), None)
+    if first is not None and split_tiling(str(address))[1] is not None:
+        return open_samples(address, (first,))
     if first is not None and is_table(str(address)):
         from .table_samples import open_table_samples  # pyarrow is imported where there is a table
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from ..runs.console import suggest, user_path
 from .columns import split_columns, with_columns
 from .decode import EXTENSIONS
+from .tiling import split_tiling
 
 HUB, LANCE = "hf:", ".lance"  # what the address of a data set of the Hub begins with, and of a Lance one ends with
 PICTURES = (*EXTENSIONS, ".parquet")  # what a source of images is read from
@@ -167,6 +168,9 @@ def are_shards(address: str) -> bool:
 
 def split_addresses(address: str) -> dict[str, str]:
     """What to give for each split, train, val or test, of a folder or a pattern that holds several; else {}."""
+    place, tiling = split_tiling(address)
+    if tiling is not None:
+        return {s: path + address.removeprefix(place) for s, path in split_addresses(place).items()}
     place, columns = split_columns(address)
     if columns.flags:
         return {s: with_columns(path, columns.image, columns.label) for s, path in split_addresses(place).items()}

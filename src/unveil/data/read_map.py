@@ -58,8 +58,8 @@ class Map:
 
 
 @dataclass(frozen=True)
-class _Stored:
-    """The numbers of a file, as they are in it."""
+class Stored:
+    """The numbers of a file, or of a window of it, as they are in it; `nodata` is the one that means none."""
 
     values: Shaped[np.ndarray, "C H W"]
     kind: str
@@ -76,17 +76,21 @@ def _read_map(data: bytes, declared: Declared, name: str) -> Map:
     if kind == "image" and declared.scale is None and not declared.nodata and not declared.is_categorical:
         header = read_header(data, name)
         if header.mode == "F" and declared.name != "rgb":  # numbers in the unit of the map, not a picture
-            return _measured(_stored(data, kind, declared), declared)
+            return measured(_stored(data, kind, declared), declared)
         pixels = to_channels(decode(data, name), declared.modality.channels, name)
         return Map(pixels, None, f"{header.bits}-bit {header.format}", is_picture=True)
-    stored = _stored(data, kind, declared)
+    return map_of(_stored(data, kind, declared), declared)
+
+
+def map_of(stored: Stored, declared: Declared) -> Map:
+    """The map that stored numbers mean. Raises ValueError for another number of channels, and for unknown ids."""
     channels, needed = len(stored.values), declared.modality.channels
     if channels != needed:
         wanted, way = f"{needed} declared", f"save it with {needed}, or declare channels = {channels}"
         if declared.is_categorical:
             wanted, way = "class ids have one", "save the number of the class at each pixel, not its colour"
         raise ValueError(f"has {channels} channel{'s' * (channels > 1)}, {wanted} ({stored.kind}): {way}")
-    return _ids(stored, declared) if declared.is_categorical else _measured(stored, declared)
+    return _ids(stored, declared) if declared.is_categorical else measured(stored, declared)
 
 
 def _format(data: bytes) -> Literal["array", "dicom", "geotiff", "image"]:
@@ -103,7 +107,7 @@ def _format(data: bytes) -> Literal["array", "dicom", "geotiff", "image"]:
         return "geotiff"  # bands that Pillow does not know
 
 
-def _stored(data: bytes, kind: str, declared: Declared) -> _Stored:
+def _stored(data: bytes, kind: str, declared: Declared) -> Stored:
     if kind == "array":
         return _array(data, declared)
     if kind == "dicom":
@@ -114,7 +118,7 @@ def _stored(data: bytes, kind: str, declared: Declared) -> _Stored:
         if declared.is_categorical and image.format == "JPEG":
             raise ValueError("class ids are changed by the compression of JPEG; save them as PNG")
         if (deep := deep_colour(image, data)) is not None:
-            return _Stored(deep[0], f"16-bit {image.format}")
+            return Stored(deep[0], f"16-bit {image.format}")
         if image.mode not in ("L", "P", "1", "I", "F", "RGB") and not image.mode.startswith("I;16"):
             raise ValueError(f"its numbers cannot be read as stored (mode {image.mode}); save it as grey or RGB")
         values = np.array(image)
@@ -122,10 +126,10 @@ def _stored(data: bytes, kind: str, declared: Declared) -> _Stored:
         values = values.astype(np.uint16) if image.mode == "I" and image.format == "PNG" else values
         values = values[None] if values.ndim == 2 else values.transpose(2, 0, 1)
         turned = oriented(torch.from_numpy(values), image).numpy()
-        return _Stored(turned, f"{8 * values.itemsize}-bit {image.format}")
+        return Stored(turned, f"{8 * values.itemsize}-bit {image.format}")
 
 
-def _array(data: bytes, declared: Declared) -> _Stored:
+def _array(data: bytes, declared: Declared) -> Stored:
     """An `.npy`, or the one array of an `.npz` that `key` names: H W, C H W, or H W C."""
     try:
         loaded = np.load(io.BytesIO(data), allow_pickle=False)
@@ -148,17 +152,17 @@ def _array(data: bytes, declared: Declared) -> _Stored:
         array = array.transpose(2, 0, 1)
     if array.ndim != 3 or array.dtype.kind not in "biuf":
         raise ValueError(f"an array of {array.dtype} {array.shape} is no map; H W, C H W or H W C numbers are needed")
-    return _Stored(np.ascontiguousarray(array), f"{array.dtype} {kind}")
+    return Stored(np.ascontiguousarray(array), f"{array.dtype} {kind}")
 
 
-def _geotiff(data: bytes) -> _Stored:
+def _geotiff(data: bytes) -> Stored:
     rasterio = optional("rasterio", "a GeoTIFF is read with rasterio: pip install 'unveil[geotiff]'")
     with rasterio.MemoryFile(data) as memory, memory.open() as file:
         values, nodata = file.read(), file.nodata
-        return _Stored(values, f"{values.dtype} GeoTIFF", nodata)
+        return Stored(values, f"{values.dtype} GeoTIFF", nodata)
 
 
-def _dicom(data: bytes, declared: Declared) -> _Stored:
+def _dicom(data: bytes, declared: Declared) -> Stored:
     """One frame with rescale slope and intercept applied, and the window, which maps to [0, 1], where there is one.
 
     PS3.3, C.11.1 and C.11.2.1.2. `MONOCHROME1` is turned, so that high is bright. Padding is no data.
@@ -178,8 +182,8 @@ def _dicom(data: bytes, declared: Declared) -> _Stored:
             if file.get("PhotometricInterpretation") == "MONOCHROME1":
                 values = 1 - values
         values[array == padding] = np.nan
-        return _Stored(values[None], f"{file.BitsStored}-bit DICOM")
-    return _Stored(array[None], f"{file.BitsStored}-bit DICOM", padding)
+        return Stored(values[None], f"{file.BitsStored}-bit DICOM")
+    return Stored(array[None], f"{file.BitsStored}-bit DICOM", padding)
 
 
 def _own_window(file: object) -> tuple[float, float] | None:
@@ -190,7 +194,11 @@ def _own_window(file: object) -> tuple[float, float] | None:
     return float(several[0][0]), float(several[1][0])
 
 
-def _measured(stored: _Stored, declared: Declared) -> Map:
+def measured(stored: Stored, declared: Declared) -> Map:
+    """Stored numbers in the unit of the map, however many channels it has; 0 where they mean no data.
+
+    Raises ValueError where their range is unknown.
+    """
     values = stored.values
     nodata = [n for n in (stored.nodata, *declared.nodata) if n is not None and not np.isnan(n)]
     valid = np.ones((1, *values.shape[1:]), bool)
@@ -215,7 +223,7 @@ def _measured(stored: _Stored, declared: Declared) -> Map:
     return Map(torch.from_numpy(np.where(valid, units, np.float32(0))), torch.from_numpy(valid), stored.kind)
 
 
-def _ids(stored: _Stored, declared: Declared) -> Map:
+def _ids(stored: Stored, declared: Declared) -> Map:
     """Class ids, exact; void and no data become 0 and are not valid."""
     values = stored.values
     if values.dtype.kind not in "biu":

@@ -38,6 +38,7 @@ from .listing import (
 )
 from .modality_config import Declared
 from .read_map import Map
+from .tiling import split_tiling
 from .transforms import Sample
 
 if TYPE_CHECKING:  # pyarrow is imported where there is a table
@@ -123,6 +124,10 @@ def open_source(
     text = str(address)
     if channels is not None and channels < 1:
         raise ValueError(f"{channels} channels are too few; give 1 for grey, 3 for colour, or leave it to the images")
+    if split_tiling(text)[1] is not None:
+        from .tiled_source import open_tiles
+
+        return open_tiles(text, channels=channels)
     if opener := opener_of(text):
         source = opener(text, ())
         if channels not in (None, source.channels):
@@ -144,9 +149,7 @@ def open_source(
         kind = kind_of(path.name)
         advice = "give the folder it is in" if kind in EXTENSIONS else way_from([kind])
         advice = advice or "no images are read from such a file"
-        raise ValueError(
-            f"{text!r} is a file: {advice}. Data is a folder of images, a .parquet file, hf:OWNER/NAME, or scenes"
-        )
+        raise ValueError(f"{text!r} is a file: {advice}. {_NEEDED}")
     else:
         root, files, others = list_matches(path, PICTURES)
         if not files and not others:

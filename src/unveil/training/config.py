@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, Self, get_args, get_type_hints
 
 from ..data.columns import with_columns
+from ..data.tiling import MIN_VALID, with_tiles
 from ..recipes.options import Option, UsageError, options_in
 from ..recipes.registry import load_recipe, options_of
 from ..runs.atomic import write_text
@@ -32,6 +33,10 @@ class PretrainConfig:
     data: a folder of images, a Parquet file, hf:OWNER/NAME, FOLDER.lance, or scenes (rendered here); with modalities, a
         folder that holds one for each, a table with a column for each, or scenes
     image_column: the column of a table that holds the images, where there are several
+    tile: cut images into tiles of so many pixels a side, read by windows, instead of resizing them; pixels without data
+        are not valid
+    tile_overlap: pixels that neighbouring tiles have in common
+    tile_valid: share of a tile that must be inside the image and have data; other tiles are passed over
     modalities: rgb, depth, semseg, or .toml files that declare others; by default what the recipe reads
     group_by: keeps a patient or a scene on one side of the split: a level of the path (1 is the first folder), or a
         regex with one group
@@ -71,6 +76,9 @@ class PretrainConfig:
     save_config: str | None = None
     data: str = "scenes"
     image_column: str | None = None
+    tile: int | None = None
+    tile_overlap: int = 0
+    tile_valid: float = MIN_VALID
     modalities: tuple[str, ...] = ()
     group_by: str | None = None
     held_out: HeldOut = "spread"
@@ -116,6 +124,7 @@ class PretrainConfig:
         for name, kind in choices.items():
             value = getattr(self, name)
             need(value in get_args(kind), _flag(name), value, f"one of {', '.join(get_args(kind))}")
+        _ = self.address  # raises for columns and tiles that cannot be
         if self.init_channels and not self.init_from:
             raise ValueError("--init-channels adapts the weights of --init-from; give both, or neither")
         if self.continue_schedule != "restart" and not self.init_from:
@@ -140,8 +149,9 @@ class PretrainConfig:
 
     @property
     def address(self) -> str:
-        """Where the data are, with the column of images."""
-        return with_columns(self.data, self.image_column)
+        """Where the data are, with the column of images, or the tiles."""
+        address = with_columns(self.data, self.image_column)
+        return with_tiles(address, self.tile, self.tile_overlap, self.tile_valid)
 
     @property
     def name(self) -> str:
