@@ -157,6 +157,7 @@ def _train(run: RunFolder, setup: TrainingSetup, config: PretrainConfig, group: 
             shard=(group.rank, group.size),
             repeats=config.repeats,
             pinned=setup.settings.device.startswith("cuda"),
+            on_device=config.augment_on == "device",
         )
         monitor = ValidationMonitor(run, setup.train, setup.held_out, setup.modalities, recipe.view.image_size)
         validate = monitor if group.is_rank_zero else _skip_validation

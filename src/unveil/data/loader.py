@@ -21,6 +21,7 @@ from ..modeling.types import Batch, Modality
 from ..runs.hardware import num_cores, reading_threads
 from .collate import StepMemory, collate, join
 from .decode import Unreadable
+from .device_views import Crop, collate_crops, crops_of, join_crops
 from .encoded import EncodedPicture, reduction
 from .sources import Samples, Source, coverage, encoded_images_of, images_of, sampler
 from .transforms import Keys, Sample, View
@@ -96,7 +97,8 @@ class Loader:
 
     With `repeats` R, a batch holds R views of each of its samples, which is decoded once (Hoffer et al., 2019). An
     epoch is still as many views as there are samples, so it reads one in R of them; R epochs read all. `pinned`
-    batches lie in page-locked memory, which a GPU reads while it computes.
+    batches lie in page-locked memory, which a GPU reads while it computes. With `on_device` a batch holds the boxes of
+    views of pictures, for `seen_on` to make them.
     """
 
     def __init__(
@@ -112,6 +114,7 @@ class Loader:
         shard: tuple[int, int] = (0, 1),
         repeats: int = 1,
         pinned: bool = False,
+        on_device: bool = False,
     ) -> None:
         if batch_size < 1:
             raise ValueError(f"batch size {batch_size} is too small; give 1 or more")
@@ -141,7 +144,8 @@ class Loader:
         if isinstance(view, View) and (read := encoded_images_of(source, self.modalities[0].name)):
             self._sample = read
         self.batch_size = min(batch_size, len(source))
-        self.repeats, self._pinned = repeats, pinned
+        self.repeats, self._pinned, self._on_device = repeats, pinned, on_device
+        assert not on_device or (isinstance(view, View) and self._lacking is None), "only of pictures"
         assert self.batch_size % repeats == 0, f"{repeats} views of each image do not divide {self.batch_size}"
         self.shard, self.num_shards = shard
         self.workers = max(1, num_cores() if workers is None else workers)
@@ -237,7 +241,8 @@ class Loader:
                 self.wait_seconds += time.perf_counter() - began
                 for chunk, _, _ in prepared:  # in the order of the steps
                     self._note(chunk)
-                batch, rows = join([batch for _, batch, _ in prepared]), torch.cat([rows for *_, rows in prepared])
+                made, rows = [batch for _, batch, _ in prepared], torch.cat([rows for *_, rows in prepared])
+                batch = join_crops(made, self._pinned) if self._on_device else join(made)
                 if self.max_broken is not None and (len(batch) < sum(map(len, step)) or self._too_many_broken()):
                     raise TooManyBroken(self._broken_report())
                 if len(batch):
@@ -275,10 +280,15 @@ class Loader:
         """Views are drawn when a few large photographs have been decoded, so that a thread holds no more of them."""
         chunk = _Chunk()
         views: list[Sample] = []
+        crops: list[Crop] = []
+        name = self.modalities[0].name
 
         def draw() -> None:
-            places = chunk.places[len(views) :]
-            views.extend(self.view(cast("list[Sample]", chunk.samples), self.modalities, keys[places]))
+            own = keys[chunk.places[len(views) + len(crops) :]]
+            if self._on_device:
+                crops.extend(crops_of(chunk.samples, cast("View", self.view), name, own))
+            else:
+                views.extend(self.view(cast("list[Sample]", chunk.samples), self.modalities, own))
             chunk.samples.clear()
 
         held = 0
@@ -290,6 +300,8 @@ class Loader:
         draw()
         keys = keys[chunk.places]
         size, missing = self.view.image_size, self._lacking
+        if self._on_device:
+            return chunk, collate_crops(crops, keys, name, size), rows[chunk.places]
         batch = collate(views, keys, self.modalities, size, missing, self._complete, memory, start)
         return chunk, batch, rows[chunk.places]
 

@@ -199,17 +199,23 @@ def _center_scale(size: tuple[int, int], image_size: tuple[int, int]) -> float:
 
 def view_of(sample: Sample | EncodedPicture, cut: Cut, size: tuple[int, int], modalities: Sequence[Modality]) -> Sample:
     """One view of every map: the same box and flips, each map at `size` over its own stride."""
-    if isinstance(sample, EncodedPicture):
-        by = reduction((cut.height, cut.width), size[::-1] if cut.turned else size)
-        pixels = sample.pixels(by)
-        if by > 1 and tuple(pixels.shape[-2:]) != sample.size:
-            cut = cut.reduced(by, (pixels.shape[-2], pixels.shape[-1]))
-        sample = Sample({sample.modality: pixels})
+    sample, cut = in_decoded(sample, cut, size)
 
     def view(image: Tensor, modality: Modality, way: Resize) -> Tensor:
         return cut.of(image, (size[0] // modality.stride, size[1] // modality.stride), way)
 
     return _viewed(sample, modalities, view)
+
+
+def in_decoded(sample: Sample | EncodedPicture, cut: Cut, size: tuple[int, int]) -> tuple[Sample, Cut]:
+    """The decoded sample, reduced where a view of this size needs no more, and the cut in it."""
+    if isinstance(sample, Sample):
+        return sample, cut
+    by = reduction((cut.height, cut.width), size[::-1] if cut.turned else size)
+    pixels = sample.pixels(by)
+    if by > 1 and tuple(pixels.shape[-2:]) != sample.size:
+        cut = cut.reduced(by, (pixels.shape[-2], pixels.shape[-1]))
+    return Sample({sample.modality: pixels}), cut
 
 
 def as_sample(read: Mapping[str, Map], modalities: Sequence[Modality], name: str) -> Sample:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..modeling.types import Batch
+from .device_views import CUTS, seen_on
 
 
 class CopyStream:
@@ -36,15 +37,16 @@ def uploaded(batches: Iterable[Batch], device: torch.device, stream: CopyStream 
     """The batches with their maps on the device; for another than a GPU as they are, since a step moves what it needs.
 
     The processor runs ahead of a GPU, so the copy of a batch in page-locked memory, bytes as bytes, is queued while the
-    step before is computed. What says which pixels and modalities there are stays behind: the processor reads it.
+    step before is computed. What says which pixels and modalities there are stays behind: the processor reads it. Views
+    that are to be made on the device are made there.
     """
     if stream is None:
         if device.type != "cuda":
-            yield from batches
+            yield from (seen_on(batch, device) for batch in batches)
             return
         stream = CopyStream(device)
     for batch in batches:
         with stream.copying():
-            maps = {name: values.to(device, non_blocking=True) for name, values in batch.maps.items()}
+            maps = {name: values.to(device, non_blocking=True) for name, values in batch.maps.items() if name != CUTS}
         stream.hand_over(maps.values())
-        yield replace(batch, maps=maps)
+        yield seen_on(replace(batch, maps={**batch.maps, **maps}), device)

@@ -20,6 +20,7 @@ from ..runs.run_config import Precision, current_names
 
 Compile = Literal["auto", "on", "off"]
 HeldOut = Literal["spread", "last"]
+AugmentOn = Literal["cpu", "device"]
 Continue = Literal["restart", "tail", "x10"]
 
 
@@ -61,6 +62,7 @@ class PretrainConfig:
     micro_batch: images that are computed at once; changes memory and speed, not the result
     repeats: views of each image in a batch, which is read and decoded once for all of them; an epoch stays as many
         views as there are images, so it reads a part of them
+    augment_on: where views are resized and flipped: cpu, or the device that trains, which gets the boxes as bytes
     workers: threads that prepare images; by default one for each core
     threads: threads that compute a step on a CPU; by default all cores, or one while other programs keep them busy
         (with --precision float32, which repeats a run to the bit, always all)
@@ -98,6 +100,7 @@ class PretrainConfig:
     compile: Compile = "auto"
     micro_batch: int | None = None
     repeats: int = 1
+    augment_on: AugmentOn = "cpu"
     workers: int | None = None
     threads: int | None = None
     save_minutes: float = 10.0
@@ -121,6 +124,7 @@ class PretrainConfig:
         need(0 <= self.max_broken <= 1, "--max-broken", self.max_broken, "a share between 0 and 1")
         need(0 < self.held_out_share < 1, "--held-out-share", self.held_out_share, "a share between 0 and 1")
         choices = {"precision": Precision, "compile": Compile, "held_out": HeldOut, "continue_schedule": Continue}
+        choices |= {"augment_on": AugmentOn}
         for name, kind in choices.items():
             value = getattr(self, name)
             need(value in get_args(kind), _flag(name), value, f"one of {', '.join(get_args(kind))}")

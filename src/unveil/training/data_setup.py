@@ -13,7 +13,7 @@ from ..data.aligned_folders import aligned_modalities, open_samples
 from ..data.inspection import AlignedInspection, Inspection, inspect_samples, inspect_source
 from ..data.listing import splits_in
 from ..data.modality_config import BUILT_IN, Declared, declare
-from ..data.sources import SampleSource, Source, Subset, open_source, origin
+from ..data.sources import Samples, SampleSource, Source, Subset, open_source, origin
 from ..data.splits import hold_out
 from ..modeling.types import Modality
 from ..recipes.registry import check_modalities, default_modalities
@@ -51,6 +51,16 @@ def open_data(address: str, declared: tuple[Declared, ...], *, as_recorded: bool
             f"note: {address} has a folder for each of {several}; all are read as images. --modalities tells them apart"
         )
     return open_source(address, as_recorded=as_recorded)
+
+
+def check_augment_on(config: PretrainConfig, source: Source) -> None:
+    """Raise ValueError where views are to be made on the device of maps that only the processor can view."""
+    if config.augment_on == "device" and isinstance(source, Samples):
+        names = ", ".join(d.name for d in source.declared)
+        raise ValueError(
+            f"--augment-on device makes views of plain pictures; {source.address} has maps ({names}) of which pixels or"
+            " files may be missing: leave it out, or leave --modalities and --tile out"
+        )
 
 
 def inspect_data(source: Source) -> DataInspection:

@@ -39,6 +39,7 @@ from .autoconfig import (
 from .config import PretrainConfig
 from .data_setup import (
     DataInspection,
+    check_augment_on,
     check_unreadable,
     declared_for,
     inspect_data,
@@ -100,6 +101,7 @@ def set_up_new(config: PretrainConfig, processes: int = 1) -> TrainingSetup:
     config.check_recipe_options(function)
     device = choose_device(config.device)
     source = open_data(config.address, declared_for(config, function))
+    check_augment_on(config, source)
     previous = previous_training(config)
     initial = read_initial(config)
     first = None
@@ -153,6 +155,7 @@ def set_up_resumed(config: PretrainConfig, folder: Path, processes: int = 1) -> 
         raise ValueError(f"{config.recipe} has changed since {folder} was started with {own}; give another --out")
     device = choose_device(config.device)
     source = open_data(config.address, run.declared, as_recorded=True)  # its images are compared below
+    check_augment_on(config, source)
     stored = run.config.data
     if names_digest(source) != stored.names:
         raise ValueError(
@@ -306,6 +309,7 @@ class _Draft:
             modality=self.modalities,
             repeats=math.gcd(min(size, len(train)), config.repeats),
             pinned=self.device.type == "cuda",
+            on_device=config.augment_on == "device",
         )
         with_data = time_with_data(recipe, replace(settings, micro_batch=size), loader, seconds * processes)
         return settings, with_data / processes

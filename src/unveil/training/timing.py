@@ -13,6 +13,7 @@ from typing import cast
 import torch
 
 from ..data.loader import Loader
+from ..data.upload import uploaded
 from ..modeling.masked_model import MaskedModel
 from ..modeling.optim import Optim
 from ..modeling.rng import sample_keys
@@ -137,7 +138,7 @@ def time_with_data(recipe: Recipe, settings: Settings, loader: Loader, step_seco
     On a CPU the loader's threads and the update share the cores, and small batches cost more per image, so both are
     timed together. On a GPU, or with a compiled step, they overlap: the slower of the two decides.
     """
-    with closing(_endless(loader)) as batches:
+    with closing(_endless(loader, torch.device(settings.device))) as batches:
         if settings.compile or settings.device != "cpu":
             return max(step_seconds, _mean_seconds(lambda: next(batches)) / loader.batch_size)
         seconds = 0.0
@@ -147,10 +148,10 @@ def time_with_data(recipe: Recipe, settings: Settings, loader: Loader, step_seco
     return seconds / recipe.epochs / loader.batch_size
 
 
-def _endless(loader: Loader) -> Generator[Batch]:
+def _endless(loader: Loader, device: torch.device) -> Generator[Batch]:
     for epoch in count():
         with closing(cast("Generator[Batch]", loader.batches(epoch))) as batches:
-            yield from batches
+            yield from uploaded(batches, device)
 
 
 def _mean_seconds(act: Callable[[], object]) -> float:
