@@ -14,10 +14,11 @@ from torch import nn
 from torch.nn import functional as F
 
 from unveil.evaluation.datasets import stratified_split
+from unveil.evaluation.protocols import knn_whitened, linear_lbfgs
 from unveil.evaluation.protocols.knn import TEMPERATURE, Knn, knn_votes
 from unveil.evaluation.protocols.knn_whitened import SHRINKAGE, KnnWhitened, whitening
 from unveil.evaluation.protocols.linear import LARS, Linear, _Cached, _Probe, _train
-from unveil.evaluation.protocols.linear_lbfgs import LinearLBFGS, logistic_regression
+from unveil.evaluation.protocols.linear_lbfgs import LinearLBFGS, _covariance, logistic_regression
 from unveil.evaluation.types import Context, EvaluationProtocol, FeatureSplit, Score, accuracies
 
 PROTOCOLS = [Knn(), KnnWhitened(), Linear(), LinearLBFGS()]
@@ -77,6 +78,16 @@ def test_whitening_is_the_same_with_fewer_samples_than_dimensions():
     by_hand = centred @ full / (variances.clamp_min(0) + SHRINKAGE * variances.mean()).sqrt()
     made = ((features - mean) @ directions).double()
     np.testing.assert_allclose((made @ made.T).numpy(), (by_hand @ by_hand.T).numpy(), atol=1e-3)
+
+
+def test_whitening_of_many_dimensions_gives_the_same_cosines(monkeypatch):
+    features = torch.randn(90, 20, generator=torch.Generator().manual_seed(1)) * torch.logspace(-1, 1, 20) + 2
+    principal, root = [whitening(features)], [monkeypatch.setattr(knn_whitened, "MANY", 19), whitening(features)][1:]
+    made = [((features - mean) @ directions).double() for mean, directions in (*principal, *root)]
+    assert not torch.allclose(*made, atol=0.1)
+    np.testing.assert_allclose((made[0] @ made[0].T).numpy(), (made[1] @ made[1].T).numpy(), atol=1e-3)
+    monkeypatch.setattr(torch.linalg, "eigh", None)  # not needed any more
+    assert whitening(features)[1].shape == (20, 20)
 
 
 def test_whitening_takes_as_many_samples_as_it_can_solve(monkeypatch):
@@ -245,6 +256,38 @@ def test_logistic_regression_agrees_with_sklearn():
     weight, bias = logistic_regression(split.train, split.train_labels, 3, penalty)
     np.testing.assert_allclose(weight.numpy(), theirs.coef_, atol=2e-3)
     np.testing.assert_allclose((bias - bias.mean()).numpy(), theirs.intercept_ - theirs.intercept_.mean(), atol=2e-3)
+
+
+@pytest.mark.parametrize("penalty", [1e-2, 1e-3])
+def test_logistic_regression_ends_where_it_did_in_fewer_steps_when_it_knows_the_covariance(penalty, monkeypatch):
+    split = clouds(apart=1, per_class=60)
+    mix = torch.randn(8, 8, generator=torch.Generator().manual_seed(3))
+    long = (split.train * torch.logspace(-1, 1, 8)) @ mix
+    features = torch.cat([long, long[:, :1] + long[:, 1:2]], 1)  # the last is a sum of others
+    features = (features - features.mean(0)) / features.std(0)
+    losses, calls = F.cross_entropy, []
+    monkeypatch.setattr(linear_lbfgs.F, "cross_entropy", lambda *given: calls.append(1) or losses(*given))
+
+    def solved(covariance):
+        calls.clear()
+        weight, bias = logistic_regression(features, split.train_labels, 3, penalty, covariance=covariance)
+        loss = losses(F.linear(features, weight, bias), split.train_labels) + penalty / 2 * weight.square().sum()
+        return loss.item(), F.linear(features, weight, bias), len(calls)
+
+    (plain, scores, many), (loss, others, few) = solved(None), solved(_covariance(features))
+    assert loss == pytest.approx(plain, abs=2e-5)
+    torch.testing.assert_close(others, scores, atol=0.05, rtol=0.02)
+    assert few < 0.7 * many
+    assert _covariance(features[:8]) is None
+
+
+@pytest.mark.parametrize(("protocol", "what"), [(Knn(), "neighbours"), (LinearLBFGS(), "linear-lbfgs")])
+def test_probes_say_how_far_they_are(protocol, what):
+    told, split = [], clouds(apart=2)
+    protocol.run(None, split, Context(subject="pixels", progress=lambda *p: told.append(p)))
+    assert {name for name, *_ in told} == {f"{what} of pixels"}
+    assert [done for _, done, _ in told] == sorted({done for _, done, _ in told})
+    assert told[-1][1] == told[-1][2] > 0
 
 
 def test_lbfgs_chooses_a_penalty_that_noise_calls_for():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import ClassVar
@@ -26,7 +27,10 @@ class Knn:
 
     def run(self, encoder: FeatureEncoder, data: FeatureSplit, context: Context) -> Score:
         ks = sorted({min(k, len(data.train)) for k in OTHER_K})
-        by_k = {k: accuracies(votes, data.test_labels) for k, votes in zip(ks, knn_votes(data, ks), strict=True)}
+        votes_by_k = knn_votes(
+            data, ks, progress=lambda done: context.progress(f"neighbours of {context.subject}", done, len(data.test))
+        )
+        by_k = {k: accuracies(votes, data.test_labels) for k, votes in zip(ks, votes_by_k, strict=True)}
         k = min(K, len(data.train))
         return Score(
             metrics=by_k[k] | {f"accuracy_k{other}": metrics["accuracy"] for other, metrics in by_k.items()},
@@ -45,14 +49,23 @@ class Knn:
         )
 
 
-def knn_votes(data: FeatureSplit, ks: list[int], max_similarities: int = MAX_SIMILARITIES) -> list[Tensor]:
+def knn_votes(
+    data: FeatureSplit,
+    ks: list[int],
+    max_similarities: int = MAX_SIMILARITIES,
+    progress: Callable[[int], None] = lambda done: None,
+) -> list[Tensor]:
     """The votes `M classes` of each test sample's neighbours, for each k of an ascending list.
 
-    At most `max_similarities` similarities (or one test sample's) exist at a time.
+    At most `max_similarities` similarities (or one test sample's) exist at a time. `progress` is called with the test
+    samples that are done.
     """
     train = F.normalize(data.train, dim=1)
     rows = max(1, max_similarities // len(train))
-    chunks = [_votes(F.normalize(test, dim=1) @ train.T, data, ks) for test in data.test.split(rows)]
+    chunks = []
+    for number, test in enumerate(data.test.split(rows), 1):
+        chunks.append(_votes(F.normalize(test, dim=1) @ train.T, data, ks))
+        progress(min(number * rows, len(data.test)))
     return [torch.cat(votes) for votes in zip(*chunks, strict=True)]
 
 
