@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 
 import unveil
+from unveil.data import shards
 from unveil.data.aligned_folders import aligned_modalities, open_samples
 from unveil.data.decode import Unreadable
 from unveil.data.listing import split_addresses
@@ -181,3 +182,17 @@ def test_a_broken_member_is_unreadable_by_its_name(tmp_path: Path):
     path.write_bytes(path.read_bytes()[:600])  # after it was opened
     with pytest.raises(Unreadable, match="cut off"):
         source.image(0)
+
+
+def test_headers_are_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("UNVEIL_CACHE", str(tmp_path / "cache"))
+    folder = write_shards(tmp_path / "shards", cls=lambda n: b"01"[n % 2 :][:1])
+    first = open_source(folder)
+    shards._scanned.cache_clear()
+    with monkeypatch.context() as patched:
+        patched.setattr(shards, "members", lambda *_: pytest.fail("headers are read again"))
+        again = open_source(folder)
+    assert again.labels == first.labels
+    assert all(map(torch.equal, pixels(again), pixels(first)))
+    write_tar(folder / "part-001.tar", {"other.jpg": picture(0)})
+    assert len(open_source(folder)) == 9

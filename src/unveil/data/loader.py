@@ -23,7 +23,7 @@ from .collate import StepMemory, collate, join
 from .decode import Unreadable
 from .device_views import Crop, collate_crops, crops_of, join_crops
 from .encoded import EncodedPicture, reduction
-from .sources import Samples, Source, coverage, encoded_images_of, images_of, sampler
+from .sources import Samples, Source, coverage, encoded_images_of, images_of, origin, sampler
 from .transforms import Keys, Sample, View
 
 _CHUNKS = (8, 64)  # the fewest and the most samples that one thread prepares at a time
@@ -171,11 +171,18 @@ class Loader:
         """
         cycle, part = divmod(epoch, self.repeats)
         key = sample_keys(self.seed, cycle, torch.arange(len(self.source)))
-        order = SampleRng(key).fold("order").key.argsort()  # keys never tie: the hash is a bijection
+        order = self._permutation(SampleRng(key).fold("order").key, cycle)
         if self.repeats == 1:
             return order
         count = self.steps_per_epoch * self.batch_size // self.repeats
         return order[part * count :][:count].repeat_interleave(self.repeats)
+
+    def _permutation(self, keys: Int[Tensor, " N"], cycle: int) -> Int[Tensor, " N"]:
+        """All samples by their keys; shard by shard where a source copies these one by one."""
+        whole, numbers = origin(self.source)
+        shards = getattr(whole, "shards", None)
+        by_shard = None if shards is None else shards.order(keys, numbers, self.seed, cycle)
+        return keys.argsort() if by_shard is None else by_shard  # keys never tie: the hash is a bijection
 
     def _keyed(self, epoch: int, step: int) -> list[tuple[Tensor, Tensor]]:
         """The samples of each of this process's steps from one on, and the keys of their views.

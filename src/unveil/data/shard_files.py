@@ -5,24 +5,17 @@ from __future__ import annotations
 import os
 import re
 import threading
-import time
 from collections import OrderedDict
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol
 
 from ..runs.console import user_path
-from .decode import optional
 from .listing import is_remote, missing
 
-T = TypeVar("T")
-
 _OPEN_FILES = 128
-_TRIES = 4  # of a request
-_FIRST_PAUSE = 0.2  # seconds before the second try, twice as long before each further one
-_NEEDED = "Shards are .tar files: a folder of them, a pattern such as shards/{000..011}.tar, or an address of either"
+NEEDED = "Shards are .tar files: a folder of them, a pattern such as shards/{000..011}.tar, or an address of either"
 
 
 class ShardFile(NamedTuple):
@@ -34,7 +27,10 @@ class ShardFile(NamedTuple):
 
 
 class Place(Protocol):
-    """Where shards are. `read` returns exactly the bytes asked for, or raises OSError; threads may share it."""
+    """Where shards are. `read` returns the bytes that are there, or raises OSError; threads may share it.
+
+    `is_copied` says that a shard is copied here as a whole before it is read; `expect` names those that are read next.
+    """
 
     @property
     def root(self) -> str: ...
@@ -43,6 +39,9 @@ class Place(Protocol):
     def content(self, name: str) -> bytes | None: ...
     def read(self, name: str, start: int, size: int) -> bytes: ...
     def location(self, name: str) -> str: ...
+    @property
+    def is_copied(self) -> bool: ...
+    def expect(self, names: Sequence[str]) -> None: ...
 
 
 def expand_braces(pattern: str) -> list[str]:
@@ -65,6 +64,8 @@ def place_of(address: str) -> tuple[Place, str]:
     """Where the shards of an address are, and the pattern of their names there; empty for all of a folder."""
     folder, _, last = address.rpartition("/")
     if is_remote(address):
+        from .remote_shards import RemotePlace  # which reads names of this module
+
         return (RemotePlace(folder), last) if last.lower().endswith(".tar") else (RemotePlace(address.rstrip("/")), "")
     path = user_path(address)
     if path.is_dir():
@@ -105,13 +106,13 @@ class LocalPlace:
     def find(self, pattern: str = "") -> list[ShardFile]:
         """The shards below the folder that a pattern names, each once; FileNotFoundError where one is not there."""
         names: dict[str, None] = {}
-        for part in expand_braces(pattern or "**/*.tar"):
-            found = sorted(p for p in self.folder.glob(part) if p.is_file()) if set(part) & set("*?[") else []
-            if not found and (self.folder / part).is_file():
-                found = [self.folder / part]
-            if not found and pattern:
-                raise FileNotFoundError(missing(self.folder / part, _NEEDED))
-            shown = (path.relative_to(self.folder) for path in found)
+        for one in expand_braces(pattern or "**/*.tar"):
+            matches = sorted(p for p in self.folder.glob(one) if p.is_file()) if set(one) & set("*?[") else []
+            if not matches and (self.folder / one).is_file():
+                matches = [self.folder / one]
+            if not matches and pattern:
+                raise FileNotFoundError(missing(self.folder / one, NEEDED))
+            shown = (path.relative_to(self.folder) for path in matches)
             names |= {p.as_posix(): None for p in shown if not any(n.startswith(".") for n in p.parts)}
         states = [(name, (self.folder / name).stat()) for name in names]
         return [ShardFile(name, s.st_size, f"{s.st_size} {s.st_mtime_ns}") for name, s in states]
@@ -137,6 +138,13 @@ class LocalPlace:
     def location(self, name: str) -> str:
         return str((self.folder / name).resolve())
 
+    @property
+    def is_copied(self) -> bool:
+        return False
+
+    def expect(self, names: Sequence[str]) -> None:
+        """Nothing is to be done: every sample is at hand."""
+
 
 class _File:
     """An open file, closed when nobody holds it."""
@@ -147,103 +155,3 @@ class _File:
     def __del__(self) -> None:
         if hasattr(self, "descriptor"):
             os.close(self.descriptor)
-
-
-class RemotePlace:
-    """Shards below an address, read by fsspec: `https`, `s3`, `gs` and all others that it knows.
-
-    A request that fails is repeated. Raises ValueError where fsspec, or its package for this storage, is missing.
-    """
-
-    def __init__(self, address: str) -> None:
-        self.address = address
-        self._open()
-
-    def _open(self) -> None:
-        scheme = self.address.partition("://")[0]
-        extra = {"http": "remote", "https": "remote", "s3": "s3"}.get(scheme, "remote")
-        needed = f"{scheme}:// is read with fsspec: pip install 'unveil[{extra}]'"
-        fsspec = optional("fsspec", needed)
-        try:
-            self._fs, self._path = fsspec.core.url_to_fs(self.address)
-        except ImportError as error:
-            raise ValueError(f"{needed} ({error})") from error
-        except ValueError as error:
-            raise ValueError(f"{self.address}: {error}") from error
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, RemotePlace) and other.address == self.address
-
-    def __hash__(self) -> int:
-        return hash(self.address)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {"address": self.address}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.address = state["address"]
-        self._open()
-
-    @property
-    def root(self) -> str:
-        return self.address
-
-    def find(self, pattern: str = "") -> list[ShardFile]:
-        """The shards that a pattern names; FileNotFoundError where one is not there, or none."""
-        names: list[str] = []
-        for part in expand_braces(pattern or "*.tar"):
-            if set(part) & set("*?["):
-                matches = _patiently(partial(self._fs.glob, f"{self._path}/{part}"), self.address)
-                names += sorted(str(match).removeprefix(self._path).lstrip("/") for match in matches)
-            else:
-                names.append(part)
-        if not names:
-            raise FileNotFoundError(f"no .tar file at {self.address}/{pattern or '*.tar'}. {_NEEDED}")
-        return [self._state(name) for name in dict.fromkeys(names)]
-
-    def _state(self, name: str) -> ShardFile:
-        facts = _patiently(lambda: self._fs.info(f"{self._path}/{name}"), f"{self.address}/{name}")
-        size = facts.get("size")
-        if size is None:
-            raise ValueError(f"the server of {self.address}/{name} does not say how many bytes it has; copy it here")
-        version = next(
-            (str(facts[key]) for key in ("ETag", "etag", "md5", "mtime", "LastModified") if key in facts), ""
-        )
-        return ShardFile(name, int(size), f"{size} {version}")
-
-    def content(self, name: str) -> bytes | None:
-        """The bytes of a file beside the shards; None where there is none."""
-        try:
-            return bytes(_patiently(lambda: self._fs.cat_file(f"{self._path}/{name}"), f"{self.address}/{name}"))
-        except FileNotFoundError:
-            return None
-
-    def read(self, name: str, start: int, size: int) -> bytes:
-        where = f"{self.address}/{name}"
-
-        def request() -> bytes:
-            data = bytes(self._fs.cat_file(f"{self._path}/{name}", start=start, end=start + size))
-            if len(data) > size:  # the server sent the whole file
-                data = data[start : start + size]
-            return data
-
-        return _patiently(request, where)
-
-    def location(self, name: str) -> str:
-        return f"{self.address}/{name}"
-
-
-def _patiently(request: Callable[[], T], where: str) -> T:
-    """What a request returns, repeated where it fails for another reason than that nothing is there."""
-    for attempt in range(_TRIES):
-        try:
-            return request()
-        except (FileNotFoundError, PermissionError):
-            raise
-        except Exception as error:  # each storage has errors of its own
-            if attempt == _TRIES - 1:
-                raise OSError(
-                    f"{where} cannot be read, also at the {_TRIES}th try: {error or type(error).__name__}"
-                ) from error
-            time.sleep(_FIRST_PAUSE * 2**attempt)
-    raise AssertionError

@@ -69,14 +69,14 @@ def open_shard_samples(address: str, declared: tuple[Declared, ...]) -> ShardSam
             raise ValueError(f"no sample of {address!r} has both {first} and {d.name}")
     rows = has.nonzero()[0]
 
-    def kept(member: Members) -> Members:
+    def chosen(member: Members) -> Members:
         return replace(member, kind=member.kind[rows], start=member.start[rows], size=member.size[rows])
 
     return ShardSamples(
         shards.only(has, "sample without a map"),
         declared,
-        {name: kept(member) for name, member in maps.items()},
-        {name: kept(member) for name, member in masks.items()},
+        {name: chosen(member) for name, member in maps.items()},
+        {name: chosen(member) for name, member in masks.items()},
         frozenset(packed),
     )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import mmap
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache, partial
@@ -13,16 +13,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Shaped, UInt64
+import torch
+from jaxtyping import Int, Shaped, UInt64
 from torch import Tensor
 
+from ..modeling.rng import SampleRng, sample_keys
+from ..runs.cache import cached, store
 from .columns import LABEL_NAMES, Columns, number_classes, split_columns
 from .decode import EXTENSIONS, Unreadable, decode, to_channels
 from .listing import PACK_INDEX, PACK_WORK, counted, folder_labels, refuse_splits
 from .loader import prefetch
 from .shard_files import LocalPlace, Place, ShardFile, expand_braces, place_of
-from .shard_table import TABLE, Members, ShardTable, from_bytes, sha256, tabulate
-from .tar_members import members
+from .shard_table import TABLE, Members, ShardTable, from_bytes, sha256, tabulate, to_bytes
+from .tar_members import ReadAt, ahead, members
 
 PICTURES = tuple(kind.removeprefix(".") for kind in EXTENSIONS)
 _IMAGE_NAMES = (
@@ -32,6 +35,8 @@ _IMAGE_NAMES = (
     "input",
 )  # the first words of a member that is the image, where there are several
 _LABELS_AT_ONCE = 256
+_CACHE = "shards-1"
+_BUFFER = 4  # shards over which samples are shuffled where shards are copied one by one
 
 
 @dataclass(frozen=True)
@@ -78,6 +83,26 @@ class Shards:
         if len(data) < size:
             raise Unreadable(self.name(row), f"its shard {shard} is cut off")
         return data
+
+    def order(self, keys: Int[Tensor, " N"], rows: Sequence[int], seed: int, epoch: int) -> Int[Tensor, " N"] | None:
+        """The samples in `rows` in the order of an epoch, where shards are copied one by one; None where they are not.
+
+        Shards in random order, their samples shuffled, and each sample up to 4 shards later: a function of seed, epoch
+        and sample alone. `keys` are random, one a sample.
+        """
+        if not self.place.is_copied:
+            return None
+        count = len(self.table.shards)
+        turn = SampleRng(sample_keys(seed, epoch, torch.arange(count))).fold("shards").key.argsort()
+        rank = torch.empty(count, dtype=torch.int64)
+        rank[turn] = torch.arange(count)
+        self.place.expect([self.table.shards[i] for i in turn.tolist()])
+        of_sample = rank[torch.from_numpy(self.table.shard[np.asarray(rows)].astype(np.int64))]
+        shuffled = keys.argsort()
+        stream = shuffled[of_sample[shuffled].argsort(stable=True)]
+        later = SampleRng(keys[stream]).fold("buffer").uniform("later", 1)[:, 0].double()
+        buffer = _BUFFER * len(rows) / count
+        return stream[(torch.arange(len(rows)) + later * buffer).argsort(stable=True)]
 
     def texts(self, member: Members) -> Iterator[str | None]:
         """The `text` of a member of each sample, in order."""
@@ -182,12 +207,21 @@ def _rows(place: Place, facts: Mapping[str, Any]) -> Any:
 
 @lru_cache(maxsize=4)
 def _scanned(place: Place, files: tuple[ShardFile, ...]) -> tuple[ShardTable, Counter[str]]:
-    """The samples of shards that have no index, from the headers of all of them."""
+    """The samples of shards that have no index, from the headers of all of them, or kept since they were last read."""
+    key = json.dumps([place.root, *files])
+    if (content := cached(_CACHE, key)) is not None:
+        rows = from_bytes(content)
+        metadata = rows.schema.metadata or {}
+        names = tuple(file.name for file in files)
+        return ShardTable(names, rows.replace_schema_metadata(None)), Counter(json.loads(metadata[b"others"]))
     others: Counter[str] = Counter()
 
     def scan(file: ShardFile) -> tuple[list[Any], Counter[str]]:
         own: Counter[str] = Counter()
-        listed = members(partial(place.read, file.name), file.size, place.location(file.name), own)
+        read_at: ReadAt = partial(place.read, file.name)
+        if not isinstance(place, LocalPlace) and not place.is_copied:
+            read_at = ahead(read_at)
+        listed = members(read_at, file.size, place.location(file.name), own)
         return list(listed), own
 
     shards = {}
@@ -195,7 +229,9 @@ def _scanned(place: Place, files: tuple[ShardFile, ...]) -> tuple[ShardTable, Co
         for file, (listed, own) in zip(files, results, strict=True):
             shards[file.name] = listed
             others += own
-    return ShardTable(tuple(shards), tabulate(shards)), others
+    rows = tabulate(shards)
+    store(_CACHE, key, to_bytes(rows.replace_schema_metadata({"others": json.dumps(others)})))
+    return ShardTable(tuple(shards), rows), others
 
 
 @dataclass(frozen=True)
