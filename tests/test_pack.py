@@ -25,6 +25,7 @@ from unveil.cli import main
 from unveil.data import pack as packs
 from unveil.data.aligned_folders import open_images, open_samples
 from unveil.data.decode import decode
+from unveil.data.dense_layouts import open_dense
 from unveil.data.identity import identities
 from unveil.data.loader import Loader
 from unveil.data.modality_config import DEPTH, RGB, SEMSEG, declare
@@ -334,3 +335,15 @@ def test_keys_have_no_dots_and_differ():
     assert unique_keys(["a/b.c.jpg", "a/b_c.png", "x.parquet[12]", "a/b.c.JPG", "ü é.tif"]) == [
         *("a/b_c", "a/b_c-2", "x_parquet_12_", "a/b_c-3", "ü é")
     ]
+
+
+def test_a_pack_is_a_dense_set_by_itself(tmp_path: Path):
+    for split in ("train", "val"):
+        write_maps(tmp_path / "maps" / split)
+    unveil.pack(str(tmp_path / "maps"), out=str(tmp_path / "pack"), modalities=("rgb", "semseg"), short_side=30)
+    pair = open_dense(str(tmp_path / "pack"))
+    assert (len(pair.train), len(pair.test), pair.is_held_out) == (6, 6, False)
+    sample = pair.test.select(["rgb", "semseg"]).sample(0)
+    assert sample.maps["semseg"].shape == (1, 30, 40)
+    assert sample.valid["semseg"] is not None
+    assert not sample.valid["semseg"][0, :4].any()  # void

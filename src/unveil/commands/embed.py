@@ -40,7 +40,7 @@ def embed(
 ) -> Path:
     """Write the features of images to an .npz file: `features` N x D, `names`, and `labels` where there are any.
 
-    data: a folder of images, a Parquet file, or scenes; of a folder of rgb, depth, ... the first that the run reads
+    data: images in a folder, a Parquet file, shards, or scenes; of folders of rgb, depth, ... the first that it reads
     image_column: the column of a Parquet file that holds the images, where there are several
     label_column: the column of a Parquet file that holds the classes, whatever its name
     tile: cut images into tiles of so many pixels a side instead of resizing them

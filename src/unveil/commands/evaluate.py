@@ -69,7 +69,7 @@ def evaluate(
     Those of a public ViT (a weight file, a folder, a name on the hub) are kept in `runs/<its name>/eval/`.
     Further arguments are options of the protocols: each goes to every chosen protocol that has it.
 
-    data: labelled images: a folder of class folders, or of train and val; a Parquet file with labels; scenes; of a
+    data: labelled images: folders of classes, or of train and val; Parquet files or shards with labels; scenes; of a
         folder of rgb, depth, ... the first that the run reads; for segment and depth such a folder, a well-known
         layout of one, or as --modalities declares
     test_data: the images to test on; by default those in data's own val or test, else a fifth of every class

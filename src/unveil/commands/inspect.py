@@ -27,8 +27,8 @@ def inspect(
 
     Of a folder with one folder for each modality the alignment is checked, and samples that lack a map are listed.
 
-    data: a folder of images, a Parquet file, hf:OWNER/NAME, FOLDER.lance, or scenes; with modalities, a folder or a
-        table that holds one for each
+    data: a folder of images, a Parquet file, tar shards, hf:OWNER/NAME, FOLDER.lance, or scenes; with modalities, a
+        folder or a table that holds one for each
     image_column: the column of a table that holds the images, where there are several
     label_column: the column of a table that holds the classes, whatever its name
     tile: cut images into tiles of so many pixels a side instead of resizing them

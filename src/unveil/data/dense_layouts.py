@@ -12,9 +12,9 @@ from typing import Literal
 
 from ..runs.console import user_path
 from . import listing
-from .aligned_folders import AlignedSource, open_samples
+from .aligned_folders import AlignedSource, aligned_modalities, open_samples
 from .dense_dataset import DensePair, DenseSet, LabelEncoding
-from .listing import existing_folder, list_files, none_found
+from .listing import are_shards, existing_folder, list_files, none_found
 from .modality_config import BUILT_IN, DEPTH, RGB, SEMSEG, Declared
 from .read_map import NYUV2, NYUV2_CLASSES, READ, loaded_mat
 
@@ -83,6 +83,8 @@ def open_dense(data: str, test_data: str | None = None, stored: StorageOptions |
 
 
 def _open(address: str, stored: StorageOptions) -> dict[str, DenseSet]:
+    if not stored.declared and are_shards(address):
+        stored = replace(stored, declared=_declared_in_shards(address))
     if stored.declared or address == "scenes" or address.startswith("scenes:"):
         return _declared(address, user_path(address), stored)
     root = existing_folder(address, _NEEDED)
@@ -107,6 +109,16 @@ def _open(address: str, stored: StorageOptions) -> dict[str, DenseSet]:
         source = AlignedSource(place, root, tuple(maps.values()), names, files)
         sets[split] = DenseSet(source, range(len(names)), maps, labels, stored.max_depth)
     return sets
+
+
+def _declared_in_shards(address: str) -> tuple[Declared, ...]:
+    """The modalities of shards, of which those of classes have a pixel for each of the image."""
+    declared = aligned_modalities(listing.split_addresses(address).get("train", address))
+    if not declared:
+        raise ValueError(
+            f"the shards at {address!r} have no maps beside images, such as KEY.semseg.png or KEY.depth.png"
+        )
+    return tuple(replace(d, modality=replace(d.modality, stride=1)) if d.is_categorical else d for d in declared)
 
 
 def _declared(address: str, root: Path, stored: StorageOptions) -> dict[str, DenseSet]:

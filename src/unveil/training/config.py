@@ -31,8 +31,8 @@ class PretrainConfig:
     recipe: a recipe's name, or a file of your own
     config: a YAML file with options, such as the `config.yaml` of a run folder; options given beside it override it
     save_config: write all options, as they are resolved for this data and machine, to a YAML file, and do not train
-    data: a folder of images, a Parquet file, hf:OWNER/NAME, FOLDER.lance, or scenes (rendered here); with modalities, a
-        folder that holds one for each, a table with a column for each, or scenes
+    data: a folder of images, a Parquet file, tar shards, hf:OWNER/NAME, FOLDER.lance, or scenes (rendered
+        here); with modalities, a folder that holds one for each, a table with a column for each, or scenes
     image_column: the column of a table that holds the images, where there are several
     tile: cut images into tiles of so many pixels a side, read by windows, instead of resizing them; pixels without data
         are not valid
