@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from multimodal import ALL, LACKING
 from test_golden_curves import CURVES
@@ -19,6 +20,7 @@ from unveil.modeling.rng import sample_keys, seed_stage, step_key
 from unveil.modeling.types import RGB, Batch, Modality
 from unveil.recipes.recipe import Recipe
 from unveil.recipes.registry import build_recipe, load_recipe
+from unveil.training.trainer import Settings, Trainer
 
 SIZE = 32
 SHARED = {"size": "nano", "patch": 8, "image_size": (SIZE,), "epochs": 4.0, "batch_size": 6, "warmup_epochs": 1.0}
@@ -115,3 +117,26 @@ def _cases() -> Iterator[tuple[str, Case]]:
 
 
 CASES: dict[str, Case] = dict(_cases())
+
+
+def losses(case: Case, settings: Settings, updates: int = 5, depth: int = 2) -> Tensor:
+    """The losses of some updates, one row each, with all stages one after another."""
+    rows = []
+    with small(depth):
+        recipe, before = case.build(depth), None
+        for index, stage in enumerate(recipe.stages):
+            seed_stage(0, index)
+            trainer = Trainer(stage.build(), recipe.optim, settings)
+            if before is not None:
+                trainer.adopt(before.optimizer.state)
+            for step in range(updates):
+                trainer.model.before_step(step, step / updates)
+                update = trainer.update(case.batch(step, progress=step / updates), 1e-3)
+                assert not update.skipped
+                rows.append(torch.stack(list(update.losses.values())).sum())
+            before = trainer
+    return torch.stack(rows).double().cpu()
+
+
+def settings_on(device: str, precision: str = "float32", compile: bool = False) -> Settings:
+    return Settings(device, precision, micro_batch=8, compile=compile, save_minutes=10, val_every=1.0)

@@ -80,9 +80,11 @@ def writes_out_attention(q: Tensor, k: Tensor) -> bool:
 
     A frozen teacher of a training (`no_grad`) keeps the fused kernel, so that its targets keep their roundings.
     """
-    if not torch.is_inference_mode_enabled() and not (torch.is_grad_enabled() and (q.requires_grad or k.requires_grad)):
-        return False
-    return q.device.type == "cpu" and q.dtype == torch.bfloat16 and k.shape[-2] <= SHORT
+    is_trained = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad)
+    is_evaluated = not torch.compiler.is_compiling() and torch.is_inference_mode_enabled()  # which no graph can ask
+    return (
+        (is_trained or is_evaluated) and q.device.type == "cpu" and q.dtype == torch.bfloat16 and k.shape[-2] <= SHORT
+    )
 
 
 class Attention(nn.Module):
