@@ -257,7 +257,7 @@ def test_blobs_of_lance_are_read(tmp_path):
 
 
 @pytest.mark.parametrize("kind", WRITERS)
-def test_a_run_on_a_table_of_two_modalities_is_resumed_and_embedded(tmp_path, monkeypatch, kind):
+def test_a_table_of_two_modalities_is_trained_on_and_embedded(tmp_path, monkeypatch, kind):
     monkeypatch.chdir(tmp_path)
     address = WRITERS[kind](tmp_path)
     words = "--size nano --patch 8 --image-size 16 --batch-size 4 --epochs 1 --modalities rgb depth --precision float32"

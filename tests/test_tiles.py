@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 import unveil
+from tiny_runs import write_recipe
 from unveil.cli import main
 from unveil.data import rasters, tiled_source
 from unveil.data.aligned_folders import open_samples
@@ -207,10 +208,10 @@ def test_modalities_of_another_resolution_have_the_same_windows(scenes):
     assert torch.equal(views[0].maps["height"], views[1].maps["height"])
 
 
-def test_runs_on_tiles_are_continued_and_embedded(scenes, tmp_path, monkeypatch):
+def test_several_modalities_are_trained_on_as_tiles_and_embedded(scenes, tmp_path, monkeypatch):
     root, toml = scenes
     monkeypatch.chdir(tmp_path)
-    words = "--size nano --patch 8 --image-size 16 --batch-size 8 --precision float32 --tile 50 --tile-overlap 4"
+    words = "--size nano --patch 8 --image-size 16 --batch-size 18 --precision float32 --tile 50 --tile-overlap 4"
     command = ["pretrain", "multimae", "--data", str(root), "--out", "run", *words.split(), "--modalities", "rgb", toml]
     assert main([*command, "--epochs", "1"]) == 0
     stored = json.loads(Path("run/run.json").read_text())
@@ -222,12 +223,20 @@ def test_runs_on_tiles_are_continued_and_embedded(scenes, tmp_path, monkeypatch)
     assert str(made["names"][13]) == "1[0:50,50:100]"
 
 
-def test_plain_images_are_trained_on_as_tiles(tmp_path, monkeypatch):
+def test_plain_images_are_trained_on_and_packed_as_tiles(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     for number in range(4):
         write_tiff(tmp_path / "data" / f"{number}.tif", colours(96, 130))
-    words = "--size nano --patch 8 --image-size 16 --batch-size 8 --epochs 1 --precision float32 --tile 32"
-    command = ["pretrain", "mae", "--data", "data", "--out", "run", *words.split()]
+    assert main(["inspect", "data", "--tile", "32"]) == 0
+    assert "next: unveil pretrain crossmae --data data --tile=32 --out runs/a" in capsys.readouterr().out
+    assert main(["pack", "data:tile=32", "--out", "packed", "--lossless", "--short-side", "none"]) == 0
+    packed, source = open_source("packed"), open_source("data:tile=32")
+    assert len(packed) == len(source) == 48
+    assert {packed.image(i).numpy().tobytes() for i in range(48)} == {
+        source.image(i).numpy().tobytes() for i in range(48)
+    }
+    words = "--batch-size 20 --epochs 1 --warmup-epochs 0 --tile 32"
+    command = ["pretrain", write_recipe(tmp_path), "--data", "data", "--out", "run", *words.split()]
     assert main(command) == 0
     assert (
         json.loads(Path("run/run.json").read_text())["data"]["count"] == 4 * 12

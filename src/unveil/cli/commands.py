@@ -288,8 +288,9 @@ def _inspect(self: Command, words: list[str]) -> str:
     print(inspect(data, **given))
     modalities = given.get("modalities") or [d.name for d in aligned_modalities(data)]
     recipe, more = ("multimae", ["--modalities", *modalities]) if modalities else ("crossmae", [])
-    column = [f"--image-column={given['image_column']}"] if given.get("image_column") else []
-    return shlex.join(["unveil", "pretrain", recipe, "--data", data, *column, *more, "--out", "runs/a"])
+    same = [name for name in ("image_column", "tile", "tile_overlap", "tile_valid") if given.get(name) is not None]
+    how = [f"--{name.replace('_', '-')}={given[name]}" for name in same]
+    return shlex.join(["unveil", "pretrain", recipe, "--data", data, *how, *more, "--out", "runs/a"])
 
 
 @command("DATA", "unveil pack ~/photos --out packed")
