@@ -69,6 +69,13 @@ class TestContenders:
         assert torch.equal(SMALL.batch(CPU).maps["rgb"], SMALL.batch(CPU).maps["rgb"])
         assert not torch.equal(SMALL.batch(CPU).maps["rgb"], replace(SMALL, seed=1).batch(CPU).maps["rgb"])
 
+    @pytest.mark.parametrize("name", ["attmask", "hpm", "maskfeat", "milan", "simmim"])
+    def test_every_recipe_is_one(self, name: str):
+        work = Work("nano", 8, (32,), 2, 0)
+        stepper = Stepper(CONTENDERS[name].build(work), work.batch(CPU), CPU)
+        assert stepper.step("float32").step > 0
+        assert count_flops(CONTENDERS[name], work).flops > 0
+
     def test_without_transformers_the_others_run(self, monkeypatch: pytest.MonkeyPatch):
         monkeypatch.setitem(sys.modules, "transformers", None)
         found, absent = select_contenders(("transformers", "mae", "mae"), SMALL)

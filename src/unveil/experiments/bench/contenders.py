@@ -1,4 +1,4 @@
-"""The timed models: transformers' ViTMAE, our MAE, the ladder from MAE to CrossMAE, CMT-MAE's stages, guided MultiMAE.
+"""The timed models: our recipes, the ladder from MAE to CrossMAE, the stages of CMT-MAE, guided MultiMAE, and peers.
 
 Every contender is a module that maps a batch to its loss. Those of one group do the same work: the same ViT, images,
 batch and share of hidden patches, and the same AdamW.
@@ -15,13 +15,18 @@ from torch import Tensor
 
 from ...modeling.masked_model import MaskedModel, mean_loss
 from ...modeling.types import Batch
+from ...recipes.attmask import recipe as attmask
 from ...recipes.cmtmae import recipe as cmtmae
 from ...recipes.crossmae import recipe as crossmae
+from ...recipes.hpm import recipe as hpm
 from ...recipes.mae import recipe as mae
+from ...recipes.maskfeat import recipe as maskfeat
+from ...recipes.milan import recipe as milan
 from ...recipes.multimae import recipe as multimae
 from ...recipes.multimae_attention import recipe as guided
 from ...recipes.recipe import Recipe
-from ...recipes.registry import build_recipe
+from ...recipes.registry import build_recipe, defaults_of
+from ...recipes.simmim import recipe as simmim
 from .peers import PEERS
 from .work import Contender, TimedModel, Work
 
@@ -40,7 +45,9 @@ class Ours(TimedModel):
 
 def _recipe(recipe: Callable[..., Recipe], stage: int = 0, **options: Any) -> Callable[[Work], Recipe]:
     def make(work: Work) -> Recipe:
-        shape = {"size": work.size, "patch": work.patch, "image_size": work.image_size}
+        shape: dict[str, Any] = {"size": work.size, "patch": work.patch, "image_size": work.image_size}
+        if defaults_of(recipe).get("mask_unit"):
+            shape["mask_unit"] = 2 * work.patch  # as in the papers, and as pretrain sets it
         built = build_recipe(recipe, (), {**shape, **options})
         return replace(built, stages=built.stages[stage : stage + 1])
 
@@ -78,6 +85,11 @@ _ALL = (
     _ours("guided-half", "guided at half resolution", guided, guide_scale="half"),
     _ours("guided-layer4", "guided by layer 4", guided, layer=3),
     _ours("guided-every4", "guided on every 4th step", guided, period=4, guide_every=4),
+    _ours("attmask", "AttMask", attmask),
+    _ours("hpm", "HPM", hpm),
+    _ours("maskfeat", "MaskFeat", maskfeat),
+    _ours("milan", "MILAN", milan, teacher="random"),
+    _ours("simmim", "SimMIM", simmim),
 )
 CONTENDERS: dict[str, Contender] = {contender.name: contender for contender in _ALL}
 

@@ -13,7 +13,7 @@ from .profile import StepProfile, format_profile
 from .timing import Quartiles, Seconds, quartiles, speed
 from .work import Work
 
-COLUMNS = ("step", "forward", "backward", "update", "images/s", "times as fast", "FLOPs", "fewer", "share")
+COLUMNS = ("step", "best", "forward", "backward", "update", "images/s", "times as fast", "FLOPs", "fewer", "share")
 
 
 @dataclass(frozen=True)
@@ -134,6 +134,7 @@ def mode_table(results: Results, mode: str) -> str:
         times = entry.seconds[mode]
         phases = ([getattr(t, phase) for t in times] for phase in ("step", "forward", "backward", "update"))
         medians = [quartiles(values).median for values in phases]
+        medians.insert(1, min(t.step for t in times))
         ratio, saving = results.speed(base, entry.name, mode), results.saving(base, entry.name)
         megabytes = entry.megabytes.get(mode)
         row = [
