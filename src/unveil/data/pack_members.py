@@ -20,7 +20,7 @@ from .splits import locations
 from .transforms import Sample, at_size, resize
 
 _TOP = np.iinfo(np.uint16).max
-_PNG_LEVEL = 4  # of zlib: 5 % larger than at level 6, in half the time
+_PNG_LEVEL = 2  # of zlib: photographs are 6 % larger than at level 6, in a quarter of the time
 
 
 @dataclass(frozen=True)
