@@ -95,8 +95,8 @@ class StochasticDepth:
 
     def draw(self, rng: SampleRng) -> None:
         if len(self.keep):
-            keep = self.keep.to(rng.key.device)
-            self.factors = (rng.uniform("drop path", len(keep)) < keep) / keep
+            self.keep = self.keep.to(rng.key.device)  # once: the host waits for a copy
+            self.factors = (rng.uniform("drop path", len(self.keep)) < self.keep) / self.keep
 
     def _scale(self, index: int, module: nn.Module, given: Any, out: Tensor) -> Tensor:
         if not module.training or self.factors is None:
