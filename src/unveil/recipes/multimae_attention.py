@@ -30,6 +30,7 @@ from ..modeling.masking import (
 )
 from ..modeling.objectives import FeatureLossPrediction, Ranking
 from ..modeling.teachers import (
+    DistilledAttention,
     EMATeacher,
     EveryNSteps,
     LowResolutionTeacher,
@@ -60,6 +61,7 @@ def recipe(
     guide_warmup: float = 0.0,
     guide_every: int = 1,
     guide_scale: Literal["full", "half"] = "full",
+    guidance: Literal["faithful", "fast"] = "faithful",
     student_weight: float = 0.3,
     shared: MultiMAEOptions = MultiMAEOptions(),
 ) -> Recipe:
@@ -80,11 +82,17 @@ def recipe(
     guide_warmup: share of the training in which masks are random at first
     guide_every: masks are guided every so many steps and random in between
     guide_scale: image size at which the guide's attention is computed: full, or half
+    guidance: attention of the whole pass (faithful), or what the first blocks foretell of it (fast): a regression that
+        is fitted to the whole pass in every 16th step
     student_weight: the student's share in the attention to RGB that is blended with a teacher's (CMT-MAE)
     """
     if guide == "error" and shared.has_feature_targets:
         raise ValueError(
             f"guide=error measures losses before teachers are read; use --target maps or hog, not {shared.target}"
+        )
+    if guidance == "fast" and (guide != "attention" or guide_heads == "random"):
+        raise ValueError(
+            "guidance=fast predicts the mean attention of all heads: it goes with no --guide or --guide-heads"
         )
     is_blended = shared.teacher is not None and (guide == "attention" or not shared.teaches)
     if guide != "attention" and (guide_heads, guide_scale, is_blended) != ("all", "full", False):
@@ -120,6 +128,8 @@ def recipe(
             guide_teacher = EMATeacher(encoder, Momentum(shared.momentum), spec)
         if guide_scale == "half":
             guide_teacher = LowResolutionTeacher(guide_teacher, encoder)
+        if guidance == "fast":
+            guide_teacher = DistilledAttention(guide_teacher, encoder, stride=guide_every, after=guide_warmup)
         teachers: dict[str, Teacher] = {"student": EveryNSteps(guide_teacher, guide_every, guide_warmup)}
         if is_blended and not shared.teaches:
             target_teachers["teacher"] = EveryNSteps(target_teachers["teacher"], guide_every, guide_warmup)

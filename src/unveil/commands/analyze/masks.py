@@ -20,7 +20,7 @@ from ...modeling.encoder import Encoder
 from ...modeling.masked_model import MaskedModel, Objective, Teacher, mean_loss
 from ...modeling.masking import ByModality, DirichletBudget, Masker, Uniform
 from ...modeling.targets import Classes, Pixels
-from ...modeling.teachers import EMATeacher, LowResolutionTeacher, OnlineTeacher
+from ...modeling.teachers import DistilledAttention, EMATeacher, LowResolutionTeacher, OnlineTeacher
 from ...modeling.types import Batch, FeatureSpec, Observation, Tokens
 from ...recipes.options import accept_python_values
 from ...recipes.run import Run
@@ -30,7 +30,7 @@ from ..subject import Subject, chunks, write_analysis
 
 _LAYERS = 6  # at most so many earlier layers are tried, evenly spread
 EVERY = {2: "every 2nd step", 4: "every 4th step", 8: "every 8th step"}  # guided there, random in between
-FAITHFUL, RANDOM = "faithful", "random masks"
+FAITHFUL, FAST, RANDOM = "faithful", "predicted (--guidance fast)", "random masks"
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,17 @@ class Guidance:
     name: str
     kind: str
     teacher: Teacher
+
+
+class PredictedAttention(nn.Module):
+    """The attention that a run with `--guidance fast` predicts between two whole passes."""
+
+    def __init__(self, teacher: DistilledAttention):
+        super().__init__()
+        self.teacher = teacher
+
+    def observe(self, batch: Batch, tokens: Tokens, student: Encoder) -> Observation:
+        return self.teacher.predict(tokens, student)
 
 
 class NullTeacher(nn.Module):
@@ -121,6 +132,8 @@ def guidance_of(model: MaskedModel) -> list[Guidance]:
         teacher = copy.copy(ema[0])
         teacher.spec = spec
         ways.append(Guidance("averaged weights", "average", teacher))
+    if distilled := [module for module in model.modules() if isinstance(module, DistilledAttention)]:
+        ways.append(Guidance(FAST, "distilled", PredictedAttention(distilled[0])))
     return [*ways, Guidance(RANDOM, "random", NullTeacher())]
 
 
@@ -140,6 +153,12 @@ def _compare(model: MaskedModel, batch: Batch) -> Iterator[dict[str, Any]]:
     step, *guidance = costs(model, batch[:1], ways)
     random = overlaps[RANDOM]
     for way, cost in zip(ways, guidance, strict=True):
+        if isinstance(way.teacher, PredictedAttention):  # and a whole pass in every n-th step
+            share = 1 / way.teacher.teacher.every
+            cost += share * guidance[0]
+            overlaps[way.name] = {
+                m: overlap * (1 - share) + overlaps[FAITHFUL][m] * share for m, overlap in overlaps[way.name].items()
+            }
         yield _way(way.name, way.kind, 1 + cost / step, overlaps[way.name], random)
     for k, name in EVERY.items():
         mixed = {m: overlap * (1 / k) + random[m] * (1 - 1 / k) for m, overlap in overlaps[FAITHFUL].items()}

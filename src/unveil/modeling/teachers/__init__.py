@@ -2,4 +2,4 @@
 
 from .ema import EMALossPredictor, EMATeacher, ModelEma, Momentum, OnlineTeacher, reset_emas
 from .frozen import FrozenTeacher, load_teacher
-from .low_cost import EveryNSteps, LowResolutionTeacher, MeasuredLossTeacher, PredictedLossTeacher
+from .low_cost import DistilledAttention, EveryNSteps, LowResolutionTeacher, MeasuredLossTeacher, PredictedLossTeacher

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from ..decoder import Decoder
@@ -16,6 +18,10 @@ from ..layers import EPS
 from ..masked_model import ForwardOutput, Hide, Objective, Teacher, drop
 from ..patches import validity
 from ..types import Batch, FeatureSpec, Layout, Mask, Modality, Observation, Tokens
+
+MOMENTS = 0.2  # weight of the last observation in the moments of a prediction of attention
+RIDGE = 1e-3  # added to the second moments of features, whose mean square is 1
+TINY = 1e-12  # attention whose logarithm is taken, at least
 
 
 class EveryNSteps(nn.Module):
@@ -81,6 +87,104 @@ def resized(attention: Float[Tensor, "B H N"], layout: Layout, grid: tuple[int, 
     heads, count = attention.shape[1], len(layout.spans)
     maps = attention.reshape(len(attention), heads * count, *layout.grid)
     return F.interpolate(maps, size=grid, mode="bilinear").reshape(len(attention), heads, -1)
+
+
+class DistilledAttention(nn.Module):
+    """A teacher that observes in every n-th step; in the others its attention is predicted from an early block.
+
+    It also observes in the first n steps. Where `EveryNSteps` asks it in every `stride`-th step and not before a share
+    `after` of the training, these are the steps that count.
+
+    The prediction is linear: for each modality a ridge regression of the logarithm of the attention, averaged over
+    heads, on the student's features after `block` blocks, layer-normalised without parameters. It is solved after each
+    observation, from moments that are averaged over the last of them. In eval mode the teacher always observes.
+    Raises ValueError for a block that the encoder does not have, or steps below 1.
+    """
+
+    gram: Tensor
+    cross: Tensor
+    weight: Tensor
+    sums: Tensor
+
+    def __init__(
+        self,
+        teacher: Teacher,
+        encoder: Encoder,
+        block: int | None = None,
+        every: int = 16,
+        stride: int = 1,
+        after: float = 0.0,
+    ):
+        super().__init__()
+        block = max(1, encoder.depth // 8) if block is None else block
+        if not 1 <= block <= encoder.depth or every < 1:
+            raise ValueError(
+                f"attention is predicted after 1 to {encoder.depth} blocks, every 1 or more steps; got {block}, {every}"
+            )
+        self.teacher, self.block, self.every, self.stride, self.after = teacher, block, every, stride, after
+        self.learns = True
+        names = [m.name for m in encoder.modalities]
+        self.places = {name: place for place, name in enumerate(names)}
+        width = encoder.dim + 1
+        self.register_buffer("gram", torch.zeros(len(names), width, width))
+        self.register_buffer("cross", torch.zeros(len(names), width))
+        self.register_buffer("weight", torch.zeros(len(names), width))
+        # of this step, as sums over tokens; the last column is the target
+        self.register_buffer("sums", torch.zeros(len(names), width, width + 1), persistent=False)
+
+    def before_step(self, step: int, progress: float) -> None:
+        # the step is no tensor, so a compiled forward becomes two graphs, one for each case
+        first = math.ceil(self.after * step / progress - 1e-6) if progress > 0 else 0
+        count = max(0, step - first) // self.stride
+        self.learns = count % self.every == 0 or count < self.every
+
+    @torch.no_grad()
+    def observe(self, batch: Batch, tokens: Tokens, student: Encoder) -> Observation:
+        if self.training and not self.learns:
+            return self.predict(tokens, student)
+        observation = self.teacher.observe(batch, tokens, student)
+        assert observation.attention is not None
+        if self.training:
+            target = observation.attention.float().mean(dim=1).clamp_min(TINY).log()
+            known = torch.ones_like(target) if tokens.missing is None else (~tokens.missing).float()
+            x = self._features(tokens, student)
+            rows = torch.cat([x, target[..., None]], dim=-1) * known[..., None]
+            for name, span in tokens.layout.spans.items():
+                self.sums[self.places[name]] += torch.einsum("bnd,bne->de", x[:, span], rows[:, span])
+        return observation
+
+    @torch.no_grad()
+    def predict(self, tokens: Tokens, student: Encoder) -> Observation:
+        """The attention, of one head, that the features of an early block foretell."""
+        x, spans = self._features(tokens, student), tokens.layout.spans
+        attention = torch.cat([(x[:, span] @ self.weight[self.places[name]]).exp() for name, span in spans.items()], 1)
+        if tokens.missing is not None:
+            attention = attention.masked_fill(tokens.missing, 0)
+        return Observation(tokens.layout, attention[:, None])
+
+    def _features(self, tokens: Tokens, student: Encoder) -> Float[Tensor, "B N D"]:
+        """Normalised features, in float32, and a constant."""
+        x, keys = student.first_input(replace(tokens, values=tokens.values.detach()))
+        for block in student.blocks[: self.block]:
+            x = block(x, keys)
+        x = x[:, len(student.prefix) :].float()
+        return F.pad(F.layer_norm(x, x.shape[-1:], eps=EPS), (0, 1), value=1.0)
+
+    @torch.no_grad()
+    def after_step(self, losses: Mapping[str, Float[Tensor, ""]], updated: Bool[Tensor, ""]) -> None:
+        if not self.learns:
+            return
+        if dist.is_available() and dist.is_initialized():
+            dist.all_reduce(self.sums)
+        count = self.sums[:, -1, -2]  # of tokens: the constant's square
+        is_new = updated & (count > 0) & self.sums.isfinite().all()
+        mean = torch.where(is_new[:, None, None], self.sums / count.clamp_min(1)[:, None, None], 0)
+        step = torch.where(self.gram[:, -1, -1] > 0, MOMENTS, 1.0) * is_new  # the first observation counts whole
+        self.gram.lerp_(mean[..., :-1], step[:, None, None])
+        self.cross.lerp_(mean[..., -1], step[:, None])
+        self.sums.zero_()
+        ridge = RIDGE * torch.eye(self.gram.shape[-1], device=self.gram.device)
+        self.weight.copy_(torch.linalg.solve(self.gram + ridge, self.cross))
 
 
 class PredictedLossTeacher(nn.Module):
