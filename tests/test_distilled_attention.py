@@ -18,19 +18,19 @@ YES = torch.tensor(True)
 
 
 class Foretold(nn.Module):
-    """Attention whose logarithm is linear in the normalised features of the first block, in each modality its own."""
+    """Attention whose logarithm is linear in what the regression reads, in each modality in its own way."""
 
     def __init__(self, encoder: Encoder):
         super().__init__()
         self.features = DistilledAttention(nn.Identity(), encoder, block=1)._features
-        self.truth = 0.1 * torch.randn(3, encoder.dim + 1)
+        self.truth = 0.1 * torch.randn(3, 2 * encoder.dim)
         self.calls = 0
 
     def observe(self, batch: Batch, tokens: Tokens, student: Encoder) -> Observation:
         self.calls += 1
         x = self.features(tokens, student)
         spans = enumerate(tokens.layout.spans.values())
-        attention = torch.cat([(x[:, span] @ self.truth[index]).exp() for index, span in spans], dim=1)
+        attention = torch.cat([(x[:, span] @ self.truth[index] - index).exp() for index, span in spans], dim=1)
         return Observation(tokens.layout, attention[:, None].expand(-1, 2, -1))
 
 
@@ -69,7 +69,7 @@ def test_a_skipped_update_leaves_the_prediction_as_it_was():
     observe(module, encoder, batch(8), 0)
     before = {name: value.clone() for name, value in module.state_dict().items()}
     observe(module, encoder, batch(8, progress=0.5), 3, updated=torch.tensor(False))
-    assert before.keys() == {"gram", "cross", "weight"}
+    assert before.keys() == {"gram", "cross", "level", "weight"}
     assert all(torch.equal(before[name], value) for name, value in module.state_dict().items())
     module.sums.fill_(float("nan"))
     module.after_step({}, YES)

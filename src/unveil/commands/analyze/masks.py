@@ -152,7 +152,8 @@ def _compare(model: MaskedModel, batch: Batch) -> Iterator[dict[str, Any]]:
                 sums[modality] = sums[modality] + overlap if modality in sums else overlap
     step, *guidance = costs(model, batch[:1], ways)
     random = overlaps[RANDOM]
-    for way, cost in zip(ways, guidance, strict=True):
+    for way, operations in zip(ways, guidance, strict=True):
+        cost = float(operations)
         if isinstance(way.teacher, PredictedAttention):  # and a whole pass in every n-th step
             share = 1 / way.teacher.teacher.every
             cost += share * guidance[0]

@@ -40,7 +40,7 @@ class Ours(TimedModel):
         return mean_loss(self.model(batch))
 
     def before_step(self, step: int) -> None:
-        self.model.before_step(step, 0.5)
+        self.model.before_step(MIDST + step, 0.5)
 
 
 def _recipe(recipe: Callable[..., Recipe], stage: int = 0, **options: Any) -> Callable[[Work], Recipe]:
@@ -70,6 +70,7 @@ _CROSS: dict[str, Any] = {
     "blend": "linear",
 }
 # The rungs of CrossMAE's table 5; all three have the paper's 12 decoder blocks, MAE has its own 8.
+MIDST = 1600  # the step of a run that is timed, a multiple of every period: some guides differ in the first steps
 _ALL = (
     _ours("mae", "our MAE", mae),
     *PEERS,
@@ -85,6 +86,7 @@ _ALL = (
     _ours("guided-half", "guided at half resolution", guided, guide_scale="half"),
     _ours("guided-layer4", "guided by layer 4", guided, layer=3),
     _ours("guided-every4", "guided on every 4th step", guided, period=4, guide_every=4),
+    _ours("guided-fast", "guided by predicted attention", guided, period=16, guidance="fast"),
     _ours("attmask", "AttMask", attmask),
     _ours("hpm", "HPM", hpm),
     _ours("maskfeat", "MaskFeat", maskfeat),

@@ -16,6 +16,7 @@ COSTS = (  # a contender, its base, and the highest ratio of their steps that me
     ("guided-half", "multimae", 1.7),
     ("guided-layer4", "multimae", 1.7),
     ("guided-every4", "multimae", 1.7),
+    ("guided-fast", "multimae", 1.3),
 )
 SPEEDS = (  # how many times as fast, which contender in which mode, than which
     (1.15, ("mae", "float32"), ("transformers", "float32")),

@@ -20,7 +20,7 @@ from ..patches import validity
 from ..types import Batch, FeatureSpec, Layout, Mask, Modality, Observation, Tokens
 
 MOMENTS = 0.2  # weight of the last observation in the moments of a prediction of attention
-RIDGE = 1e-3  # added to the second moments of features, whose mean square is 1
+RIDGE = 1e-2  # added to the second moments of features, whose mean square is 1 before centring
 TINY = 1e-12  # attention whose logarithm is taken, at least
 
 
@@ -95,16 +95,20 @@ class DistilledAttention(nn.Module):
     It also observes in the first n steps. Where `EveryNSteps` asks it in every `stride`-th step and not before a share
     `after` of the training, these are the steps that count.
 
-    The prediction is linear: for each modality a ridge regression of the logarithm of the attention, averaged over
-    heads, on the student's features after `block` blocks, layer-normalised without parameters. It is solved after each
-    observation, from moments that are averaged over the last of them. In eval mode the teacher always observes.
+    The prediction is a ridge regression for each modality: of the logarithm of the attention, averaged over heads, on
+    the student's features after `block` blocks, layer-normalised without parameters, and on their squares. Both sides
+    are less their means over an image, since masks follow the order of its tokens alone; the mean over images is added.
+    It is solved after each observation, from moments that are averaged over the last of them. In eval mode the teacher
+    always observes.
     Raises ValueError for a block that the encoder does not have, or steps below 1.
     """
 
     gram: Tensor
     cross: Tensor
+    level: Tensor
     weight: Tensor
     sums: Tensor
+    totals: Tensor
 
     def __init__(
         self,
@@ -125,12 +129,14 @@ class DistilledAttention(nn.Module):
         self.learns = True
         names = [m.name for m in encoder.modalities]
         self.places = {name: place for place, name in enumerate(names)}
-        width = encoder.dim + 1
+        width = 2 * encoder.dim
         self.register_buffer("gram", torch.zeros(len(names), width, width))
         self.register_buffer("cross", torch.zeros(len(names), width))
+        self.register_buffer("level", torch.zeros(len(names)))
         self.register_buffer("weight", torch.zeros(len(names), width))
-        # of this step, as sums over tokens; the last column is the target
+        # of this step: products of features and, in the last column, with the target; numbers of tokens and levels
         self.register_buffer("sums", torch.zeros(len(names), width, width + 1), persistent=False)
+        self.register_buffer("totals", torch.zeros(len(names), 2), persistent=False)
 
     def before_step(self, step: int, progress: float) -> None:
         # the step is no tensor, so a compiled forward becomes two graphs, one for each case
@@ -147,28 +153,33 @@ class DistilledAttention(nn.Module):
         if self.training:
             target = observation.attention.float().mean(dim=1).clamp_min(TINY).log()
             known = torch.ones_like(target) if tokens.missing is None else (~tokens.missing).float()
-            x = self._features(tokens, student)
-            rows = torch.cat([x, target[..., None]], dim=-1) * known[..., None]
+            features = self._features(tokens, student)
             for name, span in tokens.layout.spans.items():
-                self.sums[self.places[name]] += torch.einsum("bnd,bne->de", x[:, span], rows[:, span])
+                place, x, y, weight = self.places[name], features[:, span], target[:, span], known[:, span]
+                rows = torch.cat([x, (y - y.mean(dim=1, keepdim=True))[..., None]], dim=-1) * weight[..., None]
+                self.sums[place] += torch.einsum("bnd,bne->de", x, rows)
+                self.totals[place] += torch.stack([weight.sum(), (y * weight).sum()])
         return observation
 
     @torch.no_grad()
     def predict(self, tokens: Tokens, student: Encoder) -> Observation:
         """The attention, of one head, that the features of an early block foretell."""
         x, spans = self._features(tokens, student), tokens.layout.spans
-        attention = torch.cat([(x[:, span] @ self.weight[self.places[name]]).exp() for name, span in spans.items()], 1)
+        places = [(self.places[name], span) for name, span in spans.items()]
+        attention = torch.cat([x[:, span] @ self.weight[i] + self.level[i] for i, span in places], dim=1).exp()
         if tokens.missing is not None:
             attention = attention.masked_fill(tokens.missing, 0)
         return Observation(tokens.layout, attention[:, None])
 
     def _features(self, tokens: Tokens, student: Encoder) -> Float[Tensor, "B N D"]:
-        """Normalised features, in float32, and a constant."""
+        """Normalised features and their squares in float32, less their means over the tokens of a modality."""
         x, keys = student.first_input(replace(tokens, values=tokens.values.detach()))
         for block in student.blocks[: self.block]:
             x = block(x, keys)
         x = x[:, len(student.prefix) :].float()
-        return F.pad(F.layer_norm(x, x.shape[-1:], eps=EPS), (0, 1), value=1.0)
+        x = F.layer_norm(x, x.shape[-1:], eps=EPS)
+        maps = torch.cat([x, x.square()], dim=-1).unflatten(1, (len(tokens.layout.spans), -1))
+        return (maps - maps.mean(dim=2, keepdim=True)).flatten(1, 2)
 
     @torch.no_grad()
     def after_step(self, losses: Mapping[str, Float[Tensor, ""]], updated: Bool[Tensor, ""]) -> None:
@@ -176,13 +187,18 @@ class DistilledAttention(nn.Module):
             return
         if dist.is_available() and dist.is_initialized():
             dist.all_reduce(self.sums)
-        count = self.sums[:, -1, -2]  # of tokens: the constant's square
+            dist.all_reduce(self.totals)
+        count = self.totals[:, 0]
         is_new = updated & (count > 0) & self.sums.isfinite().all()
         mean = torch.where(is_new[:, None, None], self.sums / count.clamp_min(1)[:, None, None], 0)
-        step = torch.where(self.gram[:, -1, -1] > 0, MOMENTS, 1.0) * is_new  # the first observation counts whole
+        level = torch.where(is_new, self.totals[:, 1] / count.clamp_min(1), 0)
+        first = self.gram.diagonal(dim1=1, dim2=2).sum(dim=1) == 0
+        step = torch.where(first, 1.0, MOMENTS) * is_new  # the first observation counts whole
         self.gram.lerp_(mean[..., :-1], step[:, None, None])
         self.cross.lerp_(mean[..., -1], step[:, None])
+        self.level.lerp_(level, step)
         self.sums.zero_()
+        self.totals.zero_()
         ridge = RIDGE * torch.eye(self.gram.shape[-1], device=self.gram.device)
         self.weight.copy_(torch.linalg.solve(self.gram + ridge, self.cross))
 
