@@ -110,6 +110,28 @@ def test_splits_in_names_of_shards_are_kept_apart(tmp_path: Path):
     assert all(len(open_source(address)) == 1 for address in addresses.values())
 
 
+def test_a_member_that_a_later_one_replaces_is_counted(tmp_path: Path):
+    with tarfile.open(tmp_path / "x.tar", "w") as file:
+        for number in range(5):
+            for name, content in ((f"{number % 3}.jpg", picture(number)), (f"{number % 3}.cls", b"%d" % number)):
+                info = tarfile.TarInfo(name)
+                info.size = len(content)
+                file.addfile(info, io.BytesIO(content))
+    source = open_source(tmp_path / "x.tar")
+    assert source.passed_over == {"file in a tar with the name of a later one": 4}
+    assert [source.classes[label] for label in source.labels] == ["3", "4", "2"]
+    apart = [write_tar(tmp_path / "y" / f"{n}.tar", {"0.jpg": picture(n)}) for n in (3, 4, 2)]
+    assert all(torch.equal(source.image(n), open_source(path).image(0)) for n, path in enumerate(apart))
+
+
+def test_the_error_of_names_with_dots_is_short(tmp_path: Path):
+    write_tar(tmp_path / "x.tar", {f"a/im.{n}.v2.jpg": picture(n) for n in range(30)})
+    with pytest.raises(ValueError, match=r"first dot of a name\): name one, --image-column 0\.v2\.jpg") as error:
+        open_source(tmp_path / "x.tar")
+    assert "and 25 more" in str(error.value)
+    assert len(str(error.value)) < 400
+
+
 def test_several_pictures_are_named_or_told_apart(tmp_path: Path):
     depth = io.BytesIO()
     Image.fromarray(np.full((24, 20), 1500, np.uint16)).save(depth, "PNG")

@@ -169,6 +169,29 @@ def test_an_internal_mask_or_alpha_is_validity(tmp_path, monkeypatch, reader):
         assert torch.equal((tile.values[:, 20:] * 255).round().to(torch.uint8), torch.from_numpy(values[:, 20:]))
 
 
+@pytest.mark.parametrize("kind", ["rgba.png", "rgba.webp", "palette.png", "grey.png", "tiff without a reader.tif"])
+def test_alpha_of_formats_without_windows_is_validity(tmp_path, monkeypatch, kind):
+    monkeypatch.setattr(rasters, "find_spec", lambda _: None)
+    values, mask = colours(100, 50), np.full((100, 50), 255, np.uint8)
+    mask[:70] = 0
+    image = Image.fromarray(np.concatenate([values, mask[None]]).transpose(1, 2, 0))
+    if kind == "palette.png":
+        image = Image.fromarray(np.where(mask > 0, 1, 0).astype(np.uint8), "P")
+        image.putpalette([9, 9, 9, 200, 100, 50])
+        image.save(tmp_path / kind, transparency=0)
+    elif kind == "grey.png":
+        image.convert("LA").save(tmp_path / kind)
+    else:
+        image.save(tmp_path / kind, **({"lossless": True} if kind.endswith("webp") else {}))
+    source = open_source(f"{tmp_path}:tile=50,valid=0.1")
+    assert [source.name(i) for i in range(len(source))] == [f"{kind}[50:100,0:50]"]
+    tile = source.read(0)["rgb"]
+    assert torch.equal(tile.valid[0], torch.from_numpy(mask > 0)[50:])
+    assert (tile.values[:, :20] == 0).all()
+    assert tile.values[:, 20:].float().mean() > 0.1
+    assert source.passed_over == {"tile of few valid pixels": 1}
+
+
 def write_scene(root: Path, number: int) -> None:
     """Colours, and heights at half the resolution with a corner without data."""
     write_tiff(root / "rgb" / f"{number}.tif", colours())

@@ -299,8 +299,11 @@ def _pack(self: Command, words: list[str]) -> str:
     from ..commands.pack import pack
 
     (data,), given = self.read(words, flags(pack, "data"))
-    out = pack(data, **given)
-    return shlex.join(["unveil", "inspect", str(out)])
+    out = str(pack(data, **given))
+    from ..data.listing import split_addresses
+
+    splits = split_addresses(out)  # a pack of several is inspected one by one
+    return shlex.join(["unveil", "inspect", splits.get("train", next(iter(splits.values()), out))])
 
 
 @command("", "unveil recipes")

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 import numpy as np
 import simplejpeg
 import torch
-from jaxtyping import Shaped
+from jaxtyping import Bool, Shaped
 from PIL import Image, UnidentifiedImageError
 from PIL.ImageFile import ImageFile
 from PIL.TiffImagePlugin import TiffImageFile
@@ -283,6 +283,16 @@ def _pixels(image: Image.Image, page: int) -> Tensor:
 def oriented(pixels: Shaped[Tensor, "C H W"], image: Image.Image) -> Shaped[Tensor, "C h w"]:
     """The pixels of an image turned by its EXIF orientation 1..8 (TIFF 6.0, section 8, tag Orientation)."""
     return _turned(pixels, _orientation(image))
+
+
+def opaque(data: bytes) -> Bool[Tensor, "1 H W"]:
+    """Where the alpha of an encoded image is above 0, upright."""
+    with Image.open(io.BytesIO(data)) as image:
+        if image.mode.startswith("I"):  # grey of 16 bits, with one number that is transparent
+            alpha = np.array(image) != image.info.get("transparency")
+        else:
+            alpha = np.array(image.convert("LA" if image.mode == "La" else "RGBA").getchannel("A")) > 0
+        return oriented(torch.from_numpy(alpha)[None], image)
 
 
 def _turned(pixels: Shaped[Tensor, "C H W"], orientation: int) -> Shaped[Tensor, "C h w"]:

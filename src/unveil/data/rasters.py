@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Shaped
 
 from ..modeling.types import to_float
-from .decode import read_header, reading, to_channels
+from .decode import opaque, read_header, reading, to_channels
 from .modality_config import Declared
 from .read_map import Map, Stored, map_of, measured, read_map
 from .sources import read_bytes
@@ -53,7 +53,8 @@ def open_raster(path: Path, name: str, declared: Declared) -> Raster:
     if suffix in (".tif", ".tiff") and find_spec("tifffile"):
         return reading(name, lambda _: _Tiff.of(path, name, declared), b"tif")
     header = read_header(read_bytes(path, name), name)
-    return _Whole(path, name, declared, header.channels, header.size)
+    has_alpha = header.has_alpha and not declared.is_categorical
+    return _Whole(path, name, declared, header.channels, header.size, has_alpha)
 
 
 def _finished(stored: Stored, declared: Declared, name: str, mask: np.ndarray | None = None) -> Map:
@@ -237,11 +238,15 @@ class _Kept:
         self._maps: OrderedDict[tuple[Path, Declared], Map] = OrderedDict()
         self._lock = threading.Lock()
 
-    def read(self, path: Path, name: str, declared: Declared) -> Map:
+    def read(self, path: Path, name: str, declared: Declared, has_alpha: bool) -> Map:
         with self._lock:  # held while it is read: the tiles of one image are not decoded by several threads at once
             key = (path, declared)
             if key not in self._maps:
-                self._maps[key] = read_map(read_bytes(path, name), declared, name)
+                data = read_bytes(path, name)
+                whole = read_map(data, declared, name)
+                if has_alpha:
+                    whole = replace(whole, values=to_float(whole.values)).only(reading(name, opaque, data))
+                self._maps[key] = whole
             self._maps.move_to_end(key)
             while len(self._maps) > 1 and sum(m.values.nbytes for m in self._maps.values()) > _WHOLE_BYTES:
                 self._maps.popitem(last=False)
@@ -260,15 +265,16 @@ class _Whole:
     declared: Declared
     channels: int
     size: tuple[int, int]
+    has_alpha: bool
 
     @property
     def is_whole(self) -> bool:
-        no_data = self.declared.nodata or self.declared.void is not None
+        no_data = self.declared.nodata or self.declared.void is not None or self.has_alpha
         return not no_data and self.path.suffix.lower() not in (".tif", ".tiff", ".dcm", ".npz")
 
     def read(self, window: Window) -> Map:
         top, left, height, width = window
-        whole = _kept.read(self.path, self.name, self.declared)
+        whole = _kept.read(self.path, self.name, self.declared, self.has_alpha)
         rows, columns = slice(top, top + height), slice(left, left + width)
         valid = None if whole.valid is None else whole.valid[:, rows, columns]
         if valid is not None and bool(valid.all()):

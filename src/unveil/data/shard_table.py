@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -99,10 +100,11 @@ class ShardTable:
         return ShardTable(self.shards, self.rows.take(pa.array(rows)), self.facts)
 
 
-def tabulate(shards: Mapping[str, Sequence[Member]]) -> pa.Table:
+def tabulate(shards: Mapping[str, Sequence[Member]], others: Counter[str]) -> pa.Table:
     """The samples of shards, by the members of each: those of one shard whose key is the same.
 
     A key is the path up to the first dot of the name; up to the last one where names have dots of their own.
+    Of members of the same key and suffix the last is read, as tar does; the others are counted in `others`.
     """
     suffixes = {split_key(member.path)[1] for listed in shards.values() for member in listed}
     at_last_dot = len(suffixes) > _MOST_SUFFIXES
@@ -124,6 +126,8 @@ def tabulate(shards: Mapping[str, Sequence[Member]]) -> pa.Table:
     made: dict[str, Any] = {"key": pa.array(map(_printable, keys), pa.string()), "shard": pa.array(numbers, pa.int32())}
     for suffix in sorted(columns):
         rows, starts, sizes = columns[suffix]
+        if replaced := len(rows) - len(np.unique(rows)):
+            others["file in a tar with the name of a later one"] += replaced
         for name, values, absent in (("start", starts, NONE), ("size", sizes, 0)):
             column = np.full(len(keys), absent, np.int64)
             column[rows] = values

@@ -35,7 +35,7 @@ _IMAGE_NAMES = (
     "input",
 )  # the first words of a member that is the image, where there are several
 _LABELS_AT_ONCE = 256
-_CACHE = "shards-1"
+_CACHE = "shards-2"
 _BUFFER = 4  # shards over which samples are shuffled where shards are copied one by one
 
 
@@ -229,7 +229,7 @@ def _scanned(place: Place, files: tuple[ShardFile, ...]) -> tuple[ShardTable, Co
         for file, (listed, own) in zip(files, results, strict=True):
             shards[file.name] = listed
             others += own
-    rows = tabulate(shards)
+    rows = tabulate(shards, others)
     store(_CACHE, key, to_bytes(rows.replace_schema_metadata({"others": json.dumps(others)})))
     return ShardTable(tuple(shards), rows), others
 
@@ -379,7 +379,8 @@ def _image_suffixes(shards: Shards, named: str | None) -> list[str]:
             return chosen
     if len({s.rpartition(".")[0] for s in pictures}) == 1:
         return pictures
+    more = f" and {len(pictures) - 5} more (a key ends at the first dot of a name)" if len(pictures) > 5 else ""
     raise ValueError(
-        f"the samples of {shards.address!r} have several pictures, {', '.join(pictures)}: name one,"
+        f"the samples of {shards.address!r} have several pictures, {', '.join(pictures[:5])}{more}: name one,"
         f" --image-column {pictures[0]}, or tell them apart by --modalities"
     )

@@ -45,7 +45,7 @@ if TYPE_CHECKING:  # pyarrow is imported where there is a table
     from .table import Rows
 
 _HEADERS_READ = 64  # files that decide how many channels a source has
-_NEEDED = "Data is a folder of images, a .parquet file, hf:OWNER/NAME, or scenes"
+_NEEDED = "Data is a folder of images, a .parquet file, shards (.tar), hf:OWNER/NAME, or scenes"
 SOURCES = "unveil.sources"  # the group of entry points
 
 Opener = Callable[[str, tuple[Declared, ...]], "Source"]
