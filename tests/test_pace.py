@@ -157,17 +157,19 @@ def test_every_stage_has_a_step_however_little_time_is_left():
     assert Schedule([3]).state == {}
 
 
-def counted(**after: float) -> list[str]:
+def counted(threads: int = 2, **after: float) -> list[str]:
     """The causes after 100 seconds of these counters, on two cores."""
     fresh = Counters(0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
     reads = iter([fresh, replace(fresh, time=100.0, **after)])
-    return LoadMeter(lambda: next(reads), 2).causes()
+    return LoadMeter(lambda: next(reads), 2).causes(threads)
 
 
 def test_what_keeps_a_run_from_its_cores_is_named():
     assert counted(busy=100.0, own=95.0) == []
     (others,) = counted(busy=200.0, own=60.0)
     assert "other programs use 1.4 cores, and this run may use 2" in others
+    assert others.endswith("end them, or give --threads 1")
+    assert counted(threads=1, busy=200.0, own=60.0)[0].endswith("; end them")
     (quota,) = counted(busy=100.0, own=95.0, paused=40.0)
     assert "the CPU quota of the container stops it (0.4 s in each second" in quota
     (stolen,) = counted(busy=150.0, own=95.0, stolen=50.0)

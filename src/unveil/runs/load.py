@@ -63,8 +63,8 @@ class LoadMeter:
     def __init__(self, read: Callable[[], Counters] = read_counters, cores: int | None = None):
         self.read, self.cores, self.before = read, cores or num_cores(), read()
 
-    def causes(self) -> list[str]:
-        """What has taken time from this process, each with what to do about it; empty where nothing is seen."""
+    def causes(self, threads: int | None = None) -> list[str]:
+        """What has taken time from this process of so many threads, and what to do; empty where nothing is seen."""
         a, b = self.before, self.read()
         seconds = max(1e-9, b.time - a.time)
         causes = []
@@ -76,10 +76,8 @@ class LoadMeter:
         others = (b.busy - a.busy - (b.own - a.own) - (b.stolen - a.stolen)) / seconds
         if others > BUSY * self.cores:
             load = f", load average {os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else ""
-            causes.append(
-                f"other programs use {others:.1f} cores, and this run may use {self.cores}{load}; end them, or give"
-                " --threads 1"
-            )
+            way = "end them" if threads == 1 else "end them, or give --threads 1"
+            causes.append(f"other programs use {others:.1f} cores, and this run may use {self.cores}{load}; {way}")
         if (stolen := (b.stolen - a.stolen) / seconds / self.cores) > STOLEN:
             causes.append(f"the host gives {stolen:.0%} of the CPU time to other virtual machines; take another host")
         if (b.swapped - a.swapped) / seconds > SWAPPED:

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from statistics import mean
 from typing import Any
 
+import torch
+
 from ..runs.console import duration
 from ..runs.load import LoadMeter
 
@@ -170,7 +172,7 @@ class Pace:
             )
         if whole - self.updating > PAUSES * whole:
             causes.append(f"validation and saving take {1 - self.updating / whole:.0%} of the time; raise --val-every")
-        return [*causes, *self.meter.causes()]
+        return [*causes, *self.meter.causes(torch.get_num_threads())]
 
 
 UNKNOWN = "no cause is seen; the processor may run at a lower clock than when the step was measured"
