@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from ..data.tiling import MIN_VALID, with_tiles
 from ..recipes.options import accept_python_values
+from ..runs.run_config import Check
 
 if TYPE_CHECKING:  # so that --help does not wait for torch
     from ..data.inspection import AlignedInspection, Inspection
@@ -22,6 +23,7 @@ def inspect(
     tile_valid: float = MIN_VALID,
     modalities: tuple[str, ...] = (),
     limit: int | None = None,
+    check: Check = "auto",
 ) -> Inspection | AlignedInspection:
     """Check images before training on them: `print(unveil.inspect("~/photos"))`.
 
@@ -36,6 +38,8 @@ def inspect(
     tile_valid: share of a tile that must be inside the image and have data; other tiles are passed over
     modalities: rgb, depth, semseg, or .toml files that declare others; by default those that have a folder
     limit: decode at most so many images for the statistics of pixels
+    check: whose headers are read: all, a sample of 100,000, or none but those of images that are decoded; auto takes
+        all up to 100,000 files and a sample of more
     """
     from ..data.aligned_folders import aligned_modalities, open_samples
     from ..data.columns import with_columns
@@ -48,4 +52,4 @@ def inspect(
     if declared:
         return inspect_samples(open_samples(data, declared), limit)
     source = open_source(data)
-    return inspect_samples(source, limit) if isinstance(source, SampleSource) else inspect_source(source, limit)
+    return inspect_samples(source, limit) if isinstance(source, SampleSource) else inspect_source(source, limit, check)

@@ -5,13 +5,12 @@ from __future__ import annotations
 import json
 import shutil
 from contextlib import ExitStack
-from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from ..data.columns import split_columns
-from ..data.identity import identities
+from ..data.identity import identities, stored_identities
 from ..data.loader import Loader
 from ..modeling.masked_model import MaskedModel
 from ..modeling.public_vits import load_weights
@@ -30,6 +29,7 @@ from ..runs.folder import (
 )
 from ..runs.threads import use_threads
 from ..training.config import PretrainConfig, signature
+from ..training.data_setup import facts_to_store
 from ..training.distributed import Group, process_group
 from ..training.loop import Loop, stop_on_signal
 from ..training.monitor import ValidationMonitor
@@ -121,10 +121,9 @@ def _write_start(run: RunFolder, setup: TrainingSetup, config: PretrainConfig) -
         assert setup.inspection
         assert setup.config
         setup.config.save(run.path / "config.yaml")
-        facts = asdict(setup.inspection)
-        digests = facts.pop("digests", ())
-        write_json(run.path / "inspection.json", facts)
-        write_bytes(run.path / TRAINED_IMAGES, identities(setup.train, digests).tobytes())
+        write_json(run.path / "inspection.json", facts_to_store(setup.inspection))
+        known = getattr(setup.inspection, "identities", None)
+        write_bytes(run.path / TRAINED_IMAGES, stored_identities(identities(setup.train, known)))
         if setup.inspection.unreadable:
             write_json(run.path / "broken.json", setup.inspection.unreadable)
         (run.path / "metrics.jsonl").touch()

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import cast
 
-from jaxtyping import Shaped
+import numpy as np
+from jaxtyping import Bool, Int32, Shaped
 from torch import Tensor
 
 from ..runs.console import suggest, user_path
 from .columns import split_columns
 from .decode import EXTENSIONS, Unreadable
+from .file_ends import Ends
+from .file_names import Names
 from .listing import are_shards, existing_folder, folder_labels, is_table, kind_of, list_files, none_found
 from .modality_config import BUILT_IN, Declared
 from .read_map import READ, Map, as_npy, masked, read_map
@@ -25,8 +29,9 @@ from .transforms import Sample, as_sample
 
 _NEEDED = "Several modalities are read from a folder that holds one for each, a table, or scenes"
 INTEGERS = tuple(kind for kind in EXTENSIONS if kind not in (".tif", ".tiff"))  # whole numbers: no NaN is among them
-PathByStem = Mapping[str, str]  # below the root
-Listed = dict[str, tuple[list[str], Counter[str]]]  # folder -> the files in it that can be read, and the others by kind
+Listed = dict[
+    str, tuple[Names, Counter[str], Bool[np.ndarray, " N"]]
+]  # by folder: files, others by kind, which are read
 
 
 def open_samples(address: str | Path, declared: tuple[Declared, ...]) -> SampleSource:
@@ -58,18 +63,19 @@ def open_samples(address: str | Path, declared: tuple[Declared, ...]) -> SampleS
     masks = {
         d.name: _files_of(root, d.validity, "", f"the validity of {d.name!r}", listed) for d in declared if d.validity
     }
+    stems = _union([own for own, _ in files.values()])
+    paths = {name: _aligned(stems, own, below) for name, (own, below) in files.items()}
+    of_masks = {name: _aligned(stems, own, below) for name, (own, below) in masks.items()}
     first = declared[0].name
     for d in declared[1:]:
-        if not files[d.name].keys() & files[first].keys():
-            one, other = min(files[first]), min(files[d.name])
+        if not (paths[d.name].presence & paths[first].presence).any():
+            one, other = files[first][0][0], files[d.name][0][0]
             raise ValueError(
                 f"{text!r} is not aligned: no file of {d.folder!r} (such as {other}) has the stem of one of"
                 f" {declared[0].folder!r} (such as {one}); give both the same names, or declare a suffix"
             )
-    stems = sorted(set().union(*files.values()))
     labels, classes = folder_labels(stems)
-    read = {path for by_stem in (*files.values(), *masks.values()) for path in by_stem.values()}
-    return AlignedSource(text, root, declared, stems, files, masks, labels, classes, _passed_over(root, listed, read))
+    return AlignedSource(text, root, declared, stems, paths, of_masks, labels, classes, _passed_over(root, listed))
 
 
 def aligned_modalities(address: str | Path) -> tuple[Declared, ...]:
@@ -122,6 +128,28 @@ def _images_of_shards(address: str, channels: int | None, declared: Sequence[Dec
     return open_samples(address, (first,)) if first.name in there else open_source(address, channels)
 
 
+@dataclass(frozen=True, eq=False)
+class Paths:
+    """The file of each sample: the place of its name among `names`, -1 where it has none; by default all in order."""
+
+    names: Sequence[str] = field(repr=False)
+    rows: Int32[np.ndarray, " N"] | None = field(default=None, repr=False)
+    folder: str = ""
+
+    def __getitem__(self, index: int) -> str | None:
+        """The path of a sample's file below the root; None where it has none."""
+        row = index if self.rows is None else int(self.rows[index])
+        return None if row < 0 else f"{self.folder}{self.names[row]}"
+
+    @property
+    def presence(self) -> Bool[np.ndarray, " N"]:
+        return np.ones(len(self.names), np.bool_) if self.rows is None else self.rows >= 0
+
+    def all_end_with(self, suffixes: Sequence[str]) -> bool:
+        names = self.names if isinstance(self.names, Names) else Names.of(self.names)
+        return bool(np.logical_or.reduce([names.end_with(suffix) for suffix in suffixes]).all())
+
+
 @dataclass(frozen=True)
 class AlignedSource:
     """Files of several modalities in aligned folders: those of one stem are one sample, called by its stem."""
@@ -129,10 +157,10 @@ class AlignedSource:
     address: str
     root: Path
     declared: tuple[Declared, ...]
-    stems: list[str] = field(repr=False)
-    files: Mapping[str, PathByStem] = field(repr=False)
-    masks: Mapping[str, PathByStem] = field(default_factory=dict, repr=False)
-    labels: list[int] | None = field(default=None, repr=False)
+    stems: Sequence[str] = field(repr=False)
+    files: Mapping[str, Paths] = field(repr=False)
+    masks: Mapping[str, Paths] = field(default_factory=dict, repr=False)
+    labels: Sequence[int] | None = field(default=None, repr=False)
     classes: list[str] | None = field(default=None, repr=False)
     passed_over: Mapping[str, int] = field(default_factory=dict, repr=False)
 
@@ -143,6 +171,10 @@ class AlignedSource:
     def channels(self) -> int:
         return self.declared[0].modality.channels
 
+    @property
+    def names(self) -> Sequence[str]:
+        return self.stems
+
     def name(self, index: int) -> str:
         return self.stems[index]
 
@@ -152,81 +184,118 @@ class AlignedSource:
 
     def location(self, index: int) -> str:
         """The path of the sample's first map."""
-        stem = self.stems[index]
-        return f"{self._resolved}/{next((f[stem] for d in self.declared if stem in (f := self.files[d.name])), stem)}"
+        paths = (self.files[d.name][index] for d in self.declared)
+        return f"{self._resolved}/{next(filter(None, paths), self.stems[index])}"
 
     def has(self, index: int) -> tuple[bool, ...]:
-        return tuple(self.stems[index] in self.files[d.name] for d in self.declared)
+        return tuple(self.files[d.name][index] is not None for d in self.declared)
+
+    @property
+    def presence(self) -> Bool[np.ndarray, "N M"]:
+        """What `has` says of every sample."""
+        return np.stack([self.files[d.name].presence for d in self.declared], axis=1)
 
     def complete(self) -> frozenset[str]:
         """Pictures, and files of integers none of which is declared to mean no data; arrays and TIFFs may hold NaN."""
         return frozenset(
             d.name
             for d in self.declared
-            if not (d.validity or d.nodata or d.void is not None)
-            and all(name.lower().endswith(INTEGERS) for name in self.files[d.name].values())
+            if not (d.validity or d.nodata or d.void is not None) and self.files[d.name].all_end_with(INTEGERS)
         )
 
     def read(self, index: int) -> dict[str, Map]:
         """The maps that the sample has, as their files hold them, each at its own size; raises `Unreadable`."""
-        stem = self.stems[index]
-        return {d.name: self._map(stem, d) for d in self.declared if stem in self.files[d.name]}
+        maps = {d.name: self._map(index, d) for d in self.declared}
+        return {name: each for name, each in maps.items() if each is not None}
 
     def content(self, index: int) -> bytes:
         """The bytes of the file of the sample's first map, or where it lies in a file of several."""
         path = self.location(index)
         return path.encode(errors="surrogateescape") if "#" in path else read_bytes(Path(path), self.stems[index])
 
+    def ends(self, index: int) -> Ends:
+        """The ends of that file."""
+        path = self.location(index)
+        return Ends(self.content(index)) if "#" in path else Ends.of_file(Path(path), self.stems[index])
+
     def image(self, index: int) -> Shaped[Tensor, "C H W"]:
-        stem, first = self.stems[index], self.declared[0]
-        if stem not in self.files[first.name]:
-            raise Unreadable(stem, f"has no file of {first.name}")
-        return self._map(stem, first).values
+        first = self._map(index, self.declared[0])
+        if first is None:
+            raise Unreadable(self.stems[index], f"has no file of {self.declared[0].name}")
+        return first.values
 
     def sample(self, index: int) -> Sample:
         return as_sample(self.read(index), [d.modality for d in self.declared], self.stems[index])
 
-    def _map(self, stem: str, declared: Declared) -> Map:
-        path = self.files[declared.name][stem]
+    def _map(self, index: int, declared: Declared) -> Map | None:
+        path = self.files[declared.name][index]
+        if path is None:
+            return None
         is_hdf5 = path.endswith(".hdf5") or ".mat#" in path
         data = as_npy(self.root, path) if is_hdf5 else read_bytes(self.root / path, path)
         stored = read_map(data, declared, path)
-        mask = self.masks.get(declared.name, {}).get(stem)
+        mask = self.masks[declared.name][index] if declared.name in self.masks else None
         return stored if mask is None else masked(stored, declared, self.root / mask, mask)
 
     def settled(self, declared: tuple[Declared, ...]) -> AlignedSource:
         return replace(self, declared=declared)
 
 
-def _files_of(root: Path, folder: str, suffix: str, what: str, listed: Listed) -> PathByStem:
-    """The files of a folder by stem: the path in it without the suffix, or the extension."""
+def _files_of(root: Path, folder: str, suffix: str, what: str, listed: Listed) -> tuple[Names, Paths]:
+    """The files of a folder in the order of their stems, the paths in it without the suffix, or the extension."""
     place = root / folder
     if not place.is_dir():
         near = [name for name in sorted(os.listdir(root)) if (root / name).is_dir()]
         hint = f"{suggest(folder, near)} (name the folder as the modality, or declare files)"
         raise FileNotFoundError(f"{what} has no folder {str(place)!r}; {hint}")
-    names, others = listed.setdefault(folder, list_files(place, READ))
-    by_stem: dict[str, str] = {}
-    for name in names:
-        if not name.endswith(suffix):
-            continue
-        stem = name.removesuffix(suffix) if suffix else os.path.splitext(name)[0]
-        if stem in by_stem:
-            both = f"{by_stem[stem]} and {folder}/{name}"
-            raise ValueError(f"{what} has two files of one stem: {both}; remove one of them")
-        by_stem[stem] = f"{folder}/{name}"
-    if not by_stem:
+    if folder not in listed:
+        names, others = list_files(place, READ)
+        listed[folder] = names, others, np.zeros(len(names), np.bool_)
+    names, others, is_read = listed[folder]
+    rows = np.array([row for row, name in enumerate(names) if name.endswith(suffix)], np.int32)
+    if not len(rows):
         words = none_found(others, [f"*{suffix},", *READ], f"{len(names)} of another suffix")
         raise ValueError(f"{what} has no files in {str(place)!r}: {words}")
-    return by_stem
+    is_read[rows] = True
+    if len(rows) < len(names):
+        names = names.take(rows)
+    stems = Names.of(name.removesuffix(suffix) if suffix else os.path.splitext(name)[0] for name in names)
+    if not all(one < other for one, other in pairwise(stems)):
+        written = list(stems)
+        order = np.array(sorted(range(len(stems)), key=written.__getitem__))
+        stems, names = stems.take(order), names.take(order)
+        for row, (one, other) in enumerate(pairwise(stems)):
+            if one == other:
+                both = f"{folder}/{names[row]} and {folder}/{names[row + 1]}"
+                raise ValueError(f"{what} has two files of one stem: {both}; remove one of them")
+    return stems, Paths(names, folder=f"{folder}/")
 
 
-def _passed_over(root: Path, listed: Listed, read: Collection[str]) -> Counter[str]:
+def _union(stems: Sequence[Names]) -> Names:
+    """All stems that any modality has, sorted; most often each has all of them."""
+    if all(each.is_same(stems[0]) for each in stems[1:]):
+        return stems[0]
+    return Names.of(sorted(set().union(*stems)))
+
+
+def _aligned(stems: Names, own: Names, paths: Paths) -> Paths:
+    """The files of a modality, given in the order of its own stems, for each of all `stems`."""
+    if own.is_same(stems):
+        return paths
+    rows, place = np.full(len(stems), -1, np.int32), 0
+    for row, stem in enumerate(own):  # both are sorted
+        while place < len(stems) and stems[place] < stem:
+            place += 1
+        if place < len(stems) and stems[place] == stem:
+            rows[place] = row
+    return replace(paths, rows=rows)
+
+
+def _passed_over(root: Path, listed: Listed) -> Counter[str]:
     """What lies in the folder and is not read, by kind: folders of other names, files of other kinds and suffixes."""
-    others = sum((counts for _, counts in listed.values()), Counter[str]())
-    others += Counter(
-        kind_of(name) for folder, (names, _) in listed.items() for name in names if f"{folder}/{name}" not in read
-    )
+    others = sum((counts for _, counts, _ in listed.values()), Counter[str]())
+    for names, _, is_read in listed.values():
+        others += Counter(map(kind_of, names.take(~is_read)))
     places = {top for folder in listed for top in Path(folder).parts[:1]}
     for entry in sorted(root.iterdir()) if "." not in listed else ():
         if entry.name not in places and not entry.name.startswith("."):

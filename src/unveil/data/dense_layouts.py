@@ -12,7 +12,7 @@ from typing import Literal
 
 from ..runs.console import user_path
 from . import listing
-from .aligned_folders import AlignedSource, aligned_modalities, open_samples
+from .aligned_folders import AlignedSource, Paths, aligned_modalities, open_samples
 from .dense_dataset import DensePair, DenseSet, LabelEncoding
 from .listing import are_shards, existing_folder, list_files, none_found
 from .modality_config import BUILT_IN, DEPTH, RGB, SEMSEG, Declared
@@ -104,7 +104,7 @@ def _open(address: str, stored: StorageOptions) -> dict[str, DenseSet]:
     sets = {}
     for split, (names, kinds) in listed.items():
         maps = {kind: declared[kind] for kind in kinds}
-        files = {kind: dict(zip(names, paths, strict=True)) for kind, paths in kinds.items()}
+        files = {kind: Paths(paths) for kind, paths in kinds.items()}
         place = f"{address} ({split})" if len(listed) > 1 else address
         source = AlignedSource(place, root, tuple(maps.values()), names, files)
         sets[split] = DenseSet(source, range(len(names)), maps, labels, stored.max_depth)

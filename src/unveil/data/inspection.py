@@ -2,31 +2,30 @@
 
 from __future__ import annotations
 
-import math
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
 
+import numpy as np
 import torch
-from jaxtyping import Shaped
-from torch import Tensor
+from jaxtyping import Float64, Int, UInt64
 
-from ..modeling.types import Modality, to_float
+from ..modeling.types import Modality
 from ..runs.console import printable, table
 from ..runs.hardware import num_cores
-from .decode import Header, Unreadable, decode, read_header, to_channels
-from .identity import digest
+from ..runs.run_config import Check
+from .decode import Unreadable
+from .headers import Headers, look_at_rendered, mean_std, moments, pixel_moments, read_headers, to_check
+from .identity import UNKNOWN
 from .listing import counted
 from .loader import prefetch
 from .modality_config import Declared
 from .read_map import Map
-from .sources import EncodedSource, SampleSource, Source, origin, spread
+from .sources import EncodedSource, SampleSource, Source, origin, presence, spread
 from .transforms import as_sample
 
-_STRIP = 1 << 22  # pixels in double precision at once
 _LISTED = 10  # names shown before "and n more"
 
 
@@ -34,8 +33,9 @@ _LISTED = 10  # names shown before "and n more"
 class Inspection:
     """The facts about a source. Sizes are (height, width); mean and std are per channel, of images in [0, 1].
 
-    Headers are read from every file, pixels from `num_decoded` images, evenly spread: damage in the others stays
-    unseen. Every image weighs the same in mean and std, whatever its size, as it does in training.
+    Headers are read from `num_checked` files, pixels from `num_decoded` images, evenly spread: damage in the others
+    stays unseen, and duplicates among files whose header was not read. `identities` stand for the contents of files,
+    0 where that is not known. Every image weighs the same in mean and std, whatever its size, as it does in training.
     """
 
     address: str
@@ -57,7 +57,8 @@ class Inspection:
     std: tuple[float, ...]
     passed_over: dict[str, int] = field(default_factory=dict)
     columns: dict[str, str] = field(default_factory=dict)  # of a table, by what they hold
-    digests: tuple[str, ...] = field(default=(), repr=False)  # of the files' contents, in order; empty if unreadable
+    num_checked: int | None = None  # headers that were read; None of old runs, which read all
+    identities: UInt64[np.ndarray, " N"] | None = field(default=None, repr=False, compare=False)
 
     @property
     def modality(self) -> Modality:
@@ -80,62 +81,67 @@ class Inspection:
         if self.duplicates:
             extra = sum(len(names) - 1 for names in self.duplicates)
             rows.append(("duplicates", f"{extra:,} exact copies, such as {' = '.join(self.duplicates[0][:3])}"))
+        checked = self.count if self.num_checked is None else self.num_checked
         rest = f"the headers of all {self.count:,} were read"
+        if checked < self.count:
+            rest = f"checked {checked:,} of {self.count:,} headers (--check all reads all)"
         return _report(
             self, rows, f"Mean, std and damage come from {self.num_decoded:,} images, evenly spread; {rest}."
         )
 
 
-def inspect_source(source: Source, limit: int | None = None) -> Inspection:
-    """Look at a source: the header of every image, the pixels of up to `limit` (default 2000, evenly spread)."""
-    n, decoded = len(source), set(_measured(len(source), limit, "images"))
-    whole, numbers = origin(source)
-    files = whole if isinstance(whole, EncodedSource) else None  # None where images are made
-    headers: list[Header] = []
-    unreadable: dict[str, str] = {}
-    digests = [""] * n
-    copies: defaultdict[str, list[str]] = defaultdict(list)
-    moments = _Moments(source.channels)
-    for i in range(n):
-        name = source.name(i)
-        try:
-            if files is not None:
-                data = files.encoded(numbers[i])
-                headers.append(read_header(data, name))
-                digests[i] = digest(data)
-                copies[digests[i]].append(name)
-            if i not in decoded:
-                continue
-            image = source.image(i) if files is None else to_channels(decode(data, name), source.channels, name)
-        except Unreadable as error:
-            unreadable[name] = error.reason
-            continue
-        if files is None:
-            size = (image.shape[-2], image.shape[-1])
-            headers.append(Header("", "made here", size, len(image), 8 * image.element_size(), has_alpha=False))
-        moments.add(image)
-    sizes = [header.size for header in headers]
-    mean, std = moments.mean_std()
+def inspect_source(source: Source, limit: int | None = None, check: Check = "auto") -> Inspection:
+    """Look at a source: headers of images, the pixels of up to `limit` (default 2000, evenly spread).
+
+    Headers are read of all images up to 100,000 and of so many beyond; `check` asks for `all`, for such a `sample`
+    or for `none` but those whose pixels are read. What was read once is cached for as long as a file stays as it is.
+    """
+    decoded = np.array(_measured(len(source), limit, "images"), np.int64)
+    whole = origin(source)[0]
+    damaged: dict[int, str] = {}
+    if isinstance(whole, EncodedSource):
+        headers = read_headers(source, np.union1d(to_check(source, check), decoded))
+        values, damaged = pixel_moments(source, decoded)
+    else:
+        values, headers = look_at_rendered(source, decoded)
+    identities = np.zeros(len(source), np.uint64)
+    identities[headers.rows] = headers.identities
+    unreadable = {source.name(row): reason for row, reason in sorted((damaged | headers.unreadable).items())}
+    is_good = ~np.isnan(values[:, 0, 0])
+    mean, std = mean_std(values[is_good])
+    sizes = headers.size[headers.kind >= 0]
     return Inspection(
         address=source.address,
-        count=n,
+        count=len(source),
         channels=source.channels,
         num_decoded=len(decoded),
+        num_checked=len(headers.rows) if isinstance(whole, EncodedSource) else len(source),
         **_size_facts(sizes),
-        share_not_square=sum(h != w for h, w in sizes) / max(len(sizes), 1),
-        modes=_tally(header.mode for header in headers),
-        bits=_tally(header.bits for header in headers),
-        formats=_tally(header.format for header in headers if header.format),
-        num_with_alpha=sum(header.has_alpha for header in headers),
+        share_not_square=float((sizes[:, 0] != sizes[:, 1]).mean()) if len(sizes) else 0.0,
+        modes=headers.count(lambda header: header.mode),
+        bits=headers.count(lambda header: header.bits),
+        formats={name: n for name, n in headers.count(lambda header: header.format).items() if name},
+        num_with_alpha=headers.count(lambda header: header.has_alpha).get(True, 0),
         classes=_class_counts(source),
-        duplicates=[names for names in copies.values() if len(names) > 1],
+        duplicates=_duplicates(source, headers),
         unreadable=unreadable,
         mean=mean,
         std=std,
         passed_over=dict(getattr(whole, "passed_over", {})),
         columns=dict(getattr(whole, "columns", {})),
-        digests=tuple(digests) if files is not None and source is whole else (),
+        identities=identities if isinstance(whole, EncodedSource) and source is whole else None,
     )
+
+
+def _duplicates(source: Source, headers: Headers) -> list[list[str]]:
+    """The names of files of the same content, in the order of the source."""
+    is_known = headers.identities != UNKNOWN
+    rows, numbers = headers.rows[is_known], headers.identities[is_known]
+    order = numbers.argsort(kind="stable")
+    starts = np.flatnonzero(np.diff(numbers[order], prepend=np.uint64(0)))
+    counts = np.diff(starts, append=len(rows))
+    groups = [rows[order[start : start + n]] for start, n in zip(starts[counts > 1], counts[counts > 1], strict=True)]
+    return [[source.name(row) for row in group.tolist()] for group in sorted(groups, key=lambda group: int(group[0]))]
 
 
 def _measured(count: int, limit: int | None, what: str) -> list[int]:
@@ -145,33 +151,12 @@ def _measured(count: int, limit: int | None, what: str) -> list[int]:
     return spread(count, limit or 2000)
 
 
-def _size_facts(sizes: list[tuple[int, int]]) -> dict[str, tuple[int, int] | None]:
-    names = ("smallest", "median", "largest")
-    ordered = sorted(sizes, key=math.prod)
-    chosen = (ordered[0], ordered[len(sizes) // 2], ordered[-1]) if ordered else (None, None, None)
-    return dict(zip(names, chosen, strict=True))
-
-
-class _Moments:
-    """Sums of the means and mean squares of images, per channel: every image weighs the same, whatever its size."""
-
-    def __init__(self, channels: int) -> None:
-        self.sums, self.count = torch.zeros(2, channels, dtype=torch.float64), 0
-
-    def add(self, image: Shaped[Tensor, "C ..."]) -> None:
-        pixels = image.flatten(1)
-        for strip in pixels.split(_STRIP, dim=1):  # a photograph in double precision takes eight times its memory
-            share, values = strip.shape[1] / pixels.shape[1], to_float(strip).double()
-            self.sums += torch.stack([values.mean(1), values.square().mean(1)]) * share
-        self.count += 1
-
-    def mean_std(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
-        mean, square = self.sums / max(self.count, 1)
-        return tuple(mean.tolist()), tuple((square - mean.square()).clamp_min(0).sqrt().tolist())
-
-
-def _tally(values: Iterable[Any]) -> dict[Any, int]:
-    return dict(Counter(values).most_common())
+def _size_facts(sizes: Int[np.ndarray, "K 2"]) -> dict[str, tuple[int, int] | None]:
+    names, order = ("smallest", "median", "largest"), sizes.prod(axis=1, dtype=np.int64).argsort(kind="stable")
+    if not len(order):
+        return dict.fromkeys(names)
+    chosen = sizes[order[[0, len(order) // 2, -1]]].tolist()
+    return {name: (height, width) for name, (height, width) in zip(names, chosen, strict=True)}
 
 
 def _class_counts(source: Source) -> dict[str, int] | None:
@@ -293,14 +278,14 @@ def inspect_samples(source: Source, limit: int | None = None) -> AlignedInspecti
     """
     whole, numbers = origin(source)
     assert isinstance(whole, SampleSource)
-    columns = zip(*(whole.has(i) for i in numbers), strict=True)
+    columns = presence(source).T
     orphans: dict[str, list[str]] = {}
     unreadable: dict[str, str] = {}
     tallies: dict[str, _MapSums] = {}
     for d, column in zip(whole.declared, columns, strict=True):
-        tallies[d.name] = _MapSums(d, sum(column))
-        if not all(column):
-            orphans[d.name] = [whole.name(i) for i, has in zip(numbers, column, strict=True) if not has]
+        tallies[d.name] = _MapSums(d, int(column.sum()))
+        if not column.all():
+            orphans[d.name] = [source.name(i) for i in np.flatnonzero(~column).tolist()]
     modalities = [d.modality for d in whole.declared]
     decoded = [numbers[place] for place in _measured(len(numbers), limit, "samples")]
     for i in decoded:
@@ -312,9 +297,9 @@ def inspect_samples(source: Source, limit: int | None = None) -> AlignedInspecti
             continue
         for name, read_map in read.items():
             tallies[name].add(read_map)
-    others = sorted({*numbers}.difference(decoded))
-    for d in whole.declared if others else ():
+    for d in whole.declared if len(decoded) < len(numbers) else ():
         if d.measured and d.is_categorical:
+            others = sorted({*numbers}.difference(decoded))
             alone = whole.settled((d,))
             jobs = (partial(_ids_of, alone, i) for i in others if alone.has(i)[0])
             with closing(prefetch(jobs, 4 * num_cores())) as counted_ids:
@@ -350,7 +335,7 @@ class _MapSums:
         self.stored: Counter[str] = Counter()
         self.sizes: list[tuple[int, int]] = []
         self.ids: Counter[int] = Counter()
-        self.moments = _Moments(declared.modality.channels)
+        self.moments: list[Float64[np.ndarray, "2 C"]] = []
 
     def add(self, read_map: Map) -> None:
         image = read_map.values
@@ -361,17 +346,21 @@ class _MapSums:
         if self.declared.is_categorical:
             self.ids.update(_tally_ids(read_map))
         elif known.any():
-            self.moments.add(image[:, known])
+            self.moments.append(moments(image[:, known]))
 
     def facts(self) -> MapFacts:
-        mean, std = ((), ()) if self.declared.is_categorical else self.moments.mean_std()
+        mean, std = (
+            ((), ())
+            if self.declared.is_categorical
+            else mean_std(np.array(self.moments).reshape(-1, 2, self.declared.modality.channels))
+        )
         return MapFacts(
             name=self.declared.name,
             unit=self.declared.unit,
             count=self.count,
             channels=self.declared.modality.channels,
             stored=dict(self.stored.most_common()),
-            **_size_facts(self.sizes),
+            **_size_facts(np.array(self.sizes, np.int64).reshape(-1, 2)),
             mean=mean,
             std=std,
             share_valid=self.valid / max(len(self.sizes), 1),

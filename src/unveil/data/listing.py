@@ -4,13 +4,21 @@ from __future__ import annotations
 
 import os
 import re
+from bisect import bisect
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
 from pathlib import Path
+
+import numpy as np
 
 from ..runs.console import suggest, user_path
 from .columns import split_columns, with_columns
 from .decode import EXTENSIONS
+from .file_names import Names, Numbers, encode_names
 from .tiling import split_tiling
 
 HUB, LANCE = "hf:", ".lance"  # what the address of a data set of the Hub begins with, and of a Lance one ends with
@@ -40,37 +48,125 @@ _WAYS = (  # from what is not read to what is
     (("heic", "heif", "cr2", "cr3", "nef", "arw", "dng", "raf", "svg", "eps"), _CONVERT),
 )
 
+_LISTERS = 16  # threads; they wait for the disk most of the time
+Listings = dict[tuple[str, ...], tuple[Names, Counter[str]]]  # by folder and extensions
+_listings: ContextVar[Listings | None] = ContextVar("listings", default=None)
 
-def list_files(root: Path, extensions: Collection[str]) -> tuple[list[str], Counter[str]]:
+
+def list_files(root: Path, extensions: Collection[str]) -> tuple[Names, Counter[str]]:
     """The files below a folder with one of these extensions, sorted, and what else is there by kind.
 
     Hidden names are passed over, and counted where they are folders or have such an extension. Links to folders are
-    followed, each real folder once, so a circle of links ends.
+    followed, each real folder once, so a circle of links ends. Several threads list them, since on a network drive
+    each answer takes long.
     """
-    files, others, visited = [], Counter[str](), set()
+    listings, key = _listings.get(), (os.path.realpath(root), *sorted(extensions))
+    if listings is not None and key in listings:
+        names, counts = listings[key]
+        return names, Counter(counts)
+    others, visited = Counter[str](), set[str]()
 
-    def refused(error: OSError) -> None:
-        raise PermissionError(f"cannot list {error.filename!r}: {error.strerror}. Make it readable or leave it out")
-
-    for folder, subfolders, names in os.walk(root, followlinks=True, onerror=refused):
-        if (real := os.path.realpath(folder)) in visited:
-            subfolders.clear()
-            continue
+    def enter(place: str, scan: Future[_Listed]) -> _Folder | None:
+        if (real := os.path.realpath(place)) in visited:
+            return None
         visited.add(real)
-        others["hidden folder"] += sum(name.startswith(".") for name in subfolders)
-        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
-        for name in names:
+        try:
+            listed = scan.result()
+        except OSError as error:
+            raise PermissionError(
+                f"cannot list {error.filename!r}: {error.strerror}. Make it readable or leave it out"
+            ) from error
+        others.update(listed.others)
+        below = [(name, os.path.join(place, name)) for name in listed.folders]
+        scans = [pool.submit(_scan, path, extensions) for _, path in below]
+        inner = {name: enter(path, scan) for (name, path), scan in zip(below, scans, strict=True)}
+        return _Folder(listed.files, {name: folder for name, folder in inner.items() if folder})
+
+    pool = ThreadPoolExecutor(_LISTERS, thread_name_prefix="unveil-list")
+    try:
+        tree = enter(str(root), pool.submit(_scan, str(root), extensions))
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+    assert tree
+    parts: list[tuple[str, bytes]] = []
+    _join_sorted(tree, "", parts)
+    numbers = {path: number for number, path in enumerate(dict.fromkeys(path for path, _ in parts))}
+    folder = np.repeat([numbers[path] for path, _ in parts], [names.count(0) for _, names in parts]).astype(np.int32)
+    names = Names(list(numbers), folder, b"".join(names for _, names in parts))
+    if listings is not None:
+        listings[key] = names, +others
+    return names, +others
+
+
+@contextmanager
+def sharing_listings(listings: Listings) -> Iterator[Listings]:
+    """Within, what `list_files` finds is added to `listings`, and what they hold already is not listed again."""
+    token = _listings.set(listings)
+    try:
+        yield listings
+    finally:
+        _listings.reset(token)
+
+
+@dataclass(frozen=True)
+class _Listed:
+    """One folder: its sub-folders, its files as `Names` holds them, both sorted, and the others by kind."""
+
+    folders: list[str]
+    files: bytes
+    others: Counter[str]
+
+
+@dataclass(frozen=True)
+class _Folder:
+    files: bytes
+    folders: dict[str, _Folder]
+
+
+def _scan(place: str, extensions: Collection[str]) -> _Listed:
+    folders, files, others = [], [], Counter[str]()
+    with os.scandir(place) as entries:
+        for entry in entries:
+            name = entry.name
+            if _is_folder(entry):
+                if name.startswith("."):
+                    others["hidden folder"] += 1
+                else:
+                    folders.append(name)
+                continue
             extension = os.path.splitext(name)[1].lower()
             if name.startswith("."):
                 others[f"hidden {extension}"] += extension in extensions
             elif extension in extensions:
-                files.append(os.path.relpath(os.path.join(folder, name), root))
+                files.append(name)
             else:
                 others[kind_of(name)] += 1
-    return sorted(path.replace(os.sep, "/") for path in files), +others
+    return _Listed(sorted(folders), encode_names(sorted(files)), others)
 
 
-def list_matches(path: Path, extensions: Collection[str]) -> tuple[Path, list[str], Counter[str]]:
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to what cannot be read: a file, and a broken one
+        return False
+
+
+def _join_sorted(folder: _Folder, path: str, parts: list[tuple[str, bytes]]) -> None:
+    """Append to `parts` the files of a folder and below it, by path: a folder sorts as its name and /."""
+    rest = folder.files
+    for name in sorted(folder.folders, key=lambda name: f"{name}/"):
+        if rest:
+            names = rest[:-1].decode(errors="surrogateescape").split("\0")
+            count = bisect(names, f"{name}/")
+            if count:
+                parts.append((path, encode_names(names[:count])))
+            rest = encode_names(names[count:])
+        _join_sorted(folder.folders[name], f"{path}/{name}" if path else name, parts)
+    if rest:
+        parts.append((path, rest))
+
+
+def list_matches(path: Path, extensions: Collection[str]) -> tuple[Path, Names, Counter[str]]:
     """The folder that a pattern such as `photos/**/*.jpg` starts from, and what it matches there, as `list_files`.
 
     The longest part of the path that exists is taken as it is written, so brackets in names of folders stay.
@@ -79,7 +175,7 @@ def list_matches(path: Path, extensions: Collection[str]) -> tuple[Path, list[st
     matches = sorted(match for match in base.glob(path.relative_to(base).as_posix()) if match.is_file())
     names = [match.relative_to(base).as_posix() for match in matches]
     files = [name for name in names if os.path.splitext(name)[1].lower() in extensions]
-    return base, files, Counter(map(kind_of, {*names} - {*files}))
+    return base, Names.of(files), Counter(map(kind_of, {*names} - {*files}))
 
 
 def kind_of(name: str) -> str:
@@ -94,6 +190,7 @@ def splits_in(files: Sequence[str]) -> dict[str, str]:
     a folder (`default/train/0000`), as the `datasets` library reads them. Pictures tell it by a folder of such a name;
     by one that has it as a word (`val2017`) only where all folders beside it do, for a class may be called `test tube`.
     """
+    files = _telling(files)
     pictures = [path.split("/")[:-1] for path in files if not is_container(path)]
     level = next((n for n, names in enumerate(zip(*pictures, strict=False)) if len({*names}) > 1), 0)
     are_words = all(len(folders) > level and _split_word(folders[level]) for folders in pictures)
@@ -113,6 +210,13 @@ def splits_in(files: Sequence[str]) -> dict[str, str]:
                 shown = shown if begin.endswith(".") else f"{begin}*{os.path.splitext(path)[1]}"
             places.setdefault(_SPLIT_OF[word], set()).add("/".join([*parts[:depth], shown]))
     return {split: _in_one(places[split]) for split in sorted(places)} if len(places) > 1 else {}
+
+
+def _telling(files: Sequence[str]) -> list[str]:
+    """The files that tell what all do: every one that holds many images, and one picture of each folder."""
+    names = files if isinstance(files, Names) else Names.of(files)
+    are_containers = names.end_with(".parquet") | names.end_with(".tar")
+    return names.take(~are_containers).first_of_folders() + list(names.take(are_containers))
 
 
 def _split_word(name: str) -> str:
@@ -200,16 +304,18 @@ def refuse_splits(address: str, root: Path, files: Sequence[str]) -> None:
         )
 
 
-def folder_labels(files: Collection[str]) -> tuple[list[int] | None, list[str] | None]:
+def folder_labels(files: Names) -> tuple[Numbers | None, list[str] | None]:
     """The class of each file and the classes' names, where every file lies in one of several sub-folders."""
-    if any("/" not in path for path in files):
+    used = np.unique(files.folder).tolist()
+    top_of = {number: files.folders[number].split("/", 1)[0] for number in used}
+    if not all(files.folders[number] for number in used):
         return None, None
-    tops = [path.split("/", 1)[0] for path in files]
-    classes = sorted(set(tops))
+    classes = sorted({*top_of.values()})
     if len(classes) < 2 or {name.lower() for name in classes} <= _SPLIT_OF.keys():
         return None, None
-    number = {name: i for i, name in enumerate(classes)}
-    return [number[top] for top in tops], classes
+    number_of = {name: i for i, name in enumerate(classes)}
+    label_of = np.array([number_of.get(top_of.get(n, ""), -1) for n in range(len(files.folders))], np.int32)
+    return Numbers(label_of[files.folder]), classes
 
 
 def none_found(others: Counter[str], accepted: Iterable[str], otherwise: str = "nothing") -> str:

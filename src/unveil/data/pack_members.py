@@ -12,7 +12,8 @@ from PIL import Image
 from torch import Tensor
 
 from .decode import decode, read_header, to_channels
-from .identity import digest
+from .file_ends import Ends
+from .identity import identity
 from .modality_config import DEPTH, RGB, Declared
 from .shard_samples import PIXELS, VOID
 from .sources import EncodedSource, SampleSource, Source
@@ -78,7 +79,7 @@ def _identity(source: Source, index: int, content: bytes) -> int:
     if not content:
         read = getattr(source, "content", None)
         content = read(index) if read else locations_of(source, index)
-    return int(digest(content)[:16], 16)
+    return identity(Ends.within(content))
 
 
 def locations_of(source: Source, index: int) -> bytes:

@@ -14,13 +14,16 @@ from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, cast, runtime_checkable
 
-from jaxtyping import Shaped
+import numpy as np
+from jaxtyping import Bool, Int, Shaped, UInt64
 from torch import Tensor
 
 from ..runs.console import user_path
 from .columns import split_columns
 from .decode import EXTENSIONS, Unreadable, decode, read_header, to_channels
 from .encoded import EncodedPicture, encoded_picture
+from .file_ends import Ends, stamps
+from .file_names import Names, Numbers, as_array
 from .listing import (
     HUB,
     LANCE,
@@ -64,7 +67,7 @@ class Source(Protocol):
     @property
     def channels(self) -> int: ...
     @property
-    def labels(self) -> list[int] | None: ...
+    def labels(self) -> Sequence[int] | None: ...
     @property
     def classes(self) -> list[str] | None: ...
     def __len__(self) -> int: ...
@@ -144,7 +147,7 @@ def open_source(
         if not files and others[".tar"]:
             return _open_shards(text, channels, as_recorded)
     elif is_parquet(path.name) and path.exists():
-        root, files, others = path.parent, [path.name], Counter[str]()
+        root, files, others = path.parent, Names.of([path.name]), Counter[str]()
     elif path.exists():
         kind = kind_of(path.name)
         advice = "give the folder it is in" if kind in EXTENSIONS else way_from([kind])
@@ -156,12 +159,13 @@ def open_source(
             raise FileNotFoundError(missing(path, _NEEDED))
     if not files:
         raise ValueError(f"no images in {text!r}: {none_found(others, PICTURES)}")
-    shards = [name for name in files if is_parquet(name)]
+    are_tables = files.end_with(".parquet")
+    shards = files.take(are_tables)
     if shards and columns.flags:  # so they are meant, whatever lies beside them
-        others.update(map(kind_of, {*files} - {*shards}))
+        others.update(map(kind_of, files.take(~are_tables)))
         files = shards
     if 0 < len(shards) < len(files):
-        picture = next(name for name in files if not is_parquet(name))
+        picture = files[int(are_tables.argmin())]
         raise ValueError(
             f"{text!r} holds {len(files) - len(shards)} pictures, such as {picture}, and {len(shards)} Parquet files,"
             f" such as {shards[0]}: which are the data? Give {str(root / '**/*.parquet')!r},"
@@ -194,30 +198,46 @@ class FolderSource:
 
     address: str
     root: Path
-    files: list[str] = field(repr=False)
+    names: Names = field(repr=False)
     channels: int
-    labels: list[int] | None = field(repr=False)
+    labels: Sequence[int] | None = field(repr=False)
     classes: list[str] | None = field(repr=False)
     passed_over: Mapping[str, int] = field(default_factory=dict, repr=False)
 
     def __len__(self) -> int:
-        return len(self.files)
+        return len(self.names)
 
     def name(self, index: int) -> str:
-        return self.files[index]
+        return self.names[index]
 
     @cached_property
     def _resolved(self) -> Path:
         return self.root.resolve()
 
     def location(self, index: int) -> str:
-        return f"{self._resolved}/{self.files[index]}"
+        return f"{self._resolved}/{self.names[index]}"
 
     def encoded(self, index: int) -> bytes:
-        return read_bytes(self.root / self.files[index], self.files[index])
+        name = self.names[index]
+        return read_bytes(self.root / name, name)
+
+    def ends(self, index: int) -> Ends:
+        name = self.names[index]
+        return Ends.of_file(self.root / name, name)
+
+    @property
+    def place(self) -> str:
+        """Where what is known of the files is cached."""
+        is_all = user_path(self.address).is_dir()  # or a pattern
+        return str(self._resolved) if is_all else f"{self._resolved}:{self.address}"
+
+    def stamps(self, indices: Int[np.ndarray, " K"]) -> UInt64[np.ndarray, " K"]:
+        """A number for each file that changes with its name, its size or its time of change; 0 if it may change yet."""
+        names = self.names if len(indices) == len(self) else self.names.take(indices)
+        return stamps(self.root, names, names.hashes())
 
     def image(self, index: int) -> Shaped[Tensor, "C H W"]:
-        name = self.files[index]
+        name = self.names[index]
         return to_channels(decode(self.encoded(index), name), self.channels, name)
 
 
@@ -238,8 +258,10 @@ class Subset:
         return self.source.channels
 
     @property
-    def labels(self) -> list[int] | None:
+    def labels(self) -> Sequence[int] | None:
         labels = self.source.labels
+        if isinstance(labels, Numbers):
+            return Numbers(labels.array[as_array(self.indices)])
         return None if labels is None else [labels[i] for i in self.indices]
 
     @property
@@ -264,6 +286,12 @@ def most_common_channels(source: EncodedSource) -> int:
             counts[read_header(source.encoded(i), source.name(i)).channels] += 1
     # A tie goes to more channels: grey is repeated, colour is not lost.
     return max(counts, key=lambda c: (counts[c], c), default=3)
+
+
+def names_of(source: Source | Samples) -> Sequence[str]:
+    """The names of all samples, made as they are read where the source holds them in compact form."""
+    names = getattr(source, "names", None)
+    return names if isinstance(names, Names) else [source.name(i) for i in range(len(source))]
 
 
 def spread(n: int, limit: int) -> list[int]:
@@ -326,12 +354,13 @@ def read_bytes(path: Path, name: str) -> bytes:
         raise Unreadable(name, error.strerror or str(error)) from error
 
 
-def origin(source: Source | Samples) -> tuple[Source | Samples, list[int]]:
+def origin(source: Source | Samples) -> tuple[Source | Samples, Sequence[int]]:
     """The source below any subsets, and which of its samples these are."""
-    numbers = list(range(len(source)))
+    if not isinstance(source, Subset):
+        return source, range(len(source))
+    numbers, source = source.indices, source.source
     while isinstance(source, Subset):
-        numbers = [source.indices[i] for i in numbers]
-        source = source.source
+        numbers, source = Numbers(as_array(source.indices)[as_array(numbers)]), source.source
     return source, numbers
 
 
@@ -378,11 +407,22 @@ def sampler(source: Source | Samples, name: str) -> Callable[[int], Sample]:
 
 def coverage(source: Source | Samples) -> tuple[set[str] | None, frozenset[str]]:
     """The modalities that some samples lack, and those whose maps are valid at every pixel; None of a plain source."""
-    whole, numbers = origin(source)
+    whole = origin(source)[0]
     if not isinstance(whole, Samples):
         return None, frozenset()
-    everywhere = [all(has) for has in zip(*(whole.has(i) for i in numbers), strict=True)]
+    everywhere = presence(source).all(axis=0)
     return {d.name for d, always in zip(whole.declared, everywhere, strict=True) if not always}, whole.complete()
+
+
+def presence(source: Source | Samples) -> Bool[np.ndarray, "N M"]:
+    """Which of its declared modalities each sample has."""
+    whole, numbers = origin(source)
+    assert isinstance(whole, Samples)
+    known = getattr(whole, "presence", None)
+    if known is not None:
+        return cast("Bool[np.ndarray, 'N M']", known[as_array(numbers)])
+    rows = np.fromiter((has for i in numbers for has in whole.has(i)), np.bool_)
+    return rows.reshape(len(numbers), len(whole.declared))
 
 
 @cache

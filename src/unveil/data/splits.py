@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import re
+from itertools import islice
+
+import numpy as np
 
 from ..modeling.rng import SampleRng, sample_keys
-from .sources import EncodedSource, SampleSource, Source, Subset, origin
+from .file_names import Numbers, encode_names
+from .sources import EncodedSource, SampleSource, Source, Subset, names_of, origin, presence
 
 _MAX_HELD_OUT = 1000
 
@@ -40,7 +44,7 @@ def hold_out(
         chosen.update(members[group])
         if len(chosen) >= share * n - 1e-6:
             break
-    return Subset(source, [i for i in range(n) if i not in chosen]), Subset(source, sorted(chosen))
+    return _in_two(source, sorted(chosen))
 
 
 def split(source: Source, fraction: float, seed: int) -> tuple[Subset, Subset]:
@@ -57,8 +61,14 @@ def split(source: Source, fraction: float, seed: int) -> tuple[Subset, Subset]:
     draws = SampleRng(sample_keys(seed, 0, range(count))).uniform("held out", 1)[:, 0].tolist()
     edges = [k * n // count for k in range(count + 1)]
     held_out = [low + int(u * (high - low)) for low, high, u in zip(edges, edges[1:], draws, strict=False)]
-    chosen = set(held_out)
-    return Subset(source, [i for i in range(n) if i not in chosen]), Subset(source, held_out)
+    return _in_two(source, held_out)
+
+
+def _in_two(source: Source, held_out: list[int]) -> tuple[Subset, Subset]:
+    """The others, in 4 bytes each, and those that are held out."""
+    others = np.ones(len(source), np.bool_)
+    others[held_out] = False
+    return Subset(source, Numbers(np.flatnonzero(others).astype(np.int32))), Subset(source, held_out)
 
 
 def groups_of(source: Source, group_by: str) -> list[str]:
@@ -66,7 +76,7 @@ def groups_of(source: Source, group_by: str) -> list[str]:
 
     Raises ValueError for a regex that is none or fits no name, and for a path with too few levels.
     """
-    names = [source.name(i) for i in range(len(source))]
+    names = names_of(source)
     if group_by.isdecimal():
         level = int(group_by)
         for name in names:
@@ -109,13 +119,14 @@ def locations(source: Source) -> list[str]:
 def names_digest(source: Source) -> str:
     """A digest of the names of all samples, in order: the same wherever the same files lie."""
     digest = hashlib.sha256()
-    whole, numbers = origin(source)
+    whole = origin(source)[0]
     if not (isinstance(whole, EncodedSource) or hasattr(whole, "content")):  # rendered: names leave out their size
         digest.update(source.address.encode())
-    for i in range(len(source)):
-        digest.update(source.name(i).encode(errors="surrogateescape") + b"\0")
+    names = iter(names_of(source))
+    while some := list(islice(names, 4096)):
+        digest.update(encode_names(some))
     if column := getattr(getattr(whole, "named_columns", None), "image", None):
         digest.update(column.encode())
     if isinstance(whole, SampleSource):
-        digest.update(bytes(has for i in numbers for has in whole.has(i)))
+        digest.update(presence(source).tobytes())
     return digest.hexdigest()[:16]

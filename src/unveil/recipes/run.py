@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import UInt64
 
 from ..data.aligned_folders import open_samples
-from ..data.identity import shared
+from ..data.identity import UNKNOWN, shared
 from ..data.inspection import inspect_samples
 from ..data.modality_config import BUILT_IN, Declared, declared_from, modality_from
 from ..data.sources import Source, Subset, open_source, spread
@@ -197,11 +197,16 @@ class Run:
     def overlap(self, source: Source) -> str:
         """A sentence on the samples of a source, at most 2000 of them, that the run was trained on; empty if none.
 
-        They are known by their content, wherever they lie; to a run of release 0.1 by their paths.
+        They are known by their content, wherever they lie; to a run of release 0.1, or one that has not read the headers
+        of all its files (`--check`), by their paths too.
         """
         looked_at = Subset(source, spread(len(source), _LOOKED_AT))
         known = self._trained_images()
-        count = sum(shared(looked_at, known) if known is not None else self._known_by_path(looked_at, self._own_data()))
+        is_trained = [False] * len(looked_at) if known is None else shared(looked_at, known)
+        if known is None or UNKNOWN in known:
+            by_path = self._known_by_path(looked_at, self._own_data())
+            is_trained = [either or other for either, other in zip(is_trained, by_path, strict=True)]
+        count = sum(is_trained)
         which = f"{count:,} of the {len(looked_at):,}" if count < len(looked_at) else f"All {count:,}"
         sampled = ", evenly spread," if len(looked_at) < len(source) else ""
         return f"{which} test images{sampled} are among those that {self.path} was pretrained on." if count else ""

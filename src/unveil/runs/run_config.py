@@ -15,6 +15,7 @@ from typing import Any, Literal
 from .console import log
 
 Precision = Literal["auto", "float32", "bf16"]
+Check = Literal["auto", "all", "sample", "none"]  # whose headers are read
 
 OLD_NAMES = {"signals_every": "val_every", "keep_every": "save_every", "init_bands": "init_channels"}
 OLD_VALUES = {"flip": {"turns": "d4"}}

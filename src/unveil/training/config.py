@@ -16,7 +16,7 @@ from ..recipes.options import Option, UsageError, options_in
 from ..recipes.registry import load_recipe, options_of
 from ..runs.atomic import write_text
 from ..runs.console import suggest, user_path
-from ..runs.run_config import Precision, current_names
+from ..runs.run_config import Check, Precision, current_names
 
 Compile = Literal["auto", "on", "off"]
 HeldOut = Literal["spread", "last"]
@@ -69,6 +69,8 @@ class PretrainConfig:
     save_minutes: minutes between checkpoints
     val_every: epochs between two validations on held-out images; by default a tenth of the run, more in a short one
     save_every: epochs between weights that stay in the folder, for `evaluate --at-epoch` and `analyze attention`
+    check: whose headers are read before training: all, a sample of 100,000, or none but those of 2000 images whose
+        pixels are measured; auto takes all up to 100,000 files and a sample of more
     max_broken: share of unreadable images above which the run stops
     tensorboard: write the metrics as TensorBoard's event files too
     """
@@ -106,6 +108,7 @@ class PretrainConfig:
     save_minutes: float = 10.0
     val_every: float | None = None
     save_every: float | None = None
+    check: Check = "auto"
     max_broken: float = 0.05
     tensorboard: bool = False
     recipe_options: Mapping[str, Any] = field(default_factory=dict)
@@ -124,7 +127,7 @@ class PretrainConfig:
         need(0 <= self.max_broken <= 1, "--max-broken", self.max_broken, "a share between 0 and 1")
         need(0 < self.held_out_share < 1, "--held-out-share", self.held_out_share, "a share between 0 and 1")
         choices = {"precision": Precision, "compile": Compile, "held_out": HeldOut, "continue_schedule": Continue}
-        choices |= {"augment_on": AugmentOn}
+        choices |= {"augment_on": AugmentOn, "check": Check}
         for name, kind in choices.items():
             value = getattr(self, name)
             need(value in get_args(kind), _flag(name), value, f"one of {', '.join(get_args(kind))}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import asdict, replace
 from typing import Any
 
 import torch
@@ -13,14 +14,20 @@ from ..data.aligned_folders import aligned_modalities, open_samples
 from ..data.inspection import AlignedInspection, Inspection, inspect_samples, inspect_source
 from ..data.listing import splits_in
 from ..data.modality_config import BUILT_IN, Declared, declare
+<<<<<<< HEAD
 from ..data.sources import Samples, SampleSource, Source, Subset, open_source, origin
+=======
+from ..data.sources import SampleSource, Source, Subset, names_of, open_source, origin, presence
+>>>>>>> d1b1138 (Folders of millions of files are listed by several threads into compact lists; headers are read by threads, once, and sampled beyond 100,000)
 from ..data.splits import hold_out
 from ..modeling.types import Modality
 from ..recipes.registry import check_modalities, default_modalities
 from ..runs.console import log
+from ..runs.run_config import Check
 from .config import PretrainConfig
 
 DataInspection = Inspection | AlignedInspection
+_STORED = 20  # names in each list of a run folder; `unveil inspect` finds all
 
 
 def declared_for(config: PretrainConfig, recipe: Callable[..., Any]) -> tuple[Declared, ...]:
@@ -40,7 +47,7 @@ def open_data(address: str, declared: tuple[Declared, ...], *, as_recorded: bool
     """The source at an address: of samples with the declared maps, or of plain images where nothing is declared."""
     if declared:
         source = open_samples(address, declared)
-        if splits := splits_in([source.name(i) for i in range(len(source))]):
+        if splits := splits_in(names_of(source)):
             log(
                 f"warning: each modality of {address} holds the splits {', '.join(splits)}; all are read. To read one,"
                 " keep train/rgb, train/depth and give train, or declare the folders rgb/train, depth/train in a .toml"
@@ -53,6 +60,7 @@ def open_data(address: str, declared: tuple[Declared, ...], *, as_recorded: bool
     return open_source(address, as_recorded=as_recorded)
 
 
+<<<<<<< HEAD
 def check_augment_on(config: PretrainConfig, source: Source) -> None:
     """Raise ValueError where views are to be made on the device of maps that only the processor can view."""
     if config.augment_on == "device" and isinstance(source, Samples):
@@ -64,8 +72,27 @@ def check_augment_on(config: PretrainConfig, source: Source) -> None:
 
 
 def inspect_data(source: Source) -> DataInspection:
+=======
+def inspect_data(source: Source, check: Check = "auto") -> DataInspection:
+>>>>>>> d1b1138 (Folders of millions of files are listed by several threads into compact lists; headers are read by threads, once, and sampled beyond 100,000)
     """The inspection of a source: counts, sizes, unreadable and duplicate files."""
-    return inspect_samples(source) if isinstance(origin(source)[0], SampleSource) else inspect_source(source)
+    is_aligned = isinstance(origin(source)[0], SampleSource)
+    return inspect_samples(source) if is_aligned else inspect_source(source, check=check)
+
+
+def facts_to_store(inspection: DataInspection) -> dict[str, Any]:
+    """What a run folder stores of an inspection, of names the first 20 of each list and how many there are."""
+    facts = asdict(replace(inspection, identities=None) if isinstance(inspection, Inspection) else inspection)
+    facts.pop("identities", None)
+    facts["num_unreadable"] = len(facts["unreadable"])
+    facts["unreadable"] = dict(list(facts["unreadable"].items())[:_STORED])
+    if isinstance(inspection, Inspection):
+        facts["num_duplicates"] = sum(len(names) - 1 for names in inspection.duplicates)
+        facts["duplicates"] = [names[:_STORED] for names in inspection.duplicates[:_STORED]]
+    else:
+        facts["num_orphans"] = {name: len(names) for name, names in inspection.orphans.items()}
+        facts["orphans"] = {name: names[:_STORED] for name, names in inspection.orphans.items()}
+    return facts
 
 
 def settle(source: Source, inspection: DataInspection) -> Source:
@@ -86,10 +113,10 @@ def modalities_of(source: Source, inspection: DataInspection) -> tuple[Modality,
 
 def present(source: Source) -> dict[str, Bool[Tensor, " N"]]:
     """Which samples have each modality, as a mask per modality; empty for plain images, which are complete."""
-    whole, numbers = origin(source)
+    whole = origin(source)[0]
     if not isinstance(whole, SampleSource):
         return {}
-    has = torch.tensor([whole.has(i) for i in numbers])
+    has = torch.from_numpy(presence(source))
     return {d.name: column for d, column in zip(whole.declared, has.unbind(dim=1), strict=True)}
 
 
@@ -100,7 +127,9 @@ def split_data(source: Source, config: PretrainConfig, seed: int) -> tuple[Subse
 
 def check_unreadable(inspection: DataInspection, train: Source, max_broken: float) -> None:
     """Raise ValueError when more of the images to train on are unreadable than is accepted."""
-    broken = [name for name in (train.name(i) for i in range(len(train))) if name in inspection.unreadable]
+    if not inspection.unreadable:
+        return
+    broken = [name for name in names_of(train) if name in inspection.unreadable]
     if len(broken) > max_broken * len(train):
         examples = "; ".join(f"{name}: {inspection.unreadable[name]}" for name in broken[:10])
         raise ValueError(

@@ -110,7 +110,7 @@ def set_up_new(config: PretrainConfig, processes: int = 1) -> TrainingSetup:
         first = _Draft(config, function, device, sample, inspect_data(sample), len(source))
         first.check(sample)
     log(f"inspecting {config.address} ...")
-    inspection = inspect_data(source)
+    inspection = inspect_data(source, config.check)
     log(textwrap.indent(str(inspection), "  "))
     source = settle(source, inspection)
     train, held_out = split_data(source, config, config.seed)
