@@ -11,6 +11,7 @@ from typing import Any
 
 from ..data.columns import split_columns
 from ..data.identity import identities, stored_identities
+from ..data.listing import sharing_listings
 from ..data.loader import Loader
 from ..modeling.masked_model import MaskedModel
 from ..modeling.public_vits import load_weights
@@ -65,15 +66,21 @@ def _save_config(config: PretrainConfig, path: Path) -> Path:
 
 def _lead(config: PretrainConfig, group: Group) -> Path:
     """Rank zero, or a process alone: set up the run, write its folder and train."""
-    with ExitStack() as stack:
-        run, setup = group.broadcast(lambda: _open(config, group.size, stack), lambda opened: str(opened[0].path))
+    with ExitStack() as stack, sharing_listings({}) as listings:
+        run, setup = group.broadcast(
+            lambda: _open(config, group.size, stack), lambda opened: (str(opened[0].path), dict(listings))
+        )
+        listings.clear()
         return _train(run, setup, config, group)
 
 
 def _follow(config: PretrainConfig, group: Group) -> Path:
-    """The other processes: resume the run that rank zero has just opened, and train."""
-    run = ReadOnlyRun(Path(group.receive()))
-    return _train(run, set_up_resumed(config, run.path, group.size), config, group)
+    """The other processes: resume the run that rank zero has just opened, on the files it has listed, and train."""
+    path, listings = group.receive()
+    run = ReadOnlyRun(Path(path))
+    with sharing_listings(listings):
+        setup = set_up_resumed(config, run.path, group.size)
+    return _train(run, setup, config, group)
 
 
 def _open(config: PretrainConfig, processes: int, stack: ExitStack) -> tuple[RunFolder, TrainingSetup]:

@@ -5,17 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from operator import add
-from typing import overload
+from typing import TypeVar, cast, overload
 
 import numpy as np
 from jaxtyping import Bool, Int, Int32, UInt8, UInt64
 
+T = TypeVar("T")
 _CHUNK = 1 << 16  # names that are made at once
 _LONGEST = 256  # bytes of a name whose positions have numbers of their own in a hash
 _GOLDEN = 0x9E3779B97F4A7C15
 
 
-class _Compact(Sequence):  # type: ignore[type-arg]  # Sequence of what its subclasses say
+class _Compact(Sequence[T]):
     """A sequence that equals any other of the same items, as a list does."""
 
     def __eq__(self, other: object) -> bool:
@@ -30,7 +31,7 @@ class _Compact(Sequence):  # type: ignore[type-arg]  # Sequence of what its subc
         return f"[{first}, ... {len(self):,} in all]" if len(self) > 3 else f"[{first}]"
 
 
-class Numbers(_Compact, Sequence[int]):
+class Numbers(_Compact[int]):
     """Whole numbers, such as labels or indices, in 4 or 8 bytes each instead of the 36 of a list."""
 
     def __init__(self, values: Int[np.ndarray, " N"]) -> None:
@@ -44,7 +45,7 @@ class Numbers(_Compact, Sequence[int]):
     @overload
     def __getitem__(self, index: slice) -> list[int]: ...
     def __getitem__(self, index: int | slice) -> int | list[int]:
-        return self.array[index].tolist()  # type: ignore[no-any-return]  # a Python int, or a list of them
+        return cast("int | list[int]", self.array[index].tolist())
 
     def __iter__(self) -> Iterator[int]:
         for start in range(0, len(self.array), _CHUNK):
@@ -58,7 +59,7 @@ def as_array(numbers: Sequence[int]) -> Int[np.ndarray, " N"]:
     return numbers.array if isinstance(numbers, Numbers) else np.array(numbers, np.int64)
 
 
-class Names(_Compact, Sequence[str]):
+class Names(_Compact[str]):
     """Paths below a folder, with /: each the number of its folder and a name; all names are one string of bytes.
 
     `folders` are the distinct folders, '' the upper one. `names` ends each name with a zero byte, which no name holds.
@@ -107,7 +108,8 @@ class Names(_Compact, Sequence[str]):
             raise IndexError(f"name {index} of {len(self)}")
         start = int(self._ends[place - 1]) + 1 if place else 0
         name = self.names[start : int(self._ends[place])]
-        return self._prefixes[self.folder[place]] + name.decode(errors="surrogateescape")
+        prefix: str = self._prefixes[self.folder[place]]
+        return prefix + name.decode(errors="surrogateescape")
 
     def __iter__(self) -> Iterator[str]:
         for start in range(0, len(self), _CHUNK):
@@ -141,7 +143,8 @@ class Names(_Compact, Sequence[str]):
     def end_with(self, suffix: str) -> Bool[np.ndarray, " N"]:
         """Which names end with a suffix of ASCII in lower case, however they are written."""
         starts, ends = self._bounds
-        text, result = self._bytes, ends - starts >= len(suffix)
+        text = self._bytes
+        result: Bool[np.ndarray, " N"] = ends - starts >= len(suffix)
         for back, letter in enumerate(reversed(suffix.encode()), start=1):
             own = text[np.maximum(ends - back, 0)]
             result &= np.where((own >= 65) & (own <= 90), own + 32, own) == letter
@@ -181,11 +184,12 @@ def mix(values: UInt64[np.ndarray, " N"]) -> UInt64[np.ndarray, " N"]:
         values = values + np.uint64(_GOLDEN)
         values = (values ^ values >> np.uint64(30)) * np.uint64(0xBF58476D1CE4E5B9)
         values = (values ^ values >> np.uint64(27)) * np.uint64(0x94D049BB133111EB)
-        return values ^ values >> np.uint64(31)
+        result: UInt64[np.ndarray, " N"] = values ^ values >> np.uint64(31)
+    return result
 
 
 def _text_hash(text: str) -> np.uint64:
     data = np.frombuffer(text.encode(errors="surrogateescape") + b"\0", np.uint8).astype(np.uint64)
     places = np.arange(len(data), dtype=np.uint64)
     with np.errstate(over="ignore"):
-        return np.add.reduce(mix(data + np.uint64(_LONGEST) * places))  # type: ignore[no-any-return]
+        return np.uint64(np.add.reduce(mix(data + np.uint64(_LONGEST) * places)))

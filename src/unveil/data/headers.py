@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import astuple, dataclass, replace
 from functools import partial
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -24,6 +25,7 @@ from .identity import ends_of, identity
 from .loader import prefetch
 from .sources import EncodedSource, Source, origin, spread
 
+T = TypeVar("T")
 SAMPLED = 100_000  # headers that are read of more files than that, unless all are asked for
 _HEADERS, _MOMENTS = "headers-1", "moments-1"  # kinds of entries of the cache, and the versions of their formats
 _AT_ONCE = 64  # files that a thread reads before it answers
@@ -46,10 +48,10 @@ class Headers:
     identities: UInt64[np.ndarray, " K"]
     unreadable: dict[int, str]
 
-    def count(self, what: Callable[[Header], object]) -> dict[object, int]:
+    def count(self, what: Callable[[Header], T]) -> dict[T, int]:
         """How many readable files have each value of a fact, the most frequent first."""
         numbers, first, counts = np.unique(self.kind[self.kind >= 0], return_index=True, return_counts=True)
-        tally: Counter[object] = Counter()
+        tally: Counter[T] = Counter()
         for k in first.argsort():
             tally[what(self.kinds[numbers[k]])] += int(counts[k])
         return dict(tally.most_common())
@@ -200,7 +202,7 @@ def _read(source: EncodedSource, number: int) -> tuple[Header, int] | str:
 def _stamps(source: Source, numbers: Int[np.ndarray, " K"]) -> UInt64[np.ndarray, " K"]:
     """A number for each sample that changes when its file does; 0 where that is not known."""
     make = getattr(source, "stamps", None)
-    return np.zeros(len(numbers), np.uint64) if make is None else make(numbers)  # type: ignore[no-any-return]
+    return np.zeros(len(numbers), np.uint64) if make is None else make(numbers)
 
 
 def _place(source: Source) -> str:

@@ -14,7 +14,7 @@ from .decode import Unreadable
 from .file_ends import Ends
 from .file_names import as_array
 from .loader import prefetch
-from .sources import Source, origin
+from .sources import Samples, Source, origin
 from .splits import locations
 
 UNKNOWN = 0  # of a file that cannot be read, or was not
@@ -32,7 +32,7 @@ def identity(ends: Ends) -> int:
     return int(digest(ends.start + ends.stop + size)[:16], 16)
 
 
-def ends_of(source: Source, index: int) -> Ends:
+def ends_of(source: Source | Samples, index: int) -> Ends:
     """The ends of a sample's file, of several maps the first; raises `Unreadable`."""
     read = getattr(source, "ends", None)
     if read is not None:
@@ -44,7 +44,7 @@ def ends_of(source: Source, index: int) -> Ends:
     return Ends.within(content(index))
 
 
-def _reader(source: Source) -> Callable[[int], bytes] | None:
+def _reader(source: Source | Samples) -> Callable[[int], bytes] | None:
     return getattr(source, "encoded", None) or getattr(source, "content", None)
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -58,7 +59,7 @@ class Inspection:
     passed_over: dict[str, int] = field(default_factory=dict)
     columns: dict[str, str] = field(default_factory=dict)  # of a table, by what they hold
     num_checked: int | None = None  # headers that were read; None of old runs, which read all
-    identities: UInt64[np.ndarray, " N"] | None = field(default=None, repr=False, compare=False)
+    identities: ClassVar[UInt64[np.ndarray, " N"] | None] = None  # of one source, and no field: it is no JSON
 
     @property
     def modality(self) -> Modality:
@@ -104,13 +105,11 @@ def inspect_source(source: Source, limit: int | None = None, check: Check = "aut
         values, damaged = pixel_moments(source, decoded)
     else:
         values, headers = look_at_rendered(source, decoded)
-    identities = np.zeros(len(source), np.uint64)
-    identities[headers.rows] = headers.identities
     unreadable = {source.name(row): reason for row, reason in sorted((damaged | headers.unreadable).items())}
     is_good = ~np.isnan(values[:, 0, 0])
     mean, std = mean_std(values[is_good])
     sizes = headers.size[headers.kind >= 0]
-    return Inspection(
+    facts = Inspection(
         address=source.address,
         count=len(source),
         channels=source.channels,
@@ -129,8 +128,12 @@ def inspect_source(source: Source, limit: int | None = None, check: Check = "aut
         std=std,
         passed_over=dict(getattr(whole, "passed_over", {})),
         columns=dict(getattr(whole, "columns", {})),
-        identities=identities if isinstance(whole, EncodedSource) and source is whole else None,
     )
+    if isinstance(whole, EncodedSource) and source is whole:
+        identities = np.zeros(len(source), np.uint64)
+        identities[headers.rows] = headers.identities
+        object.__setattr__(facts, "identities", identities)
+    return facts
 
 
 def _duplicates(source: Source, headers: Headers) -> list[list[str]]:

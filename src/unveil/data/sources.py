@@ -410,8 +410,8 @@ def coverage(source: Source | Samples) -> tuple[set[str] | None, frozenset[str]]
     whole = origin(source)[0]
     if not isinstance(whole, Samples):
         return None, frozenset()
-    everywhere = presence(source).all(axis=0)
-    return {d.name for d, always in zip(whole.declared, everywhere, strict=True) if not always}, whole.complete()
+    somewhere = np.logical_not(presence(source)).any(axis=0)
+    return {whole.declared[m].name for m in np.flatnonzero(somewhere)}, whole.complete()
 
 
 def presence(source: Source | Samples) -> Bool[np.ndarray, "N M"]:

@@ -197,8 +197,8 @@ class Run:
     def overlap(self, source: Source) -> str:
         """A sentence on the samples of a source, at most 2000 of them, that the run was trained on; empty if none.
 
-        They are known by their content, wherever they lie; to a run of release 0.1, or one that has not read the headers
-        of all its files (`--check`), by their paths too.
+        They are known by their content, wherever they lie; to a run of release 0.1, or one that has not looked at all
+        its files (`--check`), by their paths too.
         """
         looked_at = Subset(source, spread(len(source), _LOOKED_AT))
         known = self._trained_images()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -82,8 +82,7 @@ def inspect_data(source: Source, check: Check = "auto") -> DataInspection:
 
 def facts_to_store(inspection: DataInspection) -> dict[str, Any]:
     """What a run folder stores of an inspection, of names the first 20 of each list and how many there are."""
-    facts = asdict(replace(inspection, identities=None) if isinstance(inspection, Inspection) else inspection)
-    facts.pop("identities", None)
+    facts = asdict(inspection)
     facts["num_unreadable"] = len(facts["unreadable"])
     facts["unreadable"] = dict(list(facts["unreadable"].items())[:_STORED])
     if isinstance(inspection, Inspection):

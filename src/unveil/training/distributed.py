@@ -82,9 +82,9 @@ class Group:
         dist.all_gather_object(gathered, dict(entries))
         return {name: text for one in gathered for name, text in one.items()}
 
-    def broadcast(self, compute: Callable[[], T], message: Callable[[T], str]) -> T:
+    def broadcast(self, compute: Callable[[], T], message: Callable[[T], Any]) -> T:
         """The result of `compute` on rank zero, whose message the others `receive`."""
-        value: list[str | None] = [None]
+        value: list[Any] = [None]
         try:
             result = compute()
             value = [message(result)]
@@ -93,9 +93,9 @@ class Group:
                 dist.broadcast_object_list(value)
         return result
 
-    def receive(self) -> str:
-        """The message of rank zero. Raises RankZeroFailed where it has failed instead."""
-        value: list[str | None] = [None]
+    def receive(self) -> Any:
+        """The message of rank zero, any Python object. Raises RankZeroFailed where it has failed instead."""
+        value: list[Any] = [None]
         dist.broadcast_object_list(value)
         if value[0] is None:
             raise RankZeroFailed
