@@ -18,11 +18,12 @@ from unveil.data import headers as headers_module
 from unveil.data.aligned_folders import open_samples
 from unveil.data.file_ends import Ends
 from unveil.data.file_names import Names, Numbers, encode_names
+from unveil.data.folder_source import FolderSource
 from unveil.data.identity import identities, shared, stored_identities
 from unveil.data.inspection import Inspection, inspect_source
 from unveil.data.listing import folder_labels, list_files, list_matches, sharing_listings, splits_in
 from unveil.data.modality_config import DEPTH, RGB
-from unveil.data.sources import FolderSource, Subset, open_source, origin
+from unveil.data.sources import Subset, open_source, origin
 from unveil.data.splits import hold_out, names_digest
 from unveil.runs.run_config import Check
 from unveil.training.data_setup import facts_to_store

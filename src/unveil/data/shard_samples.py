@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -143,7 +143,7 @@ class ShardSamples:
         return self.declared[0].modality.channels
 
     @property
-    def labels(self) -> list[int] | None:
+    def labels(self) -> Sequence[int] | None:
         """The class of each sample, as images of the same shards have it."""
         return self._images.labels
 

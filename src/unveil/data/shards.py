@@ -21,6 +21,7 @@ from ..modeling.rng import SampleRng, sample_keys
 from ..runs.cache import cached, store
 from .columns import LABEL_NAMES, Columns, number_classes, split_columns
 from .decode import EXTENSIONS, Unreadable, decode, to_channels
+from .file_names import Names
 from .listing import PACK_INDEX, PACK_WORK, counted, folder_labels, refuse_splits
 from .loader import prefetch
 from .shard_files import LocalPlace, Place, ShardFile, expand_braces, place_of
@@ -285,7 +286,7 @@ class ShardSource:
         return to_channels(decode(self.encoded(index), name), self.channels, name)
 
     @property
-    def labels(self) -> list[int] | None:
+    def labels(self) -> Sequence[int] | None:
         """The class of each image, -1 for none; read when first needed, since training needs none."""
         return self._labelled[0]
 
@@ -318,13 +319,13 @@ class ShardSource:
         return f"json {field_name}" if field_name else "txt" if "txt" in suffixes else ""
 
     @cached_property
-    def _labelled(self) -> tuple[list[int] | None, list[str] | None]:
+    def _labelled(self) -> tuple[Sequence[int] | None, list[str] | None]:
         table, source = self.shards.table, self._label_from
         if self.shards.facts and self.named_columns.label is None:
             has = "label" in table.rows.column_names
             return (table.numbers("label").tolist() if has else None), self.shards.facts.get("classes")
         if not source:
-            return folder_labels([table.key(row) for row in range(len(table))])
+            return folder_labels(Names.of(table.key(row) for row in range(len(table))))
         member, _, name = source.partition(" ")
         values: list[Any] = list(self.shards.texts(table.place([member])))
         values = [_json(text).get(name) for text in values] if name else [_number_or_word(text) for text in values]
@@ -332,7 +333,7 @@ class ShardSource:
             labels = number_classes(values, None, is_named=source == "cls" or self.named_columns.label is not None)
         except ValueError as error:
             raise ValueError(f"{source} of {self.address} gives no classes: {error}") from error
-        return labels if labels[0] is not None else folder_labels([table.key(row) for row in range(len(table))])
+        return labels if labels[0] is not None else folder_labels(Names.of(table.key(row) for row in range(len(table))))
 
 
 def _json(text: str | None) -> Mapping[str, Any]:

@@ -6,24 +6,24 @@ A package registers a source as an entry point of the group `unveil.sources`: `n
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from functools import cache, cached_property
+from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, cast, runtime_checkable
 
 import numpy as np
-from jaxtyping import Bool, Int, Shaped, UInt64
+from jaxtyping import Bool, Shaped
 from torch import Tensor
 
 from ..runs.console import user_path
 from .columns import split_columns
 from .decode import EXTENSIONS, Unreadable, decode, read_header, to_channels
 from .encoded import EncodedPicture, encoded_picture
-from .file_ends import Ends, stamps
 from .file_names import Names, Numbers, as_array
+from .folder_source import FolderSource
 from .listing import (
     HUB,
     LANCE,
@@ -189,59 +189,6 @@ def open_source(
 
 
 @dataclass(frozen=True)
-class FolderSource:
-    """The images in a folder and its sub-folders, in the order of their paths; `name` is the path in the folder.
-
-    When every image lies in a sub-folder and there are at least two, their names are the classes, unless they are
-    those of splits (train, val, test). `passed_over` counts by kind what else lies there.
-    """
-
-    address: str
-    root: Path
-    names: Names = field(repr=False)
-    channels: int
-    labels: Sequence[int] | None = field(repr=False)
-    classes: list[str] | None = field(repr=False)
-    passed_over: Mapping[str, int] = field(default_factory=dict, repr=False)
-
-    def __len__(self) -> int:
-        return len(self.names)
-
-    def name(self, index: int) -> str:
-        return self.names[index]
-
-    @cached_property
-    def _resolved(self) -> Path:
-        return self.root.resolve()
-
-    def location(self, index: int) -> str:
-        return f"{self._resolved}/{self.names[index]}"
-
-    def encoded(self, index: int) -> bytes:
-        name = self.names[index]
-        return read_bytes(self.root / name, name)
-
-    def ends(self, index: int) -> Ends:
-        name = self.names[index]
-        return Ends.of_file(self.root / name, name)
-
-    @property
-    def place(self) -> str:
-        """Where what is known of the files is cached."""
-        is_all = user_path(self.address).is_dir()  # or a pattern
-        return str(self._resolved) if is_all else f"{self._resolved}:{self.address}"
-
-    def stamps(self, indices: Int[np.ndarray, " K"]) -> UInt64[np.ndarray, " K"]:
-        """A number for each file that changes with its name, its size or its time of change; 0 if it may change yet."""
-        names = self.names if len(indices) == len(self) else self.names.take(indices)
-        return stamps(self.root, names, names.hashes())
-
-    def image(self, index: int) -> Shaped[Tensor, "C H W"]:
-        name = self.names[index]
-        return to_channels(decode(self.encoded(index), name), self.channels, name)
-
-
-@dataclass(frozen=True)
 class Subset:
     """Some of the images of a source, in the order of `indices`."""
 
@@ -344,14 +291,6 @@ def _open_shards(address: str, channels: int | None, as_recorded: bool) -> Sourc
     if channels is None and not source.shards.facts:
         return replace(source, channels=most_common_channels(source))
     return source
-
-
-def read_bytes(path: Path, name: str) -> bytes:
-    """The bytes of a file; raises `Unreadable` where it cannot be read."""
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise Unreadable(name, error.strerror or str(error)) from error
 
 
 def origin(source: Source | Samples) -> tuple[Source | Samples, Sequence[int]]:

@@ -14,11 +14,7 @@ from ..data.aligned_folders import aligned_modalities, open_samples
 from ..data.inspection import AlignedInspection, Inspection, inspect_samples, inspect_source
 from ..data.listing import splits_in
 from ..data.modality_config import BUILT_IN, Declared, declare
-<<<<<<< HEAD
-from ..data.sources import Samples, SampleSource, Source, Subset, open_source, origin
-=======
-from ..data.sources import SampleSource, Source, Subset, names_of, open_source, origin, presence
->>>>>>> d1b1138 (Folders of millions of files are listed by several threads into compact lists; headers are read by threads, once, and sampled beyond 100,000)
+from ..data.sources import Samples, SampleSource, Source, Subset, names_of, open_source, origin, presence
 from ..data.splits import hold_out
 from ..modeling.types import Modality
 from ..recipes.registry import check_modalities, default_modalities
@@ -60,7 +56,6 @@ def open_data(address: str, declared: tuple[Declared, ...], *, as_recorded: bool
     return open_source(address, as_recorded=as_recorded)
 
 
-<<<<<<< HEAD
 def check_augment_on(config: PretrainConfig, source: Source) -> None:
     """Raise ValueError where views are to be made on the device of maps that only the processor can view."""
     if config.augment_on == "device" and isinstance(source, Samples):
@@ -71,10 +66,7 @@ def check_augment_on(config: PretrainConfig, source: Source) -> None:
         )
 
 
-def inspect_data(source: Source) -> DataInspection:
-=======
 def inspect_data(source: Source, check: Check = "auto") -> DataInspection:
->>>>>>> d1b1138 (Folders of millions of files are listed by several threads into compact lists; headers are read by threads, once, and sampled beyond 100,000)
     """The inspection of a source: counts, sizes, unreadable and duplicate files."""
     is_aligned = isinstance(origin(source)[0], SampleSource)
     return inspect_samples(source) if is_aligned else inspect_source(source, check=check)
