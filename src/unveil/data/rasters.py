@@ -16,9 +16,9 @@ from jaxtyping import Shaped
 
 from ..modeling.types import to_float
 from .decode import opaque, read_header, reading, to_channels
+from .folder_source import read_bytes
 from .modality_config import Declared
 from .read_map import Map, Stored, map_of, measured, read_map
-from .sources import read_bytes
 
 Window = tuple[int, int, int, int]  # top, left, height, width
 _WINDOWED = (".tif", ".tiff", ".jp2")

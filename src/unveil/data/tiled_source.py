@@ -40,7 +40,7 @@ class Tiled:
 
     names: Sequence[str]
     paths: Sequence[Mapping[str, Path]] = field(repr=False)
-    labels: list[int] | None
+    labels: Sequence[int] | None
     classes: list[str] | None
     passed_over: Mapping[str, int]
 
@@ -91,8 +91,8 @@ def _images(place: str, declared: tuple[Declared, ...], channels: int | None) ->
                 " leave --tile out, or write the maps as files, masked pixels as no data"
             )
         paths = [
-            {d.name: source.root / files[stem] for d in declared if stem in (files := source.files[d.name])}
-            for stem in source.stems
+            {d.name: source.root / path for d in declared if (path := source.files[d.name][row]) is not None}
+            for row in range(len(source))
         ]
         return Tiled(source.stems, paths, source.labels, source.classes, source.passed_over), declared
     folder = open_source(place, channels or 3)
@@ -103,12 +103,12 @@ def _images(place: str, declared: tuple[Declared, ...], channels: int | None) ->
     if not declared:
         count = channels or _channels_of(folder)
         declared = (RGB if count == 3 else replace(RGB, modality=_blank(count)),)
-    paths = [{declared[0].name: folder.root / name} for name in folder.files]
-    return Tiled(folder.files, paths, folder.labels, folder.classes, folder.passed_over), declared
+    paths = [{declared[0].name: folder.root / name} for name in folder.names]
+    return Tiled(folder.names, paths, folder.labels, folder.classes, folder.passed_over), declared
 
 
 def _lie_in_arrays(source: AlignedSource) -> bool:
-    files = (file for by_stem in source.files.values() for file in by_stem.values())
+    files = (file for paths in source.files.values() for file in paths.names)
     return any("#" in file or file.endswith(".hdf5") for file in files)
 
 
@@ -123,7 +123,7 @@ def _blank(channels: int) -> Modality:
 
 def _channels_of(folder: FolderSource) -> int:
     """The number of channels of the first image that can be opened; 3 where none can (reading says why)."""
-    for name in folder.files:
+    for name in folder.names:
         try:
             return open_raster(folder.root / name, name, RGB).channels
         except Unreadable:

@@ -203,7 +203,7 @@ def _waiting(loader: Loader, step: Callable[[Batch], None]) -> float:
         return (loader.wait_seconds - waited) / (time.perf_counter() - began)
 
 
-def _encoded(source: Source) -> tuple[EncodedSource, list[int]] | None:
+def _encoded(source: Source) -> tuple[EncodedSource, Sequence[int]] | None:
     """The files of a source and which of them it has; None where Pillow could not read it as one file an image."""
     whole, numbers = origin(source)
     is_plain = isinstance(whole, EncodedSource) and not isinstance(whole, SampleSource)
