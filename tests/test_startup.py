@@ -193,6 +193,20 @@ def test_a_file_that_has_just_changed_is_read_again(tmp_path: Path):
         assert facts.mean[0] == pytest.approx(value / 255)
 
 
+def test_a_file_that_replaces_one_of_its_size_and_date_is_read(tmp_path: Path, opened: Counter[str]):
+    """As `rsync -t` and `cp -p` write it."""
+    root = _folder(tmp_path / "photos", 4)
+    _inspect(root)
+    path = root / "a/000.png"
+    content, state = path.read_bytes(), path.stat()
+    path.write_bytes(content)
+    os.utime(path, ns=(state.st_atime_ns, state.st_mtime_ns))
+    assert path.stat().st_mtime_ns == state.st_mtime_ns
+    opened.clear()
+    _inspect(root)
+    assert set(opened) == {"000.png"}
+
+
 def test_headers_of_very_many_files_are_sampled(tmp_path: Path, opened: Counter[str], monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(headers_module, "SAMPLED", 10)
     root = _folder(tmp_path / "photos", 40)

@@ -66,10 +66,11 @@ def _save_config(config: PretrainConfig, path: Path) -> Path:
 
 def _lead(config: PretrainConfig, group: Group) -> Path:
     """Rank zero, or a process alone: set up the run, write its folder and train."""
-    with ExitStack() as stack, sharing_listings({}) as listings:
-        run, setup = group.broadcast(
-            lambda: _open(config, group.size, stack), lambda opened: (str(opened[0].path), dict(listings))
-        )
+    with ExitStack() as stack:
+        with sharing_listings({}) as listings:
+            run, setup = group.broadcast(
+                lambda: _open(config, group.size, stack), lambda opened: (str(opened[0].path), listings)
+            )
         listings.clear()
         return _train(run, setup, config, group)
 

@@ -72,25 +72,29 @@ def _read(descriptor: int, count: int) -> bytes:
 
 
 def stamps(root: Path, names: Sequence[str], hashes: UInt64[np.ndarray, " K"]) -> UInt64[np.ndarray, " K"]:
-    """A number for each file below a folder, of its name's hash, its size and when it was changed.
+    """A number for each file below a folder, of its name's hash, its size, and when its content and inode changed.
 
-    It is 0 of a file that is not there, or was changed within the last two seconds: it may be again, and look the same.
+    The second time tells a file that another of its size and its date has replaced (`cp -p`, `rsync -t`). The number
+    is 0 of a file that is not there, or was changed within the last two seconds: it may be again, and look the same.
     """
     portions = [names[start : start + _AT_ONCE] for start in range(0, len(names), _AT_ONCE)]
     with ThreadPoolExecutor(_WAITING, thread_name_prefix="unveil-stat") as pool:
         states = list(pool.map(lambda some: _states(f"{root}{os.sep}", some), portions))
-    size, changed = np.concatenate(states, axis=1) if states else np.zeros((2, 0), np.int64)
-    numbers = mix(mix(hashes ^ size.astype(np.uint64)) ^ changed.astype(np.uint64))
+    all_states = np.concatenate(states, axis=1) if states else np.zeros((3, 0), np.int64)
+    numbers = hashes
+    for state in all_states:
+        numbers = mix(numbers ^ state.astype(np.uint64))
+    size, changed, _ = all_states
     return np.where((size < 0) | (changed > time.time_ns() - _FRESH), np.uint64(0), numbers)
 
 
 def _states(root: str, names: Sequence[str]) -> np.ndarray:
-    """Sizes, and times of change in ns, of files; -1 where they cannot be looked up."""
-    states = np.full((2, len(names)), -1, np.int64)
+    """Sizes, and times of change of content and inode in ns, of files; -1 where they cannot be looked up."""
+    states = np.full((3, len(names)), -1, np.int64)
     for place, name in enumerate(names):
         try:
             state = os.stat(root + name)
         except OSError:
             continue
-        states[0, place], states[1, place] = state.st_size, state.st_mtime_ns
+        states[:, place] = state.st_size, state.st_mtime_ns, state.st_ctime_ns
     return states

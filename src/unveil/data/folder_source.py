@@ -61,7 +61,7 @@ class FolderSource:
         return str(self._resolved) if is_all else f"{self._resolved}:{self.address}"
 
     def stamps(self, indices: Int[np.ndarray, " K"]) -> UInt64[np.ndarray, " K"]:
-        """A number for each file that changes with its name, its size or its time of change; 0 if it may change yet."""
+        """A number for each file that changes with its name, size and times of change; 0 if it may change yet."""
         names = self.names if len(indices) == len(self) else self.names.take(indices)
         return stamps(self.root, names, names.hashes())
 
