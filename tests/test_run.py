@@ -19,7 +19,7 @@ import unveil
 from test_old_runs import OLD
 from tiny_runs import write_images
 from unveil import Run
-from unveil.data import sources
+from unveil.data import folder_source
 from unveil.data.modality_config import declare
 from unveil.data.sources import open_source
 from unveil.data.splits import names_digest
@@ -95,13 +95,13 @@ def spelled(runs: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def read_images(monkeypatch: pytest.MonkeyPatch) -> set[str]:
     """The names of the images that are read."""
     names: set[str] = set()
-    read_bytes = sources.read_bytes
+    read_bytes = folder_source.read_bytes
 
     def recorded(path: Path, name: str) -> bytes:
         names.add(name)
         return read_bytes(path, name)
 
-    monkeypatch.setattr(sources, "read_bytes", recorded)
+    monkeypatch.setattr(folder_source, "read_bytes", recorded)
     return names
 
 
