@@ -215,7 +215,7 @@ class AlignedSource:
         return path.encode(errors="surrogateescape") if "#" in path else read_bytes(Path(path), self.stems[index])
 
     def ends(self, index: int) -> Ends:
-        """The ends of that file."""
+        """The ends of that file, or of where it lies; raises `Unreadable`."""
         path = self.location(index)
         return Ends(self.content(index)) if "#" in path else Ends.of_file(Path(path), self.stems[index])
 

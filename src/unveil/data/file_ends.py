@@ -40,7 +40,7 @@ class Ends:
 
     @classmethod
     def within(cls, content: bytes) -> Ends:
-        """Those of a file's content."""
+        """The ends of a file whose whole content has been read."""
         if len(content) <= _HEAD + _TAIL or not content.startswith(_CODED):
             return cls(content)
         return cls(content[:_HEAD], content[-_TAIL:], len(content))

@@ -174,7 +174,7 @@ class Names(_Compact[str]):
 
 
 def encode_names(names: Iterable[str]) -> bytes:
-    """Names as `Names` holds them."""
+    """Names as `Names` holds them: UTF-8, each ended by a zero byte."""
     return "".join(f"{name}\0" for name in names).encode(errors="surrogateescape")
 
 
