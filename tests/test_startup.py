@@ -323,6 +323,7 @@ def test_the_second_start_on_200_000_files_opens_no_header(tmp_path: Path, opene
         with open(folder / f"n{n % 200:08}_{n}.jpg", "wb", buffering=0) as file:  # each differs by a comment
             file.write(picture[:2] + b"\xff\xfe\x00\x0a" + n.to_bytes(8, "big") + picture[2:])
     time.sleep(2.1)  # files that have just been written are not cached
+    opened.clear()
     first = _inspect(root, check="all")
     assert (first.num_checked, first.duplicates, sum(opened.values())) == (200_000, [], 202_000)
     opened.clear()
