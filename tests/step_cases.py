@@ -108,6 +108,7 @@ def _cases() -> Iterator[tuple[str, Case]]:
     for name, options in {
         "random heads, half scale": {"guide_heads": "random", "heads_drawn": "image", "guide_scale": "half"},
         "heads of a step, every second": {"guide_heads": "random", "guide_every": 2, "draw": "gumbel"},
+        "predicted attention": {"guidance": "fast"},
         "foreseen, adaptive budget": {"guide": "foreseen", "budget": "adaptive"},
         "errors": {"guide": "error"},
         "blended with a teacher": {**TEACHER, "student": "momentum", "query": "mean"},

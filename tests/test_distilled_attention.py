@@ -113,7 +113,7 @@ def test_the_first_steps_in_which_it_is_asked_observe_and_then_every_nth():
     learning = []
     for step in asked:
         module.before_step(step, step / 100)
-        learning.append(module.learns)
+        learning.append(module.observes)
     assert learning[:6] == [True, True, True, False, True, False]
 
 

@@ -183,9 +183,9 @@ class TestTelling:
         read: set[str] = set()
         sample = Loader._read
 
-        def noted(self, index):
+        def noted(self, index, decoding=False):
             read.add(self.source.name(index))
-            return sample(self, index)
+            return sample(self, index, decoding)
 
         monkeypatch.setattr(Loader, "_read", noted)
         assert place.pretrain(*TRAIN, "--epochs", "6") == 0
@@ -198,7 +198,7 @@ class TestTelling:
         def fail(*_: object, **__: object) -> None:
             raise RuntimeError("no C++ compiler here\nand more")
 
-        monkeypatch.setattr("unveil.training.trainer.compiled", fail)
+        monkeypatch.setattr("unveil.training.trainer.CompiledModel", fail)
         assert place.pretrain(*TRAIN, "--compile", "on") == 0
         assert "torch.compile does not work here (no C++ compiler here)" in capsys.readouterr().err
         assert facts(place.run)["settings"]["compile"] is False

@@ -126,7 +126,7 @@ class DistilledAttention(nn.Module):
                 f"attention is predicted after 1 to {encoder.depth} blocks, every 1 or more steps; got {block}, {every}"
             )
         self.teacher, self.block, self.every, self.stride, self.after = teacher, block, every, stride, after
-        self.learns = True
+        self.observes = True
         names = [m.name for m in encoder.modalities]
         self.places = {name: place for place, name in enumerate(names)}
         width = 2 * encoder.dim
@@ -142,11 +142,11 @@ class DistilledAttention(nn.Module):
         # the step is no tensor, so a compiled forward becomes two graphs, one for each case
         first = math.ceil(self.after * step / progress - 1e-6) if progress > 0 else 0
         count = max(0, step - first) // self.stride
-        self.learns = count % self.every == 0 or count < self.every
+        self.observes = count % self.every == 0 or count < self.every
 
     @torch.no_grad()
     def observe(self, batch: Batch, tokens: Tokens, student: Encoder) -> Observation:
-        if self.training and not self.learns:
+        if self.training and not self.observes:
             return self.predict(tokens, student)
         observation = self.teacher.observe(batch, tokens, student)
         assert observation.attention is not None
@@ -183,7 +183,7 @@ class DistilledAttention(nn.Module):
 
     @torch.no_grad()
     def after_step(self, losses: Mapping[str, Float[Tensor, ""]], updated: Bool[Tensor, ""]) -> None:
-        if not self.learns:
+        if not self.observes:
             return
         if dist.is_available() and dist.is_initialized():
             dist.all_reduce(self.sums)
