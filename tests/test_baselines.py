@@ -164,7 +164,8 @@ def test_scores_depend_on_the_protocol_its_options_and_the_seed(tmp_path, monkey
     data = ImageSplit.of(open_source(write(tmp_path / "data")))
     measured = []
     monkeypatch.setattr(
-        "unveil.evaluation.run.run_cached", lambda name, *rest: measured.append(name) or Knn().run(None, rest[2], None)
+        "unveil.evaluation.run.run_cached",
+        lambda name, *rest: measured.append(name) or Knn().run(None, rest[2], rest[3]),
     )
     lowshot = Lowshot(by="knn", shots=("8",), draws=2)
     options = {"seed": {"seed": 1}}.get(change, {})

@@ -48,6 +48,8 @@ def suggest(name: str, known: Iterable[object], otherwise: str = "", shown: Call
     """Either "did you mean a or b?", the known names most like this one, or `otherwise`, or "there are a, b, c"."""
     names = [str(k) for k in known]
     if close := difflib.get_close_matches(name, names, n=3, cutoff=0.7):
+        likeness = {other: difflib.SequenceMatcher(None, other, name).ratio() for other in close}
+        close = [other for other in close if likeness[other] > likeness[close[0]] - 0.15]
         return f"did you mean {' or '.join(map(shown, close))}?"
     return otherwise or f"there are {', '.join(names) or 'none'}"
 
