@@ -30,6 +30,10 @@ SHORT_RUN, SHORT_RUN_CROP = 50, 0.6  # epochs below which crops show more of an 
 VALIDATIONS, VALIDATION_SECONDS = 10, 15.0  # in a run, and the least training between two of them
 RELEASED = {"weight_decay_on": "all", "qkv_init": "separate"}  # as MultiMAE's published model, a ViT-B, was trained
 MAE_DECODER_DIM = 512  # the width of the decoder of ViT-B and larger
+NARROW_DECODERS = {  # of small encoders, where a paper's decoder would be most of the model
+    size: dict(zip(("decoder_dim", "decoder_depth", "decoder_heads"), shape, strict=True))
+    for size, shape in {"nano": (96, 2, 3), "tiny": (128, 4, 4), "small": (256, 8, 8)}.items()
+}
 _IMAGE_SIZES = ((40, 32, 4), (96, 64, 8), (160, 128, 16), (math.inf, 224, 16))  # median side up to -> size, patch
 
 
@@ -104,11 +108,9 @@ def configure_shape(
 
 
 def _configure_decoder(auto: AutoConfig) -> None:
-    narrow = {"nano": (96, 2, 3), "tiny": (128, 4, 4), "small": (256, 8, 8)}.get(str(auto.options.get("size")))
-    if narrow:
-        for option, value in zip(("decoder_dim", "decoder_depth", "decoder_heads"), narrow, strict=True):
-            if auto.defaults.get(option, 0) > value:
-                auto.set(option, value, "in proportion to the encoder")
+    for option, value in NARROW_DECODERS.get(str(auto.options.get("size")), {}).items():
+        if auto.defaults.get(option, 0) > value:
+            auto.set(option, value, "in proportion to the encoder")
 
 
 def configure_size(auto: AutoConfig) -> None:

@@ -27,6 +27,7 @@ from ...recipes.multimae_attention import recipe as guided
 from ...recipes.recipe import Recipe
 from ...recipes.registry import build_recipe, defaults_of
 from ...recipes.simmim import recipe as simmim
+from ...training.autoconfig import NARROW_DECODERS
 from .peers import PEERS
 from .work import Contender, TimedModel, Work
 
@@ -43,9 +44,15 @@ class Ours(TimedModel):
         self.model.before_step(MIDST + step, 0.5)
 
 
-def _recipe(recipe: Callable[..., Recipe], stage: int = 0, **options: Any) -> Callable[[Work], Recipe]:
+def _recipe(
+    recipe: Callable[..., Recipe], stage: int = 0, in_proportion: bool = False, **options: Any
+) -> Callable[[Work], Recipe]:
+    """A stage of a recipe for a work; `in_proportion` with the decoder that pretrain gives a small encoder."""
+
     def make(work: Work) -> Recipe:
         shape: dict[str, Any] = {"size": work.size, "patch": work.patch, "image_size": work.image_size}
+        if in_proportion:
+            shape |= NARROW_DECODERS.get(work.size, {})
         if defaults_of(recipe).get("mask_unit"):
             shape["mask_unit"] = 2 * work.patch  # as in the papers, and as pretrain sets it
         built = build_recipe(recipe, (), {**shape, **options})
@@ -87,6 +94,7 @@ _ALL = (
     _ours("guided-layer4", "guided by layer 4", guided, layer=3),
     _ours("guided-every4", "guided on every 4th step", guided, period=4, guide_every=4),
     _ours("guided-fast", "guided by predicted attention", guided, period=16, guidance="fast"),
+    _ours("crossmae", "CrossMAE as pretrain shapes it", crossmae, in_proportion=True),
     _ours("attmask", "AttMask", attmask),
     _ours("hpm", "HPM", hpm),
     _ours("maskfeat", "MaskFeat", maskfeat),
