@@ -74,7 +74,7 @@ def pack(
         speed = f", {report.written / seconds:,.0f} a second" if report.written else ", as before"
         broken = f", {len(report.broken):,} unreadable ones left out (broken.json)" if report.broken else ""
         print(
-            f"{folder / split}: {report.samples:,} samples in {report.shards:,} shards of"
+            f"{folder / split}: {report.samples:,} samples in {report.shards:,} shard{'s' * (report.shards != 1)} of"
             f" {report.nbytes / 1e6:,.1f} MB together{broken}; {duration(seconds)}{speed}",
             flush=True,
         )
