@@ -114,7 +114,7 @@ def fake_run(
             "data": "cifar10.parquet",
             "metrics": {"accuracy": accuracy + gain},
             "baselines": {"untrained": {"accuracy": 0.31 + gain}, "pixels": {"accuracy": 0.35}},
-            "settings": {"k": 20},
+            "settings": {"k": 20, "test_images": 10_000},
             "card": "Frozen mean features, 50,000 training and 10,000 test images.",
             "seconds": 31.2,
             "date": "2026-03-01T10:19:00",

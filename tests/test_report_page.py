@@ -68,7 +68,8 @@ def report(*runs: Path, out: Path | None = None) -> Reader:
 def test_everything_that_was_asked_for_is_on_the_page(run_a):
     page = report(run_a)
     for words in (
-        "Training looks healthy", "What was run", "unveil pretrain crossmae --data ~/photos", "7 steps an epoch at 256",
+        "Optimisation healthy; features above raw pixels and the untrained encoder.", "What was run",
+        "unveil pretrain crossmae --data ~/photos", "7 steps an epoch at 256",
         "Curves", "Images per second", "Signals that need no labels", "RankMe", "Held-out loss", "Reconstructions",
         "Norm-pix:", "epoch 30", "Attention", "Nearest neighbours", "Evaluation", "43.1 %", "untrained", "pixels",
         "Broken files", "IMG_0042.jpg", "Environment", "2.13.0", "7b115ff",

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 from report_fakes import fake_run
-from unveil.reporting.run_record import Evaluation, RunRecord, Signals, Step, read_run
-from unveil.reporting.verdict import LEVELS, headline, judge
+from unveil.reporting.lamps import optimisation
+from unveil.reporting.run_record import RunRecord, Signals, Step, read_run
+from unveil.reporting.verdict import LEVELS, judge
 
 
 def log(losses, *, per_row: int = 5, **fields) -> list[Step]:
@@ -46,38 +47,43 @@ def test_a_good_run_is_healthy_and_says_why():
     good = run(
         signals=signals(heldout_loss=[0.6, 0.42], rankme=[20, 60], feature_std=[0.3, 0.4], feature_dim=[192, 192])
     )
-    verdicts = judge(good)
-    assert [v.level for v in verdicts] == ["ok"]
+    assert judge(good) == []
+    lamp = optimisation(good)
+    assert (lamp.state, lamp.level) == ("healthy", "ok")
     for number in ("0.399", "0.420", "60.0 of 192", "10 epochs", "no update was skipped"):
-        assert number in verdicts[0].sentence
-    assert headline(verdicts).sentence == "Training looks healthy."
+        assert number in lamp.sentence
 
 
 def test_no_metrics():
-    verdicts = judge(run(steps=[]))
-    assert "No training step" in only(verdicts, "note").sentence
-    assert headline(verdicts).sentence == "Too early to tell."
+    assert "No training step" in only(judge(run(steps=[])), "note").sentence
+    assert (optimisation(run(steps=[])).state, optimisation(run(steps=[])).level) == ("early", "note")
 
 
 def test_too_short_to_tell():
-    verdicts = judge(run(falling(10)))
-    assert "Too few steps" in only(verdicts, "note").sentence
-    assert headline(verdicts).sentence == "Too early to tell."
+    short = run(falling(10))
+    assert "Too few steps" in only(judge(short), "note").sentence
+    assert optimisation(short).state == "early"
+    assert "Too few steps" in optimisation(short).sentence
 
 
 @pytest.mark.parametrize(
-    ("status", "level", "words"),
-    [("failed", "problem", "out of <memory>"), ("stopped", "note", "10 of 20"), ("running", "note", "was training")],
+    ("status", "level", "words", "state"),
+    [
+        ("failed", "problem", "out of <memory>", "failed"),
+        ("stopped", "note", "10 of 20", "early"),
+        ("running", "note", "was training", "early"),
+    ],
 )
-def test_a_run_that_did_not_finish(status, level, words):
+def test_a_run_that_did_not_finish(status, level, words, state):
     info = {"status": status, "error": "out of <memory>", "dials": {"epochs": 20}}
     assert words in only(judge(run(info=info)), level).sentence
+    assert (optimisation(run(info=info)).state, optimisation(run(info=info)).level) == (state, level)
 
 
 def test_a_loss_that_is_no_number():
-    verdicts = judge(run([*falling(60), math.nan]))
-    assert "at the last step" in only(verdicts, "problem").sentence
-    assert headline(verdicts).level == "problem"
+    bad = run([*falling(60), math.nan])
+    assert "at the last step" in only(judge(bad), "problem").sentence
+    assert (optimisation(bad).state, optimisation(bad).level) == ("unstable", "problem")
 
 
 def test_a_loss_that_climbed_has_diverged():
@@ -90,13 +96,14 @@ def test_a_loss_that_climbed_has_diverged():
 def test_a_passing_spike_is_no_divergence():
     losses = falling()
     losses[50] = 3.0
-    assert headline(judge(run(losses))).level == "ok"
+    assert optimisation(run(losses)).level == "ok"
 
 
 @pytest.mark.parametrize(("skipped", "level"), [(1, "note"), (30, "problem")])
 def test_skipped_updates(skipped, level):
-    verdict = only(judge(run(steps=log(falling(), skipped=skipped))), level)
-    assert f"{skipped} of 500 update" in verdict.sentence
+    some = run(steps=log(falling(), skipped=skipped))
+    assert f"{skipped} of 500 update" in only(judge(some), level).sentence
+    assert optimisation(some).state == ("healthy" if level == "note" else "unstable")
 
 
 def test_a_flat_loss():
@@ -105,17 +112,21 @@ def test_a_flat_loss():
 
 
 def test_a_loss_that_still_falls_asks_for_more_epochs():
-    verdicts = judge(run(np.linspace(1, 0.5, 100)))
-    assert "--epochs" in only(verdicts, "note").advice
-    assert headline(verdicts).level == "ok"
+    short = run(np.linspace(1, 0.5, 100))
+    assert "--epochs" in only(judge(short), "note").advice
+    lamp = optimisation(short)
+    assert (lamp.state, lamp.level) == ("early", "note")
+    assert "--epochs" in lamp.advice
 
 
 def test_noise_at_the_end_is_not_still_falling():
-    assert [v.level for v in judge(run(falling()))] == ["ok"]
+    assert judge(run(falling())) == []
 
 
 def test_a_rising_heldout_loss_is_overfitting():
-    verdict = only(judge(run(signals=signals(heldout_loss=[0.6, 0.45, 0.55]))), "warning")
+    over = run(signals=signals(heldout_loss=[0.6, 0.45, 0.55]))
+    assert optimisation(over).state == "over-fitting"
+    verdict = only(judge(over), "warning")
     assert "Over-fitting" in verdict.sentence
     assert "0.450" in verdict.sentence
     assert "epoch 1 " in verdict.sentence
@@ -141,7 +152,7 @@ def test_a_falling_rankme_is_a_warning():
 
 
 def test_a_rankme_below_the_untrained_one_is_no_warning():
-    assert [v.level for v in judge(run(signals=signals(rankme=[60.0, 12.0], feature_dim=[192, 192])))] == ["ok"]
+    assert judge(run(signals=signals(rankme=[60.0, 12.0], feature_dim=[192, 192]))) == []
 
 
 def test_waiting_for_data():
@@ -157,18 +168,11 @@ def test_broken_files(count, level):
     assert verdict.sentence.startswith("3 broken files")
 
 
-def test_features_no_better_than_untrained():
-    poor = Evaluation("knn", "d", {"accuracy": 0.3}, {"untrained": {"accuracy": 0.31}}, "")
-    good = Evaluation("knn", "d", {"accuracy": 0.4}, {"untrained": {"accuracy": 0.31}}, "")
-    assert "k-NN accuracy is 30.0 %, untrained 31.0 %" in only(judge(run(evaluations=[poor])), "warning").sentence
-    assert headline(judge(run(evaluations=[good]))).level == "ok"
-
-
 def test_the_gravest_comes_first():
     sick = run([*falling(60), math.nan], broken={"a": "b"}, signals=signals(heldout_loss=[0.4, 0.6]))
     order = [LEVELS.index(v.level) for v in judge(sick)]
     assert order == sorted(order)
-    assert headline(judge(sick)).level == "problem"
+    assert optimisation(sick).level == "problem"
 
 
 GUIDED = {"size": "tiny", "patch": 4, "visible": 0.25, "epochs": 30, "student_weight": 0.3, "alpha": None}
@@ -186,7 +190,6 @@ class TestGuided:
         assert "A low loss with poor features: it fell from" in said
         assert "30.0 %, beside 31.0 % of an untrained encoder and 35.0 % of raw pixels" in said
         assert "--student-weight" in said
-        assert "no better than an untrained" not in said, "it is said once"
         assert "poor features" not in self.judged(tmp_path / "good", accuracy=0.4)
         plain = judge(read_run(fake_run(tmp_path / "mae", recipe="mae", accuracy=0.30)))
         assert not [v for v in plain if "poor features" in v.sentence]

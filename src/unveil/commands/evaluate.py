@@ -25,6 +25,8 @@ from ..modeling.public_vits import PublicViT, describe, is_public_vit, untrained
 from ..modeling.types import Modality, Pool
 from ..recipes.options import accept_python_values
 from ..recipes.run import Run
+from ..reporting.lamps import features, lamps
+from ..reporting.run_record import read_evaluations, read_run
 from ..runs.console import Progress, log
 from ..runs.hardware import choose_device, choose_precision
 from ..runs.run_config import Precision
@@ -180,5 +182,12 @@ def evaluate(
         if stored is None:
             log(f"kept in {file}")
     results_so_far.clear()
-    print("\n\n".join(filter(None, (table(results), details_table(results)))))
+    said = "" if at_epoch is not None else _verdict(folder, stored is not None)
+    print("\n\n".join(filter(None, (table(results), details_table(results), said))))
     return results
+
+
+def _verdict(folder: Path, is_run: bool) -> str:
+    """The lamps of a run with all its results; of a public ViT that of its features."""
+    both = lamps(read_run(folder)) if is_run else (features(read_evaluations(folder / "eval", [])),)
+    return "\n".join(map(str, both))

@@ -15,6 +15,8 @@ from ..data.listing import sharing_listings
 from ..data.loader import Loader
 from ..modeling.masked_model import MaskedModel
 from ..modeling.public_vits import load_weights
+from ..reporting.lamps import lamps
+from ..reporting.run_record import read_run
 from ..runs.atomic import write_bytes, write_json
 from ..runs.console import is_rank_zero, log, user_path
 from ..runs.folder import (
@@ -196,6 +198,8 @@ def _train(run: RunFolder, setup: TrainingSetup, config: PretrainConfig, group: 
         if run.tensorboard is not None:
             run.tensorboard.close()
     run.update_status("finished", seconds=loop.seconds, **loop.shortened())
+    if group.is_rank_zero:
+        print("\n".join(map(str, lamps(read_run(run.path)))), flush=True)
     return run.path
 
 

@@ -85,6 +85,7 @@ class Evaluation:
     baselines: Mapping[str, Mapping[str, float]]
     card: str
     details: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -202,7 +203,7 @@ def read_run(path: str | Path) -> RunRecord:
         info=mapping(_json(folder / "run.json", remarks, needed=True)),
         steps=steps,
         signals=signals,
-        evaluations=_evaluations(folder / "eval", remarks),
+        evaluations=read_evaluations(folder / "eval", remarks),
         probes=_probes(folder / "pictures", remarks),
         neighbours=_neighbours(folder / "pictures", remarks),
         analyses={p.stem: mapping(_json(p, remarks)) for p in sorted((folder / "analysis").glob("*.json"))},
@@ -281,7 +282,8 @@ def _log_line(kind: type[L], entry: Mapping[str, Any], nested: str) -> L:
     return kind(**values | {"step": int(values["step"]), nested: _numbers(entry.get(nested))})
 
 
-def _evaluations(folder: Path, remarks: list[str]) -> list[Evaluation]:
+def read_evaluations(folder: Path, remarks: list[str]) -> list[Evaluation]:
+    """The results in a folder that `unveil evaluate` wrote, in the order of their names."""
     evaluations = []
     for path in sorted(folder.glob("*.json")):
         content = mapping(_json(path, remarks))
@@ -289,7 +291,8 @@ def _evaluations(folder: Path, remarks: list[str]) -> list[Evaluation]:
             baselines = {str(k): _numbers(v) for k, v in mapping(content.get("baselines")).items()}
             protocol, data = str(content.get("protocol") or path.stem), str(content.get("data") or "")
             details = {str(k): _numbers(v) for k, v in mapping(content.get("details")).items()}
-            evaluations.append(Evaluation(protocol, data, metrics, baselines, str(content.get("card") or ""), details))
+            card, settings = str(content.get("card") or ""), mapping(content.get("settings"))
+            evaluations.append(Evaluation(protocol, data, metrics, baselines, card, details, settings))
     return evaluations
 
 

@@ -11,9 +11,10 @@ from typing import Any
 
 from ..runs.console import duration
 from .charts import NUM_COLOURS, Line, line_chart
+from .lamps import headline, lamps
 from .markup import Markup, brief, count, counted, figure, html_table, percent, remark, tag
 from .run_record import RunRecord, Signals, Step, mappings, number
-from .verdict import headline, judge
+from .verdict import judge
 
 Runs = Sequence[RunRecord]
 
@@ -50,15 +51,19 @@ def chart_section(title: str, charts: Sequence[Markup | None], explained: object
 
 
 def health(runs: Runs) -> Markup:
-    """The verdict on each run: a headline, the results of the checks, and advice."""
+    """The verdict on each run: a headline, its two lamps, the results of further checks, and advice."""
     cards = []
     for place, run in enumerate(runs):
-        verdicts = judge(run, [other for other in runs if other is not run])
-        top = headline(verdicts)
+        both = lamps(run)
+        top = headline(both)
+        lines = [(lamp.level, lamp.name, f"{lamp.state}. {lamp.sentence}", lamp.advice) for lamp in both]
+        said = " ".join(lamp.sentence for lamp in both)
+        others = judge(run, [other for other in runs if other is not run])
+        lines += [(v.level, v.level, v.sentence, v.advice) for v in others if v.sentence not in said]
         findings = []
-        for v in verdicts:
-            text = tag("span", v.sentence, " ", tag("em", v.advice) if v.advice else None)
-            findings.append(tag("li", tag("span", v.level, class_=f"level {v.level}"), text))
+        for level, name, sentence, advice in lines:
+            text = tag("span", sentence, " ", tag("em", advice) if advice else None)
+            findings.append(tag("li", tag("span", name, class_=f"level {level}"), text))
         content = (run_heading(run, place, runs), tag("p", top.sentence, class_="headline"), tag("ul", *findings))
         cards.append(tag("article", *content, class_=f"verdict {top.level}"))
     return tag("section", *cards, class_="health", aria_label="Verdict")

@@ -1,4 +1,4 @@
-"""Checks of a run's health. A check is a function from a run to a verdict, or to None; CHECKS lists them.
+"""Checks of a run. A check is a function from a run to a verdict, or to None; the tuples at the end list them.
 
 docs/looking.md has the sources of the published failures of training with teachers (CMT-MAE and its relatives).
 """
@@ -20,11 +20,6 @@ ENOUGH_STEPS = 100
 ENOUGH_ROWS = 20
 _NEAR = 0.1  # from 0 or 1: a student weight as near as this counts as 0 or 1
 _EVEN = 0.995
-_HEADLINES = (
-    ("problem", "Something is wrong with this run."),
-    ("warning", "This run has warnings."),
-    ("ok", "Training looks healthy."),
-)
 _CALMER = "Continue from an earlier checkpoint, or start again, with a lower learning rate or a longer warm-up."
 
 
@@ -40,7 +35,6 @@ class Verdict:
 def judge(run: RunRecord, others: Sequence[RunRecord] = ()) -> list[Verdict]:
     """The verdicts of all checks on a run, compared with the others of a report; the gravest first."""
     verdicts = [verdict for verdict in (*(check(run) for check in CHECKS), no_gain(run, others)) if verdict]
-    verdicts += filter(None, [healthy(run, verdicts)])
     return sorted(verdicts, key=lambda v: LEVELS.index(v.level))
 
 
@@ -68,12 +62,6 @@ def _ends(run: RunRecord) -> tuple[float, float]:
 def _is_long_enough(run: RunRecord) -> bool:
     """Whether the log is long enough to assess its loss curve."""
     return bool(run.steps) and run.steps[-1].step >= ENOUGH_STEPS and len(_losses(run)) >= ENOUGH_ROWS
-
-
-def headline(verdicts: Sequence[Verdict]) -> Verdict:
-    """The sentence at the top of the page, at the level of the gravest verdict."""
-    levels = {v.level for v in verdicts}
-    return next((Verdict(*line) for line in _HEADLINES if line[0] in levels), Verdict("note", "Too early to tell."))
 
 
 def failed(run: RunRecord) -> Verdict | None:
@@ -233,21 +221,6 @@ def unreadable_files(run: RunRecord) -> Verdict | None:
     )
 
 
-def poor_features(run: RunRecord) -> Verdict | None:
-    """The trained encoder is no better than an untrained one."""
-    if easy_targets(run):
-        return None  # it reports the same, with the reason
-    poor = next((e for e in run.evaluations if e.accuracy() <= e.accuracy("untrained")), None)
-    if poor is None:
-        return None
-    return Verdict(
-        "warning",
-        f"The features are no better than an untrained encoder's: {poor.name} accuracy is {percent(poor.accuracy())}, "
-        f"untrained {percent(poor.accuracy('untrained'))}.",
-        "A low loss does not mean good features: train longer, lower --visible, or use more images.",
-    )
-
-
 def _student_weight(run: RunRecord) -> float:
     """The student's share in masks and targets; NaN for a run without such an option."""
     alpha = run.number("dials", "alpha")
@@ -364,21 +337,20 @@ def _dimensions(at: Signals) -> str:
     return f"{figure(at.rankme)}{of} dimensions"
 
 
-def healthy(run: RunRecord, verdicts: Sequence[Verdict]) -> Verdict | None:
-    """The measures of a run without problems and warnings."""
-    if any(v.level in ("problem", "warning") for v in verdicts) or not _is_long_enough(run):
-        return None
+def measures(run: RunRecord) -> str:
+    """The measures of a run whose loss curve can be assessed, in a sentence."""
     first, last = _ends(run)
     signals = run.last_signals
-    measures = [f"the loss fell from {figure(first)} to {figure(last)} in {counted(run.epochs_done, 'epoch')}"]
-    measures += [] if run.steps[-1].skipped > 0 else ["no update was skipped"]
-    measures += [f"the held-out loss is {figure(signals.heldout_loss)}"] if math.isfinite(signals.heldout_loss) else []
-    measures += [f"the features use about {_dimensions(signals)}"] if math.isfinite(signals.rankme) else []
-    sentence = "; ".join(measures)
-    return Verdict("ok", f"{sentence[0].upper()}{sentence[1:]}.")
+    parts = [f"the loss fell from {figure(first)} to {figure(last)} in {counted(run.epochs_done, 'epoch')}"]
+    parts += [] if run.steps[-1].skipped > 0 else ["no update was skipped"]
+    parts += [f"the held-out loss is {figure(signals.heldout_loss)}"] if math.isfinite(signals.heldout_loss) else []
+    parts += [f"the features use about {_dimensions(signals)}"] if math.isfinite(signals.rankme) else []
+    sentence = "; ".join(parts)
+    return f"{sentence[0].upper()}{sentence[1:]}."
 
 
-CHECKS: tuple[Callable[[RunRecord], Verdict | None], ...] = (
-    failed, diverged, collapse, not_falling, skipped_updates, overfitting, poor_features, easy_targets,
-    unstable_weight, even_guidance, data_bound, unreadable_files, still_falling, too_short,
+Check = Callable[[RunRecord], Verdict | None]
+OPTIMISATION: tuple[Check, ...] = (
+    failed, diverged, collapse, not_falling, skipped_updates, unstable_weight, overfitting, still_falling, too_short,
 )  # fmt: skip
+CHECKS: tuple[Check, ...] = (*OPTIMISATION, easy_targets, even_guidance, data_bound, unreadable_files)

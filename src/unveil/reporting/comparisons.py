@@ -1,0 +1,120 @@
+"""How far the accuracies of an evaluation are from those of its baselines, in standard errors."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from .markup import percent
+from .run_record import Evaluation, mapping, number, protocol_name
+
+STANDARD_ERRORS = 3.0  # beyond which a difference counts
+_OF_95_PERCENT = 1.96
+BASELINES = {"pixels": "raw pixels", "untrained": "the untrained encoder", "from scratch": "training from scratch"}
+FEATURE_BASELINES = ("pixels", "untrained")
+_SHORT = {"pixels": "raw pixels", "untrained": "untrained", "from scratch": "from scratch"}
+_TITLES = {
+    "linear": "linear probe",
+    "linear-lbfgs": "linear probe (L-BFGS)",
+    "attentive": "attentive probe",
+    "finetune": "fine-tuning",
+    "lowshot": "few labels",
+    "segment": "segmentation",
+}
+_DENSE = ("miou", "delta1")  # the main measure of a dense protocol
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A share in [0, 1] beside that of one baseline, each with its standard error (NaN: not known)."""
+
+    title: str
+    baseline: str
+    value: float
+    error: float
+    other: float
+    other_error: float
+
+    @property
+    def has_error(self) -> bool:
+        return math.isfinite(self.error) and math.isfinite(self.other_error)
+
+    @property
+    def side(self) -> int:
+        """1 above the baseline, -1 below it, 0 where the error is larger; by sign alone where no error is known."""
+        difference = self.value - self.other
+        if self.has_error and abs(difference) <= STANDARD_ERRORS * math.hypot(self.error, self.other_error):
+            return 0
+        return (difference > 0) - (difference < 0)
+
+
+def comparisons(evaluation: Evaluation) -> list[Comparison]:
+    """An evaluation's main measures beside each baseline that reads pixels, is untrained or trained from scratch."""
+    return [
+        Comparison(
+            title_of(evaluation.protocol, metric),
+            baseline,
+            evaluation.metrics[metric],
+            standard_error(evaluation, evaluation.metrics, metric),
+            own[metric],
+            standard_error(evaluation, own, metric),
+        )
+        for metric in main_metrics(evaluation.metrics)
+        for baseline in BASELINES
+        if math.isfinite((own := evaluation.baselines.get(baseline, {})).get(metric, math.nan))
+    ]
+
+
+def main_metrics(metrics: Mapping[str, float]) -> list[str]:
+    """The accuracy, or one for each number of labels or data set; of a dense protocol its main measure."""
+    if "accuracy" in metrics:
+        return ["accuracy"]
+    accuracies = [name for name in metrics if name.startswith("accuracy_")]
+    return accuracies or [name for name in _DENSE if name in metrics]
+
+
+def title_of(protocol: str, metric: str = "accuracy") -> str:
+    """What was measured, in words: `linear probe`, `few labels, 1%`, `transfer, flowers`."""
+    title = _TITLES.get(protocol, protocol_name(protocol))
+    return title if metric in ("accuracy", *_DENSE) else f"{title}, {metric.removeprefix('accuracy_')}"
+
+
+def standard_error(evaluation: Evaluation, metrics: Mapping[str, float], metric: str) -> float:
+    """The standard error of a share: of as many test images as there were, and of the draws where there are several.
+
+    Two images of either outcome are added (Agresti and Coull, 1998), so that 0 and 1 have an error too. NaN where the
+    number of test images is not known, and for measures of pixels.
+    """
+    images = _test_images(evaluation.settings, metric)
+    if not (metric.startswith("accuracy") and images > 0):
+        return math.nan
+    share = (metrics[metric] * images + 2) / (images + 4)
+    half = metrics.get(metric.replace("accuracy", "plus_minus"), 0.0)
+    return math.hypot(math.sqrt(share * (1 - share) / (images + 4)), half / _OF_95_PERCENT)
+
+
+def _test_images(settings: Mapping[str, object], metric: str) -> float:
+    own = mapping(mapping(settings.get("sets")).get(metric.removeprefix("accuracy_")))  # of transfer
+    places = (settings, mapping(settings.get("last")), own)  # `last` is of few labels
+    return next((n for place in places if (n := number(place.get("test_images"))) > 0), math.nan)
+
+
+def half_interval(error: float) -> float:
+    """Half of the 95 % interval of a share with this standard error."""
+    return _OF_95_PERCENT * error
+
+
+def relation(group: Sequence[Comparison]) -> str:
+    """Where one measure is, in words: `above the untrained encoder, below raw pixels`."""
+    words = {1: "above", 0: "no different from", -1: "below"}
+    by_side = {side: [BASELINES[c.baseline] for c in group if c.side == side] for side in words}
+    return ", ".join(f"{words[side]} {' and '.join(names)}" for side, names in by_side.items() if names)
+
+
+def numbers(group: Sequence[Comparison]) -> str:
+    """One measure with half of its 95 % interval and its baselines: `linear probe 35.6 ± 0.9 % (raw pixels 41.0 %)`."""
+    first = group[0]
+    half = f" ± {100 * half_interval(first.error):.1f}" if math.isfinite(first.error) else ""
+    beside = ", ".join(f"{_SHORT[c.baseline]} {percent(c.other)}" for c in group)
+    return f"{first.title} {100 * first.value:.1f}{half} % ({beside})"
