@@ -12,21 +12,20 @@ from pathlib import Path
 from typing import cast
 
 import numpy as np
-from jaxtyping import Bool, Int32, Shaped
-from torch import Tensor
+from jaxtyping import Bool, Int32
 
 from ..runs.console import suggest, user_path
 from .columns import split_columns
-from .decode import EXTENSIONS, Unreadable
+from .decode import EXTENSIONS
 from .file_ends import Ends
 from .file_names import Names
 from .folder_source import read_bytes
 from .listing import are_shards, existing_folder, folder_labels, is_table, kind_of, list_files, none_found
 from .modality_config import BUILT_IN, Declared
 from .read_map import READ, Map, as_npy, masked, read_map
+from .source_bases import DeclaredSamples
 from .sources import SampleSource, Source, open_source, opener_of
 from .tiling import split_tiling
-from .transforms import Sample, as_sample
 
 _NEEDED = "Several modalities are read from a folder that holds one for each, a table, or scenes"
 INTEGERS = tuple(kind for kind in EXTENSIONS if kind not in (".tif", ".tiff"))  # whole numbers: no NaN is among them
@@ -152,7 +151,7 @@ class Paths:
 
 
 @dataclass(frozen=True)
-class AlignedSource:
+class AlignedSource(DeclaredSamples):
     """Files of several modalities in aligned folders: those of one stem are one sample, called by its stem."""
 
     address: str
@@ -167,10 +166,6 @@ class AlignedSource:
 
     def __len__(self) -> int:
         return len(self.stems)
-
-    @property
-    def channels(self) -> int:
-        return self.declared[0].modality.channels
 
     @property
     def names(self) -> Sequence[str]:
@@ -204,11 +199,6 @@ class AlignedSource:
             if not (d.validity or d.nodata or d.void is not None) and self.files[d.name].all_end_with(INTEGERS)
         )
 
-    def read(self, index: int) -> dict[str, Map]:
-        """The maps that the sample has, as their files hold them, each at its own size; raises `Unreadable`."""
-        maps = {d.name: self._map(index, d) for d in self.declared}
-        return {name: each for name, each in maps.items() if each is not None}
-
     def content(self, index: int) -> bytes:
         """The bytes of the file of the sample's first map, or where it lies in a file of several."""
         path = self.location(index)
@@ -219,27 +209,14 @@ class AlignedSource:
         path = self.location(index)
         return Ends(self.content(index)) if "#" in path else Ends.of_file(Path(path), self.stems[index])
 
-    def image(self, index: int) -> Shaped[Tensor, "C H W"]:
-        first = self._map(index, self.declared[0])
-        if first is None:
-            raise Unreadable(self.stems[index], f"has no file of {self.declared[0].name}")
-        return first.values
-
-    def sample(self, index: int) -> Sample:
-        return as_sample(self.read(index), [d.modality for d in self.declared], self.stems[index])
-
-    def _map(self, index: int, declared: Declared) -> Map | None:
+    def _map(self, index: int, declared: Declared) -> Map:
         path = self.files[declared.name][index]
-        if path is None:
-            return None
+        assert path is not None
         is_hdf5 = path.endswith(".hdf5") or ".mat#" in path
         data = as_npy(self.root, path) if is_hdf5 else read_bytes(self.root / path, path)
         stored = read_map(data, declared, path)
         mask = self.masks[declared.name][index] if declared.name in self.masks else None
         return stored if mask is None else masked(stored, declared, self.root / mask, mask)
-
-    def settled(self, declared: tuple[Declared, ...]) -> AlignedSource:
-        return replace(self, declared=declared)
 
 
 def _files_of(root: Path, folder: str, suffix: str, what: str, listed: Listed) -> tuple[Names, Paths]:

@@ -8,17 +8,17 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Int, Shaped, UInt64
-from torch import Tensor
+from jaxtyping import Int, UInt64
 
 from ..runs.console import user_path
-from .decode import Unreadable, decode, to_channels
+from .decode import Unreadable
 from .file_ends import Ends, stamps
 from .file_names import Names
+from .source_bases import EncodedImages
 
 
 @dataclass(frozen=True)
-class FolderSource:
+class FolderSource(EncodedImages):
     """The images in a folder and its sub-folders, in the order of their paths; `name` is the path in the folder.
 
     When every image lies in a sub-folder and there are at least two, their names are the classes, unless they are
@@ -64,10 +64,6 @@ class FolderSource:
         """A number for each file that changes with its name, size and times of change; 0 if it may change yet."""
         names = self.names if len(indices) == len(self) else self.names.take(indices)
         return stamps(self.root, names, names.hashes())
-
-    def image(self, index: int) -> Shaped[Tensor, "C H W"]:
-        name = self.names[index]
-        return to_channels(decode(self.encoded(index), name), self.channels, name)
 
 
 def read_bytes(path: Path, name: str) -> bytes:

@@ -9,16 +9,14 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
-from jaxtyping import Shaped, UInt64
-from torch import Tensor
 
-from .decode import Unreadable, decode, to_channels
+from .decode import decode, to_channels
 from .modality_config import BUILT_IN, RGB, Declared, declared_from
 from .picture_arrays import NPY
 from .read_map import READ, Map, masked, read_map
 from .shard_table import Members
-from .shards import PICTURES, Shards, ShardSource, read_shards
-from .transforms import Sample, as_sample
+from .shards import PICTURES, InShards, ShardSource, read_shards
+from .source_bases import DeclaredSamples
 
 PIXELS = "pixels.npy"  # the end of a member that is a picture stored as an array
 WHOLE_NUMBERS = tuple(kind for kind in PICTURES if kind not in ("tif", "tiff"))  # formats that hold no NaN
@@ -116,31 +114,17 @@ def _named(name: str, suffixes: list[str]) -> list[str]:
 
 
 @dataclass(frozen=True)
-class ShardSamples:
+class ShardSamples(InShards, DeclaredSamples):
     """Samples whose maps are members of shards; a sample is called by its key.
 
     Of the modalities in `packed`, `unveil pack` has written the members: masks are applied, and arrays hold floats in
     the unit, NaN where they are not valid, or class ids, -1 where there is none.
     """
 
-    shards: Shards
     declared: tuple[Declared, ...]
     maps: Mapping[str, Members] = field(repr=False)
     masks: Mapping[str, Members] = field(repr=False)
     packed: frozenset[str] = field(default=frozenset(), repr=False)
-
-    @property
-    def address(self) -> str:
-        return self.shards.address
-
-    @property
-    def passed_over(self) -> Mapping[str, int]:
-        """By kind, what lies in the shards and is not read."""
-        return self.shards.passed_over
-
-    @property
-    def channels(self) -> int:
-        return self.declared[0].modality.channels
 
     @property
     def labels(self) -> Sequence[int] | None:
@@ -152,24 +136,9 @@ class ShardSamples:
         """The names of the classes, as images of the same shards have them."""
         return self._images.classes
 
-    @property
-    def identities(self) -> UInt64[np.ndarray, " N"] | None:
-        """Of a pack, the identity of what each sample was made of; else None."""
-        return self.shards.identities
-
     @cached_property
     def _images(self) -> ShardSource:
         return ShardSource(self.shards, self.channels, self.maps[self.declared[0].name])
-
-    def __len__(self) -> int:
-        return len(self.shards)
-
-    def name(self, index: int) -> str:
-        return self.shards.name(index)
-
-    def location(self, index: int) -> str:
-        """Where a sample lies: its shard, and its key there."""
-        return self.shards.location(index)
 
     def has(self, index: int) -> tuple[bool, ...]:
         return tuple(self.maps[d.name].has(index) for d in self.declared)
@@ -185,24 +154,7 @@ class ShardSamples:
 
     def content(self, index: int) -> bytes:
         """The bytes of the sample's first map."""
-        first = next(d.name for d in self.declared if self.maps[d.name].has(index))
-        return self.shards.read(index, self.maps[first])
-
-    def read(self, index: int) -> dict[str, Map]:
-        """The maps that the sample has, each at its own size; raises `Unreadable`."""
-        return {d.name: self._map(index, d) for d in self.declared if self.maps[d.name].has(index)}
-
-    def image(self, index: int) -> Shaped[Tensor, "C H W"]:
-        first = self.declared[0]
-        if not self.maps[first.name].has(index):
-            raise Unreadable(self.name(index), f"has no member {first.name}")
-        return self._map(index, first).values
-
-    def sample(self, index: int) -> Sample:
-        return as_sample(self.read(index), [d.modality for d in self.declared], self.name(index))
-
-    def settled(self, declared: tuple[Declared, ...]) -> ShardSamples:
-        return replace(self, declared=declared)
+        return self.shards.read(index, self.maps[self._present(index)[0].name])
 
     def _map(self, index: int, declared: Declared) -> Map:
         member = self.maps[declared.name]

@@ -14,18 +14,19 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Int, Shaped, UInt64
+from jaxtyping import Int, UInt64
 from torch import Tensor
 
 from ..modeling.rng import SampleRng, sample_keys
 from ..runs.cache import cached, store
 from .columns import LABEL_NAMES, Columns, number_classes, split_columns
-from .decode import EXTENSIONS, Unreadable, decode, to_channels
+from .decode import EXTENSIONS, Unreadable
 from .file_names import Names
 from .listing import PACK_INDEX, PACK_WORK, counted, folder_labels, refuse_splits
 from .loader import prefetch
 from .shard_files import LocalPlace, Place, ShardFile, expand_braces, place_of
 from .shard_table import TABLE, Members, ShardTable, from_bytes, sha256, tabulate, to_bytes
+from .source_bases import LabelledImages
 from .tar_members import ReadAt, ahead, members
 
 PICTURES = tuple(kind.removeprefix(".") for kind in EXTENSIONS)
@@ -236,17 +237,10 @@ def _scanned(place: Place, files: tuple[ShardFile, ...]) -> tuple[ShardTable, Co
 
 
 @dataclass(frozen=True)
-class ShardSource:
-    """The images of shards, in the order of these; `name` is the key of a sample.
-
-    The image is the member `image`, the label comes from `named` (a member, or a field of a json), else from a pack's
-    index, a `.cls`, a field of a `.json` with a usual name, a `.txt` that holds classes, or folders in the keys.
-    """
+class InShards:
+    """Images or samples of shards, in the order of these; `name` is the key of a sample."""
 
     shards: Shards
-    channels: int
-    image_member: Members = field(repr=False)
-    named_columns: Columns = field(default_factory=Columns)
 
     @property
     def address(self) -> str:
@@ -258,14 +252,8 @@ class ShardSource:
         return self.shards.passed_over
 
     @property
-    def columns(self) -> dict[str, str]:
-        """The members that are read, by what they hold."""
-        images = {"images": "/".join(self.image_member.suffixes)}
-        return images | ({"labels": self._label_from} if self.labels is not None and self._label_from else {})
-
-    @property
     def identities(self) -> UInt64[np.ndarray, " N"] | None:
-        """Of a pack, the identity of what each image was made of; else None."""
+        """Of a pack, the identity of what each sample was made of; else None."""
         return self.shards.identities
 
     def __len__(self) -> int:
@@ -275,25 +263,30 @@ class ShardSource:
         return self.shards.name(index)
 
     def location(self, index: int) -> str:
-        """Where an image lies: its shard, and its key there."""
+        """Where a sample lies: its shard, and its key there."""
         return self.shards.location(index)
+
+
+@dataclass(frozen=True)
+class ShardSource(InShards, LabelledImages):
+    """The images of shards.
+
+    The image is the member `image`, the label comes from `named` (a member, or a field of a json), else from a pack's
+    index, a `.cls`, a field of a `.json` with a usual name, a `.txt` that holds classes, or folders in the keys.
+    """
+
+    channels: int
+    image_member: Members = field(repr=False)
+    named_columns: Columns = field(default_factory=Columns)
+
+    @property
+    def columns(self) -> dict[str, str]:
+        """The members that are read, by what they hold."""
+        images = {"images": "/".join(self.image_member.suffixes)}
+        return images | ({"labels": self._label_from} if self.labels is not None and self._label_from else {})
 
     def encoded(self, index: int) -> bytes:
         return self.shards.read(index, self.image_member)
-
-    def image(self, index: int) -> Shaped[Tensor, "C H W"]:
-        name = self.name(index)
-        return to_channels(decode(self.encoded(index), name), self.channels, name)
-
-    @property
-    def labels(self) -> Sequence[int] | None:
-        """The class of each image, -1 for none; read when first needed, since training needs none."""
-        return self._labelled[0]
-
-    @property
-    def classes(self) -> list[str] | None:
-        """The names of the classes; words are their own names."""
-        return self._labelled[1]
 
     @property
     def unlabelled(self) -> str:

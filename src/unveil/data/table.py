@@ -9,11 +9,10 @@ from typing import Any, Protocol, runtime_checkable
 
 import pyarrow as pa
 import pyarrow.compute as pc
-from jaxtyping import Shaped
-from torch import Tensor
 
 from .columns import Columns, TableSchema, number_classes, split_columns
-from .decode import Unreadable, decode, read_header, to_channels
+from .decode import Unreadable, read_header
+from .source_bases import LabelledImages
 
 _LOOKED_AT = 16  # rows that tell which columns hold images
 _SHOWN = 80  # characters of a name in messages
@@ -40,7 +39,7 @@ class Rows(Protocol):
     def folder(self, index: int) -> Path: ...
 
 
-class TableSource:
+class TableSource(LabelledImages):
     """The images of a table, in the order of its rows.
 
     The image column is a struct {bytes, path}, plain bytes or, where it is named, paths beside the file; the label
@@ -49,6 +48,8 @@ class TableSource:
     library writes, or are the values themselves. Threads may share one. Raises `ValueError` where there is no image
     column or, unless `as_recorded`, several; with `as_rows` none is chosen.
     """
+
+    channels: int
 
     def __init__(
         self,
@@ -127,23 +128,9 @@ class TableSource:
             reason = getattr(error, "strerror", None) or error
             raise Unreadable(self.name(index), f"names the file {path[:_SHOWN]!r}: {reason}") from error
 
-    def image(self, index: int) -> Shaped[Tensor, "C H W"]:
-        name = self.name(index)
-        return to_channels(decode(self.encoded(index), name), self.channels, name)
-
     def filled(self, column: str) -> list[bool]:
         """Whether each row has a value in a column."""
         return list(self.rows.filled(column, self.schema.members[column]))
-
-    @property
-    def labels(self) -> list[int] | None:
-        """The class of each image, -1 for none; read when first needed, since training needs none."""
-        return self._labelled[0]
-
-    @property
-    def classes(self) -> list[str] | None:
-        """The names of the classes; ids of a taxonomy, words and truth values are their own names."""
-        return self._labelled[1]
 
     @property
     def unlabelled(self) -> str:

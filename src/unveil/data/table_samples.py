@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
-
-from jaxtyping import Shaped
-from torch import Tensor
 
 from ..runs.console import suggest
 from .columns import is_image
 from .decode import Unreadable
 from .modality_config import BUILT_IN, RGB, Declared
 from .read_map import Map, read_map
+from .source_bases import DeclaredSamples
 from .sources import open_source
 from .table import TableSource
-from .transforms import Sample, as_sample
 
 
 def open_table_samples(address: str, declared: tuple[Declared, ...], besides: Sequence[Declared] = ()) -> TableSamples:
@@ -63,7 +60,7 @@ def _remaining(source: TableSource, declared: Declared, others: Collection[str])
 
 
 @dataclass(frozen=True)
-class TableSamples:
+class TableSamples(DeclaredSamples):
     """Rows of a table, each a sample whose maps are in `columns` by modality."""
 
     address: str
@@ -76,11 +73,7 @@ class TableSamples:
         return len(self.table)
 
     @property
-    def channels(self) -> int:
-        return self.declared[0].modality.channels
-
-    @property
-    def labels(self) -> list[int] | None:
+    def labels(self) -> Sequence[int] | None:
         return self.table.labels
 
     @property
@@ -112,18 +105,7 @@ class TableSamples:
 
     def content(self, index: int) -> bytes:
         """The bytes of the sample's first map."""
-        first = next(d.name for d, has in zip(self.declared, self.has(index), strict=True) if has)
-        return self.table.bytes_of(self.maps[first], index)
-
-    def read(self, index: int) -> dict[str, Map]:
-        """The maps that the row has, as its cells hold them, each at its own size; raises `Unreadable`."""
-        return {d.name: self._map(index, d) for d, has in zip(self.declared, self.has(index), strict=True) if has}
-
-    def image(self, index: int) -> Shaped[Tensor, "C H W"]:
-        return self._map(index, self.declared[0]).values
-
-    def sample(self, index: int) -> Sample:
-        return as_sample(self.read(index), [d.modality for d in self.declared], self.name(index))
+        return self.table.bytes_of(self.maps[self._present(index)[0].name], index)
 
     def _map(self, index: int, declared: Declared) -> Map:
         name = f"{self.name(index)}.{self.maps[declared.name]}"
@@ -131,6 +113,3 @@ class TableSamples:
             return read_map(self.table.bytes_of(self.maps[declared.name], index), declared, name)
         except Unreadable as error:
             raise Unreadable(name, error.reason) from error
-
-    def settled(self, declared: tuple[Declared, ...]) -> TableSamples:
-        return replace(self, declared=declared)

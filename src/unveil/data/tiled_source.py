@@ -12,8 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Int, Shaped
-from torch import Tensor
+from jaxtyping import Int
 from torch.nn.functional import pad
 
 from ..modeling.types import Modality, to_float
@@ -25,9 +24,9 @@ from .loader import prefetch
 from .modality_config import RGB, Declared
 from .rasters import Raster, open_raster
 from .read_map import Map
+from .source_bases import DeclaredSamples
 from .sources import FolderSource, open_source
 from .tiling import Tiling, split_tiling
-from .transforms import Sample, as_sample
 
 _KIND = "tiles-1"  # of entries in the user's cache: the shares of valid pixels of a file's tiles
 _AHEAD = 16
@@ -173,7 +172,7 @@ def _shares(
 
 
 @dataclass(frozen=True)
-class TiledSource:
+class TiledSource(DeclaredSamples):
     """Tiles of images; `places` are image, top and left of each. A tile is called `FILE[TOP:BOTTOM,LEFT:RIGHT]`.
 
     A tile over the edge of its image is filled up with zeros that are not valid.
@@ -189,10 +188,6 @@ class TiledSource:
 
     def __len__(self) -> int:
         return len(self.places)
-
-    @property
-    def channels(self) -> int:
-        return self.declared[0].modality.channels
 
     @property
     def labels(self) -> list[int] | None:
@@ -234,19 +229,6 @@ class TiledSource:
         """None is: tiles reach over edges, and files may lack data."""
         return frozenset()
 
-    def read(self, index: int) -> dict[str, Map]:
-        """The maps that the tile has, each at its own scale; raises `Unreadable`."""
-        return {d.name: self._map(index, d) for d in self.declared if d.name in self._paths(index)}
-
-    def image(self, index: int) -> Shaped[Tensor, "C H W"]:
-        first = self.declared[0]
-        if first.name not in self._paths(index):
-            raise Unreadable(self.name(index), f"has no file of {first.name}")
-        return self._map(index, first).values
-
-    def sample(self, index: int) -> Sample:
-        return as_sample(self.read(index), [d.modality for d in self.declared], self.name(index))
-
     def _map(self, index: int, declared: Declared) -> Map:
         name, (top, bottom, left, right) = self.name(index), self._window(index)
         try:
@@ -267,9 +249,6 @@ class TiledSource:
         window = (rows[0], columns[0], max(1, rows[1] - rows[0]), max(1, columns[1] - columns[0]))
         whole = (max(1, round(side * own[0] / frame[0])), max(1, round(side * own[1] / frame[1])))
         return _filled(raster.read(window), whole, declared)
-
-    def settled(self, declared: tuple[Declared, ...]) -> TiledSource:
-        return replace(self, declared=declared)
 
 
 def _filled(stored: Map, size: Size, declared: Declared) -> Map:

@@ -17,8 +17,8 @@ from torch import Tensor
 
 from ...data.modality_config import BUILT_IN, Declared
 from ...data.read_map import Map
+from ...data.source_bases import DeclaredSamples
 from ...data.sources import Source
-from ...data.transforms import Sample, as_sample
 from ...runs.console import Progress, log
 from ...runs.hardware import num_cores
 from .raycast import label_of, render
@@ -85,14 +85,11 @@ class SceneSource:
 
 
 @dataclass(frozen=True)
-class SceneSamples(SceneSource):
+class SceneSamples(DeclaredSamples, SceneSource):
     """Rendered scenes with their truth: rgb, depth in metres, semseg. `image` is the map of the first modality."""
 
     declared: tuple[Declared, ...] = ()
-
-    @property
-    def channels(self) -> int:
-        return self.declared[0].modality.channels
+    name = SceneSource.name
 
     def has(self, index: int) -> tuple[bool, ...]:
         return (True,) * len(self.declared)
@@ -102,18 +99,13 @@ class SceneSamples(SceneSource):
         return frozenset(d.name for d in self.declared)
 
     def read(self, index: int) -> dict[str, Map]:
+        """The declared maps, rendered at once."""
         maps = self.maps(index)
         values = {d.name: maps[d.name] for d in self.declared}
         return {n: Map(m[None] if m.ndim == 2 else m, None, "made here", n == "rgb") for n, m in values.items()}
 
-    def image(self, index: int) -> Shaped[Tensor, "C H W"]:
-        return self.read(index)[self.declared[0].name].values
-
-    def sample(self, index: int) -> Sample:
-        return as_sample(self.read(index), [d.modality for d in self.declared], self.name(index))
-
-    def settled(self, declared: tuple[Declared, ...]) -> SceneSamples:
-        return replace(self, declared=declared)
+    def _map(self, index: int, declared: Declared) -> Map:
+        return self.read(index)[declared.name]
 
 
 def parse(address: str) -> SceneSource:
