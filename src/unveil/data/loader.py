@@ -9,6 +9,7 @@ from concurrent.futures import Future
 from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import count
 from typing import Protocol, TypeVar, cast
 
 import psutil
@@ -206,6 +207,12 @@ class Loader:
         """The batches of an epoch from a step on; `progress` is 0, the training loop sets it."""
         with closing(self.numbered(epoch, start_step)) as numbered:
             yield from (batch for batch, _ in numbered)
+
+    def endless(self) -> Generator[Batch]:
+        """The batches of one epoch after another."""
+        for epoch in count():
+            with closing(self.batches(epoch)) as batches:
+                yield from batches
 
     def numbered(self, epoch: int, start_step: int = 0) -> Generator[tuple[Batch, Int[Tensor, " B"]]]:
         """The same, each with the numbers of its samples in the source."""

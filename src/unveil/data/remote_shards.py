@@ -8,10 +8,11 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import cached_property, partial
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from ..runs.console import log
 from .decode import optional
@@ -78,18 +79,17 @@ def _remove(copy: Future[LocalPlace]) -> None:
         (copy.result().folder / "shard.tar").unlink()
 
 
+@dataclass(unsafe_hash=True)
 class RemotePlace:
     """Shards below an address, read by fsspec: `https`, `s3`, `gs` and all others that it knows.
 
     A request that fails is repeated. Raises ValueError where fsspec, or its package for this storage, is missing.
     """
 
-    def __init__(self, address: str) -> None:
-        self.address = address
-        self._probed: str | None = None
-        self._open()
+    address: str
 
-    def _open(self) -> None:
+    def __post_init__(self) -> None:
+        self._probed: str | None = None
         scheme = self.address.partition("://")[0]
         extra = {"http": "remote", "https": "remote", "s3": "s3"}.get(scheme, "remote")
         needed = f"{scheme}:// is read with fsspec: pip install 'unveil[{extra}]'"
@@ -101,17 +101,8 @@ class RemotePlace:
         except ValueError as error:
             raise ValueError(f"{self.address}: {error}") from error
 
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, RemotePlace) and other.address == self.address
-
-    def __hash__(self) -> int:
-        return hash(self.address)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {"address": self.address}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(state["address"])  # type: ignore[misc]  # connections are made anew
+    def __reduce__(self) -> tuple[type[RemotePlace], tuple[str]]:
+        return RemotePlace, (self.address,)  # another process connects anew
 
     @property
     def root(self) -> str:

@@ -7,9 +7,10 @@ import re
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 from ..runs.console import user_path
 from .listing import is_remote, missing
@@ -76,28 +77,17 @@ def place_of(address: str) -> tuple[Place, str]:
     return LocalPlace(Path(base)), whole.removeprefix(base if base.endswith("/") else f"{base}/")
 
 
+@dataclass(unsafe_hash=True)
 class LocalPlace:
     """Shards in a folder. Open files are kept, and closed when no thread reads them any more."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self._open()
+    folder: Path
 
-    def _open(self) -> None:
+    def __post_init__(self) -> None:
         self._lock, self._files = threading.Lock(), OrderedDict[str, _File]()
 
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, LocalPlace) and other.folder == self.folder
-
-    def __hash__(self) -> int:
-        return hash(self.folder)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {"folder": self.folder}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.folder = state["folder"]
-        self._open()
+    def __reduce__(self) -> tuple[type[LocalPlace], tuple[Path]]:
+        return LocalPlace, (self.folder,)  # another process opens the files itself
 
     @property
     def root(self) -> str:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Protocol, Self
 
 from jaxtyping import Shaped
 from torch import Tensor
@@ -16,24 +15,14 @@ from .modality_config import Declared
 from .read_map import Map
 from .transforms import Sample, as_sample
 
+if TYPE_CHECKING:  # it imports sources
+    from .sources import EncodedSource
 
-class EncodedImages(ABC):
-    """Images that are encoded where they lie, in `channels` channels each once they are read."""
 
-    if TYPE_CHECKING:  # a field of the sources
+class EncodedImages:
+    """A base of sources whose images are encoded where they lie."""
 
-        @property
-        def channels(self) -> int: ...
-
-    @abstractmethod
-    def name(self, index: int) -> str:
-        """The name of an image in messages."""
-
-    @abstractmethod
-    def encoded(self, index: int) -> bytes:
-        """An image before decoding; raises `Unreadable`."""
-
-    def image(self, index: int) -> Shaped[Tensor, "C H W"]:
+    def image(self: EncodedSource, index: int) -> Shaped[Tensor, "C H W"]:
         name = self.name(index)
         return to_channels(decode(self.encoded(index), name), self.channels, name)
 
@@ -42,9 +31,8 @@ class LabelledImages(EncodedImages):
     """Encoded images with labels that are read when first needed, since training needs none."""
 
     @cached_property
-    @abstractmethod
     def _labelled(self) -> tuple[Sequence[int] | None, list[str] | None]:
-        """The labels and the names of the classes."""
+        return None, None
 
     @property
     def labels(self) -> Sequence[int] | None:
@@ -57,25 +45,16 @@ class LabelledImages(EncodedImages):
         return self._labelled[1]
 
 
-class DeclaredSamples(ABC):
-    """Samples of the maps of `declared` modalities, each read at its own size; `image` is the first of them."""
+class DeclaredSamples(Protocol):
+    """A base of samples of declared maps, each read at its own size; `image` is the first of them."""
 
-    if TYPE_CHECKING:  # a field of the sources, which are dataclasses
+    if TYPE_CHECKING:  # else a dataclass would take this property as the default of its field
 
         @property
         def declared(self) -> tuple[Declared, ...]: ...
-
-    @abstractmethod
-    def name(self, index: int) -> str:
-        """The name of a sample in messages."""
-
-    @abstractmethod
-    def has(self, index: int) -> tuple[bool, ...]:
-        """Which of the declared modalities a sample has; nothing is read for it."""
-
-    @abstractmethod
-    def _map(self, index: int, declared: Declared) -> Map:
-        """A map that the sample has; raises `Unreadable`."""
+        def name(self, index: int) -> str: ...
+        def has(self, index: int) -> tuple[bool, ...]: ...
+        def _map(self, index: int, declared: Declared) -> Map: ...
 
     @property
     def channels(self) -> int:

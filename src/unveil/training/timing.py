@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import replace
 from functools import cache
-from itertools import count
-from typing import cast
 
 import torch
 
@@ -138,7 +136,8 @@ def time_with_data(recipe: Recipe, settings: Settings, loader: Loader, step_seco
     On a CPU the loader's threads and the update share the cores, and small batches cost more per image, so both are
     timed together. On a GPU, or with a compiled step, they overlap: the slower of the two decides.
     """
-    with closing(_endless(loader, torch.device(settings.device))) as batches:
+    with closing(loader.endless()) as endless:
+        batches = uploaded(endless, torch.device(settings.device))
         if settings.compile or settings.device != "cpu":
             return max(step_seconds, _mean_seconds(lambda: next(batches)) / loader.batch_size)
         seconds = 0.0
@@ -146,12 +145,6 @@ def time_with_data(recipe: Recipe, settings: Settings, loader: Loader, step_seco
             trainer = Trainer(stage.build(), Optim(batch_size=loader.batch_size), settings)
             seconds += stage.epochs * _mean_seconds(lambda t=trainer: t.update(next(batches), 0.0))  # type: ignore[misc]
     return seconds / recipe.epochs / loader.batch_size
-
-
-def _endless(loader: Loader, device: torch.device) -> Generator[Batch]:
-    for epoch in count():
-        with closing(cast("Generator[Batch]", loader.batches(epoch))) as batches:
-            yield from uploaded(batches, device)
 
 
 def _mean_seconds(act: Callable[[], object]) -> float:

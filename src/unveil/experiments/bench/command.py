@@ -2,28 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
-from datetime import UTC, datetime
 from functools import partial
-from itertools import count
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import torch
 
 from ...data.loader import Loader
 from ...data.sources import Source, open_source
 from ...data.transforms import View
-from ...modeling.types import Batch
 from ...recipes.options import accept_python_values
 from ...runs.console import Progress, log
-from ...runs.hardware import choose_device, has_native_bf16, memory_total
-from ...runs.threads import use_threads
+from ...runs.hardware import has_native_bf16, memory_total
 from .chosen import choose_settings, mode_of
 from .contenders import select_contenders
 from .flops_and_memory import MEANING, StepCost, peak, step_cost
 from .goals import judge_goals
-from .machine import deliver, measure_load, need_positive, run_facts, writable
+from .machine import Measurement, need_positive
 from .modes import AUTO, How, split_names
 from .products import Product, Rates, record_products, seconds_alone
 from .profile import StepProfile, patch_profile
@@ -85,11 +81,10 @@ def bench(
     out: a JSON file for every raw time, the machine and the versions
     json: print the same JSON instead of the table
     """
-    began = datetime.now(UTC).isoformat(timespec="seconds")
-    chosen = choose_device(device)
+    measurement = Measurement(device, threads, out, json)
+    chosen = measurement.device
     rounds = (10 if chosen.type == "cpu" else 30) if rounds is None else rounds
-    need_positive(rounds=rounds, threads=threads)
-    file = writable(out) if out else None
+    need_positive(rounds=rounds)
     if data is not None and not profile:
         raise ValueError("--data is for --profile, which shows the time that steps wait for it; give both, or neither")
     source = None if data is None else open_source(data)
@@ -102,8 +97,7 @@ def bench(
     for name, why in skipped.items():
         log(f"{name} is left out: {why}")
 
-    with use_threads(threads):
-        busy = measure_load()
+    with measurement.timing() as facts:
         products = {c.name: record_products(c, work) for c in present}
         costs = {c.name: step_cost(c, work, products[c.name]) for c in present}
         bench_of = _Bench(present, {c.name: of_name[c.name] for c in present}, work, chosen)
@@ -115,7 +109,6 @@ def bench(
         with patch_profile(profile and bench_of.compiles):
             seconds, peaks = bench_of.time(products, rounds)
             profiles = bench_of.profile(peaks, source) if profile else {}
-        used = torch.get_num_threads()
 
     entries = tuple(
         Entry(
@@ -131,11 +124,7 @@ def bench(
         )
         for c in present
     )
-    facts = {
-        **run_facts(chosen),
-        "started": began,
-        "threads": used,
-        "busy_before": busy,
+    facts |= {
         "compile": compile,
         "float32_matmul": torch.get_float32_matmul_precision(),
         "rounds": rounds,
@@ -146,7 +135,7 @@ def bench(
     results = Results(work, every, entries, facts, skipped)
     goals = judge_goals(results)
     told = results.to_dict() | {"goals": [vars(goal) for goal in goals]}
-    deliver(told, "\n".join([format_results(results), *map(str, goals)]), json, file)
+    measurement.deliver(told, "\n".join([format_results(results), *map(str, goals)]))
     return told
 
 
@@ -209,18 +198,14 @@ class _Bench:
         for (name, mode), measured in peaks.items():
             log(f"profiling {name} in {mode} ...")
             how, peak = How.of(self.mode(name, mode)), max(p.square for p in measured)
-            with closing(self._batches(source)) as batches:
-                given = None if source is None else batches
-                profiles[name, mode] = self.steppers[name].profile(mode, how, peak, given)
-        return profiles
-
-    def _batches(self, source: Source | None) -> Generator[Batch]:
-        if source is not None:
+            if source is None:
+                profiles[name, mode] = self.steppers[name].profile(mode, how, peak)
+                continue
             size = min(self.work.batch_size, len(source))
             loader = Loader(source, View(self.work.sides, (0.2, 1.0)), size, self.work.seed)
-            for epoch in count():
-                with closing(cast("Generator[Batch]", loader.batches(epoch))) as batches:
-                    yield from batches
+            with closing(loader.endless()) as batches:
+                profiles[name, mode] = self.steppers[name].profile(mode, how, peak, batches)
+        return profiles
 
 
 def preset_of(name: str | None, otherwise: str) -> dict[str, Any]:

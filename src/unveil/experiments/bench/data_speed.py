@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import io
 import time
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
-from itertools import count
+from functools import partial
 from typing import Any, cast
 
 import numpy as np
@@ -23,16 +22,15 @@ from ...recipes.recipe import Recipe
 from ...recipes.registry import build_recipe, load_recipe
 from ...runs import console
 from ...runs.console import log
-from ...runs.hardware import choose_device, num_cores
-from ...runs.threads import use_threads
+from ...runs.hardware import num_cores
 from ...training.autoconfig import AutoConfig, configure_shape, configure_size
 from ...training.config import PretrainConfig
 from ...training.data_setup import declared_for, inspect_data, modalities_of, open_data, settle
 from ...training.timing import build_once, choose_fastest, tune_step
 from ...training.trainer import Settings, Trainer
 from .chosen import PLANNED, mode_of
-from .machine import deliver, headline, measure_load, need_positive, run_facts, writable
-from .timing import quartiles
+from .machine import Measurement, headline, need_positive
+from .timing import interleave, quartiles, seconds_of
 
 PILLOW, DECODED, PACKED, STEP = "Pillow alone", "as it is", "packed", "step"
 _RATIOS = (3 / 4, 4 / 3)  # of the crops that Pillow makes, as RandomResizedCrop
@@ -77,30 +75,28 @@ def bench_data(
     out: a JSON file for every raw time, the machine and the versions
     json: print the same JSON instead of the table
     """
-    began = datetime.now(UTC).isoformat(timespec="seconds")
-    need_positive(rounds=rounds, threads=threads, workers=workers, batch_size=batch_size, images=images)
-    chosen, file = choose_device(device), writable(out) if out else None
+    need_positive(rounds=rounds, workers=workers, batch_size=batch_size, images=images)
+    measurement = Measurement(device, threads, out, json)
     shape = {name: value for name, value in (("size", size), ("patch", patch), ("image_size", image_size)) if value}
-    with use_threads(threads):
-        busy = measure_load()
-        plan = _plan(PretrainConfig(recipe=recipe, data=data, seed=seed, recipe_options=shape), images, chosen)
+    with measurement.timing() as facts:
+        config = PretrainConfig(recipe=recipe, data=data, seed=seed, recipe_options=shape)
+        plan = _plan(config, images, measurement.device)
         plan = replace(plan, batch_size=min(batch_size, len(plan.source)), workers=workers or num_cores())
         sources = {DECODED: plan.source}
         if packed is not None:
             sources[PACKED] = plan.open(packed, images)
-        seconds, waits, settings = _measure(plan, sources, chosen, rounds, seed)
-        used = torch.get_num_threads()
+        seconds, waits, settings = _measure(plan, sources, measurement.device, rounds)
     number = len(plan.source)
     of_round = {name: plan.batch_size if name == STEP else number for name in seconds}
     rates = {name: [of_round[name] / taken for taken in times] for name, times in seconds.items()}
     results = {
-        **run_facts(chosen),
-        **{"started": began, "threads": used, "busy_before": busy, "data": data, "packed": packed, "images": number},
+        **facts,
+        **{"data": data, "packed": packed, "images": number},
         **{"recipe": recipe, "view": plan.recipe.view.image_size, "batch_size": plan.batch_size},
         **{"chosen": mode_of(settings), "workers": plan.workers},
         **{"images_per_second": rates, "waiting": waits},
     }
-    deliver(results, _text(results), json, file)
+    measurement.deliver(results, _text(results))
     return results
 
 
@@ -142,7 +138,7 @@ def _plan(config: PretrainConfig, images: int, device: torch.device) -> _Plan:
 
 
 def _measure(
-    plan: _Plan, sources: Mapping[str, Source], device: torch.device, rounds: int, seed: int
+    plan: _Plan, sources: Mapping[str, Source], device: torch.device, rounds: int
 ) -> tuple[dict[str, list[float]], dict[str, list[float]], Settings]:
     """The seconds of a pass of one core over each source, and of a step; the shares of a training that waits."""
     optim = replace(plan.recipe.optim, batch_size=plan.batch_size)
@@ -152,7 +148,7 @@ def _measure(
     if device.type == "cpu":
         settings, _ = choose_fastest(config, recipe, settings, plan.modalities, PLANNED)
     trainer = Trainer(recipe.stages[0].build(), optim, settings)
-    with closing(_endless(plan.loader(plan.source, plan.workers))) as batches:
+    with closing(plan.loader(plan.source, plan.workers).endless()) as batches:
         batch = next(batches)
 
     def step(batch: Batch) -> None:
@@ -164,38 +160,29 @@ def _measure(
     acts: dict[str, Callable[[], object]] = {}
     encoded = _encoded(plan.source)
     if encoded is not None:
-        acts[PILLOW] = lambda: pillow_pass(*encoded, plan.recipe.view.image_size, seed)
+        acts[PILLOW] = lambda: pillow_pass(*encoded, plan.recipe.view.image_size, plan.config.seed)
     acts |= {name: lambda source=source: _pass(plan.loader(source, 1)) for name, source in sources.items()}  # type: ignore[misc]
     acts[STEP] = lambda: step(batch)
-    seconds: dict[str, list[float]] = {name: [] for name in acts}
     waits: dict[str, list[float]] = {name: [] for name in sources}
-    for number in range(-1, rounds):  # the first does not count
-        log(f"round {number + 1} of {rounds}" if number >= 0 else "warming up")
-        for name, act in acts.items():
-            began = time.perf_counter()
-            act()
-            if number >= 0:
-                seconds[name].append(time.perf_counter() - began)
-        for name, source in sources.items() if number >= 0 else ():
+
+    def after_round(done: int, of: int) -> None:
+        for name, source in sources.items() if done else ():
             waits[name].append(_waiting(plan.loader(source, plan.workers), step))
+        log(f"round {done} of {of}" if done else "warmed up")
+
+    seconds = interleave({name: partial(seconds_of, act) for name, act in acts.items()}, rounds, 1, after_round)
     return seconds, waits, settings
 
 
-def _endless(loader: Loader) -> Generator[Batch]:
-    for epoch in count():
-        with closing(cast("Generator[Batch]", loader.batches(epoch))) as batches:
-            yield from batches
-
-
 def _pass(loader: Loader) -> None:
-    with closing(cast("Generator[Batch]", loader.batches(0))) as batches:
+    with closing(loader.batches(0)) as batches:
         for _ in batches:
             pass
 
 
 def _waiting(loader: Loader, step: Callable[[Batch], None]) -> float:
     """The share of the time of steps on a loader's batches, after the first, in which they wait for the next."""
-    with closing(_endless(loader)) as batches:
+    with closing(loader.endless()) as batches:
         step(next(batches))
         began, waited = time.perf_counter(), loader.wait_seconds
         for _ in range(max(2, loader.steps_per_epoch)):

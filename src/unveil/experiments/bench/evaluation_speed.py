@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from functools import partial
 from typing import Any, Literal, cast
 
 import torch
@@ -22,12 +21,11 @@ from ...modeling.types import Pool
 from ...recipes.options import accept_python_values
 from ...runs import console
 from ...runs.console import log
-from ...runs.hardware import autocast, choose_device
+from ...runs.hardware import autocast
 from ...runs.run_config import Precision
-from ...runs.threads import use_threads
 from .command import preset_of
-from .machine import deliver, headline, measure_load, need_positive, run_facts, writable
-from .timing import quartiles
+from .machine import Measurement, headline, need_positive
+from .timing import interleave, quartiles, seconds_of
 
 _SHIFT = 0.3  # of a class's mean features, in standard deviations: what probes learn from is neither noise nor easy
 
@@ -103,10 +101,9 @@ def bench_evaluate(
     out: a JSON file for every raw time, the machine and the versions
     json: print the same JSON instead of the table
     """
-    began = datetime.now(UTC).isoformat(timespec="seconds")
     counts = {"images": images, "micro_batch": micro_batch, "train_images": train_images, "test_images": test_images}
-    need_positive(rounds=rounds, threads=threads, classes=classes, **counts)
-    chosen, file = choose_device(device), writable(out) if out else None
+    need_positive(rounds=rounds, classes=classes, **counts)
+    measurement = Measurement(device, threads, out, json)
     probes = choose(protocol)
     if unfit := [name for name, probe in probes.items() if probe.needs != "features"]:
         raise ValueError(f"{', '.join(unfit)} is no probe of features, whose time is asked for; leave it out")
@@ -116,13 +113,12 @@ def bench_evaluate(
         raise ValueError(f"{run} has a size, a patch and an image size of its own; give them, or a run")
     torch.manual_seed(seed)
     if run is not None:
-        encoder: Any = load(run, device=str(chosen))
+        encoder: Any = load(run, device=str(measurement.device))
     else:
         shape = preset_of(preset, "cifar") | shape
-        encoder = ImageEncoder(vit(shape["size"], shape["patch"], shape["image_size"])).to(chosen)
+        encoder = ImageEncoder(vit(shape["size"], shape["patch"], shape["image_size"])).to(measurement.device)
     source = _source(data, encoder, images, seed)
-    with use_threads(threads):
-        busy = measure_load()
+    with measurement.timing() as facts:
         forward, features = _time_features(encoder, source, micro_batch, precision, rounds)
         widths = width or (encoder.dim, 3072)
         seconds: dict[str, dict[str, float]] = {name: {} for name in probes}
@@ -130,11 +126,10 @@ def bench_evaluate(
             for name, probe in probes.items():
                 size_of = (train_images, test_images, classes, dim)
                 seconds[name][str(dim)] = _time_probe(name, probe, encoder, size_of, seed)
-        used = torch.get_num_threads()
     ratio = quartiles([alone / whole for alone, whole in zip(forward, features, strict=True)])
     results = {
-        **run_facts(chosen),
-        **{"started": began, "threads": used, "busy_before": busy, "encoder": run or shape, "data": source.address},
+        **facts,
+        **{"encoder": run or shape, "data": source.address},
         **counts,
         **{"classes": classes, "forward_seconds": forward, "features_seconds": features, "ratio": vars(ratio)},
         "probe_seconds": seconds,
@@ -150,7 +145,7 @@ def bench_evaluate(
     what = f"{len(source):,} images of {' x '.join(map(str, encoder.image_size))} from {source.address}, {precision}"
     probed = f"{train_images:,} features to learn from, {test_images:,} to test on, {classes} classes"
     parts = [headline(results), f"  {what}", "", console.table(rows), "", probed, console.table(table)]
-    deliver(results, "\n".join(parts), json, file)
+    measurement.deliver(results, "\n".join(parts))
     return results
 
 
@@ -181,14 +176,9 @@ def _time_features(
     def whole() -> None:
         extract(encoder, source, pool, micro_batch, precision=precision)
 
-    seconds: tuple[list[float], list[float]] = ([], [])
-    for number in range(-1, rounds):  # the first does not count
-        for act, times in zip((alone, whole), seconds, strict=True):
-            began = time.perf_counter()
-            act()
-            if number >= 0:
-                times.append(time.perf_counter() - began)
-    return seconds
+    acts = {act: partial(seconds_of, act) for act in (alone, whole)}
+    seconds = interleave(acts, rounds, 1, lambda done, of: None)
+    return seconds[alone], seconds[whole]
 
 
 def _time_probe(
@@ -197,9 +187,7 @@ def _time_probe(
     """The seconds of a probe on random features: `size` is those to train on and to test on, classes and width."""
     log(f"timing {name} on features of {size[-1]} numbers ...")
     data = random_features(*size, seed).to(encoder.device)
-    began = time.perf_counter()
-    probe.run(encoder, data, Context(seed))
-    return time.perf_counter() - began
+    return seconds_of(lambda: probe.run(encoder, data, Context(seed)))
 
 
 def random_features(train: int, test: int, classes: int, width: int, seed: int) -> FeatureSplit:

@@ -6,7 +6,9 @@ import importlib.metadata
 import os
 import shlex
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from datetime import UTC, datetime
 from json import dumps
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,8 @@ import torch
 from ..._version import __version__
 from ...runs.atomic import write_json
 from ...runs.console import log, user_path
-from ...runs.hardware import git_commit, num_cores, processor_use, versions
+from ...runs.hardware import choose_device, git_commit, num_cores, processor_use, versions
+from ...runs.threads import use_threads
 
 _BUSY = 0.2  # share of the processor that other programs may use without a warning
 
@@ -25,6 +28,30 @@ def run_facts(device: torch.device) -> dict[str, Any]:
     """The command, the versions and the hardware."""
     machine = versions(device) | {"cores": num_cores(), "transformers": _version("transformers")}
     return {"unveil": __version__, "command": _command(), "git": git_commit(), "machine": machine}
+
+
+class Measurement:
+    """A bench from its start to its results. Raises ValueError for options that it could not end with."""
+
+    def __init__(self, device: str, threads: int | None, out: str | None, as_json: bool) -> None:
+        self.started, self.as_json = datetime.now(UTC).isoformat(timespec="seconds"), as_json
+        need_positive(threads=threads)
+        self.device, self.threads = choose_device(device), threads
+        self._file = writable(out) if out else None
+
+    @contextmanager
+    def timing(self) -> Iterator[dict[str, Any]]:
+        """Use the threads that are asked for; gives the facts of the machine and the load on it."""
+        with use_threads(self.threads):
+            used = {"threads": torch.get_num_threads(), "busy_before": measure_load()}
+            yield {**run_facts(self.device), "started": self.started, **used}
+
+    def deliver(self, results: Mapping[str, Any], text: str) -> None:
+        """Print the results, as a text or as JSON, and write them to a file where one is given."""
+        print(dumps(results, indent=1) if self.as_json else text, flush=True)
+        if self._file:
+            write_json(self._file, results)
+            log(f"every raw time is in {self._file}")
 
 
 def headline(facts: Mapping[str, Any]) -> str:
@@ -50,14 +77,6 @@ def need_positive(**numbers: int | None) -> None:
     for name, number in numbers.items():
         if number is not None and number < 1:
             raise ValueError(f"{name} is a whole number, at least 1; got {number}")
-
-
-def deliver(results: Mapping[str, Any], text: str, as_json: bool, file: Path | None) -> None:
-    """Print the results, as a text or as JSON, and write them to a file where one is given."""
-    print(dumps(results, indent=1) if as_json else text, flush=True)
-    if file:
-        write_json(file, results)
-        log(f"every raw time is in {file}")
 
 
 def writable(out: str) -> Path:

@@ -177,19 +177,26 @@ class Marks:
         return Seconds(**sums)
 
 
+def seconds_of(act: Callable[[], object]) -> float:
+    """The seconds that a call takes."""
+    began = time.perf_counter()
+    act()
+    return time.perf_counter() - began
+
+
 def interleave(
-    steps: Mapping[K, Callable[[], Seconds]], rounds: int, warmup: int, after_round: Callable[[int, int], None]
-) -> dict[K, list[Seconds]]:
-    """Rounds in which each step is made once, always in this order; the first `warmup` of them do not count.
+    steps: Mapping[K, Callable[[], R]], rounds: int, warmup: int, after_round: Callable[[int, int], None]
+) -> dict[K, list[R]]:
+    """What each step measures in rounds of one of each, always in this order; the first `warmup` rounds do not count.
 
     So drifts, such as heat, clock rates and other programs, affect all alike, and a ratio within a round cancels them.
     """
-    times: dict[K, list[Seconds]] = {key: [] for key in steps}
+    times: dict[K, list[R]] = {key: [] for key in steps}
     for number in range(-warmup, rounds):
         for key, step in steps.items():
-            seconds = step()
+            measured = step()
             if number >= 0:
-                times[key].append(seconds)
+                times[key].append(measured)
         after_round(number + 1, rounds)
     return times
 

@@ -92,6 +92,11 @@ def settled(arm: Arm, at: Scale, setting: Setting) -> dict[str, Any]:
     return {name: settle(name, value) for name, value in options.items()}
 
 
+def digest(settings: Mapping[str, Any]) -> str:
+    """16 hexadecimal digits that stand for the settings of a run or of a measurement."""
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
+
+
 def _job(
     study: Study, at: Scale, setting: Setting, arm: Arm, seed: int, needed: Mapping[str, Job], folder: Path
 ) -> Job:
@@ -106,7 +111,6 @@ def _job(
         "seed": seed,
         **{_NAMES_IN_DIGEST.get(name, name): value for name, value in named.items() if name not in MACHINE},
     }
-    digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:8]
     multimodal = reads_maps(arm.recipe)
     evaluate = [
         {
@@ -128,7 +132,7 @@ def _job(
         if not any(isinstance(v, RunOf) and v.arm == arm.name for v in given.values())  # not compared with itself
     ]
     return Job(
-        name=f"{slug(f'{setting.name} {arm.name}')[:60]}-seed{seed}-{digest}",
+        name=f"{slug(f'{setting.name} {arm.name}')[:60]}-seed{seed}-{digest(identity)[:8]}",
         arm=arm.name,
         setting=setting.name,
         seed=seed,

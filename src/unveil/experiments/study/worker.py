@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import signal
@@ -19,6 +18,7 @@ from ...commands.pretrain import pretrain
 from ...runs.atomic import write_json
 from ...runs.folder import RunFolder, read_metadata
 from ...runs.lock import hold
+from .jobs import digest
 
 ANALYSES: dict[str, Callable[..., Any]] = {
     "attention": analyze_attention,
@@ -71,11 +71,6 @@ def is_done(run: Path, job: dict[str, Any]) -> bool:
 def measured_digests(run: Path) -> list[str]:
     """The digests of the measurements that a run has."""
     return list(RunFolder(run).read("study.json", {}).get("measured", ()))
-
-
-def digest(measurement: dict[str, Any]) -> str:
-    """A hash of a measurement's settings."""
-    return hashlib.sha256(json.dumps(measurement, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _arguments(given: dict[str, Any]) -> dict[str, Any]:
