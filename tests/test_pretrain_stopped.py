@@ -49,6 +49,7 @@ class TestContinuing:
             (TWO, [2, 5]),  # two stages (steps 1-4 and 5-9): in the first, at the second's first step
             (TWO, [4]),  # between them
             ((*TRAIN, "--repeats", "2"), [4]),  # in the second of the two epochs that read all images
+            ((*TWO, "--optimizer", "muon"), [2, 5]),
         ],
     )
     def test_a_run_that_was_stopped_ends_with_the_same_bits(
@@ -71,7 +72,13 @@ class TestContinuing:
 
     @pytest.mark.parametrize(
         ("words", "save_minutes", "at"),
-        [(TRAIN, "10", 5), (TRAIN, "0", 5), (TWO, "10", 7), (TWO, "0", 5)],  # 10: before the first checkpoint
+        [
+            (TRAIN, "10", 5),  # before the first checkpoint
+            (TRAIN, "0", 5),
+            (TWO, "10", 7),
+            (TWO, "0", 5),
+            ((*TWO, "--optimizer", "muon"), "0", 5),
+        ],
     )
     def test_a_run_that_died_ends_with_the_same_bits(
         self, place: Place, whole: Callable, monkeypatch: pytest.MonkeyPatch, words, save_minutes: str, at: int

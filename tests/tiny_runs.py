@@ -26,7 +26,7 @@ from unveil.parts import (
 
 def recipe(*, modality=RGB, image_size: tuple[int, ...] = (16,), patch: int = 4, visible: float = 0.25,
            predicted: float = 0.5, decoder_heads: int = 2, stages: int = 1, epochs: float = 3, warmup_epochs: float = 1,
-           batch_size: int = 10, lr: float = 0.05, clip: float | None = None) -> Recipe:
+           batch_size: int = 10, lr: float = 0.05, clip: float | None = None, optimizer: str = "adamw") -> Recipe:
     encoder = Encoder([modality], image_size, patch, dim=16, depth=2, heads=2)
     masker = Masker(Uniform(), visible, predicted)
 
@@ -41,7 +41,8 @@ def recipe(*, modality=RGB, image_size: tuple[int, ...] = (16,), patch: int = 4,
         return model(CrossDecoder(modality.name, encoder, 32, 1, decoder_heads, None), 32)
 
     parts = tuple(Stage(build, epochs / stages) for build in (first, second)[:stages])
-    return Recipe(encoder, parts, Optim(lr, batch_size, warmup_epochs, clip=clip), View(encoder.image_size))
+    optim = Optim(lr, batch_size, warmup_epochs, clip=clip, optimizer=optimizer)
+    return Recipe(encoder, parts, optim, View(encoder.image_size))
 '''
 EPOCHS, PER_EPOCH = 3, 3  # 38 images to train on, in batches of 10
 STEPS = EPOCHS * PER_EPOCH

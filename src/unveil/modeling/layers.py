@@ -6,7 +6,7 @@ widths inside an MLP.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Literal, TypeVar, cast
 
 import torch
@@ -371,18 +371,24 @@ def initialise(module: nn.Module) -> None:
 QkvInit = Literal["fused", "separate"]
 
 
+def fused_projections(model: nn.Module) -> Iterator[tuple[nn.Linear, int]]:
+    """The linear layers whose weight is several matrices, one below another, and how many: q, k and v, or k and v."""
+    for module in model.modules():
+        for name, matrices in (("qkv", 3), ("kv", 2)):
+            layer = getattr(module, name, None)
+            if isinstance(layer, nn.Linear):
+                yield layer, matrices
+
+
 @torch.no_grad()
 def separate_qkv(model: nn.Module) -> None:
     """First weights of queries, keys and values as those of a matrix each (MultiMAE's released code).
 
     Xavier's bound depends on the outputs of a layer, of which a fused projection has three times or twice as many.
     """
-    for module in model.modules():
-        for name, matrices in (("qkv", 3), ("kv", 2)):
-            layer = getattr(module, name, None)
-            if isinstance(layer, nn.Linear):
-                ins, outs = layer.in_features, layer.out_features
-                layer.weight.mul_(((ins + outs) / (ins + outs // matrices)) ** 0.5)
+    for layer, matrices in fused_projections(model):
+        ins, outs = layer.in_features, layer.out_features
+        layer.weight.mul_(((ins + outs) / (ins + outs // matrices)) ** 0.5)
 
 
 def token(*shape: int) -> nn.Parameter:

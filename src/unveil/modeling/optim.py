@@ -1,22 +1,29 @@
-"""Optimisation as MAE does it: AdamW, two parameter groups, warm-up and cosine per step."""
+"""Optimisers and their parameter groups, and the learning rate: linear warm-up, then a cosine, per step.
+
+By default everything is as MAE does it, with AdamW.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+
+from .layers import fused_projections
+from .optimizers import Joined, Muon
 
 Decayed = Literal["matrices", "all"]
+OptimizerName = Literal["adamw", "muon", "sgd"]
 
 
 @dataclass(frozen=True)
 class Optim:
     """How a recipe is optimised. `lr` is per 256 images: the peak rate is lr x lr_factor x batch_size / 256. `min_lr`,
-    at which the cosine ends, is the rate itself.
+    at which the cosine ends, is the rate itself. All groups of the `optimizer` have this rate.
 
     The schedule is as long as the run and the `trained_epochs` before it, of which the run rides the tail.
     """
@@ -31,8 +38,11 @@ class Optim:
     trained_epochs: float = 0.0
     weight_decay_on: Decayed = "matrices"
     min_lr: float = 0.0
+    optimizer: OptimizerName = "adamw"
 
     def __post_init__(self) -> None:
+        if self.optimizer not in get_args(OptimizerName):
+            raise ValueError(f"optimizer is one of {', '.join(get_args(OptimizerName))}; got {self.optimizer!r}")
         if not self.batch_size >= 1:
             raise ValueError(f"batch_size is a number at least 1; got {self.batch_size}")
         if self.clip is not None and not self.clip > 0:
@@ -84,3 +94,61 @@ def adamw(model: nn.Module, optim: Optim) -> torch.optim.AdamW:
     """AdamW over the trained parameters, in one fused kernel."""
     groups = parameter_groups(model.named_parameters(), optim.weight_decay, optim.weight_decay_on)
     return torch.optim.AdamW(groups, lr=0.0, betas=optim.betas, fused=True)
+
+
+def sgd(model: nn.Module, optim: Optim) -> torch.optim.SGD:
+    """SGD with a momentum of 0.9 over the trained parameters, in one fused kernel."""
+    groups = parameter_groups(model.named_parameters(), optim.weight_decay, optim.weight_decay_on)
+    optimizer = torch.optim.SGD(groups, lr=0.0, momentum=0.9, fused=True)
+    for group in groups:
+        for parameter in group["params"]:  # a first step that is skipped would leave them as memory was
+            optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    return optimizer
+
+
+def muon(model: nn.Module, optim: Optim) -> torch.optim.Optimizer:
+    """Muon for the matrices of the blocks, AdamW for all other trained parameters, at the same rate and decay.
+
+    Raises ValueError for a model without matrices in blocks.
+    """
+    matrices = block_matrices(model)
+    if not matrices:
+        raise ValueError(
+            "--optimizer muon is for the matrices of `blocks`, of which this model trains none; use --optimizer adamw"
+        )
+    groups = [
+        {"params": [p for p, n in matrices.items() if n == stacked], "stacked": stacked}
+        for stacked in sorted(set(matrices.values()))
+    ]
+    others = [(name, p) for name, p in model.named_parameters() if p not in matrices]
+    return Joined(
+        Muon(groups, weight_decay=optim.weight_decay),
+        torch.optim.AdamW(
+            parameter_groups(others, optim.weight_decay, optim.weight_decay_on), lr=0.0, betas=optim.betas, fused=True
+        ),
+    )
+
+
+OPTIMIZERS: dict[OptimizerName, Callable[[nn.Module, Optim], torch.optim.Optimizer]] = {
+    "adamw": adamw,
+    "muon": muon,
+    "sgd": sgd,
+}
+
+
+def make_optimizer(model: nn.Module, optim: Optim) -> torch.optim.Optimizer:
+    """The optimizer of the trained parameters, by its name; every group's rate is set before a step.
+
+    Each skips a step on the device where its `found_inf` is set. Raises ValueError for a model that it cannot train.
+    """
+    return OPTIMIZERS[optim.optimizer](model, optim)
+
+
+def block_matrices(model: nn.Module) -> dict[Tensor, int]:
+    """The trained weights of linear layers in a module list called `blocks`, and how many matrices each stacks."""
+    stacked: dict[Tensor, int] = {layer.weight: matrices for layer, matrices in fused_projections(model)}
+    return {
+        layer.weight: stacked.get(layer.weight, 1)
+        for name, layer in model.named_modules()
+        if isinstance(layer, nn.Linear) and "blocks" in name.split(".") and layer.weight.requires_grad
+    }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from typing import Literal, ParamSpec, TypeVar, cast
 
@@ -16,7 +16,7 @@ from ..modeling.layers import ResizePositions
 from ..modeling.losses import LOSSES, Loss, smooth_l1
 from ..modeling.masked_model import MaskedModel
 from ..modeling.masking import Masker
-from ..modeling.optim import Optim
+from ..modeling.optim import Optim, OptimizerName
 from ..modeling.types import Modality
 from .options import check_choices as check_choices  # for recipe files, which import it from here
 
@@ -82,7 +82,9 @@ class Hyperparameters:
     batch_size: images per update, over all devices and micro-batches
     lr: learning rate per 256 images of the batch
     min_lr: learning rate at which the cosine ends, whatever the batch
-    weight_decay: of AdamW, on matrices and tokens
+    optimizer: adamw; muon for the matrices of the blocks and AdamW for the rest, at AdamW's rates; or sgd, which needs
+        a rate of its own
+    weight_decay: on matrices and tokens, of every optimizer
     clip: largest norm of the gradient; none: no limit
     crop_scale: smallest share of the image's area that a view shows
     resize_positions: what images of another size than the training's get for positions: those of the training,
@@ -98,6 +100,7 @@ class Hyperparameters:
     batch_size: int = 4096
     lr: float = 1.5e-4
     min_lr: float = 0.0
+    optimizer: OptimizerName = "adamw"
     weight_decay: float = 0.05
     clip: float | None = None
     crop_scale: float = 0.2
@@ -109,9 +112,10 @@ class Hyperparameters:
         return vit(self.size, self.patch, self.image_size, modalities, final_norm, self.resize_positions)
 
     def optim(self, betas: tuple[float, float] = (0.9, 0.95), lr_factor: float = 1.0) -> Optim:
-        """AdamW with a linear warm-up and a cosine decay."""
+        """The optimizer, with `betas` of AdamW, a linear warm-up and a cosine decay."""
         schedule = (self.lr, self.batch_size, self.warmup_epochs)
-        return Optim(*schedule, self.weight_decay, betas, self.clip, lr_factor, min_lr=self.min_lr)
+        own = Optim(*schedule, self.weight_decay, betas, self.clip, lr_factor, min_lr=self.min_lr)
+        return replace(own, optimizer=self.optimizer)
 
     def view(self, encoder: Encoder) -> View:
         """Random resized crops of the encoder's image size, flipped."""

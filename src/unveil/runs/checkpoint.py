@@ -22,7 +22,11 @@ from .atomic import replacing, sync, write_json
 
 WEIGHTS_FOLDER = "kept"  # the folder of weights that stay
 NUM_CHECKPOINTS = 2  # of a run, in case the newest is damaged
-_MOMENTS = (("step", "exp_avg", "exp_avg_sq"), ("momentum",))  # of an Adam, and of LARS
+_MOMENTS = {  # what an optimizer remembers of a parameter, by an entry of its groups that tells which one it is
+    "betas": ("step", "exp_avg", "exp_avg_sq"),  # an Adam
+    "trust": ("momentum",),  # LARS
+    "momentum": ("momentum_buffer",),  # Muon, SGD
+}
 
 
 @dataclass(frozen=True)
@@ -164,28 +168,43 @@ def _checksum_of(content: Mapping[str, Any]) -> str:
     return f"crc32:{zlib.crc32(json.dumps(content, sort_keys=True).encode()):08x}"
 
 
+def _moments(optimizer: torch.optim.Optimizer) -> dict[Tensor, tuple[str, ...]]:
+    """What an optimizer remembers of each parameter."""
+    of: dict[Tensor, tuple[str, ...]] = {}
+    for group in optimizer.param_groups:
+        moments = next(moments for entry, moments in _MOMENTS.items() if entry in group)
+        of |= dict.fromkeys(group["params"], moments)
+    return of
+
+
 def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """The moments of an Adam or of LARS under the names of their parameters."""
+    """The moments of an optimizer under the names of their parameters."""
     names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
     return {
-        f"{names[parameter]}:{moment}": torch.as_tensor(value)
-        for parameter, moments in optimizer.state.items()
-        for moment, value in moments.items()
-        if any(moment in kinds for kinds in _MOMENTS)
+        f"{names[parameter]}:{moment}": torch.as_tensor(optimizer.state[parameter][moment])
+        for parameter, moments in _moments(optimizer).items()
+        if parameter in optimizer.state
+        for moment in moments
     }
 
 
-def fitting_moments(model: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """An Adam's moments of parameters that the model trains in the same shape."""
-    trained = {name: p.shape for name, p in model.named_parameters() if p.requires_grad}
-    names = [n for n, shape in trained.items() if (m := tensors.get(f"{n}:exp_avg")) is not None and m.shape == shape]
-    return {f"{name}:{moment}": tensors[f"{name}:{moment}"] for name in names for moment in _MOMENTS[0]}
+def fitting_moments(
+    model: nn.Module, optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """Those moments of an optimizer that this one keeps too, of parameters of the same shape."""
+    fitting: dict[str, Tensor] = {}
+    of = _moments(optimizer)
+    for name, parameter in model.named_parameters():
+        names = [f"{name}:{moment}" for moment in of.get(parameter, ())]
+        own = {n: tensors[n] for n in names if n in tensors and tensors[n].shape in (parameter.shape, ())}
+        fitting |= own if len(own) == len(names) else {}
+    return fitting
 
 
 def restore_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
     """Set the moments of the parameters that `tensors` has; those of other parameters start at zero."""
-    for name, parameter in model.named_parameters():
-        for kinds in _MOMENTS:
-            moments = {m: tensors[f"{name}:{m}"] for m in kinds if f"{name}:{m}" in tensors}
-            if len(moments) == len(kinds):  # also the step count lies on the parameter's device, as a fused Adam needs
-                optimizer.state[parameter] = {m: value.to(parameter.device, copy=True) for m, value in moments.items()}
+    parameters = dict(model.named_parameters())
+    for name, value in fitting_moments(model, optimizer, tensors).items():
+        of, _, moment = name.rpartition(":")
+        parameter = parameters[of]  # also the step count lies on its device, as a fused Adam needs
+        optimizer.state[parameter][moment] = value.to(parameter.device, copy=True)

@@ -41,13 +41,14 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class ScheduleConfig:
-    """The learning rate of a run: `lr` before scaling, `min_lr` at its end, and the epochs of earlier runs in it."""
+    """The optimiser and learning rate of a run: `lr` before scaling, `min_lr` at its end, epochs of earlier runs."""
 
     lr: float
     lr_factor: float = 1.0
     warmup_epochs: float = 0.0
     trained_epochs: float = 0.0
     min_lr: float = 0.0
+    optimizer: str = "adamw"
 
 
 @dataclass(frozen=True)

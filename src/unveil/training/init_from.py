@@ -7,9 +7,11 @@ from bisect import bisect_right
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import accumulate
+from typing import Any
 
 import torch
 
+from ..modeling.optim import make_optimizer
 from ..modeling.public_vits import (
     BESIDE,
     KeyReport,
@@ -91,12 +93,13 @@ def adapt_weights(initial: Initial, recipe: Recipe, config: PretrainConfig) -> I
             " (--size, --patch, decoder, modalities; --init-channels for other channels), or --allow-missing to go on"
             " without these tensors"
         )
-    moments = fitting_moments(model, numbered(model, initial.moments))
+    moments = fitting_moments(model, make_optimizer(model, recipe.optim), numbered(model, initial.moments))
     if config.continue_schedule != "restart":
         count = len({name.partition(":")[0] for name in moments})
         of = sum(parameter.requires_grad for parameter in model.parameters())
         fresh = "" if count == of else f"; those of the other {of - count} start fresh"
-        log(f"  Adam's moments of {count} of {of} parameters go on{fresh}" if count else "  Adam's moments start fresh")
+        of_whom = f"  the optimiser's moments of {count} of {of} parameters go on{fresh}"
+        log(of_whom if count else "  the optimiser's moments start fresh")
     return Initial(state, moments)
 
 
@@ -136,10 +139,10 @@ def _lacking(weights: StateDict, report: KeyReport) -> dict[str, list[str]]:
 
 @dataclass(frozen=True)
 class PreviousTraining:
-    """The training that a run continues: its length in epochs, and the options of its schedule where they are known."""
+    """The training that a run continues: its length in epochs, and the stored options of its schedule and optimiser."""
 
     epochs: float
-    options: Mapping[str, float] = field(default_factory=dict)
+    options: Mapping[str, Any] = field(default_factory=dict)
 
 
 def previous_training(config: PretrainConfig) -> PreviousTraining | None:
@@ -161,13 +164,13 @@ def previous_training(config: PretrainConfig) -> PreviousTraining | None:
         )
     if stored is None:
         return PreviousTraining(epochs)
-    rate = stored.lr * stored.lr_factor
-    return PreviousTraining(epochs, {"lr": rate, "warmup_epochs": stored.warmup_epochs, "min_lr": stored.min_lr})
+    own = {"warmup_epochs": stored.warmup_epochs, "min_lr": stored.min_lr, "optimizer": stored.optimizer}
+    return PreviousTraining(epochs, {"lr": stored.lr * stored.lr_factor, **own})
 
 
 def keep_schedule(auto: AutoConfig, previous: PreviousTraining) -> None:
-    """Fix the schedule to that of the previous training where it is known, else to the paper's."""
-    for option in ("lr", "warmup_epochs", "min_lr"):
+    """Fix schedule and optimiser to those of the previous training where they are known, else to the paper's."""
+    for option in ("lr", "warmup_epochs", "min_lr", "optimizer"):
         value = previous.options.get(option, auto.options.get(option))
         auto.fix(option, value, "of the training that is continued")
     if previous.options:

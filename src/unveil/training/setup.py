@@ -51,6 +51,7 @@ from .data_setup import (
 )
 from .init_from import (
     Initial,
+    PreviousTraining,
     adapt_weights,
     check_schedule,
     keep_schedule,
@@ -107,7 +108,7 @@ def set_up_new(config: PretrainConfig, processes: int = 1) -> TrainingSetup:
     first = None
     if len(source) > 2 * _SAMPLE:
         sample = Subset(source, spread(len(source), _SAMPLE))
-        first = _Draft(config, function, device, sample, inspect_data(sample), len(source))
+        first = _Draft(config, function, device, sample, inspect_data(sample), len(source), previous)
         first.check(sample)
     log(f"inspecting {config.address} ...")
     inspection = inspect_data(source, config.check)
@@ -116,12 +117,10 @@ def set_up_new(config: PretrainConfig, processes: int = 1) -> TrainingSetup:
     train, held_out = split_data(source, config, config.seed)
     check_unreadable(inspection, train, config.max_broken)
 
-    draft = _Draft(config, function, device, source, inspection, len(train), first)
+    draft = _Draft(config, function, device, source, inspection, len(train), previous, first)
     model = draft.check(source)
     if initial is not None:
         initial = adapt_weights(initial, draft.recipe, config)
-    if previous is not None:
-        keep_schedule(draft.auto, previous)
     draft.auto.limit_batch(len(train))
     settings, image_seconds = draft.measure(train, processes)
     draft.set_schedule(draft.auto, image_seconds)
@@ -205,6 +204,7 @@ class _Draft:
         source: Source,
         inspection: DataInspection,
         num_train: int,
+        previous: PreviousTraining | None,
         earlier: _Draft | None = None,
     ):
         self.config, self.function, self.device, self.num_train = config, function, device, num_train
@@ -213,6 +213,8 @@ class _Draft:
         if not config.paper:
             configure_shape(self.auto, inspection, num_train, device)
         configure_size(self.auto)
+        if previous is not None:
+            keep_schedule(self.auto, previous)
         shapes = [{**asdict(m), "mean": None, "std": None} for m in self.modalities]
         self.shape = (dict(self.auto.options), shapes)
         self.fast_batch = 1  # larger ones were measured to be faster

@@ -142,7 +142,7 @@ def time_with_data(recipe: Recipe, settings: Settings, loader: Loader, step_seco
             return max(step_seconds, _mean_seconds(lambda: next(batches)) / loader.batch_size)
         seconds = 0.0
         for stage in recipe.stages:
-            trainer = Trainer(stage.build(), Optim(batch_size=loader.batch_size), settings)
+            trainer = Trainer(stage.build(), recipe.optim, settings)
             seconds += stage.epochs * _mean_seconds(lambda t=trainer: t.update(next(batches), 0.0))  # type: ignore[misc]
     return seconds / recipe.epochs / loader.batch_size
 
@@ -167,14 +167,14 @@ def measure_step(recipe: Recipe, settings: Settings, batch_size: int, modalities
     """
     size = min(batch_size, settings.micro_batch)
     batch = random_batch(modalities, size, recipe.view.image_size)
-    seconds = [stage.epochs * _measure(stage.build(), settings, batch) for stage in recipe.stages]
+    seconds = [stage.epochs * _measure(stage.build(), recipe.optim, settings, batch) for stage in recipe.stages]
     return sum(seconds) / recipe.epochs * batch_size / size
 
 
-def _measure(model: MaskedModel, settings: Settings, batch: Batch) -> float:
+def _measure(model: MaskedModel, optim: Optim, settings: Settings, batch: Batch) -> float:
     """Seconds of one update: the median of three after a first one that does not count."""
     try:
-        trainer = Trainer(model, Optim(batch_size=len(batch)), settings)
+        trainer = Trainer(model, optim, settings)
         seconds = []
         for _ in range(4):
             began = time.perf_counter()

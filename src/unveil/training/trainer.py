@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ..modeling.masked_model import Losses, MaskedModel
-from ..modeling.optim import Optim, adamw
+from ..modeling.optim import Optim, make_optimizer
 from ..modeling.types import Batch
 from .compiled import CompiledModel, even_size
 from .distributed import SINGLE_PROCESS, Group
@@ -49,7 +49,7 @@ class Trainer:
     def __init__(self, model: MaskedModel, optim: Optim, settings: Settings, group: Group = SINGLE_PROCESS):
         self.model, self.optim, self.settings = model.to(settings.device).train(), optim, settings
         self.group = group
-        self.optimizer = adamw(self.model, optim)
+        self.optimizer = make_optimizer(self.model, optim)
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         self.forward: Callable[[Batch], Losses] = group.wrap(CompiledModel(model) if settings.compile else model)
 
@@ -105,9 +105,10 @@ class Trainer:
             torch.nn.utils.clip_grads_with_norm_(self.parameters, self.optim.clip, norm)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
-        # The fused kernel skips the step where found_inf is set: the check needs no wait for the device.
+        # Where found_inf is set the step is skipped on the device: the check needs no wait for it.
         self.optimizer.found_inf = skipped.float()  # type: ignore[attr-defined]
-        self.optimizer.step()
+        with self.autocast():
+            self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.model.after_step(means, ~skipped)  # averages skip it too
         return Update(means, norm, skipped)
