@@ -63,10 +63,10 @@ def test_an_old_run_is_looked_at_and_reported(runs: Path, run: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("run", "data"), [("mae", "images"), ("tiny", "images"), ("multimae", "scenes:count=30,seed=5")]
+    ("run", "data"), [("mae", "images"), ("tiny", "images"), ("multimae", "scenes:count=8,size=32,seed=5")]
 )
 def test_the_decoders_of_an_old_run_reconstruct(runs: Path, run: str, data: str) -> None:
-    assert main(["evaluate", run, "--data", data, "--protocol", "reconstruct", "--limit", "20"]) == 0
+    assert main(["evaluate", run, "--data", data, "--protocol", "reconstruct", "--limit", "8"]) == 0
 
 
 def test_an_old_run_that_was_stopped_goes_on(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
