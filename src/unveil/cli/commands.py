@@ -161,7 +161,7 @@ def _values(words: list[str], name: str) -> list[str]:
     return [value for word, values in split(words, []) if word and flag_name(word) == name for value in values]
 
 
-@command("RUN", "unveil evaluate runs/a --data cifar10.parquet --protocol knn linear")
+@command("RUN", "unveil evaluate runs/a --data cifar10.parquet --protocol linear knn")
 def _evaluate(self: Command, words: list[str]) -> str:
     """measure a run's frozen features on labelled images"""
     from ..commands.evaluate import evaluate
@@ -216,7 +216,7 @@ def _after_report(runs: Sequence[str | Path]) -> str:
     """The evaluation of a run that has none yet, else the use of its features."""
     for run in runs:
         if not any((Path(run) / "eval").glob("*.json")):
-            return f"unveil evaluate {shlex.quote(str(run))} --data LABELLED_IMAGES --protocol knn linear"
+            return f"unveil evaluate {shlex.quote(str(run))} --data LABELLED_IMAGES --protocol linear knn"
     return f"unveil embed {shlex.quote(str(runs[0]))} --data FOLDER_OF_YOUR_IMAGES --out features.npz"
 
 

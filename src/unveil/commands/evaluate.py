@@ -52,7 +52,7 @@ def evaluate(
     image_column: str | None = None,
     label_column: str | None = None,
     group_by: str | None = None,
-    protocol: tuple[str, ...] = ("knn", "linear"),
+    protocol: tuple[str, ...] = ("linear", "knn", "knn-whitened"),
     pool: Pool | None = None,
     inputs: tuple[str, ...] = (),
     baselines: bool = True,
@@ -79,7 +79,7 @@ def evaluate(
     label_column: the column of a Parquet file that holds the classes, whatever its name
     group_by: hold out whole groups, such as patients: a level of the path (1 is the first folder), or a regex with one
         group
-    protocol: knn, knn-whitened, linear (as MAE probes), linear-lbfgs, attentive, finetune, lowshot, transfer; segment,
+    protocol: linear (as MAE probes), linear-lbfgs, knn, knn-whitened, attentive, finetune, lowshot, transfer; segment,
         depth; reconstruct, heldout (of the run's own decoders); or a file with a protocol of your own, my_protocol.py
     pool: cls, mean, or both; by default mean, and cls where MAE's linear probe reads it
     inputs: the maps to read of aligned folders, of those that the encoder knows, such as rgb, depth or both; by
@@ -142,7 +142,14 @@ def evaluate(
             if stored is None:
                 raise ValueError(f"{', '.join(protocol)} needs a run with its decoders, and {run} is an encoder alone")
             models, samples = open_reconstructors(
-                stored, data, test_data, context, baselines=baselines, at_epoch=at_epoch, device=device
+                stored,
+                data,
+                test_data,
+                context,
+                baselines=baselines,
+                by_place=any(getattr(own, "by_place", False) for own in protocols.values()),
+                at_epoch=at_epoch,
+                device=device,
             )
             results = run_protocols(protocols, models, samples, context)
         else:

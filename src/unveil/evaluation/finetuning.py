@@ -26,7 +26,7 @@ from ..modeling.types import Batch
 from .datasets import ImageSplit
 from .fit import FitCheckpoint, fit
 from .results import Key
-from .types import Context, TrainableEncoder, accuracies
+from .types import Context, TrainableEncoder, accuracies, hits
 
 TokenPool = Literal["cls", "mean", "all"]
 HEAD_STD = 2e-5
@@ -345,4 +345,5 @@ class FineTuner(EncoderTraining[tuple[Batch, Int[Tensor, " B"], Mix]]):
                 rows.append(numbers)
         logits, labels = torch.cat(scores), torch.tensor(test.numbers)[torch.cat(rows)].to(self.device)
         loss = F.cross_entropy(logits, labels).item()
+        self.hits = hits(logits, labels)
         return accuracies(logits, labels) | {"cross_entropy": loss}, tuple(loader.unreadable)

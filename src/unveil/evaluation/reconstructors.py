@@ -4,22 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 
 import torch
-from jaxtyping import Float
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ..data.sources import Source, Subset, spread
 from ..data.splits import hold_out
+from ..modeling.constants import constant
 from ..modeling.masked_model import ForwardOutput, MaskedModel, Objective
 from ..modeling.masking import ByModality, DirichletBudget, Masker, Uniform
 from ..modeling.patches import unpatchify, validity
 from ..modeling.rng import sample_keys
 from ..modeling.targets import Classes, Pixels
-from ..modeling.types import Batch
+from ..modeling.types import Batch, Queries
 from ..recipes.run import Run
 from ..runs.hardware import choose_device
+from .analysis.attention import hidden_tokens
 from .analysis.decoder_blocks import without_head
+from .inpainting import FILLS, Fill
 from .run import UNTRAINED
 from .types import THIS_RUN, Context, HeldOutSamples, Masks, Reconstruction, Reconstructor, Visible
 from .visualize.reconstructions import HideModalities, map_objectives, only_visible, reconstruct_map
@@ -37,6 +42,12 @@ class ModelReconstructor:
         self.objectives = map_objectives(model)
         self.inputs = [m.name for m in model.encoder.modalities]
         self.outputs = list(dict.fromkeys(target.modality.name for _, target in self.objectives))
+
+    @property
+    def predicts_raw_pixels(self) -> bool:
+        """Whether it reads one modality and predicts its pixels as they are, so that inpainting compares."""
+        targets = [target for _, target in self.objectives if isinstance(target, Pixels)]
+        return len(self.inputs) == 1 and any(t.modality.normalise == "fixed" and not t.norm_pix for t in targets)
 
     def forward(self, batch: Batch, visible: Visible) -> ForwardOutput:
         return self.model.encode_decode(batch, self.masker(batch, visible))
@@ -60,11 +71,14 @@ class ModelReconstructor:
 
 
 class TrainingMean:
-    """The mean target of training samples at each place, or their most frequent class, under any mask."""
+    """The mean target of training samples at each place, or their most frequent class, under any mask.
 
-    def __init__(self, model: ModelReconstructor, batches: Callable[[], Iterator[Batch]]):
+    That class is one for all places, or `by_place` that of each pixel.
+    """
+
+    def __init__(self, model: ModelReconstructor, batches: Callable[[], Iterator[Batch]], by_place: bool = False):
         self.model, self.inputs, self.outputs = model, model.inputs, model.outputs
-        self.means = {o.name: _mean_target(target, batches()) for o, target in model.objectives}
+        self.means = {o.name: _mean_target(target, batches(), by_place) for o, target in model.objectives}
 
     @torch.no_grad()
     def reconstruct(self, batch: Batch, visible: Visible) -> dict[str, Reconstruction]:
@@ -76,14 +90,47 @@ class TrainingMean:
         return reconstructions
 
 
+class Inpainting:
+    """The pixels that a model of one modality predicts, filled in from the visible ones, under that model's masks.
+
+    An image without a visible pixel gets the colour that is 0 for the model. Nothing is said of other targets.
+    """
+
+    def __init__(self, model: ModelReconstructor, fill: Fill):
+        self.model, self.fill = model, fill
+        self.inputs, self.outputs = model.inputs, model.outputs
+
+    @torch.no_grad()
+    def reconstruct(self, batch: Batch, visible: Visible) -> dict[str, Reconstruction]:
+        model = self.model.model
+        _, _, mask, queries = model.mask_input(batch, self.model.masker(batch, visible))
+        hidden = hidden_tokens(mask.visible, model.encoder.layout(batch).num_tokens)
+        reconstructions = {}
+        for o, target in self.model.objectives:
+            if not isinstance(target, Pixels) or target.norm_pix or target.modality.normalise != "fixed":
+                continue
+            image = batch.maps[target.modality.name]
+            known = ~_as_pixels(hidden, target, batch) & validity(batch, target.modality)
+            colour = constant(target.modality.mean, image)[:, None, None]
+            filled = self.fill(torch.where(known, image, 0.0), known)
+            filled = torch.where(known.flatten(1).any(1)[:, None, None, None], filled, colour)
+            predicted = _predicted_pixels(queries[o.decoder], target, batch)
+            losses = image.new_full((len(image),), torch.nan)
+            reconstructions[o.name] = Reconstruction(target.modality, filled, image, predicted, losses)
+        return reconstructions
+
+
 @torch.no_grad()
-def _mean_target(target: Pixels | Classes, batches: Iterator[Batch]) -> Float[Tensor, "N T"]:
+def _mean_target(target: Pixels | Classes, batches: Iterator[Batch], by_place: bool) -> Float[Tensor, "N T"]:
     """The mean of the valid targets at each place; of classes the logarithm of the frequency of each."""
     total: Tensor | None = None
     count: Tensor | None = None
     for batch in batches:
         values, valid = target(batch, {})
-        if isinstance(target, Classes):
+        if isinstance(target, Classes) and by_place:
+            counts = F.one_hot(values.long(), target.modality.num_classes) * valid.expand_as(values)[..., None]
+            total = counts.sum(0).float() if total is None else total + counts.sum(0)
+        elif isinstance(target, Classes):
             ids = values[valid.expand_as(values)]
             one = torch.bincount(ids.flatten(), minlength=target.modality.num_classes).float()
             total = one if total is None else total + one
@@ -93,6 +140,8 @@ def _mean_target(target: Pixels | Classes, batches: Iterator[Batch]) -> Float[Te
             total, count = sums if total is None or count is None else (total + sums[0], count + sums[1])
     if total is None:
         raise ValueError("no training sample can be read, so there is no mean to compare with")
+    if isinstance(target, Classes) and by_place:
+        return total.clamp_min(0.5).log().flatten(1)
     if isinstance(target, Classes):
         pixels = target.dim // target.modality.num_classes
         cells = values.shape[1]
@@ -101,21 +150,30 @@ def _mean_target(target: Pixels | Classes, batches: Iterator[Batch]) -> Float[Te
     return total / count.clamp_min(1)
 
 
+def _predicted_pixels(queries: Queries, target: Pixels | Classes, batch: Batch) -> Bool[Tensor, "B 1 H W"]:
+    """The pixels of the patches that are predicted, where they have a truth."""
+    side, (height, width) = target.modality.side(target.patch), batch.maps[target.modality.name].shape[-2:]
+    cells = queries.weight.new_zeros(len(batch), (height // side) * (width // side))
+    predicted = cells.scatter(1, queries.cells, queries.weight) > 0
+    return _as_pixels(predicted, target, batch) & validity(batch, target.modality)
+
+
+def _as_pixels(cells: Bool[Tensor, "B N"], target: Pixels | Classes, batch: Batch) -> Bool[Tensor, "B 1 H W"]:
+    """What holds for patches, for each of their pixels."""
+    side, image = target.modality.side(target.patch), batch.maps[target.modality.name]
+    grid = (image.shape[-2] // side, image.shape[-1] // side)
+    return unpatchify(cells[..., None].expand(-1, -1, side * side), side, grid)
+
+
 def _reconstruction(
     objective: Objective, target: Pixels | Classes, batch: Batch, output: ForwardOutput
 ) -> Reconstruction:
-    queries, image = output.queries[objective.decoder], batch.maps[target.modality.name]
-    side = target.modality.side(target.patch)
-    grid = (image.shape[-2] // side, image.shape[-1] // side)
-    predicted = torch.zeros(len(batch), grid[0] * grid[1], device=image.device)
-    predicted = predicted.scatter(1, queries.cells, queries.weight)
-    pixels = unpatchify(predicted[..., None].expand(-1, -1, side * side), side, grid) > 0
     total, count = objective.loss(*objective.prediction_and_target(output, batch))
     return Reconstruction(
         target.modality,
         reconstruct_map(objective, batch, output),
-        image,
-        pixels & validity(batch, target.modality),
+        batch.maps[target.modality.name],
+        _predicted_pixels(output.queries[objective.decoder], target, batch),
         torch.where(count > 0, total / count.clamp_min(1), torch.nan),
     )
 
@@ -127,14 +185,16 @@ def open_reconstructors(
     context: Context,
     *,
     baselines: bool = True,
+    by_place: bool = False,
     at_epoch: float | None = None,
     device: str = "auto",
 ) -> tuple[dict[str, Reconstructor], HeldOutSamples]:
     """The run, the training mean and the untrained model of its stage, and samples that the run was not trained on.
 
-    Of the run's own data these are the ones that it held out; of others the last fifth, or `test_data`. The weights are
-    the newest, or those that the run has of an epoch. Raises ValueError where no sample can be read, and what opening
-    weights or data raises.
+    Beside a run that predicts raw pixels of one modality there is inpainting; `by_place` adds the most frequent class
+    of each pixel. Of the run's own data the samples are those that it held out; of others the last fifth, or
+    `test_data`. The weights are the newest, or those that the run has of an epoch. Raises ValueError where no sample
+    can be read, and what opening weights or data raises.
     """
     where = choose_device(device)
     trained = run.model(epoch=at_epoch).to(where)
@@ -157,7 +217,12 @@ def open_reconstructors(
     models: dict[str, Reconstructor] = {THIS_RUN: model}
     if baselines:
         stage = run.checkpoint(at_epoch).state["stage"]
-        models["training mean"] = TrainingMean(model, lambda: batches(train, context.limit or MEAN_SAMPLES))
+        mean_batches = partial(batches, train, context.limit or MEAN_SAMPLES)
+        models["training mean"] = TrainingMean(model, mean_batches)
+        if by_place:
+            models["training mean by place"] = TrainingMean(model, mean_batches, by_place)
+        if model.predicts_raw_pixels:
+            models |= {name: Inpainting(model, fill) for name, fill in FILLS.items()}
         models[UNTRAINED] = ModelReconstructor(run.model(stage, trained=False).to(where))
     count = min(context.limit or TEST_SAMPLES, len(test))
     return models, HeldOutSamples(data, test_data, lambda: batches(test, count), count)

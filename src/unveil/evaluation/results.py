@@ -15,6 +15,7 @@ from torch import nn
 
 from ..runs import console
 from ..runs.atomic import write_json
+from .outcomes import write_outcomes
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,8 @@ class Result:
     """One protocol's outcome on one encoder, beside that of the baselines.
 
     Metrics are shares in [0, 1], but for errors (in metres) and PSNR (in decibels); `details` are those of each part,
-    such as a class, for this run.
+    such as a class, for this run. `outcomes` are those of each test sample, by subject and metric, in a file of their
+    own.
     """
 
     protocol: str
@@ -36,10 +38,12 @@ class Result:
     seconds: float
     date: str
     details: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    outcomes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
 def write_results(run_dir: Path | str, results: Iterable[Result], at_epoch: float | None = None) -> list[Path]:
-    """Write `eval/<protocol>.json` for each result, of weights on the way `eval/epoch-<epoch>/<protocol>.json`.
+    """Write `eval/<protocol>.json` for each result, of weights on the way `eval/epoch-<epoch>/<protocol>.json`; what
+    became of each test sample goes to `outcomes/<protocol>.npz` there.
 
     A file is replaced whole or not at all, others stay as they are.
     """
@@ -47,7 +51,8 @@ def write_results(run_dir: Path | str, results: Iterable[Result], at_epoch: floa
     folder.mkdir(parents=True, exist_ok=True)
     files = {folder / f"{result.protocol}.json": result for result in results}
     for file, result in files.items():
-        write_json(file, asdict(result))
+        write_json(file, {name: value for name, value in asdict(result).items() if name != "outcomes"})
+        write_outcomes(folder, result.protocol, result.outcomes)
     return list(files)
 
 

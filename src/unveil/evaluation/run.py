@@ -78,6 +78,7 @@ def run_protocols(
             held_out = f" No test set was given: a fifth of every class was held out (seed {context.seed})."
     results = []
     for name, of_subjects in scores.items():
+        outcomes = {subject: score.outcomes for subject, score in of_subjects.items() if score.outcomes}
         score = of_subjects.pop(THIS_RUN)
         results.append(
             Result(
@@ -92,6 +93,7 @@ def run_protocols(
                 seconds=round(seconds[name], 2),
                 date=datetime.now(UTC).isoformat(timespec="seconds"),
                 details=score.details,
+                outcomes=outcomes,
             )
         )
     return results

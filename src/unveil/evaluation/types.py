@@ -29,7 +29,8 @@ class Score:
 
     `trains_encoder` says that the encoder was trained too: then that of an untrained one is training from scratch.
     `baselines` are the metrics of predictors that need no encoder, such as the most frequent class, and `details` what
-    a metric is a mean of, such as the IoU of each class.
+    a metric is a mean of, such as the IoU of each class. `outcomes` are, for some metrics, the numbers of the test
+    samples that the metric is the mean of (of several draws a list each), so that subjects can be compared in pairs.
     """
 
     metrics: dict[str, float]
@@ -38,6 +39,7 @@ class Score:
     trains_encoder: bool = False
     baselines: Mapping[str, dict[str, float]] = field(default_factory=dict)
     details: Mapping[str, dict[str, float]] = field(default_factory=dict)
+    outcomes: Mapping[str, Sequence[float] | Sequence[Sequence[float]]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -117,6 +119,12 @@ class FeatureSplit:
     def to(self, device: torch.device) -> FeatureSplit:
         moved = {name: getattr(self, name).to(device) for name in ("train", "train_labels", "test", "test_labels")}
         return replace(self, **moved)
+
+
+def hits(scores: Float[Tensor, "M K"], labels: Int[Tensor, " M"]) -> list[float]:
+    """For each sample 1 where its class alone scores highest, else 0: `accuracies` are their mean."""
+    own = scores.gather(1, labels[:, None])
+    return ((scores < own).sum(1) == scores.shape[1] - 1).float().tolist()
 
 
 def accuracies(scores: Float[Tensor, "M K"], labels: Int[Tensor, " M"]) -> dict[str, float]:

@@ -10,6 +10,8 @@ from torch import Tensor
 
 LEAST_DEPTH = 1e-3  # metres, below which no prediction is taken at its word: a ratio needs a number above 0
 
+DELTA = 1.25  # the ratio to the truth below which a depth counts as right
+
 
 class Confusion:
     """How many pixels of each class were predicted as each: rows are the ground truth, columns the prediction."""
@@ -58,7 +60,7 @@ class DepthErrors:
         ratio = torch.maximum(prediction / true, true / prediction)
         self.count += len(true)
         for power in (1, 2, 3):
-            self.sums[f"delta{power}"] += (ratio < 1.25**power).sum().item()
+            self.sums[f"delta{power}"] += (ratio < DELTA**power).sum().item()
         self.sums["abs_rel"] += ((prediction - true).abs() / true).sum().item()
         self.sums["square"] += (prediction - true).square().sum().item()
 

@@ -26,6 +26,7 @@ from ..types import (
     TrainableEncoder,
     accuracies,
     check_trainable,
+    hits,
 )
 
 HEAD_DIM = 64
@@ -95,8 +96,10 @@ class Attentive:
             threads=context.threads,
             progress=context.progress,
         )
+        scores = _scores(probe.eval(), split.test, num_tokens, encoder)
         return Score(
-            metrics=accuracies(_scores(probe.eval(), split.test, num_tokens, encoder), split.test_labels),
+            metrics=accuracies(scores, split.test_labels),
+            outcomes={"accuracy": hits(scores, split.test_labels)},
             settings={
                 "head": "BatchNorm1d(affine=False), cross-attention with one query, Linear",
                 "heads": heads,

@@ -105,6 +105,7 @@ class Finetune:
             },
             card=_card(name, settings, loader.batch_size, pool),
             trains_encoder=True,
+            outcomes={"accuracy": tuner.hits},
         )
 
 

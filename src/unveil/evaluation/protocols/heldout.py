@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..types import Context, HeldOutSamples, Masks, Needs, Reconstructor, Score
+from ..types import THIS_RUN, Context, HeldOutSamples, Masks, Needs, Reconstructor, Score
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,8 @@ class Heldout:
 
     needs: ClassVar[Needs] = "model"
 
-    def run(self, subject: Reconstructor, data: HeldOutSamples, context: Context) -> Score:
+    def run(self, subject: Reconstructor, data: HeldOutSamples, context: Context) -> Score | None:
+        """The losses; None for a baseline without any, such as inpainting."""
         losses_of: dict[tuple[Masks, str], list[Float[Tensor, " B"]]] = defaultdict(list)
         done = 0
         for batch in data.batches():
@@ -35,6 +36,8 @@ class Heldout:
             losses = torch.cat(batches)
             if (known := losses[losses.isfinite()]).numel():
                 details[name][f"loss_{masks.value}"] = known.mean().item()
+        if not details and context.subject != THIS_RUN:
+            return None
         keys = [f"loss_{masks.value}" for masks in Masks]
         return Score(
             metrics={key: sum(losses.get(key, 0.0) for losses in details.values()) for key in keys},

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..types import Context, FeatureEncoder, FeatureSplit, Needs, Score, accuracies
+from ..types import Context, FeatureEncoder, FeatureSplit, Needs, Score, accuracies, hits
 
 K = 20
 OTHER_K = (1, 5, 10, 20, 100, 200)
@@ -33,6 +33,7 @@ class Knn:
         by_k = {k: accuracies(votes, data.test_labels) for k, votes in zip(ks, votes_by_k, strict=True)}
         k = min(K, len(data.train))
         return Score(
+            outcomes={"accuracy": hits(votes_by_k[ks.index(k)], data.test_labels)},
             metrics=by_k[k] | {f"accuracy_k{other}": metrics["accuracy"] for other, metrics in by_k.items()},
             settings={
                 "k": k,

@@ -20,7 +20,7 @@ from ...modeling.optim import warmup_cosine
 from ..datasets import ImageSplit, LabelledImages, stratified_split, unreadable_facts
 from ..features import extract
 from ..fit import FitCheckpoint, fit
-from ..types import Context, FeatureEncoder, FeatureSplit, Needs, Pool, Score, accuracies
+from ..types import Context, FeatureEncoder, FeatureSplit, Needs, Pool, Score, accuracies, hits
 
 
 class LARS(Optimizer):
@@ -108,8 +108,10 @@ class Linear:
         probe = _train(inputs, (lr,))
         features, labels = inputs.test()
         chosen = f" The rate was chosen among {len(tried)} on a tenth of the training set; the final fit uses all."
+        scores = probe.judge(features)[0]
         return Score(
-            metrics=accuracies(probe.judge(features)[0], labels),
+            metrics=accuracies(scores, labels),
+            outcomes={"accuracy": hits(scores, labels)},
             settings={
                 "head": "BatchNorm1d(affine=False, eps=1e-6), Linear",
                 "optimizer": "LARS(momentum=0.9, weight_decay=0, trust=0.001)",

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..datasets import stratified_split
-from ..types import Context, FeatureEncoder, FeatureSplit, Needs, Score, accuracies
+from ..types import Context, FeatureEncoder, FeatureSplit, Needs, Score, accuracies, hits
 
 PENALTIES = (1.0, 1e-1, 1e-2, 1e-3, 1e-4, 1e-5)  # strongest first: each solution starts the next, looser one
 VALIDATION_SHARE = 0.1
@@ -33,8 +33,10 @@ class LinearLBFGS:
         penalty, validated = _choose(train, covariance, data, context)
         weight, bias = logistic_regression(train, data.train_labels, data.num_classes, penalty, covariance=covariance)
         _progress(context, len(PENALTIES) + 1, len(train))
+        scores = F.linear((data.test - mean) / std, weight, bias)
         return Score(
-            metrics=accuracies(F.linear((data.test - mean) / std, weight, bias), data.test_labels),
+            metrics=accuracies(scores, data.test_labels),
+            outcomes={"accuracy": hits(scores, data.test_labels)},
             settings={
                 "penalty": penalty,
                 "penalties_tried": {f"{tried:g}": accuracy for tried, accuracy in validated.items()},

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from jaxtyping import Int
@@ -46,6 +47,7 @@ class Lowshot(Repeated):
         labels = data.train_labels.cpu()
         counts = self._possible(labels, context)
         metrics: dict[str, float] = {}
+        outcomes: dict[str, list[Any]] = {}
         score: Score | None = None
         for shot, count in counts.items():
             accuracies = []
@@ -55,6 +57,8 @@ class Lowshot(Repeated):
                 if score is None:
                     return None
                 accuracies.append(score.metrics["accuracy"])
+                if "accuracy" in score.outcomes:
+                    outcomes.setdefault(f"accuracy_{shot}", []).append(score.outcomes["accuracy"])
             interval = estimate(accuracies)
             metrics[f"accuracy_{shot}"] = interval.mean
             if interval.half is not None:
@@ -74,6 +78,7 @@ class Lowshot(Repeated):
                 f"{spread if self.draws > 1 else ''} {score.card}"
             ),
             trains_encoder=score.trains_encoder,
+            outcomes=outcomes,
         )
 
     def _possible(self, labels: Int[Tensor, " N"], context: Context) -> dict[str, int]:
