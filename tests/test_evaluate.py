@@ -13,6 +13,7 @@ from PIL import Image
 from measuring import on_images
 from unveil.data.sources import Unreadable, open_source
 from unveil.evaluation.features import RawPixels, extract, feature_std, rankme
+from unveil.evaluation.outcomes import read_outcomes
 from unveil.evaluation.registry import protocols
 from unveil.evaluation.results import Result, table, write_results
 from unveil.modeling.types import RGB, Modality
@@ -160,7 +161,12 @@ def test_a_folder_end_to_end(folder, tmp_path):
         *("protocol", "data", "test_data", "pool", "metrics", "baselines", "settings", "card", "seconds", "date"),
         "details",
     }
-    assert written == json.loads(json.dumps(asdict(results[0])))
+    content = asdict(results[0])
+    outcomes = {subject: own["accuracy"] for subject, own in content.pop("outcomes").items()}
+    assert written == json.loads(json.dumps(content))
+    kept = read_outcomes(tmp_path / "run", "knn")
+    assert {subject: own["accuracy"].tolist() for subject, own in kept.items()} == outcomes
+    assert np.mean(outcomes["pixels"]) == pytest.approx(written["baselines"]["pixels"]["accuracy"])
     assert written["data"] == str(folder)
     assert written["test_data"] is None
     assert "held out" in written["card"]

@@ -80,7 +80,7 @@ def test_evaluate_measures_it_beside_raw_pixels_and_keeps_what_became_of_each_im
     result, heldout = unveil.evaluate(str(run), **test)
     assert set(result.baselines) == {"training mean", "untrained", *FILLS}
     assert set(heldout.baselines) == {"training mean", "untrained"}, "inpainting has no loss"
-    for name, own in read_outcomes(run / "eval", "reconstruct").items():
+    for name, own in read_outcomes(run, "reconstruct").items():
         metrics = result.metrics if name == "this run" else result.baselines[name]
         assert math.isclose(own["psnr_0.5_pixels"].mean(), metrics["psnr_0.5_pixels"], rel_tol=1e-5)
     assert "outcomes" not in json.loads((run / "eval" / "reconstruct.json").read_text())

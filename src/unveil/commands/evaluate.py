@@ -165,7 +165,7 @@ def evaluate(
             if baselines:
                 pixels = Modality("rgb", encoder.channels, *encoder.statistics)
                 if not chosen or chosen[0].name == encoder.modalities[0].name:
-                    encoders["pixels"] = RawPixels(pixels, encoder.image_size, encoder.device)
+                    encoders["pixels"] = RawPixels(pixels, encoder.image_size, encoder.device, encoder.patch)
                 untrained = stored.encoder(read, trained=False) if stored else untrained_vit(describe(run), 0, read)
                 encoders[UNTRAINED] = untrained.to(encoder.device)
             if kind == "images with a label per pixel":

@@ -131,11 +131,15 @@ LONGEST_SIDE = 32  # 3 x 32 x 32 = 3072 numbers an image; at 224 pixels it would
 
 @dataclass(frozen=True)
 class RawPixels:
-    """The image itself as its feature: normalised per channel and flattened, its longer side at most 32 pixels."""
+    """The image itself as its feature: normalised per channel and flattened, its longer side at most 32 pixels.
+
+    `patch` is that of the encoder beside which it is measured; 0 where that has no tokens.
+    """
 
     modality: Modality
     encoder_size: tuple[int, int]
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    patch: int = 0
 
     @property
     def channels(self) -> int:

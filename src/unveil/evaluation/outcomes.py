@@ -56,25 +56,25 @@ def paired(outcomes: Float[np.ndarray, "*draws M"], others: Float[np.ndarray, "*
     return Difference(float(difference.mean()), standard_error(difference))
 
 
-def write_outcomes(folder: Path, protocol: str, outcomes: Mapping[str, Mapping[str, Any]]) -> None:
-    """Write what became of each test sample, by subject and metric, to `outcomes/<protocol>.npz` in a folder.
+def write_outcomes(run_dir: Path, protocol: str, outcomes: Mapping[str, Mapping[str, Any]], place: str = "") -> None:
+    """Write what became of each test sample, by subject and metric, to `outcomes/<place>/<protocol>.npz` of a run.
 
     Where there is nothing to write an older file is removed.
     """
-    file = folder / "outcomes" / f"{protocol}.npz"
+    file = run_dir / "outcomes" / place / f"{protocol}.npz"
     arrays = {f"{subject}{_BETWEEN}{name}": v for subject, own in outcomes.items() for name, v in own.items()}
     if not arrays:
         file.unlink(missing_ok=True)
         return
     content = io.BytesIO()
     np.savez_compressed(content, allow_pickle=False, **{name: np.asarray(v, np.float32) for name, v in arrays.items()})
-    file.parent.mkdir(exist_ok=True)
+    file.parent.mkdir(parents=True, exist_ok=True)
     write_bytes(file, content.getvalue())
 
 
-def read_outcomes(folder: Path, protocol: str) -> dict[str, dict[str, Float[np.ndarray, "*draws M"]]]:
+def read_outcomes(run_dir: Path, protocol: str) -> dict[str, dict[str, Float[np.ndarray, "*draws M"]]]:
     """What became of each test sample, by subject and metric; empty where nothing was kept."""
-    file = folder / "outcomes" / f"{protocol}.npz"
+    file = run_dir / "outcomes" / f"{protocol}.npz"
     outcomes: dict[str, dict[str, Float[np.ndarray, "*draws M"]]] = {}
     if file.exists():
         with np.load(file, allow_pickle=False) as arrays:

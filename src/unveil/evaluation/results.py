@@ -43,16 +43,17 @@ class Result:
 
 def write_results(run_dir: Path | str, results: Iterable[Result], at_epoch: float | None = None) -> list[Path]:
     """Write `eval/<protocol>.json` for each result, of weights on the way `eval/epoch-<epoch>/<protocol>.json`; what
-    became of each test sample goes to `outcomes/<protocol>.npz` there.
+    became of each test sample goes to `outcomes/` in the same way.
 
     A file is replaced whole or not at all, others stay as they are.
     """
-    folder = Path(run_dir) / "eval" / ("" if at_epoch is None else f"epoch-{at_epoch:g}")
+    place = "" if at_epoch is None else f"epoch-{at_epoch:g}"
+    folder = Path(run_dir) / "eval" / place
     folder.mkdir(parents=True, exist_ok=True)
     files = {folder / f"{result.protocol}.json": result for result in results}
     for file, result in files.items():
         write_json(file, {name: value for name, value in asdict(result).items() if name != "outcomes"})
-        write_outcomes(folder, result.protocol, result.outcomes)
+        write_outcomes(Path(run_dir), result.protocol, result.outcomes, place)
     return list(files)
 
 

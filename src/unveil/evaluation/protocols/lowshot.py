@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Int
 from torch import Tensor
 
 from ..datasets import ImageSplit
-from ..registry import Repeated
+from ..registry import Repeated, find_protocol
 from ..run import run_cached
 from ..statistics import estimate
-from ..types import Context, FeatureEncoder, FeatureSplit, Needs, Score
+from ..types import Context, FeatureEncoder, FeatureSplit, Needs, Score, check_trainable
 
 MIN_PER_CLASS = 2
 
@@ -25,10 +25,12 @@ class Lowshot(Repeated):
 
     shots: how many training images: a share (1%), a number (500), thousands (10k); what the set cannot give is left out
     draws: how many times images are drawn for each number
+    otherwise: what measures raw pixels, which no protocol can fine-tune, on the same draws; by default nothing
     """
 
     shots: tuple[str, ...] = ("1%", "10%", "10k", "20k")
     draws: int = 5
+    otherwise: Literal["knn", "knn-whitened", "linear-lbfgs"] | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -43,7 +45,10 @@ class Lowshot(Repeated):
 
     def run(self, subject: FeatureEncoder, data: FeatureSplit | ImageSplit, context: Context) -> Score | None:
         """Mean accuracies; None where the repeated protocol cannot measure the encoder."""
-        protocol = self.repeated()
+        protocol, name = self.repeated(), str(self.by)
+        if self.otherwise and isinstance(data, ImageSplit) and check_trainable(subject) is None:
+            protocol, name = find_protocol(self.otherwise)(), self.otherwise
+            data = data.features(subject, context).to(subject.device)
         labels = data.train_labels.cpu()
         counts = self._possible(labels, context)
         metrics: dict[str, float] = {}
@@ -53,7 +58,7 @@ class Lowshot(Repeated):
             accuracies = []
             for draw in range(self.draws):
                 few = data.subset(stratified_draw(labels, count, context.seed * 1000 + draw))
-                score = run_cached(self.by, protocol, subject, few, replace(context, seed=context.seed + draw))
+                score = run_cached(name, protocol, subject, few, replace(context, seed=context.seed + draw))
                 if score is None:
                     return None
                 accuracies.append(score.metrics["accuracy"])
@@ -76,6 +81,7 @@ class Lowshot(Repeated):
                 f"{self.by} on {' and '.join(f'{shot} ({count:,})' for shot, count in counts.items())} of"
                 f" {len(labels):,} training images, drawn {drawn} with the classes in proportion; all test images."
                 f"{spread if self.draws > 1 else ''} {score.card}"
+                + (f" Raw pixels are measured by {self.otherwise}." if self.otherwise else "")
             ),
             trains_encoder=score.trains_encoder,
             outcomes=outcomes,
