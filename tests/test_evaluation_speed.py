@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import threading
 from dataclasses import dataclass, field
@@ -18,15 +19,17 @@ from unveil.data.kept_views import KeptViews
 from unveil.data.loader import Loader
 from unveil.data.sources import Unreadable
 from unveil.data.transforms import CenterView
+from unveil.evaluation import encoding
 from unveil.evaluation.datasets import ImageSplit
 from unveil.evaluation.features import extract
 from unveil.evaluation.finetuning import FineTuner, FineTuning
 from unveil.evaluation.protocols.knn import Knn
 from unveil.evaluation.run import run_protocols
 from unveil.evaluation.types import THIS_RUN, Context
+from unveil.modeling import image_encoder
 from unveil.modeling.encoder import SIZES, Encoder
 from unveil.modeling.image_encoder import ImageEncoder
-from unveil.modeling.types import RGB
+from unveil.modeling.types import DEPTH, RGB
 from unveil.runs import threads
 
 SIDE = (8, 8)
@@ -175,3 +178,76 @@ def test_the_number_of_threads_follows_the_load_where_it_is_not_fixed(what, monk
     assert tried == []
     compute(2)
     assert tried
+
+
+class Compiler:
+    """Stands for the compiler: functions are traced, and what a pass takes is told by the clock."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, seconds: float, others: float = 0.1):
+        self.compile, self.seconds, self.calls, self.notes = torch.compile, seconds, list[int](), list[str]()
+        torch._dynamo.reset()
+        monkeypatch.setattr(torch, "compile", self)
+        monkeypatch.setattr(encoding, "COMPILE_FROM", 0.0)
+        monkeypatch.setattr(encoding, "processor_use", lambda: others)
+        monkeypatch.setattr(image_encoder, "CACHED_TOKENS", 5 * 16)  # five images at once
+        timed = encoding.Encoding._timed
+
+        def told(own, forward, batch):
+            return timed(own, forward, batch)[0], self.seconds if forward == own._compiled else 1.0
+
+        monkeypatch.setattr(encoding.Encoding, "_timed", told)
+
+    def __call__(self, function, **options):
+        graph = self.compile(function, **{**options, "backend": "eager"})
+
+        def counted(batch):
+            self.calls.append(len(batch))
+            return graph(batch)
+
+        return counted
+
+    def features(self, precision="bf16", threads=0, encoder=None):
+        images, encoder = coloured(36), encoder or vit()
+        return extract(encoder, images, "mean", 12, precision=precision, threads=threads, note=self.notes.append).values
+
+
+def test_the_encoder_is_compiled_where_that_is_faster(monkeypatch):
+    """In graphs of one size: batches of 12 images are computed as 5, 5 and 5, of which three are no images."""
+    plain = extract(vit(), coloured(36), "mean", 12, precision="bf16").values
+    compiler = Compiler(monkeypatch, seconds=0.5)
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        features = compiler.features()
+    assert (features - plain).norm() < 0.02 * (plain - plain.mean(0)).norm()
+    assert len(compiler.calls) == 3 * 3 + 3  # three times to try, and the third batch
+    assert set(compiler.calls) == {5}
+    assert compiler.notes[-1] == "the compiled encoder takes 50% of the time"
+    several = ImageEncoder(Encoder((RGB, DEPTH), SIDE, 2, 64, 1, 4))
+    assert compiler.features(encoder=several).isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("seconds", "others", "words", "tried"),
+    [
+        (0.97, 0.1, {}, True),  # no faster
+        (0.5, 0.7, {}, False),  # other programs keep the cores busy
+        (0.5, 0.1, {"precision": "float32"}, False),  # the same to the bit
+        (0.5, 0.1, {"threads": 99}, False),  # fewer compute now
+    ],
+)
+def test_the_encoder_is_not_compiled_where_that_does_not_pay(seconds, others, words, tried, monkeypatch):
+    compiler = Compiler(monkeypatch, seconds, others)
+    compiler.features(**words)
+    assert len(compiler.calls) == (9 if tried else 0)
+    assert not any("of the time" in note for note in compiler.notes)
+
+
+def test_a_compiler_that_fails_costs_a_line(monkeypatch):
+    def fail(function, **options):
+        raise RuntimeError("no C++ compiler\nat line 3")
+
+    compiler = Compiler(monkeypatch, seconds=0.5)
+    monkeypatch.setattr(torch, "compile", lambda function, **options: fail)
+    features = compiler.features()
+    monkeypatch.setattr(encoding, "COMPILE_FROM", math.inf)
+    assert torch.equal(features, compiler.features())
+    assert "torch.compile does not work here (no C++ compiler); features are computed" in compiler.notes[-1]

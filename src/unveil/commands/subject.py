@@ -57,7 +57,7 @@ class Subject:
 
 def chunks(batch: Batch) -> list[Batch]:
     """A batch in parts that are small enough for attention maps."""
-    return [batch[start : start + _BATCH] for start in range(0, len(batch), _BATCH)]
+    return batch.split(_BATCH)
 
 
 def write_analysis(run: Path, name: str, content: Mapping[str, Any]) -> None:

@@ -133,6 +133,7 @@ class ImageSplit:
                 precision=context.precision,
                 views=context.views,
                 threads=context.threads,
+                note=context.note,
             )
             for images, before in ((self.train, 0), (self.test, len(self.train)))
         )

@@ -15,11 +15,11 @@ from ..data.kept_views import KeptViews
 from ..data.loader import Loader
 from ..data.sources import Source, Subset, spread
 from ..data.transforms import CenterView
-from ..modeling.types import Batch, Modality, Pool
-from ..runs.hardware import autocast
+from ..modeling.types import Modality, Pool
+from ..runs.console import log
 from ..runs.run_config import Precision
-from ..runs.threads import AdaptiveThreads
-from .types import FeatureEncoder, SeveralInputsEncoder
+from .encoding import Encoding
+from .types import FeatureEncoder
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,7 @@ def extract(
     precision: Precision = "auto",
     views: KeptViews | None = None,
     threads: int = 0,
+    note: Callable[[str], None] = log,
 ) -> ImageFeatures:
     """The features of a source's images, in the source's order.
 
@@ -56,8 +57,8 @@ def extract(
     all `inputs` together. Raises ValueError when nothing can be read, when the encoder and the images differ in
     channels, when a sample lacks an input, and when a feature is not finite.
 
-    The model computes in `precision`, with `threads` at most where their number follows the load of the CPU. Views are
-    taken from `views`, or kept there for the next encoder.
+    The model computes in `precision`, with `threads` at most where their number follows the load of the CPU, and is
+    compiled where that pays, which `note` is told. Views are taken from `views`, or kept there for the next encoder.
     """
     read = [m for m in getattr(encoder, "modalities", ()) if m.name in inputs]
     if not read:
@@ -68,14 +69,13 @@ def extract(
     loader = Loader(images, view, batch_size, max_broken=None, cache_bytes=0, modality=maps)
     values: Tensor | None = None
     rows: list[int] = []
-    adaptive = AdaptiveThreads(threads)
+    encoding = Encoding(encoder, pool, bool(read), precision, threads, note)
     with closing(views.in_order(loader) if views else loader.in_order()) as batches:
         for batch, numbers in batches:
-            with adaptive.step(), torch.inference_mode(), autocast(encoder.device, precision):
-                features = _features(encoder, batch.on(encoder.device), pool, bool(read)).to(dtype)
+            features = encoding.features(batch, len(images) - len(rows)).to(dtype)
             if values is None:
                 values = torch.empty(len(images), features.shape[1], dtype=dtype)
-            values[len(rows) : len(rows) + len(features)] = features.cpu()
+            values[len(rows) : len(rows) + len(features)] = features
             rows += numbers.tolist()
             if progress is not None:
                 progress(len(rows) + len(loader.unreadable), len(images))
@@ -85,15 +85,6 @@ def extract(
         raise ValueError("the encoder gives features that are not finite; its weights are broken or diverged")
     labels = None if images.labels is None else torch.tensor(images.labels, dtype=torch.int64)[rows]
     return ImageFeatures(values, labels, tuple(images.name(i) for i in rows), tuple(loader.unreadable))
-
-
-def _features(encoder: FeatureEncoder, batch: Batch, pool: Pool, of_all: bool) -> Float[Tensor, "B D"]:
-    if not of_all or not isinstance(encoder, SeveralInputsEncoder):
-        return encoder.features(batch.marked("rgb"), pool)
-    for name, there in batch.present.items():
-        if not there.all():
-            raise ValueError(f"some samples have no {name}; leave them out, or give --inputs without it")
-    return encoder.features_of(batch, pool)
 
 
 def check_channels(encoder: FeatureEncoder, source: Source) -> None:

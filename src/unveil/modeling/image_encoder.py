@@ -108,6 +108,10 @@ class FeatureExtractor(nn.Module, ABC):
         """The class token, the mean of the patch tokens, or both side by side, of images in [0, 1]."""
         return self.features_of(_batch(images, self.modalities[0]), pool)
 
+    def at_once(self, batch: Batch) -> int:
+        """How many images of a batch are encoded at a time: the fastest number on a CPU, all on a GPU."""
+        return images_at_once(batch, self.modalities, self.patch)
+
     @abstractmethod
     def features_of(self, batch: Batch, pool: Pool) -> Float[Tensor, "B F"]:
         """The same, of all maps of a batch together: the mean is that of the patches of all of them."""
@@ -212,12 +216,9 @@ def pooled(encoder: Encoder, images: Float[Tensor, "B C H W"] | Batch, pool: Poo
     On a CPU a few images are encoded at a time, so that their activations stay in its cache: 1.4 times as fast.
     """
     batch = images if isinstance(images, Batch) else _batch(images, encoder.modalities[0])
-    strides = {m.name: m.stride for m in encoder.modalities}
-    per_image = sum(x.shape[-2:].numel() * strides[n] ** 2 // encoder.patch**2 for n, x in batch.maps.items())
-    size = max(1, CACHED_TOKENS // max(1, per_image))
-    if batch.key.device.type == "cpu" and not is_traced() and len(batch) > size:
-        chunks = [batch[start : start + size] for start in range(0, len(batch), size)]
-        return torch.cat([pooled(encoder, chunk, pool) for chunk in chunks])
+    size = images_at_once(batch, encoder.modalities, encoder.patch)
+    if len(batch) > size and not is_traced():
+        return torch.cat([pooled(encoder, chunk, pool) for chunk in batch.split(size)])
     x = encoder(encoder.embed(batch)).final
     if isinstance(encoder.norm, nn.Identity):
         x = F.layer_norm(x, x.shape[-1:], eps=EPS)
@@ -225,6 +226,15 @@ def pooled(encoder: Encoder, images: Float[Tensor, "B C H W"] | Batch, pool: Poo
     if pool == "both":
         return torch.cat([cls, mean], dim=1)
     return cls if pool == "cls" else mean
+
+
+def images_at_once(batch: Batch, modalities: Sequence[Modality], patch: int) -> int:
+    """How many images of a batch are encoded at a time: on a CPU so many that their activations stay in its cache."""
+    if batch.key.device.type != "cpu":
+        return len(batch)
+    strides = {m.name: m.stride for m in modalities}
+    per_image = sum(x.shape[-2:].numel() * strides[n] ** 2 // patch**2 for n, x in batch.maps.items())
+    return max(1, CACHED_TOKENS // max(1, per_image))
 
 
 def _batch(images: Float[Tensor, "B C H W"], modality: Modality) -> Batch:

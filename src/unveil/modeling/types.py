@@ -101,9 +101,13 @@ class Batch:
         """Draws of one row, the same in every micro-batch and process of a step."""
         return SampleRng(self.step_key[None])
 
-    def __getitem__(self, samples: slice) -> Batch:
-        """Some of the samples: the micro-batches of an accumulated step."""
+    def __getitem__(self, samples: slice | Int[Tensor, " K"]) -> Batch:
+        """Some of the samples, by a slice or their numbers."""
         return self._each(lambda tensor: tensor[samples])
+
+    def split(self, size: int) -> list[Batch]:
+        """The batch in parts of so many samples, the last of which may be smaller."""
+        return [self[start : start + size] for start in range(0, len(self), size)]
 
     def marked(self, name: str) -> Float[Tensor, "B C H W"]:
         """A map in [0, 1] or its unit with NaN where it holds no truth, as an encoder of single maps reads it."""

@@ -17,6 +17,7 @@ import torch
 
 from .run_config import Precision
 
+BUSY = 0.5  # of the cores in other programs' use, from which compiling takes too long
 _READERS_NICE = 10  # lower priority of threads that prepare data
 
 
@@ -157,5 +158,8 @@ def git_commit() -> str | None:
 
 
 def processor_use() -> float:
-    """The share of all cores that other programs use, measured over a second in which this one waits."""
-    return float(psutil.cpu_percent(interval=1.0)) / 100
+    """The share of all cores that other programs use, measured over a second."""
+    began, before = time.monotonic(), time.process_time()
+    used = psutil.cpu_percent(interval=1.0) / 100
+    own = (time.process_time() - before) / (time.monotonic() - began) / (psutil.cpu_count() or 1)
+    return max(0.0, float(used - own))

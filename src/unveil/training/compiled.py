@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
-from itertools import count
-from types import FunctionType
 
-import torch
 from torch import nn
 
+from ..modeling.compiling import own_graph
 from ..modeling.masked_model import Losses, MaskedModel
 from ..modeling.types import Batch
-
-_numbers = count()
 
 
 class CompiledModel(nn.Module):
@@ -27,23 +23,8 @@ class CompiledModel(nn.Module):
     def forward(self, batch: Batch) -> Losses:
         path = (len(batch), self.model.observing)
         if path not in self.graphs:
-            self.graphs[path] = torch.compile(own_function(self.model), fullgraph=True, dynamic=False)
+            self.graphs[path] = own_graph(self.model)
         return self.graphs[path](batch)
-
-
-def own_function(model: MaskedModel) -> Callable[[Batch], Losses]:
-    """The forward pass as a function with code of its own.
-
-    torch.compile keeps graphs with the code that they were made of: to one code, every other model and size is a
-    recompilation, all guards of the others are checked in each step, and the ninth is an error.
-    """
-
-    def step(batch: Batch) -> Losses:
-        losses: Losses = model(batch)
-        return losses
-
-    name = f"step_{next(_numbers)}"
-    return FunctionType(step.__code__.replace(co_name=name), step.__globals__, name, None, step.__closure__)
 
 
 def even_size(batch: int, most: int) -> int:

@@ -12,13 +12,14 @@ import torch
 
 from ..data.loader import Loader
 from ..data.upload import uploaded
+from ..modeling.compiling import not_compiled
 from ..modeling.masked_model import MaskedModel
 from ..modeling.optim import Optim
 from ..modeling.rng import sample_keys
 from ..modeling.types import Batch, Modality
 from ..recipes.recipe import Recipe
 from ..runs.console import log
-from ..runs.hardware import choose_precision, memory_total, processor_use
+from ..runs.hardware import BUSY, choose_precision, memory_total, processor_use
 from .config import PretrainConfig
 from .trainer import Settings, Trainer
 
@@ -27,7 +28,6 @@ _LONG = 5.0  # seconds of an update that is timed only once
 TRIALS_FROM = 60.0  # seconds of training from which alternatives are timed before it
 COMPILE_FROM = 540.0  # and from which one of them is the compiled step: a tenth faster pays for a minute of compiling
 FASTER = 0.9  # of the time, below which an alternative is taken
-BUSY = 0.5  # of the cores in other programs' use, from which compiling takes too long
 LARGER = 0.8  # of the time of an image, below which a batch of twice the size is taken: it halves the updates
 
 
@@ -65,13 +65,8 @@ def tune_step(
         except Exception as error:  # compilers raise many types; an error of the model itself is raised again below
             if not settings.compile:
                 raise
-            _log_not_compiled(error)
+            log(not_compiled(error, "training goes on"))
             settings = replace(settings, compile=False)
-
-
-def _log_not_compiled(error: Exception) -> None:
-    reason = (str(error).splitlines() or [type(error).__name__])[0]
-    log(f"note: torch.compile does not work here ({reason}); training goes on without it")
 
 
 def adaptive_threads(config: PretrainConfig, device: torch.device) -> int:
@@ -126,7 +121,7 @@ def choose_fastest(
             if (took := seconds(compiled)) < FASTER * best:
                 settings, best = compiled, took
         except Exception as error:  # compilers raise many types; an error of the model itself is raised above
-            _log_not_compiled(error)
+            log(not_compiled(error, "training goes on"))
     return settings, best
 
 

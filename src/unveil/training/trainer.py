@@ -84,7 +84,7 @@ class Trainer:
         size = self.settings.micro_batch
         if self.settings.compile:
             size = even_size(len(batch), size)
-        micro_batches = [batch[start : start + size] for start in range(0, len(batch), size)]
+        micro_batches = batch.split(size)
         is_uneven = len(micro_batches) > 1 and self.group.any(self.model.is_uneven(batch))
         counts = self.counts(micro_batches) if is_uneven else {}
         means: dict[str, Tensor] = {}

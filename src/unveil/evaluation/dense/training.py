@@ -199,8 +199,7 @@ class DenseTrainer(EncoderTraining[Batch]):
         name = self.target.modality.name
         batch = distorted(jittered(batch.on(self.device), self.settings.jitter), self.settings.distortion)
         count = batch.valid[name].sum().clamp_min(1)
-        for start in range(0, len(batch), self.micro_batch):
-            micro = batch[start : start + self.micro_batch]
+        for micro in batch.split(self.micro_batch):
             self.depth.draw(SampleRng(micro.key))
             with self.context.autocast(self.device):
                 predictions = self.model.predictions(micro)

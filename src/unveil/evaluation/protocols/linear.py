@@ -252,6 +252,7 @@ class _Views:
             self.context.micro_batch,
             precision=self.context.precision,
             threads=self.context.threads,
+            note=self.context.note,
         )
         self.unreadable_test = taken.unreadable
         assert taken.labels is not None

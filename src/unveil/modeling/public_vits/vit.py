@@ -17,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ..encoder import adapter
-from ..image_encoder import FeatureExtractor
+from ..image_encoder import FeatureExtractor, is_traced
 from ..layers import (
     EPS,
     Block,
@@ -239,6 +239,9 @@ class PublicViT(FeatureExtractor):
         """
         if pool != "mean" and not self.num_prefix:
             raise ValueError("this encoder has no class token; use --pool mean")
+        size = self.at_once(batch)
+        if len(batch) > size and not is_traced():
+            return torch.cat([self.features_of(chunk, pool) for chunk in batch.split(size)])
         x, start = self.tokens(batch, [self.depth])[0], self.num_prefix
         has_norm = self.config.final_norm == "all"
         plain = self.vit.norm(x) if has_norm else F.layer_norm(x, x.shape[-1:], eps=EPS)
