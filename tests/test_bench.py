@@ -69,6 +69,14 @@ class TestContenders:
         assert torch.equal(SMALL.batch(CPU).maps["rgb"], SMALL.batch(CPU).maps["rgb"])
         assert not torch.equal(SMALL.batch(CPU).maps["rgb"], replace(SMALL, seed=1).batch(CPU).maps["rgb"])
 
+    def test_our_models_have_the_optimizer_that_was_given(self):
+        work = Work("nano", 8, (32,), 2, 0, "muon")
+        stepper = Stepper(CONTENDERS["mae"].build(work), work.batch(CPU), CPU)
+        assert stepper.step("float32").update > 0
+        assert sum("momentum_buffer" in moments for moments in stepper.optimizer.state.values()) > 8
+        with pytest.raises(ValueError, match="optimizer is one of"):
+            Work("nano", 8, (32,), 2, 0, "lion")
+
     @pytest.mark.parametrize("name", ["attmask", "hpm", "maskfeat", "milan", "simmim"])
     def test_every_recipe_is_one(self, name: str):
         work = Work("nano", 8, (32,), 2, 0)
@@ -284,7 +292,14 @@ class TestCommand:
         kept = json.loads(out.read_text())
         assert kept == json.loads(json.dumps(found))
         assert kept["base"] == "mae"
-        assert kept["work"] == {"size": "tiny", "patch": 8, "image_size": [32], "batch_size": 2, "seed": 0}
+        assert kept["work"] == {
+            "size": "tiny",
+            "patch": 8,
+            "image_size": [32],
+            "batch_size": 2,
+            "seed": 0,
+            "optimizer": "adamw",
+        }
         assert {"command", "started", "git", "unveil", "threads", "busy_before", "goals", "memory_is"} <= set(kept)
         assert {"processor", "torch", "python", "cores", "transformers"} <= set(kept["machine"])
         times = {name: entry["seconds"]["float32"] for name, entry in kept["contenders"].items()}

@@ -20,7 +20,7 @@ from unveil.data.sources import open_source
 from unveil.data.transforms import View
 from unveil.evaluation.datasets import ImageSplit
 from unveil.evaluation.features import RawPixels
-from unveil.evaluation.finetuning import Classifier, FineTuner, FineTuning, StochasticDepth, layer_groups
+from unveil.evaluation.finetuning import Classifier, FineTuner, FineTuning, StochasticDepth
 from unveil.evaluation.fit import follow, update
 from unveil.evaluation.protocols.attentive import Attentive
 from unveil.evaluation.protocols.finetune import Finetune
@@ -29,6 +29,7 @@ from unveil.evaluation.results import ResultCache, table
 from unveil.evaluation.types import Context, TrainableEncoder
 from unveil.modeling.encoder import Encoder
 from unveil.modeling.image_encoder import ImageEncoder
+from unveil.modeling.optim import layer_groups
 from unveil.modeling.public_vits import load_encoder
 from unveil.modeling.rng import SampleRng, sample_keys
 from unveil.modeling.types import RGB, Batch

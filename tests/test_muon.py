@@ -9,16 +9,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.multiprocessing import spawn
 
 import unveil
 from tiny import build, build_of
 from tiny_runs import write_images, write_recipe
+from unveil.modeling.layers import Block
 from unveil.modeling.optim import OPTIMIZERS, Optim, block_matrices, make_optimizer
 from unveil.modeling.optimizers import Muon, orthogonal
 from unveil.recipes import crossmae, mae
 from unveil.recipes.registry import build_recipe, default_modalities, defaults_of, load_recipe, recipe_cards
 from unveil.runs.checkpoint import fitting_moments, optimizer_tensors, read_latest, restore_optimizer
+from unveil.training.autoconfig import AutoConfig, configure_schedule
+from unveil.training.init_from import PreviousTraining, check_rate
 
 MUON = Optim(optimizer="muon")
 
@@ -174,6 +178,70 @@ def test_moments_go_to_those_who_keep_them():
     fitting = fitting_moments(model, muon, saved["adamw"])
     assert {n.partition(":")[0] for n in fitting} == {n for n, _ in model.named_parameters()} - matrices
     assert {n.partition(":")[0] for n in fitting_moments(model, muon, saved["sgd"])} == matrices
+
+
+def learn(model: nn.Module, wrapped: nn.Module, batch: Tensor) -> dict[str, Tensor]:
+    """The weights after three updates by Muon, without biases: that of keys has no gradient but rounding."""
+    optimizer = make_optimizer(model, MUON)
+    for group in optimizer.param_groups:
+        group["lr"] = 0.01
+    for _ in range(3):
+        wrapped(batch).square().mean().backward()
+        optimizer.found_inf = torch.tensor(0.0)
+        optimizer.step()
+        optimizer.zero_grad()
+    weights = {name: p for name, p in model.named_parameters() if not name.endswith("qkv.bias")}
+    return {name: p.full_tensor() if hasattr(p, "full_tensor") else p for name, p in weights.items()}
+
+
+def one_of_two(rank: int, file: str) -> None:
+    """What one of two processes checks: each learns from its half, by DDP and by FSDP2, what one learns from all."""
+    from torch.distributed import destroy_process_group, init_process_group
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+    from torch.nn.parallel import DistributedDataParallel
+
+    init_process_group("gloo", init_method=f"file://{file}", rank=rank, world_size=2)
+    batch = torch.randn(4, 3, 10, generator=torch.Generator().manual_seed(0))
+    own = batch[2 * rank : 2 * rank + 2]
+    torch.manual_seed(0)
+    alone, copied, sharded = (nn.ModuleDict({"blocks": Block(10, 2)}) for _ in range(3))
+    for model in (copied, sharded):
+        model.load_state_dict(alone.state_dict())
+    expected = learn(alone, alone["blocks"], batch)
+    fully_shard(sharded["blocks"], mesh=init_device_mesh("cpu", (2,)))
+    for weights in (
+        learn(copied, DistributedDataParallel(copied["blocks"]), own),
+        learn(sharded, sharded["blocks"], own),
+    ):
+        torch.testing.assert_close(weights, expected, rtol=0, atol=1e-4)
+    destroy_process_group()
+
+
+def test_two_processes_learn_what_one_learns_with_whole_and_with_sharded_weights(tmp_path: Path):
+    spawn(one_of_two, (str(tmp_path / "meet"),), nprocs=2)
+
+
+def test_the_automatic_rate_is_adamw_s_and_sgd_needs_its_own():
+    options = {"size": "tiny", "image_size": (32,), "patch": 4}
+    rates = []
+    for name in ("adamw", "muon"):
+        auto = AutoConfig(mae.recipe, {**options, "optimizer": name})
+        configure_schedule(auto, 5000, 0.004, minutes=10)
+        check_rate(auto, None)
+        rates.append((auto.options["lr"], auto.options["batch_size"]))
+    assert rates[0] == rates[1]
+    with pytest.raises(ValueError, match="give --lr"):
+        check_rate(AutoConfig(mae.recipe, {"optimizer": "sgd"}), None)
+    with pytest.raises(ValueError, match="give --lr"):
+        check_rate(AutoConfig(mae.recipe, {"optimizer": "sgd"}), PreviousTraining(10, {"optimizer": "adamw"}))
+    check_rate(AutoConfig(mae.recipe, {"optimizer": "sgd"}), PreviousTraining(10, {"optimizer": "sgd"}))
+    check_rate(AutoConfig(mae.recipe, {"optimizer": "sgd", "lr": 0.1}), None)
+
+
+def test_an_optimizer_that_there_is_not():
+    with pytest.raises(ValueError, match="optimizer is one of adamw, muon, sgd; got 'lion'"):
+        Optim(optimizer="lion")
 
 
 def test_a_continued_run_keeps_its_optimizer(tmp_path: Path, capsys: pytest.CaptureFixture):

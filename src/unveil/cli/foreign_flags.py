@@ -81,7 +81,7 @@ NEEDLESS = (
     | dict.fromkeys(("enable_flash_attention2", "use_flash_attn"), "torch's own fast attention is used")
     | dict.fromkeys(("amp_opt_level", "fp16", "bf16", "dtype"), "--precision auto takes bf16 where the device has it")
     | dict.fromkeys(("warmup_lr", "lr_scheduler_type"), "linear warm-up from 0, then a cosine to --min-lr")
-    | dict.fromkeys(("opt", "opt_betas", "opt_eps", "momentum"), "AdamW, with the recipe's betas")
+    | dict.fromkeys(("opt_betas", "opt_eps", "momentum"), "those of the recipe's AdamW")
     | dict.fromkeys(("save_steps", "save_strategy"), "see --save-minutes and --save-every")
     | dict.fromkeys(("cfg", "opts"), "--config reads a YAML file of unveil's own options")
     | {"warmup_ratio": "see --warmup-epochs", "do_train": "", "do_eval": "", "train_interpolation": "always bicubic"}
@@ -121,6 +121,7 @@ CONVERTED: dict[str, Convert] = {
     "use_fm": _use_fm,
     "in_domains": lambda v: (["--modalities", *v[0].split("-")], _DOMAINS),
     "mask_grid": lambda v: (["--mask-unit", str(16 * int(v[0]))], _UNIT),
+    "opt": lambda v: (["--optimizer", v[0].lower()], "adamw (by default), muon or sgd"),
     "hflip": lambda v: (["--flip", "none" if v and float(v[0]) == 0 else "h"], ""),
 }
 

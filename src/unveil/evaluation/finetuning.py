@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from ..data.augment import Mix, RandAugment, erase, mix_images, soft_labels
 from ..data.loader import Loader
 from ..data.transforms import CenterView, View
-from ..modeling.optim import learning_rate
+from ..modeling.optim import layer_groups, learning_rate
 from ..modeling.rng import SampleRng
 from ..modeling.types import Batch
 from .datasets import ImageSplit
@@ -59,24 +59,6 @@ class Classifier(nn.Module):
         norm = self.encoder.final_norm if self.norm is None else self.norm
         scores: Tensor = self.head(norm(pooled))
         return scores
-
-
-def layer_groups(model: nn.Module, encoder: TrainableEncoder, decay: float, weight_decay: float) -> list[dict]:
-    """Parameter groups for fine-tuning: the rate of layer k is scaled by decay ** (depth + 1 - k) (Clark et al., 2020).
-
-    `encoder` is the model's part of that name; what else the model has is after the last block. Vectors do not decay,
-    nor do tokens and tables of positions, whose first dimension is 1 (the public MAE code frees them here).
-    """
-    groups: dict[tuple[int, bool], dict] = {}
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            inner = name.removeprefix("encoder.")
-            layer = encoder.layer_of(inner) if inner != name else encoder.depth + 1
-            is_free = parameter.ndim == 1 or len(parameter) == 1
-            fresh = {"params": [], "weight_decay": 0.0 if is_free else weight_decay}
-            group = groups.setdefault((layer, is_free), fresh | {"scale": decay ** (encoder.depth + 1 - layer)})
-            group["params"].append(parameter)
-    return list(groups.values())
 
 
 class StochasticDepth:

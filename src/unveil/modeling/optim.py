@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal, Protocol, get_args
 
 import torch
 from torch import Tensor, nn
@@ -88,6 +88,35 @@ def parameter_groups(
             is_decayed = on == "all" or parameter.ndim > 1 or name.endswith("mask_token")
             (decayed if is_decayed else free).append(parameter)
     return [{"params": decayed, "weight_decay": weight_decay}, {"params": free, "weight_decay": 0.0}]
+
+
+class Layers(Protocol):
+    """An encoder whose parameters belong to layers: 0 what is before its blocks, 1 the first, depth + 1 after them."""
+
+    @property
+    def depth(self) -> int:
+        """The number of its blocks: what follows them is layer depth + 1."""
+
+    def layer_of(self, name: str) -> int:
+        """The layer of a parameter of this name."""
+
+
+def layer_groups(model: nn.Module, encoder: Layers, decay: float, weight_decay: float) -> list[dict]:
+    """Parameter groups for fine-tuning: the rate of layer k is scaled by decay ** (depth + 1 - k) (Clark et al., 2020).
+
+    `encoder` is the model's part of that name; what else the model has is after the last block. Vectors do not decay,
+    nor do tokens and tables of positions, whose first dimension is 1 (the public MAE code frees them here).
+    """
+    groups: dict[tuple[int, bool], dict] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            inner = name.removeprefix("encoder.")
+            layer = encoder.layer_of(inner) if inner != name else encoder.depth + 1
+            is_free = parameter.ndim == 1 or len(parameter) == 1
+            fresh = {"params": [], "weight_decay": 0.0 if is_free else weight_decay}
+            group = groups.setdefault((layer, is_free), fresh | {"scale": decay ** (encoder.depth + 1 - layer)})
+            group["params"].append(parameter)
+    return list(groups.values())
 
 
 def adamw(model: nn.Module, optim: Optim) -> torch.optim.AdamW:

@@ -207,6 +207,16 @@ def check_schedule(recipe: Recipe) -> None:
         )
 
 
+def check_rate(auto: AutoConfig, previous: PreviousTraining | None) -> None:
+    """Raise ValueError where an optimiser whose rates are not AdamW's would get one that was made for AdamW."""
+    rates = {auto.defaults.get("optimizer"), previous and previous.options.get("optimizer")}  # whose there are
+    if auto.options.get("optimizer") == "sgd" and "lr" not in auto.given and "sgd" not in rates:
+        raise ValueError(
+            "--optimizer sgd needs a rate of its own: the recipe's is AdamW's; give --lr, such as --lr 0.1, per 256"
+            " images of the batch"
+        )
+
+
 def schedule_of(recipe: Recipe) -> list[tuple[float, float]]:
     """Points of the run's schedule: epochs, counted from the first training's start, and the learning rate there."""
     optim, lengths = recipe.optim, [stage.epochs for stage in recipe.stages] if recipe.restart else [recipe.epochs]

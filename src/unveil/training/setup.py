@@ -53,6 +53,7 @@ from .init_from import (
     Initial,
     PreviousTraining,
     adapt_weights,
+    check_rate,
     check_schedule,
     keep_schedule,
     previous_training,
@@ -210,6 +211,7 @@ class _Draft:
         self.config, self.function, self.device, self.num_train = config, function, device, num_train
         self.modalities = modalities_of(source, inspection)
         self.auto = AutoConfig(function, config.recipe_options, config.paper)
+        check_rate(self.auto, previous)
         if not config.paper:
             configure_shape(self.auto, inspection, num_train, device)
         configure_size(self.auto)

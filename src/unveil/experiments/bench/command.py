@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import closing
+from dataclasses import replace
 from functools import partial
 from typing import Any, Literal
 
@@ -12,6 +13,7 @@ import torch
 from ...data.loader import Loader
 from ...data.sources import Source, open_source
 from ...data.transforms import View
+from ...modeling.optim import OptimizerName
 from ...recipes.options import accept_python_values
 from ...runs.console import Progress, log
 from ...runs.hardware import has_native_bf16, memory_total
@@ -27,7 +29,7 @@ from .results import Entry, Peak, Results, format_results
 from .timing import Seconds, Stepper, interleave
 from .work import Contender, Work
 
-_WARMUP = 2  # rounds: the first makes AdamW's moments and chooses kernels
+_WARMUP = 2  # rounds: the first makes the optimizer's moments and chooses kernels
 PRESETS: dict[str, dict[str, Any]] = {
     "base": {"size": "base", "patch": 16, "image_size": (224,), "batch_size": 32},
     "cifar": {"size": "tiny", "patch": 4, "image_size": (32,), "batch_size": 64},
@@ -42,6 +44,7 @@ def bench(
     patch: int | None = None,
     image_size: tuple[int, ...] = (),
     batch_size: int | None = None,
+    optimizer: OptimizerName = "adamw",
     contenders: tuple[str, ...] = ("mae", "transformers", "cross-attention", "partial", "inter-block"),
     precision: Literal["both", "float32", "bf16", "auto"] = "both",
     rounds: int | None = None,
@@ -65,6 +68,7 @@ def bench(
     patch: side of a patch in pixels; by default 16
     image_size: side of an image in pixels, or its height and width; by default 224
     batch_size: images per step; by default 8 on a processor, 64 or more on a GPU, as its memory allows
+    optimizer: what updates our models, as in `pretrain`; peers have AdamW
     contenders: what is timed; the first is the base of the ratios. Peers are transformers, timm and lightly. A mode
         behind a name is for it alone: mae:auto, transformers:float32, mae:bf16, mae:bf16+compile
     precision: both is float32, and bf16 where the device has it in hardware; auto is what pretrain chooses here for a
@@ -89,7 +93,7 @@ def bench(
         raise ValueError("--data is for --profile, which shows the time that steps wait for it; give both, or neither")
     source = None if data is None else open_source(data)
     given = {"size": size, "patch": patch, "image_size": tuple(image_size), "batch_size": batch_size}
-    work = work_of(preset, given, seed, chosen)
+    work = replace(work_of(preset, given, seed, chosen), optimizer=optimizer)
     modes, skipped = _modes(precision, chosen, compile)
     of_name = split_names(contenders, modes)
     present, absent = select_contenders(tuple(of_name), work)

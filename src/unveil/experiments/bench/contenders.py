@@ -1,7 +1,7 @@
 """The timed models: our recipes, the ladder from MAE to CrossMAE, the stages of CMT-MAE, guided MultiMAE, and peers.
 
 Every contender is a module that maps a batch to its loss. Those of one group do the same work: the same ViT, images,
-batch and share of hidden patches, and the same AdamW.
+batch and share of hidden patches, and the same optimizer (AdamW, unless ours are told another).
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ...modeling.masked_model import MaskedModel, mean_loss
+from ...modeling.optim import OptimizerName
 from ...modeling.types import Batch
 from ...recipes.attmask import recipe as attmask
 from ...recipes.cmtmae import recipe as cmtmae
@@ -33,9 +34,13 @@ from .work import Contender, TimedModel, Work
 
 
 class Ours(TimedModel):
-    """A recipe's model and its loss."""
+    """A recipe's model, its loss, and the optimizer of the work."""
 
     model: MaskedModel
+
+    def __init__(self, model: MaskedModel, optimizer: OptimizerName = "adamw"):
+        super().__init__(model)
+        self.optimizer = optimizer
 
     def forward(self, batch: Batch) -> Float[Tensor, ""]:
         return mean_loss(self.model(batch))
@@ -51,6 +56,7 @@ def _recipe(
 
     def make(work: Work) -> Recipe:
         shape: dict[str, Any] = {"size": work.size, "patch": work.patch, "image_size": work.image_size}
+        shape["optimizer"] = work.optimizer
         if in_proportion:
             shape |= NARROW_DECODERS.get(work.size, {})
         if defaults_of(recipe).get("mask_unit"):
@@ -65,7 +71,7 @@ def _ours(
     name: str, summary: str, recipe: Callable[..., Recipe], stage: int = 0, period: int = 1, **options: Any
 ) -> Contender:
     of_work = _recipe(recipe, stage, **options)
-    return Contender(name, summary, lambda work: Ours(of_work(work).stages[0].build()), period, of_work)
+    return Contender(name, summary, lambda work: Ours(of_work(work).stages[0].build(), work.optimizer), period, of_work)
 
 
 _LAST_MAP: dict[str, Any] = {"blend": "none", "visible": 0.25}

@@ -162,7 +162,7 @@ def format_results(results: Results) -> str:
     lines = [
         headline(facts),
         f"  ViT-{work.size}/{work.patch}, {work.batch_size} images of {height} x {width} a step,"
-        f" {facts['rounds']} rounds, seed {work.seed}",
+        f" {facts['rounds']} rounds, seed {work.seed}{'' if work.optimizer == 'adamw' else f', {work.optimizer}'}",
         f"  times as fast, fewer FLOPs: than {results.entries[0].summary}; medians, the middle half in brackets",
         "  share: how much of the ratio of FLOPs is gained in time",
         "  of peak, of shapes: the step's FLOP/s as a share of those of matrix products alone, of 2048 x 2048 and of"

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...modeling.optim import Optim, adamw
+from ...modeling.optim import Optim, make_optimizer
 from ...modeling.types import Batch
 from ...training.trainer import Settings, Trainer
 from .contenders import Ours
@@ -72,7 +72,7 @@ class Clock:
 
 
 class Stepper:
-    """A contender in training: its weights, its AdamW, and a timed step in any mode (`modes.MODES`).
+    """A contender in training: its weights, its optimizer, and a timed step in any mode (`modes.MODES`).
 
     Ours are updated by the training loop's own `Trainer`, so that everything that a run computes is timed: the norm of
     the gradients and the check that they are finite (as part of the backward pass), the update, the averages. Where one
@@ -82,8 +82,8 @@ class Stepper:
     def __init__(self, model: TimedModel, batch: Batch, device: torch.device, period: int = 1):
         self.device, self.batch, self.period = device, batch, period
         self.model = model.to(device).train()
-        self.optim = Optim(batch_size=len(batch))
-        self.optimizer = adamw(self.model, self.optim)
+        self.optim = Optim(batch_size=len(batch), optimizer=model.optimizer)
+        self.optimizer = make_optimizer(self.model, self.optim)
         self.settings: dict[str, Settings] = {}  # of modes in which a step is not computed at once
         self.updates: dict[str, Callable[[], object]] = {}
         self.marks = Marks(Clock(device))

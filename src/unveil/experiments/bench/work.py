@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from ...modeling.encoder import SIZES, token_grid
+from ...modeling.optim import Optim, OptimizerName
 from ...modeling.rng import sample_keys
 from ...modeling.types import DEPTH, RGB, SEMSEG, Batch
 from ...recipes.recipe import Recipe
@@ -18,13 +19,17 @@ MODALITIES = (RGB, DEPTH, SEMSEG)  # of a batch, of which each contender reads i
 
 @dataclass(frozen=True)
 class Work:
-    """The work of every contender: a step of a ViT of this size on `batch_size` images of this size."""
+    """The work of every contender: a step of a ViT of this size on `batch_size` images of this size.
+
+    Our models are updated by the `optimizer`, peers by AdamW.
+    """
 
     size: str
     patch: int
     image_size: tuple[int, ...]
     batch_size: int
     seed: int
+    optimizer: OptimizerName = "adamw"
 
     def __post_init__(self) -> None:
         if self.size not in SIZES:
@@ -32,6 +37,7 @@ class Work:
         if self.batch_size < 1:
             raise ValueError(f"batch_size is a number of images, at least 1; got {self.batch_size}")
         token_grid(self.image_size, self.patch)
+        Optim(optimizer=self.optimizer)
 
     @property
     def sides(self) -> tuple[int, int]:
@@ -53,6 +59,8 @@ class Work:
 
 class TimedModel(nn.Module):
     """A module `Batch -> loss`, with a hook before a step as the training loop calls it."""
+
+    optimizer: OptimizerName = "adamw"
 
     def __init__(self, model: nn.Module):
         super().__init__()
