@@ -119,6 +119,16 @@ class TestContinuing:
         assert now == before
         assert place.pretrain(*TRAIN, "--data", str(moved)) == 0
 
+    def test_a_run_killed_before_its_first_step_makes_way_for_another(
+        self, place: Place, whole: Callable, monkeypatch: pytest.MonkeyPatch
+    ):
+        at_steps(monkeypatch, [1], kill)  # before it is written down
+        with pytest.raises(Killed):
+            place.pretrain(*TRAIN, "--batch-size", "20")
+        assert (place.run / "run.json").exists()
+        assert place.pretrain(*TRAIN) == 0
+        assert weights(place.run) == weights(whole(*TRAIN))
+
     def test_a_recipe_that_changed_meanwhile_is_refused(self, place: Place, monkeypatch: pytest.MonkeyPatch, capsys):
         at_steps(monkeypatch, [4], interrupt)
         assert place.pretrain(*TRAIN) == 130

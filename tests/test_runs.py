@@ -21,6 +21,7 @@ def begun(path: Path, **facts: object) -> RunFolder:
     path.mkdir(exist_ok=True)
     run = RunFolder(path)
     run.update_metadata(asked=CHOSEN, **{"status": "running", **facts})
+    run.log_metrics({"kind": "step", "step": 1})
     return run
 
 
@@ -58,6 +59,13 @@ class TestIntents:
         assert "recipe" not in str(refusal.value)
         with pytest.raises(ValueError, match=r"epochs: None then, 3 now; recipe: 'mae' then, 'crossmae' now"):
             is_continuation(tmp_path, {**CHOSEN, "recipe": "crossmae", "epochs": 3}, overwrite=False)
+
+    @pytest.mark.parametrize("status", ["running", "stopped", "failed"])
+    def test_a_run_killed_before_its_first_step_makes_way_for_another(self, tmp_path: Path, status: str, capsys):
+        (begun(tmp_path, status=status).path / "metrics.jsonl").write_text('{"kind": "signals", "step": 0}\n')
+        assert is_continuation(tmp_path, CHOSEN, overwrite=False)
+        assert not is_continuation(tmp_path, {**CHOSEN, "batch_size": 32}, overwrite=False)
+        assert "stopped before its first step" in capsys.readouterr().err
 
     @pytest.mark.parametrize("overwrite", [False, True])
     def test_a_folder_of_other_files_is_never_ours(self, tmp_path: Path, overwrite: bool):

@@ -28,6 +28,7 @@ from ..runs.folder import (
     check_tensorboard,
     check_writable,
     choose_folder,
+    has_trained,
     is_continuation,
 )
 from ..runs.threads import use_threads
@@ -122,7 +123,7 @@ def _make_folder(config: PretrainConfig) -> RunFolder:
 
 def _write_start(run: RunFolder, setup: TrainingSetup, config: PretrainConfig) -> None:
     """Write the files of a new run; `run.json` comes last, as a folder without it holds no run."""
-    if not config.overwrite and (run.path / "run.json").exists():
+    if not config.overwrite and (run.path / "run.json").exists() and has_trained(run.path):
         raise ValueError(f"another process has started a run in {run.path}; give another --out")
     run.clear()
     try:

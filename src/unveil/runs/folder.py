@@ -187,10 +187,17 @@ def _longer(path: Path) -> str:
     return f"to train it for longer, give --init-from {path} --continue-schedule tail and a new --out"
 
 
+def has_trained(path: Path) -> bool:
+    """Whether the run in a folder has made a step that it has stored or written down."""
+    journal = path / "metrics.jsonl"
+    lines = journal.read_text(errors="replace").splitlines() if journal.is_file() else []
+    return any((path / "checkpoints").glob("step-*")) or any('"kind": "step"' in line for line in lines)
+
+
 def is_continuation(path: Path, fingerprint: Mapping[str, Any], overwrite: bool) -> bool:
     """Whether the folder holds an unfinished run of the same recipe and options, which is then continued.
 
-    Raises ValueError, with the differences, when it holds something else.
+    One of other options that has not made a step is replaced. Raises ValueError, with the differences, when it holds something else.
     """
     if not path.exists() or not any(path.iterdir()):
         return False
@@ -205,6 +212,9 @@ def is_continuation(path: Path, fingerprint: Mapping[str, Any], overwrite: bool)
     before, now = current_options({**resolved, **metadata.get("asked", {})}), current_options(fingerprint)
     differs = sorted(k for k in {*before, *now} if before.get(k) != now.get(k))
     is_finished = metadata.get("status") == "finished"
+    if differs and not is_finished and not has_trained(path):
+        log(f"note: {path} holds a run that was stopped before its first step; this one takes its place")
+        return False
     if differs:
         changes = "; ".join(f"{k}: {before.get(k)!r} then, {now.get(k)!r} now" for k in differs)
         longer = f"; {_longer(path)}" if is_finished and set(differs) <= {"epochs", "minutes"} else ""
