@@ -362,6 +362,11 @@ class TestCommand:
             bench(**quick | flags)
         assert list(tmp_path.iterdir()) == []
 
+    def test_an_unknown_contender_is_the_first_that_is_said(self, capsys):
+        with pytest.raises(ValueError, match="got beit"):
+            bench(contenders=("beit",))
+        assert capsys.readouterr() == ("", "")
+
     def test_too_much_for_the_memory(self):
         costs = {"mae": StepCost(1, 10**9), "partial": StepCost(1, 10**9)}
         with pytest.raises(ValueError, match=r"needs about 26\.1 GB, .*fewer --contenders"):

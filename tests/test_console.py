@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 
 from unveil.runs import console
-from unveil.runs.console import Progress, duration, table
+from unveil.runs.console import Progress, duration, plural, table
 
 
 @pytest.fixture
@@ -18,6 +18,11 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     clock = SimpleNamespace(now=1000.0)
     monkeypatch.setattr(console.time, "monotonic", lambda: clock.now)
     return clock
+
+
+def test_nouns_stand_as_their_number_asks():
+    assert [plural("class", n) for n in (0, 1, 2)] == ["classes", "class", "classes"]
+    assert [plural("thread", n) for n in (1, 2, 0.5)] == ["thread", "threads", "threads"]
 
 
 @pytest.mark.parametrize(

@@ -66,6 +66,14 @@ def test_too_short_to_tell():
     assert "Too few steps" in optimisation(short).sentence
 
 
+def test_a_run_that_was_shortened_to_end_at_its_time_says_so():
+    info = {"status": "finished", "dials": {"epochs": 10}}
+    short = run(info={**info, "updates": {"made": 500, "planned": 1200, "epochs": 10}})
+    assert "500 of 1,200 planned updates" in only(judge(short), "note").sentence
+    assert optimisation(short).state == "healthy"
+    assert judge(run(info={**info, "updates": {"made": 500, "planned": 500}})) == []
+
+
 @pytest.mark.parametrize(
     ("status", "level", "words", "state"),
     [

@@ -95,9 +95,12 @@ def _version(package: str) -> str:
 def _processor() -> Iterator[Finding]:
     import torch
 
+    from ..runs.console import plural
     from ..runs.hardware import num_cores
 
-    yield Finding("ok", f"{num_cores()} cores, torch uses {torch.get_num_threads()} threads")
+    cores, threads = num_cores(), torch.get_num_threads()
+    used = f"{cores} {plural('core', cores)}, torch uses {threads} {plural('thread', threads)}"
+    yield Finding("ok", used)
     capabilities = torch.cpu.get_capabilities()
     if native := [name for name in ("avx512_bf16", "amx_bf16", "bf16") if capabilities.get(name)]:
         yield Finding("ok", f"bf16 is native on this processor ({', '.join(native)})")

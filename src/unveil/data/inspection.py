@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float64, Int, UInt64
 
 from ..modeling.types import Modality
-from ..runs.console import printable, table
+from ..runs.console import plural, printable, table
 from ..runs.hardware import num_cores
 from ..runs.run_config import Check
 from .decode import Unreadable
@@ -192,7 +192,7 @@ def _report(facts: Inspection | AlignedInspection, rows: list[tuple[str, str]], 
 
 
 def _label_row(classes: Mapping[str, int] | None) -> list[tuple[str, str]]:
-    return [("labels", f"{len(classes)} classes: {_counted(classes)}")] if classes else []
+    return [("labels", f"{len(classes)} {plural('class', len(classes))}: {_counted(classes)}")] if classes else []
 
 
 def _counted(counts: Mapping[str, int]) -> str:

@@ -11,6 +11,8 @@ from pathlib import Path
 
 from PIL import Image
 
+from ..runs.console import plural
+
 _VOID = frozenset({"img", "meta", "input", "br"})
 
 
@@ -83,7 +85,7 @@ def count(value: float) -> str:
 
 def counted(value: float, noun: str) -> str:
     """A number with its noun: 1 epoch, 0.92 epochs."""
-    return f"{brief(value)} {noun}{'' if brief(value) == '1' else 's'}"
+    return f"{brief(value)} {plural(noun, value if brief(value) != '1' else 1)}"
 
 
 def picture(path: Path | None, alt: str, longest: int = 256) -> Markup:

@@ -77,6 +77,15 @@ def failed(run: RunRecord) -> Verdict | None:
     return None
 
 
+def shortened(run: RunRecord) -> Verdict | None:
+    """The run made fewer updates than were planned, to end at its time."""
+    made, planned = run.number("updates", "made"), run.number("updates", "planned")
+    if not made < planned:
+        return None
+    sentence = f"The run made {made:,.0f} of {planned:,.0f} planned updates, since the machine was slower than measured"
+    return Verdict("note", f"{sentence}, to end at its time.", "Give more --minutes, or the --epochs.")
+
+
 def too_short(run: RunRecord) -> Verdict | None:
     """The run has logged no step so far, or too few to assess the loss curve."""
     if not run.steps:
@@ -353,4 +362,4 @@ Check = Callable[[RunRecord], Verdict | None]
 OPTIMISATION: tuple[Check, ...] = (
     failed, diverged, collapse, not_falling, skipped_updates, unstable_weight, overfitting, still_falling, too_short,
 )  # fmt: skip
-CHECKS: tuple[Check, ...] = (*OPTIMISATION, easy_targets, even_guidance, data_bound, unreadable_files)
+CHECKS: tuple[Check, ...] = (*OPTIMISATION, shortened, easy_targets, even_guidance, data_bound, unreadable_files)

@@ -44,6 +44,11 @@ def duration(seconds: float) -> str:
     return f"{seconds / 3600:.1f} h" if seconds < 48 * 3600 else f"{seconds / 86400:.1f} days"
 
 
+def plural(noun: str, count: float) -> str:
+    """A noun as it stands behind a number: class, classes."""
+    return noun if count == 1 else noun + ("es" if noun.endswith("s") else "s")
+
+
 def suggest(name: str, known: Iterable[object], otherwise: str = "", shown: Callable[[str], str] = str) -> str:
     """Either "did you mean a or b?", the known names most like this one, or `otherwise`, or "there are a, b, c"."""
     names = [str(k) for k in known]

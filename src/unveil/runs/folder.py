@@ -197,7 +197,8 @@ def has_trained(path: Path) -> bool:
 def is_continuation(path: Path, fingerprint: Mapping[str, Any], overwrite: bool) -> bool:
     """Whether the folder holds an unfinished run of the same recipe and options, which is then continued.
 
-    One of other options that has not made a step is replaced. Raises ValueError, with the differences, when it holds something else.
+    One of other options that has not made a step is replaced. Raises ValueError, with the differences, when it holds
+    something else.
     """
     if not path.exists() or not any(path.iterdir()):
         return False

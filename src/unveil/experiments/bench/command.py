@@ -18,7 +18,7 @@ from ...recipes.options import accept_python_values
 from ...runs.console import Progress, log
 from ...runs.hardware import has_native_bf16, memory_total
 from .chosen import choose_settings, mode_of
-from .contenders import select_contenders
+from .contenders import check_names, select_contenders
 from .flops_and_memory import MEANING, StepCost, peak, step_cost
 from .goals import judge_goals
 from .machine import Measurement, need_positive
@@ -89,6 +89,7 @@ def bench(
     chosen = measurement.device
     rounds = (10 if chosen.type == "cpu" else 30) if rounds is None else rounds
     need_positive(rounds=rounds)
+    check_names(tuple(split_names(contenders, ())))
     if data is not None and not profile:
         raise ValueError("--data is for --profile, which shows the time that steps wait for it; give both, or neither")
     source = None if data is None else open_source(data)

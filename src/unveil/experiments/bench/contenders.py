@@ -110,13 +110,18 @@ _ALL = (
 CONTENDERS: dict[str, Contender] = {contender.name: contender for contender in _ALL}
 
 
-def select_contenders(names: Sequence[str], work: Work) -> tuple[list[Contender], dict[str, str]]:
-    """The contenders that can run here, each once, in the given order; and why the others cannot."""
+def check_names(names: Sequence[str]) -> None:
+    """Raise ValueError for a name that no contender has, or where there is none."""
     unknown = [name for name in names if name not in CONTENDERS]
     if unknown or not names:
         raise ValueError(
             f"contenders are one or more of {', '.join(CONTENDERS)}; got {', '.join(unknown) or 'none of them'}"
         )
+
+
+def select_contenders(names: Sequence[str], work: Work) -> tuple[list[Contender], dict[str, str]]:
+    """The contenders that can run here, each once, in the given order; and why the others cannot."""
+    check_names(names)
     every = [CONTENDERS[name] for name in dict.fromkeys(names)]
     absent = {contender.name: why for contender in every if (why := contender.absent(work))}
     present = [contender for contender in every if contender.name not in absent]

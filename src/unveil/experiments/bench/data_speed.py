@@ -21,7 +21,7 @@ from ...recipes.options import accept_python_values
 from ...recipes.recipe import Recipe
 from ...recipes.registry import build_recipe, load_recipe
 from ...runs import console
-from ...runs.console import log
+from ...runs.console import log, plural
 from ...runs.hardware import num_cores
 from ...training.autoconfig import AutoConfig, configure_shape, configure_size
 from ...training.config import PretrainConfig
@@ -248,7 +248,8 @@ def _text(results: Mapping[str, Any]) -> str:
         console.table(rows),
         "",
         f"a step of {results['recipe']} ({results['chosen']}) on {results['batch_size']} images that are there consumes"
-        f" {consumed:.0f} images/s; waiting is the share of a training's time, {results['workers']} threads reading",
+        f" {consumed:.0f} images/s; waiting is the share of a training's time, {results['workers']}"
+        f" {plural('thread', results['workers'])} reading",
     ]
     if PILLOW not in rates:
         lines.append("Pillow was not timed: these are not images of one file each")

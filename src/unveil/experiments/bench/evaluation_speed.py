@@ -20,7 +20,7 @@ from ...modeling.image_encoder import ImageEncoder
 from ...modeling.types import Pool
 from ...recipes.options import accept_python_values
 from ...runs import console
-from ...runs.console import log
+from ...runs.console import log, plural
 from ...runs.hardware import autocast
 from ...runs.run_config import Precision
 from .command import preset_of
@@ -143,7 +143,8 @@ def bench_evaluate(
     table = [["probe", *(f"{dim} numbers" for dim in widths)]]
     table += [[name, *(f"{seconds[name][str(dim)]:.2f} s" for dim in widths)] for name in probes]
     what = f"{len(source):,} images of {' x '.join(map(str, encoder.image_size))} from {source.address}, {precision}"
-    probed = f"{train_images:,} features to learn from, {test_images:,} to test on, {classes} classes"
+    probed = f"{train_images:,} features to learn from, {test_images:,} to test on, {classes}"
+    probed += f" {plural('class', classes)}"
     parts = [headline(results), f"  {what}", "", console.table(rows), "", probed, console.table(table)]
     measurement.deliver(results, "\n".join(parts))
     return results

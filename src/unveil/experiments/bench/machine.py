@@ -17,7 +17,7 @@ import torch
 
 from ..._version import __version__
 from ...runs.atomic import write_json
-from ...runs.console import log, user_path
+from ...runs.console import log, plural, user_path
 from ...runs.hardware import choose_device, git_commit, num_cores, processor_use, versions
 from ...runs.threads import use_threads
 
@@ -58,9 +58,10 @@ def headline(facts: Mapping[str, Any]) -> str:
     """The command, and below it the machine, for the top of a table."""
     machine = facts["machine"]
     processor = machine["processor"] if machine["device"] == "cpu" else machine["device"]
+    cores = f"{facts['threads']} of {machine['cores']} {plural('core', machine['cores'])}"
     return (
-        f"{facts['command']}\n  on {processor}, {facts['threads']} of {machine['cores']} cores, torch"
-        f" {machine['torch']}, commit {facts['git'] or 'unknown'}, others busy {facts['busy_before']:.0%}"
+        f"{facts['command']}\n  on {processor}, {cores}, torch {machine['torch']}, commit {facts['git'] or 'unknown'},"
+        f" others busy {facts['busy_before']:.0%}"
     )
 
 

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from ...runs import console
+from ...runs.console import plural
 from .machine import headline
 from .modes import How
 from .profile import StepProfile, format_profile
@@ -162,7 +163,8 @@ def format_results(results: Results) -> str:
     lines = [
         headline(facts),
         f"  ViT-{work.size}/{work.patch}, {work.batch_size} images of {height} x {width} a step,"
-        f" {facts['rounds']} rounds, seed {work.seed}{'' if work.optimizer == 'adamw' else f', {work.optimizer}'}",
+        f" {facts['rounds']} {plural('round', facts['rounds'])}, seed {work.seed}"
+        f"{'' if work.optimizer == 'adamw' else f', {work.optimizer}'}",
         f"  times as fast, fewer FLOPs: than {results.entries[0].summary}; medians, the middle half in brackets",
         "  share: how much of the ratio of FLOPs is gained in time",
         "  of peak, of shapes: the step's FLOP/s as a share of those of matrix products alone, of 2048 x 2048 and of"
