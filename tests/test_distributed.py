@@ -19,6 +19,7 @@ from PIL import Image
 from torch import Tensor
 
 from tiny_runs import facts, journal
+from unveil.cli import main
 from unveil.runs.checkpoint import read_latest
 from unveil.runs.console import log
 from unveil.training.distributed import SINGLE_PROCESS, process_group
@@ -81,12 +82,17 @@ def words(out: str, *more: str) -> list[str]:
     return [*WORDS.split(), "--epochs", "3", "--out", out, *more]
 
 
-def test_two_processes_learn_what_one_learns_where_modalities_are_missing(pairs: Path) -> None:
-    done(start(pairs, words("alone")))
-    printed = done(start(pairs, words("two"), processes=2))
-    done(start(pairs, words("parts", "--micro-batch", "3"), processes=2))
+def alone(folder: Path, words: Sequence[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """`unveil pretrain` in this process, which is quicker than to start another one."""
+    monkeypatch.chdir(folder)
+    assert main(["pretrain", *words]) == 0
+
+
+def test_two_processes_learn_what_one_learns_where_modalities_are_missing(pairs: Path, monkeypatch) -> None:
+    """In micro-batches; without them two processes learn in the test below."""
+    alone(pairs, words("alone"), monkeypatch)
+    printed = done(start(pairs, words("two", "--micro-batch", "3"), processes=2))
     same(pairs / "alone", pairs / "two")
-    same(pairs / "alone", pairs / "parts")
     assert facts(pairs / "two")["status"] == "finished"
     assert facts(pairs / "two")["settings"]["processes"] == 2
     one, two = (journal(pairs / run, "step") for run in ("alone", "two"))
@@ -95,8 +101,8 @@ def test_two_processes_learn_what_one_learns_where_modalities_are_missing(pairs:
     assert printed.count("next: ") == 1  # one of them speaks for both
 
 
-def test_a_run_of_two_processes_is_stopped_and_goes_on_alone(pairs: Path) -> None:
-    done(start(pairs, words("undisturbed", "--epochs", "40")))
+def test_a_run_of_two_processes_is_stopped_and_goes_on_alone(pairs: Path, monkeypatch) -> None:
+    alone(pairs, words("undisturbed", "--epochs", "40"), monkeypatch)
     process = start(pairs, words("stopped", "--epochs", "40"), processes=2)
     metrics = pairs / "stopped" / "metrics.jsonl"
     while process.poll() is None and not (metrics.exists() and '"step": 4' in metrics.read_text()):
@@ -105,7 +111,7 @@ def test_a_run_of_two_processes_is_stopped_and_goes_on_alone(pairs: Path) -> Non
     _, err = process.communicate(timeout=240)
     assert facts(pairs / "stopped")["status"] == "stopped", err
     assert "stopped; everything is in" in err
-    done(start(pairs, words("stopped", "--epochs", "40")))
+    alone(pairs, words("stopped", "--epochs", "40"), monkeypatch)
     assert facts(pairs / "stopped")["status"] == "finished"
     same(pairs / "undisturbed", pairs / "stopped")
 
