@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -19,6 +20,7 @@ from unveil.training.autoconfig import (
     MIN_BATCH,
     AutoConfig,
     configure_schedule,
+    configure_shape,
     configure_size,
     largest_batch,
     validation_interval,
@@ -80,6 +82,25 @@ def test_a_long_run_is_looked_at_ten_times_and_a_short_one_less():
     assert validation_interval(10.0, epoch_seconds=6.0) == 2.5  # a minute: every 15 s
     assert validation_interval(2.0, epoch_seconds=1.0) == 2.0  # two seconds: at its end
     assert validation_interval(2.0, epoch_seconds=0.0) == 2.0
+
+
+class TestSize:
+    def size(self, device: str, minutes: float | None, **given) -> str:
+        auto = AutoConfig(mim.recipe, given)
+        images = SimpleNamespace(median=(32, 32))
+        configure_shape(auto, images, 50_000, torch.device(device), minutes and 60 * minutes)
+        return auto.options["size"]
+
+    def test_without_a_gpu_a_short_run_trains_a_small_encoder(self):
+        assert self.size("cpu", 10) == self.size("mps", 30) == "nano"
+        assert self.size("cpu", 120) == self.size("cpu", None) == "tiny"  # None: the epochs are given
+        assert self.size("cuda", 10) == "base"
+        assert self.size("cpu", 10, size="small") == "small"
+
+    def test_images_have_tokens_enough_for_the_patch_of_given_weights(self):
+        auto = AutoConfig(mim.recipe, {"patch": 16})
+        configure_shape(auto, SimpleNamespace(median=(32, 32)), 100, torch.device("cpu"), least_side=128)
+        assert auto.options["image_size"] == (128,)
 
 
 class TestFitSchedule:

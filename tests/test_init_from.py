@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,6 +17,8 @@ from tiny import build
 from tiny_runs import write_images, write_recipe
 from unveil.modeling.masked_model import MaskedModel
 from unveil.modeling.public_vits import load_weights, read_weights, to_own_names
+from unveil.recipes import mae
+from unveil.recipes.registry import build_recipe
 
 WRAPPED = {  # the keys of the dictionaries around the state dict, and what stands before the names
     "plain": (("model",), ""),
@@ -106,3 +109,21 @@ class TestWhatIsShortOfWhole:
         model = self.model(tmp_path)
         encoder = {n: t for n, t in model.state_dict().items() if n.startswith("encoder.")}
         self.start(tmp_path, encoder)
+
+
+def test_the_encoder_takes_the_size_and_patch_of_the_weights(tmp_path: Path):
+    """Of a file under public names, and of a run: neither has to be repeated, and what is given stays."""
+    model = build_recipe(mae.recipe, (), {"size": "tiny", "patch": 8, "image_size": (64,)}).stages[0].build()
+    torch.save({"model": public_names(model)}, tmp_path / "w.pth")
+    images = str(write_images(tmp_path / "images"))
+
+    def start(**options) -> dict[str, Any]:
+        run = unveil.pretrain("mae", data=images, device="cpu", minutes=0.002, workers=1, **options)
+        return unveil.Run.open(run).config.options
+
+    first = start(init_from=str(tmp_path / "w.pth"), out=str(tmp_path / "a"), allow_missing=True)
+    assert (first["size"], first["patch"], first["image_size"]) == ("tiny", 8, (64,))
+    second = start(init_from=str(tmp_path / "a"), out=str(tmp_path / "b"))
+    assert (second["size"], second["patch"]) == ("tiny", 8)
+    with pytest.raises(ValueError, match="no weights fit this encoder"):
+        start(init_from=str(tmp_path / "a"), out=str(tmp_path / "c"), size="nano")

@@ -23,6 +23,7 @@ MAX_EPOCHS = 800  # as long as the papers train
 UPDATES = 6000  # that a run should have: below it, batches of half the size learn more from the same images
 FEWEST_UPDATES = 1000  # that a run keeps where larger batches, being faster, show it more images
 MIN_BATCH, MAX_BATCH = 16, 4096
+SMALL_VIT_MINUTES = 30.0  # of training on a CPU up to which a ViT nano learns more; docs/results.md has the comparison
 SHORT_RUN_LR = 1e-3  # peak of a tiny ViT at batches of 32 and more, less below; docs/results.md has the sweep
 EMA_SHARE = 0.05  # of a run's updates: the longest time constant of an average of the student
 EMA_TARGETS = ("data2vec", "student", "collaborative")  # what is predicted from an average of the student
@@ -84,12 +85,20 @@ class AutoConfig:
 
 
 def configure_shape(
-    auto: AutoConfig, data: Inspection | AlignedInspection, num_train: int, device: torch.device
+    auto: AutoConfig,
+    data: Inspection | AlignedInspection,
+    num_train: int,
+    device: torch.device,
+    budget: float | None = None,
+    least_side: int = 0,
 ) -> None:
-    """Set image size, patch and model size by the images and the device."""
+    """Set image size, patch and model size by the images, the device and the budget in seconds, where there is one.
+
+    `least_side` is the smallest image size in pixels that is chosen.
+    """
     height, width = data.median or (224, 224)
     side = min(height, width)
-    image_size = next(size for limit, size, _ in _IMAGE_SIZES if side <= limit)
+    image_size = max(least_side, next(size for limit, size, _ in _IMAGE_SIZES if side <= limit))
     patch = max(1, auto.given.get("patch", 1))
     image_size = max(patch, image_size // patch * patch)
     auto.set("image_size", (image_size,), f"the median image has {width} x {height} pixels")
@@ -100,8 +109,10 @@ def configure_shape(
             auto.set("patch", patch, f"{sides[0] // patch} x {sides[-1] // patch} patches in an image")
     if auto.options.get("mask_unit") and auto.options["mask_unit"] % max(1, auto.options.get("patch", 1)) == 0:
         auto.set("mask_unit", 2 * auto.options["patch"], "two patches, as in the paper")
-    if device.type != "cuda":
-        auto.set("size", "tiny", "a CPU trains a tiny ViT in minutes; --size base needs a GPU")
+    if device.type != "cuda" and budget is not None and budget <= 60 * SMALL_VIT_MINUTES:
+        auto.set("size", "nano", f"it learns more than a larger ViT in {budget / 60:g} minutes without a GPU")
+    elif device.type != "cuda":
+        auto.set("size", "tiny", "a CPU trains a tiny ViT in hours; --size base needs a GPU")
     elif num_train < 20_000:
         auto.set("size", "small", f"{num_train:,} images are few for a larger model")
     _configure_decoder(auto)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from bisect import bisect_right
 from collections.abc import Iterable, Mapping
@@ -11,6 +12,7 @@ from typing import Any
 
 import torch
 
+from ..modeling.encoder import SIZES
 from ..modeling.optim import make_optimizer
 from ..modeling.public_vits import (
     BESIDE,
@@ -26,6 +28,7 @@ from ..modeling.public_vits import (
     to_own_names,
     with_channels,
 )
+from ..modeling.types import Modality
 from ..recipes.recipe import Recipe
 from ..recipes.run import Run
 from ..runs.checkpoint import fitting_moments
@@ -33,6 +36,7 @@ from ..runs.console import log, user_path
 from .autoconfig import AutoConfig
 from .config import Continue, PretrainConfig
 
+TOKENS_A_SIDE = 8  # of an image, at least, where the patch is that of given weights
 RAISED = 10.0  # the factor of --continue-schedule x10
 _BARS = "▁▂▃▄▅▆▇█"
 _COLUMNS, _WHOLE = 40, 200  # points of a run's schedule, and of the whole training that it continues
@@ -68,6 +72,25 @@ def read_initial(config: PretrainConfig) -> Initial | None:
         objectives = run.recipe().stages[saved.state["stage"]].build().objectives
     names = [(rf"^objectives\.{i}\.", f"objectives.{o.name}.") for i, o in enumerate(objectives)]
     return Initial(rename(saved.model, names), rename(moments, names))
+
+
+def configure_initial(auto: AutoConfig, initial: Initial, modality: Modality) -> int:
+    """Set the size and the patch of the encoder whose weights these are, where they show them and none are given.
+
+    Returns the least side of an image in pixels that gives enough tokens; 0 where the patch stays open.
+    """
+    state = to_own_names(initial.weights, modality.name)
+    blocks = {int(block[1]) for name in state if (block := re.match(r"encoder\.blocks\.(\d+)\.", name))}
+    norm = state.get("encoder.blocks.0.norm1.weight")
+    for size, (dim, depth, _) in SIZES.items():
+        if norm is not None and (len(norm), len(blocks)) == (dim, depth):
+            auto.fix("size", size, "that of --init-from")
+    projection = state.get(f"encoder.adapters.{modality.name}.proj.weight")
+    side = math.isqrt(projection.shape[1] // modality.channels) if projection is not None else 0
+    if projection is None or side * side * modality.channels != projection.shape[1] or "patch" in auto.given:
+        return 0
+    auto.fix("patch", side * modality.stride, "that of --init-from")
+    return TOKENS_A_SIDE * side * modality.stride
 
 
 def adapt_weights(initial: Initial, recipe: Recipe, config: PretrainConfig) -> Initial:

@@ -55,6 +55,7 @@ from .init_from import (
     adapt_weights,
     check_rate,
     check_schedule,
+    configure_initial,
     keep_schedule,
     previous_training,
     read_initial,
@@ -109,7 +110,7 @@ def set_up_new(config: PretrainConfig, processes: int = 1) -> TrainingSetup:
     first = None
     if len(source) > 2 * _SAMPLE:
         sample = Subset(source, spread(len(source), _SAMPLE))
-        first = _Draft(config, function, device, sample, inspect_data(sample), len(source), previous)
+        first = _Draft(config, function, device, sample, inspect_data(sample), len(source), previous, initial)
         first.check(sample)
     log(f"inspecting {config.address} ...")
     inspection = inspect_data(source, config.check)
@@ -118,7 +119,7 @@ def set_up_new(config: PretrainConfig, processes: int = 1) -> TrainingSetup:
     train, held_out = split_data(source, config, config.seed)
     check_unreadable(inspection, train, config.max_broken)
 
-    draft = _Draft(config, function, device, source, inspection, len(train), previous, first)
+    draft = _Draft(config, function, device, source, inspection, len(train), previous, initial, first)
     model = draft.check(source)
     if initial is not None:
         initial = adapt_weights(initial, draft.recipe, config)
@@ -206,6 +207,7 @@ class _Draft:
         inspection: DataInspection,
         num_train: int,
         previous: PreviousTraining | None,
+        initial: Initial | None,
         earlier: _Draft | None = None,
     ):
         self.config, self.function, self.device, self.num_train = config, function, device, num_train
@@ -213,7 +215,8 @@ class _Draft:
         self.auto = AutoConfig(function, config.recipe_options, config.paper)
         check_rate(self.auto, previous)
         if not config.paper:
-            configure_shape(self.auto, inspection, num_train, device)
+            least = configure_initial(self.auto, initial, self.modalities[0]) if initial else 0
+            configure_shape(self.auto, inspection, num_train, device, self.budget, least)
         configure_size(self.auto)
         if previous is not None:
             keep_schedule(self.auto, previous)
