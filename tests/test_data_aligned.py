@@ -31,6 +31,7 @@ from unveil.data.transforms import (
 )
 from unveil.modeling.rng import sample_keys
 from unveil.modeling.types import Modality
+from unveil.runs.run_config import Check
 
 LABELS = replace(SEMSEG, modality=replace(SEMSEG.modality, num_classes=4), measured=False, void=11)
 VIEW = View((16, 16))
@@ -319,6 +320,21 @@ class TestRealData:
 
 
 class TestInspection:
+    @pytest.mark.parametrize(
+        ("check", "ids", "checked"), [("auto", {0, 1, 2, 3}, 10), ("all", {0, 1, 2, 3}, 10), ("none", {0, 2}, 2)]
+    )
+    def test_maps_of_classes_are_read_as_is_asked(self, tmp_path: Path, check: Check, ids: set[int], checked: int):
+        write(tmp_path)
+        for file in sorted((tmp_path / "semseg").rglob("*.png")):
+            Image.fromarray(np.full((24, 32), 1, np.uint8)).save(file)
+        for number, value in ((0, 0), (5, 2), (7, 3)):  # of which 0 and 5 are decoded
+            file = sorted((tmp_path / "semseg").rglob("*.png"))[number]
+            Image.fromarray(np.full((24, 32), value, np.uint8)).save(file)
+        inspection = inspect_samples(open_samples(tmp_path, (RGB, SEMSEG)), 2, check)
+        assert set(inspection.maps[1].ids) == ids
+        assert inspection.num_checked == checked
+        assert ("2 (--check all reads all)" in str(inspection)) == (check == "none")
+
     def test_each_modality_and_the_orphans(self, tmp_path: Path):
         write(tmp_path, without={"depth": {1, 4}})
         Image.fromarray(np.full((24, 32), 2, np.uint8)).save(tmp_path / "semseg/scene0/000.png")

@@ -9,6 +9,7 @@ import threading
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -157,6 +158,23 @@ def test_evaluate_takes_a_precision_and_threads(old_run, monkeypatch, capsys):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True})
     unveil.evaluate(str(run), **options)
     assert "compute in bf16; --precision float32" in capsys.readouterr().err
+
+
+def test_shards_are_evaluated_and_embedded_as_the_folder_that_was_packed(old_run, tmp_path, monkeypatch):
+    """Their scores, features and labels to the bit, and the names without their ending."""
+    monkeypatch.chdir(tmp_path)
+    run, data = old_run
+    unveil.pack(data, out="shards", lossless=True, short_side=None)
+    scores, arrays = [], []
+    for address in (data, "shards"):
+        (result,) = unveil.evaluate(str(run), data=address, protocol=("knn",), precision="float32")
+        scores.append((result.metrics, result.baselines))
+        arrays.append(dict(np.load(unveil.embed(str(run), data=address))))
+    assert scores[0] == scores[1]
+    folder, shards = arrays
+    assert [name.removesuffix(".png") for name in folder["names"]] == shards["names"].tolist()
+    for name in ("features", "labels"):
+        assert np.array_equal(folder[name], shards[name])
 
 
 @pytest.mark.parametrize("what", ["features", "training"])

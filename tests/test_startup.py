@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 
 from unveil.data import headers as headers_module
+from unveil.data import sources
 from unveil.data.aligned_folders import open_samples
 from unveil.data.file_ends import Ends
 from unveil.data.file_names import Names, Numbers, encode_names
@@ -153,6 +154,18 @@ def test_headers_and_pixels_are_read_once(tmp_path: Path, opened: Counter[str]):
     opened.clear()
     assert _inspect(root).count == 12
     assert not opened
+
+
+def test_the_channels_of_a_folder_are_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    read = Counter[str]()
+    header = sources.read_header
+    monkeypatch.setattr(sources, "read_header", lambda data, name: read.update([name]) or header(data, name))
+    root = _folder(tmp_path / "images", 6)
+    assert [open_source(root).channels, read.total(), open_source(root).channels, read.total()] == [3, 6, 3, 6]
+    for file in root.rglob("*.png"):
+        Image.new("L", (9, 9)).save(file)
+    assert [open_source(root).channels, open_source(root).channels] == [1, 1]
+    assert read.total() == 3 * 6  # files that have just been written may change yet
 
 
 def test_what_is_cached_equals_what_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

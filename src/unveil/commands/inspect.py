@@ -39,7 +39,8 @@ def inspect(
     modalities: rgb, depth, semseg, or .toml files that declare others; by default those that have a folder
     limit: decode at most so many images for the statistics of pixels
     check: whose headers are read: all, a sample of 100,000, or none but those of images that are decoded; auto takes
-        all up to 100,000 files and a sample of more
+        all up to 100,000 files and a sample of more; of aligned maps, whose class ids are read where their number is
+        not declared: auto takes all
     """
     from ..data.aligned_folders import aligned_modalities, open_samples
     from ..data.columns import with_columns
@@ -50,6 +51,7 @@ def inspect(
     data = with_tiles(with_columns(data, image_column, label_column), tile, tile_overlap, tile_valid)
     declared = declare(modalities) or aligned_modalities(data)
     if declared:
-        return inspect_samples(open_samples(data, declared), limit)
+        return inspect_samples(open_samples(data, declared), limit, check)
     source = open_source(data)
-    return inspect_samples(source, limit) if isinstance(source, SampleSource) else inspect_source(source, limit, check)
+    look = inspect_samples if isinstance(source, SampleSource) else inspect_source
+    return look(source, limit, check)

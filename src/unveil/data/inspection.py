@@ -250,6 +250,7 @@ class AlignedInspection:
     unreadable: dict[str, str]
     classes: dict[str, int] | None
     passed_over: dict[str, int] = field(default_factory=dict)
+    num_checked: int | None = None  # whose class ids were read where these are not declared; None of old runs: all
 
     @property
     def median(self) -> tuple[int, int] | None:
@@ -269,15 +270,19 @@ class AlignedInspection:
             if lacking := self.orphans.get(facts.name):
                 names = ", ".join(lacking[:_LISTED]) + (", ..." if len(lacking) > _LISTED else "")
                 rows.append(("", f"missing in {len(lacking):,} sample{'s' * (len(lacking) > 1)}: {names}"))
-        rest = f"all {self.count:,} were checked for alignment, and for class ids that are not declared"
+        rest = f"all {self.count:,} were checked for alignment, and "
+        checked = self.count if self.num_checked is None else self.num_checked
+        rest += "" if checked == self.count else f"{checked:,} (--check all reads all) "
+        rest += "for class ids that are not declared"
         sample = f"{self.num_decoded:,} samples, evenly spread"
         return _report(self, rows, f"Sizes, values and damage come from {sample}; {rest}.")
 
 
-def inspect_samples(source: Source, limit: int | None = None) -> AlignedInspection:
+def inspect_samples(source: Source, limit: int | None = None, check: Check = "auto") -> AlignedInspection:
     """Look at the samples of a source of several maps: the names of all, the maps of up to `limit` (default 2000).
 
-    Maps of classes whose number is not declared are all read, for a class may be in one of them alone.
+    Maps of classes whose number is not declared are all read, for a class may be in one of them alone; `check` asks
+    for those of a `sample` of 100,000, or for `none` beyond the limit.
     """
     whole, numbers = origin(source)
     assert isinstance(whole, SampleSource)
@@ -300,9 +305,11 @@ def inspect_samples(source: Source, limit: int | None = None) -> AlignedInspecti
             continue
         for name, read_map in read.items():
             tallies[name].add(read_map)
-    for d in whole.declared if len(decoded) < len(numbers) else ():
+    rows = range(len(numbers)) if check == "auto" else to_check(source, check).tolist()
+    looked_at = {numbers[row] for row in rows}.union(decoded)
+    for d in whole.declared if len(decoded) < len(looked_at) else ():
         if d.measured and d.is_categorical:
-            others = sorted({*numbers}.difference(decoded))
+            others = sorted(looked_at.difference(decoded))
             alone = whole.settled((d,))
             jobs = (partial(_ids_of, alone, i) for i in others if alone.has(i)[0])
             with closing(prefetch(jobs, 4 * num_cores())) as counted_ids:
@@ -312,7 +319,7 @@ def inspect_samples(source: Source, limit: int | None = None) -> AlignedInspecti
     classes = _class_counts(source)
     passed_over = dict(getattr(whole, "passed_over", {}))
     return AlignedInspection(
-        source.address, len(numbers), len(decoded), maps, orphans, unreadable, classes, passed_over
+        source.address, len(numbers), len(decoded), maps, orphans, unreadable, classes, passed_over, len(looked_at)
     )
 
 

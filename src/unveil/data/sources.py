@@ -18,6 +18,7 @@ import numpy as np
 from jaxtyping import Bool, Shaped
 from torch import Tensor
 
+from ..runs.cache import cached, store
 from ..runs.console import user_path
 from .columns import split_columns
 from .decode import EXTENSIONS, Unreadable, decode, read_header, to_channels
@@ -48,6 +49,7 @@ if TYPE_CHECKING:  # pyarrow is imported where there is a table
     from .table import Rows
 
 _HEADERS_READ = 64  # files that decide how many channels a source has
+_CHANNELS = "channels-1"  # that number in the cache
 _NEEDED = "Data is a folder of images, a .parquet file, shards (.tar), hf:OWNER/NAME, or scenes"
 SOURCES = "unveil.sources"  # the group of entry points
 
@@ -226,13 +228,24 @@ class Subset:
 
 
 def most_common_channels(source: EncodedSource) -> int:
-    """How many channels most images have, of 64 evenly spread; 3 where none can be read (decoding says why)."""
+    """How many channels most images have, of 64 evenly spread; 3 where none can be read (decoding says why).
+
+    It is cached for as long as these files stay as they are.
+    """
+    rows = spread(len(source), _HEADERS_READ)
+    stamps = source.stamps(np.array(rows)) if isinstance(source, FolderSource) else np.zeros(1, np.uint64)
+    key = f"{getattr(source, 'place', source.address)} {stamps.tobytes().hex()}"
+    if stamps.all() and (known := cached(_CHANNELS, key)) is not None:
+        return int(known)
     counts: Counter[int] = Counter()
-    for i in spread(len(source), _HEADERS_READ):
+    for i in rows:
         with suppress(Unreadable):
             counts[read_header(source.encoded(i), source.name(i)).channels] += 1
     # A tie goes to more channels: grey is repeated, colour is not lost.
-    return max(counts, key=lambda c: (counts[c], c), default=3)
+    most = max(counts, key=lambda c: (counts[c], c), default=3)
+    if stamps.all() and counts:
+        store(_CHANNELS, key, str(most).encode())
+    return most
 
 
 def names_of(source: Source | Samples) -> Sequence[str]:

@@ -69,7 +69,7 @@ def check_augment_on(config: PretrainConfig, source: Source) -> None:
 def inspect_data(source: Source, check: Check = "auto") -> DataInspection:
     """The inspection of a source: counts, sizes, unreadable and duplicate files."""
     is_aligned = isinstance(origin(source)[0], SampleSource)
-    return inspect_samples(source) if is_aligned else inspect_source(source, check=check)
+    return (inspect_samples if is_aligned else inspect_source)(source, check=check)
 
 
 def facts_to_store(inspection: DataInspection) -> dict[str, Any]:
