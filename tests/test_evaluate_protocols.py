@@ -14,12 +14,14 @@ from torch import nn
 from torch.nn import functional as F
 
 from unveil.evaluation.datasets import stratified_split
-from unveil.evaluation.protocols import knn_whitened, linear_lbfgs
+from unveil.evaluation.protocols import linear_lbfgs
 from unveil.evaluation.protocols.knn import TEMPERATURE, Knn, knn_votes
-from unveil.evaluation.protocols.knn_whitened import SHRINKAGE, KnnWhitened, whitening
+from unveil.evaluation.protocols.knn_whitened import KnnWhitened
 from unveil.evaluation.protocols.linear import LARS, Linear, _Cached, _Probe, _train
 from unveil.evaluation.protocols.linear_lbfgs import LinearLBFGS, _covariance, logistic_regression
 from unveil.evaluation.types import Context, EvaluationProtocol, FeatureSplit, Score, accuracies
+from unveil.modeling import normalizer
+from unveil.modeling.normalizer import SHRINKAGE, whitening
 
 PROTOCOLS = [Knn(), KnnWhitened(), Linear(), LinearLBFGS()]
 
@@ -82,7 +84,7 @@ def test_whitening_is_the_same_with_fewer_samples_than_dimensions():
 
 def test_whitening_of_many_dimensions_gives_the_same_cosines(monkeypatch):
     features = torch.randn(90, 20, generator=torch.Generator().manual_seed(1)) * torch.logspace(-1, 1, 20) + 2
-    principal, root = [whitening(features)], [monkeypatch.setattr(knn_whitened, "MANY", 19), whitening(features)][1:]
+    principal, root = [whitening(features)], [monkeypatch.setattr(normalizer, "MANY", 19), whitening(features)][1:]
     made = [((features - mean) @ directions).double() for mean, directions in (*principal, *root)]
     assert not torch.allclose(*made, atol=0.1)
     np.testing.assert_allclose((made[0] @ made[0].T).numpy(), (made[1] @ made[1].T).numpy(), atol=1e-3)
@@ -91,7 +93,7 @@ def test_whitening_of_many_dimensions_gives_the_same_cosines(monkeypatch):
 
 
 def test_whitening_takes_as_many_samples_as_it_can_solve(monkeypatch):
-    monkeypatch.setattr("unveil.evaluation.protocols.knn_whitened.MAX_SIDE", 16)
+    monkeypatch.setattr("unveil.modeling.normalizer.MAX_SIDE", 16)
     mean, directions = whitening(torch.randn(200, 40, generator=torch.Generator().manual_seed(2)))
     assert directions.shape == (40, 16)
     assert mean.shape == (40,)

@@ -12,14 +12,14 @@ from ..data.aligned_folders import open_images
 from ..data.columns import with_columns
 from ..data.tiling import MIN_VALID, with_tiles
 from ..evaluation.features import extract
-from ..modeling.public_vits import is_public_vit
-from ..modeling.types import Pool
+from ..evaluation.normalizers import FittedOn, normalise
+from ..modeling.normalizer import Normalize
+from ..modeling.types import Combine, Pool
 from ..recipes.options import accept_python_values
-from ..recipes.run import Run
 from ..runs.atomic import replacing
 from ..runs.console import user_path
 from ..runs.folder import check_writable
-from .load import load
+from .load import folder_of, load_plain
 
 
 @accept_python_values
@@ -34,6 +34,9 @@ def embed(
     tile_valid: float = MIN_VALID,
     out: str = "features.npz",
     pool: Pool = "mean",
+    layer: tuple[int, ...] = (),
+    combine: Combine = "concat",
+    normalize: Normalize = "none",
     limit: int | None = None,
     batch_size: int = 256,
     device: str = "auto",
@@ -48,6 +51,10 @@ def embed(
     tile_valid: share of a tile that must be inside the image and have data; other tiles are passed over
     out: the file to write
     pool: cls, mean, or both
+    layer: the blocks that features are read from, counted from 1, or from the end (-1); by default the last
+    combine: what becomes of several blocks: side by side (concat), or their mean
+    normalize: none, standardize, whiten or l2, by statistics of the run's training images, which its folder keeps; of
+        a public ViT, by those that are kept in runs/<its name>, or else of these images
     limit: embed at most so many images, evenly spread
     batch_size: images in one forward pass
     device: cpu, cuda, mps; auto takes the best
@@ -56,10 +63,11 @@ def embed(
     if path.suffix != ".npz":
         raise ValueError(f"--out {out} is not an .npz file; give a name that ends in .npz")
     check_writable(path.parent)
-    stored = None if is_public_vit(run) else Run.open(run)
-    encoder = load(stored or run, pool=pool, device=device)
+    encoder, stored = load_plain(run, pool, layer, combine, device)
     data = with_tiles(with_columns(data, image_column, label_column), tile, tile_overlap, tile_valid)
     source = open_images(data, encoder.channels, stored.declared if stored else ())
+    images = FittedOn(stored.train_images if stored else lambda: source, pool, micro_batch=batch_size)
+    normalise(encoder, normalize, images, folder_of(run, stored))
     features = extract(encoder, source, pool, batch_size, limit=limit)
     content: dict[str, Any] = {"features": features.values.numpy(), "names": np.array(features.names)}
     if features.labels is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -10,19 +11,22 @@ from pathlib import Path
 import torch
 
 from ..data.columns import with_columns
+from ..data.kept_views import KeptViews
 from ..data.modality_config import BUILT_IN, Declared
 from ..data.sources import Source
 from ..evaluation.datasets import ImageSplit, open_sets
 from ..evaluation.dense.data import DenseData
 from ..evaluation.features import RawPixels
+from ..evaluation.normalizers import FittedOn, normalise
 from ..evaluation.reconstructors import open_reconstructors
 from ..evaluation.registry import choose, data_for
 from ..evaluation.results import Result, ResultCache, details_table, table, write_results
 from ..evaluation.run import UNTRAINED, run_protocols
-from ..evaluation.types import THIS_RUN, Context, FeatureEncoder
+from ..evaluation.types import THIS_RUN, Context, EvaluationProtocol, FeatureEncoder
 from ..modeling.image_encoder import ImageEncoder
+from ..modeling.normalizer import Normalize
 from ..modeling.public_vits import PublicViT, describe, is_public_vit, untrained_vit
-from ..modeling.types import Modality, Pool
+from ..modeling.types import Combine, Modality, Pool
 from ..recipes.options import accept_python_values
 from ..recipes.run import Run
 from ..reporting.lamps import features, lamps
@@ -31,7 +35,7 @@ from ..runs.console import Progress, log
 from ..runs.hardware import choose_device, choose_precision
 from ..runs.run_config import Precision
 from ..runs.threads import use_threads
-from .load import load
+from .load import load_plain
 
 
 def _inputs(encoder: ImageEncoder | PublicViT, stored: Run | None, names: tuple[str, ...]) -> tuple[Declared, ...]:
@@ -41,6 +45,18 @@ def _inputs(encoder: ImageEncoder | PublicViT, stored: Run | None, names: tuple[
         raise ValueError(f"this encoder reads {', '.join(known)}, not {', '.join(unknown)}; give other --inputs")
     declared = BUILT_IN | {d.name: d for d in (stored.declared if stored else ())}
     return tuple(declared[name] for name in known if name in names)
+
+
+def _check_reading(
+    kind: str, protocols: Mapping[str, EvaluationProtocol], layer: tuple[int, ...], normalize: Normalize
+) -> None:
+    """Raise ValueError where protocols do not read the features that --layer and --normalize are of."""
+    others = [n for n, own in protocols.items() if kind != "labelled images" or getattr(own, "reads_tokens", False)]
+    if others and (layer or normalize != "none"):
+        raise ValueError(
+            f"{', '.join(others)} reads tokens, and --layer and --normalize are of one feature an image; leave them"
+            " out, or choose among knn, knn-whitened, linear, linear-lbfgs, and lowshot and transfer by these"
+        )
 
 
 @accept_python_values
@@ -54,6 +70,9 @@ def evaluate(
     group_by: str | None = None,
     protocol: tuple[str, ...] = ("linear", "knn", "knn-whitened"),
     pool: Pool | None = None,
+    layer: tuple[int, ...] = (),
+    combine: Combine = "concat",
+    normalize: Normalize = "none",
     inputs: tuple[str, ...] = (),
     baselines: bool = True,
     cache: bool = True,
@@ -82,6 +101,10 @@ def evaluate(
     protocol: linear (as MAE probes), linear-lbfgs, knn, knn-whitened, attentive, finetune, lowshot, transfer; segment,
         depth; reconstruct, heldout (of the run's own decoders); or a file with a protocol of your own, my_protocol.py
     pool: cls, mean, or both; by default mean, and cls where MAE's linear probe reads it
+    layer: the blocks that features are read from, counted from 1, or from the end (-1); by default the last
+    combine: what becomes of several blocks: side by side (concat), or their mean
+    normalize: features as they are (none), standardize, whiten or l2, by statistics of the run's training images, which
+        its folder keeps, and of the baselines in the same way; of a public ViT by those of the images of --data
     inputs: the maps to read of aligned folders, of those that the encoder knows, such as rgb, depth or both; by
         default the first
     baselines: measure raw pixels and the untrained encoder too; where the encoder is trained, from scratch
@@ -116,6 +139,7 @@ def evaluate(
             if overlaps[test.address]:
                 note(f"warning: {overlaps[test.address]}")
 
+    _check_reading(kind, protocols, layer, normalize)
     read: Pool = pool or "mean"
     if threads is not None and threads < 1:
         raise ValueError(f"--threads is a number of at least 1; got {threads}")
@@ -133,7 +157,7 @@ def evaluate(
             precision=precision,
             threads=0 if is_fixed else torch.get_num_threads(),
             pool=read,
-            pool_is_chosen=pool is not None,
+            pool_is_chosen=pool is not None or bool(layer) or normalize != "none",
             cache=results_so_far,
             progress=progress,
             note=note,
@@ -153,7 +177,7 @@ def evaluate(
             )
             results = run_protocols(protocols, models, samples, context)
         else:
-            encoder = load(stored or run, pool=read, device=device, at_epoch=at_epoch)
+            encoder, _ = load_plain(stored or run, read, layer, combine, device, at_epoch)
             encoders: dict[str, FeatureEncoder] = {THIS_RUN: encoder}
             chosen = _inputs(encoder, stored, inputs) if kind == "labelled images" and inputs else ()
             trained = [name for name, own in protocols.items() if own.needs == "images"]
@@ -167,6 +191,8 @@ def evaluate(
                 if not chosen or chosen[0].name == encoder.modalities[0].name:
                     encoders["pixels"] = RawPixels(pixels, encoder.image_size, encoder.device, encoder.patch)
                 untrained = stored.encoder(read, trained=False) if stored else untrained_vit(describe(run), 0, read)
+                if layer:
+                    untrained.read(layer, combine)
                 encoders[UNTRAINED] = untrained.to(encoder.device)
             if kind == "images with a label per pixel":
                 images: DenseData | ImageSplit = DenseData(data, test_data, check_test)
@@ -175,6 +201,19 @@ def evaluate(
                 sources = open_sets(data, test_data, encoder.channels, group_by, seed, declared, chosen)
                 images = ImageSplit.of(*sources, limit, seed, tuple(d.name for d in chosen))
                 check_test(images.test)
+                on_these = None if stored else images.train
+                fitted_on = FittedOn(
+                    stored.train_images if stored else lambda: images.train,
+                    read,
+                    images.inputs,
+                    micro_batch,
+                    precision,
+                    lambda done, total: progress("features that the normalisation is fitted on", done, total),
+                    KeptViews() if baselines else None,
+                )
+                normalise(encoder, normalize, fitted_on, folder, on_these)
+                for name in encoders.keys() - {THIS_RUN} if normalize != "none" else ():
+                    encoders[name] = fitted_on.normalised(encoders[name], normalize)
             results = run_protocols(protocols, encoders, images, context, cache)
     except KeyboardInterrupt:
         if not results_so_far.is_empty:

@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from ..data.sources import Source
+from ..evaluation.normalizers import FittedOn, normalise
 from ..modeling.image_encoder import ImageEncoder
+from ..modeling.normalizer import Normalize
 from ..modeling.public_vits import PublicViT, is_public_vit, load_encoder
-from ..modeling.types import Pool
+from ..modeling.types import Combine, Pool
 from ..recipes.run import Run
 from ..runs.hardware import choose_device
 
 
 def load(
-    address: str | Path | Run, *, pool: Pool = "mean", device: str = "auto", at_epoch: float | None = None
+    address: str | Path | Run,
+    *,
+    pool: Pool = "mean",
+    layer: Sequence[int] = (),
+    combine: Combine = "concat",
+    normalize: Normalize = "none",
+    device: str = "auto",
+    at_epoch: float | None = None,
 ) -> ImageEncoder | PublicViT:
     """An encoder, of a run or a public ViT: `features = load("runs/a")(images)`.
 
@@ -21,10 +32,51 @@ def load(
     Images are B C H W in [0, 1]; their normalisation is included and nothing is masked. Raises FileNotFoundError when
     there is nothing at the address, OSError when the hub does not answer, ValueError when a run has no whole
     checkpoint yet, or the format of a file is unknown.
+
+    Features are of the blocks in `layer`, counted from 1, or from the end (-1), side by side or (`combine`) their mean,
+    by default of the last. With `normalize` they are standardised, whitened or divided by their length: by statistics
+    of the run's training images that its folder keeps, and that are computed where it does not; a public ViT needs
+    those that `evaluate` or `embed` kept.
     """
+    encoder, run = load_plain(address, pool, layer, combine, device, at_epoch)
+    normalise(encoder, normalize, FittedOn(training_images(address, run), pool), folder_of(address, run))
+    return encoder
+
+
+def load_plain(
+    address: str | Path | Run,
+    pool: Pool,
+    layer: Sequence[int],
+    combine: Combine,
+    device: str,
+    at_epoch: float | None = None,
+) -> tuple[ImageEncoder | PublicViT, Run | None]:
+    """As `load`, without the normalisation of features, and the run, where it is one."""
+    encoder: ImageEncoder | PublicViT
     if isinstance(address, Run) or not is_public_vit(address):
         run = address if isinstance(address, Run) else Run.open(address)
-        return run.encoder(pool, at_epoch).to(choose_device(device))
-    if at_epoch is not None:
-        raise ValueError(f"{address} is not a run, so it has no weights of epoch {at_epoch:g}; leave the epoch out")
-    return load_encoder(address, pool).to(choose_device(device))
+        encoder = run.encoder(pool, at_epoch)
+    else:
+        if at_epoch is not None:
+            raise ValueError(f"{address} is not a run, so it has no weights of epoch {at_epoch:g}; leave the epoch out")
+        run, encoder = None, load_encoder(address, pool)
+    if layer:
+        encoder.read(layer, combine)
+    return encoder.to(choose_device(device)), run
+
+
+def folder_of(address: str | Path | Run, run: Run | None) -> Path:
+    """Where results of an encoder are kept: in the run, or for a public ViT in `runs/<its name>`."""
+    return run.path if run else Path("runs", Path(address).stem)
+
+
+def training_images(address: str | Path | Run, run: Run | None) -> Callable[[], Source]:
+    """What opens the images that a run was trained on; of a public ViT it raises ValueError, as nobody has them."""
+
+    def unknown() -> Source:
+        raise ValueError(
+            f"the training images of {address} are not here to normalise its features by; `unveil evaluate` or"
+            " `unveil embed` with --normalize computes that from their --data and keeps it"
+        )
+
+    return run.train_images if run else unknown

@@ -15,6 +15,7 @@ from ..data.kept_views import KeptViews
 from ..data.loader import Loader
 from ..data.sources import Source, Subset, spread
 from ..data.transforms import CenterView
+from ..modeling.normalizer import Normalizer
 from ..modeling.types import Modality, Pool
 from ..runs.console import log
 from ..runs.run_config import Precision
@@ -131,6 +132,7 @@ class RawPixels:
     encoder_size: tuple[int, int]
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     patch: int = 0
+    normalizer: Normalizer | None = None
 
     @property
     def channels(self) -> int:
@@ -142,7 +144,8 @@ class RawPixels:
         height, width = (max(1, side * LONGEST_SIDE // longest) for side in self.encoder_size)
         return height, width
 
-    def features(self, images: Float[Tensor, "B C H W"], pool: Pool) -> Float[Tensor, "B C*H*W"]:
+    def features(self, images: Float[Tensor, "B C H W"], pool: Pool) -> Float[Tensor, "B D"]:
         """Flattened normalised pixels, whatever the pool; 0, the mean, where there is no truth."""
         mean, std = (images.new_tensor(s)[:, None, None] for s in (self.modality.mean, self.modality.std))
-        return ((images - mean) / std).nan_to_num(0.0).flatten(1)
+        pixels = ((images - mean) / std).nan_to_num(0.0).flatten(1)
+        return pixels if self.normalizer is None else self.normalizer(pixels)

@@ -78,6 +78,11 @@ class Repeated:
         """What the repeated protocol reads where the command gives no pool."""
         return getattr(self.repeated(), "pool", None)
 
+    @property
+    def reads_tokens(self) -> bool:
+        """Whether the repeated protocol reads tokens, and not one feature an image."""
+        return getattr(self.repeated(), "reads_tokens", False)
+
     def repeated(self) -> EvaluationProtocol:
         """The protocol that is repeated. Raises ValueError for options that it does not take."""
         return create(find_protocol(self.by), self.options)

@@ -128,6 +128,14 @@ def details_table(results: Sequence[Result]) -> str:
 Key = Mapping[str, object]
 
 
+def checksum(module: nn.Module) -> int:
+    """A checksum of a module's parameters and buffers."""
+    total = 0
+    for tensor in module.state_dict().values():
+        total = zlib.crc32(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes(), total)
+    return total
+
+
 class ResultCache:
     """A folder of scores, and of checkpoints of trainings on the way to one, each under all that it depends on.
 
@@ -168,10 +176,7 @@ class ResultCache:
         if self.folder is None or not isinstance(encoder, nn.Module):
             return 0
         if id(encoder) not in self._checksums:
-            total = 0
-            for tensor in encoder.state_dict().values():
-                total = zlib.crc32(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes(), total)
-            self._checksums[id(encoder)] = encoder, total
+            self._checksums[id(encoder)] = encoder, checksum(encoder)
         return self._checksums[id(encoder)][1]
 
     @property

@@ -12,7 +12,8 @@ from ..data.kept_views import KeptViews
 from .baselines import MeasuredBaseline, MeasuredBaselines
 from .datasets import ImageSplit
 from .dense.data import DenseData
-from .results import Result
+from .normalizers import described, reads
+from .results import Result, checksum
 from .types import THIS_RUN, Context, EvaluationProtocol, FeatureSplit, HeldOutSamples, Score
 
 UNTRAINED, SCRATCH = "untrained", "from scratch"
@@ -71,9 +72,11 @@ def run_protocols(
     common: dict[str, object] = {"seed": context.seed}
     if not isinstance(data, HeldOutSamples):  # whose models compute in float32
         common |= context.precision_facts(subjects[THIS_RUN].device)
-    held_out = ""
+    held_out = read = ""
     if isinstance(data, ImageSplit):
         common["image_sizes"] = {subject: list(model.image_size) for subject, model in subjects.items()}
+        common |= reads(subjects[THIS_RUN])
+        read = described(subjects[THIS_RUN])
         if data.is_held_out:
             held_out = f" No test set was given: a fifth of every class was held out (seed {context.seed})."
     results = []
@@ -89,7 +92,7 @@ def run_protocols(
                 metrics=score.metrics,
                 baselines={**score.baselines, **{subject: other.metrics for subject, other in of_subjects.items()}},
                 settings={**score.settings, **common},
-                card=score.card + held_out,
+                card=score.card + read + held_out,
                 seconds=round(seconds[name], 2),
                 date=datetime.now(UTC).isoformat(timespec="seconds"),
                 details=score.details,
@@ -116,7 +119,9 @@ def run_cached(name: str, protocol: EvaluationProtocol, subject: Any, data: Any,
         return protocol.run(subject, data, context)
     key = {"protocol": name, "options": asdict(cast("Any", protocol)), "seed": context.seed}
     key |= {"subject": context.subject, "weights": context.cache.checksum(subject), "image_size": subject.image_size}
-    key |= {"pool": context.pool, "images": identity}
+    key |= {"pool": context.pool, "images": identity, **reads(subject)}
+    if (normalizer := getattr(subject, "normalizer", None)) is not None:
+        key["normalizer"] = checksum(normalizer)
     key |= context.precision_facts(subject.device)
     if (stored := context.cache.get(key)) is not None:
         return Score(**stored)

@@ -171,6 +171,14 @@ class Encoder(nn.Module):
                 layers[depth] = x
         return Latents(self.norm(x), layers, tokens, len(self.prefix))
 
+    def outputs(self, tokens: Tokens, blocks: Sequence[int]) -> list[Float[Tensor, "B K D"]]:
+        """The outputs of these blocks, counted from 1, before the final norm; no block after them is run."""
+        x, keys = self.first_input(tokens)
+        by_block = {}
+        for number, block in enumerate(self.blocks[: max(blocks)], start=1):
+            by_block[number] = x = block(x, keys)
+        return [by_block[number] for number in blocks]
+
     def observe(self, tokens: Tokens, spec: FeatureSpec = FEATURE_SPEC) -> Observation:
         """The attention of one block and the features of the last ones; no block is run that `spec` does not need.
 

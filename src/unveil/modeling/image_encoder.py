@@ -19,7 +19,8 @@ from ..runs.checkpoint import write_weights
 from ..runs.console import user_path
 from .encoder import Encoder
 from .layers import EPS, Block, ResizePositions
-from .types import DEPTH, RGB, Batch, Modality, Pool, to_float
+from .normalizer import Normalizer
+from .types import DEPTH, RGB, Batch, Combine, Modality, Pool, to_float
 
 CACHED_TOKENS = 2048
 MARGIN = 0.5  # by which a resized image may leave [0, 1]
@@ -51,12 +52,18 @@ class FeatureExtractor(nn.Module, ABC):
     that the encoder was trained at; others that the patch divides work too. `dim` is the width of a token, of which
     `num_prefix` come before those of the patches, and `depth` the number of blocks. Raises ValueError for images of
     another number of channels, or of a size that the patch does not divide.
+
+    Features are those of the last block, or of the `layers` that `read` chooses; `normalizer`, where there is one, is
+    applied to them.
     """
 
     def __init__(self, modalities: Sequence[Modality], patch: int, grid: tuple[int, int], pool: Pool):
         super().__init__()
         self.modalities, self.patch, self.pool = tuple(modalities), patch, pool
         self.image_size = grid[0] * patch, grid[1] * patch
+        self.layers: tuple[int, ...] = ()  # of which features are; the last block
+        self.combine: Combine = "concat"
+        self.normalizer: Normalizer | None = None
         self.has_warned = False
 
     @property
@@ -112,9 +119,22 @@ class FeatureExtractor(nn.Module, ABC):
         """How many images of a batch are encoded at a time: the fastest number on a CPU, all on a GPU."""
         return images_at_once(batch, self.modalities, self.patch)
 
-    @abstractmethod
     def features_of(self, batch: Batch, pool: Pool) -> Float[Tensor, "B F"]:
         """The same, of all maps of a batch together: the mean is that of the patches of all of them."""
+        features = self.pooled(batch, pool)
+        return features if self.normalizer is None else self.normalizer(features)
+
+    @abstractmethod
+    def pooled(self, batch: Batch, pool: Pool) -> Float[Tensor, "B F"]:
+        """The class token, the mean of the patch tokens, or both side by side, before the normaliser."""
+
+    def read(self, layers: Sequence[int], combine: Combine = "concat") -> None:
+        """Take features of these blocks, counted from 1, or from the end: -1 is the last.
+
+        Several are put side by side, or their mean is taken. Blocks before the last are normalised without parameters,
+        token by token. Raises ValueError for a block that there is not.
+        """
+        self.layers, self.combine = resolve_layers(layers, self.depth), combine
 
     @abstractmethod
     def tokens(self, batch: Batch, blocks: Sequence[int]) -> list[Float[Tensor, "B K D"]]:
@@ -188,11 +208,10 @@ class ImageEncoder(FeatureExtractor):
         return self.encoder.positions.resize
 
     def tokens(self, batch: Batch, blocks: Sequence[int]) -> list[Float[Tensor, "B K D"]]:
-        latents = self.encoder(self.encoder.embed(batch), blocks)
-        return [latents.layers[block] for block in blocks]
+        return self.encoder.outputs(self.encoder.embed(batch), blocks)
 
-    def features_of(self, batch: Batch, pool: Pool) -> Float[Tensor, "B F"]:
-        return pooled(self.encoder, batch, pool)
+    def pooled(self, batch: Batch, pool: Pool) -> Float[Tensor, "B F"]:
+        return pooled(self.encoder, batch, pool, self.layers, self.combine)
 
     def save(self, file: str | Path) -> None:
         """Write the encoder to a .safetensors file that `load`, `--teacher` and `--init-from` read.
@@ -209,23 +228,60 @@ class ImageEncoder(FeatureExtractor):
         write_weights(path, state, {"unveil": json.dumps(metadata)})
 
 
-def pooled(encoder: Encoder, images: Float[Tensor, "B C H W"] | Batch, pool: Pool) -> Float[Tensor, "B F"]:
+def pooled(
+    encoder: Encoder,
+    images: Float[Tensor, "B C H W"] | Batch,
+    pool: Pool,
+    layers: Sequence[int] = (),
+    combine: Combine = "concat",
+) -> Float[Tensor, "B F"]:
     """The class token of whole images, or of all maps of a batch, the mean of their patch tokens, or both side by side.
 
-    An encoder without a final norm (CrossMAE's) has its last map normalised without parameters, token by token.
+    They are read from `layers`, blocks counted from 1, by default the last. Those before it, and the last of an
+    encoder without a final norm (CrossMAE's), are normalised without parameters, token by token.
     On a CPU a few images are encoded at a time, so that their activations stay in its cache: 1.4 times as fast.
     """
     batch = images if isinstance(images, Batch) else _batch(images, encoder.modalities[0])
     size = images_at_once(batch, encoder.modalities, encoder.patch)
     if len(batch) > size and not is_traced():
-        return torch.cat([pooled(encoder, chunk, pool) for chunk in batch.split(size)])
-    x = encoder(encoder.embed(batch)).final
-    if isinstance(encoder.norm, nn.Identity):
-        x = F.layer_norm(x, x.shape[-1:], eps=EPS)
-    cls, mean = x[:, 0], x[:, len(encoder.prefix) :].mean(dim=1)
-    if pool == "both":
-        return torch.cat([cls, mean], dim=1)
-    return cls if pool == "cls" else mean
+        return torch.cat([pooled(encoder, chunk, pool, layers, combine) for chunk in batch.split(size)])
+    blocks = tuple(layers) or (encoder.depth,)
+    outputs = encoder.outputs(encoder.embed(batch), blocks)
+    has_norm = not isinstance(encoder.norm, nn.Identity)
+    pools = []
+    for block, x in zip(blocks, outputs, strict=True):
+        x = encoder.norm(x) if has_norm and block == encoder.depth else F.layer_norm(x, x.shape[-1:], eps=EPS)
+        pools.append(pool_tokens(x[:, 0], x[:, len(encoder.prefix) :], pool))
+    return combined(pools, combine)
+
+
+def pool_tokens(cls: Float[Tensor, "B D"], patches: Float[Tensor, "B N D"], pool: Pool) -> Float[Tensor, "B F"]:
+    """The class token, the mean of the patch tokens, or both side by side."""
+    if pool == "cls":
+        return cls
+    mean = patches.mean(dim=1)
+    return torch.cat([cls, mean], dim=1) if pool == "both" else mean
+
+
+def combined(features: Sequence[Float[Tensor, "B F"]], combine: Combine) -> Float[Tensor, "B G"]:
+    """Features of several blocks side by side, or their mean."""
+    if len(features) == 1:
+        return features[0]
+    return torch.cat(list(features), dim=1) if combine == "concat" else torch.stack(list(features)).mean(dim=0)
+
+
+def resolve_layers(layers: Sequence[int], depth: int) -> tuple[int, ...]:
+    """Blocks counted from 1, of numbers that may count from the end (-1 is the last); the last of no numbers.
+
+    Raises ValueError for one that there is not, or that is named twice.
+    """
+    blocks = tuple(layer + depth + 1 if layer < 0 else layer for layer in layers) or (depth,)
+    if min(blocks) < 1 or max(blocks) > depth or len(set(blocks)) < len(blocks):
+        raise ValueError(
+            f"--layer names blocks of 1 to {depth}, or -{depth} to -1 from the end, each once; got"
+            f" {' '.join(map(str, layers))}"
+        )
+    return blocks
 
 
 def images_at_once(batch: Batch, modalities: Sequence[Modality], patch: int) -> int:

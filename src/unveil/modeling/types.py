@@ -18,6 +18,7 @@ from .rng import SampleRng
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 Pool = Literal["cls", "mean", "both"]  # which tokens are the feature of an image
+Combine = Literal["concat", "mean"]  # what becomes of the features of several blocks
 
 
 @dataclass(frozen=True)

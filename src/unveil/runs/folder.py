@@ -26,7 +26,7 @@ _RUN_FILES = (  # what a run writes, and all that --overwrite removes; run.json 
     *("run.json", "metrics.jsonl", "broken.json", "nonfinite.json", "inspection.json", "recipe.py"),
     TRAINED_IMAGES,
     *("config.yaml", "report.html"),
-    *("checkpoints", "kept", "pictures", "eval", "outcomes", "analysis", "look.png", _TENSORBOARD),
+    *("checkpoints", "kept", "pictures", "eval", "features", "outcomes", "analysis", "look.png", _TENSORBOARD),
 )
 
 

@@ -47,6 +47,7 @@ class Attentive:
     """
 
     needs: ClassVar[Needs] = "images"
+    reads_tokens: ClassVar[bool] = True
 
     epochs: int | None = None
 

@@ -37,6 +37,7 @@ class Finetune:
     """
 
     needs: ClassVar[Needs] = "images"
+    reads_tokens: ClassVar[bool] = True
 
     preset: Preset = "auto"
     epochs: int | None = None

@@ -16,7 +16,7 @@ from .. import studies as built_in
 from .design import Arm, RunOf, Scale, ScaleName, Setting, Study
 from .jobs import OF_PRETRAIN, needs_of, recipe_options, settled
 
-OF_EVALUATE = ("pool", "baselines", "limit", "micro_batch")
+OF_EVALUATE = ("pool", "layer", "combine", "normalize", "baselines", "limit", "micro_batch")
 ANALYSES = {
     "attention": ("labels", "foreground", "limit"),
     "blocks": ("limit", "samples"),

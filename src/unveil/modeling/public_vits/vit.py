@@ -17,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ..encoder import adapter
-from ..image_encoder import FeatureExtractor, is_traced
+from ..image_encoder import FeatureExtractor, combined, is_traced, pool_tokens
 from ..layers import (
     EPS,
     Block,
@@ -233,23 +233,23 @@ class PublicViT(FeatureExtractor):
     def feature_dim(self, spec: FeatureSpec) -> int:
         return self.config.projection if spec.projected else self.config.width
 
-    def features_of(self, batch: Batch, pool: Pool) -> Float[Tensor, "B F"]:
-        """As `features`. The final norm is applied to the tokens that the public model applies it to; others are
-        normalised without parameters. Raises ValueError for a class token that the encoder does not have.
+    def pooled(self, batch: Batch, pool: Pool) -> Float[Tensor, "B F"]:
+        """The final norm is applied to the tokens that the public model applies it to; others, and blocks before the
+        last, are normalised without parameters. Raises ValueError for a class token that the encoder does not have.
         """
         if pool != "mean" and not self.num_prefix:
             raise ValueError("this encoder has no class token; use --pool mean")
         size = self.at_once(batch)
         if len(batch) > size and not is_traced():
-            return torch.cat([self.features_of(chunk, pool) for chunk in batch.split(size)])
-        x, start = self.tokens(batch, [self.depth])[0], self.num_prefix
-        has_norm = self.config.final_norm == "all"
-        plain = self.vit.norm(x) if has_norm else F.layer_norm(x, x.shape[-1:], eps=EPS)
-        mean = plain[:, start:].mean(dim=1)
-        if pool == "mean":
-            return mean
-        cls = self.vit.norm(x[:, 0]) if self.config.final_norm == "cls" else plain[:, 0]
-        return cls if pool == "cls" else torch.cat([cls, mean], dim=1)
+            return torch.cat([self.pooled(chunk, pool) for chunk in batch.split(size)])
+        blocks = self.layers or (self.depth,)
+        outputs = []
+        for block, x in zip(blocks, self.tokens(batch, blocks), strict=True):
+            own = self.config.final_norm if block == self.depth else "none"
+            normed = self.vit.norm(x) if own == "all" else F.layer_norm(x, x.shape[-1:], eps=EPS)
+            cls = self.vit.norm(x[:, 0]) if own == "cls" else normed[:, 0]
+            outputs.append(pool_tokens(cls, normed[:, self.num_prefix :], pool))
+        return combined(outputs, self.combine)
 
     def tokens(self, batch: Batch, blocks: Sequence[int]) -> list[Float[Tensor, "B K D"]]:
         if "rgb" in batch.maps:
@@ -261,7 +261,7 @@ class PublicViT(FeatureExtractor):
             patches = self.vit.adapters[m.name](batch) + self.vit.position_embedding((rows, columns))
             x = torch.cat([x, patches.to(x.dtype)], dim=1)
         outputs = []
-        for block in self.vit.blocks:
+        for block in self.vit.blocks[: max(blocks)]:
             x = block(x, None, None, rotation)
             outputs.append(x)
         return [outputs[block - 1] for block in blocks]
