@@ -66,7 +66,7 @@ def test_the_words_hold_the_numbers_the_errors_and_what_is_missing():
     lamp = lamps(poor)[1]
     # 1.96 sqrt(0.356 x 0.644 / 10,000) = 0.94 points
     assert lamp.sentence == "Linear probe 35.6 ± 0.9 % (raw pixels 41.0 %, untrained 37.8 %)."
-    assert lamp.advice == "Missing: updates, most often; these are 500 updates of 32,000 views in 2 min."
+    assert lamp.advice.startswith("Missing: updates, most often; these are 500 updates of 32,000 views in 2 min. ")
     over = run(evaluations=[measured(0.356)], signals=signals(heldout_loss=[0.6, 0.45, 0.55]))
     assert lamps(over)[1].advice == "Missing: images, for the run over-fits."
     broken = run([*falling(60), math.nan], evaluations=[measured(0.356)])

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from report_fakes import fake_images, fake_run
-from unveil.reporting.galleries import _epoch, evenly_spaced
+from unveil.reporting.galleries import epoch_name, evenly_spaced
 from unveil.reporting.page import write_report
 from unveil.reporting.run_record import ProbeEpoch, read_run
 
@@ -250,7 +250,7 @@ def test_photographs_of_many_epochs_stay_small(tmp_path):
     ("epoch", "shown"), [(2.987, "3"), (1.494, "1.5"), (120.02, "120"), (0.0517, "0.052"), (0, "0")]
 )
 def test_epochs_of_pictures_are_short(epoch, shown):
-    assert _epoch(ProbeEpoch(epoch, 7, {})) == f"epoch {shown}"
+    assert epoch_name(ProbeEpoch(epoch, 7, {})) == f"epoch {shown}"
 
 
 def test_spread_keeps_the_ends():
@@ -290,4 +290,45 @@ def test_in_a_real_browser(run_a, tmp_path):
             assert not page.locator("figure.chart").first.locator("svg.linear").is_visible()
             assert said == []
             assert [url for url in requests if not url.startswith(("file:", "data:"))] == []
+        browser.close()
+
+
+@pytest.mark.skipif(not CHROMIUM.exists(), reason=f"no browser at {CHROMIUM}")
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_the_first_screen(run_a, tmp_path, scheme):
+    """At 1400 x 900: a sentence for each run, measures with whiskers, six triptychs, a slider over training."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    b = fake_run(tmp_path / "b", seed=1, epochs=6, recipe="mae", images=fake_images(6, (32, 32)), accuracy=0.3)
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=str(CHROMIUM), args=FLAGS)
+        for i, runs in enumerate(([b], [run_a, b])):
+            page = browser.new_page(viewport={"width": 1400, "height": 900}, offline=True, color_scheme=scheme)
+            said: list[str] = []
+            page.on("console", lambda message, said=said: said.append(message.text))
+            page.on("pageerror", lambda error, said=said: said.append(str(error)))
+            page.goto(write_report(runs, tmp_path / f"{i}.html").as_uri())
+            assert page.evaluate("document.documentElement.scrollHeight") < 4000
+            assert page.evaluate("document.documentElement.scrollWidth") <= 1400
+            sentences = page.locator(".verdict .headline").all_inner_texts()
+            assert len(sentences) == len(runs)
+            assert all("Optimisation healthy; features " in sentence for sentence in sentences)
+            boxes = [box.bounding_box() for box in page.locator(".triptych").all()]
+            assert len(boxes) == 6
+            assert all(box and box["y"] + box["height"] <= 900 for box in boxes)
+            sides = page.locator(".triptych").first.locator("img:visible").all()
+            assert [round(side.bounding_box()["width"]) for side in sides] == [160, 160, 160]
+            for group in page.locator(".measures .bars").all():
+                assert group.bounding_box()["y"] + group.bounding_box()["height"] <= 900
+                assert group.locator(".bar u").count() == 2 + len(runs), "a whisker for each bar"
+            assert "± " in page.locator(".measures .value").first.inner_text()
+            page.locator(".slider input").focus()
+            for key, name in (("Home", "epoch 1"), ("ArrowRight", ""), ("End", "epoch ")):
+                before = page.locator(".over").first.locator("img:visible").get_attribute("src")
+                page.keyboard.press(key)
+                shown = page.locator(".over").first.locator("img:visible")
+                assert shown.count() == 1
+                assert shown.get_attribute("src") != before
+                assert name in page.locator(".slider output").inner_text()
+            assert said == []
+            page.close()
         browser.close()

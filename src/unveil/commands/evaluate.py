@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -28,7 +28,7 @@ from ..modeling.normalizer import Normalize
 from ..modeling.public_vits import PublicViT, describe, is_public_vit, untrained_vit
 from ..modeling.types import Combine, Modality, Pool
 from ..recipes.options import accept_python_values
-from ..recipes.run import Run
+from ..recipes.run import Run, SavedWeights
 from ..reporting.lamps import features, lamps
 from ..reporting.run_record import read_evaluations, read_run
 from ..runs.console import Progress, log
@@ -79,6 +79,7 @@ def evaluate(
     limit: int | None = None,
     micro_batch: int = 256,
     at_epoch: float | None = None,
+    over_training: bool = False,
     device: str = "auto",
     precision: Precision = "auto",
     threads: int | None = None,
@@ -112,6 +113,8 @@ def evaluate(
     limit: use at most so many images of each source
     micro_batch: images in memory at once
     at_epoch: measure the weights that the run saved then (`pretrain --save-every`); results go to `eval/epoch-<epoch>/`
+    over_training: measure all weights that the run kept on its way too, by protocols on features: the verdict then says
+        how long this machine would take to pass the baselines; results go to `eval/epoch-<epoch>/`
     device: cpu, cuda, mps; auto takes the best
     precision: of the encoders: float32 or bf16; auto takes bf16 where the device has it in hardware
     threads: threads that compute on a CPU; by default all, or one while other programs keep the cores busy
@@ -123,7 +126,11 @@ def evaluate(
     if inputs and kind != "labelled images":
         options["inputs"] = inputs
     protocols = choose(protocol, options)
+    if over_training and (others := [name for name, own in protocols.items() if own.needs != "features"]):
+        raise ValueError(f"--over-training measures frozen features (knn, linear, ...), not {', '.join(others)}")
     stored = None if is_public_vit(run) else Run.open(run)
+    if over_training and (stored is None or at_epoch is not None):
+        raise ValueError("--over-training measures all weights of a run; give a run, and no --at-epoch")
     folder = stored.path if stored else Path("runs", Path(run).stem)
     line, results_so_far = Progress(quiet=20.0), ResultCache(folder / "eval" / "unfinished")
 
@@ -158,6 +165,7 @@ def evaluate(
             threads=0 if is_fixed else torch.get_num_threads(),
             pool=read,
             pool_is_chosen=pool is not None or bool(layer) or normalize != "none",
+            views=KeptViews() if over_training else None,
             cache=results_so_far,
             progress=progress,
             note=note,
@@ -215,6 +223,14 @@ def evaluate(
                 for name in encoders.keys() - {THIS_RUN} if normalize != "none" else ():
                     encoders[name] = fitted_on.normalised(encoders[name], normalize)
             results = run_protocols(protocols, encoders, images, context, cache)
+            if over_training and stored:
+                assert isinstance(images, ImageSplit)
+
+                def earlier(saved: SavedWeights) -> FeatureEncoder:
+                    encoder, _ = load_plain(stored or run, read, layer, combine, device, saved.epoch)
+                    return encoder if normalize == "none" else fitted_on.normalised(encoder, normalize)
+
+                _over_training(stored, protocols, images, context, earlier)
     except KeyboardInterrupt:
         if not results_so_far.is_empty:
             note("what was measured is kept: the same command goes on from here")
@@ -224,13 +240,29 @@ def evaluate(
         line.close()
     if stored and data != stored.config.data.address:  # else the card's data are the run's
         results = [replace(r, card=" ".join(filter(None, (r.card, *overlaps.values())))) for r in results]
-    for file in write_results(folder, results, at_epoch):
+    step = stored.checkpoint(at_epoch).state["step"] if stored and at_epoch is not None else None
+    for file in write_results(folder, results, at_epoch, step):
         if stored is None:
             log(f"kept in {file}")
     results_so_far.clear()
     said = "" if at_epoch is not None else _verdict(folder, stored is not None)
     print("\n\n".join(filter(None, (table(results), details_table(results), said))))
     return results
+
+
+def _over_training(
+    stored: Run,
+    protocols: Mapping[str, EvaluationProtocol],
+    images: ImageSplit,
+    context: Context,
+    encoder_of: Callable[[SavedWeights], FeatureEncoder],
+) -> None:
+    """Measure the weights of a run but the newest, and write the results of each."""
+    *kept, newest = stored.checkpoints()
+    for place, saved in enumerate(earlier := [saved for saved in kept if saved.step < newest.step]):
+        context.note(f"weights of epoch {saved.epoch:g} ({place + 1} of {len(earlier)})")
+        results = run_protocols(protocols, {THIS_RUN: encoder_of(saved)}, images, context)
+        write_results(stored.path, results, saved.epoch, saved.step)
 
 
 def _verdict(folder: Path, is_run: bool) -> str:

@@ -6,7 +6,7 @@ import hashlib
 import json
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -41,12 +41,17 @@ class Result:
     outcomes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
-def write_results(run_dir: Path | str, results: Iterable[Result], at_epoch: float | None = None) -> list[Path]:
+def write_results(
+    run_dir: Path | str, results: Iterable[Result], at_epoch: float | None = None, step: int | None = None
+) -> list[Path]:
     """Write `eval/<protocol>.json` for each result, of weights on the way `eval/epoch-<epoch>/<protocol>.json`; what
     became of each test sample goes to `outcomes/` in the same way.
 
-    A file is replaced whole or not at all, others stay as they are.
+    The latter have the step of the weights among their settings. A file is replaced whole or not at all, others stay
+    as they are.
     """
+    if step is not None:
+        results = [replace(result, settings={**result.settings, "step": step}) for result in results]
     place = "" if at_epoch is None else f"epoch-{at_epoch:g}"
     folder = Path(run_dir) / "eval" / place
     folder.mkdir(parents=True, exist_ok=True)

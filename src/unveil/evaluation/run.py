@@ -37,7 +37,7 @@ def run_protocols(
     if isinstance(data, ImageSplit):
         for encoder in subjects.values():
             data.check_channels(encoder)
-    if len(subjects) > 1:
+    if len(subjects) > 1 and context.views is None:
         context = replace(context, views=KeptViews())
     scores: dict[str, dict[str, Score]] = {name: {} for name in protocols}
     seconds = dict.fromkeys(protocols, 0.0)

@@ -69,7 +69,7 @@ def attention_over_time(runs: Runs) -> Markup | None:
         "Normalised entropy: of an attention map, over that of a uniform one. Near 1, masks drawn from it are nearly"
         " random. Masks that hide no more of the attention than of the patches do not follow it."
     )
-    return chart_section("Attention and masks", charts, explained)
+    return chart_section("Attention and masks", charts, explained, folds=True)
 
 
 def attention_tables(runs: Runs) -> Markup | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from .markup import percent
@@ -13,7 +13,7 @@ STANDARD_ERRORS = 3.0  # beyond which a difference counts
 _OF_95_PERCENT = 1.96
 BASELINES = {"pixels": "raw pixels", "untrained": "the untrained encoder", "from scratch": "training from scratch"}
 FEATURE_BASELINES = ("pixels", "untrained")
-_SHORT = {"pixels": "raw pixels", "untrained": "untrained", "from scratch": "from scratch"}
+SHORT = {"pixels": "raw pixels", "untrained": "untrained", "from scratch": "from scratch"}
 _TITLES = {
     "linear": "linear probe",
     "linear-lbfgs": "linear probe (L-BFGS)",
@@ -49,6 +49,11 @@ class Comparison:
         return (difference > 0) - (difference < 0)
 
 
+def in_order(evaluations: Iterable[Evaluation]) -> list[Evaluation]:
+    """Linear probes first, then those by their names: the order in which they are to be read."""
+    return sorted(evaluations, key=lambda e: (not e.protocol.startswith("linear"), e.protocol))
+
+
 def comparisons(evaluation: Evaluation) -> list[Comparison]:
     """An evaluation's main measures beside each baseline that reads pixels, is untrained or trained from scratch."""
     return [
@@ -81,15 +86,15 @@ def title_of(protocol: str, metric: str = "accuracy") -> str:
 
 
 def standard_error(evaluation: Evaluation, metrics: Mapping[str, float], metric: str) -> float:
-    """The standard error of a share: of as many test images as there were, and of the draws where there are several.
+    """The standard error of an accuracy: of so many test images, and of the draws where there are several.
 
     Two images of either outcome are added (Agresti and Coull, 1998), so that 0 and 1 have an error too. NaN where the
-    number of test images is not known, and for measures of pixels.
+    number of test images is not known, and for other measures.
     """
-    images = _test_images(evaluation.settings, metric)
-    if not (metric.startswith("accuracy") and images > 0):
+    images, value = _test_images(evaluation.settings, metric), metrics.get(metric, math.nan)
+    if not (metric.startswith("accuracy") and images > 0 and 0 <= value <= 1):
         return math.nan
-    share = (metrics[metric] * images + 2) / (images + 4)
+    share = (value * images + 2) / (images + 4)
     half = metrics.get(metric.replace("accuracy", "plus_minus"), 0.0)
     return math.hypot(math.sqrt(share * (1 - share) / (images + 4)), half / _OF_95_PERCENT)
 
@@ -116,5 +121,5 @@ def numbers(group: Sequence[Comparison]) -> str:
     """One measure with half of its 95 % interval and its baselines: `linear probe 35.6 ± 0.9 % (raw pixels 41.0 %)`."""
     first = group[0]
     half = f" ± {100 * half_interval(first.error):.1f}" if math.isfinite(first.error) else ""
-    beside = ", ".join(f"{_SHORT[c.baseline]} {percent(c.other)}" for c in group)
+    beside = ", ".join(f"{SHORT[c.baseline]} {percent(c.other)}" for c in group)
     return f"{first.title} {100 * first.value:.1f}{half} % ({beside})"

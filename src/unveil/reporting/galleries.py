@@ -1,4 +1,4 @@
-"""The pictures of a report: reconstructions, attention maps, nearest neighbours. One function a section."""
+"""The pictures of a report beside reconstructions: attention maps, guidance, nearest neighbours, a function each."""
 
 from __future__ import annotations
 
@@ -9,30 +9,11 @@ from itertools import islice
 from pathlib import Path
 from typing import TypeVar
 
-from .markup import Markup, brief, figure, fragment, picture, remark, tag
+from .markup import Markup, brief, figure, fragment, picture, tag
 from .run_record import Files, Neighbour, ProbeEpoch, RunRecord
 from .sections import Runs, by_run
 
 T = TypeVar("T")
-
-
-def reconstructions(runs: Runs) -> Markup | None:
-    """A row per probe: original, hidden, then the prediction at several epochs."""
-    most_probes, most_epochs = (9, 6) if len(runs) == 1 else (4, 5)
-
-    def content(run: RunRecord) -> list[Markup | None]:
-        rows = []
-        for name, columns, items in islice(_over_epochs(run, most_epochs, _predicted), most_probes):
-            last = items[-1][1]
-            cells = [_cell(last.get(kind), kind, name) for kind in ("original", "hidden")]
-            cells += [_cell(_predicted(files), at, f"{name}, predicted") for at, files in items]
-            rows.append(_strip(cells, columns + 2))
-        return [_gallery(rows), colour_keys(run), remark(_how_to_read(run))] if rows else []
-
-    explained = (
-        "Fixed held-out images under fixed masks. The model reads the patches that are not grey, and predicts the rest."
-    )
-    return by_run("Reconstructions", runs, content, explained)
 
 
 def attention_maps(runs: Runs) -> Markup | None:
@@ -103,7 +84,7 @@ def _over_epochs(
     """Each probe that has such pictures: its name, the number of epochs shown, and the pictures by epoch."""
     epochs = evenly_spaced([e for e in run.probes.epochs if any(map(shows, e.items.values()))], most)
     for probe, name in enumerate(run.probes.names):
-        items = [(_epoch(e), e.items[probe]) for e in epochs if probe in e.items and shows(e.items[probe])]
+        items = [(epoch_name(e), e.items[probe]) for e in epochs if probe in e.items and shows(e.items[probe])]
         if items:
             yield name, len(epochs), items
 
@@ -136,7 +117,7 @@ def _rgb(colour: object) -> str:
     return f"rgb({' '.join(str(int(v)) if isinstance(v, int | float) and 0 <= v <= 255 else '0' for v in values)})"
 
 
-def _predicted(files: Files) -> Path | None:
+def predicted(files: Files) -> Path | None:
     """The predicted patches, or else the distance of predicted features from the true ones."""
     return files.get("reconstructed") or files.get("features")
 
@@ -182,13 +163,15 @@ def _strip(cells: Sequence[Markup], columns: int) -> Markup:
     return tag("div", *cells, class_="strip", style=f"--columns:{columns}")
 
 
-def _epoch(at: ProbeEpoch) -> str:
+def epoch_name(at: ProbeEpoch) -> str:
+    """When pictures were drawn, in words."""
     if math.isnan(at.epoch):
         return f"step {at.step}"
     return f"epoch {brief(round(at.epoch, 1))}" if at.epoch >= 1 else f"epoch {at.epoch:.2g}"
 
 
-def _how_to_read(run: RunRecord) -> Markup:
+def how_to_read(run: RunRecord) -> Markup:
+    """What the predicted pictures of a run show."""
     note = f" {run.probes.note}" if run.probes.note else ""
     if any("features" in files for epoch in run.probes.epochs for files in epoch.items.values()):
         text = (

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from itertools import groupby
 
 from ..runs.console import duration
-from .comparisons import FEATURE_BASELINES, Comparison, comparisons, numbers, relation
+from .comparisons import FEATURE_BASELINES, Comparison, comparisons, in_order, numbers, relation
 from .markup import counted
+from .outlook import outlook
 from .run_record import Evaluation, RunRecord
 from .verdict import LEVELS, OPTIMISATION, Check, failed, measures, overfitting, still_falling, too_short
 
@@ -67,7 +68,7 @@ def features(evaluations: Sequence[Evaluation], run: RunRecord | None = None, ho
     Red where no protocol is above the untrained encoder and one is below a baseline; amber otherwise. Differences
     count beyond three standard errors. `run` is None for an encoder without a run.
     """
-    each = [comparison for evaluation in evaluations for comparison in comparisons(evaluation)]
+    each = [comparison for evaluation in in_order(evaluations) for comparison in comparisons(evaluation)]
     if not each:
         command = "" if run is None else f"`unveil evaluate {shlex.quote(str(run.path))} --data LABELLED_IMAGES` "
         state = "measured without baselines" if any(e.accuracy() >= 0 for e in evaluations) else "not measured"
@@ -78,7 +79,7 @@ def features(evaluations: Sequence[Evaluation], run: RunRecord | None = None, ho
         sentence += " Where no ± is given, the error is not known and the sign alone counts."
     if level == "note":
         sentence += " Not measured: raw pixels and the untrained encoder beside each other, with an error."
-    advice = _missing(run, how) if run and how and level in ("problem", "warning") else ""
+    advice = _missing(run, how, groups) if run and how and level in ("problem", "warning") else ""
     return Lamp(
         "features", state, level, sentence if sentence[1] == "-" else sentence[0].upper() + sentence[1:], advice
     )
@@ -101,8 +102,8 @@ def _state(groups: Sequence[Sequence[Comparison]]) -> str:
     return "; ".join(f"{words} by {' and '.join(names)}" for words, names in titles.items())
 
 
-def _missing(run: RunRecord, how: Lamp) -> str:
-    """What the features lack: a sound optimisation, images, or most often updates."""
+def _missing(run: RunRecord, how: Lamp, groups: Sequence[Sequence[Comparison]]) -> str:
+    """What the features lack: a sound optimisation, images, or most often updates, and then how long these take."""
     if how.level in ("problem", "warning"):
         return {
             "over-fitting": "Missing: images, for the run over-fits.",
@@ -111,4 +112,5 @@ def _missing(run: RunRecord, how: Lamp) -> str:
     made = run.steps[-1].step if run.steps else 0
     views = run.number("dials", "batch_size") * made
     facts = [counted(made, "update")] + ([f"{views:,.0f} views"] if views > 0 else [])
-    return f"Missing: updates, most often; these are {' of '.join(facts)} in {duration(run.seconds)}."
+    these = f"these are {' of '.join(facts)} in {duration(run.seconds)}"
+    return f"Missing: updates, most often; {these}. {outlook(run, groups)}"

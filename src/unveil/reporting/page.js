@@ -48,3 +48,13 @@ for (const button of document.querySelectorAll('.command button')) {
     button.textContent = document.execCommand('copy') ? 'copied' : 'selected';
   });
 }
+for (const slider of document.querySelectorAll('.slider input')) {
+  const names = slider.dataset.names.split('|');
+  slider.addEventListener('input', () => {
+    slider.nextElementSibling.textContent = names[slider.value];
+    for (const over of slider.closest('.looks').querySelectorAll('.over')) {
+      const at = Math.round(slider.value * over.dataset.last / slider.max);
+      for (const look of over.children) look.hidden = Number(look.dataset.at) !== at;
+    }
+  });
+}

@@ -12,17 +12,18 @@ from pathlib import Path
 from ..runs.atomic import write_text
 from ..runs.console import user_path
 from .analyses import attention_over_time, attention_tables, block_by_block, cheaper_guidance, layers
-from .galleries import across_modalities, attention_maps, guidance, nearest_neighbours, reconstructions
+from .galleries import across_modalities, attention_maps, guidance, nearest_neighbours
 from .markup import Markup, counted, fragment, tag
+from .overview import more_looks, overview
 from .run_record import read_run
-from .scores import comparison, evaluations
+from .scores import comparison, evaluations, over_training
 from .sections import Runs, broken_files, curves, environment, health, key_figures, label_free, what_was_run
 from .style import LOGO, SCRIPT, STYLE
 
 SECTIONS: tuple[Callable[[Runs], Markup | None], ...] = (
-    health, key_figures, comparison, what_was_run, curves, label_free, reconstructions, across_modalities,
-    attention_maps, guidance, attention_over_time, attention_tables, cheaper_guidance, layers, block_by_block,
-    nearest_neighbours, evaluations, broken_files, environment,
+    health, overview, key_figures, over_training, curves, label_free, comparison, evaluations, what_was_run,
+    more_looks, across_modalities, attention_maps, guidance, attention_over_time, attention_tables,
+    cheaper_guidance, layers, block_by_block, nearest_neighbours, broken_files, environment,
 )  # fmt: skip
 
 

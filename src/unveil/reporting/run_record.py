@@ -136,6 +136,7 @@ class RunRecord:
     steps: Sequence[Step] = ()
     signals: Sequence[Signals] = ()
     evaluations: Sequence[Evaluation] = ()
+    earlier: Mapping[int, Sequence[Evaluation]] = field(default_factory=dict)  # of weights on the way, by their step
     probes: Probes = field(default_factory=Probes)
     neighbours: Sequence[tuple[Neighbour, Sequence[Neighbour]]] = ()  # queries, each with the nearest images first
     analyses: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
@@ -204,6 +205,7 @@ def read_run(path: str | Path) -> RunRecord:
         steps=steps,
         signals=signals,
         evaluations=read_evaluations(folder / "eval", remarks),
+        earlier=_earlier(folder / "eval", remarks),
         probes=_probes(folder / "pictures", remarks),
         neighbours=_neighbours(folder / "pictures", remarks),
         analyses={p.stem: mapping(_json(p, remarks)) for p in sorted((folder / "analysis").glob("*.json"))},
@@ -291,9 +293,19 @@ def read_evaluations(folder: Path, remarks: list[str]) -> list[Evaluation]:
             baselines = {str(k): _numbers(v) for k, v in mapping(content.get("baselines")).items()}
             protocol, data = str(content.get("protocol") or path.stem), str(content.get("data") or "")
             details = {str(k): _numbers(v) for k, v in mapping(content.get("details")).items()}
-            card, settings = str(content.get("card") or ""), mapping(content.get("settings"))
+            card, settings = str(content.get("card") or ""), dict(mapping(content.get("settings")))
+            settings |= {key: content.get(key) for key in ("pool", "test_data")}
             evaluations.append(Evaluation(protocol, data, metrics, baselines, card, details, settings))
     return evaluations
+
+
+def _earlier(folder: Path, remarks: list[str]) -> dict[int, list[Evaluation]]:
+    by_step: dict[int, list[Evaluation]] = {}
+    for path in folder.glob("epoch-*"):
+        for evaluation in read_evaluations(path, remarks):
+            if math.isfinite(step := number(evaluation.settings.get("step"))):
+                by_step.setdefault(int(step), []).append(evaluation)
+    return dict(sorted(by_step.items()))
 
 
 def _inside(folder: Path, name: Any) -> Path | None:

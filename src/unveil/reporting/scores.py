@@ -7,10 +7,13 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 
 from ..runs.console import duration
-from .charts import NUM_COLOURS
+from .charts import NUM_COLOURS, Line, line_chart
+from .comparisons import SHORT, half_interval, standard_error
+from .forecast import FURTHEST, LEVEL, fit
 from .markup import Markup, brief, figure, html_table, percent, remark, tag
+from .outlook import all_curves
 from .run_record import Evaluation, RunRecord, protocol_name
-from .sections import Runs, section, shown
+from .sections import Runs, chart_section, section, shown
 
 SHOWN = 3  # measures of a protocol that are seen at once
 SHARES = ("accuracy", "top", "miou", "pixel_accuracy", "mean_accuracy", "delta")  # metrics that are shares of 1
@@ -50,7 +53,7 @@ def comparison(runs: Runs) -> Markup | None:
         if alike
         else "The runs differ in target or in the share hidden, so their losses do not compare, and none is bold."
     )
-    return section("Side by side", html_table(head, rows, class_="compare"), explained=explained)
+    return section("Side by side", html_table(head, rows, class_="compare"), explained=explained, folds=True)
 
 
 def evaluations(runs: Runs) -> Markup | None:
@@ -60,7 +63,27 @@ def evaluations(runs: Runs) -> Markup | None:
     if not blocks:
         return None
     explained = "Baselines see the same images through the same protocol: raw pixels, and the same encoder untrained."
-    return section("Evaluation", *blocks, explained=explained)
+    return section("Evaluation", *blocks, explained=explained, folds=True)
+
+
+def over_training(runs: Runs) -> Markup | None:
+    """Accuracies of the weights that runs kept on their way, and the power law through them as far as it is trusted."""
+    by_title: dict[str, list[Line]] = {}
+    for i, run in enumerate(runs):
+        for title, curve in all_curves(run).items():
+            lines = by_title.setdefault(title, [])
+            lines.append(Line(run.name, curve.updates, [100 * share for share in curve.shares], i))
+            if law := fit(curve):
+                ahead = [curve.updates[-1] * FURTHEST ** (k / 20) for k in range(21)]
+                for bound in ("low", "high"):
+                    values = [100 * getattr(law.at(updates), bound) for updates in ahead]
+                    lines.append(Line(f"{run.name}, {bound} bound of the forecast", ahead, values, i, is_dashed=True))
+    charts = [line_chart(title, lines, x_label="updates", note="%") for title, lines in by_title.items()]
+    explained = (
+        f"Weights that the run kept, measured alike. Dashed: bounds of {LEVEL:.0%} by the power laws through these"
+        f" points, up to {FURTHEST:g} times as many updates."
+    )
+    return chart_section("Accuracy over training", charts, explained)
 
 
 def _share_hidden(run: RunRecord) -> str:
@@ -84,13 +107,16 @@ def _protocol(runs: Runs, protocol: str, data: str) -> Markup:
     key = (protocol, data)
     results = [(i, run, e) for i, run in enumerate(runs) for e in run.evaluations if (e.protocol, e.data) == key]
     metrics = list(dict.fromkeys(name for _, _, e in results for name in e.metrics))
-    bars = [_bars(metric, results) for metric in metrics[:SHOWN]]
-    if more := [_bars(metric, results) for metric in metrics[SHOWN:]]:
-        bars.append(tag("details", tag("summary", f"{len(more)} more measures"), *more))
-    bars += [_details(what, results) for what in dict.fromkeys(w for _, _, e in results for w in e.details)]
+    drawn = [
+        bars(metric.replace("_", " "), metric, results) for metric in metrics if not metric.startswith("plus_minus")
+    ]
+    blocks = drawn[:SHOWN]
+    if more := drawn[SHOWN:]:
+        blocks.append(tag("details", tag("summary", f"{len(more)} more measures"), *more))
+    blocks += [_details(what, results) for what in dict.fromkeys(w for _, _, e in results for w in e.details)]
     card = next((e.card for _, _, e in results if e.card), "")
     heading = tag("h3", protocol_name(protocol), tag("span", f" on {data}" if data else "", class_="aside"))
-    return tag("article", heading, *bars, remark(card) if card else None, class_="protocol")
+    return tag("article", heading, *blocks, remark(card) if card else None, class_="protocol")
 
 
 def _details(what: str, results: Results) -> Markup:
@@ -103,28 +129,44 @@ def _details(what: str, results: Results) -> Markup:
     return tag("details", tag("summary", "IoU of each class" if is_iou else what), html_table(head, rows))
 
 
-def _bars(metric: str, results: Results) -> Markup:
-    """One bar per baseline, shared by the runs that agree on it, then one per run."""
-    rows: dict[str, tuple[float, str]] = {}
+def bars(title: str, metric: str, results: Results) -> Markup:
+    """One bar per baseline, shared by the runs that agree on it, then one per run; with 95 % intervals where known."""
+    rows: dict[str, tuple[float, float, str]] = {}
     for _, run, evaluation in results:
         for name, values in evaluation.baselines.items():
             value = values.get(metric, math.nan)
             agreed = all(e.baselines.get(name, {}).get(metric) == value for _, _, e in results)
-            rows[name if agreed else f"{name}, as {run.name}"] = (value, "base")
+            half = half_interval(standard_error(evaluation, values, metric))
+            known_as = SHORT.get(name, name)
+            rows[known_as if agreed else f"{known_as}, as {run.name}"] = (value, half, "base")
     for place, run, evaluation in results:
-        name = f"trained, {run.name}" if len(results) > 1 else "trained"
-        rows[name] = (evaluation.metrics.get(metric, math.nan), f"s{place % NUM_COLOURS}")
-    known = [v for v, _ in rows.values() if math.isfinite(v)]
+        name = run.name if len(results) > 1 else "trained"
+        half = half_interval(standard_error(evaluation, evaluation.metrics, metric))
+        rows[name] = (evaluation.metrics.get(metric, math.nan), half, f"s{place % NUM_COLOURS}")
+    known = [v for v, _, _ in rows.values() if math.isfinite(v)]
     is_share = metric.startswith(SHARES) and all(0 <= v <= 1 for v in known)
-    longest = 1.0 if is_share else max(map(abs, known), default=1.0) or 1.0
+    longest = max((abs(v) + (half if half > 0 else 0) for v, half, _ in rows.values() if math.isfinite(v)), default=1.0)
     drawn = [
-        tag(
-            "div",
-            tag("span", name, class_="who"),
-            tag("span", tag("i", class_=colour, style=f"width:{100 * min(abs(v) / longest, 1):.1f}%"), class_="bar"),
-            tag("span", percent(v) if is_share else figure(v), class_="value"),
-        )
-        for name, (v, colour) in rows.items()
+        _bar(name, v, half, longest or 1.0, colour, is_share)
+        for name, (v, half, colour) in rows.items()
         if math.isfinite(v)
     ]
-    return tag("div", tag("p", metric.replace("_", " "), class_="metric"), *drawn, class_="bars")
+    return tag("div", tag("p", title, class_="metric"), *drawn, class_="bars")
+
+
+def _bar(name: str, value: float, half: float, longest: float, colour: str, is_share: bool) -> Markup:
+    """A row: whose value it is, its bar with a whisker, the value."""
+
+    def place(at: float) -> str:
+        return f"{100 * min(max(at / longest, 0), 1):.1f}%"
+
+    parts = [tag("i", class_=colour, style=f"width:{place(abs(value))}")]
+    plus_minus = ""
+    if half > 0:
+        low, high = place(abs(value) - half), place(abs(value) + half)
+        parts.append(tag("u", style=f"left:{low};right:calc(100% - {high})"))
+        plus_minus = f" ± {100 * half:.1f}" if is_share else f" ± {figure(half, 2)}"
+    text = f"{100 * value:.1f}{plus_minus} %" if is_share else f"{figure(value)}{plus_minus}"
+    return tag(
+        "div", tag("span", name, class_="who"), tag("span", *parts, class_="bar"), tag("span", text, class_="value")
+    )

@@ -19,9 +19,12 @@ from .verdict import judge
 Runs = Sequence[RunRecord]
 
 
-def section(title: str, *children: object, explained: object = None) -> Markup:
-    """A titled part of the page, with a line that explains it."""
-    return tag("section", tag("h2", title), tag("p", explained, class_="lead") if explained else None, *children)
+def section(title: str, *children: object, explained: object = None, folds: bool = False) -> Markup:
+    """A titled part of the page, with a line that explains it; one that `folds` shows its title until it is opened."""
+    heading, lead = tag("h2", title), tag("p", explained, class_="lead") if explained else None
+    if folds:
+        return tag("section", tag("details", tag("summary", heading), lead, *children), class_="folds")
+    return tag("section", heading, lead, *children)
 
 
 def run_heading(run: RunRecord, place: int, runs: Runs) -> Markup | None:
@@ -29,15 +32,24 @@ def run_heading(run: RunRecord, place: int, runs: Runs) -> Markup | None:
     return tag("h3", tag("i", class_=f"spot s{place % NUM_COLOURS}"), run.name) if len(runs) > 1 else None
 
 
+def run_label(run: RunRecord, place: int, runs: Runs) -> Markup | None:
+    """The same before other words."""
+    return (
+        tag("strong", tag("i", class_=f"spot s{place % NUM_COLOURS}"), f"{run.name} ", class_="run")
+        if len(runs) > 1
+        else None
+    )
+
+
 def by_run(
     title: str, runs: Runs, content: Callable[[RunRecord], Sequence[Markup | None]], explained: object = None
 ) -> Markup | None:
-    """A section with the content of each run under its name; None where no run has any."""
+    """A section that folds, with the content of each run under its name; None where no run has any."""
     blocks: list[Markup | None] = []
     for place, run in enumerate(runs):
         if elements := [element for element in content(run) if element]:
             blocks += [run_heading(run, place, runs), *elements]
-    return section(title, *blocks, explained=explained) if blocks else None
+    return section(title, *blocks, explained=explained, folds=True) if blocks else None
 
 
 def charts_of(charts: Iterable[Markup | None]) -> Markup:
@@ -45,9 +57,9 @@ def charts_of(charts: Iterable[Markup | None]) -> Markup:
     return tag("div", *charts, class_="charts")
 
 
-def chart_section(title: str, charts: Sequence[Markup | None], explained: object) -> Markup | None:
+def chart_section(title: str, charts: Sequence[Markup | None], explained: object, folds: bool = False) -> Markup | None:
     """A section with a row of charts; None where there is no chart."""
-    return section(title, charts_of(charts), explained=explained) if any(charts) else None
+    return section(title, charts_of(charts), explained=explained, folds=folds) if any(charts) else None
 
 
 def health(runs: Runs) -> Markup:
@@ -64,8 +76,11 @@ def health(runs: Runs) -> Markup:
         for level, name, sentence, advice in lines:
             text = tag("span", sentence, " ", tag("em", advice) if advice else None)
             findings.append(tag("li", tag("span", name, class_=f"level {level}"), text))
-        content = (run_heading(run, place, runs), tag("p", top.sentence, class_="headline"), tag("ul", *findings))
-        cards.append(tag("article", *content, class_=f"verdict {top.level}"))
+        name = run_label(run, place, runs)
+        lights = [tag("i", class_=f"lamp {lamp.level}", title=str(lamp)) for lamp in both]
+        sentence = tag("summary", tag("span", name, *lights, top.sentence, class_="headline"))
+        details = tag("details", sentence, tag("ul", *findings), open=len(runs) == 1)
+        cards.append(tag("article", details, class_=f"verdict {top.level}"))
     return tag("section", *cards, class_="health", aria_label="Verdict")
 
 
@@ -91,7 +106,7 @@ def key_figures(runs: Runs) -> Markup | None:
 
 def what_was_run(runs: Runs) -> Markup:
     """Recipe, data, model, settings and command of each run, and what was changed from the paper."""
-    return section("What was run", *(_one_run(run, place, runs) for place, run in enumerate(runs)))
+    return section("What was run", *(_one_run(run, place, runs) for place, run in enumerate(runs)), folds=True)
 
 
 def curves(runs: Runs) -> Markup | None:

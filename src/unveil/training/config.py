@@ -68,7 +68,8 @@ class PretrainConfig:
         (with --precision float32, which repeats a run to the bit, always all)
     save_minutes: minutes between checkpoints
     val_every: epochs between two validations on held-out images; by default a tenth of the run, more in a short one
-    save_every: epochs between weights that stay in the folder, for `evaluate --at-epoch` and `analyze attention`
+    save_every: epochs between weights that stay in the folder, for `evaluate --at-epoch`, `--over-training` and
+        `analyze attention`; by default five over the run, where they are 160 MB at most
     check: whose headers are read before training: all, a sample of 100,000, or none but those of 2000 images whose
         pixels are measured; auto takes all up to 100,000 files and a sample of more
     max_broken: share of unreadable images above which the run stops

@@ -34,6 +34,8 @@ from .pace import Pace, Plan, Schedule
 from .trainer import Settings, Trainer
 
 LINES = 1000  # of metrics that a run writes, about
+SAVED = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 3 / 4)  # shares of a run whose weights stay, for `evaluate --over-training`
+FEWEST_STEPS, MOST_SAVED = 100, 160 << 20  # of a run for that, and bytes of all these weights
 LOG_EVERY = 10  # steps at least where a device works beside the host, which waits for it to read a loss
 
 Validate = Callable[[MaskedModel, float, int], None]  # model, epoch, step
@@ -95,10 +97,7 @@ class Loop:
         least = 1 if torch.device(settings.device).type == "cpu" else LOG_EVERY
         self.log_every = max(1, min(max(total // LINES, least), per_epoch))
         self.planned_val_every = self.val_every = max(1, round(settings.val_every * per_epoch))
-        self.save_at: dict[int, float] = {}  # the steps whose weights are saved for good, with their epochs
-        if every := settings.save_every:
-            count = int(total / per_epoch / every + 1e-9)
-            self.save_at = {max(1, round(k * every * per_epoch)): k * every for k in range(1, count + 1)}
+        self.save_at = _steps_to_save(settings.save_every, total, per_epoch)
         self.skipped = SkippedSteps(run, loader)
         self.threads = AdaptiveThreads(0 if settings.compile else settings.adaptive_threads)
         self.pace = Pace(plan, settings.compile)
@@ -240,11 +239,14 @@ class Loop:
 
     def _save_weights(self, trainer: Trainer, index: int, step: int) -> None:
         """Save the weights of a step for good; an error of the disk is logged."""
-        if self.group.is_rank_zero:
-            state = {"stage": index, "epoch": step / self.loader.steps_per_epoch, "seconds": self.seconds}
-            with self.run.tolerate_io_errors(checkpoint.WEIGHTS_FOLDER):
-                weights = trainer.model.state_dict()
-                checkpoint.save(self.run.path, step, weights, {}, state, self.metadata, self.save_at[step])
+        if not self.group.is_rank_zero:
+            return
+        weights = trainer.model.state_dict()
+        if self.settings.save_every is None and len(SAVED) * sum(w.nbytes for w in weights.values()) > MOST_SAVED:
+            return
+        state = {"stage": index, "epoch": step / self.loader.steps_per_epoch, "seconds": self.seconds}
+        with self.run.tolerate_io_errors(checkpoint.WEIGHTS_FOLDER):
+            checkpoint.save(self.run.path, step, weights, {}, state, self.metadata, self.save_at[step])
 
     def _save(self, trainer: Trainer, index: int, step: int, must: bool) -> None:
         """Save a checkpoint, on rank zero. Unless it `must`, an error of the disk is logged and training continues."""
@@ -263,6 +265,15 @@ class Loop:
                 hint = "once there is room, the same command continues from the last checkpoint"
                 raise OSError(f"{error}; {hint}") from error
             log(f"warning: {error}; training continues, the last checkpoint is untouched")
+
+
+def _steps_to_save(every: float | None, total: int, per_epoch: int) -> dict[int, float]:
+    """The steps whose weights are saved for good, with their epochs: every so many, or by default a few of a run."""
+    if every is not None:
+        count = int(total / per_epoch / every + 1e-9)
+        return {max(1, round(k * every * per_epoch)): k * every for k in range(1, count + 1)}
+    steps = [round(share * total) for share in SAVED] if total >= FEWEST_STEPS else []
+    return {step: float(f"{step / per_epoch:.4g}") for step in steps}
 
 
 def _load(model: MaskedModel, resume: Checkpoint) -> None:

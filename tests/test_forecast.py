@@ -1,0 +1,144 @@
+"""Power laws through curves of accuracy: what they say of later training, on made curves and on a recorded one."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import unveil
+from report_fakes import fake_run
+from unveil.cli import main
+from unveil.reporting.forecast import FURTHEST, Curve, fit
+from unveil.reporting.lamps import lamps
+from unveil.reporting.outlook import all_curves, how_long
+from unveil.reporting.page import write_report
+from unveil.reporting.run_record import RunRecord, Step, read_run
+from unveil.training.loop import _steps_to_save
+
+ERROR = 0.005
+
+
+def law(updates, floor: float = 0.4, scale: float = 0.6, exponent: float = 0.3, unit: float = 100.0):
+    """An accuracy that follows a power law."""
+    return 1 - floor - scale * (np.asarray(updates, float) / unit) ** -exponent
+
+
+def noisy(updates, seed: int, **options: float) -> Curve:
+    """Points of one, each with an error of its own."""
+    noise = ERROR * np.random.default_rng(seed).standard_normal(len(updates))
+    return Curve(updates, (law(updates, **options) + noise).tolist(), [ERROR] * len(updates))
+
+
+POINTS = (125, 250, 500, 1000, 1500, 2000)
+
+
+@pytest.mark.parametrize("exponent", [0.15, 0.3, 0.6])
+def test_the_intervals_hold_what_comes(exponent):
+    """Of 60 curves that are cut off, nine tenths of the accuracies at 4 times the updates are in the interval."""
+    inside, widths, reached = [], [], []
+    for seed in range(60):
+        laws = fit(noisy(POINTS, seed, exponent=exponent))
+        assert laws is not None
+        ahead = laws.at(8000)
+        noise = ERROR * np.random.default_rng(1000 + seed).standard_normal()
+        inside.append(ahead.low <= law(8000, exponent=exponent) + noise <= ahead.high)
+        widths.append(ahead.high - ahead.low)
+        when = laws.reaching(float(law(8000, exponent=exponent)))
+        reached.append(when.low <= 8000 <= when.high)
+        assert when.low <= when.middle <= when.high
+    assert np.mean(inside) >= 0.85
+    assert np.mean(reached) >= 0.85
+    assert np.median(widths) < 0.15, "it says something"
+
+
+def test_what_says_nothing_is_not_fitted():
+    assert fit(noisy(POINTS[:3], 0)) is None
+    assert fit(noisy((1000, 1500, 2000, 2500, 3000), 0)) is None
+
+
+def test_a_curve_that_levels_off_never_gets_there():
+    flat = Curve(POINTS, [0.30, 0.36, 0.385, 0.395, 0.398, 0.40], [ERROR] * 6)
+    laws = fit(flat)
+    assert laws is not None
+    assert laws.reaching(0.6).low > FURTHEST * POINTS[-1]
+    assert laws.at(8000).high < 0.5
+
+
+def timed(last: int = 2000, seconds: float = 600.0) -> RunRecord:
+    return RunRecord(Path("a"), "a", {"seconds": seconds}, [Step(last, 1.0, seconds)])
+
+
+@pytest.mark.parametrize(
+    ("share", "words"),
+    [
+        (float(law(4000)), "about "),
+        (0.9, "more than 1.7 h, 10 times this run, if more updates do it at all"),
+    ],
+)
+def test_the_words(share, words):
+    curve = Curve(POINTS, law(POINTS).tolist(), [0.003] * 6)
+    assert how_long(timed(), curve, share).startswith(words)
+
+
+def test_four_thousand_updates_are_twice_the_time():
+    curve = Curve(POINTS, law(POINTS).tolist(), [1e-4] * 6)
+    words = re.fullmatch(r"about (\d+) min \((\d+) min to (\d+) min\)", how_long(timed(), curve, float(law(4000))))
+    assert words is not None
+    middle, low, high = map(int, words.groups())
+    assert low <= 20 <= high
+    assert 17 <= middle <= 24
+    few = Curve(POINTS[:2], law(POINTS[:2]).tolist(), [0.003] * 2)
+    assert "cannot be told from this curve: 2 points" in how_long(timed(), few, 0.4)
+
+
+LONG = ("--epochs", "40", "--batch-size", "10", "--lr", "0.02", "--warmup-epochs", "4", "--image-size", "16")
+
+
+def test_a_run_keeps_five_weights_and_its_curve_is_measured(place, capsys):
+    assert place.pretrain(*LONG) == 0
+    kept = [weights.step for weights in unveil.Run.open(place.run).checkpoints()]
+    assert kept == [8, 15, 30, 60, 90, 120], "shares of 120 steps: 1/16, 1/8, 1/4, 1/2, 3/4, and the last"
+    words = ["evaluate", str(place.run), "--data", place.data, "--device", "cpu"]
+    capsys.readouterr()
+    assert main([*words, "--protocol", "knn", "linear-lbfgs", "--over-training"]) == 0
+    printed = capsys.readouterr().out
+    curves = all_curves(read_run(place.run))
+    assert set(curves) == {"k-NN", "linear probe (L-BFGS)"}
+    for title, protocol in (("k-NN", "knn"), ("linear probe (L-BFGS)", "linear-lbfgs")):
+        assert list(curves[title].updates) == kept
+        first = json.loads((place.run / "eval" / "epoch-2.667" / f"{protocol}.json").read_text())
+        assert curves[title].shares[0] == first["metrics"]["accuracy"]
+        assert first["settings"]["step"] == 8
+        assert first["baselines"] == {}
+    lamp = lamps(read_run(place.run))[1]
+    assert lamp.level != "ok", "8 test images are no evidence"
+    assert "To pass them on this machine: by linear probe (L-BFGS) " in lamp.advice
+    assert str(lamp) in printed
+    page = write_report([place.run]).read_text()
+    assert "Accuracy over training" in page
+    assert main([*words, "--protocol", "reconstruct", "--over-training"]) == 2
+    assert "--over-training measures frozen features" in capsys.readouterr().err
+    assert main([*words, "--over-training", "--at-epoch", "10"]) == 2
+    assert "no --at-epoch" in capsys.readouterr().err
+
+
+def test_a_short_run_keeps_none():
+    assert _steps_to_save(None, 99, 10) == {}
+    assert _steps_to_save(None, 1600, 100) == {100: 1.0, 200: 2.0, 400: 4.0, 800: 8.0, 1200: 12.0}
+    assert _steps_to_save(4.0, 1600, 100) == {400: 4.0, 800: 8.0, 1200: 12.0, 1600: 16.0}
+
+
+def test_weights_that_are_too_large_are_not_kept(place, monkeypatch):
+    monkeypatch.setattr("unveil.training.loop.MOST_SAVED", 1000)
+    assert place.pretrain(*LONG) == 0
+    assert not (place.run / "kept").exists()
+
+
+def test_a_run_without_a_curve_is_told_how_to_measure_one(tmp_path):
+    run = fake_run(tmp_path / "poor", accuracy=0.2)
+    advice = lamps(read_run(run))[1].advice
+    assert f"`unveil evaluate {run} --data DATA --protocol knn linear --over-training` tells how long" in advice
