@@ -225,6 +225,7 @@ def test_its_report_is_whole_in_a_browser(browser, small_demo, width):
     page.on("console", lambda message: said.append(message.text))
     page.on("pageerror", lambda error: said.append(str(error)))
     page.goto((small_demo / "report.html").as_uri())
+    page.evaluate("for (const folded of document.querySelectorAll('details')) folded.open = true")
     assert page.evaluate("[...document.images].every(i => i.complete && i.naturalWidth > 0)")
     assert page.locator(".gone").count() == 0, "a picture is missing"
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), "the page is wider than the screen"

@@ -312,23 +312,23 @@ def test_the_first_screen(run_a, tmp_path, scheme):
             sentences = page.locator(".verdict .headline").all_inner_texts()
             assert len(sentences) == len(runs)
             assert all("Optimisation healthy; features " in sentence for sentence in sentences)
-            boxes = [box.bounding_box() for box in page.locator(".triptych").all()]
+            boxes = [box.bounding_box() for box in page.locator(".overview .triptych").all()]
             assert len(boxes) == 6
             assert all(box and box["y"] + box["height"] <= 900 for box in boxes)
-            sides = page.locator(".triptych").first.locator("img:visible").all()
+            sides = page.locator(".overview .triptych").first.locator("img:visible").all()
             assert [round(side.bounding_box()["width"]) for side in sides] == [160, 160, 160]
             for group in page.locator(".measures .bars").all():
                 assert group.bounding_box()["y"] + group.bounding_box()["height"] <= 900
                 assert group.locator(".bar u").count() == 2 + len(runs), "a whisker for each bar"
             assert "± " in page.locator(".measures .value").first.inner_text()
-            page.locator(".slider input").focus()
+            page.locator(".overview .slider input").focus()
             for key, name in (("Home", "epoch 1"), ("ArrowRight", ""), ("End", "epoch ")):
-                before = page.locator(".over").first.locator("img:visible").get_attribute("src")
+                before = page.locator(".overview .over").first.locator("img:visible").get_attribute("src")
                 page.keyboard.press(key)
-                shown = page.locator(".over").first.locator("img:visible")
+                shown = page.locator(".overview .over").first.locator("img:visible")
                 assert shown.count() == 1
                 assert shown.get_attribute("src") != before
-                assert name in page.locator(".slider output").inner_text()
+                assert name in page.locator(".overview .slider output").inner_text()
             assert said == []
             page.close()
         browser.close()

@@ -47,8 +47,8 @@ def write_results(
     """Write `eval/<protocol>.json` for each result, of weights on the way `eval/epoch-<epoch>/<protocol>.json`; what
     became of each test sample goes to `outcomes/` in the same way.
 
-    The latter have the step of the weights among their settings. A file is replaced whole or not at all, others stay
-    as they are.
+    With `step`, that of the weights, it is among the settings. A file is replaced whole or not at all, others stay as
+    they are.
     """
     if step is not None:
         results = [replace(result, settings={**result.settings, "step": step}) for result in results]
