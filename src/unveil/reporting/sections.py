@@ -76,9 +76,9 @@ def health(runs: Runs) -> Markup:
         for level, name, sentence, advice in lines:
             text = tag("span", sentence, " ", tag("em", advice) if advice else None)
             findings.append(tag("li", tag("span", name, class_=f"level {level}"), text))
-        name = run_label(run, place, runs)
+        label = run_label(run, place, runs)
         lights = [tag("i", class_=f"lamp {lamp.level}", title=str(lamp)) for lamp in both]
-        sentence = tag("summary", tag("span", name, *lights, top.sentence, class_="headline"))
+        sentence = tag("summary", tag("span", label, *lights, top.sentence, class_="headline"))
         details = tag("details", sentence, tag("ul", *findings), open=len(runs) == 1)
         cards.append(tag("article", details, class_=f"verdict {top.level}"))
     return tag("section", *cards, class_="health", aria_label="Verdict")
