@@ -33,7 +33,7 @@ def run_heading(run: RunRecord, place: int, runs: Runs) -> Markup | None:
 
 
 def run_label(run: RunRecord, place: int, runs: Runs) -> Markup | None:
-    """The same before other words."""
+    """A run's name with its colour before other words, where there are several runs."""
     return (
         tag("strong", tag("i", class_=f"spot s{place % NUM_COLOURS}"), f"{run.name} ", class_="run")
         if len(runs) > 1
