@@ -14,18 +14,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from unveil.data.aligned_folders import open_samples
 from unveil.data.modality_config import declare
 from unveil.data.sources import open_source
-from unveil.evaluation.results import Result
-from unveil.experiments.demo import SCENE_SIZE, begin, conclusion, demo, recipes
+from unveil.evaluation.outcomes import write_outcomes
+from unveil.experiments.claims import Claim, conclusion, find, is_above
+from unveil.experiments.demo import CLAIMS, PROBE, SCENE_SIZE, begin, demo, ladder
 from unveil.experiments.scenes import SceneSource, render, render_scenes
 from unveil.runs.folder import read_metadata
 
-SMALL = {"minutes": 0.04, "scenes": 20}
+SMALL = {"minutes": 0.3, "scenes": 40}
+SETTINGS = {**SMALL, "seed": 0, "all": False, "check": False}
 CHROMIUM = Path("/usr/bin/chromium")
 FLAGS = [
     "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
@@ -35,12 +38,13 @@ FLAGS = [
 
 @dataclass(frozen=True)
 class StoppedDemo:
-    """A small demo that Ctrl-C stopped in the training of `mae`, and that the same command then finished."""
+    """A small demo that Ctrl-C stopped in its first training, and that the same command then finished; meanwhile its
+    second run was begun and cut off."""
 
     folder: Path
     code: int  # the exit code after Ctrl-C
     stderr: str
-    status: str  # of the run of `mae` then, with the names of its checkpoints
+    status: str  # of the first run then, with the names of its checkpoints
     checkpoints: list[str]
     again: subprocess.CompletedProcess[str]
 
@@ -55,14 +59,17 @@ def stopped_demo(tmp_path_factory: pytest.TempPathFactory) -> StoppedDemo:
     options = [word for name, value in SMALL.items() for word in (f"--{name}", str(value))]
     words = [sys.executable, "-m", "unveil", "demo", "--out", str(folder), *options]
     process = subprocess.Popen(words, stderr=subprocess.PIPE, text=True)
-    run, metrics = folder / "runs" / "mae", folder / "runs" / "mae" / "metrics.jsonl"
+    run, metrics = folder / "runs" / "rgb", folder / "runs" / "rgb" / "metrics.jsonl"
     assert process.stderr
     while not (metrics.exists() and '"kind": "step"' in metrics.read_text()):  # until training is on its way
         assert process.poll() is None, process.stderr.read()
         time.sleep(0.02)
     process.send_signal(signal.SIGINT)
-    _, stderr = process.communicate(timeout=120)
+    _, stderr = process.communicate(timeout=300)
     status, checkpoints = read_metadata(run)["status"], [p.name for p in (run / "checkpoints").iterdir()]
+    (folder / "runs" / "senses").mkdir()
+    for left in (".lock", "metrics.jsonl"):
+        (folder / "runs" / "senses" / left).touch()
     again = subprocess.run(words, capture_output=True, text=True)
     return StoppedDemo(folder, process.returncode, stderr, status, checkpoints, again)
 
@@ -85,30 +92,25 @@ def browser() -> Iterator[Any]:
         browser.close()
 
 
-def scored(learned: float, untrained: float, images: int = 1000) -> Result:
-    """A k-NN result with these accuracies."""
-    baselines = {"pixels": {"accuracy": 0.25}, "untrained": {"accuracy": untrained}}
-    settings = {"test_images": images}
-    return Result("knn", "a", "b", "mean", {"accuracy": learned}, baselines, settings, "", 0.0, "")
-
-
 def test_it_leaves_finished_runs_measured_on_other_scenes_and_one_report_of_all(small_demo):
     page = (small_demo / "report.html").read_text()
-    for name in recipes(small_demo):
+    for name, claims in CLAIMS.items():
         run = small_demo / "runs" / name
         assert read_metadata(run)["status"] == "finished"
-        result = json.loads((run / "eval" / "knn.json").read_text())
-        assert (result["data"], result["test_data"]) == tuple(
-            str(small_demo / which / "rgb") for which in ("scenes", "held-out-scenes")
-        )
+        findings = find(run, claims)
+        assert [finding.claim for finding in findings] == [*claims], "every claim was measured"
+        for finding in findings:
+            assert set(finding.baselines) == set(finding.claim.baselines)
+            assert finding.difference is not None, "in pairs"
         assert name in page
-    beside = json.loads((small_demo / "runs" / "mae" / "eval" / "knn.json").read_text())["baselines"]
-    assert {"pixels", "untrained"} <= set(beside)
+    result = json.loads((small_demo / "runs" / "rgb" / "eval" / "linear-lbfgs.json").read_text())
+    places = tuple(str(small_demo / which / "rgb") for which in ("scenes", "held-out-scenes"))
+    assert (result["data"], result["test_data"]) == places
 
 
 def test_the_scenes_are_aligned_folders_that_any_command_reads(small_demo):
-    source, scenes = open_source(small_demo / "scenes" / "rgb"), SceneSource(20, SCENE_SIZE, 0)
-    assert len(source) == 20
+    source, scenes = open_source(small_demo / "scenes" / "rgb"), SceneSource(40, SCENE_SIZE, 0)
+    assert len(source) == 40
     assert source.classes == sorted(scenes.classes)
     at = int(source.name(7).removesuffix(".png").rsplit("/")[-1])
     assert source.classes[source.labels[7]] == scenes.classes[scenes.labels[at]]
@@ -126,9 +128,10 @@ def test_the_scenes_are_aligned_folders_that_any_command_reads(small_demo):
 def test_the_same_again_keeps_the_scenes_and_begins_the_rest_anew(small_demo, tmp_path):
     folder = Path(shutil.copytree(small_demo, tmp_path / "demo"))
     times = {path: path.stat().st_mtime_ns for path in (folder / "scenes").rglob("*.png")}
-    begin(folder, {**SMALL, "seed": 0})
-    assert {p.name for p in folder.iterdir()} == {"demo.json", "scenes", "held-out-scenes"}
-    render_scenes(SceneSource(20, SCENE_SIZE, 0), folder / "scenes")
+    begin(folder, SETTINGS)
+    assert {p.name for p in folder.iterdir()} == {"demo.json", "plan.json", "scenes", "held-out-scenes"}
+    assert set(json.loads((folder / "plan.json").read_text())) == {"scenes"}
+    render_scenes(SceneSource(40, SCENE_SIZE, 0), folder / "scenes")
     assert {path: path.stat().st_mtime_ns for path in (folder / "scenes").rglob("*.png")} == times
 
 
@@ -139,6 +142,8 @@ def test_other_settings_begin_all_anew_and_other_folders_are_left_alone(tmp_path
         (tmp_path / "a" / name).touch()
     begin(tmp_path / "a", {"scenes": 20})
     assert (tmp_path / "a" / "runs" / "mae" / "run.json").exists()
+    begin(tmp_path / "a", {"scenes": 20, "all": True})
+    assert sorted(p.name for p in (tmp_path / "a").iterdir()) == ["demo.json", "notes.txt", "scenes"]
     begin(tmp_path / "a", {"scenes": 30})
     assert sorted(p.name for p in (tmp_path / "a").iterdir()) == ["demo.json", "notes.txt"]
 
@@ -149,9 +154,9 @@ def test_other_settings_begin_all_anew_and_other_folders_are_left_alone(tmp_path
     assert [p.name for p in (tmp_path / "b").iterdir()] == ["thesis.tex"]
 
 
-def test_stopped_by_ctrl_c_it_goes_on_where_it_was(stopped_demo):
+def test_stopped_by_ctrl_c_it_goes_on_where_it_was_and_begins_a_run_that_was_cut_off_again(stopped_demo):
     assert stopped_demo.code == 130, stopped_demo.stderr
-    assert "Traceback" not in stopped_demo.stderr + stopped_demo.log("mae")
+    assert "Traceback" not in stopped_demo.stderr + stopped_demo.log("rgb")
     assert stopped_demo.status == "stopped"
     (saved,) = stopped_demo.checkpoints
     step = int(saved.removeprefix("step-"))
@@ -159,26 +164,13 @@ def test_stopped_by_ctrl_c_it_goes_on_where_it_was(stopped_demo):
 
     again, folder = stopped_demo.again, stopped_demo.folder
     assert again.returncode == 0, again.stderr
-    assert f"continuing {folder / 'runs' / 'mae'} at step {step}" in stopped_demo.log("mae")
-    for name in recipes(folder):
-        assert re.search(
-            rf"^\[\d/4\] {name}: k-NN \d+\.\d %, whitened k-NN \d+\.\d %, linear \d+\.\d %", again.stderr, re.MULTILINE
-        )
+    assert f"continuing {folder / 'runs' / 'rgb'} at step {step}" in stopped_demo.log("rgb")
+    assert re.search(r"rgb: hidden patches filled in \d+\.\d\d dB; linear probe of the class \d+\.\d%", again.stderr)
+    assert re.search(r"senses: classes of pixels from colour \d+\.\d%", again.stderr)
+    for claim in (*CLAIMS["rgb"], *CLAIMS["senses"]):
+        assert any(line.startswith(claim.words) for line in again.stdout.splitlines())
     assert again.stdout.splitlines()[-2] == f"report: {folder / 'report.html'}"
     assert again.stdout.splitlines()[-1].startswith("next: ")
-
-
-def test_a_run_that_was_cut_off_before_it_began_is_begun_again(small_demo, tmp_path):
-    folder = Path(shutil.copytree(small_demo, tmp_path / "demo"))
-    (folder / "report.html").unlink()
-    shutil.rmtree(folder / "runs" / "crossmae")
-    (folder / "runs" / "crossmae").mkdir()
-    for left in (".lock", "metrics.jsonl"):
-        (folder / "runs" / "crossmae" / left).touch()
-    written = (folder / "runs" / "mae" / "run.json").stat().st_mtime_ns
-    assert demo(str(folder), **SMALL).exists()
-    assert read_metadata(folder / "runs" / "crossmae")["status"] == "finished"
-    assert (folder / "runs" / "mae" / "run.json").stat().st_mtime_ns == written
 
 
 def test_rendering_leaves_nothing_when_it_is_stopped(tmp_path, monkeypatch):
@@ -191,26 +183,68 @@ def test_rendering_leaves_nothing_when_it_is_stopped(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_conclusion_says_what_the_numbers_carry():
-    def judged(**accuracies: float) -> str:
-        plain = {name: scored(0.12, 0.11) for name in accuracies}
-        return conclusion(plain, {name: scored(learned, 0.20) for name, learned in accuracies.items()})
-
-    lines = judged(mae=0.30, crossmae=0.21).splitlines()
-    assert lines[0].endswith("1,000 held-out scenes: mae 12.0 %, crossmae 12.0 %, untrained 11.0 %, raw pixels 25.0 %.")
-    assert "mae 30.0 %, crossmae 21.0 %, untrained 20.0 %, raw pixels 25.0 %; chance 10.0 %." in lines[1]
-    # the error of 0.30 - 0.20 is sqrt(0.3 x 0.7 / 1000 + 0.2 x 0.8 / 1000) = 0.0192
-    assert lines[2] == "mae is above the untrained encoder (the difference is 5.2 standard errors)."
-    assert lines[3].startswith("crossmae is above the untrained encoder, but no more than chance may explain (the")
-    few = {"mae": scored(0.30, 0.20, images=50)}
-    assert "chance may explain" in conclusion(few, few)
-    for nothing in (0.1, 0.2):
-        assert "mae is no better than the untrained encoder." in judged(mae=nothing)
-    none = {"mae": scored(0.0, 0.0)}
-    assert "mae is no better" in conclusion(none, none)
+def measured(run: Path, value: list[float], **baselines: list[float]) -> Path:
+    """A run with a linear probe whose hits, and those of its baselines, are these."""
+    outcomes = {"this run": value, **baselines}
+    accuracies = {name: {"accuracy": float(np.mean(hits))} for name, hits in outcomes.items()}
+    (run / "eval").mkdir(parents=True)
+    content = {"metrics": accuracies.pop("this run"), "baselines": accuracies}
+    (run / "eval" / "linear-lbfgs.json").write_text(json.dumps(content))
+    write_outcomes(run, "linear-lbfgs", {name: {"accuracy": hits} for name, hits in outcomes.items()})
+    return run
 
 
-@pytest.mark.parametrize(("given", "message"), [({"scenes": 19}, "too few"), ({"minutes": 0}, "no time")])
+def test_a_claim_holds_above_its_best_baseline_by_three_standard_errors_of_the_pairs(tmp_path):
+    low, high = [1.0] * 20 + [0.0] * 80, [1.0] * 34 + [0.0] * 66
+    (sure,) = find(measured(tmp_path / "a", high, pixels=[0.0] * 100, untrained=low), [PROBE])
+    # 14 of 100 are gained and none is lost: the deviation of the pairs is sqrt(0.14 x 0.86 x 100 / 99) = 0.349
+    assert sure.best == "untrained"
+    assert sure.row[3] == "+14.00 ± 10.46 points"
+    assert sure.holds
+    # the same gain, but 20 are lost too: sqrt((0.54 - 0.14 ** 2) x 100 / 99) = 0.725, so 14.0 < 3 x 7.25
+    (unsure,) = find(measured(tmp_path / "b", [0.0] * 20 + [1.0] * 34 + [0.0] * 46, untrained=low), [PROBE])
+    assert (unsure.holds, unsure.row[4], is_above(unsure)) == (False, "not enough time", True)
+    (worse,) = find(measured(tmp_path / "c", low, pixels=high), [PROBE])
+    assert not worse.holds
+    assert not is_above(worse)
+    assert find(tmp_path / "a", [Claim("other", "knn", "accuracy", ("pixels",))]) == []
+
+    assert conclusion([sure]).endswith("more than three standard errors of the held-out scenes.")
+    assert "Not enough time for linear probe of the class:" in conclusion([sure, unsure])
+
+
+def test_the_check_fails_where_the_probe_is_not_above_its_baselines(tmp_path, monkeypatch):
+    from unveil.experiments import demo as module
+
+    def run(accuracy: float) -> Path:
+        shutil.rmtree(tmp_path / "demo", ignore_errors=True)
+        hits = [float(number < 100 * accuracy) for number in range(100)]
+        finding = find(measured(tmp_path / f"run-{accuracy}", hits, pixels=[1.0] * 20 + [0.0] * 80), [PROBE])
+        monkeypatch.setattr(module, "_demo", lambda *_: (tmp_path / "report.html", finding))
+        return demo(str(tmp_path / "demo"), check=True)
+
+    assert run(0.3) == tmp_path / "report.html"
+    with pytest.raises(ValueError, match="nothing was learned"):
+        run(0.1)
+
+
+def test_the_ladder_trains_cmtmae_after_its_teacher(tmp_path, monkeypatch):
+    from unveil.experiments import demo as module
+
+    jobs: list[Any] = []
+    monkeypatch.setattr(module, "_run", lambda folder, chosen, slots, describe: jobs.extend(chosen))
+    monkeypatch.setattr(module, "render_scenes", lambda source, folder: None)
+    monkeypatch.setattr(module, "write_report", lambda runs, out: out)
+    demo(str(tmp_path / "demo"), all=True, minutes=0.5, scenes=80)
+    assert [job.recipe for job in jobs] == [*ladder(tmp_path / "demo")]
+    assert {job.name: job.needs for job in jobs if job.needs} == {"cmtmae": ["crossmae"]}
+    assert all(job.pretrain["minutes"] == 0.5 and job.evaluate[0]["protocol"][0] == "linear-lbfgs" for job in jobs)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [({"scenes": 39}, "too few"), ({"minutes": 0}, "no time"), ({"all": True, "check": True}, "give one of the two")],
+)
 def test_what_cannot_be_is_said_before_anything_is_written(tmp_path, given, message):
     with pytest.raises(ValueError, match=message):
         demo(str(tmp_path / "demo"), **given)
@@ -219,7 +253,7 @@ def test_what_cannot_be_is_said_before_anything_is_written(tmp_path, given, mess
 
 @pytest.mark.parametrize("width", [390, 1280])
 def test_its_report_is_whole_in_a_browser(browser, small_demo, width):
-    names = list(recipes(small_demo))
+    names = list(CLAIMS)
     page = browser.new_page(viewport={"width": width, "height": 844}, offline=True)
     said: list[str] = []
     page.on("console", lambda message: said.append(message.text))
@@ -235,9 +269,9 @@ def test_its_report_is_whole_in_a_browser(browser, small_demo, width):
     head = page.locator("table.compare thead th").all_inner_texts()
     assert [name.strip() for name in head if name.strip()] == names
     rows = page.locator("table.compare tbody th").all_inner_texts()
-    assert {"k-NN accuracy", "linear accuracy", "images/s", "held-out loss"} <= set(rows)
+    assert {"images/s", "held-out loss"} <= set(rows)
     titles = set(page.locator("h2").all_inner_texts())
-    assert {"Side by side", "Curves", "Reconstructions", "Attention", "Nearest neighbours", "Evaluation"} <= titles
+    assert {"Side by side", "Curves", "Reconstructions", "Evaluation"} <= titles
     assert "untrained" in page.inner_text("section:has(h2:text-is('Evaluation'))")
     assert said == []
     page.close()

@@ -19,7 +19,7 @@ from ..modeling.masking import ByModality, DirichletBudget, Masker, Uniform
 from ..modeling.patches import unpatchify, validity
 from ..modeling.rng import sample_keys
 from ..modeling.targets import Classes, Pixels
-from ..modeling.types import Batch, Queries
+from ..modeling.types import Batch, Latents, Queries
 from ..recipes.run import Run
 from ..runs.hardware import choose_device
 from .analysis.attention import hidden_tokens
@@ -82,10 +82,13 @@ class TrainingMean:
 
     @torch.no_grad()
     def reconstruct(self, batch: Batch, visible: Visible) -> dict[str, Reconstruction]:
-        output = self.model.forward(batch, visible)
+        masker = self.model.masker(batch, visible)
+        tokens, observations, mask, queries = self.model.model.mask_input(batch, masker)
+        unread = Latents(tokens.values, {}, tokens, 0)  # a mean reads nothing, so nothing is encoded
         reconstructions = {}
         for o, target in self.model.objectives:
-            mean = replace(output, decoded={o.decoder: self.means[o.name][output.queries[o.decoder].cells]})
+            decoded = {o.decoder: self.means[o.name][queries[o.decoder].cells]}
+            mean = ForwardOutput(observations, mask, unread, queries, decoded)
             reconstructions[o.name] = _reconstruction(without_head(o), target, batch, mean)
         return reconstructions
 

@@ -1,9 +1,8 @@
-"""`unveil demo`: render scenes, pretrain four recipes on them, evaluate, report."""
+"""`unveil demo`: render scenes, pretrain on them, show what was learned; with `--all` the ladder of recipes."""
 
 from __future__ import annotations
 
 import json
-import math
 import shutil
 import time
 from collections.abc import Mapping
@@ -12,30 +11,205 @@ from typing import Any
 
 import torch
 
-from ..evaluation.results import Result
 from ..recipes.options import accept_python_values
 from ..reporting.page import write_report
 from ..runs.atomic import write_json
-from ..runs.console import duration, log, user_path
+from ..runs.console import duration, log, table, user_path
 from ..runs.hardware import num_cores
-from .scenes import CLASSES, SceneSource, render_scenes
+from .claims import Claim, Finding, conclusion, find, is_above, summary
+from .scenes import SceneSource, render, render_scenes
 from .study.jobs import Job
 from .study.schedule import Schedule, read_marker, write_jobs
 
-SCENE_SIZE = 64  # pixels of a rendered scene
-# An encoder so small, and so few tokens, that a minute on one core is several epochs
-SHAPE: dict[str, Any] = {"size": "nano", "image_size": [48], "patch": 8}
+SCENE_SIZE = 32  # pixels of a rendered scene
+SCENES = 4000  # to train on, where the user gives no number; half as many are held out
+MIN_SCENES, MIN_HELD_OUT = 40, 20  # four and two of every class
+MINUTES = 5.0  # of the whole demo
+LADDER_MINUTES = 1.0  # of training for each recipe of the ladder
+LOG_SECONDS = 10.0  # between two lines on the progress of a run
+
+# As seconds of two quiet cores (AVX-512 and bf16): what a demo of five minutes needs beside training
+RENDER_SECONDS = 0.009  # of a core, for a scene
+MEASURING_SECONDS = 90.0  # the start of both runs, and their measurements
+RGB_SHARE = 0.6  # of the training; the rest is that of several modalities
+CHECKED = {"rgb": 5.0, "senses": 0.5}  # epochs with --check: the same training on every machine
+
+HIDDEN = 0.6  # of the patches, where pixels are predicted
+NARROW: dict[str, Any] = {"size": "nano", "image_size": [SCENE_SIZE]}
+RGB: dict[str, Any] = {
+    **NARROW,
+    "patch": 4,
+    "visible": 1 - HIDDEN,
+    "predicted": HIDDEN / 2,
+    "norm_pix": False,  # so that nothing of the truth is put back into what is shown
+    "batch_size": 64,
+    "lr": 6e-3,  # 1.5e-3 at this batch
+    "lr_scale": "none",
+}
+SENSES: dict[str, Any] = {
+    **NARROW,
+    "patch": 8,
+    "visible": 1 / 3,
+    "concentration": [0.5],  # more samples with one whole modality, which is what is asked of it
+    "extra_norm_pix": False,
+    "decoder_depth": 1,
+    "batch_size": 32,
+    "lr": 12e-3,
+}
+
+FILLED = ("training mean", "nearest visible pixel", "inverse distance", "untrained")
+FROZEN = ("pixels", "untrained")
+BY_PLACE, MEAN = ("training mean by place", "untrained"), ("training mean", "untrained")
+PROBE = Claim("linear probe of the class", "linear-lbfgs", "accuracy", FROZEN)
+CLAIMS: dict[str, tuple[Claim, ...]] = {
+    "rgb": (
+        Claim("hidden patches filled in", "reconstruct", f"psnr_{HIDDEN:g}_pixels", FILLED, "{:.2f} dB", "dB", 1.0),
+        PROBE,
+        Claim("class of each patch, linear", "patches", "accuracy", FROZEN),
+        Claim("few labels, fine-tuned", "lowshot", "accuracy_", ("pixels", "from scratch")),
+    ),
+    "senses": (
+        Claim("classes of pixels from colour", "reconstruct", "pixel_accuracy_semseg_from_rgb", BY_PLACE),
+        Claim("depth from classes and colour", "reconstruct", "delta1_depth_from_rgb_and_semseg", MEAN),
+    ),
+}
+LADDER = ("linear-lbfgs", "knn", "knn-whitened")
 CROSS: dict[str, Any] = {"decoder": "cross", "blend": "linear", "predicted": 0.25}  # more steps in a minute
-PROTOCOLS = {"knn": "k-NN", "knn-whitened": "whitened k-NN", "linear": "linear"}
-MIN_SCENES = 20  # two of every class
-STANDARD_ERRORS = 3.0  # that a difference must exceed to be significant
-LOG_SECONDS = 10.0  # between two lines on the progress of the recipes
 
 
-def recipes(folder: Path) -> dict[str, dict[str, Any]]:
-    """The recipes with their data and options of their own; CMT-MAE's teacher is the CrossMAE run."""
-    maps = folder / "scenes"
-    rgb = str(maps / "rgb")
+@accept_python_values
+def demo(
+    out: str = "runs/demo",
+    *,
+    minutes: float | None = None,
+    scenes: int | None = None,
+    seed: int = 0,
+    all: bool = False,
+    check: bool = False,
+) -> Path:
+    """Pretrain on rendered scenes and show what was learned beside what needs no learning; returns the report's path.
+
+    CrossMAE of colours alone, then guided MultiMAE of colours, depth and classes; both are measured on scenes of
+    another seed. A demo that was stopped is continued; one that is finished starts again and keeps its scenes.
+
+    out: the folder of the demo: the scenes, a run folder per recipe, the report
+    minutes: of the whole demo, by default 5; with --all of the training of each recipe, by default 1
+    scenes: how many scenes to train on, by default 4000, fewer where rendering is slow; half as many are held out
+    seed: of scenes, initialisation, order, views and masks
+    all: the ladder of MAE, CrossMAE, CMT-MAE and guided MultiMAE instead, each with one core where there is no GPU
+    check: train for the same number of images on every machine, and fail (exit status 1) unless the linear probe is
+        above raw pixels and the untrained encoder
+    """
+    began = time.monotonic()
+    if scenes is not None and scenes < MIN_SCENES:
+        raise ValueError(f"--scenes {scenes} are too few to train and to evaluate on; give {MIN_SCENES} or more")
+    if minutes is not None and minutes <= 0:
+        raise ValueError(f"--minutes {minutes:g} leaves no time to train; give more than 0")
+    if all and check:
+        raise ValueError("--check measures the demo, not the ladder of --all; give one of the two")
+    folder = user_path(out)
+    begin(folder, {"minutes": minutes, "scenes": scenes, "seed": seed, "all": all, "check": check})
+    try:
+        report, findings = (_ladder if all else _demo)(folder, minutes, scenes, seed, check, began)
+    except KeyboardInterrupt:
+        log("the same command continues the demo")
+        raise
+    print(f"report: {report}")
+    if check and not any(finding.claim == PROBE and is_above(finding) for finding in findings):
+        raise ValueError("the linear probe is not above raw pixels and the untrained encoder: nothing was learned")
+    return report
+
+
+Outcome = tuple[Path, list[Finding]]
+
+
+def _demo(folder: Path, minutes: float | None, scenes: int | None, seed: int, check: bool, began: float) -> Outcome:
+    total = 60 * (minutes or MINUTES)
+    slow = 1.0 if check else slowness()
+    plan = _kept(folder, "scenes", lambda: scenes or max(200, round(SCENES * min(1.0, total / 60 / MINUTES) / slow)))
+    if slow > 2:
+        log(f"this machine is slow or busy: a scene takes {slow:.1f} times as long as planned, so all is made smaller")
+    count = int(plan)
+    train, test = _render(folder, count, max(MIN_HELD_OUT, count // 2), seed)
+    measuring = MEASURING_SECONDS * min(1.0, total / 60 / MINUTES, count * slow / SCENES)
+    findings = []
+    for name, share in (("rgb", RGB_SHARE), ("senses", 1.0)):
+        left = total - (time.monotonic() - began) - measuring * (1.0 if name == "rgb" else 1 - RGB_SHARE)
+        length = _kept(folder, name, lambda left=left, share=share: max(0.05 * total, share * left) / 60)
+        training = {"epochs": CHECKED[name]} if check else {"minutes": length}
+        job = _job(name, training, train, test, seed, "10%" if count >= 10 * MIN_SCENES else "50%")
+        findings += _finish(folder, [job], CLAIMS[name])
+    report = write_report([folder / "runs" / name for name in CLAIMS], folder / "report.html")
+    spent = time.monotonic() - began
+    log(f"all of it took {duration(spent)}{'' if check or spent < 1.2 * total else ': the machine was busy'}")
+    print(conclusion(findings))
+    return report, findings
+
+
+def slowness() -> float:
+    """How many times as long a scene takes here as on the machine that the demo was planned on; at least 1."""
+    began = time.perf_counter()
+    for index in range(16):
+        render((0, index), SCENE_SIZE)
+    planned = 16 * RENDER_SECONDS if num_cores() > 1 else 8 * RENDER_SECONDS  # where there are two cores
+    return max(1.0, (time.perf_counter() - began) / planned)
+
+
+def _kept(folder: Path, name: str, choose: Any) -> float:
+    """A number that depends on the clock: chosen once, and the same when the demo is continued."""
+    file = folder / "plan.json"
+    plan = json.loads(file.read_text()) if file.exists() else {}
+    if name not in plan:
+        plan[name] = choose()
+        write_json(file, plan)
+    return float(plan[name])
+
+
+def _render(folder: Path, train: int, test: int, seed: int) -> tuple[Path, Path]:
+    render_scenes(SceneSource(train, SCENE_SIZE, seed), folder / "scenes")
+    render_scenes(SceneSource(test, SCENE_SIZE, seed + 1), folder / "held-out-scenes")
+    return folder / "scenes", folder / "held-out-scenes"
+
+
+def _job(name: str, training: Mapping[str, Any], train: Path, test: Path, seed: int, few_labels: str) -> Job:
+    """The run of a part of the demo, and its measurements."""
+    maps = {"data": str(train), "test_data": str(test), "seed": seed}
+    images = {"data": str(train / "rgb"), "test_data": str(test / "rgb"), "seed": seed}
+    if name == "senses":
+        recipe, own = "multimae-attention", {"data": str(train), "modalities": ["rgb", "depth", "semseg"], **SENSES}
+        evaluate = [{**maps, "protocol": ["reconstruct"], "hidden": [0.5], "by_place": True}]
+    else:
+        recipe, own = "crossmae", {"data": str(train / "rgb"), **RGB}
+        few = {"by": "finetune", "shots": [few_labels], "draws": 1, "epochs": 15, "otherwise": "linear-lbfgs"}
+        evaluate = [
+            {**images, "protocol": ["reconstruct"], "hidden": [HIDDEN]},
+            {**images, "protocol": ["linear-lbfgs"], "pool": "both"},
+            {**maps, "protocol": ["patches"], "modalities": ["rgb", "semseg"]},
+            {**images, "protocol": ["lowshot"], **few},
+        ]
+    return Job(name, name, "", seed, recipe, {**training, "seed": seed, **own}, evaluate, [], [])
+
+
+def _finish(folder: Path, jobs: list[Job], claims: tuple[Claim, ...]) -> list[Finding]:
+    """Run the jobs one after another with all cores; what their results support."""
+    runs = [folder / "runs" / job.name for job in jobs]
+    _run(folder, jobs, 1, lambda job: summary(folder / "runs" / job.name, claims))
+    return [finding for run in runs for finding in find(run, claims)]
+
+
+def _run(folder: Path, jobs: list[Job], slots: int, describe: Any) -> None:
+    write_jobs(folder, jobs, "auto")
+    log(f"pretraining and measuring {', '.join(job.name for job in jobs)}; the logs are in {folder / 'logs'}")
+    schedule = Schedule(folder, jobs, slots, LOG_SECONDS)
+    schedule.run(describe)
+    if schedule.failed:
+        name, why = next(iter(schedule.failed.items()))
+        raise ValueError(f"{name} failed: {why}; the same command tries it again")
+
+
+def ladder(folder: Path) -> dict[str, dict[str, Any]]:
+    """The recipes of the ladder with their data and options of their own; CMT-MAE's teacher is the CrossMAE run."""
+    maps, rgb = folder / "scenes", str(folder / "scenes" / "rgb")
     return {
         "mae": {"data": rgb},
         "crossmae": {"data": rgb},
@@ -44,125 +218,49 @@ def recipes(folder: Path) -> dict[str, dict[str, Any]]:
     }
 
 
-@accept_python_values
-def demo(out: str = "runs/demo", *, minutes: float = 1.0, scenes: int = 3000, seed: int = 0) -> Path:
-    """Pretrain four recipes on rendered scenes, evaluate all on scenes of another seed; returns the report's path.
-
-    MAE and CrossMAE read RGB images alone; CMT-MAE has the CrossMAE of this demo as its teacher; guided MultiMAE reads
-    depth and classes too. On a processor two run side by side, since models as small as these leave half of it idle. A
-    demo that was stopped is continued; one that is finished starts again and keeps only its scenes.
-
-    out: the folder of the demo: the scenes, a run folder per recipe, the report
-    minutes: how long to train each recipe
-    scenes: how many scenes to train on; as many are held out
-    seed: of scenes, initialisation, order, views and masks
-    """
-    if scenes < MIN_SCENES:
-        raise ValueError(f"--scenes {scenes} are too few to train and to evaluate on; give {MIN_SCENES} or more")
-    if minutes <= 0:
-        raise ValueError(f"--minutes {minutes:g} leaves no time to train; give more than 0")
-    began = time.monotonic()
-    folder = user_path(out)
-    begin(folder, {"minutes": minutes, "scenes": scenes, "seed": seed})
-    try:
-        return _demo(folder, minutes, scenes, seed, began)
-    except KeyboardInterrupt:
-        log("the same command continues the demo")
-        raise
-
-
-def _demo(folder: Path, minutes: float, scenes: int, seed: int, began: float) -> Path:
-    render_scenes(SceneSource(scenes, SCENE_SIZE, seed), folder / "scenes")
-    render_scenes(SceneSource(scenes, SCENE_SIZE, seed + 1), folder / "held-out-scenes")
-    jobs = _jobs(folder, minutes, seed)
-    write_jobs(folder, jobs, "auto")
-    runs = {job.name: folder / "runs" / job.name for job in jobs}
-    schedule = Schedule(folder, jobs, None if torch.cuda.is_available() else min(2, num_cores()), LOG_SECONDS)
-    log(f"pretraining and evaluating {', '.join(runs)}; their logs are in {folder / 'logs'}")
-    schedule.run(lambda job: _accuracies({label: _result(runs[job.name], p).metrics for p, label in PROTOCOLS.items()}))
-    if schedule.failed:
-        name, why = next(iter(schedule.failed.items()))
-        raise ValueError(f"{name} failed: {why}; the same command tries it again")
-    report = write_report([*runs.values()], folder / "report.html")
-    log(f"all of it took {duration(time.monotonic() - began)}")
-    plain, whitened = ({name: _result(run, p) for name, run in runs.items()} for p in ("knn", "knn-whitened"))
-    print(conclusion(plain, whitened))
-    print(f"report: {report}")
-    return report
-
-
-def _jobs(folder: Path, minutes: float, seed: int) -> list[Job]:
-    """Each recipe's run and its measurements; CMT-MAE waits for its teacher."""
-    measurement = {
-        "data": str(folder / "scenes" / "rgb"),
-        "test_data": str(folder / "held-out-scenes" / "rgb"),
-        "protocol": [*PROTOCOLS],
-        "pool": "both",
-        "seed": seed,
-    }
-    return [
-        Job(
-            name=name,
-            arm=name,
-            setting="",
-            seed=seed,
-            recipe=name,
-            pretrain={"minutes": minutes, "seed": seed, **own, **SHAPE},
-            evaluate=[{**measurement, "baselines": name == "mae"}],  # an untrained ViT is the same under any recipe
-            analyze=[],
-            needs=["crossmae"] if name == "cmtmae" else [],
-        )
-        for name, own in recipes(folder).items()
+def _ladder(folder: Path, minutes: float | None, scenes: int | None, seed: int, check: bool, began: float) -> Outcome:
+    count = scenes or SCENES
+    train, test = _render(folder, count, max(MIN_HELD_OUT, count // 2), seed)
+    images = {"data": str(train / "rgb"), "test_data": str(test / "rgb"), "pool": "both", "seed": seed}
+    training = {"minutes": minutes or LADDER_MINUTES, "seed": seed, **NARROW, "patch": 4}
+    needs, measured = {"cmtmae": ["crossmae"]}, [{**images, "protocol": [*LADDER]}]
+    jobs = [
+        Job(name, name, "", seed, name, {**training, **own}, measured, [], needs.get(name, []))
+        for name, own in ladder(folder).items()
     ]
+    claims = [Claim(protocol, protocol, "accuracy", FROZEN) for protocol in LADDER]
+    of_run = {job.name: folder / "runs" / job.name for job in jobs}
+    slots = max(1, torch.cuda.device_count()) if torch.cuda.is_available() else min(2, num_cores())
+    _run(folder, jobs, slots, lambda job: summary(of_run[job.name], claims))
+    report = write_report([*of_run.values()], folder / "report.html")
+    log(f"all of it took {duration(time.monotonic() - began)}")
+    findings = [(name, finding) for name, run in of_run.items() for finding in find(run, claims)]
+    head = ["", "measure", "accuracy", "beside", "above the best, ± three standard errors", "learned"]
+    print(table([head, *([name, *finding.row] for name, finding in findings)], "llllll"))
+    print("One short run each: it says nothing of which recipe is better.")
+    return report, [finding for _, finding in findings]
 
 
 def begin(folder: Path, settings: Mapping[str, Any]) -> None:
-    """Make the folder ready: an unfinished demo of these settings stays, a finished one keeps its scenes alone.
+    """Make the folder ready: an unfinished demo of these settings stays, another or a finished one keeps its scenes.
 
-    Raises ValueError when the folder holds something else.
+    Scenes of another number or seed go too. Raises ValueError when the folder holds something else.
     """
-    is_same = read_marker(folder, "demo") == dict(settings)
-    if not is_same or (folder / "report.html").exists():
-        for old in ["runs", "jobs", "logs", "locks", *([] if is_same else ["scenes", "held-out-scenes"])]:
+    before = read_marker(folder, "demo")
+    if before != dict(settings) or (folder / "report.html").exists():
+        same = all_equal(before, settings, ("scenes", "seed"))
+        kept = json.loads((folder / "plan.json").read_text()).get("scenes") if (folder / "plan.json").exists() else None
+        gone = ["runs", "jobs", "logs", "locks", *([] if same else ["scenes", "held-out-scenes"])]
+        for old in gone:
             shutil.rmtree(folder / old, ignore_errors=True)
-        (folder / "report.html").unlink(missing_ok=True)
+        for file in ("report.html", "plan.json"):
+            (folder / file).unlink(missing_ok=True)
+        if same and kept is not None:
+            write_json(folder / "plan.json", {"scenes": kept})
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "demo.json", settings)
 
 
-def _result(run: Path, protocol: str) -> Result:
-    return Result(**json.loads((run / "eval" / f"{protocol}.json").read_text()))
-
-
-def _accuracies(results: Mapping[str, Mapping[str, float]]) -> str:
-    return ", ".join(f"{name} {100 * metrics['accuracy']:.1f} %" for name, metrics in results.items())
-
-
-def conclusion(plain: Mapping[str, Result], whitened: Mapping[str, Result]) -> str:
-    """What the k-NN accuracies support: each run is compared with the untrained encoder and with raw pixels.
-
-    Whitened features decide, since a minute of training shows in them first.
-    """
-
-    def accuracies(results: Mapping[str, Result]) -> str:
-        baselines = next(iter(results.values())).baselines
-        references = {"untrained": baselines["untrained"], "raw pixels": baselines["pixels"]}
-        return _accuracies({name: result.metrics for name, result in results.items()} | references)
-
-    first = next(iter(whitened.values()))
-    images = int(str(first.settings["test_images"]))
-    lines = [
-        f"k-NN accuracy on {images:,} held-out scenes: {accuracies(plain)}.",
-        f"With whitened features: {accuracies(whitened)}; chance {100 / len(CLASSES):.1f} %.",
-    ]
-    untrained = first.baselines["untrained"]["accuracy"]
-    for name, result in whitened.items():
-        trained = result.metrics["accuracy"]
-        if trained <= untrained:
-            lines.append(f"{name} is no better than the untrained encoder.")
-            continue
-        errors = (trained - untrained) / math.sqrt((trained * (1 - trained) + untrained * (1 - untrained)) / images)
-        doubt = "" if errors > STANDARD_ERRORS else ", but no more than chance may explain"
-        lines.append(f"{name} is above the untrained encoder{doubt} (the difference is {errors:.1f} standard errors).")
-    lines.append("One short run each: it says nothing of which recipe is better.")
-    return "\n".join(lines)
+def all_equal(a: Mapping[str, Any], b: Mapping[str, Any], names: tuple[str, ...]) -> bool:
+    """Whether two mappings agree on these names."""
+    return bool(a) and [a.get(name) for name in names] == [b.get(name) for name in names]
