@@ -11,7 +11,15 @@ from torch import Tensor
 
 from unveil.cli import main
 from unveil.experiments.bench.contenders import CONTENDERS
-from unveil.experiments.bench.estimate import GPUS, activation_bytes, bench_estimate, estimate_step, state_bytes
+from unveil.experiments.bench.estimate import (
+    GPUS,
+    MFU,
+    activation_bytes,
+    bench_estimate,
+    estimate_step,
+    hours_on,
+    state_bytes,
+)
 from unveil.experiments.bench.flops_and_memory import count_flops
 from unveil.experiments.bench.timing import Stepper
 from unveil.experiments.bench.work import Work
@@ -79,3 +87,8 @@ def test_from_the_command_line(capsys: pytest.CaptureFixture[str]):
     assert "not measured" in capsys.readouterr().out
     with pytest.raises(ValueError, match="mfu is a share"):
         bench_estimate(mfu=2.0)
+
+
+def test_the_hours_of_a_study_on_a_gpu_are_its_flops_at_a_share_of_the_peak():
+    assert hours_on("H100", 989e12 * 3600, mfu=1.0) == pytest.approx(1.0)
+    assert hours_on("A100", 312e12 * 3600) == pytest.approx(1 / MFU)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -174,6 +175,7 @@ def test_a_dry_run_tells_the_cost_and_writes_nothing(place: Path, capsys: pytest
     stdout = capsys.readouterr().out
     assert "2 runs, seeds 0, measured by knn" in stdout
     assert "FLOPs" in stdout
+    assert re.search(r"on one A100 or .* on one H100", stdout)
     assert sorted(p for p in place.rglob("*") if "__pycache__" not in str(p)) == before
 
 

@@ -22,6 +22,7 @@ from .work import Work
 Estimated = Literal["mae", "inter-block"]
 DECODER_WIDTH, DECODER_DEPTH = 512, {"mae": 8, "inter-block": 12}  # the papers'
 VISIBLE = PREDICTED = 4  # MAE and CrossMAE read a quarter of the patches, CrossMAE predicts a quarter
+MFU = 0.4  # of a GPU's peak that a step is assumed to reach
 _USABLE = 0.9  # of a GPU's memory; libraries and fragments take the rest
 
 
@@ -34,6 +35,11 @@ class GPU:
 
 
 GPUS = {"A100": GPU(312, 80), "H100": GPU(989, 80), "H200": GPU(989, 141)}
+
+
+def hours_on(gpu: str, flops: float, mfu: float = MFU) -> float:
+    """Hours that so many FLOPs take on a GPU, at a share of the peak on its data sheet."""
+    return flops / (mfu * GPUS[gpu].tflops * 1e12) / 3600
 
 
 def activation_bytes(name: Estimated, work: Work, precision: Literal["float32", "bf16"]) -> int:
@@ -95,7 +101,7 @@ def estimate_step(
         raise ValueError(f"{fitting} images of {name} fit on one {gpu}, fewer than {batch_size or 1}; give fewer")
     batch = batch_size or 1 << (fitting.bit_length() - 1)
     gigabytes = (states + batch * each) / 1e9
-    return Estimate(gpu, batch, gigabytes, mfu * GPUS[gpu].tflops * 1e12 / cost.flops)
+    return Estimate(gpu, batch, gigabytes, 1 / (3600 * hours_on(gpu, cost.flops, mfu)))
 
 
 @accept_python_values
@@ -107,7 +113,7 @@ def bench_estimate(
     image_size: tuple[int, ...] = (224,),
     batch_size: int | None = None,
     gpu: tuple[Literal["A100", "H100", "H200"], ...] = ("A100", "H100", "H200"),
-    mfu: float = 0.4,
+    mfu: float = MFU,
     json: bool = False,
 ) -> list[dict[str, Any]]:
     """Estimate memory and images per second of a training step in bf16 on GPUs, by formula; prints and returns them.

@@ -19,6 +19,7 @@ from ...reporting.study import value_of, write_study_report
 from ...runs.atomic import write_json
 from ...runs.console import duration, log, user_path
 from ...runs.lock import hold
+from ..bench.estimate import MFU, hours_on
 from ..scenes import parse, render_scenes
 from .aggregate import as_text, gather, headlines, read_outcome, remarks, write
 from .cost_estimate import estimate_costs, fit_epochs, store_epochs, with_epochs, with_minutes
@@ -284,7 +285,9 @@ def _plan(study: Study, at: ScaleName, title: str, device: str) -> str:
         f" {', '.join(scale.protocols) or 'nothing'}: training takes {flops:.2g} FLOPs, about {duration(seconds)} on"
         f" this device one after another, by a step of {study.baseline} timed just now; measuring comes on top"
     )
-    return "\n".join([f"{title}, scale {at}: {study.question}", *lines, total])
+    times = " or ".join(f"{duration(3600 * hours_on(gpu, flops))} on one {gpu}" for gpu in ("A100", "H100"))
+    on_gpu = f"by formula, at {MFU:.0%} of its peak (a small ViT reaches less), training takes {times}"
+    return "\n".join([f"{title}, scale {at}: {study.question}", *lines, total, on_gpu])
 
 
 def _command_line(name: str, **given: Any) -> str:
