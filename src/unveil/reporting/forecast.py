@@ -17,7 +17,7 @@ LEAST_POINTS = 4  # a power law has three parameters
 LEAST_RANGE = 4.0  # of updates, the last over the first
 FURTHEST = 10.0  # times the last update seen, beyond which nothing is said
 LEVEL = 0.9  # of an interval
-_SCATTER = 0.005  # of an accuracy from one point of a training to the next, beside the error of its test images
+_SCATTER = 0.0075  # of an accuracy from one point of a training to the next, beside the error of its test images
 _EXPONENTS = np.geomspace(0.05, 2.0, 48)
 _FLOORS = np.linspace(0.0, 1.0, 97)[:-1]  # as shares of the lowest error seen
 

@@ -43,19 +43,35 @@ def all_curves(run: RunRecord) -> dict[str, Curve]:
     return curves
 
 
+def before_decay(run: RunRecord, curve: Curve) -> Curve:
+    """The points at which the learning rate was at least half of its peak.
+
+    Later ones level off with the rate, which in a longer run falls later: through all of them a law says too little.
+    """
+    rates = [(s.step, s.lr) for s in run.steps if math.isfinite(s.lr)]
+    if not rates:
+        return curve
+    peak_step, peak = max(rates, key=lambda at: at[1])
+    fallen = next((step for step, rate in rates if step > peak_step and rate < peak / 2), math.inf)
+    points = [p for p in zip(curve.updates, curve.shares, curve.errors, strict=True) if p[0] < fallen]
+    return Curve(*zip(*points, strict=True)) if points else Curve((), (), ())
+
+
 def how_long(run: RunRecord, curve: Curve, share: float) -> str:
     """The time of training after which a curve is at this share, as far as the curve tells."""
+    curve = before_decay(run, curve)
     law = fit(curve)
     if law is None:
         return (
-            f"cannot be told from this curve: {len(curve.updates)} points from {curve.updates[0]:,.0f} to"
-            f" {curve.updates[-1]:,.0f} updates; {LEAST_POINTS} over a range of {LEAST_RANGE:g} are needed"
+            f"cannot be told from this curve: {len(curve.updates)} of its points are from before the learning rate has"
+            f" halved; {LEAST_POINTS} whose updates differ by a factor of {LEAST_RANGE:g} are needed"
         )
     seconds, most = run.seconds / run.steps[-1].step, FURTHEST * curve.updates[-1]
     when = law.reaching(share)
     low, middle, high = (duration(seconds * updates) for updates in (when.low, when.middle, when.high))
     if when.low > most:
-        return f"more than {duration(seconds * most)}, {FURTHEST:g} times this run, if more updates do it at all"
+        times = most / run.steps[-1].step
+        return f"more than {duration(seconds * most)}, {times:.2g} times this run, if more updates do it at all"
     if when.middle > most:
         return f"cannot be told from this curve: {low} at least"
     if when.high > most:

@@ -11,7 +11,7 @@ from .charts import NUM_COLOURS, Line, line_chart
 from .comparisons import SHORT, half_interval, standard_error
 from .forecast import FURTHEST, LEVEL, fit
 from .markup import Markup, brief, figure, html_table, percent, remark, tag
-from .outlook import all_curves
+from .outlook import all_curves, before_decay
 from .run_record import Evaluation, RunRecord, protocol_name
 from .sections import Runs, chart_section, section, shown
 
@@ -73,15 +73,16 @@ def over_training(runs: Runs) -> Markup | None:
         for title, curve in all_curves(run).items():
             lines = by_title.setdefault(title, [])
             lines.append(Line(run.name, curve.updates, [100 * share for share in curve.shares], i))
-            if law := fit(curve):
-                ahead = [curve.updates[-1] * FURTHEST ** (k / 20) for k in range(21)]
+            used = before_decay(run, curve)
+            if law := fit(used):
+                ahead = [used.updates[-1] * FURTHEST ** (k / 20) for k in range(21)]
                 for bound in ("low", "high"):
                     values = [100 * getattr(law.at(updates), bound) for updates in ahead]
                     lines.append(Line(f"{run.name}, {bound} bound of the forecast", ahead, values, i, is_dashed=True))
     charts = [line_chart(title, lines, x_label="updates", note="%") for title, lines in by_title.items()]
     explained = (
-        f"Weights that the run kept, measured alike. Dashed: bounds of {LEVEL:.0%} by the power laws through these"
-        f" points, up to {FURTHEST:g} times as many updates."
+        f"Weights that the run kept, measured alike. Dashed: bounds of {LEVEL:.0%} by the power laws through the points"
+        f" from before the learning rate has halved, up to {FURTHEST:g} times their updates."
     )
     return chart_section("Accuracy over training", charts, explained)
 

@@ -34,7 +34,8 @@ from .pace import Pace, Plan, Schedule
 from .trainer import Settings, Trainer
 
 LINES = 1000  # of metrics that a run writes, about
-SAVED = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 3 / 4)  # shares of a run whose weights stay, for `evaluate --over-training`
+# Shares of a run whose weights stay, for `evaluate --over-training`: forecasts are made from before the rate falls.
+SAVED = (1 / 16, 1 / 8, 1 / 4, 3 / 8, 1 / 2)
 FEWEST_STEPS, MOST_SAVED = 100, 160 << 20  # of a run for that, and bytes of all these weights
 LOG_EVERY = 10  # steps at least where a device works beside the host, which waits for it to read a loss
 
