@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from report_fakes import fake_run
@@ -143,3 +145,16 @@ def test_pretrain_and_evaluate_end_with_the_lamps(place, capsys):
     result = json.loads((place.run / "eval" / "knn.json").read_text())
     assert f"k-NN {100 * result['metrics']['accuracy']:.1f} ±" in second
     assert f"raw pixels {100 * result['baselines']['pixels']['accuracy']:.1f} %" in second
+
+
+def test_the_same_test_images_are_compared_in_pairs():
+    """2,000 images, of which the run gets all that raw pixels get and 3 % more: no difference of two samples, but one
+    in pairs."""
+    hits = np.zeros((2, 2000), np.float32)
+    hits[0, :860], hits[1, :800] = 1, 1
+    alone = measured(0.43, pixels=0.40, untrained=0.2, images=2000)
+    kept = {"this run": {"accuracy": hits[0]}, "pixels": {"accuracy": hits[1]}}
+    assert [c.side for c in comparisons(alone)] == [0, 1]
+    assert [c.side for c in comparisons(replace(alone, outcomes=kept))] == [1, 1]
+    short = {**kept, "pixels": {"accuracy": hits[1, :-1]}}
+    assert comparisons(replace(alone, outcomes=short))[0].side == 0, "not the same images"

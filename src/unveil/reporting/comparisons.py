@@ -6,10 +6,12 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from .markup import percent
+from .outcomes import STANDARD_ERRORS, paired, standard_error
 from .run_record import Evaluation, mapping, number, protocol_name
 
-STANDARD_ERRORS = 3.0  # beyond which a difference counts
 _OF_95_PERCENT = 1.96
 BASELINES = {"pixels": "raw pixels", "untrained": "the untrained encoder", "from scratch": "training from scratch"}
 FEATURE_BASELINES = ("pixels", "untrained")
@@ -27,24 +29,24 @@ _DENSE = ("miou", "delta1")  # the main measure of a dense protocol
 
 @dataclass(frozen=True)
 class Comparison:
-    """A share in [0, 1] beside that of one baseline, each with its standard error (NaN: not known)."""
+    """A share in [0, 1] beside that of a baseline, with the errors of it and of the difference (NaN: not known)."""
 
     title: str
     baseline: str
     value: float
     error: float
     other: float
-    other_error: float
+    difference_error: float
 
     @property
     def has_error(self) -> bool:
-        return math.isfinite(self.error) and math.isfinite(self.other_error)
+        return math.isfinite(self.difference_error)
 
     @property
     def side(self) -> int:
         """1 above the baseline, -1 below it, 0 where the error is larger; by sign alone where no error is known."""
         difference = self.value - self.other
-        if self.has_error and abs(difference) <= STANDARD_ERRORS * math.hypot(self.error, self.other_error):
+        if self.has_error and abs(difference) <= STANDARD_ERRORS * self.difference_error:
             return 0
         return (difference > 0) - (difference < 0)
 
@@ -61,13 +63,13 @@ def comparisons(evaluation: Evaluation) -> list[Comparison]:
             title_of(evaluation.protocol, metric),
             baseline,
             evaluation.metrics[metric],
-            standard_error(evaluation, evaluation.metrics, metric),
-            own[metric],
-            standard_error(evaluation, own, metric),
+            error_of(evaluation, metric),
+            evaluation.baselines[baseline][metric],
+            _difference_error(evaluation, metric, baseline),
         )
         for metric in main_metrics(evaluation.metrics)
         for baseline in BASELINES
-        if math.isfinite((own := evaluation.baselines.get(baseline, {})).get(metric, math.nan))
+        if math.isfinite(evaluation.baselines.get(baseline, {}).get(metric, math.nan))
     ]
 
 
@@ -85,18 +87,34 @@ def title_of(protocol: str, metric: str = "accuracy") -> str:
     return title if metric in ("accuracy", *_DENSE) else f"{title}, {metric.removeprefix('accuracy_')}"
 
 
-def standard_error(evaluation: Evaluation, metrics: Mapping[str, float], metric: str) -> float:
-    """The standard error of an accuracy: of so many test images, and of the draws where there are several.
+def error_of(evaluation: Evaluation, metric: str, baseline: str | None = None) -> float:
+    """The standard error of a metric of the run or of a baseline: of the test samples and of the draws of few labels.
 
-    Two images of either outcome are added (Agresti and Coull, 1998), so that 0 and 1 have an error too. NaN where the
-    number of test images is not known, and for other measures.
+    Where only the number of test images is known, that of an accuracy on as many, with two images of either outcome
+    added (Agresti and Coull, 1998), so that 0 and 1 have an error too. NaN where that is not known either.
     """
+    if (outcomes := _outcomes_of(evaluation, metric, baseline)) is not None:
+        return max(standard_error(outcomes), 1 / outcomes.size if metric.startswith("accuracy") else 0.0)
+    metrics = evaluation.metrics if baseline is None else evaluation.baselines.get(baseline, {})
     images, value = _test_images(evaluation.settings, metric), metrics.get(metric, math.nan)
     if not (metric.startswith("accuracy") and images > 0 and 0 <= value <= 1):
         return math.nan
     share = (value * images + 2) / (images + 4)
     half = metrics.get(metric.replace("accuracy", "plus_minus"), 0.0)
     return math.hypot(math.sqrt(share * (1 - share) / (images + 4)), half / _OF_95_PERCENT)
+
+
+def _difference_error(evaluation: Evaluation, metric: str, baseline: str) -> float:
+    """The standard error of the difference to a baseline: in pairs of test samples where they are kept."""
+    own, other = (_outcomes_of(evaluation, metric, subject) for subject in (None, baseline))
+    if own is not None and other is not None and (difference := paired(own, other)) is not None:
+        return max(difference.error, 1.0 / int(own.shape[-1]))  # no surer than one test sample
+    return math.hypot(error_of(evaluation, metric), error_of(evaluation, metric, baseline))
+
+
+def _outcomes_of(evaluation: Evaluation, metric: str, baseline: str | None) -> np.ndarray | None:
+    outcomes = evaluation.outcomes.get("this run" if baseline is None else baseline, {}).get(metric)
+    return outcomes if outcomes is not None and outcomes.ndim and outcomes.shape[-1] > 1 else None
 
 
 def _test_images(settings: Mapping[str, object], metric: str) -> float:

@@ -7,8 +7,9 @@ import shlex
 from collections.abc import Sequence
 
 from ..runs.console import duration
-from .comparisons import STANDARD_ERRORS, Comparison, main_metrics, standard_error, title_of
+from .comparisons import Comparison, error_of, main_metrics, title_of
 from .forecast import FURTHEST, LEAST_POINTS, LEAST_RANGE, Curve, fit
+from .outcomes import STANDARD_ERRORS
 from .run_record import Evaluation, RunRecord
 
 _SAME = ("pool", "test_data", "train_images", "test_images", "layers", "combine", "normalize")  # of one curve
@@ -30,14 +31,14 @@ def all_curves(run: RunRecord) -> dict[str, Curve]:
     for evaluation in run.evaluations:
         for metric in main_metrics(evaluation.metrics):
             points = [
-                (float(step), other.metrics[metric], standard_error(other, other.metrics, metric))
+                (float(step), other.metrics[metric], error_of(other, metric))
                 for step, others in run.earlier.items()
                 for other in others
                 if metric in other.metrics and _is_same(evaluation, other)
             ]
             last = run.steps[-1].step if run.steps else 0
             points = [point for point in points if point[0] < last]
-            points += [(last, evaluation.metrics[metric], standard_error(evaluation, evaluation.metrics, metric))]
+            points += [(last, evaluation.metrics[metric], error_of(evaluation, metric))]
             if len(points) > 1 and all(math.isfinite(error) for _, _, error in points):
                 curves[title_of(evaluation.protocol, metric)] = Curve(*zip(*points, strict=True))
     return curves
@@ -81,7 +82,7 @@ def how_long(run: RunRecord, curve: Curve, share: float) -> str:
 
 def _target(group: Sequence[Comparison]) -> float:
     """The share from which on a measure is above its baselines beyond the error."""
-    return max(c.other + STANDARD_ERRORS * math.hypot(c.error, c.other_error) for c in group if c.has_error)
+    return max(c.other + (STANDARD_ERRORS * c.difference_error if c.has_error else 0.0) for c in group)
 
 
 def _is_same(one: Evaluation, other: Evaluation) -> bool:

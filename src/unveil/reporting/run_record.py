@@ -12,6 +12,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median_high
 from typing import Any, TypeVar
+from zipfile import BadZipFile
+
+import numpy as np
+
+from .outcomes import read_outcomes
 
 NAN = math.nan
 Files = Mapping[str, Path]  # pictures by name
@@ -86,6 +91,7 @@ class Evaluation:
     card: str
     details: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     settings: Mapping[str, Any] = field(default_factory=dict)
+    outcomes: Mapping[str, Mapping[str, np.ndarray]] = field(default_factory=dict)  # of each test sample, by subject
 
     @property
     def name(self) -> str:
@@ -295,8 +301,18 @@ def read_evaluations(folder: Path, remarks: list[str]) -> list[Evaluation]:
             details = {str(k): _numbers(v) for k, v in mapping(content.get("details")).items()}
             card, settings = str(content.get("card") or ""), dict(mapping(content.get("settings")))
             settings |= {key: content.get(key) for key in ("pool", "test_data")}
-            evaluations.append(Evaluation(protocol, data, metrics, baselines, card, details, settings))
+            outcomes = _outcomes(folder, path.stem, remarks)
+            evaluations.append(Evaluation(protocol, data, metrics, baselines, card, details, settings, outcomes))
     return evaluations
+
+
+def _outcomes(folder: Path, protocol: str, remarks: list[str]) -> Mapping[str, Mapping[str, np.ndarray]]:
+    run, place = (folder.parent, "") if folder.name == "eval" else (folder.parents[1], folder.name)
+    try:
+        return read_outcomes(run, protocol, place)
+    except (OSError, ValueError, BadZipFile) as error:
+        remarks.append(f"outcomes/{protocol}.npz could not be read: {error}.")
+        return {}
 
 
 def _earlier(folder: Path, remarks: list[str]) -> dict[int, list[Evaluation]]:

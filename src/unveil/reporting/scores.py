@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 
 from ..runs.console import duration
 from .charts import NUM_COLOURS, Line, line_chart
-from .comparisons import SHORT, half_interval, standard_error
+from .comparisons import SHORT, error_of, half_interval
 from .forecast import FURTHEST, LEVEL, fit
 from .markup import Markup, brief, figure, html_table, percent, remark, tag
 from .outlook import all_curves, before_decay
@@ -137,12 +137,12 @@ def bars(title: str, metric: str, results: Results) -> Markup:
         for name, values in evaluation.baselines.items():
             value = values.get(metric, math.nan)
             agreed = all(e.baselines.get(name, {}).get(metric) == value for _, _, e in results)
-            half = half_interval(standard_error(evaluation, values, metric))
+            half = half_interval(error_of(evaluation, metric, name))
             known_as = SHORT.get(name, name)
             rows[known_as if agreed else f"{known_as}, as {run.name}"] = (value, half, "base")
     for place, run, evaluation in results:
         name = run.name if len(results) > 1 else "trained"
-        half = half_interval(standard_error(evaluation, evaluation.metrics, metric))
+        half = half_interval(error_of(evaluation, metric))
         rows[name] = (evaluation.metrics.get(metric, math.nan), half, f"s{place % NUM_COLOURS}")
     known = [v for v, _, _ in rows.values() if math.isfinite(v)]
     is_share = metric.startswith(SHARES) and all(0 <= v <= 1 for v in known)
