@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import collections
 import datetime
+import fractions
 import os
 import pickle
 import re
@@ -12,6 +13,7 @@ import types
 import uuid
 import zipfile
 from pathlib import Path, PureWindowsPath
+from typing import Any
 
 import numpy as np
 import pytest
@@ -293,6 +295,46 @@ def test_a_refused_pickle_says_what_was_refused_and_how_to_convert_it(tmp_path: 
         monkeypatch.chdir(tmp_path)
         exec(code[1], {})
         assert "weight" in read_weights(tmp_path / "weights.pth")
+
+
+@pytest.mark.parametrize("kind", ["archive", "before 1.6", "bare", "bare, protocol 4"])
+def test_a_refused_pickle_names_all_that_is_code_in_any_format(kind: str, tmp_path: Path, monkeypatch):
+    """PyTorch's advice to run it is never repeated."""
+    content: dict[str, Any] = {
+        "state_dict": {"weight": torch.ones(3)},
+        "o": Options(lr=1.0),
+        "f": fractions.Fraction(1),
+    }
+    path = tmp_path / "w.pth"
+    if kind.startswith("bare"):
+        content["state_dict"] = {"weight": np.ones(3, np.float32)}
+        path.write_bytes(pickle.dumps(content, protocol=4 if "4" in kind else 2))
+    else:
+        torch.save(content, path, _use_new_zipfile_serialization=kind == "archive")
+    with pytest.raises(ValueError, match="its pickle names ") as error:
+        read_weights(path)
+    text = str(error.value)
+    named = re.search(r"its pickle names (.*), which is code", text)
+    assert named is not None
+    assert sorted(named[1].split(", ")) == ["fractions.Fraction", "test_public_vits.Options"]
+    assert "likely succeed" not in text
+    assert "\n" not in text
+    code = re.search(r'python -c "(.*)"', text)
+    assert code is not None
+    monkeypatch.chdir(tmp_path)
+    exec(code[1], {})
+    assert read_weights(tmp_path / "weights.pth")["weight"].tolist() == [1.0] * 3
+
+
+def test_a_name_that_would_write_to_the_terminal_is_quoted(tmp_path: Path):
+    path = tmp_path / "w.pth"
+    path.write_bytes(
+        b"\x80\x02cevil\x1b[2J\nrun\n." + b"\x80\x02" + b"".join(b"cm.%d\nf\n" % i for i in range(8)) + b"."
+    )
+    with pytest.raises(ValueError, match="was refused") as error:
+        read_weights(path)
+    assert "\x1b" not in str(error.value)
+    assert r"'evil\x1b[2J.run', m.0.f, m.1.f, m.2.f, m.3.f and 4 more" in str(error.value)
 
 
 def test_a_whole_module_is_code(tmp_path: Path):

@@ -6,21 +6,13 @@ are those that transformers, timm and OpenCLIP save.
 
 from __future__ import annotations
 
-import argparse
 import json
 import re
-from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from datetime import date, datetime, timedelta
-from decimal import Decimal
-from pathlib import Path, PurePosixPath, PureWindowsPath
-from types import SimpleNamespace
+from pathlib import Path
 from typing import Any
-from uuid import UUID
 
-import numpy as np
-import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -28,6 +20,7 @@ from torch import Tensor, nn
 from ...runs.checkpoint import read_latest
 from ...runs.console import log, user_path
 from ...runs.folder import read_metadata
+from .pickles import load_pickle
 from .torchscript import read_script
 
 StateDict = dict[str, Tensor]
@@ -178,7 +171,7 @@ def read_weights(path: str | Path) -> StateDict:
             raise ValueError(f"{path} is not a whole safetensors file: {error}") from error
     content: Any = read_script(path)
     if content is None:
-        content = _load(path)
+        content = load_pickle(path)
     while isinstance(content, dict):
         inner = next((content[key] for key in _NESTED if isinstance(content.get(key), dict)), None)
         if inner is None:
@@ -214,48 +207,6 @@ def unwrapped(state: StateDict) -> StateDict:
     if dropped := [name for name in outside if name not in beside]:
         log(f"{len(dropped)} tensors beside the encoder {prefix}* (left out): {summarise(dropped)}")
     return beside | inside
-
-
-def _load(path: Path) -> Any:
-    try:
-        with torch.serialization.safe_globals(_harmless()):
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except OSError:
-        raise
-    except Exception as error:  # torch's reader raises many types for a damaged file
-        reason = re.sub(r"\x1b\[[\d;]*m", "", next(iter(str(error).splitlines()), type(error).__name__))
-        if refused := re.search(r"(?:GLOBAL|[Uu]nsupported (?:class|global|type)) ([\w.]+)", str(error)):
-            code = f"c = torch.load({path.name!r}, weights_only=False)"
-            code += "; c = c.get('state_dict') or c.get('model') or c if isinstance(c, dict) else c.state_dict()"
-            reason = (
-                f"its pickle names {refused[1]}, which is code); if you trust it, convert it where it was made:"
-                f" python -c \"import torch; {code}; torch.save(c, 'weights.pth')\" (only tensors are read"
-            )
-        raise ValueError(f"{path} was refused: it is damaged or holds more than tensors ({reason})") from error
-
-
-def _plain_dict(*_: object) -> dict[Any, Any]:
-    return {}
-
-
-def _plain_list(values: Iterable[Any] = (), maxlen: int | None = None) -> list[Any]:
-    return list(values)
-
-
-def _harmless() -> list[Any]:
-    """What trainers store beside tensors, and what makes values alone: options, paths, counts and NumPy's numbers."""
-    numbers = [np.dtype, np.ndarray, *(type(np.dtype(code)) for code in "?bhilqBHILQefdSU")]
-    functions = [(np.float64(0).__reduce__()[0], f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")]
-    array = np.zeros(1).__reduce__()[0]
-    functions += [(array, f"numpy.{core}.multiarray._reconstruct") for core in ("core", "_core")]
-    functions.append((_plain_dict, "collections.defaultdict"))  # torch's reader fills a dict of no other class,
-    functions.append((_plain_list, "collections.deque"))  # and appends to no other list
-    paths: list[Any] = [PurePosixPath, PureWindowsPath]
-    for module in ("pathlib", "pathlib._local"):  # the second of Python 3.13
-        paths += [(PurePosixPath, f"{module}.PosixPath"), (PureWindowsPath, f"{module}.WindowsPath")]
-    plain = [argparse.Namespace, SimpleNamespace, Counter, datetime, timedelta, date, Decimal, UUID]
-    builtins = [int, float, str, bool, list, tuple, dict, set, frozenset, bytes, complex, slice, range]
-    return [*plain, *builtins, *paths, *numbers, *functions]
 
 
 @dataclass(frozen=True)
