@@ -17,7 +17,7 @@ from ..modeling.normalizer import Normalize
 from ..modeling.types import Combine, Pool
 from ..recipes.options import accept_python_values
 from ..runs.atomic import replacing
-from ..runs.console import user_path
+from ..runs.console import quoted, user_path
 from ..runs.folder import check_writable
 from .load import folder_of, load_plain
 
@@ -76,6 +76,6 @@ def embed(
     with replacing(path) as temporary, temporary.open("wb") as file:
         np.savez(file, **content)
     for name in features.unreadable[:10]:
-        print(f"left out, unreadable: {name}", file=sys.stderr)
+        print(f"left out, unreadable: {quoted(name)}", file=sys.stderr)
     print(f"{path}: {features.values.shape[0]:,} features of {features.values.shape[1]} numbers")
     return path

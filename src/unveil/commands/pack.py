@@ -49,7 +49,7 @@ def pack(
     from ..data.pack import PackOptions, write_pack, write_splits
     from ..data.pack_members import Encoding
     from ..data.sources import open_source
-    from ..runs.console import duration, log, user_path
+    from ..runs.console import duration, log, quoted, user_path
     from ..runs.folder import check_apart
 
     if short_side is not None and short_side < 1:
@@ -70,7 +70,7 @@ def pack(
         report = write_pack(source, folder / split, options, max_broken, workers)
         seconds = time.monotonic() - begun
         for name, reason in list(report.broken.items())[:10]:
-            log(f"left out, unreadable: {name}: {reason}")
+            log(f"left out, unreadable: {quoted(name)}: {quoted(reason)}")
         speed = f", {report.written / seconds:,.0f} a second" if report.written else ", as before"
         broken = f", {len(report.broken):,} unreadable ones left out (broken.json)" if report.broken else ""
         print(

@@ -19,10 +19,10 @@ from .columns import split_columns
 from .decode import EXTENSIONS
 from .file_ends import Ends
 from .file_names import Names
-from .folder_source import read_bytes
 from .listing import are_shards, existing_folder, folder_labels, is_table, kind_of, list_files, none_found
 from .modality_config import BUILT_IN, Declared
 from .read_map import READ, Map, as_npy, masked, read_map
+from .regular_files import read_bytes
 from .source_bases import DeclaredSamples
 from .sources import SampleSource, Source, open_source, opener_of
 from .tiling import split_tiling

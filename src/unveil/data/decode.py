@@ -22,6 +22,7 @@ from PIL.ImageFile import ImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 from torch import Tensor
 
+from ..runs.console import quoted
 from .picture_arrays import NPY, in_range, in_unit, picture_array
 
 T = TypeVar("T")
@@ -51,7 +52,7 @@ class Unreadable(ValueError):  # noqa: N818, the field says that an image is unr
         self.name, self.reason = name, reason
 
     def __str__(self) -> str:
-        return f"{self.name}: {self.reason}"
+        return f"{quoted(self.name)}: {quoted(self.reason)}"
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from jaxtyping import UInt64
 
 from .decode import Unreadable
 from .file_names import mix
+from .regular_files import open_regular
 
 _HEAD, _TAIL = 1 << 16, 1 << 13
 _CODED = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n")  # JPEG, PNG
@@ -49,7 +50,7 @@ class Ends:
     def of_file(cls, path: Path, name: str) -> Ends:
         """Those of a file; no more of it is read. Raises `Unreadable`."""
         try:
-            with path.open("rb", buffering=0) as file:
+            with os.fdopen(open_regular(path), "rb", buffering=0) as file:
                 start = _read(file.fileno(), _HEAD + _TAIL)
                 if len(start) < _HEAD + _TAIL:
                     return cls(start)

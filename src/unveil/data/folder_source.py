@@ -11,9 +11,9 @@ import numpy as np
 from jaxtyping import Int, UInt64
 
 from ..runs.console import user_path
-from .decode import Unreadable
 from .file_ends import Ends, stamps
 from .file_names import Names
+from .regular_files import read_bytes
 from .source_bases import EncodedImages
 
 
@@ -64,11 +64,3 @@ class FolderSource(EncodedImages):
         """A number for each file that changes with its name, size and times of change; 0 if it may change yet."""
         names = self.names if len(indices) == len(self) else self.names.take(indices)
         return stamps(self.root, names, names.hashes())
-
-
-def read_bytes(path: Path, name: str) -> bytes:
-    """The bytes of a file; raises `Unreadable` where it cannot be read."""
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise Unreadable(name, error.strerror or str(error)) from error

@@ -136,8 +136,11 @@ class HubRows:
     def location(self, index: int) -> str:
         return f"{self.place}/{self.split}[{index}]"
 
-    def folder(self, index: int) -> Path:
-        return Path()
+    def folders(self, index: int) -> list[Path]:
+        """Here, the folder that the address names, and where the `datasets` library keeps what it has downloaded."""
+        cache = optional("datasets", _EXTRA).config
+        own = [Path(self.place.removeprefix(HUB))] if self.place.startswith(f"{HUB}/") else []
+        return [Path(), *own, *(Path(place) for place in (cache.HF_DATASETS_CACHE, cache.HF_HUB_CACHE) if place)]
 
     def cell(self, column: str, members: Sequence[str], index: int) -> Any:
         value = self.dataset.data.column(top_of(column, members))[index].as_py()

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float64, Int, UInt64
 
 from ..modeling.types import Modality
-from ..runs.console import plural, printable, table
+from ..runs.console import plural, printable, quoted, table
 from ..runs.hardware import num_cores
 from ..runs.run_config import Check
 from .decode import Unreadable
@@ -75,13 +75,15 @@ class Inspection:
             rows += [("width x height", sizes), ("not square", f"{self.share_not_square:.0%}")]
         rows += _label_row(self.classes)
         if self.columns:
-            rows.append(("columns", ", ".join(f"{what} in {name}" for what, name in self.columns.items())))
+            rows.append(("columns", ", ".join(f"{what} in {quoted(name)}" for what, name in self.columns.items())))
         rows += [("mean", _numbers(self.mean)), ("std", _numbers(self.std))]
         if self.num_with_alpha:
             rows.append(("alpha", f"{self.num_with_alpha:,} images have transparency; it is dropped"))
         if self.duplicates:
             extra = sum(len(names) - 1 for names in self.duplicates)
-            rows.append(("duplicates", f"{extra:,} exact copies, such as {' = '.join(self.duplicates[0][:3])}"))
+            rows.append(
+                ("duplicates", f"{extra:,} exact copies, such as {' = '.join(map(quoted, self.duplicates[0][:3]))}")
+            )
         checked = self.count if self.num_checked is None else self.num_checked
         rest = f"the headers of all {self.count:,} were read"
         if checked < self.count:
@@ -187,7 +189,11 @@ def _report(facts: Inspection | AlignedInspection, rows: list[tuple[str, str]], 
     """A table of these rows, then of what could not be read; `sampled` is said where not all pixels were read."""
     rows = [*rows, *_listed("unreadable", facts.unreadable)]
     rows += [("passed over", counted(facts.passed_over))] if facts.passed_over else []
-    lines = [facts.address, table(rows, "l", "  "), *([f"  {sampled}"] if facts.num_decoded < facts.count else [])]
+    lines = [
+        quoted(facts.address),
+        table(rows, "l", "  "),
+        *([f"  {sampled}"] if facts.num_decoded < facts.count else []),
+    ]
     return printable("\n".join(lines))
 
 
@@ -197,14 +203,14 @@ def _label_row(classes: Mapping[str, int] | None) -> list[tuple[str, str]]:
 
 def _counted(counts: Mapping[str, int]) -> str:
     """Counts by name, the first of them."""
-    shown = ", ".join(f"{name} {n:,}" for name, n in list(counts.items())[:_LISTED])
+    shown = ", ".join(f"{quoted(name)} {n:,}" for name, n in list(counts.items())[:_LISTED])
     return shown + (f" and {len(counts) - _LISTED} more" if len(counts) > _LISTED else "")
 
 
 def _listed(title: str, reasons: Mapping[str, str]) -> list[tuple[str, str]]:
     """How many there are, as a row, and the first of them with their reasons, as more."""
     rows = [(title, f"{len(reasons):,}")]
-    rows += [("", f"{name}: {reason}") for name, reason in list(reasons.items())[:_LISTED]]
+    rows += [("", f"{quoted(name)}: {quoted(reason)}") for name, reason in list(reasons.items())[:_LISTED]]
     return rows + ([("", f"and {len(reasons) - _LISTED:,} more")] if len(reasons) > _LISTED else [])
 
 
@@ -268,7 +274,7 @@ class AlignedInspection:
         for facts in self.maps:
             rows += _rows(facts)
             if lacking := self.orphans.get(facts.name):
-                names = ", ".join(lacking[:_LISTED]) + (", ..." if len(lacking) > _LISTED else "")
+                names = ", ".join(map(quoted, lacking[:_LISTED])) + (", ..." if len(lacking) > _LISTED else "")
                 rows.append(("", f"missing in {len(lacking):,} sample{'s' * (len(lacking) > 1)}: {names}"))
         rest = f"all {self.count:,} were checked for alignment, and "
         checked = self.count if self.num_checked is None else self.num_checked

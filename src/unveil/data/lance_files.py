@@ -47,8 +47,8 @@ class LanceRows:
     def location(self, index: int) -> str:
         return f"{self.path.resolve()}[{index}]"
 
-    def folder(self, index: int) -> Path:
-        return self.path.parent
+    def folders(self, index: int) -> list[Path]:
+        return [self.path.parent]
 
     def cell(self, column: str, members: Sequence[str], index: int) -> Any:
         top = top_of(column, members)

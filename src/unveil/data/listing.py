@@ -15,10 +15,11 @@ from pathlib import Path
 
 import numpy as np
 
-from ..runs.console import suggest, user_path
+from ..runs.console import quoted, suggest, user_path
 from .columns import split_columns, with_columns
 from .decode import EXTENSIONS
 from .file_names import Names, Numbers, encode_names
+from .regular_files import special_kind
 from .tiling import split_tiling
 
 HUB, LANCE = "hf:", ".lance"  # what the address of a data set of the Hub begins with, and of a Lance one ends with
@@ -138,7 +139,10 @@ def _scan(place: str, extensions: Collection[str]) -> _Listed:
             if name.startswith("."):
                 others[f"hidden {extension}"] += extension in extensions
             elif extension in extensions:
-                files.append(name)
+                if kind := _special(entry):
+                    others[kind] += 1
+                else:
+                    files.append(name)
             else:
                 others[kind_of(name)] += 1
     return _Listed(sorted(folders), encode_names(sorted(files)), others)
@@ -149,6 +153,14 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
         return entry.is_dir()
     except OSError:  # a link to what cannot be read: a file, and a broken one
         return False
+
+
+def _special(entry: os.DirEntry[str]) -> str | None:
+    """What an entry is that is no regular file; a link that leads nowhere is a file, and a broken one."""
+    try:
+        return None if entry.is_file() else special_kind(entry.path)
+    except OSError:
+        return None
 
 
 def _join_sorted(folder: _Folder, path: str, parts: list[tuple[str, bytes]]) -> None:
@@ -172,10 +184,11 @@ def list_matches(path: Path, extensions: Collection[str]) -> tuple[Path, Names, 
     The longest part of the path that exists is taken as it is written, so brackets in names of folders stay.
     """
     base = next(folder for folder in path.parents if folder.is_dir())
-    matches = sorted(match for match in base.glob(path.relative_to(base).as_posix()) if match.is_file())
-    names = [match.relative_to(base).as_posix() for match in matches]
+    matches = sorted(match for match in base.glob(path.relative_to(base).as_posix()) if not match.is_dir())
+    special = Counter(kind for match in matches if (kind := special_kind(match)))
+    names = [match.relative_to(base).as_posix() for match in matches if match.is_file()]
     files = [name for name in names if os.path.splitext(name)[1].lower() in extensions]
-    return base, Names.of(files), Counter(map(kind_of, {*names} - {*files}))
+    return base, Names.of(files), special + Counter(map(kind_of, {*names} - {*files}))
 
 
 def kind_of(name: str) -> str:
@@ -332,7 +345,7 @@ def way_from(others: Collection[str]) -> str:
 
 def counted(others: Mapping[str, int]) -> str:
     """Counts by kind, the most frequent first: 20 .heic, 2 .txt."""
-    return ", ".join(f"{n:,} {kind}" for kind, n in Counter(others).most_common(8))
+    return ", ".join(f"{n:,} {quoted(kind)}" for kind, n in Counter(others).most_common(8))
 
 
 def existing_folder(address: str, needed: str) -> Path:

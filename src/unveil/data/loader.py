@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ..modeling.rng import SampleRng, mix, sample_keys
 from ..modeling.types import Batch, Modality
+from ..runs.console import quoted
 from ..runs.hardware import num_cores, reading_threads
 from .collate import StepMemory, collate, join
 from .decode import Unreadable
@@ -370,7 +371,10 @@ class Loader:
 
     def _check_any(self) -> None:
         if len(self.unreadable) == len(self.source):
-            what, first = f"{len(self.source)} {self._what}", ": ".join(next(iter(self.unreadable.items())))
+            what, first = (
+                f"{len(self.source)} {self._what}",
+                ": ".join(map(quoted, next(iter(self.unreadable.items())))),
+            )
             raise ValueError(f"none of the {what} of {self.source.address} can be read; {first}")
 
     def _too_many_broken(self) -> bool:
@@ -382,7 +386,7 @@ class Loader:
         return len(self.unreadable) > expected + margin
 
     def _broken_report(self) -> str:
-        named = "\n".join(f"  {name}: {reason}" for name, reason in list(self.unreadable.items())[:10])
+        named = "\n".join(f"  {quoted(name)}: {quoted(reason)}" for name, reason in list(self.unreadable.items())[:10])
         more = f"\n  and {len(self.unreadable) - 10} more" if len(self.unreadable) > 10 else ""
         return (
             f"{len(self.unreadable)} of the {self._num_tried} images read so far from {self.source.address} are broken,"

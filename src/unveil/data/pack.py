@@ -24,7 +24,7 @@ import torch
 from .._version import __version__
 from ..modeling.rng import SampleRng, sample_keys
 from ..runs.atomic import replacing, write_bytes, write_json
-from ..runs.console import Progress
+from ..runs.console import Progress, quoted
 from ..runs.hardware import num_cores
 from ..runs.lock import hold
 from .decode import Unreadable
@@ -235,7 +235,7 @@ def check_broken(broken: Mapping[str, str], tried: int, total: int, max_broken: 
     if tried < total and (tried < _TRIED_BEFORE_STOPPING or len(broken) <= expected + 2 * expected**0.5):
         return
     if len(broken) > expected:
-        named = "; ".join(f"{name}: {reason}" for name, reason in list(broken.items())[:10])
+        named = "; ".join(f"{quoted(name)}: {quoted(reason)}" for name, reason in list(broken.items())[:10])
         raise ValueError(
             f"{len(broken)} of the {tried} samples read so far from {address} are broken, more than {max_broken:.0%}"
             f" ({named}). Repair or remove them, or accept more with a higher --max-broken"

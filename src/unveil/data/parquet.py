@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from .decode import Unreadable
+from .regular_files import check_regular
 from .table import are_filled, within
 
 _HELD_BYTES = 1 << 30  # of encoded row groups kept in memory
@@ -47,6 +48,10 @@ class ParquetRows:
         self._files = []
         for path in self.paths:
             try:
+                check_regular(path)
+            except OSError as error:
+                raise ValueError(f"{path} {error}: leave it out") from error
+            try:
                 self._files.append(pq.ParquetFile(path, memory_map=True))
             except pa.ArrowInvalid as error:
                 raise ValueError(f"{path} is no Parquet file, or a damaged one: {error}") from error
@@ -69,8 +74,8 @@ class ParquetRows:
         f = self._file(index)
         return f"{self._resolved[f]}[{index - self._starts[f]}]"
 
-    def folder(self, index: int) -> Path:
-        return self.paths[self._file(index)].parent
+    def folders(self, index: int) -> list[Path]:
+        return [self.paths[self._file(index)].parent]
 
     def cell(self, column: str, members: Sequence[str], index: int) -> Any:
         group = bisect.bisect_right(self._ends, index)

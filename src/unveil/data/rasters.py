@@ -16,9 +16,9 @@ from jaxtyping import Shaped
 
 from ..modeling.types import to_float
 from .decode import opaque, read_header, reading, to_channels
-from .folder_source import read_bytes
 from .modality_config import Declared
 from .read_map import Map, Stored, map_of, measured, read_map
+from .regular_files import check_regular, read_bytes
 
 Window = tuple[int, int, int, int]  # top, left, height, width
 _WINDOWED = (".tif", ".tiff", ".jp2")
@@ -46,6 +46,7 @@ class Raster(Protocol):
 def open_raster(path: Path, name: str, declared: Declared) -> Raster:
     """The raster in a file; its pixels are not read yet. Raises `Unreadable`."""
     suffix = path.suffix.lower()
+    reading(name, lambda _: check_regular(path), b"file")
     if suffix == ".npy":
         return reading(name, lambda _: _Array(path, name, declared), b"npy")
     if suffix in _WINDOWED and find_spec("rasterio"):

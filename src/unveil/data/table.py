@@ -10,8 +10,10 @@ from typing import Any, Protocol, runtime_checkable
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from ..runs.console import user_path
 from .columns import Columns, TableSchema, number_classes, split_columns
 from .decode import Unreadable, read_header
+from .regular_files import path_in, read_bytes
 from .source_bases import LabelledImages
 
 _LOOKED_AT = 16  # rows that tell which columns hold images
@@ -25,7 +27,7 @@ class Rows(Protocol):
     A column is given by its name, `sample.image`, and the names of members below the column of the file, here `image`.
     `cell` is its value in a row as Python has it and may raise `Unreadable`; `values` are all, and `filled` says which
     are not null, neither with many in memory at once. `name` is that of a row in messages, `location` the same wherever
-    the table is opened from. `folder` is where the names of files in a row start from.
+    the table is opened from. Files that a row names lie in `folders`, and their names start from the first.
     """
 
     @property
@@ -36,7 +38,7 @@ class Rows(Protocol):
     def cell(self, column: str, members: Sequence[str], index: int) -> Any: ...
     def values(self, column: str, members: Sequence[str]) -> Iterator[Any]: ...
     def filled(self, column: str, members: Sequence[str]) -> Iterator[bool]: ...
-    def folder(self, index: int) -> Path: ...
+    def folders(self, index: int) -> list[Path]: ...
 
 
 class TableSource(LabelledImages):
@@ -123,10 +125,15 @@ class TableSource(LabelledImages):
         if not isinstance(path, str) or not path:
             raise Unreadable(self.name(index), "the row is empty (null)")
         try:
-            return (self.rows.folder(index) / path).read_bytes()
-        except (OSError, ValueError) as error:
-            reason = getattr(error, "strerror", None) or error
+            return read_bytes(path_in(self._folders(index), path), self.name(index))
+        except (Unreadable, ValueError) as error:
+            reason = getattr(error, "reason", None) or error
             raise Unreadable(self.name(index), f"names the file {path[:_SHOWN]!r}: {reason}") from error
+
+    def _folders(self, index: int) -> list[Path]:
+        """Where a row names files from, and the folder that the user has given where that lies in it."""
+        folders, given = self.rows.folders(index), user_path(split_columns(self.address)[0])
+        return [*folders, given] if given in folders[0].parents else folders
 
     def filled(self, column: str) -> list[bool]:
         """Whether each row has a value in a column."""

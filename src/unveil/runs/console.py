@@ -13,6 +13,7 @@ from pathlib import Path
 
 _PLAIN_SECONDS = 10.0  # between two lines where there is no terminal
 _TERMINAL_SECONDS = 0.2
+_REORDERING = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"  # what follows is shown in another order
 
 
 class RankZeroFailed(Exception):  # noqa: N818
@@ -33,6 +34,12 @@ def log(text: str) -> None:
 def printable(text: str) -> str:
     """The text for any stream of UTF-8: of file names that are none, the odd bytes are escaped."""
     return text.encode(errors="backslashreplace").decode()
+
+
+def quoted(text: str) -> str:
+    """A name from a stranger as one line of plain text: quoted where it holds line breaks or codes of a terminal."""
+    hidden = ("Cc", "Zl", "Zp")  # control characters, separators of lines and of paragraphs
+    return repr(text) if any(unicodedata.category(c) in hidden or c in _REORDERING for c in text) else text
 
 
 def duration(seconds: float) -> str:

@@ -18,7 +18,7 @@ from ..data.sources import Samples, SampleSource, Source, Subset, names_of, open
 from ..data.splits import hold_out
 from ..modeling.types import Modality
 from ..recipes.registry import check_modalities, default_modalities
-from ..runs.console import log
+from ..runs.console import log, quoted
 from ..runs.run_config import Check
 from .config import PretrainConfig
 
@@ -122,7 +122,7 @@ def check_unreadable(inspection: DataInspection, train: Source, max_broken: floa
         return
     broken = [name for name in names_of(train) if name in inspection.unreadable]
     if len(broken) > max_broken * len(train):
-        examples = "; ".join(f"{name}: {inspection.unreadable[name]}" for name in broken[:10])
+        examples = "; ".join(f"{quoted(name)}: {quoted(inspection.unreadable[name])}" for name in broken[:10])
         raise ValueError(
             f"{len(broken)} of {len(train)} images of {inspection.address} cannot be read ({examples});"
             " mend or remove them, or raise --max-broken"
