@@ -7,6 +7,7 @@ import stat
 from collections.abc import Iterable
 from pathlib import Path
 
+from ..runs.console import user_path
 from .decode import Unreadable
 
 FOLDERS = "UNVEIL_IMAGE_FOLDERS"  # of the environment: more folders in which rows of tables may name files
@@ -65,7 +66,7 @@ def path_in(folders: Iterable[Path], named: str) -> Path:
     allowed = [
         first,
         *others,
-        *(Path(one).expanduser() for one in os.environ.get(FOLDERS, "").split(os.pathsep) if one),
+        *(user_path(one) for one in os.environ.get(FOLDERS, "").split(os.pathsep) if one),
     ]
     for folder in allowed:
         for place in (os.path.abspath(folder), os.path.realpath(folder)):
