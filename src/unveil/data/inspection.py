@@ -189,12 +189,8 @@ def _report(facts: Inspection | AlignedInspection, rows: list[tuple[str, str]], 
     """A table of these rows, then of what could not be read; `sampled` is said where not all pixels were read."""
     rows = [*rows, *_listed("unreadable", facts.unreadable)]
     rows += [("passed over", counted(facts.passed_over))] if facts.passed_over else []
-    lines = [
-        quoted(facts.address),
-        table(rows, "l", "  "),
-        *([f"  {sampled}"] if facts.num_decoded < facts.count else []),
-    ]
-    return printable("\n".join(lines))
+    last = f"\n  {sampled}" if facts.num_decoded < facts.count else ""
+    return printable(f"{quoted(facts.address)}\n{table(rows, 'l', '  ')}{last}")
 
 
 def _label_row(classes: Mapping[str, int] | None) -> list[tuple[str, str]]:
