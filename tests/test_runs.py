@@ -21,6 +21,11 @@ def begun(path: Path, **facts: object) -> RunFolder:
     path.mkdir(exist_ok=True)
     run = RunFolder(path)
     run.update_metadata(asked=CHOSEN, **{"status": "running", **facts})
+    return run
+
+
+def trained(path: Path, **facts: object) -> RunFolder:
+    run = begun(path, **facts)
     run.log_metrics({"kind": "step", "step": 1})
     return run
 
@@ -33,19 +38,19 @@ class TestIntents:
 
     @pytest.mark.parametrize("status", ["running", "stopped", "failed"])
     def test_the_same_run_unfinished_goes_on_unless_it_is_to_be_replaced(self, tmp_path: Path, status: str):
-        begun(tmp_path, status=status)
+        trained(tmp_path, status=status)
         assert is_continuation(tmp_path, CHOSEN, overwrite=False)
         assert not is_continuation(tmp_path, CHOSEN, overwrite=True)
 
     def test_a_finished_run_is_left_alone(self, tmp_path: Path):
-        begun(tmp_path, status="finished")
+        trained(tmp_path, status="finished")
         with pytest.raises(
             ValueError, match=r"finished; .*--init-from .* --continue-schedule tail and a new --out.*--overwrite"
         ):
             is_continuation(tmp_path, CHOSEN, overwrite=False)
 
     def test_a_finished_run_that_is_to_be_longer_names_the_way(self, tmp_path: Path):
-        begun(tmp_path, status="finished")
+        trained(tmp_path, status="finished")
         with pytest.raises(ValueError, match=r"epochs: None then, 3 now.*--init-from .* --continue-schedule tail"):
             is_continuation(tmp_path, {**CHOSEN, "epochs": 3}, overwrite=False)
         with pytest.raises(ValueError, match="another run") as refusal:
@@ -53,7 +58,7 @@ class TestIntents:
         assert "--init-from" not in str(refusal.value)
 
     def test_another_run_is_refused_with_what_differs(self, tmp_path: Path):
-        begun(tmp_path)
+        trained(tmp_path)
         with pytest.raises(ValueError, match=r"visible: 0.25 then, 0.5 now") as refusal:
             is_continuation(tmp_path, {**CHOSEN, "visible": 0.5}, overwrite=False)
         assert "recipe" not in str(refusal.value)
@@ -62,7 +67,7 @@ class TestIntents:
 
     @pytest.mark.parametrize("status", ["running", "stopped", "failed"])
     def test_a_run_killed_before_its_first_step_makes_way_for_another(self, tmp_path: Path, status: str, capsys):
-        (begun(tmp_path, status=status).path / "metrics.jsonl").write_text('{"kind": "signals", "step": 0}\n')
+        (trained(tmp_path, status=status).path / "metrics.jsonl").write_text('{"kind": "signals", "step": 0}\n')
         assert is_continuation(tmp_path, CHOSEN, overwrite=False)
         assert not is_continuation(tmp_path, {**CHOSEN, "batch_size": 32}, overwrite=False)
         assert "stopped before its first step" in capsys.readouterr().err

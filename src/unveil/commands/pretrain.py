@@ -97,9 +97,9 @@ def _open(config: PretrainConfig, processes: int, stack: ExitStack) -> tuple[Run
     if is_continuation(folder, config.fingerprint, config.overwrite):
         run = RunFolder(folder)
         stack.enter_context(run.lock())
+        run.restore_metadata()
         setup = set_up_resumed(config, folder, processes)
-        run.remove_partial_files()
-        run.rewind(setup.step)
+        run.continue_from(setup.step)
         return run, setup
     setup = set_up_new(config, processes)
     run = _make_folder(config)
@@ -123,7 +123,7 @@ def _make_folder(config: PretrainConfig) -> RunFolder:
 
 def _write_start(run: RunFolder, setup: TrainingSetup, config: PretrainConfig) -> None:
     """Write the files of a new run; `run.json` comes last, as a folder without it holds no run."""
-    if not config.overwrite and (run.path / "run.json").exists() and has_trained(run.path):
+    if not config.overwrite and has_trained(run.path):
         raise ValueError(f"another process has started a run in {run.path}; give another --out")
     run.clear()
     try:
@@ -138,7 +138,8 @@ def _write_start(run: RunFolder, setup: TrainingSetup, config: PretrainConfig) -
         if setup.inspection.unreadable:
             write_json(run.path / "broken.json", setup.inspection.unreadable)
         (run.path / "metrics.jsonl").touch()
-        run.update_metadata(**setup.metadata, started=datetime.now(UTC).isoformat(timespec="seconds"))
+        started = datetime.now(UTC).isoformat(timespec="seconds")
+        run.update_metadata(**setup.metadata, started=started, last_checkpoint=None)
     except OSError:
         run.clear()
         raise

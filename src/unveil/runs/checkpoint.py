@@ -104,7 +104,10 @@ def remove_partial_files(run: Path) -> None:
 def _save_tensors(file: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
     own = {name: t.detach().to("cpu", copy=t.device.type == "cpu").contiguous() for name, t in tensors.items()}
     try:
+        file.touch()
+        mode = file.stat().st_mode  # by the umask; safetensors writes a new file for its owner alone
         save_file(own, file, metadata=metadata)
+        file.chmod(mode)
     except Exception as error:  # safetensors wraps the system's error in its own type
         raise OSError(f"{file} could not be written: {error}") from error
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from .atomic import write_json, write_text
-from .checkpoint import remove_partial_files
+from .checkpoint import WEIGHTS_FOLDER, folders, read_state, remove_partial_files
 from .console import log, printable, user_path
 from .lock import hold
 from .run_config import current_options, read_metadata
@@ -63,14 +63,33 @@ class RunFolder:
         self.path = path
         self.tensorboard: TensorBoardWriter | None = None  # gets every line of metrics, if there is one
         self._complained: set[str] = set()
+        self._written: dict[str, Any] | None = None
 
     @property
     def metadata(self) -> dict[str, Any]:
-        """The content of `run.json`; empty when there is none."""
-        return read_metadata(self.path)
+        """The content of `run.json`; empty when there is none. What this object has written it knows without a file."""
+        return read_metadata(self.path) if self._written is None else self._written
 
     def update_metadata(self, **entries: Any) -> None:
-        write_json(self.path / "run.json", {**self.metadata, **entries})
+        content = {**self.metadata, **entries}
+        write_json(self.path / "run.json", content)
+        self._written = content
+
+    def restore_metadata(self) -> None:
+        """Write a `run.json` that is gone as the newest checkpoint holds it."""
+        if not (self.path / "run.json").exists():
+            self.update_metadata(**{**stored_metadata(self.path), "status": "stopped"})
+            log(f"warning: {self.path / 'run.json'} was gone; it is restored from the checkpoint")
+
+    def continue_from(self, step: int) -> None:
+        """Leave nothing of later steps or of saves that were cut off; log what a run that was trained does not have."""
+        self.remove_partial_files()
+        saved = self.metadata.get("last_checkpoint") or 0
+        if step < saved:
+            log(f"warning: {self.path} had a checkpoint of step {saved}; it goes on from that of step {step}")
+        if step > 0 and not (self.path / "metrics.jsonl").exists():
+            log(f"warning: {self.path / 'metrics.jsonl'} is gone: curves begin at step {step}; the weights are whole")
+        self.rewind(step)
 
     def update_status(self, status: str, **entries: Any) -> None:
         """Set the status in `run.json`, if it can be written."""
@@ -118,6 +137,7 @@ class RunFolder:
 
     def clear(self) -> None:
         """Remove what a run has written here, and nothing else."""
+        self._written = None
         for name in _RUN_FILES:
             path = self.path / name
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
@@ -189,9 +209,51 @@ def _longer(path: Path) -> str:
 
 def has_trained(path: Path) -> bool:
     """Whether the run in a folder has made a step that it has stored or written down."""
+    stored = [step for name in ("checkpoints", WEIGHTS_FOLDER) for step in (path / name).glob("step-*")]
+    return bool(stored or _last_metrics(path) or read_metadata(path).get("last_checkpoint"))
+
+
+def _last_metrics(path: Path) -> dict[str, Any]:
+    """The last whole line of metrics of a step of training; empty where there is none."""
     journal = path / "metrics.jsonl"
-    lines = journal.read_text(errors="replace").splitlines() if journal.is_file() else []
-    return any((path / "checkpoints").glob("step-*")) or any('"kind": "step"' in line for line in lines)
+    lines = journal.read_text(errors="replace").splitlines(keepends=True) if journal.is_file() else []
+    steps = (line for line in reversed(lines) if '"kind": "step"' in line and math.isfinite(_step_of(line)))
+    return next(map(json.loads, steps), {})
+
+
+def stored_metadata(path: Path) -> dict[str, Any]:
+    """The content of `run.json`; where it is gone, as the newest checkpoint that is whole holds it; empty without.
+
+    Raises ValueError where the file is damaged.
+    """
+    if (path / "run.json").exists():
+        return read_metadata(path)
+    for folder in reversed(folders(path)):
+        with suppress(ValueError):
+            return dict(read_state(folder).get("run", {}))
+    return {}
+
+
+def check_checkpoints(path: Path) -> None:
+    """Raise ValueError where a run that has no checkpoint has had one: to begin it again would remove what is left."""
+    metadata, last = read_metadata(path), _last_metrics(path)
+    step = metadata.get("last_checkpoint")
+    if "last_checkpoint" not in metadata:  # an older run did not write it down
+        minutes = metadata.get("settings", {}).get("save_minutes", math.inf)
+        if metadata.get("status") == "stopped" or last.get("time", 0) > 60 * minutes:
+            step = last.get("step")
+    if step:
+        raise ValueError(f"{path} was trained to step {step}, and its checkpoints are gone{_remains(path)}")
+
+
+def _remains(path: Path) -> str:
+    """The end of an error: what is left of a run that cannot be continued, and the ways out."""
+    left = ", ".join(name for name in _RUN_FILES if (path / name).exists())
+    kept = sorted((path / WEIGHTS_FOLDER).glob("step-*"))
+    start = f" (--init-from {kept[-1]} starts from the weights that it kept)" if kept else ""
+    return (
+        f"; left are {left}. Put back what is gone, give another --out{start}, or --overwrite, which removes the rest"
+    )
 
 
 def is_continuation(path: Path, fingerprint: Mapping[str, Any], overwrite: bool) -> bool:
@@ -202,13 +264,18 @@ def is_continuation(path: Path, fingerprint: Mapping[str, Any], overwrite: bool)
     """
     if not path.exists() or not any(path.iterdir()):
         return False
-    if not (path / "run.json").exists():
-        if (path / _LOCK).exists():  # a run that was killed before it began
-            return False
+    is_ours = (path / "run.json").exists() or (path / _LOCK).exists()
+    if is_ours and overwrite:
+        return False
+    metadata = stored_metadata(path)
+    if not is_ours and not metadata:
         raise ValueError(f"{path} holds files that are no run; give another --out, or an empty folder")
     if overwrite:
         return False
-    metadata = read_metadata(path)
+    if not metadata and not (path / "run.json").exists():
+        if has_trained(path):
+            raise ValueError(f"{path} holds a run whose run.json is gone{_remains(path)}")
+        return False  # a run that was killed before it began
     resolved = {k: v for k, v in metadata.get("dials", {}).items() if k in fingerprint}  # given now, set by us then
     before, now = current_options({**resolved, **metadata.get("asked", {})}), current_options(fingerprint)
     differs = sorted(k for k in {*before, *now} if before.get(k) != now.get(k))

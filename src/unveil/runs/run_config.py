@@ -77,6 +77,9 @@ class RunConfig:
         """
         metadata = read_metadata(run)
         if not metadata:
+            if (run / "checkpoints").is_dir():
+                gone = "has checkpoints and no run.json; the `unveil pretrain` command that began it restores that"
+                raise FileNotFoundError(f"{run} {gone}")
             near = [str(p.parent) for p in sorted(run.glob("*/run.json"))[:5]]
             hint = f"; there are runs at {', '.join(near)}" if near else ""
             raise FileNotFoundError(f"{run} is not a run folder: it has no run.json{hint}")

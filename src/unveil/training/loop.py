@@ -256,11 +256,13 @@ class Loop:
         epoch = step / self.loader.steps_per_epoch
         state: dict[str, Any] = {"stage": index, "epoch": epoch, "seconds": self.seconds}
         state["skipped"] = self.skipped.read()
+        state["run"] = self.run.metadata  # so that a run.json that is lost can be restored
         if changed := self.schedule.state:
             state["schedule"] = changed
         try:
             moments = checkpoint.optimizer_tensors(trainer.model, trainer.optimizer)
             checkpoint.save(self.run.path, step, trainer.model.state_dict(), moments, state, self.metadata)
+            self.run.update_status("running", last_checkpoint=step)
         except OSError as error:
             if must:
                 hint = "once there is room, the same command continues from the last checkpoint"

@@ -25,7 +25,7 @@ from ..recipes.registry import build_recipe, load_recipe
 from ..recipes.run import Run
 from ..runs.checkpoint import Checkpoint, read_latest
 from ..runs.console import duration, log, user_path
-from ..runs.folder import read_metadata
+from ..runs.folder import check_checkpoints, read_metadata
 from ..runs.hardware import choose_device
 from .autoconfig import (
     MINUTES,
@@ -167,6 +167,8 @@ def set_up_resumed(config: PretrainConfig, folder: Path, processes: int = 1) -> 
     if complaints and resume is None:
         reasons = "; ".join(complaints)
         raise ValueError(f"{folder} has no whole checkpoint to continue from: {reasons}; --overwrite starts again")
+    if resume is None:
+        check_checkpoints(folder)
     for complaint in complaints:
         log(f"warning: {complaint}; the checkpoint before it is used")
     train, held_out = split_data(source, config, run.config.seed)
