@@ -8,9 +8,10 @@ import math
 import sys
 import warnings
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
-from importlib import import_module
+from threading import Lock
 from typing import Any, TypeVar
 
 import numpy as np
@@ -23,7 +24,10 @@ from PIL.TiffImagePlugin import TiffImageFile
 from torch import Tensor
 
 from ..runs.console import quoted
-from .picture_arrays import NPY, in_range, in_unit, picture_array
+from .extras import optional
+from .limits import MAX_CHANNELS, check_size, max_pixels, other_way
+from .picture_arrays import NPY, array_of, in_range, in_unit, picture_array
+from .tiff_files import ChannelTiff, check_tiff, is_tiff
 
 T = TypeVar("T")
 EXTENSIONS = (
@@ -32,8 +36,10 @@ EXTENSIONS = (
     *(".ras", ".dds", ".qoi", ".ico", ".psd"),
 )
 logging.getLogger("PIL.TiffImagePlugin").setLevel(logging.CRITICAL)  # its line for each image of many bands
-MAX_PIXELS = 178_956_970  # where Pillow, too, refuses an image as a decompression bomb
 LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, as JPEG and Pillow weigh red, green and blue
+
+_LARGE = 1 << 26  # pixels, beyond which an image is decoded by one thread at a time, for it takes gigabytes
+_alone = Lock()
 
 # Tags of EXIF and TIFF.
 _WIDTH, _HEIGHT, _BITS_PER_SAMPLE, _ORIENTATION, _SAMPLES_PER_PIXEL = 0x0100, 0x0101, 0x0102, 0x0112, 0x0115
@@ -109,16 +115,10 @@ def reading(name: str, read: Callable[[bytes], T], data: bytes) -> T:
         is_heif = data[4:8] == b"ftyp" and data[8:12] in (b"heic", b"heix", b"hevc", b"mif1", b"msf1")
         what = "HEIC, as phones write it: convert it to JPEG or PNG" if is_heif else f"it starts with {data[:8]!r}"
         raise Unreadable(name, f"not an image in a format that can be read ({what})") from error
+    except Image.DecompressionBombError as error:
+        raise Unreadable(name, f"{str(error).removesuffix('.')}? {other_way()}") from error
     except Exception as error:  # decoders of foreign bytes may raise anything
         raise Unreadable(name, str(error) or type(error).__name__) from error
-
-
-def optional(module: str, needed: str) -> Any:
-    """A module that not every installation has; where it is missing, a ValueError with the text `needed`."""
-    try:
-        return import_module(module)
-    except ImportError as error:
-        raise ValueError(needed) from error
 
 
 def _decode(data: bytes, reduction: int = 1) -> Tensor:
@@ -127,13 +127,24 @@ def _decode(data: bytes, reduction: int = 1) -> Tensor:
     if data[:6] == NPY:
         return torch.from_numpy(in_range(picture_array(data)))
     image = _open(data)
+    with _alone if math.prod(image.size) > _LARGE else nullcontext():
+        return _decode_opened(image, data)
+
+
+def _decode_opened(image: Image.Image | ChannelTiff, data: bytes) -> Tensor:
     if isinstance(image, ChannelTiff):
         return torch.from_numpy(image.pixels())
     if (deep := deep_colour(image, data)) is not None:
         values, full = deep
         return torch.from_numpy((values / full).astype(np.float32))
     if image.format == "TIFF" and image.mode in _GREY:
-        return torch.cat([_pixels(image, page) for page in range(_num_channels(image, data))])
+        pages = _num_channels(image, data)
+        check_size(image.height, image.width, pages, max(1, _num_bits(image, data) // 8))
+        first = _pixels(image, 0)
+        whole = first if pages == 1 else first.new_empty(pages, *first.shape[1:])
+        for page in range(pages if pages > 1 else 0):
+            whole[page] = _pixels(image, page)[0]
+        return whole
     return _pixels(image, 0)
 
 
@@ -141,7 +152,7 @@ def _decode_jpeg(data: bytes, reduction: int) -> Tensor | None:
     """The pixels of a grey or YCbCr JPEG, each side divided by 1, 2, 4 or 8; None where Pillow should look at it."""
     try:
         height, width, colorspace, _ = simplejpeg.decode_jpeg_header(data)
-        if colorspace not in ("Gray", "YCbCr") or height * width > MAX_PIXELS:
+        if colorspace not in ("Gray", "YCbCr") or height * width > max_pixels():
             return None
         least = (-(-height // reduction), -(-width // reduction)) if reduction > 1 else (0, 0)
         pixels = simplejpeg.decode_jpeg(data, "GRAY" if colorspace == "Gray" else "RGB", False, False, *least)
@@ -162,7 +173,7 @@ def jpeg_size(data: bytes) -> tuple[int, int] | None:
         height, width, colorspace, _ = simplejpeg.decode_jpeg_header(data)
     except ValueError:
         return None
-    if colorspace not in ("Gray", "YCbCr") or height * width > MAX_PIXELS:
+    if colorspace not in ("Gray", "YCbCr") or height * width > max_pixels():
         return None
     return (width, height) if _jpeg_orientation(data) in _TRANSPOSED else (height, width)
 
@@ -183,15 +194,16 @@ def _jpeg_orientation(data: bytes) -> int:
 
 def _open(data: bytes) -> Image.Image | ChannelTiff:
     """The image as Pillow opens it or, for a TIFF with more channels than Pillow knows, as `tifffile` does."""
+    max_pixels()  # which sets that of Pillow
+    if is_tiff(data):
+        check_tiff(io.BytesIO(data))
     try:
         image = Image.open(io.BytesIO(data))
     except UnidentifiedImageError:
         if is_tiff(data):
             return ChannelTiff(data)
         raise
-    width, height = image.size
-    if width * height > MAX_PIXELS:
-        raise ValueError(f"{width} x {height} pixels are more than {MAX_PIXELS:,}: a decompression bomb?")
+    check_size(image.height, image.width)
     if isinstance(image, TiffImageFile) and image.mode != "P":
         samples = image.tag_v2.get(_SAMPLES_PER_PIXEL, 1)
         if samples > len(image.getbands()):  # Pillow would drop the rest without a word
@@ -272,7 +284,7 @@ def _pixels(image: Image.Image, page: int) -> Tensor:
         image = image.convert("RGB")
     elif image.mode == "I" and image.format not in ("PNG", "PPM"):
         raise ValueError("its 32-bit or signed integers have no known range; save it as 16 bit or as float in [0, 1]")
-    array = np.array(image)
+    array = array_of(image)
     if image.mode in _FLOAT:
         array = in_unit(array) if image.mode == "F" else (array / 65535.0).astype(np.float32)
         if isinstance(original, TiffImageFile) and image.mode != "F" and not original.tag_v2.get(_PHOTOMETRIC, 1):
@@ -352,41 +364,8 @@ def _num_channels(image: Image.Image, data: bytes) -> int:
         return 4 if _has_fourth_band(image) else 3
     pages = getattr(image, "n_frames", 1) if image.format == "TIFF" else 1
     kinds = set()
-    for page in range(pages):
+    for page in range(min(pages, MAX_CHANNELS + 1)):
         image.seek(page)
         kinds.add((image.mode, image.size))
     image.seek(0)
     return pages if len(kinds) == 1 else 1  # pages that differ are previews or a pyramid
-
-
-def is_tiff(data: bytes) -> bool:
-    """Whether these bytes start as a TIFF or BigTIFF does, in either byte order."""
-    return data[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-
-
-class ChannelTiff:
-    """The first image series of a TIFF: two image axes and at most one of channels, in any order.
-
-    Raises `ValueError` where `tifffile` is missing, or the axes are others.
-    """
-
-    def __init__(self, data: bytes) -> None:
-        tifffile = optional("tifffile", "Pillow cannot read this TIFF; for many channels: pip install tifffile")
-        with tifffile.TiffFile(io.BytesIO(data)) as file:
-            self._series = file.series[0]
-        shape, axes = self._series.shape, self._series.axes
-        others = [i for i, axis in enumerate(axes) if axis not in "YX"]
-        if not {"Y", "X"} <= set(axes) or len(others) > 1:
-            raise ValueError(f"a TIFF of shape {shape} and axes {axes} is no image with channels")
-        self._order = (*others, axes.index("Y"), axes.index("X"))
-        self.channels = shape[others[0]] if others else 1
-        self.size: tuple[int, int] = (shape[axes.index("Y")], shape[axes.index("X")])
-        self.dtype: np.dtype = self._series.dtype
-        self._data = data
-
-    def pixels(self) -> Shaped[np.ndarray, "C H W"]:
-        """All channels: uint8, or float32 in [0, 1]."""
-        import tifffile
-
-        array = tifffile.imread(io.BytesIO(self._data), series=0).transpose(self._order)
-        return in_range(np.ascontiguousarray(array).reshape(self.channels, *self.size))

@@ -161,10 +161,12 @@ def mean_std(values: Float64[np.ndarray, "K 2 C"]) -> tuple[tuple[float, ...], t
 
 def moments(image: Tensor) -> Float64[np.ndarray, "2 C"]:
     """The mean of an image and of its squares, per channel, in double precision."""
-    pixels = image.flatten(1)
-    sums = torch.zeros(2, len(pixels), dtype=torch.float64)
-    for strip in pixels.split(_STRIP, dim=1):  # a photograph in double precision takes eight times its memory
-        share, values = strip.shape[1] / pixels.shape[1], to_float(strip).double()
+    count = image[0].numel()
+    lines = max(1, _STRIP * image.shape[1] // max(1, count))
+    sums = torch.zeros(2, len(image), dtype=torch.float64)
+    for some in image.split(lines, dim=1):  # a photograph in double precision takes eight times its memory
+        strip = some.flatten(1)
+        share, values = strip.shape[1] / count, to_float(strip).double()
         sums += torch.stack([values.mean(1), values.square().mean(1)]) * share
     return sums.numpy()
 

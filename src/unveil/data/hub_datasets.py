@@ -14,7 +14,7 @@ from typing import Any
 import pyarrow as pa
 
 from ..runs.console import suggest, user_path
-from .decode import optional
+from .extras import optional
 from .listing import HUB, SPLITS
 from .table import are_filled, top_of, within
 

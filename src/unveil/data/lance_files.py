@@ -9,7 +9,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from .decode import Unreadable, optional
+from .decode import Unreadable
+from .extras import optional
 from .table import are_filled, top_of, within
 
 _EXTRA = "a Lance data set is read with pylance: pip install 'unveil[lance]'"

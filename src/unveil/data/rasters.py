@@ -19,6 +19,7 @@ from .decode import opaque, read_header, reading, to_channels
 from .modality_config import Declared
 from .read_map import Map, Stored, map_of, measured, read_map
 from .regular_files import check_regular, read_bytes
+from .tiff_files import check_tiff
 
 Window = tuple[int, int, int, int]  # top, left, height, width
 _WINDOWED = (".tif", ".tiff", ".jp2")
@@ -49,6 +50,8 @@ def open_raster(path: Path, name: str, declared: Declared) -> Raster:
     reading(name, lambda _: check_regular(path), b"file")
     if suffix == ".npy":
         return reading(name, lambda _: _Array(path, name, declared), b"npy")
+    if suffix in (".tif", ".tiff"):
+        reading(name, lambda _: _check_bands(path), b"tif")
     if suffix in _WINDOWED and find_spec("rasterio"):
         return reading(name, lambda _: _Gdal.of(path, name, declared), b"tif")
     if suffix in (".tif", ".tiff") and find_spec("tifffile"):
@@ -56,6 +59,11 @@ def open_raster(path: Path, name: str, declared: Declared) -> Raster:
     header = read_header(read_bytes(path, name), name)
     has_alpha = header.has_alpha and not declared.is_categorical
     return _Whole(path, name, declared, header.channels, header.size, has_alpha)
+
+
+def _check_bands(path: Path) -> None:
+    with path.open("rb") as file:
+        check_tiff(file, in_windows=True)
 
 
 def _finished(stored: Stored, declared: Declared, name: str, mask: np.ndarray | None = None) -> Map:

@@ -22,14 +22,16 @@ from .decode import (
     Unreadable,
     decode,
     deep_colour,
-    is_tiff,
-    optional,
     oriented,
     read_header,
     reading,
     to_channels,
 )
+from .extras import optional
+from .limits import check_npy, check_npz, check_size, check_values
 from .modality_config import DEPTH, Declared
+from .picture_arrays import NPY, array_of
+from .tiff_files import check_tiff, is_tiff
 
 READ = (*EXTENSIONS, ".npy", ".npz", ".dcm")
 _LISTED_IDS = 5
@@ -121,7 +123,7 @@ def _stored(data: bytes, kind: str, declared: Declared) -> Stored:
             return Stored(deep[0], f"16-bit {image.format}")
         if image.mode not in ("L", "P", "1", "I", "F", "RGB") and not image.mode.startswith("I;16"):
             raise ValueError(f"its numbers cannot be read as stored (mode {image.mode}); save it as grey or RGB")
-        values = np.array(image)
+        values = array_of(image)
         values = values.astype(np.uint8) if image.mode == "1" else values
         values = values.astype(np.uint16) if image.mode == "I" and image.format == "PNG" else values
         values = values[None] if values.ndim == 2 else values.transpose(2, 0, 1)
@@ -131,6 +133,8 @@ def _stored(data: bytes, kind: str, declared: Declared) -> Stored:
 
 def _array(data: bytes, declared: Declared) -> Stored:
     """An `.npy`, or the one array of an `.npz` that `key` names: H W, C H W, or H W C."""
+    if data[:6] == NPY:
+        check_npy(io.BytesIO(data), len(data))
     try:
         loaded = np.load(io.BytesIO(data), allow_pickle=False)
     except zipfile.BadZipFile as error:
@@ -144,6 +148,7 @@ def _array(data: bytes, declared: Declared) -> Stored:
         if key not in names:
             problem = f"no array {key!r}" if key else "several arrays, and no key is declared"
             raise ValueError(f"the .npz has {problem}; it holds {', '.join(names)}: declare key = {names[:1]}")
+        check_npz(data, key)
         array, kind = loaded[key], f"npz[{key}]"
     channels = declared.modality.channels
     if array.ndim == 2:
@@ -157,7 +162,9 @@ def _array(data: bytes, declared: Declared) -> Stored:
 
 def _geotiff(data: bytes) -> Stored:
     rasterio = optional("rasterio", "a GeoTIFF is read with rasterio: pip install 'unveil[geotiff]'")
+    check_tiff(io.BytesIO(data))
     with rasterio.MemoryFile(data) as memory, memory.open() as file:
+        check_size(file.height, file.width, file.count, max(np.dtype(kind).itemsize for kind in file.dtypes))
         values, nodata = file.read(), file.nodata
         return Stored(values, f"{values.dtype} GeoTIFF", nodata)
 
@@ -169,6 +176,8 @@ def _dicom(data: bytes, declared: Declared) -> Stored:
     """
     pydicom = optional("pydicom", "DICOM is read with pydicom: pip install 'unveil[dicom]'")
     file = pydicom.dcmread(io.BytesIO(data))
+    frames = int(file.get("NumberOfFrames") or 1) * int(file.get("SamplesPerPixel") or 1)
+    check_size(int(file.get("Rows") or 0), int(file.get("Columns") or 0), frames, 4)
     array = file.pixel_array
     if array.ndim != 2:
         raise ValueError(f"a DICOM of shape {array.shape} is not one grey frame; save each frame as a file")
@@ -255,11 +264,14 @@ def as_npy(root: Path, path: str) -> bytes:
     try:
         with h5py.File(root / file, "r") as stored:
             if not entry:
+                check_values(stored["dataset"].shape, stored["dataset"].dtype.itemsize)
                 array = np.asarray(stored["dataset"])
             else:
                 name, number = entry.split("/")
                 array = np.asarray(stored[name][int(number)]).swapaxes(-1, -2)  # MATLAB counts columns first
                 array = _forty(root)[array] if name == "labels" else array
+    except ValueError as error:  # it is too large
+        raise Unreadable(path, str(error)) from error
     except (OSError, KeyError) as error:
         raise Unreadable(path, f"the HDF5 file is damaged, or lacks an array ({error})") from error
     buffer = io.BytesIO()

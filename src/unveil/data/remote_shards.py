@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from ..runs.console import log
-from .decode import optional
+from .extras import optional
 from .shard_files import NEEDED, LocalPlace, ShardFile, expand_braces
 
 T = TypeVar("T")
