@@ -56,6 +56,7 @@ PAPERS = {
     "2303.11331": Paper(("EVA-02",), "Fang"),
     "2304.05919": Paper(("HPM",), "Wang", "Hard Patches Mining for Masked Image Modeling"),
     "2401.14391": Paper(("CrossMAE",), "Fu", "Rethinking Patch Dependence for Masked Autoencoders"),
+    "2502.16982": Paper(("Muon",), "Liu"),
     "2412.17566": Paper(
         ("CMT-MAE",),
         "Mo",

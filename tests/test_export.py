@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import importlib.util
 import json
@@ -96,14 +97,17 @@ def test_images_outside_0_to_1_are_warned_of_once(encoder: FeatureExtractor, cha
 def test_the_page_runs(run: Path, monkeypatch: pytest.MonkeyPatch):
     """In order; what needs a package that is not there is left out, and the model for timm gives the same features."""
     monkeypatch.chdir(run.parents[1])
+    weights = {"norm.weight": torch.ones(4, 2).T}
+    torch.save({"model": weights, "args": argparse.Namespace(epochs=3)}, "checkpoint.pth")
     names: dict = {}
     warnings.simplefilter("ignore")
     blocks = re.findall(r"^```python\n(.*?)^```", PAGE.read_text(), re.M | re.S)
-    assert len(blocks) == 6
+    assert len(blocks) == 7
     for block in blocks:
         needed = re.findall(r"^import (\w+)", block, re.M)
         if all(importlib.util.find_spec(name) for name in needed):
             exec(block, names)
+    torch.testing.assert_close(load_file("weights.safetensors"), weights)
     x, encoder = names["images"], names["encoder"]
     assert names["pyramid"][0].shape == (2, encoder.dim, *(side // encoder.patch for side in encoder.image_size))
     assert torch.allclose(torch.export.load("encoder.pt2").module()(x), encoder(x), atol=1e-4)

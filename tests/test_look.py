@@ -149,6 +149,7 @@ def test_the_sections_in_a_browser(made: Path, width: int):
         page.on("console", lambda message: said.append(message.text))
         page.on("pageerror", lambda error: said.append(str(error)))
         page.goto(report.resolve().as_uri())
+        page.evaluate("document.querySelectorAll('details').forEach(part => part.open = true)")
         assert page.evaluate("[...document.images].every(i => i.complete && i.naturalWidth > 0)")
         assert page.locator(".gone").count() == 0, "a picture is missing"
         assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), "the page is wider than the screen"

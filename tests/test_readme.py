@@ -97,7 +97,7 @@ def test_every_block_runs(document, home, monkeypatch, capsys):
             assert language == "python"
             scope: dict[str, object] = {}
             exec(compile(text, document, "exec"), scope)
-            assert tuple(scope["features"].shape) == (8, 192)  # type: ignore[attr-defined]
+            assert tuple(scope["features"].shape) == (8, 128)  # type: ignore[attr-defined]
     assert {"bash", "python"} <= set(languages)
 
 

@@ -245,7 +245,7 @@ def evaluate(
         if stored is None:
             log(f"kept in {file}")
     results_so_far.clear()
-    said = "" if at_epoch is not None else _verdict(folder, stored is not None)
+    said = "" if at_epoch is not None else _verdict(folder, stored)
     print("\n\n".join(filter(None, (table(results), details_table(results), said))))
     return results
 
@@ -265,7 +265,7 @@ def _over_training(
         write_results(stored.path, results, saved.epoch, saved.step)
 
 
-def _verdict(folder: Path, is_run: bool) -> str:
+def _verdict(folder: Path, run: Run | None) -> str:
     """The lamps of a run with all its results; of a public ViT that of its features."""
-    both = lamps(read_run(folder)) if is_run else (features(read_evaluations(folder / "eval", [])),)
+    both = lamps(read_run(folder, run.config.content)) if run else (features(read_evaluations(folder / "eval", [])),)
     return "\n".join(map(str, both))

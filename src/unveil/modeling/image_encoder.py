@@ -243,7 +243,7 @@ def pooled(
     """
     batch = images if isinstance(images, Batch) else _batch(images, encoder.modalities[0])
     size = images_at_once(batch, encoder.modalities, encoder.patch)
-    if len(batch) > size and not is_traced():
+    if not is_traced() and len(batch) > size:
         return torch.cat([pooled(encoder, chunk, pool, layers, combine) for chunk in batch.split(size)])
     blocks = tuple(layers) or (encoder.depth,)
     outputs = encoder.outputs(encoder.embed(batch), blocks)

@@ -198,8 +198,11 @@ class RunRecord:
         return self.signals[-1] if self.signals else Signals(0)
 
 
-def read_run(path: str | Path) -> RunRecord:
-    """Read a run folder. FileNotFoundError or ValueError where there is none, with the runs that lie inside it."""
+def read_run(path: str | Path, info: Mapping[str, Any] | None = None) -> RunRecord:
+    """Read a run folder. FileNotFoundError or ValueError where there is none, with the runs that lie inside it.
+
+    `info` is the content of its `run.json`, where that has been read already.
+    """
     folder = Path(path)
     _check_run_folder(folder)
     remarks: list[str] = []
@@ -207,7 +210,7 @@ def read_run(path: str | Path) -> RunRecord:
     return RunRecord(
         path=folder,
         name=folder.resolve().name,
-        info=mapping(_json(folder / "run.json", remarks, needed=True)),
+        info=mapping(_json(folder / "run.json", remarks, needed=True) if info is None else info),
         steps=steps,
         signals=signals,
         evaluations=read_evaluations(folder / "eval", remarks),

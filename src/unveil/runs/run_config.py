@@ -68,6 +68,7 @@ class RunConfig:
     schedule: ScheduleConfig | None = None
     epochs: float | None = None
     status: str = "unknown"
+    content: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)  # of the file, as it was read
 
     @classmethod
     def read(cls, run: Path) -> RunConfig:
@@ -110,6 +111,7 @@ class RunConfig:
             or sum(stage["epochs"] for stage in metadata.get("model", {}).get("stages", ()))
             or None,
             status=metadata.get("status", "unknown"),
+            content=metadata,
         )
 
 

@@ -240,7 +240,7 @@ class PublicViT(FeatureExtractor):
         if pool != "mean" and not self.num_prefix:
             raise ValueError("this encoder has no class token; use --pool mean")
         size = self.at_once(batch)
-        if len(batch) > size and not is_traced():
+        if not is_traced() and len(batch) > size:
             return torch.cat([self.pooled(chunk, pool) for chunk in batch.split(size)])
         blocks = self.layers or (self.depth,)
         outputs = []
