@@ -9,8 +9,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 from tiny_runs import STEPS, TRAIN, Place, at_steps, facts, interrupt, journal, listing, weights
+from unveil.cli import main
+from unveil.modeling.encoder import SIZES
 
 
 @pytest.fixture
@@ -102,3 +106,62 @@ def test_weights_can_be_read_by_whom_the_umask_lets(place: Place, umask: int):
     modes = {p.name: p.stat().st_mode & 0o777 for p in place.run.rglob("*") if p.is_file() and ".lock" not in p.name}
     assert len([name for name in modes if name.endswith(".safetensors")]) == 2
     assert set(modes.values()) == {0o666 & ~umask}
+
+
+@pytest.mark.parametrize("how", ["renamed", "removed", "replaced"])
+def test_a_folder_that_is_moved_while_it_trains_stops_the_run(
+    place: Place, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], how: str
+):
+    moved = place.path / "moved"
+
+    def move() -> None:
+        if how == "removed":
+            shutil.rmtree(place.run)
+        else:
+            place.run.rename(moved)
+        if how == "replaced":
+            place.run.mkdir()
+
+    at_steps(monkeypatch, [5], move)
+    assert place.pretrain(*TRAIN, "--save-minutes", "0") == 2
+    assert "run was renamed or removed while it was trained in" in capsys.readouterr().err
+    assert not list(place.run.rglob("*"))
+    if how == "renamed":
+        assert place.pretrain(*TRAIN, out="moved") == 0
+        assert weights(moved)
+
+
+def test_images_of_other_content_under_the_same_names_are_refused(stopped: Place, capsys: pytest.CaptureFixture[str]):
+    one, other = (Path(stopped.data) / name for name in ("even/010.png", "odd/011.png"))
+    before = one.read_bytes()
+    shutil.copyfile(other, one)
+    assert stopped.pretrain(*TRAIN) == 2
+    assert "1 of 38 images looked at have other content than when" in capsys.readouterr().err
+    one.write_bytes(before)
+    assert stopped.pretrain(*TRAIN) == 0
+
+
+def test_a_teacher_of_other_weights_under_the_same_name_is_refused(
+    place: Place, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    assert place.pretrain(*TRAIN, "--epochs", "1", out="teacher") == 0
+    file = place.path / "teacher.safetensors"
+    step = next((place.path / "teacher" / "checkpoints").glob("step-*"))
+    shutil.copyfile(step / "model.safetensors", file)
+    words = ["pretrain", "milan", "--teacher", str(file), "--data", place.data, "--out", str(place.run)]
+    words += ["--size", "tiny", "--patch", "8", "--decoder-dim", "16", "--decoder-depth", "1", "--decoder-heads", "2"]
+    words += ["--image-size", "16", "--epochs", "3", "--batch-size", "10"]
+    at_steps(monkeypatch, [4], interrupt)
+    monkeypatch.setitem(SIZES, "tiny", (24, 1, 2))
+    assert main(words) == 130
+    assert facts(place.run)["teachers"]
+    tensors = load_file(file)
+    with safe_open(file, "pt") as stored:
+        metadata = stored.metadata()
+    name = "encoder.blocks.0.attn.proj.weight"
+    save_file({**tensors, name: tensors[name] + 1}, file, metadata=metadata)
+    capsys.readouterr()
+    assert main(words) == 2
+    assert "has other weights than when" in capsys.readouterr().err
+    save_file(tensors, file, metadata=metadata)
+    assert main(words) == 0

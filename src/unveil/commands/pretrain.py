@@ -33,7 +33,7 @@ from ..runs.folder import (
 )
 from ..runs.threads import use_threads
 from ..training.config import PretrainConfig, signature
-from ..training.data_setup import facts_to_store
+from ..training.data_setup import check_images, facts_to_store
 from ..training.distributed import Group, process_group
 from ..training.loop import Loop, stop_on_signal
 from ..training.monitor import ValidationMonitor
@@ -99,6 +99,7 @@ def _open(config: PretrainConfig, processes: int, stack: ExitStack) -> tuple[Run
         stack.enter_context(run.lock())
         run.restore_metadata()
         setup = set_up_resumed(config, folder, processes)
+        check_images(folder, setup.train)
         run.continue_from(setup.step)
         return run, setup
     setup = set_up_new(config, processes)

@@ -14,7 +14,7 @@ from .decode import Unreadable
 from .file_ends import Ends
 from .file_names import as_array
 from .loader import prefetch
-from .sources import Samples, Source, origin
+from .sources import Samples, Source, Subset, origin, spread
 from .splits import locations
 
 UNKNOWN = 0  # of a file that cannot be read, or was not
@@ -79,6 +79,19 @@ def identities(
 def stored_identities(numbers: UInt64[np.ndarray, " N"]) -> bytes:
     """Identities as a run stores them: 8 bytes each."""
     return np.concatenate([np.array([_BY_ENDS], np.uint64), numbers]).tobytes()
+
+
+def replaced(source: Source, stored: UInt64[np.ndarray, " M"], most: int) -> list[int]:
+    """Those of at most so many samples, evenly spread, whose files are not those whose identities a run has stored.
+
+    Samples are in the order of the run's; none where it has stored no such identities, or the source has no files.
+    """
+    known, whole = stored[1:], origin(source)[0]
+    if len(stored) != len(source) + 1 or stored[0] != _BY_ENDS or _reader(whole) is None:
+        return []
+    looked_at = np.array(spread(len(source), most))
+    own, before = identities(Subset(source, looked_at.tolist())), known[looked_at]
+    return [int(i) for i in looked_at[(own != before) & (own != UNKNOWN) & (before != UNKNOWN)]]
 
 
 def shared(source: Source, known: UInt64[np.ndarray, " M"]) -> list[bool]:

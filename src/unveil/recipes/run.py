@@ -23,7 +23,7 @@ from ..modeling.rng import seed_stage
 from ..modeling.types import Modality, Pool
 from ..runs.checkpoint import Checkpoint, read, read_latest, read_state, weights_by_step
 from ..runs.console import log, user_path
-from ..runs.folder import TRAINED_IMAGES
+from ..runs.folder import read_trained_images
 from ..runs.run_config import RunConfig
 from .recipe import Recipe
 from .registry import build_recipe, load_recipe
@@ -213,8 +213,7 @@ class Run:
 
     def _trained_images(self) -> UInt64[np.ndarray, " N"] | None:
         """The identities of the images that the run was trained on; None where it has not stored them."""
-        stored = self.path / TRAINED_IMAGES
-        return np.frombuffer(stored.read_bytes(), np.uint64) if stored.is_file() else None
+        return read_trained_images(self.path)
 
     def _own_data(self) -> Source | None:
         """The data that the run was trained on; None where they are not there any more."""

@@ -13,6 +13,9 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from jaxtyping import UInt64
+
 from .atomic import write_json, write_text
 from .checkpoint import WEIGHTS_FOLDER, folders, read_state, remove_partial_files
 from .console import log, printable, user_path
@@ -34,6 +37,10 @@ def check_tensorboard() -> None:
     """Raise ValueError when TensorBoard is not installed."""
     if find_spec("tensorboard") is None:
         raise ValueError("--tensorboard needs a package that is not here: pip install 'unveil[tensorboard]'")
+
+
+class FolderMovedError(ValueError):
+    """The run folder was renamed, removed or replaced while a process trained in it."""
 
 
 class TensorBoardWriter:
@@ -64,6 +71,17 @@ class RunFolder:
         self.tensorboard: TensorBoardWriter | None = None  # gets every line of metrics, if there is one
         self._complained: set[str] = set()
         self._written: dict[str, Any] | None = None
+        self._place: tuple[int, int] | None = None  # device and inode, of a folder that this process has locked
+
+    def check_place(self) -> None:
+        """Raise FolderMovedError where the locked folder does not lie under its path any more."""
+        if self._place is not None and _place_of(self.path) != self._place:
+            step = (self._written or {}).get("last_checkpoint") or 0
+            raise FolderMovedError(
+                f"{self.path} was renamed or removed while it was trained in, so this run stops at its checkpoint of"
+                f" step {step}; the same command continues it once the folder has its name back, or with --out and"
+                " its new name"
+            )
 
     @property
     def metadata(self) -> dict[str, Any]:
@@ -71,6 +89,7 @@ class RunFolder:
         return read_metadata(self.path) if self._written is None else self._written
 
     def update_metadata(self, **entries: Any) -> None:
+        self.check_place()
         content = {**self.metadata, **entries}
         write_json(self.path / "run.json", content)
         self._written = content
@@ -93,7 +112,7 @@ class RunFolder:
 
     def update_status(self, status: str, **entries: Any) -> None:
         """Set the status in `run.json`, if it can be written."""
-        with self.tolerate_io_errors("run.json"):
+        with self.tolerate_io_errors("run.json"), suppress(FolderMovedError):
             self.update_metadata(status=status, **entries)
 
     def write_optional_json(self, name: str, content: Any) -> None:
@@ -110,6 +129,7 @@ class RunFolder:
 
     def log_metrics(self, line: Mapping[str, Any]) -> None:
         """Append a line to `metrics.jsonl`, if it can be written."""
+        self.check_place()
         with self.tolerate_io_errors("metrics.jsonl"), (self.path / "metrics.jsonl").open("a") as journal:
             journal.write(json.dumps(line) + "\n")
         if self.tensorboard is not None:
@@ -155,6 +175,7 @@ class RunFolder:
                 raise ValueError(
                     f"another process ({other}) is training in {self.path}; wait for it, or give another --out"
                 )
+            self._place = _place_of(self.path)
             yield
 
 
@@ -166,6 +187,14 @@ class ReadOnlyRun(RunFolder):
     def write_optional_json(self, name: str, content: Any) -> None: ...
 
     def log_metrics(self, line: Mapping[str, Any]) -> None: ...
+
+
+def _place_of(path: Path) -> tuple[int, int]:
+    try:
+        status = path.stat()
+    except OSError:
+        return -1, -1
+    return status.st_dev, status.st_ino
 
 
 def _step_of(line: str) -> float:
@@ -205,6 +234,18 @@ def check_apart(path: Path, data: str) -> None:
 
 def _longer(path: Path) -> str:
     return f"to train it for longer, give --init-from {path} --continue-schedule tail and a new --out"
+
+
+def read_trained_images(path: Path) -> UInt64[np.ndarray, " N"] | None:
+    """The identities of the images that a run was trained on; None where it has not stored them.
+
+    Raises ValueError where the file was cut off.
+    """
+    stored = path / TRAINED_IMAGES
+    content = stored.read_bytes() if stored.is_file() else None
+    if content is not None and (len(content) % 8 or not content):
+        raise ValueError(f"{stored} is damaged: it has {len(content)} bytes, no multiple of 8; remove it to do without")
+    return None if content is None else np.frombuffer(content, np.uint64)
 
 
 def has_trained(path: Path) -> bool:

@@ -20,6 +20,24 @@ Check = Literal["auto", "all", "sample", "none"]  # whose headers are read
 OLD_NAMES = {"signals_every": "val_every", "keep_every": "save_every", "init_bands": "init_channels"}
 OLD_VALUES = {"flip": {"turns": "d4"}}
 
+_NUMBER = (int, float)
+_TYPES: Mapping[str, tuple[type, ...]] = {  # of the entries of `run.json` that are read, where they are there
+    **dict.fromkeys(("recipe", "status", "data.address", "data.names", "modality.name", "optim.optimizer"), (str,)),
+    **dict.fromkeys(("seed", "data.count", "data.channels", "data.held_out", "modality.channels"), (int,)),
+    **dict.fromkeys(("settings.micro_batch", "settings.adaptive_threads"), (int,)),
+    **dict.fromkeys(
+        ("asked", "dials", "modality", "data", "model", "settings", "plan", "updates", "teachers"), (dict,)
+    ),
+    **dict.fromkeys(("modalities", "model.stages"), (list,)),
+    **dict.fromkeys(("modality.mean", "modality.std"), (list, type(None))),
+    **dict.fromkeys(("settings.save_minutes", "settings.val_every", "plan.update_seconds"), _NUMBER),
+    **dict.fromkeys(("optim.lr", "optim.lr_factor", "optim.warmup_epochs", "optim.trained_epochs"), _NUMBER),
+    **dict.fromkeys(("optim.min_lr", "modality.weight"), _NUMBER),
+    **dict.fromkeys(("optim", "plan", "updates"), (dict, type(None))),
+    "last_checkpoint": (int, type(None)),
+    **dict.fromkeys(("plan.budget", "settings.save_every"), (*_NUMBER, type(None))),
+}
+
 
 @dataclass(frozen=True)
 class DataConfig:
@@ -87,7 +105,9 @@ class RunConfig:
         try:
             return cls.parse(metadata)
         except KeyError as error:
-            raise ValueError(f"{run / 'run.json'} has no entry {error}; give another run") from error
+            raise ValueError(f"{run / 'run.json'} has no entry {error}; put it back, or give another run") from error
+        except (TypeError, AttributeError) as error:
+            raise ValueError(f"{run / 'run.json'} is damaged ({error}); put it back, or give another run") from error
 
     @classmethod
     def parse(cls, metadata: Mapping[str, Any]) -> RunConfig:
@@ -125,6 +145,14 @@ def read_metadata(run: Path) -> dict[str, Any]:
         raise ValueError(f"{run / 'run.json'} is damaged ({error}); give another --out, or --overwrite") from error
     if not isinstance(metadata, dict):
         raise ValueError(f"{run / 'run.json'} is damaged (it is no JSON object); give another --out, or --overwrite")
+    for name, kinds in _TYPES.items():
+        value: Any = metadata
+        for key in name.split("."):
+            value = value.get(key, ...) if isinstance(value, dict) else ...
+        if value is not ... and (not isinstance(value, kinds) or isinstance(value, bool)):
+            needed = " or ".join("null" if kind is type(None) else kind.__name__ for kind in kinds)
+            complaint = f"{name} is {json.dumps(value)[:40]}, and {needed} is needed"
+            raise ValueError(f"{run / 'run.json'} is damaged ({complaint}); give another --out, or --overwrite")
     return metadata
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from ..data.aligned_folders import aligned_modalities, open_samples
+from ..data.identity import replaced
 from ..data.inspection import AlignedInspection, Inspection, inspect_samples, inspect_source
 from ..data.listing import splits_in
 from ..data.modality_config import BUILT_IN, Declared, declare
@@ -19,10 +21,12 @@ from ..data.splits import hold_out
 from ..modeling.types import Modality
 from ..recipes.registry import check_modalities, default_modalities
 from ..runs.console import log, quoted
+from ..runs.folder import read_trained_images
 from ..runs.run_config import Check
 from .config import PretrainConfig
 
 DataInspection = Inspection | AlignedInspection
+_COMPARED = 2000  # images whose content is compared when a run continues
 _STORED = 20  # names in each list of a run folder; `unveil inspect` finds all
 
 
@@ -114,6 +118,17 @@ def present(source: Source) -> dict[str, Bool[Tensor, " N"]]:
 def split_data(source: Source, config: PretrainConfig, seed: int) -> tuple[Subset, Subset]:
     """The source in two: images to train on, and held-out ones for validation and pictures."""
     return hold_out(source, config.held_out_share, seed, last=config.held_out == "last", group_by=config.group_by)
+
+
+def check_images(run: Path, train: Source) -> None:
+    """Raise ValueError where files that a run was started on have other content by now; looks at 2000 of them."""
+    stored = read_trained_images(run)
+    if stored is not None and (others := replaced(train, stored, _COMPARED)):
+        names = ", ".join(quoted(train.name(i)) for i in others[:3])
+        raise ValueError(
+            f"{len(others)} of {min(len(train), _COMPARED)} images looked at have other content than when {run} began,"
+            f" such as {names}; give the same images, another --out, or --overwrite"
+        )
 
 
 def check_unreadable(inspection: DataInspection, train: Source, max_broken: float) -> None:

@@ -19,7 +19,7 @@ from ..data.loader import Loader
 from ..data.upload import uploaded
 from ..modeling.masked_model import MaskedModel
 from ..modeling.rng import seed_stage, step_key
-from ..modeling.teachers import reset_emas
+from ..modeling.teachers import frozen_teachers, reset_emas
 from ..modeling.types import Batch
 from ..recipes.recipe import Recipe
 from ..runs import checkpoint
@@ -126,6 +126,7 @@ class Loop:
         for index in range(first, len(self.starts)):
             seed_stage(self.seed, index)
             model = self.recipe.stages[index].build()
+            self._check_teachers(model, index)
             if resume is not None:
                 _load(model, resume)
             elif step == 0:
@@ -144,6 +145,19 @@ class Loop:
             before, resume = trainer, None
         assert before
         return before.model
+
+    def _check_teachers(self, model: MaskedModel, index: int) -> None:
+        """Note the checksums of frozen teachers in `run.json`. Raises ValueError where one has other weights by now."""
+        stored = self.run.metadata.get("teachers", {})
+        now = {f"{name} of stage {index + 1}": t.checksum() for name, t in frozen_teachers(model).items()}
+        for name, checksum in now.items():
+            if stored.get(name, checksum) != checksum:
+                raise ValueError(
+                    f"the teacher {name} has other weights than when {self.run.path} began ({stored[name]} then,"
+                    f" {checksum} now); give the same weights, another --out, or --overwrite"
+                )
+        if now.keys() - stored.keys():
+            self.run.update_metadata(teachers=stored | now)
 
     def _stage(self, trainer: Trainer, index: int, step: int, stop: threading.Event) -> int:
         per_epoch, schedule = self.loader.steps_per_epoch, self.schedule
@@ -175,6 +189,7 @@ class Loop:
                 raise Diverged(self.skipped.report())
             if step % self.val_every == 0 or step == schedule.total:
                 with window.paused(), self.pace.paused():
+                    self.run.check_place()
                     self.validate(trainer.model, step / per_epoch, step)
             with self.pace.paused():
                 if step in self.save_at:
@@ -242,6 +257,7 @@ class Loop:
         """Save the weights of a step for good; an error of the disk is logged."""
         if not self.group.is_rank_zero:
             return
+        self.run.check_place()
         weights = trainer.model.state_dict()
         if self.settings.save_every is None and len(SAVED) * sum(w.nbytes for w in weights.values()) > MOST_SAVED:
             return
@@ -253,6 +269,7 @@ class Loop:
         """Save a checkpoint, on rank zero. Unless it `must`, an error of the disk is logged and training continues."""
         if not self.group.is_rank_zero:
             return
+        self.run.check_place()
         epoch = step / self.loader.steps_per_epoch
         state: dict[str, Any] = {"stage": index, "epoch": epoch, "seconds": self.seconds}
         state["skipped"] = self.skipped.read()

@@ -33,7 +33,8 @@ class Plan:
     @classmethod
     def read(cls, metadata: Mapping[str, Any]) -> Plan | None:
         """The plan in the content of a `run.json`; None in one of an earlier release."""
-        return cls(**metadata["plan"]) if "plan" in metadata else None
+        plan = metadata.get("plan") or {}
+        return cls(plan["update_seconds"], plan.get("budget")) if "update_seconds" in plan else None
 
 
 class Schedule:

@@ -163,6 +163,9 @@ def settings_metadata(settings: Settings, batch_size: int, workers: int | None, 
 
 
 def read_settings(stored: Mapping[str, Any]) -> Settings:
-    """The settings in a `run.json`, also of release 0.1, whose names differ."""
+    """The settings in a `run.json`, also of release 0.1, whose names differ. Raises ValueError where one is missing."""
     values = current_names(stored)
-    return Settings(**{name: values[name] for name in Settings.__dataclass_fields__ if name in values})
+    try:
+        return Settings(**{name: values[name] for name in Settings.__dataclass_fields__ if name in values})
+    except TypeError as error:  # an entry is missing
+        raise ValueError(f"the settings in its run.json are damaged ({error}); give another --out") from error

@@ -179,7 +179,7 @@ def set_up_resumed(config: PretrainConfig, folder: Path, processes: int = 1) -> 
         initial = adapt_weights(initial, recipe, config)
     batch = recipe.optim.batch_size
     check_divisible(batch, processes)
-    settings = read_settings(metadata["settings"])
+    settings = read_settings(metadata.get("settings", {}))
     settings = replace(
         settings,
         device=str(device),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
@@ -56,6 +57,14 @@ class FrozenTeacher(nn.Module):
         with torch.autocast(images.device.type, torch.bfloat16) if in_bf16 else nullcontext():
             return self.encoder.observe(images, tokens.layout.grid, self.spec, self.modality)
 
+    def checksum(self) -> str:
+        """CRC-32 of its weights, in the order of their names."""
+        value = 0
+        for _, weights in sorted(self.encoder.named_buffers()):
+            content = weights.detach().cpu().contiguous().flatten().view(torch.uint8)
+            value = zlib.crc32(content.numpy().tobytes(), value)
+        return f"crc32:{value:08x}"
+
     def train(self, mode: bool = True) -> Self:
         return super().train(False)
 
@@ -63,6 +72,12 @@ class FrozenTeacher(nn.Module):
         moved = super()._apply(fn, recurse)
         self.in_bf16 = has_native_bf16(self.encoder.device)
         return moved
+
+
+def frozen_teachers(model: nn.Module) -> dict[str, FrozenTeacher]:
+    """The frozen teachers in a model by their names."""
+    of = ((name, module) for name, module in model.named_modules() if isinstance(module, FrozenTeacher))
+    return {name.removeprefix("teachers."): teacher for name, teacher in of}
 
 
 def unsaved(encoder: PublicViT) -> PublicViT:
