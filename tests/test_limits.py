@@ -112,7 +112,7 @@ LARGE: dict[str, Callable[[], bytes]] = {
 @pytest.mark.parametrize("kind", LARGE)
 @pytest.mark.usefixtures("no_pixels")
 def test_large_images_are_refused_before_they_are_decoded(kind: str):
-    with pytest.raises(Unreadable, match=r"bomb\? Where it is meant, cut it into tiles .* UNVEIL_MAX_PIXELS"):
+    with pytest.raises(Unreadable, match=r"bomb.*\? Where it is meant, cut it into tiles .* UNVEIL_MAX_PIXELS"):
         decode(LARGE[kind]())
     with pytest.raises(Unreadable, match="bomb"):
         read_header(LARGE[kind]())

@@ -24,6 +24,7 @@ from PIL.TiffImagePlugin import TiffImageFile
 from torch import Tensor
 
 from ..runs.console import quoted
+from .cut_files import check_whole
 from .extras import optional
 from .limits import MAX_CHANNELS, check_size, max_pixels, other_way
 from .picture_arrays import NPY, array_of, in_range, in_unit, picture_array
@@ -122,6 +123,7 @@ def reading(name: str, read: Callable[[bytes], T], data: bytes) -> T:
 
 
 def _decode(data: bytes, reduction: int = 1) -> Tensor:
+    check_whole(data)
     if data[:3] == b"\xff\xd8\xff" and (pixels := _decode_jpeg(data, reduction)) is not None:
         return pixels
     if data[:6] == NPY:
@@ -195,18 +197,18 @@ def _jpeg_orientation(data: bytes) -> int:
 def _open(data: bytes) -> Image.Image | ChannelTiff:
     """The image as Pillow opens it or, for a TIFF with more channels than Pillow knows, as `tifffile` does."""
     max_pixels()  # which sets that of Pillow
-    if is_tiff(data):
-        check_tiff(io.BytesIO(data))
     try:
         image = Image.open(io.BytesIO(data))
     except UnidentifiedImageError:
         if is_tiff(data):
+            check_tiff(io.BytesIO(data))
             return ChannelTiff(data)
         raise
     check_size(image.height, image.width)
     if isinstance(image, TiffImageFile) and image.mode != "P":
         samples = image.tag_v2.get(_SAMPLES_PER_PIXEL, 1)
         if samples > len(image.getbands()):  # Pillow would drop the rest without a word
+            check_tiff(io.BytesIO(data))
             return ChannelTiff(data)
     return image
 

@@ -19,7 +19,8 @@ from ..modeling.types import to_float
 from ..runs.cache import cached, store
 from ..runs.hardware import num_cores
 from ..runs.run_config import Check
-from .decode import Header, Unreadable, read_header
+from .cut_files import check_whole, may_be_cut
+from .decode import Header, Unreadable, read_header, reading
 from .file_names import Names, as_array
 from .identity import ends_of, identity
 from .loader import prefetch
@@ -27,7 +28,7 @@ from .sources import EncodedSource, Source, origin, spread
 
 T = TypeVar("T")
 SAMPLED = 100_000  # headers that are read of more files than that, unless all are asked for
-_HEADERS, _MOMENTS = "headers-1", "moments-1"  # kinds of entries of the cache, and the versions of their formats
+_HEADERS, _MOMENTS = "headers-2", "moments-2"  # kinds of entries of the cache, and the versions of their formats
 _AT_ONCE = 64  # files that a thread reads before it answers
 _READERS = 8  # threads at least, for they wait for the disk
 _STRIP = 1 << 22  # pixels in double precision at once
@@ -191,6 +192,10 @@ def _read(source: EncodedSource, number: int) -> tuple[Header, int] | str:
     name = source.name(number)
     try:
         ends = ends_of(source, number)
+        if ends.is_whole:
+            reading(name, check_whole, ends.start)
+        elif may_be_cut(ends.start, ends.stop):
+            reading(name, check_whole, source.encoded(number))
         try:
             return read_header(ends.start, name), identity(ends)
         except Unreadable:

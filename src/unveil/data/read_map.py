@@ -17,6 +17,7 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from ..modeling.types import to_float
+from .cut_files import check_whole
 from .decode import (
     EXTENSIONS,
     Unreadable,
@@ -114,6 +115,7 @@ def _stored(data: bytes, kind: str, declared: Declared) -> Stored:
         return _array(data, declared)
     if kind == "dicom":
         return _dicom(data, declared)
+    check_whole(data)
     if kind == "geotiff":
         return _geotiff(data)
     with Image.open(io.BytesIO(data)) as image:
