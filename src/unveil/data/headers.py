@@ -20,7 +20,8 @@ from ..runs.cache import cached, store
 from ..runs.hardware import num_cores
 from ..runs.run_config import Check
 from .cut_files import check_whole, may_be_cut
-from .decode import Header, Unreadable, read_header, reading
+from .decode import Header, Unreadable, read_header
+from .file_ends import Ends
 from .file_names import Names, as_array
 from .identity import ends_of, identity
 from .loader import prefetch
@@ -94,11 +95,13 @@ def read_headers(source: Source, rows: Int64[np.ndarray, " K"]) -> Headers:
                 if isinstance(one, str):
                     unreadable[int(rows[place])] = one
                 else:
-                    header, number = one
+                    header, number, cut = one
+                    if cut:
+                        unreadable[int(rows[place])] = cut
                     kind = kinds.setdefault(replace(header, size=(0, 0)), len(kinds))
                     facts[place] = kind, header.size, number
     if len(missing) > len(unreadable):
-        good = facts["kind"] >= 0
+        good = (facts["kind"] >= 0) & ~np.isin(rows, list(unreadable))  # a cut file has a header
         is_whole = len(rows) == len(whole)
         _Known.save(_HEADERS, _place(whole), stamps[good], facts[good], "\n".join(map(_line, kinds)), is_whole)
     return Headers(rows, list(kinds), facts["kind"], facts["size"], facts["identity"], unreadable)
@@ -183,27 +186,38 @@ def _portions(missing: Int[np.ndarray, " M"]) -> list[Int[np.ndarray, " m"]]:
     return [missing[start : start + _AT_ONCE] for start in range(0, len(missing), _AT_ONCE)]
 
 
-def _read_some(source: EncodedSource, numbers: Sequence[int]) -> list[tuple[Header, int] | str]:
+def _read_some(source: EncodedSource, numbers: Sequence[int]) -> list[tuple[Header, int, str] | str]:
     return [_read(source, number) for number in numbers]
 
 
-def _read(source: EncodedSource, number: int) -> tuple[Header, int] | str:
-    """Header and identity of a sample, from the ends of its file where they tell; or why it cannot be read."""
+def _read(source: EncodedSource, number: int) -> tuple[Header, int, str] | str:
+    """Header and identity of a sample, from the ends of its file where they tell, and why it is not whole, if so.
+
+    Alone why, where its header cannot be read.
+    """
     name = source.name(number)
     try:
         ends = ends_of(source, number)
-        if ends.is_whole:
-            reading(name, check_whole, ends.start)
-        elif may_be_cut(ends.start, ends.stop):
-            reading(name, check_whole, source.encoded(number))
+        cut = _why_cut(source, number, ends)
         try:
-            return read_header(ends.start, name), identity(ends)
+            return read_header(ends.start, name), identity(ends), cut
         except Unreadable:
             if ends.is_whole:
                 raise
-            return read_header(source.encoded(number), name), identity(ends)  # what it tells lies further back
+            return read_header(source.encoded(number), name), identity(ends), cut  # what it tells lies further back
     except Unreadable as error:
         return error.reason
+
+
+def _why_cut(source: EncodedSource, number: int, ends: Ends) -> str:
+    """Why a file is not whole; empty for one that is, so far as its ends tell."""
+    if not ends.start or (not ends.is_whole and not may_be_cut(ends.start, ends.stop)):
+        return ""
+    try:
+        check_whole(ends.start if ends.is_whole else source.encoded(number))
+    except ValueError as error:
+        return error.reason if isinstance(error, Unreadable) else str(error)
+    return ""
 
 
 def _stamps(source: Source, numbers: Int[np.ndarray, " K"]) -> UInt64[np.ndarray, " K"]:
