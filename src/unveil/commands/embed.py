@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from ..recipes.options import accept_python_values
 from ..runs.atomic import replacing
 from ..runs.console import quoted, user_path
 from ..runs.folder import check_writable
-from .load import folder_of, load_plain
+from .load import folder_of, load_plain, weights_of
 
 
 @accept_python_values
@@ -43,6 +44,8 @@ def embed(
 ) -> Path:
     """Write the features of images to an .npz file: `features` N x D, `names`, and `labels` where there are any.
 
+    `weights` is JSON that says which were used: a checksum, and of a run step and epoch.
+
     data: images in a folder, a Parquet file, shards, or scenes; of folders of rgb, depth, ... the first that it reads
     image_column: the column of a Parquet file that holds the images, where there are several
     label_column: the column of a Parquet file that holds the classes, whatever its name
@@ -64,12 +67,14 @@ def embed(
         raise ValueError(f"--out {out} is not an .npz file; give a name that ends in .npz")
     check_writable(path.parent)
     encoder, stored = load_plain(run, pool, layer, combine, device)
+    weights = weights_of(encoder, stored)
     data = with_tiles(with_columns(data, image_column, label_column), tile, tile_overlap, tile_valid)
     source = open_images(data, encoder.channels, stored.declared if stored else ())
     images = FittedOn(stored.train_images if stored else lambda: source, pool, micro_batch=batch_size)
     normalise(encoder, normalize, images, folder_of(run, stored))
     features = extract(encoder, source, pool, batch_size, limit=limit)
     content: dict[str, Any] = {"features": features.values.numpy(), "names": np.array(features.names)}
+    content["weights"] = np.array(json.dumps(weights))
     if features.labels is not None:
         content["labels"] = features.labels.numpy()
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -35,7 +35,7 @@ from ..runs.console import Progress, log
 from ..runs.hardware import choose_device, choose_precision
 from ..runs.run_config import Precision
 from ..runs.threads import use_threads
-from .load import load_plain
+from .load import load_plain, weights_of
 
 
 def _inputs(encoder: ImageEncoder | PublicViT, stored: Run | None, names: tuple[str, ...]) -> tuple[Declared, ...]:
@@ -183,9 +183,11 @@ def evaluate(
                 at_epoch=at_epoch,
                 device=device,
             )
+            weights = stored.checkpoint(at_epoch).identity
             results = run_protocols(protocols, models, samples, context)
         else:
             encoder, _ = load_plain(stored or run, read, layer, combine, device, at_epoch)
+            weights = weights_of(encoder, stored, at_epoch)
             encoders: dict[str, FeatureEncoder] = {THIS_RUN: encoder}
             chosen = _inputs(encoder, stored, inputs) if kind == "labelled images" and inputs else ()
             trained = [name for name, own in protocols.items() if own.needs == "images"]
@@ -240,7 +242,8 @@ def evaluate(
         line.close()
     if stored and data != stored.config.data.address:  # else the card's data are the run's
         results = [replace(r, card=" ".join(filter(None, (r.card, *overlaps.values())))) for r in results]
-    step = stored.checkpoint(at_epoch).state["step"] if stored and at_epoch is not None else None
+    results = [replace(result, weights=weights) for result in results]
+    step = weights["step"] if at_epoch is not None else None
     for file in write_results(folder, results, at_epoch, step):
         if stored is None:
             log(f"kept in {file}")
@@ -261,8 +264,13 @@ def _over_training(
     *kept, newest = stored.checkpoints()
     for place, saved in enumerate(earlier := [saved for saved in kept if saved.step < newest.step]):
         context.note(f"weights of epoch {saved.epoch:g} ({place + 1} of {len(earlier)})")
+        try:
+            weights = stored.checkpoint(saved.epoch).identity
+        except ValueError as error:
+            log(f"warning: {error}; these weights are left out")
+            continue
         results = run_protocols(protocols, {THIS_RUN: encoder_of(saved)}, images, context)
-        write_results(stored.path, results, saved.epoch, saved.step)
+        write_results(stored.path, [replace(r, weights=weights) for r in results], saved.epoch, saved.step)
 
 
 def _verdict(folder: Path, run: Run | None) -> str:

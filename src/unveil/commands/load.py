@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from ..data.sources import Source
 from ..evaluation.normalizers import FittedOn, normalise
+from ..evaluation.results import checksum
 from ..modeling.image_encoder import ImageEncoder
 from ..modeling.normalizer import Normalize
 from ..modeling.public_vits import PublicViT, is_public_vit, load_encoder
@@ -27,7 +29,8 @@ def load(
 ) -> ImageEncoder | PublicViT:
     """An encoder, of a run or a public ViT: `features = load("runs/a")(images)`.
 
-    A run's weights are those of its newest whole checkpoint, or those that it has of an epoch (`--save-every`).
+    A run's weights are the newest that are whole (a line on stderr says why not the newest of all), or those that it
+    has of an epoch (`--save-every`).
     A public ViT (CLIP, DINO, DeiT, MAE, ...) is a weight file, a folder with its configuration, or a name on the hub.
     Images are B C H W in [0, 1]; their normalisation is included and nothing is masked. Raises FileNotFoundError when
     there is nothing at the address, OSError when the hub does not answer, ValueError when a run has no whole
@@ -63,6 +66,11 @@ def load_plain(
     if layer:
         encoder.read(layer, combine)
     return encoder.to(choose_device(device)), run
+
+
+def weights_of(encoder: ImageEncoder | PublicViT, run: Run | None, at_epoch: float | None = None) -> dict[str, Any]:
+    """Which weights an encoder that was just loaded has: a checksum, and of a run step and epoch."""
+    return run.checkpoint(at_epoch).identity if run else {"checksum": f"crc32:{checksum(encoder):08x}"}
 
 
 def folder_of(address: str | Path | Run, run: Run | None) -> Path:

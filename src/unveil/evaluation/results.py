@@ -24,7 +24,7 @@ class Result:
 
     Metrics are shares in [0, 1], but for errors (in metres) and PSNR (in decibels); `details` are those of each part,
     such as a class, for this run. `outcomes` are those of each test sample, by subject and metric, in a file of their
-    own.
+    own. `weights` says which were measured: a checksum, and of a run step and epoch.
     """
 
     protocol: str
@@ -39,6 +39,7 @@ class Result:
     date: str
     details: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     outcomes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    weights: Mapping[str, Any] = field(default_factory=dict)
 
 
 def write_results(

@@ -21,7 +21,8 @@ from ..modeling.image_encoder import ImageEncoder
 from ..modeling.masked_model import MaskedModel
 from ..modeling.rng import seed_stage
 from ..modeling.types import Modality, Pool
-from ..runs.checkpoint import Checkpoint, read, read_latest, read_state, weights_by_step
+from ..runs.checkpoint import Checkpoint, read, read_newest_weights
+from ..runs.checkpoint_state import all_weights, read_state, step_of, weights_by_step
 from ..runs.console import log, user_path
 from ..runs.folder import read_trained_images
 from ..runs.run_config import RunConfig
@@ -52,6 +53,7 @@ class Run:
     def __init__(self, path: Path, config: RunConfig):
         self.path, self.config = path, config
         self._last_read: tuple[float | None, Checkpoint] | None = None
+        self._has_warned = False  # of damaged weights, once
 
     def __fspath__(self) -> str:
         """Its folder, so that a run is accepted wherever its address is."""
@@ -100,17 +102,25 @@ class Run:
 
     @cached_property
     def _states(self) -> dict[int, tuple[Path, dict[str, Any]]]:
-        return {step: (folder, read_state(folder)) for step, folder in weights_by_step(self.path).items()}
+        """The folder and the state of all weights whose state is whole; a warning says which is not."""
+        states = {}
+        for folder in reversed(all_weights(self.path)):  # of a step what was kept comes first
+            if (step := step_of(folder)) not in states:
+                try:
+                    states[step] = folder, read_state(folder)
+                except ValueError as error:
+                    log(f"warning: {error}; these weights are left out")
+        return dict(sorted(states.items()))
 
     def checkpoints(self) -> list[SavedWeights]:
-        """All weights of the run, the oldest first. Raises ValueError where a `state.json` is damaged."""
+        """All weights of the run, the oldest first; a warning says where a `state.json` is damaged."""
         return [
             SavedWeights(step, state.get("kept_at", state["epoch"]), state["stage"], folder)
             for step, (folder, state) in self._states.items()
         ]
 
     def checkpoint(self, epoch: float | None = None) -> Checkpoint:
-        """The newest whole checkpoint, or the weights that the run has of an epoch.
+        """The newest whole weights, or those that the run has of an epoch; a line on stderr says why not the newest.
 
         Raises ValueError, with those there are, where there are none.
         """
@@ -119,9 +129,8 @@ class Run:
         return self._last_read[1]
 
     def _newest(self) -> Checkpoint:
-        newest, complaints = read_latest(self.path)
-        if newest is None:
-            raise ValueError(f"{self.path} has no whole checkpoint yet" + "".join(f"; {c}" for c in complaints))
+        newest = read_newest_weights(self.path, self.config.content.get("last_checkpoint"), warn=not self._has_warned)
+        self._has_warned = True
         return newest
 
     def _at(self, epoch: float) -> Checkpoint:

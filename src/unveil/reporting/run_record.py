@@ -92,6 +92,12 @@ class Evaluation:
     details: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     settings: Mapping[str, Any] = field(default_factory=dict)
     outcomes: Mapping[str, Mapping[str, np.ndarray]] = field(default_factory=dict)  # of each test sample, by subject
+    weights: Mapping[str, Any] = field(default_factory=dict)  # that were measured; empty before they were stored
+
+    def is_of(self, newest: Mapping[str, Any]) -> bool:
+        """Whether these weights, as far as both are known, were measured."""
+        known = {name: value for name, value in newest.items() if value is not None}
+        return all(self.weights.get(name, value) == value for name, value in known.items())
 
     @property
     def name(self) -> str:
@@ -207,20 +213,38 @@ def read_run(path: str | Path, info: Mapping[str, Any] | None = None) -> RunReco
     _check_run_folder(folder)
     remarks: list[str] = []
     steps, signals = _metrics(folder / "metrics.jsonl", remarks)
+    content = mapping(_json(folder / "run.json", remarks, needed=True) if info is None else info)
+    newest, evaluations = _newest_weights(folder, content), read_evaluations(folder / "eval", remarks)
+    others = [evaluation for evaluation in evaluations if not evaluation.is_of(newest)]
+    remarks += [
+        f"The result of {e.name} is of other weights than the newest, of step {e.weights.get('step')};"
+        " `unveil evaluate` measures it again."
+        for e in others
+    ]
     return RunRecord(
         path=folder,
         name=folder.resolve().name,
-        info=mapping(_json(folder / "run.json", remarks, needed=True) if info is None else info),
+        info=content,
         steps=steps,
         signals=signals,
-        evaluations=read_evaluations(folder / "eval", remarks),
-        earlier=_earlier(folder / "eval", remarks),
+        evaluations=[evaluation for evaluation in evaluations if evaluation.is_of(newest)],
+        earlier=_earlier(folder / "eval", others, remarks),
         probes=_probes(folder / "pictures", remarks),
         neighbours=_neighbours(folder / "pictures", remarks),
         analyses={p.stem: mapping(_json(p, remarks)) for p in sorted((folder / "analysis").glob("*.json"))},
         broken={str(k): str(v) for k, v in mapping(_json(folder / "broken.json", remarks)).items()},
         remarks=remarks,
     )
+
+
+def _newest_weights(folder: Path, info: Mapping[str, Any]) -> dict[str, Any]:
+    """The step and the checksum of the newest weights, as far as they are known."""
+    steps = [f.name.removeprefix("step-") for f in (folder / "checkpoints").glob("step-*")]
+    there, last = max(filter(str.isdecimal, steps), default=None), number(info.get("last_checkpoint"))
+    if there is None or int(there) < last:
+        return {"step": int(last)} if math.isfinite(last) else {}
+    state = mapping(_json(folder / "checkpoints" / f"step-{there}" / "state.json", []))
+    return {"step": int(there), "checksum": mapping(state.get("checksums")).get("model.safetensors")}
 
 
 def _is_run(folder: Path) -> bool:
@@ -305,7 +329,10 @@ def read_evaluations(folder: Path, remarks: list[str]) -> list[Evaluation]:
             card, settings = str(content.get("card") or ""), dict(mapping(content.get("settings")))
             settings |= {key: content.get(key) for key in ("pool", "test_data")}
             outcomes = _outcomes(folder, path.stem, remarks)
-            evaluations.append(Evaluation(protocol, data, metrics, baselines, card, details, settings, outcomes))
+            weights = dict(mapping(content.get("weights")))
+            evaluations.append(
+                Evaluation(protocol, data, metrics, baselines, card, details, settings, outcomes, weights)
+            )
     return evaluations
 
 
@@ -318,8 +345,12 @@ def _outcomes(folder: Path, protocol: str, remarks: list[str]) -> Mapping[str, M
         return {}
 
 
-def _earlier(folder: Path, remarks: list[str]) -> dict[int, list[Evaluation]]:
+def _earlier(folder: Path, others: list[Evaluation], remarks: list[str]) -> dict[int, list[Evaluation]]:
+    """The results of weights on the way, by their step: of those that were kept, and `others` of the run before."""
     by_step: dict[int, list[Evaluation]] = {}
+    for evaluation in others:
+        if math.isfinite(step := number(evaluation.weights.get("step"))):
+            by_step.setdefault(int(step), []).append(evaluation)
     for path in folder.glob("epoch-*"):
         for evaluation in read_evaluations(path, remarks):
             if math.isfinite(step := number(evaluation.settings.get("step"))):

@@ -6,11 +6,9 @@ It holds `model.safetensors` (trained and averaged weights), `optimizer.safetens
 
 from __future__ import annotations
 
-import json
 import shutil
-import zlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +17,21 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from .atomic import replacing, sync, write_json
+from .checkpoint_state import (
+    MODEL,
+    STATE,
+    WEIGHTS_FOLDER,
+    all_weights,
+    check_file,
+    checksum,
+    checksum_of,
+    folders,
+    missing,
+    read_state,
+    step_of,
+)
+from .console import log
 
-WEIGHTS_FOLDER = "kept"  # the folder of weights that stay
 NUM_CHECKPOINTS = 2  # of a run, in case the newest is damaged
 _MOMENTS = {  # what an optimizer remembers of a parameter, by an entry of its groups that tells which one it is
     "betas": ("step", "exp_avg", "exp_avg_sq"),  # an Adam
@@ -37,6 +48,14 @@ class Checkpoint:
     model: dict[str, Tensor]
     optimizer: dict[str, Tensor]
     state: dict[str, Any]
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """Which weights these are, as results say it: step, epoch, and the checksum of their file."""
+        return {
+            **{n: self.state[n] for n in ("step", "epoch") if n in self.state},
+            "checksum": self.state["checksums"][MODEL],
+        }
 
 
 def save(
@@ -68,10 +87,10 @@ def save(
                 continue
             file = temporary / f"{name}.safetensors"
             _save_tensors(file, tensors, dict(metadata) if name == "model" else {})
-            checksums[file.name] = _checksum(file)
+            checksums[file.name] = checksum(file)
             sync(file)
         content = {**state, "step": step, "checksums": checksums}
-        write_json(temporary / "state.json", {**content, "checksum": _checksum_of(content)})
+        write_json(temporary / STATE, {**content, "checksum": checksum_of(content)})
         sync(temporary)
         if final.exists():  # a damaged one: the run has resumed from an earlier one
             shutil.rmtree(final)
@@ -112,33 +131,27 @@ def _save_tensors(file: Path, tensors: Mapping[str, Tensor], metadata: dict[str,
         raise OSError(f"{file} could not be written: {error}") from error
 
 
-def read_state(path: Path) -> dict[str, Any]:
-    """The `state.json` of a checkpoint folder. Raises ValueError when it is damaged."""
-    try:
-        state: dict[str, Any] = json.loads((path / "state.json").read_text())
-        if _checksum_of({k: v for k, v in state.items() if k != "checksum"}) != state["checksum"]:
-            raise ValueError("its checksum is not the one that was written")
-    except (OSError, ValueError, KeyError, AttributeError) as error:
-        raise ValueError(f"{path / 'state.json'} is damaged: {error}") from error
-    return state
-
-
 def read(path: Path, state: dict[str, Any] | None = None) -> Checkpoint:
     """Read one checkpoint folder, whose `state` may be read already. Raises ValueError when a file is damaged."""
-    state = state or read_state(path)
-    try:
-        for name, expected in state["checksums"].items():
-            if _checksum(path / name) != expected:
-                raise ValueError(f"{path / name} is damaged: its checksum is not the one that was written")
-        moments = path / "optimizer.safetensors"
-        optimizer = load_file(moments) if moments.name in state["checksums"] else {}
-        return Checkpoint(path, load_file(path / "model.safetensors"), optimizer, state)
-    except OSError as error:
-        raise ValueError(f"checkpoint {path} cannot be read: {error}") from error
+    weights = _read_weights(path, state or read_state(path))
+    return replace(weights, optimizer=_read_moments(weights))
+
+
+def _read_weights(path: Path, state: dict[str, Any]) -> Checkpoint:
+    check_file(path, state, MODEL)
+    return Checkpoint(path, load_file(path / MODEL), {}, state)
+
+
+def _read_moments(weights: Checkpoint) -> dict[str, Tensor]:
+    name = "optimizer.safetensors"
+    if name not in weights.state["checksums"]:
+        return {}
+    check_file(weights.path, weights.state, name)
+    return load_file(weights.path / name)
 
 
 def read_latest(run: Path) -> tuple[Checkpoint | None, list[str]]:
-    """The newest undamaged checkpoint of a run, and the errors of newer ones."""
+    """The newest undamaged checkpoint of a run, to train on from, and the errors of newer ones."""
     complaints: list[str] = []
     for path in reversed(folders(run)):
         try:
@@ -148,27 +161,39 @@ def read_latest(run: Path) -> tuple[Checkpoint | None, list[str]]:
     return None, complaints
 
 
-def folders(run: Path) -> list[Path]:
-    """The checkpoints of a run, the oldest first."""
-    return sorted((run / "checkpoints").glob("step-*"))
+def read_newest_weights(run: Path, last: int | None, warn: bool = True) -> Checkpoint:
+    """The newest whole weights of a run whose last checkpoint was at step `last`, with moments where these are whole.
+
+    A line on stderr says why they are not the newest of all. Raises ValueError where none are whole.
+    """
+    complaints = missing(run, last)
+    newest = max([-1 if last is None else last, *map(step_of, folders(run))])
+    earlier = [folder for folder in all_weights(run) if step_of(folder) <= newest]
+    for path in sorted(earlier, key=lambda folder: (-step_of(folder), folder.parent.name == WEIGHTS_FOLDER)):
+        try:
+            weights = _read_weights(path, read_state(path))
+        except ValueError as error:
+            complaints.append(str(error))
+            continue
+        try:
+            weights = replace(weights, optimizer=_read_moments(weights))
+        except ValueError as error:
+            complaints.append(str(error))
+        if complaints and warn:
+            log(f"warning: {'; '.join(complaints)}; {_instead(run, weights, newest)}")
+        return weights
+    raise ValueError(f"{run} has no whole checkpoint yet" + "".join(f"; {c}" for c in complaints))
 
 
-def weights_by_step(run: Path) -> dict[int, Path]:
-    """The folders of all weights of a run, saved ones and checkpoints, by step in ascending order."""
-    all_folders = [*folders(run), *sorted((run / WEIGHTS_FOLDER).glob("step-*"))]
-    return dict(sorted((int(f.name.removeprefix("step-")), f) for f in all_folders))
-
-
-def _checksum(file: Path) -> str:
-    value = 0
-    with file.open("rb") as content:
-        while block := content.read(1 << 22):
-            value = zlib.crc32(block, value)
-    return f"crc32:{value:08x}"
-
-
-def _checksum_of(content: Mapping[str, Any]) -> str:
-    return f"crc32:{zlib.crc32(json.dumps(content, sort_keys=True).encode()):08x}"
+def _instead(run: Path, used: Checkpoint, newest: int) -> str:
+    """What is used in the place of damaged weights, and how to make these good."""
+    step, place = used.state["step"], used.path.relative_to(run)
+    if step == newest:
+        return f"the weights of this step in {place} are whole and are used"
+    return (
+        f"{place}, of epoch {used.state['epoch']:.4g}, is used instead of step {newest}; the `unveil pretrain` command"
+        f" of the run, with --out {run}, trains the rest again"
+    )
 
 
 def _moments(optimizer: torch.optim.Optimizer) -> dict[Tensor, tuple[str, ...]]:

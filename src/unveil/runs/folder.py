@@ -17,7 +17,8 @@ import numpy as np
 from jaxtyping import UInt64
 
 from .atomic import write_json, write_text
-from .checkpoint import WEIGHTS_FOLDER, folders, read_state, remove_partial_files
+from .checkpoint import remove_partial_files
+from .checkpoint_state import WEIGHTS_FOLDER, folders, lost, read_state
 from .console import log, printable, user_path
 from .lock import hold
 from .run_config import current_options, read_metadata
@@ -300,8 +301,8 @@ def _remains(path: Path) -> str:
 def is_continuation(path: Path, fingerprint: Mapping[str, Any], overwrite: bool) -> bool:
     """Whether the folder holds an unfinished run of the same recipe and options, which is then continued.
 
-    One of other options that has not made a step is replaced. Raises ValueError, with the differences, when it holds
-    something else.
+    So is a finished one whose last weights are damaged or gone. One of other options that has not made a step is
+    replaced. Raises ValueError, with the differences, when it holds something else.
     """
     if not path.exists() or not any(path.iterdir()):
         return False
@@ -330,6 +331,11 @@ def is_continuation(path: Path, fingerprint: Mapping[str, Any], overwrite: bool)
         raise ValueError(
             f"{path} holds another run ({changes}){longer}; give another --out, the same options, or --overwrite"
         )
+    if is_finished and lost(path):
+        log(
+            f"note: {path} was finished, and its last weights are lost; training goes on from the last whole checkpoint"
+        )
+        return True
     if is_finished:
         raise ValueError(f"{path} holds this run, finished; {_longer(path)}; or give another --out, or --overwrite")
     return True

@@ -62,6 +62,11 @@ def analyze_attention(
     decoders: list[DecoderAttention] = []
     batch: Batch | None = None
     for weights in stored.checkpoints():
+        try:
+            identity = stored.checkpoint(weights.epoch).identity
+        except ValueError as error:
+            log(f"warning: {error}; these weights are left out")
+            continue
         model = stored.model(epoch=weights.epoch).to(where)
         batch = batch or Subject(stored.name, model, modalities, samples).load(limit)[1]
         metrics = _mean_metrics(model, batch, label_map, things)
@@ -73,6 +78,7 @@ def analyze_attention(
         "data": address,
         "samples": len(batch),
         "checkpoints": checkpoints,
+        "weights": identity,
         "decoders": [d.to_dict() for d in decoders],
     }
     write_analysis(stored.path, "attention", content)

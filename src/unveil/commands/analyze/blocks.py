@@ -83,6 +83,7 @@ def analyze_blocks(
         "data": subject.samples.address,
         "samples": len(views),
         "epoch": subject.epoch,
+        "weights": stored.checkpoint().identity,
         "decoders": [asdict(d) for d in decoders],
     }
     write_analysis(stored.path, "blocks", content)

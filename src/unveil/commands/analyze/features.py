@@ -17,7 +17,7 @@ from ...recipes.options import accept_python_values
 from ...recipes.run import Run
 from ...runs.console import table
 from ...runs.folder import check_writable
-from ..load import load
+from ..load import load_plain, weights_of
 from ..subject import write_analysis
 
 
@@ -45,7 +45,8 @@ def analyze_features(
     first = None if is_public_vit(run_a) else Run.open(run_a)
     if first is None and data is None:
         raise ValueError(f"{run_a} is not a run with images of its own; give --data")
-    encoders = [load(run, device=device) for run in (first or run_a, run_b)]
+    loaded = [load_plain(run, "mean", (), "concat", device) for run in (first or run_a, run_b)]
+    encoders = [encoder for encoder, _ in loaded]
     given = None if data is None else open_images(data, encoders[0].channels, first.declared if first else ())
     source = first.held_out(given) if first else given
     assert source is not None
@@ -56,6 +57,7 @@ def analyze_features(
     matrix = cka_matrix(a, b)
     content = {
         "runs": names,
+        "weights": [weights_of(*pair) for pair in loaded],
         "data": source.address,
         "images": len(a[0].features),
         "cka": matrix,

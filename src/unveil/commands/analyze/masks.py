@@ -97,6 +97,7 @@ def analyze_masks(
         "data": subject.samples.address,
         "samples": len(views),
         "epoch": subject.epoch or 0.0,
+        "weights": {} if untrained else stored.checkpoint().identity,
         "visible": visible,
         "ways": ways,
     }

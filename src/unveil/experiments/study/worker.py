@@ -16,6 +16,7 @@ from ...commands.analyze import analyze_attention, analyze_blocks, analyze_featu
 from ...commands.evaluate import evaluate
 from ...commands.pretrain import pretrain
 from ...runs.atomic import write_json
+from ...runs.checkpoint_state import lost, newest_weights
 from ...runs.folder import RunFolder, read_metadata
 from ...runs.lock import hold
 from .jobs import digest
@@ -50,7 +51,7 @@ def main(folder: Path, name: str) -> int:
 
 def perform(run: Path, job: dict[str, Any]) -> None:
     """Pretrain, unless the run is finished, and make the measurements that it has not with these settings."""
-    if read_metadata(run).get("status") != "finished":
+    if read_metadata(run).get("status") != "finished" or lost(run):
         pretrain(job["recipe"], out=str(run), **_arguments(job["pretrain"]))
     for measurement in [*job["evaluate"], *job["analyze"]]:
         measured = measured_digests(run)
@@ -58,7 +59,7 @@ def perform(run: Path, job: dict[str, Any]) -> None:
             continue
         given = _arguments(measurement)
         ANALYSES.get(given.pop("analysis", ""), evaluate)(str(run), device=job["device"], **given)
-        write_json(run / "study.json", {"measured": [*measured, digest(measurement)]})
+        write_json(run / "study.json", {"measured": [*measured, digest(measurement)], "weights": newest_weights(run)})
 
 
 def is_done(run: Path, job: dict[str, Any]) -> bool:
@@ -69,8 +70,10 @@ def is_done(run: Path, job: dict[str, Any]) -> bool:
 
 
 def measured_digests(run: Path) -> list[str]:
-    """The digests of the measurements that a run has."""
-    return list(RunFolder(run).read("study.json", {}).get("measured", ()))
+    """The digests of the measurements that a run has, of its newest weights."""
+    content = RunFolder(run).read("study.json", {})
+    is_current = "weights" not in content or content["weights"] == newest_weights(run)
+    return list(content.get("measured", ())) if is_current else []
 
 
 def _arguments(given: dict[str, Any]) -> dict[str, Any]:

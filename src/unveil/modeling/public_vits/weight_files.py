@@ -17,7 +17,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from ...runs.checkpoint import read_latest
+from ...runs.checkpoint import read_newest_weights
+from ...runs.checkpoint_state import check_beside
 from ...runs.console import log, user_path
 from ...runs.folder import read_metadata
 from .pickles import load_pickle
@@ -79,10 +80,9 @@ def find_weights(address: str | Path) -> WeightFiles:
     """
     path = user_path(address)
     if (path / "run.json").exists():
-        checkpoint, complaints = read_latest(path)
-        if checkpoint is None:
-            raise ValueError(f"{path} has no whole checkpoint yet" + "".join(f"; {c}" for c in complaints))
-        return WeightFiles(str(path), checkpoint.model, {"unveil": read_metadata(path)})
+        metadata = read_metadata(path)
+        weights = read_newest_weights(path, metadata.get("last_checkpoint"))
+        return WeightFiles(str(path), weights.model, {"unveil": metadata})
     if path.is_dir():
         return _of_folder(path, str(address))
     if is_hub_name(address):
@@ -158,13 +158,14 @@ def _download(name: str) -> Path:
 def read_weights(path: str | Path) -> StateDict:
     """The tensors of a weight file, under the names that the file gives them; of a script, those of its state dict.
 
-    Raises FileNotFoundError when there is no such file, ValueError for a file without weights, or for a pickle with
-    code, which is not run.
+    Raises FileNotFoundError when there is no such file, ValueError for a file without weights, for one in a checkpoint
+    folder that is not as it was written, or for a pickle with code, which is not run.
     """
     path = user_path(path)
     if not path.is_file():
         raise FileNotFoundError(f"there is no weight file at {path}; give a .safetensors or .pth file, or a run folder")
     if path.suffix == ".safetensors":
+        check_beside(path)
         try:
             return unwrapped(load_file(path))
         except Exception as error:  # safetensors raises its own bare exception type
