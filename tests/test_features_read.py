@@ -67,6 +67,18 @@ def test_blocks_are_read_from_the_end_and_put_together(encoder: ImageEncoder | P
     torch.testing.assert_close(encoder.features(images, "both"), (of[1] + of[3]) / 2)
 
 
+def test_the_deviation_of_the_patches_is_a_pool():
+    images = torch.rand(2, 3, 16, 16)
+    for encoder in encoders():
+        patches = F.layer_norm(encoder.maps(images, [2])[0], (24,), eps=1e-6)[:, 1:]
+        encoder.read([2])
+        features = encoder.features(images, "cls-mean-std")
+        torch.testing.assert_close(features[:, 24:48], patches.mean(1))
+        torch.testing.assert_close(features[:, 48:], patches.std(1, correction=0))
+    alone = ImageEncoder(Encoder([RGB], (4,), 4, 24, 1, 2))
+    assert alone.features(torch.rand(1, 3, 4, 4), "mean-std").isfinite().all(), "one patch does not vary"
+
+
 @pytest.mark.parametrize("layers", [[0], [4], [-4], [3, -1]])
 def test_blocks_that_there_are_not_are_refused(layers: list[int]):
     with pytest.raises(ValueError, match=r"--layer names blocks of 1 to 3, or -3 to -1 from the end, each once; got"):
@@ -153,7 +165,10 @@ def test_images_that_are_gone_are_missed_only_where_nothing_is_kept(runs: Path):
     shutil.rmtree(runs / "images")
     unveil.load("mae", normalize="whiten", device="cpu")
     unveil.load("mae", normalize="l2", device="cpu")
-    with pytest.raises(ValueError, match="--normalize standardize is fitted on training images, and they are gone"):
+    with pytest.raises(
+        ValueError,
+        match=r"read training images, and these are gone: .* leave --normalize and auto out",
+    ):
         unveil.load("mae", normalize="standardize", device="cpu")
 
 
@@ -194,9 +209,9 @@ def test_a_public_vit_is_normalised_by_the_images_that_it_is_measured_on(runs: P
     assert kept.read_bytes() == written, "as it is kept"
 
 
-@pytest.mark.parametrize("options", [{"layer": (1,)}, {"normalize": "l2"}], ids=str)
+@pytest.mark.parametrize("options", [{"layer": (1,)}, {"normalize": "l2"}, {"pool": "auto"}], ids=str)
 @pytest.mark.parametrize("protocol", ["finetune", "attentive", "segment", "reconstruct"])
 def test_protocols_that_read_tokens_refuse(runs: Path, protocol: str, options: dict):
     data = "images" if protocol in ("finetune", "attentive") else "scenes:count=16,seed=2"
-    with pytest.raises(ValueError, match=f"{protocol} reads tokens, and --layer and --normalize are of one feature"):
+    with pytest.raises(ValueError, match=f"{protocol} reads tokens, and --layer, --normalize and --pool auto are of"):
         unveil.evaluate("multimae" if protocol == "reconstruct" else "mae", data=data, protocol=(protocol,), **options)

@@ -12,8 +12,9 @@ import numpy as np
 from ..data.aligned_folders import open_images
 from ..data.columns import with_columns
 from ..data.tiling import MIN_VALID, with_tiles
+from ..evaluation.choice import Auto, settle, take
 from ..evaluation.features import extract
-from ..evaluation.normalizers import FittedOn, normalise
+from ..evaluation.normalizers import FittedOn
 from ..modeling.normalizer import Normalize
 from ..modeling.types import Combine, Pool
 from ..recipes.options import accept_python_values
@@ -34,10 +35,10 @@ def embed(
     tile_overlap: int = 0,
     tile_valid: float = MIN_VALID,
     out: str = "features.npz",
-    pool: Pool = "mean",
-    layer: tuple[int, ...] = (),
+    pool: Pool | Auto = "mean",
+    layer: tuple[int | Auto, ...] = (),
     combine: Combine = "concat",
-    normalize: Normalize = "none",
+    normalize: Normalize | Auto = "none",
     limit: int | None = None,
     batch_size: int = 256,
     device: str = "auto",
@@ -53,11 +54,12 @@ def embed(
     tile_overlap: pixels that neighbouring tiles have in common
     tile_valid: share of a tile that must be inside the image and have data; other tiles are passed over
     out: the file to write
-    pool: cls, mean, or both
-    layer: the blocks that features are read from, counted from 1, or from the end (-1); by default the last
+    pool: the class token (cls), the mean of the patches, both, mean-std with their standard deviation, cls-mean-std, or
+        auto, chosen on the run's training images without labels
+    layer: the blocks that features are read from, counted from 1, or from the end (-1), or auto; by default the last
     combine: what becomes of several blocks: side by side (concat), or their mean
-    normalize: none, standardize, whiten or l2, by statistics of the run's training images, which its folder keeps; of
-        a public ViT, by those that are kept in runs/<its name>, or else of these images
+    normalize: none, standardize, whiten, l2 or auto, by statistics of the run's training images, which its folder
+        keeps; of a public ViT, by those that are kept in runs/<its name>, or else of these images
     limit: embed at most so many images, evenly spread
     batch_size: images in one forward pass
     device: cpu, cuda, mps; auto takes the best
@@ -66,13 +68,14 @@ def embed(
     if path.suffix != ".npz":
         raise ValueError(f"--out {out} is not an .npz file; give a name that ends in .npz")
     check_writable(path.parent)
-    encoder, stored = load_plain(run, pool, layer, combine, device)
+    encoder, stored = load_plain(run, device)
     weights = weights_of(encoder, stored)
     data = with_tiles(with_columns(data, image_column, label_column), tile, tile_overlap, tile_valid)
     source = open_images(data, encoder.channels, stored.declared if stored else ())
-    images = FittedOn(stored.train_images if stored else lambda: source, pool, micro_batch=batch_size)
-    normalise(encoder, normalize, images, folder_of(run, stored))
-    features = extract(encoder, source, pool, batch_size, limit=limit)
+    images = FittedOn(stored.train_images if stored else lambda: source, micro_batch=batch_size)
+    folder = folder_of(run, stored)
+    take(encoder, settle(encoder, images, folder, pool, layer, combine, normalize, print), images, folder)
+    features = extract(encoder, source, encoder.pool, batch_size, limit=limit)
     content: dict[str, Any] = {"features": features.values.numpy(), "names": np.array(features.names)}
     content["weights"] = np.array(json.dumps(weights))
     if features.labels is not None:

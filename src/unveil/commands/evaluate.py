@@ -14,10 +14,11 @@ from ..data.columns import with_columns
 from ..data.kept_views import KeptViews
 from ..data.modality_config import BUILT_IN, Declared
 from ..data.sources import Source
+from ..evaluation.choice import CARD, Auto, alike, settle, take
 from ..evaluation.datasets import ImageSplit, open_sets
 from ..evaluation.dense.data import DenseData
 from ..evaluation.features import RawPixels
-from ..evaluation.normalizers import FittedOn, normalise
+from ..evaluation.normalizers import FittedOn
 from ..evaluation.reconstructors import open_reconstructors
 from ..evaluation.registry import choose, data_for
 from ..evaluation.results import Result, ResultCache, details_table, table, write_results
@@ -47,15 +48,13 @@ def _inputs(encoder: ImageEncoder | PublicViT, stored: Run | None, names: tuple[
     return tuple(declared[name] for name in known if name in names)
 
 
-def _check_reading(
-    kind: str, protocols: Mapping[str, EvaluationProtocol], layer: tuple[int, ...], normalize: Normalize
-) -> None:
-    """Raise ValueError where protocols do not read the features that --layer and --normalize are of."""
+def _check_reading(kind: str, protocols: Mapping[str, EvaluationProtocol], is_plain: bool) -> None:
+    """Raise ValueError where protocols do not read the features that --layer, --normalize and --pool auto are of."""
     others = [n for n, own in protocols.items() if kind != "labelled images" or getattr(own, "reads_tokens", False)]
-    if others and (layer or normalize != "none"):
+    if others and not is_plain:
         raise ValueError(
-            f"{', '.join(others)} reads tokens, and --layer and --normalize are of one feature an image; leave them"
-            " out, or choose among knn, knn-whitened, linear, linear-lbfgs, and lowshot and transfer by these"
+            f"{', '.join(others)} reads tokens, and --layer, --normalize and --pool auto are of one feature an image;"
+            " leave them out, or choose among knn, knn-whitened, linear, linear-lbfgs, lowshot and transfer by these"
         )
 
 
@@ -69,10 +68,10 @@ def evaluate(
     label_column: str | None = None,
     group_by: str | None = None,
     protocol: tuple[str, ...] = ("linear", "knn", "knn-whitened"),
-    pool: Pool | None = None,
-    layer: tuple[int, ...] = (),
+    pool: Pool | Auto | None = None,
+    layer: tuple[int | Auto, ...] = (),
     combine: Combine = "concat",
-    normalize: Normalize = "none",
+    normalize: Normalize | Auto = "none",
     inputs: tuple[str, ...] = (),
     baselines: bool = True,
     cache: bool = True,
@@ -101,11 +100,13 @@ def evaluate(
         group
     protocol: linear (as MAE probes), linear-lbfgs, knn, knn-whitened, attentive, finetune, lowshot, transfer; segment,
         depth; reconstruct, heldout (of the run's own decoders); or a file with a protocol of your own, my_protocol.py
-    pool: cls, mean, or both; by default mean, and cls where MAE's linear probe reads it
-    layer: the blocks that features are read from, counted from 1, or from the end (-1); by default the last
+    pool: the class token (cls), the mean of the patches, both, mean-std with their standard deviation, cls-mean-std, or
+        auto, chosen on the run's training images without labels; by default mean, and cls where MAE's linear probe
+        reads it
+    layer: the blocks that features are read from, counted from 1, or from the end (-1), or auto; by default the last
     combine: what becomes of several blocks: side by side (concat), or their mean
-    normalize: features as they are (none), standardize, whiten or l2, by statistics of the run's training images, which
-        its folder keeps, and of the baselines in the same way; of a public ViT by those of the images of --data
+    normalize: features as they are (none), standardize, whiten, l2 or auto, by statistics of the run's training images,
+        which its folder keeps, and of the baselines in the same way; of a public ViT by those of the images of --data
     inputs: the maps to read of aligned folders, of those that the encoder knows, such as rgb, depth or both; by
         default the first
     baselines: measure raw pixels and the untrained encoder too; where the encoder is trained, from scratch
@@ -146,8 +147,9 @@ def evaluate(
             if overlaps[test.address]:
                 note(f"warning: {overlaps[test.address]}")
 
-    _check_reading(kind, protocols, layer, normalize)
-    read: Pool = pool or "mean"
+    is_plain = not layer and normalize == "none" and pool != "auto"
+    _check_reading(kind, protocols, is_plain)
+    read: Pool = "mean" if pool is None or pool == "auto" else pool
     if threads is not None and threads < 1:
         raise ValueError(f"--threads is a number of at least 1; got {threads}")
     on = choose_device(device)
@@ -164,7 +166,7 @@ def evaluate(
             precision=precision,
             threads=0 if is_fixed else torch.get_num_threads(),
             pool=read,
-            pool_is_chosen=pool is not None or bool(layer) or normalize != "none",
+            pool_is_chosen=pool is not None or not is_plain,
             views=KeptViews() if over_training else None,
             cache=results_so_far,
             progress=progress,
@@ -186,7 +188,7 @@ def evaluate(
             weights = stored.checkpoint(at_epoch).identity
             results = run_protocols(protocols, models, samples, context)
         else:
-            encoder, _ = load_plain(stored or run, read, layer, combine, device, at_epoch)
+            encoder, _ = load_plain(stored or run, device, at_epoch)
             weights = weights_of(encoder, stored, at_epoch)
             encoders: dict[str, FeatureEncoder] = {THIS_RUN: encoder}
             chosen = _inputs(encoder, stored, inputs) if kind == "labelled images" and inputs else ()
@@ -201,8 +203,6 @@ def evaluate(
                 if not chosen or chosen[0].name == encoder.modalities[0].name:
                     encoders["pixels"] = RawPixels(pixels, encoder.image_size, encoder.device, encoder.patch)
                 untrained = stored.encoder(read, trained=False) if stored else untrained_vit(describe(run), 0, read)
-                if layer:
-                    untrained.read(layer, combine)
                 encoders[UNTRAINED] = untrained.to(encoder.device)
             if kind == "images with a label per pixel":
                 images: DenseData | ImageSplit = DenseData(data, test_data, check_test)
@@ -214,23 +214,23 @@ def evaluate(
                 on_these = None if stored else images.train
                 fitted_on = FittedOn(
                     stored.train_images if stored else lambda: images.train,
-                    read,
                     images.inputs,
                     micro_batch,
                     precision,
-                    lambda done, total: progress("features that the normalisation is fitted on", done, total),
+                    lambda done, total: progress("features of training images", done, total),
                     KeptViews() if baselines else None,
                 )
-                normalise(encoder, normalize, fitted_on, folder, on_these)
-                for name in encoders.keys() - {THIS_RUN} if normalize != "none" else ():
-                    encoders[name] = fitted_on.normalised(encoders[name], normalize)
+                request = (read if pool is None else pool, layer, combine, normalize)
+                reading = settle(encoder, fitted_on, folder, *request, note, on_these)
+                take(encoder, reading, fitted_on, folder, on_these)
+                context = replace(context, pool=reading.pool)
+                encoders |= {n: alike(e, reading, fitted_on) for n, e in encoders.items() if n != THIS_RUN}
             results = run_protocols(protocols, encoders, images, context, cache)
             if over_training and stored:
                 assert isinstance(images, ImageSplit)
 
                 def earlier(saved: SavedWeights) -> FeatureEncoder:
-                    encoder, _ = load_plain(stored or run, read, layer, combine, device, saved.epoch)
-                    return encoder if normalize == "none" else fitted_on.normalised(encoder, normalize)
+                    return alike(load_plain(stored or run, device, saved.epoch)[0], reading, fitted_on)
 
                 _over_training(stored, protocols, images, context, earlier)
     except KeyboardInterrupt:
@@ -242,6 +242,9 @@ def evaluate(
         line.close()
     if stored and data != stored.config.data.address:  # else the card's data are the run's
         results = [replace(r, card=" ".join(filter(None, (r.card, *overlaps.values())))) for r in results]
+    given = {"pool": pool, "layer": layer, "normalize": normalize}
+    if automatic := [name for name, value in given.items() if value in ("auto", ("auto",))]:
+        results = [replace(r, card=f"{r.card} {CARD}", settings={**r.settings, "chosen": automatic}) for r in results]
     results = [replace(result, weights=weights) for result in results]
     step = weights["step"] if at_epoch is not None else None
     for file in write_results(folder, results, at_epoch, step):

@@ -7,23 +7,25 @@ from pathlib import Path
 from typing import Any
 
 from ..data.sources import Source
-from ..evaluation.normalizers import FittedOn, normalise
+from ..evaluation.choice import Auto, settle, take
+from ..evaluation.normalizers import FittedOn
 from ..evaluation.results import checksum
 from ..modeling.image_encoder import ImageEncoder
 from ..modeling.normalizer import Normalize
 from ..modeling.public_vits import PublicViT, is_public_vit, load_encoder
 from ..modeling.types import Combine, Pool
 from ..recipes.run import Run
+from ..runs.console import log
 from ..runs.hardware import choose_device
 
 
 def load(
     address: str | Path | Run,
     *,
-    pool: Pool = "mean",
-    layer: Sequence[int] = (),
+    pool: Pool | Auto = "mean",
+    layer: Sequence[int | Auto] | Auto = (),
     combine: Combine = "concat",
-    normalize: Normalize = "none",
+    normalize: Normalize | Auto = "none",
     device: str = "auto",
     at_epoch: float | None = None,
 ) -> ImageEncoder | PublicViT:
@@ -39,32 +41,27 @@ def load(
     Features are of the blocks in `layer`, counted from 1, or from the end (-1), side by side or (`combine`) their mean,
     by default of the last. With `normalize` they are standardised, whitened or divided by their length: by statistics
     of the run's training images that its folder keeps, and that are computed where it does not; a public ViT needs
-    those that `evaluate` or `embed` kept.
+    those that `evaluate` or `embed` kept. What is `auto` is chosen on the same images, as `settle` says.
     """
-    encoder, run = load_plain(address, pool, layer, combine, device, at_epoch)
-    normalise(encoder, normalize, FittedOn(training_images(address, run), pool), folder_of(address, run))
+    encoder, run = load_plain(address, device, at_epoch)
+    layers = (layer,) if isinstance(layer, str) else layer
+    images, folder = FittedOn(training_images(address, run)), folder_of(address, run)
+    take(encoder, settle(encoder, images, folder, pool, layers, combine, normalize, log), images, folder)
     return encoder
 
 
 def load_plain(
-    address: str | Path | Run,
-    pool: Pool,
-    layer: Sequence[int],
-    combine: Combine,
-    device: str,
-    at_epoch: float | None = None,
+    address: str | Path | Run, device: str, at_epoch: float | None = None
 ) -> tuple[ImageEncoder | PublicViT, Run | None]:
-    """As `load`, without the normalisation of features, and the run, where it is one."""
+    """As `load`, reading the mean of the last block, and the run, where it is one."""
     encoder: ImageEncoder | PublicViT
     if isinstance(address, Run) or not is_public_vit(address):
         run = address if isinstance(address, Run) else Run.open(address)
-        encoder = run.encoder(pool, at_epoch)
+        encoder = run.encoder("mean", at_epoch)
     else:
         if at_epoch is not None:
             raise ValueError(f"{address} is not a run, so it has no weights of epoch {at_epoch:g}; leave the epoch out")
-        run, encoder = None, load_encoder(address, pool)
-    if layer:
-        encoder.read(layer, combine)
+        run, encoder = None, load_encoder(address)
     return encoder.to(choose_device(device)), run
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..data.kept_views import KeptViews
-from ..data.loader import Loader
+from ..data.loader import Loader, ViewPolicy
 from ..data.sources import Source, Subset, spread
 from ..data.transforms import CenterView
 from ..modeling.normalizer import Normalizer
@@ -49,6 +49,8 @@ def extract(
     views: KeptViews | None = None,
     threads: int = 0,
     note: Callable[[str], None] = log,
+    view: ViewPolicy | None = None,
+    seed: int = 0,
 ) -> ImageFeatures:
     """The features of a source's images, in the source's order.
 
@@ -60,14 +62,15 @@ def extract(
 
     The model computes in `precision`, with `threads` at most where their number follows the load of the CPU, and is
     compiled where that pays, which `note` is told. Views are taken from `views`, or kept there for the next encoder.
+    They are centre views, or as `view` draws them from `seed`.
     """
     read = [m for m in getattr(encoder, "modalities", ()) if m.name in inputs]
     if not read:
         check_channels(encoder, source)
     images = source if limit is None or limit >= len(source) else Subset(source, spread(len(source), limit))
     maps: Sequence[Modality] | str = read or "rgb"
-    view = CenterView(encoder.image_size)
-    loader = Loader(images, view, batch_size, max_broken=None, cache_bytes=0, modality=maps)
+    view = view or CenterView(encoder.image_size)
+    loader = Loader(images, view, batch_size, seed, max_broken=None, cache_bytes=0, modality=maps)
     values: Tensor | None = None
     rows: list[int] = []
     encoding = Encoding(encoder, pool, bool(read), precision, threads, note)

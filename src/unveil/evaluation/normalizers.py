@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -13,15 +13,15 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from ..data.kept_views import KeptViews
+from ..data.loader import ViewPolicy
 from ..data.sources import SampleSource, Source, Subset, origin, presence, spread
 from ..modeling.image_encoder import FeatureExtractor
 from ..modeling.normalizer import SHRINKAGE as SHRINKAGE
 from ..modeling.normalizer import Normalize, Normalizer
 from ..modeling.normalizer import whitening as whitening  # protocols take it from here
-from ..modeling.types import Pool
 from ..runs.checkpoint import write_weights
 from ..runs.run_config import Precision
-from .features import RawPixels, extract
+from .features import ImageFeatures, RawPixels, extract
 from .results import checksum
 from .types import FeatureEncoder
 
@@ -33,11 +33,10 @@ FITTED_ON = 5000  # training images at most, evenly spread
 class FittedOn:
     """The images that normalisations are fitted on, which of their maps are read, and how.
 
-    `source` opens them; where it raises FileNotFoundError they are not there any more.
+    `source` opens them; where it raises FileNotFoundError they are not there any more. Encoders read their own pool.
     """
 
     source: Callable[[], Source]
-    pool: Pool
     inputs: tuple[str, ...] = ()
     micro_batch: int = 256
     precision: Precision = "auto"
@@ -47,7 +46,13 @@ class FittedOn:
     @cached_property
     def images(self) -> tuple[Source, Source]:
         """The images that are fitted on, and those that they are spread over; of aligned maps those that are read."""
-        source = with_maps(self.source(), self.inputs)
+        try:
+            source = with_maps(self.source(), self.inputs)
+        except FileNotFoundError as error:
+            raise ValueError(
+                f"normalisation and auto read training images, and these are gone: {error}; leave --normalize and auto"
+                " out, or put the images back"
+            ) from error
         return Subset(source, spread(len(source), FITTED_ON)), source
 
     def fit(self, encoder: FeatureEncoder, kind: Normalize) -> tuple[Normalizer, dict[str, object]]:
@@ -57,22 +62,27 @@ class FittedOn:
         """
         if kind in ("none", "l2"):
             return Normalizer(kind), {}
-        try:
-            few, source = self.images
-        except FileNotFoundError as error:
-            raise ValueError(f"--normalize {kind} is fitted on training images, and they are gone: {error}") from error
-        features = extract(
+        few, source = self.images
+        features = self.extract(encoder, few)
+        facts = {"images": len(features), "among": len(source), "of": source.address}
+        return Normalizer.fit(features.values, kind).to(encoder.device), facts
+
+    def extract(
+        self, encoder: FeatureEncoder, source: Source, view: ViewPolicy | None = None, seed: int = 0
+    ) -> ImageFeatures:
+        """The features of some of the images, of their centre views, or of views drawn by a seed."""
+        return extract(
             encoder,
-            few,
-            self.pool,
+            source,
+            getattr(encoder, "pool", "mean"),
             self.micro_batch,
             self.progress,
             inputs=self.inputs,
             precision=self.precision,
-            views=self.views,
+            views=self.views if view is None else None,
+            view=view,
+            seed=seed,
         )
-        facts = {"images": len(features), "among": len(source), "of": source.address}
-        return Normalizer.fit(features.values, kind).to(encoder.device), facts
 
     def normalised(self, encoder: FeatureEncoder, kind: Normalize) -> FeatureEncoder:
         """A baseline with the normalisation of its own features."""
@@ -108,12 +118,12 @@ def normalise(
     """
     if kind == "none":
         return {}
-    names = [kind, images.pool, "layer", *map(str, encoder.layers or (encoder.depth,))]
+    names = [kind, encoder.pool, "layer", *map(str, encoder.layers or (encoder.depth,))]
     names += [encoder.combine] if len(encoder.layers) > 1 else []
     file = folder / FOLDER / f"{'-'.join([*names, *images.inputs])}.safetensors"
     weights = checksum(encoder)
     known = _read(file, kind, weights)
-    if known is None or (of is not None and (known[1]["of"], known[1]["among"]) != (of.address, len(of))):
+    if known is None or (of is not None and not same_images(known[1], of)):
         normalizer, facts = images.fit(encoder, kind)
         if facts:
             file.parent.mkdir(parents=True, exist_ok=True)
@@ -122,6 +132,11 @@ def normalise(
         known = normalizer, facts
     encoder.normalizer = known[0].to(encoder.device)
     return known[1]
+
+
+def same_images(facts: Mapping[str, Any], source: Source) -> bool:
+    """Whether something was fitted or chosen on the images of a source, by its address and their number."""
+    return (facts.get("of"), facts.get("among")) == (source.address, len(source))
 
 
 def _read(file: Path, kind: Normalize, weights: int) -> tuple[Normalizer, dict[str, Any]] | None:

@@ -20,7 +20,7 @@ from ..runs.console import user_path
 from .encoder import Encoder
 from .layers import EPS, Block, ResizePositions
 from .normalizer import Normalizer
-from .types import DEPTH, RGB, Batch, Combine, Modality, Pool, to_float
+from .types import DEPTH, PARTS, RGB, Batch, Combine, Modality, Pool, to_float
 
 CACHED_TOKENS = 2048
 MARGIN = 0.5  # by which a resized image may leave [0, 1]
@@ -191,7 +191,7 @@ def is_traced() -> bool:
 class ImageEncoder(FeatureExtractor):
     """The encoder of a run as a feature extractor: what `unveil.load` returns, and what `unveil evaluate` measures.
 
-    Features are B D, or B 2D for both pools. Raises ValueError as `FeatureExtractor` does.
+    Features are B D, B 2D or B 3D, as the pool says. Raises ValueError as `FeatureExtractor` does.
     """
 
     def __init__(self, encoder: Encoder, pool: Pool = "mean"):
@@ -256,11 +256,10 @@ def pooled(
 
 
 def pool_tokens(cls: Float[Tensor, "B D"], patches: Float[Tensor, "B N D"], pool: Pool) -> Float[Tensor, "B F"]:
-    """The class token, the mean of the patch tokens, or both side by side."""
-    if pool == "cls":
-        return cls
-    mean = patches.mean(dim=1)
-    return torch.cat([cls, mean], dim=1) if pool == "both" else mean
+    """The class token, and the mean and the standard deviation of the patch tokens, side by side as the pool says."""
+    make = {"cls": lambda: cls, "mean": lambda: patches.mean(dim=1), "std": lambda: patches.std(dim=1, correction=0)}
+    parts: list[Tensor] = [make[part]() for part in PARTS[pool]]
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
 
 
 def combined(features: Sequence[Float[Tensor, "B F"]], combine: Combine) -> Float[Tensor, "B G"]:

@@ -17,7 +17,15 @@ from .rng import SampleRng
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-Pool = Literal["cls", "mean", "both"]  # which tokens are the feature of an image
+Pool = Literal["cls", "mean", "both", "mean-std", "cls-mean-std"]  # which tokens are the feature of an image
+Part = Literal["cls", "mean", "std"]  # the class token; over the patches, the mean and the standard deviation
+PARTS: dict[Pool, tuple[Part, ...]] = {
+    "cls": ("cls",),
+    "mean": ("mean",),
+    "both": ("cls", "mean"),
+    "mean-std": ("mean", "std"),
+    "cls-mean-std": ("cls", "mean", "std"),
+}
 Combine = Literal["concat", "mean"]  # what becomes of the features of several blocks
 
 

@@ -45,7 +45,7 @@ def analyze_features(
     first = None if is_public_vit(run_a) else Run.open(run_a)
     if first is None and data is None:
         raise ValueError(f"{run_a} is not a run with images of its own; give --data")
-    loaded = [load_plain(run, "mean", (), "concat", device) for run in (first or run_a, run_b)]
+    loaded = [load_plain(run, device) for run in (first or run_a, run_b)]
     encoders = [encoder for encoder, _ in loaded]
     given = None if data is None else open_images(data, encoders[0].channels, first.declared if first else ())
     source = first.held_out(given) if first else given

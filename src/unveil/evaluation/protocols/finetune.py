@@ -73,7 +73,7 @@ class Finetune:
         given = self._given()
         settings = settle(name, num_images, given if context.is_trained else {**given, "layer_decay": 1.0})
         pool = settings.pool or context.pool
-        if pool == "both":
+        if pool not in ("cls", "mean", "all"):
             raise ValueError(
                 "fine-tuning reads the class token or the mean of the patches; give --pool cls or --pool mean"
             )

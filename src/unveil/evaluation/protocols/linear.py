@@ -278,6 +278,8 @@ class _Views:
 
     def card(self, lr: float, notes: str) -> str:
         reads = {"cls": "the class token", "mean": "the mean of the patches", "both": "class token and mean of patches"}
+        reads["mean-std"] = "mean and standard deviation of the patches"
+        reads["cls-mean-std"] = f"class token, {reads['mean-std']}"
         if self.batch_size < BATCH_SIZE:
             notes += f" The set is smaller than the published batch of {BATCH_SIZE}, so a batch is the whole set."
         return (

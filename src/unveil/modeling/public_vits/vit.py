@@ -37,7 +37,7 @@ from ..layers import (
     token,
 )
 from ..patches import patchify
-from ..types import IMAGENET_MEAN, IMAGENET_STD, Batch, FeatureSpec, Layout, Modality, Observation, Pool
+from ..types import IMAGENET_MEAN, IMAGENET_STD, PARTS, Batch, FeatureSpec, Layout, Modality, Observation, Pool
 
 Activation = Literal["gelu", "gelu-tanh", "quick-gelu", "silu"]
 
@@ -237,7 +237,7 @@ class PublicViT(FeatureExtractor):
         """The final norm is applied to the tokens that the public model applies it to; others, and blocks before the
         last, are normalised without parameters. Raises ValueError for a class token that the encoder does not have.
         """
-        if pool != "mean" and not self.num_prefix:
+        if "cls" in PARTS[pool] and not self.num_prefix:
             raise ValueError("this encoder has no class token; use --pool mean")
         size = self.at_once(batch)
         if not is_traced() and len(batch) > size:
