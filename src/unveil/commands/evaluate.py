@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -251,7 +252,7 @@ def evaluate(
         if stored is None:
             log(f"kept in {file}")
     results_so_far.clear()
-    said = "" if at_epoch is not None else _verdict(folder, stored)
+    said = "" if at_epoch is not None else _verdict(folder, stored, weights)
     print("\n\n".join(filter(None, (table(results), details_table(results), said))))
     return results
 
@@ -276,7 +277,8 @@ def _over_training(
         write_results(stored.path, [replace(r, weights=weights) for r in results], saved.epoch, saved.step)
 
 
-def _verdict(folder: Path, run: Run | None) -> str:
+def _verdict(folder: Path, run: Run | None, weights: Mapping[str, Any]) -> str:
     """The lamps of a run with all its results; of a public ViT that of its features."""
-    both = lamps(read_run(folder, run.config.content)) if run else (features(read_evaluations(folder / "eval", [])),)
-    return "\n".join(map(str, both))
+    if run is None:
+        return str(features(read_evaluations(folder / "eval", [])))
+    return "\n".join(map(str, lamps(read_run(folder, run.config.content, weights))))

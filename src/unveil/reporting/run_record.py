@@ -204,21 +204,23 @@ class RunRecord:
         return self.signals[-1] if self.signals else Signals(0)
 
 
-def read_run(path: str | Path, info: Mapping[str, Any] | None = None) -> RunRecord:
+def read_run(
+    path: str | Path, info: Mapping[str, Any] | None = None, weights: Mapping[str, Any] | None = None
+) -> RunRecord:
     """Read a run folder. FileNotFoundError or ValueError where there is none, with the runs that lie inside it.
 
-    `info` is the content of its `run.json`, where that has been read already.
+    `info` is the content of its `run.json`, and `weights` the step and checksum of some of its checkpoints' weights,
+    where these have been read already.
     """
     folder = Path(path)
     _check_run_folder(folder)
     remarks: list[str] = []
     steps, signals = _metrics(folder / "metrics.jsonl", remarks)
     content = mapping(_json(folder / "run.json", remarks, needed=True) if info is None else info)
-    newest, evaluations = _newest_weights(folder, content), read_evaluations(folder / "eval", remarks)
-    others = [evaluation for evaluation in evaluations if not evaluation.is_of(newest)]
+    newest, evaluations = _newest_weights(folder, content, weights or {}), read_evaluations(folder / "eval", remarks)
+    others = [e for e in evaluations if not e.is_of(newest)]
     remarks += [
-        f"The result of {e.name} is of other weights than the newest, of step {e.weights.get('step')};"
-        " `unveil evaluate` measures it again."
+        f"The result of {e.name} is of other weights, of step {e.weights.get('step')}; `unveil evaluate` renews it."
         for e in others
     ]
     return RunRecord(
@@ -237,12 +239,14 @@ def read_run(path: str | Path, info: Mapping[str, Any] | None = None) -> RunReco
     )
 
 
-def _newest_weights(folder: Path, info: Mapping[str, Any]) -> dict[str, Any]:
+def _newest_weights(folder: Path, info: Mapping[str, Any], known: Mapping[str, Any]) -> dict[str, Any]:
     """The step and the checksum of the newest weights, as far as they are known."""
     steps = [f.name.removeprefix("step-") for f in (folder / "checkpoints").glob("step-*")]
     there, last = max(filter(str.isdecimal, steps), default=None), number(info.get("last_checkpoint"))
     if there is None or int(there) < last:
         return {"step": int(last)} if math.isfinite(last) else {}
+    if known.get("step") == int(there):
+        return dict(known)
     state = mapping(_json(folder / "checkpoints" / f"step-{there}" / "state.json", []))
     return {"step": int(there), "checksum": mapping(state.get("checksums")).get("model.safetensors")}
 
