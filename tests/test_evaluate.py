@@ -158,6 +158,7 @@ def test_a_folder_end_to_end(folder, tmp_path):
     assert [p.name for p in paths] == ["knn.json", "linear-lbfgs.json"]
     written = json.loads(paths[0].read_text())
     assert set(written) == {
+        "weights",
         *("protocol", "data", "test_data", "pool", "metrics", "baselines", "settings", "card", "seconds", "date"),
         "details",
     }

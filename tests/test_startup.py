@@ -9,6 +9,7 @@ import time
 import tracemalloc
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -41,14 +42,14 @@ def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def opened(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     """How often each file has been opened."""
-    counts, own = Counter[str](), Path.open
+    counts, own = Counter[str](), os.open
 
-    def counting(path: Path, *args: object, **kwargs: object) -> object:
-        if path.suffix in (".png", ".jpg"):
-            counts[path.name] += 1
-        return own(path, *args, **kwargs)  # type: ignore[call-overload]  # as it was called
+    def counting(path: str | os.PathLike[str], *args: Any, **kwargs: Any) -> int:
+        if Path(path).suffix in (".png", ".jpg"):
+            counts[Path(path).name] += 1
+        return own(path, *args, **kwargs)
 
-    monkeypatch.setattr(Path, "open", counting)
+    monkeypatch.setattr(os, "open", counting)
     return counts
 
 
