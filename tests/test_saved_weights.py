@@ -12,7 +12,7 @@ import torch
 import unveil
 from tiny_runs import Killed, at_steps, journal, kill, weights, write_images, write_recipe
 from unveil.commands.load import load
-from unveil.runs import checkpoint
+from unveil.runs.checkpoint_state import weights_by_step
 
 TRAIN = {"epochs": 3.0, "batch_size": 10, "lr": 0.05, "warmup_epochs": 1.0, "image_size": (16,)}
 SETTINGS: dict[str, Any] = {"device": "cpu", "workers": 1, "compile": "off", "save_every": 1.0, **TRAIN}
@@ -35,7 +35,7 @@ def test_the_weights_of_each_epoch_stay(made: Path):
     assert list(result) == ["step-00000003", "step-00000006", "step-00000009"]
     assert len(set(result.values())) == 3
     assert result["step-00000009"] == weights(made / "run")[0]
-    assert list(checkpoint.weights_by_step(made / "run")) == [3, 6, 9]
+    assert list(weights_by_step(made / "run")) == [3, 6, 9]
     whole = unveil.Run.open(made / "run").checkpoint(2.0)
     assert (whole.state["step"], whole.state["epoch"], whole.optimizer) == (6, 2.0, {})
 
