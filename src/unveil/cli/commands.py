@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..recipes.options import DATA, Option, UsageError, spell
-from ..recipes.registry import load_recipe, recipe_cards
+from ..recipes.registry import check_named, load_recipe, recipe_cards
 from ..runs.console import is_rank_zero
 from ..training.config import PretrainConfig, read_mapping
 from .flags import columns, flag_name, flags_of, help_text, is_flag, parse, split, with_current_names
@@ -116,7 +116,7 @@ def _demo(self: Command, words: list[str]) -> str:
 def _pretrain(self: Command, words: list[str]) -> str:
     """learn from a folder of images by hiding a part and predicting it"""
     given_name, words = _take_recipe(words)
-    name = given_name or _recipe_in_config(words)
+    name = given_name or _recipe_in_config(words, trust=any(flag_name(word) == "trust" for word, _ in split(words, [])))
     if name is None:
         if not asks_help(words):
             raise UsageError(f"pretrain needs a recipe:\n{_list_recipes()}", f"for example {self.example}")
@@ -143,11 +143,12 @@ def _take_recipe(words: list[str]) -> tuple[str | None, list[str]]:
     return None, words
 
 
-def _recipe_in_config(words: list[str]) -> str | None:
-    """The recipe that the file of `--config` names."""
+def _recipe_in_config(words: list[str], trust: bool) -> str | None:
+    """The recipe that the file of `--config` names. Raises UntrustedCodeError as `check_named` does."""
     file = next(iter(_values(words, "config")), None)
     recipe = None if file is None else read_mapping(file).get("recipe")
     if file is None or isinstance(recipe, str):
+        check_named(recipe, str(file), trust)
         return recipe
     raise UsageError(f"{file} names no recipe", f"for example unveil pretrain crossmae --config {file}")
 

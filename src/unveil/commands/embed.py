@@ -42,6 +42,7 @@ def embed(
     limit: int | None = None,
     batch_size: int = 256,
     device: str = "auto",
+    trust: bool = False,
 ) -> Path:
     """Write the features of images to an .npz file: `features` N x D, `names`, and `labels` where there are any.
 
@@ -63,12 +64,13 @@ def embed(
     limit: embed at most so many images, evenly spread
     batch_size: images in one forward pass
     device: cpu, cuda, mps; auto takes the best
+    trust: execute the recipe file of a run whose encoder is of classes of its own, where you have not run it before
     """
     path = user_path(out)
     if path.suffix != ".npz":
         raise ValueError(f"--out {out} is not an .npz file; give a name that ends in .npz")
     check_writable(path.parent)
-    encoder, stored = load_plain(run, device)
+    encoder, stored = load_plain(run, device, trust=trust)
     weights = weights_of(encoder, stored)
     data = with_tiles(with_columns(data, image_column, label_column), tile, tile_overlap, tile_valid)
     source = open_images(data, encoder.channels, stored.declared if stored else ())

@@ -84,6 +84,7 @@ def evaluate(
     precision: Precision = "auto",
     threads: int | None = None,
     seed: int = 0,
+    trust: bool = False,
     **options: object,
 ) -> list[Result]:
     """Measure a run, or a public ViT, on labelled images; the results are printed and kept in the run's `eval/`.
@@ -121,6 +122,8 @@ def evaluate(
     precision: of the encoders: float32 or bf16; auto takes bf16 where the device has it in hardware
     threads: threads that compute on a CPU; by default all, or one while other programs keep the cores busy
     seed: of splits, probes and fine-tuning
+    trust: execute the run's own recipe file where you have not run it before: reconstruct and heldout need it, and an
+        encoder of classes of its own
     """
     data = with_columns(data, image_column, label_column)
     test_data = None if test_data is None else with_columns(test_data, image_column, label_column)
@@ -130,7 +133,7 @@ def evaluate(
     protocols = choose(protocol, options)
     if over_training and (others := [name for name, own in protocols.items() if own.needs != "features"]):
         raise ValueError(f"--over-training measures frozen features (knn, linear, ...), not {', '.join(others)}")
-    stored = None if is_public_vit(run) else Run.open(run)
+    stored = None if is_public_vit(run) else Run.open(run, trust)
     if over_training and (stored is None or at_epoch is not None):
         raise ValueError("--over-training measures all weights of a run; give a run, and no --at-epoch")
     folder = stored.path if stored else Path("runs", Path(run).stem)

@@ -28,6 +28,7 @@ def load(
     normalize: Normalize | Auto = "none",
     device: str = "auto",
     at_epoch: float | None = None,
+    trust: bool = False,
 ) -> ImageEncoder | PublicViT:
     """An encoder, of a run or a public ViT: `features = load("runs/a")(images)`.
 
@@ -38,12 +39,15 @@ def load(
     there is nothing at the address, OSError when the hub does not answer, ValueError when a run has no whole
     checkpoint yet, or the format of a file is unknown.
 
+    No code of a run is executed, except of a run whose encoder is of classes of the user's own: by who has run its
+    recipe file before, or with `trust`.
+
     Features are of the blocks in `layer`, counted from 1, or from the end (-1), side by side or (`combine`) their mean,
     by default of the last. With `normalize` they are standardised, whitened or divided by their length: by statistics
     of the run's training images that its folder keeps, and that are computed where it does not; a public ViT needs
     those that `evaluate` or `embed` kept. What is `auto` is chosen on the same images, as `settle` says.
     """
-    encoder, run = load_plain(address, device, at_epoch)
+    encoder, run = load_plain(address, device, at_epoch, trust)
     layers = (layer,) if isinstance(layer, str) else layer
     images, folder = FittedOn(training_images(address, run)), folder_of(address, run)
     take(encoder, settle(encoder, images, folder, pool, layers, combine, normalize, log), images, folder)
@@ -51,12 +55,12 @@ def load(
 
 
 def load_plain(
-    address: str | Path | Run, device: str, at_epoch: float | None = None
+    address: str | Path | Run, device: str, at_epoch: float | None = None, trust: bool = False
 ) -> tuple[ImageEncoder | PublicViT, Run | None]:
     """As `load`, reading the mean of the last block, and the run, where it is one."""
     encoder: ImageEncoder | PublicViT
     if isinstance(address, Run) or not is_public_vit(address):
-        run = address if isinstance(address, Run) else Run.open(address)
+        run = address if isinstance(address, Run) else Run.open(address, trust)
         encoder = run.encoder("mean", at_epoch)
     else:
         if at_epoch is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from ..runs.atomic import write_bytes
 from ..runs.console import log, user_path
 from ..runs.folder import check_writable
 from ..runs.hardware import choose_device
+from ..runs.trust import UntrustedCodeError
 from ..training.autoconfig import AutoConfig, configure_shape
 from ..training.config import PretrainConfig
 from ..training.data_setup import declared_for, inspect_data, modalities_of, open_data, settle
@@ -38,6 +40,7 @@ def look(
     out: str | None = None,
     device: str = "auto",
     seed: int = 0,
+    trust: bool = False,
     **dials: Any,
 ) -> Path:
     """Draw the attention, the mask and the prediction of a model on a few samples; returns the picture's path.
@@ -53,6 +56,7 @@ def look(
     out: the .png file; by default look.png in the run folder, or look-<recipe>.png here
     device: cpu, cuda, mps; auto takes the best
     seed: of a recipe's initialisation
+    trust: execute the run's own recipe file where you have not run it before, for its masks and predictions
     """
     data = with_columns(data, image_column)
     if (run is None) == (recipe is None):
@@ -67,7 +71,7 @@ def look(
     if path.suffix != ".png":
         raise ValueError(f"--out {out} is not a .png file; give a name that ends in .png")
     if recipe is None:
-        subject = Subject.of_run(Run.open(run or ""), data, device)
+        subject = _of_run(Run.open(run or "", trust), data, device)
     else:
         log(f"drawing {recipe}, untrained ...")
         subject = _untrained(recipe, data or "scenes", modalities, dials, device, seed)
@@ -77,6 +81,16 @@ def look(
     write_bytes(path, png(picture))
     print(path)
     return path
+
+
+def _of_run(run: Run, data: str | None, device: str) -> Subject:
+    """A run; of a stranger's recipe, which is not executed, the encoder alone."""
+    try:
+        return Subject.of_run(run, data, device)
+    except UntrustedCodeError as error:
+        subject = Subject.of_encoder(run, data, device)
+        log(f"note: the picture has the attention of the encoder, and no masks and predictions: {error}")
+        return subject
 
 
 def _untrained(
@@ -104,6 +118,8 @@ def draw(subject: Subject, samples: int) -> Picture:
     views, batch = subject.load(samples)
     renderers = map_renderers(subject.modalities, subject.samples, batch)
     pictures = sample_pictures(subject.model, batch, views.names, subject.modalities, renderers)
+    if subject.is_encoder_alone:
+        pictures = [[replace(one, hidden=None) for one in sample] for sample in pictures]
     notes = [*filter(None, (r.note for r in renderers.values())), *_notes(subject, pictures[0])]
     return draw_samples(subject.title, pictures, renderers, notes)
 
@@ -111,7 +127,9 @@ def draw(subject: Subject, samples: int) -> Picture:
 def _notes(subject: Subject, first: list[MapPictures]) -> list[str]:
     """The captions that the pictures of a sample need."""
     notes = []
-    if len(first) == 1:
+    if subject.is_encoder_alone:
+        notes.append("The attention of the encoder alone; masks and predictions need the recipe of the run.")
+    elif len(first) == 1:
         notes.append(
             f"Grey patches are hidden: {1 - subject.model.masker.visible:.0%} of all. Percentages are the share of the"
             " attention that a mask hides."

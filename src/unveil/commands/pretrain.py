@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from contextlib import ExitStack
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,6 +19,7 @@ from ..reporting.run_record import read_run
 from ..runs.atomic import write_bytes, write_json
 from ..runs.console import is_rank_zero, log, user_path
 from ..runs.folder import (
+    OWN_RECIPE,
     TRAINED_IMAGES,
     ReadOnlyRun,
     RunFolder,
@@ -32,6 +32,7 @@ from ..runs.folder import (
     is_continuation,
 )
 from ..runs.threads import use_threads
+from ..runs.trust import remember
 from ..training.config import PretrainConfig, signature
 from ..training.data_setup import check_images, facts_to_store
 from ..training.distributed import Group, process_group
@@ -129,7 +130,9 @@ def _write_start(run: RunFolder, setup: TrainingSetup, config: PretrainConfig) -
     run.clear()
     try:
         if config.is_own_recipe:
-            shutil.copyfile(user_path(config.recipe), run.path / "recipe.py")
+            content = user_path(config.recipe).read_bytes()
+            write_bytes(run.path / OWN_RECIPE, content)
+            remember(user_path(config.recipe), content)
         assert setup.inspection
         assert setup.config
         setup.config.save(run.path / "config.yaml")

@@ -12,6 +12,7 @@ import torch
 from ..data.sources import Source
 from ..evaluation.visualize.samples import SampleViews, load_samples
 from ..modeling.masked_model import MaskedModel
+from ..modeling.masking import Masker, Uniform
 from ..modeling.types import Batch, Modality
 from ..recipes.run import Run
 from ..runs.atomic import write_json
@@ -36,6 +37,18 @@ class Subject:
         model = run.model(trained=trained).to(choose_device(device))
         epoch = run.checkpoint().state["epoch"] if trained else None
         return cls(run.name, model, run.modalities, run.held_out(data), epoch)
+
+    @classmethod
+    def of_encoder(cls, run: Run, data: str | None, device: str) -> Subject:
+        """As `of_run`, with the encoder alone: nothing is predicted, and its masks are not those of the run."""
+        model = MaskedModel(run.encoder().encoder, Masker(Uniform()), {}, []).eval().to(choose_device(device))
+        inputs = [m.name for m in model.encoder.modalities]
+        modalities = tuple(m for m in run.modalities if m.name in inputs)
+        return cls(run.name, model, modalities, run.held_out(data), run.checkpoint().state["epoch"])
+
+    @property
+    def is_encoder_alone(self) -> bool:
+        return not self.model.decoders
 
     @property
     def title(self) -> str:

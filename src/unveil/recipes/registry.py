@@ -16,6 +16,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any, cast
 
 from ..runs.console import suggest, user_path
+from ..runs.trust import check_trusted
 from .options import DATA, Option, check_choices, is_group, options_in
 
 if TYPE_CHECKING:  # both import torch
@@ -84,16 +85,46 @@ def load_recipe(name: str) -> Callable[..., Recipe]:
     Raises FileNotFoundError and ValueError that say what there is instead, or where the user's file fails.
     """
     if name.endswith(".py"):
-        path = user_path(name)
-        function = getattr(load_file(path), "recipe", None)
-        if not callable(function):
-            raise ValueError(f"{path} has no function `recipe`; write `def recipe(*, ...) -> Recipe:` in it")
-        return cast("Callable[..., Recipe]", function)
+        return _recipe_in(load_file(user_path(name)))
     known = recipe_cards()
     name = name.replace("_", "-")
     if name not in known:
         raise ValueError(f"there is no recipe {name}; {suggest(name, known)} (or give a file such as my.py)")
     return cast("Callable[..., Recipe]", importlib.import_module(f"{PACKAGE}.{name.replace('-', '_')}").recipe)
+
+
+def load_stored_recipe(name: str, own: Path, trust: bool, run: Path) -> Callable[..., Recipe]:
+    """The recipe of a stored run: its `own` file where it has one, else that of this name.
+
+    A file that is one of the package is taken from there. Another one is executed where this user has run it before,
+    or with `trust`: else UntrustedCodeError is raised, and nothing of it was executed.
+    """
+    file = own if own.exists() else user_path(name) if name.endswith(".py") else None
+    if file is None:
+        return load_recipe(name)
+    content = _content(file, "recipe")
+    if built_in := next((known for known in recipe_cards() if content == _built_in_file(known).read_bytes()), None):
+        return load_recipe(built_in)
+    check_trusted(file, content, trust, f"this needs the recipe of {run}")
+    return _recipe_in(load_file(file, content=content))
+
+
+def check_named(recipe: str | None, by: str | Path, trust: bool) -> None:
+    """Raise UntrustedCodeError for a recipe file that a configuration names and that this user has not run before."""
+    if recipe is not None and recipe.endswith(".py"):
+        path = user_path(recipe)
+        check_trusted(path, _content(path, "recipe"), trust, f"{by} names a recipe")
+
+
+def _recipe_in(module: ModuleType) -> Callable[..., Recipe]:
+    function = getattr(module, "recipe", None)
+    if not callable(function):
+        raise ValueError(f"{module.__file__} has no function `recipe`; write `def recipe(*, ...) -> Recipe:` in it")
+    return cast("Callable[..., Recipe]", function)
+
+
+def _built_in_file(name: str) -> Path:
+    return Path(__file__).with_name(f"{name.replace('-', '_')}.py")
 
 
 def options_of(recipe: Callable[..., Recipe]) -> list[Option]:
@@ -136,17 +167,25 @@ def build_recipe(recipe: Callable[..., Recipe], modalities: Sequence[Modality], 
     return recipe(**given)
 
 
-def load_file(path: Path, kind: str = "recipe") -> ModuleType:
-    """A user's file of this kind as a module. Raises FileNotFoundError, and ValueError with the line that fails."""
+def _content(path: Path, kind: str) -> bytes:
     if not path.is_file():
         raise FileNotFoundError(f"there is no {kind} file {path}")
+    return path.read_bytes()
+
+
+def load_file(path: Path, kind: str = "recipe", content: bytes | None = None) -> ModuleType:
+    """A user's file of this kind as a module, of its `content` where that was read before.
+
+    What is executed is this text, and no compiled file beside it, which nobody has looked at. Raises FileNotFoundError,
+    and ValueError with the line that fails.
+    """
+    content = _content(path, kind) if content is None else content
     spec = importlib.util.spec_from_file_location(f"unveil_file_{path.stem}", path)
     assert spec
-    assert spec.loader
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # dataclasses look their module up there
     try:
-        spec.loader.exec_module(module)
+        exec(compile(content, path, "exec", dont_inherit=True), module.__dict__)
     except Exception as error:  # whatever the user's file does wrong, reported with its own line
         lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if Path(f.filename) == path.absolute()]
         line = error.lineno if isinstance(error, SyntaxError) else lines[-1] if lines else 0

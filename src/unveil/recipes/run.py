@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import UInt64
+from torch import Tensor
 
 from ..data.aligned_folders import open_samples
 from ..data.identity import UNKNOWN, shared
@@ -24,10 +25,12 @@ from ..modeling.types import Modality, Pool
 from ..runs.checkpoint import Checkpoint, read, read_newest_weights
 from ..runs.checkpoint_state import all_weights, read_state, step_of, weights_by_step
 from ..runs.console import log, user_path
-from ..runs.folder import read_trained_images
+from ..runs.folder import OWN_RECIPE, read_trained_images
 from ..runs.run_config import RunConfig
+from ..runs.trust import is_known
 from .recipe import Recipe
-from .registry import build_recipe, load_recipe
+from .registry import build_recipe, load_stored_recipe
+from .stored_encoder import StoredEncoder
 
 _LOOKED_AT = 2000  # samples that tell whether a run was trained on some
 _INSPECTED = 64  # samples that settle maps which the run itself does not read
@@ -47,11 +50,13 @@ class SavedWeights:
 class Run:
     """A run folder, opened to be read: `run = Run.open("runs/a")`. Each of its files is read once.
 
-    Models and data are made when they are asked for, on the CPU, and are new objects each time.
+    Models and data are made when they are asked for, on the CPU, and are new objects each time. No code of the run is
+    executed, except by `recipe` and `model` for a run of the user's own recipe file: where this user has run that
+    before, or with `trust`.
     """
 
-    def __init__(self, path: Path, config: RunConfig):
-        self.path, self.config = path, config
+    def __init__(self, path: Path, config: RunConfig, trust: bool = False):
+        self.path, self.config, self.trust = path, config, trust
         self._last_read: tuple[float | None, Checkpoint] | None = None
         self._has_warned = False  # of damaged weights, once
 
@@ -60,13 +65,13 @@ class Run:
         return str(self.path)
 
     @classmethod
-    def open(cls, path: str | Path) -> Run:
-        """The run in a folder.
+    def open(cls, path: str | Path, trust: bool = False) -> Run:
+        """The run in a folder; `trust` lets the code of its recipe be executed where it is needed.
 
         Raises FileNotFoundError where there is no `run.json`, ValueError where it is damaged.
         """
         folder = user_path(path)
-        return cls(folder, RunConfig.read(folder))
+        return cls(folder, RunConfig.read(folder), trust)
 
     def __repr__(self) -> str:
         c, newest = self.config, max(weights_by_step(self.path), default=None)
@@ -92,11 +97,13 @@ class Run:
 
     @cached_property
     def _make_recipe(self) -> Callable[..., Recipe]:
-        own = self.path / "recipe.py"
-        return load_recipe(str(own) if own.exists() else self.config.recipe)
+        return load_stored_recipe(self.config.recipe, self.path / OWN_RECIPE, self.trust, self.path)
 
     def recipe(self) -> Recipe:
-        """The run's recipe with its options, initialised as the run began."""
+        """The run's recipe with its options, initialised as the run began.
+
+        Raises UntrustedCodeError, a ValueError, where that would execute code that this user has not run before.
+        """
         seed_stage(self.config.seed, -1)
         return build_recipe(self._make_recipe, self.modalities, self.config.options)
 
@@ -147,7 +154,7 @@ class Run:
         """The masked model of a stage, counted from 0, in eval mode on the CPU; by default that of the weights.
 
         `epoch` picks weights as `checkpoint` does. With `trained=False` it is the model as it was before training, by
-        default of the last stage. Raises ValueError where the weights belong to another stage.
+        default of the last stage. Raises ValueError where the weights belong to another stage, and as `recipe`.
         """
         saved = self.checkpoint(epoch) if trained else None
         recipe = self.recipe()
@@ -165,13 +172,44 @@ class Run:
         return model.eval()
 
     def encoder(self, pool: Pool = "mean", epoch: float | None = None, *, trained: bool = True) -> ImageEncoder:
-        """The encoder as a function of images, on the CPU; `epoch` and `trained` as in `model`."""
-        encoder = self.recipe().encoder
+        """The encoder as a function of images, on the CPU; `epoch` and `trained` as in `model`.
+
+        It is built as `run.json` describes it, without the recipe, except of an encoder of classes of the user's own,
+        which nothing else can build. The untrained one is initialised as the library's encoders are.
+        """
+        own = self._encoder_weights(epoch) if trained else {}
+        described = self._described
+        if described is not None and trained and not described.fits(own):
+            raise ValueError(f"{self.path}: its weights are not of the encoder that its run.json describes")
+        if described is None:
+            encoder = self.recipe().encoder
+        else:
+            seed_stage(self.config.seed, -1)
+            encoder = described.build()
         if trained:
-            weights = self.checkpoint(epoch).model
-            own = {n.removeprefix("encoder."): tensor for n, tensor in weights.items() if n.startswith("encoder.")}
             encoder.load_state_dict(own)
         return ImageEncoder(encoder, pool)
+
+    def _encoder_weights(self, epoch: float | None = None) -> dict[str, Tensor]:
+        weights = self.checkpoint(epoch).model
+        return {n.removeprefix("encoder."): tensor for n, tensor in weights.items() if n.startswith("encoder.")}
+
+    @cached_property
+    def _described(self) -> StoredEncoder | None:
+        """The encoder as data; None where the recipe has to build it.
+
+        An older run does not describe its encoder. That of the user's own recipe is then told from its weights, unless
+        the recipe may be executed.
+        """
+        if "encoder" in self.config.content:
+            stored = self.config.content["encoder"]
+            return None if stored is None else StoredEncoder.read(stored)
+        own = self.path / OWN_RECIPE
+        if self.trust or not own.is_file() or is_known(own.read_bytes()):
+            return None
+        if shown := StoredEncoder.of_weights(self._encoder_weights(), self.modalities, self.config.content):
+            log(f"note: the encoder of {self.path} is built from its weights; --trust builds it by its {OWN_RECIPE}")
+        return shown
 
     def train_images(self) -> Source:
         """The samples that the run was trained on. Raises FileNotFoundError where its data have moved."""

@@ -25,9 +25,10 @@ from .run_config import current_options, read_metadata
 
 _LOCK = ".lock"
 _TENSORBOARD = "tensorboard"
+OWN_RECIPE = "recipe.py"  # the user's own recipe file, as it was when the run began
 TRAINED_IMAGES = "trained_images.u64"  # an identity of 8 bytes for each image that the run is trained on
 _RUN_FILES = (  # what a run writes, and all that --overwrite removes; run.json first: without it the rest is no run
-    *("run.json", "metrics.jsonl", "broken.json", "nonfinite.json", "inspection.json", "recipe.py"),
+    *("run.json", "metrics.jsonl", "broken.json", "nonfinite.json", "inspection.json", OWN_RECIPE),
     TRAINED_IMAGES,
     *("config.yaml", "report.html"),
     *("checkpoints", "kept", "pictures", "eval", "features", "outcomes", "analysis", "look.png", _TENSORBOARD),

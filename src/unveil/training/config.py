@@ -13,7 +13,7 @@ from typing import Any, Literal, Self, get_args, get_type_hints
 from ..data.columns import with_columns
 from ..data.tiling import MIN_VALID, with_tiles
 from ..recipes.options import Option, UsageError, options_in
-from ..recipes.registry import load_recipe, options_of
+from ..recipes.registry import check_named, load_recipe, options_of
 from ..runs.atomic import write_text
 from ..runs.console import suggest, user_path
 from ..runs.run_config import Check, Precision, current_names
@@ -74,6 +74,8 @@ class PretrainConfig:
         pixels are measured; auto takes all up to 100,000 files and a sample of more
     max_broken: share of unreadable images above which the run stops
     tensorboard: write the metrics as TensorBoard's event files too
+    trust: execute a recipe file that came with data and that you have not run before: of the run folder that is
+        continued, of --init-from, or that the file of --config names; one whose path you give yourself needs no consent
     """
 
     recipe: str = field(kw_only=False)
@@ -112,6 +114,7 @@ class PretrainConfig:
     check: Check = "auto"
     max_broken: float = 0.05
     tensorboard: bool = False
+    trust: bool = False
     recipe_options: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -148,7 +151,7 @@ class PretrainConfig:
         given = current_names({"recipe": recipe, **options} if recipe is not None else options, warn=True)
         given = {name: _OPTIONS[name].accept(value) if name in _OPTIONS else value for name, value in given.items()}
         if given.get("config") is not None:
-            given = read_yaml(given["config"], given.get("recipe")) | given
+            given = read_yaml(given["config"], given.get("recipe"), given.get("trust", False)) | given
         if not given.get("recipe"):
             raise ValueError("pretrain needs a recipe, such as crossmae, or --config with a file that names one")
         of_recipe = {option.name: option for option in options_of(load_recipe(given["recipe"]))}
@@ -188,7 +191,7 @@ class PretrainConfig:
     def command(self, run: Path) -> str:
         """The command that continues this run, or starts it in an empty folder."""
         words = ["unveil", "pretrain", self.recipe, "--data", self.data, "--out", str(run)]
-        left_out = ("recipe", "data", "out", "overwrite", "config", "save_config")
+        left_out = ("recipe", "data", "out", "overwrite", "config", "save_config", "trust")
         own = {n: v for n, v in self._changed().items() if n not in left_out}
         return shlex.join([*words, *(word for n, v in {**own, **self.recipe_options}.items() for word in _words(n, v))])
 
@@ -198,12 +201,14 @@ class PretrainConfig:
 
     def save(self, path: Path) -> None:
         """Write the options to a YAML file that `--config` reads."""
-        own = {n: getattr(self, n) for n in OPTION_NAMES if n not in ("config", "save_config", "overwrite")}
+        left_out = ("overwrite", *_NOT_IN_FILES)
+        own = {n: getattr(self, n) for n in OPTION_NAMES if n not in left_out}
         write_yaml(path, own, {f"options of the recipe {self.name}": self.recipe_options})
 
 
 _OPTIONS = {option.name: option for option in options_in(PretrainConfig, skip=("recipe_options",))}
 OPTION_NAMES = tuple(_OPTIONS)
+_NOT_IN_FILES = ("config", "save_config", "trust")
 
 
 def signature() -> inspect.Signature:
@@ -239,17 +244,21 @@ def _words(name: str, value: Any) -> list[str]:
     return [_flag(name), "none" if value is None else str(value)]
 
 
-def read_yaml(path: str | Path, recipe: str | None = None) -> dict[str, Any]:
+def read_yaml(path: str | Path, recipe: str | None = None, trust: bool = False) -> dict[str, Any]:
     """The options of a YAML file, of `pretrain` and of its recipe, which `recipe` overrides.
 
-    A value is read as the same words on the command line would be, so no object is built.
+    A value is read as the same words on the command line would be, so no object is built. A recipe file that it names
+    is executed as `check_named` says.
 
     Raises FileNotFoundError, and ValueError that names the file and the option: for what is no YAML, an unknown option
     and a value of another type.
     """
     content = current_names(read_mapping(path), warn=True)
-    recipe = recipe or content.get("recipe")
-    known = {option.name: option for option in options_in(PretrainConfig, skip=("config", "save_config"))}
+    if recipe is None:
+        recipe = content.get("recipe")
+        if isinstance(recipe, str):
+            check_named(recipe, path, trust)
+    known = {option.name: option for option in options_in(PretrainConfig, skip=_NOT_IN_FILES)}
     if isinstance(recipe, str):
         known |= {option.name: option for option in options_of(load_recipe(recipe)) if option.name not in known}
     return {name: _parse(path, known, name, value) for name, value in content.items()}

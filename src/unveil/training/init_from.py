@@ -63,15 +63,25 @@ def read_initial(config: PretrainConfig) -> Initial | None:
         return Initial(find_weights(config.init_from).state)
     if not path.is_dir():
         return Initial(read_weights(path))
-    run = Run.open(path)
+    run = Run.open(path, config.trust)
     saved = run.checkpoint()
     moments = {} if config.continue_schedule == "restart" else saved.optimizer
     if not any(name.startswith("objectives.1.") for name in saved.model):
         return Initial(saved.model, moments)
-    with torch.device("meta"):
-        objectives = run.recipe().stages[saved.state["stage"]].build().objectives
-    names = [(rf"^objectives\.{i}\.", f"objectives.{o.name}.") for i, o in enumerate(objectives)]
+    names = [
+        (rf"^objectives\.{i}\.", f"objectives.{name}.".replace("\\", r"\\"))
+        for i, name in enumerate(_objectives(run, saved.state["stage"]))
+    ]
     return Initial(rename(saved.model, names), rename(moments, names))
+
+
+def _objectives(run: Run, stage: int) -> list[str]:
+    """The names of a stage's objectives: as `run.json` has them, or, of an older run, as its recipe says."""
+    stages = run.config.content.get("model", {}).get("stages", ())
+    if stage < len(stages) and "objectives" in stages[stage]:
+        return list(map(str, stages[stage]["objectives"]))
+    with torch.device("meta"):
+        return [objective.name for objective in run.recipe().stages[stage].build().objectives]
 
 
 def configure_initial(auto: AutoConfig, initial: Initial, modality: Modality) -> int:

@@ -20,6 +20,7 @@ from ..modeling.masked_model import MaskedModel, Objective, mean_loss
 from ..modeling.targets import Pixels
 from ..modeling.types import Layout, Modality
 from ..recipes.recipe import Recipe
+from ..recipes.stored_encoder import encoder_metadata
 from ..runs.hardware import git_commit, num_cores, versions
 from ..runs.run_config import current_names
 from .autoconfig import AutoConfig
@@ -61,6 +62,7 @@ def run_metadata(
             "mean": list(first.mean),
             "std": list(first.std),
         },
+        "encoder": encoder_metadata(recipe.encoder),
         "model": model,
         "settings": settings_metadata(settings, recipe.optim.batch_size, config.workers, processes),
         "optim": asdict(recipe.optim) | {"peak_lr": recipe.optim.peak_lr},
@@ -95,6 +97,7 @@ def model_metadata(recipe: Recipe, modalities: Sequence[Modality]) -> dict[str, 
         "stages": [
             {
                 "epochs": stage.epochs,
+                "objectives": [objective.name for objective in model.objectives],
                 "trained": trained(model),
                 "guides": guides(model),
                 "flops": _flops_or_none(model, modalities, recipe.view.image_size),

@@ -25,8 +25,9 @@ from ..recipes.registry import build_recipe, load_recipe
 from ..recipes.run import Run
 from ..runs.checkpoint import Checkpoint, read_latest
 from ..runs.console import duration, log, user_path
-from ..runs.folder import check_checkpoints, read_metadata
+from ..runs.folder import OWN_RECIPE, check_checkpoints, read_metadata
 from ..runs.hardware import choose_device
+from ..runs.trust import remember
 from .autoconfig import (
     MINUTES,
     AutoConfig,
@@ -150,10 +151,13 @@ def set_up_resumed(config: PretrainConfig, folder: Path, processes: int = 1) -> 
 
     The other processes of a run that has just been started do the same, and a run may continue with more or fewer.
     """
-    run, metadata = Run.open(folder), read_metadata(folder)
-    own = folder / "recipe.py"
-    if config.is_own_recipe and own.exists() and own.read_bytes() != user_path(config.recipe).read_bytes():
-        raise ValueError(f"{config.recipe} has changed since {folder} was started with {own}; give another --out")
+    run, metadata = Run.open(folder, config.trust), read_metadata(folder)
+    own = folder / OWN_RECIPE
+    if config.is_own_recipe and own.exists():
+        content = own.read_bytes()
+        if content != user_path(config.recipe).read_bytes():
+            raise ValueError(f"{config.recipe} has changed since {folder} was started with {own}; give another --out")
+        remember(user_path(config.recipe), content)
     device = choose_device(config.device)
     source = open_data(config.address, run.declared, as_recorded=True)  # its images are compared below
     check_augment_on(config, source)

@@ -35,6 +35,7 @@ def analyze_attention(
     foreground: tuple[str, ...] = (),
     limit: int = 128,
     device: str = "auto",
+    trust: bool = False,
 ) -> dict[str, Any]:
     """Measure the attention maps of a run at each of its checkpoints; printed, and written to
     `analysis/attention.json`.
@@ -49,8 +50,9 @@ def analyze_attention(
     foreground: names or numbers of the foreground classes; by default all but those that fill a scene, as sky and road
     limit: use at most so many samples, evenly spread
     device: cpu, cuda, mps; auto takes the best
+    trust: execute the run's own recipe file where you have not run it before: this needs its whole model
     """
-    stored, where = Run.open(run), choose_device(device)
+    stored, where = Run.open(run, trust), choose_device(device)
     data = with_columns(data, image_column)
     address = data or stored.config.data.address
     has_labels = address.startswith("scenes") or any(d.name == "semseg" for d in aligned_modalities(address))

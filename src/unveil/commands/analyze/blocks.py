@@ -52,6 +52,7 @@ def analyze_blocks(
     limit: int = 128,
     samples: int = 3,
     device: str = "auto",
+    trust: bool = False,
 ) -> dict[str, Any]:
     """Measure what each block of a run's decoder adds to its prediction; printed, and written to
     `analysis/blocks.json` and `analysis/blocks.png` (CrossMAE, appendix D).
@@ -65,10 +66,11 @@ def analyze_blocks(
     limit: use at most so many samples, evenly spread
     samples: how many the picture shows
     device: cpu, cuda, mps; auto takes the best
+    trust: execute the run's own recipe file where you have not run it before: this needs its whole model
     """
     if limit < 1 or samples < 1:
         raise ValueError(f"--limit and --samples are 1 or more; got {limit} and {samples}")
-    stored = Run.open(run)
+    stored = Run.open(run, trust)
     subject = Subject.of_run(stored, with_columns(data, image_column), device)
     check_writable(stored.path)
     views, batch = subject.load(limit)

@@ -30,6 +30,7 @@ def analyze_features(
     image_column: str | None = None,
     limit: int = 256,
     device: str = "auto",
+    trust: bool = False,
 ) -> dict[str, Any]:
     """Compare the layers of two runs, or public ViTs; printed, and written to `analysis/` of the first.
 
@@ -40,12 +41,13 @@ def analyze_features(
     image_column: the column of a Parquet file that holds the images, where there are several
     limit: use at most so many images, evenly spread
     device: cpu, cuda, mps; auto takes the best
+    trust: execute the recipe file of a run whose encoder is of classes of its own, where you have not run it before
     """
     data = with_columns(data, image_column)
-    first = None if is_public_vit(run_a) else Run.open(run_a)
+    first = None if is_public_vit(run_a) else Run.open(run_a, trust)
     if first is None and data is None:
         raise ValueError(f"{run_a} is not a run with images of its own; give --data")
-    loaded = [load_plain(run, device) for run in (first or run_a, run_b)]
+    loaded = [load_plain(run, device, trust=trust) for run in (first or run_a, run_b)]
     encoders = [encoder for encoder, _ in loaded]
     given = None if data is None else open_images(data, encoders[0].channels, first.declared if first else ())
     source = first.held_out(given) if first else given

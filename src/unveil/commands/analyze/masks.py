@@ -69,6 +69,7 @@ def analyze_masks(
     untrained: bool = False,
     limit: int = 128,
     device: str = "auto",
+    trust: bool = False,
 ) -> dict[str, Any]:
     """Compare cheaper ways to guide masks by attention with the faithful one; printed, and written to
     `analysis/masks.json`.
@@ -83,10 +84,11 @@ def analyze_masks(
     untrained: take the weights as they were before training
     limit: use at most so many samples, evenly spread
     device: cpu, cuda, mps; auto takes the best
+    trust: execute the run's own recipe file where you have not run it before: this needs its whole model
     """
     if limit < 1:
         raise ValueError(f"--limit is 1 or more; got {limit}")
-    stored = Run.open(run)
+    stored = Run.open(run, trust)
     subject = Subject.of_run(stored, with_columns(data, image_column), device, trained=not untrained)
     _check(subject.model, stored.path)
     check_writable(stored.path)

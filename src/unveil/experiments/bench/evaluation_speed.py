@@ -76,6 +76,7 @@ def bench_evaluate(
     seed: int = 0,
     out: str | None = None,
     json: bool = False,
+    trust: bool = False,
 ) -> dict[str, Any]:
     """Time what an evaluation does: features of images, and the probes on them; returns and prints the results.
 
@@ -100,6 +101,7 @@ def bench_evaluate(
     seed: of weights, images and features
     out: a JSON file for every raw time, the machine and the versions
     json: print the same JSON instead of the table
+    trust: execute the recipe file of a run whose encoder is of classes of its own, where you have not run it before
     """
     counts = {"images": images, "micro_batch": micro_batch, "train_images": train_images, "test_images": test_images}
     need_positive(rounds=rounds, classes=classes, **counts)
@@ -113,7 +115,7 @@ def bench_evaluate(
         raise ValueError(f"{run} has a size, a patch and an image size of its own; give them, or a run")
     torch.manual_seed(seed)
     if run is not None:
-        encoder: Any = load(run, device=str(measurement.device))
+        encoder: Any = load(run, device=str(measurement.device), trust=trust)
     else:
         shape = preset_of(preset, "cifar") | shape
         encoder = ImageEncoder(vit(shape["size"], shape["patch"], shape["image_size"])).to(measurement.device)
