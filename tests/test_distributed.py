@@ -102,8 +102,8 @@ def test_two_processes_learn_what_one_learns_where_modalities_are_missing(pairs:
 
 
 def test_a_run_of_two_processes_is_stopped_and_goes_on_alone(pairs: Path, monkeypatch) -> None:
-    alone(pairs, words("undisturbed", "--epochs", "40"), monkeypatch)
-    process = start(pairs, words("stopped", "--epochs", "40"), processes=2)
+    alone(pairs, words("undisturbed", "--epochs", "20"), monkeypatch)
+    process = start(pairs, words("stopped", "--epochs", "20"), processes=2)
     metrics = pairs / "stopped" / "metrics.jsonl"
     while process.poll() is None and not (metrics.exists() and '"step": 4' in metrics.read_text()):
         time.sleep(0.01)
@@ -111,7 +111,7 @@ def test_a_run_of_two_processes_is_stopped_and_goes_on_alone(pairs: Path, monkey
     _, err = process.communicate(timeout=240)
     assert facts(pairs / "stopped")["status"] == "stopped", err
     assert "stopped; everything is in" in err
-    alone(pairs, words("stopped", "--epochs", "40"), monkeypatch)
+    alone(pairs, words("stopped", "--epochs", "20"), monkeypatch)
     assert facts(pairs / "stopped")["status"] == "finished"
     same(pairs / "undisturbed", pairs / "stopped")
 

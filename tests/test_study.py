@@ -73,8 +73,17 @@ def start(folder: Path) -> subprocess.Popen[str]:
     )
 
 
+def test_a_stopped_study_says_how_to_go_on(place: Path):
+    process = start(place)
+    wait_for("training", lambda: '"step": 3,' in journal(place / "s"), process)
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate()
+    assert process.returncode == 130, stderr
+    assert "unveil study rates.py --scale smoke --out s" in stderr
+
+
 @pytest.mark.usefixtures("as_in_training")  # this process evaluates in the precision of the study's processes
-def test_a_study_that_was_killed_and_stopped_gives_the_same_table(
+def test_a_study_that_was_killed_gives_the_same_table(
     place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     process = start(place)
@@ -86,32 +95,24 @@ def test_a_study_that_was_killed_and_stopped_gives_the_same_table(
     process.communicate()
     assert '"step": 45,' not in journal(place / "s")
 
-    process = start(place)
-    wait_for("the second run", lambda: journal(place / "s").count('"step": 3,') >= 2, process)
-    process.send_signal(signal.SIGINT)
-    _, stderr = process.communicate()
-    assert process.returncode == 130, stderr
-    assert "unveil study rates.py --scale smoke --out s" in stderr
-
     capsys.readouterr()
     monkeypatch.setenv("OMP_NUM_THREADS", str(torch.get_num_threads()))
     study("rates.py", out="s")  # here, which is quicker than one more process
-    out, stderr = capsys.readouterr()
-    assert "1 of 2 runs are there already" in stderr
+    out = capsys.readouterr().out
     assert "one seed: no interval, no claim" in out
 
-    planned = load_study("rates.py")
-    jobs = expand(planned, "smoke", Path("s"))
-    for job in jobs:  # each by itself and never disturbed
-        perform(place / "whole" / "runs" / job.name, {**job.to_dict(), "device": "cpu"})
-    result, undisturbed = ([read_outcome(job, f) for job in jobs] for f in (place / "s", place / "whole"))
+    job = expand(load_study("rates.py"), "smoke", Path("s"))[0]
+    perform(place / "whole/runs" / job.name, {**job.to_dict(), "device": "cpu"})  # by itself and never disturbed
+    result, undisturbed = (read_outcome(job, place / folder) for folder in ("s", "whole"))
     for key in ("metrics", "curves", "references"):
-        assert [run[key] for run in result] == [run[key] for run in undisturbed]
+        assert result[key] == undisturbed[key]
     results = json.loads((place / "s/results.json").read_text())
     assert {row["metric"] for row in results["rows"]} > {"knn accuracy"}
     assert {row["epoch"] for row in results["along"] if row["metric"] == "knn accuracy"} >= {5.0, 10.0}
     assert "learning curves" in out
     assert (place / "s/report.html").exists()
+    study("rates.py", out="s")
+    assert "2 of 2 runs are there already" in capsys.readouterr().err
 
 
 def done(place: Path, planned: Study) -> set[str]:
