@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import unveil
-from tiny_runs import STEPS, TRAIN, facts, journal, weights, write_images, write_recipe
+from tiny_runs import STEPS, TRAIN, facts, journal, listing, weights, write_images, write_recipe
 from unveil.cli import main
 from unveil.experiments.study import worker
 from unveil.modeling.public_vits import read_weights
@@ -184,7 +184,11 @@ def test_any_damage_is_said_and_the_same_command_makes_it_good(
     assert facts(run)["status"] == "finished"
     assert journal(run, "step")[-1]["step"] == STEPS
     assert evaluate(run, made) == result
-    assert main(command(made, run)) == 2, "finished: nothing is lost any more"
+    before = listing(run)
+    capsys.readouterr()
+    assert main(command(made, run)) == 0, "finished: nothing is lost any more"
+    assert f"{run} holds this run, finished; to train it for longer" in capsys.readouterr().err
+    assert listing(run) == before
 
 
 def test_without_a_whole_checkpoint_nothing_is_used_or_removed(run: Path, made: Path, capsys):

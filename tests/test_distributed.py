@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import os
+import platform
+import random
 import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from PIL import Image
 from torch import Tensor
 
-from tiny_runs import facts, journal
+from tiny_runs import facts, journal, listing
 from unveil.cli import main
 from unveil.runs.checkpoint import read_latest
 from unveil.runs.console import log
@@ -30,12 +34,19 @@ WORDS = """multimae --data data --modalities rgb depth --visible 0.375 --size na
     --precision float32"""
 
 
-def start(folder: Path, words: Sequence[str], processes: int = 1) -> subprocess.Popen[str]:
-    """`unveil pretrain` in some processes."""
+PORT = os.getpid()  # stands for a job's number, from which the port of its processes follows
+
+
+def start(
+    folder: Path, words: Sequence[str], processes: int = 1, env: Mapping[str, str] | None = None, restarts: int = 0
+) -> subprocess.Popen[str]:
+    """`unveil pretrain` in some processes of torchrun, or in one, with more in its environment."""
     several = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    several += [f"--max-restarts={restarts}"]
     command = [sys.executable, *(several if processes > 1 else []), "-m", "unveil", "pretrain", *words]
     pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    return subprocess.Popen(command, cwd=folder, text=True, start_new_session=True, **pipes)
+    env = {**os.environ, **(env or {})}
+    return subprocess.Popen(command, cwd=folder, text=True, start_new_session=True, env=env, **pipes)
 
 
 def done(process: subprocess.Popen[str]) -> str:
@@ -101,8 +112,13 @@ def test_two_processes_learn_what_one_learns_where_modalities_are_missing(pairs:
     assert printed.count("next: ") == 1  # one of them speaks for both
 
 
+def undisturbed(pairs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not (pairs / "undisturbed").exists():
+        alone(pairs, words("undisturbed", "--epochs", "20"), monkeypatch)
+
+
 def test_a_run_of_two_processes_is_stopped_and_goes_on_alone(pairs: Path, monkeypatch) -> None:
-    alone(pairs, words("undisturbed", "--epochs", "20"), monkeypatch)
+    undisturbed(pairs, monkeypatch)
     process = start(pairs, words("stopped", "--epochs", "20"), processes=2)
     metrics = pairs / "stopped" / "metrics.jsonl"
     while process.poll() is None and not (metrics.exists() and '"step": 4' in metrics.read_text()):
@@ -114,6 +130,61 @@ def test_a_run_of_two_processes_is_stopped_and_goes_on_alone(pairs: Path, monkey
     alone(pairs, words("stopped", "--epochs", "20"), monkeypatch)
     assert facts(pairs / "stopped")["status"] == "finished"
     same(pairs / "undisturbed", pairs / "stopped")
+
+
+def test_tasks_of_srun_train_one_model_and_a_killed_one_is_named(pairs: Path, monkeypatch) -> None:
+    """Without torchrun. The run goes on alone, and ends with the weights of one that was left alone."""
+    undisturbed(pairs, monkeypatch)
+    tasks = [start(pairs, words("killed", "--epochs", "20", "--save-minutes", "0"), env=srun(rank)) for rank in (0, 1)]
+    metrics = pairs / "killed" / "metrics.jsonl"
+    while tasks[0].poll() is None and not (metrics.exists() and '"step": 4' in metrics.read_text()):
+        time.sleep(0.01)
+    tasks[1].kill()
+    _, err = tasks[0].communicate(timeout=240)
+    tasks[1].communicate()
+    assert tasks[0].returncode == 75, err
+    assert f"\nerror: rank 1 (process {tasks[1].pid} on {platform.node()}) ended without a word; the same" in err
+    assert [word for word in ("Traceback", "gloo", "FutureWarning", "stopping after") if word in err] == []
+    assert facts(pairs / "killed")["status"] == "failed"
+    assert "rank 1" in facts(pairs / "killed")["error"]
+    alone(pairs, words("killed", "--epochs", "20", "--save-minutes", "0"), monkeypatch)
+    same(pairs / "undisturbed", pairs / "killed")
+
+
+def srun(rank: int) -> dict[str, str]:
+    """What `srun -n 2` sets on one machine, at a free port."""
+    return {
+        **{"SLURM_JOB_ID": str(PORT), "SLURM_STEP_ID": "0", "SLURM_NTASKS": "2", "SLURM_STEP_NUM_TASKS": "2"},
+        **{"SLURM_PROCID": str(rank), "SLURM_LOCALID": str(rank), "SLURM_STEP_NODELIST": "localhost"},
+    }
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(3))
+def test_a_run_whose_processes_are_killed_at_random_is_started_again_to_the_same_bits(pairs: Path, seed: int) -> None:
+    """torchrun starts them again, while they start, train or save; the same samples are seen in the same order."""
+    more, rng = ("--epochs", "40", "--save-minutes", "0"), random.Random(seed)
+    if not (pairs / "quiet").exists():
+        done(start(pairs, words("quiet", *more), processes=2))
+    process = start(pairs, words(f"restarted-{seed}", *more), processes=2, restarts=4)
+    killed: set[int] = set()
+    while len(killed) < 4:
+        time.sleep(rng.random() * 12)
+        ranks = [c for c in psutil.Process(process.pid).children() if c.pid not in killed and "unveil" in c.cmdline()]
+        if len(ranks) < 2:
+            continue
+        rank = rng.choice(ranks)
+        rank.kill()
+        killed |= {rank.pid}
+    err = done(process)
+    assert "Traceback" not in err
+    one, other = learned(pairs / "quiet"), learned(pairs / f"restarted-{seed}")
+    assert all(torch.equal(other[name], value) for name, value in one.items())
+    lines = [[x["loss"] for x in journal(pairs / run, "step")] for run in ("quiet", f"restarted-{seed}")]
+    assert lines[0] == lines[1]
+    before = listing(pairs / "quiet")
+    assert "quiet holds this run, finished" in done(start(pairs, words("quiet", *more), processes=2))
+    assert listing(pairs / "quiet") == before
 
 
 def test_a_mistake_is_told_once_and_nothing_is_written(pairs: Path) -> None:
@@ -156,24 +227,13 @@ def test_a_process_whose_partners_do_not_come_says_that_it_waits_and_stops(monke
     assert f"waiting for 1 other process (WORLD_SIZE=2) at 127.0.0.1:{port}" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(
-    ("tasks", "rank", "launcher"),
-    [
-        ("SLURM_NTASKS", "SLURM_PROCID", "Slurm"),
-        ("SLURM_STEP_NUM_TASKS", "SLURM_PROCID", "Slurm"),
-        ("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK", "MPI"),
-        ("PMI_SIZE", "PMI_RANK", "MPI"),
-    ],
-)
-def test_tasks_of_other_launchers_without_torchrun_are_warned_of(monkeypatch, capsys, tasks, rank, launcher):
-    for name, value in {tasks: "2", rank: "1"}.items():
+def test_a_torchrun_of_one_process_in_each_task_is_warned_of(monkeypatch, capsys):
+    for name, value in {"WORLD_SIZE": "1", "SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": "1"}.items():
         monkeypatch.setenv(name, value)
-    for name in LAUNCHER:
-        monkeypatch.delenv(name, raising=False)
     with process_group() as group:
         assert group == SINGLE_PROCESS
     stderr = capsys.readouterr().err
-    assert f"{launcher} has started task 1 of 2" in stderr
+    assert "Slurm has started task 1 of 2, and each trains a model of its own" in stderr
     assert stderr.count("warning") == 1
 
 

@@ -108,7 +108,7 @@ def test_a_run_killed_at_many_more_moments_ends_with_the_same_bits(
     assert is_tidy(command.run)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
 def test_a_signal_saves_says_how_to_go_on_and_ends_in_order(
     command: Command, whole: tuple[bytes, bytes], number: signal.Signals
 ):
@@ -116,7 +116,7 @@ def test_a_signal_saves_says_how_to_go_on_and_ends_in_order(
     command.met(process, 5)
     process.send_signal(number)
     _, stderr = process.communicate(timeout=120)
-    assert process.returncode == 130, stderr
+    assert process.returncode == 128 + number, stderr
     assert "Traceback" not in stderr
     assert "stopping after this step" in stderr
     assert "To continue: unveil pretrain tiny.py --data images --out run" in stderr

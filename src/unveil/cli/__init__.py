@@ -1,6 +1,7 @@
 """The command line: `unveil COMMAND ...`. Results go to stdout, everything else to stderr.
 
-A user's mistake is one line and exit code 2, never a traceback; a fault of ours keeps its traceback and exits with 1.
+A user's mistake is one line and exit status 2, never a traceback; a fault of ours keeps its traceback and exits with
+1. docs/scale.md lists all exit statuses.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from io import TextIOWrapper
 from pathlib import Path
 
 from ..recipes.options import UsageError
-from ..runs.console import RankZeroFailed, log, suggest
+from ..runs.console import RankLost, RankZeroFailed, exit_status, log, suggest
 from .commands import COMMANDS, HelpAsked
 from .flags import columns
 
@@ -22,7 +23,10 @@ _HERE = Path(__file__).resolve().parents[1]
 
 
 def main(words: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit code: 0 done, 1 our fault, 2 the user's mistake, 130 interrupted."""
+    """Run one command and return its exit status: 0 done, 1 our fault, 2 the user's mistake, 75 a process was lost.
+
+    After a signal it is 128 and its number: 130 for Ctrl-C, 143 for SIGTERM.
+    """
     if isinstance(sys.stdout, TextIOWrapper):  # names of files may hold what its encoding does not
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
@@ -32,9 +36,13 @@ def main(words: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # `unveil recipes | head`: nobody reads any more
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as signal:
         log("\nstopped")
-        return 130
+        return exit_status(signal)
+    except RankLost as error:
+        if error.speaks:
+            print(f"error: {error}", file=sys.stderr)
+        return error.status
     except RankZeroFailed:
         return 2
     except (ValueError, OSError) as error:

@@ -21,6 +21,7 @@ from ..runs.console import is_rank_zero, log, user_path
 from ..runs.folder import (
     OWN_RECIPE,
     TRAINED_IMAGES,
+    FinishedError,
     ReadOnlyRun,
     RunFolder,
     TensorBoardWriter,
@@ -44,13 +45,14 @@ from ..training.setup import TrainingSetup, set_up_new, set_up_resumed
 def pretrain(recipe: str | None = None, **options: Any) -> Path:
     """Pretrain a ViT on images without labels; returns the run folder, or with `save_config` the file.
 
-    An unfinished run with the same recipe and options in `out` is continued. When `torchrun` starts several processes,
+    An unfinished run with the same recipe and options in `out` is continued; of a finished one only its folder is
+    returned. When `torchrun` starts several processes,
     they train one model together, each on its share of every batch.
     """
     config = PretrainConfig.resolve(recipe, options)
     if config.save_config is not None:
         return _save_config(config, user_path(config.save_config))
-    with use_threads(config.threads), process_group() as group:
+    with use_threads(config.threads), process_group(config.hang_minutes) as group:
         return _lead(config, group) if group.is_rank_zero else _follow(config, group)
 
 
@@ -73,29 +75,40 @@ def _lead(config: PretrainConfig, group: Group) -> Path:
     with ExitStack() as stack:
         with sharing_listings({}) as listings:
             run, setup = group.broadcast(
-                lambda: _open(config, group.size, stack), lambda opened: (str(opened[0].path), listings)
+                lambda: _open(config, group.size, stack),
+                lambda opened: (str(opened[0].path), opened[1] is not None, listings),
             )
         listings.clear()
-        return _train(run, setup, config, group)
+        return run.path if setup is None else _train(run, setup, config, group)
 
 
 def _follow(config: PretrainConfig, group: Group) -> Path:
     """The other processes: resume the run that rank zero has just opened, on the files it has listed, and train."""
-    path, listings = group.receive()
+    path, is_unfinished, listings = group.receive()
     run = ReadOnlyRun(Path(path))
+    if not is_unfinished:
+        return run.path
     with sharing_listings(listings):
         setup = set_up_resumed(config, run.path, group.size)
     return _train(run, setup, config, group)
 
 
-def _open(config: PretrainConfig, processes: int, stack: ExitStack) -> tuple[RunFolder, TrainingSetup]:
-    """The run, new or continued, and its set-up. It is locked until the stack closes; a wrong option writes nothing."""
+def _open(config: PretrainConfig, processes: int, stack: ExitStack) -> tuple[RunFolder, TrainingSetup | None]:
+    """The run, new or continued, and its set-up: none where it is finished, which is said and is no mistake.
+
+    It is locked until the stack closes; a wrong option writes nothing.
+    """
     if config.tensorboard:
         check_tensorboard()
     folder = choose_folder(config.out, config.name)
     check_writable(folder)
     check_apart(folder, split_columns(config.data)[0])
-    if is_continuation(folder, config.fingerprint, config.overwrite):
+    try:
+        continues = is_continuation(folder, config.fingerprint, config.overwrite)
+    except FinishedError as finished:
+        log(str(finished))
+        return RunFolder(folder), None
+    if continues:
         run = RunFolder(folder)
         stack.enter_context(run.lock())
         run.restore_metadata()
@@ -188,7 +201,9 @@ def _train(run: RunFolder, setup: TrainingSetup, config: PretrainConfig, group: 
             group,
             setup.plan,
         )
-        with stop_on_signal() as stop:
+        if group.watch is not None:
+            group.watch.before_end = lambda reason: run.update_status("failed", error=reason)
+        with stop_on_signal(group) as stop, group.explained():
             moments = setup.initial.moments if setup.initial else {}
             model = loop.train(stop, start, setup.resume, moments)
             if group.is_rank_zero:

@@ -5,11 +5,14 @@ from __future__ import annotations
 import difflib
 import math
 import os
+import signal
 import sys
 import time
 import unicodedata
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+
+from .launcher import is_rank_zero
 
 _PLAIN_SECONDS = 10.0  # between two lines where there is no terminal
 _TERMINAL_SECONDS = 0.2
@@ -20,9 +23,27 @@ class RankZeroFailed(Exception):  # noqa: N818
     """The process of rank zero has stopped and logged the reason."""
 
 
-def is_rank_zero() -> bool:
-    """Whether this process has rank 0 of those that `torchrun` started; True without `torchrun`."""
-    return os.environ.get("WORLD_SIZE", "1") == "1" or os.environ.get("RANK", "0") == "0"
+class RankLost(RuntimeError):  # noqa: N818
+    """One of several processes is gone or hangs; the message names it. `speaks`: this process says so for all."""
+
+    status = 75  # EX_TEMPFAIL of sysexits.h: to be tried again
+
+    def __init__(self, message: str, speaks: bool):
+        super().__init__(message)
+        self.speaks = speaks
+
+
+class Stopped(KeyboardInterrupt):
+    """A signal has stopped a command in order, with everything saved: SIGTERM or SIGUSR1, as Ctrl-C does."""
+
+    def __init__(self, number: int = signal.SIGINT):
+        super().__init__()
+        self.number = number
+
+
+def exit_status(stopped: KeyboardInterrupt) -> int:
+    """128 and the number of the signal, as shells and Slurm's `srun` count a process that a signal has ended."""
+    return 128 + (stopped.number if isinstance(stopped, Stopped) else signal.SIGINT)
 
 
 def log(text: str) -> None:

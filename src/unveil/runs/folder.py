@@ -45,6 +45,10 @@ class FolderMovedError(ValueError):
     """The run folder was renamed, removed or replaced while a process trained in it."""
 
 
+class FinishedError(ValueError):
+    """The folder holds this run, finished: nothing is left to do."""
+
+
 class TensorBoardWriter:
     """Writes each line of metrics as scalars, under its kind; purges what an earlier process wrote beyond `step`."""
 
@@ -105,8 +109,8 @@ class RunFolder:
     def continue_from(self, step: int) -> None:
         """Leave nothing of later steps or of saves that were cut off; log what a run that was trained does not have."""
         self.remove_partial_files()
-        saved = self.metadata.get("last_checkpoint") or 0
-        if step < saved:
+        saved = self.metadata.get("last_checkpoint")
+        if saved is not None and step < saved:
             log(f"warning: {self.path} had a checkpoint of step {saved}; it goes on from that of step {step}")
         if step > 0 and not (self.path / "metrics.jsonl").exists():
             log(f"warning: {self.path / 'metrics.jsonl'} is gone: curves begin at step {step}; the weights are whole")
@@ -303,7 +307,8 @@ def is_continuation(path: Path, fingerprint: Mapping[str, Any], overwrite: bool)
     """Whether the folder holds an unfinished run of the same recipe and options, which is then continued.
 
     So is a finished one whose last weights are damaged or gone. One of other options that has not made a step is
-    replaced. Raises ValueError, with the differences, when it holds something else.
+    replaced. Raises FinishedError for a finished run of the same options, and ValueError, with the differences, when
+    the folder holds something else.
     """
     if not path.exists() or not any(path.iterdir()):
         return False
@@ -338,5 +343,5 @@ def is_continuation(path: Path, fingerprint: Mapping[str, Any], overwrite: bool)
         )
         return True
     if is_finished:
-        raise ValueError(f"{path} holds this run, finished; {_longer(path)}; or give another --out, or --overwrite")
+        raise FinishedError(f"{path} holds this run, finished; {_longer(path)}; or give another --out, or --overwrite")
     return True

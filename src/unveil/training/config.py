@@ -70,6 +70,7 @@ class PretrainConfig:
     val_every: epochs between two validations on held-out images; by default a tenth of the run, more in a short one
     save_every: epochs between weights that stay in the folder, for `evaluate --at-epoch`, `--over-training` and
         `analyze attention`; by default five over the run, where they are 160 MB at most
+    hang_minutes: minutes without progress after which several processes write their stacks and end; 0 for never
     check: whose headers are read before training: all, a sample of 100,000, or none but those of 2000 images whose
         pixels are measured; auto takes all up to 100,000 files and a sample of more
     max_broken: share of unreadable images above which the run stops
@@ -111,6 +112,7 @@ class PretrainConfig:
     save_minutes: float = 10.0
     val_every: float | None = None
     save_every: float | None = None
+    hang_minutes: float = 30.0
     check: Check = "auto"
     max_broken: float = 0.05
     tensorboard: bool = False
@@ -128,6 +130,7 @@ class PretrainConfig:
         for name in ("val_every", "save_every", "init_epoch"):
             epochs = getattr(self, name)
             need(epochs is None or 0 < epochs < math.inf, _flag(name), epochs, "a number of epochs above 0")
+        need(0 <= self.hang_minutes < math.inf, "--hang-minutes", self.hang_minutes, "a time, 0 for never")
         need(0 <= self.max_broken <= 1, "--max-broken", self.max_broken, "a share between 0 and 1")
         need(0 < self.held_out_share < 1, "--held-out-share", self.held_out_share, "a share between 0 and 1")
         choices = {"precision": Precision, "compile": Compile, "held_out": HeldOut, "continue_schedule": Continue}

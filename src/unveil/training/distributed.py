@@ -1,10 +1,11 @@
-"""Data-parallel training: the processes that `torchrun` starts, each with its share of every batch.
+"""Data-parallel training: the processes that `torchrun` or `srun` starts, each with its share of every batch.
 
 A single process is a group of size 1 without communication, so the loop and the trainer have one code path.
 """
 
 from __future__ import annotations
 
+import inspect
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -18,20 +19,15 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from ..runs.console import RankZeroFailed, log
+from ..runs.launcher import HOW_TO_START, place, unheeded_tasks
+from .rendezvous import connect
+from .watch import Watch
 
 T = TypeVar("T")
 
 # Rank zero alone validates and saves, while the others wait at the next step.
 _TIMEOUT = timedelta(hours=2)
 _RENDEZVOUS = timedelta(minutes=10)  # processes of one job start within minutes of one another
-
-_LAUNCHER = ("WORLD_SIZE", "RANK", "MASTER_ADDR", "MASTER_PORT")  # what torchrun sets
-_OTHERS = (  # launchers beside torchrun: name, a task per node, the number of nodes, variables of tasks and of the rank
-    ("Slurm", "srun --ntasks-per-node=1", "$SLURM_NNODES", ("SLURM_STEP_NUM_TASKS", "SLURM_NTASKS"), "SLURM_PROCID"),
-    ("MPI", "mpirun -npernode 1", "NODES", ("OMPI_COMM_WORLD_SIZE",), "OMPI_COMM_WORLD_RANK"),
-    ("MPI", "mpirun -ppn 1", "NODES", ("PMI_SIZE", "MV2_COMM_WORLD_SIZE"), "PMI_RANK"),
-)
-_HOW_TO_START = "Unset WORLD_SIZE to train in one process, or start torchrun --nproc-per-node {} -m unveil pretrain ..."
 
 
 @dataclass(frozen=True)
@@ -44,6 +40,21 @@ class Group:
 
     rank: int = 0
     size: int = 1
+    watch: Watch | None = None
+
+    def tick(self, phase: str) -> None:
+        """The main thread has made progress, and is at this from now on."""
+        if self.watch is not None:
+            self.watch.tick(phase)
+
+    @property
+    def is_ending(self) -> bool:
+        """Whether the cause of a broken communication is being looked for, after which this process ends."""
+        return self.watch is not None and self.watch.is_explaining
+
+    def explained(self) -> AbstractContextManager[None]:
+        """A context in which an error of the communication is RankLost, which names the process that is gone."""
+        return nullcontext() if self.watch is None else self.watch.explained()
 
     @property
     def is_rank_zero(self) -> bool:
@@ -58,13 +69,17 @@ class Group:
         dist.all_reduce(summed)
         return {name: value.to(tensors[name].dtype) for name, value in zip(tensors, summed, strict=True)}
 
+    def highest(self, number: int) -> int:
+        """The largest of the processes' numbers."""
+        if self.size == 1:
+            return number
+        numbers = torch.tensor(number)
+        dist.all_reduce(numbers, dist.ReduceOp.MAX)
+        return int(numbers)
+
     def any(self, flag: bool) -> bool:
         """Whether the flag is set in at least one process."""
-        if self.size == 1:
-            return flag
-        flags = torch.tensor(int(flag))
-        dist.all_reduce(flags, dist.ReduceOp.MAX)
-        return bool(flags)
+        return bool(self.highest(int(flag)))
 
     def agree(self, number: int) -> int:
         """The number that rank zero has."""
@@ -102,8 +117,16 @@ class Group:
         return value[0]
 
     def wrap(self, model: Any) -> Any:
-        """The model in DistributedDataParallel: gradients are averaged over the processes during the backward pass."""
-        return model if self.size == 1 else DistributedDataParallel(model, broadcast_buffers=False)
+        """The model in DistributedDataParallel: gradients are averaged over the processes during the backward pass.
+
+        They are views of the buffers that are sent, which saves a copy and the memory of it. Buffers are the same in
+        all processes by what the model does.
+        """
+        if self.size == 1:
+            return model
+        known = inspect.signature(DistributedDataParallel).parameters  # torch 2.13 has renamed it
+        sync = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
+        return DistributedDataParallel(model, gradient_as_bucket_view=True, **{sync: False})
 
     def sync_gradients(self, model: Any, now: bool) -> AbstractContextManager[None]:
         """The context of a micro-batch: gradients are averaged with the last one (`now`) alone."""
@@ -114,68 +137,38 @@ SINGLE_PROCESS = Group()
 
 
 @contextmanager
-def process_group() -> Iterator[Group]:
-    """The group of processes that `torchrun` has started; a group of size 1 without it.
+def process_group(hang_minutes: float = 0.0) -> Iterator[Group]:
+    """The group of processes that `torchrun`, `srun` or `mpirun` has started; a group of size 1 without one.
 
-    Raises ValueError for variables of a launcher that do not describe a group, and where not all processes come.
+    Raises ValueError for variables of a launcher that do not describe a group, and where not all processes come;
+    RankLost where one of them ends, or makes no progress for `hang_minutes` (0: it is waited for).
     """
-    rank, size = _rank_and_size()
-    if size == 1:
-        _warn_of_tasks()
+    here = place()
+    if here.size == 1:
+        if tasks := unheeded_tasks():
+            log(f"warning: {tasks}, and each trains a model of its own; give torchrun --nnodes and --rdzv-endpoint")
         yield SINGLE_PROCESS
         return
-    has_gpu = torch.cuda.is_available()
-    if has_gpu:
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", rank)) % torch.cuda.device_count())
-    address = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+    os.environ.update(here.variables)  # as torch reads it
+    backend = "gloo"
+    if torch.cuda.is_available():
+        backend = "cpu:gloo,cuda:nccl"
+        torch.cuda.set_device(here.local_rank % torch.cuda.device_count())
+        os.environ.setdefault("TORCH_FR_BUFFER_SIZE", "2000")  # the last collectives, written down where one hangs
+        os.environ.setdefault("TORCH_NCCL_DUMP_ON_TIMEOUT", "1")
+    size, address = here.size, f"{here.host}:{here.port}"
     log(f"waiting for {size - 1} other process{'es' * (size > 2)} (WORLD_SIZE={size}) at {address}")
     try:
         store, rank, size = next(dist.rendezvous("env://", timeout=_RENDEZVOUS))
-    except (dist.DistError, RuntimeError, ValueError) as error:
-        minutes = _RENDEZVOUS.total_seconds() / 60
+        timeout = timedelta(minutes=hang_minutes + 10) if hang_minutes else _TIMEOUT
+        own = connect(backend, store, rank, size, _RENDEZVOUS, timeout)
+    except (RuntimeError, ValueError) as error:
+        minutes, reason = _RENDEZVOUS.total_seconds() / 60, str(error).partition("\n")[0]
         raise ValueError(
-            f"the {size} processes of WORLD_SIZE did not meet at {address} within {minutes:g} minutes ({error});"
-            f" {_HOW_TO_START.format(size)}"
+            f"the {size} processes of WORLD_SIZE did not meet at {address} within {minutes:g} minutes ({reason});"
+            f" {HOW_TO_START.format(size)}"
         ) from error
-    store.set_timeout(_TIMEOUT)
-    backend = "cpu:gloo,cuda:nccl" if has_gpu else "gloo"
-    dist.init_process_group(backend, timeout=_TIMEOUT, store=store, rank=rank, world_size=size)
-    try:
-        yield Group(rank, size)
-    finally:
+    watch = Watch(own.clone(), rank, size, 60 * hang_minutes)
+    with watch.running(), watch.explained():
+        yield Group(rank, size, watch)
         dist.destroy_process_group()
-
-
-def _rank_and_size() -> tuple[int, int]:
-    """The rank and world size that a launcher has set, checked."""
-    values = {name: os.environ.get(name, "").strip() for name in _LAUNCHER}
-    size = values["WORLD_SIZE"] or "1"
-    if not size.isdecimal() or size == "0":
-        raise ValueError(f"WORLD_SIZE is {size!r}, not a number of processes; {_HOW_TO_START.format('GPUS')}")
-    if int(size) == 1:
-        return 0, 1
-    missing = [name for name, value in values.items() if not value]
-    if missing:
-        raise ValueError(
-            f"WORLD_SIZE={size} is set and {', '.join(missing)} not: torchrun has not started this process."
-            f" {_HOW_TO_START.format(size)}"
-        )
-    rank, port = values["RANK"], values["MASTER_PORT"]
-    if not rank.isdecimal() or int(rank) >= int(size):
-        raise ValueError(f"RANK is {rank!r}, not one of 0 .. {int(size) - 1}; {_HOW_TO_START.format(size)}")
-    if not port.isdecimal():
-        raise ValueError(f"MASTER_PORT is {port!r}, not a port; {_HOW_TO_START.format(size)}")
-    return int(rank), int(size)
-
-
-def _warn_of_tasks() -> None:
-    """Each task that `srun` or `mpirun` starts without torchrun would train the same model again."""
-    for launcher, start, nodes, sizes, rank in _OTHERS:
-        tasks = next((os.environ[name] for name in sizes if os.environ.get(name)), "1")
-        if tasks.isdecimal() and int(tasks) > 1:
-            log(
-                f"warning: {launcher} has started task {os.environ.get(rank, '0')} of {tasks}, and each trains a model"
-                f" of its own. For one model start one task per node, each with torchrun: {start} torchrun"
-                f" --nnodes={nodes} --nproc-per-node=GPUS --rdzv-backend=c10d --rdzv-endpoint=HOST:PORT -m unveil ..."
-            )
-            return

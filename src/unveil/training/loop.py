@@ -24,7 +24,7 @@ from ..modeling.types import Batch
 from ..recipes.recipe import Recipe
 from ..runs import checkpoint
 from ..runs.checkpoint import Checkpoint
-from ..runs.console import Progress, is_rank_zero, log
+from ..runs.console import Progress, Stopped, is_rank_zero, log
 from ..runs.folder import RunFolder
 from ..runs.hardware import memory_used
 from ..runs.threads import AdaptiveThreads
@@ -37,6 +37,9 @@ LINES = 1000  # of metrics that a run writes, about
 # Shares of a run whose weights stay, for `evaluate --over-training`: forecasts are made from before the rate falls.
 SAVED = (1 / 16, 1 / 8, 1 / 4, 3 / 8, 1 / 2)
 FEWEST_STEPS, MOST_SAVED = 100, 160 << 20  # of a run for that, and bytes of all these weights
+STOPPING = tuple(
+    getattr(signal, n) for n in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, n)
+)  # signals after which a run saves and ends
 LOG_EVERY = 10  # steps at least where a device works beside the host, which waits for it to read a loss
 
 Validate = Callable[[MaskedModel, float, int], None]  # model, epoch, step
@@ -46,13 +49,25 @@ class Diverged(ValueError):  # noqa: N818
     """Too many updates in a row were not finite."""
 
 
-@contextmanager
-def stop_on_signal() -> Iterator[threading.Event]:
-    """An event that Ctrl-C and SIGTERM set, to stop after the current step; a second Ctrl-C stops at once.
+class Stop(threading.Event):
+    """An event that says which signal has set it."""
 
-    (A second SIGTERM does not: `torchrun` sends one to processes that have already had the terminal's Ctrl-C.)
+    number = 0
+
+    def by(self, number: int) -> None:
+        """Set the event by a signal, of which the first counts."""
+        self.number = self.number or number
+        self.set()
+
+
+@contextmanager
+def stop_on_signal(group: Group = SINGLE_PROCESS) -> Iterator[Stop]:
+    """An event that Ctrl-C, SIGTERM and SIGUSR1 set, to stop after the current step; a second Ctrl-C stops at once.
+
+    (A second SIGTERM does not: `torchrun` sends one to processes that have already had the terminal's Ctrl-C.) SIGUSR1
+    is what Slurm sends before a limit of time, where `sbatch --signal` asks for it.
     """
-    stop = threading.Event()
+    stop = Stop()
     if threading.current_thread() is not threading.main_thread():
         yield stop
         return
@@ -60,12 +75,12 @@ def stop_on_signal() -> Iterator[threading.Event]:
     def request_stop(number: int, frame: Any) -> None:
         if stop.is_set() and number == signal.SIGINT:
             raise KeyboardInterrupt
-        if not stop.is_set() and is_rank_zero():
+        if not stop.is_set() and is_rank_zero() and not group.is_ending:
             # not print: the signal may have come in the middle of one, and buffers do not take a second
             os.write(2, b"\nstopping after this step; once more to stop at once\n")
-        stop.set()
+        stop.by(number)
 
-    before = {number: signal.signal(number, request_stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, request_stop) for number in STOPPING}
     try:
         yield stop
     finally:
@@ -168,6 +183,7 @@ class Loop:
         self.pace.start_stage(self.loader.wait_seconds)
         for epoch, batch in self._batches(step, index):
             lr, share = self._rate(index, step), schedule.at(step, index) / schedule.planned[-1]
+            self.group.tick(f"the update of step {step + 1}")
             trainer.model.before_step(step, share)
             batch = replace(batch, progress=torch.tensor(share), step_key=step_key(self.seed, step))
             with self.threads.step():
@@ -176,32 +192,40 @@ class Loop:
             window.add(update, self.loader.batch_size)
             self.skipped.add(update, epoch, step)
             self.seconds = time.monotonic() - began
-            stops = self.group.any(stop.is_set())  # read once: a later signal stops after the next step
+            stops = self._stopping(stop)  # read once: a later signal stops after the next step
             if step % self.log_every == 0 or step == schedule.ends[index] or stops:
                 self._log(window, progress, step, lr)
                 self.seconds = time.monotonic() - began
                 self.pace.add(len(window.updates), self.loader.wait_seconds)
                 window = MetricsWindow(self.loader.wait_seconds)
                 self._keep_time(index, step, progress)
-            is_last = step == schedule.ends[index] or stops
+            is_last = step == schedule.ends[index] or bool(stops)
             if self.skipped.too_many():
                 self._save(trainer, index, step, must=False)
                 raise Diverged(self.skipped.report())
             if step % self.val_every == 0 or step == schedule.total:
                 with window.paused(), self.pace.paused():
+                    self.group.tick("validation")
                     self.run.check_place()
                     self.validate(trainer.model, step / per_epoch, step)
             with self.pace.paused():
+                self.group.tick("saving")
                 if step in self.save_at:
                     self._save_weights(trainer, index, step)
                 if is_last or time.monotonic() - saved > 60 * self.settings.save_minutes:
                     self._save(trainer, index, step, must=is_last)
                     saved = time.monotonic()
+            self.group.tick("reading data")
             if stops and step < schedule.total:
                 progress.close()
-                raise KeyboardInterrupt
+                raise Stopped(stops)
         progress.close()
         return step
+
+    def _stopping(self, stop: threading.Event) -> int:
+        """The signal that has reached one of the processes; 0 where none has, after which all go on."""
+        number = getattr(stop, "number", 0) or signal.SIGINT
+        return self.group.highest(number if stop.is_set() else 0)
 
     def _rate(self, index: int, step: int) -> float:
         """The learning rate at a step: of the whole run, or of its stage where stages restart the schedule."""

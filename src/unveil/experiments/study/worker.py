@@ -17,6 +17,7 @@ from ...commands.evaluate import evaluate
 from ...commands.pretrain import pretrain
 from ...runs.atomic import write_json
 from ...runs.checkpoint_state import lost, newest_weights
+from ...runs.console import exit_status
 from ...runs.folder import RunFolder, read_metadata
 from ...runs.lock import hold
 from .jobs import digest
@@ -30,15 +31,15 @@ TAKEN = 75  # the exit code of a process whose job another process holds
 
 
 def main(folder: Path, name: str) -> int:
-    """Run what is left of a job, and return the exit code: 0 done, 1 failed, 130 interrupted."""
+    """Run what is left of a job, and return the exit code: 0 done, 1 failed, 130 or 143 stopped."""
     job = json.loads((folder / "jobs" / f"{name}.json").read_text())
     with hold(folder / "locks" / name) as other:
         if other:
             return TAKEN
         try:
             perform(folder / "runs" / name, job)
-        except KeyboardInterrupt:
-            return 130
+        except KeyboardInterrupt as stopped:
+            return exit_status(stopped)
         except (ValueError, OSError) as error:
             print(f"error: {str(error) or type(error).__name__}", file=sys.stderr)
             return 1
