@@ -7,6 +7,7 @@ A user's mistake is one line and exit status 2, never a traceback; a fault of ou
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Sequence
@@ -35,10 +36,10 @@ def main(words: Sequence[str] | None = None) -> int:
         return code
     except BrokenPipeError:  # `unveil recipes | head`: nobody reads any more
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
-    except KeyboardInterrupt as signal:
+        return 128 + signal.SIGPIPE
+    except KeyboardInterrupt as stopped:
         log("\nstopped")
-        return exit_status(signal)
+        return exit_status(stopped)
     except RankLost as error:
         if error.speaks:
             print(f"error: {error}", file=sys.stderr)
