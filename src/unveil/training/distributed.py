@@ -125,8 +125,8 @@ class Group:
         if self.size == 1:
             return model
         known = inspect.signature(DistributedDataParallel).parameters  # torch 2.13 has renamed it
-        sync = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
-        return DistributedDataParallel(model, gradient_as_bucket_view=True, **{sync: False})
+        options: dict[str, Any] = {next(n for n in ("forward_sync_buffers", "broadcast_buffers") if n in known): False}
+        return DistributedDataParallel(model, gradient_as_bucket_view=True, **options)
 
     def sync_gradients(self, model: Any, now: bool) -> AbstractContextManager[None]:
         """The context of a micro-batch: gradients are averaged with the last one (`now`) alone."""
@@ -161,7 +161,7 @@ def process_group(hang_minutes: float = 0.0) -> Iterator[Group]:
     try:
         store, rank, size = next(dist.rendezvous("env://", timeout=_RENDEZVOUS))
         timeout = timedelta(minutes=hang_minutes + 10) if hang_minutes else _TIMEOUT
-        own = connect(backend, store, rank, size, _RENDEZVOUS, timeout)
+        own: Any = connect(backend, store, rank, size, _RENDEZVOUS, timeout)
     except (RuntimeError, ValueError) as error:
         minutes, reason = _RENDEZVOUS.total_seconds() / 60, str(error).partition("\n")[0]
         raise ValueError(
