@@ -155,4 +155,5 @@ if __name__ == "__main__":
     try:
         sys.exit(main(sys.argv[1:]))
     except KeyboardInterrupt:
-        sys.exit("\nstopped; ./go goes on from here")
+        print("\nstopped; ./go goes on from here", file=sys.stderr)
+        sys.exit(130)

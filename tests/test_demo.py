@@ -27,7 +27,7 @@ from unveil.experiments.demo import CLAIMS, PROBE, SCENE_SIZE, begin, demo, ladd
 from unveil.experiments.scenes import SceneSource, render, render_scenes
 from unveil.runs.folder import read_metadata
 
-SMALL = {"minutes": 0.3, "scenes": 40}
+SMALL = {"minutes": 0.1, "scenes": 40}
 SETTINGS = {**SMALL, "seed": 0, "all": False, "check": False}
 CHROMIUM = Path("/usr/bin/chromium")
 FLAGS = [
@@ -38,8 +38,8 @@ FLAGS = [
 
 @dataclass(frozen=True)
 class StoppedDemo:
-    """A small demo that Ctrl-C stopped in its first training, and that the same command then finished; meanwhile its
-    second run was begun and cut off."""
+    """A small demo that Ctrl-C stopped in its training, and that the same command then finished; meanwhile its second
+    run was begun and cut off."""
 
     folder: Path
     code: int  # the exit code after Ctrl-C
@@ -67,6 +67,7 @@ def stopped_demo(tmp_path_factory: pytest.TempPathFactory) -> StoppedDemo:
     process.send_signal(signal.SIGINT)
     _, stderr = process.communicate(timeout=300)
     status, checkpoints = read_metadata(run)["status"], [p.name for p in (run / "checkpoints").iterdir()]
+    shutil.rmtree(folder / "runs" / "senses", ignore_errors=True)
     (folder / "runs" / "senses").mkdir()
     for left in (".lock", "metrics.jsonl"):
         (folder / "runs" / "senses" / left).touch()
@@ -156,6 +157,7 @@ def test_other_settings_begin_all_anew_and_other_folders_are_left_alone(tmp_path
 
 def test_stopped_by_ctrl_c_it_goes_on_where_it_was_and_begins_a_run_that_was_cut_off_again(stopped_demo):
     assert stopped_demo.code == 130, stopped_demo.stderr
+    assert "the same command continues the demo" in stopped_demo.stderr.splitlines()
     assert "Traceback" not in stopped_demo.stderr + stopped_demo.log("rgb")
     assert stopped_demo.status == "stopped"
     (saved,) = stopped_demo.checkpoints

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import nn
 
 from measuring import on_dense
 from tiny import batch, build
@@ -24,7 +25,7 @@ from unveil.evaluation.protocols.reconstruct import Reconstruct
 from unveil.evaluation.reconstructors import ModelReconstructor, TrainingMean
 from unveil.evaluation.results import table
 from unveil.evaluation.run import run_protocols
-from unveil.evaluation.types import Context, HeldOutSamples, Score
+from unveil.evaluation.types import Context, HeldOutSamples, Masks, Score
 from unveil.modeling.decoder import SelfDecoder
 from unveil.modeling.encoder import Encoder
 from unveil.modeling.image_encoder import ImageEncoder
@@ -33,7 +34,7 @@ from unveil.modeling.masked_model import MaskedModel, Objective
 from unveil.modeling.masking import Masker, Uniform
 from unveil.modeling.rng import sample_keys
 from unveil.modeling.targets import Classes, Pixels
-from unveil.modeling.types import DEPTH, RGB, Batch, Modality
+from unveil.modeling.types import DEPTH, RGB, Batch, Modality, Observation
 
 CLASSES = Modality("semseg", 1, (0.0,), (1.0,), kind="categorical", num_classes=3)
 
@@ -214,6 +215,30 @@ def test_every_modality_is_told_from_others():
     assert "reconstruct RMSE depth from rgb" in table([result])
     plain = reconstructed(scene_model(), made, hidden=(0.5,), cross_modal=False)
     assert not any("_from_" in name for name in plain.metrics)
+    of_depth = reconstructed(scene_model(), made, hidden=(0.5,), predict=("depth",)).metrics
+    assert of_depth.items() <= result.metrics.items()
+    assert {name.partition("_from_")[0] for name in of_depth if name.startswith("delta1")} == {
+        "delta1_depth",
+        "delta1_0.5_depth",
+    }
+    with pytest.raises(ValueError, match="predicts rgb, depth, semseg, not sound"):
+        reconstructed(scene_model(), made, predict=("sound",))
+
+
+def test_masks_that_read_no_teacher_are_drawn_without_one():
+    """The guide's pass over all patches would take as long as the rest, and change nothing."""
+
+    class Guide(nn.Module):
+        def observe(self, *_: object) -> Observation:
+            raise AssertionError("it was asked")
+
+    plain, made = scene_model(), scene_batch()
+    guided = MaskedModel(
+        plain.encoder, plain.masker, plain.decoders, list(plain.objectives), {"student": Guide()}, plain.hide
+    )
+    assert reconstructed(guided, made, hidden=(0.5,)).metrics == reconstructed(plain, made, hidden=(0.5,)).metrics
+    with pytest.raises(AssertionError, match="it was asked"):
+        ModelReconstructor(guided).forward(made, Masks.OWN)
 
 
 def test_what_is_hidden_whole_is_not_seen():

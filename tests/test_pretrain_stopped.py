@@ -70,6 +70,16 @@ class TestContinuing:
         losses = [[line["heldout_loss"] for line in journal(r, "signals")] for r in (place.run, whole(*words))]
         assert losses[0] == losses[1]
 
+    def test_ctrl_c_in_the_last_update_ends_the_command_when_the_run_is_finished(
+        self, place: Place, whole: Callable, monkeypatch: pytest.MonkeyPatch, capsys
+    ):
+        at_steps(monkeypatch, [STEPS], interrupt)
+        assert place.pretrain(*TRAIN) == 130
+        assert f"{place.run} was finished before it could be stopped" in capsys.readouterr().err
+        assert facts(place.run)["status"] == "finished"
+        assert weights(place.run) == weights(whole(*TRAIN))
+        assert is_in_order(place.run)
+
     @pytest.mark.parametrize(
         ("words", "save_minutes", "at"),
         [

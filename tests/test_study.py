@@ -231,4 +231,8 @@ def test_what_running_jobs_last_said_is_told_once(tmp_path, capsys):
         log.write_text(words)
         schedule._log_progress()
     assert capsys.readouterr().err.splitlines() == ["a: step 1/9  3 s left", "a: step 5/9  1 s left"]
+    schedule.shows_time = True
+    schedule.running[0].began = time.monotonic() - 30
+    schedule._log_progress()
+    assert capsys.readouterr().err.splitlines() == ["a: at it for 30 s"]
     schedule.running[0].process.wait()

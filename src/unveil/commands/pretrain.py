@@ -208,6 +208,7 @@ def _train(run: RunFolder, setup: TrainingSetup, config: PretrainConfig, group: 
             model = loop.train(stop, start, setup.resume, moments)
             if group.is_rank_zero:
                 monitor.finish(model)
+            run.update_status("finished", seconds=loop.seconds, **loop.shortened())
     except KeyboardInterrupt:
         run.update_status("stopped")
         log(f"stopped; everything is in {run.path}. To continue: {command}")
@@ -218,9 +219,11 @@ def _train(run: RunFolder, setup: TrainingSetup, config: PretrainConfig, group: 
     finally:
         if run.tensorboard is not None:
             run.tensorboard.close()
-    run.update_status("finished", seconds=loop.seconds, **loop.shortened())
     if group.is_rank_zero:
         print("\n".join(map(str, lamps(read_run(run.path)))), flush=True)
+    if stop.is_set():  # in the last update or after it: what was to come after this run is not wanted
+        log(f"{run.path} was finished before it could be stopped")
+        raise KeyboardInterrupt
     return run.path
 
 

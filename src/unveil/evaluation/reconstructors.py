@@ -19,7 +19,7 @@ from ..modeling.masking import ByModality, DirichletBudget, Masker, Uniform
 from ..modeling.patches import unpatchify, validity
 from ..modeling.rng import sample_keys
 from ..modeling.targets import Classes, Pixels
-from ..modeling.types import Batch, Latents, Queries
+from ..modeling.types import Batch, Latents, Mask, Observations, Queries, Tokens
 from ..recipes.run import Run
 from ..runs.hardware import choose_device
 from .analysis.attention import hidden_tokens
@@ -40,6 +40,10 @@ class ModelReconstructor:
     def __init__(self, model: MaskedModel):
         self.model = model.eval()
         self.objectives = map_objectives(model)
+        # Its maps alone, without teachers: these are read by masks of its own, which others replace, and by features.
+        decoders = {o.decoder: model.decoders[o.decoder] for o, _ in self.objectives}
+        maps = MaskedModel(model.encoder, model.masker, decoders, [o for o, _ in self.objectives], hide=model.hide)
+        self.unguided = maps.eval()
         self.inputs = [m.name for m in model.encoder.modalities]
         self.outputs = list(dict.fromkeys(target.modality.name for _, target in self.objectives))
 
@@ -50,7 +54,13 @@ class ModelReconstructor:
         return len(self.inputs) == 1 and any(t.modality.normalise == "fixed" and not t.norm_pix for t in targets)
 
     def forward(self, batch: Batch, visible: Visible) -> ForwardOutput:
-        return self.model.encode_decode(batch, self.masker(batch, visible))
+        model = self.model if isinstance(visible, Masks) else self.unguided
+        return model.encode_decode(batch, self.masker(batch, visible))
+
+    def mask_input(self, batch: Batch, visible: Visible) -> tuple[Tokens, Observations, Mask, dict[str, Queries]]:
+        """What comes before the encoder, as `MaskedModel.mask_input` gives it."""
+        model = self.model if isinstance(visible, Masks) else self.unguided
+        return model.mask_input(batch, self.masker(batch, visible))
 
     def masker(self, batch: Batch, visible: Visible) -> Masker:
         """The masker of a share of visible tokens, of visible modalities, or of `Masks`."""
@@ -82,8 +92,7 @@ class TrainingMean:
 
     @torch.no_grad()
     def reconstruct(self, batch: Batch, visible: Visible) -> dict[str, Reconstruction]:
-        masker = self.model.masker(batch, visible)
-        tokens, observations, mask, queries = self.model.model.mask_input(batch, masker)
+        tokens, observations, mask, queries = self.model.mask_input(batch, visible)
         unread = Latents(tokens.values, {}, tokens, 0)  # a mean reads nothing, so nothing is encoded
         reconstructions = {}
         for o, target in self.model.objectives:
@@ -105,9 +114,8 @@ class Inpainting:
 
     @torch.no_grad()
     def reconstruct(self, batch: Batch, visible: Visible) -> dict[str, Reconstruction]:
-        model = self.model.model
-        _, _, mask, queries = model.mask_input(batch, self.model.masker(batch, visible))
-        hidden = hidden_tokens(mask.visible, model.encoder.layout(batch).num_tokens)
+        tokens, _, mask, queries = self.model.mask_input(batch, visible)
+        hidden = hidden_tokens(mask.visible, tokens.layout.num_tokens)
         reconstructions = {}
         for o, target in self.model.objectives:
             if not isinstance(target, Pixels) or target.norm_pix or target.modality.normalise != "fixed":

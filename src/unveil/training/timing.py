@@ -134,24 +134,29 @@ def time_with_data(recipe: Recipe, settings: Settings, loader: Loader, step_seco
     with closing(loader.endless()) as endless:
         batches = uploaded(endless, torch.device(settings.device))
         if settings.compile or settings.device != "cpu":
-            return max(step_seconds, _mean_seconds(lambda: next(batches)) / loader.batch_size)
+            return max(step_seconds, _mean_seconds(lambda step: next(batches)) / loader.batch_size)
         seconds = 0.0
         for stage in recipe.stages:
             trainer = Trainer(stage.build(), recipe.optim, settings)
-            seconds += stage.epochs * _mean_seconds(lambda t=trainer: t.update(next(batches), 0.0))  # type: ignore[misc]
+
+            def update(step: int, trainer: Trainer = trainer) -> None:
+                trainer.model.before_step(step, 0.5)  # teachers that observe now and then do so here as in training
+                trainer.update(next(batches), 0.0)
+
+            seconds += stage.epochs * _mean_seconds(update)
     return seconds / recipe.epochs / loader.batch_size
 
 
-def _mean_seconds(act: Callable[[], object]) -> float:
-    """Mean seconds of a call, without the first one unless that alone is long enough."""
+def _mean_seconds(act: Callable[[int], object]) -> float:
+    """Mean seconds of a call, which gets its number, without the first one unless that alone is long enough."""
     began = time.perf_counter()
-    act()
+    act(0)
     if (first := time.perf_counter() - began) > _SECONDS:
         return first
     began, done = time.perf_counter(), 0
     while done < _UPDATES and time.perf_counter() - began < _SECONDS:
-        act()
         done += 1
+        act(done)
     return (time.perf_counter() - began) / done
 
 

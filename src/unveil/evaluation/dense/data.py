@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import product
 from typing import Literal
@@ -36,6 +36,7 @@ class DenseData:
     address: str
     test_address: str | None = None
     check_test: Callable[[Source], None] = lambda test: None  # called with the test samples
+    opened: dict[tuple[StorageOptions, str], DensePair] = field(default_factory=dict, compare=False, repr=False)
 
     def open(
         self, encoder: DenseEncoder, stored: StorageOptions, wanted: Sequence[str], target: str, limit: int | None
@@ -44,10 +45,13 @@ class DenseData:
 
         Raises ValueError where a set lacks one of them or the target, and where the encoder does not read one.
         """
-        sets = open_dense(self.address, self.test_address, stored)
-        self.check_test(Subset(sets.test.source, sets.test.rows))
-        if target == "semseg" and target in sets.train.maps:
-            sets = with_classes(sets)  # before the limit: a class may only be in what is left out
+        if (stored, target) not in self.opened:  # once for all subjects: all labels are read to count their classes
+            sets = open_dense(self.address, self.test_address, stored)
+            self.check_test(Subset(sets.test.source, sets.test.rows))
+            if target == "semseg" and target in sets.train.maps:
+                sets = with_classes(sets)  # before the limit: a class may only be in what is left out
+            self.opened[stored, target] = sets
+        sets = self.opened[stored, target]
         train, test = (s.limited(limit).with_channels(encoder.channels) for s in (sets.train, sets.test))
         inputs = chosen_inputs(encoder, wanted, list(train.maps), target)
         kinds = [*(m.name for m in inputs), target]

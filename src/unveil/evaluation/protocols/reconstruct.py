@@ -23,6 +23,7 @@ class Reconstruct:
 
     hidden: the shares of all patches that are hidden
     cross_modal: of a run of several modalities, hide each whole and predict it from the first, and from all others
+    predict: the modalities of which that is measured, by default all
     by_place: measure the training mean with the most frequent class of each pixel too, not of all pixels together
     """
 
@@ -31,6 +32,7 @@ class Reconstruct:
     hidden: tuple[float, ...] = (0.5, 0.75, 0.9)
     cross_modal: bool = True
     by_place: bool = False
+    predict: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.hidden or not all(0 < share < 1 for share in self.hidden):
@@ -40,8 +42,12 @@ class Reconstruct:
         """The metrics; None for a baseline that says nothing of what the run predicts."""
         shown: dict[str, float | tuple[str, ...]] = {f"{share:g}": 1 - share for share in self.hidden}
         targets: dict[str, str] = {}  # where whole modalities are shown, the one to predict from them
+        if unknown := [name for name in self.predict if name not in subject.outputs]:
+            raise ValueError(
+                f"this run predicts {', '.join(subject.outputs)}, not {', '.join(unknown)}; give --predict"
+            )
         if self.cross_modal and len(subject.inputs) > 1:
-            for target in subject.outputs:
+            for target in self.predict or subject.outputs:
                 others = tuple(name for name in subject.inputs if name != target)
                 for modalities in dict.fromkeys((others[:1], others)):
                     key = f"{target}_from_{'_and_'.join(modalities)}"

@@ -39,11 +39,19 @@ class _Running:
 class Schedule:
     """The jobs of a study in its folder: which are done, which failed, which are next.
 
-    The last line of each running job's log is shown every `log_seconds`; the logs are in `logs/`.
+    The last line of each running job's log is shown every `log_seconds`, and with `shows_time` how long the jobs have
+    run where no log has another; the logs are in `logs/`.
     """
 
-    def __init__(self, folder: Path, jobs: Sequence[Job], slots: int | None = None, log_seconds: float = 60.0):
-        self.folder, self.jobs = folder, list(jobs)
+    def __init__(
+        self,
+        folder: Path,
+        jobs: Sequence[Job],
+        slots: int | None = None,
+        log_seconds: float = 60.0,
+        shows_time: bool = False,
+    ):
+        self.folder, self.jobs, self.shows_time = folder, list(jobs), shows_time
         self.log_seconds, self.logged = log_seconds, time.monotonic()
         self.gpus = _gpus()
         self.slots = slots or max(1, len(self.gpus))
@@ -129,12 +137,17 @@ class Schedule:
     def _log_progress(self) -> None:
         if time.monotonic() - self.logged < self.log_seconds:
             return
-        self.logged = time.monotonic()
+        self.logged, lines = time.monotonic(), list[str]()
         for running in self.running:
             line = _last_line(self._log(running.job))
             if line and line != running.logged:
-                log(f"{running.job.name}: {line}")
+                lines.append(f"{running.job.name}: {line}")
                 running.logged = line
+        if self.running and not lines and self.shows_time:
+            names = " and ".join(running.job.name for running in self.running)
+            lines.append(f"{names}: at it for {duration(self.logged - self.running[0].began)}")
+        for line in lines:
+            log(line)
 
     def _wait_for_others(self) -> None:
         owners = {job.name: owner for job in self._left() if (owner := holder(self.folder / "locks" / job.name))}
