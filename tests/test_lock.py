@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import signal
 import subprocess
 import sys
@@ -12,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from unveil.runs.lock import hold, holder
+from unveil.runs import lock as locking
+from unveil.runs.lock import hold, holder, is_dead
 
 _HOLD = (
     "import sys; from pathlib import Path; from unveil.runs.lock import hold\n"
@@ -66,8 +68,52 @@ def test_a_process_that_ends_frees_its_lock(tmp_path: Path, ending: signal.Signa
         process.send_signal(ending)
         process.wait()
         assert holder(tmp_path / "a") is None
+        assert is_dead(tmp_path / "a")
         with hold(tmp_path / "a") as other:
             assert other is None
+            assert not is_dead(tmp_path / "a")
+
+
+OWNER = "process {} on {}, since {}"
+
+
+@pytest.mark.parametrize("locks", [True, False])
+def test_the_owner_of_a_lock_is_dead_where_its_process_is(tmp_path: Path, monkeypatch, locks: bool):
+    """On its own machine: by the lock, or, where the file system has none, by the process and its start."""
+    owner, here = tmp_path / "a.owner", platform.node()
+    assert not is_dead(tmp_path / "a")
+    (tmp_path / "a").touch()
+    assert not is_dead(tmp_path / "a"), "of nobody it is not known"
+    if not locks:
+        monkeypatch.setattr(locking.FileLock, "acquire", fail)
+    now = locking._begun(os.getpid())
+    owner.write_text(OWNER.format(os.getpid(), here, now))
+    assert is_dead(tmp_path / "a") == locks, "it lives, and holds the lock no more"
+    owner.write_text(OWNER.format(os.getpid(), here, "2020-01-01T00:00:00+00:00"))
+    assert is_dead(tmp_path / "a"), "another process has its number now"
+    owner.write_text(f"process {os.getpid()} on {here}")  # of an earlier release
+    assert is_dead(tmp_path / "a") == locks
+
+
+def fail(*_: object, **__: object) -> None:
+    raise OSError("no locks here")
+
+
+def test_an_owner_on_another_machine_is_dead_once_it_gives_no_sign_of_life(tmp_path: Path, monkeypatch):
+    owner = tmp_path / "a.owner"
+    (tmp_path / "a").touch()
+    owner.write_text(OWNER.format(12, "elsewhere", "2026-01-01T00:00:00+00:00"))
+    assert not is_dead(tmp_path / "a")
+    os.utime(owner, (time.time() - 700,) * 2)
+    assert is_dead(tmp_path / "a")
+    monkeypatch.setattr(locking, "_PULSE", 0.01)
+    with hold(tmp_path / "a"):
+        os.utime(owner, (time.time() - 700,) * 2)
+        for _ in range(500):
+            if time.time() - owner.stat().st_mtime < 60:
+                return
+            time.sleep(0.01)
+    raise AssertionError("its owner gave no sign of life")
 
 
 def test_asking_for_the_holder_makes_no_file(tmp_path: Path):

@@ -18,6 +18,8 @@ import psutil
 import pytest
 
 from tiny_runs import facts, journal, weights, write_images, write_recipe
+from unveil.reporting.run_record import read_run
+from unveil.runs.run_config import RunConfig
 
 STEPS = 60
 
@@ -73,8 +75,12 @@ def kill_again_and_again(command: Command, seed: int, times: int) -> None:
         process = command.start("--save-minutes", "0")
         reached = command.met(process, reached + rng.randint(1, 8))
         time.sleep(rng.random() * 0.1)
+        assert facts(command.run)["status"] == RunConfig.read(command.run).status == "running"
         process.send_signal(signal.SIGKILL)
         process.communicate()
+        assert facts(command.run)["status"] == "running"
+        assert RunConfig.read(command.run).status == "killed"
+        assert read_run(command.run).text("status") == "killed"
     process = command.start("--save-minutes", "0")
     _, stderr = process.communicate()
     assert process.returncode == 0, stderr

@@ -16,6 +16,7 @@ from zipfile import BadZipFile
 
 import numpy as np
 
+from ..runs.run_config import status_of
 from .outcomes import read_outcomes
 
 NAN = math.nan
@@ -209,8 +210,7 @@ def read_run(
 ) -> RunRecord:
     """Read a run folder. FileNotFoundError or ValueError where there is none, with the runs that lie inside it.
 
-    `info` is the content of its `run.json`, and `weights` the step and checksum of some of its checkpoints' weights,
-    where these have been read already.
+    `info`, of its `run.json`, and `weights`, steps and checksums of its checkpoints, may have been read already.
     """
     folder = Path(path)
     _check_run_folder(folder)
@@ -226,7 +226,7 @@ def read_run(
     return RunRecord(
         path=folder,
         name=folder.resolve().name,
-        info=content,
+        info={**content, "status": status_of(folder, content)} if "status" in content else content,
         steps=steps,
         signals=signals,
         evaluations=[evaluation for evaluation in evaluations if evaluation.is_of(newest)],

@@ -65,15 +65,17 @@ def _is_long_enough(run: RunRecord) -> bool:
 
 
 def failed(run: RunRecord) -> Verdict | None:
-    """The run ended with an error, was stopped, or is still going."""
+    """The run ended with an error, was stopped or killed, or is still going."""
     status = run.text("status")
     where = f"at epoch {brief(run.epochs_done)} of {brief(run.number('dials', 'epochs'))}"
     if status == "failed":
         return Verdict("problem", f"The run failed {where}: {run.text('error') or 'no error was noted'}.")
     if status == "stopped":
         return Verdict("note", f"The run was stopped {where}.", "The same command goes on from there.")
+    if status == "killed":
+        return Verdict("note", f"The run was killed {where}.", "The same command goes on from its last checkpoint.")
     if status == "running":
-        return Verdict("note", f"The run was training {where} when this page was written, or was killed.")
+        return Verdict("note", f"The run was training {where} when this page was written.")
     return None
 
 

@@ -20,10 +20,9 @@ from .atomic import write_json, write_text
 from .checkpoint import remove_partial_files
 from .checkpoint_state import WEIGHTS_FOLDER, folders, lost, read_state
 from .console import log, printable, user_path
-from .lock import hold
+from .lock import RUN_LOCK, hold
 from .run_config import current_options, read_metadata
 
-_LOCK = ".lock"
 _TENSORBOARD = "tensorboard"
 OWN_RECIPE = "recipe.py"  # the user's own recipe file, as it was when the run began
 TRAINED_IMAGES = "trained_images.u64"  # an identity of 8 bytes for each image that the run is trained on
@@ -176,7 +175,7 @@ class RunFolder:
     @contextmanager
     def lock(self) -> Iterator[None]:
         """Keep other processes out of the folder. Raises ValueError, naming it, when one trains in it."""
-        with hold(self.path / _LOCK) as other:
+        with hold(self.path / RUN_LOCK) as other:
             if other:
                 raise ValueError(
                     f"another process ({other}) is training in {self.path}; wait for it, or give another --out"
@@ -312,7 +311,7 @@ def is_continuation(path: Path, fingerprint: Mapping[str, Any], overwrite: bool)
     """
     if not path.exists() or not any(path.iterdir()):
         return False
-    is_ours = (path / "run.json").exists() or (path / _LOCK).exists()
+    is_ours = (path / "run.json").exists() or (path / RUN_LOCK).exists()
     if is_ours and overwrite:
         return False
     metadata = stored_metadata(path)

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from .console import log
+from .lock import RUN_LOCK, is_dead
 
 Precision = Literal["auto", "float32", "bf16"]
 Check = Literal["auto", "all", "sample", "none"]  # whose headers are read
@@ -103,7 +104,7 @@ class RunConfig:
             hint = f"; there are runs at {', '.join(near)}" if near else ""
             raise FileNotFoundError(f"{run} is not a run folder: it has no run.json{hint}")
         try:
-            return cls.parse(metadata)
+            return replace(cls.parse(metadata), status=status_of(run, metadata))
         except KeyError as error:
             raise ValueError(f"{run / 'run.json'} has no entry {error}; put it back, or give another run") from error
         except (TypeError, AttributeError) as error:
@@ -154,6 +155,12 @@ def read_metadata(run: Path) -> dict[str, Any]:
             complaint = f"{name} is {json.dumps(value)[:40]}, and {needed} is needed"
             raise ValueError(f"{run / 'run.json'} is damaged ({complaint}); give another --out, or --overwrite")
     return metadata
+
+
+def status_of(run: Path, metadata: Mapping[str, Any]) -> str:
+    """The status in the content of a `run.json`; `killed` for a run whose process has ended and could not write it."""
+    status = str(metadata.get("status") or "unknown")
+    return "killed" if status == "running" and is_dead(run / RUN_LOCK) else status
 
 
 def current_names(values: Mapping[str, Any], warn: bool = False) -> dict[str, Any]:

@@ -27,6 +27,7 @@ from ...reporting.study import (
 from ...runs import console
 from ...runs.atomic import write_json, write_text
 from ...runs.folder import RunFolder
+from ...runs.run_config import status_of
 from .design import ScaleName, Study
 from .jobs import Job
 
@@ -97,7 +98,7 @@ def read_outcome(job: Job, folder: Path, failed: str | None = None) -> dict[str,
         metrics["signals rankme"] = signals[-1]["rankme"]
     return {
         **{"name": job.name, "arm": job.arm, "setting": job.setting, "seed": job.seed},
-        "status": metadata.get("status", "not begun"),
+        "status": status_of(run.path, metadata) if metadata else "not begun",
         "error": failed,
         "metrics": metrics,
         "references": references,
