@@ -21,7 +21,7 @@ PACKAGES = (
 )
 TOP = {"__init__", "__main__", "_version", "parts"}
 ONLY = {  # a package imports from those after it in the list; these know less
-    "reporting": ("runs.atomic", "runs.console"),
+    "reporting": ("runs.atomic", "runs.console", "runs.lock"),
     "modeling": ("modeling", "runs"),
     "data": ("data", "modeling.rng", "modeling.types", "runs"),
     "evaluation.protocols": ("evaluation", "data", "modeling.optim", "modeling.rng", "modeling.types", "runs"),

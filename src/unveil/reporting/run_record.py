@@ -16,7 +16,7 @@ from zipfile import BadZipFile
 
 import numpy as np
 
-from ..runs.run_config import status_of
+from ..runs.lock import status_of
 from .outcomes import read_outcomes
 
 NAN = math.nan

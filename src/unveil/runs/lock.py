@@ -12,10 +12,11 @@ import platform
 import re
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import psutil
 from filelock import FileLock, Timeout
@@ -87,6 +88,12 @@ def is_dead(path: Path) -> bool:
     if host == _host():
         return has_locks or (begun is not None and _begun(int(process)) != begun)
     return begun is not None and time.time() - _owner(path).stat().st_mtime > _DEAD
+
+
+def status_of(run: Path, metadata: Mapping[str, Any]) -> str:
+    """The status in the content of a `run.json`; `killed` for a run whose process has ended and could not write it."""
+    status = str(metadata.get("status") or "unknown")
+    return "killed" if status == "running" and is_dead(run / RUN_LOCK) else status
 
 
 def _beat(owner: Path, ended: threading.Event) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from .console import log
-from .lock import RUN_LOCK, is_dead
+from .lock import status_of
 
 Precision = Literal["auto", "float32", "bf16"]
 Check = Literal["auto", "all", "sample", "none"]  # whose headers are read
@@ -155,12 +155,6 @@ def read_metadata(run: Path) -> dict[str, Any]:
             complaint = f"{name} is {json.dumps(value)[:40]}, and {needed} is needed"
             raise ValueError(f"{run / 'run.json'} is damaged ({complaint}); give another --out, or --overwrite")
     return metadata
-
-
-def status_of(run: Path, metadata: Mapping[str, Any]) -> str:
-    """The status in the content of a `run.json`; `killed` for a run whose process has ended and could not write it."""
-    status = str(metadata.get("status") or "unknown")
-    return "killed" if status == "running" and is_dead(run / RUN_LOCK) else status
 
 
 def current_names(values: Mapping[str, Any], warn: bool = False) -> dict[str, Any]:

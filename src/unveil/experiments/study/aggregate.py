@@ -27,7 +27,7 @@ from ...reporting.study import (
 from ...runs import console
 from ...runs.atomic import write_json, write_text
 from ...runs.folder import RunFolder
-from ...runs.run_config import status_of
+from ...runs.lock import status_of
 from .design import ScaleName, Study
 from .jobs import Job
 
