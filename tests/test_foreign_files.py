@@ -88,7 +88,7 @@ def test_a_file_that_turns_into_a_pipe_is_an_error(folder: Path):
 
 def test_a_pipe_that_comes_between_looking_and_opening_is_not_waited_for(folder: Path, monkeypatch: pytest.MonkeyPatch):
     os.mkfifo(folder / "late.png")
-    monkeypatch.setattr(regular_files, "check_regular", lambda path: None)
+    monkeypatch.setattr("unveil.runs.regular_files.check_regular", lambda path: None)
     with pytest.raises(Unreadable, match="no regular file any more"):
         regular_files.read_bytes(folder / "late.png", "late.png")
 

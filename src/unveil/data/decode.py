@@ -26,9 +26,9 @@ from torch import Tensor
 from ..runs.console import quoted
 from .cut_files import check_whole
 from .extras import optional
-from .limits import MAX_CHANNELS, check_size, max_pixels, other_way
+from .limits import MAX_CHANNELS, check_size, max_pixels, open_image, other_way
 from .picture_arrays import NPY, array_of, in_range, in_unit, picture_array
-from .tiff_files import ChannelTiff, check_tiff, is_tiff
+from .tiff_files import ChannelTiff, check_tiff, gdal_driver, is_tiff
 
 T = TypeVar("T")
 EXTENSIONS = (
@@ -190,15 +190,14 @@ def _jpeg_orientation(data: bytes) -> int:
     else:
         if data[at : at + 2] == b"\xff\xda" or data.find(b"Exif\0\0", 0, 1 << 18) < 0:
             return 1
-    with Image.open(io.BytesIO(data)) as header:
+    with open_image(io.BytesIO(data)) as header:
         return _orientation(header)
 
 
 def _open(data: bytes) -> Image.Image | ChannelTiff:
     """The image as Pillow opens it or, for a TIFF with more channels than Pillow knows, as `tifffile` does."""
-    max_pixels()  # which sets that of Pillow
     try:
-        image = Image.open(io.BytesIO(data))
+        image = open_image(io.BytesIO(data))
     except UnidentifiedImageError:
         if is_tiff(data):
             check_tiff(io.BytesIO(data))
@@ -232,7 +231,7 @@ def deep_colour(image: Image.Image, data: bytes) -> tuple[Shaped[np.ndarray, "C 
     if codec == "jpeg2k" or (is_planar and (codec == "libtiff" or image.mode != "RGB")):
         rasterio = optional("rasterio", f"{bits} bits a channel are read with rasterio: pip install 'unveil[geotiff]'")
         warnings.filterwarnings("ignore", category=rasterio.errors.NotGeoreferencedWarning)
-        with rasterio.MemoryFile(data) as memory, memory.open() as file:
+        with rasterio.MemoryFile(data) as memory, memory.open(driver=gdal_driver(data)) as file:
             values = file.read()
     else:
         image, values = _sixteen_bits(image, data)
@@ -247,7 +246,7 @@ def _sixteen_bits(image: ImageFile, data: bytes) -> tuple[ImageFile, Shaped[np.n
     is_little = sys.byteorder == "little" if codec == "libtiff" else is_little
     bytes_of = []
     for byte in "BL":  # what the raw modes that end in ;16B and ;16L keep, whichever the order in the file is
-        image = Image.open(io.BytesIO(data))
+        image = open_image(io.BytesIO(data))
         image.tile = [tile._replace(args=_keeping(byte, *_decoder_arguments(tile))) for tile in image.tile]
         image.load()
         bytes_of.append(np.array(image).astype(np.uint16).transpose(2, 0, 1))
@@ -302,7 +301,7 @@ def oriented(pixels: Shaped[Tensor, "C H W"], image: Image.Image) -> Shaped[Tens
 
 def opaque(data: bytes) -> Bool[Tensor, "1 H W"]:
     """Where the alpha of an encoded image is above 0, upright."""
-    with Image.open(io.BytesIO(data)) as image:
+    with open_image(io.BytesIO(data)) as image:
         if image.mode.startswith("I"):  # grey of 16 bits, with one number that is transparent
             alpha = np.array(image) != image.info.get("transparency")
         else:

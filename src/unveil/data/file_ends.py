@@ -12,9 +12,10 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import UInt64
 
+from ..runs.regular_files import open_regular
 from .decode import Unreadable
 from .file_names import mix
-from .regular_files import open_regular
+from .regular_files import check_bytes
 
 _HEAD, _TAIL = 1 << 16, 1 << 13
 _CODED = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n")  # JPEG, PNG
@@ -54,7 +55,7 @@ class Ends:
                 start = _read(file.fileno(), _HEAD + _TAIL)
                 if len(start) < _HEAD + _TAIL:
                     return cls(start)
-                size = os.fstat(file.fileno()).st_size
+                check_bytes(size := os.fstat(file.fileno()).st_size, name)
                 if not start.startswith(_CODED) or size <= _HEAD + _TAIL:
                     return cls(start + _read(file.fileno(), max(0, size - len(start))))
                 file.seek(-_TAIL, os.SEEK_END)

@@ -11,13 +11,32 @@ from functools import cache
 from typing import IO
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageFile
 
 MAX_PIXELS = 178_956_970  # of one channel; where Pillow, too, refuses an image as a decompression bomb
 MAX_CHANNELS = 4096
 PIXELS = "UNVEIL_MAX_PIXELS"  # of the environment: another limit
+_FORMATS = (
+    *("JPEG", "PNG", "WEBP", "TIFF", "BMP", "DIB", "GIF", "AVIF", "PPM", "JPEG2000", "TGA", "PCX", "SGI", "SUN", "DDS"),
+    *("QOI", "ICO", "PSD"),
+)
 _VALUES, _BYTES = 3, 12  # for each pixel of the limit: three channels, in single precision
 _HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+
+
+def open_image(file: IO[bytes] | str | os.PathLike[str]) -> ImageFile.ImageFile:
+    """The image in a file, as Pillow opens it, of the formats that are read by themselves.
+
+    Of the others some start another program (EPS: Ghostscript), and none is one of pictures for training.
+    """
+    max_pixels()  # which sets that of Pillow
+    return Image.open(file, formats=_formats())
+
+
+@cache
+def _formats() -> tuple[str, ...]:
+    Image.init()
+    return tuple(name for name in _FORMATS if name in Image.OPEN)
 
 
 @cache

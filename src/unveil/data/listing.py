@@ -16,10 +16,10 @@ from pathlib import Path
 import numpy as np
 
 from ..runs.console import quoted, suggest, user_path
+from ..runs.regular_files import special_kind
 from .columns import split_columns, with_columns
 from .decode import EXTENSIONS
 from .file_names import Names, Numbers, encode_names
-from .regular_files import special_kind
 from .tiling import split_tiling
 
 HUB, LANCE = "hf:", ".lance"  # what the address of a data set of the Hub begins with, and of a Lance one ends with

@@ -11,6 +11,7 @@ from typing import Any, get_args, get_type_hints
 from ..modeling import types as records
 from ..modeling.types import Modality
 from ..runs.console import suggest, user_path
+from ..runs.regular_files import read_text, stays_below
 
 _HINTS = get_type_hints(Modality)
 
@@ -53,6 +54,9 @@ class Declared:
         _need(m.stride >= 1, m.name, "stride", m.stride, "a whole number of pixels, 1 or more")
         _need(min(m.std) > 0, m.name, "std", m.std, "a number above 0 for each channel")
         _need(m.weight > 0, m.name, "weight", m.weight, "a number above 0")
+        for key in ("files", "validity"):
+            is_inside = not (path := getattr(self, key)) or stays_below(path)
+            _need(is_inside, m.name, key, path, "a folder inside that of the data, without ..,")
         _need(self.scale != 0, m.name, "scale", self.scale, "a number other than 0")
         _need(self.window is None or self.window[1] > 0, m.name, "window", self.window, "centre and width above 0")
         _need(m.kind == "categorical" or self.void is None, m.name, "void", self.void, "kind = 'categorical'")
@@ -140,10 +144,10 @@ def read_toml(path: Path) -> list[Declared]:
     files are masks that say where the map named by its key `of` is valid.
     """
     try:
-        tables = tomllib.loads(path.read_text(encoding="utf-8"))
+        tables = tomllib.loads(read_text(path))
     except FileNotFoundError as error:
         raise FileNotFoundError(f"there is no file {path} that declares modalities") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ValueError(f"{path} is no TOML: {error}") from error
     if loose := [key for key, value in tables.items() if not isinstance(value, dict)]:
         raise ValueError(f"{path}: {loose[0]!r} lies outside a table; put it below the name of a modality: [thermal]")

@@ -13,8 +13,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ..runs.regular_files import check_regular
 from .decode import Unreadable
-from .regular_files import check_regular
 from .table import are_filled, within
 
 _HELD_BYTES = 1 << 30  # of encoded row groups kept in memory

@@ -15,11 +15,12 @@ import torch
 from jaxtyping import Shaped
 
 from ..modeling.types import to_float
+from ..runs.regular_files import check_regular
 from .decode import opaque, read_header, reading, to_channels
 from .modality_config import Declared
 from .read_map import Map, Stored, map_of, measured, read_map
-from .regular_files import check_regular, read_bytes
-from .tiff_files import check_tiff
+from .regular_files import read_bytes
+from .tiff_files import check_tiff, gdal_driver
 
 Window = tuple[int, int, int, int]  # top, left, height, width
 _WINDOWED = (".tif", ".tiff", ".jp2")
@@ -138,7 +139,9 @@ def _opened(path: Path) -> Any:
 
     rasterio = _rasterio()
     warnings.filterwarnings("ignore", category=rasterio.errors.NotGeoreferencedWarning)
-    return rasterio.open(path)
+    with path.open("rb") as file:
+        driver = gdal_driver(file.read(4))
+    return rasterio.open(path, driver=driver)
 
 
 class _Tiff(_Facts):

@@ -8,12 +8,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Shaped
-from PIL import Image, UnidentifiedImageError
+from PIL import UnidentifiedImageError
 from torch import Tensor
 
 from ..modeling.types import to_float
@@ -29,10 +29,10 @@ from .decode import (
     to_channels,
 )
 from .extras import optional
-from .limits import check_npy, check_npz, check_size, check_values
+from .limits import check_npy, check_npz, check_size, check_values, open_image
 from .modality_config import DEPTH, Declared
 from .picture_arrays import NPY, array_of
-from .tiff_files import check_tiff, is_tiff
+from .tiff_files import check_tiff, gdal_driver, is_tiff
 
 READ = (*EXTENSIONS, ".npy", ".npz", ".dcm")
 _LISTED_IDS = 5
@@ -104,7 +104,7 @@ def _format(data: bytes) -> Literal["array", "dicom", "geotiff", "image"]:
     if not is_tiff(data):
         return "image"
     try:
-        with Image.open(io.BytesIO(data)) as image:
+        with open_image(io.BytesIO(data)) as image:
             return "geotiff" if any(tag in getattr(image, "tag_v2", {}) for tag in _GEO_TAGS) else "image"
     except UnidentifiedImageError:
         return "geotiff"  # bands that Pillow does not know
@@ -118,7 +118,7 @@ def _stored(data: bytes, kind: str, declared: Declared) -> Stored:
     check_whole(data)
     if kind == "geotiff":
         return _geotiff(data)
-    with Image.open(io.BytesIO(data)) as image:
+    with open_image(io.BytesIO(data)) as image:
         if declared.is_categorical and image.format == "JPEG":
             raise ValueError("class ids are changed by the compression of JPEG; save them as PNG")
         if (deep := deep_colour(image, data)) is not None:
@@ -165,7 +165,7 @@ def _array(data: bytes, declared: Declared) -> Stored:
 def _geotiff(data: bytes) -> Stored:
     rasterio = optional("rasterio", "a GeoTIFF is read with rasterio: pip install 'unveil[geotiff]'")
     check_tiff(io.BytesIO(data))
-    with rasterio.MemoryFile(data) as memory, memory.open() as file:
+    with rasterio.MemoryFile(data) as memory, memory.open(driver=gdal_driver(data)) as file:
         check_size(file.height, file.width, file.count, max(np.dtype(kind).itemsize for kind in file.dtypes))
         values, nodata = file.read(), file.nodata
         return Stored(values, f"{values.dtype} GeoTIFF", nodata)
@@ -266,11 +266,14 @@ def as_npy(root: Path, path: str) -> bytes:
     try:
         with h5py.File(root / file, "r") as stored:
             if not entry:
-                check_values(stored["dataset"].shape, stored["dataset"].dtype.itemsize)
-                array = np.asarray(stored["dataset"])
+                own = _own_numbers(stored, "dataset")
+                check_values(own.shape, own.dtype.itemsize)
+                array = np.asarray(own)
             else:
                 name, number = entry.split("/")
-                array = np.asarray(stored[name][int(number)]).swapaxes(-1, -2)  # MATLAB counts columns first
+                own = _own_numbers(stored, name)
+                check_values(own.shape[1:], own.dtype.itemsize)
+                array = np.asarray(own[int(number)]).swapaxes(-1, -2)  # MATLAB counts columns first
                 array = _forty(root)[array] if name == "labels" else array
     except ValueError as error:  # it is too large
         raise Unreadable(path, str(error)) from error
@@ -281,6 +284,16 @@ def as_npy(root: Path, path: str) -> bytes:
     return buffer.getvalue()
 
 
+def _own_numbers(stored: Any, name: str) -> Any:
+    """A data set of an HDF5 file whose numbers are in it. Raises ValueError for one that names other files."""
+    if type(stored.get(name, getlink=True)).__name__ != "HardLink":
+        raise ValueError(f"its {name!r} is missing, or a link, which is not followed")
+    own = stored[name]
+    if not hasattr(own, "shape") or own.external or own.is_virtual:
+        raise ValueError(f"the numbers of its {name!r} are in other files, which are not read")
+    return own
+
+
 @cache
 def _forty(root: Path) -> np.ndarray:
     """Of NYUv2, the class of 40 for each of the 894 stored ones, 0 for none."""
@@ -289,8 +302,10 @@ def _forty(root: Path) -> np.ndarray:
 
 def loaded_mat(path: Path) -> dict[str, np.ndarray]:
     """The arrays of a MATLAB file."""
-    from scipy.io import loadmat  # only for these files
+    from scipy.io import loadmat, whosmat  # only for these files
 
+    for _, shape, _ in whosmat(path):
+        check_values(shape, 8)
     arrays: dict[str, np.ndarray] = loadmat(path)
     return arrays
 
@@ -298,7 +313,7 @@ def loaded_mat(path: Path) -> dict[str, np.ndarray]:
 def masked(stored: Map, declared: Declared, mask_file: Path | io.BytesIO, name: str) -> Map:
     """A map with a mask file applied: 0 where it is not valid. Raises `Unreadable` for a mask that does not fit."""
     try:
-        with Image.open(mask_file) as image:
+        with open_image(mask_file) as image:
             mask = np.array(image)
     except (OSError, ValueError) as error:
         raise Unreadable(name, str(error)) from error

@@ -19,10 +19,12 @@ from torch import Tensor
 
 from ..modeling.rng import SampleRng, sample_keys
 from ..runs.cache import cached, store
+from ..runs.console import quoted
+from ..runs.regular_files import stays_below
 from .columns import LABEL_NAMES, Columns, number_classes, split_columns
 from .decode import EXTENSIONS, Unreadable
 from .file_names import Names
-from .listing import PACK_INDEX, PACK_WORK, counted, folder_labels, refuse_splits
+from .listing import PACK_INDEX, PACK_WORK, counted, folder_labels, is_remote, refuse_splits
 from .loader import prefetch
 from .shard_files import LocalPlace, Place, ShardFile, expand_braces, place_of
 from .shard_table import TABLE, Members, ShardTable, from_bytes, sha256, tabulate, to_bytes
@@ -170,7 +172,10 @@ def _facts(content: bytes, name: str) -> dict[str, Any]:
 
 def _of_pack(address: str, place: Place, pattern: str, facts: Mapping[str, Any]) -> Shards:
     """The samples of a pack; its shards must have the sizes that its index says."""
-    table = ShardTable(tuple(s["url"] for s in facts["shardlist"]), _rows(place, facts), facts)
+    names = tuple(str(shard["url"]) for shard in facts["shardlist"])
+    if unsafe := [name for name in names if not stays_below(name) or is_remote(name)]:
+        raise ValueError(f"the index of the pack {place.root} names {quoted(unsafe[0])}, which does not lie in it")
+    table = ShardTable(names, _rows(place, facts), facts)
     wanted = {*expand_braces(pattern)} if pattern and not set(pattern) & set("*?[") else None
     if pattern and wanted is None:
         wanted = {file.name for file in place.find(pattern)}

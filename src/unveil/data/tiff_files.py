@@ -26,6 +26,12 @@ def is_tiff(data: bytes) -> bool:
     return data[:4] in _MARKS
 
 
+def gdal_driver(start: bytes) -> str:
+    """The driver of GDAL for a file that starts so. Left to itself GDAL would read a VRT, too, whatever its name, and
+    with it all files and addresses that one names."""
+    return "GTiff" if is_tiff(start) else "JP2OpenJPEG"
+
+
 @dataclass(frozen=True)
 class TiffPage:
     """What the first page of a TIFF declares; `pieces` are offset and size in bytes of its strips or tiles."""

@@ -25,7 +25,8 @@ from ..modeling.types import Modality, Pool
 from ..runs.checkpoint import Checkpoint, read, read_newest_weights
 from ..runs.checkpoint_state import all_weights, read_state, step_of, weights_by_step
 from ..runs.console import log, user_path
-from ..runs.folder import OWN_RECIPE, read_trained_images
+from ..runs.folder import OWN_RECIPE, RESULTS, read_trained_images
+from ..runs.regular_files import check_links
 from ..runs.run_config import RunConfig
 from ..runs.trust import is_known
 from .recipe import Recipe
@@ -68,10 +69,14 @@ class Run:
     def open(cls, path: str | Path, trust: bool = False) -> Run:
         """The run in a folder; `trust` lets the code of its recipe be executed where it is needed.
 
-        Raises FileNotFoundError where there is no `run.json`, ValueError where it is damaged.
+        Raises FileNotFoundError where there is no `run.json`, ValueError where it is damaged, or where, without
+        `trust`, a folder of results is a link that leads elsewhere.
         """
         folder = user_path(path)
-        return cls(folder, RunConfig.read(folder), trust)
+        config = RunConfig.read(folder)
+        if not trust:
+            check_links(folder, RESULTS)
+        return cls(folder, config, trust)
 
     def __repr__(self) -> str:
         c, newest = self.config, max(weights_by_step(self.path), default=None)

@@ -11,7 +11,8 @@ import numpy as np
 from .charts import Line, line_chart
 from .markup import Markup, brief, figure, html_table, percent, picture, remark, tag
 from .pictures import scalar_colours
-from .run_record import RunRecord, mapping, mappings, number
+from .run_files import mapping, mappings, number
+from .run_record import RunRecord
 from .sections import Runs, by_run, chart_section, charts_of
 
 METRICS = {  # metric of attention -> its row in a table

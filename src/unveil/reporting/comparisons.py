@@ -10,7 +10,8 @@ import numpy as np
 
 from .markup import percent
 from .outcomes import STANDARD_ERRORS, paired, standard_error
-from .run_record import Evaluation, mapping, number, protocol_name
+from .run_files import mapping, number
+from .run_record import Evaluation, protocol_name
 
 _OF_95_PERCENT = 1.96
 BASELINES = {"pixels": "raw pixels", "untrained": "the untrained encoder", "from scratch": "training from scratch"}

@@ -13,6 +13,7 @@ from PIL import Image
 
 from ..runs.console import plural
 
+_MOST_PIXELS = 1 << 25
 _VOID = frozenset({"img", "meta", "input", "br"})
 
 
@@ -94,9 +95,11 @@ def picture(path: Path | None, alt: str, longest: int = 256) -> Markup:
     `longest` bounds its longer side in pixels.
     """
     try:
-        if path is None:
+        if path is None or not path.is_file():
             raise FileNotFoundError("no file named")
-        with Image.open(path) as opened:
+        with Image.open(path, formats=("PNG", "JPEG")) as opened:
+            if opened.width * opened.height > _MOST_PIXELS:
+                raise ValueError("no picture of a run is so large")
             image = opened.convert("RGB")
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
         return tag("span", "no picture", class_="gone", role="img", aria_label=f"{alt}: the picture cannot be read")

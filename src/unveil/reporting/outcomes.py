@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import math
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float
 
+from .run_files import check_own
+
 STANDARD_ERRORS = 3.0  # that a difference must exceed to be significant
+_MOST = 1 << 30  # bytes of all outcomes of a protocol
 BETWEEN = "\t"  # the subject and the metric in the name of an array
 
 
@@ -56,6 +60,10 @@ def read_outcomes(run_dir: Path, protocol: str, place: str = "") -> dict[str, di
     file = run_dir / "outcomes" / place / f"{protocol}.npz"
     outcomes: dict[str, dict[str, Float[np.ndarray, "*draws M"]]] = {}
     if file.exists():
+        check_own(file)
+        with zipfile.ZipFile(file) as archive:
+            if sum(info.file_size for info in archive.infolist()) > _MOST:
+                raise ValueError(f"it unpacks to more than {_MOST >> 20} MB, which no outcomes of a run take")
         with np.load(file, allow_pickle=False) as arrays:
             for key in arrays.files:
                 subject, _, metric = key.partition(BETWEEN)

@@ -5,9 +5,8 @@ An entry that is missing, cut off or of the wrong type is left out, with a remar
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median_high
@@ -18,28 +17,10 @@ import numpy as np
 
 from ..runs.lock import status_of
 from .outcomes import read_outcomes
+from .run_files import NAN, is_run, mapping, mappings, number, picture_in, read_json, read_lines
 
-NAN = math.nan
 Files = Mapping[str, Path]  # pictures by name
 L = TypeVar("L", bound="LogLine")
-
-
-def number(value: Any) -> float:
-    """The value as a float; NaN for what is none."""
-    try:
-        return float(value)
-    except (TypeError, ValueError, OverflowError):
-        return NAN
-
-
-def mapping(value: Any) -> Mapping[str, Any]:
-    """The value if it is a mapping, else an empty one."""
-    return value if isinstance(value, Mapping) else {}
-
-
-def mappings(value: Any) -> list[Mapping[str, Any]]:
-    """The mappings in a list; none where the value is no list."""
-    return [v for v in value if isinstance(v, Mapping)] if isinstance(value, list) else []
 
 
 def protocol_name(protocol: str) -> str:
@@ -216,7 +197,7 @@ def read_run(
     _check_run_folder(folder)
     remarks: list[str] = []
     steps, signals = _metrics(folder / "metrics.jsonl", remarks)
-    content = mapping(_json(folder / "run.json", remarks, needed=True) if info is None else info)
+    content = mapping(read_json(folder / "run.json", remarks, needed=True) if info is None else info)
     newest, evaluations = _newest_weights(folder, content, weights or {}), read_evaluations(folder / "eval", remarks)
     others = [e for e in evaluations if not e.is_of(newest)]
     remarks += [
@@ -233,8 +214,8 @@ def read_run(
         earlier=_earlier(folder / "eval", others, remarks),
         probes=_probes(folder / "pictures", remarks),
         neighbours=_neighbours(folder / "pictures", remarks),
-        analyses={p.stem: mapping(_json(p, remarks)) for p in sorted((folder / "analysis").glob("*.json"))},
-        broken={str(k): str(v) for k, v in mapping(_json(folder / "broken.json", remarks)).items()},
+        analyses={p.stem: mapping(read_json(p, remarks)) for p in sorted((folder / "analysis").glob("*.json"))},
+        broken={str(k): str(v) for k, v in mapping(read_json(folder / "broken.json", remarks)).items()},
         remarks=remarks,
     )
 
@@ -247,58 +228,23 @@ def _newest_weights(folder: Path, info: Mapping[str, Any], known: Mapping[str, A
         return {"step": int(last)} if math.isfinite(last) else {}
     if known.get("step") == int(there):
         return dict(known)
-    state = mapping(_json(folder / "checkpoints" / f"step-{there}" / "state.json", []))
+    state = mapping(read_json(folder / "checkpoints" / f"step-{there}" / "state.json", []))
     return {"step": int(there), "checksum": mapping(state.get("checksums")).get("model.safetensors")}
 
 
-def _is_run(folder: Path) -> bool:
-    return (folder / "run.json").is_file() or (folder / "metrics.jsonl").is_file()
-
-
 def _check_run_folder(folder: Path) -> None:
-    if _is_run(folder):
+    if is_run(folder):
         return
     if not folder.is_dir():
         what = "is a file" if folder.exists() else "does not exist"
         raise FileNotFoundError(f"{folder} {what}; a report needs the folder that `unveil pretrain --out` wrote")
-    inside = sorted(str(p) for p in folder.iterdir() if p.is_dir() and _is_run(p))
+    inside = sorted(str(p) for p in folder.iterdir() if p.is_dir() and is_run(p))
     hint = f"these folders inside it are runs: {', '.join(inside[:8])}" if inside else "give the folder of a run"
     raise ValueError(f"{folder} is not a run folder: it has neither run.json nor metrics.jsonl; {hint}")
 
 
-def _json(path: Path, remarks: list[str], needed: bool = False) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        if needed:
-            remarks.append(f"{path.name} is missing.")
-    except (OSError, ValueError, RecursionError) as error:
-        remarks.append(f"{path.name} could not be read: {error}.")
-    return None
-
-
 def _numbers(value: Any) -> dict[str, float]:
     return {str(k): number(v) for k, v in mapping(value).items()}
-
-
-def read_lines(path: Path, remarks: list[str]) -> Iterator[Mapping[str, Any]]:
-    """The lines of metrics.jsonl that can be read; remarks say which cannot."""
-    try:
-        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        remarks.append("metrics.jsonl is missing: nothing was logged yet.")
-        return
-    unread = 0
-    for line in filter(str.strip, lines):
-        try:
-            entry = json.loads(line)
-        except (ValueError, RecursionError):
-            unread += 1
-            continue
-        if isinstance(entry, Mapping) and math.isfinite(number(entry.get("step"))):
-            yield entry
-    if unread:
-        remarks.append(f"metrics.jsonl: {unread} line{'s' if unread > 1 else ''} could not be read (cut off?).")
 
 
 def _metrics(path: Path, remarks: list[str]) -> tuple[list[Step], list[Signals]]:
@@ -325,7 +271,7 @@ def read_evaluations(folder: Path, remarks: list[str]) -> list[Evaluation]:
     """The results in a folder that `unveil evaluate` wrote, in the order of their names."""
     evaluations = []
     for path in sorted(folder.glob("*.json")):
-        content = mapping(_json(path, remarks))
+        content = mapping(read_json(path, remarks))
         if metrics := _numbers(content.get("metrics")):
             baselines = {str(k): _numbers(v) for k, v in mapping(content.get("baselines")).items()}
             protocol, data = str(content.get("protocol") or path.stem), str(content.get("data") or "")
@@ -362,16 +308,8 @@ def _earlier(folder: Path, others: list[Evaluation], remarks: list[str]) -> dict
     return dict(sorted(by_step.items()))
 
 
-def _inside(folder: Path, name: Any) -> Path | None:
-    """A picture by its name in an index; a name that leads out of the folder is no picture."""
-    if not isinstance(name, str) or not name or "\0" in name:
-        return None
-    path = (folder / name).resolve()
-    return path if path.is_relative_to(folder.resolve()) else None
-
-
 def _probes(folder: Path, remarks: list[str]) -> Probes:
-    index = mapping(_json(folder / "index.json", remarks))
+    index = mapping(read_json(folder / "index.json", remarks))
     names = [str(p.get("name") or i) for i, p in enumerate(mappings(index.get("probes")))]
     epochs = []
     for epoch in mappings(index.get("epochs")):
@@ -379,7 +317,7 @@ def _probes(folder: Path, remarks: list[str]) -> Probes:
         for item in mappings(epoch.get("items")):
             at = number(item.get("probe"))
             if at in range(len(names)):
-                files = {k: _inside(folder, name) for k, name in {**item, **mapping(item.get("more"))}.items()}
+                files = {k: picture_in(folder, name) for k, name in {**item, **mapping(item.get("more"))}.items()}
                 items[int(at)] = {k: path for k, path in files.items() if path}
         step = number(epoch.get("step"))
         if items:
@@ -389,12 +327,12 @@ def _probes(folder: Path, remarks: list[str]) -> Probes:
 
 def _neighbours(folder: Path, remarks: list[str]) -> list[tuple[Neighbour, list[Neighbour]]]:
     def neighbour(image: Any, label: Any, distance: Any = NAN) -> Neighbour:
-        return Neighbour(_inside(folder, image), number(distance), None if label is None else str(label))
+        return Neighbour(picture_in(folder, image), number(distance), None if label is None else str(label))
 
     return [
         (
             neighbour(row.get("query"), row.get("query_label")),
             [neighbour(n.get("image"), n.get("label"), n.get("distance")) for n in mappings(row.get("neighbours"))],
         )
-        for row in mappings(_json(folder / "neighbours.json", remarks))
+        for row in mappings(read_json(folder / "neighbours.json", remarks))
     ]

@@ -13,7 +13,8 @@ from ..runs.console import duration
 from .charts import NUM_COLOURS, Line, line_chart
 from .lamps import headline, lamps
 from .markup import Markup, brief, count, counted, figure, html_table, percent, remark, tag
-from .run_record import RunRecord, Signals, Step, mappings, number
+from .run_files import mappings, number
+from .run_record import RunRecord, Signals, Step
 from .verdict import judge
 
 Runs = Sequence[RunRecord]

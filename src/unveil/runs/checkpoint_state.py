@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import zlib
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
+
+from .regular_files import open_regular, read_text
 
 MODEL, STATE = "model.safetensors", "state.json"
 WEIGHTS_FOLDER = "kept"  # the folder of weights that stay
@@ -40,10 +43,10 @@ def weights_by_step(run: Path) -> dict[int, Path]:
 def read_state(path: Path) -> dict[str, Any]:
     """The `state.json` of a checkpoint folder. Raises ValueError when it is damaged."""
     try:
-        state: dict[str, Any] = json.loads((path / STATE).read_text())
+        state: dict[str, Any] = json.loads(read_text(path / STATE))
         if checksum_of({k: v for k, v in state.items() if k != "checksum"}) != state["checksum"]:
             raise ValueError("its checksum is not the one that was written")
-    except (OSError, ValueError, KeyError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
         raise ValueError(f"{path / STATE} is damaged: {error}") from error
     return state
 
@@ -54,7 +57,7 @@ def check_file(path: Path, state: Mapping[str, Any], name: str) -> None:
         if checksum(path / name) != state["checksums"][name]:
             raise ValueError(f"{path / name} is damaged: its checksum is not the one that was written")
     except (OSError, KeyError) as error:
-        reason = error.strerror if isinstance(error, OSError) else f"{STATE} lists no {error}"
+        reason = error.strerror or str(error) if isinstance(error, OSError) else f"{STATE} lists no {error}"
         raise ValueError(f"{path / name} cannot be read: {reason}") from error
 
 
@@ -103,7 +106,7 @@ def lost(run: Path) -> list[str]:
 def _last_step(run: Path) -> int | None:
     """The step of the last checkpoint that a run wrote, as its `run.json` says; None where it does not."""
     with suppress(OSError, ValueError, AttributeError):
-        last = json.loads((run / "run.json").read_text()).get("last_checkpoint")
+        last = json.loads(read_text(run / "run.json")).get("last_checkpoint")
         return last if isinstance(last, int) else None
     return None
 
@@ -111,7 +114,7 @@ def _last_step(run: Path) -> int | None:
 def checksum(file: Path) -> str:
     """The checksum of a file. Raises OSError."""
     value = 0
-    with file.open("rb") as content:
+    with os.fdopen(open_regular(file), "rb") as content:
         while block := content.read(1 << 22):
             value = zlib.crc32(block, value)
     return f"crc32:{value:08x}"

@@ -21,11 +21,13 @@ from .checkpoint import remove_partial_files
 from .checkpoint_state import WEIGHTS_FOLDER, folders, lost, read_state
 from .console import log, printable, user_path
 from .lock import RUN_LOCK, hold
+from .regular_files import read_text
 from .run_config import current_options, read_metadata
 
 _TENSORBOARD = "tensorboard"
 OWN_RECIPE = "recipe.py"  # the user's own recipe file, as it was when the run began
 TRAINED_IMAGES = "trained_images.u64"  # an identity of 8 bytes for each image that the run is trained on
+RESULTS = ("analysis", "eval", "features", "outcomes")  # folders that commands on a stored run write
 _RUN_FILES = (  # what a run writes, and all that --overwrite removes; run.json first: without it the rest is no run
     *("run.json", "metrics.jsonl", "broken.json", "nonfinite.json", "inspection.json", OWN_RECIPE),
     TRAINED_IMAGES,
@@ -128,7 +130,7 @@ class RunFolder:
     def read(self, name: str, default: Any) -> Any:
         """The content of such a file; the default where there is none."""
         try:
-            return json.loads((self.path / name).read_text())
+            return json.loads(read_text(self.path / name))
         except (OSError, ValueError):
             return default
 

@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 from .console import log
 from .lock import status_of
+from .regular_files import read_text
 
 Precision = Literal["auto", "float32", "bf16"]
 Check = Literal["auto", "all", "sample", "none"]  # whose headers are read
@@ -139,10 +140,10 @@ class RunConfig:
 def read_metadata(run: Path) -> dict[str, Any]:
     """The content of a folder's `run.json`; empty where there is none. Raises ValueError when it is damaged."""
     try:
-        metadata = json.loads((run / "run.json").read_text())
+        metadata = json.loads(read_text(run / "run.json"))
     except FileNotFoundError:
         return {}
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (OSError, json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ValueError(f"{run / 'run.json'} is damaged ({error}); give another --out, or --overwrite") from error
     if not isinstance(metadata, dict):
         raise ValueError(f"{run / 'run.json'} is damaged (it is no JSON object); give another --out, or --overwrite")

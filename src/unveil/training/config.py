@@ -275,7 +275,7 @@ def read_mapping(path: str | Path) -> dict[str, Any]:
         content = yaml.load(user_path(path).read_text(encoding="utf-8"), yaml.BaseLoader)  # text, lists, dicts
     except FileNotFoundError as error:
         raise FileNotFoundError(f"there is no configuration file {path}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise ValueError(f"{path} is no YAML file: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path} holds no options; write one in each line, such as `data: photos`")

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from ...data.limits import open_image
 from ...data.loader import Loader
 from ...data.sources import EncodedSource, SampleSource, Source, Subset, origin, spread
 from ...modeling.types import Batch, Modality
@@ -201,7 +202,7 @@ def pillow_pass(source: EncodedSource, numbers: Sequence[int], size: tuple[int, 
     """Each image opened, converted to RGB, cropped at random, resized and flipped by Pillow, as torchvision does it."""
     rng = np.random.default_rng(seed)
     for number in numbers:
-        with Image.open(io.BytesIO(source.encoded(number))) as image:
+        with open_image(io.BytesIO(source.encoded(number))) as image:
             pixels = image.convert("RGB")
         box = random_box(rng, pixels.size)
         view = pixels.resize(size[::-1], Image.Resampling.BICUBIC, box=box)

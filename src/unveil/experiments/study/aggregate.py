@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from ...evaluation.statistics import Comparison, compare, estimate, holm
-from ...reporting.run_record import read_lines
+from ...reporting.run_files import read_lines
 from ...reporting.study import (
     COST_HEAD,
     TIME_HEAD,

@@ -6,6 +6,7 @@ import argparse
 import io
 import pickletools
 import re
+import zipfile
 from collections import Counter
 from collections.abc import Iterable
 from datetime import date, datetime, timedelta
@@ -17,6 +18,8 @@ from uuid import UUID
 
 import numpy as np
 import torch
+
+from .torchscript import check_archive
 
 _SCANNED = 64 << 20  # bytes of a file that is no archive of torch: names come before its tensors, or among them
 _NAMED = 5  # of what a pickle holds beside tensors
@@ -34,6 +37,9 @@ def load_pickle(path: Path) -> Any:
     Raises ValueError for one that is damaged or names other classes or functions; these are not run.
     """
     try:
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                check_archive(archive)
         with torch.serialization.safe_globals(_harmless()):
             return torch.load(path, map_location="cpu", weights_only=True)
     except OSError:
@@ -46,7 +52,7 @@ def load_pickle(path: Path) -> Any:
 
 def _why(path: Path, error: Exception) -> str:
     """Why a pickle was not read, and how to convert one that names code. PyTorch's advice is to run it: left out."""
-    names, is_bare = _code_in(path)
+    names, is_bare = _code_in(path) if type(error) is not ValueError else ([], False)  # of `check_archive`
     if names:
         more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
         named = ", ".join(map(_quoted, names[:_NAMED])) + more

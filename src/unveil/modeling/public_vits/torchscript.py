@@ -7,6 +7,7 @@ and the numbers are read: the pickle may name tensors and modules, and each modu
 from __future__ import annotations
 
 import io
+import math
 import pickle
 import zipfile
 from collections import OrderedDict
@@ -26,6 +27,7 @@ STORAGES = {
         ("Byte", torch.uint8), ("Bool", torch.bool),
     )
 }  # fmt: skip
+_RATIO, _SMALL = 4, 1 << 20  # of the bytes unpacked and packed; bytes that any archive may unpack to
 LISTS = ("intlist", "tensorlist", "doublelist", "boollist")
 
 
@@ -39,11 +41,20 @@ def read_script(path: Path) -> dict[str, Tensor] | None:
         return None
     try:
         with zipfile.ZipFile(path) as archive:
+            check_archive(archive)
             tensors: dict[str, Tensor] = {}
             _collect(_Attributes(archive, home).load(), "", tensors, set())
     except Exception as error:  # a damaged or hostile pickle raises many types
         raise ValueError(f"{path} was refused: it is damaged or holds more than tensors ({error})") from error
     return tensors
+
+
+def check_archive(archive: zipfile.ZipFile) -> None:
+    """Raise ValueError for an archive of torch that is larger unpacked than as a file: torch packs nothing."""
+    size = sum(info.file_size for info in archive.infolist())
+    packed = sum(info.compress_size for info in archive.infolist())
+    if size > _RATIO * packed + _SMALL:
+        raise ValueError(f"its {packed:,} bytes unpack to {size:,}: a bomb?")
 
 
 def _home(path: Path) -> PurePosixPath | None:
@@ -60,6 +71,8 @@ def _home(path: Path) -> PurePosixPath | None:
 def _tensor(
     numbers: Tensor, offset: int, size: Sequence[int], stride: Sequence[int], requires_grad: bool, hooks: object
 ) -> Tensor:
+    if math.prod(size) > len(numbers):  # by a stride of 0 a few numbers would be as many as one likes
+        raise pickle.UnpicklingError(f"a tensor of {tuple(size)} has {len(numbers)} numbers")
     return torch.as_strided(numbers, tuple(size), tuple(stride), offset).clone()
 
 

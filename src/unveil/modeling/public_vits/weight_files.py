@@ -19,8 +19,9 @@ from torch import Tensor, nn
 
 from ...runs.checkpoint import read_newest_weights
 from ...runs.checkpoint_state import check_beside
-from ...runs.console import log, user_path
+from ...runs.console import log, quoted, user_path
 from ...runs.folder import read_metadata
+from ...runs.regular_files import read_text, stays_below
 from .pickles import load_pickle
 from .torchscript import read_script
 
@@ -97,8 +98,10 @@ def find_weights(address: str | Path) -> WeightFiles:
 def _of_folder(path: Path, address: str) -> WeightFiles:
     config, preprocessing = _config(path), _read_json(path / _PREPROCESSING)
     for index in _INDICES:
-        shards = sorted(set(_read_json(path / index).get("weight_map", {}).values()))
+        shards = sorted({str(shard) for shard in _read_json(path / index).get("weight_map", {}).values()})
         if shards:
+            if unsafe := [shard for shard in shards if not stays_below(shard)]:
+                raise ValueError(f"{path / index} names {quoted(unsafe[0])}, which is no file of its folder")
             state = {name: tensor for shard in shards for name, tensor in read_weights(path / shard).items()}
             return WeightFiles(address, state, config, preprocessing)
     for name in (*_SAFE, *_PICKLES):
@@ -116,8 +119,8 @@ def _read_json(path: Path) -> dict[str, Any]:
     if not path.exists():
         return {}
     try:
-        content = json.loads(path.read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        content = json.loads(read_text(path))
+    except (OSError, json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ValueError(f"{path} is damaged: {error}") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path} is damaged: it is no JSON object")
