@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..data.image_transform import ImageTransform
 from ..data.sources import Source
 from ..evaluation.choice import Auto, settle, take
 from ..evaluation.normalizers import FittedOn
@@ -66,6 +67,7 @@ def load_plain(
         if at_epoch is not None:
             raise ValueError(f"{address} is not a run, so it has no weights of epoch {at_epoch:g}; leave the epoch out")
         run, encoder = None, load_encoder(address)
+        encoder.transform = ImageTransform(encoder.modalities[0], encoder.image_size)
     return encoder.to(choose_device(device)), run
 
 

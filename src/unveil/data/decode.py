@@ -92,6 +92,14 @@ def read_header(data: bytes, name: str = "image") -> Header:
     return reading(name, _read_header, data)
 
 
+def pixels_of(image: Image.Image, name: str = "image") -> Shaped[Tensor, "C H W"]:
+    """The pixels of an opened Pillow image, as `decode` gives those of its file. Raises `Unreadable`."""
+    try:
+        return _pixels(image, 0)
+    except Exception as error:  # Pillow decodes a file that it opened only now, and may raise anything
+        raise Unreadable(name, str(error) or type(error).__name__) from error
+
+
 def to_channels(image: Shaped[Tensor, "C H W"], channels: int, name: str = "image") -> Shaped[Tensor, "{channels} H W"]:
     """The image with this many channels: grey is repeated to 3, colour weighed to 1 (luma); else `Unreadable`."""
     if len(image) == channels:

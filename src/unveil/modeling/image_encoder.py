@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -20,8 +21,10 @@ from ..runs.console import user_path
 from .encoder import Encoder
 from .layers import EPS, Block, ResizePositions
 from .normalizer import Normalizer
-from .types import DEPTH, PARTS, RGB, Batch, Combine, Modality, Pool, to_float
+from .types import DEPTH, PARTS, RGB, Batch, Combine, FeatureSpec, Modality, Observation, Pool, to_float
 
+Query = Literal["cls", "mean", "all"]
+Readouts = tuple[Float[Tensor, "B D"], Float[Tensor, "B N D"]]
 CACHED_TOKENS = 2048
 MARGIN = 0.5  # by which a resized image may leave [0, 1]
 
@@ -64,6 +67,7 @@ class FeatureExtractor(nn.Module, ABC):
         self.layers: tuple[int, ...] = ()  # of which features are; the last block
         self.combine: Combine = "concat"
         self.normalizer: Normalizer | None = None
+        self.transform: Callable[[Any], Tensor] | None = None  # pictures to its input, where `load` has made it
         self.has_warned = False
 
     @property
@@ -93,6 +97,17 @@ class FeatureExtractor(nn.Module, ABC):
         return self.modalities[0].mean, self.modalities[0].std
 
     @property
+    def preprocess_config(self) -> dict[str, Any]:
+        """What `transform` does and how the encoder normalises its result, in timm's names; for other code to repeat.
+
+        `crop_pct` is of pictures whose short side exceeds 96 pixels; of smaller ones nothing is cut.
+        """
+        mean, std = self.statistics
+        size = (self.channels, *self.image_size)
+        how = {"interpolation": "bicubic", "crop_pct": 224 / 256, "crop_mode": "center"}
+        return {"input_size": size, "mean": mean, "std": std, **how}
+
+    @property
     @abstractmethod
     def resize_positions(self) -> ResizePositions:
         """How images of another size than `image_size` get their positions."""
@@ -111,9 +126,53 @@ class FeatureExtractor(nn.Module, ABC):
         """The device of the weights, to which images are moved."""
         return self.trunk.prefix.device
 
-    def features(self, images: Float[Tensor, "B C H W"], pool: Pool) -> Float[Tensor, "B F"]:
-        """The class token, the mean of the patch tokens, or both side by side, of images in [0, 1]."""
-        return self.features_of(_batch(images, self.modalities[0]), pool)
+    def features(self, images: Float[Tensor, "B C H W"], pool: Pool | None = None) -> Float[Tensor, "B F"]:
+        """The class token, the mean of the patch tokens, or both side by side, of float images in [0, 1].
+
+        By default as the encoder's own `pool` says; a call of the encoder is the same, of images that it checks.
+        """
+        return self.features_of(_batch(images, self.modalities[0]), pool or self.pool)
+
+    def patch_features(self, images: Tensor, layer: int = -1) -> Float[Tensor, "B D h w"]:
+        """The features of each patch in block `layer`, in their places: h = H / patch, w = W / patch."""
+        return self.intermediate_features(images, (layer,))[0]
+
+    def intermediate_features(self, images: Tensor, layers: Sequence[int] = ()) -> list[Float[Tensor, "B D h w"]]:
+        """The features of each patch in these blocks, all of them by default, by one pass.
+
+        Blocks are counted from 1, or from the end (-1). The last has the final norm; those before it are normalised
+        without parameters, token by token. Raises ValueError for a block that there is not.
+        """
+        blocks = resolve_layers(layers or range(1, self.depth + 1), self.depth)
+        batch = _batch(self.as_float(images), self.modalities[0])
+        rows = images.shape[-2] // self.patch
+        chunks = [self.readouts(chunk, blocks) for chunk in batch.split(self.at_once(batch))]
+        maps = (torch.cat([patches for _, patches in block]) for block in zip(*chunks, strict=True))
+        return [rearrange(patches, "b (h w) d -> b d h w", h=rows).contiguous() for patches in maps]
+
+    def attention(self, images: Tensor, layer: int = -1, query: Query | None = None) -> Float[Tensor, "B H h w"]:
+        """The attention that each patch gets in block `layer`, by head; the rest of a head's 1 is that of the prefix.
+
+        query: whose attention: the class token's (cls), that of one query that is the mean of all patches', or the mean
+            over the rows of all patches (all); by default cls, or mean where there is no class token
+
+        Blocks are counted from 1, or from the end (-1). Raises ValueError for a block that there is not, and for cls
+        where there is none.
+        """
+        (block,) = resolve_layers((layer,), self.depth)
+        query = query or ("cls" if self.num_prefix else "mean")
+        spec = FeatureSpec(attention=query, layer=block - 1, features=0)
+        attention = self.observe_images(self.as_float(images), spec).attention
+        assert attention is not None
+        return attention.unflatten(-1, (images.shape[-2] // self.patch, -1))
+
+    @abstractmethod
+    def observe_images(self, images: Float[Tensor, "B C H W"], spec: FeatureSpec) -> Observation:
+        """What `spec` reads of whole images in [0, 1]; no block is run that it does not need."""
+
+    @abstractmethod
+    def readouts(self, batch: Batch, blocks: Sequence[int]) -> list[Readouts]:
+        """Of each block, counted from 1, the class token and the patch tokens, after the final norm or another."""
 
     def at_once(self, batch: Batch) -> int:
         """How many images of a batch are encoded at a time: the fastest number on a CPU, all on a GPU."""
@@ -124,9 +183,19 @@ class FeatureExtractor(nn.Module, ABC):
         features = self.pooled(batch, pool)
         return features if self.normalizer is None else self.normalizer(features)
 
-    @abstractmethod
     def pooled(self, batch: Batch, pool: Pool) -> Float[Tensor, "B F"]:
-        """The class token, the mean of the patch tokens, or both side by side, before the normaliser."""
+        """The class token, the mean of the patch tokens, or both side by side, before the normaliser.
+
+        On a CPU a few images are encoded at a time, so that their activations stay in its cache: 1.4 times as fast.
+        Raises ValueError for a class token that the encoder does not have.
+        """
+        if "cls" in PARTS[pool] and not self.num_prefix:
+            raise ValueError("this encoder has no class token; use --pool mean")
+        size = self.at_once(batch)
+        if not is_traced() and len(batch) > size:
+            return torch.cat([self.pooled(chunk, pool) for chunk in batch.split(size)])
+        read = self.readouts(batch, self.layers or (self.depth,))
+        return combined([pool_tokens(cls, patches, pool) for cls, patches in read], self.combine)
 
     def read(self, layers: Sequence[int], combine: Combine = "concat") -> None:
         """Take features of these blocks, counted from 1, or from the end: -1 is the last.
@@ -156,13 +225,16 @@ class FeatureExtractor(nn.Module, ABC):
         return [(block.ls1, block.ls2) for block in self.blocks]
 
     def forward(self, images: Tensor) -> Float[Tensor, "B F"]:
+        return self.features(self.as_float(images))
+
+    def as_float(self, images: Tensor) -> Float[Tensor, "B C H W"]:
+        """Checked images in [0, 1], on the encoder's device and in its type. Raises ValueError for another shape."""
         if not isinstance(images, Tensor) or images.ndim != 4 or images.shape[1] != self.channels:
             given = tuple(images.shape) if isinstance(images, Tensor) else f"a {type(images).__name__}"
             raise ValueError(f"images are B x {self.channels} x H x W in [0, 1]; got {given}")
         if images.dtype != torch.uint8 and not is_traced():
             self._warn_of_range(images)
-        images = to_float(images.to(self.device)).to(self.trunk.prefix.dtype)
-        return self.features(images, self.pool)
+        return to_float(images.to(self.device)).to(self.trunk.prefix.dtype)
 
     def _warn_of_range(self, images: Tensor) -> None:
         """Warn, once, of images that are no fractions of a full scale; what resizing overshoots is no cause."""
@@ -210,8 +282,11 @@ class ImageEncoder(FeatureExtractor):
     def tokens(self, batch: Batch, blocks: Sequence[int]) -> list[Float[Tensor, "B K D"]]:
         return self.encoder.outputs(self.encoder.embed(batch), blocks)
 
-    def pooled(self, batch: Batch, pool: Pool) -> Float[Tensor, "B F"]:
-        return pooled(self.encoder, batch, pool, self.layers, self.combine)
+    def observe_images(self, images: Float[Tensor, "B C H W"], spec: FeatureSpec) -> Observation:
+        return self.encoder.observe(self.encoder.embed(_batch(images, self.modalities[0])), spec)
+
+    def readouts(self, batch: Batch, blocks: Sequence[int]) -> list[Readouts]:
+        return readouts(self.encoder, batch, blocks)
 
     def save(self, file: str | Path) -> None:
         """Write the encoder to a .safetensors file that `load`, `--teacher` and `--init-from` read.
@@ -228,31 +303,25 @@ class ImageEncoder(FeatureExtractor):
         write_weights(path, state, {"unveil": json.dumps(metadata)})
 
 
-def pooled(
-    encoder: Encoder,
-    images: Float[Tensor, "B C H W"] | Batch,
-    pool: Pool,
-    layers: Sequence[int] = (),
-    combine: Combine = "concat",
-) -> Float[Tensor, "B F"]:
-    """The class token of whole images, or of all maps of a batch, the mean of their patch tokens, or both side by side.
+def readouts(encoder: Encoder, batch: Batch, blocks: Sequence[int]) -> list[Readouts]:
+    """Of each block, counted from 1, the class token and the patch tokens of all maps.
 
-    They are read from `layers`, blocks counted from 1, by default the last. Those before it, and the last of an
-    encoder without a final norm (CrossMAE's), are normalised without parameters, token by token.
-    On a CPU a few images are encoded at a time, so that their activations stay in its cache: 1.4 times as fast.
+    The last block has the encoder's final norm. Those before it, and the last of an encoder without one (CrossMAE's),
+    are normalised without parameters, token by token.
     """
-    batch = images if isinstance(images, Batch) else _batch(images, encoder.modalities[0])
-    size = images_at_once(batch, encoder.modalities, encoder.patch)
-    if not is_traced() and len(batch) > size:
-        return torch.cat([pooled(encoder, chunk, pool, layers, combine) for chunk in batch.split(size)])
-    blocks = tuple(layers) or (encoder.depth,)
-    outputs = encoder.outputs(encoder.embed(batch), blocks)
     has_norm = not isinstance(encoder.norm, nn.Identity)
-    pools = []
-    for block, x in zip(blocks, outputs, strict=True):
+    read = []
+    for block, x in zip(blocks, encoder.outputs(encoder.embed(batch), blocks), strict=True):
         x = encoder.norm(x) if has_norm and block == encoder.depth else F.layer_norm(x, x.shape[-1:], eps=EPS)
-        pools.append(pool_tokens(x[:, 0], x[:, len(encoder.prefix) :], pool))
-    return combined(pools, combine)
+        read.append((x[:, 0], x[:, len(encoder.prefix) :]))
+    return read
+
+
+def pooled(encoder: Encoder, images: Float[Tensor, "B C H W"], pool: Pool) -> Float[Tensor, "B F"]:
+    """The same features as `ImageEncoder`'s, of the last block of an encoder that is in training."""
+    batch = _batch(images, encoder.modalities[0])
+    chunks = batch.split(images_at_once(batch, encoder.modalities, encoder.patch))
+    return torch.cat([pool_tokens(*readouts(encoder, chunk, (encoder.depth,))[0], pool) for chunk in chunks])
 
 
 def pool_tokens(cls: Float[Tensor, "B D"], patches: Float[Tensor, "B N D"], pool: Pool) -> Float[Tensor, "B F"]:

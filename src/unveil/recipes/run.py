@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ..data.aligned_folders import open_samples
 from ..data.identity import UNKNOWN, shared
+from ..data.image_transform import ImageTransform
 from ..data.inspection import inspect_samples
 from ..data.modality_config import BUILT_IN, Declared, declared_from, modality_from
 from ..data.sources import Source, Subset, open_source, spread
@@ -193,7 +194,9 @@ class Run:
             encoder = described.build()
         if trained:
             encoder.load_state_dict(own)
-        return ImageEncoder(encoder, pool)
+        made = ImageEncoder(encoder, pool)
+        made.transform = ImageTransform(made.modalities[0], made.image_size)
+        return made
 
     def _encoder_weights(self, epoch: float | None = None) -> dict[str, Tensor]:
         weights = self.checkpoint(epoch).model

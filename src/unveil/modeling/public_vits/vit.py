@@ -17,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ..encoder import adapter
-from ..image_encoder import FeatureExtractor, combined, is_traced, pool_tokens
+from ..image_encoder import FeatureExtractor, Readouts
 from ..layers import (
     EPS,
     Block,
@@ -37,7 +37,7 @@ from ..layers import (
     token,
 )
 from ..patches import patchify
-from ..types import IMAGENET_MEAN, IMAGENET_STD, PARTS, Batch, FeatureSpec, Layout, Modality, Observation, Pool
+from ..types import IMAGENET_MEAN, IMAGENET_STD, Batch, FeatureSpec, Layout, Modality, Observation, Pool
 
 Activation = Literal["gelu", "gelu-tanh", "quick-gelu", "silu"]
 
@@ -233,23 +233,20 @@ class PublicViT(FeatureExtractor):
     def feature_dim(self, spec: FeatureSpec) -> int:
         return self.config.projection if spec.projected else self.config.width
 
-    def pooled(self, batch: Batch, pool: Pool) -> Float[Tensor, "B F"]:
+    def observe_images(self, images: Float[Tensor, "B C H W"], spec: FeatureSpec) -> Observation:
+        return self.observe(images, (images.shape[-2] // self.patch, images.shape[-1] // self.patch), spec)
+
+    def readouts(self, batch: Batch, blocks: Sequence[int]) -> list[Readouts]:
         """The final norm is applied to the tokens that the public model applies it to; others, and blocks before the
-        last, are normalised without parameters. Raises ValueError for a class token that the encoder does not have.
+        last, are normalised without parameters.
         """
-        if "cls" in PARTS[pool] and not self.num_prefix:
-            raise ValueError("this encoder has no class token; use --pool mean")
-        size = self.at_once(batch)
-        if not is_traced() and len(batch) > size:
-            return torch.cat([self.pooled(chunk, pool) for chunk in batch.split(size)])
-        blocks = self.layers or (self.depth,)
-        outputs = []
+        read = []
         for block, x in zip(blocks, self.tokens(batch, blocks), strict=True):
             own = self.config.final_norm if block == self.depth else "none"
             normed = self.vit.norm(x) if own == "all" else F.layer_norm(x, x.shape[-1:], eps=EPS)
             cls = self.vit.norm(x[:, 0]) if own == "cls" else normed[:, 0]
-            outputs.append(pool_tokens(cls, normed[:, self.num_prefix :], pool))
-        return combined(outputs, self.combine)
+            read.append((cls, normed[:, self.num_prefix :]))
+        return read
 
     def tokens(self, batch: Batch, blocks: Sequence[int]) -> list[Float[Tensor, "B K D"]]:
         if "rgb" in batch.maps:
