@@ -15,10 +15,11 @@ import unveil
 from report_fakes import fake_run
 from unveil.cli import main
 from unveil.reporting.forecast import FURTHEST, Curve, fit
+from unveil.reporting.journal import Step
 from unveil.reporting.lamps import lamps
 from unveil.reporting.outlook import all_curves, before_decay, how_long
 from unveil.reporting.page import write_report
-from unveil.reporting.run_record import Evaluation, RunRecord, Step, read_run
+from unveil.reporting.run_record import Evaluation, RunRecord, read_run
 from unveil.training.loop import _steps_to_save
 
 ERROR = 0.005

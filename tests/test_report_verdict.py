@@ -11,9 +11,11 @@ import numpy as np
 import pytest
 
 from report_fakes import fake_run
+from unveil.reporting.journal import Signals, Step
 from unveil.reporting.lamps import optimisation
-from unveil.reporting.run_record import RunRecord, Signals, Step, read_run
-from unveil.reporting.verdict import LEVELS, judge
+from unveil.reporting.loss_curve import LEVELS
+from unveil.reporting.run_record import RunRecord, read_run
+from unveil.reporting.verdict import judge
 
 
 def log(losses, *, per_row: int = 5, **fields) -> list[Step]:

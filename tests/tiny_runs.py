@@ -98,8 +98,8 @@ def at_steps(monkeypatch: pytest.MonkeyPatch, steps: Collection[int], do: Callab
 
     rest, add = set(steps), SkippedSteps.add
 
-    def added(self: Any, update: Any, epoch: int, step: int) -> None:
-        add(self, update, epoch, step)
+    def added(self: Any, update: Any, step: int) -> None:
+        add(self, update, step)
         if step in rest:
             rest.remove(step)
             do()

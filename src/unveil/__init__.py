@@ -23,6 +23,7 @@ _MODULES = {  # public name -> its module, imported when used, so that `import u
     "look": "commands.look",
     "pack": "commands.pack",
     "pretrain": "commands.pretrain",
+    "replay": "commands.replay",
     "report": "reporting.page",
 }
 _NAMES = {"report": "write_report"}
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from .commands.look import look
     from .commands.pack import pack
     from .commands.pretrain import pretrain
+    from .commands.replay import replay
     from .experiments.bench import bench
     from .experiments.demo import demo
     from .recipes.run import Run
@@ -44,7 +46,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Run", "__version__", "analyze_attention", "analyze_blocks", "analyze_features", "analyze_masks", "bench", "demo",
     "embed", "evaluate", "inspect", "load", "look", "pack", "pretrain",
-    "report",
+    "replay", "report",
 ]  # fmt: skip
 
 old_paths.install()

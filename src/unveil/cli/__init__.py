@@ -16,15 +16,16 @@ from io import TextIOWrapper
 from pathlib import Path
 
 from ..recipes.options import UsageError
-from ..runs.console import RankLost, RankZeroFailed, exit_status, log, suggest
-from .commands import COMMANDS, HelpAsked
+from ..runs.console import Diverged, RankLost, RankZeroFailed, exit_status, log, suggest
+from .commands import COMMANDS, UNSOUND, HelpAsked
 from .flags import columns
 
 _HERE = Path(__file__).resolve().parents[1]
 
 
 def main(words: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit status: 0 done, 1 our fault, 2 the user's mistake, 75 a process was lost.
+    """Run one command and return its exit status: 0 done, 1 our fault, 2 the user's mistake, 3 a training that went
+    wrong, 75 a process was lost.
 
     After a signal it is 128 and its number: 130 for Ctrl-C, 143 for SIGTERM.
     """
@@ -46,6 +47,9 @@ def main(words: Sequence[str] | None = None) -> int:
         return error.status
     except RankZeroFailed:
         return 2
+    except Diverged as error:
+        log(f"error: {error}")
+        return UNSOUND
     except (ValueError, OSError) as error:
         _say_mistake(error)
         return 2

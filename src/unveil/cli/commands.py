@@ -21,6 +21,7 @@ from .foreign_flags import refuse_foreign
 Function = Callable[..., Any]
 Code = Callable[["Command", list[str]], str | int]
 
+UNSOUND = 3  # the exit code of a training whose weights are not to be trusted
 _FIRST_RUN = "unveil pretrain crossmae --data FOLDER_OF_YOUR_IMAGES --out runs/a"  # a next step: the user's own images
 
 
@@ -113,7 +114,7 @@ def _demo(self: Command, words: list[str]) -> str:
 
 
 @command("RECIPE", "unveil pretrain crossmae --data ~/photos --out runs/a")
-def _pretrain(self: Command, words: list[str]) -> str:
+def _pretrain(self: Command, words: list[str]) -> str | int:
     """learn from a folder of images by hiding a part and predicting it"""
     given_name, words = _take_recipe(words)
     name = given_name or _recipe_in_config(words, trust=any(flag_name(word) == "trust" for word, _ in split(words, [])))
@@ -131,7 +132,16 @@ def _pretrain(self: Command, words: list[str]) -> str:
     from ..commands.pretrain import pretrain  # --help does not wait for torch
 
     path = str(pretrain(given_name, **given))
-    return shlex.join(["unveil", *(("pretrain", "--config") if given.get("save_config") else ("report",)), path])
+    if given.get("save_config"):
+        return shlex.join(["unveil", "pretrain", "--config", path])
+    from ..reporting.loss_curve import unsound
+    from ..reporting.run_record import read_run
+
+    step = shlex.join(["unveil", "report", path])
+    if not is_rank_zero() or unsound(read_run(path)) is None:
+        return step
+    say_next(step)
+    return UNSOUND
 
 
 def _take_recipe(words: list[str]) -> tuple[str | None, list[str]]:
@@ -249,6 +259,16 @@ def _look(self: Command, words: list[str]) -> str:
     runs, given = self.read(words, groups, needs=recipe is None)
     look(*runs, **given)
     return shlex.join(["unveil", "report", *runs]) if runs else _FIRST_RUN.replace("crossmae", shlex.quote(str(recipe)))
+
+
+@command("RUN", "unveil replay runs/a")
+def _replay(self: Command, words: list[str]) -> str:
+    """the step at which a run went wrong, again in float32: where the first bad number arises"""
+    from ..commands.replay import replay
+
+    (run,), given = self.read(words, flags(replay, "run"))
+    replay(run, **given)
+    return shlex.join(["unveil", "report", run])
 
 
 @command("attention RUN | blocks RUN | masks RUN | features RUN RUN", "unveil analyze attention runs/a")

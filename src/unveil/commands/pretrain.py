@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import json
+import shlex
 from contextlib import ExitStack
+from dataclasses import replace
 from datetime import UTC, datetime
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 from ..data.columns import split_columns
 from ..data.identity import identities, stored_identities
 from ..data.listing import sharing_listings
-from ..data.loader import Loader
 from ..modeling.masked_model import MaskedModel
 from ..modeling.public_vits import load_weights
-from ..reporting.lamps import lamps
+from ..recipes.recipe import Recipe
+from ..recipes.registry import load_recipe, options_of
+from ..reporting.lamps import last_lines
 from ..reporting.run_record import read_run
 from ..runs.atomic import write_bytes, write_json
-from ..runs.console import is_rank_zero, log, user_path
+from ..runs.console import Diverged, is_rank_zero, log, user_path
 from ..runs.folder import (
     OWN_RECIPE,
     TRAINED_IMAGES,
@@ -35,8 +39,9 @@ from ..runs.folder import (
 from ..runs.threads import use_threads
 from ..runs.trust import remember
 from ..training.config import PretrainConfig, signature
-from ..training.data_setup import check_images, facts_to_store
+from ..training.data_setup import check_images, facts_to_store, make_loader
 from ..training.distributed import Group, process_group
+from ..training.ladder import HALVINGS, WentBack, finish_return, log_returns
 from ..training.loop import Loop, stop_on_signal
 from ..training.monitor import ValidationMonitor
 from ..training.setup import TrainingSetup, set_up_new, set_up_resumed
@@ -79,7 +84,12 @@ def _lead(config: PretrainConfig, group: Group) -> Path:
                 lambda opened: (str(opened[0].path), opened[1] is not None, listings),
             )
         listings.clear()
-        return run.path if setup is None else _train(run, setup, config, group)
+        if setup is None:
+            return run.path
+        while (path := _train(run, setup, config, group)) is None:
+            del setup  # its model may fill a GPU
+            setup = group.broadcast(lambda: _reopen(run, config, group.size), lambda _: True)
+        return path
 
 
 def _follow(config: PretrainConfig, group: Group) -> Path:
@@ -90,7 +100,11 @@ def _follow(config: PretrainConfig, group: Group) -> Path:
         return run.path
     with sharing_listings(listings):
         setup = set_up_resumed(config, run.path, group.size)
-    return _train(run, setup, config, group)
+    while (trained := _train(run, setup, config, group)) is None:
+        del setup
+        group.receive()
+        setup = set_up_resumed(config, run.path, group.size)
+    return trained
 
 
 def _open(config: PretrainConfig, processes: int, stack: ExitStack) -> tuple[RunFolder, TrainingSetup | None]:
@@ -112,15 +126,23 @@ def _open(config: PretrainConfig, processes: int, stack: ExitStack) -> tuple[Run
         run = RunFolder(folder)
         stack.enter_context(run.lock())
         run.restore_metadata()
-        setup = set_up_resumed(config, folder, processes)
+        finish_return(run)
+        setup = _reopen(run, config, processes)
         check_images(folder, setup.train)
-        run.continue_from(setup.step)
         return run, setup
     setup = set_up_new(config, processes)
     run = _make_folder(config)
     stack.enter_context(run.lock())
     _write_start(run, setup, config)
     return run, setup
+
+
+def _reopen(run: RunFolder, config: PretrainConfig, processes: int) -> TrainingSetup:
+    """The set-up of a run that goes on from its newest checkpoint, with nothing of later steps in its folder."""
+    setup = set_up_resumed(config, run.path, processes)
+    run.continue_from(setup.step)
+    log_returns(run)
+    return setup
 
 
 def _make_folder(config: PretrainConfig) -> RunFolder:
@@ -162,8 +184,8 @@ def _write_start(run: RunFolder, setup: TrainingSetup, config: PretrainConfig) -
         raise
 
 
-def _train(run: RunFolder, setup: TrainingSetup, config: PretrainConfig, group: Group) -> Path:
-    """Train to the end or until the process is stopped, with the status in `run.json`."""
+def _train(run: RunFolder, setup: TrainingSetup, config: PretrainConfig, group: Group) -> Path | None:
+    """Train to the end or until the process is stopped, with the status in `run.json`; None where it went back."""
     command, recipe = config.command(run.path), setup.recipe
 
     def start(model: MaskedModel) -> None:
@@ -174,19 +196,8 @@ def _train(run: RunFolder, setup: TrainingSetup, config: PretrainConfig, group: 
         run.update_metadata(status="running", error=None, command=command, settings=setup.metadata["settings"])
         if config.tensorboard and group.is_rank_zero:
             run.tensorboard = TensorBoardWriter(run.path, setup.step)
-        loader = Loader(
-            setup.train,
-            recipe.view,
-            recipe.optim.batch_size,
-            config.seed,
-            workers=config.workers,
-            max_broken=config.max_broken,
-            modality=setup.modalities,
-            shard=(group.rank, group.size),
-            repeats=config.repeats,
-            pinned=setup.settings.device.startswith("cuda"),
-            on_device=config.augment_on == "device",
-        )
+        shard, device = (group.rank, group.size), setup.settings.device
+        loader = make_loader(setup.train, recipe, setup.modalities, config, device, shard)
         monitor = ValidationMonitor(run, setup.train, setup.held_out, setup.modalities, recipe.view.image_size)
         validate = monitor if group.is_rank_zero else _skip_validation
         header = {k: setup.metadata[k] for k in ("unveil", "recipe", "dials", "modality", "model")}
@@ -213,6 +224,11 @@ def _train(run: RunFolder, setup: TrainingSetup, config: PretrainConfig, group: 
         run.update_status("stopped")
         log(f"stopped; everything is in {run.path}. To continue: {command}")
         raise
+    except WentBack:
+        return None
+    except Diverged as error:
+        run.update_status("failed", error=f"Diverged: {error}"[:500])
+        raise Diverged(f"{error}\n{_remedy(error, run, recipe, config)}") from error
     except BaseException as error:
         run.update_status("failed", error=f"{type(error).__name__}: {error}"[:500])
         raise
@@ -220,11 +236,28 @@ def _train(run: RunFolder, setup: TrainingSetup, config: PretrainConfig, group: 
         if run.tensorboard is not None:
             run.tensorboard.close()
     if group.is_rank_zero:
-        print("\n".join(map(str, lamps(read_run(run.path)))), flush=True)
+        print("\n".join(last_lines(read_run(run.path))), flush=True)
     if stop.is_set():  # in the last update or after it: what was to come after this run is not wanted
         log(f"{run.path} was finished before it could be stopped")
         raise KeyboardInterrupt
     return run.path
+
+
+def _remedy(error: Diverged, run: RunFolder, recipe: Recipe, config: PretrainConfig) -> str:
+    """What to do about a divergence: a command that trains in another way."""
+    replayed = f"why: unveil replay {shlex.quote(str(run.path))}"
+    if error.remedy == "images":
+        return f"try: repair or leave out those images, and give another --out\n{replayed}"
+    if error.remedy == "float32":
+        return f"try: {replace(config, precision='float32').command(run.path)}\n{replayed}"
+    options = {option.name: option for option in options_of(load_recipe(config.recipe))}
+    if "lr" not in options:
+        return f"try: a lower learning rate in {config.recipe}, and another --out\n{replayed}"
+    default, tried = options["lr"].default, recipe.optim.lr * 0.5**HALVINGS
+    lower = min(tried / 2, default) if isinstance(default, int | float) else tried / 2
+    calmer = replace(config, recipe_options={**config.recipe_options, "lr": float(f"{lower:.2g}")})
+    out = next(path for n in count(2) if not (path := run.path.with_name(f"{run.path.name}-{n}")).exists())
+    return f"try: {calmer.command(out)}\n{replayed}"
 
 
 def _skip_validation(model: MaskedModel, epoch: float, step: int) -> None:

@@ -199,10 +199,11 @@ class Loader:
             keys = torch.where(places == later, sample_keys(self.seed, first + later, order), keys)
         size, count = self.batch_size, self.steps_per_epoch
         batches = [(order[s * size :][:size], keys[s * size :][:size]) for s in range(step, count)]
-        return [
-            (rows.tensor_split(self.num_shards)[self.shard], own.tensor_split(self.num_shards)[self.shard])
-            for rows, own in batches
-        ]
+        return [(self.own_part(rows), self.own_part(own)) for rows, own in batches]
+
+    def own_part(self, batch: Tensor) -> Tensor:
+        """What this process reads of a batch: its samples, or their keys."""
+        return batch.tensor_split(self.num_shards)[self.shard]
 
     def batches(self, epoch: int, start_step: int = 0) -> Generator[Batch]:
         """The batches of an epoch from a step on; `progress` is 0, the training loop sets it."""

@@ -12,10 +12,11 @@ from itertools import groupby
 
 from ..runs.console import duration
 from .comparisons import FEATURE_BASELINES, Comparison, comparisons, in_order, numbers, relation
+from .loss_curve import LEVELS, failed, skipped_updates, spikes, still_falling, too_short, went_back
 from .markup import counted
 from .outlook import outlook
 from .run_record import Evaluation, RunRecord
-from .verdict import LEVELS, OPTIMISATION, Check, failed, measures, overfitting, still_falling, too_short
+from .verdict import OPTIMISATION, Check, measures, overfitting
 
 _STATES: dict[Check, str] = {failed: "failed", overfitting: "over-fitting"}  # of a check that warns; others: unstable
 _EARLY = (failed, still_falling, too_short)  # of these checks a note means that training is not at its end
@@ -38,6 +39,13 @@ class Lamp:
 def lamps(run: RunRecord) -> tuple[Lamp, Lamp]:
     """The lamps of a run: optimisation, then features."""
     return (how := optimisation(run)), features(run.evaluations, run, how)
+
+
+def last_lines(run: RunRecord) -> list[str]:
+    """What the terminal says of a run at its end: its lamps, and what happened on the way."""
+    both = lamps(run)
+    happened = [verdict.sentence for check in (went_back, skipped_updates, spikes) if (verdict := check(run))]
+    return [*(sentence for sentence in happened if sentence not in both[0].sentence), *map(str, both)]
 
 
 def headline(both: Iterable[Lamp]) -> Lamp:

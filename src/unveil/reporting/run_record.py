@@ -10,56 +10,22 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median_high
-from typing import Any, TypeVar
+from typing import Any
 from zipfile import BadZipFile
 
 import numpy as np
 
 from ..runs.lock import status_of
+from .journal import Signals, Step, numbers, read_metrics
 from .outcomes import read_outcomes
-from .run_files import NAN, is_run, mapping, mappings, number, picture_in, read_json, read_lines
+from .run_files import NAN, is_run, mapping, mappings, number, picture_in, read_json
 
 Files = Mapping[str, Path]  # pictures by name
-L = TypeVar("L", bound="LogLine")
 
 
 def protocol_name(protocol: str) -> str:
     """A protocol's title, such as k-NN for knn."""
     return protocol.replace("knn-whitened", "whitened k-NN").replace("knn", "k-NN")
-
-
-@dataclass(frozen=True)
-class LogLine:
-    """A line of `metrics.jsonl`, with the time in seconds since the start; NaN = not logged."""
-
-    step: int
-    epoch: float = NAN
-    time: float = NAN
-
-
-@dataclass(frozen=True)
-class Step(LogLine):
-    """One logged training step; `data_wait` is a share in [0, 1]."""
-
-    loss: float = NAN
-    losses: Mapping[str, float] = field(default_factory=dict)
-    lr: float = NAN
-    grad_norm: float = NAN
-    images_per_second: float = NAN
-    data_wait: float = NAN
-    memory_mb: float = NAN
-    skipped: float = NAN
-
-
-@dataclass(frozen=True)
-class Signals(LogLine):
-    """Label-free measures of the features on held-out images."""
-
-    heldout_loss: float = NAN
-    rankme: float = NAN
-    feature_std: float = NAN
-    feature_dim: float = NAN
-    attention: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -129,6 +95,7 @@ class RunRecord:
     info: Mapping[str, Any] = field(default_factory=dict)
     steps: Sequence[Step] = ()
     signals: Sequence[Signals] = ()
+    events: Sequence[Mapping[str, Any]] = ()  # spikes of the loss, and returns to earlier checkpoints
     evaluations: Sequence[Evaluation] = ()
     earlier: Mapping[int, Sequence[Evaluation]] = field(default_factory=dict)  # of weights on the way, by their step
     probes: Probes = field(default_factory=Probes)
@@ -196,7 +163,7 @@ def read_run(
     folder = Path(path)
     _check_run_folder(folder)
     remarks: list[str] = []
-    steps, signals = _metrics(folder / "metrics.jsonl", remarks)
+    steps, signals, events = read_metrics(folder / "metrics.jsonl", remarks)
     content = mapping(read_json(folder / "run.json", remarks, needed=True) if info is None else info)
     newest, evaluations = _newest_weights(folder, content, weights or {}), read_evaluations(folder / "eval", remarks)
     others = [e for e in evaluations if not e.is_of(newest)]
@@ -210,6 +177,7 @@ def read_run(
         info={**content, "status": status_of(folder, content)} if "status" in content else content,
         steps=steps,
         signals=signals,
+        events=events,
         evaluations=[evaluation for evaluation in evaluations if evaluation.is_of(newest)],
         earlier=_earlier(folder / "eval", others, remarks),
         probes=_probes(folder / "pictures", remarks),
@@ -243,39 +211,15 @@ def _check_run_folder(folder: Path) -> None:
     raise ValueError(f"{folder} is not a run folder: it has neither run.json nor metrics.jsonl; {hint}")
 
 
-def _numbers(value: Any) -> dict[str, float]:
-    return {str(k): number(v) for k, v in mapping(value).items()}
-
-
-def _metrics(path: Path, remarks: list[str]) -> tuple[list[Step], list[Signals]]:
-    """The log as the run went in the end: where a continued run went back, what it had logged beyond is dropped."""
-    steps: list[Step] = []
-    signals: list[Signals] = []
-    for entry in read_lines(path, remarks):
-        at = int(number(entry["step"]))
-        if entry.get("kind") == "step":
-            if steps and at <= steps[-1].step:
-                steps, signals = [s for s in steps if s.step < at], [s for s in signals if s.step < at]
-            steps.append(_log_line(Step, entry, "losses"))
-        elif entry.get("kind") == "signals":
-            signals = [*(s for s in signals if s.step < at), _log_line(Signals, entry, "attention")]
-    return steps, signals
-
-
-def _log_line(kind: type[L], entry: Mapping[str, Any], nested: str) -> L:
-    values: dict[str, Any] = {name: number(entry.get(name)) for name in kind.__dataclass_fields__}
-    return kind(**values | {"step": int(values["step"]), nested: _numbers(entry.get(nested))})
-
-
 def read_evaluations(folder: Path, remarks: list[str]) -> list[Evaluation]:
     """The results in a folder that `unveil evaluate` wrote, in the order of their names."""
     evaluations = []
     for path in sorted(folder.glob("*.json")):
         content = mapping(read_json(path, remarks))
-        if metrics := _numbers(content.get("metrics")):
-            baselines = {str(k): _numbers(v) for k, v in mapping(content.get("baselines")).items()}
+        if metrics := numbers(content.get("metrics")):
+            baselines = {str(k): numbers(v) for k, v in mapping(content.get("baselines")).items()}
             protocol, data = str(content.get("protocol") or path.stem), str(content.get("data") or "")
-            details = {str(k): _numbers(v) for k, v in mapping(content.get("details")).items()}
+            details = {str(k): numbers(v) for k, v in mapping(content.get("details")).items()}
             card, settings = str(content.get("card") or ""), dict(mapping(content.get("settings")))
             settings |= {key: content.get(key) for key in ("pool", "test_data")}
             outcomes = _outcomes(folder, path.stem, remarks)

@@ -11,10 +11,11 @@ from typing import Any
 
 from ..runs.console import duration
 from .charts import NUM_COLOURS, Line, line_chart
+from .journal import Signals, Step
 from .lamps import headline, lamps
 from .markup import Markup, brief, count, counted, figure, html_table, percent, remark, tag
 from .run_files import mappings, number
-from .run_record import RunRecord, Signals, Step
+from .run_record import RunRecord
 from .verdict import judge
 
 Runs = Sequence[RunRecord]

@@ -6,30 +6,33 @@ docs/looking.md has the sources of the published failures of training with teach
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 
 import numpy as np
-from jaxtyping import Float
 
+from .journal import Signals
+from .loss_curve import (
+    LEVELS,
+    Verdict,
+    diverged,
+    ends,
+    failed,
+    finite,
+    is_long_enough,
+    not_falling,
+    shortened,
+    skipped_updates,
+    spikes,
+    still_falling,
+    tenths,
+    too_short,
+    went_back,
+)
 from .markup import brief, counted, figure, percent
-from .run_record import Evaluation, RunRecord, Signals
+from .run_record import Evaluation, RunRecord
 
-LEVELS = ("problem", "warning", "note", "ok")
-ENOUGH_STEPS = 100
-ENOUGH_ROWS = 20
 _NEAR = 0.1  # from 0 or 1: a student weight as near as this counts as 0 or 1
 _EVEN = 0.995
-_CALMER = "Continue from an earlier checkpoint, or start again, with a lower learning rate or a longer warm-up."
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """The result of a check: its level (one of LEVELS), a sentence with the numbers, and advice."""
-
-    level: str
-    sentence: str
-    advice: str = ""
 
 
 def judge(run: RunRecord, others: Sequence[RunRecord] = ()) -> list[Verdict]:
@@ -38,130 +41,13 @@ def judge(run: RunRecord, others: Sequence[RunRecord] = ()) -> list[Verdict]:
     return sorted(verdicts, key=lambda v: LEVELS.index(v.level))
 
 
-def _finite(values: Iterable[float]) -> Float[np.ndarray, " n"]:
-    array = np.array(list(values), np.float64)
-    return array[np.isfinite(array)]
-
-
-def _losses(run: RunRecord) -> Float[np.ndarray, " n"]:
-    return _finite(s.loss for s in run.steps)
-
-
-def _tenths(run: RunRecord) -> list[float]:
-    """The mean loss of each tenth of the log."""
-    return [float(tenth.mean()) for tenth in np.array_split(_losses(run), 10)]
-
-
-def _ends(run: RunRecord) -> tuple[float, float]:
-    """The mean loss over the first and over the last tenth of the log."""
-    loss = _losses(run)
-    tenth = max(1, len(loss) // 10)
-    return float(loss[:tenth].mean()), float(loss[-tenth:].mean())
-
-
-def _is_long_enough(run: RunRecord) -> bool:
-    """Whether the log is long enough to assess its loss curve."""
-    return bool(run.steps) and run.steps[-1].step >= ENOUGH_STEPS and len(_losses(run)) >= ENOUGH_ROWS
-
-
-def failed(run: RunRecord) -> Verdict | None:
-    """The run ended with an error, was stopped or killed, or is still going."""
-    status = run.text("status")
-    where = f"at epoch {brief(run.epochs_done)} of {brief(run.number('dials', 'epochs'))}"
-    if status == "failed":
-        return Verdict("problem", f"The run failed {where}: {run.text('error') or 'no error was noted'}.")
-    if status == "stopped":
-        return Verdict("note", f"The run was stopped {where}.", "The same command goes on from there.")
-    if status == "killed":
-        return Verdict("note", f"The run was killed {where}.", "The same command goes on from its last checkpoint.")
-    if status == "running":
-        return Verdict("note", f"The run was training {where} when this page was written.")
-    return None
-
-
-def shortened(run: RunRecord) -> Verdict | None:
-    """The run made fewer updates than were planned, to end at its time."""
-    made, planned = run.number("updates", "made"), run.number("updates", "planned")
-    if not made < planned:
-        return None
-    sentence = f"The run made {made:,.0f} of {planned:,.0f} planned updates, since the machine was slower than measured"
-    return Verdict("note", f"{sentence}, to end at its time.", "Give more --minutes, or the --epochs.")
-
-
-def too_short(run: RunRecord) -> Verdict | None:
-    """The run has logged no step so far, or too few to assess the loss curve."""
-    if not run.steps:
-        return Verdict("note", "No training step was logged yet.", "Write the report again once training has begun.")
-    if _is_long_enough(run):
-        return None
-    advice = f"Curves are assessed from {ENOUGH_STEPS} steps on: give more --minutes or --epochs."
-    return Verdict("note", f"Too few steps to assess the loss curve: {run.steps[-1].step}.", advice)
-
-
-def diverged(run: RunRecord) -> Verdict | None:
-    """The loss is not finite at the end, or far above its minimum."""
-    if not run.steps:
-        return None
-    if not math.isfinite(run.steps[-1].loss):
-        return Verdict("problem", f"The loss was {figure(run.steps[-1].loss)} at the last step.", _CALMER)
-    if len(_losses(run)) < ENOUGH_ROWS:
-        return None
-    tenths = _tenths(run)
-    best, last = min(tenths), tenths[-1]
-    if last <= 1.25 * best:
-        return None
-    return Verdict("problem", f"The loss fell to {figure(best)}, then climbed to {figure(last)}: it diverged.", _CALMER)
-
-
-def skipped_updates(run: RunRecord) -> Verdict | None:
-    """Updates were skipped because a gradient was not finite."""
-    if not run.steps or not run.steps[-1].skipped > 0:
-        return None
-    skipped, steps = run.steps[-1].skipped, max(run.steps[-1].step, 1)
-    plural = "update was" if skipped == 1 else "updates were"
-    sentence = f"{skipped:.0f} of {steps:,} {plural} skipped, because the gradient was not finite"
-    sentence += f" ({percent(skipped / steps)})."
-    if skipped / steps > 0.01:
-        return Verdict("problem", sentence, _CALMER)
-    return Verdict("note", sentence, "A few are harmless; many call for a lower learning rate or float32.")
-
-
-def not_falling(run: RunRecord) -> Verdict | None:
-    """The loss did not fall over the whole training."""
-    if not _is_long_enough(run) or diverged(run):
-        return None
-    first, last = _ends(run)
-    if last < 0.98 * first:
-        return None
-    return Verdict(
-        "problem",
-        f"The loss did not fall: {figure(first)} at the start, {figure(last)} at the end.",
-        "Check that the images differ and are not blank, then try a higher learning rate or more epochs.",
-    )
-
-
-def still_falling(run: RunRecord) -> Verdict | None:
-    """The loss was still falling at the end, so the run was too short."""
-    if not _is_long_enough(run) or not_falling(run) or diverged(run):
-        return None
-    first, last = _ends(run)
-    *_, before, _, end = np.array_split(_losses(run), 10)
-    drop = float(before.mean() - end.mean())
-    noise = math.sqrt(before.var() / len(before) + end.var() / len(end))
-    if drop < 0.1 * (first - last) or drop < 3 * noise:
-        return None
-    share = percent(drop / (first - last))
-    sentence = f"The loss was still falling: {share} of its total decrease came in the last fifth."
-    return Verdict("note", sentence, "Train longer: raise --epochs.")
-
-
 def overfitting(run: RunRecord) -> Verdict | None:
     """The held-out loss rises while the training loss falls, or lies far above it."""
     heldout = [s for s in run.signals if math.isfinite(s.heldout_loss)]
-    if not heldout or not _is_long_enough(run):
+    if not heldout or not is_long_enough(run):
         return None
     best, last = min(heldout, key=lambda s: s.heldout_loss), heldout[-1]
-    train = _ends(run)[1]
+    train = ends(run)[1]
     advice = "Use more images, fewer epochs or a smaller --size."
     if last.heldout_loss > 1.03 * best.heldout_loss:
         return Verdict(
@@ -204,9 +90,17 @@ def collapse(run: RunRecord) -> Verdict | None:
     return Verdict("warning", f"The features shrink: RankMe fell from {figure(peak)} to {_dimensions(last)}.", advice)
 
 
+def not_computable(run: RunRecord) -> Verdict | None:
+    """Signals that could not be computed, since features or losses were not finite or too large."""
+    if not (names := run.last_signals.not_computable):
+        return None
+    sentence = f"At epoch {brief(run.last_signals.epoch)} not computable: {', '.join(names)}."
+    return Verdict("warning", sentence, "The weights have diverged; use earlier ones.")
+
+
 def data_bound(run: RunRecord) -> Verdict | None:
     """Training waits for images to be decoded."""
-    waits = _finite(s.data_wait for s in run.steps)
+    waits = finite(s.data_wait for s in run.steps)
     if not len(waits) or not (wait := float(np.median(waits[len(waits) // 2 :]))) > 0.3:
         return None
     beside = f", with {workers} workers" if (workers := run.text("settings", "workers")) else ""
@@ -241,9 +135,9 @@ def _student_weight(run: RunRecord) -> float:
 def easy_targets(run: RunRecord) -> Verdict | None:
     """A low loss with a poor k-NN accuracy: the targets have become easy to predict."""
     knn = _knn(run)
-    if math.isnan(_student_weight(run)) or knn is None or not _is_long_enough(run):
+    if math.isnan(_student_weight(run)) or knn is None or not is_long_enough(run):
         return None
-    first, last = _ends(run)
+    first, last = ends(run)
     better = [name for name in _WORDS if knn.accuracy(name) >= knn.accuracy()]
     if last > 0.7 * first or not better:
         return None
@@ -262,7 +156,7 @@ def unstable_weight(run: RunRecord) -> Verdict | None:
     """Unstable training with a student weight near 0 or 1."""
     weight = _student_weight(run)
     is_all_teacher = run.text("dials", "masking") == run.text("dials", "targets") == "teacher"
-    if math.isnan(weight) or _NEAR < weight < 1 - _NEAR or is_all_teacher or not _is_long_enough(run):
+    if math.isnan(weight) or _NEAR < weight < 1 - _NEAR or is_all_teacher or not is_long_enough(run):
         return None
     if not (signs := _unrest(run)):
         return None
@@ -331,12 +225,12 @@ def _unrest(run: RunRecord) -> list[str]:
     """Signs of unstable training in the second half of the log."""
     signs = []
     half = run.steps[len(run.steps) // 2 :]
-    norms = _finite(s.grad_norm for s in half)
+    norms = finite(s.grad_norm for s in half)
     if len(norms) >= 10 and (peak := float(norms.max())) > 10 * (middle := float(np.median(norms))):
         signs.append(f"the gradient norm rose to {figure(peak)} from about {figure(middle)}")
-    tenths = _tenths(run)
-    lowest = min(tenths)
-    if (worst := max(tenths[tenths.index(lowest) :])) > 1.1 * lowest:
+    means = tenths(run)
+    lowest = min(means)
+    if (worst := max(means[means.index(lowest) :])) > 1.1 * lowest:
         signs.append(f"the loss rose from {figure(lowest)} to {figure(worst)}")
     if run.steps[-1].skipped > 0:
         signs.append(f"{run.steps[-1].skipped:.0f} updates were skipped")
@@ -350,7 +244,7 @@ def _dimensions(at: Signals) -> str:
 
 def measures(run: RunRecord) -> str:
     """The measures of a run whose loss curve can be assessed, in a sentence."""
-    first, last = _ends(run)
+    first, last = ends(run)
     signals = run.last_signals
     parts = [f"the loss fell from {figure(first)} to {figure(last)} in {counted(run.epochs_done, 'epoch')}"]
     parts += [] if run.steps[-1].skipped > 0 else ["no update was skipped"]
@@ -362,6 +256,15 @@ def measures(run: RunRecord) -> str:
 
 Check = Callable[[RunRecord], Verdict | None]
 OPTIMISATION: tuple[Check, ...] = (
-    failed, diverged, collapse, not_falling, skipped_updates, unstable_weight, overfitting, still_falling, too_short,
+    failed, diverged, collapse, not_falling, skipped_updates, spikes, went_back, unstable_weight, overfitting,
+    still_falling, too_short,
 )  # fmt: skip
-CHECKS: tuple[Check, ...] = (*OPTIMISATION, shortened, easy_targets, even_guidance, data_bound, unreadable_files)
+CHECKS: tuple[Check, ...] = (
+    *OPTIMISATION,
+    shortened,
+    not_computable,
+    easy_targets,
+    even_guidance,
+    data_bound,
+    unreadable_files,
+)

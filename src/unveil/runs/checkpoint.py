@@ -7,7 +7,7 @@ It holds `model.safetensors` (trained and averaged weights), `optimizer.safetens
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from .atomic import replacing, sync, write_json
 from .checkpoint_state import (
     MODEL,
+    REPLAY_FOLDER,
     STATE,
     WEIGHTS_FOLDER,
     all_weights,
@@ -66,15 +67,51 @@ def save(
     state: Mapping[str, Any],
     metadata: Mapping[str, str],
     at_epoch: float | None = None,
+    spared: Collection[int] = (),
 ) -> Path:
-    """Write the checkpoint of a step; remove all but the newest `NUM_CHECKPOINTS` and any of a later step.
+    """Write the checkpoint of a step; remove all but the newest `NUM_CHECKPOINTS` and `spared` steps, and later ones.
 
     With `at_epoch` it goes to the weights that stay. Raises OSError when it cannot be written; the previous
     checkpoints are untouched then.
     """
-    folder = run / ("checkpoints" if at_epoch is None else WEIGHTS_FOLDER)
     if at_epoch is not None:
-        state = {**state, "kept_at": at_epoch}
+        return write(run, WEIGHTS_FOLDER, step, model, {}, {**state, "kept_at": at_epoch}, metadata)
+    final = write(run, "checkpoints", step, model, optimizer, state, metadata)
+    existing = folders(run)
+    earlier = existing[: existing.index(final) + 1]
+    remaining = {*earlier[-NUM_CHECKPOINTS:], *(f for f in earlier if step_of(f) in spared)}
+    for other in set(existing) - remaining:
+        shutil.rmtree(other, ignore_errors=True)
+    return final
+
+
+def save_replay(
+    run: Path,
+    step: int,
+    model: Mapping[str, Tensor],
+    optimizer: Mapping[str, Tensor],
+    state: Mapping[str, Any],
+    metadata: Mapping[str, str],
+) -> Path:
+    """Keep the weights before a step for `unveil replay`, and no other step. Raises OSError."""
+    final = write(run, REPLAY_FOLDER, step, model, optimizer, state, metadata)
+    for other in final.parent.glob("step-*"):
+        if other != final:
+            shutil.rmtree(other, ignore_errors=True)
+    return final
+
+
+def write(
+    run: Path,
+    place: str,
+    step: int,
+    model: Mapping[str, Tensor],
+    optimizer: Mapping[str, Tensor],
+    state: Mapping[str, Any],
+    metadata: Mapping[str, str],
+) -> Path:
+    """Write weights and moments with their state into a place of the run, as a whole or not at all. Raises OSError."""
+    folder = run / place
     folder.mkdir(exist_ok=True)
     remove_partial_files(run)
     final = folder / f"step-{step:08d}"
@@ -99,11 +136,6 @@ def save(
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
-    if at_epoch is None:
-        existing = folders(run)
-        newest = existing[: existing.index(final) + 1][-NUM_CHECKPOINTS:]
-        for other in set(existing) - set(newest):
-            shutil.rmtree(other, ignore_errors=True)
     return final
 
 
@@ -115,7 +147,7 @@ def write_weights(file: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
 
 def remove_partial_files(run: Path) -> None:
     """Remove the partial checkpoints of a process that was killed while it saved."""
-    for name in ("checkpoints", WEIGHTS_FOLDER):
+    for name in ("checkpoints", WEIGHTS_FOLDER, REPLAY_FOLDER):
         for partial in (run / name).glob(".step-*"):
             shutil.rmtree(partial, ignore_errors=True)
 

@@ -14,11 +14,17 @@ from .regular_files import open_regular, read_text
 
 MODEL, STATE = "model.safetensors", "state.json"
 WEIGHTS_FOLDER = "kept"  # the folder of weights that stay
+REPLAY_FOLDER = "replay"  # the folder of a step that was not finite, and of the weights before it
 
 
 def folders(run: Path) -> list[Path]:
     """The checkpoints of a run, the oldest first."""
     return _folders(run / "checkpoints")
+
+
+def replay_folder(run: Path) -> Path | None:
+    """The folder of the step that a run has recorded for `unveil replay`; None where there is none."""
+    return next(reversed(_folders(run / REPLAY_FOLDER)), None)
 
 
 def _folders(parent: Path) -> list[Path]:

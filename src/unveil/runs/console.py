@@ -33,6 +33,17 @@ class RankLost(RuntimeError):  # noqa: N818
         self.speaks = speaks
 
 
+class Diverged(ValueError):  # noqa: N818
+    """Training went back and lowered its rate as often as it may, and still cannot go on.
+
+    `remedy` is what promises most: a lower rate, float32, or other images.
+    """
+
+    def __init__(self, message: str, remedy: str = "rate"):
+        super().__init__(message)
+        self.remedy = remedy
+
+
 class Stopped(KeyboardInterrupt):
     """A signal has stopped a command in order, with everything saved: SIGTERM or SIGUSR1, as Ctrl-C does."""
 

@@ -32,7 +32,18 @@ _RUN_FILES = (  # what a run writes, and all that --overwrite removes; run.json 
     *("run.json", "metrics.jsonl", "broken.json", "nonfinite.json", "inspection.json", OWN_RECIPE),
     TRAINED_IMAGES,
     *("config.yaml", "report.html"),
-    *("checkpoints", "kept", "pictures", "eval", "features", "outcomes", "analysis", "look.png", _TENSORBOARD),
+    *(
+        "checkpoints",
+        "kept",
+        "replay",
+        "pictures",
+        "eval",
+        "features",
+        "outcomes",
+        "analysis",
+        "look.png",
+        _TENSORBOARD,
+    ),
 )
 
 
@@ -142,6 +153,12 @@ class RunFolder:
         if self.tensorboard is not None:
             with self.tolerate_io_errors(_TENSORBOARD):
                 self.tensorboard.add(line)
+
+    def count_metrics(self, kind: str) -> int:
+        """The number of lines of a kind in `metrics.jsonl`."""
+        journal = self.path / "metrics.jsonl"
+        lines = journal.read_text(errors="replace").splitlines() if journal.is_file() else []
+        return sum(f'"kind": "{kind}"' in line for line in lines)
 
     @contextmanager
     def tolerate_io_errors(self, what: str) -> Iterator[None]:

@@ -15,10 +15,12 @@ from ..data.aligned_folders import aligned_modalities, open_samples
 from ..data.identity import replaced
 from ..data.inspection import AlignedInspection, Inspection, inspect_samples, inspect_source
 from ..data.listing import splits_in
+from ..data.loader import Loader
 from ..data.modality_config import BUILT_IN, Declared, declare
 from ..data.sources import Samples, SampleSource, Source, Subset, names_of, open_source, origin, presence
 from ..data.splits import hold_out
 from ..modeling.types import Modality
+from ..recipes.recipe import Recipe
 from ..recipes.registry import check_modalities, default_modalities
 from ..runs.console import log, quoted
 from ..runs.folder import read_trained_images
@@ -118,6 +120,30 @@ def present(source: Source) -> dict[str, Bool[Tensor, " N"]]:
 def split_data(source: Source, config: PretrainConfig, seed: int) -> tuple[Subset, Subset]:
     """The source in two: images to train on, and held-out ones for validation and pictures."""
     return hold_out(source, config.held_out_share, seed, last=config.held_out == "last", group_by=config.group_by)
+
+
+def make_loader(
+    train: Source,
+    recipe: Recipe,
+    modalities: tuple[Modality, ...],
+    config: PretrainConfig,
+    device: str,
+    shard: tuple[int, int] = (0, 1),
+) -> Loader:
+    """The loader of a run, or of one of its processes: `shard` is its rank and the number of processes."""
+    return Loader(
+        train,
+        recipe.view,
+        recipe.optim.batch_size,
+        config.seed,
+        workers=config.workers,
+        max_broken=config.max_broken,
+        modality=modalities,
+        shard=shard,
+        repeats=config.repeats,
+        pinned=device.startswith("cuda"),
+        on_device=config.augment_on == "device",
+    )
 
 
 def check_images(run: Path, train: Source) -> None:

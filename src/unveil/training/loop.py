@@ -29,7 +29,9 @@ from ..runs.folder import RunFolder
 from ..runs.hardware import memory_used
 from ..runs.threads import AdaptiveThreads
 from .distributed import SINGLE_PROCESS, Group
-from .metrics import MetricsWindow, SkippedSteps, progress_text
+from .health import MAX_SKIPPED
+from .ladder import Ladder
+from .metrics import MetricsWindow, progress_text
 from .pace import Pace, Plan, Schedule
 from .trainer import Settings, Trainer
 
@@ -43,10 +45,6 @@ STOPPING = tuple(
 LOG_EVERY = 10  # steps at least where a device works beside the host, which waits for it to read a loss
 
 Validate = Callable[[MaskedModel, float, int], None]  # model, epoch, step
-
-
-class Diverged(ValueError):  # noqa: N818
-    """Too many updates in a row were not finite."""
 
 
 class Stop(threading.Event):
@@ -114,7 +112,7 @@ class Loop:
         self.log_every = max(1, min(max(total // LINES, least), per_epoch))
         self.planned_val_every = self.val_every = max(1, round(settings.val_every * per_epoch))
         self.save_at = _steps_to_save(settings.save_every, total, per_epoch)
-        self.skipped = SkippedSteps(run, loader)
+        self.ladder = Ladder(run, loader, settings, group, seed, metadata, total)
         self.threads = AdaptiveThreads(0 if settings.compile else settings.adaptive_threads)
         self.pace = Pace(plan, settings.compile)
         self.seconds = 0.0  # of training, over all sessions
@@ -129,16 +127,19 @@ class Loop:
         """Train to the end, from a checkpoint where there is one, and return the last stage's model.
 
         `start` may load weights into the first model of a run without a checkpoint, whose optimiser begins with the
-        `moments` that are given. Raises KeyboardInterrupt after `stop` was set, with everything saved; Diverged when
-        updates stay non-finite.
+        `moments` that are given. Raises KeyboardInterrupt after `stop` was set, with everything saved; WentBack where
+        training is to be continued from an earlier checkpoint, and Diverged where that was done too often.
         """
         step = first = 0
         if resume is not None:
             step, first = resume.state["step"], resume.state["stage"]
-            self.seconds, self.skipped.count = resume.state["seconds"], resume.state["skipped"]
+            self.seconds = resume.state["seconds"]
             self.schedule.restore(resume.state.get("schedule", {}))
+        self.seconds += self.ladder.restore(resume.state if resume else {})
         before: Trainer | None = None
         for index in range(first, len(self.starts)):
+            if index > first:
+                self.ladder.skipped.health.start_stage()
             seed_stage(self.seed, index)
             model = self.recipe.stages[index].build()
             self._check_teachers(model, index)
@@ -181,8 +182,8 @@ class Loop:
         began = saved - self.seconds  # as if the stages and sessions before had been just now
         window = MetricsWindow(self.loader.wait_seconds)
         self.pace.start_stage(self.loader.wait_seconds)
-        for epoch, batch in self._batches(step, index):
-            lr, share = self._rate(index, step), schedule.at(step, index) / schedule.planned[-1]
+        for batch in self._batches(step, index):
+            lr, share = self._at(index, step)
             self.group.tick(f"the update of step {step + 1}")
             trainer.model.before_step(step, share)
             batch = replace(batch, progress=torch.tensor(share), step_key=step_key(self.seed, step))
@@ -190,7 +191,7 @@ class Loop:
                 update = trainer.update(batch, lr)
             step += 1
             window.add(update, self.loader.batch_size)
-            self.skipped.add(update, epoch, step)
+            self.ladder.skipped.add(update, step)
             self.seconds = time.monotonic() - began
             stops = self._stopping(stop)  # read once: a later signal stops after the next step
             if step % self.log_every == 0 or step == schedule.ends[index] or stops:
@@ -200,9 +201,9 @@ class Loop:
                 window = MetricsWindow(self.loader.wait_seconds)
                 self._keep_time(index, step, progress)
             is_last = step == schedule.ends[index] or bool(stops)
-            if self.skipped.too_many():
-                self._save(trainer, index, step, must=False)
-                raise Diverged(self.skipped.report())
+            is_due = is_last or step % self.log_every == 0 or step % MAX_SKIPPED == 0
+            if is_due and (not stops or step == schedule.total):
+                self.ladder.check(trainer, index, step, batch, self.seconds, self._at)
             if step % self.val_every == 0 or step == schedule.total:
                 with window.paused(), self.pace.paused():
                     self.group.tick("validation")
@@ -212,8 +213,9 @@ class Loop:
                 self.group.tick("saving")
                 if step in self.save_at:
                     self._save_weights(trainer, index, step)
-                if is_last or time.monotonic() - saved > 60 * self.settings.save_minutes:
-                    self._save(trainer, index, step, must=is_last)
+                is_good = step % self.ladder.good_every == 0 or step == schedule.ends[index]
+                if is_last or is_good or time.monotonic() - saved > 60 * self.settings.save_minutes:
+                    self._save(trainer, index, step, must=is_last, is_good=is_good)
                     saved = time.monotonic()
             self.group.tick("reading data")
             if stops and step < schedule.total:
@@ -227,11 +229,15 @@ class Loop:
         number = getattr(stop, "number", 0) or signal.SIGINT
         return self.group.highest(number if stop.is_set() else 0)
 
-    def _rate(self, index: int, step: int) -> float:
-        """The learning rate at a step: of the whole run, or of its stage where stages restart the schedule."""
-        planned = self.schedule.planned
+    def _at(self, index: int, step: int) -> tuple[float, float]:
+        """The learning rate, and the share of training done, of a stage at a step.
+
+        The rate is that of the whole run, or of the stage where stages restart the schedule.
+        """
+        planned, at = self.schedule.planned, self.schedule.at(step, index)
         start, end = (self.starts[index], planned[index]) if self.recipe.restart else (0, planned[-1])
-        return self.recipe.optim.rate(self.schedule.at(step, index) - start, end - start, self.loader.steps_per_epoch)
+        rate = self.recipe.optim.rate(at - start, end - start, self.loader.steps_per_epoch)
+        return rate * self.ladder.rate_factor(step), at / planned[-1]
 
     def shortened(self) -> dict[str, Any]:
         """The entry `updates` of `run.json` where not all that were planned were made, to end at the run's time."""
@@ -250,15 +256,15 @@ class Loop:
         if text := self.pace.warning(schedule.planned[-1], schedule.total):
             progress.log(text)
 
-    def _batches(self, step: int, stage: int) -> Iterator[tuple[int, Batch]]:
-        """The batches after a step, up to the last of a stage, with their epochs."""
+    def _batches(self, step: int, stage: int) -> Iterator[Batch]:
+        """The batches after a step, up to the last of a stage."""
         per_epoch = self.loader.steps_per_epoch
         while step < self.schedule.ends[stage]:
             epoch = step // per_epoch
             batches = cast("Generator[Batch]", self.loader.batches(epoch, step - epoch * per_epoch))
             with closing(batches):  # ends its threads
                 for batch in uploaded(batches, torch.device(self.settings.device)):
-                    yield epoch, batch
+                    yield batch
                     step += 1
                     if step >= self.schedule.ends[stage]:
                         return
@@ -270,7 +276,8 @@ class Loop:
         epoch = step / self.loader.steps_per_epoch
         line = {"kind": "step", "step": step, "epoch": epoch, "time": self.seconds, "lr": lr}
         line |= window.line(self.loader.wait_seconds)
-        line |= {"memory_mb": memory_used(torch.device(self.settings.device)), "skipped": self.skipped.read()}
+        line |= {"memory_mb": memory_used(torch.device(self.settings.device)), "skipped": self.ladder.skipped.read()}
+        line |= {"spikes": self.ladder.skipped.health.spikes}
         self.run.log_metrics(line)
         total = self.schedule.total
         progress.update(progress_text(line, total, self.loader.steps_per_epoch), step, total)
@@ -286,23 +293,29 @@ class Loop:
         if self.settings.save_every is None and len(SAVED) * sum(w.nbytes for w in weights.values()) > MOST_SAVED:
             return
         state = {"stage": index, "epoch": step / self.loader.steps_per_epoch, "seconds": self.seconds}
+        state |= {"returns": len(self.ladder.returns)}
         with self.run.tolerate_io_errors(checkpoint.WEIGHTS_FOLDER):
             checkpoint.save(self.run.path, step, weights, {}, state, self.metadata, self.save_at[step])
 
-    def _save(self, trainer: Trainer, index: int, step: int, must: bool) -> None:
-        """Save a checkpoint, on rank zero. Unless it `must`, an error of the disk is logged and training continues."""
+    def _save(self, trainer: Trainer, index: int, step: int, must: bool, is_good: bool) -> None:
+        """Save a checkpoint, on rank zero. Unless it `must`, an error of the disk is logged and training continues.
+
+        One that `is_good`, where nothing is wrong, stays for a while, to go back to.
+        """
         if not self.group.is_rank_zero:
             return
         self.run.check_place()
         epoch = step / self.loader.steps_per_epoch
         state: dict[str, Any] = {"stage": index, "epoch": epoch, "seconds": self.seconds}
-        state["skipped"] = self.skipped.read()
         state["run"] = self.run.metadata  # so that a run.json that is lost can be restored
         if changed := self.schedule.state:
             state["schedule"] = changed
+        weights = trainer.model.state_dict()
         try:
             moments = checkpoint.optimizer_tensors(trainer.model, trainer.optimizer)
-            checkpoint.save(self.run.path, step, trainer.model.state_dict(), moments, state, self.metadata)
+            state |= self.ladder.state(step if is_good else None, (*weights.values(), *moments.values()))
+            good = self.ladder.good if step < self.schedule.total else ()  # nothing goes back from the end
+            checkpoint.save(self.run.path, step, weights, moments, state, self.metadata, None, good)
             self.run.update_status("running", last_checkpoint=step)
         except OSError as error:
             if must:

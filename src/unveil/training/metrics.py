@@ -8,13 +8,14 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from jaxtyping import Int
 from torch import Tensor
 
 from ..data.loader import Loader
 from ..runs.folder import RunFolder
+from .health import Health
 from .trainer import Update
 
-MAX_SKIPPED = 20  # updates in a row that are not finite before the run stops
 _NAMED = 100  # skipped steps whose images are listed in nonfinite.json
 
 
@@ -67,48 +68,47 @@ def progress_text(line: Mapping[str, Any], total: int, per_epoch: int) -> str:
 
 
 class SkippedSteps:
-    """Counts skipped (non-finite) steps and lists their images in `nonfinite.json`; too many in a row end a run."""
+    """Reads what the updates gave, many at a time: counts skipped (non-finite) steps, lists their images in
+    `nonfinite.json`, and keeps the `health` of the training, whose spikes go to `metrics.jsonl`.
+    """
 
     def __init__(self, run: RunFolder, loader: Loader):
         self.run, self.loader = run, loader
-        self.count = self.in_a_row = 0
-        self.unread: list[tuple[int, int, Tensor]] = []
+        self.count, self.health = 0, Health()
+        self.last_step, self.last_losses = 0, dict[str, float]()  # of the last skipped update
+        self.unread: list[tuple[int, Update]] = []
 
-    def add(self, update: Update, epoch: int, step: int) -> None:
+    def add(self, update: Update, step: int) -> None:
         """Add an update, skipped or not, without waiting for the device."""
-        self.unread.append((epoch, step, update.skipped))
+        self.unread.append((step, update))
 
     def read(self) -> int:
         """The number of skipped steps so far; waits for the device."""
         if not self.unread:
             return self.count
-        flags = torch.stack([skipped for *_, skipped in self.unread]).tolist()
-        skipped = [place for *place, _ in [u for u, flag in zip(self.unread, flags, strict=True) if flag]]
-        for flag in flags:
-            self.in_a_row = self.in_a_row + 1 if flag else 0
+        updates = [update for *_, update in self.unread]
+        rows = torch.stack([torch.stack([u.skipped.float(), u.norm, *u.losses.values()]) for u in updates])
+        numbers = rows.tolist()
+        skipped = []
+        for (step, update), (flag, norm, *losses) in zip(self.unread, numbers, strict=True):
+            if spike := self.health.add(step, losses, norm, bool(flag)):
+                self.run.log_metrics({**spike, "epoch": step / self.loader.steps_per_epoch})
+            if flag:
+                skipped.append(step)
+                self.last_step, self.last_losses = step, dict(zip(update.losses, losses, strict=True))
         self.unread.clear()
         if skipped:
             self.count += len(skipped)
-            before = [u for u in self.run.read("nonfinite.json", []) if u["step"] < skipped[0][1]]
-            named = [{"step": step, "images": self._images(epoch, step)} for epoch, step in skipped]
+            before = [u for u in self.run.read("nonfinite.json", []) if u["step"] < skipped[0]]
+            named = [{"step": step, "images": self.images(step)} for step in skipped]
             self.run.write_optional_json("nonfinite.json", [*before, *named][-_NAMED:])
         return self.count
 
-    def too_many(self) -> bool:
-        """Whether MAX_SKIPPED steps in a row were skipped; waits for the device only every so many steps."""
-        if len(self.unread) >= MAX_SKIPPED or (self.in_a_row and self.unread):
-            self.read()
-        return self.in_a_row >= MAX_SKIPPED
+    def samples(self, step: int) -> Int[Tensor, " B"]:
+        """The samples of the batch of a step, counted from 1, in all processes."""
+        epoch, place = divmod(step - 1, self.loader.steps_per_epoch)
+        return self.loader.order(epoch)[place * self.loader.batch_size :][: self.loader.batch_size]
 
-    def report(self) -> str:
-        """The error message: what happened and what to try."""
-        return (
-            f"{self.in_a_row} updates in a row were not finite and were skipped; the weights are those of the last"
-            " finite one. Try a lower --lr, --clip 1, or --precision float32;"
-            f" {self.run.path / 'nonfinite.json'} names the images"
-        )
-
-    def _images(self, epoch: int, step: int) -> list[str]:
-        place = (step - 1 - epoch * self.loader.steps_per_epoch) * self.loader.batch_size
-        samples = self.loader.order(epoch)[place : place + self.loader.batch_size].tolist()
-        return [self.loader.source.name(i) for i in dict.fromkeys(samples)]
+    def images(self, step: int) -> list[str]:
+        """The names of these samples, each once."""
+        return [self.loader.source.name(i) for i in dict.fromkeys(self.samples(step).tolist())]

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from ..data.sources import Source, class_of
@@ -54,18 +55,29 @@ class ValidationMonitor:
             both = (self.held_out_views, self.train_views)
             features = torch.cat([features_of(model, views.maps[self.first.name]) for views in both if len(views)])
             losses = self._losses(model)
-            metrics = {
+            metrics: dict[str, Any] = {
                 "heldout_loss": sum(losses.values()),
-                "rankme": rankme(features),
-                "feature_std": feature_std(features),
-                "feature_dim": features.shape[1],
+                "rankme": _computable(rankme, features),
+                "feature_std": _computable(feature_std, features),
             }
-            if all(math.isfinite(value) for value in metrics.values()):
-                more: dict[str, Any] = {"heldout_losses": losses} if len(losses) > 1 else {}
-                if model.teachers:
-                    batch = self.held_out_views.on(model.encoder.prefix.device)[:_BATCH]
-                    more["attention"] = attention_metrics(model, batch, model.encode_decode(batch))
-                self.run.log_metrics({"kind": "signals", "step": step, "epoch": epoch, **metrics, **more})
+            missing = [name for name, value in metrics.items() if not math.isfinite(value)]
+            more: dict[str, Any] = (
+                {"heldout_losses": losses} if len(losses) > 1 and "heldout_loss" not in missing else {}
+            )
+            if missing:
+                more["not_computable"] = missing
+            elif model.teachers:
+                batch = self.held_out_views.on(model.encoder.prefix.device)[:_BATCH]
+                more["attention"] = attention_metrics(model, batch, model.encode_decode(batch))
+            line = {
+                "kind": "signals",
+                "step": step,
+                "epoch": epoch,
+                "feature_dim": features.shape[1],
+                **metrics,
+                **more,
+            }
+            self.run.log_metrics({**line, **dict.fromkeys(missing)})
             with self.run.tolerate_io_errors("pictures"):
                 self._picture(model, epoch, step)
         finally:
@@ -130,6 +142,16 @@ def _probe(one: MapPictures, several: bool, is_guided: bool) -> Probe:
         pictures |= {f"draw {way}": picture for way, picture in one.masks.items()}
     pictures |= {f"from {source}": picture for source, picture in one.given.items()}
     return Probe(f"{one.sample} · {one.modality}" if several else one.sample, pictures)
+
+
+def _computable(signal: Callable[[Tensor], float], features: Float[Tensor, "N D"]) -> float:
+    """A signal of features; NaN where it cannot be computed, since weights have diverged."""
+    if not features.isfinite().all():
+        return math.nan
+    try:
+        return signal(features)
+    except torch.linalg.LinAlgError:  # numbers so large that no rank can be told
+        return math.nan
 
 
 def features_of(model: MaskedModel, images: Tensor) -> Tensor:
