@@ -31,13 +31,13 @@ class Verdict:
 
 
 def finite(values: Iterable[float]) -> Float[np.ndarray, " n"]:
-    """The finite ones among numbers."""
+    """The numbers that are finite, as an array."""
     array = np.array(list(values), np.float64)
     return array[np.isfinite(array)]
 
 
 def losses_of(run: RunRecord) -> Float[np.ndarray, " n"]:
-    """The finite losses of the log."""
+    """The losses of the log that are finite, as an array."""
     return finite(s.loss for s in run.steps)
 
 
@@ -47,7 +47,7 @@ def tenths(run: RunRecord) -> list[float]:
 
 
 def tenths_of(loss: Float[np.ndarray, " n"]) -> list[float]:
-    """The mean of each tenth of some losses."""
+    """The mean loss of each tenth, in their order."""
     return [float(tenth.mean()) for tenth in np.array_split(loss, 10)]
 
 

@@ -51,7 +51,7 @@ class Curve:
 
     @property
     def state(self) -> dict[str, Any]:
-        """What goes into a checkpoint."""
+        """What goes into a checkpoint, as JSON holds it."""
         return {"first": self.first, "calm": list(self.calm), "away": self.away, "since": self.since}
 
     @property
@@ -118,7 +118,7 @@ class Health:
 
     @property
     def state(self) -> dict[str, Any]:
-        """What goes into a checkpoint."""
+        """What goes into a checkpoint, as JSON holds it."""
         return {
             "loss": self.loss.state,
             "norm": self.norm.state,
