@@ -302,3 +302,34 @@ def test_yaml_that_multiplies_is_one_error(runs: Path, capsys: pytest.CaptureFix
         (runs / "options.yaml").write_text("\n".join(["recipe: mae", *(f"x{line}" for line in lines), last]))
         assert main(["pretrain", "--config", "options.yaml"]) == 2
         assert len(capsys.readouterr().err) < 2000
+
+
+ODD = "x\x1b]0;title\x07\x1b[2J\x9b1m\nerror: none\u202egnp"
+
+
+def test_a_name_is_never_a_code_of_the_terminal(runs: Path, capsys: pytest.CaptureFixture[str]):
+    """A class, a run, an image and a column are called so, and so is what run.json says."""
+    (runs / "mae").rename(runs / ODD)
+    (runs / "images" / "odd").rename(runs / "images" / ODD)
+    (runs / "images" / "even" / f"{ODD}.png").write_bytes(b"no image")
+    content = json.loads((runs / ODD / "run.json").read_text())
+    content |= {"recipe": "mae", "unveil": ODD, "status": ODD, "git": {"commit": ODD}, "command": ODD}
+    (runs / ODD / "run.json").write_text(json.dumps(content))
+    for words in (
+        ["inspect", "images"],
+        ["evaluate", ODD, "--data", "images", "--protocol", "knn"],
+        ["embed", ODD, "--data", "images"],
+        ["analyze", "attention", ODD],
+        ["report", ODD],
+        ["look", ODD, "--data", ODD],
+        ["analyze", ODD, ODD],
+        ["embed", ODD + ODD, "--data", "images"],
+    ):
+        main(words)
+        out, err = capsys.readouterr()
+        for text in (out, err):
+            assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202e]", text), words
+        assert not any(line.startswith("error: none") for line in err.splitlines()), words
+    page = (runs / ODD / "report.html").read_text()
+    assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202e]", page)
+    assert "\\x1b]0;title" in page

@@ -11,12 +11,14 @@ import signal
 import sys
 import traceback
 from collections.abc import Sequence
+from contextlib import redirect_stdout
 from importlib.metadata import version
 from io import TextIOWrapper
 from pathlib import Path
+from typing import TextIO, cast
 
 from ..recipes.options import UsageError
-from ..runs.console import Diverged, RankLost, RankZeroFailed, exit_status, log, suggest
+from ..runs.console import Diverged, HarmlessStream, RankLost, RankZeroFailed, exit_status, log, one_message, suggest
 from .commands import COMMANDS, UNSOUND, HelpAsked
 from .flags import columns
 
@@ -32,7 +34,8 @@ def main(words: Sequence[str] | None = None) -> int:
     if isinstance(sys.stdout, TextIOWrapper):  # names of files may hold what its encoding does not
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
-        code = _dispatch(list(sys.argv[1:] if words is None else words))
+        with redirect_stdout(cast("TextIO", HarmlessStream(sys.stdout))):
+            code = _dispatch(list(sys.argv[1:] if words is None else words))
         sys.stdout.flush()
         return code
     except BrokenPipeError:  # `unveil recipes | head`: nobody reads any more
@@ -90,7 +93,7 @@ def _say_mistake(error: ValueError | OSError) -> None:
     message = str(error) or type(error).__name__
     if isinstance(error, OSError) and error.strerror:
         message = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
-    print(f"error: {message}", file=sys.stderr)
+    print(one_message(f"error: {message}"), file=sys.stderr)
     frame = traceback.extract_tb(error.__traceback__)[-1]
     if isinstance(error, UsageError):
         if error.hint:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from ..runs.console import plural
+from ..runs.console import harmless, plural
 
 _MOST_PIXELS = 1 << 25
 _VOID = frozenset({"img", "meta", "input", "br"})
@@ -29,16 +29,20 @@ def tag(name: str, /, *children: object, **attributes: object) -> Markup:
     An attribute's trailing underscore is dropped and the others become hyphens; None and False leave it out.
     """
     written = "".join(
-        f" {key.rstrip('_').replace('_', '-')}" + ("" if value is True else f'="{html.escape(str(value))}"')
+        f" {key.rstrip('_').replace('_', '-')}" + ("" if value is True else f'="{_escaped(value)}"')
         for key, value in attributes.items()
         if value is not None and value is not False
     )
     return Markup(f"<{name}{written}>" if name in _VOID else f"<{name}{written}>{fragment(children)}</{name}>")
 
 
+def _escaped(value: object) -> str:
+    return html.escape(harmless(str(value)))
+
+
 def fragment(children: Iterable[object]) -> Markup:
     """Children one after another, escaped unless they are Markup; None is left out."""
-    return Markup("".join(c if isinstance(c, Markup) else html.escape(str(c)) for c in children if c is not None))
+    return Markup("".join(c if isinstance(c, Markup) else _escaped(c) for c in children if c is not None))
 
 
 def remark(text: object) -> Markup:

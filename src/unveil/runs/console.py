@@ -5,18 +5,21 @@ from __future__ import annotations
 import difflib
 import math
 import os
+import re
 import signal
 import sys
 import time
 import unicodedata
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import Any, TextIO
 
 from .launcher import is_rank_zero
 
 _PLAIN_SECONDS = 10.0  # between two lines where there is no terminal
 _TERMINAL_SECONDS = 0.2
 _REORDERING = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"  # what follows is shown in another order
+_CODES = re.compile(f"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029{_REORDERING}]")  # all but tabs and ends of lines
 
 
 class RankZeroFailed(Exception):  # noqa: N818
@@ -60,7 +63,33 @@ def exit_status(stopped: KeyboardInterrupt) -> int:
 def log(text: str) -> None:
     """A message on stderr, from rank 0 only; results go to stdout."""
     if is_rank_zero():
-        print(text, file=sys.stderr, flush=True)
+        print(one_message(text), file=sys.stderr, flush=True)
+
+
+def harmless(text: str) -> str:
+    """The text with codes that a terminal obeys, or that turn the order of what is shown, written as escapes.
+
+    Whatever is printed or reported goes through it once more, for a name from a stranger may be anywhere in it.
+    """
+    return _CODES.sub(lambda code: code[0].encode("unicode_escape").decode(), text)
+
+
+def one_message(text: str) -> str:
+    """A message as it is printed: `harmless`, and no line of it but the first looks like the first of a message."""
+    return re.sub(r"\n(?=\w+: )", "\n  ", harmless(text))
+
+
+class HarmlessStream:
+    """A stream whose text is made `harmless` as it is written."""
+
+    def __init__(self, stream: TextIO):
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        return self._stream.write(harmless(text))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
 
 
 def printable(text: str) -> str:
@@ -129,7 +158,7 @@ def table(rows: Iterable[Sequence[object]], align: str = "lr", indent: str = "")
 def _cell(cell: object) -> str:
     if isinstance(cell, float):
         return f"{cell:.3f}" if abs(cell) < 100 else f"{cell:.1f}"
-    return "-" if cell is None else str(cell)
+    return "-" if cell is None else harmless(str(cell)).replace("\n", "\\n")
 
 
 def _width(text: str) -> int:
@@ -153,7 +182,7 @@ class Progress:
 
     def update(self, text: str, done: float, total: float, task: str = "") -> None:
         """Show `text` and the time left when a line is due; the last one of a task always is."""
-        now = time.monotonic()
+        now, text = time.monotonic(), harmless(text).replace("\n", " ")
         if task != self.task:
             self.close()
             self.task, self.start, self.due = task, now, now + self.quiet
