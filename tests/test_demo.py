@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import shutil
@@ -10,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,17 +20,19 @@ import numpy as np
 import pytest
 import torch
 
+from unveil.cli import main
 from unveil.data.aligned_folders import open_samples
 from unveil.data.modality_config import declare
 from unveil.data.sources import open_source
 from unveil.evaluation.outcomes import write_outcomes
 from unveil.experiments.claims import Claim, conclusion, find, is_above
-from unveil.experiments.demo import CLAIMS, PROBE, SCENE_SIZE, begin, demo, ladder
+from unveil.experiments.demo import CLAIMS, PARTS, PROBE, SCENE_SIZE, begin, demo, ladder
 from unveil.experiments.scenes import SceneSource, render, render_scenes
 from unveil.runs.folder import read_metadata
 
 SMALL = {"minutes": 0.1, "scenes": 40}
 SETTINGS = {**SMALL, "seed": 0, "all": False, "check": False}
+PLAN = {"scenes": 40, "rgb": 0.1, "senses": 0.02}  # minutes, as planned before: rgb is long enough to be stopped in
 CHROMIUM = Path("/usr/bin/chromium")
 FLAGS = [
     "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
@@ -56,6 +60,9 @@ class StoppedDemo:
 def stopped_demo(tmp_path_factory: pytest.TempPathFactory) -> StoppedDemo:
     """The only demo that these tests run whole, by the command line; nobody writes to its folder."""
     folder = tmp_path_factory.mktemp("demos") / "demo"
+    folder.mkdir()
+    for name, content in (("demo", SETTINGS), ("plan", PLAN)):
+        (folder / f"{name}.json").write_text(json.dumps(content))
     options = [word for name, value in SMALL.items() for word in (f"--{name}", str(value))]
     words = [sys.executable, "-m", "unveil", "demo", "--out", str(folder), *options]
     process = subprocess.Popen(words, stderr=subprocess.PIPE, text=True)
@@ -71,7 +78,10 @@ def stopped_demo(tmp_path_factory: pytest.TempPathFactory) -> StoppedDemo:
     (folder / "runs" / "senses").mkdir()
     for left in (".lock", "metrics.jsonl"):
         (folder / "runs" / "senses" / left).touch()
-    again = subprocess.run(words, capture_output=True, text=True)
+    said, told = io.StringIO(), io.StringIO()
+    with redirect_stdout(said), redirect_stderr(told):  # in this process, which has all imported
+        code = main(words[3:])
+    again = subprocess.CompletedProcess(words, code, said.getvalue(), told.getvalue())
     return StoppedDemo(folder, process.returncode, stderr, status, checkpoints, again)
 
 
@@ -209,7 +219,7 @@ def test_a_claim_holds_above_its_best_baseline_by_three_standard_errors_of_the_p
     (worse,) = find(measured(tmp_path / "c", low, pixels=high), [PROBE])
     assert not worse.holds
     assert not is_above(worse)
-    assert find(tmp_path / "a", [Claim("other", "knn", "accuracy", ("pixels",))]) == []
+    assert find(tmp_path / "a", [Claim("", "other", "knn", "accuracy", ("pixels",))]) == []
 
     assert conclusion([sure]).endswith("more than three standard errors of the held-out scenes.")
     assert "Not enough time for linear probe of the class:" in conclusion([sure, unsure])
@@ -266,8 +276,18 @@ def test_its_report_is_whole_in_a_browser(browser, small_demo, width):
     assert page.locator(".gone").count() == 0, "a picture is missing"
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), "the page is wider than the screen"
 
-    verdicts = page.locator(".verdict .headline").all_inner_texts()
+    first, *verdicts = page.locator(".verdict .headline").all_inner_texts()
+    assert "three standard errors" in first or first.startswith("Not enough time for")
     assert len(verdicts) == len(names)
+    assert page.locator(".overview .group h2").all_inner_texts() == [*PARTS]
+    assert page.locator(".overview .bars .metric").all_inner_texts() == [
+        claim.words for part in PARTS for of_run in CLAIMS.values() for claim in of_run if claim.part == part
+    ]
+    assert page.locator(".overview .bars u").count() > 0, "whiskers"
+    assert "sky" in page.locator(".looks .classes").last.inner_text(), "classes have names"
+    captions = page.locator(".overview .triptych figcaption").all_inner_texts()
+    assert len(captions) >= 5  # two held-out images of the one run, three looks of the other
+    assert sum("from rgb alone" in caption for caption in captions) >= 2, "one sense tells another"
     head = page.locator("table.compare thead th").all_inner_texts()
     assert [name.strip() for name in head if name.strip()] == names
     rows = page.locator("table.compare tbody th").all_inner_texts()

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from ..evaluation.outcomes import STANDARD_ERRORS, Difference, paired, read_outcomes
 from ..evaluation.types import THIS_RUN
+from ..reporting.overview import Shown, Summary
 from ..runs.console import table
 
 NAMES = {"pixels": "raw pixels", "training mean by place": "training mean"}
@@ -19,9 +20,10 @@ NAMES = {"pixels": "raw pixels", "training mean by place": "training mean"}
 class Claim:
     """A metric of a protocol in words, and the baselines that it has to beat; missing ones are left out.
 
-    `form` writes its value, `unit` a difference; `scale` are units of one.
+    `part` is what it is evidence of. `form` writes its value, `unit` a difference; `scale` are units of one.
     """
 
+    part: str
     words: str
     protocol: str
     metric: str
@@ -36,6 +38,7 @@ class Finding:
     """A claim with its value, those of the baselines, and the difference to the best of them (None: not known)."""
 
     claim: Claim
+    metric: str
     value: float
     baselines: Mapping[str, float]
     best: str
@@ -78,7 +81,7 @@ def _find(run: Path, claim: Claim) -> Finding | None:
     outcomes = read_outcomes(run, claim.protocol)
     own, others = (outcomes.get(name, {}).get(metric) for name in (THIS_RUN, best))
     difference = None if own is None or others is None else paired(own, others)
-    return Finding(claim, content["metrics"][metric], of_all, best, difference)
+    return Finding(claim, metric, content["metrics"][metric], of_all, best, difference)
 
 
 def _named(metrics: Mapping[str, float], metric: str) -> str | None:
@@ -95,14 +98,29 @@ def summary(run: Path, claims: Sequence[Claim]) -> str:
 def conclusion(findings: Sequence[Finding]) -> str:
     """The findings as a table, and in a sentence what they carry."""
     head = ["", "this run", "beside", "above the best, ± three standard errors", "learned"]
-    lines = [table([head, *(finding.row for finding in findings)], "lllll")]
-    held = sum(finding.holds for finding in findings)
-    if held == len(findings):
-        lines.append("Each is above its best baseline by more than three standard errors of the held-out scenes.")
-    else:
-        missing = [finding.claim.words for finding in findings if not finding.holds]
-        lines.append(f"Not enough time for {', '.join(missing)}: train longer with --minutes.")
-    return "\n".join(lines)
+    return "\n".join([table([head, *(finding.row for finding in findings)], "lllll"), sentence(findings)])
+
+
+def sentence(findings: Sequence[Finding]) -> str:
+    """What the findings carry, in words."""
+    if missing := [finding.claim.words for finding in findings if not finding.holds]:
+        return f"Not enough time for {', '.join(missing)}: train longer with --minutes."
+    return "Each is above its best baseline by more than three standard errors of the held-out scenes."
+
+
+def first_screen(title: str, under: str, findings: Mapping[str, Sequence[Finding]], parts: Sequence[str]) -> Summary:
+    """The findings of runs, by their names, as the first screen of a report: the parts in this order."""
+    groups: dict[str, list[Shown]] = {part: [] for part in parts}
+    for run, of_run in findings.items():
+        for finding in of_run:
+            claim = finding.claim
+            shown = Shown(claim.words, run, claim.protocol, finding.metric, (*finding.baselines,))
+            groups[claim.part].append(shown)
+    each = [finding for of_run in findings.values() for finding in of_run]
+    *others, last = [f"{part[0].lower()}{part[1:]}" for part in groups]
+    learned = all(finding.holds for finding in each)
+    said = f"It learned: it {', '.join(others)}, and {last}. " if learned else ""
+    return Summary(title, under, said + sentence(each), learned, groups)
 
 
 def is_above(finding: Finding) -> bool:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 
 from .comparisons import main_metrics, title_of
@@ -23,16 +24,62 @@ _PLACES = (  # of the three measures: the protocols that each is looked for amon
 )
 
 
+@dataclass(frozen=True)
+class Shown:
+    """A measure to be seen first: its title, the run's name, protocol, metric, and the baselines beside it."""
+
+    title: str
+    run: str
+    protocol: str
+    metric: str
+    baselines: Sequence[str]
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a page says first, under its title: a sentence, whether all is well, and groups of measures by heading."""
+
+    title: str
+    under: str
+    sentence: str
+    is_well: bool
+    groups: Mapping[str, Sequence[Shown]]
+
+
+def summarised(runs: Runs, summary: Summary) -> Markup:
+    """The summary's sentence, its groups of measures, and six triptychs."""
+    level = "ok" if summary.is_well else "warning"
+    said = tag("p", tag("i", class_=f"lamp {level}"), summary.sentence, class_="headline")
+    groups = [
+        tag("div", tag("h2", heading), *(_shown(runs, one) for one in group), class_="group")
+        for heading, group in summary.groups.items()
+    ]
+    verdict = tag("section", tag("article", said, class_=f"verdict {level}"), class_="health", aria_label="Summary")
+    return fragment([verdict, _screen(groups, _looks(runs))])
+
+
+def _shown(runs: Runs, one: Shown) -> Markup | None:
+    results = [
+        (place, run, evaluation)
+        for place, run in enumerate(runs)
+        for evaluation in run.evaluations
+        if (run.name, evaluation.protocol) == (one.run, one.protocol) and one.metric in evaluation.metrics
+    ]
+    return bars(one.title, one.metric, results, one.baselines) if results else None
+
+
+def _screen(measures: Sequence[Markup], looks: Markup | None) -> Markup:
+    label = "Features and looks"
+    return tag("section", tag("div", *measures, class_="measures"), looks, class_="overview", aria_label=label)
+
+
 def overview(runs: Runs) -> Markup | None:
     """Three measures with their baselines, and six triptychs: hidden, predicted, original."""
-    looks = _looks(runs)
     measures = [bars(title, metric, results) for title, metric, results in _measures(runs)]
     if not measures:
         command = f"unveil evaluate {shlex.quote(str(runs[0].path))} --data LABELLED_IMAGES"
         measures = [remark(f"The features were not measured on labelled images: {command}")]
-    return tag(
-        "section", tag("div", *measures, class_="measures"), looks, class_="overview", aria_label="Features and looks"
-    )
+    return _screen(measures, _looks(runs))
 
 
 Measure = tuple[str, str, list[tuple[int, RunRecord, Evaluation]]]  # its title, its metric, and the results of the runs
@@ -106,8 +153,11 @@ def _epochs(run: RunRecord) -> list[ProbeEpoch]:
 
 
 def _triptychs(run: RunRecord) -> list[_Triptych]:
-    """A run's looks: of one modality its images; of several, predictions of each from another one alone come first."""
-    epochs, own, across = _epochs(run), list[_Triptych](), list[_Triptych]()
+    """A run's looks: of one modality its images; of several, predictions from the first one alone come first, of one
+    sample after another, then those from the others, each beside predictions of hidden patches."""
+    epochs, own = _epochs(run), list[_Triptych]()
+    first = run.probes.names[0].rpartition(" · ")[2] if run.probes.names else ""
+    across: dict[bool, list[_Triptych]] = {True: [], False: []}  # by whether they are from the first modality
     for probe, name in enumerate(run.probes.names):
         items = [epoch.items.get(probe, {}) for epoch in epochs]
         last = items[-1] if items else {}
@@ -120,8 +170,9 @@ def _triptychs(run: RunRecord) -> list[_Triptych]:
             if there in run.probes.names:
                 source = epochs[-1].items.get(run.probes.names.index(there), {}).get("original")
                 over = [files.get(given) for files in items]
-                across.append(_Triptych(f"{name} {given} alone", source, over, last.get("original")))
-    return [t for pair in zip(across, own, strict=False) for t in pair] + own[len(across) :]
+                look = _Triptych(f"{name} {given} alone", source, over, last.get("original"))
+                across[given == f"from {first}"].append(look)
+    return [*across[True], *(t for pair in zip_longest(own, across[False]) for t in pair if t)]
 
 
 def _drawn(triptych: _Triptych, name: Markup | None) -> Markup:

@@ -14,7 +14,7 @@ from ..runs.console import user_path
 from .analyses import attention_over_time, attention_tables, block_by_block, cheaper_guidance, layers
 from .galleries import across_modalities, attention_maps, guidance, nearest_neighbours
 from .markup import Markup, counted, fragment, tag
-from .overview import more_looks, overview
+from .overview import Summary, more_looks, overview, summarised
 from .run_record import read_run
 from .scores import comparison, evaluations, over_training
 from .sections import Runs, broken_files, curves, environment, health, key_figures, label_free, what_was_run
@@ -27,11 +27,14 @@ SECTIONS: tuple[Callable[[Runs], Markup | None], ...] = (
 )  # fmt: skip
 
 
-def write_report(runs: str | Path | Sequence[str | Path], out: str | Path | None = None) -> Path:
+def write_report(
+    runs: str | Path | Sequence[str | Path], out: str | Path | None = None, *, summary: Summary | None = None
+) -> Path:
     """Write one page about one or several runs, which needs no network; returns its path.
 
     runs: folders that `unveil pretrain` wrote
     out: a file or a folder; report.html in the first run's folder where not given
+    summary: what the page says first, before the verdicts on the runs; by default these, and the main measures
 
     FileNotFoundError or ValueError where a folder is missing or is no run.
     """
@@ -43,9 +46,15 @@ def write_report(runs: str | Path | Sequence[str | Path], out: str | Path | None
     path = user_path(out) if out is not None else folders[0] / "report.html"
     path = path / "report.html" if path.is_dir() else path
     path.parent.mkdir(parents=True, exist_ok=True)
-    title = ", ".join(run.name for run in records)
-    sections = (section(records) for section in SECTIONS)
-    write_text(path, document("unveil report", title, title, _under(records), *sections))
+    title, under, sections = ", ".join(run.name for run in records), _under(records), SECTIONS
+    if summary is not None:
+        title, under = summary.title, summary.under
+        sections = (
+            lambda runs: summarised(runs, summary),
+            health,
+            *(s for s in SECTIONS if s not in (health, overview)),
+        )
+    write_text(path, document("unveil report", title, title, under, *(section(records) for section in sections)))
     return path
 
 

@@ -130,11 +130,14 @@ def _details(what: str, results: Results) -> Markup:
     return tag("details", tag("summary", "IoU of each class" if is_iou else what), html_table(head, rows))
 
 
-def bars(title: str, metric: str, results: Results) -> Markup:
-    """One bar per baseline, shared by the runs that agree on it, then one per run; with 95 % intervals where known."""
+def bars(title: str, metric: str, results: Results, baselines: Sequence[str] | None = None) -> Markup:
+    """One bar per baseline (all, or those named), shared by the runs that agree on it, then one per run; with 95 %
+    intervals where known."""
     rows: dict[str, tuple[float, float, str]] = {}
     for _, run, evaluation in results:
         for name, values in evaluation.baselines.items():
+            if baselines is not None and name not in baselines:
+                continue
             value = values.get(metric, math.nan)
             agreed = all(e.baselines.get(name, {}).get(metric) == value for _, _, e in results)
             half = half_interval(error_of(evaluation, metric, name))
