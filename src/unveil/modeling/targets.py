@@ -71,6 +71,32 @@ class Pixels:
 
 
 @dataclass(frozen=True)
+class PatchStatistics:
+    """Mean and standard deviation of each channel in each patch: what norm-pix takes away from a patch.
+
+    Of pixels normalised by the modality's statistics; T = 2 x channels, the means first. Pixels that are invalid, not
+    finite or of a sample without this modality do not count, nor do patches without any other.
+    """
+
+    modality: Modality
+    patch: int
+
+    @property
+    def dim(self) -> int:
+        return 2 * self.modality.channels
+
+    def __call__(self, batch: Batch, observations: Observations) -> TargetValues:
+        side, channels = self.modality.side(self.patch), self.modality.channels
+        valid = validity(batch, self.modality)
+        pixels = patchify(normalised(batch, self.modality, valid), side).unflatten(-1, (-1, channels))
+        weight = patchify(valid, side)[..., None].to(pixels.dtype)  # B N pixels 1
+        count = weight.sum(dim=2)
+        mean = (pixels * weight).sum(dim=2) / count.clamp_min(1)
+        variance = ((pixels - mean[:, :, None]).square() * weight).sum(dim=2) / (count - 1).clamp_min(1)
+        return torch.cat([mean, (variance + NORM_PIX_EPS).sqrt()], dim=-1), (count > 0).to(pixels.dtype)
+
+
+@dataclass(frozen=True)
 class Classes:
     """The class of each pixel of a categorical map (MultiMAE, arXiv 2204.01678). Void pixels do not count.
 
