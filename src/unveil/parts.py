@@ -28,7 +28,7 @@ from .modeling.masking import (
     Uniform,
 )
 from .modeling.optim import Optim
-from .modeling.targets import HOG, Classes, Features, Pixels, Target
+from .modeling.targets import HOG, Classes, Features, PatchStatistics, Pixels, Target
 from .modeling.teachers import EMATeacher, FrozenTeacher, Momentum, OnlineTeacher, load_teacher
 from .modeling.types import DEPTH, RGB, SEMSEG, Batch, Latents, Mask, Modality, Observations, Queries, Tokens
 from .recipes.recipe import Hyperparameters, Recipe, Stage, check_choices, once
@@ -37,8 +37,8 @@ __all__ = [
     "DEPTH", "HOG", "RGB", "SEMSEG", "AdaptiveBudget", "AttentionGuided", "Batch", "Blank", "Blend", "Blockwise",
     "ByModality", "Classes", "CollaborativeAttention", "CrossDecoder", "Decoder", "DirichletBudget", "EMATeacher",
     "Encoder", "Features", "Flip", "FrozenTeacher", "Grid", "Gumbel", "Hard", "HardestFirst", "Hint",
-    "Hyperparameters", "InverseBlockwise", "Latents", "Loss", "Mask", "MaskedModel", "Masker", "Modality",
-    "Momentum", "Noisy", "Objective", "Observations", "OnlineTeacher", "Optim", "Pixels", "PromptingDecoder",
+    "Hyperparameters", "InverseBlockwise", "Latents", "Loss", "Mask", "MaskedModel", "Masker", "Modality", "Momentum",
+    "Noisy", "Objective", "Observations", "OnlineTeacher", "Optim", "PatchStatistics", "Pixels", "PromptingDecoder",
     "Queries", "Readout", "Recipe", "Reversed", "SelfDecoder", "Stage", "Target", "TaskDecoder", "TeacherAttention",
     "TokenScore", "Tokens", "Uniform", "View", "check_choices", "cosine", "cross_entropy", "drop", "l1", "l2",
     "linear_head", "load_teacher", "once", "smooth_l1", "vit",

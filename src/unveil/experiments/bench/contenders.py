@@ -28,6 +28,7 @@ from ...recipes.multimae_attention import recipe as guided
 from ...recipes.recipe import Recipe
 from ...recipes.registry import build_recipe, defaults_of
 from ...recipes.simmim import recipe as simmim
+from ...recipes.unveil import recipe as unveil
 from ...training.autoconfig import NARROW_DECODERS
 from .peers import PEERS
 from .work import Contender, TimedModel, Work
@@ -103,6 +104,7 @@ _ALL = (
     _ours("crossmae", "CrossMAE as pretrain shapes it", crossmae, in_proportion=True),
     _ours("attmask", "AttMask", attmask),
     _ours("hpm", "HPM", hpm),
+    _ours("unveil", "unveil as pretrain shapes it", unveil, in_proportion=True),
     _ours("maskfeat", "MaskFeat", maskfeat),
     _ours("milan", "MILAN", milan, teacher="random"),
     _ours("simmim", "SimMIM", simmim),
