@@ -102,7 +102,7 @@ def test_the_page_runs(run: Path, monkeypatch: pytest.MonkeyPatch):
     names: dict = {}
     warnings.simplefilter("ignore")
     blocks = re.findall(r"^```python\n(.*?)^```", PAGE.read_text(), re.M | re.S)
-    assert len(blocks) == 7
+    assert len(blocks) == 10
     for block in blocks:
         needed = re.findall(r"^import (\w+)", block, re.M)
         if all(importlib.util.find_spec(name) for name in needed):

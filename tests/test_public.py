@@ -27,3 +27,10 @@ def test_an_unknown_name_is_answered_with_those_there_are():
 
     with pytest.raises(AttributeError, match="pretrain"):
         _ = unveil.pretrian
+
+
+def test_a_list_of_names_has_the_public_ones_alone():
+    import unveil
+
+    assert dir(unveil) == sorted(unveil.__all__)
+    assert {"Run", "load", "pretrain"} <= set(dir(unveil))

@@ -52,6 +52,10 @@ __all__ = [
 old_paths.install()
 
 
+def __dir__() -> list[str]:
+    return __all__
+
+
 def __getattr__(name: str) -> Any:
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}; there are {', '.join(sorted(_MODULES))}")
