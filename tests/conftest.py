@@ -62,12 +62,15 @@ def as_in_training(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cpu, "get_capabilities", _capabilities)
 
 
+PROOFS = ("power", "kill", "fuzz")  # `pytest -m power` runs them to their full counts, without --slow
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--slow", action="store_true", help="run the proofs that take minutes, too")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if config.getoption("--slow"):
+    if config.getoption("--slow") or config.option.markexpr in PROOFS:
         return
     for item in items:
         if item.get_closest_marker("slow"):

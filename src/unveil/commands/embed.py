@@ -18,7 +18,7 @@ from ..evaluation.normalizers import FittedOn
 from ..modeling.normalizer import Normalize
 from ..modeling.types import Combine, Pool
 from ..recipes.options import accept_python_values
-from ..runs.atomic import replacing
+from ..runs.atomic import make_folder, replacing
 from ..runs.console import quoted, user_path
 from ..runs.folder import check_writable
 from .load import folder_of, load_plain, weights_of
@@ -82,7 +82,7 @@ def embed(
     content["weights"] = np.array(json.dumps(weights))
     if features.labels is not None:
         content["labels"] = features.labels.numpy()
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     with replacing(path) as temporary, temporary.open("wb") as file:
         np.savez(file, **content)
     for name in features.unreadable[:10]:

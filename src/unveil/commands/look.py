@@ -15,7 +15,7 @@ from ..recipes.options import accept_python_values
 from ..recipes.registry import build_recipe, load_recipe
 from ..recipes.run import Run
 from ..reporting.pictures import Picture, png
-from ..runs.atomic import write_bytes
+from ..runs.atomic import make_folder, write_bytes
 from ..runs.console import log, user_path
 from ..runs.folder import check_writable
 from ..runs.hardware import choose_device
@@ -77,7 +77,7 @@ def look(
         subject = _untrained(recipe, data or "scenes", modalities, dials, device, seed)
     check_writable(path.parent)
     picture = draw(subject, samples)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     write_bytes(path, png(picture))
     print(path)
     return path

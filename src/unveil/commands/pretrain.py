@@ -20,7 +20,7 @@ from ..recipes.recipe import Recipe
 from ..recipes.registry import load_recipe, options_of
 from ..reporting.lamps import last_lines
 from ..reporting.run_record import read_run
-from ..runs.atomic import write_bytes, write_json
+from ..runs.atomic import make_folder, write_bytes, write_json
 from ..runs.console import Diverged, is_rank_zero, log, user_path
 from ..runs.folder import (
     OWN_RECIPE,
@@ -150,7 +150,7 @@ def _make_folder(config: PretrainConfig) -> RunFolder:
     while True:
         folder = choose_folder(config.out, config.name)
         try:
-            folder.mkdir(parents=True, exist_ok=config.out is not None)
+            make_folder(folder, exist_ok=config.out is not None)
         except FileExistsError:
             if config.out is not None:
                 raise

@@ -15,7 +15,7 @@ from ..modeling.masked_model import MaskedModel
 from ..modeling.masking import Masker, Uniform
 from ..modeling.types import Batch, Modality
 from ..recipes.run import Run
-from ..runs.atomic import write_json
+from ..runs.atomic import make_folder, write_json
 from ..runs.hardware import choose_device
 
 _BATCH = 32
@@ -75,5 +75,5 @@ def chunks(batch: Batch) -> list[Batch]:
 
 def write_analysis(run: Path, name: str, content: Mapping[str, Any]) -> None:
     """Write `analysis/<name>.json` in a run folder."""
-    (run / "analysis").mkdir(parents=True, exist_ok=True)
+    make_folder(run / "analysis")
     write_json(run / "analysis" / f"{name}.json", content)

@@ -23,7 +23,7 @@ import torch
 
 from .._version import __version__
 from ..modeling.rng import SampleRng, sample_keys
-from ..runs.atomic import replacing, write_bytes, write_json
+from ..runs.atomic import make_folder, replacing, write_bytes, write_json
 from ..runs.console import Progress, quoted
 from ..runs.hardware import num_cores
 from ..runs.lock import hold
@@ -74,7 +74,7 @@ def write_pack(
     made_from = _made_from(source, options)
     _check_folder(folder, made_from)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         with hold(folder / f"{PACK_WORK}.lock") as owner:
             if owner is not None:
                 raise ValueError(f"{owner} is writing the pack {folder}; wait for it, or give another --out")
@@ -135,7 +135,7 @@ def _write(
 ) -> PackReport:
     work, index = folder / PACK_WORK, folder / PACK_INDEX
     if not index.is_file():
-        work.mkdir(exist_ok=True)
+        make_folder(work)
         write_json(work / _START, made_from)
         shards = _finished(folder)
         for path in (*folder.glob(".*.part"), *work.glob(".*.part")):  # of a killed process

@@ -18,7 +18,7 @@ from ..data.transforms import View
 from ..modeling.image_encoder import FeatureExtractor, combined, resolve_layers
 from ..modeling.normalizer import Normalize, Normalizer
 from ..modeling.types import PARTS, Combine, Pool
-from ..runs.atomic import write_json
+from ..runs.atomic import make_folder, write_json
 from .features import rankme
 from .normalizers import FOLDER, FittedOn, normalise, same_images
 from .results import checksum
@@ -86,7 +86,7 @@ def settle(
     if content is None or (of is not None and not same_images(content, of)):
         candidates = list(_candidates(encoder, pool, None if is_open else layers, combine, normalize))
         content = {**question, **_compare(encoder, images, candidates)}
-        file.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(file.parent)
         write_json(file, content)
     chosen = Reading(**{**content["chosen"], "layers": tuple(content["chosen"]["layers"])})
     note(

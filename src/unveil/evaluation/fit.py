@@ -16,6 +16,7 @@ from jaxtyping import Float
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from ..runs.atomic import make_folder
 from ..runs.checkpoint import optimizer_tensors, restore_optimizer, write_weights
 from ..runs.threads import AdaptiveThreads
 
@@ -145,7 +146,7 @@ class FitCheckpoint:
         tensors |= {f"average:{index:05}": tensor for index, tensor in enumerate(average)}
         state = {"epochs": epochs, "steps": steps, "unreadable": self.unreadable}
         try:
-            self.file.parent.mkdir(parents=True, exist_ok=True)
+            make_folder(self.file.parent)
             write_weights(self.file, tensors, {"done": json.dumps(state)})
         except OSError as error:
             self.note(f"warning: {error}; the training continues without a checkpoint")

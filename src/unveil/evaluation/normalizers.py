@@ -19,6 +19,7 @@ from ..modeling.image_encoder import FeatureExtractor
 from ..modeling.normalizer import SHRINKAGE as SHRINKAGE
 from ..modeling.normalizer import Normalize, Normalizer
 from ..modeling.normalizer import whitening as whitening  # protocols take it from here
+from ..runs.atomic import make_folder
 from ..runs.checkpoint import write_weights
 from ..runs.run_config import Precision
 from .features import ImageFeatures, RawPixels, extract
@@ -126,7 +127,7 @@ def normalise(
     if known is None or (of is not None and not same_images(known[1], of)):
         normalizer, facts = images.fit(encoder, kind)
         if facts:
-            file.parent.mkdir(parents=True, exist_ok=True)
+            make_folder(file.parent)
             state = {name: tensor.cpu() for name, tensor in normalizer.state_dict().items()}
             write_weights(file, state, {"unveil": json.dumps({**facts, "kind": kind, "weights": weights})})
         known = normalizer, facts

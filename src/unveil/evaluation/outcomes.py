@@ -15,7 +15,7 @@ from ..reporting.outcomes import Difference as Difference
 from ..reporting.outcomes import paired as paired
 from ..reporting.outcomes import read_outcomes as read_outcomes  # the report reads it too
 from ..reporting.outcomes import standard_error as standard_error
-from ..runs.atomic import write_bytes
+from ..runs.atomic import make_folder, write_bytes
 
 
 def write_outcomes(run_dir: Path, protocol: str, outcomes: Mapping[str, Mapping[str, Any]], place: str = "") -> None:
@@ -30,5 +30,5 @@ def write_outcomes(run_dir: Path, protocol: str, outcomes: Mapping[str, Mapping[
         return
     content = io.BytesIO()
     np.savez_compressed(content, allow_pickle=False, **{name: np.asarray(v, np.float32) for name, v in arrays.items()})
-    file.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(file.parent)
     write_bytes(file, content.getvalue())

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from ..runs import console
-from ..runs.atomic import write_json
+from ..runs.atomic import make_folder, write_json
 from .outcomes import write_outcomes
 
 
@@ -55,7 +55,7 @@ def write_results(
         results = [replace(result, settings={**result.settings, "step": step}) for result in results]
     place = "" if at_epoch is None else f"epoch-{at_epoch:g}"
     folder = Path(run_dir) / "eval" / place
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     files = {folder / f"{result.protocol}.json": result for result in results}
     for file, result in files.items():
         write_json(file, {name: value for name, value in asdict(result).items() if name != "outcomes"})
@@ -165,7 +165,7 @@ class ResultCache:
         """Store a score atomically. The checkpoints of the trainings that led to it are removed."""
         path = self._path(key, "json")
         if path is not None:
-            path.parent.mkdir(parents=True, exist_ok=True)
+            make_folder(path.parent)
             write_json(path, content)
             for checkpoint in [used for used in self.used if used.suffix == ".safetensors"]:
                 checkpoint.unlink(missing_ok=True)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from ..runs.atomic import write_text
+from ..runs.atomic import make_folder, write_text
 from ..runs.console import user_path
 from .analyses import attention_over_time, attention_tables, block_by_block, cheaper_guidance, layers
 from .galleries import across_modalities, attention_maps, guidance, nearest_neighbours
@@ -45,7 +45,7 @@ def write_report(
     records = _with_unique_names([read_run(folder) for folder in folders])
     path = user_path(out) if out is not None else folders[0] / "report.html"
     path = path / "report.html" if path.is_dir() else path
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     title, under, sections = ", ".join(run.name for run in records), _under(records), SECTIONS
     if summary is not None:
         title, under = summary.title, summary.under

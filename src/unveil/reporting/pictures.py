@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
 from PIL import Image
 
-from ..runs.atomic import write_bytes, write_json
+from ..runs.atomic import make_folder, write_bytes, write_json
 
 Picture = UInt8[np.ndarray, "H W 3"]
 Grid = tuple[int, int]
@@ -237,7 +237,7 @@ def _pixels(image: Picture, patches: Int[np.ndarray, " K"] | Sequence[int], grid
 
 def _pictures(run_dir: str | Path) -> Path:
     folder = Path(run_dir) / "pictures"
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     return folder
 
 

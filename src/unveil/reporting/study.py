@@ -10,7 +10,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from ..runs.atomic import write_text
+from ..runs.atomic import make_folder, write_text
 from ..runs.console import duration, user_path
 from .charts import Line, line_chart
 from .markup import Markup, counted, figure, html_table, percent, tag
@@ -215,7 +215,7 @@ def write_intervals(outcome: Mapping[str, Any], folder: Path) -> list[Path]:
         if rows := metric_rows(outcome, setting["name"], metric):
             title = f"{setting['name']}: {metric}"
             path = folder / "figures" / f"{re.sub(r'[^a-z0-9]+', '-', title.lower()).strip('-')}.svg"
-            path.parent.mkdir(exist_ok=True)
+            make_folder(path.parent)
             write_text(path, _alone(f"{title}, mean and 95 % interval over seeds", metric, rows))
             written.append(path)
     return written

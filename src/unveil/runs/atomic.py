@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,18 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, content: Any) -> None:
     """Replace a JSON file. Raises TypeError, and leaves the file, when the content is no JSON."""
     write_text(path, json.dumps(content, indent=1))
+
+
+def make_folder(path: Path, exist_ok: bool = True) -> None:
+    """Make a folder and those above it that are missing, and sync their names: what is stored in it is then found.
+
+    Raises FileExistsError where `path` is a file, or is there without `exist_ok`.
+    """
+    above = [folder.parent for folder in (path, *path.parents) if not folder.exists()]
+    path.mkdir(parents=True, exist_ok=exist_ok)
+    for folder in reversed(above):
+        with suppress(PermissionError):  # of folders that others own
+            sync(folder)
 
 
 def sync(path: Path) -> None:

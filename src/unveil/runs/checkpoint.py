@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from .atomic import replacing, sync, write_json
+from .atomic import make_folder, replacing, sync, write_json
 from .checkpoint_state import (
     MODEL,
     REPLAY_FOLDER,
@@ -112,7 +112,7 @@ def write(
 ) -> Path:
     """Write weights and moments with their state into a place of the run, as a whole or not at all. Raises OSError."""
     folder = run / place
-    folder.mkdir(exist_ok=True)
+    make_folder(folder)
     remove_partial_files(run)
     final = folder / f"step-{step:08d}"
     temporary = folder / f".step-{step:08d}"

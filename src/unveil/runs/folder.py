@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import UInt64
 
-from .atomic import write_json, write_text
+from .atomic import sync, write_json, write_text
 from .checkpoint import remove_partial_files
 from .checkpoint_state import WEIGHTS_FOLDER, folders, lost, read_state
 from .console import log, printable, user_path
@@ -159,6 +159,12 @@ class RunFolder:
         journal = self.path / "metrics.jsonl"
         lines = journal.read_text(errors="replace").splitlines() if journal.is_file() else []
         return sum(f'"kind": "{kind}"' in line for line in lines)
+
+    def sync_metrics(self) -> None:
+        """Wait until the lines of metrics are on the disk: those of a checkpoint's steps are not lost without it."""
+        journal = self.path / "metrics.jsonl"
+        with self.tolerate_io_errors(journal.name), suppress(FileNotFoundError):
+            sync(journal)
 
     @contextmanager
     def tolerate_io_errors(self, what: str) -> Iterator[None]:

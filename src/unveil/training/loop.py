@@ -310,6 +310,7 @@ class Loop:
         state["run"] = self.run.metadata  # so that a run.json that is lost can be restored
         if changed := self.schedule.state:
             state["schedule"] = changed
+        self.run.sync_metrics()
         weights = trainer.model.state_dict()
         try:
             moments = checkpoint.optimizer_tensors(trainer.model, trainer.optimizer)

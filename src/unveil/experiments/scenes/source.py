@@ -19,6 +19,7 @@ from ...data.modality_config import BUILT_IN, Declared
 from ...data.read_map import Map
 from ...data.source_bases import DeclaredSamples
 from ...data.sources import Source
+from ...runs.atomic import sync
 from ...runs.console import Progress, log
 from ...runs.hardware import num_cores
 from .raycast import label_of, render
@@ -167,7 +168,10 @@ def render_scenes(source: SceneSource, folder: Path) -> None:
         draw = partial(_draw, unfinished, source.seed, source.size)
         for done, _ in enumerate(pool.map(draw, range(len(source)), chunksize=16), start=1):
             progress.update(f"{done:,} of {len(source):,} scenes", done, len(source))
+        for path in (*unfinished.rglob("*"), unfinished):
+            sync(path)
         unfinished.replace(folder)
+        sync(folder.parent)
     finally:  # also after Ctrl-C, which the workers leave to this process
         pool.shutdown(cancel_futures=True)
         shutil.rmtree(unfinished, ignore_errors=True)

@@ -16,7 +16,7 @@ from ...modeling.public_vits import is_public_vit
 from ...modeling.teachers.frozen import RANDOM
 from ...recipes.options import accept_python_values
 from ...reporting.study import value_of, write_study_report
-from ...runs.atomic import write_json
+from ...runs.atomic import make_folder, write_json
 from ...runs.console import duration, log, user_path
 from ...runs.lock import hold
 from ..bench.estimate import MFU, hours_on
@@ -248,7 +248,7 @@ def _begin(folder: Path, title: str, at: ScaleName) -> None:
     marker, before = {"study": title, "scale": at}, read_marker(folder, "study")
     if before and before != marker:
         raise ValueError(f"{folder} holds the study {before['study']} at scale {before['scale']}; give another --out")
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     write_json(folder / "study.json", marker)
 
 
@@ -258,7 +258,7 @@ def render_settings(study: Study, at: ScaleName, folder: Path) -> None:
     addresses = [a for s in settings for a in (s.data, s.labelled, s.test_data, s.dense if is_dense else None)]
     for address in dict.fromkeys(a for a in addresses if a is not None and is_scenes(a)):
         place = scenes_folder(address, folder)
-        place.parent.mkdir(exist_ok=True)
+        make_folder(place.parent)
         while not place.exists():  # another process may be rendering them
             with hold(folder / "locks" / place.name) as other:
                 if other is None and not place.exists():

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import torch
 
-from ...runs.atomic import write_json
+from ...runs.atomic import make_folder, write_json
 from ...runs.console import duration, log
 from ...runs.folder import RunFolder, check_writable
 from ...runs.hardware import num_cores
@@ -187,7 +187,7 @@ def read_marker(folder: Path, what: Literal["study", "demo"]) -> dict[str, Any]:
 def write_jobs(folder: Path, jobs: Sequence[Job], device: str) -> None:
     """Write each job as JSON for the process that runs it."""
     for name in ("jobs", "runs"):
-        (folder / name).mkdir(exist_ok=True)
+        make_folder(folder / name)
     for job in jobs:
         content = {**job.to_dict(), "pretrain": {**job.pretrain, "device": device}, "device": device}
         write_json(folder / "jobs" / f"{job.name}.json", content)
