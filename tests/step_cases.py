@@ -20,6 +20,7 @@ from unveil.modeling.rng import sample_keys, seed_stage, step_key
 from unveil.modeling.types import RGB, Batch, Modality
 from unveil.recipes.recipe import Recipe
 from unveil.recipes.registry import build_recipe, load_recipe
+from unveil.training.distributed import SINGLE_PROCESS, Group
 from unveil.training.trainer import Settings, Trainer
 
 SIZE = 32
@@ -120,22 +121,27 @@ def _cases() -> Iterator[tuple[str, Case]]:
 CASES: dict[str, Case] = dict(_cases())
 
 
-def losses(case: Case, settings: Settings, updates: int = 5, depth: int = 2) -> Tensor:
-    """The losses of some updates, one row each, with all stages one after another."""
+def losses(
+    case: Case, settings: Settings, updates: int = 5, depth: int = 2, group: Group = SINGLE_PROCESS
+) -> Tensor:
+    """The losses of some updates, one row each, with all stages one after another; in a group, on its shares."""
     rows = []
     with small(depth):
         recipe, before = case.build(depth), None
         for index, stage in enumerate(recipe.stages):
             seed_stage(0, index)
-            trainer = Trainer(stage.build(), recipe.optim, settings)
+            trainer = Trainer(stage.build(), recipe.optim, settings, group)
             if before is not None:
-                trainer.adopt(before.optimizer.state)
+                trainer.adopt(before)
             for step in range(updates):
                 trainer.model.before_step(step, step / updates)
-                update = trainer.update(case.batch(step, progress=step / updates), 1e-3)
+                batch = case.batch(step, progress=step / updates)
+                share = len(batch) // group.size
+                update = trainer.update(batch[group.rank * share : (group.rank + 1) * share], 1e-3)
                 assert not update.skipped
                 rows.append(torch.stack(list(update.losses.values())).sum())
-            before = trainer
+            with trainer.whole():  # the next stage is built on its encoder
+                before = trainer
     return torch.stack(rows).double().cpu()
 
 

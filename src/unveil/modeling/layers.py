@@ -7,7 +7,7 @@ widths inside an MLP.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Literal, TypeVar, cast
+from typing import Any, Literal, TypeVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -246,6 +246,10 @@ class Block(nn.Module):
         x = (x if last is None else x[:, -last:]) + attended
         return x + self.ls2(self.mlp(self.norm2(x)))
 
+    def attention_to_patches(self, x: Float[Tensor, "B N D"], *how: Any) -> Float[Tensor, "B H M"]:
+        """What `Attention.attention_to_patches` gives for the input of this block."""
+        return self.attn.attention_to_patches(self.norm1(x), *how)
+
 
 class CrossBlock(nn.Module):
     """Pre-norm block whose queries read a context; with `self_attention` they first read one another.
@@ -300,7 +304,7 @@ def observe_blocks(
     attention, outputs = None, []
     for index, block in enumerate(blocks):
         if index == spec.layer % depth and spec.attention is not None:
-            attention = block.attn.attention_to_patches(block.norm1(x), spec.attention, num_prefix, keys, rotation)
+            attention = block.attention_to_patches(x, spec.attention, num_prefix, keys, rotation)
             if not spec.features:
                 break
         x = block(x, keys, None, rotation)

@@ -11,6 +11,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ..runs.dtensors import local_part, sharded_like, whole_tensor
+
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of the quintic, steep at 0 (Jordan, kellerjordan.github.io/posts/muon)
 STEPS = 5
 EPS = 1e-7
@@ -56,47 +58,24 @@ class Muon(torch.optim.Muon):
     def _step(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
         """The step of weights of one shape."""
         lr, momentum = group["lr"], group["momentum"]
-        gradients = [_local(p.grad) for p in parameters if p.grad is not None]
-        averages = [_local(self.state[p].setdefault("momentum_buffer", torch.zeros_like(p))) for p in parameters]
+        gradients = [local_part(p.grad) for p in parameters if p.grad is not None]
+        averages = [local_part(self.state[p].setdefault("momentum_buffer", torch.zeros_like(p))) for p in parameters]
         kept: Tensor | float = 1.0
         if self.found_inf is not None:  # a gradient that is its own average changes nothing
             gradients = [torch.where(self.found_inf > 0, m, g) for m, g in zip(averages, gradients, strict=True)]
             kept = 1 - self.found_inf
         torch._foreach_lerp_(averages, gradients, 1 - momentum)
         ahead = torch._foreach_lerp(gradients, averages, momentum) if group["nesterov"] else averages
-        whole = [_whole(t, like) for t, like in zip(ahead, parameters, strict=True)]
+        whole = [whole_tensor(t, like) for t, like in zip(ahead, parameters, strict=True)]
         matrices = torch.stack(whole).unflatten(1, (group["stacked"], -1)).flatten(0, 1)
         updates = orthogonal(matrices, group["ns_coefficients"], group["ns_steps"], group["eps"])
         size = lr * RMS * math.sqrt(max(matrices.shape[1:]))
         updates = (updates.float() * (-size * kept)).reshape(len(parameters), *parameters[0].shape)
-        weights = [_local(p) for p in parameters]
+        weights = [local_part(p) for p in parameters]
         torch._foreach_mul_(weights, 1 - lr * group["weight_decay"] * kept)
-        torch._foreach_add_(weights, [_shard(t, like) for t, like in zip(updates, parameters, strict=True)])
-
-
-def _local(tensor: Tensor) -> Tensor:
-    """The part of a tensor that this process holds: its shard, or all of it."""
-    shard: Tensor = tensor.to_local() if hasattr(tensor, "to_local") else tensor
-    return shard
-
-
-def _whole(shard: Tensor, like: Any) -> Tensor:
-    """A tensor, from this process's part of it, that is sharded like another one."""
-    if not hasattr(like, "placements"):
-        return shard
-    from torch.distributed.tensor import DTensor  # takes long to import
-
-    of = DTensor.from_local(shard, like.device_mesh, like.placements, shape=like.shape, stride=like.stride())
-    return of.full_tensor()
-
-
-def _shard(whole: Tensor, like: Any) -> Tensor:
-    """This process's part of a tensor that is to be sharded like another one; the inverse of `_whole`."""
-    if not hasattr(like, "placements"):
-        return whole
-    from torch.distributed.tensor import distribute_tensor
-
-    return distribute_tensor(whole, like.device_mesh, like.placements, src_data_rank=None).to_local()
+        torch._foreach_add_(
+            weights, [local_part(sharded_like(t, like)) for t, like in zip(updates, parameters, strict=True)]
+        )
 
 
 def orthogonal(

@@ -32,6 +32,7 @@ from .checkpoint_state import (
     step_of,
 )
 from .console import log
+from .dtensors import sharded_like
 
 NUM_CHECKPOINTS = 2  # of a run, in case the newest is damaged
 _MOMENTS = {  # what an optimizer remembers of a parameter, by an entry of its groups that tells which one it is
@@ -267,4 +268,5 @@ def restore_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, tensor
     for name, value in fitting_moments(model, optimizer, tensors).items():
         of, _, moment = name.rpartition(":")
         parameter = parameters[of]  # also the step count lies on its device, as a fused Adam needs
-        optimizer.state[parameter][moment] = value.to(parameter.device, copy=True)
+        own = value.to(parameter.device, copy=True)
+        optimizer.state[parameter][moment] = sharded_like(own, parameter) if own.shape == parameter.shape else own

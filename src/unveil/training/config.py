@@ -59,6 +59,9 @@ class PretrainConfig:
     device: cpu, cuda, cuda:1, mps; auto takes the best
     precision: of the arithmetic; auto takes bf16 where the device has it in hardware
     compile: compile the step with torch.compile; auto does on a GPU
+    shard: with several processes, each holds a part of weights, gradients, moments and averages (FSDP2), not all (DDP)
+    checkpoint_activations: keep none inside of blocks and compute them again in the backward pass: less memory, a third
+        more arithmetic
     micro_batch: images that are computed at once; changes memory and speed, not the result
     repeats: views of each image in a batch, which is read and decoded once for all of them; an epoch stays as many
         views as there are images, so it reads a part of them
@@ -104,6 +107,8 @@ class PretrainConfig:
     device: str = "auto"
     precision: Precision = "auto"
     compile: Compile = "auto"
+    shard: bool = False
+    checkpoint_activations: bool = False
     micro_batch: int | None = None
     repeats: int = 1
     augment_on: AugmentOn = "cpu"
@@ -139,6 +144,8 @@ class PretrainConfig:
             value = getattr(self, name)
             need(value in get_args(kind), _flag(name), value, f"one of {', '.join(get_args(kind))}")
         _ = self.address  # raises for columns and tiles that cannot be
+        if self.shard and self.compile == "on":
+            raise ValueError("--shard trains a step that is not compiled; leave --compile on out")
         if self.init_channels and not self.init_from:
             raise ValueError("--init-channels adapts the weights of --init-from; give both, or neither")
         if self.continue_schedule != "restart" and not self.init_from:

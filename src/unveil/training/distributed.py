@@ -130,6 +130,9 @@ class Group:
 
     def sync_gradients(self, model: Any, now: bool) -> AbstractContextManager[None]:
         """The context of a micro-batch: gradients are averaged with the last one (`now`) alone."""
+        if hasattr(model, "set_requires_gradient_sync"):  # FSDP2
+            model.set_requires_gradient_sync(now)
+            return nullcontext()
         return nullcontext() if now or self.size == 1 else model.no_sync()
 
 

@@ -150,17 +150,19 @@ class Loop:
                 reset_emas(model)  # to the weights that `start` has loaded
             trainer = Trainer(model, self.recipe.optim, self.settings, self.group)
             if resume is not None:
-                checkpoint.restore_optimizer(model, trainer.optimizer, resume.optimizer)
+                trainer.restore(resume.optimizer)
             elif before is not None:
-                trainer.adopt(before.optimizer.state)
+                trainer.adopt(before)
             elif moments:
-                checkpoint.restore_optimizer(model, trainer.optimizer, moments)
+                trainer.restore(moments)
             if step == 0:
-                self.validate(model, 0.0, 0)
+                with trainer.whole() as whole:
+                    self.validate(whole, 0.0, 0)
             step = self._stage(trainer, index, step, stop)
-            before, resume = trainer, None
+            with trainer.whole() as model:  # the next stage is built on its encoder
+                before, resume = trainer, None
         assert before
-        return before.model
+        return model
 
     def _check_teachers(self, model: MaskedModel, index: int) -> None:
         """Note the checksums of frozen teachers in `run.json`. Raises ValueError where one has other weights by now."""
@@ -208,13 +210,15 @@ class Loop:
                 with window.paused(), self.pace.paused():
                     self.group.tick("validation")
                     self.run.check_place()
-                    self.validate(trainer.model, step / per_epoch, step)
+                    with trainer.whole() as whole:
+                        self.validate(whole, step / per_epoch, step)
             with self.pace.paused():
                 self.group.tick("saving")
                 if step in self.save_at:
                     self._save_weights(trainer, index, step)
                 is_good = step % self.ladder.good_every == 0 or step == schedule.ends[index]
-                if is_last or is_good or time.monotonic() - saved > 60 * self.settings.save_minutes:
+                to_save = is_last or is_good or time.monotonic() - saved > 60 * self.settings.save_minutes
+                if self.group.any(to_save) if trainer.is_sharded else to_save:
                     self._save(trainer, index, step, must=is_last, is_good=is_good)
                     saved = time.monotonic()
             self.group.tick("reading data")
@@ -286,10 +290,11 @@ class Loop:
 
     def _save_weights(self, trainer: Trainer, index: int, step: int) -> None:
         """Save the weights of a step for good; an error of the disk is logged."""
+        with trainer.whole() as model:
+            weights = model.state_dict()
         if not self.group.is_rank_zero:
             return
         self.run.check_place()
-        weights = trainer.model.state_dict()
         if self.settings.save_every is None and len(SAVED) * sum(w.nbytes for w in weights.values()) > MOST_SAVED:
             return
         state = {"stage": index, "epoch": step / self.loader.steps_per_epoch, "seconds": self.seconds}
@@ -302,6 +307,11 @@ class Loop:
 
         One that `is_good`, where nothing is wrong, stays for a while, to go back to.
         """
+        if not self.group.is_rank_zero and not trainer.is_sharded:
+            return
+        moments = trainer.moments()
+        with trainer.whole() as model:
+            weights = model.state_dict()
         if not self.group.is_rank_zero:
             return
         self.run.check_place()
@@ -311,9 +321,7 @@ class Loop:
         if changed := self.schedule.state:
             state["schedule"] = changed
         self.run.sync_metrics()
-        weights = trainer.model.state_dict()
         try:
-            moments = checkpoint.optimizer_tensors(trainer.model, trainer.optimizer)
             state |= self.ladder.state(step if is_good else None, (*weights.values(), *moments.values()))
             good = self.ladder.good if step < self.schedule.total else ()  # nothing goes back from the end
             checkpoint.save(self.run.path, step, weights, moments, state, self.metadata, None, good)

@@ -188,9 +188,11 @@ def set_up_resumed(config: PretrainConfig, folder: Path, processes: int = 1) -> 
         settings,
         device=str(device),
         precision=settings.precision if config.precision == "auto" else config.precision,
-        compile=settings.compile if config.compile == "auto" else config.compile == "on",
+        compile=settings.compile and not config.shard if config.compile == "auto" else config.compile == "on",
         micro_batch=min(config.micro_batch or settings.micro_batch, batch // processes),
         save_minutes=config.save_minutes,
+        shard=config.shard,
+        checkpoint_activations=config.checkpoint_activations,
         adaptive_threads=adaptive_threads(config, device),
     )
     metadata["settings"] = settings_metadata(settings, batch, config.workers, processes)

@@ -48,10 +48,12 @@ def tune_step(
         str(device),
         choose_precision(config.precision, device),
         min(batch, config.micro_batch or first_micro_batch(recipe, batch, device)),
-        compile=config.compile == "on" or (config.compile == "auto" and device.type == "cuda"),
+        compile=config.compile == "on" or (config.compile == "auto" and device.type == "cuda" and not config.shard),
         save_minutes=config.save_minutes,
         val_every=1.0,
         save_every=config.save_every,
+        shard=config.shard,
+        checkpoint_activations=config.checkpoint_activations,
         adaptive_threads=adaptive_threads(config, device),
     )
     while True:
@@ -114,7 +116,13 @@ def choose_fastest(
             break
         settings, best = larger, took
     all_threads = torch.get_num_threads() >= settings.adaptive_threads
-    if config.compile == "auto" and planned >= COMPILE_FROM and all_threads and processor_use() < BUSY:
+    if (
+        config.compile == "auto"
+        and not config.shard
+        and planned >= COMPILE_FROM
+        and all_threads
+        and processor_use() < BUSY
+    ):
         log("compiling the step, to see whether that pays ...")
         compiled = replace(settings, compile=True)
         try:

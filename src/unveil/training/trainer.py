@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +14,9 @@ from torch import Tensor
 from ..modeling.masked_model import Losses, MaskedModel
 from ..modeling.optim import Optim, make_optimizer
 from ..modeling.types import Batch
+from ..runs import checkpoint
+from ..runs.dtensors import gathered
+from . import sharding
 from .compiled import CompiledModel, even_size
 from .distributed import SINGLE_PROCESS, Group
 
@@ -28,6 +32,8 @@ class Settings:
     save_minutes: float
     val_every: float  # epochs
     save_every: float | None = None  # epochs
+    shard: bool = False  # FSDP2 instead of DDP, where there are several processes
+    checkpoint_activations: bool = False
     adaptive_threads: int = 0  # the most threads of a CPU, where their number follows the load; 0 keeps it
 
 
@@ -43,21 +49,55 @@ class Update:
 class Trainer:
     """Updates a model, and skips non-finite updates: then weights, moments and averages stay as they were.
 
-    In a group of processes each makes the same updates, from the averaged gradients.
+    In a group of processes each makes the same updates, from the averaged gradients. Where the settings say `shard`,
+    `model` is a sharded copy of the one that is given, which `whole` brings up to date.
     """
 
     def __init__(self, model: MaskedModel, optim: Optim, settings: Settings, group: Group = SINGLE_PROCESS):
-        self.model, self.optim, self.settings = model.to(settings.device).train(), optim, settings
-        self.group = group
+        self.given, self.optim, self.settings, self.group = model, optim, settings, group
+        self.is_sharded = settings.shard and group.size > 1
+        if self.is_sharded:
+            self.model = sharding.sharded(model.cpu().train(), torch.device(settings.device), settings.precision)
+        else:
+            self.model = model.to(settings.device).train()
+        if settings.checkpoint_activations:
+            sharding.checkpoint_activations(self.model)
         self.optimizer = make_optimizer(self.model, optim)
-        self.parameters = [p for p in model.parameters() if p.requires_grad]
-        self.forward: Callable[[Batch], Losses] = group.wrap(CompiledModel(model) if settings.compile else model)
+        self.parameters = [p for p in self.model.parameters() if p.requires_grad]
+        inner: Any = CompiledModel(self.model) if settings.compile else self.model
+        self.forward: Callable[[Batch], Losses] = inner if self.is_sharded else group.wrap(inner)
 
-    def adopt(self, moments: Mapping[Tensor, Any]) -> None:
+    def adopt(self, before: Trainer) -> None:
         """Take over the moments of parameters that the previous stage trained too; the others start at zero."""
+        if self.is_sharded:
+            own = {parameter: name for name, parameter in self.given.named_parameters()}
+            names = {name: own[p] for name, p in before.given.named_parameters() if p in own}
+            split = [(*key.rpartition(":"), value) for key, value in before.moments().items()]
+            self.restore({f"{names[name]}:{moment}": v for name, _, moment, v in split if name in names})
+            return
         for parameter in self.parameters:
-            if parameter in moments:
-                self.optimizer.state[parameter] = moments[parameter]
+            if parameter in before.optimizer.state:
+                self.optimizer.state[parameter] = before.optimizer.state[parameter]
+
+    @contextmanager
+    def whole(self) -> Iterator[MaskedModel]:
+        """The whole model with the current weights, on rank zero on the device. All processes call it where sharded."""
+        if not self.is_sharded:
+            yield self.model
+            return
+        sharding.gather_into(self.given, self.model)
+        yield self.given.to(self.settings.device) if self.group.is_rank_zero else self.given
+        self.given.cpu()
+
+    def moments(self) -> dict[str, Tensor]:
+        """What the optimizer remembers, whole, by the names of parameters. All processes call it where sharded."""
+        if self.is_sharded:
+            sharding.reshard(self.model)
+        return {n: gathered(t) for n, t in checkpoint.optimizer_tensors(self.model, self.optimizer).items()}
+
+    def restore(self, moments: Mapping[str, Tensor]) -> None:
+        """Go on with what an optimizer has remembered; of other parameters from zero."""
+        checkpoint.restore_optimizer(self.model, self.optimizer, moments)
 
     def autocast(self) -> torch.autocast:
         """The context of the forward pass: bf16 where the settings say so."""
@@ -99,9 +139,14 @@ class Trainer:
                 (self.group.size * torch.stack(list(own.values())).sum()).backward()
             means = {name: means.get(name, 0) + value.detach() for name, value in own.items()}
         means = self.group.all_reduce(means)
-        norm = torch.nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
+        if self.is_sharded:
+            sharding.average_scalars(self.model)
+        gradients = [p.grad for p in self.parameters if p.grad is not None]
+        norm = sharding.total_norm(gradients) if self.is_sharded else torch.nn.utils.get_total_norm(gradients)
         skipped = ~torch.stack([norm, *means.values()]).isfinite().all()
-        if self.optim.clip is not None:
+        if self.optim.clip is not None and self.is_sharded:
+            sharding.clip(gradients, self.optim.clip, norm)
+        elif self.optim.clip is not None:
             torch.nn.utils.clip_grads_with_norm_(self.parameters, self.optim.clip, norm)
         for group in self.optimizer.param_groups:
             group["lr"] = lr

@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from ...runs.dtensors import local_part
 from ..decoder import SelfDecoder
 from ..encoder import Encoder
 from ..layers import Positions
@@ -80,7 +81,8 @@ class ModelEma(nn.Module):
     @torch.no_grad()
     def after_step(self, losses: Mapping[str, Float[Tensor, ""]], updated: Bool[Tensor, ""]) -> None:
         step = (1 - self.momentum(self.progress)) * updated  # a tensor: the host does not wait for the device
-        move_towards(list(self.copy.parameters()), list(self.source[0].parameters()), step)
+        both = ([local_part(p) for p in module.parameters()] for module in (self.copy, self.source[0]))
+        move_towards(*both, step)
 
     def reset(self) -> None:
         """Start again from the module's current weights."""
