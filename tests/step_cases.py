@@ -121,9 +121,7 @@ def _cases() -> Iterator[tuple[str, Case]]:
 CASES: dict[str, Case] = dict(_cases())
 
 
-def losses(
-    case: Case, settings: Settings, updates: int = 5, depth: int = 2, group: Group = SINGLE_PROCESS
-) -> Tensor:
+def losses(case: Case, settings: Settings, updates: int = 5, depth: int = 2, group: Group = SINGLE_PROCESS) -> Tensor:
     """The losses of some updates, one row each, with all stages one after another; in a group, on its shares."""
     rows = []
     with small(depth):
@@ -134,7 +132,7 @@ def losses(
             if before is not None:
                 trainer.adopt(before)
             for step in range(updates):
-                trainer.model.before_step(step, step / updates)
+                trainer.before_step(step, step / updates)
                 batch = case.batch(step, progress=step / updates)
                 share = len(batch) // group.size
                 update = trainer.update(batch[group.rank * share : (group.rank + 1) * share], 1e-3)

@@ -94,15 +94,16 @@ class Ladder:
         if self.group.agree(int(trouble is not None)):
             assert trouble, "all processes have the same losses"
             self._go_back(trainer, stage, step, batch, seconds, at, trouble)
-        if self.skipped.health.in_a_row == 1 and self.skipped.last_step == step and self.group.is_rank_zero:
+        if self.skipped.health.in_a_row == 1 and self.skipped.last_step == step:
             more = {"why": "the update was not finite", "losses": self.skipped.last_losses}
-            self._record(trainer, stage, step, at, more)  # the weights are still those before it
+            self._record(trainer.unsharded(), stage, step, at, more)  # the weights are still those before it
 
     def _go_back(
         self, trainer: Trainer, stage: int, step: int, batch: Batch, seconds: float, at: At, trouble: Trouble
     ) -> NoReturn:
         """Name what is wrong, make the last good checkpoint the newest, and raise."""
         self.group.tick("going back")
+        trainer = trainer.unsharded()
         bad = step if trouble.is_finite else self.skipped.last_step
         if bad != step:
             batch = self._batch(trainer, stage, bad, at)
@@ -155,7 +156,9 @@ class Ladder:
         return replace(batch, progress=torch.tensor(share), step_key=step_key(self.seed, step - 1))
 
     def _record(self, trainer: Trainer, stage: int, step: int, at: At, more: Mapping[str, Any]) -> None:
-        """Keep a step for `unveil replay`: its samples, its losses, and the weights before it."""
+        """Keep a step for `unveil replay`, on rank zero: its samples, its losses, and the weights before it."""
+        if not self.group.is_rank_zero:
+            return
         rate, share = at(stage, step - 1)
         losses = more.get("losses", {})
         state: dict[str, Any] = {

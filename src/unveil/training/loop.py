@@ -187,7 +187,7 @@ class Loop:
         for batch in self._batches(step, index):
             lr, share = self._at(index, step)
             self.group.tick(f"the update of step {step + 1}")
-            trainer.model.before_step(step, share)
+            trainer.before_step(step, share)
             batch = replace(batch, progress=torch.tensor(share), step_key=step_key(self.seed, step))
             with self.threads.step():
                 update = trainer.update(batch, lr)

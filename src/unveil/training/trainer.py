@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -86,8 +86,25 @@ class Trainer:
             yield self.model
             return
         sharding.gather_into(self.given, self.model)
-        yield self.given.to(self.settings.device) if self.group.is_rank_zero else self.given
-        self.given.cpu()
+        try:
+            yield self.given.to(self.settings.device) if self.group.is_rank_zero else self.given
+        finally:
+            self.given.cpu()
+
+    def unsharded(self) -> Trainer:
+        """A trainer of the whole model as it is now, to look into a step. All processes call it where sharded."""
+        if not self.is_sharded:
+            return self
+        moments = self.moments()
+        with self.whole() as model:
+            alone = Trainer(model, self.optim, replace(self.settings, shard=False))
+        alone.restore(moments)
+        return alone
+
+    def before_step(self, step: int, progress: float) -> None:
+        """Tell the model which update comes next: `step` counts from 0."""
+        for model in {self.model, self.given}:
+            model.before_step(step, progress)
 
     def moments(self) -> dict[str, Tensor]:
         """What the optimizer remembers, whole, by the names of parameters. All processes call it where sharded."""
