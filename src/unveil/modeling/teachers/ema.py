@@ -81,8 +81,8 @@ class ModelEma(nn.Module):
     @torch.no_grad()
     def after_step(self, losses: Mapping[str, Float[Tensor, ""]], updated: Bool[Tensor, ""]) -> None:
         step = (1 - self.momentum(self.progress)) * updated  # a tensor: the host does not wait for the device
-        both = ([local_part(p) for p in module.parameters()] for module in (self.copy, self.source[0]))
-        move_towards(*both, step)
+        averages, weights = ([local_part(p) for p in m.parameters()] for m in (self.copy, self.source[0]))
+        move_towards(averages, weights, step)
 
     def reset(self) -> None:
         """Start again from the module's current weights."""
