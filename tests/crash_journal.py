@@ -17,7 +17,7 @@ import random
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -100,7 +100,14 @@ class Journal:
             self.look("")
             self.operations.append(Promise(what, value))
 
-    def sync(self, descriptor: int) -> None:
+    def see(self, event: str, what: Any) -> None:
+        """What is about to happen."""
+        if event == "fsync":
+            self._sync(what)
+        elif event != "read":
+            self.look(event)
+
+    def _sync(self, descriptor: int) -> None:
         with self._lock:
             self.look("fsync")
             inode = os.fstat(descriptor).st_ino
@@ -151,28 +158,45 @@ class Journal:
                     read.append(Written(number, content))
 
 
+Watcher = Callable[[str, Any], None]  # is called with what is about to happen and with a path, or a descriptor
+_watchers: list[Watcher] = []
+
+
 def _hook(event: str, words: tuple[Any, ...]) -> None:
-    journal = Journal.active
-    if journal is None:
+    if not _watchers:
         return
-    if event in _EVENTS or (event == "open" and isinstance(words[2], int) and words[2] & _WRITING):
-        journal.look(event)
+    if event == "open" and isinstance(words[2], int):
+        event = "write" if words[2] & _WRITING else "read"
+    elif event not in _EVENTS:
+        return
+    for watcher in _watchers:
+        watcher(event, words[0])
+
+
+@contextmanager
+def watching(watcher: Watcher) -> Iterator[None]:
+    """Call something before this process opens a file (`read` or `write`), changes a name or syncs (`fsync`).
+
+    Syncs are not made.
+    """
+    if not getattr(Journal, "hooked", False):  # a hook stays for as long as the process
+        sys.addaudithook(_hook)
+        Journal.hooked = True  # type: ignore[attr-defined]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda file: watcher("fsync", file if isinstance(file, int) else file.fileno()))
+        _watchers.append(watcher)
+        try:
+            yield
+        finally:
+            _watchers.remove(watcher)
 
 
 @contextmanager
 def recording(folder: Path) -> Iterator[Journal]:
-    """Record what this process does below a folder. Syncs are noted and not made."""
-    if not getattr(Journal, "hooked", False):  # a hook stays for as long as the process
-        sys.addaudithook(_hook)
-        Journal.hooked = True  # type: ignore[attr-defined]
-    journal = Journal(folder)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(os, "fsync", lambda file: journal.sync(file if isinstance(file, int) else file.fileno()))
-        Journal.active = journal
-        try:
-            yield journal
-        finally:
-            Journal.active = None
+    """Record what this process does below a folder."""
+    journal = Journal.active = Journal(folder)
+    with watching(journal.see):
+        yield journal
     journal.look("")
 
 

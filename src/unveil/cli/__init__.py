@@ -6,6 +6,7 @@ A user's mistake is one line and exit status 2, never a traceback; a fault of ou
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import sys
@@ -23,6 +24,16 @@ from .commands import COMMANDS, UNSOUND, HelpAsked
 from .flags import columns
 
 _HERE = Path(__file__).resolve().parents[1]
+
+
+_STORAGE = {  # what to do about a disk
+    errno.ENOSPC: "make room on the disk",
+    errno.EDQUOT: "your quota is used up: remove files or have it raised",
+    errno.EROFS: "the file system is read-only: mount it for writing, or give another --out",
+    errno.EACCES: "get the permission of the folder back, or give another --out",
+    errno.EIO: "the disk or its network fails: see the log of the system, and copy the folder elsewhere if it stays so",
+    errno.ESTALE: "the network drive was mounted anew: enter the folder again",
+}
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -98,6 +109,8 @@ def _say_mistake(error: ValueError | OSError) -> None:
     if isinstance(error, UsageError):
         if error.hint:
             print(f"hint: {error.hint}", file=sys.stderr)
+    elif isinstance(error, OSError) and error.errno in _STORAGE:
+        print(f"hint: {_STORAGE[error.errno]}; then the same command goes on from what is stored", file=sys.stderr)
     elif isinstance(error, ValueError) and _HERE not in Path(frame.filename).resolve().parents:
         print(
             f"hint: said by {frame.filename}, line {frame.lineno}; if yours is right, please report it", file=sys.stderr
