@@ -7,6 +7,7 @@ import json
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +16,8 @@ from safetensors.torch import load_file
 
 from unveil.runs import atomic
 from unveil.runs.atomic import replacing, write_bytes, write_json, write_text
-from unveil.runs.checkpoint import write_weights
+from unveil.runs.checkpoint import save, write_weights
+from unveil.runs.folder import RunFolder
 
 
 def weights(file: Path, value: float) -> None:
@@ -101,3 +103,63 @@ def test_the_file_is_synced_before_its_name_and_the_folder_after_it(tmp_path: Pa
     monkeypatch.setattr(os, "replace", lambda *paths, **named: (steps.append("rename"), rename(*paths, **named)))
     write_text(tmp_path / "a", "new")
     assert steps == ["file", "rename", "folder"]
+
+
+def disk_calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
+    """What is really synced and renamed from here on, in order: ("fsync", path) and ("rename", new path)."""
+    calls: list[tuple[str, str]] = []
+    fsync, rename, replace = os.fsync, os.rename, os.replace
+
+    def synced(descriptor: int) -> None:
+        calls.append(("fsync", os.path.realpath(f"/dev/fd/{descriptor}")))
+        fsync(descriptor)
+
+    def moved(do: Callable[..., None]) -> Callable[..., None]:
+        def move(old: object, new: object, **named: Any) -> None:
+            do(old, new, **named)
+            calls.append(("rename", os.path.realpath(str(new))))
+
+        return move
+
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(os, "rename", moved(rename))
+    monkeypatch.setattr(os, "replace", moved(replace))
+    return calls
+
+
+def test_a_file_is_really_synced_before_it_gets_its_name_and_its_folder_after(tmp_path: Path, monkeypatch):
+    calls = disk_calls(monkeypatch)
+    write_text(tmp_path / "a", "new")
+    (kind, temporary), *rest = calls
+    assert kind == "fsync"
+    assert Path(temporary).name.startswith(".a.")
+    assert rest == [("rename", str(tmp_path / "a")), ("fsync", str(tmp_path))]
+
+
+def test_a_checkpoint_is_really_synced_before_it_gets_its_name_and_its_folder_after(tmp_path: Path, monkeypatch):
+    calls = disk_calls(monkeypatch)
+    tensors = {"weight": torch.zeros(8)}
+    final = save(tmp_path, 3, tensors, tensors, {"stage": 0}, {})
+    whole = calls.index(("rename", str(final)))
+    before = {path for kind, path in calls[:whole] if kind == "fsync"}
+    partial = final.with_name(".step-00000003")
+    names = {f"{partial}/{name}" for name in ("model.safetensors", "optimizer.safetensors")}
+    assert before > {*names, str(partial)}
+    assert any(".state.json." in path for path in before)
+    last_of_folder = max(i for i, call in enumerate(calls) if call == ("fsync", str(partial)))
+    assert last_of_folder > max(
+        i for i, (_, path) in enumerate(calls[:whole]) if path.endswith((".safetensors", ".json"))
+    )
+    assert calls[whole + 1 :] == [("fsync", str(tmp_path / "checkpoints"))]
+
+
+def test_run_json_is_never_written_in_place(tmp_path: Path, monkeypatch):
+    run = RunFolder(tmp_path)
+    run.update_metadata(status="running")
+    before = (tmp_path / "run.json").stat().st_ino
+    calls = disk_calls(monkeypatch)
+    with (tmp_path / "run.json").open() as reader:  # who reads it meanwhile reads the old one whole
+        run.update_metadata(status="finished")
+        assert json.load(reader) == {"status": "running"}
+    assert (tmp_path / "run.json").stat().st_ino != before
+    assert [kind for kind, _ in calls] == ["fsync", "rename", "fsync"]

@@ -250,6 +250,8 @@ def test_the_ladder_trains_cmtmae_after_its_teacher(tmp_path, monkeypatch):
     demo(str(tmp_path / "demo"), all=True, minutes=0.5, scenes=80)
     assert [job.recipe for job in jobs] == [*ladder(tmp_path / "demo")]
     assert {job.name: job.needs for job in jobs if job.needs} == {"cmtmae": ["crossmae"]}
+    teachers = {job.name: job.pretrain["teacher"] for job in jobs if "teacher" in job.pretrain}
+    assert teachers == {"cmtmae": str(tmp_path / "demo" / "runs" / "crossmae")}
     assert all(job.pretrain["minutes"] == 0.5 and job.evaluate[0]["protocol"][0] == "linear-lbfgs" for job in jobs)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import sys
+from collections.abc import Iterable
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import pytest
 
 from report_fakes import fake_images, fake_run
 from unveil.reporting.galleries import epoch_name, evenly_spaced
+from unveil.reporting.journal import read_metrics
 from unveil.reporting.page import write_report
 from unveil.reporting.run_record import ProbeEpoch, read_run
 
@@ -332,3 +334,22 @@ def test_the_first_screen(run_a, tmp_path, scheme):
             assert said == []
             page.close()
         browser.close()
+
+
+def test_of_a_very_long_log_some_steps_are_read_and_none_that_was_gone_back_behind(tmp_path, monkeypatch):
+    def lines(steps: Iterable[int], loss: float) -> list[str]:
+        kinds = [("step", step) for step in steps]
+        return [json.dumps({"kind": kind, "step": step, "loss": loss, "skipped": step}) + "\n" for kind, step in kinds]
+
+    signals = [json.dumps({"kind": "signals", "step": step, "rankme": 9.0}) + "\n" for step in (300, 900)]
+    file = tmp_path / "metrics.jsonl"
+    file.write_text("".join([*lines(range(1, 701), 1.0), signals[0], *lines(range(401, 1001), 2.0), signals[1]]))
+    whole = read_metrics(file, [])
+    monkeypatch.setattr("unveil.reporting.journal.MOST_STEPS", 100)
+    remarks: list[str] = []
+    steps, validations, _ = read_metrics(file, remarks)
+    assert remarks == ["metrics.jsonl: of 1,000 logged steps one in 10 is read."]
+    assert [s.step for s in steps] == [*range(1, 1000, 10), 1000]
+    assert steps == [s for s in whole[0] if s.step in {step.step for step in steps}]
+    assert {s.loss for s in steps if s.step > 400} == {2.0}
+    assert [v.step for v in validations] == [300, 900]

@@ -303,6 +303,35 @@ class TestLoop:
         assert all(name in u["images"] and len(u["images"]) == 5 for u in stored)
         assert all(line["loss"] < 5 for line in lines)  # means over the others
 
+    def test_seconds_and_refused_updates_are_counted_over_all_sessions(self, tmp_path: Path, monkeypatch):
+        update = Trainer.update
+
+        def spoilt(self: Trainer, batch: Batch, lr: float) -> Update:
+            if calls.pop() in (1, 3):
+                batch = Batch({"rgb": batch.maps["rgb"].float() * torch.nan}, batch.key, batch.progress)
+            return update(self, batch, lr)
+
+        monkeypatch.setattr(Trainer, "update", spoilt)
+        calls, stop = [3, 2, 1, 0], threading.Event()
+        stop.set()
+        recipe = build(tmp_path, epochs=2, batch_size=10)
+        skipped = []
+        for _ in range(3):
+            loop, (latest, _) = loop_of(tmp_path, recipe), read_latest(tmp_path / "run")
+            if latest is None:
+                loop.seconds = 1000.0  # as if it had trained for so long
+            with pytest.raises(KeyboardInterrupt):
+                loop.train(stop, lambda model: None, latest)
+            state = read_latest(tmp_path / "run")[0].state  # type: ignore[union-attr]
+            assert 1000 < state["seconds"] < 1100
+            skipped.append(state["skipped"])
+        assert skipped == [0, 1, 1]
+        train_again = loop_of(tmp_path, recipe)
+        train_again.train(threading.Event(), lambda model: None, read_latest(tmp_path / "run")[0])
+        lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+        assert [line["skipped"] for line in lines] == [0, 1, 1, 2]
+        assert all(1000 < line["time"] < 1100 for line in lines)
+
     def test_a_thread_of_its_own_trains_without_touching_signals(self, tmp_path: Path):
         def use() -> None:
             with stop_on_signal() as stop:

@@ -81,6 +81,15 @@ def journal(run: Path, kind: str) -> list[dict[str, Any]]:
     return [line for line in lines if line["kind"] == kind]
 
 
+_TIMED = {"time", "images_per_second", "data_wait", "memory_mb"}
+
+
+def rows(run: Path) -> list[dict[str, Any]]:
+    """The lines of metrics, without what depends on the clock and on the machine."""
+    lines = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
+    return [{name: value for name, value in line.items() if name not in _TIMED} for line in lines]
+
+
 def listing(folder: Path) -> dict[str, float]:
     """Everything below a folder, with the time it was last written: what has changed shows."""
     return {str(p.relative_to(folder)): p.stat().st_mtime_ns for p in sorted(folder.rglob("*")) if p.is_file()} | {
@@ -117,7 +126,8 @@ def kill() -> None:
 
 TRAIN = ("--epochs", "3", "--batch-size", "10", "--lr", "0.05", "--warmup-epochs", "1", "--image-size", "16")
 WARM = ("--warmup-epochs", "1")
-TWO = (*TRAIN, "--stages", "2")
+VALIDATED = (*TRAIN, "--val-every", "1")  # when to validate does not depend on the speed of the machine
+TWO = (*VALIDATED, "--stages", "2")
 
 
 @dataclass(frozen=True)

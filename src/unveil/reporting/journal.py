@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from itertools import compress
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
+
 from .run_files import NAN, mapping, number, read_lines
 
+MOST_STEPS = 5_000  # that are read of a log; a run writes about a thousand
+_STEP = re.compile(r'"step": (\d+)[,}]')
 L = TypeVar("L", bound="LogLine")
 
 
@@ -58,17 +65,40 @@ def read_metrics(path: Path, remarks: list[str]) -> tuple[list[Step], list[Signa
     steps: list[Step] = []
     signals: list[Signals] = []
     events: list[Mapping[str, Any]] = []
-    for entry in read_lines(path, remarks):
+    for entry in read_lines(path, remarks, partial(_thinned, remarks=remarks)):
         at = int(number(entry["step"]))
         if entry.get("kind") == "step":
             if steps and at <= steps[-1].step:
                 steps, signals = [s for s in steps if s.step < at], [s for s in signals if s.step < at]
             steps.append(_log_line(Step, entry, "losses"))
         elif entry.get("kind") == "signals":
-            signals = [*(s for s in signals if s.step < at), _log_line(Signals, entry, "attention")]
+            if signals and at <= signals[-1].step:
+                signals = [s for s in signals if s.step < at]
+            signals.append(_log_line(Signals, entry, "attention"))
         else:
             events.append(entry)
     return steps, signals, events
+
+
+def _thinned(lines: list[str], remarks: list[str]) -> list[str]:
+    """At most about `MOST_STEPS` steps, evenly spread with the first and the last, of a long log; all other lines.
+
+    Steps that a continued run has gone back behind are left out first: what follows has a step as early, or earlier.
+    """
+    is_step = np.array(['"kind": "step"' in line for line in lines], bool)
+    if is_step.sum() <= MOST_STEPS:
+        return lines
+    found = map(_STEP.search, compress(lines, is_step))
+    steps = np.array([int(match[1]) if match else -1 for match in found], np.int64)
+    last = np.iinfo(np.int64).max
+    earliest = np.minimum.accumulate(np.where(steps < 0, last, steps)[::-1])[::-1]  # from each line on
+    standing = np.flatnonzero((steps >= 0) & (steps < np.append(earliest[1:], last)))
+    every = -(-len(standing) // MOST_STEPS)
+    if every > 1:
+        remarks.append(f"metrics.jsonl: of {len(standing):,} logged steps one in {every} is read.")
+    chosen = ~is_step
+    chosen[np.flatnonzero(is_step)[[*standing[::every], *standing[-1:]]]] = True
+    return list(compress(lines, chosen))
 
 
 def _log_line(kind: type[L], entry: Mapping[str, Any], nested: str) -> L:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -57,8 +57,10 @@ def read_json(path: Path, remarks: list[str], needed: bool = False) -> Any:
     return None
 
 
-def read_lines(path: Path, remarks: list[str]) -> Iterator[Mapping[str, Any]]:
-    """The lines of metrics.jsonl that can be read; remarks say which cannot."""
+def read_lines(
+    path: Path, remarks: list[str], choose: Callable[[list[str]], list[str]] = list
+) -> Iterator[Mapping[str, Any]]:
+    """The lines of metrics.jsonl that can be read, of those that `choose` takes; remarks say which cannot."""
     try:
         check_own(path)
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
@@ -69,7 +71,7 @@ def read_lines(path: Path, remarks: list[str]) -> Iterator[Mapping[str, Any]]:
         remarks.append(f"metrics.jsonl could not be read: {error}.")
         return
     unread = 0
-    for line in filter(str.strip, lines):
+    for line in choose(list(filter(str.strip, lines))):
         try:
             entry = json.loads(line)
         except (ValueError, RecursionError):

@@ -238,6 +238,18 @@ def _moments(optimizer: torch.optim.Optimizer) -> dict[Tensor, tuple[str, ...]]:
     return of
 
 
+def disk_rule(model: nn.Module, optimizer: torch.optim.Optimizer, num_checkpoints: int, num_kept: int) -> str:
+    """A sentence with the most that the weights of a run may take on the disk, in MB (10**6 bytes)."""
+    weights = sum(tensor.nbytes for tensor in model.state_dict().values())
+    moments = sum(p.nbytes * len({*names} - {"step"}) for p, names in _moments(optimizer).items())
+    both, total = weights + moments, (num_checkpoints + 2) * (weights + moments) + num_kept * weights
+    kept = f"; {num_kept} times the weights alone, {weights / 1e6:.3g} MB each" if num_kept else ""
+    return (
+        f"disk: at most {num_checkpoints} checkpoints of {both / 1e6:.3g} MB, one that is being written and one step to"
+        f" replay{kept}: {total / 1e6:.3g} MB, beside metrics and pictures"
+    )
+
+
 def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """The moments of an optimizer under the names of their parameters."""
     names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}

@@ -30,7 +30,7 @@ from ..runs.hardware import memory_used
 from ..runs.threads import AdaptiveThreads
 from .distributed import SINGLE_PROCESS, Group
 from .health import MAX_SKIPPED
-from .ladder import Ladder
+from .ladder import NUM_GOOD, Ladder
 from .metrics import MetricsWindow, progress_text
 from .pace import Pace, Plan, Schedule
 from .trainer import Settings, Trainer
@@ -116,6 +116,7 @@ class Loop:
         self.threads = AdaptiveThreads(0 if settings.compile else settings.adaptive_threads)
         self.pace = Pace(plan, settings.compile)
         self.seconds = 0.0  # of training, over all sessions
+        self.disk_rule = ""
 
     def train(
         self,
@@ -155,6 +156,7 @@ class Loop:
                 trainer.adopt(before)
             elif moments:
                 trainer.restore(moments)
+            self._log_disk_rule(trainer)
             if step == 0:
                 with trainer.whole() as whole:
                     self.validate(whole, 0.0, 0)
@@ -163,6 +165,19 @@ class Loop:
                 before, resume = trainer, None
         assert before
         return model
+
+    def _log_disk_rule(self, trainer: Trainer) -> None:
+        """Say how much the run may take on the disk, for each stage whose model takes another size."""
+        kept = len(self.save_at) if self._keeps_weights(trainer.model) else 0
+        rule = checkpoint.disk_rule(trainer.model, trainer.optimizer, checkpoint.NUM_CHECKPOINTS + NUM_GOOD, kept)
+        if rule != self.disk_rule:
+            log(f"  {rule}")
+        self.disk_rule = rule
+
+    def _keeps_weights(self, model: MaskedModel) -> bool:
+        """Whether weights are saved for good: where it was asked for, or where they are small."""
+        size = sum(w.nbytes for w in model.state_dict().values())
+        return self.settings.save_every is not None or len(SAVED) * size <= MOST_SAVED
 
     def _check_teachers(self, model: MaskedModel, index: int) -> None:
         """Note the checksums of frozen teachers in `run.json`. Raises ValueError where one has other weights by now."""
@@ -295,7 +310,7 @@ class Loop:
         if not self.group.is_rank_zero:
             return
         self.run.check_place()
-        if self.settings.save_every is None and len(SAVED) * sum(w.nbytes for w in weights.values()) > MOST_SAVED:
+        if not self._keeps_weights(trainer.model):
             return
         state = {"stage": index, "epoch": step / self.loader.steps_per_epoch, "seconds": self.seconds}
         state |= {"returns": len(self.ladder.returns)}
