@@ -105,7 +105,7 @@ def is_finite(run: Path) -> bool:
     return all(bool(t.isfinite().all()) for t in (*latest.model.values(), *latest.optimizer.values()))
 
 
-@pytest.mark.parametrize("kind", WHERE)
+@pytest.mark.parametrize("kind", [Activation, Gradient, pytest.param(Moments, marks=pytest.mark.slow)])
 def test_after_twenty_refused_updates_it_goes_back_with_half_the_rate(
     place: Place, monkeypatch: pytest.MonkeyPatch, capsys, kind: type[Fault]
 ):
@@ -246,23 +246,14 @@ def test_refused_updates_that_are_not_in_a_row_are_no_success(
     assert f"{30 * (every - 1) // every} of 30 updates were skipped" in capsys.readouterr().out
 
 
-RATES: dict[str, tuple[str, ...]] = {
-    "100": ("step", "the loss rose from"),
-    "1e8": ("updates in a row were not finite",),
-}
-
-
-@pytest.mark.parametrize("rate", RATES)
-def test_a_rate_that_is_far_too_high_ends_with_a_command_that_works(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, rate: str
-):
+@pytest.mark.slow
+def test_a_rate_that_is_far_too_high_ends_with_a_command_that_works(tmp_path: Path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    words = "mae --data scenes:count=20,size=32 --size nano --image-size 32 --patch 16 --batch-size 9 --epochs 25"
-    words += " --decoder-dim 16 --decoder-depth 1 --decoder-heads 2 --warmup-epochs 0 --optimizer sgd --workers 1"
-    words += f" --device cpu --compile off --val-every 5 --out run --lr {float(rate) * 1e4:g}"
-    assert main(["pretrain", *words.split()]) == UNSOUND
+    words = "mae --data scenes:count=40,size=32 --size nano --image-size 32 --patch 8 --batch-size 8 --threads 1"
+    words += " --workers 1 --decoder-dim 16 --decoder-depth 1 --decoder-heads 2 --epochs 20 --precision bf16 --out run"
+    assert main(["pretrain", *words.split(), "--lr", "1e8"]) == UNSOUND
     error = capsys.readouterr().err
-    assert all(text in error for text in RATES[rate])
+    assert "training diverged at step 22: 20 updates in a row were not finite" in error
     assert "fault of unveil" not in error
     (command,) = [line.removeprefix("try: ") for line in error.splitlines() if line.startswith("try: ")]
     assert main(shlex.split(command)[1:]) == 0
