@@ -79,7 +79,7 @@ MUTANTS = (
     Mutant(
         "moments are lost",
         "training/loop.py",
-        "checkpoint.restore_optimizer(model, trainer.optimizer, resume.optimizer)",
+        "trainer.restore(resume.optimizer)",
         "pass",
         "test_pretrain_stopped.py -k stops0",
     ),
