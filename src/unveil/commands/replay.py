@@ -18,10 +18,12 @@ from ..data.upload import uploaded
 from ..modeling.rng import seed_stage, step_key
 from ..modeling.types import Batch
 from ..recipes.options import accept_python_values
+from ..recipes.registry import check_named
 from ..recipes.run import Run
 from ..runs.checkpoint import Checkpoint, read, restore_optimizer
 from ..runs.checkpoint_state import replay_folder
 from ..runs.console import quoted
+from ..runs.folder import OWN_RECIPE
 from ..runs.hardware import choose_device
 from ..runs.run_config import Precision
 from ..training.config import PretrainConfig
@@ -83,9 +85,11 @@ def replay(
         raise ValueError(f"{stored.path} has recorded no step: no update was refused, and training never went back")
     recorded = read(folder)
     state = recorded.state
-    config = PretrainConfig.resolve(
-        None, {"config": str(stored.path / "config.yaml"), **({"data": data} if data else {})}
-    )
+    file = stored.path / OWN_RECIPE
+    if file.exists():
+        check_named(str(file), stored.path, stored.trust)
+    given = {"config": str(stored.path / "config.yaml"), **({"data": data} if data else {})}
+    config = PretrainConfig.resolve(str(file) if file.exists() else None, given)
     trainer = _trainer(stored, recorded, str(choose_device(device)), precision)
     batch, images = _batch(stored, config, state, trainer)
     trainer.model.before_step(state["step"] - 1, state["progress"])

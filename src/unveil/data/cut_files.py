@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import io
+import re
 import zlib
+from collections.abc import Collection
 
 from .tiff_files import first_page, is_tiff
 
 _ZEROS = bytes(64)  # fewer at the end say nothing
 _SHARE = 8  # one in so many bytes of coded pixels, for flat ones, too, may end in some zeros
+_PALETTE = 768  # bytes at the end of a PCX, of which all may be zeros
 _FEW = 8  # bytes at the end of a row that may be black by themselves
 _PNG, _JPEG = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff"
 _PIXELS = (b"IHDR", b"PLTE", b"IDAT", b"IEND")  # chunks that a picture cannot do without
@@ -17,8 +20,9 @@ _PIXELS = (b"IHDR", b"PLTE", b"IDAT", b"IEND")  # chunks that a picture cannot d
 def check_whole(data: bytes) -> None:
     """Raise ValueError for a file of which a part is missing or zeros, so far as its bytes tell without decoding.
 
-    PNG: the checksums of its chunks, and its last chunk. WebP, TIFF: sizes. What is coded does not end in many zeros;
-    pixels that are not, in BMP and TIFF, may: they are cut where zeros begin inside a row below one that goes on.
+    PNG: the checksums of its chunks, and its last chunk. WebP, TIFF, BMP: sizes. What is coded does not end in many
+    zeros; pixels that are not, in BMP, TIFF, PPM, TGA, SGI and DDS, may: they are cut where zeros begin inside a row
+    below one that goes on.
     """
     if data.startswith(_PNG):
         _check_png(data)
@@ -26,15 +30,21 @@ def check_whole(data: bytes) -> None:
         _check_webp(data)
     elif is_tiff(data):
         _check_tiff(data)
+    elif data[:2] == b"BM" and (missing := _bmp_size(data) - len(data)) > 0:
+        raise ValueError(f"the file is truncated: {missing:,} of its bytes are missing")
     elif not data.endswith(_ZEROS):
         return
     elif data.startswith(_JPEG):
         if not data.rstrip(b"\0").endswith(b"\xff\xd9"):
             raise _cut(data)
-    elif data[:2] == b"BM":
-        width, bits = int.from_bytes(data[18:22], "little"), int.from_bytes(data[28:30], "little")
-        if data[30:34] in (bytes(4), b"\3\0\0\0"):  # not coded
-            _check_rows(data, int.from_bytes(data[10:14], "little"), (width * bits + 31) // 32 * 4)
+    elif rows := _plain_rows(data):
+        _check_rows(data, *rows)
+    elif data[:4] == b"qoif":  # its end is seven zeros and a one
+        if not data.rstrip(b"\0").endswith(bytes(7) + b"\1"):
+            raise _cut(data)
+    elif _is_run_coded(data):
+        if _num_zeros(data) > max(_PALETTE, len(data) // _SHARE):
+            raise _cut(data)
     elif data[4:8] in (b"ftyp", b"jP  ") and _num_zeros(data) > len(data) // _SHARE:
         raise _cut(data)
 
@@ -106,7 +116,7 @@ def _check_tiff(data: bytes) -> None:
         return
     if page.compression == 1:
         if page.pieces and not page.is_tiled:
-            _check_rows(data, page.pieces[0][0], -(-page.width * page.samples * page.bits // 8))
+            _check_rows(data, page.pieces[0][0], -(-page.width * page.samples * page.bits // 8), page.height)
         return
     zeros = len(data) - _num_zeros(data)
     for start, size in page.pieces:
@@ -115,10 +125,58 @@ def _check_tiff(data: bytes) -> None:
             raise _cut(data)
 
 
-def _check_rows(data: bytes, start: int, stride: int) -> None:
+def _bmp_size(data: bytes) -> int:
+    """The bytes that a BMP needs: those of its pixels, or, where they are coded, those that its header declares."""
+    rows = _plain_rows(data)
+    return int.from_bytes(data[2:6], "little") if rows is None else rows[0] + rows[1] * rows[2]
+
+
+def _plain_rows(data: bytes) -> tuple[int, int, int] | None:
+    """Where the pixels of a file begin that are not coded, the bytes of a row, and the rows; None for another file."""
+
+    def number(start: int, size: int = 2) -> int:
+        return int.from_bytes(data[start : start + size], "little")
+
+    if data[:2] == b"BM" or data[:4] == b"\x28\0\0\0":
+        head = 14 if data[:2] == b"BM" else 0
+        if number(head, 4) < 40:  # of OS/2
+            return None
+        colours = (number(head + 32, 4) or 1 << number(head + 14)) if number(head + 14) <= 8 else 0
+        start = number(10, 4) if head else 40 + 4 * colours
+        is_plain = number(head + 16, 4) in (0, 3)
+        lines = abs(int.from_bytes(data[head + 8 : head + 12], "little", signed=True))
+        return (start, (number(head + 4, 4) * number(head + 14) + 31) // 32 * 4, lines) if is_plain else None
+    if match := re.match(rb"P([56])(?:\s+(?:#[^\n]*\n\s*)*)(\d+)\s+(\d+)\s+(\d+)\s", data[:4096]):
+        size = (3 if match[1] == b"6" else 1) * (2 if int(match[4]) > 255 else 1)
+        return match.end(), int(match[2]) * size, int(match[3])
+    if data[:3] == b"\x01\xda\0":  # SGI, which is of big numbers
+        width, height, planes = (int.from_bytes(data[at : at + 2], "big") for at in (6, 8, 10))
+        return 512, width * data[3], height * planes
+    if data[:4] == b"DDS ":
+        blocks = {b"DXT1": 8, b"BC4U": 8, b"ATI1": 8}.get(data[84:88], 16)
+        if number(80, 4) & 4:
+            return 128, (number(16, 4) + 3) // 4 * blocks, (number(12, 4) + 3) // 4
+        return 128, number(16, 4) * number(88, 4) // 8, number(12, 4)
+    if _is_tga(data, (1, 2, 3)):
+        palette = number(5) * ((data[7] + 7) // 8) if data[1] else 0
+        return 18 + data[0] + palette, number(12) * ((data[16] + 7) // 8), number(14)
+    return None
+
+
+def _is_run_coded(data: bytes) -> bool:
+    """Whether a file is a PCX, an SGI or a TGA whose pixels are runs: these hold no zeros one after another."""
+    return data[:3] == b"\x01\xda\1" or (data[:1] == b"\n" and data[2:3] == b"\1") or _is_tga(data, (9, 10, 11))
+
+
+def _is_tga(data: bytes, kinds: Collection[int]) -> bool:
+    """Whether this is a TGA of one of these kinds, so far as one can be told: it begins with no mark."""
+    return len(data) > 18 and data[1] == (data[2] in (1, 9)) and data[2] in kinds and data[16] in (8, 15, 16, 24, 32)
+
+
+def _check_rows(data: bytes, start: int, stride: int, count: int) -> None:
     """Of pixels that are not coded: black ones begin with a row, or end a row as they end the one before it."""
     zeros = len(data) - _num_zeros(data)
-    if stride < 1 or zeros - stride < start or len(data) - zeros < stride:
+    if stride < 1 or zeros - stride < start or len(data) - zeros < stride or zeros >= start + stride * count:
         return
     column = (zeros - start) % stride
     before = data[zeros - stride : zeros - column] if column else b""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import math
 import os
+import warnings
 import zipfile
 from collections.abc import Sequence
 from functools import cache
@@ -35,6 +36,7 @@ def open_image(file: IO[bytes] | str | os.PathLike[str]) -> ImageFile.ImageFile:
 
 @cache
 def _formats() -> tuple[str, ...]:
+    warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # the limit is ours
     Image.init()
     return tuple(name for name in _FORMATS if name in Image.OPEN)
 

@@ -17,6 +17,7 @@ from jaxtyping import Shaped
 from ..modeling.types import to_float
 from ..runs.regular_files import check_regular
 from .decode import opaque, read_header, reading, to_channels
+from .limits import check_values
 from .modality_config import Declared
 from .read_map import Map, Stored, map_of, measured, read_map
 from .regular_files import read_bytes
@@ -62,6 +63,14 @@ def open_raster(path: Path, name: str, declared: Declared) -> Raster:
     return _Whole(path, name, declared, header.channels, header.size, has_alpha)
 
 
+def check_block(height: int, width: int, channels: int) -> None:
+    """Raise ValueError for a file whose windows are cut out of tiles or strips that are themselves too large."""
+    try:
+        check_values((channels, height, width))
+    except ValueError as error:
+        raise ValueError(f"its smallest part that can be read has {error}") from error
+
+
 def _check_bands(path: Path) -> None:
     with path.open("rb") as file:
         check_tiff(file, in_windows=True)
@@ -99,6 +108,8 @@ class _Gdal(_Facts):
     @classmethod
     def of(cls, path: Path, name: str, declared: Declared) -> _Gdal:
         with _opened(path) as file:
+            for height, width in file.block_shapes:
+                check_block(height, width, len(file.block_shapes))
             kind = np.dtype(file.dtypes[0]).kind
             masked = _has_mask(file) or file.nodata is not None or declared.nodata or declared.void is not None
             return cls(path, name, declared, len(_bands(file)), file.shape, not masked and kind != "f")
@@ -153,6 +164,8 @@ class _Tiff(_Facts):
 
         with tifffile.TiffFile(path) as file:
             page = file.pages[0]
+            wide = page.tilewidth if page.is_tiled else page.imagewidth
+            check_block(page.tilelength if page.is_tiled else page.rowsperstrip, wide, page.samplesperpixel)
             masked = declared.nodata or declared.void is not None or page.extrasamples or _NODATA in page.tags
             channels = page.samplesperpixel - (1 if page.extrasamples and page.extrasamples[-1] in _ALPHAS else 0)
             size = (page.imagelength, page.imagewidth)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import zipfile
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache
@@ -36,6 +37,8 @@ from .tiff_files import check_tiff, gdal_driver, is_tiff
 
 READ = (*EXTENSIONS, ".npy", ".npz", ".dcm")
 _LISTED_IDS = 5
+_DEFLATED = b"1.2.840.10008.1.2.1.99"
+_AT_ONCE = 1 << 24  # bytes
 _GEO_TAGS = (34735, 42113)  # GeoKeyDirectory, GDAL_NODATA
 NYUV2, NYUV2_CLASSES = "nyu_depth_v2_labeled.mat", "classMapping40.mat"
 _HDF5 = "is read with h5py: pip install 'unveil[hdf5]'"
@@ -177,6 +180,7 @@ def _dicom(data: bytes, declared: Declared) -> Stored:
     PS3.3, C.11.1 and C.11.2.1.2. `MONOCHROME1` is turned, so that high is bright. Padding is no data.
     """
     pydicom = optional("pydicom", "DICOM is read with pydicom: pip install 'unveil[dicom]'")
+    _check_deflated(data)
     file = pydicom.dcmread(io.BytesIO(data))
     frames = int(file.get("NumberOfFrames") or 1) * int(file.get("SamplesPerPixel") or 1)
     check_size(int(file.get("Rows") or 0), int(file.get("Columns") or 0), frames, 4)
@@ -195,6 +199,23 @@ def _dicom(data: bytes, declared: Declared) -> Stored:
         values[array == padding] = np.nan
         return Stored(values[None], f"{file.BitsStored}-bit DICOM")
     return Stored(array[None], f"{file.BitsStored}-bit DICOM", padding)
+
+
+def _check_deflated(data: bytes) -> None:
+    """Raise ValueError for a deflated DICOM (PS3.5, A.5) that unpacks to more than an image may have."""
+    place, is_deflated = 132, False
+    while data[place : place + 2] == b"\2\0":  # the elements of the file's head, which are never packed
+        is_long = data[place + 4 : place + 6] in (b"OB", b"OW", b"UN", b"UT", b"SQ")
+        start = place + (12 if is_long else 8)
+        end = start + int.from_bytes(data[start - (4 if is_long else 2) : start], "little")
+        if data[place + 2 : place + 4] == b"\x10\0":
+            is_deflated = data[start:end].rstrip(b"\0 ") == _DEFLATED
+        place = end
+    unpacker, packed, size = zlib.decompressobj(-zlib.MAX_WBITS), data[place:] if is_deflated else b"", 0
+    while packed:
+        size += len(unpacker.decompress(packed, _AT_ONCE))
+        check_values((size,))
+        packed = unpacker.unconsumed_tail
 
 
 def _own_window(file: object) -> tuple[float, float] | None:

@@ -186,7 +186,7 @@ def previous_training(config: PretrainConfig) -> PreviousTraining | None:
     if config.continue_schedule == "restart" or config.init_from is None:
         return None
     path = user_path(config.init_from)
-    run = Run.open(path) if (path / "run.json").exists() else None
+    run = Run.open(path, config.trust) if (path / "run.json").exists() else None
     stored = run.config.schedule if run else None
     epochs = config.init_epoch
     if epochs is None and run is not None and stored is not None:
