@@ -27,6 +27,7 @@ from unveil.cli import main
 from unveil.runs.checkpoint import read_latest
 from unveil.runs.console import log
 from unveil.training.distributed import SINGLE_PROCESS, process_group
+from unveil.training.metrics import progress_text
 
 LAUNCHER = ("WORLD_SIZE", "RANK", "MASTER_ADDR", "MASTER_PORT")
 WORDS = """multimae --data data --modalities rgb depth --visible 0.375 --size nano --image-size 16 --patch 8
@@ -109,7 +110,19 @@ def test_two_processes_learn_what_one_learns_where_modalities_are_missing(pairs:
     one, two = (journal(pairs / run, "step") for run in ("alone", "two"))
     assert [line["step"] for line in two] == [line["step"] for line in one]
     assert [line["loss"] for line in two] == pytest.approx([line["loss"] for line in one], rel=1e-3)
+    assert all(len(line["data_waits"]) == 2 for line in two)
+    assert "data_waits" not in one[0]
     assert printed.count("next: ") == 1  # one of them speaks for both
+
+
+@pytest.mark.parametrize(
+    ("waits", "shown"),
+    [([], "data wait 2%  "), ([0.02, 0.06], "data wait 2%  "), ([0.02, 0.1, 0.41, 0.2], "data wait 2% (rank 2 41%)  ")],
+)
+def test_the_rank_that_waits_longest_for_data_is_named(waits: list[float], shown: str) -> None:
+    line = {"step": 1, "epoch": 0.5, "loss": 1.0, "lr": 0.1, "grad_norm": 1.0, "images_per_second": 9.0, "skipped": 0}
+    line |= {"data_wait": 0.02, "memory_mb": 1024.0, "spikes": 0, **({"data_waits": waits} if waits else {})}
+    assert shown in progress_text(line, 10, 2)
 
 
 def undisturbed(pairs: Path, monkeypatch: pytest.MonkeyPatch) -> None:

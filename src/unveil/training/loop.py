@@ -290,11 +290,14 @@ class Loop:
 
     def _log(self, window: MetricsWindow, progress: Progress, step: int, lr: float) -> None:
         broken = self.group.gather(self.loader.unreadable)
+        wait = f"{window.data_wait(self.loader.wait_seconds):.4f}"
+        waits = self.group.gather({f"{self.group.rank:06}": wait}) if self.group.size > 1 else {}
         if not self.group.is_rank_zero:
             return
         epoch = step / self.loader.steps_per_epoch
         line = {"kind": "step", "step": step, "epoch": epoch, "time": self.seconds, "lr": lr}
         line |= window.line(self.loader.wait_seconds)
+        line |= {"data_waits": [float(waits[rank]) for rank in sorted(waits)]} if waits else {}
         line |= {"memory_mb": memory_used(torch.device(self.settings.device)), "skipped": self.ladder.skipped.read()}
         line |= {"spikes": self.ladder.skipped.health.spikes}
         self.run.log_metrics(line)

@@ -16,6 +16,7 @@ from ..runs.folder import RunFolder
 from .health import Health
 from .trainer import Update
 
+SLOWER = 0.05  # of the time, by which a rank waits longer for data than rank zero, to be named
 _NAMED = 100  # skipped steps whose images are listed in nonfinite.json
 
 
@@ -37,6 +38,10 @@ class MetricsWindow:
         left = time.monotonic()
         yield
         self.began += time.monotonic() - left
+
+    def data_wait(self, waited: float) -> float:
+        """The share of the time that was waited for data; `waited` are the loader's seconds by now."""
+        return (waited - self.waited) / max(1e-9, time.monotonic() - self.began)
 
     def line(self, waited: float) -> dict[str, Any]:
         """Mean losses, last gradient norm (None if all steps were skipped), images per second, share of data wait."""
@@ -62,9 +67,16 @@ def progress_text(line: Mapping[str, Any], total: int, per_epoch: int) -> str:
         f"step {line['step']}/{total}  epoch {line['epoch']:.1f}/{total / per_epoch:.3g}"
         f"  loss {'-' if loss is None else f'{loss:.4f}'}  lr {line['lr']:.1e}"
         f"  grad {'-' if grad_norm is None else f'{grad_norm:.2f}'}  {line['images_per_second']:.0f} images/s"
-        f"  data wait {line['data_wait']:.0%}  {line['memory_mb'] / 1024:.1f} GB"
+        f"  data wait {line['data_wait']:.0%}{_slowest(line)}  {line['memory_mb'] / 1024:.1f} GB"
         + (f"  {line['skipped']} skipped" if line["skipped"] else "")
     )
+
+
+def _slowest(line: Mapping[str, Any]) -> str:
+    """The rank that waits longest for data, where it waits longer than rank zero: the others wait for it."""
+    waits: list[float] = line.get("data_waits", [])
+    rank = max(range(len(waits)), key=waits.__getitem__, default=0)
+    return f" (rank {rank} {waits[rank]:.0%})" if rank and waits[rank] > line["data_wait"] + SLOWER else ""
 
 
 class SkippedSteps:
