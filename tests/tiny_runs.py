@@ -81,7 +81,7 @@ def journal(run: Path, kind: str) -> list[dict[str, Any]]:
     return [line for line in lines if line["kind"] == kind]
 
 
-_TIMED = {"time", "images_per_second", "data_wait", "memory_mb"}
+_TIMED = {"time", "seconds", "images_per_second", "data_wait", "memory_mb"}
 
 
 def rows(run: Path) -> list[dict[str, Any]]:

@@ -62,7 +62,8 @@ def main(words: Sequence[str] | None = None) -> int:
     except RankZeroFailed:
         return 2
     except Diverged as error:
-        log(f"error: {error}")
+        for line in f"error: {error}".splitlines():  # what to do is on lines of its own
+            log(line)
         return UNSOUND
     except (ValueError, OSError) as error:
         _say_mistake(error)
