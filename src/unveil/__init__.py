@@ -18,6 +18,7 @@ _MODULES = {  # public name -> its module, imported when used, so that `import u
     "demo": "experiments.demo",
     "embed": "commands.embed",
     "evaluate": "commands.evaluate",
+    "export": "commands.export",
     "inspect": "commands.inspect",
     "load": "commands.load",
     "look": "commands.look",
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from .commands.analyze import analyze_attention, analyze_blocks, analyze_features, analyze_masks
     from .commands.embed import embed
     from .commands.evaluate import evaluate
+    from .commands.export import export
     from .commands.inspect import inspect
     from .commands.load import load
     from .commands.look import look
@@ -45,7 +47,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Run", "__version__", "analyze_attention", "analyze_blocks", "analyze_features", "analyze_masks", "bench", "demo",
-    "embed", "evaluate", "inspect", "load", "look", "pack", "pretrain",
+    "embed", "evaluate", "export", "inspect", "load", "look", "pack", "pretrain",
     "replay", "report",
 ]  # fmt: skip
 

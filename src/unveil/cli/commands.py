@@ -231,6 +231,16 @@ def _after_report(runs: Sequence[str | Path]) -> str:
     return f"unveil embed {shlex.quote(str(runs[0]))} --data FOLDER_OF_YOUR_IMAGES --out features.npz"
 
 
+@command("RUN", "unveil export runs/a --to timm --out exported")
+def _export(self: Command, words: list[str]) -> str:
+    """the encoder as files of timm, transformers, ONNX or torch, with a model card"""
+    from ..commands.export import export
+
+    (run,), given = self.read(words, flags(export, "run"))
+    export(run, **given)
+    return shlex.join(["unveil", "report", run])
+
+
 @command("RUN", "unveil embed runs/a --data ~/photos --out features.npz")
 def _embed(self: Command, words: list[str]) -> str:
     """the features of every image, as a file"""

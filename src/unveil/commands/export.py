@@ -1,0 +1,226 @@
+"""`unveil export`: the encoder of a run as files that timm, transformers, ONNX or plain torch read."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from ..modeling.image_encoder import ImageEncoder
+from ..modeling.public_vits.layouts import (
+    processor_config,
+    timm_config,
+    timm_weights,
+    transformers_config,
+    transformers_weights,
+    vit_mae,
+)
+from ..recipes.options import accept_python_values
+from ..recipes.run import Run
+from ..reporting.model_card import model_card
+from ..reporting.run_record import read_run
+from ..runs.atomic import replacing, write_json, write_text
+from ..runs.checkpoint import write_weights
+from ..runs.console import user_path
+from ..runs.folder import check_writable
+
+Format = Literal["timm", "transformers", "onnx", "torch", "safetensors"]
+WEIGHTS = "model.safetensors"
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """How a format is written into a folder, and the Python that loads it from there."""
+
+    write: Callable[[ImageEncoder, Path, str | None], None]
+    load: str
+    needs: tuple[str, ...] = ()
+
+
+@accept_python_values
+def export(
+    run: str,
+    *,
+    to: Format = "timm",
+    out: str | None = None,
+    decoder: bool = False,
+    at_epoch: float | None = None,
+    licence: str | None = None,
+    push: str | None = None,
+    overwrite: bool = False,
+    trust: bool = False,
+) -> Path:
+    """Write the encoder of a run as a folder that other tools load, with a model card; returns the folder.
+
+    Features of the exported model are those of `unveil.load`: within 1e-5 for timm and transformers, 1e-4 for ONNX.
+
+    to: timm (VisionTransformer), transformers (ViTModel), onnx and torch (programs from images in [0, 1] to features,
+        normalisation included, the batch free), or safetensors (unveil's own names, for `unveil.load`)
+    out: the folder to write; by default export-<format> in the run folder
+    decoder: with transformers, the whole autoencoder as ViTMAEForPreTraining; of recipe mae
+    at_epoch: the weights that the run saved then (`pretrain --save-every`), in place of the newest
+    licence: of these weights, for the card, such as apache-2.0; none is guessed
+    push: upload the folder to the Hugging Face Hub as OWNER/NAME, which needs `huggingface-cli login`
+    overwrite: replace files that an earlier export left in the folder
+    trust: execute the recipe file of a run whose encoder is of classes of its own, or with decoder of any recipe file,
+        where you have not run it before
+
+    Raises ValueError for an encoder that the format has no place for, and where the folder holds files.
+    """
+    layout = _LAYOUTS[to]
+    missing = [name for name in layout.needs if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ValueError(f"--to {to} needs {' and '.join(missing)}: pip install 'unveil[{to}]'")
+    if push is not None and importlib.util.find_spec("huggingface_hub") is None:
+        raise ValueError("--push needs huggingface_hub: pip install 'unveil[hub]'")
+    if decoder and to != "transformers":
+        raise ValueError("--decoder is for --to transformers, whose ViTMAEForPreTraining has one")
+    stored = Run.open(run, trust)
+    folder = user_path(out) if out is not None else stored.path / f"export-{to}"
+    if folder.exists() and any(folder.iterdir()) and not overwrite:
+        raise ValueError(f"{folder} holds files; give another --out, or --overwrite to replace those of an export")
+    encoder = stored.encoder("mean", at_epoch)
+    check_writable(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    load = layout.load
+    if decoder:
+        weights, config = vit_mae(stored.model(epoch=at_epoch))
+        _write(folder, weights, config, encoder)
+        load = _LOAD_MAE
+    else:
+        layout.write(encoder, folder, licence)
+    write_text(folder / "README.md", _card(stored, encoder, load, licence))
+    print(f"{folder}: {', '.join(sorted(f.name for f in folder.iterdir()))}")
+    if push is not None:
+        _push(folder, push)
+    return folder
+
+
+def _card(run: Run, encoder: ImageEncoder, load: str, licence: str | None) -> str:
+    mean, std = encoder.statistics
+    height, width = encoder.image_size
+    shape = {
+        "images": f"{encoder.channels} channels, {width} x {height} pixels",
+        "patch": f"{encoder.patch} pixels",
+        "width, blocks, heads": f"{encoder.dim}, {encoder.depth}, {encoder.blocks[0].attn.heads}",
+        "mean of a channel": " ".join(f"{value:g}" for value in mean),
+        "standard deviation": " ".join(f"{value:g}" for value in std),
+        "parameters": f"{sum(p.numel() for p in encoder.parameters()):,}",
+    }
+    identity = run.checkpoint().identity
+    facts = [f"weights of step {identity.get('step')}, {identity.get('checksum')}"]
+    facts.append("features are the mean of the patch tokens after the last norm")
+    return model_card(read_run(run.path), run.path.name, load, shape, facts, licence)
+
+
+def _write(folder: Path, weights: Mapping[str, torch.Tensor], config: Mapping[str, Any], encoder: ImageEncoder) -> None:
+    write_weights(folder / WEIGHTS, {n: t.contiguous().cpu() for n, t in weights.items()}, {"format": "pt"})
+    write_json(folder / "config.json", config)
+    if "model_type" in config:
+        write_json(folder / "preprocessor_config.json", processor_config(encoder.encoder))
+
+
+def _to_timm(encoder: ImageEncoder, folder: Path, licence: str | None) -> None:
+    _write(folder, timm_weights(encoder.encoder), timm_config(encoder.encoder, licence), encoder)
+
+
+def _to_transformers(encoder: ImageEncoder, folder: Path, licence: str | None) -> None:
+    _write(folder, transformers_weights(encoder.encoder), transformers_config(encoder.encoder), encoder)
+
+
+def _example(encoder: ImageEncoder) -> tuple[torch.Tensor, dict[int, Any]]:
+    """Two images, so that the batch is free in what is traced, and what of their shape is free."""
+    return torch.rand(2, encoder.channels, *encoder.image_size), {0: torch.export.Dim("batch")}
+
+
+def _to_torch(encoder: ImageEncoder, folder: Path, licence: str | None) -> None:
+    images, free = _example(encoder)
+    program = torch.export.export(encoder, (images,), dynamic_shapes=(free,))
+    with replacing(folder / "encoder.pt2") as temporary, temporary.open("wb") as file:
+        torch.export.save(program, file)
+    write_json(folder / "preprocess.json", encoder.preprocess_config)
+
+
+def _to_onnx(encoder: ImageEncoder, folder: Path, licence: str | None) -> None:
+    images, free = _example(encoder)
+    with replacing(folder / "encoder.onnx") as temporary:
+        torch.onnx.export(
+            encoder,
+            (images,),
+            str(temporary),
+            input_names=["images"],
+            output_names=["features"],
+            dynamo=True,
+            external_data=False,
+            dynamic_shapes=(free,),
+        )
+    write_json(folder / "preprocess.json", encoder.preprocess_config)
+
+
+def _to_safetensors(encoder: ImageEncoder, folder: Path, licence: str | None) -> None:
+    encoder.save(folder / WEIGHTS)
+
+
+def _push(folder: Path, name: str) -> None:
+    from huggingface_hub import HfApi
+
+    api = HfApi()
+    api.create_repo(name, exist_ok=True)
+    print(f"uploaded to {api.upload_folder(folder_path=str(folder), repo_id=name)}")
+
+
+_LOAD_MAE = """
+from transformers import ViTMAEForPreTraining
+
+model = ViTMAEForPreTraining.from_pretrained("FOLDER")
+"""
+_LAYOUTS: dict[str, _Layout] = {
+    "timm": _Layout(
+        _to_timm,
+        """
+import timm  # 1.0.20 or newer; images are normalised by the mean and deviation below
+
+model = timm.create_model("local-dir:FOLDER", pretrained=True)
+features = model(images)
+""",
+    ),
+    "transformers": _Layout(
+        _to_transformers,
+        """
+from transformers import ViTModel  # images are normalised by ViTImageProcessor
+
+model = ViTModel.from_pretrained("FOLDER", add_pooling_layer=False)
+features = model(images).last_hidden_state[:, 1:].mean(dim=1)
+""",
+    ),
+    "torch": _Layout(
+        _to_torch,
+        """
+import torch  # images in [0, 1]
+
+features = torch.export.load("FOLDER/encoder.pt2").module()(images)
+""",
+    ),
+    "onnx": _Layout(
+        _to_onnx,
+        """
+import onnxruntime  # images in [0, 1], an array of float32
+
+session = onnxruntime.InferenceSession("FOLDER/encoder.onnx")
+features = session.run(None, {"images": images})[0]
+""",
+        ("onnx", "onnxscript"),
+    ),
+    "safetensors": _Layout(
+        _to_safetensors,
+        """
+import unveil  # images in [0, 1]
+
+features = unveil.load("FOLDER/model.safetensors")(images)
+""",
+    ),
+}
