@@ -37,8 +37,7 @@ def check_layout(encoder: Encoder) -> Modality:
     """
     names = ", ".join(m.name for m in encoder.modalities)
     if len(encoder.modalities) > 1 or encoder.modalities[0].kind == "categorical":
-        raise ValueError(f"this encoder reads {names}, and ViTs of timm and transformers one image; use --to safetensors")
-        )
+        raise ValueError(f"this encoder reads {names}, ViTs of timm and transformers one image; use --to safetensors")
     modality = encoder.modalities[0]
     if modality.normalise != "fixed" or modality.stride != 1:
         raise ValueError(
