@@ -138,7 +138,7 @@ def _pretrain(self: Command, words: list[str]) -> str | int:
     from ..reporting.run_record import read_run
 
     step = shlex.join(["unveil", "report", path])
-    if not is_rank_zero() or unsound(read_run(path)) is None:
+    if not is_rank_zero() or not Path(path).is_dir() or unsound(read_run(path)) is None:
         return step
     say_next(step)
     return UNSOUND

@@ -107,7 +107,7 @@ def transformers_weights(encoder: Encoder) -> StateDict:
 
 
 def transformers_config(encoder: Encoder) -> dict[str, Any]:
-    """The `config.json` of transformers' `ViTModel`."""
+    """The `config.json` of transformers' `ViTModel`; images are normalised outside of it."""
     modality = check_layout(encoder)
     height, width = encoder.image_size
     return {
