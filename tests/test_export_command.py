@@ -98,6 +98,15 @@ def test_an_import_of_an_export_has_the_same_bits(run: Path, tmp_path: Path, to:
         assert torch.equal(back[f"encoder.{name}"], tensor), name
 
 
+@pytest.mark.parametrize("to", ["timm", "transformers"])
+def test_unveil_loads_what_it_exported(run: Path, tmp_path: Path, to: str):
+    folder = unveil.export(run, to=to, out=tmp_path / "out")
+    encoder, images, _ = sample(run)
+    again = unveil.load(folder, device="cpu")
+    assert again.image_size == encoder.image_size
+    torch.testing.assert_close(again(images), encoder(images), rtol=0, atol=1e-5)
+
+
 def test_an_exported_file_is_a_start_for_training(runs: Path, tmp_path: Path):
     folder = unveil.export(runs / "mae", to="transformers", out=tmp_path / "out")
     options = {**TRAIN, "image_size": (16,), "epochs": 0.2, "device": "cpu", "data": str(runs / "images")}

@@ -12,6 +12,7 @@ import torch
 
 from ..modeling.image_encoder import ImageEncoder
 from ..modeling.public_vits.layouts import (
+    check_layout,
     processor_config,
     timm_config,
     timm_weights,
@@ -84,13 +85,14 @@ def export(
     if folder.exists() and any(folder.iterdir()) and not overwrite:
         raise ValueError(f"{folder} holds files; give another --out, or --overwrite to replace those of an export")
     encoder = stored.encoder("mean", at_epoch)
+    if to in ("timm", "transformers"):
+        check_layout(encoder.encoder)
+    autoencoder = vit_mae(stored.model(epoch=at_epoch)) if decoder else None
     check_writable(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    load = layout.load
-    if decoder:
-        weights, config = vit_mae(stored.model(epoch=at_epoch))
-        _write(folder, weights, config, encoder)
-        load = _LOAD_MAE
+    load = _LOAD_MAE if decoder else layout.load
+    if autoencoder is not None:
+        _write(folder, *autoencoder, encoder)
     else:
         layout.write(encoder, folder, licence)
     write_text(folder / "README.md", _card(stored, encoder, load, licence))

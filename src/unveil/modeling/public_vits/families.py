@@ -19,7 +19,16 @@ from ...runs.console import log
 from ..types import IMAGENET_MEAN, IMAGENET_STD, Pool
 from .parameter_names import MLP, OPENAI, TRANSFORMERS, fuse, other_inputs, rename
 from .vit import Activation, PublicViT, ViT, ViTConfig
-from .weight_files import BESIDE, StateDict, WeightFiles, find_weights, load_weights, summarise
+from .weight_files import (
+    BESIDE,
+    StateDict,
+    WeightFiles,
+    find_weights,
+    load_weights,
+    saved_rectangle,
+    saved_statistics,
+    summarise,
+)
 
 # The family, its weights under timm's names, and what those do not show: keyword arguments of `assemble`.
 Recognised = tuple[str, StateDict, dict[str, Any]]
@@ -195,25 +204,17 @@ def read_timm(files: WeightFiles) -> Recognised | None:
     mean, std = (CLIP_MEAN, CLIP_STD) if is_clip else (_HALF, _HALF) if is_half else (IMAGENET_MEAN, IMAGENET_STD)
     is_tanh = is_siglip or _TANH.search(config.get("architecture", "")) is not None
     options = _saved(config, 1e-5 if is_clip else 1e-6, "quick_gelu" if is_quick else "gelu_new" if is_tanh else "gelu")
-    return "ViT", state, {**options, "antialias": "architecture" in config, "mean": mean, "std": std}
+    grid = saved_rectangle(config, state["patch_embed.proj.weight"].shape[-1])
+    return "ViT", state, {**options, "grid": grid, "antialias": "architecture" in config, "mean": mean, "std": std}
 
 
 def _saved(config: Mapping[str, Any], eps: float, activation: str = "gelu") -> dict[str, Any]:
-    """What transformers' configuration says, with defaults for what it leaves out."""
+    """What the configuration of transformers or timm says, with defaults for what it leaves out."""
     return {
-        "heads": config.get("num_attention_heads"),
+        "heads": config.get("num_attention_heads") or (config.get("model_args") or {}).get("num_heads"),
         "eps": config.get("layer_norm_eps", eps),
         "activation": config.get("hidden_act", activation),
     }
-
-
-def saved_statistics(files: WeightFiles) -> dict[str, tuple[float, ...]]:
-    """The mean and std that transformers, timm or OpenCLIP saved beside public weights, where they did."""
-    saved: Mapping[str, Any] = files.preprocessing
-    if "image_mean" in saved and "image_std" in saved:
-        return {"mean": tuple(saved["image_mean"]), "std": tuple(saved["image_std"])}
-    saved = files.config.get("pretrained_cfg") or files.config.get("preprocess_cfg") or {}
-    return {name: tuple(saved[name]) for name in ("mean", "std") if name in saved}
 
 
 def assemble(

@@ -260,3 +260,20 @@ def summarise(names: Iterable[str]) -> str:
     """The first six names, and the number of the others; "none" for no names."""
     names = list(names)
     return ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "") or "none"
+
+
+def saved_statistics(files: WeightFiles) -> dict[str, tuple[float, ...]]:
+    """The mean and std that transformers, timm or OpenCLIP saved beside public weights, where they did."""
+    saved: Mapping[str, Any] = files.preprocessing
+    if "image_mean" in saved and "image_std" in saved:
+        return {"mean": tuple(saved["image_mean"]), "std": tuple(saved["image_std"])}
+    saved = files.config.get("pretrained_cfg") or files.config.get("preprocess_cfg") or {}
+    return {name: tuple(saved[name]) for name in ("mean", "std") if name in saved}
+
+
+def saved_rectangle(config: Mapping[str, Any], patch: int) -> tuple[int, int] | None:
+    """The grid of tokens of images that are no squares, as a configuration of transformers or timm says; else None."""
+    size = config.get("image_size") or (config.get("pretrained_cfg") or {}).get("input_size")
+    if not isinstance(size, list) or len(size) < 2 or size[-1] == size[-2]:
+        return None
+    return size[-2] // patch, size[-1] // patch
