@@ -104,7 +104,7 @@ class TestEvaluate:
     def test_of_a_run_its_encoder_is_timed(self, monkeypatch: pytest.MonkeyPatch, photos: Path, capsys):
         encoder = ImageEncoder(vit("nano", 8, (16,)))
         opened = []
-        monkeypatch.setattr(evaluation_speed, "load", lambda run, device: opened.append(run) or encoder)
+        monkeypatch.setattr(evaluation_speed, "load", lambda run, device, trust: opened.append(run) or encoder)
         words = ["--data", str(photos), "--images", "3", "--rounds", "1", "--protocol", "knn", "--width", "8"]
         words += ["--train-images", "40", "--test-images", "20", "--json"]
         assert main(["bench", "evaluate", "runs/a", *words]) == 0

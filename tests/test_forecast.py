@@ -180,7 +180,7 @@ LONG = ("--epochs", "40", "--batch-size", "10", "--lr", "0.02", "--warmup-epochs
 def test_a_run_keeps_five_weights_and_its_curve_is_measured(place, capsys):
     assert place.pretrain(*LONG) == 0
     kept = [weights.step for weights in unveil.Run.open(place.run).checkpoints()]
-    assert kept == [8, 15, 30, 45, 60, 120], "shares of 120 steps: 1/16, 1/8, 1/4, 3/8, 1/2, and the last"
+    assert kept == [8, 15, 30, 45, 60, 100, 120], "of 120 steps 1/16 ... 1/2, the last good checkpoint, and the last"
     words = ["evaluate", str(place.run), "--data", place.data, "--device", "cpu"]
     capsys.readouterr()
     assert main([*words, "--protocol", "knn", "linear-lbfgs", "--over-training"]) == 0

@@ -63,6 +63,7 @@ CURVES: dict[str, tuple[str, dict[str, Any]]] = {
         "cmtmae",
         {**DECODER, **TEACHER, "draw": "hard", "student": "online", "query": "mean", "loss": "cosine"},
     ),
+    "unveil": ("unveil", DECODER),
     "mim": ("mim", DECODER),
     "mim, blocks, cross decoder, hog": (
         "mim",

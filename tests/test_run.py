@@ -24,6 +24,7 @@ from unveil.data.modality_config import declare
 from unveil.data.sources import open_source
 from unveil.data.splits import names_digest
 from unveil.modeling.encoder import SIZES
+from unveil.runs import checkpoint_state, regular_files
 
 pytestmark = pytest.mark.filterwarnings("ignore:unveil:FutureWarning")
 
@@ -219,16 +220,22 @@ def test_labels_beside_the_images_change_nothing_of_what_was_held_out(runs: Path
 
 @pytest.fixture
 def reads(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
-    """How often each file is opened for reading by Python."""
+    """How often each file is opened for reading by Python, by `Path` or as a regular file."""
     counts: Counter[str] = Counter()
-    plain = pathlib.Path.open
+    plain, regular = pathlib.Path.open, regular_files.open_regular
 
     def counted(self: Path, mode: str = "r", *args: Any, **kwargs: Any) -> Any:
         if "r" in mode:
             counts[os.path.relpath(self)] += 1
         return plain(self, mode, *args, **kwargs)
 
+    def counted_regular(path: Path, *args: Any, **kwargs: Any) -> int:
+        counts[os.path.relpath(path)] += 1
+        return regular(path, *args, **kwargs)
+
     monkeypatch.setattr(pathlib.Path, "open", counted)
+    for module in (regular_files, checkpoint_state):
+        monkeypatch.setattr(module, "open_regular", counted_regular)
     return counts
 
 

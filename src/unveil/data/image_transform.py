@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -14,6 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..modeling.types import RGB, Modality, to_float
+from ..runs.console import user_path
 from .decode import Unreadable, decode, pixels_of, to_channels
 from .picture_arrays import in_range
 from .transforms import center_view
@@ -51,7 +51,7 @@ def _pixels(picture: Picture, modality: Modality) -> Shaped[Tensor, "C H W"]:
     if isinstance(picture, (str, os.PathLike)):
         if modality.name != RGB.name:
             raise ValueError(f"this encoder reads {modality.name}: give arrays in its unit, or use `unveil embed`")
-        return decode(Path(picture).expanduser().read_bytes(), name)
+        return decode(user_path(picture).read_bytes(), name)
     if isinstance(picture, Image.Image):
         return pixels_of(picture, name)
     if isinstance(picture, np.ndarray):

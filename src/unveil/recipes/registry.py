@@ -185,7 +185,7 @@ def load_file(path: Path, kind: str = "recipe", content: bytes | None = None) ->
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # dataclasses look their module up there
     try:
-        exec(compile(content, path, "exec", dont_inherit=True), module.__dict__)
+        exec(compile(content, path.absolute(), "exec", dont_inherit=True), module.__dict__)
     except Exception as error:  # whatever the user's file does wrong, reported with its own line
         lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if Path(f.filename) == path.absolute()]
         line = error.lineno if isinstance(error, SyntaxError) else lines[-1] if lines else 0
