@@ -51,7 +51,7 @@ def _pixels(picture: Picture, modality: Modality) -> Shaped[Tensor, "C H W"]:
     if isinstance(picture, (str, os.PathLike)):
         if modality.name != RGB.name:
             raise ValueError(f"this encoder reads {modality.name}: give arrays in its unit, or use `unveil embed`")
-        return decode(user_path(picture).read_bytes(), name)
+        return decode(user_path(os.fspath(picture)).read_bytes(), name)
     if isinstance(picture, Image.Image):
         return pixels_of(picture, name)
     if isinstance(picture, np.ndarray):
