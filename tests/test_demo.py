@@ -103,6 +103,7 @@ def browser() -> Iterator[Any]:
         browser.close()
 
 
+@pytest.mark.slow
 def test_it_leaves_finished_runs_measured_on_other_scenes_and_one_report_of_all(small_demo):
     page = (small_demo / "report.html").read_text()
     for name, claims in CLAIMS.items():
@@ -119,6 +120,7 @@ def test_it_leaves_finished_runs_measured_on_other_scenes_and_one_report_of_all(
     assert (result["data"], result["test_data"]) == places
 
 
+@pytest.mark.slow
 def test_the_scenes_are_aligned_folders_that_any_command_reads(small_demo):
     source, scenes = open_source(small_demo / "scenes" / "rgb"), SceneSource(40, SCENE_SIZE, 0)
     assert len(source) == 40
@@ -136,6 +138,7 @@ def test_the_scenes_are_aligned_folders_that_any_command_reads(small_demo):
     assert not list(small_demo.glob("*.part"))
 
 
+@pytest.mark.slow
 def test_the_same_again_keeps_the_scenes_and_begins_the_rest_anew(small_demo, tmp_path):
     folder = Path(shutil.copytree(small_demo, tmp_path / "demo"))
     times = {path: path.stat().st_mtime_ns for path in (folder / "scenes").rglob("*.png")}
@@ -165,6 +168,7 @@ def test_other_settings_begin_all_anew_and_other_folders_are_left_alone(tmp_path
     assert [p.name for p in (tmp_path / "b").iterdir()] == ["thesis.tex"]
 
 
+@pytest.mark.slow
 def test_stopped_by_ctrl_c_it_goes_on_where_it_was_and_begins_a_run_that_was_cut_off_again(stopped_demo):
     assert stopped_demo.code == 130, stopped_demo.stderr
     assert "the same command continues the demo" in stopped_demo.stderr.splitlines()
@@ -265,6 +269,7 @@ def test_what_cannot_be_is_said_before_anything_is_written(tmp_path, given, mess
     assert not (tmp_path / "demo").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("width", [390, 1280])
 def test_its_report_is_whole_in_a_browser(browser, small_demo, width):
     names = list(CLAIMS)

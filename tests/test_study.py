@@ -82,6 +82,7 @@ def test_a_stopped_study_says_how_to_go_on(place: Path):
     assert "unveil study rates.py --scale smoke --out s" in stderr
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("as_in_training")  # this process evaluates in the precision of the study's processes
 def test_a_study_that_was_killed_gives_the_same_table(
     place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
