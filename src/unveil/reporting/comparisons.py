@@ -16,7 +16,12 @@ from .run_record import Evaluation, protocol_name
 _OF_95_PERCENT = 1.96
 BASELINES = {"pixels": "raw pixels", "untrained": "the untrained encoder", "from scratch": "training from scratch"}
 FEATURE_BASELINES = ("pixels", "untrained")
-SHORT = {"pixels": "raw pixels", "untrained": "untrained", "from scratch": "from scratch"}
+SHORT = {
+    "pixels": "raw pixels",
+    "untrained": "untrained",
+    "from scratch": "from scratch",
+    "training mean by place": "mean by place",
+}
 _TITLES = {
     "linear": "linear probe",
     "linear-lbfgs": "linear probe (L-BFGS)",
