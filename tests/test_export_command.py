@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from tiny_runs import write_images
 from unveil.cli import main
 from unveil.modeling.image_encoder import ImageEncoder
 from unveil.modeling.public_vits import to_own_names
+from unveil.recipes.registry import paper_of, recipe_cards
 from unveil.recipes.run import Run
 
 TRAIN = {"size": "nano", "image_size": (16, 24), "patch": 4, "epochs": 0.2, "batch_size": 8, "lr": 0.01}
@@ -166,11 +168,51 @@ class TestCard:
             assert part in text, part
         assert json.loads((folder / "config.json").read_text())["pretrained_cfg"]["license"] == "apache-2.0"
 
+    def test_its_scores_are_those_of_the_weights_that_it_is_of(self, runs: Path, tmp_path: Path):
+        run, data = tmp_path / "run", str(runs / "images")
+        options = {**TRAIN, "image_size": (16,), "epochs": 2, "save_every": 1.0, "device": "cpu", "data": data}
+        unveil.pretrain("mae", out=str(run), **options)
+        unveil.evaluate(str(run), data=data, protocol=("knn",), device="cpu")
+        early, last = (unveil.export(run, at_epoch=at, out=tmp_path / f"{at}") / "README.md" for at in (1, None))
+        assert ", 2 epochs of" in last.read_text()
+        assert "- k-NN" in last.read_text()
+        assert ", 1 epochs of" in early.read_text()
+        assert "Nothing was measured" in early.read_text()
+        unveil.evaluate(str(run), data=data, protocol=("linear-lbfgs",), device="cpu", at_epoch=1)
+        again = unveil.export(run, at_epoch=1, out=tmp_path / "1", overwrite=True) / "README.md"
+        assert "- linear probe (L-BFGS)" in again.read_text()
+        assert "k-NN" not in again.read_text()
+
+    @pytest.mark.parametrize("name", sorted(recipe_cards()))
+    def test_it_cites_the_paper_of_every_recipe_that_has_one(self, name: str):
+        assert ("arXiv" in paper_of(name)) == (name not in ("mim", "unveil"))
+
     def test_it_guesses_no_licence_and_no_scores(self, runs: Path, tmp_path: Path):
         text = (unveil.export(runs / "crossmae", out=tmp_path / "out") / "README.md").read_text()
         assert "license:" not in text
         assert "None was given" in text
         assert "Nothing was measured" in text
+
+
+def test_it_is_uploaded_when_that_is_asked(runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys):
+    hub = pytest.importorskip("huggingface_hub")
+    calls: list[tuple[str, dict[str, Any]]] = []
+
+    class Hub:
+        def create_repo(self, name: str, **options: Any) -> None:
+            calls.append((name, options))
+
+        def upload_folder(self, *, folder_path: str, repo_id: str) -> str:
+            calls.append((repo_id, {f.name: f.stat().st_size for f in Path(folder_path).iterdir()}))
+            return f"https://example.org/{repo_id}"
+
+    monkeypatch.setattr(hub, "HfApi", Hub)
+    unveil.export(runs / "mae", out=tmp_path / "a")
+    assert not calls
+    unveil.export(runs / "mae", out=tmp_path / "b", push="me/vit")
+    assert [name for name, _ in calls] == ["me/vit", "me/vit"]
+    assert {"README.md", "config.json", "model.safetensors"} == set(calls[1][1])
+    assert "uploaded to https://example.org/me/vit" in capsys.readouterr().out
 
 
 class TestMistakes:
@@ -180,6 +222,8 @@ class TestMistakes:
             unveil.export(runs / "mae", out=tmp_path)
         unveil.export(runs / "mae", out=tmp_path, overwrite=True)
         assert (tmp_path / "mine.txt").read_text() == "kept"
+        unveil.export(runs / "mae", to="safetensors", out=tmp_path, overwrite=True)
+        assert {f.name for f in tmp_path.iterdir()} == {"mine.txt", "README.md", "model.safetensors"}
 
     def test_an_encoder_of_several_maps_has_no_place(self, tmp_path: Path):
         words = "pretrain multimae --data scenes:count=20,size=32 --size nano --image-size 32 --patch 8 --epochs 0.1"

@@ -21,6 +21,7 @@ from ..modeling.public_vits.layouts import (
     vit_mae,
 )
 from ..recipes.options import accept_python_values
+from ..recipes.registry import paper_of
 from ..recipes.run import Run
 from ..reporting.model_card import model_card
 from ..reporting.run_record import read_run
@@ -31,6 +32,10 @@ from ..runs.folder import check_writable
 
 Format = Literal["timm", "transformers", "onnx", "torch", "safetensors"]
 WEIGHTS = "model.safetensors"
+_FILES = (
+    *(WEIGHTS, "config.json", "preprocessor_config.json"),
+    *("encoder.pt2", "encoder.onnx", "preprocess.json", "README.md"),
+)
 
 
 @dataclass(frozen=True)
@@ -90,21 +95,24 @@ def export(
     autoencoder = vit_mae(stored.model(epoch=at_epoch)) if decoder else None
     check_writable(folder)
     folder.mkdir(parents=True, exist_ok=True)
+    for name in _FILES:  # of an earlier export, perhaps in another format
+        (folder / name).unlink(missing_ok=True)
     load = _LOAD_MAE if decoder else layout.load
     if autoencoder is not None:
         _write(folder, *autoencoder, encoder)
     else:
         layout.write(encoder, folder, licence)
-    write_text(folder / "README.md", _card(stored, encoder, load, licence))
+    write_text(folder / "README.md", _card(stored, encoder, at_epoch, load, licence))
     print(f"{folder}: {', '.join(sorted(f.name for f in folder.iterdir()))}")
     if push is not None:
         _push(folder, push)
     return folder
 
 
-def _card(run: Run, encoder: ImageEncoder, load: str, licence: str | None) -> str:
+def _card(run: Run, encoder: ImageEncoder, at_epoch: float | None, load: str, licence: str | None) -> str:
     mean, std = encoder.statistics
     height, width = encoder.image_size
+    weights = run.checkpoint(at_epoch).identity
     shape = {
         "images": f"{encoder.channels} channels, {width} x {height} pixels",
         "patch": f"{encoder.patch} pixels",
@@ -112,11 +120,10 @@ def _card(run: Run, encoder: ImageEncoder, load: str, licence: str | None) -> st
         "mean of a channel": " ".join(f"{value:g}" for value in mean),
         "standard deviation": " ".join(f"{value:g}" for value in std),
         "parameters": f"{sum(p.numel() for p in encoder.parameters()):,}",
+        "weights": f"of step {weights.get('step')}, {weights['checksum']}",
+        "features": "the mean of the patch tokens after the last norm",
     }
-    identity = run.checkpoint().identity
-    facts = [f"weights of step {identity.get('step')}, {identity.get('checksum')}"]
-    facts.append("features are the mean of the patch tokens after the last norm")
-    return model_card(read_run(run.path), run.path.name, load, shape, facts, licence)
+    return model_card(read_run(run.path), weights, load, shape, paper_of(run.config.recipe), licence)
 
 
 def _write(folder: Path, weights: Mapping[str, torch.Tensor], config: Mapping[str, Any], encoder: ImageEncoder) -> None:

@@ -1,6 +1,7 @@
-"""AttMask: What to Hide from Your Students: Attention-Guided Masked Image Modeling (Kakogeorgiou et al., 2022).
+"""AttMask: What to Hide from Your Students: Attention-Guided Masked Image Modeling (Kakogeorgiou et al., 2022;
+arXiv 2203.12719).
 
-arXiv 2203.12719. Its masks, with MAE's model and loss: what an average of the student attends to is hidden. Its own
+Its masks, with MAE's model and loss: what an average of the student attends to is hidden. Its own
 objective, iBOT's self-distillation of class and patch tokens between two views, is not of this kind and left out, and
 with it the share of hidden patches that is drawn for each batch from 0.1 to 0.5, and the half of all images of which
 nothing is hidden: `visible` is MAE's quarter.

@@ -1,6 +1,5 @@
-"""CMT-MAE (Mo, AAAI 2025; arXiv 2412.17566).
-
-The Dynamic Duo of Collaborative Masking and Target for Advanced Masked Autoencoder Learning.
+"""CMT-MAE: The Dynamic Duo of Collaborative Masking and Target for Advanced Masked Autoencoder Learning
+(Mo, AAAI 2025; arXiv 2412.17566).
 
 The paper leaves much open. Each such choice is an option; its default is what the paper says, or else what the most
 similar paper says. Ablations, from the controls to the full method, by `--masking` and `--targets`:

@@ -1,4 +1,4 @@
-"""MultiMAE with masks guided by its own attention: what is attended most is hidden.
+"""MultiMAE (Bachmann et al., 2022; arXiv 2204.01678) with masks guided by its own attention.
 
 The method (a student project, TU Darmstadt, 2023) continues a public MultiMAE for 100 epochs on the tail of its
 schedule: `--init-from ... --continue-schedule tail --epochs 100`. By itself the recipe trains 400 epochs from scratch.

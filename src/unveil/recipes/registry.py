@@ -43,6 +43,18 @@ def recipe_cards() -> dict[str, RecipeCard]:
     return {card.name: card for card in cards if card}
 
 
+def paper_of(name: str) -> str:
+    """The paper that heads a recipe of the package, as its first paragraph cites it; empty where that names none.
+
+    Of a recipe of the user's own nothing is read.
+    """
+    if name not in recipe_cards():
+        return ""
+    module = ast.parse(_built_in_file(name).read_text(encoding="utf-8"))
+    first = " ".join((ast.get_docstring(module) or "").partition("\n\n")[0].split())
+    return first if "arXiv" in first else ""
+
+
 def read_card(file: Path) -> RecipeCard | None:
     """The card of a file that holds a function `recipe`; None for any other file."""
     module = ast.parse(file.read_text(encoding="utf-8"), str(file))
