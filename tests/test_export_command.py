@@ -176,7 +176,7 @@ class TestCard:
         early, last = (unveil.export(run, at_epoch=at, out=tmp_path / f"{at}") / "README.md" for at in (1, None))
         assert ", 2 epochs of" in last.read_text()
         assert "- k-NN" in last.read_text()
-        assert ", 1 epochs of" in early.read_text()
+        assert ", 1 epoch of" in early.read_text()
         assert "Nothing was measured" in early.read_text()
         unveil.evaluate(str(run), data=data, protocol=("linear-lbfgs",), device="cpu", at_epoch=1)
         again = unveil.export(run, at_epoch=1, out=tmp_path / "1", overwrite=True) / "README.md"

@@ -26,7 +26,7 @@ def model_card(
     header = [f"license: {licence}"] * bool(licence)
     header += ["library_name: unveil", "tags: [masked-image-modeling, vision-transformer, self-supervised]"]
     images, epochs = run.number("data", "train"), weights.get("epoch")
-    length = f", {epochs:g} epochs" if isinstance(epochs, int | float) else ""
+    length = f", {epochs:.4g} epoch{'s' * (epochs != 1)}" if isinstance(epochs, int | float) else ""
     of = f" of {int(images):,} images without labels" if math.isfinite(images) else ""
     trained = [
         f"Recipe `{recipe}` of unveil {run.text('unveil')}{length}{of}.",
