@@ -92,6 +92,29 @@ class Moments(Fault):
         moment[0, 0] = torch.nan
 
 
+class Images(Fault):
+    """The images of a step: the one fault that a step which is compiled already sees."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, run: Path):
+        super().__init__(monkeypatch, run)
+        spoil_images(monkeypatch, lambda: self.is_on)
+
+    def inject(self, trainer: Trainer) -> None:
+        """Batches are spoilt where they are split."""
+
+
+def spoil_images(monkeypatch: pytest.MonkeyPatch, is_on: Callable[[], bool]) -> None:
+    """Make the second image of each batch of training NaN while `is_on` says so."""
+    split = Batch.split
+
+    def spoilt(batch: Batch, size: int) -> tuple[Batch, ...]:
+        if batch.step_key is not None and is_on():  # in training
+            batch.maps["rgb"] = batch.maps["rgb"].float().index_fill(0, torch.tensor([1]), torch.nan)
+        return split(batch, size)
+
+    monkeypatch.setattr(Batch, "split", spoilt)
+
+
 WHERE = {
     Activation: f"in the output of {BLOCK}",
     Gradient: f"in the gradient at the output of {BLOCK}",
@@ -152,11 +175,12 @@ def test_after_twenty_refused_updates_it_goes_back_with_half_the_rate(
 def test_a_run_that_went_back_and_was_stopped_ends_with_the_same_bits(
     place: Place, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...]
 ):
-    Activation(monkeypatch, place.run)
+    fault = (Images if "--compile" in words else Activation)(monkeypatch, place.run)
     assert place.pretrain(*LONG, *words) == 0
     whole = weights(place.run, STEPS)
     assert len(facts(place.run)["returns"]) == 1
     place.run.rename(place.path / "whole")
+    fault.step = 0
     at_steps(monkeypatch, [BAD + 3, NOTICED + 3], interrupt)
     assert place.pretrain(*LONG, *words) == 130  # while updates are refused
     assert place.pretrain(*LONG, *words) == 130  # after it went back
@@ -213,14 +237,7 @@ def test_a_fault_that_stays_ends_with_its_place_the_good_weights_and_a_command(
 
 
 def test_images_that_are_not_finite_are_named(place: Place, monkeypatch: pytest.MonkeyPatch, capsys):
-    split = Batch.split
-
-    def spoilt(batch: Batch, size: int) -> tuple[Batch, ...]:
-        if batch.step_key is not None:  # in training
-            batch.maps["rgb"] = batch.maps["rgb"].float().index_fill(0, torch.tensor([1]), torch.nan)
-        return split(batch, size)
-
-    monkeypatch.setattr(Batch, "split", spoilt)
+    spoil_images(monkeypatch, lambda: True)
     assert place.pretrain(*LONG) == UNSOUND
     error = capsys.readouterr().err
     entry = facts(place.run)["returns"][0]
