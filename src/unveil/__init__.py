@@ -26,6 +26,7 @@ _MODULES = {  # public name -> its module, imported when used, so that `import u
     "pretrain": "commands.pretrain",
     "replay": "commands.replay",
     "report": "reporting.page",
+    "scenes": "experiments.scenes.command",
 }
 _NAMES = {"report": "write_report"}
 
@@ -42,13 +43,14 @@ if TYPE_CHECKING:
     from .commands.replay import replay
     from .experiments.bench import bench
     from .experiments.demo import demo
+    from .experiments.scenes.command import scenes
     from .recipes.run import Run
     from .reporting.page import write_report as report
 
 __all__ = [
     "Run", "__version__", "analyze_attention", "analyze_blocks", "analyze_features", "analyze_masks", "bench", "demo",
     "embed", "evaluate", "export", "inspect", "load", "look", "pack", "pretrain",
-    "replay", "report",
+    "replay", "report", "scenes",
 ]  # fmt: skip
 
 old_paths.install()

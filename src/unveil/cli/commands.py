@@ -337,6 +337,16 @@ def _pack(self: Command, words: list[str]) -> str:
     return shlex.join(["unveil", "inspect", splits.get("train", next(iter(splits.values()), out))])
 
 
+@command("", "unveil scenes --layout davis --out videos")
+def _scenes(self: Command, words: list[str]) -> str:
+    """rendered scenes as files, with their truth: depth and classes, or videos with masks of objects"""
+    from ..experiments.scenes.command import PICTURES, scenes
+
+    _, given = self.read(words, flags(scenes))
+    pictures = scenes(**given) / PICTURES[given.get("layout", "folders")]
+    return shlex.join(["unveil", "pretrain", "crossmae", "--data", str(pictures), "--out", "runs/a"])
+
+
 @command("", "unveil recipes")
 def _recipes(self: Command, words: list[str]) -> str:
     """the recipes and their options, with the papers' defaults"""

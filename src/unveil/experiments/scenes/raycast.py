@@ -24,11 +24,15 @@ MIN_SHARE, MIN_UNCOVERED = 0.05, 0.55
 
 @dataclass(frozen=True, eq=False)
 class Scene:
-    """A rendered picture with its truth: depth in metres along the optical axis (sky: 60), classes per pixel, label."""
+    """A rendered picture with its truth: depth in metres along the optical axis (sky: 60), classes per pixel, label.
+
+    `things` is the number of the thing at each pixel, from 1; 0 where there is none.
+    """
 
     rgb: UInt8[ndarray, "3 H W"]
     depth: Float[ndarray, "1 H W"]
     semseg: UInt8[ndarray, "H W"]
+    things: UInt8[ndarray, "H W"]
     label: int
 
 
@@ -43,19 +47,24 @@ def render(key: int | tuple[int, int], size: int | tuple[int, int]) -> Scene:
 
     A pure function: the same bits on every call. Another size shows the same scene, its shorter side the same field.
     """
-    seed, index = key if isinstance(key, tuple) else (0, key)
+    return render_world(find_world(*(key if isinstance(key, tuple) else (0, key))), size)
+
+
+@np.errstate(divide="ignore", invalid="ignore", over="ignore")
+def render_world(world: World, size: int | tuple[int, int]) -> Scene:
+    """A world as its camera sees it, at `size` pixels (a side, or height and width)."""
     height, width = size if isinstance(size, tuple) else (size, size)
-    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-        world = find_world(seed, index)
-        depth, hit = _cast(world, world.camera.rays(height, width))
-        samples = 3 if min(height, width) < 48 else 2
-        fine = _shade(world, height, width, samples)
+    depth, hit = _cast(world, world.camera.rays(height, width))
+    samples = 3 if min(height, width) < 48 else 2
+    fine = _shade(world, height, width, samples)
     linear = sum(fine[:, i::samples, j::samples] for i in range(samples) for j in range(samples)) / samples**2
     rgb = (np.sqrt(linear) * 255 + 0.5).astype(np.uint8)
     semantic = np.array([p.semantic for p in world.parts] + [SKY], np.uint8)
-    return Scene(rgb, np.minimum(depth, np.float32(FAR))[None], semantic[hit], world.label)
+    things = np.array([p.thing for p in world.parts] + [0], np.uint8)
+    return Scene(rgb, np.minimum(depth, np.float32(FAR))[None], semantic[hit], things[hit], world.label)
 
 
+@np.errstate(divide="ignore", invalid="ignore", over="ignore")
 def find_world(seed: int, index: int) -> World:
     """The first world of the scene's stream whose main thing can be seen."""
     rng, label = default_rng((seed, index, 1)), label_of(seed, index)

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-import signal
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -19,12 +16,11 @@ from ...data.modality_config import BUILT_IN, Declared
 from ...data.read_map import Map
 from ...data.source_bases import DeclaredSamples
 from ...data.sources import Source
-from ...runs.atomic import sync
-from ...runs.console import Progress, log
-from ...runs.hardware import num_cores
+from ...runs.console import log
 from .raycast import label_of, render
 from .things import CLASSES
 from .world import SEMANTIC_CLASSES
+from .writing import all_or_none
 
 ACCEPTED = "count (1 or more), size (32 to 224 pixels) and seed (0 or more)"
 
@@ -150,32 +146,16 @@ def open_scenes(address: str, declared: tuple[Declared, ...]) -> Source:
 def render_scenes(source: SceneSource, folder: Path) -> None:
     """Write scenes as aligned folders `rgb`, `depth` and `semseg` of class folders; those that are there stay.
 
-    Depth is in millimetres. A scene takes about 12 ms of Python, which threads cannot share: so processes, once, and
-    every run reads the files. All scenes are there or none.
+    Depth is in millimetres. All scenes are there or none.
     """
     if folder.exists():
         log(f"{folder} is there already")
         return
-    unfinished = folder.with_name(f"{folder.name}.part")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    for modality in ("rgb", "depth", "semseg"):
-        for name in CLASSES:
-            (unfinished / modality / name).mkdir(parents=True)
-    progress = Progress()
-    log(f"rendering {len(source):,} scenes with {num_cores()} cores ...")
-    pool = ProcessPoolExecutor(num_cores(), initializer=signal.signal, initargs=(signal.SIGINT, signal.SIG_IGN))
-    try:
-        draw = partial(_draw, unfinished, source.seed, source.size)
-        for done, _ in enumerate(pool.map(draw, range(len(source)), chunksize=16), start=1):
-            progress.update(f"{done:,} of {len(source):,} scenes", done, len(source))
-        for path in (*unfinished.rglob("*"), unfinished):
-            sync(path)
-        unfinished.replace(folder)
-        sync(folder.parent)
-    finally:  # also after Ctrl-C, which the workers leave to this process
-        pool.shutdown(cancel_futures=True)
-        shutil.rmtree(unfinished, ignore_errors=True)
-        progress.close()
+    with all_or_none(folder, len(source)) as (unfinished, draw):
+        for modality in ("rgb", "depth", "semseg"):
+            for name in CLASSES:
+                (unfinished / modality / name).mkdir(parents=True)
+        draw(partial(_draw, unfinished, source.seed, source.size), range(len(source)))
 
 
 def _draw(folder: Path, seed: int, size: int, index: int) -> None:

@@ -23,7 +23,10 @@ Contact = tuple[float, float, float]
 
 @dataclass(frozen=True, eq=False)
 class Part:
-    """One solid in the world, in metres, z up: `centre + axes @ p` maps its own coordinates there."""
+    """One solid in the world, in metres, z up: `centre + axes @ p` maps its own coordinates there.
+
+    Parts of one thing have its number, from 1; what is no thing, such as the floor, has 0.
+    """
 
     solid: Solid
     centre: Float[ndarray, " 3"]
@@ -31,6 +34,7 @@ class Part:
     inverse: Float[ndarray, "3 3"]
     material: Material
     semantic: int
+    thing: int = 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,16 +99,16 @@ class World:
         return replace(self, parts=tuple(p for p in self.parts if p.semantic == semantic))
 
 
-def _part(shape: Shape, material: Material, semantic: int) -> Part:
+def _part(shape: Shape, material: Material, semantic: int, thing: int = 0) -> Part:
     centre, axes = shape.centre.astype(np.float32), shape.axes.astype(np.float32)
-    return Part(shape.solid, centre, axes, np.linalg.inv(axes), material, semantic)
+    return Part(shape.solid, centre, axes, np.linalg.inv(axes), material, semantic, thing)
 
 
-def _thing(rng: Generator, shapes: list[Shape], name: str) -> list[Part]:
+def _thing(rng: Generator, shapes: list[Shape], name: str, number: int) -> list[Part]:
     """A thing dressed: each group in its own material, or all in one."""
     one = draw_material(rng) if rng.random() < 0.25 else None
     materials = {group: one or draw_material(rng) for group in sorted({s.group for s in shapes})}
-    return [_part(s, materials[s.group], SEMANTIC_CLASSES.index(name)) for s in shapes]
+    return [_part(s, materials[s.group], SEMANTIC_CLASSES.index(name), number) for s in shapes]
 
 
 def _contact(shapes: list[Shape]) -> Contact:
@@ -195,5 +199,6 @@ def draw_world(rng: Generator, label: int) -> World:
     backdrop = _backdrop(rng, camera)
     around, contacts = _things_around(rng, camera, _contact(main), backdrop[1:])
     things = [(CLASSES[label], main), *around]
-    parts = backdrop + [p for name, shapes in things for p in _thing(rng, shapes, name)]
+    dressed = (_thing(rng, shapes, name, number) for number, (name, shapes) in enumerate(things, start=1))
+    parts = backdrop + [part for one in dressed for part in one]
     return World(label, tuple(parts), contacts, camera, _light(rng, camera), _sky(rng))
