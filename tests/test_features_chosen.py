@@ -95,6 +95,42 @@ def test_mistakes(options: dict, message: str):
         unveil.load("mae", device="cpu", **options)
 
 
+def timm_vit_of_registers(file: Path, width: int = 64, registers: int = 2) -> None:
+    """A ViT of two blocks with registers and no class token, under timm's names, patch 8 at 32 x 32."""
+    torch.manual_seed(0)
+    shapes = {
+        "reg_token": (1, registers, width),
+        "pos_embed": (1, 16, width),
+        "patch_embed.proj.weight": (width, 3, 8, 8),
+    }
+    shapes |= {"patch_embed.proj.bias": (width,)}
+    parts = {"norm1": (width,), "norm2": (width,), "attn.qkv": (3 * width, width), "attn.proj": (width, width)}
+    parts |= {"mlp.fc1": (2 * width, width), "mlp.fc2": (width, 2 * width)}
+    names = {"norm": (width,)} | {f"blocks.{i}.{name}": shape for i in range(2) for name, shape in parts.items()}
+    shapes |= {f"{name}.weight": shape for name, shape in names.items()}
+    shapes |= {f"{name}.bias": shape[:1] for name, shape in names.items()}
+    torch.save({name: 0.3 * torch.randn(shape) for name, shape in shapes.items()}, file)
+
+
+def test_a_public_vit_s_reading_is_chosen_on_the_images_that_it_is_measured_on():
+    transformers = pytest.importorskip("transformers", reason="writes public layouts")
+    shape = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 32, "patch_size": 8}
+    dino = transformers.Dinov2WithRegistersConfig(**shape, mlp_ratio=2, num_register_tokens=2)
+    transformers.Dinov2WithRegistersModel(dino).save_pretrained("dino")
+    timm_vit_of_registers(Path("registers.pth"))
+    for vit, pools in (("dino", 4), ("registers.pth", 2)):
+        (result,) = unveil.evaluate(vit, data="images", protocol=("knn",), **ALL, **QUICK)
+        folder = str(Path("runs", Path(vit).stem))
+        content = chosen(folder)
+        assert len(content["candidates"]) == 2 * pools * 3, vit
+        assert content["among"] == 32, "the training half of what is measured"
+        assert result.pool == content["chosen"]["pool"]
+        assert "chosen on training images, without labels" in result.card
+    with pytest.raises(ValueError, match="this encoder has no class token; use --pool mean"):
+        unveil.evaluate("registers.pth", data="images", protocol=("knn",), pool="cls", **QUICK)
+    assert unveil.load("registers.pth", device="cpu").attention(torch.rand(1, 3, 32, 32)).shape == (1, 1, 4, 4)
+
+
 def test_few_images_are_too_few_to_choose_on():
     for file in sorted(Path("images").rglob("*.png"))[20:]:
         file.unlink()

@@ -132,7 +132,7 @@ def _candidates(
 ) -> Iterator[Reading]:
     """What may be chosen, the default first."""
     pools: Sequence[Pool] = POOLS if pool == "auto" else [pool]
-    if not encoder.num_prefix:
+    if not encoder.has_class_token:
         pools = [own for own in pools if pool != "auto" or "cls" not in PARTS[own]]
     last = tuple(range(max(1, encoder.depth - SEVERAL + 1), encoder.depth + 1))
     blocks = [last[-1:], last] if layers is None else [layers]
@@ -149,7 +149,7 @@ def _compare(encoder: FeatureExtractor, images: FittedOn, candidates: Sequence[R
     Normalisations are fitted on two thirds of the images and compared on the others.
     """
     blocks = sorted({block for candidate in candidates for block in candidate.layers})
-    widest: Pool = "cls-mean-std" if encoder.num_prefix else "mean-std"
+    widest: Pool = "cls-mean-std" if encoder.has_class_token else "mean-std"
     _, source = images.images
     before = encoder.pool, encoder.layers, encoder.combine
     encoder.pool, encoder.layers, encoder.combine = widest, tuple(blocks), "concat"

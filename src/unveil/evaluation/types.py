@@ -194,6 +194,10 @@ class TrainableEncoder(FeatureEncoder, Protocol):
         """How many tokens before those of the patches: class token, registers."""
 
     @property
+    def has_class_token(self) -> bool:
+        """Whether the first of these is a class token; else all are registers."""
+
+    @property
     def final_norm(self) -> nn.Module:
         """The norm after the last block; an identity where there is none."""
 

@@ -80,6 +80,10 @@ class FeatureExtractor(nn.Module, ABC):
         return len(self.trunk.prefix)
 
     @property
+    def has_class_token(self) -> bool:
+        return self.num_prefix > 0
+
+    @property
     def dim(self) -> int:
         return self.trunk.prefix.shape[1]
 
@@ -160,7 +164,7 @@ class FeatureExtractor(nn.Module, ABC):
         where there is none.
         """
         (block,) = resolve_layers((layer,), self.depth)
-        query = query or ("cls" if self.num_prefix else "mean")
+        query = query or ("cls" if self.has_class_token else "mean")
         spec = FeatureSpec(attention=query, layer=block - 1, features=0)
         attention = self.observe_images(self.as_float(images), spec).attention
         assert attention is not None
@@ -189,7 +193,7 @@ class FeatureExtractor(nn.Module, ABC):
         On a CPU a few images are encoded at a time, so that their activations stay in its cache: 1.4 times as fast.
         Raises ValueError for a class token that the encoder does not have.
         """
-        if "cls" in PARTS[pool] and not self.num_prefix:
+        if "cls" in PARTS[pool] and not self.has_class_token:
             raise ValueError("this encoder has no class token; use --pool mean")
         size = self.at_once(batch)
         if not is_traced() and len(batch) > size:

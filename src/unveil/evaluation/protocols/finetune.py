@@ -77,7 +77,7 @@ class Finetune:
             raise ValueError(
                 "fine-tuning reads the class token or the mean of the patches; give --pool cls or --pool mean"
             )
-        if pool == "cls" and not encoder.num_prefix:
+        if pool == "cls" and not encoder.has_class_token:
             raise ValueError("this encoder has no class token; give --pool mean")
         if self.preset == "auto":
             context.note(

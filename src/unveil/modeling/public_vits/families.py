@@ -272,6 +272,7 @@ def assemble(
         grid=grid or (image_size // patch, image_size // patch),
         channels=channels,
         num_prefix=len(prefix),
+        has_class_token="cls_token" in state,
         activation=_ACTIVATIONS[activation],
         is_gated=len(state["blocks.0.mlp.fc1.weight"]) == 2 * hidden.shape[1],
         has_pre_norm="norm_pre.weight" in state,

@@ -48,10 +48,10 @@ class ViTConfig:
 
     `grid` is that of the images it was trained on. `positions` are a learned table that is resized bicubically
     (`antialias` as its source does), rotations of queries and keys (DINOv3; `theta` is their base), or the sine-cosine
-    table of our own encoders, for other sizes as `resize_positions` says. `final_norm` covers all tokens, the class
-    token alone (CLIP) or is absent (CrossMAE, MultiMAE). `hidden` is the width inside an MLP, whose activation may gate
-    a second projection (SwiGLU). `also` are maps that it reads beside images, each pixel's class a vector of
-    `class_width` (MultiMAE).
+    table of our own encoders, for other sizes as `resize_positions` says. Without a class token all prefix tokens are
+    registers. `final_norm` covers all tokens, the class token alone (CLIP) or is absent (CrossMAE, MultiMAE). `hidden`
+    is the width inside an MLP, whose activation may gate a second projection (SwiGLU). `also` are maps that it reads
+    beside images, each pixel's class a vector of `class_width` (MultiMAE).
     """
 
     width: int
@@ -62,6 +62,7 @@ class ViTConfig:
     grid: tuple[int, int]
     channels: int = 3
     num_prefix: int = 1
+    has_class_token: bool = True
     positions: Literal["table", "rotary", "sincos"] = "table"
     resize_positions: ResizePositions = "interpolate"
     activation: Activation = "gelu"
@@ -181,7 +182,8 @@ class ViT(nn.Module):
 
     def check(self, spec: FeatureSpec) -> None:
         """Raise ValueError for layers, tokens or a projection that this ViT does not have."""
-        check_spec(spec, self.config.depth, self.config.num_prefix, bool(self.config.projection))
+        num_class_tokens = min(self.config.num_prefix, self.config.has_class_token)
+        check_spec(spec, self.config.depth, num_class_tokens, bool(self.config.projection))
 
 
 class PublicViT(FeatureExtractor):
@@ -202,6 +204,10 @@ class PublicViT(FeatureExtractor):
     @property
     def trunk(self) -> ViT:
         return self.vit
+
+    @property
+    def has_class_token(self) -> bool:
+        return self.num_prefix > 0 and self.config.has_class_token
 
     @property
     def resize_positions(self) -> ResizePositions:
