@@ -339,7 +339,7 @@ def _pack(self: Command, words: list[str]) -> str:
 
 @command("", "unveil scenes --layout davis --out videos")
 def _scenes(self: Command, words: list[str]) -> str:
-    """rendered scenes as files, with their truth: depth and classes, or videos with masks of objects"""
+    """rendered scenes as files, with their truth: depth and classes, boxes and masks, or videos with masks"""
     from ..experiments.scenes.command import PICTURES, scenes
 
     _, given = self.read(words, flags(scenes))

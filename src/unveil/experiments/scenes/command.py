@@ -7,11 +7,12 @@ from typing import Literal
 
 from ...recipes.options import accept_python_values
 from ...runs.console import log, user_path
+from .coco import write_coco
 from .source import SceneSource, render_scenes
 from .videos import write_videos
 
-Layout = Literal["folders", "davis"]
-PICTURES: dict[Layout, str] = {"folders": "train/rgb", "davis": "JPEGImages/480p"}  # below the folder
+Layout = Literal["folders", "coco", "davis"]
+PICTURES: dict[Layout, str] = {"folders": "train/rgb", "coco": "train", "davis": "JPEGImages/480p"}  # below the folder
 
 
 @accept_python_values
@@ -30,8 +31,8 @@ def scenes(
     Raises ValueError for a folder that is there, and for a size that is not rendered.
 
     out: the new folder
-    layout: folders of rgb, depth and semseg, in train/ and test/; or davis, videos with masks of objects, in which the
-        camera and one thing move
+    layout: folders of rgb, depth and semseg, in train/ and test/; coco, with the box and the mask of every thing; or
+        davis, videos with masks of objects, in which the camera and one thing move
     count: how many scenes to train on, by default 1000; of davis how many videos, by default 20
     held_out: how many others, of the next seed, to test on; by default a fourth of these (not of davis)
     frames: of a video, 3 or more
@@ -50,7 +51,10 @@ def scenes(
         return folder
     train = SceneSource(1000 if count is None else count, size, seed)
     test = SceneSource(max(1, len(train) // 4) if held_out is None else held_out, size, seed + 1)
-    for split, source in (("train", train), ("test", test)):
-        render_scenes(source, folder / split)
+    if layout == "coco":
+        write_coco(train, test, folder)
+    else:
+        for split, source in (("train", train), ("test", test)):
+            render_scenes(source, folder / split)
     log(f"{len(train):,} scenes to train on and {len(test):,} to test on are in {out}")
     return folder
