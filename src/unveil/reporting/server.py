@@ -162,7 +162,7 @@ class _Handler(BaseHTTPRequestHandler):
         self._answer()
 
     def log_message(self, format: str, *args: object) -> None:
-        """Requests are no news."""
+        """Print nothing: requests are no news to who started the command."""
 
     def _answer(self) -> None:
         try:
