@@ -248,7 +248,7 @@ class TestTensorBoard:
             assert events_of == [(line["step"], pytest.approx(line[name])) for line in journal(place.run, kind)]
 
     def test_without_the_extra_it_is_asked_for(self, place: Place, monkeypatch: pytest.MonkeyPatch, capsys):
-        monkeypatch.setattr("unveil.runs.folder.find_spec", lambda name: None)
+        monkeypatch.setattr("unveil.training.trackers.find_spec", lambda name: None)
         assert place.pretrain(*TRAIN, "--tensorboard") == 2
         assert "pip install 'unveil[tensorboard]'" in capsys.readouterr().err
         assert not place.run.exists()

@@ -1,4 +1,19 @@
-"""unveil: masked image modelling on your own images."""
+"""unveil: masked image modelling on your own images.
+
+pretrain    train a ViT on images without labels; returns a Run
+Run         a stored run: reconstruct, guidance, neighbours, curves, model, encoder, held_out
+load        the encoder of a run or of public weights, an nn.Module from images to features
+evaluate    measure frozen features, fine-tuning, segmentation, ... on labelled data, beside baselines
+embed       the features of images, as a file
+inspect     what images hold, before training on them
+report      a page on runs; look: a picture of masks and predictions; analyze_*: measures of attention and blocks
+export      the encoder for timm, transformers, ONNX; pack: images as shards; replay: a step that went wrong
+Callback    what `pretrain(callbacks=[...])` calls; bench, demo, scenes: this machine, the
+            whole way in minutes, rendered images as files
+
+unveil.data.open reads any data as a torch Dataset, unveil.sklearn.Encoder is a scikit-learn transformer, unveil.parts
+are the parts of recipes. Each of these names has its options and an example in its help, `help(unveil.pretrain)`.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +24,8 @@ from ._version import __version__
 from .recipes import old_paths
 
 _MODULES = {  # public name -> its module, imported when used, so that `import unveil` is quick
-    "Run": "recipes.run",
+    "Callback": "training.callbacks",
+    "Run": "commands.run",
     "analyze_attention": "commands.analyze",
     "analyze_blocks": "commands.analyze",
     "analyze_features": "commands.analyze",
@@ -29,6 +45,7 @@ _MODULES = {  # public name -> its module, imported when used, so that `import u
     "scenes": "experiments.scenes.command",
 }
 _NAMES = {"report": "write_report"}
+_PACKAGES = ("data", "parts", "sklearn")  # that have public names of their own
 
 if TYPE_CHECKING:
     from .commands.analyze import analyze_attention, analyze_blocks, analyze_features, analyze_masks
@@ -41,16 +58,17 @@ if TYPE_CHECKING:
     from .commands.pack import pack
     from .commands.pretrain import pretrain
     from .commands.replay import replay
+    from .commands.run import Run
     from .experiments.bench import bench
     from .experiments.demo import demo
     from .experiments.scenes.command import scenes
-    from .recipes.run import Run
     from .reporting.page import write_report as report
+    from .training.callbacks import Callback
 
 __all__ = [
-    "Run", "__version__", "analyze_attention", "analyze_blocks", "analyze_features", "analyze_masks", "bench", "demo",
-    "embed", "evaluate", "export", "inspect", "load", "look", "pack", "pretrain",
-    "replay", "report", "scenes",
+    "Callback", "Run", "__version__", "analyze_attention", "analyze_blocks", "analyze_features", "analyze_masks",
+    "bench", "demo", "embed", "evaluate", "export", "inspect", "load", "look", "pack", "pretrain", "replay", "report",
+    "scenes",
 ]  # fmt: skip
 
 old_paths.install()
@@ -61,6 +79,8 @@ def __dir__() -> list[str]:
 
 
 def __getattr__(name: str) -> Any:
+    if name in _PACKAGES:
+        return importlib.import_module(f"{__name__}.{name}")
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}; there are {', '.join(sorted(_MODULES))}")
     return getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), _NAMES.get(name, name))

@@ -24,7 +24,9 @@ if TYPE_CHECKING:
 GIB = 2**30
 NEEDS = [re.split(r"[^\w.-]", need)[0] for need in requires("unveil") or () if "extra ==" not in need]
 EXTRAS = {
-    "tensorboard": "metrics in TensorBoard beside metrics.jsonl",
+    "matplotlib": "figures of reconstructions, attention and neighbours in Python",
+    "tensorboard": "pretrain --log tensorboard",
+    "wandb": "pretrain --log wandb",
     "tifffile": "TIFF files of any number of channels",
     "transformers": "comparison with other implementations in tests and unveil bench",
 }

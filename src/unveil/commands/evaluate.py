@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 
@@ -38,6 +38,7 @@ from ..runs.hardware import choose_device, choose_precision
 from ..runs.run_config import Precision
 from ..runs.threads import use_threads
 from .load import load_plain, weights_of
+from .option_types import ProtocolOptions
 
 
 def _inputs(encoder: ImageEncoder | PublicViT, stored: Run | None, names: tuple[str, ...]) -> tuple[Declared, ...]:
@@ -85,7 +86,7 @@ def evaluate(
     threads: int | None = None,
     seed: int = 0,
     trust: bool = False,
-    **options: object,
+    **options: Unpack[ProtocolOptions],
 ) -> list[Result]:
     """Measure a run, or a public ViT, on labelled images; the results are printed and kept in the run's `eval/`.
 
@@ -124,13 +125,20 @@ def evaluate(
     seed: of splits, probes and fine-tuning
     trust: execute the run's own recipe file where you have not run it before: reconstruct and heldout need it, and an
         encoder of classes of its own
+
+    >>> import unveil
+    >>> (result,) = unveil.evaluate("runs/a", data="images", protocol="knn", k=5, device="cpu")
+    protocol ...
+    >>> sorted(result.baselines), 0 <= result.metrics["accuracy"] <= 1
+    (['pixels', 'untrained'], True)
     """
     data = with_columns(data, image_column, label_column)
     test_data = None if test_data is None else with_columns(test_data, image_column, label_column)
     kind = data_for(protocol)
+    of_protocols: dict[str, object] = {**options}
     if inputs and kind != "labelled images":
-        options["inputs"] = inputs
-    protocols = choose(protocol, options)
+        of_protocols["inputs"] = inputs
+    protocols = choose(protocol, of_protocols)
     if over_training and (others := [name for name, own in protocols.items() if own.needs != "features"]):
         raise ValueError(f"--over-training measures frozen features (knn, linear, ...), not {', '.join(others)}")
     stored = None if is_public_vit(run) else Run.open(run, trust)

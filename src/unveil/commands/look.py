@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 from ..data.columns import with_columns
 from ..data.sources import Subset, spread
-from ..evaluation.visualize.panels import MapPictures, draw_samples, map_renderers, predicts_norm_pix, sample_pictures
+from ..evaluation.visualize.panels import MapPictures, map_renderers, predicts_norm_pix, sample_pictures, sheet_of
 from ..modeling.rng import seed_stage
 from ..recipes.options import accept_python_values
 from ..recipes.registry import build_recipe, load_recipe
@@ -23,6 +23,7 @@ from ..runs.trust import UntrustedCodeError
 from ..training.autoconfig import AutoConfig, configure_shape
 from ..training.config import PretrainConfig
 from ..training.data_setup import declared_for, inspect_data, modalities_of, open_data, settle
+from .option_types import RecipeOptions
 from .subject import Subject
 
 _INSPECTED = 64  # samples that decide which modalities and sizes an untrained recipe has
@@ -41,7 +42,7 @@ def look(
     device: str = "auto",
     seed: int = 0,
     trust: bool = False,
-    **dials: Any,
+    **dials: Unpack[RecipeOptions],
 ) -> Path:
     """Draw the attention, the mask and the prediction of a model on a few samples; returns the picture's path.
 
@@ -120,11 +121,11 @@ def draw(subject: Subject, samples: int) -> Picture:
     pictures = sample_pictures(subject.model, batch, views.names, subject.modalities, renderers)
     if subject.is_encoder_alone:
         pictures = [[replace(one, hidden=None) for one in sample] for sample in pictures]
-    notes = [*filter(None, (r.note for r in renderers.values())), *_notes(subject, pictures[0])]
-    return draw_samples(subject.title, pictures, renderers, notes)
+    notes = [*filter(None, (r.note for r in renderers.values())), *notes_on(subject, pictures[0])]
+    return sheet_of(subject.title, pictures, renderers, notes).draw()
 
 
-def _notes(subject: Subject, first: list[MapPictures]) -> list[str]:
+def notes_on(subject: Subject, first: list[MapPictures]) -> list[str]:
     """The captions that the pictures of a sample need."""
     notes = []
     if subject.is_encoder_alone:

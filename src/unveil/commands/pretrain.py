@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import json
 import shlex
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from datetime import UTC, datetime
 from itertools import count
+from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Unpack, overload
 
 from ..data.columns import split_columns
 from ..data.identity import identities, stored_identities
 from ..data.listing import sharing_listings
 from ..modeling.masked_model import MaskedModel
 from ..modeling.public_vits import load_weights
+from ..recipes.own_score import content_of, own_scores
 from ..recipes.recipe import Recipe
 from ..recipes.registry import load_recipe, options_of
 from ..reporting.lamps import last_lines
@@ -24,13 +27,12 @@ from ..runs.atomic import make_folder, write_bytes, write_json
 from ..runs.console import Diverged, is_rank_zero, log, user_path
 from ..runs.folder import (
     OWN_RECIPE,
+    OWN_SCORE,
     TRAINED_IMAGES,
     FinishedError,
     ReadOnlyRun,
     RunFolder,
-    TensorBoardWriter,
     check_apart,
-    check_tensorboard,
     check_writable,
     choose_folder,
     has_trained,
@@ -38,6 +40,7 @@ from ..runs.folder import (
 )
 from ..runs.threads import use_threads
 from ..runs.trust import remember
+from ..training.callbacks import Callbacks
 from ..training.config import PretrainConfig, signature
 from ..training.data_setup import check_images, facts_to_store, make_loader
 from ..training.distributed import Group, process_group
@@ -45,23 +48,57 @@ from ..training.ladder import HALVINGS, WentBack, finish_return, log_returns
 from ..training.loop import Loop, stop_on_signal
 from ..training.monitor import ValidationMonitor
 from ..training.setup import TrainingSetup, set_up_new, set_up_resumed
+from ..training.trackers import TRACKERS, check_trackers
+from .option_types import PretrainOptions, RecipeOptions
+from .run import Run
 
 
-def pretrain(recipe: str | None = None, **options: Any) -> Path:
-    """Pretrain a ViT on images without labels; returns the run folder, or with `save_config` the file.
+@overload
+def pretrain(
+    recipe: str | PathLike[str] | None = None,
+    *,
+    save_config: str | PathLike[str],
+    callbacks: Sequence[object] = (),
+    **options: Unpack[PretrainOptions],
+) -> Path: ...
+@overload
+def pretrain(
+    recipe: str | PathLike[str] | None = None,
+    *,
+    save_config: None = None,
+    callbacks: Sequence[object] = (),
+    **options: Unpack[PretrainOptions],
+) -> Run: ...
+def pretrain(
+    recipe: str | PathLike[str] | None = None,
+    *,
+    save_config: str | PathLike[str] | None = None,
+    callbacks: Sequence[object] = (),
+    **options: Unpack[PretrainOptions],
+) -> Run | Path:
+    """Pretrain a ViT on images without labels; returns the run, or with `save_config` the path of the file.
 
-    An unfinished run with the same recipe and options in `out` is continued; of a finished one only its folder is
-    returned. When `torchrun` starts several processes,
-    they train one model together, each on its share of every batch.
+    An unfinished run with the same recipe and options in `out` is continued; a finished one is returned as it is. When
+    `torchrun` starts several processes, they train one model together, each on its share of every batch. `callbacks`
+    are told how it goes (`unveil.Callback`).
+
+    >>> import unveil
+    >>> options = dict(size="nano", image_size=16, patch=4, epochs=0.5, batch_size=8, device="cpu")
+    >>> run = unveil.pretrain("mae", data="images", out="runs/b", **options)
+    >>> run.config.status
+    'finished'
     """
-    config = PretrainConfig.resolve(recipe, options)
+    given = options if save_config is None else {**options, "save_config": save_config}
+    config = PretrainConfig.resolve(None if recipe is None else str(recipe), given)
     if config.save_config is not None:
         return _save_config(config, user_path(config.save_config))
     with use_threads(config.threads), process_group(config.hang_minutes) as group:
-        return _lead(config, group) if group.is_rank_zero else _follow(config, group)
+        path = _lead(config, group, callbacks) if group.is_rank_zero else _follow(config, group)
+    return Run(path, trust=config.trust)
 
 
-pretrain.__dict__["__signature__"] = signature()  # the options are those of PretrainConfig, listed there alone
+# The options are those of PretrainConfig and of the recipes, listed there; completion reads them here.
+pretrain.__dict__["__signature__"] = signature(RecipeOptions.__annotations__)
 pretrain.__doc__ = f"{pretrain.__doc__}\n{str(PretrainConfig.__doc__).partition(chr(10) * 2)[2]}"
 
 
@@ -75,7 +112,7 @@ def _save_config(config: PretrainConfig, path: Path) -> Path:
     return path
 
 
-def _lead(config: PretrainConfig, group: Group) -> Path:
+def _lead(config: PretrainConfig, group: Group, callbacks: Sequence[object]) -> Path:
     """Rank zero, or a process alone: set up the run, write its folder and train."""
     with ExitStack() as stack:
         with sharing_listings({}) as listings:
@@ -86,7 +123,7 @@ def _lead(config: PretrainConfig, group: Group) -> Path:
         listings.clear()
         if setup is None:
             return run.path
-        while (path := _train(run, setup, config, group)) is None:
+        while (path := _train(run, setup, config, group, callbacks)) is None:
             del setup  # its model may fill a GPU
             setup = group.broadcast(lambda: _reopen(run, config, group.size), lambda _: True)
         return path
@@ -112,8 +149,7 @@ def _open(config: PretrainConfig, processes: int, stack: ExitStack) -> tuple[Run
 
     It is locked until the stack closes; a wrong option writes nothing.
     """
-    if config.tensorboard:
-        check_tensorboard()
+    check_trackers(config.trackers)
     folder = choose_folder(config.out, config.name)
     check_writable(folder)
     check_apart(folder, split_columns(config.data)[0])
@@ -168,6 +204,10 @@ def _write_start(run: RunFolder, setup: TrainingSetup, config: PretrainConfig) -
             content = user_path(config.recipe).read_bytes()
             write_bytes(run.path / OWN_RECIPE, content)
             remember(user_path(config.recipe), content)
+        for option in own_scores(config.recipe_options).values():
+            content = content_of(option)
+            write_bytes(run.path / OWN_SCORE, content)
+            remember(run.path / OWN_SCORE, content)
         assert setup.inspection
         assert setup.config
         setup.config.save(run.path / "config.yaml")
@@ -184,7 +224,9 @@ def _write_start(run: RunFolder, setup: TrainingSetup, config: PretrainConfig) -
         raise
 
 
-def _train(run: RunFolder, setup: TrainingSetup, config: PretrainConfig, group: Group) -> Path | None:
+def _train(
+    run: RunFolder, setup: TrainingSetup, config: PretrainConfig, group: Group, callbacks: Sequence[object] = ()
+) -> Path | None:
     """Train to the end or until the process is stopped, with the status in `run.json`; None where it went back."""
     command, recipe = config.command(run.path), setup.recipe
 
@@ -192,14 +234,20 @@ def _train(run: RunFolder, setup: TrainingSetup, config: PretrainConfig, group: 
         if setup.initial is not None:
             load_weights(model, setup.initial.weights)
 
+    listener, status = None, "failed"
     try:
         run.update_metadata(status="running", error=None, command=command, settings=setup.metadata["settings"])
-        if config.tensorboard and group.is_rank_zero:
-            run.tensorboard = TensorBoardWriter(run.path, setup.step)
+        own = [*callbacks, *(TRACKERS[name]() for name in config.trackers)] if group.is_rank_zero else []
+        listener = run.listener = Callbacks(own, run.path, setup.metadata["dials"])
         shard, device = (group.rank, group.size), setup.settings.device
         loader = make_loader(setup.train, recipe, setup.modalities, config, device, shard)
         monitor = ValidationMonitor(run, setup.train, setup.held_out, setup.modalities, recipe.view.image_size)
-        validate = monitor if group.is_rank_zero else _skip_validation
+
+        def validate(model: MaskedModel, epoch: float, step: int) -> None:
+            if group.is_rank_zero:  # the others have the same weights
+                monitor(model, epoch, step)
+                listener.validated(model)
+
         header = {k: setup.metadata[k] for k in ("unveil", "recipe", "dials", "modality", "model")}
         loop = Loop(
             run,
@@ -215,16 +263,20 @@ def _train(run: RunFolder, setup: TrainingSetup, config: PretrainConfig, group: 
         if group.watch is not None:
             group.watch.before_end = lambda reason: run.update_status("failed", error=reason)
         with stop_on_signal(group) as stop, group.explained():
+            listener.start(max(0, setup.step), loop.schedule.total)
             moments = setup.initial.moments if setup.initial else {}
             model = loop.train(stop, start, setup.resume, moments)
             if group.is_rank_zero:
                 monitor.finish(model)
-            run.update_status("finished", seconds=loop.seconds, **loop.shortened())
+            status = "finished"
+            run.update_status(status, seconds=loop.seconds, **loop.shortened())
     except KeyboardInterrupt:
-        run.update_status("stopped")
+        status = "stopped"
+        run.update_status(status)
         log(f"stopped; everything is in {run.path}. To continue: {command}")
         raise
     except WentBack:
+        status = "returned"
         return None
     except Diverged as error:
         run.update_status("failed", error=f"Diverged: {error}"[:500])
@@ -233,8 +285,9 @@ def _train(run: RunFolder, setup: TrainingSetup, config: PretrainConfig, group: 
         run.update_status("failed", error=f"{type(error).__name__}: {error}"[:500])
         raise
     finally:
-        if run.tensorboard is not None:
-            run.tensorboard.close()
+        if listener is not None:
+            listener.end(status)
+            run.listener = None
     if group.is_rank_zero:
         print("\n".join(last_lines(read_run(run.path))), flush=True)
     if stop.is_set():  # in the last update or after it: what was to come after this run is not wanted
@@ -258,7 +311,3 @@ def _remedy(error: Diverged, run: RunFolder, recipe: Recipe, config: PretrainCon
     calmer = replace(config, recipe_options={**config.recipe_options, "lr": float(f"{lower:.2g}")})
     out = next(path for n in count(2) if not (path := run.path.with_name(f"{run.path.name}-{n}")).exists())
     return f"try: {calmer.command(out)}\n{replayed}"
-
-
-def _skip_validation(model: MaskedModel, epoch: float, step: int) -> None:
-    """The other processes do not validate: rank zero has the same weights."""

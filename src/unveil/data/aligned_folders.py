@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Bool, Int32
 
 from ..runs.console import suggest, user_path
-from .columns import split_columns
+from .columns import GIVEN, split_columns
 from .decode import EXTENSIONS
 from .file_ends import Ends
 from .file_names import Names
@@ -79,8 +79,13 @@ def open_samples(address: str | Path, declared: tuple[Declared, ...]) -> SampleS
 
 
 def aligned_modalities(address: str | Path) -> tuple[Declared, ...]:
-    """The built-in modalities that a folder has a sub-folder for, those of shards; none unless there are two."""
+    """The built-in modalities that a folder has a sub-folder for, those of shards, of data given as a mapping; none
+    unless there are two."""
     place = split_tiling(str(address))[0]
+    if place.partition(":")[0] == GIVEN:
+        from .given import given_modalities
+
+        return given_modalities(place)
     if _are_shards(place):
         from .shard_samples import declared_in
 

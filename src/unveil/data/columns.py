@@ -23,6 +23,8 @@ _SEVERAL = (
     " NAME, or fit a classifier of several labels on the features that `unveil embed` writes"
 )
 
+GIVEN = "python"  # the first word of the address of data that were given as Python objects
+
 
 @dataclass(frozen=True)
 class Columns:

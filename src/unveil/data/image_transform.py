@@ -38,7 +38,7 @@ class ImageTransform:
     image_size: tuple[int, int]
 
     def __call__(self, picture: Picture) -> Float[Tensor, "C H W"]:
-        pixels = to_channels(_pixels(picture, self.modality), self.modality.channels, _name(picture))
+        pixels = to_channels(pixels_of_picture(picture, self.modality), self.modality.channels, _name(picture))
         return to_float(center_view(pixels, self.image_size))
 
     def batch(self, pictures: Sequence[Picture]) -> Float[Tensor, "B C H W"]:
@@ -46,7 +46,8 @@ class ImageTransform:
         return torch.stack([self(picture) for picture in pictures])
 
 
-def _pixels(picture: Picture, modality: Modality) -> Shaped[Tensor, "C H W"]:
+def pixels_of_picture(picture: Picture, modality: Modality) -> Shaped[Tensor, "C H W"]:
+    """The pixels of a picture as they are: bytes, or floats in [0, 1]; what `ImageTransform` raises is raised."""
     name = _name(picture)
     if isinstance(picture, (str, os.PathLike)):
         if modality.name != RGB.name:
@@ -55,7 +56,8 @@ def _pixels(picture: Picture, modality: Modality) -> Shaped[Tensor, "C H W"]:
     if isinstance(picture, Image.Image):
         return pixels_of(picture, name)
     if isinstance(picture, np.ndarray):
-        pixels = torch.from_numpy(np.ascontiguousarray(picture[..., None] if picture.ndim == 2 else picture))
+        own = np.ascontiguousarray(picture[..., None] if picture.ndim == 2 else picture)
+        pixels = torch.from_numpy(own if own.flags.writeable else own.copy())  # those of Pillow may not be written
         pixels = pixels.permute(2, 0, 1) if pixels.ndim == 3 else pixels
     elif isinstance(picture, Tensor):
         pixels = picture.detach().cpu()

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ..runs.cache import cached, store
 from ..runs.console import user_path
-from .columns import split_columns
+from .columns import GIVEN, split_columns
 from .decode import EXTENSIONS, Unreadable, decode, read_header, to_channels
 from .encoded import EncodedPicture, encoded_picture
 from .file_names import Names, Numbers, as_array
@@ -133,6 +133,10 @@ def open_source(
         from .tiled_source import open_tiles
 
         return open_tiles(text, channels=channels)
+    if text.partition(":")[0] == GIVEN:
+        from .given import open_given
+
+        return open_given(text, (), channels)
     if opener := opener_of(text):
         source = opener(text, ())
         if channels not in (None, source.channels):
@@ -388,5 +392,9 @@ def opener_of(address: str) -> Opener | None:
     It is called with the address and the declared modalities; with none it returns a source of images, else a
     `SampleSource`.
     """
+    if address.partition(":")[0] == GIVEN:
+        from .given import open_given
+
+        return open_given
     point = _registered().get(address.partition(":")[0])
     return None if point is None else point.load()

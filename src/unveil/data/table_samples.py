@@ -16,15 +16,18 @@ from .sources import open_source
 from .table import TableSource
 
 
-def open_table_samples(address: str, declared: tuple[Declared, ...], besides: Sequence[Declared] = ()) -> TableSamples:
-    """The samples of a table with the declared modalities, those of all its rows.
+def open_table_samples(
+    address: str, declared: tuple[Declared, ...], besides: Sequence[Declared] = (), source: TableSource | None = None
+) -> TableSamples:
+    """The samples of a table with the declared modalities, those of all its rows; of one that is open, its `source`.
 
     A modality is the column of its name, or the one that `files` declares; rgb also the one that `--image-column` names
     or the only column of images that is no other modality: none of those `declared` and `besides`, and no built-in one.
     A row without a map (null) lacks it. Raises ValueError for a modality without a column.
     """
-    source = open_source(address, 3, as_rows=True)
-    assert isinstance(source, TableSource)
+    opened = source or open_source(address, 3, as_rows=True)
+    assert isinstance(opened, TableSource)
+    source = opened
     columns: dict[str, str] = {}
     for d in declared:
         named = [name for name in (d.folder, d.name) if name in source.schema.kinds]

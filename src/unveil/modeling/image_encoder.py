@@ -70,6 +70,18 @@ class FeatureExtractor(nn.Module, ABC):
         self.transform: Callable[[Any], Tensor] | None = None  # pictures to its input, where `load` has made it
         self.has_warned = False
 
+    def __repr__(self) -> str:
+        """One line; `print(encoder.trunk)` is PyTorch's tree of its modules."""
+        inputs = " + ".join(f"{m.name} of {m.channels} channel{'s' * (m.channels > 1)}" for m in self.modalities)
+        weights = sum(p.numel() for p in self.parameters()) / 1e6
+        read = f"blocks {', '.join(map(str, self.layers))}" if self.layers else "the last block"
+        return (
+            f"<{type(self).__name__}: {inputs}, {self.image_size[0]} x {self.image_size[1]} pixels in patches of"
+            f" {self.patch}, {self.depth} blocks of width {self.dim}, {weights:.1f} M weights"
+            f" {'that train' if any(p.requires_grad for p in self.parameters()) else 'that are frozen'}, on"
+            f" {self.device}; features: {self.pool} of {read}>"
+        )
+
     @property
     @abstractmethod
     def trunk(self) -> Trunk:

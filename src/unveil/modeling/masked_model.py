@@ -178,6 +178,15 @@ class MaskedModel(nn.Module):
         self.scores = in_order(unregistered(self, (masker.score, masker.predict_score)))
         self.keep = sorted({m for decoder in decoders.values() for m in decoder.reads})
 
+    def __repr__(self) -> str:
+        """A few lines; `print(model.encoder)` is PyTorch's tree of its modules."""
+        encoder, weights = self.encoder, sum(p.numel() for p in self.parameters()) / 1e6
+        shown = f"{self.masker.visible:.2%} of the patches visible, {self.masker.predicted_share:.2%} predicted"
+        parts = {"decoders": self.decoders, "teachers": self.teachers}
+        lists = [f"{w}: {', '.join(f'{n} ({type(m).__name__})' for n, m in o.items())}" for w, o in parts.items() if o]
+        size = f"{len(encoder.blocks)} blocks of width {encoder.prefix.shape[1]}"
+        return "\n  ".join([f"<MaskedModel: {weights:.1f} M weights, encoder of {size}; {shown}", *lists]) + ">"
+
     def mask_input(
         self, batch: Batch, masker: Masker | None = None
     ) -> tuple[Tokens, Observations, Mask, dict[str, Queries]]:

@@ -13,7 +13,7 @@ from typing import Literal
 
 from ..modeling.decoder import SelfDecoder
 from ..modeling.masked_model import MaskedModel, Objective
-from ..modeling.masking import AttentionGuided, Hard, Hint, Masker, Reversed, Sampler, TeacherAttention
+from ..modeling.masking import AttentionGuided, Hard, Hint, Masker, Reversed, Sampler, TeacherAttention, TokenScore
 from ..modeling.targets import Pixels
 from ..modeling.teachers import EMATeacher, Momentum
 from ..modeling.types import RGB, FeatureSpec, Modality
@@ -24,7 +24,7 @@ def recipe(
     *,
     modality: Modality = RGB,
     train: Hyperparameters = Hyperparameters(epochs=800, warmup_epochs=40, batch_size=4096, lr=1.5e-4),
-    masking: Literal["high", "hint", "low"] = "high",
+    masking: Literal["high", "hint", "low"] | TokenScore = "high",
     hint_top: float = 0.1,
     hint_shown: float = 0.03,
     momentum: float = 0.996,
@@ -36,7 +36,8 @@ def recipe(
 ) -> Recipe:
     """AttMask: hide what a moving average of the student attends to; MAE's loss.
 
-    masking: hide the most attended patches (high), all but a few of them (hint), or the least attended (low)
+    masking: hide the most attended patches (high), all but a few of them (hint), the least attended (low), or by a
+        score of your own, FILE.py:NAME
     hint_top: share of the patches, the most attended, among which hints are drawn
     hint_shown: share of all patches that are drawn as hints and stay visible
     momentum: momentum of the student's moving average, at first
@@ -47,7 +48,8 @@ def recipe(
     """
     encoder = train.vit(modality)
     draws: dict[str, Sampler] = {"high": Hard(), "hint": Hint(hint_top, hint_shown), "low": Reversed(Hard())}
-    score = AttentionGuided(TeacherAttention("student"), draws[masking])
+    attention = TeacherAttention("student")
+    score = AttentionGuided(attention, draws[masking]) if isinstance(masking, str) else masking
     masker = Masker(score, visible, predicted)
 
     def build() -> MaskedModel:

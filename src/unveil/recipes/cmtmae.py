@@ -33,6 +33,7 @@ from ..modeling.masking import (
     Masker,
     SamplerName,
     TeacherAttention,
+    TokenScore,
     Uniform,
     make_sampler,
 )
@@ -51,7 +52,7 @@ def recipe(
     train: Hyperparameters = Hyperparameters(epochs=800, warmup_epochs=40, batch_size=4096, lr=1.5e-4),
     teacher: str = "openai/clip-vit-base-patch16",
     teacher_channels: tuple[int, ...] | None = None,
-    masking: Literal["collaborative", "teacher", "uniform"] = "collaborative",
+    masking: Literal["collaborative", "teacher", "uniform"] | TokenScore = "collaborative",
     targets: Literal["collaborative", "teacher", "pixels"] = "collaborative",
     student_weight: float = 0.3,
     alpha: float | None = None,
@@ -95,7 +96,8 @@ def recipe(
 
     teacher: the frozen encoder: a file, a folder, a run, a name on the hub, or random as a control
     teacher_channels: which channels of an image the teacher reads, counted from 1; by default all
-    masking: attention that decides what is hidden: of teacher and student in stage two, of the teacher alone, or none
+    masking: attention that decides what is hidden: of teacher and student in stage two, of the teacher alone, or none;
+        or a score of your own, FILE.py:NAME
     targets: features that are predicted: of teacher and student in stage two, of the teacher alone, or pixels instead
     student_weight: the student's share in masks and targets in stage two; 0 leaves it out, 1 the teacher
     alpha: the paper's letter for student_weight; used instead of it where it is given
@@ -150,7 +152,7 @@ def recipe(
     decoder_of = CrossDecoder if decoder == "cross" else SelfDecoder
     blended = make_blend(blend, encoder, shape.decoder_depth if decoder == "cross" else 1)
     patches = decoder_of(modality.name, encoder, *shape.dims, blended, outputs=positions)
-    masker = Masker(Uniform(), visible, predicted)
+    masker = Masker(Uniform() if isinstance(masking, str) else masking, visible, predicted)
 
     num_features = {"teacher": teacher_features, "student": student_features}
     maps = {
@@ -175,7 +177,7 @@ def recipe(
 
     def build(mask_weight: float, target_weight: float) -> MaskedModel:
         """A stage, by the student's weight in masks and in targets."""
-        in_masks = weights(mask_weight) if masking != "uniform" else {}
+        in_masks = weights(mask_weight) if masking in ("collaborative", "teacher") else {}
         in_targets = weights(target_weight) if targets != "pixels" else {}
         teachers: dict[str, Guide] = {}
         for name in [name for name in maps if name in {**in_masks, **in_targets}]:

@@ -10,13 +10,14 @@ import torch
 from ..modeling.decoder import BlendKind, CrossDecoder, Decoder, Readout, SelfDecoder, choose_maps, make_blend
 from ..modeling.masked_model import Blank, MaskedModel, Objective, drop
 from ..modeling.masking import (
-    PATTERNS,
     SAMPLERS,
     AttentionGuided,
     Masker,
     SamplerName,
     TeacherAttention,
+    TokenScore,
     Uniform,
+    pattern,
     unit_in_tokens,
 )
 from ..modeling.targets import HOG, Features, Pixels, Target
@@ -48,7 +49,7 @@ def recipe(
     *,
     modality: Modality = RGB,
     train: Hyperparameters = Hyperparameters(epochs=800, warmup_epochs=40, batch_size=4096, lr=1.5e-4),
-    masking: Literal["uniform", "block", "inverse-block", "grid", "attention"] = "uniform",
+    masking: Literal["uniform", "block", "inverse-block", "grid", "attention"] | TokenScore = "uniform",
     draw: SamplerName = "gumbel",
     teacher: str | None = None,
     teacher_channels: tuple[int, ...] | None = None,
@@ -75,7 +76,8 @@ def recipe(
 ) -> Recipe:
     """Masked image modelling: choose each part. With its defaults it is MAE.
 
-    masking: the order in which tokens are hidden; attention is that of the teacher
+    masking: the order in which tokens are hidden; attention is that of the teacher; or a score of your own,
+        FILE.py:NAME
     draw: hide the most attended (hard), the most attended after noise is added (noisy), all but a few of these (hint),
         a sample in proportion to attention (gumbel), the least attended (low), or all but a sample (keep)
     teacher: source of attention and features: student (its moving average) or a frozen encoder: a file, a folder, a
@@ -121,7 +123,7 @@ def recipe(
         raise ValueError(f"teacher_features is a number of blocks of at least 1; got {teacher_features}")
     encoder = train.vit(modality, final_norm=blend == "none")
     guided = AttentionGuided(TeacherAttention("teacher"), SAMPLERS[draw])
-    score = guided if masking == "attention" else PATTERNS[masking]
+    score = guided if masking == "attention" else pattern(masking)
     unit = unit_in_tokens(mask_unit, train.patch) if mask_unit else 1
     masker = Masker(score, visible, predicted, predict_score=score if ask == "hardest" else Uniform(), unit=unit)
     read = choose_maps(encoder.depth, num_maps, maps, use_input)

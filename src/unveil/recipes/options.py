@@ -26,13 +26,25 @@ from ..runs.run_config import OLD_VALUES
 P = ParamSpec("P")
 R = TypeVar("R")
 REQUIRED = inspect.Parameter.empty
+_DATA_OPTIONS = ("data", "test_data")  # which take an address, or in Python the data themselves
 DATA = ("modality", "modalities")  # arguments of a recipe that come from the data, not from the user
+OWN_SCORE_GIVEN = "python"  # what stands for the file of a score that was given as a function
 _SCALARS: dict[type, tuple[str, str]] = {
     int: ("a whole number", "100"),
     float: ("a number", "0.25"),
     str: ("a word", "NAME"),
     Path: ("a path", "PATH"),
 }
+
+
+def is_own_score(word: str) -> bool:
+    """Whether a word names a score of the user's own, `my_mask.py:centre`, or one given as a function."""
+    return re.fullmatch(rf"(?s)(?:.+\.py|{OWN_SCORE_GIVEN}):[A-Za-z_]\w*", word) is not None
+
+
+def _is_score(kind: Any) -> bool:
+    """Whether a kind is that of scores of tokens, known by its name: importing it imports torch."""
+    return getattr(kind, "__name__", "") == "TokenScore"
 
 
 class UsageError(ValueError):
@@ -73,9 +85,14 @@ class Option:
         return [member for kind in kinds if kind is not ... for member in alternatives(kind)]
 
     @property
+    def takes_scores(self) -> bool:
+        """Whether a score of the user's own is a value: FILE.py:NAME, or in Python a function."""
+        return any(map(_is_score, self._members))
+
+    @property
     def is_parsable(self) -> bool:
         """Whether its values can be read from text."""
-        members = [k for k in self._members if k is not types.NoneType]
+        members = [k for k in self._members if k is not types.NoneType and not _is_score(k)]
         return self.is_switch or (bool(members) and all(k in _SCALARS or get_origin(k) is Literal for k in members))
 
     @property
@@ -108,6 +125,8 @@ class Option:
 
     def _parse_one(self, kinds: tuple[Any, ...], word: str) -> Any:
         word = self.current(word, warn=True)
+        if self.takes_scores and is_own_score(word):
+            return word
         for kind in kinds:
             if get_origin(kind) is Literal and word in map(str, get_args(kind)):
                 return next(c for c in get_args(kind) if str(c) == word)
@@ -117,6 +136,7 @@ class Option:
                 except ValueError:
                     continue
         expected = [f"one of {', '.join(self.choices)}"] if self.choices else []
+        expected += ["a score of your own, FILE.py:NAME"] * self.takes_scores
         expected += [_SCALARS[k][0] for k in kinds if k in _SCALARS]
         hint = suggest(word, self.choices, f"for example {self.example}", lambda choice: f"{self.flag} {choice}")
         raise UsageError(f"{self.flag} {word}: expected {' or '.join(expected)}", hint)
@@ -126,7 +146,11 @@ class Option:
 
         Raises UsageError for a value of another type. Values of a `Literal` are checked where they are used.
         """
-        plain = _plain(value)
+        if self.takes_scores and callable(value):
+            from .own_score import text_of  # imports torch
+
+            return text_of(value)
+        plain = _address_of(value) if self.name in _DATA_OPTIONS else _plain(value)
         if not self.is_parsable or self._fits(self.kind, plain):
             return self.current(plain, warn=True)
         if isinstance(plain, float) and plain.is_integer() and self._fits(self.kind, int(plain)):
@@ -249,6 +273,15 @@ def _plain(value: Any) -> Any:
     return tuple(map(_plain, value)) if isinstance(value, (list, tuple, range)) else value
 
 
+def _address_of(value: Any) -> Any:
+    """The address of data, under which this process opens what was given in Python."""
+    if value is None or isinstance(value, str | os.PathLike):
+        return _plain(value)
+    from ..data.given import address_of  # imports torch
+
+    return address_of(value)
+
+
 def accept_python_values(function: Callable[P, R]) -> Callable[P, R]:
     """The function, its arguments put into the types of its options first (`Option.accept`)."""
 
@@ -268,7 +301,11 @@ def check_choices(function: Callable[..., Any], values: Mapping[str, Any]) -> No
     for option in options_in(function, skip=DATA):
         value = option.current(values.get(option.name, option.default))
         kinds = alternatives(option.kind)
+        if option.takes_scores and (callable(value) or is_own_score(str(value))):
+            continue
+        kinds = tuple(kind for kind in kinds if not _is_score(kind))
         is_closed = all(get_origin(kind) is Literal or kind is types.NoneType for kind in kinds)
         allowed = [choice for kind in kinds for choice in get_args(kind)] + [None] * (types.NoneType in kinds)
         if is_closed and value not in allowed:
-            raise ValueError(f"{option.name} must be one of {', '.join(option.choices)}; got {value!r}")
+            own = " (or a score of your own, FILE.py:NAME)" if option.takes_scores else ""
+            raise ValueError(f"{option.name} must be one of {', '.join(option.choices)}{own}; got {value!r}")

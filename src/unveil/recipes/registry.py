@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from ..runs.console import suggest, user_path
 from ..runs.trust import check_trusted
-from .options import DATA, Option, check_choices, is_group, options_in
+from .options import DATA, Option, check_choices, is_group, is_own_score, options_in
 
 if TYPE_CHECKING:  # both import torch
     from ..modeling.types import Modality
@@ -170,6 +170,11 @@ def build_recipe(recipe: Callable[..., Recipe], modalities: Sequence[Modality], 
     check_modalities(recipe, modalities)
     check_choices(recipe, options)
     given = {**options, **{o.name: o.current(options[o.name]) for o in options_of(recipe) if o.name in options}}
+    for name in [o.name for o in options_of(recipe) if o.takes_scores and isinstance(given.get(o.name), str)]:
+        if is_own_score(given[name]):
+            from .own_score import load_score  # imports this module
+
+            given[name] = load_score(given[name])
     for group in filter(is_group, inspect.signature(recipe).parameters.values()):
         names = [f.name for f in fields(group.default) if f.name in given]
         given[group.name] = replace(group.default, **{name: given.pop(name) for name in names})

@@ -21,15 +21,17 @@ from ..data.sources import Source, Subset, open_source, spread
 from ..data.splits import hold_out, locations, names_digest
 from ..modeling.image_encoder import ImageEncoder
 from ..modeling.masked_model import MaskedModel
+from ..modeling.masking import TokenScore
 from ..modeling.rng import seed_stage
 from ..modeling.types import Modality, Pool
 from ..runs.checkpoint import Checkpoint, read, read_newest_weights
 from ..runs.checkpoint_state import all_weights, read_state, step_of, weights_by_step
 from ..runs.console import log, user_path
-from ..runs.folder import OWN_RECIPE, RESULTS, read_trained_images
+from ..runs.folder import OWN_RECIPE, OWN_SCORE, RESULTS, read_trained_images
 from ..runs.regular_files import check_links
 from ..runs.run_config import RunConfig
-from ..runs.trust import is_known
+from ..runs.trust import check_trusted, is_known
+from .own_score import load_score, own_scores
 from .recipe import Recipe
 from .registry import build_recipe, load_stored_recipe
 from .stored_encoder import StoredEncoder
@@ -105,13 +107,26 @@ class Run:
     def _make_recipe(self) -> Callable[..., Recipe]:
         return load_stored_recipe(self.config.recipe, self.path / OWN_RECIPE, self.trust, self.path)
 
+    @cached_property
+    def _own_scores(self) -> dict[str, TokenScore]:
+        """The options that are scores of the user's own, from the file that the run keeps of them."""
+        named = own_scores(self.config.options)
+        if not named:
+            return {}
+        file = self.path / OWN_SCORE
+        if not file.is_file():
+            raise FileNotFoundError(f"{file} is gone, the source of masking={next(iter(named.values()))}")
+        content = file.read_bytes()
+        check_trusted(file, content, self.trust, f"this needs the masking of {self.path}")
+        return {option: load_score(name, content, file) for option, name in named.items()}
+
     def recipe(self) -> Recipe:
         """The run's recipe with its options, initialised as the run began.
 
         Raises UntrustedCodeError, a ValueError, where that would execute code that this user has not run before.
         """
         seed_stage(self.config.seed, -1)
-        return build_recipe(self._make_recipe, self.modalities, self.config.options)
+        return build_recipe(self._make_recipe, self.modalities, {**self.config.options, **self._own_scores})
 
     @cached_property
     def _states(self) -> dict[int, tuple[Path, dict[str, Any]]]:

@@ -71,6 +71,20 @@ class Legend:
 Key = Bar | Legend
 
 
+@dataclass(frozen=True)
+class Sheet:
+    """What is on a sheet: blocks of panels, the keys of their colours, and notes on how to read them."""
+
+    title: str
+    blocks: Sequence[PanelBlock]
+    keys: Sequence[Key] = ()
+    notes: Sequence[str] = ()
+
+    def draw(self) -> Picture:
+        """The sheet as one picture."""
+        return draw_sheet(self.title, self.blocks, self.keys, self.notes)
+
+
 def draw_sheet(title: str, blocks: Sequence[PanelBlock], keys: Sequence[Key], notes: Sequence[str]) -> Picture:
     """The blocks one below the other on a sheet that is 1280 pixels wide; all panels have one size."""
     shapes = [p.picture.shape for b in blocks for row in b.rows for p in row if p.picture is not None]
@@ -80,7 +94,7 @@ def draw_sheet(title: str, blocks: Sequence[PanelBlock], keys: Sequence[Key], no
     lines = [line for note in notes for line in _wrapped(note, WIDTH - 2 * _MARGIN)]
     keyed = _rows_of(keys)
     total = 2 * _MARGIN + 34 + sum(_TITLE + len(b.rows) * (_CAPTION + height + _GAP) + _BETWEEN for b in blocks)
-    sheet = _Sheet(total + len(keyed) * 24 + len(lines) * 19)
+    sheet = _Canvas(total + len(keyed) * 24 + len(lines) * 19)
     sheet.write(_MARGIN, _MARGIN, title, 19, _INK, WIDTH - 2 * _MARGIN)
     y = _MARGIN + 34
     for block in blocks:
@@ -105,7 +119,7 @@ def _side(block: PanelBlock, ratio: float) -> int:
     return int(room / columns)
 
 
-class _Sheet:
+class _Canvas:
     """An image that is drawn on; every method takes the upper left corner of what it adds."""
 
     def __init__(self, height: int):

@@ -1,1 +1,1 @@
-"""The run folder: its files, checkpoints, TensorBoard events; the console and the machine it runs on."""
+"""The run folder: its files, checkpoints; the console and the machine it runs on."""

@@ -1,4 +1,4 @@
-"""The run folder: its place, its lock, its metrics, TensorBoard's events (an optional extra), and the run in it."""
+"""The run folder: its place, its lock, its metrics, who is told of them, and the run in it."""
 
 from __future__ import annotations
 
@@ -8,10 +8,9 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from importlib.util import find_spec
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from jaxtyping import UInt64
@@ -24,13 +23,13 @@ from .lock import RUN_LOCK, hold
 from .regular_files import read_text
 from .run_config import current_options, read_metadata
 
-_TENSORBOARD = "tensorboard"
 OWN_RECIPE = "recipe.py"  # the user's own recipe file, as it was when the run began
+OWN_SCORE = "masking.py"  # the source of a score of his own, likewise
 TRAINED_IMAGES = "trained_images.u64"  # an identity of 8 bytes for each image that the run is trained on
 RESULTS = ("analysis", "eval", "features", "outcomes")  # folders that commands on a stored run write
 _RUN_FILES = (  # what a run writes, and all that --overwrite removes; run.json first: without it the rest is no run
     *("run.json", "metrics.jsonl", "broken.json", "nonfinite.json", "inspection.json", OWN_RECIPE),
-    TRAINED_IMAGES,
+    *(OWN_SCORE, TRAINED_IMAGES),
     *("config.yaml", "report.html"),
     *(
         "checkpoints",
@@ -42,15 +41,11 @@ _RUN_FILES = (  # what a run writes, and all that --overwrite removes; run.json 
         "outcomes",
         "analysis",
         "look.png",
-        _TENSORBOARD,
+        "tensorboard",
+        "wandb",
+        "trackers.json",
     ),
 )
-
-
-def check_tensorboard() -> None:
-    """Raise ValueError when TensorBoard is not installed."""
-    if find_spec("tensorboard") is None:
-        raise ValueError("--tensorboard needs a package that is not here: pip install 'unveil[tensorboard]'")
 
 
 class FolderMovedError(ValueError):
@@ -61,24 +56,11 @@ class FinishedError(ValueError):
     """The folder holds this run, finished: nothing is left to do."""
 
 
-class TensorBoardWriter:
-    """Writes each line of metrics as scalars, under its kind; purges what an earlier process wrote beyond `step`."""
+class Listener(Protocol):
+    """What is told of the lines and checkpoints that a run writes."""
 
-    def __init__(self, run: Path, step: int):
-        from torch.utils.tensorboard import SummaryWriter
-
-        self.writer = SummaryWriter(str(run / _TENSORBOARD), purge_step=step + 1)
-
-    def add(self, line: Mapping[str, Any]) -> None:
-        for name, value in line.items():
-            numbers = value if isinstance(value, Mapping) else {"": value}
-            for key, number in numbers.items():
-                if name not in ("kind", "step") and isinstance(number, (int, float)):
-                    self.writer.add_scalar("/".join(filter(None, (line["kind"], name, key))), number, line["step"])
-        self.writer.flush()
-
-    def close(self) -> None:
-        self.writer.close()
+    def line(self, line: Mapping[str, Any]) -> None: ...
+    def saved(self, step: int, folder: Path) -> None: ...
 
 
 class RunFolder:
@@ -86,7 +68,7 @@ class RunFolder:
 
     def __init__(self, path: Path):
         self.path = path
-        self.tensorboard: TensorBoardWriter | None = None  # gets every line of metrics, if there is one
+        self.listener: Listener | None = None  # gets every line of metrics, if there is one
         self._complained: set[str] = set()
         self._written: dict[str, Any] | None = None
         self._place: tuple[int, int] | None = None  # device and inode, of a folder that this process has locked
@@ -150,9 +132,8 @@ class RunFolder:
         self.check_place()
         with self.tolerate_io_errors("metrics.jsonl"), (self.path / "metrics.jsonl").open("a") as journal:
             journal.write(json.dumps(line) + "\n")
-        if self.tensorboard is not None:
-            with self.tolerate_io_errors(_TENSORBOARD):
-                self.tensorboard.add(line)
+        if self.listener is not None:
+            self.listener.line(line)
 
     def count_metrics(self, kind: str) -> int:
         """The number of lines of a kind in `metrics.jsonl`."""

@@ -5,23 +5,25 @@ from __future__ import annotations
 import inspect
 import math
 import shlex
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Self, get_args, get_type_hints
 
-from ..data.columns import with_columns
+from ..data.columns import GIVEN, with_columns
 from ..data.tiling import MIN_VALID, with_tiles
-from ..recipes.options import Option, UsageError, options_in
+from ..recipes.options import OWN_SCORE_GIVEN, Option, UsageError, is_own_score, options_in
 from ..recipes.registry import check_named, load_recipe, options_of
 from ..runs.atomic import write_text
 from ..runs.console import suggest, user_path
 from ..runs.run_config import Check, Precision, current_names
+from ..runs.trust import check_trusted
 
 Compile = Literal["auto", "on", "off"]
 HeldOut = Literal["spread", "last"]
 AugmentOn = Literal["cpu", "device"]
 Continue = Literal["restart", "tail", "x10"]
+TrackerName = Literal["tensorboard", "wandb", "mlflow", "trackio"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +79,8 @@ class PretrainConfig:
     check: whose headers are read before training: all, a sample of 100,000, or none but those of 2000 images whose
         pixels are measured; auto takes all up to 100,000 files and a sample of more
     max_broken: share of unreadable images above which the run stops
-    tensorboard: write the metrics as TensorBoard's event files too
+    log: where the metrics go too: tensorboard (files in the run folder), wandb, mlflow, trackio
+    tensorboard: the same as --log tensorboard
     trust: execute a recipe file that came with data and that you have not run before: of the run folder that is
         continued, of --init-from, or that the file of --config names; one whose path you give yourself needs no consent
     """
@@ -120,6 +123,7 @@ class PretrainConfig:
     hang_minutes: float = 30.0
     check: Check = "auto"
     max_broken: float = 0.05
+    log: tuple[TrackerName, ...] = ()
     tensorboard: bool = False
     trust: bool = False
     recipe_options: Mapping[str, Any] = field(default_factory=dict)
@@ -143,6 +147,8 @@ class PretrainConfig:
         for name, kind in choices.items():
             value = getattr(self, name)
             need(value in get_args(kind), _flag(name), value, f"one of {', '.join(get_args(kind))}")
+        for name in self.log:
+            need(name in get_args(TrackerName), "--log", name, f"one of {', '.join(get_args(TrackerName))}")
         _ = self.address  # raises for columns and tiles that cannot be
         if self.shard and self.compile == "on":
             raise ValueError("--shard trains a step that is not compiled; leave --compile on out")
@@ -175,6 +181,11 @@ class PretrainConfig:
         return with_tiles(address, self.tile, self.tile_overlap, self.tile_valid)
 
     @property
+    def trackers(self) -> tuple[str, ...]:
+        """Where the metrics go beside the run folder."""
+        return tuple(dict.fromkeys((*("tensorboard",) * self.tensorboard, *self.log)))
+
+    @property
     def name(self) -> str:
         return Path(self.recipe).stem
 
@@ -199,10 +210,13 @@ class PretrainConfig:
             raise ValueError(f"the recipe {self.name} has no option {unknown[0]!r}; {suggest(unknown[0], known)}")
 
     def command(self, run: Path) -> str:
-        """The command that continues this run, or starts it in an empty folder."""
+        """The command that continues this run, or starts it in an empty folder; of data given in Python the call."""
         words = ["unveil", "pretrain", self.recipe, "--data", self.data, "--out", str(run)]
         left_out = ("recipe", "data", "out", "overwrite", "config", "save_config", "trust")
         own = {n: v for n, v in self._changed().items() if n not in left_out}
+        if self.data.startswith(f"{GIVEN}:"):
+            given = "".join(f", {name}={value!r}" for name, value in {**own, **self.recipe_options}.items())
+            return f"unveil.pretrain({self.recipe!r}, data=the same data, out={str(run)!r}{given})"
         return shlex.join([*words, *(word for n, v in {**own, **self.recipe_options}.items() for word in _words(n, v))])
 
     def _changed(self) -> dict[str, Any]:
@@ -221,13 +235,15 @@ OPTION_NAMES = tuple(_OPTIONS)
 _NOT_IN_FILES = ("config", "save_config", "trust")
 
 
-def signature() -> inspect.Signature:
-    """The signature of `unveil.pretrain`: the options, then those of the recipe."""
+def signature(of_recipes: Mapping[str, Any]) -> inspect.Signature:
+    """The signature of `unveil.pretrain`: the options, then those of all recipes, whose defaults differ (`...`)."""
     kinds = get_type_hints(PretrainConfig)
     known = inspect.signature(PretrainConfig).parameters
     own = [known[name].replace(annotation=kinds[name]) for name in OPTION_NAMES]
-    rest = inspect.Parameter("recipe_options", inspect.Parameter.VAR_KEYWORD, annotation=Any)
-    return inspect.Signature([*own, rest], return_annotation=Path)
+    own.insert(1, inspect.Parameter("callbacks", inspect.Parameter.KEYWORD_ONLY, default=(), annotation=Sequence))
+    kind = inspect.Parameter.KEYWORD_ONLY
+    rest = [inspect.Parameter(name, kind, default=..., annotation=type_) for name, type_ in of_recipes.items()]
+    return inspect.Signature([*own, *rest])
 
 
 def need(holds: bool, name: str, value: object, needed: str) -> None:
@@ -268,6 +284,10 @@ def read_yaml(path: str | Path, recipe: str | None = None, trust: bool = False) 
         recipe = content.get("recipe")
         if isinstance(recipe, str):
             check_named(recipe, path, trust)
+    for value in content.values():
+        if isinstance(value, str) and is_own_score(value) and not value.startswith(OWN_SCORE_GIVEN):
+            file = user_path(value.rpartition(":")[0])
+            check_trusted(file, file.read_bytes(), trust, f"{path} names a score")
     known = {option.name: option for option in options_in(PretrainConfig, skip=_NOT_IN_FILES)}
     if isinstance(recipe, str):
         known |= {option.name: option for option in options_of(load_recipe(recipe)) if option.name not in known}

@@ -342,8 +342,10 @@ class Loop:
         try:
             state |= self.ladder.state(step if is_good else None, (*weights.values(), *moments.values()))
             good = self.ladder.good if step < self.schedule.total else ()  # nothing goes back from the end
-            checkpoint.save(self.run.path, step, weights, moments, state, self.metadata, None, good)
+            written = checkpoint.save(self.run.path, step, weights, moments, state, self.metadata, None, good)
             self.run.update_status("running", last_checkpoint=step)
+            if self.run.listener is not None:
+                self.run.listener.saved(step, written)
         except OSError as error:
             if must:
                 hint = "once there is room, the same command continues from the last checkpoint"

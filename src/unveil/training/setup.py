@@ -20,12 +20,13 @@ from ..data.sources import Source, Subset, spread
 from ..data.splits import names_digest
 from ..modeling.rng import seed_stage
 from ..modeling.types import Modality
+from ..recipes.own_score import content_of, own_scores
 from ..recipes.recipe import Recipe
 from ..recipes.registry import build_recipe, load_recipe
 from ..recipes.run import Run
 from ..runs.checkpoint import Checkpoint, read_latest
 from ..runs.console import duration, log, user_path
-from ..runs.folder import OWN_RECIPE, check_checkpoints, read_metadata
+from ..runs.folder import OWN_RECIPE, OWN_SCORE, check_checkpoints, read_metadata
 from ..runs.hardware import choose_device
 from ..runs.trust import remember
 from .autoconfig import (
@@ -158,6 +159,11 @@ def set_up_resumed(config: PretrainConfig, folder: Path, processes: int = 1) -> 
         if content != user_path(config.recipe).read_bytes():
             raise ValueError(f"{config.recipe} has changed since {folder} was started with {own}; give another --out")
         remember(user_path(config.recipe), content)
+    for option in own_scores(config.recipe_options).values():
+        content = content_of(option)
+        if (folder / OWN_SCORE).read_bytes() != content:
+            raise ValueError(f"masking={option} has changed since {folder} was started with it; give another --out")
+        remember(folder / OWN_SCORE, content)
     device = choose_device(config.device)
     source = open_data(config.address, run.declared, as_recorded=True)  # its images are compared below
     check_augment_on(config, source)

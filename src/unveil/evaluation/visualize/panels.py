@@ -11,11 +11,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ...data.sources import SampleSource, Source, origin
-from ...modeling.masked_model import MaskedModel
+from ...modeling.masked_model import ForwardOutput, MaskedModel
 from ...modeling.patches import validity
 from ...modeling.targets import Pixels
 from ...modeling.types import Batch, Layout, Modality
-from ...reporting.figures import Bar, Key, Legend, Panel, PanelBlock, draw_sheet
+from ...reporting.figures import Bar, Key, Legend, Panel, PanelBlock, Sheet
 from ...reporting.pictures import (
     Picture,
     attention_overlay,
@@ -140,12 +140,14 @@ def sample_pictures(
     names: Sequence[str],
     modalities: Sequence[Modality],
     renderers: Mapping[str, MapRenderer],
+    output: ForwardOutput | None = None,
 ) -> list[list[MapPictures]]:
     """The pictures of each sample and map of a batch, under the model's own masks, every hidden token predicted.
 
-    The model is in eval mode.
+    The model is in eval mode. An `output` of it may be under other masks.
     """
-    output = model.encode_decode(batch, model.masker.predict_all())
+    if output is None:
+        output = model.encode_decode(batch, model.masker.predict_all())
     attention = collect_attention_maps(model, batch, output)
     layout = output.latents.tokens.layout
     masks = {"own": hidden_tokens(output.mask.visible, layout.num_tokens)}
@@ -227,15 +229,15 @@ def predicts_norm_pix(model: MaskedModel) -> bool:
     return any(isinstance(o.target, Pixels) and o.target.norm_pix for o in image_objectives(model).values())
 
 
-def draw_samples(
+def sheet_of(
     title: str, samples: Sequence[Sequence[MapPictures]], renderers: Mapping[str, MapRenderer], notes: Sequence[str]
-) -> Picture:
+) -> Sheet:
     """All pictures on one sheet: of samples with one map a large image beside one or two rows, else a row a map."""
     is_single = all(len(maps) == 1 for maps in samples)
     blocks = [_single(maps[0]) if is_single else _several(maps, renderers) for maps in samples]
     keys = [Bar("attention", colours, "low", "high"), *(r.key for r in renderers.values() if r.key)]
     keys += [FEATURES] if any(one.features is not None for maps in samples for one in maps) else []
-    return draw_sheet(title, blocks, keys, notes)
+    return Sheet(title, blocks, keys, notes)
 
 
 def _single(one: MapPictures) -> PanelBlock:

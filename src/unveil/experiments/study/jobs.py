@@ -19,7 +19,7 @@ from ...training.config import OPTION_NAMES, json_like
 from .design import Arm, Options, RunOf, Scale, ScaleName, Setting, Share, Study, Times
 
 # Arguments that change how a run uses the machine, not its outcome: they may differ when it is continued.
-MACHINE = ("device", "workers", "micro_batch", "compile", "save_minutes", "tensorboard")
+MACHINE = ("device", "workers", "micro_batch", "compile", "save_minutes", "tensorboard", "log")
 _OWN = ("recipe", "data", "out", "overwrite", "config", "save_config")  # options of pretrain that a study sets itself
 OF_PRETRAIN = (*(name for name in OPTION_NAMES if name not in _OWN), *OLD_NAMES)
 _NAMES_IN_DIGEST = {new: old for old, new in OLD_NAMES.items()}  # so that folders of release 0.1 keep their names

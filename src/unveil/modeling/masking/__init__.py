@@ -28,4 +28,4 @@ from .attention_guided import (
 )
 from .by_modality import ByModality, DirichletBudget, IfObserved, RandomHeads, TaskSampling, score_by_budget
 from .masker import Masker, TokenScore, Uniform, floor, modality_queries, unit_in_tokens
-from .patterns import PATTERNS, Blockwise, Grid, InverseBlockwise
+from .patterns import PATTERNS, Blockwise, Grid, InverseBlockwise, pattern

@@ -86,3 +86,8 @@ PATTERNS: dict[str, TokenScore] = {
     "inverse-block": InverseBlockwise(),
     "grid": Grid(),
 }
+
+
+def pattern(masking: str | TokenScore) -> TokenScore:
+    """The pattern of a name; a score stands for itself."""
+    return PATTERNS[masking] if isinstance(masking, str) else masking
