@@ -81,3 +81,18 @@ class TestProgress:
             progress.update(f"step {step} of a long line", step, 3)
         progress.log("a message")
         assert terminal.getvalue() == "\rstep 1 of a long li\rstep 2 of  1 s left\na message\n"
+
+    def test_in_a_notebook_one_line_is_rewritten(self, clock, capsys, monkeypatch: pytest.MonkeyPatch):
+        shell = SimpleNamespace(kernel=object())
+        monkeypatch.setitem(sys.modules, "IPython", SimpleNamespace(get_ipython=lambda: shell))
+        progress = Progress(quiet=20)
+        for done in range(11):
+            clock.now += 0.25
+            progress.update(f"step {done} of 10", done, 10)
+        progress.close()
+        said = capsys.readouterr().err
+        assert said.count("\n") == 1
+        assert said.endswith("\rstep 10 of 10             \n")
+        assert said.count("\r") == 6  # twice a second
+        del shell.kernel  # IPython in a terminal, its output in a file
+        assert not Progress().is_rewritten

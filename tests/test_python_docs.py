@@ -15,7 +15,7 @@ import unveil.data
 from test_readme import blocks
 from tiny_runs import write_images
 
-TRAIN = {"size": "nano", "image_size": 16, "patch": 4, "epochs": 0.5, "batch_size": 8, "lr": 0.01, "device": "cpu"}
+TRAIN = {"size": "nano", "image_size": 16, "patch": 4, "epochs": 0.5, "batch_size": 8, "device": "cpu"}
 
 
 @pytest.fixture(scope="module", autouse=True)

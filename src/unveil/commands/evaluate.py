@@ -127,7 +127,7 @@ def evaluate(
         encoder of classes of its own
 
     >>> import unveil
-    >>> (result,) = unveil.evaluate("runs/a", data="images", protocol="knn", k=5, device="cpu")
+    >>> (result,) = unveil.evaluate("runs/a", data="images", protocol="knn", device="cpu")
     protocol ...
     >>> sorted(result.baselines), 0 <= result.metrics["accuracy"] <= 1
     (['pixels', 'untrained'], True)

@@ -84,7 +84,7 @@ def pretrain(
 
     >>> import unveil
     >>> options = dict(size="nano", image_size=16, patch=4, epochs=0.5, batch_size=8, device="cpu")
-    >>> run = unveil.pretrain("mae", data="images", out="runs/b", **options)
+    >>> run = unveil.pretrain("mae", data="images", out="runs/a", **options)
     >>> run.config.status
     'finished'
     """

@@ -211,7 +211,7 @@ class Run(StoredRun):
         among: the images to look among, at most 1000, evenly spread; by default those that the run was trained on
 
         >>> import unveil
-        >>> unveil.Run("runs/a").neighbours("images/even/000.png", k=3).neighbours[0][0]
+        >>> unveil.Run("runs/a").neighbours("images/even/000.png", k=3, among="images").neighbours[0][0]
         'even/000.png'
         """
         if k < 1:

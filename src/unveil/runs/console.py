@@ -17,7 +17,7 @@ from typing import Any, TextIO
 from .launcher import is_rank_zero
 
 _PLAIN_SECONDS = 10.0  # between two lines where there is no terminal
-_TERMINAL_SECONDS = 0.2
+_TERMINAL_SECONDS, _NOTEBOOK_SECONDS, _NOTEBOOK_COLUMNS = 0.2, 0.5, 120
 _REORDERING = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"  # what follows is shown in another order
 _CODES = re.compile(f"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029{_REORDERING}]")  # all but tabs and ends of lines
 
@@ -165,17 +165,30 @@ def _width(text: str) -> int:
     return len(text) + sum(unicodedata.east_asian_width(character) in "WF" for character in text)
 
 
+def in_notebook() -> bool:
+    """Whether this process is the kernel of a notebook, whose output goes back to the start of a line as a terminal's.
+
+    A kernel has imported IPython, so nothing is imported to ask.
+    """
+    ipython = sys.modules.get("IPython")
+    shell = None if ipython is None else ipython.get_ipython()
+    return getattr(shell, "kernel", None) is not None
+
+
 class Progress:
     """A line on stderr with the progress of a task and the time left.
 
-    On a terminal it is rewritten in place; elsewhere a line is printed every ten seconds, none of them in the first
-    `quiet` seconds of a task.
+    On a terminal and in a notebook it is rewritten in place; elsewhere a line is printed every ten seconds, none of
+    them in the first `quiet` seconds of a task.
     """
 
     def __init__(self, quiet: float = 0.0):
         self.is_terminal = sys.stderr.isatty()
-        self.quiet = 0.0 if self.is_terminal else quiet
-        self.interval = _TERMINAL_SECONDS if self.is_terminal else _PLAIN_SECONDS
+        self.is_rewritten = self.is_terminal or in_notebook()
+        self.quiet = 0.0 if self.is_rewritten else quiet
+        self.interval = _PLAIN_SECONDS
+        if self.is_rewritten:
+            self.interval = _TERMINAL_SECONDS if self.is_terminal else _NOTEBOOK_SECONDS
         self.task: str | None = None
         self.start = self.due = 0.0
         self.first, self.is_shown, self.width = 0.0, False, 0
@@ -193,10 +206,11 @@ class Progress:
         left = ""
         if self.first < done < total:
             left = f"  {duration((now - self.start) / (done - self.first) * (total - done))} left"
-        if not self.is_terminal:
+        if not self.is_rewritten:
             log(text + left)
             return
-        columns = os.get_terminal_size(sys.stderr.fileno()).columns or sys.maxsize  # 0: not known
+        columns = os.get_terminal_size(sys.stderr.fileno()).columns if self.is_terminal else _NOTEBOOK_COLUMNS
+        columns = columns or sys.maxsize  # 0: not known
         line = text[: max(0, columns - 1 - len(left))] + left
         print("\r" + line.ljust(self.width), end="", file=sys.stderr, flush=True)
         self.width = len(line)

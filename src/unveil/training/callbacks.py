@@ -53,6 +53,7 @@ class Callback:
     >>> run = unveil.pretrain("mae", data="images", out="runs/told", callbacks=[Losses()], **options)
     1 of 2 ['data_wait', 'epoch', 'grad_norm']
     2 of 2 ['data_wait', 'epoch', 'grad_norm']
+    optimisation: early. ...
     """
 
     def on_start(self, event: TrainingEvent) -> None:

@@ -25,7 +25,7 @@ from ..recipes.recipe import Recipe
 from ..recipes.registry import build_recipe, load_recipe
 from ..recipes.run import Run
 from ..runs.checkpoint import Checkpoint, read_latest
-from ..runs.console import duration, log, user_path
+from ..runs.console import duration, in_notebook, log, user_path
 from ..runs.folder import OWN_RECIPE, OWN_SCORE, check_checkpoints, read_metadata
 from ..runs.hardware import choose_device
 from ..runs.trust import remember
@@ -373,7 +373,9 @@ def check_repeats(batch: int, repeats: int) -> None:
 def _log_plan(metadata: Mapping[str, Any], recipe: Recipe, num_train: int, image_seconds: float) -> None:
     for change in metadata["changes"]:
         used, paper = (" ".join(map(str, v)) if isinstance(v, tuple) else v for v in (change["used"], change["paper"]))
-        log(f"  --{change['dial'].replace('_', '-')} {used}  (paper: {paper}; {change['why']})")
+        flag = "--" + change["dial"].replace("_", "-")
+        as_typed = f"{change['dial']}={change['used']!r}" if in_notebook() else f"{flag} {used}"
+        log(f"  {as_typed}  (paper: {paper}; {change['why']})")
     settings = metadata["settings"]
     processes, times = settings["processes"], settings["accumulation"]
     where = f" in each of {processes} processes" if processes > 1 else ""
