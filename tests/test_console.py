@@ -92,7 +92,7 @@ class TestProgress:
         progress.close()
         said = capsys.readouterr().err
         assert said.count("\n") == 1
-        assert said.endswith("\rstep 10 of 10             \n")
+        assert said.split("\r")[-1].rstrip() == "step 10 of 10"
         assert said.count("\r") == 6  # twice a second
         del shell.kernel  # IPython in a terminal, its output in a file
         assert not Progress().is_rewritten
