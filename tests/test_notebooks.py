@@ -14,7 +14,10 @@ from unveil.modeling.encoder import SIZES
 
 ROOT = Path(__file__).resolve().parents[1] / "docs" / "notebooks"
 NOTEBOOKS = sorted(path.name for path in ROOT.glob("*.ipynb"))
-FEWER = {"count=200": "count=80", "SCENES, SIZE, MINUTES = 200, 64, 8": "SCENES, SIZE, MINUTES = 20, 32, 0.002"}
+FEWER = {
+    "count=200, held_out=40": "count=80, held_out=1",
+    "SCENES, SIZE, MINUTES = 200, 64, 8": "SCENES, SIZE, MINUTES = 20, 32, 0.002",
+}
 FEWER |= {"MINUTES = 8": "MINUTES = 0.002", "size=64": "size=32"}
 NEEDS = {"photographs.ipynb": "sklearn", "rgbd.ipynb": "matplotlib"}
 
