@@ -34,7 +34,10 @@ def in_code(options: Iterable[Option]) -> dict[str, set[str]]:
 CASES = {
     "recipes": (RecipeOptions, lambda: (o for name in recipe_cards() for o in options_of(load_recipe(name)))),
     "pretrain": (PretrainOptions, lambda: options_in(PretrainConfig, skip=("recipe_options", "recipe", "save_config"))),
-    "protocols": (ProtocolOptions, lambda: (o for p in protocols().values() for o in options_in(p, skip=("options",)))),
+    "protocols": (
+        ProtocolOptions,
+        lambda: (o for p in protocols().values() for o in options_in(p, skip=("options", "inputs"))),
+    ),
 }
 
 

@@ -174,12 +174,11 @@ class PretrainOptions(RecipeOptions, total=False):
 
 
 class ProtocolOptions(TypedDict, total=False):
-    """The options of all protocols; each goes to every chosen protocol that has it."""
+    """The options of all protocols but `inputs`, an argument of `evaluate`; each goes to all protocols that have it."""
 
     epochs: int | None
     head: Literal["linear", "convnext", "upernet", "dpt", "auto"]
     frozen: bool | None
-    inputs: Sequence[str] | str
     modalities: Sequence[str] | str
     layout: Literal["auto", "folders", "ade20k", "nyuv2", "hypersim", "camvid"]
     preset: Literal[

@@ -102,9 +102,8 @@ class Run(StoredRun):
             own = {"epoch": step.epoch, "seconds": step.time} | {n: getattr(step, n) for n in names} | several
             rows.setdefault(step.step, {}).update(own)
         for signals in record.signals:
-            names = ("heldout_loss", "rankme", "feature_std")
-            own = {"epoch": signals.epoch} | {n: getattr(signals, n) for n in names}
-            rows.setdefault(signals.step, {}).update(own)
+            measured = {n: getattr(signals, n) for n in ("heldout_loss", "rankme", "feature_std")}
+            rows.setdefault(signals.step, {}).update({"epoch": signals.epoch, **measured})
         first = ("epoch", "seconds", "loss", "lr", "grad_norm", "images_per_second", "heldout_loss", "rankme")
         columns = list(dict.fromkeys([*first, "feature_std", *(name for row in rows.values() for name in row)]))
         steps = sorted(rows)

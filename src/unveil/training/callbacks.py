@@ -91,8 +91,8 @@ class Callbacks:
         """A line of metrics was logged; one of a validation waits for the model (`validated`)."""
         if not self.each:
             return
-        here = {"step": int(line["step"]), "epoch": float(line.get("epoch", math.nan))}
-        self.now = replace(self.now, **here, seconds=float(line.get("time", self.now.seconds)))
+        step, epoch, seconds = line["step"], line.get("epoch", math.nan), line.get("time", self.now.seconds)
+        self.now = replace(self.now, step=int(step), epoch=float(epoch), seconds=float(seconds))
         event = replace(self.now, metrics={name: value for name, value in line.items() if name != "step"})
         if line.get("kind") == "signals":
             self._validation = event
