@@ -81,7 +81,7 @@ class Sheet:
     notes: Sequence[str] = ()
 
     def draw(self) -> Picture:
-        """The sheet as one picture."""
+        """The sheet as one picture, 1280 pixels wide."""
         return draw_sheet(self.title, self.blocks, self.keys, self.notes)
 
 

@@ -69,7 +69,7 @@ class Callback:
         """At what else is logged: a spike of the loss, a return to an earlier checkpoint (`metrics["kind"]`)."""
 
     def on_checkpoint(self, event: TrainingEvent) -> None:
-        """After a checkpoint was written."""
+        """After a checkpoint was written; `event.checkpoint` is its folder."""
 
     def on_end(self, event: TrainingEvent) -> None:
         """Once training ends, however it does."""
@@ -83,7 +83,7 @@ class Callbacks:
         self._validation: TrainingEvent | None = None
 
     def start(self, step: int, steps: int) -> None:
-        """Training begins after a step."""
+        """Training begins after a step, of so many that are planned."""
         self.now = replace(self.now, step=step, steps=steps)
         self._tell("on_start", self.now)
 
@@ -100,17 +100,17 @@ class Callbacks:
             self._tell("on_step" if line.get("kind") == "step" else "on_event", event)
 
     def validated(self, model: MaskedModel) -> None:
-        """A validation is over."""
+        """A validation is over: its line, which has waited, is told with the model."""
         event, self._validation = self._validation, None
         if event is not None:
             self._tell("on_validation", replace(event, model=model))
 
     def saved(self, step: int, folder: Path) -> None:
-        """A checkpoint was written."""
+        """A checkpoint of this step was written to a folder."""
         self._tell("on_checkpoint", replace(self.now, step=step, checkpoint=folder))
 
     def end(self, status: str) -> None:
-        """Training ends."""
+        """Training ends with a status, as `TrainingEvent` lists them."""
         self._tell("on_end", replace(self.now, status=status))
 
     def _tell(self, name: str, event: TrainingEvent) -> None:
