@@ -10,6 +10,7 @@ import numpy as np
 
 from unveil.reporting.pictures import (
     Near,
+    NearRow,
     Probe,
     attention_overlay,
     hide_patches,
@@ -145,13 +146,19 @@ def _fake_pictures(
                 "hidden": hide_patches(image, hidden, grid),
                 "reconstructed": paste(image, guess, hidden, grid),
                 "attention": attention_overlay(image, attention),
+                "unaided": paste(image, guess // 2 + 64, hidden, grid),
+                "interpolated": paste(image, np.full_like(image, 128), hidden, grid),
             }
-            items.append(Probe(f"image {i + 1}", pictures))
+            if i == 0:
+                pictures |= {"mask 2": pictures["hidden"], "predicted 2": pictures["unaided"]}
+            errors = {"reconstructed": 0.1, "unaided": 0.2 / at, "interpolated": 0.15}
+            items.append(Probe(f"image {i + 1}", pictures, errors, hidden.tolist(), grid))
         write_probes(folder, float(round(at)), round(at) * steps_per_epoch, items, norm_pix=True)
     rows = [
-        (
+        NearRow(
             Near(image, label="dog"),
-            [Near(images[(q + n) % len(images)], 0.1 * n, "dog" if n % 2 else "cat") for n in range(1, 7)],
+            [Near(images[(q + n) % len(images)], 0.1 * n, "dog" if n % 2 else "cat", n - 1) for n in range(1, 7)],
+            [Near(images[q], 0.5, "cat")],
         )
         for q, image in enumerate(images)
     ]

@@ -156,7 +156,8 @@ def test_the_sections_in_a_browser(made: Path, width: int):
         titles = set(page.locator("h2").all_inner_texts())
         assert {"Across modalities", "Guidance", "Attention and masks", "Layers compared"} <= titles
         assert page.locator(".cell").count() == 36
-        assert page.locator(".rowname").all_inner_texts()[:4] == ["teacher", "student", "blend", "mask"]
+        captions = page.locator("#guidance .strip").first.locator("figcaption").all_inner_texts()
+        assert captions == ["original", "teacher", "student", "blend", "mask"]
         assert said == []
         browser.close()
 

@@ -13,6 +13,7 @@ from PIL import Image
 from report_fakes import fake_images
 from unveil.reporting.pictures import (
     Near,
+    NearRow,
     Probe,
     attention_overlay,
     colours,
@@ -90,6 +91,18 @@ def test_attention_is_bright_where_it_is_high():
     assert attention_overlay(image, np.ones((2, 4))).shape == image.shape
 
 
+def test_attention_has_one_scale_whatever_the_image_and_the_epoch():
+    image = np.full((16, 16, 3), 100, np.uint8)
+    sharp, soft = np.ones((4, 4)), np.ones((4, 4))
+    sharp[0, 0], soft[0, 0] = 16, 1.2
+    one, other = attention_overlay(image, sharp).astype(int), attention_overlay(image, soft).astype(int)
+    assert one[0, 0].sum() - other[0, 0].sum() > 60, "a map that is almost even has no bright spot"
+    assert (attention_overlay(image, sharp) == attention_overlay(image, 7 * sharp)).all(), "shares alone count"
+    even = attention_overlay(image, np.ones((4, 4)))
+    assert (even == even[0, 0]).all()
+    assert (attention_overlay(image, np.zeros((4, 4))) == even).all()
+
+
 def test_probes_are_added_in_order_and_the_same_step_is_replaced(tmp_path):
     write_probes(tmp_path, 2.0, 20, [probe(shade=2)], norm_pix=True, note="first")
     write_probes(tmp_path, 1.0, 10, [probe(shade=1)], norm_pix=True)
@@ -114,8 +127,11 @@ def test_an_index_that_cannot_be_read_is_begun_again_and_no_part_is_left(tmp_pat
 
 def test_neighbours_are_written_with_labels_and_distances(tmp_path):
     a, b = fake_images(2, (8, 8))
-    write_neighbours(tmp_path, [(Near(a, label="cat"), [Near(b, 0.25), Near(a, 0.5, "cat")])])
+    row = NearRow(Near(a, label="cat"), [Near(b, 0.25), Near(a, 0.5, "cat", alike=3)], [Near(b, 0.1)])
+    write_neighbours(tmp_path, [row])
     (row,) = json.loads((tmp_path / "pictures/neighbours.json").read_text())
     assert row["query_label"] == "cat"
+    assert [n["alike"] for n in row["neighbours"]] == [0, 3]
+    assert [n["distance"] for n in row["by_colour"]] == [0.1]
     assert [(n["distance"], n["label"]) for n in row["neighbours"]] == [(0.25, None), (0.5, "cat")]
     assert (np.asarray(Image.open(tmp_path / "pictures" / row["neighbours"][0]["image"])) == b).all()

@@ -144,8 +144,8 @@ def notes_on(subject: Subject, first: list[MapPictures]) -> list[str]:
             )
     else:
         notes.append(
-            "Grey patches are hidden. Attention is scaled in each map by itself; the percentage is the map's share of"
-            " all attention. From one alone: that map is visible, the others are hidden."
+            "Grey patches are hidden. The percentage is the map's share of all attention. From one alone: that map is"
+            " visible, the others are hidden."
         )
     if any(one.features is not None for one in first):
         notes.append(
@@ -154,8 +154,13 @@ def notes_on(subject: Subject, first: list[MapPictures]) -> list[str]:
         )
     if predicts_norm_pix(subject.model):
         notes.append(
-            "Predictions are of pixels normalised by each patch's mean and standard deviation; those of the true patch"
-            " are put back."
+            "Predictions are of pixels normalised by each patch's mean and standard deviation: drawn with those that"
+            " the model predicts, else with a neutral colour, and beside it with those of the true patch."
+        )
+    if any(one.errors for one in first):
+        notes.append(
+            "±: the error (root mean square) of hidden pixels, as a share of the range of values. Interpolated: from"
+            " the visible pixels alone, without a model."
         )
     if any(m.normalise != "fixed" for m in subject.modalities):
         notes.append(

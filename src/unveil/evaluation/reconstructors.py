@@ -8,7 +8,7 @@ from functools import partial
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
 from ..data.sources import Source, Subset, spread
@@ -16,7 +16,7 @@ from ..data.splits import hold_out
 from ..modeling.constants import constant
 from ..modeling.masked_model import ForwardOutput, MaskedModel, Objective
 from ..modeling.masking import ByModality, DirichletBudget, Masker, Uniform
-from ..modeling.patches import unpatchify, validity
+from ..modeling.patches import validity
 from ..modeling.rng import sample_keys
 from ..modeling.targets import Classes, Pixels
 from ..modeling.types import Batch, Latents, Mask, Observations, Queries, Tokens
@@ -27,7 +27,14 @@ from .analysis.decoder_blocks import without_head
 from .inpainting import FILLS, Fill
 from .run import UNTRAINED
 from .types import THIS_RUN, Context, HeldOutSamples, Masks, Reconstruction, Reconstructor, Visible
-from .visualize.reconstructions import HideModalities, map_objectives, only_visible, reconstruct_map
+from .visualize.reconstructions import (
+    HideModalities,
+    map_objectives,
+    only_visible,
+    pixels_of_cells,
+    predicted_pixels,
+    reconstruct_map,
+)
 from .visualize.samples import load_samples
 
 TEST_SAMPLES, MEAN_SAMPLES = 1000, 1000  # at most, of the test and of the training mean
@@ -121,11 +128,11 @@ class Inpainting:
             if not isinstance(target, Pixels) or target.norm_pix or target.modality.normalise != "fixed":
                 continue
             image = batch.maps[target.modality.name]
-            known = ~_as_pixels(hidden, target, batch) & validity(batch, target.modality)
+            known = ~pixels_of_cells(hidden, target, batch) & validity(batch, target.modality)
             colour = constant(target.modality.mean, image)[:, None, None]
             filled = self.fill(torch.where(known, image, 0.0), known)
             filled = torch.where(known.flatten(1).any(1)[:, None, None, None], filled, colour)
-            predicted = _predicted_pixels(queries[o.decoder], target, batch)
+            predicted = predicted_pixels(queries[o.decoder], target, batch)
             losses = image.new_full((len(image),), torch.nan)
             reconstructions[o.name] = Reconstruction(target.modality, filled, image, predicted, losses)
         return reconstructions
@@ -161,21 +168,6 @@ def _mean_target(target: Pixels | Classes, batches: Iterator[Batch], by_place: b
     return total / count.clamp_min(1)
 
 
-def _predicted_pixels(queries: Queries, target: Pixels | Classes, batch: Batch) -> Bool[Tensor, "B 1 H W"]:
-    """The pixels of the patches that are predicted, where they have a truth."""
-    side, (height, width) = target.modality.side(target.patch), batch.maps[target.modality.name].shape[-2:]
-    cells = queries.weight.new_zeros(len(batch), (height // side) * (width // side))
-    predicted = cells.scatter(1, queries.cells, queries.weight) > 0
-    return _as_pixels(predicted, target, batch) & validity(batch, target.modality)
-
-
-def _as_pixels(cells: Bool[Tensor, "B N"], target: Pixels | Classes, batch: Batch) -> Bool[Tensor, "B 1 H W"]:
-    """What holds for patches, for each of their pixels."""
-    side, image = target.modality.side(target.patch), batch.maps[target.modality.name]
-    grid = (image.shape[-2] // side, image.shape[-1] // side)
-    return unpatchify(cells[..., None].expand(-1, -1, side * side), side, grid)
-
-
 def _reconstruction(
     objective: Objective, target: Pixels | Classes, batch: Batch, output: ForwardOutput
 ) -> Reconstruction:
@@ -184,7 +176,7 @@ def _reconstruction(
         target.modality,
         reconstruct_map(objective, batch, output),
         batch.maps[target.modality.name],
-        _predicted_pixels(output.queries[objective.decoder], target, batch),
+        predicted_pixels(output.queries[objective.decoder], target, batch),
         torch.where(count > 0, total / count.clamp_min(1), torch.nan),
     )
 

@@ -199,7 +199,7 @@ def block_by_block(runs: Runs) -> Markup | None:
 def _decoders(run: RunRecord) -> list[Markup | None]:
     decoders = mappings(run.analyses.get("blocks", {}).get("decoders"))
     drawn = picture(run.path / "analysis" / "blocks.png", "reconstructions, block by block", WIDE)
-    return [tag("div", drawn, class_="strip", style="--columns:1"), *map(_blocks, decoders)] if decoders else []
+    return [tag("div", drawn, class_="looks whole"), *map(_blocks, decoders)] if decoders else []
 
 
 def _blocks(decoder: Mapping[str, Any]) -> Markup:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -9,14 +10,17 @@ from itertools import zip_longest
 from pathlib import Path
 
 from .comparisons import main_metrics, title_of
-from .galleries import colour_keys, epoch_name, evenly_spaced, how_to_read, predicted
-from .markup import Markup, fragment, picture, remark, tag
-from .run_record import Evaluation, ProbeEpoch, RunRecord
+from .frames import SIDE, Frames, drawn_frames, epochs_with, names_of, outline, probes_over, slider, switch
+from .galleries import colour_keys, how_to_read, predicted
+from .markup import Markup, fragment, percent, picture, remark, tag
+from .run_record import Evaluation, Files, ProbeEpoch, RunRecord
 from .scores import bars
 from .sections import Runs, run_label, section
 
 MOST_MEASURES, MOST_LOOKS, MOST_MORE, MOST_EPOCHS = 3, 6, 12, 8
-_SIDE = 320  # pixels of a picture's longer side, twice what it is shown at
+KINDS = {  # of what the middle picture of a triptych shows: words on the switch
+    "predicted": "by the model alone", "aided": "with the true mean and deviation", "interpolated": "interpolation",
+}  # fmt: skip
 _PLACES = (  # of the three measures: the protocols that each is looked for among, the first first
     ("linear-lbfgs", "linear", "attentive", "finetune"),
     ("segment", "depth", "knn-whitened", "knn"),
@@ -109,7 +113,7 @@ class _Triptych:
 
     caption: str
     hidden: Path | None
-    predicted: Sequence[Path | None]
+    predicted: Frames
     original: Path | None
 
 
@@ -130,62 +134,75 @@ def _looks(runs: Runs, first: int = 0, most: int = MOST_LOOKS) -> Markup | None:
     ]
     if not looks:
         return None
-    epochs = [_epochs(run) for _, run, _ in shown]
-    places = max(map(len, epochs))
-    names = [
-        " · ".join(dict.fromkeys(epoch_name(own[round(k * (len(own) - 1) / max(1, places - 1))]) for own in epochs))
-        for k in range(places)
-    ]
-    slider = tag(
-        "label", "over training ",
-        tag("input", type="range", min=0, max=places - 1, value=places - 1, step=1, data_names="|".join(names)),
-        tag("output", names[-1]), class_="slider",
-    )  # fmt: skip
+    names = names_of([epochs_with(run, MOST_EPOCHS, predicted) for _, run, _ in shown])
+    own = {kind for _, _, triptychs in shown for triptych in triptychs[start:end] for kind in triptych.predicted.kinds}
+    kinds = {kind: words for kind, words in KINDS.items() if kind in own}
+    has_masks = any(triptych.predicted.mask for _, _, triptychs in shown for triptych in triptychs[start:end])
+    outlined = tag("label", tag("input", type="checkbox", class_="outlines"), " outline masks") if has_masks else None
     heading = None if first else tag("h2", "Reconstructions")
-    lead = tag("div", heading, "hidden, predicted, original", slider if places > 1 else None, class_="looking")
+    lead = tag("div", heading, tag("span", "visible, predicted, original"), slider(names), class_="looking")
+    switches = [one for one in (switch("predicted", kinds), outlined) if one]
     keys = fragment(dict.fromkeys(filter(None, (colour_keys(run) for _, run, _ in shown))))
     notes = fragment(dict.fromkeys(remark(how_to_read(run)) for _, run, _ in shown))
+    lead = fragment([lead, tag("div", *switches, class_="looking") if switches else None])
     return tag("div", lead, tag("div", *looks, class_="triptychs"), keys, notes, class_="looks")
-
-
-def _epochs(run: RunRecord) -> list[ProbeEpoch]:
-    return evenly_spaced([e for e in run.probes.epochs if any(map(predicted, e.items.values()))], MOST_EPOCHS)
 
 
 def _triptychs(run: RunRecord) -> list[_Triptych]:
     """A run's looks: of one modality its images; of several, predictions from the first one alone come first, of one
     sample after another, then those from the others, each beside predictions of hidden patches."""
-    epochs, own = _epochs(run), list[_Triptych]()
+    epochs, own = epochs_with(run, MOST_EPOCHS, predicted), list[_Triptych]()
     first = run.probes.names[0].rpartition(" · ")[2] if run.probes.names else ""
     across: dict[bool, list[_Triptych]] = {True: [], False: []}  # by whether they are from the first modality
-    for probe, name in enumerate(run.probes.names):
-        items = [epoch.items.get(probe, {}) for epoch in epochs]
-        last = items[-1] if items else {}
-        if not last:
+    for probe, name, items in probes_over(epochs, run):
+        if not (last := items[-1]):
             continue
-        own.append(_Triptych(name, last.get("hidden"), [predicted(files) for files in items], last.get("original")))
+        own.append(_Triptych(name, last.get("hidden"), _frames(name, probe, epochs, items), last.get("original")))
         sample, _, _ = name.rpartition(" · ")
         for given in (key for key in last if key.startswith("from ")):
             there = f"{sample} · {given.removeprefix('from ')}"
             if there in run.probes.names:
                 source = epochs[-1].items.get(run.probes.names.index(there), {}).get("original")
-                over = [files.get(given) for files in items]
+                over = Frames(f"{name} {given} alone", {"predicted": [files.get(given) for files in items]})
                 look = _Triptych(f"{name} {given} alone", source, over, last.get("original"))
                 across[given == f"from {first}"].append(look)
     return [*across[True], *(t for pair in zip_longest(own, across[False]) for t in pair if t)]
 
 
+def _frames(name: str, probe: int, epochs: Sequence[ProbeEpoch], items: Sequence[Files]) -> Frames:
+    """The predictions of a probe over training, of each kind that is there, with their errors in words."""
+    is_aided = any("unaided" in files for files in items)
+    sources = {"predicted": "unaided", "aided": "reconstructed"} if is_aided else {"predicted": "reconstructed"}
+    sources["interpolated"] = "interpolated"
+    paths = {kind: [files.get(source) for files in items] for kind, source in sources.items()}
+    if not is_aided:
+        paths["predicted"] = [predicted(files) for files in items]
+    paths = {kind: own for kind, own in paths.items() if any(own) or kind == "predicted"}
+    masks = [epoch.masks.get(probe) for epoch in epochs]
+    is_fixed = all(mask == masks[-1] for mask in masks)  # masks that follow attention change over training
+    if "interpolated" in paths and is_fixed:
+        paths["interpolated"] = paths["interpolated"][-1:]
+    errors = {}
+    for kind in paths:
+        known = [epoch.errors.get(probe, {}).get(sources[kind], math.nan) for epoch in epochs]
+        base = [epoch.errors.get(probe, {}).get("interpolated", math.nan) for epoch in epochs]
+        beside = "" if kind == "interpolated" else "; interpolation {}"
+        errors[kind] = [
+            f"error {percent(a)}" + (beside.format(percent(b)) if math.isfinite(b) else "") if math.isfinite(a) else ""
+            for a, b in zip(known, base, strict=True)
+        ][-len(paths[kind]) :]
+    return Frames(name, paths, errors, masks[-1] if is_fixed else None)
+
+
 def _drawn(triptych: _Triptych, name: Markup | None) -> Markup:
-    last = len(triptych.predicted) - 1
-    over = [
-        tag("span", picture(path, f"{triptych.caption}: predicted", _SIDE), data_at=k, hidden=k != last)
-        for k, path in enumerate(triptych.predicted)
-    ]
+    mask, words = triptych.predicted.mask, triptych.predicted.errors.get("predicted", ())
+    truth = picture(triptych.original, f"{triptych.caption}: original", SIDE)
+    error = tag("output", words[-1], class_="error") if any(words) else None
     return tag(
         "figure",
-        picture(triptych.hidden, f"{triptych.caption}: visible", _SIDE),
-        tag("span", *over, class_="over", data_last=last),
-        picture(triptych.original, f"{triptych.caption}: original", _SIDE),
-        tag("figcaption", name, triptych.caption),
+        picture(triptych.hidden, f"{triptych.caption}: visible", SIDE),
+        drawn_frames(triptych.predicted),
+        tag("span", truth, outline(mask), class_="over") if mask else truth,
+        tag("figcaption", name, triptych.caption, " " if error else None, error),
         class_="triptych",
     )

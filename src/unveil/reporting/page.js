@@ -48,13 +48,12 @@ for (const button of document.querySelectorAll('.command button')) {
     button.textContent = document.execCommand('copy') ? 'copied' : 'selected';
   });
 }
-for (const slider of document.querySelectorAll('.slider input')) {
-  const names = slider.dataset.names.split('|');
-  slider.addEventListener('input', () => {
-    slider.nextElementSibling.textContent = names[slider.value];
-    for (const over of slider.closest('.looks').querySelectorAll('.over')) {
-      const at = Math.round(slider.value * over.dataset.last / slider.max);
-      for (const look of over.children) look.hidden = Number(look.dataset.at) !== at;
-    }
-  });
-}
+// A link to a section that is folded opens it.
+const unfold = () => {
+  const target = location.hash.length > 1 && document.getElementById(location.hash.slice(1));
+  const folded = target && target.querySelector(':scope > details');
+  if (folded) folded.open = true;
+};
+addEventListener('hashchange', unfold);
+unfold();
+for (const link of document.querySelectorAll('nav a')) link.addEventListener('click', () => setTimeout(unfold));

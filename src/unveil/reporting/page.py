@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -12,7 +13,14 @@ from pathlib import Path
 from ..runs.atomic import make_folder, write_text
 from ..runs.console import user_path
 from .analyses import attention_over_time, attention_tables, block_by_block, cheaper_guidance, layers
-from .galleries import across_modalities, attention_maps, guidance, nearest_neighbours
+from .galleries import (
+    across_modalities,
+    attention_maps,
+    beside_baselines,
+    guidance,
+    nearest_neighbours,
+    other_masks,
+)
 from .markup import Markup, counted, fragment, tag
 from .overview import Summary, more_looks, overview, summarised
 from .run_record import read_run
@@ -21,9 +29,9 @@ from .sections import Runs, broken_files, curves, environment, health, key_figur
 from .style import LOGO, SCRIPT, STYLE
 
 SECTIONS: tuple[Callable[[Runs], Markup | None], ...] = (
-    health, overview, key_figures, over_training, curves, label_free, comparison, evaluations, what_was_run,
-    more_looks, across_modalities, attention_maps, guidance, attention_over_time, attention_tables,
-    cheaper_guidance, layers, block_by_block, nearest_neighbours, broken_files, environment,
+    health, overview, key_figures, beside_baselines, other_masks, more_looks, across_modalities, attention_maps,
+    nearest_neighbours, guidance, over_training, curves, label_free, comparison, evaluations, attention_over_time,
+    attention_tables, cheaper_guidance, layers, block_by_block, what_was_run, broken_files, environment,
 )  # fmt: skip
 
 
@@ -77,6 +85,18 @@ def _under(runs: Runs) -> str:
     return " · ".join(filter(None, (recipe + (f" on {data}" if data else ""), epochs, when)))
 
 
+_TITLED = re.compile(r'<section[^>]* id="([a-z0-9-]+)" data-title="([^"]+)"')
+
+
+def _navigation(main: Sequence[object]) -> Markup | None:
+    """Links to the titled sections of a page, in a bar that stays in sight; None where there are few."""
+    titled = [match for one in main if isinstance(one, Markup) for match in _TITLED.findall(one)]
+    if len(titled) < 3:
+        return None
+    links = [tag("a", Markup(title), href=f"#{anchor}") for anchor, title in titled]
+    return tag("nav", tag("a", "Verdict", href="#top"), *links, aria_label="Sections")
+
+
 def document(kind: str, name: str, heading: object, under: object, *main: object) -> str:
     """A page as text: `kind` and `heading` at its top, `under` the line below them, `name` in the browser's title."""
     script_hash = base64.b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode()
@@ -92,5 +112,5 @@ def document(kind: str, name: str, heading: object, under: object, *main: object
     )
     titles = tag("div", tag("p", kind, class_="kind"), tag("h1", heading), tag("p", under, class_="under"))
     header = tag("header", Markup(LOGO), titles)
-    body = tag("body", header, tag("main", *main), tag("script", Markup(SCRIPT)))
+    body = tag("body", header, _navigation(main), tag("main", *main), tag("script", Markup(SCRIPT)))
     return fragment([Markup("<!doctype html>\n"), tag("html", head, body, lang="en")])

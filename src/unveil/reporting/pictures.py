@@ -8,7 +8,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -29,20 +29,40 @@ class Probe:
 
     The names: `original`, `hidden` (its mask), `reconstructed`, `attention`, `teacher`, `blend`; `draw NAME`, the mask
     of a sampler; `from NAME`, the prediction from that modality alone; `features`, the distance of predicted and true
-    features.
+    features; `unaided`, the prediction without the true patches' mean and deviation; `interpolated`, what the visible
+    pixels alone give; `mask K` and `predicted K`, further masks of the same map and the predictions under them.
+    `errors` has, for some of these, the root mean square error of hidden pixels as a share of the range of values (of
+    classes, the share of wrong pixels). `hidden_patches` are the ids of the patches hidden, of a `grid` of rows and
+    columns.
     """
 
     name: str
     pictures: Mapping[str, Picture]
+    errors: Mapping[str, float] = field(default_factory=dict)
+    hidden_patches: Sequence[int] = ()
+    grid: Grid = (0, 0)
 
 
 @dataclass(frozen=True)
 class Near:
-    """A query, or a neighbour with its distance from one; with its label where there is one."""
+    """A query, or a neighbour with its distance from one; with its label where there is one.
+
+    `alike` counts the near-duplicates of the neighbour that are left out.
+    """
 
     image: Picture
     distance: float = 0.0
     label: str | None = None
+    alike: int = 0
+
+
+@dataclass(frozen=True)
+class NearRow:
+    """A query, its neighbours by features and, beside them, those by colour alone; nearest first."""
+
+    query: Near
+    neighbours: Sequence[Near]
+    by_colour: Sequence[Near] = ()
 
 
 def write_probes(
@@ -66,7 +86,11 @@ def write_probes(
         for name, image in item.pictures.items():
             write_bytes(folder / files[name], png(image))
         of_all = {name: files.pop(name) for name in _OF_ALL if name in files}
-        entries.append({"probe": i, "attention": None, **of_all, "more": files})
+        entry: dict[str, Any] = {"probe": i, "attention": None, **of_all, "more": files}
+        entry["errors"] = {name: float(error) for name, error in item.errors.items() if np.isfinite(error)}
+        if item.grid != (0, 0):
+            entry |= {"hidden_patches": [int(patch) for patch in item.hidden_patches], "grid": list(item.grid)}
+        entries.append(entry)
     epochs = [e for e in _epochs_so_far(folder / "index.json") if e.get("step") != step]
     epochs.append({"epoch": epoch, "step": step, "items": entries})
     epochs.sort(key=lambda e: e.get("step", 0))
@@ -75,18 +99,25 @@ def write_probes(
     write_json(folder / "index.json", index)
 
 
-def write_neighbours(run_dir: str | Path, rows: Sequence[tuple[Near, Sequence[Near]]]) -> None:
+def write_neighbours(run_dir: str | Path, rows: Sequence[NearRow]) -> None:
     """Write `pictures/neighbours.json` and its images: per row a query and its neighbours, nearest first."""
     folder = _pictures(run_dir)
-    described = []
-    for q, (query, neighbours) in enumerate(rows):
-        write_bytes(folder / f"query{q}.png", png(query.image))
-        entries = []
+
+    def entries(names: str, neighbours: Sequence[Near]) -> list[dict[str, Any]]:
+        written = []
         for n, near in enumerate(neighbours):
-            name = f"query{q}-near{n}.png"
+            name = f"{names}{n}.png"
             write_bytes(folder / name, png(near.image))
-            entries.append({"image": name, "distance": float(near.distance), "label": near.label})
-        described.append({"query": f"query{q}.png", "query_label": query.label, "neighbours": entries})
+            one = {"image": name, "distance": float(near.distance), "label": near.label, "alike": near.alike}
+            written.append(one)
+        return written
+
+    described = []
+    for q, row in enumerate(rows):
+        write_bytes(folder / f"query{q}.png", png(row.query.image))
+        near, alone = entries(f"query{q}-near", row.neighbours), entries(f"query{q}-colour", row.by_colour)
+        one = {"query": f"query{q}.png", "query_label": row.query.label, "neighbours": near, "by_colour": alone}
+        described.append(one)
     write_json(folder / "neighbours.json", described)
 
 
@@ -126,11 +157,18 @@ def paste(image: Picture, reconstructed: Picture, hidden: Int[np.ndarray, " K"] 
     return np.where(_pixels(image, hidden, grid)[..., None], reconstructed, image)
 
 
+ATTENTION_SPAN = 3.0  # doublings of an even map's attention, up and down, that the colours of attention reach
+
+
 def attention_overlay(image: Picture, attention: Float[np.ndarray, "h w"], strength: float = 0.65) -> Picture:
-    """An attention map, scaled to its own range, in colours over the grey image."""
+    """An attention map in colours over the grey image, on one scale for all images and epochs.
+
+    The colours are the logarithm of the attention over that of an even map: from 1/8 of it to 8 times as much.
+    """
     attention = attention.astype(np.float32)
-    spread = float(attention.max() - attention.min())
-    unit = (attention - attention.min()) / (spread or 1.0)
+    even = float(attention.mean())
+    doublings = np.log2(np.maximum(attention / even, 1e-6)) if even > 0 else np.zeros_like(attention)
+    unit = np.clip(doublings / (2 * ATTENTION_SPAN) + 0.5, 0, 1).astype(np.float32)
     height, width = image.shape[:2]
     smooth = np.asarray(Image.fromarray(unit).resize((width, height), Image.Resampling.BILINEAR))
     grey = image.astype(np.float32) @ np.array([0.299, 0.587, 0.114], np.float32)

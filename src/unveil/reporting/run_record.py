@@ -21,6 +21,7 @@ from .outcomes import read_outcomes
 from .run_files import NAN, is_run, mapping, mappings, number, picture_in, read_json
 
 Files = Mapping[str, Path]  # pictures by name
+_MOST_PATCHES = 1 << 14  # of a mask that is drawn
 
 
 def protocol_name(protocol: str) -> str:
@@ -59,11 +60,16 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class ProbeEpoch:
-    """The picture files of the probes at one epoch: those of each by the names that `pictures.Probe` lists."""
+    """The picture files of the probes at one epoch: those of each by the names that `pictures.Probe` lists.
+
+    `errors` are those of some pictures, `masks` the hidden patches with their grid of rows and columns.
+    """
 
     epoch: float
     step: int
     items: Mapping[int, Files]
+    errors: Mapping[int, Mapping[str, float]] = field(default_factory=dict)
+    masks: Mapping[int, tuple[Sequence[int], tuple[int, int]]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -79,11 +85,21 @@ class Probes:
 
 @dataclass(frozen=True)
 class Neighbour:
-    """A query, or an image near to one; `distance` is NaN where not known."""
+    """A query, or an image near to one; `distance` is NaN where not known, `alike` counts its near-duplicates."""
 
     image: Path | None
     distance: float = NAN
     label: str | None = None
+    alike: int = 0
+
+
+@dataclass(frozen=True)
+class NeighbourRow:
+    """A query, the nearest images by features, and those by colour alone; nearest first."""
+
+    query: Neighbour
+    neighbours: Sequence[Neighbour]
+    by_colour: Sequence[Neighbour] = ()
 
 
 @dataclass(frozen=True)
@@ -99,7 +115,7 @@ class RunRecord:
     evaluations: Sequence[Evaluation] = ()
     earlier: Mapping[int, Sequence[Evaluation]] = field(default_factory=dict)  # of weights on the way, by their step
     probes: Probes = field(default_factory=Probes)
-    neighbours: Sequence[tuple[Neighbour, Sequence[Neighbour]]] = ()  # queries, each with the nearest images first
+    neighbours: Sequence[NeighbourRow] = ()
     analyses: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     broken: Mapping[str, str] = field(default_factory=dict)
     remarks: Sequence[str] = ()
@@ -257,26 +273,47 @@ def _probes(folder: Path, remarks: list[str]) -> Probes:
     names = [str(p.get("name") or i) for i, p in enumerate(mappings(index.get("probes")))]
     epochs = []
     for epoch in mappings(index.get("epochs")):
-        items = {}
+        items, errors, masks = {}, {}, {}
         for item in mappings(epoch.get("items")):
             at = number(item.get("probe"))
             if at in range(len(names)):
                 files = {k: picture_in(folder, name) for k, name in {**item, **mapping(item.get("more"))}.items()}
                 items[int(at)] = {k: path for k, path in files.items() if path}
+                errors[int(at)] = numbers(item.get("errors"))
+                if mask := _mask(item):
+                    masks[int(at)] = mask
         step = number(epoch.get("step"))
         if items:
-            epochs.append(ProbeEpoch(number(epoch.get("epoch")), int(step) if math.isfinite(step) else 0, items))
+            place = int(step) if math.isfinite(step) else 0
+            epochs.append(ProbeEpoch(number(epoch.get("epoch")), place, items, errors, masks))
     return Probes(names, epochs, bool(index.get("norm_pix")), str(index.get("note") or ""), mappings(index.get("keys")))
 
 
-def _neighbours(folder: Path, remarks: list[str]) -> list[tuple[Neighbour, list[Neighbour]]]:
-    def neighbour(image: Any, label: Any, distance: Any = NAN) -> Neighbour:
-        return Neighbour(picture_in(folder, image), number(distance), None if label is None else str(label))
+def _mask(item: Mapping[str, Any]) -> tuple[list[int], tuple[int, int]] | None:
+    """The hidden patches of a picture and their grid; None where they are not stored, or are of no grid."""
+    patches, grid = item.get("hidden_patches"), item.get("grid")
+    if not (isinstance(patches, list) and isinstance(grid, list) and len(grid) == 2):
+        return None
+    rows, columns = (int(n) if math.isfinite(n) else 0 for n in map(number, grid))
+    ids = [int(n) for n in map(number, patches) if math.isfinite(n)]
+    is_sound = 0 < rows * columns <= _MOST_PATCHES and rows > 0 and all(0 <= n < rows * columns for n in ids)
+    return (ids, (rows, columns)) if ids and is_sound else None
+
+
+def _neighbours(folder: Path, remarks: list[str]) -> list[NeighbourRow]:
+    def neighbour(image: Any, label: Any, distance: Any = NAN, alike: Any = 0) -> Neighbour:
+        copies = number(alike)
+        name = None if label is None else str(label)
+        return Neighbour(picture_in(folder, image), number(distance), name, int(copies) if 0 < copies < 1e9 else 0)
+
+    def neighbours(of: Any) -> list[Neighbour]:
+        return [neighbour(n.get("image"), n.get("label"), n.get("distance"), n.get("alike")) for n in mappings(of)]
 
     return [
-        (
+        NeighbourRow(
             neighbour(row.get("query"), row.get("query_label")),
-            [neighbour(n.get("image"), n.get("label"), n.get("distance")) for n in mappings(row.get("neighbours"))],
+            neighbours(row.get("neighbours")),
+            neighbours(row.get("by_colour")),
         )
         for row in mappings(read_json(folder / "neighbours.json", remarks))
     ]

@@ -6,6 +6,7 @@ A section is a function from the runs to Markup, or to None where there is nothi
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -19,14 +20,26 @@ from .run_record import RunRecord
 from .verdict import judge
 
 Runs = Sequence[RunRecord]
+MOST_CHARTS = 3  # of losses, that are in sight
 
 
-def section(title: str, *children: object, explained: object = None, folds: bool = False) -> Markup:
-    """A titled part of the page, with a line that explains it; one that `folds` shows its title until it is opened."""
+def section(
+    title: str, *children: object, explained: object = None, folds: bool = False, is_open: bool = False
+) -> Markup:
+    """A titled element of the page, with a line that explains it, and an anchor made of its title.
+
+    One that `folds` shows its title until it is opened, or is open from the start.
+    """
     heading, lead = tag("h2", title), tag("p", explained, class_="lead") if explained else None
     if folds:
-        return tag("section", tag("details", tag("summary", heading), lead, *children), class_="folds")
-    return tag("section", heading, lead, *children)
+        inside = tag("details", tag("summary", heading), lead, *children, open=is_open)
+        return tag("section", inside, class_="folds", id=anchor(title), data_title=title)
+    return tag("section", heading, lead, *children, id=anchor(title), data_title=title)
+
+
+def anchor(title: str) -> str:
+    """The id of a section: its title in small letters, with hyphens."""
+    return re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-")
 
 
 def run_heading(run: RunRecord, place: int, runs: Runs) -> Markup | None:
@@ -44,14 +57,18 @@ def run_label(run: RunRecord, place: int, runs: Runs) -> Markup | None:
 
 
 def by_run(
-    title: str, runs: Runs, content: Callable[[RunRecord], Sequence[Markup | None]], explained: object = None
+    title: str,
+    runs: Runs,
+    content: Callable[[RunRecord], Sequence[Markup | None]],
+    explained: object = None,
+    is_open: bool = False,
 ) -> Markup | None:
     """A section that folds, with the content of each run under its name; None where no run has any."""
     blocks: list[Markup | None] = []
     for place, run in enumerate(runs):
         if elements := [element for element in content(run) if element]:
             blocks += [run_heading(run, place, runs), *elements]
-    return section(title, *blocks, explained=explained, folds=True) if blocks else None
+    return section(title, *blocks, explained=explained, folds=True, is_open=is_open) if blocks else None
 
 
 def charts_of(charts: Iterable[Markup | None]) -> Markup:
@@ -128,11 +145,13 @@ def curves(runs: Runs) -> Markup | None:
     def loss(name: str) -> Callable[[Step], float]:
         return lambda s: s.losses.get(name, math.nan)
 
-    charts = [
+    first = [
         chart("Loss", lambda s: s.loss, note="of the training images", offers_log=True),
         *(chart(f"Loss: {name}", loss(name), offers_log=True) for name in losses if len(losses) > 1),
         None if is_alone
         else chart("Loss over time", lambda s: s.loss, x=lambda s: s.time / 60, x_label="minutes", offers_log=True),
+    ]  # fmt: skip
+    others = [
         chart("Images per second", lambda s: s.images_per_second, from_zero=True),
         chart("Waiting for data", lambda s: s.data_wait, note="share", from_zero=True),
         chart("Gradient norm", lambda s: s.grad_norm, is_log=True),
@@ -141,7 +160,13 @@ def curves(runs: Runs) -> Markup | None:
         _continued(runs),
     ]  # fmt: skip
     explained = "Thin: every logged step. Thick: a moving average. Point at a chart to read its values."
-    return chart_section("Curves", charts, explained)
+    if not any(first) and not any(others):
+        return None
+    shown, more = [c for c in first if c][:MOST_CHARTS], [c for c in first if c][MOST_CHARTS:]
+    more += [c for c in others if c]
+    words = f"{len(more)} more: " + ("losses, " if len(more) > sum(map(bool, others)) else "")
+    folded = tag("details", tag("summary", f"{words}speed, gradient, memory, learning rate"), charts_of(more))
+    return section("Curves", charts_of(shown), folded if more else None, explained=explained)
 
 
 def _continued(runs: Runs) -> Markup | None:

@@ -14,12 +14,20 @@ from torch import Tensor
 from ..data.sources import Source, class_of
 from ..evaluation.analysis.attention import attention_metrics
 from ..evaluation.features import feature_std, rankme
-from ..evaluation.visualize.panels import FEATURES, MapPictures, map_renderers, predicts_norm_pix, sample_pictures
+from ..evaluation.visualize.neighbours import Neighbour, colour_histograms, distinct_neighbours
+from ..evaluation.visualize.panels import (
+    FEATURES,
+    MapPictures,
+    map_renderers,
+    other_masks,
+    predicts_norm_pix,
+    sample_pictures,
+)
 from ..evaluation.visualize.samples import SampleViews, load_samples
 from ..modeling.image_encoder import pooled
 from ..modeling.masked_model import MaskedModel
 from ..modeling.types import Batch, Modality, to_float
-from ..reporting.pictures import Near, Picture, Probe, write_neighbours, write_probes
+from ..reporting.pictures import Near, NearRow, Picture, Probe, write_neighbours, write_probes
 from ..runs.folder import RunFolder
 
 PROBES, SIGNAL_IMAGES, NEIGHBOUR_IMAGES, QUERIES, NEIGHBOURS = 6, 256, 1000, 5, 6
@@ -91,15 +99,21 @@ class ValidationMonitor:
             return  # class ids are not compared as images are
         model.eval()
         images, queries = (samples.views.maps[self.first.name] for samples in (others, self.queries))
-        wanted, known = (torch.nn.functional.normalize(features_of(model, i), dim=1) for i in (queries, images))
-        near = (wanted @ known.T).topk(min(NEIGHBOURS, len(images)), dim=1)
+        features = features_of(model, queries), features_of(model, images)
+        near = distinct_neighbours(features, (queries, images), NEIGHBOURS)
+        by_colour = distinct_neighbours((colour_histograms(queries), colour_histograms(images)), (queries, images), 3)
+
+        def pictures(of: list[Neighbour]) -> list[Near]:
+            labels = [class_of(self.train, others.places[one.place]) for one in of]
+            return [
+                Near(self._view(others.views, one.place), one.distance, label, one.alike)
+                for one, label in zip(of, labels, strict=True)
+            ]
+
         rows = []
         for q, place in enumerate(self.queries.places):
-            neighbours = [
-                Near(self._view(others.views, i), 1 - float(similarity), class_of(self.train, others.places[i]))
-                for i, similarity in zip(near.indices[q].tolist(), near.values[q].tolist(), strict=True)
-            ]
-            rows.append((Near(self._view(self.queries.views, q), label=class_of(self.held_out, place)), neighbours))
+            query = Near(self._view(self.queries.views, q), label=class_of(self.held_out, place))
+            rows.append(NearRow(query, pictures(near[q]), pictures(by_colour[q])))
         with self.run.tolerate_io_errors("pictures"):
             write_neighbours(self.run.path, rows)
 
@@ -127,21 +141,29 @@ class ValidationMonitor:
         batch = self.probes.views.on(model.encoder.prefix.device)
         shown = sample_pictures(model, batch, self.probes.names, self.modalities, self.viewers)
         several = len(self.modalities) > 1
-        items = [_probe(one, several, bool(model.teachers)) for rows in shown for one in rows]
+        further = other_masks(model, batch, self.modalities, self.viewers)
+        items = [
+            _probe(one, several, bool(model.teachers), further.get(one.modality, ()) if i == 0 else ())
+            for i, rows in enumerate(shown)
+            for one in rows
+        ]
         notes = [view.note for view in self.viewers.values() if view.note]
         keys = [view.key.to_dict() for view in self.viewers.values() if view.key]
         keys += [FEATURES.to_dict()] if any(one.features is not None for rows in shown for one in rows) else []
         write_probes(self.run.path, epoch, step, items, predicts_norm_pix(model), " ".join(notes), keys)
 
 
-def _probe(one: MapPictures, several: bool, is_guided: bool) -> Probe:
-    """The pictures of one map; with attention-guided masks, those of each sampler."""
-    names = ("original", "hidden", "reconstructed", "attention", "teacher", "blend", "features")
-    pictures: dict[str, Picture] = {n: getattr(one, n) for n in names if getattr(one, n) is not None}
+def _probe(one: MapPictures, several: bool, is_guided: bool, further: Sequence[tuple[Picture, Picture]] = ()) -> Probe:
+    """The pictures of one map; with attention-guided masks, those of each sampler; `further` masks and predictions."""
+    names = ("original", "hidden", "reconstructed", "attention", "teacher", "blend", "features", "unaided")
+    pictures: dict[str, Picture] = {n: getattr(one, n) for n in (*names, "interpolated") if getattr(one, n) is not None}
     if is_guided:
         pictures |= {f"draw {way}": picture for way, picture in one.masks.items()}
     pictures |= {f"from {source}": picture for source, picture in one.given.items()}
-    return Probe(f"{one.sample} · {one.modality}" if several else one.sample, pictures)
+    for k, (hidden, predicted) in enumerate(further, start=2):
+        pictures |= {f"mask {k}": hidden, f"predicted {k}": predicted}
+    name = f"{one.sample} · {one.modality}" if several else one.sample
+    return Probe(name, pictures, one.errors, one.hidden_patches, one.grid)
 
 
 def _computable(signal: Callable[[Tensor], float], features: Float[Tensor, "N D"]) -> float:

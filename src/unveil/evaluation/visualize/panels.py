@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -29,7 +30,16 @@ from ...reporting.pictures import (
     viewable,
 )
 from ..analysis.attention import AttentionMaps, collect_attention_maps, hidden_tokens, masks_by_sampler
-from .reconstructions import feature_distances, image_objectives, only_visible, reconstructions
+from .reconstructions import (
+    feature_distances,
+    image_objectives,
+    interpolations,
+    map_errors,
+    only_visible,
+    reconstructions,
+    unaided_reconstructions,
+    under_other_masks,
+)
 
 
 @dataclass(frozen=True)
@@ -37,7 +47,8 @@ class MapRenderer:
     """Draws the maps of one modality.
 
     `limits` are those of the colours, in the unit of the data, None for an image in [0, 1]; `places` are the class ids
-    that occur, with -1 for unlabelled pixels.
+    that occur, with -1 for unlabelled pixels. Colours are of the logarithm where all values are positive and their
+    limits apart (`is_log`), so that near things differ in depth.
     """
 
     modality: Modality
@@ -55,12 +66,26 @@ class MapRenderer:
         """Whether it is one number a pixel, shown in colours."""
         return self.limits is not None and self.modality.channels == 1
 
+    @property
+    def is_log(self) -> bool:
+        """Whether the colours of measurements are those of their logarithm."""
+        return self.is_measured and self.limits is not None and 0 < _FAR * self.limits[0] < self.limits[1]
+
+    @property
+    def range(self) -> float:
+        """How far the values of a map go: what its errors are shares of."""
+        low, high = self.limits or (0.0, 1.0)
+        return max(high - low, 1e-12)
+
     def __call__(self, image: Tensor, known: Tensor, like: Tensor | None = None) -> Picture:
         """A map C H W as a picture; `known` 1 H W says where it is valid."""
         values, valid = image.cpu().numpy(), known[0].cpu().numpy()
         if self.modality.kind == "categorical":
             return class_picture(values[0], valid, self.modality.num_classes)
         if self.is_measured and self.limits is not None:
+            if self.is_log:
+                low, high = self.limits
+                return scalar_picture(np.log(np.maximum(values[0], low / 2)), valid, (math.log(low), math.log(high)))
             return scalar_picture(values[0], valid, self.limits)
         if self.limits is not None:
             values = (values - self.limits[0]) / max(self.limits[1] - self.limits[0], 1e-12)
@@ -75,7 +100,8 @@ class MapRenderer:
             return Legend(self.modality.name, self.modality.num_classes, self.places, names)
         if self.is_measured and self.limits is not None:
             low, high = (f"{limit:.3g}" for limit in self.limits)
-            return Bar(self.modality.name, scalar_colours, low, f"{high} {self.unit}".strip())
+            name = f"{self.modality.name}, log scale" if self.is_log else self.modality.name
+            return Bar(name, scalar_colours, low, f"{high} {self.unit}".strip())
         return None
 
     @property
@@ -106,6 +132,8 @@ def map_renderers(modalities: Sequence[Modality], source: Source, batch: Batch) 
     return renderers
 
 
+ATTENTION = Bar("attention over that of an even map", colours, "1/8", "8")
+_FAR = 3.0  # how many times the low limit the high one is, from which on colours are logarithmic
 DISTANCES = (0.0, 1.0)  # of features, the limits of the colours: the same direction, and at right angles
 FEATURES = Bar("1 - cos of predicted and true features", scalar_colours, "0", "1 or more")
 
@@ -117,6 +145,9 @@ class MapPictures:
     `masks` has the mask of each sampler, for a run whose masks are guided; `given` the prediction of this map from
     each other one alone. `shares` is the share of the attention that each mask hides ("own": the run's), and that this
     map has ("attention"). `features` is the distance of predicted and true features, where no map is predicted.
+    `unaided` is the prediction without the true patches' mean and deviation, where they are put back in
+    `reconstructed`; `interpolated` is what the visible pixels alone give. `errors` of these are root mean squares over
+    hidden pixels, shares of the range (of classes: the share of wrong pixels). `hidden_patches` are of a `grid`.
     """
 
     sample: str
@@ -131,6 +162,11 @@ class MapPictures:
     given: Mapping[str, Picture] = field(default_factory=dict)
     shares: Mapping[str, float] = field(default_factory=dict)
     features: Picture | None = None
+    unaided: Picture | None = None
+    interpolated: Picture | None = None
+    errors: Mapping[str, float] = field(default_factory=dict)
+    hidden_patches: Sequence[int] = ()
+    grid: tuple[int, int] = (0, 0)
 
 
 @torch.no_grad()
@@ -156,6 +192,9 @@ def sample_pictures(
     total = attention.mask_source.sum(dim=1).clamp_min(1e-12)
     shares = {name: (attention.mask_source * hides).sum(dim=1) / total for name, hides in masks.items()}
     predicted, distances = reconstructions(model, batch, output), feature_distances(model, batch, output)
+    unaided, interpolated = unaided_reconstructions(model, batch, output), interpolations(model, batch, output)
+    kinds = {"reconstructed": predicted, "unaided": unaided, "interpolated": interpolated}
+    errors = {kind: map_errors(model, batch, output, maps) for kind, maps in kinds.items()}
     from_one = {
         name: reconstructions(model, batch, model.encode_decode(batch, only_visible([name], layout.spans)))
         for name in (layout.spans if len(layout.spans) > 1 else ())
@@ -182,6 +221,9 @@ def sample_pictures(
             name: hide_patches(original, hides[i, span].nonzero()[:, 0].cpu().numpy(), layout.grid)
             for name, hides in (masks if span is not None else {}).items()
         }
+        patches = masks["own"][i, span].nonzero()[:, 0].tolist() if span is not None else []
+        scale = 1.0 if m.kind == "categorical" else render.range
+        own_errors = {k: float(by_map[m.name][i]) / scale for k, by_map in errors.items() if m.name in by_map}
         own_share = {}
         if span is not None and len(layout.spans) > 1:
             student = attention.student[i]
@@ -203,12 +245,50 @@ def sample_pictures(
             },
             {name: float(share[i]) for name, share in shares.items()} | own_share,
             patch_values(original, cells(distances[m.name]), DISTANCES) if m.name in distances else None,
+            prediction(unaided[m.name]) if m.name in unaided else None,
+            prediction(interpolated[m.name]) if math.isfinite(own_errors.get("interpolated", math.nan)) else None,
+            own_errors,
+            patches,
+            layout.grid,
         )
 
     return [
         [pictures(m, i) if has(m.name, i) else MapPictures(name, m.name, None) for m in modalities]
         for i, name in enumerate(names)
     ]
+
+
+@torch.no_grad()
+def other_masks(
+    model: MaskedModel,
+    batch: Batch,
+    modalities: Sequence[Modality],
+    renderers: Mapping[str, MapRenderer],
+    count: int = 3,
+) -> dict[str, list[tuple[Picture, Picture]]]:
+    """For each map of a batch's first sample, the sample under further masks and the predictions under them.
+
+    Of predictions whose patches are normalised those that need no true patch. A mask that follows attention without
+    chance is the same each time, and is left out; so is a map that the sample lacks.
+    """
+    same, output = under_other_masks(model, batch, count)
+    layout = output.latents.tokens.layout
+    hides = hidden_tokens(output.mask.visible, layout.num_tokens)
+    maps = reconstructions(model, same, output) | unaided_reconstructions(model, same, output)
+    if len(hides.unique(dim=0)) < count:
+        return {}
+    pictures = {}
+    for m in modalities:
+        if m.name not in layout.spans or m.name not in maps or (m.name in same.present and not same.present[m.name][0]):
+            continue
+        image, render = same.maps[m.name][0], renderers[m.name]
+        original, whole = render(image, validity(same, m)[0]), torch.ones_like(image[:1], dtype=torch.bool)
+        patches = [hidden[layout.spans[m.name]].nonzero()[:, 0].cpu().numpy() for hidden in hides]
+        pictures[m.name] = [
+            (hide_patches(original, ids, layout.grid), render(predicted, whole, like=image))
+            for ids, predicted in zip(patches, maps[m.name], strict=True)
+        ]
+    return pictures
 
 
 def _maps_of(attention: AttentionMaps, layout: Layout, modality: str) -> dict[str, Float[Tensor, "B N"]]:
@@ -235,7 +315,7 @@ def sheet_of(
     """All pictures on one sheet: of samples with one map a large image beside one or two rows, else a row a map."""
     is_single = all(len(maps) == 1 for maps in samples)
     blocks = [_single(maps[0]) if is_single else _several(maps, renderers) for maps in samples]
-    keys = [Bar("attention", colours, "low", "high"), *(r.key for r in renderers.values() if r.key)]
+    keys = [ATTENTION, *(r.key for r in renderers.values() if r.key)]
     keys += [FEATURES] if any(one.features is not None for maps in samples for one in maps) else []
     return Sheet(title, blocks, keys, notes)
 
@@ -246,12 +326,22 @@ def _single(one: MapPictures) -> PanelBlock:
         Panel("student attention" if one.teacher is not None else "attention", one.attention),
         Panel("blend", one.blend),
         Panel(f"mask as trained, {one.shares['own']:.0%}", one.hidden),
-        Panel("prediction", one.reconstructed),
+        Panel(_with_error("prediction", "unaided", one), one.unaided),
+        Panel(
+            _with_error("with true mean" if one.unaided is not None else "prediction", "reconstructed", one),
+            one.reconstructed,
+        ),
+        Panel(_with_error("interpolated", "interpolated", one), one.interpolated),
         Panel("feature distance", one.features),
     ]
     second = [Panel(f"{sampler}, {one.shares[sampler]:.0%}", picture) for sampler, picture in one.masks.items()]
     rows = [[p for p in first if p.picture is not None], *([second] if second else [])]
     return PanelBlock(one.sample, rows, Panel("image", one.original))
+
+
+def _with_error(caption: str, kind: str, one: MapPictures) -> str:
+    error = one.errors.get(kind, math.nan)
+    return f"{caption}, ±{error:.0%}" if math.isfinite(error) else caption
 
 
 def _several(maps: Sequence[MapPictures], renderers: Mapping[str, MapRenderer]) -> PanelBlock:
