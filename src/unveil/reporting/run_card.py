@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from .charts import Line, line_chart
-from .galleries import epoch_name, predicted
+from .frames import epoch_name
+from .galleries import predicted
 from .lamps import headline, lamps
 from .markup import Markup, brief, fragment, picture, remark, tag
 from .run_record import RunRecord
@@ -67,7 +68,7 @@ def _looks(run: RunRecord) -> Markup | None:
                 picture(path, f"{name}: {what}", _SIDE)
                 for what, path in zip(
                     ("visible", "predicted", "original"),
-                    (files.get("hidden"), predicted(files), files.get("original")),
+                    (files.get("hidden"), files.get("unaided") or predicted(files), files.get("original")),
                     strict=True,
                 )
                 if path is not None
