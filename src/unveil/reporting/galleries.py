@@ -224,7 +224,7 @@ def _still(path: Path | None, name: str) -> Markup:
 
 
 def _figure(caption: str, *pictures: Markup) -> Markup:
-    """Two pictures with one caption."""
+    """Two pictures side by side, with one caption below them."""
     return tag("figure", *pictures, tag("figcaption", caption), class_="pair")
 
 
