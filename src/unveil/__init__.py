@@ -39,6 +39,7 @@ _MODULES = {  # public name -> its module, imported when used, so that `import u
     "load": "commands.load",
     "look": "commands.look",
     "pack": "commands.pack",
+    "predict": "commands.predict",
     "pretrain": "commands.pretrain",
     "replay": "commands.replay",
     "report": "reporting.page",
@@ -56,6 +57,7 @@ if TYPE_CHECKING:
     from .commands.load import load
     from .commands.look import look
     from .commands.pack import pack
+    from .commands.predict import predict
     from .commands.pretrain import pretrain
     from .commands.replay import replay
     from .commands.run import Run
@@ -67,8 +69,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Callback", "Run", "__version__", "analyze_attention", "analyze_blocks", "analyze_features", "analyze_masks",
-    "bench", "demo", "embed", "evaluate", "export", "inspect", "load", "look", "pack", "pretrain", "replay", "report",
-    "scenes",
+    "bench", "demo", "embed", "evaluate", "export", "inspect", "load", "look", "pack", "predict", "pretrain", "replay",
+    "report", "scenes",
 ]  # fmt: skip
 
 old_paths.install()

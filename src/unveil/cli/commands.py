@@ -255,6 +255,16 @@ def _after_embed(features: Path) -> str:
     return shlex.join(["python", "-c", opened])
 
 
+@command("RUN", "unveil predict runs/a --head finetune --data ~/photos --draw")
+def _predict(self: Command, words: list[str]) -> str:
+    """classes, masks or depth of any images, by a head that `unveil evaluate --keep` has kept"""
+    from ..commands.predict import predict
+
+    (run,), given = self.read(words, flags(predict, "run"))
+    predict(run, **given)
+    return shlex.join(["unveil", "export", run])
+
+
 @command("RUN", "unveil look runs/a")
 def _look(self: Command, words: list[str]) -> str:
     """attention, masks and reconstructions of a run, or of an untrained recipe, as a picture"""

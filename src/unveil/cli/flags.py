@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from dataclasses import replace
 from typing import Any
 
-from ..recipes.options import REQUIRED, Option, UsageError, options_in, spell
+from ..recipes.options import REQUIRED, Option, UsageError, alternatives, options_in, spell
 from ..runs.console import log, suggest
 from ..runs.run_config import OLD_NAMES
 
@@ -89,6 +89,8 @@ def parse(words: Sequence[str], flags: Sequence[Option]) -> tuple[list[str], dic
             if values:
                 raise UsageError(f"{flag.flag} takes no value, got {values[0]}", f"{flag.flag} or --no-{flag.flag[2:]}")
             given[flag.name] = name == flag.name
+        elif not values and bool in alternatives(flag.kind):
+            given[flag.name] = True
         elif not values:
             raise UsageError(f"{flag.flag} needs a value", f"for example {flag.example}")
         else:
@@ -132,7 +134,8 @@ def columns(rows: Sequence[tuple[str, str]]) -> str:
 def _usage(flag: Option) -> str:
     if flag.is_switch:
         return f"{flag.flag}, --no-{flag.name.replace('_', '-')}" if flag.default is not False else flag.flag
-    return f"{flag.flag} X ..." if flag.takes_many else f"{flag.flag} X"
+    value = "X ..." if flag.takes_many else "[X]" if bool in alternatives(flag.kind) else "X"
+    return f"{flag.flag} {value}"
 
 
 def _explained(flag: Option) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +19,7 @@ from ..evaluation.choice import CARD, Auto, alike, settle, take
 from ..evaluation.datasets import ImageSplit, open_sets
 from ..evaluation.dense.data import DenseData
 from ..evaluation.features import RawPixels
+from ..evaluation.kept_heads import KeptHead
 from ..evaluation.normalizers import FittedOn
 from ..evaluation.reconstructors import open_reconstructors
 from ..evaluation.registry import choose, data_for
@@ -60,6 +61,22 @@ def _check_reading(kind: str, protocols: Mapping[str, EvaluationProtocol], is_pl
         )
 
 
+def _check_keeping(protocols: Mapping[str, EvaluationProtocol], inputs: tuple[str, ...]) -> None:
+    """Raise ValueError where --keep asks for a head of protocols that train none, or several."""
+    others = [name for name, own in protocols.items() if not getattr(own, "keeps_head", False)]
+    if others:
+        raise ValueError(
+            f"--keep is for protocols that train one head, and {', '.join(others)} {_does(others)} not; evaluate with"
+            " finetune, linear, linear-lbfgs, attentive, segment or depth"
+        )
+    if inputs:
+        raise ValueError("--keep is of heads that read images, or maps of segment and depth; leave --inputs out")
+
+
+def _does(names: Sequence[str]) -> str:
+    return "does" if len(names) == 1 else "do"
+
+
 @accept_python_values
 def evaluate(
     run: str,
@@ -81,6 +98,7 @@ def evaluate(
     micro_batch: int = 256,
     at_epoch: float | None = None,
     over_training: bool = False,
+    keep: bool | str = False,
     device: str = "auto",
     precision: Precision = "auto",
     threads: int | None = None,
@@ -119,6 +137,9 @@ def evaluate(
     at_epoch: measure the weights that the run saved then (`pretrain --save-every`); results go to `eval/epoch-<epoch>/`
     over_training: measure all weights that the run kept on its way too, by protocols on features: the verdict then says
         how long this machine would take to pass the baselines; results go to `eval/epoch-<epoch>/`
+    keep: keep the head that finetune, linear, linear-lbfgs, attentive, segment or depth has trained in the run's
+        `heads/`, for `unveil predict` and `unveil.load(run, head=...)`; with a new .safetensors file, of finetune, the
+        encoder without its head goes there: a teacher for cmtmae
     device: cpu, cuda, mps; auto takes the best
     precision: of the encoders: float32 or bf16; auto takes bf16 where the device has it in hardware
     threads: threads that compute on a CPU; by default all, or one while other programs keep the cores busy
@@ -138,7 +159,11 @@ def evaluate(
     of_protocols: dict[str, object] = {**options}
     if inputs and kind != "labelled images":
         of_protocols["inputs"] = inputs
+    if isinstance(keep, str):
+        of_protocols["keep"] = keep
     protocols = choose(protocol, of_protocols)
+    if keep is True:
+        _check_keeping(protocols, inputs if kind == "labelled images" else ())
     if over_training and (others := [name for name, own in protocols.items() if own.needs != "features"]):
         raise ValueError(f"--over-training measures frozen features (knn, linear, ...), not {', '.join(others)}")
     stored = None if is_public_vit(run) else Run.open(run, trust)
@@ -158,6 +183,12 @@ def evaluate(
             overlaps[test.address] = stored.overlap(test)
             if overlaps[test.address]:
                 note(f"warning: {overlaps[test.address]}")
+
+    def keep_head(name: str, head: KeptHead) -> None:
+        of = {"protocol": name, "data": data, "weights": weights, "at_epoch": at_epoch}
+        classes = images.class_names if isinstance(images, ImageSplit) else ()
+        file = head.of(classes, of).write(folder, name)
+        note(f"the head is kept in {file}; unveil predict {folder} --head {name} --data FOLDER")
 
     is_plain = not layer and normalize == "none" and pool != "auto"
     _check_reading(kind, protocols, is_plain)
@@ -237,7 +268,7 @@ def evaluate(
                 take(encoder, reading, fitted_on, folder, on_these)
                 context = replace(context, pool=reading.pool)
                 encoders |= {n: alike(e, reading, fitted_on) for n, e in encoders.items() if n != THIS_RUN}
-            results = run_protocols(protocols, encoders, images, context, cache)
+            results = run_protocols(protocols, encoders, images, context, cache, keep_head if keep is True else None)
             if over_training and stored:
                 assert isinstance(images, ImageSplit)
 

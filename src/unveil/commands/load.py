@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 from ..data.image_transform import ImageTransform
 from ..data.sources import Source
 from ..evaluation.choice import Auto, settle, take
+from ..evaluation.kept_heads import read_head
 from ..evaluation.normalizers import FittedOn
+from ..evaluation.predictors import Predictor, predictor
 from ..evaluation.results import checksum
 from ..modeling.image_encoder import ImageEncoder
 from ..modeling.normalizer import Normalize
@@ -20,6 +22,7 @@ from ..runs.console import log
 from ..runs.hardware import choose_device
 
 
+@overload
 def load(
     address: str | Path | Run,
     *,
@@ -27,10 +30,31 @@ def load(
     layer: Sequence[int | Auto] | Auto = (),
     combine: Combine = "concat",
     normalize: Normalize | Auto = "none",
+    head: None = None,
     device: str = "auto",
     at_epoch: float | None = None,
     trust: bool = False,
-) -> ImageEncoder | PublicViT:
+) -> ImageEncoder | PublicViT: ...
+
+
+@overload
+def load(
+    address: str | Path | Run, *, head: str, device: str = "auto", at_epoch: float | None = None, trust: bool = False
+) -> Predictor: ...
+
+
+def load(
+    address: str | Path | Run,
+    *,
+    pool: Pool | Auto = "mean",
+    layer: Sequence[int | Auto] | Auto = (),
+    combine: Combine = "concat",
+    normalize: Normalize | Auto = "none",
+    head: str | None = None,
+    device: str = "auto",
+    at_epoch: float | None = None,
+    trust: bool = False,
+) -> ImageEncoder | PublicViT | Predictor:
     """An encoder, of a run or a public ViT: `features = load("runs/a")(images)`.
 
     A run's weights are the newest that are whole (a line on stderr says why not the newest of all), or those that it
@@ -47,12 +71,42 @@ def load(
     by default of the last. With `normalize` they are standardised, whitened or divided by their length: by statistics
     of the run's training images that its folder keeps, and that are computed where it does not; a public ViT needs
     those that `evaluate` or `embed` kept. What is `auto` is chosen on the same images, as `settle` says.
+
+    With `head`, the name of a protocol whose head `evaluate --keep` has kept, it is a `Predictor`: images to scores of
+    classes, or to a prediction for every pixel.
     """
+    if head is not None:
+        if (pool, layer, combine, normalize, at_epoch) != ("mean", (), "concat", "none", None):
+            raise ValueError("a head says itself what it reads: give no pool, layer, combine, normalize or at_epoch")
+        return load_predictor(address, head, device, trust)
     encoder, run = load_plain(address, device, at_epoch, trust)
     layers = (layer,) if isinstance(layer, str) else layer
     images, folder = FittedOn(training_images(address, run)), folder_of(address, run)
     take(encoder, settle(encoder, images, folder, pool, layers, combine, normalize, log), images, folder)
     return encoder
+
+
+def load_predictor(address: str | Path | Run, head: str | None, device: str = "auto", trust: bool = False) -> Predictor:
+    """The encoder of a run, or a public ViT, with a head that was kept; of no name the only one.
+
+    Raises ValueError as `read_head`, and where a head without an encoder of its own was trained on other weights.
+    """
+    run = address if isinstance(address, Run) or is_public_vit(address) else Run.open(address, trust)
+    stored = run if isinstance(run, Run) else None
+    kept = read_head(folder_of(address, stored), head)
+    encoder: ImageEncoder | PublicViT
+    if stored is not None and kept.trains_encoder:
+        encoder = stored.encoder("mean", trained=False)
+    else:
+        at_epoch = kept.facts.get("at_epoch")
+        encoder, _ = load_plain(run, "cpu", at_epoch)
+        there, of = weights_of(encoder, stored, at_epoch)["checksum"], kept.facts.get("weights", {}).get("checksum")
+        if there != of:
+            raise ValueError(
+                f"the head {kept.facts.get('protocol')} was trained on other weights of {address} ({of}, now {there});"
+                " evaluate again with --keep"
+            )
+    return predictor(kept, encoder).to(choose_device(device))
 
 
 def load_plain(

@@ -94,6 +94,11 @@ class ImageSplit:
         return None if self.is_held_out else self.test.source.address
 
     @property
+    def class_names(self) -> tuple[str, ...]:
+        """The names of the classes, in the order of their numbers."""
+        return tuple(class_name(self.train.source, number) for number in range(self.num_classes))
+
+    @property
     def identity(self) -> list[object]:
         """What these images are: where they lie, which of them are used, and checksums of their classes."""
         return [

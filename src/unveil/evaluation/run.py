@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any, cast
 
 from ..data.kept_views import KeptViews
 from .baselines import MeasuredBaseline, MeasuredBaselines
 from .datasets import ImageSplit
 from .dense.data import DenseData
+from .kept_heads import KeptHead
 from .normalizers import described, reads
 from .results import Result, checksum
 from .types import THIS_RUN, Context, EvaluationProtocol, FeatureSplit, HeldOutSamples, Score
@@ -25,13 +27,15 @@ def run_protocols(
     data: ImageSplit | DenseData | HeldOutSamples,
     context: Context | None = None,
     reuse: bool = False,
+    keep: Callable[[str, KeptHead], None] | None = None,
 ) -> list[Result]:
     """One result per protocol, in their order: the subject named "this run" beside the others, its baselines.
 
     Features are extracted once per subject. The baseline named "untrained" is training from scratch where a protocol
     trains the encoder; one that a protocol cannot measure is left out. With `reuse` scores of baselines are taken from
-    an earlier evaluation of the same images, and kept for the next. The same call gives the same numbers. Raises
-    ValueError, before any image is read, for channels that do not fit, and for a run that a protocol cannot measure.
+    an earlier evaluation of the same images, and kept for the next. `keep` is called with a protocol's name and the
+    head that it has trained for this run. The same call gives the same numbers. Raises ValueError, before any image is
+    read, for channels that do not fit, and for a run that a protocol cannot measure.
     """
     context = context or Context()
     if isinstance(data, ImageSplit):
@@ -57,7 +61,8 @@ def run_protocols(
                     features = _features(data, model, own, known)
                 given = features if protocol.needs == "features" else data
                 start = time.perf_counter()
-                score = run_cached(name, protocol, model, given, own.of(protocol))
+                keeping = partial(keep, name) if keep is not None and subject == THIS_RUN else None
+                score = run_cached(name, protocol, model, given, replace(own.of(protocol), keep=keeping))
                 seconds[name] += time.perf_counter() - start
                 if isinstance(given, FeatureSplit) and score is not None:
                     score = replace(score, settings={**score.settings, **given.facts})
@@ -123,6 +128,7 @@ def run_cached(name: str, protocol: EvaluationProtocol, subject: Any, data: Any,
     if (normalizer := getattr(subject, "normalizer", None)) is not None:
         key["normalizer"] = checksum(normalizer)
     key |= context.precision_facts(subject.device)
+    key |= {"keep": True} if context.keep is not None else {}  # a score that was stored has no head
     if (stored := context.cache.get(key)) is not None:
         return Score(**stored)
     score = protocol.run(subject, data, context)

@@ -17,6 +17,7 @@ from ..data.kept_views import KeptViews
 from ..modeling.types import Batch, Modality, Pool
 from ..runs.hardware import autocast, choose_precision
 from ..runs.run_config import Precision
+from .kept_heads import KeptHead
 from .results import ResultCache
 
 Needs = Literal["features", "images", "dense", "model"]
@@ -51,7 +52,8 @@ class Context:
     images that several encoders read. Where `pool` was not chosen
     by the user (`pool_is_chosen`), that of a protocol with a `pool` of its own comes first. `is_trained` is false for
     the untrained baseline. `progress` is called with (what is done, images done, images in all), `note` with a sentence
-    on what was chosen for the user. `cache` holds what an interrupted evaluation has measured.
+    on what was chosen for the user. `cache` holds what an interrupted evaluation has measured. `keep`, where heads are
+    to be kept, is called with the head that a protocol has trained for the subject.
     """
 
     seed: int = 0
@@ -67,6 +69,7 @@ class Context:
     cache: ResultCache = field(default_factory=ResultCache)
     progress: Callable[[str, int, int], None] = lambda what, done, total: None
     note: Callable[[str], None] = lambda text: None
+    keep: Callable[[KeptHead], None] | None = None
 
     def autocast(self, device: torch.device) -> torch.autocast:
         """The context of an encoder's forward pass on a device: bf16 or float32."""

@@ -93,7 +93,8 @@ class Option:
     def is_parsable(self) -> bool:
         """Whether its values can be read from text."""
         members = [k for k in self._members if k is not types.NoneType and not _is_score(k)]
-        return self.is_switch or (bool(members) and all(k in _SCALARS or get_origin(k) is Literal for k in members))
+        known = (k is bool or k in _SCALARS or get_origin(k) is Literal for k in members)
+        return self.is_switch or (bool(members) and all(known))
 
     @property
     def choices(self) -> list[str]:
@@ -104,7 +105,7 @@ class Option:
     @property
     def example(self) -> str:
         """A use of the flag that would be accepted."""
-        if self.default not in (REQUIRED, None, "", ()):
+        if self.default not in (REQUIRED, None, False, "", ()):
             return f"{self.flag} {spell(self.default)}"
         if self.choices:
             return f"{self.flag} {self.choices[0]}"

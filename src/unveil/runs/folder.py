@@ -26,7 +26,7 @@ from .run_config import current_options, read_metadata
 OWN_RECIPE = "recipe.py"  # the user's own recipe file, as it was when the run began
 OWN_SCORE = "masking.py"  # the source of a score of his own, likewise
 TRAINED_IMAGES = "trained_images.u64"  # an identity of 8 bytes for each image that the run is trained on
-RESULTS = ("analysis", "eval", "features", "outcomes")  # folders that commands on a stored run write
+RESULTS = ("analysis", "eval", "features", "heads", "outcomes")  # folders that commands on a stored run write
 _RUN_FILES = (  # what a run writes, and all that --overwrite removes; run.json first: without it the rest is no run
     *("run.json", "metrics.jsonl", "broken.json", "nonfinite.json", "inspection.json", OWN_RECIPE),
     *(OWN_SCORE, TRAINED_IMAGES),

@@ -12,7 +12,6 @@ import torch
 from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
-from ...data.collate import collate
 from ...data.dense_dataset import DensePair, DenseSet
 from ...data.dense_layouts import FolderLayout, StorageOptions
 from ...data.loader import Loader
@@ -22,11 +21,13 @@ from ...modeling.rng import SampleRng
 from ...modeling.types import Batch, Modality
 from ..datasets import unreadable_facts
 from ..finetuning import EncoderTraining
+from ..kept_heads import KeptHead, Task
 from ..types import Context, FeatureEncoder, Needs, Score
-from .data import DenseData, DenseView, Fit, distorted, jittered, places, window_of
-from .heads import HeadName, enlarged
+from .data import DenseData, DenseView, Fit, distorted, jittered
+from .heads import HeadName
 from .model import DenseEncoder, DenseModel, check_dense
 from .presets import DensePreset, DenseTraining, PresetName, fitted
+from .windows import predict_windows
 
 DenseLoss = Callable[[Float[Tensor, "B K H W"], Shaped[Tensor, "B 1 H W"], Bool[Tensor, "B 1 H W"]], Float[Tensor, ""]]
 FROM_SCRATCH = " From scratch is the same training of the untrained encoder, without layer decay."
@@ -69,6 +70,7 @@ class DenseOptions:
     """
 
     needs: ClassVar[Needs] = "dense"
+    keeps_head: ClassVar[bool] = True
 
     head: Literal["linear", "convnext", "upernet", "dpt", "auto"] = "auto"
     frozen: bool | None = None
@@ -220,34 +222,21 @@ class DenseTrainer(EncoderTraining[Batch]):
                 self.context.progress(f"testing {self.context.subject}", done, len(self.sets.test))
         self.unreadable |= loader.unreadable
 
-    @torch.no_grad()
     def _predicted(self, samples: Sequence[Sample]) -> list[Float[Tensor, "K H W"]]:
-        """Windows of all these samples go through the model together."""
-        wholes = [self.view.whole(sample, self.inputs) for sample in samples]
-        sizes = [(max(made[0], self.view.image_size[0]), max(made[1], self.view.image_size[1])) for _, made in wholes]
-        corners = [places(size, self.view.image_size) for size in sizes]
-        cut = [
-            window_of(whole, corner, self.view.image_size, self.inputs)
-            for (whole, _), own in zip(wholes, corners, strict=True)
-            for corner in own
-        ]
-        outputs = []
-        for start in range(0, len(cut), self.micro_batch):
-            windows = cut[start : start + self.micro_batch]
-            keys = torch.zeros(len(windows), dtype=torch.int64)
-            batch = collate(windows, keys, self.inputs, self.view.image_size).on(self.device)
-            with self.context.autocast(self.device):
-                outputs += list(self.model(batch).cpu())
-        predictions = []
-        for sample, (_, made), size, own in zip(samples, wholes, sizes, corners, strict=True):
-            total, count = torch.zeros(self.target.outputs, *size), torch.zeros(size)
-            for top, left in own:
-                rows, columns = slice(top, top + self.view.image_size[0]), slice(left, left + self.view.image_size[1])
-                total[:, rows, columns] += outputs.pop(0)
-                count[rows, columns] += 1
-            mean = (total / count)[:, : made[0], : made[1]]
-            predictions.append(enlarged(mean[None], sample.size)[0])
-        return predictions
+        autocast = self.context.autocast(self.device)
+        return predict_windows(self.model, samples, self.view, self.inputs, self.micro_batch, autocast)
+
+    def head(self, task: Task, classes: tuple[str, ...] = (), **settings: Any) -> KeptHead:
+        """The trained head, and the encoder where it has learned; `settings` are those of its task."""
+        is_frozen = self.preset.frozen
+        tensors = {n: t for n, t in self.model.state_dict().items() if not (is_frozen and n.startswith("encoder."))}
+        own: dict[str, Any] = {
+            "head": self.preset.head,
+            "inputs": [m.name for m in self.inputs],
+            "blocks": self.settings.blocks,
+        }
+        own |= {"outputs": self.target.outputs, "image_size": list(self.view.image_size), "fit": self.view.fit}
+        return KeptHead(task, "dense", {**own, **settings}, tensors, not is_frozen, classes)
 
     def score(
         self,

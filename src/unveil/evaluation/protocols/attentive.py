@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from ...modeling.optim import parameter_groups, warmup_cosine
 from ..datasets import ImageSplit
 from ..fit import fit
+from ..kept_heads import KeptHead
 from ..types import (
     Context,
     FeatureEncoder,
@@ -48,6 +49,7 @@ class Attentive:
 
     needs: ClassVar[Needs] = "images"
     reads_tokens: ClassVar[bool] = True
+    keeps_head: ClassVar[bool] = True
 
     epochs: int | None = None
 
@@ -98,6 +100,8 @@ class Attentive:
             progress=context.progress,
         )
         scores = _scores(probe.eval(), split.test, num_tokens, encoder)
+        if context.keep is not None:
+            context.keep(KeptHead("classes", "attentive", {"heads": heads}, probe.state_dict()))
         return Score(
             metrics=accuracies(scores, split.test_labels),
             outcomes={"accuracy": hits(scores, split.test_labels)},
@@ -154,10 +158,16 @@ class _FlatTokens:
         self.image_size, self.device = encoder.image_size, encoder.device
 
     def features(self, images: Float[Tensor, "B C H W"], pool: Pool) -> Float[Tensor, "B F"]:
-        (tokens,) = self.encoder.maps(images, [self.encoder.depth])
-        norm = self.encoder.final_norm
-        is_plain = isinstance(norm, nn.Identity)
-        return (F.layer_norm(tokens, tokens.shape[-1:], eps=EPS) if is_plain else norm(tokens)).flatten(1)
+        return normed_tokens(self.encoder, images).flatten(1)
+
+
+def normed_tokens(encoder: TrainableEncoder, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B T D"]:
+    """The tokens of the last block under the encoder's final norm or, where it has none, one without parameters."""
+    (tokens,) = encoder.maps(images, [encoder.depth])
+    norm = encoder.final_norm
+    is_plain = isinstance(norm, nn.Identity)
+    normed: Tensor = F.layer_norm(tokens, tokens.shape[-1:], eps=EPS) if is_plain else norm(tokens)
+    return normed
 
 
 def _tokens(encoder: TrainableEncoder, data: ImageSplit, context: Context) -> tuple[FeatureSplit, int]:

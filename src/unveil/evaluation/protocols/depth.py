@@ -59,6 +59,8 @@ class Depth(DenseOptions):
             truth = sample.maps["depth"]
             errors.add(loss.metres(prediction), truth, truth > 0)
             mean_errors.add(resize(mean_map / mean_map.max(), sample.size) * mean_map.max(), truth, truth > 0)
+        if context.keep is not None:
+            context.keep(trainer.head("depth", mean=mean, std=std))
         return trainer.score(
             errors.metrics(),
             {"loss": self.loss, "max_depth": self.max_depth, "train_depth_mean": mean, "train_depth_std": std},

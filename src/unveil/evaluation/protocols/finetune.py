@@ -10,6 +10,7 @@ from typing import ClassVar
 from ...runs.console import user_path
 from ..datasets import ImageSplit, unreadable_facts
 from ..finetuning import FEW, FineTuner, FineTuning, Preset, TokenPool, preset_for, settle
+from ..kept_heads import KeptHead
 from ..types import Context, FeatureEncoder, Needs, SavableEncoder, Score, TrainableEncoder, check_trainable
 
 
@@ -38,6 +39,7 @@ class Finetune:
 
     needs: ClassVar[Needs] = "images"
     reads_tokens: ClassVar[bool] = True
+    keeps_head: ClassVar[bool] = True
 
     preset: Preset = "auto"
     epochs: int | None = None
@@ -91,6 +93,8 @@ class Finetune:
         if file is not None and isinstance(tuner.model.encoder, SavableEncoder):
             tuner.model.encoder.save(file)
             context.note(f"the fine-tuned encoder is kept in {file}; unveil pretrain cmtmae --teacher {file}")
+        if context.keep is not None:
+            context.keep(KeptHead("classes", "finetune", {"pool": pool}, tuner.model.state_dict(), True))
         unreadable = (*loader.unreadable, *missing)
         return Score(
             metrics=metrics,

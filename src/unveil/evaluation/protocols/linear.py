@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -20,6 +20,7 @@ from ...modeling.optim import warmup_cosine
 from ..datasets import ImageSplit, LabelledImages, stratified_split, unreadable_facts
 from ..features import extract
 from ..fit import FitCheckpoint, fit
+from ..kept_heads import linear_head
 from ..types import Context, FeatureEncoder, FeatureSplit, Needs, Pool, Score, accuracies, hits
 
 
@@ -77,6 +78,8 @@ class Linear:
     probe_epochs: passes over the training images with preset mae (ViT-L and ViT-H need 50)
     """
 
+    keeps_head: ClassVar[bool] = True
+
     lrs: tuple[float, ...] = (0.1,)
     preset: Literal["cached", "mae"] = "cached"
     probe_epochs: int = EPOCHS
@@ -109,6 +112,8 @@ class Linear:
         features, labels = inputs.test()
         chosen = f" The rate was chosen among {len(tried)} on a tenth of the training set; the final fit uses all."
         scores = probe.judge(features)[0]
+        if context.keep is not None:
+            context.keep(linear_head(encoder, *probe.folded(), context.pool))
         return Score(
             metrics=accuracies(scores, labels),
             outcomes={"accuracy": hits(scores, labels)},
@@ -318,6 +323,11 @@ class _Probe(nn.Module):
         weight = torch.cat(list(self.weights)) * (var + EPS).rsqrt()
         scores = F.linear(x, weight, torch.cat(list(self.biases)) - weight @ mean)
         return scores.view(len(x), len(self.weights), -1).transpose(0, 1)
+
+    def folded(self) -> tuple[Float[Tensor, "K D"], Float[Tensor, " K"]]:
+        """Weight and bias of the first head on features as they are, by the running statistics."""
+        weight = self.weights[0] * (self.var + EPS).rsqrt()
+        return weight, self.biases[0] - weight @ self.mean
 
     @torch.inference_mode()
     def judge(self, x: Float[Tensor, "B D"]) -> Float[Tensor, "H B K"]:

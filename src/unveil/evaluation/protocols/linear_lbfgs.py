@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..datasets import stratified_split
+from ..kept_heads import linear_head
 from ..types import Context, FeatureEncoder, FeatureSplit, Needs, Score, accuracies, hits
 
 PENALTIES = (1.0, 1e-1, 1e-2, 1e-3, 1e-4, 1e-5)  # strongest first: each solution starts the next, looser one
@@ -25,6 +26,7 @@ class LinearLBFGS:
     """L2-regularised logistic regression on standardised features; the penalty is chosen on held-out training data."""
 
     needs: ClassVar[Needs] = "features"
+    keeps_head: ClassVar[bool] = True
 
     def run(self, encoder: FeatureEncoder, data: FeatureSplit, context: Context) -> Score:
         mean, std = data.train.mean(0), data.train.std(0).clamp_min(1e-6)
@@ -34,6 +36,8 @@ class LinearLBFGS:
         weight, bias = logistic_regression(train, data.train_labels, data.num_classes, penalty, covariance=covariance)
         _progress(context, len(PENALTIES) + 1, len(train))
         scores = F.linear((data.test - mean) / std, weight, bias)
+        if context.keep is not None:  # the standardisation becomes part of the layer
+            context.keep(linear_head(encoder, weight / std, bias - weight @ (mean / std), context.pool))
         return Score(
             metrics=accuracies(scores, data.test_labels),
             outcomes={"accuracy": hits(scores, data.test_labels)},

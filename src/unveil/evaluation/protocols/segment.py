@@ -85,6 +85,9 @@ class Segment(DenseOptions):
             valid = torch.ones_like(truth, dtype=torch.bool) if known is None else known[0]
             confusion.add(prediction.argmax(0), truth, valid)
             majority.add(torch.full_like(truth, most_frequent), truth, valid)
+        if context.keep is not None:
+            ids = opened.sets.train.labels
+            context.keep(trainer.head("semseg", names, first=ids.first, void=ids.void))
         ious = dict(zip(names, confusion.iou.tolist(), strict=True))
         score = trainer.score(
             confusion.metrics(),

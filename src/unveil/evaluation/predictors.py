@@ -1,0 +1,195 @@
+"""Encoders with a head that `evaluate --keep` has kept: images to classes, to classes of pixels, to depth."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from ..data.transforms import Sample
+from ..modeling.image_encoder import FeatureExtractor
+from ..modeling.normalizer import Normalizer
+from ..modeling.types import Modality
+from .dense.data import DenseView
+from .dense.model import DenseModel, check_dense
+from .dense.windows import predict_windows
+from .finetuning import Classifier
+from .kept_heads import KeptHead, Task
+from .protocols.attentive import AttentivePool, normed_tokens
+from .types import check_trainable
+
+AT_ONCE = 32  # windows of a dense prediction
+
+
+class Predictor(nn.Module):
+    """An encoder with a trained head, in eval mode: `unveil.load(run, head="finetune")(images)`.
+
+    Images are B C H W, uint8 or float in [0, 1]; their normalisation is included. `classes` are the names of the
+    outputs, none of depth; `facts` say which protocol trained the head, on which data and on which weights of the
+    encoder. `transform` makes pictures (paths, PIL, arrays) its input. Raises ValueError for a head that does not fit
+    the encoder.
+    """
+
+    def __init__(self, head: KeptHead, encoder: FeatureExtractor):
+        super().__init__()
+        self.task: Task = head.task
+        self.classes, self.facts = head.classes, dict(head.facts)
+        self.image_size, self.channels = encoder.image_size, encoder.channels
+        self.transform: Callable[[Any], Tensor] | None = encoder.transform
+        self.inputs: tuple[Modality, ...] = encoder.modalities[:1]
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the weights, to which images are moved."""
+        return next(self.parameters()).device
+
+    @abstractmethod
+    def forward(self, images: Tensor) -> Tensor:
+        """Predictions of images: scores whose softmax over dimension 1 are probabilities, or metres."""
+
+    def extra_repr(self) -> str:
+        what = f"{len(self.classes)} classes" if self.classes else "metres"
+        return f"{self.task}, {what}, by {self.facts.get('protocol', 'unknown')}"
+
+
+class ClassPredictor(Predictor):
+    """Images -> scores of classes, B K."""
+
+    def __init__(self, head: KeptHead, encoder: FeatureExtractor):
+        super().__init__(head, encoder)
+        self.model = _CLASSIFIERS[head.model](head, encoder)
+
+    def forward(self, images: Tensor) -> Float[Tensor, "B K"]:
+        scores: Tensor = self.model(images)
+        return scores
+
+
+class DensePredictor(Predictor):
+    """Images -> scores of classes for every pixel, B K H W, or depth in metres, B 1 H W; at the size of the images.
+
+    Images of any size are read in windows, as `evaluate` reads them, without gradients. An encoder of several maps
+    takes them by name: `{"rgb": images, "depth": metres}`.
+    """
+
+    def __init__(self, head: KeptHead, encoder: FeatureExtractor):
+        super().__init__(head, encoder)
+        settings, own = head.settings, check_dense(encoder)
+        assert own is not None
+        known = {m.name: m for m in encoder.modalities}
+        self.inputs = tuple(known[name] for name in settings["inputs"])
+        height, width = settings["image_size"]
+        self.view = DenseView((height, width), fit=settings["fit"])
+        self.metres = (settings["mean"], settings["std"]) if head.task == "depth" else None
+        self.stored = (settings.get("first", 0), settings.get("void"))  # of class ids in files
+        outputs, blocks = settings["outputs"], settings["blocks"]
+        self.model = DenseModel(own, self.inputs, settings["head"], outputs, not head.trains_encoder, 0, blocks)
+        _fill(self.model, head)
+
+    def forward(self, images: Tensor | Mapping[str, Tensor]) -> Float[Tensor, "B K H W"]:
+        maps = images if isinstance(images, Mapping) else {self.inputs[0].name: images}
+        if missing := [m.name for m in self.inputs if m.name not in maps]:
+            raise ValueError(
+                f"this head reads {', '.join(m.name for m in self.inputs)}; {', '.join(missing)} is missing"
+            )
+        samples = [Sample(dict(zip(maps, own, strict=True))) for own in zip(*maps.values(), strict=True)]
+        return torch.stack(self.predict(samples)).to(self.device)
+
+    def predict(
+        self, samples: Sequence[Sample], autocast: AbstractContextManager[Any] | None = None
+    ) -> list[Float[Tensor, "K H W"]]:
+        """The prediction of each sample at its own size, in the memory of the processor."""
+        made = predict_windows(self.model, samples, self.view, self.inputs, AT_ONCE, autocast or nullcontext())
+        if self.metres is None:
+            return made
+        mean, std = self.metres
+        return [prediction * std + mean for prediction in made]
+
+
+class _LinearClassifier(nn.Module):
+    """The feature of an encoder, and a linear layer."""
+
+    def __init__(self, head: KeptHead, encoder: FeatureExtractor):
+        super().__init__()
+        settings, tensors = head.settings, head.tensors
+        encoder.pool = settings["pool"]
+        encoder.read(settings["layers"], settings["combine"])
+        if "normalize" in settings:
+            mean, scale = (tensors.get(f"normalizer.{name}") for name in ("mean", "scale"))
+            encoder.normalizer = Normalizer(settings["normalize"], mean, scale)
+        self.encoder = encoder
+        self.head = nn.Linear(tensors["weight"].shape[1], len(tensors["weight"]))
+        self.head.load_state_dict({name: tensors[name] for name in ("weight", "bias")})
+
+    def forward(self, images: Tensor) -> Float[Tensor, "B K"]:
+        scores: Tensor = self.head(self.encoder(images).float())
+        return scores
+
+
+class _AttentiveClassifier(nn.Module):
+    """The tokens of an encoder, and a learned query that attends to them."""
+
+    def __init__(self, head: KeptHead, encoder: FeatureExtractor):
+        super().__init__()
+        num_classes = len(head.tensors["head.weight"])
+        self.encoder = encoder
+        self.probe = AttentivePool(encoder.dim, head.settings["heads"], num_classes, torch.Generator())
+        self.probe.load_state_dict(dict(head.tensors))
+
+    def forward(self, images: Tensor) -> Float[Tensor, "B K"]:
+        trainable = check_trainable(self.encoder)
+        assert trainable is not None
+        scores: Tensor = self.probe(normed_tokens(trainable, self.encoder.as_float(images)).float())
+        return scores
+
+
+class _FineTunedClassifier(nn.Module):
+    """A fine-tuned encoder with its linear layer."""
+
+    def __init__(self, head: KeptHead, encoder: FeatureExtractor):
+        super().__init__()
+        trainable = check_trainable(encoder)
+        assert trainable is not None
+        self.model = Classifier(trainable, len(head.tensors["head.weight"]), head.settings["pool"], torch.Generator())
+        _fill(self.model, head)
+
+    def forward(self, images: Tensor) -> Float[Tensor, "B K"]:
+        own: Any = self.model.encoder
+        scores: Tensor = self.model(own.as_float(images))
+        return scores
+
+
+_CLASSIFIERS: dict[str, Callable[[KeptHead, FeatureExtractor], nn.Module]] = {
+    "linear": _LinearClassifier,
+    "attentive": _AttentiveClassifier,
+    "finetune": _FineTunedClassifier,
+}
+
+
+def _fill(model: nn.Module, head: KeptHead) -> None:
+    """Load the weights of a head into a model, whose encoder has its own where the head was trained alone."""
+    own = {} if head.trains_encoder else {n: t for n, t in model.state_dict().items() if n.startswith("encoder.")}
+    model.load_state_dict({**own, **head.tensors})
+
+
+def predictor(head: KeptHead, encoder: FeatureExtractor) -> Predictor:
+    """The predictor of a kept head, in eval mode, its weights frozen. Raises ValueError where the two do not fit."""
+    try:
+        made = (ClassPredictor if head.task == "classes" else DensePredictor)(head, encoder)
+    except (KeyError, TypeError, RuntimeError, AssertionError) as error:
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise ValueError(f"the head does not fit the encoder ({reason}); evaluate again with --keep") from error
+    if made.classes and len(made.classes) != _outputs(head):
+        raise ValueError(f"the head has {_outputs(head)} outputs and {len(made.classes)} classes; evaluate again")
+    made.requires_grad_(False)
+    return made.eval()
+
+
+def _outputs(head: KeptHead) -> int:
+    if head.model == "dense":
+        return int(head.settings["outputs"])
+    return len(head.tensors["weight" if head.model == "linear" else "head.weight"])
