@@ -105,7 +105,7 @@ class Option:
     @property
     def example(self) -> str:
         """A use of the flag that would be accepted."""
-        if self.default not in (REQUIRED, None, False, "", ()):
+        if self.default not in (REQUIRED, None, "", ()) and self.default is not False:
             return f"{self.flag} {spell(self.default)}"
         if self.choices:
             return f"{self.flag} {self.choices[0]}"
