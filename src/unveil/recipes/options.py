@@ -105,7 +105,9 @@ class Option:
     @property
     def example(self) -> str:
         """A use of the flag that would be accepted."""
-        if self.default not in (REQUIRED, None, "", ()) and self.default is not False:
+        if self.default is False and not self.is_switch:  # the value may be left out
+            return self.flag
+        if self.default not in (REQUIRED, None, "", ()):
             return f"{self.flag} {spell(self.default)}"
         if self.choices:
             return f"{self.flag} {self.choices[0]}"
