@@ -67,7 +67,8 @@ def test_features_are_read_and_normalised_as_the_head_learned_them(place: Simple
     (result,) = unveil.evaluate(place.run, protocol=("linear-lbfgs",), **how, **common)
     model = unveil.load(place.run, head="linear-lbfgs", device="cpu")
     test = open_source(TEST)
-    images = torch.stack([model.transform(Image.fromarray(test.image(k).permute(1, 2, 0).numpy())) for k in range(len(test))])
+    pictures = [Image.fromarray(test.image(k).permute(1, 2, 0).numpy()) for k in range(len(test))]
+    images = torch.stack([model.transform(picture) for picture in pictures])
     hits = model(images).argmax(1) == torch.tensor(test.labels)
     assert hits.float().mean().item() == pytest.approx(result.metrics["accuracy"], abs=0.11)  # the view is resized
 
