@@ -36,7 +36,7 @@ CASES = {
     "pretrain": (PretrainOptions, lambda: options_in(PretrainConfig, skip=("recipe_options", "recipe", "save_config"))),
     "protocols": (
         ProtocolOptions,
-        lambda: (o for p in protocols().values() for o in options_in(p, skip=("options", "inputs"))),
+        lambda: (o for p in protocols().values() for o in options_in(p, skip=("options", "inputs", "keep"))),
     ),
 }
 

@@ -218,7 +218,6 @@ class ProtocolOptions(TypedDict, total=False):
     smoothing: float | None
     erasing: float | None
     ema: float | None
-    keep: str | None
     lrs: Sequence[float] | float
     probe_epochs: int
     by: Literal["knn", "knn-whitened", "linear", "linear-lbfgs", "attentive", "finetune"]
