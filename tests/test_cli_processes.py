@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from unveil.cli import main
-from unveil.cli.commands import COMMANDS, _after_embed
+from unveil.cli import COMMANDS, main
+from unveil.cli.commands import _after_embed
 
 
 class TestProcess:

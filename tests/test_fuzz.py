@@ -24,8 +24,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from safetensors.torch import save
 
-from unveil.cli import main
-from unveil.cli.commands import COMMANDS
+from unveil.cli import COMMANDS, main
 from unveil.data.decode import Unreadable, decode, read_header
 from unveil.data.modality_config import BUILT_IN, read_toml
 from unveil.data.read_map import read_map

@@ -20,8 +20,7 @@ from PIL import Image
 
 import unveil
 from test_house import PACKAGES
-from unveil.cli import main
-from unveil.cli.commands import COMMANDS
+from unveil.cli import COMMANDS, main
 from unveil.cli.flags import flags_of
 from unveil.commands.pretrain import pretrain
 from unveil.modeling.encoder import SIZES

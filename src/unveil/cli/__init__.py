@@ -20,7 +20,8 @@ from typing import TextIO, cast
 
 from ..recipes.options import UsageError
 from ..runs.console import Diverged, HarmlessStream, RankLost, RankZeroFailed, exit_status, log, one_message, suggest
-from .commands import COMMANDS, UNSOUND, HelpAsked
+from .command import COMMANDS, HelpAsked
+from .commands import UNSOUND
 from .flags import columns
 
 _HERE = Path(__file__).resolve().parents[1]
