@@ -16,6 +16,7 @@ from unveil.reporting.frames import epoch_name, evenly_spaced
 from unveil.reporting.journal import read_metrics
 from unveil.reporting.page import write_report
 from unveil.reporting.run_record import ProbeEpoch, read_run
+from unveil.runs.atomic import write_json
 
 CHROMIUM = Path("/usr/bin/chromium")
 FLAGS = [
@@ -100,8 +101,8 @@ def test_several_runs_are_laid_over_one_another_and_compared(run_a, tmp_path):
     page = Reader(text)
     assert "Side by side" in page.text
     assert text.index("Side by side") < text.index("What was run")
-    assert "<strong>43.1 %</strong>" in text
-    assert "<strong>38.0 %</strong>" not in text
+    assert "<strong>43.1 ± 1.0 %</strong>" in text
+    assert "<strong>38.0 ± 1.0 %</strong>" not in text
     assert "Loss over time" in page.text
     assert 'data-name="a"' in text
     assert 'data-name="b"' in text
@@ -227,16 +228,47 @@ def test_a_cut_off_line_is_left_out_and_a_resumed_run_follows_its_last_course(tm
     assert any("1 line could not be read" in remark for remark in run.remarks)
 
 
-def test_a_folder_that_is_no_run_is_named_with_the_runs_inside(tmp_path, run_a):
+def test_a_folder_without_runs_is_an_error(tmp_path):
     with pytest.raises(FileNotFoundError, match="does not exist"):
         write_report([tmp_path / "none"])
-    with pytest.raises(ValueError, match=r"neither run.json nor metrics.jsonl; these folders inside it are runs: .*a"):
-        write_report([run_a.parent])
     with pytest.raises(ValueError, match="give the folder of a run"):
         write_report([tmp_path])
     with pytest.raises(ValueError, match="at least one"):
         write_report([])
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_of_runs_is_a_comparison_of_all_below_it(tmp_path):
+    for i in range(9):
+        small_run(tmp_path / "runs" / ("deep" if i % 2 else "flat") / f"r{i}")
+    write_json(tmp_path / "runs" / "flat" / "r0" / "run.json", {"recipe": "mae", "status": "failed"})
+    (tmp_path / "runs" / "flat" / "r2" / "checkpoints").mkdir()
+    path = write_report([tmp_path / "runs"])
+    assert path == tmp_path / "runs" / "report.html"
+    page = Reader(path.read_text())
+    assert "9 runs compared" in page.text
+    assert "3 more runs" in page.text
+    compared = path.read_text().partition('id="side-by-side"')[2].partition("</table>")[0]
+    assert compared.count("<tr>") == 10, "a row for each run"
+    assert [f"r{i}<" in compared for i in range(9)] == [True] * 9
+    assert "failed" in compared
+
+
+def test_runs_on_other_data_are_not_called_comparable(tmp_path):
+    a, b = (small_run(tmp_path / name) for name in "ab")
+    data = {"address": "~/other", "count": 2000, "held_out": 200, "image_size": [32, 32], "channels": 3}
+    info = json.loads((b / "run.json").read_text())
+    write_json(b / "run.json", {**info, "data": data})
+    text = Reader(write_report([a, b], tmp_path / "r.html").read_text()).text
+    assert "The runs differ in data and image size, so their losses do not compare" in text
+    assert "share data, target and share hidden" not in text
+    write_json(b / "run.json", info)
+    evaluation = json.loads((b / "eval" / "knn.json").read_text())
+    write_json(b / "eval" / "knn.json", {**evaluation, "settings": {"k": 20, "test_images": 500}})
+    text = Reader(write_report([a, b], tmp_path / "r.html").read_text()).text
+    assert "share data, target and share hidden" in text
+    assert "k-NN (cifar10.parquet · 500 test images)" in text
+    assert re.search(r"k-NN \(cifar10.parquet · 10000 test images\) +43.1 ± 1.0 % +–", text)
 
 
 def test_photographs_of_many_epochs_stay_small(tmp_path):

@@ -6,6 +6,7 @@ import base64
 import html
 import io
 import math
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from PIL import Image
 from ..runs.console import harmless, plural
 
 _MOST_PIXELS = 1 << 25
+_TAGS = re.compile(r"<[^>]*>")
 _VOID = frozenset({"img", "meta", "input", "br"})
 
 
@@ -51,9 +53,17 @@ def remark(text: object) -> Markup:
 
 
 def html_table(head: Sequence[object], rows: Iterable[Sequence[object]], **attributes: object) -> Markup:
-    """A table whose first column names its rows; too wide a one scrolls in its own box."""
+    """A table whose first column names its rows; too wide a one scrolls in its own box, on a phone it folds.
+
+    A cell of a folded table has the head of its column beside it.
+    """
     header = tag("tr", *(tag("th", h, scope="col") for h in head))
-    body = [tag("tr", tag("th", row[0], scope="row"), *(tag("td", cell) for cell in row[1:])) for row in rows]
+    labels = [html.unescape(_TAGS.sub("", str(h))) for h in head]
+
+    def cells(row: Sequence[object]) -> Iterable[Markup]:
+        return (tag("td", cell, data_label=label) for cell, label in zip(row[1:], labels[1:], strict=False))
+
+    body = [tag("tr", tag("th", row[0], scope="row"), *cells(row)) for row in rows]
     whole = tag("table", tag("thead", header), tag("tbody", *body), **attributes)
     return tag("div", whole, class_="scroll", tabindex="0")
 

@@ -23,9 +23,11 @@ from .galleries import (
 )
 from .markup import Markup, counted, fragment, tag
 from .overview import Summary, more_looks, overview, summarised
+from .run_files import is_run, runs_below
 from .run_record import read_run
-from .scores import comparison, evaluations, over_training
+from .scores import evaluations, over_training
 from .sections import Runs, broken_files, curves, environment, health, key_figures, label_free, what_was_run
+from .side_by_side import comparison
 from .style import LOGO, SCRIPT, STYLE
 
 SECTIONS: tuple[Callable[[Runs], Markup | None], ...] = (
@@ -40,21 +42,19 @@ def write_report(
 ) -> Path:
     """Write one page about one or several runs, which needs no network; returns its path.
 
-    runs: folders that `unveil pretrain` wrote
-    out: a file or a folder; report.html in the first run's folder where not given
+    runs: folders that `unveil pretrain` wrote, or folders of such: all runs below one
+    out: a file or a folder; report.html in the first folder given where there is none
     summary: what the page says first, before the verdicts on the runs; by default these, and the main measures
 
     FileNotFoundError or ValueError where a folder is missing or is no run.
     """
     runs = [runs] if isinstance(runs, (str, Path)) else runs
-    folders = list({user_path(run).resolve(): user_path(run) for run in runs}.values())
-    if not folders:
-        raise ValueError("a report needs at least one run folder; got none")
+    first, folders = _folders(runs)
     records = _with_unique_names([read_run(folder) for folder in folders])
-    path = user_path(out) if out is not None else folders[0] / "report.html"
+    path = user_path(out) if out is not None else first / "report.html"
     path = path / "report.html" if path.is_dir() else path
     make_folder(path.parent)
-    title, under, sections = ", ".join(run.name for run in records), _under(records), SECTIONS
+    title, under, sections = _title(records, first), _under(records), SECTIONS
     if summary is not None:
         title, under = summary.title, summary.under
         sections = (
@@ -64,6 +64,20 @@ def write_report(
         )
     write_text(path, document("unveil report", title, title, under, *(section(records) for section in sections)))
     return path
+
+
+def _folders(runs: Sequence[str | Path]) -> tuple[Path, list[Path]]:
+    """The first of the folders given, and the run folders: each given one, or all below it where it is none."""
+    given = [user_path(run) for run in runs]
+    if not given:
+        raise ValueError("a report needs at least one run folder; got none")
+    folders = [folder for one in given for folder in ([one] if is_run(one) else runs_below(one) or [one])]
+    return given[0], list({folder.resolve(): folder for folder in folders}.values())
+
+
+def _title(runs: Runs, folder: Path) -> str:
+    """The names of the runs, of many that of the folder they lie in."""
+    return ", ".join(run.name for run in runs) if len(runs) <= 4 else folder.resolve().name
 
 
 def _with_unique_names(runs: Runs) -> Runs:
@@ -94,7 +108,7 @@ def _navigation(main: Sequence[object]) -> Markup | None:
     if len(titled) < 3:
         return None
     links = [tag("a", Markup(title), href=f"#{anchor}") for anchor, title in titled]
-    return tag("nav", tag("a", "Verdict", href="#top"), *links, aria_label="Sections")
+    return tag("nav", tag("a", "Verdict", href="#verdict"), *links, aria_label="Sections")
 
 
 def document(kind: str, name: str, heading: object, under: object, *main: object) -> str:

@@ -35,6 +35,25 @@ def is_run(folder: Path) -> bool:
     return (folder / "run.json").is_file() or (folder / "metrics.jsonl").is_file()
 
 
+_DEEPEST, _MOST_RUNS = 4, 200  # folders below one that is searched for runs, and runs that are compared
+
+
+def runs_below(folder: Path) -> list[Path]:
+    """The run folders below one, in the order of their names; none inside of runs, and none that links lead to.
+
+    ValueError where there are more than 200.
+    """
+    runs: list[Path] = []
+    level = [folder] if folder.is_dir() else []
+    for _ in range(_DEEPEST):
+        below = [p for one in level for p in sorted(one.iterdir()) if p.is_dir() and not p.is_symlink()]
+        runs += [p for p in below if is_run(p)]
+        level = [p for p in below if not is_run(p) and not p.name.startswith(".")]
+        if len(runs) > _MOST_RUNS:
+            raise ValueError(f"{folder} holds more than {_MOST_RUNS} runs; give a folder below it, or the runs")
+    return sorted(runs)
+
+
 def check_own(path: Path) -> None:
     """Raise OSError for a file that is none, such as a pipe, or that through a link lies outside of its run folder."""
     if not path.is_file():

@@ -1,59 +1,22 @@
-"""The sections that compare: runs with one another, and features with their baselines. One function a section."""
+"""The sections on scores: features beside their baselines, and over training. One function a section."""
 
 from __future__ import annotations
 
 import math
-from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
-from ..runs.console import duration
 from .charts import NUM_COLOURS, Line, line_chart
 from .comparisons import SHORT, error_of, half_interval
 from .forecast import FURTHEST, LEVEL, fit
-from .markup import Markup, brief, figure, html_table, percent, remark, tag
+from .markup import Markup, figure, html_table, percent, remark, tag
 from .outlook import all_curves, before_decay
 from .run_record import Evaluation, RunRecord, protocol_name
-from .sections import Runs, chart_section, section, shown
+from .sections import Runs, chart_section, section
 
 SHOWN = 3  # measures of a protocol that are seen at once
 SHARES = ("accuracy", "top", "miou", "pixel_accuracy", "mean_accuracy", "delta")  # metrics that are shares of 1
 
 Results = Sequence[tuple[int, RunRecord, Evaluation]]  # of a protocol: the run's index, the run, its evaluation
-
-
-def comparison(runs: Runs) -> Markup | None:
-    """A table of several runs, the best value of each row in bold."""
-    if len(runs) < 2:
-        return None
-    having = Counter(str(k) for run in runs for k in run.mapping("dials"))  # what one alone has compares with nothing
-    dials = sorted(dial for dial, count in having.items() if count > 1 and dial not in ("size", "epochs"))
-    differing = [dial for dial in dials if len({run.text("dials", dial) for run in runs}) > 1]
-    alike = len({(run.text("model", "norm_pix"), run.text("dials", "target"), _share_hidden(run)) for run in runs}) == 1
-    words = [("recipe", [run.text("recipe") for run in runs]), ("size", [run.text("dials", "size") for run in runs])]
-    words += [(d, [shown(run.fact("dials", d)) for run in runs]) for d in differing]
-    words += [("status", [run.text("status") for run in runs])]
-    rows: list[list[object]] = [[name, *(v or "–" for v in values)] for name, values in words if any(values)]
-    better_if_less = min if alike else None
-    measures: list[tuple[str, list[float], Callable[..., float] | None, Callable[[float], str]]] = [
-        ("epochs", [run.epochs_done for run in runs], None, brief),
-        ("time", [run.seconds for run in runs], min, duration),
-        ("images/s", [run.images_per_second for run in runs], max, figure),
-        ("final loss", [run.final_loss for run in runs], better_if_less, figure),
-        ("held-out loss", [run.last_signals.heldout_loss for run in runs], better_if_less, figure),
-        ("RankMe", [run.last_signals.rankme for run in runs], max, figure),
-    ]
-    for key in sorted({(e.protocol, e.data) for run in runs for e in run.evaluations}):
-        name = f"{protocol_name(key[0])} accuracy"
-        measures.append((name, [_accuracy(run, key) for run in runs], max, percent))
-    measures = [measure for measure in measures if any(map(math.isfinite, measure[1]))]
-    rows += [[name, *_best_bold(values, best, shown)] for name, values, best, shown in measures]
-    head = ["", *(tag("span", tag("i", class_=f"spot s{i % NUM_COLOURS}"), r.name) for i, r in enumerate(runs))]
-    explained = "The best value of a row is bold. " + (
-        "All runs share target and share hidden, so their losses compare."
-        if alike
-        else "The runs differ in target or in the share hidden, so their losses do not compare, and none is bold."
-    )
-    return section("Side by side", html_table(head, rows, class_="compare"), explained=explained, folds=True)
 
 
 def evaluations(runs: Runs) -> Markup | None:
@@ -85,23 +48,6 @@ def over_training(runs: Runs) -> Markup | None:
         f" from before the learning rate has halved, up to {FURTHEST:g} times their updates."
     )
     return chart_section("Accuracy over training", charts, explained)
-
-
-def _share_hidden(run: RunRecord) -> str:
-    visible, tokens = run.number("model", "num_visible"), run.number("model", "num_tokens")
-    return f"{visible / tokens:.3f}" if tokens > 0 else run.text("dials", "visible")
-
-
-def _accuracy(run: RunRecord, key: tuple[str, str]) -> float:
-    return next((e.accuracy() for e in run.evaluations if (e.protocol, e.data) == key), math.nan)
-
-
-def _best_bold(
-    values: Sequence[float], best: Callable[..., float] | None, shown: Callable[[float], str]
-) -> list[object]:
-    known = [v for v in values if math.isfinite(v)]
-    top = best(known) if best and len(set(known)) > 1 else None
-    return [tag("strong", shown(v)) if v == top else shown(v) for v in values]
 
 
 def _protocol(runs: Runs, protocol: str, data: str) -> Markup:

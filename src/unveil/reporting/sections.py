@@ -20,6 +20,7 @@ from .run_record import RunRecord
 from .verdict import judge
 
 Runs = Sequence[RunRecord]
+MOST_CARDS = 6  # verdicts of runs that are in sight
 MOST_CHARTS = 3  # of losses, that are in sight
 
 
@@ -100,7 +101,9 @@ def health(runs: Runs) -> Markup:
         sentence = tag("summary", tag("span", label, *lights, top.sentence, class_="headline"))
         details = tag("details", sentence, tag("ul", *findings), open=len(runs) == 1)
         cards.append(tag("article", details, class_=f"verdict {top.level}"))
-    return tag("section", *cards, class_="health", aria_label="Verdict")
+    first, others = cards[:MOST_CARDS], cards[MOST_CARDS:]
+    more = tag("details", tag("summary", f"{len(others)} more runs"), *others) if others else None
+    return tag("section", *first, more, class_="health", id="verdict", aria_label="Verdict")
 
 
 def key_figures(runs: Runs) -> Markup | None:

@@ -47,8 +47,8 @@ class MapRenderer:
     """Draws the maps of one modality.
 
     `limits` are those of the colours, in the unit of the data, None for an image in [0, 1]; `places` are the class ids
-    that occur, with -1 for unlabelled pixels. Colours are of the logarithm where all values are positive and their
-    limits apart (`is_log`), so that near things differ in depth.
+    that occur, with -1 for unlabelled pixels. Colours of distances are of the logarithm where their limits are
+    positive and apart (`is_log`), so that near things differ in depth.
     """
 
     modality: Modality
@@ -69,7 +69,10 @@ class MapRenderer:
     @property
     def is_log(self) -> bool:
         """Whether the colours of measurements are those of their logarithm."""
-        return self.is_measured and self.limits is not None and 0 < _FAR * self.limits[0] < self.limits[1]
+        if not self.is_measured or self.limits is None:
+            return False
+        is_distance = self.unit in _LENGTHS or self.modality.normalise == "robust"
+        return is_distance and 0 < _FAR * self.limits[0] < self.limits[1]
 
     @property
     def range(self) -> float:
@@ -133,6 +136,7 @@ def map_renderers(modalities: Sequence[Modality], source: Source, batch: Batch) 
 
 
 ATTENTION = Bar("attention over that of an even map", colours, "1/8", "8")
+_LENGTHS = ("mm", "cm", "m", "km")
 _FAR = 3.0  # how many times the low limit the high one is, from which on colours are logarithmic
 DISTANCES = (0.0, 1.0)  # of features, the limits of the colours: the same direction, and at right angles
 FEATURES = Bar("1 - cos of predicted and true features", scalar_colours, "0", "1 or more")
