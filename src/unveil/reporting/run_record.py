@@ -172,7 +172,7 @@ class RunRecord:
 def read_run(
     path: str | Path, info: Mapping[str, Any] | None = None, weights: Mapping[str, Any] | None = None
 ) -> RunRecord:
-    """Read a run folder. FileNotFoundError or ValueError where there is none, with the runs that lie inside it.
+    """Read a run folder. FileNotFoundError or ValueError where there is none.
 
     `info`, of its `run.json`, and `weights`, steps and checksums of its checkpoints, may have been read already.
     """
@@ -222,9 +222,10 @@ def _check_run_folder(folder: Path) -> None:
     if not folder.is_dir():
         what = "is a file" if folder.exists() else "does not exist"
         raise FileNotFoundError(f"{folder} {what}; a report needs the folder that `unveil pretrain --out` wrote")
-    inside = sorted(str(p) for p in folder.iterdir() if p.is_dir() and is_run(p))
-    hint = f"these folders inside it are runs: {', '.join(inside[:8])}" if inside else "give the folder of a run"
-    raise ValueError(f"{folder} is not a run folder: it has neither run.json nor metrics.jsonl; {hint}")
+    raise ValueError(
+        f"{folder} is not a run folder: it has neither run.json nor metrics.jsonl, and no run lies below it; give the"
+        " folder of a run"
+    )
 
 
 def read_evaluations(folder: Path, remarks: list[str]) -> list[Evaluation]:

@@ -101,9 +101,9 @@ def health(runs: Runs) -> Markup:
         sentence = tag("summary", tag("span", label, *lights, top.sentence, class_="headline"))
         details = tag("details", sentence, tag("ul", *findings), open=len(runs) == 1)
         cards.append(tag("article", details, class_=f"verdict {top.level}"))
-    first, others = cards[:MOST_CARDS], cards[MOST_CARDS:]
-    more = tag("details", tag("summary", f"{len(others)} more runs"), *others) if others else None
-    return tag("section", *first, more, class_="health", id="verdict", aria_label="Verdict")
+    folded = cards[MOST_CARDS:]
+    more = tag("details", tag("summary", f"{len(folded)} more runs"), *folded) if folded else None
+    return tag("section", *cards[:MOST_CARDS], more, class_="health", id="verdict", aria_label="Verdict")
 
 
 def key_figures(runs: Runs) -> Markup | None:

@@ -77,7 +77,7 @@ def data_differ(runs: Runs) -> list[str]:
 
 def losses_differ(runs: Runs) -> list[str]:
     """Why the losses of runs do not compare: their data, what is predicted, or how much of an image is hidden."""
-    facts = {
+    facts: dict[str, set[object]] = {
         "target": {(run.text("model", "norm_pix"), run.text("dials", "target"), _losses(run)) for run in runs},
         "share hidden": {_share_hidden(run) for run in runs},
     }
