@@ -62,7 +62,7 @@ def as_in_training(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cpu, "get_capabilities", _capabilities)
 
 
-PROOFS = ("power", "kill", "fuzz")  # `pytest -m power` runs them to their full counts, without --slow
+PROOFS = ("power", "kill", "fuzz", "scale")  # `pytest -m power` runs them to their full counts, without --slow
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -172,6 +172,7 @@ def srun(rank: int) -> dict[str, str]:
     }
 
 
+@pytest.mark.scale
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(3))
 def test_a_run_whose_processes_are_killed_at_random_is_started_again_to_the_same_bits(pairs: Path, seed: int) -> None:

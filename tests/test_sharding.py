@@ -56,6 +56,7 @@ def test_two_processes_have_the_losses_of_one(tmp_path: Path):
             )
 
 
+@pytest.mark.scale
 @pytest.mark.slow
 @pytest.mark.parametrize("size", [2, 3])
 def test_several_processes_have_the_losses_of_one_for_every_recipe_over_fifty_updates(tmp_path: Path, size: int):
@@ -101,6 +102,7 @@ def test_a_step_is_sharded_or_compiled(capsys: pytest.CaptureFixture[str]):
     assert "--shard trains a step that is not compiled" in capsys.readouterr().err
 
 
+@pytest.mark.scale
 @pytest.mark.slow
 def test_a_sharded_run_goes_on_in_another_number_of_processes_to_the_same_weights(tmp_path: Path):
     """A recipe of two stages, clipped: begun by two processes, gone on with by three, and ended by one."""

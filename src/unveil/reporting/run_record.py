@@ -213,7 +213,10 @@ def _newest_weights(folder: Path, info: Mapping[str, Any], known: Mapping[str, A
     if known.get("step") == int(there):
         return dict(known)
     state = mapping(read_json(folder / "checkpoints" / f"step-{there}" / "state.json", []))
-    return {"step": int(there), "checksum": mapping(state.get("checksums")).get("model.safetensors")}
+    return {
+        "step": int(there),
+        "checksum": state.get("weights") or mapping(state.get("checksums")).get("model.safetensors"),
+    }
 
 
 def _check_run_folder(folder: Path) -> None:

@@ -1,7 +1,8 @@
 """Checkpoints, written atomically and checked when read: a folder `checkpoints/step-00000123` each.
 
 It holds `model.safetensors` (trained and averaged weights), `optimizer.safetensors` (moments by parameter name) and
-`state.json` (the state of training, and checksums of all three).
+`state.json` (the state of training, and checksums of all three). Where several processes write it together, `model` and
+`optimizer` are folders with a file of each.
 """
 
 from __future__ import annotations
@@ -17,19 +18,21 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from .atomic import make_folder, replacing, sync, write_json
+from .checkpoint_parts import leads, read_parts, together, write_parts
 from .checkpoint_state import (
-    MODEL,
     REPLAY_FOLDER,
     STATE,
     WEIGHTS_FOLDER,
     all_weights,
-    check_file,
+    check_tensors,
     checksum,
     checksum_of,
     folders,
     missing,
     read_state,
     step_of,
+    stored_files,
+    weights_checksum,
 )
 from .console import log
 from .dtensors import sharded_like
@@ -56,7 +59,7 @@ class Checkpoint:
         """Which weights these are, as results say it: step, epoch, and the checksum of their file."""
         return {
             **{n: self.state[n] for n in ("step", "epoch") if n in self.state},
-            "checksum": self.state["checksums"][MODEL],
+            "checksum": weights_checksum(self.state),
         }
 
 
@@ -69,15 +72,18 @@ def save(
     metadata: Mapping[str, str],
     at_epoch: float | None = None,
     spared: Collection[int] = (),
+    in_parts: bool = False,
 ) -> Path:
     """Write the checkpoint of a step; remove all but the newest `NUM_CHECKPOINTS` and `spared` steps, and later ones.
 
-    With `at_epoch` it goes to the weights that stay. Raises OSError when it cannot be written; the previous
-    checkpoints are untouched then.
+    With `at_epoch` it goes to the weights that stay. With `in_parts` all processes call it, and each writes its part.
+    Raises OSError when it cannot be written; the previous checkpoints are untouched then.
     """
     if at_epoch is not None:
         return write(run, WEIGHTS_FOLDER, step, model, {}, {**state, "kept_at": at_epoch}, metadata)
-    final = write(run, "checkpoints", step, model, optimizer, state, metadata)
+    final = write(run, "checkpoints", step, model, optimizer, state, metadata, in_parts)
+    if in_parts and not leads():
+        return final
     existing = folders(run)
     earlier = existing[: existing.index(final) + 1]
     remaining = {*earlier[-NUM_CHECKPOINTS:], *(f for f in earlier if step_of(f) in spared)}
@@ -110,34 +116,64 @@ def write(
     optimizer: Mapping[str, Tensor],
     state: Mapping[str, Any],
     metadata: Mapping[str, str],
+    in_parts: bool = False,
 ) -> Path:
     """Write weights and moments with their state into a place of the run, as a whole or not at all. Raises OSError."""
-    folder = run / place
-    make_folder(folder)
-    remove_partial_files(run)
-    final = folder / f"step-{step:08d}"
-    temporary = folder / f".step-{step:08d}"
+    final = run / place / f"step-{step:08d}"
+    temporary = final.with_name(f".{final.name}")
+    both = {"model": model, "optimizer": optimizer}
+    tensors = {kind: of for kind, of in both.items() if of}  # safetensors cannot read an empty file
     try:
-        temporary.mkdir()
+        if in_parts:
+            _write_in_parts(run, temporary, tensors, step, state)
+            return final
+        _begin(run, temporary)
         checksums = {}
-        for name, tensors in (("model", model), ("optimizer", optimizer)):
-            if not tensors:  # safetensors cannot read an empty file
-                continue
-            file = temporary / f"{name}.safetensors"
-            _save_tensors(file, tensors, dict(metadata) if name == "model" else {})
+        for kind, of in tensors.items():
+            file = temporary / f"{kind}.safetensors"
+            _save_tensors(file, of, dict(metadata) if kind == "model" else {})
             checksums[file.name] = checksum(file)
             sync(file)
-        content = {**state, "step": step, "checksums": checksums}
-        write_json(temporary / STATE, {**content, "checksum": checksum_of(content)})
-        sync(temporary)
-        if final.exists():  # a damaged one: the run has resumed from an earlier one
-            shutil.rmtree(final)
-        temporary.rename(final)
-        sync(folder)
+        _finish(temporary, final, {**state, "step": step, "checksums": checksums})
     except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
+        if not in_parts or leads():
+            shutil.rmtree(temporary, ignore_errors=True)
         raise
     return final
+
+
+def _write_in_parts(
+    run: Path, temporary: Path, tensors: Mapping[str, Mapping[str, Tensor]], step: int, state: Mapping[str, Any]
+) -> None:
+    """Write a checkpoint of which each process writes its part; rank zero begins and ends it. Raises OSError in all."""
+    final = temporary.with_name(temporary.name.removeprefix("."))
+    together(lambda: _begin(run, temporary) if leads() else None)
+    own = together(lambda: [write_parts(temporary / kind, of) for kind, of in tensors.items()])
+    checksums = {name: value for parts in own for part in parts for name, value in part.items()}
+
+    def finish() -> None:
+        for kind in tensors:
+            sync(temporary / kind)
+        weights = checksum_of({name: value for name, value in checksums.items() if name.startswith("model/")})
+        _finish(temporary, final, {**state, "step": step, "checksums": checksums, "weights": weights})
+
+    together(lambda: finish() if leads() else None)
+
+
+def _begin(run: Path, temporary: Path) -> None:
+    make_folder(temporary.parent)
+    remove_partial_files(run)
+    temporary.mkdir()
+
+
+def _finish(temporary: Path, final: Path, content: Mapping[str, Any]) -> None:
+    """Write the state beside tensors that are on the disk, and give the folder its name."""
+    write_json(temporary / STATE, {**content, "checksum": checksum_of(content)})
+    sync(temporary)
+    if final.exists():  # a damaged one: the run has resumed from an earlier one
+        shutil.rmtree(final)
+    temporary.rename(final)
+    sync(final.parent)
 
 
 def write_weights(file: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
@@ -171,16 +207,21 @@ def read(path: Path, state: dict[str, Any] | None = None) -> Checkpoint:
 
 
 def _read_weights(path: Path, state: dict[str, Any]) -> Checkpoint:
-    check_file(path, state, MODEL)
-    return Checkpoint(path, load_file(path / MODEL), {}, state)
+    check_tensors(path, state, "model")
+    return Checkpoint(path, _read_tensors(path, state, "model"), {}, state)
 
 
 def _read_moments(weights: Checkpoint) -> dict[str, Tensor]:
-    name = "optimizer.safetensors"
-    if name not in weights.state["checksums"]:
+    if not stored_files(weights.state, "optimizer"):
         return {}
-    check_file(weights.path, weights.state, name)
-    return load_file(weights.path / name)
+    check_tensors(weights.path, weights.state, "optimizer")
+    return _read_tensors(weights.path, weights.state, "optimizer")
+
+
+def _read_tensors(path: Path, state: Mapping[str, Any], kind: str) -> dict[str, Tensor]:
+    if stored_files(state, kind) == [f"{kind}.safetensors"]:
+        return load_file(path / f"{kind}.safetensors")
+    return read_parts(path / kind)
 
 
 def read_latest(run: Path) -> tuple[Checkpoint | None, list[str]]:

@@ -67,6 +67,32 @@ def check_file(path: Path, state: Mapping[str, Any], name: str) -> None:
         raise ValueError(f"{path / name} cannot be read: {reason}") from error
 
 
+def stored_files(state: Mapping[str, Any], kind: str) -> list[str]:
+    """The files of a checkpoint that hold its tensors of a kind, `model` or `optimizer`.
+
+    That is one, or those that several processes wrote into a folder of this name.
+    """
+    checksums = state.get("checksums")
+    names = checksums if isinstance(checksums, Mapping) else ()
+    return sorted(name for name in names if name == f"{kind}.safetensors" or name.startswith(f"{kind}/"))
+
+
+def check_tensors(path: Path, state: Mapping[str, Any], kind: str) -> None:
+    """Raise ValueError where a file with tensors of a kind is gone, too many, or not the one that was written."""
+    names = stored_files(state, kind)
+    for name in names or [f"{kind}.safetensors"]:
+        check_file(path, state, name)
+    folder = path / kind
+    if folder.is_dir() and (strange := {f"{kind}/{file.name}" for file in folder.iterdir()}.difference(names)):
+        raise ValueError(f"{folder} is damaged: {STATE} lists no {min(strange)}")
+
+
+def weights_checksum(state: Mapping[str, Any]) -> str | None:
+    """The checksum of the weights of a checkpoint, which results carry; None where its state has none."""
+    of_files: str | None = state.get("weights", state["checksums"].get(MODEL))  # the first of several files
+    return of_files
+
+
 def check_beside(file: Path) -> None:
     """Raise ValueError where a weight file in a checkpoint folder is not the one that was written."""
     if file.parent.name.startswith("step-") and (file.parent / STATE).is_file():
@@ -85,7 +111,7 @@ def newest_weights(run: Path) -> dict[str, Any] | None:
         return {"step": last, "checksum": None}
     for folder in folders(run)[-1:]:
         with suppress(ValueError, KeyError):
-            return {"step": step_of(folder), "checksum": read_state(folder)["checksums"][MODEL]}
+            return {"step": step_of(folder), "checksum": weights_checksum(read_state(folder))}
         return {"step": step_of(folder), "checksum": None}
     return None
 
@@ -103,7 +129,7 @@ def lost(run: Path) -> list[str]:
     complaints = missing(run, _last_step(run))
     try:
         for newest in folders(run)[-1:] if not complaints else []:
-            check_file(newest, read_state(newest), MODEL)
+            check_tensors(newest, read_state(newest), "model")
     except ValueError as error:
         complaints.append(str(error))
     return complaints

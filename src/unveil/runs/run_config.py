@@ -17,6 +17,7 @@ from .lock import status_of
 from .regular_files import read_text
 
 Precision = Literal["auto", "float32", "bf16"]
+CheckpointFormat = Literal["safetensors", "dcp"]
 Check = Literal["auto", "all", "sample", "none"]  # whose headers are read
 
 OLD_NAMES = {"signals_every": "val_every", "keep_every": "save_every", "init_bands": "init_channels"}

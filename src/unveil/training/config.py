@@ -16,7 +16,7 @@ from ..recipes.options import OWN_SCORE_GIVEN, Option, UsageError, is_own_score,
 from ..recipes.registry import check_named, load_recipe, options_of
 from ..runs.atomic import write_text
 from ..runs.console import suggest, user_path
-from ..runs.run_config import Check, Precision, current_names
+from ..runs.run_config import Check, CheckpointFormat, Precision, current_names
 from ..runs.trust import check_trusted
 
 Compile = Literal["auto", "on", "off"]
@@ -64,6 +64,8 @@ class PretrainConfig:
     shard: with several processes, each holds a part of weights, gradients, moments and averages (FSDP2), not all (DDP)
     checkpoint_activations: keep none inside of blocks and compute them again in the backward pass: less memory, a third
         more arithmetic
+    checkpoint_format: safetensors, one file that rank zero writes, or dcp (torch.distributed.checkpoint): of several
+        processes each writes its part, and nothing is gathered; every command reads both
     micro_batch: images that are computed at once; changes memory and speed, not the result
     repeats: views of each image in a batch, which is read and decoded once for all of them; an epoch stays as many
         views as there are images, so it reads a part of them
@@ -112,6 +114,7 @@ class PretrainConfig:
     compile: Compile = "auto"
     shard: bool = False
     checkpoint_activations: bool = False
+    checkpoint_format: CheckpointFormat = "safetensors"
     micro_batch: int | None = None
     repeats: int = 1
     augment_on: AugmentOn = "cpu"
@@ -143,7 +146,7 @@ class PretrainConfig:
         need(0 <= self.max_broken <= 1, "--max-broken", self.max_broken, "a share between 0 and 1")
         need(0 < self.held_out_share < 1, "--held-out-share", self.held_out_share, "a share between 0 and 1")
         choices = {"precision": Precision, "compile": Compile, "held_out": HeldOut, "continue_schedule": Continue}
-        choices |= {"augment_on": AugmentOn, "check": Check}
+        choices |= {"augment_on": AugmentOn, "check": Check, "checkpoint_format": CheckpointFormat}
         for name, kind in choices.items():
             value = getattr(self, name)
             need(value in get_args(kind), _flag(name), value, f"one of {', '.join(get_args(kind))}")

@@ -24,6 +24,7 @@ from ..modeling.types import Batch
 from ..runs import checkpoint
 from ..runs.checkpoint_state import REPLAY_FOLDER, all_weights, folders, read_state, step_of
 from ..runs.console import Diverged, log, quoted
+from ..runs.dtensors import local_part
 from ..runs.folder import RunFolder
 from .diagnosis import Finding, examine, is_broken, named
 from .distributed import Group
@@ -70,15 +71,19 @@ class Ladder:
         self.skipped.health = Health(state.get("health"))
         return float(sum(entry["seconds"] for entry in self.returns[state.get("returns", 0) :]))
 
-    def state(self, good_step: int | None, tensors: Iterable[Tensor]) -> dict[str, Any]:
+    def state(self, good_step: int | None, tensors: Iterable[Tensor], in_parts: bool = False) -> dict[str, Any]:
         """What a checkpoint of these tensors stores; one of a `good_step` at which nothing is wrong stays for a while.
 
-        It waits for the device.
+        It waits for the device. All processes call it where each has its part of the tensors (`in_parts`).
         """
         count, health = self.skipped.read(), self.skipped.health
-        if good_step is not None and health.is_calm and not any(map(is_broken, tensors)):
+        if good_step is not None and health.is_calm and not self._is_broken(tensors, in_parts):
             self.good = [*self.good, good_step][-NUM_GOOD:]
         return {"skipped": count, "returns": len(self.returns), "good": self.good, "health": health.state}
+
+    def _is_broken(self, tensors: Iterable[Tensor], in_parts: bool) -> bool:
+        found = any(is_broken(local_part(tensor)) for tensor in tensors)
+        return self.group.any(found) if in_parts else found
 
     def rate_factor(self, step: int) -> float:
         """The factor of the learning rate after a step: a half for each return to it or to one before."""

@@ -233,7 +233,7 @@ class Loop:
                     self._save_weights(trainer, index, step)
                 is_good = step % self.ladder.good_every == 0 or step == schedule.ends[index]
                 to_save = is_last or is_good or time.monotonic() - saved > 60 * self.settings.save_minutes
-                if self.group.any(to_save) if trainer.is_sharded else to_save:
+                if self.group.any(to_save) if self._saves_together(trainer) else to_save:
                     self._save(trainer, index, step, must=is_last, is_good=is_good)
                     saved = time.monotonic()
             self.group.tick("reading data")
@@ -320,17 +320,21 @@ class Loop:
         with self.run.tolerate_io_errors(checkpoint.WEIGHTS_FOLDER):
             checkpoint.save(self.run.path, step, weights, {}, state, self.metadata, self.save_at[step])
 
-    def _save(self, trainer: Trainer, index: int, step: int, must: bool, is_good: bool) -> None:
-        """Save a checkpoint, on rank zero. Unless it `must`, an error of the disk is logged and training continues.
+    def _saves_together(self, trainer: Trainer) -> bool:
+        """Whether all processes have a part in saving: they gather what is sharded, or write their parts."""
+        return trainer.is_sharded or trainer.saves_in_parts
 
-        One that `is_good`, where nothing is wrong, stays for a while, to go back to.
+    def _save(self, trainer: Trainer, index: int, step: int, must: bool, is_good: bool) -> None:
+        """Save a checkpoint. Unless it `must`, an error of the disk is logged and training continues.
+
+        Rank zero writes it, or each process its part. One that `is_good`, where nothing is wrong, stays for a while, to
+        go back to.
         """
-        if not self.group.is_rank_zero and not trainer.is_sharded:
+        in_parts = trainer.saves_in_parts
+        if not self.group.is_rank_zero and not self._saves_together(trainer):
             return
-        moments = trainer.moments()
-        with trainer.whole() as model:
-            weights = model.state_dict()
-        if not self.group.is_rank_zero:
+        weights, moments = trainer.to_save()
+        if not self.group.is_rank_zero and not in_parts:
             return
         self.run.check_place()
         epoch = step / self.loader.steps_per_epoch
@@ -340,9 +344,9 @@ class Loop:
             state["schedule"] = changed
         self.run.sync_metrics()
         try:
-            state |= self.ladder.state(step if is_good else None, (*weights.values(), *moments.values()))
+            state |= self.ladder.state(step if is_good else None, (*weights.values(), *moments.values()), in_parts)
             good = self.ladder.good if step < self.schedule.total else ()  # nothing goes back from the end
-            written = checkpoint.save(self.run.path, step, weights, moments, state, self.metadata, None, good)
+            written = checkpoint.save(self.run.path, step, weights, moments, state, self.metadata, None, good, in_parts)
             self.run.update_status("running", last_checkpoint=step)
             if self.run.listener is not None:
                 self.run.listener.saved(step, written)

@@ -199,6 +199,7 @@ def set_up_resumed(config: PretrainConfig, folder: Path, processes: int = 1) -> 
         save_minutes=config.save_minutes,
         shard=config.shard,
         checkpoint_activations=config.checkpoint_activations,
+        checkpoint_format=config.checkpoint_format,
         adaptive_threads=adaptive_threads(config, device),
     )
     metadata["settings"] = settings_metadata(settings, batch, config.workers, processes)

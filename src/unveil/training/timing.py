@@ -54,6 +54,7 @@ def tune_step(
         save_every=config.save_every,
         shard=config.shard,
         checkpoint_activations=config.checkpoint_activations,
+        checkpoint_format=config.checkpoint_format,
         adaptive_threads=adaptive_threads(config, device),
     )
     while True:

@@ -16,6 +16,7 @@ from ..modeling.optim import Optim, make_optimizer
 from ..modeling.types import Batch
 from ..runs import checkpoint
 from ..runs.dtensors import gathered
+from ..runs.run_config import CheckpointFormat
 from . import sharding
 from .compiled import CompiledModel, even_size
 from .distributed import SINGLE_PROCESS, Group
@@ -34,6 +35,7 @@ class Settings:
     save_every: float | None = None  # epochs
     shard: bool = False  # FSDP2 instead of DDP, where there are several processes
     checkpoint_activations: bool = False
+    checkpoint_format: CheckpointFormat = "safetensors"  # dcp: of several processes each writes its part
     adaptive_threads: int = 0  # the most threads of a CPU, where their number follows the load; 0 keeps it
 
 
@@ -56,6 +58,7 @@ class Trainer:
     def __init__(self, model: MaskedModel, optim: Optim, settings: Settings, group: Group = SINGLE_PROCESS):
         self.given, self.optim, self.settings, self.group = model, optim, settings, group
         self.is_sharded = settings.shard and group.size > 1
+        self.saves_in_parts = settings.checkpoint_format == "dcp" and group.size > 1
         if self.is_sharded:
             self.model = sharding.sharded(model.cpu().train(), torch.device(settings.device), settings.precision)
         else:
@@ -108,9 +111,24 @@ class Trainer:
 
     def moments(self) -> dict[str, Tensor]:
         """What the optimizer remembers, whole, by the names of parameters. All processes call it where sharded."""
+        return {n: gathered(t) for n, t in self._own_moments().items()}
+
+    def _own_moments(self) -> dict[str, Tensor]:
         if self.is_sharded:
             sharding.reshard(self.model)
-        return {n: gathered(t) for n, t in checkpoint.optimizer_tensors(self.model, self.optimizer).items()}
+        return checkpoint.optimizer_tensors(self.model, self.optimizer)
+
+    def to_save(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Weights and moments as a checkpoint holds them: whole, or where it is written in parts, this process's.
+
+        All processes call it where the model is sharded.
+        """
+        if self.saves_in_parts:
+            moments = self._own_moments()
+            return self.model.state_dict(), moments
+        moments = self.moments()
+        with self.whole() as model:
+            return model.state_dict(), moments
 
     def restore(self, moments: Mapping[str, Tensor]) -> None:
         """Go on with what an optimizer has remembered; of other parameters from zero."""

@@ -17,7 +17,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from ...runs.checkpoint import read_newest_weights
+from ...runs.checkpoint import read, read_newest_weights
 from ...runs.checkpoint_state import check_beside
 from ...runs.console import log, quoted, user_path
 from ...runs.folder import read_metadata
@@ -62,7 +62,8 @@ def is_public_vit(address: str | Path) -> bool:
     """Whether an address is other weights than a run folder: a file, a folder with weights, or a hub's name."""
     path = user_path(address)
     if path.is_dir():
-        return not (path / "run.json").exists() and any((path / n).exists() for n in (*_INDICES, *_SAFE, *_PICKLES))
+        names = (*_INDICES, *_SAFE, *_PICKLES, "model")  # the last of a checkpoint that several processes wrote
+        return not (path / "run.json").exists() and any((path / name).exists() for name in names)
     return path.is_file() or is_hub_name(address)
 
 
@@ -84,6 +85,9 @@ def find_weights(address: str | Path) -> WeightFiles:
         metadata = read_metadata(path)
         weights = read_newest_weights(path, metadata.get("last_checkpoint"))
         return WeightFiles(str(path), weights.model, {"unveil": metadata})
+    if (path / "model").is_dir():
+        stored = read(path)
+        return WeightFiles(str(address), stored.model, {"unveil": stored.state.get("run", {})})
     if path.is_dir():
         return _of_folder(path, str(address))
     if is_hub_name(address):
