@@ -130,7 +130,7 @@ def test_recipes_and_commands_are_those_of_the_code():
 
 
 def test_the_packages_are_those_of_the_code_in_the_order_of_their_imports():
-    assert [row[0].strip("`") for row in table("README.md", "package")] == [*PACKAGES]
+    assert [row[0].strip("`") for row in table("docs/design.md", "package")] == [*PACKAGES]
 
 
 def test_the_forward_in_the_design_is_the_code():
