@@ -35,6 +35,7 @@ _MODULES = {  # public name -> its module, imported when used, so that `import u
     "embed": "commands.embed",
     "evaluate": "commands.evaluate",
     "export": "commands.export",
+    "import_checkpoint": "commands.import_checkpoint",
     "inspect": "commands.inspect",
     "load": "commands.load",
     "look": "commands.look",
@@ -53,6 +54,7 @@ if TYPE_CHECKING:
     from .commands.embed import embed
     from .commands.evaluate import evaluate
     from .commands.export import export
+    from .commands.import_checkpoint import import_checkpoint
     from .commands.inspect import inspect
     from .commands.load import load
     from .commands.look import look
@@ -69,8 +71,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Callback", "Run", "__version__", "analyze_attention", "analyze_blocks", "analyze_features", "analyze_masks",
-    "bench", "demo", "embed", "evaluate", "export", "inspect", "load", "look", "pack", "predict", "pretrain", "replay",
-    "report", "scenes",
+    "bench", "demo", "embed", "evaluate", "export", "import_checkpoint", "inspect", "load", "look", "pack", "predict",
+    "pretrain", "replay", "report", "scenes",
 ]  # fmt: skip
 
 old_paths.install()

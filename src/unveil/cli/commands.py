@@ -158,6 +158,15 @@ def _export(self: Command, words: list[str]) -> str:
     return shlex.join(["unveil", "report", run])
 
 
+@command("CHECKPOINT", "unveil import mae_pretrain_vit_base.pth --usual --out runs/mae")
+def import_(self: Command, words: list[str]) -> str:
+    """a public checkpoint (MAE, DINOv2, CLIP, timm, ...) as a run folder"""
+    from ..commands.import_checkpoint import import_checkpoint
+
+    (checkpoint,), given = self.read(words, flags(import_checkpoint, "checkpoint"))
+    return shlex.join(["unveil", "evaluate", str(import_checkpoint(checkpoint, **given)), "--data", "LABELLED_IMAGES"])
+
+
 @command("RUN", "unveil embed runs/a --data ~/photos --out features.npz")
 def _embed(self: Command, words: list[str]) -> str:
     """the features of every image, as a file"""

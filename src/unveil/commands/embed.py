@@ -74,7 +74,7 @@ def embed(
     weights = weights_of(encoder, stored)
     data = with_tiles(with_columns(data, image_column, label_column), tile, tile_overlap, tile_valid)
     source = open_images(data, encoder.channels, stored.declared if stored else ())
-    images = FittedOn(stored.train_images if stored else lambda: source, micro_batch=batch_size)
+    images = FittedOn(stored.train_images if stored and not stored.imported else lambda: source, micro_batch=batch_size)
     folder = folder_of(run, stored)
     take(encoder, settle(encoder, images, folder, pool, layer, combine, normalize, print), images, folder)
     features = extract(encoder, source, encoder.pool, batch_size, limit=limit)

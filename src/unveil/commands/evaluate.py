@@ -254,9 +254,10 @@ def evaluate(
                 sources = open_sets(data, test_data, encoder.channels, group_by, seed, declared, chosen)
                 images = ImageSplit.of(*sources, limit, seed, tuple(d.name for d in chosen))
                 check_test(images.test)
-                on_these = None if stored else images.train
+                has_own = stored is not None and not stored.imported
+                on_these = None if has_own else images.train
                 fitted_on = FittedOn(
-                    stored.train_images if stored else lambda: images.train,
+                    stored.train_images if stored and has_own else lambda: images.train,
                     images.inputs,
                     micro_batch,
                     precision,

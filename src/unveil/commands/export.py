@@ -89,7 +89,7 @@ def export(
     folder = user_path(out) if out is not None else stored.path / f"export-{to}"
     if folder.exists() and any(folder.iterdir()) and not overwrite:
         raise ValueError(f"{folder} holds files; give another --out, or --overwrite to replace those of an export")
-    encoder = stored.encoder("mean", at_epoch)
+    encoder = stored.own_encoder(at_epoch)
     if to in ("timm", "transformers"):
         check_layout(encoder.encoder)
     autoencoder = vit_mae(stored.model(epoch=at_epoch)) if decoder else None

@@ -144,4 +144,4 @@ def training_images(address: str | Path | Run, run: Run | None) -> Callable[[], 
             " `unveil embed` with --normalize computes that from their --data and keeps it"
         )
 
-    return run.train_images if run else unknown
+    return run.train_images if run and not run.imported else unknown

@@ -41,7 +41,7 @@ class Subject:
     @classmethod
     def of_encoder(cls, run: Run, data: str | None, device: str) -> Subject:
         """As `of_run`, with the encoder alone: nothing is predicted, and its masks are not those of the run."""
-        model = MaskedModel(run.encoder().encoder, Masker(Uniform()), {}, []).eval().to(choose_device(device))
+        model = MaskedModel(run.own_encoder().encoder, Masker(Uniform()), {}, []).eval().to(choose_device(device))
         inputs = [m.name for m in model.encoder.modalities]
         modalities = tuple(m for m in run.modalities if m.name in inputs)
         return cls(run.name, model, modalities, run.held_out(data), run.checkpoint().state["epoch"])

@@ -20,6 +20,7 @@ from ..modeling.optim import Optim, OptimizerName
 from ..modeling.types import Modality
 from .options import check_choices as check_choices  # for recipe files, which import it from here
 
+ENCODER = "imported"  # in the place of a recipe: of a run that is an imported encoder alone
 LrScale = Literal["predicted", "inverse", "none"]
 P = ParamSpec("P")
 T = TypeVar("T")

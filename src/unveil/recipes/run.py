@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -22,6 +22,7 @@ from ..data.splits import hold_out, locations, names_digest
 from ..modeling.image_encoder import ImageEncoder
 from ..modeling.masked_model import MaskedModel
 from ..modeling.masking import TokenScore
+from ..modeling.public_vits import PublicViT, encoder_of, files_of_run, untrained_vit
 from ..modeling.rng import seed_stage
 from ..modeling.types import Modality, Pool
 from ..runs.checkpoint import Checkpoint, read, read_newest_weights
@@ -32,7 +33,7 @@ from ..runs.regular_files import check_links
 from ..runs.run_config import RunConfig
 from ..runs.trust import check_trusted, is_known
 from .own_score import load_score, own_scores
-from .recipe import Recipe
+from .recipe import ENCODER, Recipe
 from .registry import build_recipe, load_stored_recipe
 from .stored_encoder import StoredEncoder
 
@@ -83,6 +84,8 @@ class Run:
 
     def __repr__(self) -> str:
         c, newest = self.config, max(weights_by_step(self.path), default=None)
+        if self.imported:
+            return f"<Run {self.path}: {c.recipe} of {self.imported['source']}>"
         done = f"step {newest}" if newest is not None else "no checkpoint"
         epochs = "" if c.epochs is None else f", {c.epochs:g} epoch{'s' * (c.epochs != 1)}"
         images = f"{c.data.count:,} images of {c.data.address} ({c.data.held_out:,} held out)"
@@ -92,6 +95,12 @@ class Run:
     @property
     def name(self) -> str:
         return self.path.absolute().name
+
+    @property
+    def imported(self) -> Mapping[str, Any]:
+        """Source, licence and files of a checkpoint that `unveil import` made a run of; empty for one trained here."""
+        stored: Mapping[str, Any] = self.config.content.get("imported", {})
+        return stored
 
     @cached_property
     def declared(self) -> tuple[Declared, ...]:
@@ -123,8 +132,14 @@ class Run:
     def recipe(self) -> Recipe:
         """The run's recipe with its options, initialised as the run began.
 
-        Raises UntrustedCodeError, a ValueError, where that would execute code that this user has not run before.
+        Raises UntrustedCodeError, a ValueError, where that would execute code that this user has not run before, and
+        ValueError for an imported encoder without a decoder.
         """
+        if self.config.recipe == ENCODER:
+            raise ValueError(
+                f"{self.path} is the encoder of {self.imported.get('source')} without a decoder; `unveil pretrain mae"
+                f" --init-from {self.path}` trains one"
+            )
         seed_stage(self.config.seed, -1)
         return build_recipe(self._make_recipe, self.modalities, {**self.config.options, **self._own_scores})
 
@@ -192,12 +207,23 @@ class Run:
             model.load_state_dict(saved.model)
         return model.eval()
 
-    def encoder(self, pool: Pool = "mean", epoch: float | None = None, *, trained: bool = True) -> ImageEncoder:
+    def encoder(
+        self, pool: Pool = "mean", epoch: float | None = None, *, trained: bool = True
+    ) -> ImageEncoder | PublicViT:
         """The encoder as a function of images, on the CPU; `epoch` and `trained` as in `model`.
 
         It is built as `run.json` describes it, without the recipe, except of an encoder of classes of the user's own,
-        which nothing else can build. The untrained one is initialised as the library's encoders are.
+        which nothing else can build. The untrained one is initialised as the library's encoders are. An imported one
+        that the library has no module for is a PublicViT.
         """
+        made: ImageEncoder | PublicViT
+        if "beside" in self.imported:
+            files = files_of_run(str(self.path), self.checkpoint(epoch).model, self.config.content)
+            made = encoder_of(files, pool, True, quiet=True)
+            if not trained:
+                made = untrained_vit(made.config, self.config.seed, pool)
+            made.transform = ImageTransform(made.modalities[0], made.image_size)
+            return made
         own = self._encoder_weights(epoch) if trained else {}
         described = self._described
         if described is not None and trained and not described.fits(own):
@@ -211,6 +237,16 @@ class Run:
             encoder.load_state_dict(own)
         made = ImageEncoder(encoder, pool)
         made.transform = ImageTransform(made.modalities[0], made.image_size)
+        return made
+
+    def own_encoder(self, epoch: float | None = None) -> ImageEncoder:
+        """As `encoder`. Raises ValueError for an imported one that the library has no module for."""
+        made = self.encoder("mean", epoch)
+        if not isinstance(made, ImageEncoder):
+            raise ValueError(
+                f"{self.path} is the encoder of {self.imported['source']}, which none of the library's is: its features"
+                " are evaluated and embedded, and `unveil pretrain --init-from` starts from it"
+            )
         return made
 
     def _encoder_weights(self, epoch: float | None = None) -> dict[str, Tensor]:
@@ -249,6 +285,8 @@ class Run:
         those data, wherever it lies. `extra_maps` are read beside those of the run, such as labels. Raises ValueError
         where the run was trained on all of them, FileNotFoundError where there is nothing.
         """
+        if data is None and self.imported:
+            raise ValueError(f"{self.path} was imported, so it has no images of its own; give --data")
         address = self.config.data.address if data is None else data
         given = self._open(address) if isinstance(address, str) else address
         own = given if data is None or names_digest(given) == self.config.data.names else self._own_data()
@@ -286,7 +324,9 @@ class Run:
         return read_trained_images(self.path)
 
     def _own_data(self) -> Source | None:
-        """The data that the run was trained on; None where they are not there any more."""
+        """The data that the run was trained on; None where they are not there any more, or never were."""
+        if self.imported:
+            return None
         try:
             return self._open(self.config.data.address)
         except (OSError, ValueError):

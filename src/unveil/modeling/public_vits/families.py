@@ -1,4 +1,4 @@
-"""Encoders of other projects, recognised by the names of their weights: `load_encoder("clip.safetensors")`.
+"""The families of public ViTs, recognised by the names of their weights.
 
 A reader knows one family, gives the weights under timm's names, and returns None for those of another; `FAMILIES` has
 the readers in the order in which they are tried. `assemble` makes a `ViTConfig` and the weights of its ViT of them.
@@ -9,24 +9,18 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from ...runs.console import log
-from ..types import IMAGENET_MEAN, IMAGENET_STD, Pool
+from ..types import IMAGENET_MEAN, IMAGENET_STD
 from .parameter_names import MLP, OPENAI, TRANSFORMERS, fuse, other_inputs, rename
-from .vit import Activation, PublicViT, ViT, ViTConfig
+from .vit import Activation, ViTConfig
 from .weight_files import (
-    BESIDE,
     StateDict,
     WeightFiles,
-    find_weights,
-    load_weights,
     saved_rectangle,
-    saved_statistics,
     summarise,
 )
 
@@ -49,9 +43,6 @@ _ADAPTER = "encoder.adapters."
 _MULTIMAE = ((r"^encoder\.(\d+)\.", r"blocks.\1."), (r"^input_adapters\.rgb\.proj\.", "patch_embed.proj."))
 _CHUNKS = ((r"^blocks\.\d+\.(\d+\.)", r"blocks.\1"),)  # DINOv2's blocks of a distributed run lie in groups
 _SWIGLU = ((r"\.mlp\.(w12|w2)\.", ".mlp.fc1."), (r"\.mlp\.w3\.", ".mlp.fc2."), (r"\.mlp\.w1\.", ".mlp.gate."))  # DINOv2
-_UNLIKE = re.compile(  # timm's, of rotary positions, norms or heads that no tensor shows
-    r"_rope_|_pe_|eva02|naflex|relpos|_rpn_|vit_base_patch16_gap_|test_vit"
-)
 _TANH = re.compile(r"(so400m_patch16|giantopt_patch16|base_patch32)_siglip|large_patch16_siglip(_gap)?_512")
 _HUGE = 1280, 20  # DINOv3's H+ has heads of 64 channels, where other ViTs of its width have 16
 
@@ -249,7 +240,10 @@ def assemble(
     width, channels, patch, _ = weight.shape
     heads = heads or HEADS.get(width, width // 64)
     if not heads:
-        raise ValueError(f"how many heads share its width of {width} is not known; give its folder with config.json")
+        raise ValueError(
+            f"how many heads share its width of {width} is not known; give its folder with config.json, or"
+            " --heads to `unveil import`"
+        )
     prefix, table = _tokens(state, grid, width)
     if table is not None:
         grid = table.shape[0], table.shape[1]
@@ -338,63 +332,3 @@ def _tokens(state: Mapping[str, Tensor], grid: tuple[int, int] | None, width: in
 
 Reader = Callable[[WeightFiles], Recognised | None]
 FAMILIES: tuple[Reader, ...] = (read_unveil, read_multimae, read_clip, read_dino, read_timm)
-
-
-def load_encoder(address: str | Path, pool: Pool = "mean") -> PublicViT:
-    """A public ViT, frozen, from a weight file, a folder with its configuration, an unveil run or a name on the hub.
-
-    Its description and the report of its keys are logged. Raises FileNotFoundError when there is nothing at the
-    address, OSError when the hub does not answer, ValueError for weights that are no ViT, that hold more than tensors,
-    or whose tensors and the encoder's do not all fit.
-    """
-    files = find_weights(address)
-    config, state, family = _recognise(files)
-    with torch.random.fork_rng(devices=[]):  # what is drawn here is overwritten: the run's generator is left as it was
-        vit = ViT(config)
-    report = load_weights(vit, state)
-    left = [name for name in report.unexpected if not BESIDE.match(name)]
-    if left or report.missing or report.reshaped:
-        raise ValueError(
-            f"{address} looks like {family}, but has {len(report.loaded)} of that encoder's {len(vit.state_dict())}"
-            f" tensors and {len(left)} others, so its features would be wrong. Missing: {summarise(report.missing)}."
-            f" Of another shape: {summarise(report.reshaped)}. Left over: {summarise(left)}. Give a plain ViT, or"
-            " compute its features with the project that made it"
-        )
-    encoder = PublicViT(vit, pool)
-    height, width = encoder.image_size
-    heads = f"{config.heads} head{'s' * (config.heads > 1)}"
-    mean, std = (" ".join(f"{value:.3g}" for value in values) for values in (config.mean, config.std))
-    is_alone = not (files.config or files.preprocessing)
-    log(
-        f"{address}: {family}, {config.depth} blocks of width {config.width}, {heads}, patch {config.patch} at"
-        f" {height} x {width}, {config.activation}; images normalised by mean {mean} and std {std}"
-        f"{'; no config.json is beside it, so heads, activation and these are the usual ones' * is_alone}"
-        f"{'; it has no final norm: features are normalised without' * (config.final_norm == 'none')}\n{report}"
-    )
-    return encoder
-
-
-def describe(address: str | Path) -> ViTConfig:
-    """The description of the encoder at an address; raises as `load_encoder`."""
-    return _recognise(find_weights(address))[0]
-
-
-def _recognise(files: WeightFiles) -> tuple[ViTConfig, StateDict, str]:
-    architecture = files.config.get("architecture", "")
-    if _UNLIKE.search(architecture):
-        raise ValueError(
-            f"{files.address} is timm's {architecture}, which is no plain ViT; take its features with timm"
-        )
-    for read in FAMILIES:
-        family = "a ViT"
-        try:
-            if (known := read(files)) is not None:
-                family, state, options = known
-                if family != UNVEIL:
-                    options |= saved_statistics(files)
-                return *assemble(state, **options), family
-        except KeyError as error:
-            raise ValueError(f"{files.address} cannot be read as {family}: it has no tensor {error}") from error
-        except ValueError as error:
-            raise ValueError(f"{files.address} cannot be read as {family}: {error}") from error
-    raise ValueError(f"{files.address} holds no ViT that is known here; its tensors are {summarise(files.state)}")

@@ -84,6 +84,7 @@ _DECODER = (  # of transformers' ViTMAE
     (r"^decoder\.(decoder_layers|decoder_encoder\.layer|layers)\.", "decoder_blocks."),
     (r"^decoder\.", ""),
 )
+_LIGHTLY = ((r"^decoder\.(?=decoder_|mask_token$)", ""),)  # lightly's MAEDecoderTIMM as a part of a module
 _MULTIMAE = (
     (r"^global_tokens$", "encoder.prefix"),
     (r"^input_adapters\.(\w+)\.class_emb\.", r"encoder.adapters.\1.classes."),
@@ -145,8 +146,8 @@ def to_own_names(state: Mapping[str, Tensor], modality: str = "rgb") -> StateDic
     if any(name.startswith(("vit.", "embeddings.")) for name in state):
         state = fuse(rename(state, (*TRANSFORMERS, *_DECODER)))
     ours: StateDict = {}
-    for name, tensor in rename(state, _MAE).items():
-        if name in ("pos_embed", "decoder_pos_embed") and _is_sincos(tensor):
+    for name, tensor in rename(rename(state, _LIGHTLY), _MAE).items():
+        if name in ("pos_embed", "decoder_pos_embed") and sincos_grid(tensor):
             continue
         ours[name.replace("adapters.rgb.", f"adapters.{modality}.")] = _own_shape(name, tensor)
     return ours
@@ -157,17 +158,17 @@ def _own_shape(name: str, tensor: Tensor) -> Tensor:
     if tensor.ndim == 4:
         return tensor.permute(0, 2, 3, 1).flatten(1)
     if name == "encoder.prefix":
-        return tensor.flatten(0, 1)
+        return tensor.reshape(-1, tensor.shape[-1])
     return tensor.flatten() if tensor.ndim == 3 else tensor
 
 
-def _is_sincos(table: Tensor) -> bool:
-    """Whether a table of positions, 1 x (1 + N) x D, is the fixed one of some grid."""
+def sincos_grid(table: Tensor) -> tuple[int, int] | None:
+    """The grid of which a table of positions, 1 x (1 + N) x D, is the fixed one; None for a learned one."""
     if table.ndim != 3 or table.shape[1] < 2 or table.shape[2] % 4:
-        return False
+        return None
     cells = table[0, 1:].float()
     grids = [(rows, len(cells) // rows) for rows in range(1, len(cells) + 1) if len(cells) % rows == 0]
-    return any(torch.allclose(cells, sincos_positions(grid, cells.shape[1]), atol=1e-2) for grid in grids)
+    return next((g for g in grids if torch.allclose(cells, sincos_positions(g, cells.shape[1]), atol=1e-2)), None)
 
 
 def _from_multimae(state: Mapping[str, Tensor]) -> StateDict:

@@ -84,10 +84,10 @@ def find_weights(address: str | Path) -> WeightFiles:
     if (path / "run.json").exists():
         metadata = read_metadata(path)
         weights = read_newest_weights(path, metadata.get("last_checkpoint"))
-        return WeightFiles(str(path), weights.model, {"unveil": metadata})
+        return files_of_run(str(path), weights.model, metadata)
     if (path / "model").is_dir():
         stored = read(path)
-        return WeightFiles(str(address), stored.model, {"unveil": stored.state.get("run", {})})
+        return files_of_run(str(address), stored.model, stored.state.get("run", {}))
     if path.is_dir():
         return _of_folder(path, str(address))
     if is_hub_name(address):
@@ -97,6 +97,14 @@ def find_weights(address: str | Path) -> WeightFiles:
         return WeightFiles(str(address), state, _run_metadata(path))
     config, preprocessing = _config(path.parent), _read_json(path.parent / _PREPROCESSING)
     return WeightFiles(str(address), state, config | _run_metadata(path), preprocessing)
+
+
+def files_of_run(address: str, state: StateDict, metadata: Mapping[str, Any]) -> WeightFiles:
+    """The weights of a run and what `run.json` says of them; of an imported public ViT, what lay beside its file."""
+    beside = metadata.get("imported", {}).get("beside")
+    if beside is None:
+        return WeightFiles(address, state, {"unveil": metadata})
+    return WeightFiles(address, state, beside["config"], beside["preprocessing"])
 
 
 def _of_folder(path: Path, address: str) -> WeightFiles:
@@ -110,7 +118,7 @@ def _of_folder(path: Path, address: str) -> WeightFiles:
             return WeightFiles(address, state, config, preprocessing)
     for name in (*_SAFE, *_PICKLES):
         if (path / name).exists():
-            return WeightFiles(address, read_weights(path / name), config, preprocessing)
+            return WeightFiles(address, read_weights(path / name), config | _run_metadata(path / name), preprocessing)
     raise FileNotFoundError(f"{address} has no weights: none of {', '.join((*_SAFE, *_PICKLES))} is there")
 
 
