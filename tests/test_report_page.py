@@ -14,8 +14,10 @@ import pytest
 from report_fakes import fake_images, fake_run
 from unveil.reporting.frames import epoch_name, evenly_spaced
 from unveil.reporting.journal import read_metrics
+from unveil.reporting.live import live_application
 from unveil.reporting.page import write_report
 from unveil.reporting.run_record import ProbeEpoch, read_run
+from unveil.reporting.server import Request
 from unveil.runs.atomic import write_json
 
 CHROMIUM = Path("/usr/bin/chromium")
@@ -269,6 +271,44 @@ def test_runs_on_other_data_are_not_called_comparable(tmp_path):
     assert "share data, target and share hidden" in text
     assert "k-NN (cifar10.parquet · 500 test images)" in text
     assert re.search(r"k-NN \(cifar10.parquet · 10000 test images\) +43.1 ± 1.0 % +–", text)
+
+
+def test_a_served_page_follows_the_run_folder(tmp_path):
+    run = small_run(tmp_path / "a")
+    composed: list[int] = []
+
+    def compose() -> str:
+        composed.append(1)
+        return f"<html>{len(composed)}</html>"
+
+    ask = live_application(lambda: [run], compose)
+    state = json.loads(ask(Request("GET", "/state")).body)["state"]
+    page = f'<html data-state="{state}">1</html>'.encode()
+    assert ask(Request("GET", "/")).body == ask(Request("GET", "/")).body == page
+    with (run / "metrics.jsonl").open("a") as log:
+        log.write('{"kind": "step", "step": 30, "loss": 0.5}\n')
+    assert json.loads(ask(Request("GET", "/state")).body)["state"] != state
+    assert b">2<" in ask(Request("GET", "/")).body
+    (run / "eval" / "more.json").write_text('{"metrics": {"accuracy": 0.5}}')
+    assert b">3<" in ask(Request("GET", "/")).body
+    assert ask(Request("GET", "/run.json")).status == 404, "no file is served"
+
+
+def test_watch_serves_until_it_is_stopped_and_then_writes_the_page(tmp_path, monkeypatch):
+    run = small_run(tmp_path / "a")
+    pages: list[str] = []
+
+    def serve(application, port):
+        pages.append(application(Request("GET", "/")).body.decode())
+        (run / "run.json").write_text('{"recipe": "mae", "status": "finished", "command": "the last"}')
+
+    monkeypatch.setattr("unveil.reporting.page.serve", serve)
+    written = write_report(run, watch=True).read_text()
+    assert "connect-src" in pages[0]
+    assert "fetch('/state')" in pages[0]
+    assert "fetch(" not in written, "the page that is written asks nobody"
+    assert "the last" in written
+    assert "the last" not in pages[0]
 
 
 def test_photographs_of_many_epochs_stay_small(tmp_path):

@@ -21,6 +21,7 @@ from .galleries import (
     nearest_neighbours,
     other_masks,
 )
+from .live import live_application, serve
 from .markup import Markup, counted, fragment, tag
 from .overview import Summary, more_looks, overview, summarised
 from .run_files import is_run, runs_below
@@ -28,7 +29,7 @@ from .run_record import read_run
 from .scores import evaluations, over_training
 from .sections import Runs, broken_files, curves, environment, health, key_figures, label_free, what_was_run
 from .side_by_side import comparison
-from .style import LOGO, SCRIPT, STYLE
+from .style import LIVE, LOGO, SCRIPT, STYLE
 
 SECTIONS: tuple[Callable[[Runs], Markup | None], ...] = (
     health, overview, key_figures, beside_baselines, other_masks, more_looks, across_modalities, attention_maps,
@@ -38,22 +39,42 @@ SECTIONS: tuple[Callable[[Runs], Markup | None], ...] = (
 
 
 def write_report(
-    runs: str | Path | Sequence[str | Path], out: str | Path | None = None, *, summary: Summary | None = None
+    runs: str | Path | Sequence[str | Path],
+    out: str | Path | None = None,
+    *,
+    watch: bool = False,
+    port: int = 0,
+    summary: Summary | None = None,
 ) -> Path:
     """Write one page about one or several runs, which needs no network; returns its path.
 
     runs: folders that `unveil pretrain` wrote, or folders of such: all runs below one
     out: a file or a folder; report.html in the first folder given where there is none
+    watch: serve the page at an address of this machine until Ctrl-C; it follows runs that train, and is written then
+    port: of that address; 0 is any free one
     summary: what the page says first, before the verdicts on the runs; by default these, and the main measures
 
     FileNotFoundError or ValueError where a folder is missing or is no run.
     """
     runs = [runs] if isinstance(runs, (str, Path)) else runs
     first, folders = _folders(runs)
-    records = _with_unique_names([read_run(folder) for folder in folders])
+    text = _composed(folders, first, summary)
     path = user_path(out) if out is not None else first / "report.html"
     path = path / "report.html" if path.is_dir() else path
+    if watch:
+        application = live_application(
+            lambda: _folders(runs)[1], lambda: _composed(_folders(runs)[1], first, summary, is_live=True)
+        )
+        serve(application, port)
+        text = _composed(_folders(runs)[1], first, summary)
     make_folder(path.parent)
+    write_text(path, text)
+    return path
+
+
+def _composed(folders: Sequence[Path], first: Path, summary: Summary | None, is_live: bool = False) -> str:
+    """The page on these run folders; `first` names that of many."""
+    records = _with_unique_names([read_run(folder) for folder in folders])
     title, under, sections = _title(records, first), _under(records), SECTIONS
     if summary is not None:
         title, under = summary.title, summary.under
@@ -62,8 +83,8 @@ def write_report(
             health,
             *(s for s in SECTIONS if s not in (health, overview)),
         )
-    write_text(path, document("unveil report", title, title, under, *(section(records) for section in sections)))
-    return path
+    main = [section(records) for section in sections]
+    return document("unveil report", title, title, under, *main, is_live=is_live)
 
 
 def _folders(runs: Sequence[str | Path]) -> tuple[Path, list[Path]]:
@@ -111,10 +132,15 @@ def _navigation(main: Sequence[object]) -> Markup | None:
     return tag("nav", tag("a", "Verdict", href="#verdict"), *links, aria_label="Sections")
 
 
-def document(kind: str, name: str, heading: object, under: object, *main: object) -> str:
-    """A page as text: `kind` and `heading` at its top, `under` the line below them, `name` in the browser's title."""
-    script_hash = base64.b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode()
+def document(kind: str, name: str, heading: object, under: object, *main: object, is_live: bool = False) -> str:
+    """A page as text: `kind` and `heading` at its top, `under` the line below them, `name` in the browser's title.
+
+    One that `is_live` asks the server it came from for news.
+    """
+    script = SCRIPT + (LIVE if is_live else "")
+    script_hash = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     policy = f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{script_hash}'"
+    policy += "; connect-src 'self'" if is_live else ""
     head = tag(
         "head",
         tag("meta", charset="utf-8"),
@@ -126,5 +152,5 @@ def document(kind: str, name: str, heading: object, under: object, *main: object
     )
     titles = tag("div", tag("p", kind, class_="kind"), tag("h1", heading), tag("p", under, class_="under"))
     header = tag("header", Markup(LOGO), titles)
-    body = tag("body", header, _navigation(main), tag("main", *main), tag("script", Markup(SCRIPT)))
+    body = tag("body", header, _navigation(main), tag("main", *main), tag("script", Markup(script)))
     return fragment([Markup("<!doctype html>\n"), tag("html", head, body, lang="en")])

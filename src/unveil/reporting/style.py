@@ -26,3 +26,4 @@ LOGO = f'<svg class="logo" viewBox="0 0 40 40" aria-hidden="true">{"".join(_PATC
 PALETTE = _asset("palette.css")  # of figures that stand alone, too
 STYLE = PALETTE + _asset("page.css").replace("RAMP)", f"{_RAMP})")
 SCRIPT = _asset("page.js") + _asset("looks.js")
+LIVE = _asset("live.js")
