@@ -4,13 +4,25 @@ from __future__ import annotations
 
 import math
 import re
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from unveil.reporting.charts import BOTTOM, LEFT, RIGHT, TOP, Line, line_chart, log_ticks, nice_ticks, smoothed
+from unveil.reporting.charts import (
+    BOTTOM,
+    LEFT,
+    RIGHT,
+    TOP,
+    Line,
+    chart_file,
+    line_chart,
+    log_ticks,
+    nice_ticks,
+    smoothed,
+)
 
 SIZES = st.floats(1e-6, 1e6)
 
@@ -87,3 +99,16 @@ def test_several_runs_have_a_legend_colours_and_a_spoken_summary():
     assert 'class="key s1"' in chart
     assert 'type="checkbox"' in chart
     assert 'type="checkbox"' not in (line_chart("Loss", [Line("a", [0, 1], [-1, 1])], offers_log=True) or "")
+
+
+def test_charts_in_a_file_of_their_own_are_side_by_side_with_one_key_a_name():
+    lines = [Line("mae", (1, 10), (40, 50)), Line("pixels", (0, 10), (45, 45), 1, is_dashed=True)]
+    root = ElementTree.fromstring(chart_file([("linear, %", lines), ("k-NN, %", lines[:1])], x_label="minutes"))
+    name = "{http://www.w3.org/2000/svg}"
+    first, second = root.findall(f"{name}svg")
+    assert float(first.attrib["x"]) + float(first.attrib["width"]) == float(second.attrib["x"])
+    assert float(second.attrib["x"]) + float(second.attrib["width"]) <= float(root.attrib["width"])
+    words = [element.text for element in root.findall(f"{name}text")]
+    assert words == ["linear, %", "k-NN, %", "mae", "pixels"]
+    with pytest.raises(ValueError, match="the chart 'none' has no values"):
+        chart_file([("none", [Line("a", (1.0,), (math.nan,))])])

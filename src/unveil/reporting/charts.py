@@ -10,11 +10,17 @@ import numpy as np
 from jaxtyping import Float
 
 from .markup import Markup, figure, tag
+from .style import PALETTE
 
 NUM_COLOURS = 7
 WIDTH, HEIGHT = 460, 270
 LEFT, RIGHT, TOP, BOTTOM = 56, 450, 12, 226  # the plot's edges inside the picture
 _MOST_POINTS = 400
+_HEAD, _KEYS = 34, 34  # pixels for the title of a chart in a file of its own, and for its keys
+_ALONE = (
+    f"{PALETTE}text{{font:14px system-ui,sans-serif;fill:var(--soft)}}.title{{fill:var(--ink)}}"
+    ".grid{stroke:var(--line)}.axis,.tick{stroke:var(--soft)}.cursor{display:none}"
+)
 
 
 @dataclass(frozen=True)
@@ -78,6 +84,31 @@ def line_chart(
     return tag("figure", caption, legend, *pictures, class_="chart")
 
 
+def chart_file(charts: Sequence[tuple[str, Sequence[Line]]], *, x_label: str = "epoch") -> str:
+    """An SVG for a page or a paper: charts side by side, each with its title, and below them the keys of all lines.
+
+    Raises ValueError for a chart without a finite value.
+    """
+    marks: list[Markup] = []
+    for place, (title, lines) in enumerate(charts):
+        drawn = [(line, *_finite(line, False)) for line in lines]
+        if not any(len(x) for _, x, _ in drawn):
+            raise ValueError(f"the chart {title!r} has no values")
+        box = {"x": WIDTH * place, "y": _HEAD, "width": WIDTH, "height": HEIGHT}
+        marks.append(tag("text", title, class_="title", x=WIDTH * place + LEFT, y=23))
+        marks.append(_svg(title, [d for d in drawn if len(d[1])], x_label, False, False, **box))
+    keys = {line.name: line for _, lines in charts for line in lines}
+    width, height = WIDTH * len(charts) + 8, _HEAD + HEIGHT + _KEYS
+    step = (width - LEFT) / len(keys)
+    for place, (name, line) in enumerate(keys.items()):
+        x, y, dash = LEFT + place * step, height - 12, " dash" if line.is_dashed else ""
+        marks.append(tag("line", class_=f"line {line.slot}{dash}", x1=x, x2=x + 24, y1=y - 4, y2=y - 4))
+        marks.append(tag("text", name, x=x + 30, y=y))
+    ground = tag("rect", width=width, height=height, fill="var(--bg)")
+    size = {"viewBox": f"0 0 {width} {height}", "width": width, "height": height}
+    return f"{tag('svg', tag('style', Markup(_ALONE)), ground, *marks, xmlns='http://www.w3.org/2000/svg', **size)}\n"
+
+
 def _name(line: Line) -> Markup:
     return tag("span", tag("i", class_="dash" if line.is_dashed else None), line.name, class_=f"key {line.slot}")
 
@@ -135,7 +166,12 @@ def _range(values: Float[np.ndarray, " n"], is_log: bool, from_zero: bool) -> tu
 
 
 def _svg(
-    title: str, drawn: Sequence[tuple[Line, np.ndarray, np.ndarray]], x_label: str, is_log: bool, from_zero: bool
+    title: str,
+    drawn: Sequence[tuple[Line, np.ndarray, np.ndarray]],
+    x_label: str,
+    is_log: bool,
+    from_zero: bool,
+    **place: float,
 ) -> Markup:
     all_x, all_y = (np.concatenate([d[i] for d in drawn]) for i in (1, 2))
     x_low, x_high = float(all_x.min()), float(all_x.max())
@@ -154,6 +190,7 @@ def _svg(
         data_x=f"{across.low} {across.high} {across.start} {across.end}",
         data_y=f"{up.low} {up.high} {up.start} {up.end}",
         data_label=x_label,
+        **place,
     )
 
 
