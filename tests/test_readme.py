@@ -24,12 +24,13 @@ from unveil.cli import COMMANDS, main
 from unveil.cli.flags import flags_of
 from unveil.commands.pretrain import pretrain
 from unveil.modeling.encoder import SIZES
+from unveil.modeling.layers import sincos_positions
 from unveil.modeling.masked_model import MaskedModel
 from unveil.recipes.options import spell
 from unveil.recipes.registry import load_recipe, recipe_cards
 
 ROOT = Path(__file__).resolve().parents[1]
-RUN = ("README.md", "docs/recipes.md")
+RUN = ("README.md", "docs/recipes.md", "docs/tutorial.md")
 DOCUMENTS = (
     "README.md",
     "CONTRIBUTING.md",
@@ -80,6 +81,8 @@ def test_every_block_runs(document, home, monkeypatch, capsys):
     for size, (dim, _, heads) in SIZES.items():
         monkeypatch.setitem(SIZES, size, (dim, 2, heads))  # blocks enough for every option
     monkeypatch.setattr(unveil, "pretrain", functools.partial(pretrain, minutes=0.002), raising=False)
+    if "facebook/vit-mae-base" in (ROOT / document).read_text():
+        write_vit_mae(home / "facebook" / "vit-mae-base")
     languages = []
     for language, text in blocks(document):
         languages.append(language)
@@ -98,6 +101,26 @@ def test_every_block_runs(document, home, monkeypatch, capsys):
             exec(compile(text, document, "exec"), scope)
             assert tuple(scope["features"].shape) == (8, 128)  # type: ignore[attr-defined]
     assert {"bash", "python"} <= set(languages)
+
+
+def write_vit_mae(folder: Path) -> None:
+    """A small MAE of random weights as transformers saves it, where a name on the hub would be."""
+    transformers = pytest.importorskip("transformers", reason="writes the layout that is on the hub")
+    width, depth, heads = SIZES["nano"]
+    shape = {
+        "hidden_size": width,
+        "num_hidden_layers": depth,
+        "num_attention_heads": heads,
+        "intermediate_size": 4 * width,
+    }
+    decoder = {"hidden_size": 96, "num_hidden_layers": 2, "num_attention_heads": 3, "intermediate_size": 384}
+    config = transformers.ViTMAEConfig(
+        **shape, **{f"decoder_{name}": value for name, value in decoder.items()}, image_size=64, patch_size=8
+    )
+    model = transformers.ViTMAEForPreTraining(config)
+    for table in (model.vit.embeddings.position_embeddings, model.decoder.decoder_pos_embed):
+        table.data[0, 1:] = sincos_positions((8, 8), table.shape[-1])
+    model.save_pretrained(folder)
 
 
 def run_line(line: str) -> None:
