@@ -6,6 +6,7 @@ import ast
 import functools
 import inspect
 import re
+import runpy
 import shlex
 import subprocess
 import textwrap
@@ -195,6 +196,11 @@ def test_links_lead_somewhere(document):
         if anchor:
             headings = re.findall(r"^#+ (.*)$", file.read_text(), re.M)
             assert anchor in {re.sub(r"[^\w -]", "", h).strip().lower().replace(" ", "-") for h in headings}, target
+
+
+def test_the_figure_of_minutes_is_that_of_its_table():
+    script = runpy.run_path(str(ROOT / "docs" / "images" / "minutes.py"))
+    assert script["drawn"]() == (ROOT / "docs" / "images" / "minutes.svg").read_text(encoding="utf-8")
 
 
 def test_pictures_are_small():
