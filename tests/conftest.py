@@ -36,6 +36,11 @@ from PIL import Image  # noqa: E402
 
 from tiny_runs import Place, write_images, write_recipe  # noqa: E402
 
+if find_spec("torchvision"):  # before transformers imports it, which fails beside a torch without its operators
+    from unveil.evaluation.detection.ops import detection_modules
+
+    detection_modules()
+
 
 class _OffWhileTracing(type(jaxtyping.config)):  # type: ignore[misc]
     """Jaxtyping's switch, turned off for as long as torch.compile traces."""

@@ -14,6 +14,7 @@ import shutil
 import sys
 import tempfile
 import warnings
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -21,6 +22,7 @@ from unittest.mock import patch
 import pytest
 import torch
 
+import ten_images
 import unveil
 from test_golden_curves import machine, one_thread
 from tiny_runs import write_images
@@ -29,7 +31,7 @@ from unveil.recipes.run import Run
 
 OLD = Path(__file__).parent / "old_runs"
 GOLDEN = Path(__file__).parent / "golden"
-LATER = ("patches",)  # measurements in evaluation-<name>.json
+LATER = ("patches", "detect")  # measurements in evaluation-<name>.json
 SCENES = {"data": "scenes:count=16,seed=2", "test_data": "scenes:count=6,seed=3"}
 FEW = {"epochs": 2, "batch_size": 4}
 MEASURED: dict[str, tuple[str, dict[str, Any]]] = {
@@ -49,6 +51,7 @@ MEASURED: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "depth": ("mae", {"protocol": ("depth",), **SCENES, **FEW, "head": "dpt", "frozen": False}),
     "patches": ("multimae", {"protocol": ("patches",), **SCENES, "inputs": ("rgb", "depth"), "train_patches": 60}),
+    "detect": ("mae", {"protocol": ("detect",), "data": "coco", "epochs": 1, "limit": 4, "window": 2}),
     "decoders": ("multimae", {"protocol": ("reconstruct", "heldout"), "data": "scenes:count=30,seed=5", "limit": 4}),
 }
 
@@ -56,8 +59,8 @@ MEASURED: dict[str, tuple[str, dict[str, Any]]] = {
 def measured(name: str) -> list[dict[str, Any]]:
     """The content of the result files, in a folder that holds the runs and the images.
 
-    Without what a clock says, and without the weights that were measured: results named none when the golden ones were
-    made, and the test holds that entry apart.
+    Without what a clock says, without pictures, and without the weights that were measured: results named none when the
+    golden ones were made, and the test holds that entry apart.
     """
     run, options = MEASURED[name]
     float32 = patch.object(torch.cpu, "get_capabilities", dict)  # whatever the processor has in hardware
@@ -65,12 +68,14 @@ def measured(name: str) -> list[dict[str, Any]]:
         warnings.simplefilter("ignore", FutureWarning)
         results = unveil.evaluate(run, **{"data": "images", "device": "cpu", **options})
     files = [json.loads((Path(run) / "eval" / f"{result.protocol}.json").read_text()) for result in results]
-    return [{key: value for key, value in file.items() if key not in ("seconds", "date", "weights")} for file in files]
+    apart = ("seconds", "date", "weights", "shown")
+    return [{key: value for key, value in file.items() if key not in apart} for file in files]
 
 
 def prepare(folder: Path) -> None:
     shutil.copytree(OLD, folder, dirs_exist_ok=True)
     write_images(folder / "images")
+    ten_images.write(folder / "coco")
     os.chdir(folder)
 
 
@@ -84,6 +89,8 @@ def names(content: Any) -> Any:
 
 @pytest.mark.parametrize("name", MEASURED)
 def test_results_are_the_golden_ones(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if name == "detect" and not (find_spec("torchvision") and find_spec("faster_coco_eval")):
+        pytest.skip("torchvision and faster-coco-eval are not there: pip install 'unveil[detect]'")
     monkeypatch.setitem(SIZES, "nano", (8, 2, 2))
     monkeypatch.chdir(tmp_path)
     prepare(tmp_path)

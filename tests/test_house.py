@@ -26,6 +26,7 @@ ONLY = {  # a package imports from those after it in the list; these know less
     "data": ("data", "modeling.rng", "modeling.types", "runs"),
     "evaluation.protocols": ("evaluation", "data", "modeling.optim", "modeling.rng", "modeling.types", "runs"),
     "evaluation.finetuning": ("evaluation", "data", "modeling.optim", "modeling.rng", "modeling.types", "runs"),
+    "evaluation.detection": ("evaluation", "data", "modeling.optim", "modeling.rng", "modeling.types", "runs"),
     "evaluation.dense": ("evaluation", "data", "modeling.optim", "modeling.rng", "modeling.types", "runs"),
     "modeling.masking": ("modeling.masking", "modeling.constants", "modeling.rng", "modeling.types"),
     "modeling.targets": ("modeling.targets", "modeling.constants", "modeling.patches", "modeling.types"),

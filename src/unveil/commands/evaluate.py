@@ -18,6 +18,7 @@ from ..data.sources import Source
 from ..evaluation.choice import CARD, Auto, alike, settle, take
 from ..evaluation.datasets import ImageSplit, open_sets
 from ..evaluation.dense.data import DenseData
+from ..evaluation.detection.data import DetectionData
 from ..evaluation.features import RawPixels
 from ..evaluation.kept_heads import KeptHead
 from ..evaluation.normalizers import FittedOn
@@ -36,8 +37,10 @@ from ..reporting.lamps import features, lamps
 from ..reporting.run_record import read_evaluations, read_run
 from ..runs.console import Progress, log
 from ..runs.hardware import choose_device, choose_precision
+from ..runs.launcher import is_rank_zero
 from ..runs.run_config import Precision
 from ..runs.threads import use_threads
+from ..training.distributed import process_group
 from .load import load_plain, weights_of
 from .option_types import ProtocolOptions
 
@@ -113,14 +116,15 @@ def evaluate(
 
     data: labelled images: folders of classes, or of train and val; Parquet files or shards with labels; scenes; of a
         folder of rgb, depth, ... the first that the run reads; for segment and depth such a folder, a well-known
-        layout of one, or as --modalities declares
+        layout of one, or as --modalities declares; for detect images with boxes as COCO, YOLO or Pascal VOC have them
     test_data: the images to test on; by default those in data's own val or test, else a fifth of every class
     image_column: the column of a Parquet file that holds the images, where there are several
     label_column: the column of a Parquet file that holds the classes, whatever its name
     group_by: hold out whole groups, such as patients: a level of the path (1 is the first folder), or a regex with one
         group
     protocol: linear (as MAE probes), linear-lbfgs, knn, knn-whitened, attentive, finetune, lowshot, transfer; segment,
-        depth; reconstruct, heldout (of the run's own decoders); or a file with a protocol of your own, my_protocol.py
+        depth; detect; reconstruct, heldout (of the run's own decoders); or a file with a protocol of your own,
+        my_protocol.py
     pool: the class token (cls), the mean of the patches, both, mean-std with their standard deviation, cls-mean-std, or
         auto, chosen on the run's training images without labels; by default mean, and cls where MAE's linear probe
         reads it
@@ -247,8 +251,12 @@ def evaluate(
                     encoders["pixels"] = RawPixels(pixels, encoder.image_size, encoder.device, encoder.patch)
                 untrained = stored.encoder(read, trained=False) if stored else untrained_vit(describe(run), 0, read)
                 encoders[UNTRAINED] = untrained.to(encoder.device)
-            if kind == "images with a label per pixel":
-                images: DenseData | ImageSplit = DenseData(data, test_data, check_test)
+            images: DenseData | DetectionData | ImageSplit
+            if kind == "images with boxes":
+                computing.enter_context(process_group())
+                images = DetectionData(data, test_data, lambda test: check_test(test.as_source()))
+            elif kind == "images with a label per pixel":
+                images = DenseData(data, test_data, check_test)
             else:
                 declared = stored.declared if stored else ()
                 sources = open_sets(data, test_data, encoder.channels, group_by, seed, declared, chosen)
@@ -284,6 +292,8 @@ def evaluate(
     finally:
         computing.close()
         line.close()
+    if not is_rank_zero():
+        return results
     if stored and data != stored.config.data.address:  # else the card's data are the run's
         results = [replace(r, card=" ".join(filter(None, (r.card, *overlaps.values())))) for r in results]
     given = {"pool": pool, "layer": layer, "normalize": normalize}

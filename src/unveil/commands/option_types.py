@@ -180,7 +180,7 @@ class ProtocolOptions(TypedDict, total=False):
     head: Literal["linear", "convnext", "upernet", "dpt", "auto"]
     frozen: bool | None
     modalities: Sequence[str] | str
-    layout: Literal["auto", "folders", "ade20k", "nyuv2", "hypersim", "camvid"]
+    layout: Literal["auto", "folders", "ade20k", "nyuv2", "hypersim", "camvid", "coco", "yolo", "voc"]
     preset: Literal[
         "auto",
         "probe",
@@ -197,6 +197,7 @@ class ProtocolOptions(TypedDict, total=False):
         "mae-ade20k",
         "multimae-ade20k",
         "multimae-hypersim",
+        "vitdet",
     ]
     schedule: Literal[
         "auto", "probe", "small", "mae", "mae-ade20k", "multimae-ade20k", "multimae-hypersim", "multimae-nyuv2"
@@ -231,5 +232,9 @@ class ProtocolOptions(TypedDict, total=False):
     hidden: Sequence[float] | float
     cross_modal: bool
     by_place: bool
+    cascade: bool
+    positions: Literal["auto", "interpolate", "extrapolate"]
+    relative_positions: bool
+    window: int | None
     predict: Sequence[str] | str
     to: Sequence[str] | str

@@ -123,6 +123,7 @@ class EncoderTraining(ABC, Generic[T]):
     """
 
     verb: ClassVar[str]
+    is_shared: ClassVar[bool] = False  # whether `losses` yields those of this process alone
     settings: TrainingSettings
 
     def __init__(
@@ -163,6 +164,7 @@ class EncoderTraining(ABC, Generic[T]):
             checkpoint=self.checkpoint,
             threads=self.context.threads,
             progress=self.context.progress,
+            is_shared=self.is_shared,
         )
         return loader
 

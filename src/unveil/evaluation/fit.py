@@ -18,7 +18,9 @@ from torch import Tensor, nn
 
 from ..runs.atomic import make_folder
 from ..runs.checkpoint import optimizer_tensors, restore_optimizer, write_weights
+from ..runs.launcher import is_rank_zero
 from ..runs.threads import AdaptiveThreads
+from .processes import add_up
 
 SAVE_EVERY = 30.0  # seconds between two checkpoints, where epochs are shorter
 
@@ -41,6 +43,7 @@ def fit(
     checkpoint: FitCheckpoint | None = None,
     threads: int = 0,
     progress: Callable[[str, int, int], None] = lambda what, done, total: None,
+    is_shared: bool = False,
 ) -> None:
     """Train `model` on `batches(epoch)` for some epochs.
 
@@ -48,6 +51,7 @@ def fit(
     `rate` is the learning rate at a point of training counted in epochs; a group of the optimizer takes `scale` times
     that. With `ema` the weights end as their moving average of this decay. A `checkpoint` resumes the training after
     its last stored epoch, provided that `batches` and `losses` depend on nothing but the epoch and the weights.
+    With `is_shared`, `losses` yields those of this process alone, of several that train together.
     On a CPU it computes with `threads` at most, where their number follows the load. `progress` is called with
     (`name`, images done, images in all).
 
@@ -62,7 +66,7 @@ def fit(
         with closing(batches(epoch)) as stream:  # its threads end here
             for step, batch in enumerate(stream):
                 with adaptive.step():
-                    total += update(optimizer, losses(batch), rate(epoch + step / steps_per_epoch))
+                    total += update(optimizer, losses(batch), rate(epoch + step / steps_per_epoch), is_shared)
                 steps += 1
                 if average:
                     follow(average, model, ema, steps)
@@ -74,12 +78,19 @@ def fit(
         parameter.data.copy_(mean)
 
 
-def update(optimizer: torch.optim.Optimizer, losses: Iterable[Float[Tensor, ""]], lr: float) -> Float[Tensor, ""]:
-    """One step on the sum of the losses, at `lr` times the scale of each group; returns the sum, on the device."""
+def update(
+    optimizer: torch.optim.Optimizer, losses: Iterable[Float[Tensor, ""]], lr: float, is_shared: bool = False
+) -> Float[Tensor, ""]:
+    """One step on the sum of the losses, at `lr` times the scale of each group; returns the sum, on the device.
+
+    Where it `is_shared`, the losses are those of this process alone, and the step is that of all processes together.
+    """
     total: Tensor | None = None
     for loss in losses:
         loss.backward()
         total = loss.detach() if total is None else total + loss.detach()
+    if is_shared:
+        total = add_up((p for group in optimizer.param_groups for p in group["params"]), total)
     assert total is not None
     for group in optimizer.param_groups:
         group["lr"] = lr * group.get("scale", 1.0)
@@ -138,7 +149,7 @@ class FitCheckpoint:
         is_last: bool,
     ) -> None:
         """Store the training after an epoch, unless the last file is only seconds old; moments not after the last."""
-        if self.file is None or (time.monotonic() - self.saved < SAVE_EVERY and not is_last):
+        if self.file is None or (time.monotonic() - self.saved < SAVE_EVERY and not is_last) or not is_rank_zero():
             return
         moments = {} if is_last else optimizer_tensors(model, optimizer)
         tensors = {f"model:{name}": tensor for name, tensor in model.state_dict().items()}

@@ -17,11 +17,12 @@ from ..runs.console import suggest, user_path
 from .types import EvaluationProtocol
 
 Classification = Literal["knn", "knn-whitened", "linear", "linear-lbfgs", "attentive", "finetune"]
-Data = Literal["labelled images", "images with a label per pixel", "samples for a run's decoders"]
+Data = Literal["labelled images", "images with a label per pixel", "images with boxes", "samples for a run's decoders"]
 DATA: dict[str, Data] = {
     "features": "labelled images",
     "images": "labelled images",
     "dense": "images with a label per pixel",
+    "boxes": "images with boxes",
     "model": "samples for a run's decoders",
 }
 

@@ -15,6 +15,7 @@ from torch import nn
 
 from ..runs import console
 from ..runs.atomic import make_folder, write_json
+from ..runs.launcher import is_rank_zero
 from .outcomes import write_outcomes
 
 
@@ -24,7 +25,7 @@ class Result:
 
     Metrics are shares in [0, 1], but for errors (in metres) and PSNR (in decibels); `details` are those of each part,
     such as a class, for this run. `outcomes` are those of each test sample, by subject and metric, in a file of their
-    own. `weights` says which were measured: a checksum, and of a run step and epoch.
+    own. `weights` says which were measured: a checksum, and of a run step and epoch. `shown` is what the report draws.
     """
 
     protocol: str
@@ -40,6 +41,7 @@ class Result:
     details: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     outcomes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     weights: Mapping[str, Any] = field(default_factory=dict)
+    shown: Mapping[str, Any] = field(default_factory=dict)
 
 
 def write_results(
@@ -58,7 +60,10 @@ def write_results(
     make_folder(folder)
     files = {folder / f"{result.protocol}.json": result for result in results}
     for file, result in files.items():
-        write_json(file, {name: value for name, value in asdict(result).items() if name != "outcomes"})
+        content = {name: value for name, value in asdict(result).items() if name != "outcomes"}
+        if not result.shown:
+            del content["shown"]
+        write_json(file, content)
         write_outcomes(Path(run_dir), result.protocol, result.outcomes, place)
     return list(files)
 
@@ -73,8 +78,14 @@ _FORMS = {  # metrics that the table shows, beside accuracies: their label and f
     "rmse": ("RMSE", "{:.3f} m"),
     "psnr": ("PSNR", "{:.2f} dB"),
     "loss": ("loss", "{:.4f}"),
+    "box_ap": ("box AP", "{:.1%}"),
+    "box_ap50": ("box AP50", "{:.1%}"),
+    "box_ap75": ("box AP75", "{:.1%}"),
+    "mask_ap": ("mask AP", "{:.1%}"),
+    "mask_ap50": ("mask AP50", "{:.1%}"),
+    "mask_ap75": ("mask AP75", "{:.1%}"),
 }
-_DETAILS = {"iou": "IoU of each class"}
+_DETAILS = {"iou": "IoU of each class", "box_ap": "box AP of each class", "mask_ap": "mask AP of each class"}
 
 
 def table(results: Sequence[Result]) -> str:
@@ -122,7 +133,7 @@ def details_table(results: Sequence[Result]) -> str:
     blocks = []
     for result in results:
         for kind, values in result.details.items():
-            cells = [(n, f"{value:.1%}" if kind == "iou" else f"{value:.4g}") for n, value in values.items()]
+            cells = [(n, f"{value:.1%}" if kind in _DETAILS else f"{value:.4g}") for n, value in values.items()]
             widest = max((len(name) + len(value) for name, value in cells), default=0)
             count = -(-len(cells) // max(1, _WIDTH // (widest + 4)))  # 4 spaces between names and values
             cells += [("", "")] * (-len(cells) % max(1, count))
@@ -164,7 +175,7 @@ class ResultCache:
     def put(self, key: Key, content: Mapping[str, object]) -> None:
         """Store a score atomically. The checkpoints of the trainings that led to it are removed."""
         path = self._path(key, "json")
-        if path is not None:
+        if path is not None and is_rank_zero():
             make_folder(path.parent)
             write_json(path, content)
             for checkpoint in [used for used in self.used if used.suffix == ".safetensors"]:

@@ -13,6 +13,7 @@ from ..data.kept_views import KeptViews
 from .baselines import MeasuredBaseline, MeasuredBaselines
 from .datasets import ImageSplit
 from .dense.data import DenseData
+from .detection.data import DetectionData
 from .kept_heads import KeptHead
 from .normalizers import described, reads
 from .results import Result, checksum
@@ -24,7 +25,7 @@ UNTRAINED, SCRATCH = "untrained", "from scratch"
 def run_protocols(
     protocols: Mapping[str, EvaluationProtocol],
     subjects: Mapping[str, Any],
-    data: ImageSplit | DenseData | HeldOutSamples,
+    data: ImageSplit | DenseData | DetectionData | HeldOutSamples,
     context: Context | None = None,
     reuse: bool = False,
     keep: Callable[[str, KeptHead], None] | None = None,
@@ -102,6 +103,7 @@ def run_protocols(
                 date=datetime.now(UTC).isoformat(timespec="seconds"),
                 details=score.details,
                 outcomes=outcomes,
+                shown=score.shown,
             )
         )
     return results

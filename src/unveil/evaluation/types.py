@@ -20,7 +20,7 @@ from ..runs.run_config import Precision
 from .kept_heads import KeptHead
 from .results import ResultCache
 
-Needs = Literal["features", "images", "dense", "model"]
+Needs = Literal["features", "images", "dense", "model", "boxes"]
 THIS_RUN = "this run"
 
 
@@ -32,6 +32,7 @@ class Score:
     `baselines` are the metrics of predictors that need no encoder, such as the most frequent class, and `details` what
     a metric is a mean of, such as the IoU of each class. `outcomes` are, for some metrics, the numbers of the test
     samples that the metric is the mean of (of several draws a list each), so that subjects can be compared in pairs.
+    `shown` is what the report draws beside the numbers, as JSON: pictures, curves.
     """
 
     metrics: dict[str, float]
@@ -41,6 +42,7 @@ class Score:
     baselines: Mapping[str, dict[str, float]] = field(default_factory=dict)
     details: Mapping[str, dict[str, float]] = field(default_factory=dict)
     outcomes: Mapping[str, Sequence[float] | Sequence[Sequence[float]]] = field(default_factory=dict)
+    shown: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -90,8 +92,8 @@ class EvaluationProtocol(Protocol):
     """A measurement: a frozen dataclass whose fields are its options, each with a default and a line in its docstring.
 
     What `run` gets depends on `needs`: `features` an encoder and a `FeatureSplit`; `images` an encoder and an
-    `ImageSplit`; `dense` an encoder and a `DenseData`, the address of images with a label per pixel; `model` a model
-    with decoders and `HeldOutSamples`.
+    `ImageSplit`; `dense` an encoder and a `DenseData`, the address of images with a label per pixel; `boxes` an encoder
+    and a `DetectionData`, that of images with boxes; `model` a model with decoders and `HeldOutSamples`.
     """
 
     @property

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from ..runs.checkpoint import write_weights
 from ..runs.console import user_path
 from .encoder import Encoder
-from .layers import EPS, Block, ResizePositions
+from .layers import EPS, Block, ResizePositions, Rotation
 from .normalizer import Normalizer
 from .types import DEPTH, PARTS, RGB, Batch, Combine, FeatureSpec, Modality, Observation, Pool, to_float
 
@@ -225,6 +225,10 @@ class FeatureExtractor(nn.Module, ABC):
     def tokens(self, batch: Batch, blocks: Sequence[int]) -> list[Float[Tensor, "B K D"]]:
         """The outputs of these blocks, as `maps`, of all modalities that the batch has, one after another."""
 
+    @abstractmethod
+    def patch_input(self, images: Float[Tensor, "B C H W"]) -> tuple[Float[Tensor, "B N D"], Rotation]:
+        """The input of the first block without prefix tokens, and the rotation of queries and keys in all blocks."""
+
     def maps(self, images: Float[Tensor, "B C H W"], blocks: Sequence[int]) -> list[Float[Tensor, "B K D"]]:
         """The outputs of these blocks, counted from 1, before any final norm: prefix tokens, then patches by rows."""
         return self.tokens(_batch(images, self.modalities[0]), blocks)
@@ -235,6 +239,12 @@ class FeatureExtractor(nn.Module, ABC):
         if module == "blocks":
             return int(rest[0]) + 1
         return self.depth + 1 if module in ("norm", "projection") else 0
+
+    def windowed(self, *how: Any) -> nn.Module:
+        """A copy whose attention is inside windows, as a `WindowedViT`, which takes the same arguments."""
+        from .windowed import WindowedViT  # which is a module of encoders like this one
+
+        return WindowedViT(self, *how)
 
     def branches(self) -> Sequence[Sequence[nn.Module]]:
         """Of each block, the modules whose outputs are added to its input."""
@@ -297,6 +307,9 @@ class ImageEncoder(FeatureExtractor):
 
     def tokens(self, batch: Batch, blocks: Sequence[int]) -> list[Float[Tensor, "B K D"]]:
         return self.encoder.outputs(self.encoder.embed(batch), blocks)
+
+    def patch_input(self, images: Float[Tensor, "B C H W"]) -> tuple[Float[Tensor, "B N D"], Rotation]:
+        return self.encoder.embed(_batch(images, self.modalities[0])).values, None
 
     def observe_images(self, images: Float[Tensor, "B C H W"], spec: FeatureSpec) -> Observation:
         return self.encoder.observe(self.encoder.embed(_batch(images, self.modalities[0])), spec)

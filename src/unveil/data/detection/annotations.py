@@ -14,6 +14,7 @@ from jaxtyping import Bool, Float64, Int64
 from numpy import ndarray
 
 from ...runs.console import quoted
+from ..aligned_folders import AlignedSource, Paths
 from ..decode import Unreadable, decode, to_channels
 from ..modality_config import RGB, Declared
 from ..regular_files import read_bytes
@@ -159,6 +160,10 @@ class DetectionSet:
             size = f"{pixels.shape[-1]} x {pixels.shape[-2]}"
             raise Unreadable(name, f"its annotations are of {width} x {height} pixels, the image has {size}")
         return Sample({self.declared[0].name: pixels})
+
+    def as_source(self) -> AlignedSource:
+        """The same images without their objects, as other commands read them."""
+        return AlignedSource(self.address, self.root, (RGB,), self.files, {RGB.name: Paths(self.files)})
 
     def with_channels(self, channels: int) -> DetectionSet:
         """The same with images of so many channels: an encoder of grey images reads grey ones."""

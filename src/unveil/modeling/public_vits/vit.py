@@ -254,6 +254,10 @@ class PublicViT(FeatureExtractor):
             read.append((cls, normed[:, self.num_prefix :]))
         return read
 
+    def patch_input(self, images: Float[Tensor, "B C H W"]) -> tuple[Float[Tensor, "B N D"], Rotation]:
+        x, rotation = self.vit.first_input(self.normalised(images))
+        return x[:, self.num_prefix :], rotation
+
     def tokens(self, batch: Batch, blocks: Sequence[int]) -> list[Float[Tensor, "B K D"]]:
         if "rgb" in batch.maps:
             x, rotation = self.vit.first_input(self.normalised(batch.maps["rgb"]))
