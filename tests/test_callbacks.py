@@ -174,9 +174,10 @@ def test_tensorboard_has_the_numbers(tmp_path: Path):
 
 
 def test_wandb_without_a_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    pytest.importorskip("wandb")
+    wandb = pytest.importorskip("wandb")
     monkeypatch.setenv("WANDB_MODE", "offline")
     tell(trackers.WandB(), tmp_path)
+    wandb.teardown()  # its own process has written all
     (file,) = (tmp_path / "wandb").glob("offline-run-*/*.wandb")
     content = file.read_bytes()
     assert b"step/losses/pixels" in content
@@ -197,9 +198,8 @@ def test_mlflow_in_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 
 
 def test_trackio_in_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))  # which is read as it is imported
     pytest.importorskip("trackio")
-    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
-    monkeypatch.setattr("trackio.utils.TRACKIO_DIR", tmp_path / "trackio", raising=False)
     tell(trackers.Trackio(), tmp_path)
     files = [*(tmp_path / "trackio").rglob("*.db")]
     assert files

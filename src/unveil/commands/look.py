@@ -9,7 +9,7 @@ from typing import Any, Unpack
 
 from ..data.columns import with_columns
 from ..data.sources import Subset, spread
-from ..evaluation.visualize.panels import MapPictures, map_renderers, predicts_norm_pix, sample_pictures, sheet_of
+from ..evaluation.visualize.panels import MapPictures, draw_samples, map_renderers, predicts_norm_pix, sample_pictures
 from ..modeling.rng import seed_stage
 from ..recipes.options import accept_python_values
 from ..recipes.registry import build_recipe, load_recipe
@@ -122,7 +122,7 @@ def draw(subject: Subject, samples: int) -> Picture:
     if subject.is_encoder_alone:
         pictures = [[replace(one, hidden=None) for one in sample] for sample in pictures]
     notes = [*filter(None, (r.note for r in renderers.values())), *notes_on(subject, pictures[0])]
-    return sheet_of(subject.title, pictures, renderers, notes).draw()
+    return draw_samples(subject.title, pictures, renderers, notes)
 
 
 def notes_on(subject: Subject, first: list[MapPictures]) -> list[str]:

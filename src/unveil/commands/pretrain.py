@@ -30,6 +30,7 @@ from ..runs.folder import (
     OWN_SCORE,
     TRAINED_IMAGES,
     FinishedError,
+    LongerError,
     ReadOnlyRun,
     RunFolder,
     check_apart,
@@ -44,6 +45,8 @@ from ..training.callbacks import Callbacks
 from ..training.config import PretrainConfig, signature
 from ..training.data_setup import check_images, facts_to_store, make_loader
 from ..training.distributed import Group, process_group
+from ..training.extend import extend
+from ..training.init_from import schedule_metadata
 from ..training.ladder import HALVINGS, WentBack, finish_return, log_returns
 from ..training.loop import Loop, stop_on_signal
 from ..training.monitor import ValidationMonitor
@@ -153,8 +156,11 @@ def _open(config: PretrainConfig, processes: int, stack: ExitStack) -> tuple[Run
     folder = choose_folder(config.out, config.name)
     check_writable(folder)
     check_apart(folder, split_columns(config.data)[0])
+    longer: LongerError | None = None
     try:
         continues = is_continuation(folder, config.fingerprint, config.overwrite)
+    except LongerError as error:
+        continues, longer = True, error
     except FinishedError as finished:
         log(str(finished))
         return RunFolder(folder), None
@@ -163,7 +169,11 @@ def _open(config: PretrainConfig, processes: int, stack: ExitStack) -> tuple[Run
         stack.enter_context(run.lock())
         run.restore_metadata()
         finish_return(run)
+        if longer is not None:
+            extend(run, config.fingerprint, longer)
         setup = _reopen(run, config, processes)
+        if longer is not None:
+            run.update_metadata(schedule=schedule_metadata(setup.recipe, config.continue_schedule))
         check_images(folder, setup.train)
         return run, setup
     setup = set_up_new(config, processes)

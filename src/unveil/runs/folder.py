@@ -56,6 +56,10 @@ class FinishedError(ValueError):
     """The folder holds this run, finished: nothing is left to do."""
 
 
+class LongerError(ValueError):
+    """The folder holds this run, finished, and now it is to have other epochs, or minutes."""
+
+
 class Listener(Protocol):
     """What is told of the lines and checkpoints that a run writes."""
 
@@ -338,8 +342,9 @@ def is_continuation(path: Path, fingerprint: Mapping[str, Any], overwrite: bool)
         return False
     if differs:
         changes = "; ".join(f"{k}: {before.get(k)!r} then, {now.get(k)!r} now" for k in differs)
-        longer = f"; {_longer(path)}" if is_finished and set(differs) <= {"epochs", "minutes"} else ""
-        raise ValueError(
+        is_longer = is_finished and set(differs) <= {"epochs", "minutes"}
+        longer = f"; {_longer(path)}" if is_longer else ""
+        raise (LongerError if is_longer else ValueError)(
             f"{path} holds another run ({changes}){longer}; give another --out, the same options, or --overwrite"
         )
     if is_finished and lost(path):

@@ -31,7 +31,7 @@ _TYPES: Mapping[str, tuple[type, ...]] = {  # of the entries of `run.json` that 
     **dict.fromkeys(
         ("asked", "dials", "modality", "data", "model", "settings", "plan", "updates", "teachers"), (dict,)
     ),
-    **dict.fromkeys(("modalities", "model.stages", "returns"), (list,)),
+    **dict.fromkeys(("modalities", "model.stages", "returns", "extended"), (list,)),
     **dict.fromkeys(("modality.mean", "modality.std"), (list, type(None))),
     **dict.fromkeys(("settings.save_minutes", "settings.val_every", "plan.update_seconds"), _NUMBER),
     **dict.fromkeys(("optim.lr", "optim.lr_factor", "optim.warmup_epochs", "optim.trained_epochs"), _NUMBER),

@@ -51,6 +51,7 @@ from .data_setup import (
     settle,
     split_data,
 )
+from .extend import without_old_schedule
 from .init_from import (
     Initial,
     PreviousTraining,
@@ -179,6 +180,8 @@ def set_up_resumed(config: PretrainConfig, folder: Path, processes: int = 1) -> 
         raise ValueError(f"{folder} has no whole checkpoint to continue from: {reasons}; --overwrite starts again")
     if resume is None:
         check_checkpoints(folder)
+    else:
+        resume = replace(resume, state=without_old_schedule(resume.state, metadata))
     for complaint in complaints:
         log(f"warning: {complaint}; the checkpoint before it is used")
     train, held_out = split_data(source, config, run.config.seed)

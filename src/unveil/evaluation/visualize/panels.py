@@ -324,6 +324,13 @@ def sheet_of(
     return Sheet(title, blocks, keys, notes)
 
 
+def draw_samples(
+    title: str, samples: Sequence[Sequence[MapPictures]], renderers: Mapping[str, MapRenderer], notes: Sequence[str]
+) -> Picture:
+    """The sheet of `sheet_of` as one picture, 1280 pixels wide."""
+    return sheet_of(title, samples, renderers, notes).draw()
+
+
 def _single(one: MapPictures) -> PanelBlock:
     first = [
         Panel("teacher attention", one.teacher),
