@@ -282,7 +282,10 @@ def _address_of(value: Any) -> Any:
         return _plain(value)
     from ..data.given import address_of  # imports torch
 
-    return address_of(value)
+    try:
+        return address_of(value)
+    except TypeError as error:
+        raise UsageError(str(error)) from error
 
 
 def accept_python_values(function: Callable[P, R]) -> Callable[P, R]:

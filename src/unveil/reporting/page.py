@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import os
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -39,7 +40,7 @@ SECTIONS: tuple[Callable[[Runs], Markup | None], ...] = (
 
 
 def write_report(
-    runs: str | Path | Sequence[str | Path],
+    runs: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
     out: str | Path | None = None,
     *,
     watch: bool = False,
@@ -56,17 +57,17 @@ def write_report(
 
     FileNotFoundError or ValueError where a folder is missing or is no run.
     """
-    runs = [runs] if isinstance(runs, (str, Path)) else runs
-    first, folders = _folders(runs)
+    given = [os.fspath(run) for run in ([runs] if isinstance(runs, (str, os.PathLike)) else runs)]
+    first, folders = _folders(given)
     text = _composed(folders, first, summary)
     path = user_path(out) if out is not None else first / "report.html"
     path = path / "report.html" if path.is_dir() else path
     if watch:
         application = live_application(
-            lambda: _folders(runs)[1], lambda: _composed(_folders(runs)[1], first, summary, is_live=True)
+            lambda: _folders(given)[1], lambda: _composed(_folders(given)[1], first, summary, is_live=True)
         )
         serve(application, port)
-        text = _composed(_folders(runs)[1], first, summary)
+        text = _composed(_folders(given)[1], first, summary)
     make_folder(path.parent)
     write_text(path, text)
     return path

@@ -36,7 +36,7 @@ def extend(run: RunFolder, asked: Mapping[str, Any], refused: LongerError) -> No
     epochs = float(f"{epochs:.4g}")
     entry = {"step": stored["last_checkpoint"], "epochs": [done, epochs]}
     kept = {name: value for name, value in stored["asked"].items() if name not in LENGTH}
-    budget = None if asked.get("epochs") is not None else 60.0 * minutes
+    budget = None if asked.get("epochs") is not None or minutes is None else 60.0 * minutes
     log(f"note: {run.path} was finished after {done:.4g} epochs; it goes on to {epochs:.4g}")
     file = run.path / "config.yaml"
     if file.is_file():

@@ -16,7 +16,7 @@ from ...modeling.masked_model import ForwardOutput, MaskedModel
 from ...modeling.patches import validity
 from ...modeling.targets import Pixels
 from ...modeling.types import Batch, Layout, Modality
-from ...reporting.figures import Bar, Key, Legend, Panel, PanelBlock, Sheet
+from ...reporting.figures import Bar, Key, Legend, Panel, PanelBlock, Sheet, draw_sheet
 from ...reporting.pictures import (
     Picture,
     attention_overlay,
@@ -328,7 +328,8 @@ def draw_samples(
     title: str, samples: Sequence[Sequence[MapPictures]], renderers: Mapping[str, MapRenderer], notes: Sequence[str]
 ) -> Picture:
     """The sheet of `sheet_of` as one picture, 1280 pixels wide."""
-    return sheet_of(title, samples, renderers, notes).draw()
+    sheet = sheet_of(title, samples, renderers, notes)
+    return draw_sheet(sheet.title, sheet.blocks, sheet.keys, sheet.notes)
 
 
 def _single(one: MapPictures) -> PanelBlock:
