@@ -42,6 +42,7 @@ class Evaluation:
     settings: Mapping[str, Any] = field(default_factory=dict)
     outcomes: Mapping[str, Mapping[str, np.ndarray]] = field(default_factory=dict)  # of each test sample, by subject
     weights: Mapping[str, Any] = field(default_factory=dict)  # that were measured; empty before they were stored
+    shown: Mapping[str, Any] = field(default_factory=dict)  # what is drawn beside the numbers
 
     def is_of(self, newest: Mapping[str, Any]) -> bool:
         """Whether these weights, as far as both are known, were measured."""
@@ -243,9 +244,9 @@ def read_evaluations(folder: Path, remarks: list[str]) -> list[Evaluation]:
             card, settings = str(content.get("card") or ""), dict(mapping(content.get("settings")))
             settings |= {key: content.get(key) for key in ("pool", "test_data")}
             outcomes = _outcomes(folder, path.stem, remarks)
-            weights = dict(mapping(content.get("weights")))
+            weights, shown = dict(mapping(content.get("weights"))), dict(mapping(content.get("shown")))
             evaluations.append(
-                Evaluation(protocol, data, metrics, baselines, card, details, settings, outcomes, weights)
+                Evaluation(protocol, data, metrics, baselines, card, details, settings, outcomes, weights, shown)
             )
     return evaluations
 
