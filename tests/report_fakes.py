@@ -9,13 +9,17 @@ from pathlib import Path
 import numpy as np
 
 from unveil.reporting.pictures import (
+    MapImage,
     Near,
     NearRow,
+    PatchImage,
     Probe,
     attention_overlay,
     hide_patches,
     paste,
+    write_map,
     write_neighbours,
+    write_patches,
     write_probes,
 )
 
@@ -163,3 +167,11 @@ def _fake_pictures(
         for q, image in enumerate(images)
     ]
     write_neighbours(folder, rows)
+    rng = np.random.default_rng(0)
+    mapped = [
+        MapImage(f"image {i}", images[i % len(images)], (float(x), float(y)), ("cat", "dog")[i % 2])
+        for i, (x, y) in enumerate(rng.random((12, 2)))
+    ]
+    write_map(folder, "t-SNE", mapped, [(0, 4, 0.99)], [(7, 2.5)])
+    codes = rng.integers(-127, 128, (grid[0] * grid[1], 4), np.int8)
+    write_patches(folder, [PatchImage("image 1", images[0], images[0], images[0], codes, grid)])

@@ -82,3 +82,79 @@ if (rows.length) {
     row.addEventListener('click', event => { if (event.target.tagName === 'IMG') enlarge(row); });
   }
 }
+// A map of images: the thumbnail of the dot that is pointed at, cut from the sheet.
+for (const map of document.querySelectorAll('.map')) {
+  const svg = map.querySelector('svg'), sheet = map.querySelector('.sheet img');
+  if (!sheet) continue;
+  const dots = [...svg.querySelectorAll('circle')], columns = Number(map.dataset.columns), rows = Number(map.dataset.rows);
+  const card = document.createElement('div'), canvas = document.createElement('canvas'), words = document.createElement('div');
+  card.className = 'card';
+  card.hidden = true;
+  canvas.width = canvas.height = 128;
+  card.append(canvas, words);
+  map.append(card);
+  let current = -1;
+  const show = i => {
+    if (current >= 0) dots[current].classList.remove('on');
+    current = i;
+    const dot = dots[i], side = sheet.naturalWidth / columns, high = sheet.naturalHeight / rows;
+    dot.classList.add('on');
+    const place = Number(dot.dataset.i), context = canvas.getContext('2d');
+    context.imageSmoothingEnabled = false;
+    context.drawImage(sheet, place % columns * side, Math.floor(place / columns) * high, side, high, 0, 0, 128, 128);
+    words.textContent = dot.dataset.name;
+    card.hidden = false;
+    const box = dot.getBoundingClientRect(), outer = map.getBoundingClientRect();
+    card.style.left = Math.min(outer.width - 160, Math.max(0, box.x - outer.x + 12)) + 'px';
+    card.style.top = Math.max(0, box.y - outer.y - 60) + 'px';
+  };
+  svg.addEventListener('pointermove', event => {
+    const frame = svg.getBoundingClientRect(), scale = svg.viewBox.baseVal.width / frame.width;
+    const x = (event.clientX - frame.x) * scale, y = (event.clientY - frame.y) * scale;
+    let best = -1, least = 400;
+    dots.forEach((dot, i) => {
+      const far = (dot.cx.baseVal.value - x) ** 2 + (dot.cy.baseVal.value - y) ** 2;
+      if (far < least) { least = far; best = i; }
+    });
+    if (best >= 0) show(best);
+  });
+  svg.addEventListener('pointerleave', () => { card.hidden = true; });
+  svg.addEventListener('keydown', event => {
+    const step = {ArrowRight: 1, ArrowDown: 1, ArrowLeft: -1, ArrowUp: -1}[event.key];
+    if (!step) return;
+    event.preventDefault();
+    show((current + step + dots.length) % dots.length);
+  });
+}
+// The likeness of all patches to the one that is clicked, from stored codes.
+for (const place of document.querySelectorAll('.clickable')) {
+  const [rows, columns] = place.dataset.grid.split(' ').map(Number), width = Number(place.dataset.width);
+  const codes = Int8Array.from(atob(place.dataset.codes.split(' ')[1]), letter => letter.charCodeAt(0));
+  const canvas = place.querySelector('canvas'), context = canvas.getContext('2d');
+  let chosen = Math.floor(rows / 2) * columns + Math.floor(columns / 2);
+  const draw = () => {
+    const picture = context.createImageData(columns, rows);
+    for (let i = 0; i < rows * columns; i++) {
+      let sum = 0;
+      for (let k = 0; k < width; k++) sum += codes[i * width + k] * codes[chosen * width + k];
+      const alike = Math.max(0, Math.min(1, sum / 16129));
+      picture.data.set(i === chosen ? [255, 60, 60, 255] : [12, 14, 24, Math.round(235 * (1 - alike))], 4 * i);
+    }
+    context.putImageData(picture, 0, 0);
+    place.classList.add('on');
+  };
+  place.addEventListener('click', event => {
+    const frame = place.getBoundingClientRect();
+    const x = Math.floor((event.clientX - frame.x) / frame.width * columns);
+    const y = Math.floor((event.clientY - frame.y) / frame.height * rows);
+    chosen = Math.min(rows - 1, Math.max(0, y)) * columns + Math.min(columns - 1, Math.max(0, x));
+    draw();
+  });
+  place.addEventListener('keydown', event => {
+    const step = {ArrowRight: 1, ArrowLeft: -1, ArrowDown: columns, ArrowUp: -columns}[event.key];
+    if (!step) return;
+    event.preventDefault();
+    if (chosen + step >= 0 && chosen + step < rows * columns) chosen += step;
+    draw();
+  });
+}

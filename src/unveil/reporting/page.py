@@ -15,6 +15,7 @@ from ..runs.atomic import make_folder, write_text
 from ..runs.console import user_path
 from .analyses import attention_over_time, attention_tables, block_by_block, cheaper_guidance, layers
 from .detections import detections
+from .embeddings import data_map, data_oddities, patch_features
 from .galleries import (
     across_modalities,
     attention_maps,
@@ -35,9 +36,9 @@ from .style import LIVE, LOGO, SCRIPT, STYLE
 
 SECTIONS: tuple[Callable[[Runs], Markup | None], ...] = (
     health, overview, key_figures, beside_baselines, other_masks, more_looks, across_modalities, attention_maps,
-    nearest_neighbours, guidance, over_training, curves, label_free, comparison, evaluations, detections,
-    attention_over_time, attention_tables, cheaper_guidance, layers, block_by_block, what_was_run, broken_files,
-    environment,
+    patch_features, nearest_neighbours, data_map, data_oddities, guidance, over_training, curves, label_free,
+    comparison, evaluations, detections, attention_over_time, attention_tables, cheaper_guidance, layers,
+    block_by_block, what_was_run, broken_files, environment,
 )  # fmt: skip
 
 

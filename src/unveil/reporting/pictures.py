@@ -5,21 +5,24 @@ Images are uint8 arrays `H W 3`; a grid is (rows, columns) of patches, numbered 
 
 from __future__ import annotations
 
+import base64
 import io
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float, Int, UInt8
+from jaxtyping import Bool, Float, Int, Int8, UInt8
 from PIL import Image
 
 from ..runs.atomic import make_folder, write_bytes, write_json
 
 Picture = UInt8[np.ndarray, "H W 3"]
 Grid = tuple[int, int]
+THUMBNAIL = 32  # pixels of the side of an image on the sheet of a map
 _OF_ALL = ("original", "hidden", "reconstructed", "attention")  # in the index; pictures of some runs are in `more`
 
 
@@ -63,6 +66,31 @@ class NearRow:
     query: Near
     neighbours: Sequence[Near]
     by_colour: Sequence[Near] = ()
+
+
+@dataclass(frozen=True)
+class PatchImage:
+    """An image, its patches' features as colours, the attention of all heads, and `codes` N K of its patches (int8).
+
+    Products of codes over 127 squared are about the cosines of features.
+    """
+
+    name: str
+    original: Picture
+    principal: Picture
+    heads: UInt8[np.ndarray, "h w 3"]
+    codes: Int8[np.ndarray, "N K"]
+    grid: Grid
+
+
+@dataclass(frozen=True)
+class MapImage:
+    """An image on a map of many, at `place` (x, y) in [0, 1]."""
+
+    name: str
+    picture: Picture
+    place: tuple[float, float]
+    label: str | None = None
 
 
 def write_probes(
@@ -119,6 +147,56 @@ def write_neighbours(run_dir: str | Path, rows: Sequence[NearRow]) -> None:
         one = {"query": f"query{q}.png", "query_label": row.query.label, "neighbours": near, "by_colour": alone}
         described.append(one)
     write_json(folder / "neighbours.json", described)
+
+
+def write_patches(run_dir: str | Path, images: Sequence[PatchImage]) -> None:
+    """Write `pictures/patches.json` and its images: features and attention of the patches of a few images."""
+    folder = _pictures(run_dir)
+    described = []
+    for i, image in enumerate(images):
+        files = {"original": image.original, "principal": image.principal, "heads": image.heads}
+        for name, picture in files.items():
+            write_bytes(folder / f"patches{i}-{name}.png", png(picture))
+        one: dict[str, Any] = {name: f"patches{i}-{name}.png" for name in files}
+        one |= {"name": image.name, "grid": list(image.grid), "width": image.codes.shape[1]}
+        described.append({**one, "codes": base64.b64encode(image.codes.tobytes()).decode()})
+    write_json(folder / "patches.json", described)
+
+
+def write_map(
+    run_dir: str | Path,
+    method: str,
+    images: Sequence[MapImage],
+    duplicates: Sequence[tuple[int, int, float]],
+    outliers: Sequence[tuple[int, float]],
+) -> None:
+    """Write `pictures/map.json`, a sheet of thumbnails, and the pictures of near-duplicates and outliers.
+
+    Duplicates are two numbers of images with their likeness, outliers one with its distance over the median.
+    """
+    folder = _pictures(run_dir)
+    columns = max(1, math.ceil(math.sqrt(len(images))))
+    sheet = Image.new("RGB", (columns * THUMBNAIL, -(-len(images) // columns) * THUMBNAIL))
+    for i, image in enumerate(images):
+        small = Image.fromarray(image.picture).resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BOX)
+        sheet.paste(small, (i % columns * THUMBNAIL, i // columns * THUMBNAIL))
+    buffer = io.BytesIO()
+    sheet.save(buffer, "JPEG", quality=80)
+    write_bytes(folder / "map.jpg", buffer.getvalue())
+    for i in {i for i, _ in outliers} | {i for pair in duplicates for i in pair[:2]}:
+        write_bytes(folder / f"map{i}.png", png(images[i].picture))
+    content = {
+        "method": method,
+        "sheet": "map.jpg",
+        "columns": columns,
+        "images": [
+            {"name": image.name, "label": image.label, "place": [round(float(v), 4) for v in image.place]}
+            for image in images
+        ],
+        "duplicates": [[i, j, round(value, 4)] for i, j, value in duplicates],
+        "outliers": [[i, round(value, 3)] for i, value in outliers],
+    }
+    write_json(folder / "map.json", content)
 
 
 def viewable(

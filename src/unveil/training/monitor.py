@@ -14,6 +14,7 @@ from torch import Tensor
 from ..data.sources import Source, class_of
 from ..evaluation.analysis.attention import attention_metrics
 from ..evaluation.features import feature_std, rankme
+from ..evaluation.visualize.embeddings import embed_map
 from ..evaluation.visualize.neighbours import Neighbour, colour_histograms, distinct_neighbours
 from ..evaluation.visualize.panels import (
     FEATURES,
@@ -23,14 +24,26 @@ from ..evaluation.visualize.panels import (
     predicts_norm_pix,
     sample_pictures,
 )
+from ..evaluation.visualize.patch_features import patch_images
 from ..evaluation.visualize.samples import SampleViews, load_samples
 from ..modeling.image_encoder import pooled
 from ..modeling.masked_model import MaskedModel
 from ..modeling.types import Batch, Modality, to_float
-from ..reporting.pictures import Near, NearRow, Picture, Probe, write_neighbours, write_probes
+from ..reporting.pictures import (
+    MapImage,
+    Near,
+    NearRow,
+    Picture,
+    Probe,
+    write_map,
+    write_neighbours,
+    write_patches,
+    write_probes,
+)
 from ..runs.folder import RunFolder
 
 PROBES, SIGNAL_IMAGES, NEIGHBOUR_IMAGES, QUERIES, NEIGHBOURS = 6, 256, 1000, 5, 6
+PATCH_IMAGES = 3  # whose patches are shown
 SEVERAL_PROBES = 3  # samples whose maps are shown where there are several of each
 _BATCH = 64
 
@@ -93,7 +106,8 @@ class ValidationMonitor:
 
     @torch.no_grad()
     def finish(self, model: MaskedModel) -> None:
-        """Write the nearest neighbours of a few held-out images among the training images, by cosine of features."""
+        """Write the nearest neighbours of a few held-out images among the training images, by cosine of features; a map
+        of these training images; and what the patches of a few images are to the encoder."""
         others = self._samples(self.train, NEIGHBOUR_IMAGES)
         if self.first.kind == "categorical" or not len(others) or not len(self.queries):
             return  # class ids are not compared as images are
@@ -116,6 +130,22 @@ class ValidationMonitor:
             rows.append(NearRow(query, pictures(near[q]), pictures(by_colour[q])))
         with self.run.tolerate_io_errors("pictures"):
             write_neighbours(self.run.path, rows)
+            self._draw_data(model, others, features[1])
+
+    def _draw_data(self, model: MaskedModel, others: SampleViews, features: Float[Tensor, "N D"]) -> None:
+        """Write the map of training images by their features, and what the patches of a few held-out images are."""
+        if len(others) < 3 or not features.isfinite().all():
+            return
+        embedded = embed_map(features, others.views.maps[self.first.name])
+        images = [
+            MapImage(name, self._view(others.views, i), (x, y), class_of(self.train, others.places[i]))
+            for i, (name, (x, y)) in enumerate(zip(others.names, embedded.points.tolist(), strict=True))
+        ]
+        write_map(self.run.path, embedded.method, images, embedded.duplicates, embedded.outliers)
+        shown = self.probes.views[:PATCH_IMAGES]
+        originals = [self._view(shown, i) for i in range(len(shown))]
+        batch, names = shown.on(model.encoder.prefix.device), self.probes.names[: len(shown)]
+        write_patches(self.run.path, patch_images(model.encoder, batch, self.first.name, names, originals))
 
     def _samples(self, source: Source, count: int) -> SampleViews:
         return load_samples(source, self.modalities, self.size, count)
