@@ -27,6 +27,7 @@ from ..evaluation.registry import choose, data_for
 from ..evaluation.results import Result, ResultCache, details_table, table, write_results
 from ..evaluation.run import UNTRAINED, run_protocols
 from ..evaluation.types import THIS_RUN, Context, EvaluationProtocol, FeatureEncoder
+from ..evaluation.videos.data import VideoData
 from ..modeling.image_encoder import ImageEncoder
 from ..modeling.normalizer import Normalize
 from ..modeling.public_vits import PublicViT, describe, is_public_vit, untrained_vit
@@ -116,14 +117,15 @@ def evaluate(
 
     data: labelled images: folders of classes, or of train and val; Parquet files or shards with labels; scenes; of a
         folder of rgb, depth, ... the first that the run reads; for segment and depth such a folder, a well-known
-        layout of one, or as --modalities declares; for detect images with boxes as COCO, YOLO or Pascal VOC have them
+        layout of one, or as --modalities declares; for detect images with boxes as COCO, YOLO or Pascal VOC have them;
+        for vos videos in the layout of DAVIS
     test_data: the images to test on; by default those in data's own val or test, else a fifth of every class
     image_column: the column of a Parquet file that holds the images, where there are several
     label_column: the column of a Parquet file that holds the classes, whatever its name
     group_by: hold out whole groups, such as patients: a level of the path (1 is the first folder), or a regex with one
         group
     protocol: linear (as MAE probes), linear-lbfgs, knn, knn-whitened, attentive, finetune, lowshot, transfer; segment,
-        depth; detect; reconstruct, heldout (of the run's own decoders); or a file with a protocol of your own,
+        depth; detect; vos; reconstruct, heldout (of the run's own decoders); or a file with a protocol of your own,
         my_protocol.py
     pool: the class token (cls), the mean of the patches, both, mean-std with their standard deviation, cls-mean-std, or
         auto, chosen on the run's training images without labels; by default mean, and cls where MAE's linear probe
@@ -136,7 +138,7 @@ def evaluate(
         default the first
     baselines: measure raw pixels and the untrained encoder too; where the encoder is trained, from scratch
     cache: take scores of baselines on the same images from an earlier command, and keep them in ~/.cache/unveil
-    limit: use at most so many images of each source
+    limit: use at most so many images of each source, or so many videos
     micro_batch: images in memory at once
     at_epoch: measure the weights that the run saved then (`pretrain --save-every`); results go to `eval/epoch-<epoch>/`
     over_training: measure all weights that the run kept on its way too, by protocols on features: the verdict then says
@@ -216,6 +218,7 @@ def evaluate(
             pool_is_chosen=pool is not None or not is_plain,
             views=KeptViews() if over_training else None,
             cache=results_so_far,
+            pictures=None if at_epoch is not None else folder / "pictures",
             progress=progress,
             note=note,
         )
@@ -251,12 +254,16 @@ def evaluate(
                     encoders["pixels"] = RawPixels(pixels, encoder.image_size, encoder.device, encoder.patch)
                 untrained = stored.encoder(read, trained=False) if stored else untrained_vit(describe(run), 0, read)
                 encoders[UNTRAINED] = untrained.to(encoder.device)
-            images: DenseData | DetectionData | ImageSplit
+            images: DenseData | DetectionData | VideoData | ImageSplit
             if kind == "images with boxes":
                 computing.enter_context(process_group())
                 images = DetectionData(data, test_data, lambda test: check_test(test.as_source()))
             elif kind == "images with a label per pixel":
                 images = DenseData(data, test_data, check_test)
+            elif kind == "videos with masks of objects":
+                if test_data is not None:
+                    raise ValueError("vos trains nothing: give the videos by --data alone, and a list by --split")
+                images = VideoData(data, limit)
             else:
                 declared = stored.declared if stored else ()
                 sources = open_sets(data, test_data, encoder.channels, group_by, seed, declared, chosen)

@@ -17,12 +17,19 @@ from ..runs.console import suggest, user_path
 from .types import EvaluationProtocol
 
 Classification = Literal["knn", "knn-whitened", "linear", "linear-lbfgs", "attentive", "finetune"]
-Data = Literal["labelled images", "images with a label per pixel", "images with boxes", "samples for a run's decoders"]
+Data = Literal[
+    "labelled images",
+    "images with a label per pixel",
+    "images with boxes",
+    "videos with masks of objects",
+    "samples for a run's decoders",
+]
 DATA: dict[str, Data] = {
     "features": "labelled images",
     "images": "labelled images",
     "dense": "images with a label per pixel",
     "boxes": "images with boxes",
+    "videos": "videos with masks of objects",
     "model": "samples for a run's decoders",
 }
 

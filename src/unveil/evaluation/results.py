@@ -73,6 +73,9 @@ _FORMS = {  # metrics that the table shows, beside accuracies: their label and f
     "most_frequent_class": ("most frequent class", "{:.1%}"),
     "miou": ("mIoU", "{:.1%}"),
     "pixel_accuracy": ("pixel accuracy", "{:.1%}"),
+    "jf_mean": ("J&F", "{:.1%}"),
+    "j_mean": ("J", "{:.1%}"),
+    "f_mean": ("F", "{:.1%}"),
     "delta1": ("delta1", "{:.1%}"),
     "abs_rel": ("relative error", "{:.3f}"),
     "rmse": ("RMSE", "{:.3f} m"),
@@ -85,7 +88,12 @@ _FORMS = {  # metrics that the table shows, beside accuracies: their label and f
     "mask_ap50": ("mask AP50", "{:.1%}"),
     "mask_ap75": ("mask AP75", "{:.1%}"),
 }
-_DETAILS = {"iou": "IoU of each class", "box_ap": "box AP of each class", "mask_ap": "mask AP of each class"}
+_DETAILS = {
+    "iou": "IoU of each class",
+    "box_ap": "box AP of each class",
+    "mask_ap": "mask AP of each class",
+    "jf": "J&F of each video",
+}
 
 
 def table(results: Sequence[Result]) -> str:
@@ -119,9 +127,9 @@ def _main(metrics: Mapping[str, float]) -> list[tuple[str, str, str]]:
 def _cell(metrics: Mapping[str, float], metric: str, form: str) -> str:
     if metric not in metrics:
         return "-"
-    if form:
+    half = metrics.get(f"plus_minus_{metric}" if form else metric.replace("accuracy", "plus_minus"))
+    if form and (half is None or not form.endswith("%}")):
         return form.format(metrics[metric])
-    half = metrics.get(metric.replace("accuracy", "plus_minus"))
     return f"{100 * metrics[metric]:.1f} {'' if half is None else f'± {100 * half:.1f} '}%"
 
 

@@ -18,6 +18,7 @@ from .kept_heads import KeptHead
 from .normalizers import described, reads
 from .results import Result, checksum
 from .types import THIS_RUN, Context, EvaluationProtocol, FeatureSplit, HeldOutSamples, Score
+from .videos.data import VideoData
 
 UNTRAINED, SCRATCH = "untrained", "from scratch"
 
@@ -25,7 +26,7 @@ UNTRAINED, SCRATCH = "untrained", "from scratch"
 def run_protocols(
     protocols: Mapping[str, EvaluationProtocol],
     subjects: Mapping[str, Any],
-    data: ImageSplit | DenseData | DetectionData | HeldOutSamples,
+    data: ImageSplit | DenseData | DetectionData | VideoData | HeldOutSamples,
     context: Context | None = None,
     reuse: bool = False,
     keep: Callable[[str, KeptHead], None] | None = None,

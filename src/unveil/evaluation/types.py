@@ -20,7 +20,7 @@ from ..runs.run_config import Precision
 from .kept_heads import KeptHead
 from .results import ResultCache
 
-Needs = Literal["features", "images", "dense", "model", "boxes"]
+Needs = Literal["features", "images", "dense", "boxes", "videos", "model"]
 THIS_RUN = "this run"
 
 
@@ -54,8 +54,9 @@ class Context:
     images that several encoders read. Where `pool` was not chosen
     by the user (`pool_is_chosen`), that of a protocol with a `pool` of its own comes first. `is_trained` is false for
     the untrained baseline. `progress` is called with (what is done, images done, images in all), `note` with a sentence
-    on what was chosen for the user. `cache` holds what an interrupted evaluation has measured. `keep`, where heads are
-    to be kept, is called with the head that a protocol has trained for the subject.
+    on what was chosen for the user. `cache` holds what an interrupted evaluation has measured, and `pictures` is where
+    a protocol may write some of the run. `keep`, where heads are to be kept, is called with the head that a protocol
+    has trained for the subject.
     """
 
     seed: int = 0
@@ -69,6 +70,7 @@ class Context:
     subject: str = THIS_RUN
     is_trained: bool = True
     cache: ResultCache = field(default_factory=ResultCache)
+    pictures: Path | None = None
     progress: Callable[[str, int, int], None] = lambda what, done, total: None
     note: Callable[[str], None] = lambda text: None
     keep: Callable[[KeptHead], None] | None = None
@@ -93,7 +95,8 @@ class EvaluationProtocol(Protocol):
 
     What `run` gets depends on `needs`: `features` an encoder and a `FeatureSplit`; `images` an encoder and an
     `ImageSplit`; `dense` an encoder and a `DenseData`, the address of images with a label per pixel; `boxes` an encoder
-    and a `DetectionData`, that of images with boxes; `model` a model with decoders and `HeldOutSamples`.
+    and a `DetectionData`, that of images with boxes; `videos` an encoder and a `VideoData`, that of videos with masks
+    of objects; `model` a model with decoders and `HeldOutSamples`.
     """
 
     @property

@@ -29,8 +29,9 @@ _TITLES = {
     "finetune": "fine-tuning",
     "lowshot": "few labels",
     "segment": "segmentation",
+    "vos": "video segmentation",
 }
-_DENSE = ("miou", "delta1")  # the main measure of a dense protocol
+_DENSE = ("miou", "delta1", "jf_mean")  # the main measure of a dense protocol
 
 
 @dataclass(frozen=True)

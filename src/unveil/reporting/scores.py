@@ -15,9 +15,10 @@ from .sections import Runs, chart_section, section
 
 SHOWN = 3  # measures of a protocol that are seen at once
 SHARES = (  # metrics that are shares of 1
-    *("accuracy", "top", "miou", "pixel_accuracy", "mean_accuracy", "delta", "box_ap", "mask_ap"),
+    *("accuracy", "top", "miou", "pixel_accuracy", "mean_accuracy", "delta", "box_ap", "mask_ap", "jf_", "j_", "f_"),
 )
-_OF_EACH_CLASS = {"iou": "IoU", "box_ap": "box AP", "mask_ap": "mask AP"}
+_OF_EACH = {"iou": "class", "box_ap": "class", "mask_ap": "class", "jf": "video"}  # what shares are the means of
+_NAMES = {"iou": "IoU", "box_ap": "box AP", "mask_ap": "mask AP", "jf": "J&F"}
 
 Results = Sequence[tuple[int, RunRecord, Evaluation]]  # of a protocol: the run's index, the run, its evaluation
 
@@ -71,12 +72,13 @@ def _protocol(runs: Runs, protocol: str, data: str) -> Markup:
 
 def _details(what: str, results: Results) -> Markup:
     """What a metric is a mean of, such as the IoU of each class: a column per run."""
-    each = list(dict.fromkeys(one for _, _, e in results for one in e.details.get(what, {})))
-    by_name = {one: [e.details.get(what, {}).get(one, math.nan) for _, _, e in results] for one in each}
-    name = _OF_EACH_CLASS.get(what)
-    rows = [[one, *(percent(v) if name else figure(v) for v in values)] for one, values in by_name.items()]
-    head = ["class" if name else "", *(run.name for _, run, _ in results)]
-    return tag("details", tag("summary", f"{name} of each class" if name else what), html_table(head, rows))
+    names = list(dict.fromkeys(name for _, _, e in results for name in e.details.get(what, {})))
+    by_name = {name: [e.details.get(what, {}).get(name, math.nan) for _, _, e in results] for name in names}
+    each = _OF_EACH.get(what, "")
+    rows = [[name, *(percent(v) if each else figure(v) for v in values)] for name, values in by_name.items()]
+    head = [each, *(run.name for _, run, _ in results)]
+    title = f"{_NAMES[what]} of each {each}" if each else what
+    return tag("details", tag("summary", title), html_table(head, rows))
 
 
 def bars(title: str, metric: str, results: Results, baselines: Sequence[str] | None = None) -> Markup:

@@ -30,7 +30,7 @@ _MOST_RUNS = 8  # lines of a chart
 WIDTH, ROW, RIGHT, TOP = 640, 26, 560, 8  # in pixels
 LETTER, GAP, LONGEST = 7.5, 14, 40  # of the names: pixels of a letter and after them, letters of one at most
 HEAD = 34  # for the title of a picture that stands alone
-_SHARES = ("accuracy", "top5", "miou", "delta")
+_SHARES = ("accuracy", "top5", "miou", "delta", "jf_mean", "j_mean", "f_mean")
 _ALONE = f"{PALETTE}text{{font:14px system-ui,sans-serif;fill:var(--soft)}}.title{{fill:var(--ink)}}"
 
 Row = tuple[str, Mapping[str, Any], bool]  # a name, a mapping with `mean` and `half`, and whether it is a reference

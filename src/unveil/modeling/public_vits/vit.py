@@ -34,6 +34,7 @@ from ..layers import (
     norm,
     observe_blocks,
     resized_table,
+    sincos_positions,
     token,
 )
 from ..patches import patchify
@@ -112,7 +113,7 @@ class ViT(nn.Module):
 
     def __init__(self, config: ViTConfig):
         super().__init__()
-        self.config = config
+        self.config, self.resize_positions = config, config.resize_positions
         self.embed = nn.Linear(config.channels * config.patch**2, config.width)
         self.prefix = token(config.num_prefix, config.width)
         if config.positions == "table":
@@ -141,7 +142,16 @@ class ViT(nn.Module):
             return self.waves(grid)
         if grid == self.config.grid:
             return self.table.flatten(0, 1)
+        if self.resize_positions == "extrapolate":
+            return sincos_positions(grid, self.config.width).to(self.table)
         return resized_table(self.table, grid, self.config.antialias)
+
+    def has_waves(self) -> bool:
+        """Whether positions are sine and cosine waves: as such, or in a table of them, as MAE's files hold."""
+        if self.config.positions != "table" or self.config.width % 4:
+            return self.config.positions == "sincos"
+        waves = sincos_positions(self.config.grid, self.config.width).to(self.table)
+        return bool((waves - self.table.detach().flatten(0, 1)).abs().max() < 1e-4)
 
     def rotation(self, grid: tuple[int, int]) -> Rotation:
         """Cosines and sines of the angles of queries and keys, of a patch centre's row and column in [-1, 1]."""
@@ -211,7 +221,7 @@ class PublicViT(FeatureExtractor):
 
     @property
     def resize_positions(self) -> ResizePositions:
-        return self.config.resize_positions
+        return self.vit.resize_positions
 
     def normalised(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
         """Images as the ViT reads them. Raises ValueError where the patch does not divide them."""
