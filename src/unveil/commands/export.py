@@ -9,8 +9,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from torch import nn
 
+from ..evaluation.predictors import ClassPredictor
 from ..modeling.image_encoder import ImageEncoder
+from ..modeling.public_vits.classifier_layouts import timm_classifier, transformers_classifier
 from ..modeling.public_vits.layouts import (
     check_layout,
     processor_config,
@@ -29,6 +32,7 @@ from ..runs.atomic import replacing, write_json, write_text
 from ..runs.checkpoint import write_weights
 from ..runs.console import user_path
 from ..runs.folder import check_writable
+from .load import load_predictor
 
 Format = Literal["timm", "transformers", "onnx", "torch", "safetensors"]
 WEIGHTS = "model.safetensors"
@@ -54,6 +58,7 @@ def export(
     to: Format = "timm",
     out: str | None = None,
     decoder: bool = False,
+    head: str | None = None,
     at_epoch: float | None = None,
     licence: str | None = None,
     push: str | None = None,
@@ -62,12 +67,16 @@ def export(
 ) -> Path:
     """Write the encoder of a run as a folder that other tools load, with a model card; returns the folder.
 
+    With `head` it is a classifier of images: timm's with its head, transformers' ViTForImageClassification, or a
+    program from images to scores.
+
     Features of the exported model are those of `unveil.load`: within 1e-5 for timm and transformers, 1e-4 for ONNX.
 
     to: timm (VisionTransformer), transformers (ViTModel), onnx and torch (programs from images in [0, 1] to features,
         normalisation included, the batch free), or safetensors (unveil's own names, for `unveil.load`)
     out: the folder to write; by default export-<format> in the run folder
     decoder: with transformers, the whole autoencoder as ViTMAEForPreTraining; of recipe mae
+    head: the protocol whose head to export too, such as finetune or linear, that `evaluate --keep` has kept
     at_epoch: the weights that the run saved then (`pretrain --save-every`), in place of the newest
     licence: of these weights, for the card, such as apache-2.0; none is guessed
     push: upload the folder to the Hugging Face Hub as OWNER/NAME, which needs `huggingface-cli login`
@@ -85,10 +94,13 @@ def export(
         raise ValueError("--push needs huggingface_hub: pip install 'unveil[hub]'")
     if decoder and to != "transformers":
         raise ValueError("--decoder is for --to transformers, whose ViTMAEForPreTraining has one")
+    if head is not None and (decoder or at_epoch is not None or to == "safetensors"):
+        raise ValueError("--head goes with --to timm, transformers, onnx or torch, and says its weights itself")
     stored = Run.open(run, trust)
     folder = user_path(out) if out is not None else stored.path / f"export-{to}"
     if folder.exists() and any(folder.iterdir()) and not overwrite:
         raise ValueError(f"{folder} holds files; give another --out, or --overwrite to replace those of an export")
+    classifier = None if head is None else _classifier(stored, head)
     encoder = stored.own_encoder(at_epoch)
     if to in ("timm", "transformers"):
         check_layout(encoder.encoder)
@@ -98,7 +110,9 @@ def export(
     for name in _FILES:  # of an earlier export, perhaps in another format
         (folder / name).unlink(missing_ok=True)
     load = _LOAD_MAE if decoder else layout.load
-    if autoencoder is not None:
+    if classifier is not None:
+        load = _write_classifier(classifier, to, folder, licence, encoder)
+    elif autoencoder is not None:
         _write(folder, *autoencoder, encoder)
     else:
         layout.write(encoder, folder, licence)
@@ -126,6 +140,28 @@ def _card(run: Run, encoder: ImageEncoder, at_epoch: float | None, load: str, li
     return model_card(read_run(run.path), weights, load, shape, paper_of(run.config.recipe), licence)
 
 
+def _classifier(run: Run, head: str) -> ClassPredictor:
+    """A kept head of classes with its encoder. Raises ValueError for a head of pixels, which reads windows."""
+    model = load_predictor(run, head, "cpu", run.trust)
+    if not isinstance(model, ClassPredictor):
+        raise ValueError(f"--head {head} predicts every pixel, by windows of an image; heads of classes are exported")
+    return model
+
+
+def _write_classifier(
+    model: ClassPredictor, to: Format, folder: Path, licence: str | None, encoder: ImageEncoder
+) -> str:
+    """Write a classifier in a format; returns Python that loads it."""
+    if to in ("torch", "onnx"):
+        (_write_program if to == "torch" else _write_onnx)(model, encoder, folder, "scores")
+        write_json(folder / "preprocess.json", encoder.preprocess_config | {"classes": list(model.classes)})
+        return _LAYOUTS[to].load.replace("features", "scores")
+    linear = model.linear()
+    state, config = timm_classifier(linear, licence) if to == "timm" else transformers_classifier(linear)
+    _write(folder, {name: tensor.detach() for name, tensor in state.items()}, config, encoder)
+    return _LAYOUTS[to].load.replace("features", "scores") if to == "timm" else _LOAD_CLASSIFIER
+
+
 def _write(folder: Path, weights: Mapping[str, torch.Tensor], config: Mapping[str, Any], encoder: ImageEncoder) -> None:
     write_weights(folder / WEIGHTS, {n: t.contiguous().cpu() for n, t in weights.items()}, {"format": "pt"})
     write_json(folder / "config.json", config)
@@ -147,27 +183,35 @@ def _example(encoder: ImageEncoder) -> tuple[torch.Tensor, dict[int, Any]]:
 
 
 def _to_torch(encoder: ImageEncoder, folder: Path, licence: str | None) -> None:
-    images, free = _example(encoder)
-    program = torch.export.export(encoder, (images,), dynamic_shapes=(free,))
-    with replacing(folder / "encoder.pt2") as temporary, temporary.open("wb") as file:
-        torch.export.save(program, file)
+    _write_program(encoder, encoder, folder)
     write_json(folder / "preprocess.json", encoder.preprocess_config)
 
 
+def _write_program(model: nn.Module, encoder: ImageEncoder, folder: Path, output: str = "features") -> None:
+    images, free = _example(encoder)
+    program = torch.export.export(model, (images,), dynamic_shapes=(free,))
+    with replacing(folder / "encoder.pt2") as temporary, temporary.open("wb") as file:
+        torch.export.save(program, file)
+
+
 def _to_onnx(encoder: ImageEncoder, folder: Path, licence: str | None) -> None:
+    _write_onnx(encoder, encoder, folder)
+    write_json(folder / "preprocess.json", encoder.preprocess_config)
+
+
+def _write_onnx(model: nn.Module, encoder: ImageEncoder, folder: Path, output: str = "features") -> None:
     images, free = _example(encoder)
     with replacing(folder / "encoder.onnx") as temporary:
         torch.onnx.export(
-            encoder,
+            model,
             (images,),
             str(temporary),
             input_names=["images"],
-            output_names=["features"],
+            output_names=[output],
             dynamo=True,
             external_data=False,
             dynamic_shapes=(free,),
         )
-    write_json(folder / "preprocess.json", encoder.preprocess_config)
 
 
 def _to_safetensors(encoder: ImageEncoder, folder: Path, licence: str | None) -> None:
@@ -186,6 +230,12 @@ _LOAD_MAE = """
 from transformers import ViTMAEForPreTraining
 
 model = ViTMAEForPreTraining.from_pretrained("FOLDER")
+"""
+_LOAD_CLASSIFIER = """
+from transformers import ViTForImageClassification  # images are normalised by ViTImageProcessor
+
+model = ViTForImageClassification.from_pretrained("FOLDER")
+scores = model(images).logits
 """
 _LAYOUTS: dict[str, _Layout] = {
     "timm": _Layout(

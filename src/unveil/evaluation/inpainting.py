@@ -6,14 +6,14 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
 Fill = Callable[[Float[Tensor, "B C H W"], Bool[Tensor, "B 1 H W"]], Float[Tensor, "B C H W"]]
 
 
-def nearest_visible(image: Float[Tensor, "B C H W"], visible: Bool[Tensor, "B 1 H W"]) -> Float[Tensor, "B C H W"]:
-    """Every hidden pixel is the nearest visible one."""
+def nearest_visible(image: Shaped[Tensor, "B C H W"], visible: Bool[Tensor, "B 1 H W"]) -> Shaped[Tensor, "B C H W"]:
+    """Every hidden pixel, or class, is the nearest visible one."""
     from scipy.ndimage import distance_transform_edt  # 0.2 s, which only those wait for who reconstruct
 
     filled = []

@@ -12,8 +12,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ..data.transforms import Sample
-from ..modeling.image_encoder import FeatureExtractor
+from ..modeling.image_encoder import FeatureExtractor, ImageEncoder
 from ..modeling.normalizer import Normalizer
+from ..modeling.public_vits.classifier_layouts import LinearClassifier
 from ..modeling.types import Modality
 from .dense.data import DenseView
 from .dense.model import DenseModel, check_dense
@@ -67,6 +68,27 @@ class ClassPredictor(Predictor):
     def forward(self, images: Tensor) -> Float[Tensor, "B K"]:
         scores: Tensor = self.model(images)
         return scores
+
+    def linear(self) -> LinearClassifier:
+        """What it is where it is linear in one token of the last block, for the layouts of other projects.
+
+        Raises ValueError where it is not.
+        """
+        encoder, own = getattr(self.model, "encoder", None), self.model
+        if isinstance(own, _FineTunedClassifier) and isinstance(tuned := own.model.encoder, ImageEncoder):
+            if own.model.pool == "all":
+                raise ValueError("this head reads the mean of all tokens, of which other layouts know nothing")
+            head, norm = own.model.head, own.model.norm
+            return LinearClassifier(tuned.encoder, own.model.pool, norm, head.weight, head.bias, self.classes)
+        if isinstance(own, _LinearClassifier) and isinstance(encoder, ImageEncoder):
+            pool, is_last = encoder.pool, encoder.layers in ((), (encoder.depth,))
+            if (pool == "cls" or pool == "mean") and is_last and encoder.normalizer is None:
+                weight, bias = own.head.weight, own.head.bias
+                return LinearClassifier(encoder.encoder, pool, None, weight, bias, self.classes)
+        raise ValueError(
+            "this head is not linear in the class token or the mean of the patches of the last block; use --to onnx or"
+            " torch, which take it as it is"
+        )
 
 
 class DensePredictor(Predictor):
