@@ -13,6 +13,8 @@ from .foreign_flags import refuse_foreign
 
 Function = Callable[..., Any]
 Code = Callable[["Command", list[str]], str | int]
+# Of several that `torchrun` has started rank zero alone runs these.
+_OF_ONE_PROCESS = {"report", "export", "look", "replay", "analyze", "inspect", "recipes", "bench", "doctor"}
 
 
 class HelpAsked(Exception):  # noqa: N818  it is no error
@@ -34,6 +36,8 @@ class Command:
 
     def run(self, words: list[str]) -> int:
         """Run the command and return its exit code."""
+        if self.name in _OF_ONE_PROCESS and not is_rank_zero():
+            return 0
         done = self.code(self, words)
         if isinstance(done, int):
             return done

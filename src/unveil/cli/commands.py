@@ -13,7 +13,7 @@ from ..recipes.options import DATA, UsageError, spell
 from ..recipes.registry import check_named, load_recipe, recipe_cards
 from ..runs.console import is_rank_zero
 from ..training.config import PretrainConfig, read_mapping
-from .command import Command, Function, HelpAsked, asks_help, command, flags, say_next
+from .command import COMMANDS, Command, Function, HelpAsked, asks_help, command, flags, say_next
 from .flags import columns, flag_name, flags_of, is_flag, split
 
 UNSOUND = 3  # the exit code of a training whose weights are not to be trusted
@@ -126,8 +126,31 @@ def _study(self: Command, words: list[str]) -> str:
 def _after_study(words: Sequence[str], folder: Path | None) -> str:
     """The report on the first runs of the study; after a dry run the study itself."""
     if folder is None:
-        return shlex.join(["unveil", "study", *(word for word in words if not word.startswith("--dry-run"))])
+        return shlex.join(["unveil", "study", *drop(words)])
     return shlex.join(["unveil", "report", *map(str, sorted((folder / "runs").iterdir())[:4])])
+
+
+@command("-- COMMAND", "unveil submit --nodes 4 --gpus-per-node 8 -- pretrain mae --data ~/photos --out runs/a")
+def _submit(self: Command, words: list[str]) -> str:
+    """a command as a job of Slurm, or a study as an array of jobs"""
+    from ..experiments.submit import runs_of, submit
+
+    own, command = (words[: words.index("--")], words[words.index("--") + 1 :]) if "--" in words else (words, [])
+    _, given = self.read(own, flags(submit, "command"), needs=False)
+    if command and command[0] not in COMMANDS:
+        raise UsageError(f"there is no command {command[0]} to submit", f"for example {self.example}")
+    if command[:1] == ["study"] and "array" not in given:
+        from ..experiments.study.command import study
+
+        (name,), of_study = COMMANDS["study"].read(command[1:], flags(study, "name"))
+        given["array"] = runs_of(name, of_study)
+    submit(tuple(command), **given)
+    return "squeue --me" if not given.get("dry_run") else shlex.join(["unveil", "submit", *drop(words)])
+
+
+def drop(words: Sequence[str]) -> list[str]:
+    """The words of a dry run without the flag that makes it one."""
+    return [word for word in words if not word.startswith("--dry-run")]
 
 
 @command("RUN [RUN ...]", "unveil report runs/a")
@@ -267,6 +290,8 @@ def _pack(self: Command, words: list[str]) -> str:
 
     (data,), given = self.read(words, flags(pack, "data"))
     out = str(pack(data, **given))
+    if not is_rank_zero():
+        return ""
     from ..data.listing import split_addresses
 
     splits = split_addresses(out)  # a pack of several is inspected one by one

@@ -22,8 +22,10 @@ from ..runs.atomic import make_folder, replacing
 from ..runs.console import quoted, user_path
 from ..runs.folder import check_writable
 from .load import folder_of, load_plain, weights_of
+from .over_processes import over_processes
 
 
+@over_processes(Path)
 @accept_python_values
 def embed(
     run: str,

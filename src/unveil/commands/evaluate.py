@@ -44,6 +44,7 @@ from ..runs.threads import use_threads
 from ..training.distributed import process_group
 from .load import load_plain, weights_of
 from .option_types import ProtocolOptions
+from .over_processes import over_processes
 
 
 def _inputs(encoder: ImageEncoder | PublicViT, stored: Run | None, names: tuple[str, ...]) -> tuple[Declared, ...]:
@@ -81,6 +82,7 @@ def _does(names: Sequence[str]) -> str:
     return "does" if len(names) == 1 else "do"
 
 
+@over_processes(list[Result])
 @accept_python_values
 def evaluate(
     run: str,

@@ -7,8 +7,10 @@ import time
 from pathlib import Path
 
 from ..recipes.options import accept_python_values
+from .over_processes import over_processes
 
 
+@over_processes(Path)
 @accept_python_values
 def pack(
     data: str,

@@ -88,9 +88,9 @@ class Loader:
     pretraining and fine-tuning, a `CenterView` for features, or the view of a dense task. `shard` (k, n) is the k-th of
     n equal shards of every batch, counted from 0: what one of n processes reads.
 
-    Threads, not processes: the decoders, the resize and the reading of files all release Python's lock, so threads keep
-    every core busy, share one cache, and end with Ctrl-C. Decoded samples are cached on first use up to `cache_bytes`
-    (default: a quarter of the free memory, at most 2 GB). `wait_seconds` is how long the consumer has waited.
+    Threads, not processes: decoders, resizing and reading release Python's lock, so threads keep every core busy, share
+    one cache, and end with Ctrl-C. Decoded samples are cached on first use up to `cache_bytes` (default: a quarter of
+    the free memory, at most 2 GB). `wait_seconds` is how long the consumer has waited.
 
     `unreadable` names the samples that could not be read, with the reason. Each is replaced by another, chosen by the
     sample's key; `TooManyBroken` is raised when more than `max_broken` of the samples tried are broken (beyond what
@@ -226,8 +226,8 @@ class Loader:
         return self._load(list(zip(rows.split(size), keys.split(size), strict=True)))
 
     def in_order(self) -> Generator[tuple[Batch, Int[Tensor, " B"]]]:
-        """All samples once, in the order of the source, with their numbers; the last batch may be smaller."""
-        steps = torch.arange(len(self.source)).split(self.batch_size)
+        """All samples once, in the source's order, with their numbers; of n shards each has every n-th batch."""
+        steps = torch.arange(len(self.source)).split(self.batch_size)[self.shard :: self.num_shards]
         return self._load([(rows, sample_keys(self.seed, 0, rows)) for rows in steps])
 
     def whole_samples(self) -> Generator[list[Sample]]:
@@ -242,7 +242,7 @@ class Loader:
                 if number % _CHUNKS[0] == 0 or number == count or _are_large(samples):
                     yield samples
                     samples = []
-        self._check_any()
+        self.check_any()
 
     def _load(self, steps: Sequence[tuple[Tensor, Tensor]]) -> Generator[tuple[Batch, Int[Tensor, " B"]]]:
         size = min(max(-(-self.batch_size // (self.num_shards * self.workers)), _CHUNKS[0]), _CHUNKS[1])
@@ -264,7 +264,7 @@ class Loader:
                 if len(batch):
                     yield batch, rows
                 else:
-                    self._check_any()
+                    self.check_any()
 
     def _jobs(self, rows: Tensor, keys: Tensor, size: int) -> Iterator[Callable[[], _Prepared]]:
         """What threads do for one step: a part each, all in one memory."""
@@ -370,12 +370,11 @@ class Loader:
             self._cache[index] = sample
         return sample
 
-    def _check_any(self) -> None:
+    def check_any(self) -> None:
+        """Raise ValueError where nothing can be read."""
         if len(self.unreadable) == len(self.source):
-            what, first = (
-                f"{len(self.source)} {self._what}",
-                ": ".join(map(quoted, next(iter(self.unreadable.items())))),
-            )
+            what = f"{len(self.source)} {self._what}"
+            first = ": ".join(map(quoted, next(iter(self.unreadable.items()))))
             raise ValueError(f"none of the {what} of {self.source.address} can be read; {first}")
 
     def _too_many_broken(self) -> bool:

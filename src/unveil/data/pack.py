@@ -12,7 +12,6 @@ import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
-from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -25,12 +24,11 @@ from .._version import __version__
 from ..modeling.rng import SampleRng, sample_keys
 from ..runs.atomic import make_folder, replacing, write_bytes, write_json
 from ..runs.console import Progress, quoted
-from ..runs.hardware import num_cores
 from ..runs.lock import hold
 from .decode import Unreadable
 from .listing import PACK_INDEX, PACK_WORK
-from .loader import prefetch
 from .pack_members import Encoding, PackedSample, packed
+from .pack_processes import Packing
 from .pack_shard import FinishedShard, ShardWriter, unique_keys
 from .shard_table import KIND, NONE, TABLE, to_bytes
 from .sources import SampleSource, Source, spread
@@ -185,15 +183,8 @@ def _write_shards(
     broken = {name: reason for shard in shards for name, reason in shard.broken.items()}
     progress = Progress()
 
-    def read(index: int) -> PackedSample | str:
-        try:
-            return packed(source, index, options.encoding)
-        except Unreadable as error:
-            return error.reason
-
     def samples() -> Iterator[tuple[int, PackedSample | str]]:
-        threads = workers or num_cores()
-        with closing(prefetch((partial(read, i) for i in indices[begun:]), 8 * threads, threads)) as results:
+        with closing(Packing(options.encoding, indices[begun:], workers).samples(source)) as results:
             yield from enumerate(results, start=begun)
 
     def show(place: int) -> None:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cache
+from typing import Any
 
 import torch
+import torch.distributed as dist
 from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
@@ -19,7 +22,9 @@ from ..modeling.normalizer import Normalizer
 from ..modeling.types import Modality, Pool
 from ..runs.console import log
 from ..runs.run_config import Precision
+from ..runs.team import team
 from .encoding import Encoding
+from .shares import Share, collect, in_order, send_share
 from .types import FeatureEncoder
 
 
@@ -62,33 +67,97 @@ def extract(
 
     The model computes in `precision`, with `threads` at most where their number follows the load of the CPU, and is
     compiled where that pays, which `note` is told. Views are taken from `views`, or kept there for the next encoder.
-    They are centre views, or as `view` draws them from `seed`.
+    They are centre views, or as `view` draws them from `seed`. Rank zero of several processes gives each its share of
+    the batches.
     """
-    read = [m for m in getattr(encoder, "modalities", ()) if m.name in inputs]
-    if not read:
+    reads = [m for m in getattr(encoder, "modalities", ()) if m.name in inputs]
+    if not reads:
         check_channels(encoder, source)
     images = source if limit is None or limit >= len(source) else Subset(source, spread(len(source), limit))
-    maps: Sequence[Modality] | str = read or "rgb"
     view = view or CenterView(encoder.image_size)
-    loader = Loader(images, view, batch_size, seed, max_broken=None, cache_bytes=0, modality=maps)
-    values: Tensor | None = None
-    rows: list[int] = []
-    encoding = Encoding(encoder, pool, bool(read), precision, threads, note)
-    with closing(views.in_order(loader) if views else loader.in_order()) as batches:
-        for batch, numbers in batches:
-            features = encoding.features(batch, len(images) - len(rows)).to(dtype)
-            if values is None:
-                values = torch.empty(len(images), features.shape[1], dtype=dtype)
-            values[len(rows) : len(rows) + len(features)] = features
-            rows += numbers.tolist()
-            if progress is not None:
-                progress(len(rows) + len(loader.unreadable), len(images))
+    job = _Extraction(encoder, pool, batch_size, dtype, tuple(reads), precision, threads, view, seed, views is not None)
+    led = team()
+    others = led if led is not None and len(images) > batch_size and led.send(job, images) else None
+    loader = job.loader(images, (0, others.size if others else 1))
+    own = job.run(loader, views, progress, note)
+    shares = collect(others, own) if others else [own]
+    if own.error is not None:
+        raise ValueError(own.error)
+    rows = sorted(row for share in shares for row in share.rows)
+    unreadable = {name: reason for share in shares for name, reason in share.unreadable.items()}
+    loader.unreadable = unreadable
+    loader.check_any()
+    values = in_order(shares)
     assert values is not None
-    values = values[: len(rows)]
     if not values.isfinite().all():
         raise ValueError("the encoder gives features that are not finite; its weights are broken or diverged")
     labels = None if images.labels is None else torch.tensor(images.labels, dtype=torch.int64)[rows]
-    return ImageFeatures(values, labels, tuple(images.name(i) for i in rows), tuple(loader.unreadable))
+    return ImageFeatures(values, labels, tuple(images.name(i) for i in rows), tuple(unreadable))
+
+
+@cache
+def _views() -> KeptViews:
+    """What a process that is not rank zero keeps of sources that it reads again."""
+    return KeptViews()
+
+
+@dataclass(frozen=True)
+class _Extraction:
+    """How features are made of a source: what every process needs to know of it."""
+
+    encoder: FeatureEncoder
+    pool: Pool
+    batch_size: int
+    dtype: torch.dtype
+    reads: tuple[Modality, ...]
+    precision: Precision
+    threads: int
+    view: ViewPolicy
+    seed: int
+    keeps_views: bool
+
+    def loader(self, images: Source, shard: tuple[int, int]) -> Loader:
+        maps: Sequence[Modality] | str = self.reads or "rgb"
+        more: dict[str, Any] = {"max_broken": None, "cache_bytes": 0, "modality": maps, "shard": shard}
+        return Loader(images, self.view, self.batch_size, self.seed, **more)
+
+    def run(
+        self,
+        loader: Loader,
+        views: KeptViews | None,
+        progress: Callable[[int, int], None] | None,
+        note: Callable[[str], None],
+    ) -> Share:
+        """The features of a loader's share of its source; where several processes do theirs, without raising."""
+        total, size = len(loader.source), loader.num_shards
+        most = min(total, -(-total // size) + loader.batch_size)  # of a share
+        encoding = Encoding(self.encoder, self.pool, bool(self.reads), self.precision, self.threads, note)
+        values: Tensor | None = None
+        rows: list[int] = []
+        try:
+            with closing(views.in_order(loader) if views else loader.in_order()) as batches:
+                for batch, numbers in batches:
+                    features = encoding.features(batch, max(len(batch), most - len(rows))).to(self.dtype)
+                    if values is None:
+                        values = torch.empty(most, features.shape[1], dtype=self.dtype)
+                    values[len(rows) : len(rows) + len(features)] = features
+                    rows += numbers.tolist()
+                    if progress is not None:
+                        progress(min(total, size * (len(rows) + len(loader.unreadable))), total)
+        except (ValueError, OSError) as error:
+            if size == 1:
+                raise
+            return Share(error=str(error))  # which rank zero raises, once no process waits for this one
+        return Share(rows, None if values is None else values[: len(rows)], dict(loader.unreadable))
+
+    def serve(self, images: Source) -> None:
+        """Send rank zero the share of this process, which logs nothing, on its own device."""
+        own: Any = self.encoder
+        if isinstance(own, RawPixels):
+            own = replace(own, device=torch.device(own.device.type))
+        loader = self.loader(images, (dist.get_rank(), dist.get_world_size()))
+        views = _views() if self.keeps_views else None
+        send_share(replace(self, encoder=own).run(loader, views, None, lambda text: None))
 
 
 def check_channels(encoder: FeatureEncoder, source: Source) -> None:

@@ -140,11 +140,11 @@ SINGLE_PROCESS = Group()
 
 
 @contextmanager
-def process_group(hang_minutes: float = 0.0) -> Iterator[Group]:
+def process_group(hang_minutes: float = 0.0, patience: timedelta = _TIMEOUT) -> Iterator[Group]:
     """The group of processes that `torchrun`, `srun` or `mpirun` has started; a group of size 1 without one.
 
     Raises ValueError for variables of a launcher that do not describe a group, and where not all processes come;
-    RankLost where one of them ends, or makes no progress for `hang_minutes` (0: it is waited for).
+    RankLost where one of them ends, or makes no progress for `hang_minutes` (0: it is waited for, with `patience`).
     """
     here = place()
     if here.size == 1:
@@ -163,7 +163,7 @@ def process_group(hang_minutes: float = 0.0) -> Iterator[Group]:
     log(f"waiting for {size - 1} other process{'es' * (size > 2)} (WORLD_SIZE={size}) at {address}")
     try:
         store, rank, size = next(dist.rendezvous("env://", timeout=_RENDEZVOUS))
-        timeout = timedelta(minutes=hang_minutes + 10) if hang_minutes else _TIMEOUT
+        timeout = timedelta(minutes=hang_minutes + 10) if hang_minutes else patience
         own: Any = connect(backend, store, rank, size, _RENDEZVOUS, timeout)
     except (RuntimeError, ValueError) as error:
         minutes, reason = _RENDEZVOUS.total_seconds() / 60, str(error).partition("\n")[0]
