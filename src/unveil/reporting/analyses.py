@@ -44,6 +44,7 @@ SAVINGS = {  # kinds of cheaper guidance, by the line of the chart that they lie
     "half resolution": ("half",),
     "averaged weights": ("average",),
 }
+_EVEN = 0.179  # the luminance from which black stands out from a ground as much as white
 WIDE = 1280  # pixels of the picture of blocks
 
 
@@ -223,5 +224,6 @@ def shaded(value: float, shade: float) -> Markup:
     if not math.isfinite(value):
         return tag("span", "–")
     red, green, blue = scalar_colours(np.array([shade]))[0].tolist()
-    ink = "#000" if shade > 0.55 else "#fff"
+    linear = (np.array([red, green, blue]) / 255) ** 2.2
+    ink = "#000" if linear @ [0.2126, 0.7152, 0.0722] > _EVEN else "#fff"
     return tag("span", f"{value:.2f}", class_="cell", style=f"background:rgb({red} {green} {blue});color:{ink}")
