@@ -37,6 +37,7 @@ PAPERS = {
     "1903.06059": Paper((), "Kool"),
     "1905.00414": Paper((), "Kornblith"),
     "2002.05202": Paper(("SwiGLU",), "Shazeer"),
+    "2006.14613": Paper(("STC",), "Jabri"),
     "2006.07733": Paper(("BYOL",), "Grill"),
     "2010.11929": Paper(("ViT",), "Dosovitskiy"),
     "2103.17239": Paper(("CaiT",), "Touvron"),

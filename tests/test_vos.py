@@ -19,6 +19,9 @@ from unveil.evaluation.protocols.vos import Vos
 from unveil.evaluation.types import Context, Score
 from unveil.evaluation.videos.data import VideoData
 from unveil.evaluation.videos.frames import FrameFeatures, RawPatches, working_size
+from unveil.experiments.study.command import check_videos, with_data
+from unveil.experiments.study.jobs import expand, videos_of
+from unveil.experiments.study.registry import load_study
 from unveil.modeling.encoder import vit
 from unveil.modeling.image_encoder import ImageEncoder
 from unveil.modeling.types import RGB
@@ -278,6 +281,19 @@ def test_the_command_writes_results_masks_and_clips(whole, tmp_path, capsys, mon
     assert "no clip" in (run / "report.html").read_text()
     assert main([*words, "--test-data", str(root)]) == 2
     assert main([*words, "--inputs", "depth"]) == 2
+
+
+def test_a_study_measures_rendered_videos_or_those_that_are_named(videos, tmp_path):
+    planned = load_study("cmtmae-davis")
+    (setting,) = planned.scales["smoke"].settings
+    check_videos(planned, "smoke")
+    assert all(job.evaluate[0]["data"] == videos_of(setting, tmp_path) for job in expand(planned, "smoke", tmp_path))
+    assert Path(videos_of(setting, tmp_path)).parent == tmp_path / "videos"
+    with pytest.raises(ValueError, match="give --videos ImageNet-1K=DAVIS"):
+        check_videos(planned, "paper")
+    named = with_data(planned, "paper", videos=[str(videos)], data=[str(videos)])
+    check_videos(named, "paper")
+    assert {job.evaluate[0]["data"] for job in expand(named, "paper", tmp_path)} == {str(videos)}
 
 
 def test_mutated_masks_end_in_an_answer_or_one_error(videos):

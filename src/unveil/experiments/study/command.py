@@ -5,13 +5,15 @@ from __future__ import annotations
 import math
 import shlex
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from ...data.columns import Columns, split_columns, with_columns
 from ...data.dense_layouts import open_dense
+from ...data.video_folders import open_videos
 from ...modeling.public_vits import is_public_vit
 from ...modeling.teachers.frozen import RANDOM
 from ...recipes.options import accept_python_values
@@ -21,14 +23,17 @@ from ...runs.console import duration, log, user_path
 from ...runs.lock import hold
 from ..bench.estimate import MFU, hours_on
 from ..scenes import parse, render_scenes
+from ..scenes.videos import write_videos
 from .aggregate import as_text, gather, headlines, read_outcome, remarks, write
 from .cost_estimate import estimate_costs, fit_epochs, store_epochs, with_epochs, with_minutes
 from .design import ScaleName, Setting, Study
-from .jobs import Job, expand, images_of, is_scenes, labels_pixels, scenes_folder, slug
+from .jobs import Job, expand, images_of, is_scenes, labels_pixels, measures_videos, scenes_folder, slug, videos_of
 from .registry import check, load_study
 from .schedule import Schedule, read_marker, write_jobs
 
 SCENES = "scenes"  # the name that settings of rendered scenes begin with
+
+FRAMES = 12  # of a rendered video
 
 
 @accept_python_values
@@ -41,6 +46,7 @@ def study(
     labelled: tuple[str, ...] = (),
     test_data: tuple[str, ...] = (),
     dense: tuple[str, ...] = (),
+    videos: tuple[str, ...] = (),
     image_column: str | None = None,
     label_column: str | None = None,
     teacher: str | None = None,
@@ -65,6 +71,7 @@ def study(
     labelled: images with labels to evaluate on, by default the same: PATH or SETTING=PATH
     test_data: images to test on: PATH or SETTING=PATH
     dense: images with a label per pixel, for studies that measure segmentation: PATH or SETTING=PATH
+    videos: videos in the layout of DAVIS, for studies that measure video segmentation: PATH or SETTING=PATH
     image_column: the column of Parquet files that holds the images, where there are several
     label_column: the column of Parquet files that holds the classes, whatever its name
     teacher: the teacher of all arms that set none: a file, a folder, a run, a name on the hub
@@ -86,7 +93,7 @@ def study(
             raise ValueError(f"--{flag} {number}: a whole number, 1 or more, is needed")
     chosen = with_overrides(chosen, at, teacher=teacher, init_from=init_from, arms=arms, seeds=seeds, limit=limit)
     check(chosen, at)
-    chosen = with_data(chosen, at, data=data, labelled=labelled, test_data=test_data, dense=dense)
+    chosen = with_data(chosen, at, data=data, labelled=labelled, test_data=test_data, dense=dense, videos=videos)
     chosen = naming_columns(chosen, at, image_column, label_column)
     title = Path(name).stem
     folder = user_path(out) if out else Path("runs") / f"study-{slug(title)}-{at}"
@@ -98,6 +105,7 @@ def study(
         return None
     check_weights(chosen, at)
     check_labelled_pixels(chosen, at)
+    check_videos(chosen, at)
     expand(chosen, at, folder)  # raises its errors before anything is written
     _begin(folder, title, at)
     if epochs:
@@ -186,12 +194,21 @@ def check_labelled_pixels(study: Study, at: ScaleName) -> None:
             raise ValueError(f"the study measures images with a label per pixel: {error}; {hint}") from error
 
 
+def check_videos(study: Study, at: ScaleName) -> None:
+    """Raise ValueError for a setting without videos where the study measures on them."""
+    for setting in study.scales[at].settings if measures_videos(study.scales[at]) else ():
+        if setting.videos is None:
+            raise ValueError(f"the study measures videos with masks; give --videos {setting.name}=DAVIS")
+        if not is_scenes(setting.videos):
+            open_videos(setting.videos)
+
+
 def with_data(study: Study, scale: ScaleName, **given: Sequence[str]) -> Study:
     """The study with the user's own images: each word is PATH, for the only or the first setting, or SETTING=PATH.
 
-    The keywords are fields of a setting: data, labelled, test_data, dense. Settings without images are left out where
-    others have some, with a message; a setting named after its scenes is renamed after the images that replace them.
-    Raises ValueError for an unknown setting.
+    The keywords are fields of a setting: data, labelled, test_data, dense, videos. Settings without images are left out
+    where others have some, with a message; a setting named after its scenes is renamed after the images that replace
+    them. Raises ValueError for an unknown setting.
     """
     at = study.scales[scale]
     settings = {setting.name: setting for setting in at.settings}
@@ -254,16 +271,24 @@ def _begin(folder: Path, title: str, at: ScaleName) -> None:
 
 def render_settings(study: Study, at: ScaleName, folder: Path) -> None:
     """Render the scenes that runs read, once."""
+    if measures_videos(study.scales[at]):
+        for setting in study.scales[at].settings:
+            if setting.videos is not None and is_scenes(setting.videos):
+                rendered = partial(write_videos, parse(setting.videos), FRAMES)
+                _render_once(Path(videos_of(setting, folder)), folder, rendered)
     settings, is_dense = study.scales[at].settings, labels_pixels(study.scales[at])
     addresses = [a for s in settings for a in (s.data, s.labelled, s.test_data, s.dense if is_dense else None)]
     for address in dict.fromkeys(a for a in addresses if a is not None and is_scenes(a)):
-        place = scenes_folder(address, folder)
-        make_folder(place.parent)
-        while not place.exists():  # another process may be rendering them
-            with hold(folder / "locks" / place.name) as other:
-                if other is None and not place.exists():
-                    render_scenes(parse(address), place)
-            time.sleep(0.0 if place.exists() else 1.0)
+        _render_once(scenes_folder(address, folder), folder, partial(render_scenes, parse(address)))
+
+
+def _render_once(place: Path, folder: Path, render: Callable[[Path], None]) -> None:
+    make_folder(place.parent)
+    while not place.exists():  # another process may be rendering them
+        with hold(folder / "locks" / f"{place.parent.name}-{place.name}") as other:
+            if other is None and not place.exists():
+                render(place)
+        time.sleep(0.0 if place.exists() else 1.0)
 
 
 def _first_metrics(job: Job, folder: Path) -> str:

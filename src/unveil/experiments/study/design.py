@@ -48,7 +48,8 @@ class Setting:
     """What all arms are compared in: images, labelled images, and options of those recipes that have them.
 
     `data` is trained on; None leaves it to `--data`. `labelled` and `test_data` are for evaluation, by default the
-    same images. `dense` are images with a label per pixel, for segmentation and depth, by default those trained on.
+    same images. `dense` are images with a label per pixel, for segmentation and depth, by default those trained on,
+    `videos` those with masks of objects, for video segmentation: a folder, or scenes, which are rendered.
     `images` is the number of images, for an estimate where the data are not on this machine.
     """
 
@@ -59,6 +60,7 @@ class Setting:
     options: Options = field(default_factory=dict)
     images: int | None = None
     dense: str | None = None
+    videos: str | None = None
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ OF_PRETRAIN = (*(name for name in OPTION_NAMES if name not in _OWN), *OLD_NAMES)
 _NAMES_IN_DIGEST = {new: old for old, new in OLD_NAMES.items()}  # so that folders of release 0.1 keep their names
 SAVE_MINUTES = 2.0
 LABELLED_PIXELS: Data = "images with a label per pixel"
+VIDEOS: Data = "videos with masks of objects"
 VALIDATIONS = 10  # of a run, at equal epochs of all arms: not as often as the machine has time for
 
 
@@ -157,6 +158,8 @@ def _evaluation_data(setting: Setting, folder: Path, multimodal: bool, kind: Dat
     Images with a label per pixel have a test set of their own, or their last fifth is held out.
     """
     data, test = images_of(setting), setting.test_data
+    if kind == VIDEOS:
+        return {"data": videos_of(setting, folder), "test_data": None}
     if kind == LABELLED_PIXELS:
         data, test, multimodal = setting.dense or data, None if setting.dense else test, True
     elif kind == "samples for a run's decoders":
@@ -169,6 +172,17 @@ def _evaluation_data(setting: Setting, folder: Path, multimodal: bool, kind: Dat
 def labels_pixels(at: Scale) -> bool:
     """Whether a scale has protocols on images with a label per pixel."""
     return any(data_for([name]) == LABELLED_PIXELS for name in (*at.protocols, *at.along))
+
+
+def measures_videos(at: Scale) -> bool:
+    """Whether a scale has protocols on videos with masks of objects."""
+    return any(data_for([name]) == VIDEOS for name in (*at.protocols, *at.along))
+
+
+def videos_of(setting: Setting, folder: Path) -> str:
+    """The folder of a setting's videos; those of scenes are rendered into the study's."""
+    address = setting.videos or ""
+    return str(folder / "videos" / slug(address.partition(":")[2])) if is_scenes(address) else address
 
 
 def place(address: str, folder: Path, multimodal: bool = False) -> str:
