@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 from pathlib import Path
 
 import pytest
 
 from unveil.cli import main
+from unveil.experiments.study.schedule import stopped_by_signals
+from unveil.runs.console import Stopped, exit_status
 
 PRETRAIN = ["pretrain", "mae", "--data", "my photos", "--out", "runs/a"]
 
@@ -116,3 +119,21 @@ def test_without_slurm_it_says_where_to_submit(
     monkeypatch.setenv("PATH", str(slurm.parent))
     assert main(["submit", "--", *PRETRAIN]) == 2
     assert "no sbatch on this machine" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM])
+def test_the_tasks_of_a_study_stop_in_order_by_the_signals_of_slurm(number: signal.Signals):
+    """A second signal, as the one at the end of the time, does not disturb what is being saved."""
+    before = [signal.getsignal(n) for n in (signal.SIGUSR1, signal.SIGTERM)]
+
+    @stopped_by_signals()
+    def task() -> None:
+        try:
+            os.kill(os.getpid(), number)
+        finally:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(Stopped) as stopped:
+        task()
+    assert exit_status(stopped.value) == 128 + number
+    assert [signal.getsignal(n) for n in (signal.SIGUSR1, signal.SIGTERM)] == before

@@ -6,8 +6,10 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -15,7 +17,7 @@ from typing import Any, Literal
 import torch
 
 from ...runs.atomic import make_folder, write_json
-from ...runs.console import duration, log
+from ...runs.console import Stopped, duration, log
 from ...runs.folder import RunFolder, check_writable
 from ...runs.hardware import num_cores
 from ...runs.lock import holder
@@ -34,6 +36,27 @@ class _Running:
     slot: int
     began: float
     logged: str = ""  # the last line of its log that was shown
+
+
+@contextmanager
+def stopped_by_signals() -> Iterator[None]:
+    """SIGTERM and SIGUSR1, which Slurm sends before the end of a job, raise Stopped, as Ctrl-C does."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(number: int, frame: Any) -> None:
+        for later in numbers:  # the first says all: a second Ctrl-C would end running jobs without saving
+            signal.signal(later, signal.SIG_IGN)
+        raise Stopped(number)
+
+    numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGUSR1") if hasattr(signal, name)]
+    before = {number: signal.signal(number, stop) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 class Schedule:
@@ -63,9 +86,13 @@ class Schedule:
     def run(self, describe: Callable[[Job], str]) -> None:
         """Run until no job is left, in this process or another. `describe` gives the result of a finished job in words.
 
-        A job that fails stops only those that need it. Raises KeyboardInterrupt after Ctrl-C, when the running jobs
-        have saved their state.
+        A job that fails stops only those that need it. Raises KeyboardInterrupt after Ctrl-C, SIGTERM and SIGUSR1, when
+        the running jobs have saved their state.
         """
+        with stopped_by_signals():
+            self._run(describe)
+
+    def _run(self, describe: Callable[[Job], str]) -> None:
         try:
             while self._left():
                 self._reap(describe)
