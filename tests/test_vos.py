@@ -24,6 +24,10 @@ from unveil.experiments.study.jobs import expand, videos_of
 from unveil.experiments.study.registry import load_study
 from unveil.modeling.encoder import vit
 from unveil.modeling.image_encoder import ImageEncoder
+from unveil.modeling.layers import sincos_positions
+from unveil.modeling.public_vits import untrained_vit
+from unveil.modeling.public_vits.vit import ViTConfig
+from unveil.modeling.resized_positions import position_choices, positions_resized
 from unveil.modeling.types import RGB
 
 PATCH, SIZE, FRAMES = 4, (32, 32), 6
@@ -315,3 +319,17 @@ def test_mutated_masks_end_in_an_answer_or_one_error(videos):
         assert lines == 1
         file.write_bytes(before)
     assert endings == {Score, ValueError}
+
+
+def test_a_table_of_waves_is_extrapolated_and_a_learned_one_is_not():
+    config = ViTConfig(width=32, depth=1, heads=2, patch=PATCH, hidden=32, grid=(4, 4))
+    encoder = untrained_vit(config, 0)
+    images = torch.rand(1, 3, *SIZE, generator=torch.Generator().manual_seed(0))
+    assert position_choices(encoder) == ("interpolate",)
+    encoder.vit.table.data.copy_(sincos_positions((4, 4), 32).view(4, 4, 32))  # as MAE's files hold it
+    assert position_choices(encoder) == ("interpolate", "extrapolate")
+    before = encoder.patch_features(images)
+    with positions_resized(encoder, "extrapolate"):
+        assert torch.equal(encoder.vit.position_embedding((8, 8)), sincos_positions((8, 8), 32))
+        assert not torch.allclose(encoder.patch_features(images), before)
+    assert torch.equal(encoder.patch_features(images), before)

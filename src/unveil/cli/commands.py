@@ -304,7 +304,10 @@ def _scenes(self: Command, words: list[str]) -> str:
     from ..experiments.scenes.command import PICTURES, scenes
 
     _, given = self.read(words, flags(scenes))
-    pictures = scenes(**given) / PICTURES[given.get("layout", "folders")]
+    folder, layout = scenes(**given), given.get("layout", "folders")
+    if layout == "davis":
+        return shlex.join(["unveil", "evaluate", "runs/a", "--protocol", "vos", "--data", str(folder)])
+    pictures = folder / PICTURES[layout]
     return shlex.join(["unveil", "pretrain", "crossmae", "--data", str(pictures), "--out", "runs/a"])
 
 
