@@ -100,9 +100,12 @@ def slider(names: Sequence[str]) -> Markup | None:
     if len(names) < 2:
         return None
     last = len(names) - 1
-    place = tag("input", type="range", min=0, max=last, value=last, step=1, data_names="|".join(names))
-    moved = tag("label", "over training ", place, tag("output", names[-1]))
-    return tag("span", tag("button", "play", type="button", class_="play"), moved, class_="slider")
+    place = tag(
+        "input", type="range", min=0, max=last, value=last, step=1, data_names="|".join(names),
+        aria_label="over training", aria_valuetext=names[-1],
+    )  # fmt: skip
+    play = tag("button", "play", type="button", class_="play", title="over training")
+    return tag("span", play, place, tag("output", names[-1]), class_="slider")
 
 
 def switch(name: str, kinds: Mapping[str, str]) -> Markup | None:
@@ -113,7 +116,7 @@ def switch(name: str, kinds: Mapping[str, str]) -> Markup | None:
         tag("button", words, type="button", data_kind=kind, aria_pressed="true" if i == 0 else "false")
         for i, (kind, words) in enumerate(kinds.items())
     ]
-    return tag("span", tag("span", name), *buttons, class_="kinds", role="group", aria_label=name)
+    return tag("span", *buttons, class_="kinds", role="group", aria_label=name)
 
 
 def timed(names: Sequence[str], rows: Iterable[Markup], *more: Markup | None) -> Markup:

@@ -19,7 +19,7 @@ from .sections import Runs, run_label, section
 
 MOST_MEASURES, MOST_LOOKS, MOST_MORE, MOST_EPOCHS = 3, 6, 12, 8
 KINDS = {  # of what the middle picture of a triptych shows: words on the switch
-    "predicted": "by the model alone", "aided": "with the true mean and deviation", "interpolated": "interpolation",
+    "predicted": "by the model", "aided": "with true means", "interpolated": "interpolation",
 }  # fmt: skip
 _PLACES = (  # of the three measures: the protocols that each is looked for among, the first first
     ("linear-lbfgs", "linear", "attentive", "finetune"),
@@ -138,13 +138,24 @@ def _looks(runs: Runs, first: int = 0, most: int = MOST_LOOKS) -> Markup | None:
     own = {kind for _, _, triptychs in shown for triptych in triptychs[start:end] for kind in triptych.predicted.kinds}
     kinds = {kind: words for kind, words in KINDS.items() if kind in own}
     has_masks = any(triptych.predicted.mask for _, _, triptychs in shown for triptych in triptychs[start:end])
-    outlined = tag("label", tag("input", type="checkbox", class_="outlines"), " outline masks") if has_masks else None
+    outlined = (
+        tag(
+            "label",
+            tag("input", type="checkbox", class_="outlines"),
+            " outlines",
+            title="the borders of hidden patches",
+        )
+        if has_masks
+        else None
+    )
     heading = None if first else tag("h2", "Reconstructions")
-    lead = tag("div", heading, tag("span", "visible, predicted, original"), slider(names), class_="looking")
     switches = [one for one in (switch("predicted", kinds), outlined) if one]
     keys = fragment(dict.fromkeys(filter(None, (colour_keys(run) for _, run, _ in shown))))
-    notes = fragment(dict.fromkeys(remark(how_to_read(run)) for _, run, _ in shown))
-    lead = fragment([lead, tag("div", *switches, class_="looking") if switches else None])
+    notes = fragment(
+        dict.fromkeys(remark(fragment(["Visible, predicted, original. ", how_to_read(run)])) for _, run, _ in shown)
+    )
+    words = None if switches else tag("span", "visible, predicted, original")
+    lead = tag("div", heading, words, *switches, slider(names), class_="looking")
     return tag("div", lead, tag("div", *looks, class_="triptychs"), keys, notes, class_="looks")
 
 
