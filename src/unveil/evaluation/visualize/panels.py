@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ...data.modality_config import Declared
 from ...data.sources import SampleSource, Source, origin
 from ...modeling.masked_model import ForwardOutput, MaskedModel
 from ...modeling.patches import validity
@@ -114,9 +115,16 @@ class MapRenderer:
 
 
 def map_renderers(modalities: Sequence[Modality], source: Source, batch: Batch) -> dict[str, MapRenderer]:
-    """A renderer for each modality; the limits of its colours are the 1st and 99th percentile of a batch's maps."""
+    """The renderers of a batch of a source, which knows the units and the classes of its maps."""
     whole = origin(source)[0]
-    declared = {d.name: d for d in whole.declared} if isinstance(whole, SampleSource) else {}
+    return renderers_of(modalities, whole.declared if isinstance(whole, SampleSource) else (), batch)
+
+
+def renderers_of(
+    modalities: Sequence[Modality], declarations: Sequence[Declared], batch: Batch
+) -> dict[str, MapRenderer]:
+    """A renderer for each modality; the limits of its colours are the 1st and 99th percentile of a batch's maps."""
+    declared = {d.name: d for d in declarations}
     renderers = {}
     for m in modalities:
         own = declared.get(m.name)

@@ -39,13 +39,14 @@ def load_samples(source: Source, modalities: Sequence[Modality], size: tuple[int
             continue
         if first.name in sample.maps:
             places.append(index)
-            views.append(_centre(sample, size, modalities, is_plain=lacks is None))
+            views.append(centred(sample, size, modalities, is_plain=lacks is None))
     keys = sample_keys(0, 0, range(len(views)))
     batch = collate(views, keys, modalities, size, lacks, complete)
     return SampleViews([source.name(i) for i in places], places, replace(batch, progress=torch.ones(())))
 
 
-def _centre(sample: Sample, size: tuple[int, int], modalities: Sequence[Modality], is_plain: bool) -> Sample:
+def centred(sample: Sample, size: tuple[int, int], modalities: Sequence[Modality], is_plain: bool) -> Sample:
+    """The centre view of a sample, `size` (height, width) large; a plain one is an image without unknown pixels."""
     if is_plain:  # by the resize that evaluations use, to the bit
         return Sample({name: to_float(center_view(image, size)) for name, image in sample.maps.items()})
     views = view_of(sample, center_cut(sample.size, size), size, modalities)
