@@ -230,6 +230,16 @@ def _look(self: Command, words: list[str]) -> str:
     return shlex.join(["unveil", "report", *runs]) if runs else _FIRST_RUN.replace("crossmae", shlex.quote(str(recipe)))
 
 
+@command("RUN [RUN ...]", "unveil explore runs/a")
+def _explore(self: Command, words: list[str]) -> str:
+    """a page to try runs on: draw masks, see predictions, attention, features, neighbours; two runs side by side"""
+    from ..commands.explore import explore
+
+    runs, given = self.read(words, flags(explore, "runs"), many=True)
+    explore(runs, **given)
+    return shlex.join(["unveil", "look", runs[0]])
+
+
 @command("RUN", "unveil replay runs/a")
 def _replay(self: Command, words: list[str]) -> str:
     """the step at which a run went wrong, again in float32: where the first bad number arises"""

@@ -66,7 +66,7 @@ def open_gallery(explored: Sequence[Explored], data: str | None) -> Gallery:
     try:
         if widest.run is None:
             assert data is not None
-            source: Source = open_images(data, BUILT_IN["rgb"])
+            source: Source = open_images(data)
         else:
             source = widest.run.held_out(data)
     except (OSError, ValueError) as error:
@@ -105,7 +105,7 @@ class Images:
 
     def upload(self, data: bytes, name: str, modality: str, onto: str = "") -> Chosen:
         """A file as a sample, or as another map of the sample with the id `onto`. Raises `Unreadable`."""
-        own = {d.name: d for d in self.gallery.declared} or {self.gallery.first: BUILT_IN.get(modality)}
+        own = {d.name: d for d in self.gallery.declared} or {self.gallery.first: BUILT_IN["rgb"]}
         declared = own.get(modality) or BUILT_IN["rgb"]
         if modality not in own:
             raise ValueError(f"no run here reads {modality!r}; there are {', '.join(own)}")
@@ -164,7 +164,7 @@ def batch_of(chosen: Chosen, explored: Explored) -> Batch:
 
 
 def thumbnail(chosen: Chosen, side: int = 96) -> Picture:
-    """The first map of a sample, its longer side so many pixels: a measured one from its lowest to its highest value."""
+    """The first map of a sample, its longer side so many pixels; a measured one is stretched to its own range."""
     values = to_float(next(iter(chosen.sample.maps.values()))).numpy()
     if values.max(initial=0) > 1 or values.min(initial=0) < 0:
         low, high = np.percentile(values, (1, 99))
@@ -172,4 +172,3 @@ def thumbnail(chosen: Chosen, side: int = 96) -> Picture:
     image = Image.fromarray(viewable(values))
     scale = side / max(image.size)
     return np.asarray(image.resize([max(1, round(length * scale)) for length in image.size]))
-

@@ -10,10 +10,11 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from ...evaluation.visualize.given_masks import Drawn
 from ...modeling.masked_model import MaskedModel
 from ...modeling.masking import PATTERNS, SAMPLERS, Masker
 from ...modeling.rng import sample_keys
-from ...modeling.types import Batch, Layout, Observations, Tokens
+from ...modeling.types import Batch, Layout, Tokens
 from .models import Unmasked
 
 OWN, DRAWN = "own", "drawn"
@@ -47,18 +48,6 @@ class Asked:
     grid: tuple[int, int] | None = None
 
 
-@dataclass(frozen=True)
-class Ordered:
-    """A score of tokens: these stay visible, and all others are hidden."""
-
-    visible: tuple[int, ...]
-
-    def __call__(self, tokens: Tokens, observations: Observations, batch: Batch) -> Float[Tensor, "B N"]:
-        score = torch.ones(tokens.ids.shape, device=tokens.ids.device)
-        score[:, list(self.visible)] = 0
-        return score
-
-
 def make_mask(
     asked: Asked, layout: Layout, batch: Batch, model: MaskedModel | None, unmasked: Unmasked,
     guide: Mapping[str, Float[Tensor, "h w"]],
@@ -72,7 +61,9 @@ def make_mask(
     if asked.method not in METHODS:
         raise ValueError(f"there is no masking {asked.method!r}; there are {', '.join(METHODS)}")
     if asked.drawn is not None:
-        drawn = {name: on_grid(asked.drawn.get(name, []), asked.grid or layout.grid, layout.grid) for name in layout.spans}
+        drawn = {
+            name: on_grid(asked.drawn.get(name, []), asked.grid or layout.grid, layout.grid) for name in layout.spans
+        }
         return _neither_all_nor_none(drawn, cells)
     batch = replace(batch, key=sample_keys(asked.seed, 0, [0]).to(batch.key.device))
     if asked.method == OWN:
@@ -99,8 +90,9 @@ def make_mask(
 
 def masker_of(visible: Cells, layout: Layout) -> Masker:
     """The masker that leaves these cells visible and has all others predicted."""
-    ids = tuple(layout.spans[name].start + cell for name, cells in visible.items() for cell in cells)
-    return Masker(Ordered(ids), len(ids) / layout.num_tokens)
+    hidden = torch.ones(layout.num_tokens, dtype=torch.bool)
+    hidden[[layout.spans[name].start + cell for name, cells in visible.items() for cell in cells]] = False
+    return Masker(Drawn(hidden), 1 - float(hidden.float().mean()))
 
 
 def on_grid(cells: list[int], grid: tuple[int, int], other: tuple[int, int]) -> list[int]:

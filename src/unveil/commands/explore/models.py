@@ -83,9 +83,7 @@ def open_explored(address: str, device: str = "auto", trust: bool = False) -> Ex
         encoder, modalities, note, own = ImageEncoder(model.encoder), run.modalities, "", model
     step = max(weights_by_step(run.path), default=0)
     notes = (note,) if note else ()
-    return Explored(
-        run.name, encoder, modalities, identity, own, run.declared, run, step, float(state["epoch"]), notes
-    )
+    return Explored(run.name, encoder, modalities, identity, own, run.declared, run, step, float(state["epoch"]), notes)
 
 
 @dataclass(frozen=True)
@@ -115,7 +113,9 @@ def read_unmasked(explored: Explored, batch: Batch) -> Unmasked:
     extractor, model = explored.extractor, explored.model
     maps = {name: batch.maps[name] for name in explored.inputs if name in batch.maps}
     grid = explored.grid
-    layout = Layout({name: slice(i * grid[0] * grid[1], (i + 1) * grid[0] * grid[1]) for i, name in enumerate(maps)}, grid)
+    layout = Layout(
+        {name: slice(i * grid[0] * grid[1], (i + 1) * grid[0] * grid[1]) for i, name in enumerate(maps)}, grid
+    )
     with record_inputs([block.attn for block in extractor.blocks]) as calls:
         outputs = extractor.tokens(batch, range(1, extractor.depth + 1))
     blocks = Blocks(layout, outputs, [inputs for _, inputs in calls])
@@ -137,9 +137,7 @@ def predict(model: MaskedModel, unmasked: Unmasked, masker: Masker) -> ForwardOu
     return ForwardOutput(observations, mask, latents, queries, decoded)
 
 
-def attention(
-    explored: Explored, blocks: Blocks, layer: int, query: str | int | None = None
-) -> Float[Tensor, "H N"]:
+def attention(explored: Explored, blocks: Blocks, layer: int, query: str | int | None = None) -> Float[Tensor, "H N"]:
     """The attention that each token gets in a block, counted from 1, by head.
 
     The query is the class token's (cls), the mean of all (mean, where there is no class token), or that of one token.

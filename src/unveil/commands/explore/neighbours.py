@@ -6,6 +6,7 @@ import io
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import torch
@@ -53,6 +54,10 @@ def describe(explored: Explored, batches: list[Batch]) -> tuple[Float[Tensor, "K
     values = torch.cat(features) if features else extractor.features(images, "mean")
     small = F.adaptive_avg_pool2d(images, _COLOURS).flatten(1)
     return F.normalize(values.float(), dim=1).cpu(), F.normalize(small - small.mean(1, keepdim=True), dim=1).cpu()
+
+
+def _describe(explored: Explored, batches: list[Batch], check: Callable[[], None]) -> tuple[Tensor, Tensor]:
+    return describe(explored, batches)
 
 
 class Indexer:
@@ -107,8 +112,7 @@ class Indexer:
                 except Unreadable:
                     continue
             if batches:
-                job: Callable[[Callable[[], None]], tuple[Tensor, Tensor]] = lambda _, own=batches: describe(explored, own)  # noqa: E731
-                some = self.worker.run(job)
+                some = self.worker.run(partial(_describe, explored, batches))
                 features.append(some[0])
                 colours.append(some[1])
             index.done = min(start + _AT_ONCE, index.total)

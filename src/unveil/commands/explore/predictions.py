@@ -23,7 +23,10 @@ from ...reporting.pictures import Picture, patch_values, png, scalar_picture
 
 TRUTH = "The mean and the spread of each hidden patch are the true ones, which the model has not seen."
 OWN = "Mean and spread of each patch as the model predicts them."
-NEUTRAL = "The model predicts no mean and no spread: each patch at the mean colour of the data, with the spread of the visible patches."
+NEUTRAL = (
+    "The model predicts no mean and no spread: each patch at the mean colour of the data, with the spread of the"
+    " visible patches."
+)
 SCALE = "The true scale of the map is put back."
 
 
@@ -80,7 +83,7 @@ def predictions(
     hidden = _hidden_pixels(objective, target, batch, output) & known
     predicted = reconstruct_map(objective, batch, output)
     pictures = {"prediction": _drawn(renderer, predicted, image)}
-    notes = {}
+    notes: dict[str, str] = {}
     judged = predicted
     if isinstance(target, Pixels) and target.norm_pix:
         alone, has_own = _by_itself(model, objective, target, batch, output, visible)
@@ -100,7 +103,9 @@ def predictions(
     limits = (0.0, 1.0) if modality.kind == "categorical" else (0.0, 0.4 * _range(renderer))
     difference = _difference(judged, image, modality)[0].float().cpu().numpy()
     pictures["error"] = scalar_picture(difference, hidden[0, 0].cpu().numpy(), limits)
-    notes["error"] = "Wrong pixels are light." if modality.kind == "categorical" else f"From 0 to {limits[1]:.3g} {unit}."
+    notes["error"] = (
+        "Wrong pixels are light." if modality.kind == "categorical" else f"From 0 to {limits[1]:.3g} {unit}."
+    )
     return MapPrediction(pictures, notes, errors, unit)
 
 
@@ -171,4 +176,3 @@ def _by_itself(
         mean = torch.zeros_like(prediction[..., :1])
         spread = torch.full_like(mean, 1.0 if spreads is None else float(spreads.mean()))
     return as_map(target, batch, queries, prediction * spread + mean), statistics is not None
-
