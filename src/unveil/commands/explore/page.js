@@ -419,7 +419,7 @@ function showNeighbours() {
     }
     const row = (title, near) => [make('h3', {}, title), make('div', {class: 'gallery near'}, ...near.map(one => make('figure', {},
       make('button', {type: 'button', title: `Choose ${one.name}`, onclick: () => choose(one)}, make('img', {src: thumb(one.id), alt: one.name, width: 96, height: 96})),
-      make('figcaption', {}, make('small', {}, `${one.cosine.toFixed(2)} ${one.name}`)))))];
+      make('figcaption', {}, make('small', {}, `${one.cosine.toFixed(2)} ${one.name.split('/').pop()}`)))))];
     const searched = answer.total < answer.of ? `${answer.total} of ${answer.of} images were searched` : `${answer.total} images were searched`;
     return [...row('By features', answer.features), ...row('By colours alone', answer.colours), make('p', {class: 'soft'}, `${searched}; numbers are cosines.`)];
   });
