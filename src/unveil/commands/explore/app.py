@@ -19,13 +19,13 @@ from ...reporting.pictures import png
 from ...reporting.server import Answer, Request
 from ...reporting.style import LOGO, PALETTE
 from ...runs.console import quoted
-from .features import enlarged, overlay, pca_colours, similarity
+from .features import enlarged, overlay, pca_colours, similar_patches, similarity
 from .images import Chosen, Gallery, Images, batch_of, open_gallery, thumbnail
 from .masks import METHODS, OWN, make_mask, masker_of
 from .models import Explored, Unmasked, attention, by_modality, open_explored, patch_features, predict, read_unmasked
 from .neighbours import Indexer, describe, label_of, nearest
 from .params import asked_mask, text, whole
-from .predictions import as_url, predictions
+from .predictions import MapPrediction, as_url, predictions
 from .worker import Superseded, Worker
 
 _FOLDER = Path(__file__).parent
@@ -235,11 +235,12 @@ class Explorer:
         output = predict(model, unmasked, masker_of(visible, layout)) if model is not None and predicts else None
         check()
         renderers = renderers_of(explored.modalities, explored.declared, batch)
+        predicted = predictions(model, batch, output, renderers) if model is not None and output is not None else {}
         maps = []
         for m in explored.modalities:
             entry: dict[str, Any] = {"modality": m.name, "title": renderers[m.name].title, "missing": m.name in lacking}
             if m.name not in lacking:
-                own = predictions(model, batch, output, m, visible.get(m.name), renderers[m.name]).to_json()
+                own = predicted.get(m.name, MapPrediction()).to_json()
                 image = _original(batch, m, renderers[m.name])
                 own["pictures"]["original"] = as_url(image)
                 if m.name in shown:
@@ -292,7 +293,7 @@ class Explorer:
         return {
             "original": as_url(image),
             "pca": as_url(enlarged(pca_colours(features, grid), (image.shape[0], image.shape[1]))),
-            "similarity": as_url(overlay(image, near.unflatten(0, grid))),
+            "similarity": as_url(similar_patches(image, near.unflatten(0, grid))),
             "lowest": float(near.min()),
             "patch": patch,
             "grid": list(grid),

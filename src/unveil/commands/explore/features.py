@@ -6,9 +6,10 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
+from PIL import Image
 from torch import Tensor
 
-from ...reporting.pictures import Picture, attention_overlay
+from ...reporting.pictures import Picture, attention_overlay, patch_values
 
 _SIDE = 112  # pixels of a small map
 
@@ -46,7 +47,11 @@ def overlay(image: Picture, values: Float[Tensor, "h w"], small: bool = False) -
     return attention_overlay(image, values.float().cpu().numpy())
 
 
-def enlarged(picture: Picture, size: tuple[int, int]) -> Picture:
-    """A picture of a pixel a patch at the size of its image."""
-    rows, columns = size[0] // picture.shape[0], size[1] // picture.shape[1]
-    return picture.repeat(rows, axis=0).repeat(columns, axis=1)
+def similar_patches(image: Picture, values: Float[Tensor, "h w"]) -> Picture:
+    """Similarities in colours of patches, from the lowest of the image to 1."""
+    return patch_values(image, values.float().cpu().numpy(), (min(float(values.min()), 1 - 1e-6), 1.0))
+
+
+def enlarged(picture: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """A picture of a pixel a patch at the size (height, width) of its image."""
+    return np.asarray(Image.fromarray(picture).resize(size[::-1], Image.Resampling.NEAREST))

@@ -74,7 +74,9 @@ def open_explored(address: str, device: str = "auto", trust: bool = False) -> Ex
     identity = str(sorted(run.checkpoint().identity.items()))
     try:
         model = run.model().to(where)
-    except UntrustedCodeError as error:
+    except ValueError as error:
+        if not run.imported and not isinstance(error, UntrustedCodeError):
+            raise
         encoder = run.encoder().to(where)
         modalities = tuple(m for m in run.modalities if m.name in {own.name for own in encoder.modalities})
         note = f"The encoder alone, without its masks and predictions: {error}"

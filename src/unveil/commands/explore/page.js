@@ -256,7 +256,7 @@ function numbers(map) {
   const {prediction, filled} = map.errors ?? {};
   if (prediction === undefined) return null;
   const say = value => map.unit.startsWith('of ') ? `${(100 * value).toPrecision(3)} %` : value.toPrecision(3);
-  const line = make('p', {class: 'numbers'}, `Mean error of hidden ${map.unit === '1 - cos' ? 'patches' : 'pixels'}: `,
+  const line = make('p', {class: 'numbers'}, `Error of hidden ${map.unit === '1 - cos' ? 'patches' : 'pixels'}: `,
     make('strong', {}, say(prediction)), ` ${map.unit}`);
   if (filled !== undefined) {
     const better = prediction < filled;
