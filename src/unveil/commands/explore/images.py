@@ -55,7 +55,7 @@ class Gallery:
 
 
 def open_gallery(explored: Sequence[Explored], data: str | None) -> Gallery:
-    """Samples that the run with the most modalities was not trained on, or those of `data`.
+    """Samples that the run with the most modalities was not trained on, or all those of `data`.
 
     Raises what opening `data` raises; data of a run that have moved leave a gallery without samples.
     """
@@ -68,7 +68,7 @@ def open_gallery(explored: Sequence[Explored], data: str | None) -> Gallery:
             assert data is not None
             source: Source = open_images(data)
         else:
-            source = widest.run.held_out(data)
+            source = widest.run.held_out() if data is None else widest.run._open(data)
     except (OSError, ValueError) as error:
         if data is not None:
             raise
