@@ -130,24 +130,6 @@ def _after_study(words: Sequence[str], folder: Path | None) -> str:
     return shlex.join(["unveil", "report", *map(str, sorted((folder / "runs").iterdir())[:4])])
 
 
-@command("-- COMMAND", "unveil submit --nodes 4 --gpus-per-node 8 -- pretrain mae --data ~/photos --out runs/a")
-def _submit(self: Command, words: list[str]) -> str:
-    """a command as a job of Slurm, or a study as an array of jobs"""
-    from ..experiments.submit import runs_of, submit
-
-    own, command = (words[: words.index("--")], words[words.index("--") + 1 :]) if "--" in words else (words, [])
-    _, given = self.read(own, flags(submit, "command"), needs=False)
-    if command and command[0] not in COMMANDS:
-        raise UsageError(f"there is no command {command[0]} to submit", f"for example {self.example}")
-    if command[:1] == ["study"] and "array" not in given:
-        from ..experiments.study.command import study
-
-        (name,), of_study = COMMANDS["study"].read(command[1:], flags(study, "name"))
-        given["array"] = runs_of(name, of_study)
-    submit(tuple(command), **given)
-    return "squeue --me" if not given.get("dry_run") else shlex.join(["unveil", "submit", *drop(words)])
-
-
 def drop(words: Sequence[str]) -> list[str]:
     """The words of a dry run without the flag that makes it one."""
     return [word for word in words if not word.startswith("--dry-run")]
@@ -306,6 +288,24 @@ def _pack(self: Command, words: list[str]) -> str:
 
     splits = split_addresses(out)  # a pack of several is inspected one by one
     return shlex.join(["unveil", "inspect", splits.get("train", next(iter(splits.values()), out))])
+
+
+@command("-- COMMAND", "unveil submit --nodes 4 --gpus-per-node 8 -- pretrain mae --data ~/photos --out runs/a")
+def _submit(self: Command, words: list[str]) -> str:
+    """a command as a job of Slurm, or a study as an array of jobs"""
+    from ..experiments.submit import runs_of, submit
+
+    own, command = (words[: words.index("--")], words[words.index("--") + 1 :]) if "--" in words else (words, [])
+    _, given = self.read(own, flags(submit, "command"), needs=False)
+    if command and command[0] not in COMMANDS:
+        raise UsageError(f"there is no command {command[0]} to submit", f"for example {self.example}")
+    if command[:1] == ["study"] and "array" not in given:
+        from ..experiments.study.command import study
+
+        (name,), of_study = COMMANDS["study"].read(command[1:], flags(study, "name"))
+        given["array"] = runs_of(name, of_study)
+    submit(tuple(command), **given)
+    return "squeue --me" if not given.get("dry_run") else shlex.join(["unveil", "submit", *drop(words)])
 
 
 @command("", "unveil scenes --layout davis --out videos")
