@@ -188,7 +188,7 @@ def _after_embed(features: Path) -> str:
 
 @command("RUN", "unveil predict runs/a --head finetune --data ~/photos --draw")
 def _predict(self: Command, words: list[str]) -> str:
-    """classes, masks or depth of any images, by a head that `unveil evaluate --keep` has kept"""
+    """classes, masks, depth or boxes of any images, by a head that `unveil evaluate --keep` has kept"""
     from ..commands.predict import predict
 
     (run,), given = self.read(words, flags(predict, "run"))

@@ -72,7 +72,7 @@ def _check_keeping(protocols: Mapping[str, EvaluationProtocol], inputs: tuple[st
     if others:
         raise ValueError(
             f"--keep is for protocols that train one head, and {', '.join(others)} {_does(others)} not; evaluate with"
-            " finetune, linear, linear-lbfgs, attentive, segment or depth"
+            " finetune, linear, linear-lbfgs, attentive, segment, depth or detect"
         )
     if inputs:
         raise ValueError("--keep is of heads that read images, or maps of segment and depth; leave --inputs out")
@@ -145,9 +145,9 @@ def evaluate(
     at_epoch: measure the weights that the run saved then (`pretrain --save-every`); results go to `eval/epoch-<epoch>/`
     over_training: measure all weights that the run kept on its way too, by protocols on features: the verdict then says
         how long this machine would take to pass the baselines; results go to `eval/epoch-<epoch>/`
-    keep: keep the head that finetune, linear, linear-lbfgs, attentive, segment or depth has trained in the run's
-        `heads/`, for `unveil predict` and `unveil.load(run, head=...)`; with a new .safetensors file, of finetune, the
-        encoder without its head goes there: a teacher for cmtmae
+    keep: keep the head that finetune, linear, linear-lbfgs, attentive, segment, depth or detect has trained in the
+        run's `heads/`, for `unveil predict` and `unveil.load(run, head=...)`; with a new .safetensors file, of
+        finetune, the encoder without its head goes there: a teacher for cmtmae
     device: cpu, cuda, mps; auto takes the best
     precision: of the encoders: float32 or bf16; auto takes bf16 where the device has it in hardware
     threads: threads that compute on a CPU; by default all, or one while other programs keep the cores busy
@@ -193,6 +193,8 @@ def evaluate(
                 note(f"warning: {overlaps[test.address]}")
 
     def keep_head(name: str, head: KeptHead) -> None:
+        if not is_rank_zero():
+            return
         of = {"protocol": name, "data": data, "weights": weights, "at_epoch": at_epoch}
         classes = images.class_names if isinstance(images, ImageSplit) else ()
         file = head.of(classes, of).write(folder, name)

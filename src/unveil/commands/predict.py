@@ -1,4 +1,4 @@
-"""`unveil predict`: classes, masks or depth of any images, by a head that `unveil evaluate --keep` has kept."""
+"""`unveil predict`: classes, masks, depth or boxes of any images, by a head that `unveil evaluate --keep` has kept."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from ..data.loader import Loader, prefetch
 from ..data.modality_config import BUILT_IN, Declared
 from ..data.sources import Source, Subset, images_of, presence, sampler, spread
 from ..data.transforms import CenterView, Sample
-from ..evaluation.predictors import ClassPredictor, DensePredictor
+from ..evaluation.predictors import BoxPredictor, ClassPredictor, DensePredictor
 from ..modeling.public_vits import is_public_vit
 from ..recipes.options import accept_python_values
 from ..recipes.run import Run
@@ -31,6 +31,7 @@ from ..runs.console import Progress, plural, quoted, user_path
 from ..runs.folder import check_writable
 from ..runs.hardware import autocast
 from ..runs.run_config import Precision
+from .box_files import CocoResults, draw_boxes
 from .load import load_predictor
 from .prediction_files import (
     FileNames,
@@ -73,8 +74,8 @@ def predict(
 
     Of classes `predictions.csv` or `.jsonl` has a row for each image, with probabilities. Of a class for every pixel
     `masks/` has a PNG of ids for each, as the training labels store them, of depth `depth/` one of 16 bits; both at the
-    image's own size. `predictions.json` says which head of which weights it was, names the classes or the unit, and
-    the images that could not be read.
+    image's own size. Of boxes `boxes.json` has all of them in COCO's layout. `predictions.json` says which head of
+    which weights it was, names the classes or the unit, and the images that could not be read.
 
     data: images in a folder, a Parquet file, shards, or scenes; of a head that reads several maps, folders of rgb,
         depth, ...
@@ -113,6 +114,8 @@ def predict(
             if top is not None and top > len(model.classes):
                 raise ValueError(f"--top {top} is more than the {len(model.classes)} classes of this head")
             content = _write_classes(model, source, folder, format, top, draw, batch_size, precision, line)
+        elif isinstance(model, BoxPredictor):
+            content = _write_boxes(model, source, folder, draw, precision, line)
         else:
             assert isinstance(model, DensePredictor)
             content = _write_maps(model, source, folder, draw, precision, line)
@@ -200,6 +203,26 @@ def _write_maps(
     if not done:
         raise ValueError(f"none of the {len(source)} images of {source.address} can be read")
     return summary(model.facts, unreadable, done, **more, **({"pixels_out_of_range": cut} if unit else {}))
+
+
+def _write_boxes(
+    model: BoxPredictor, source: Source, folder: Path, draw: bool, precision: Precision, line: Progress
+) -> dict[str, Any]:
+    files = FileNames([source.name(index) for index in range(len(source))])
+    boxes, unreadable, done = CocoResults(model.classes), list[str](), 0
+    for index, sample in _samples(source, "rgb"):
+        name = source.name(index)
+        if sample is None:
+            unreadable.append(name)
+            continue
+        (found,) = model.predict([sample], autocast(model.device, precision))
+        boxes.add(name, sample.size, found)
+        if draw:
+            draw_boxes(folder / "drawn" / files(name, ".png"), sample.maps["rgb"], found, model.classes)
+        done += 1
+        line.update(f"predicting: {done:,} of {len(source):,} images", done, len(source))
+    write_json(folder / "boxes.json", boxes.content)
+    return summary(model.facts, unreadable, done, classes=list(model.classes), task=model.task)
 
 
 def _write_map(

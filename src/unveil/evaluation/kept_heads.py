@@ -22,8 +22,8 @@ from ..runs.regular_files import check_regular
 FOLDER = "heads"
 _KEY = "unveil_head"  # of the JSON in a file's metadata
 
-Task = Literal["classes", "semseg", "depth"]
-Model = Literal["linear", "attentive", "finetune", "dense"]
+Task = Literal["classes", "semseg", "depth", "boxes"]
+Model = Literal["linear", "attentive", "finetune", "dense", "detect"]
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,12 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
+import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
+from ..data.extras import optional
 from ..data.transforms import Sample
 from ..modeling.image_encoder import FeatureExtractor, ImageEncoder
 from ..modeling.normalizer import Normalizer
@@ -19,6 +21,11 @@ from ..modeling.types import Modality
 from .dense.data import DenseView
 from .dense.model import DenseModel, check_dense
 from .dense.windows import predict_windows
+from .detection.average_precision import Found
+from .detection.model import Detector, Heads, check_windowed, whole_blocks
+from .detection.ops import NEEDED
+from .detection.views import DetectionView
+from .detection.whole_images import detect_whole
 from .finetuning import Classifier
 from .kept_heads import KeptHead, Task
 from .protocols.attentive import AttentivePool, normed_tokens
@@ -50,8 +57,8 @@ class Predictor(nn.Module):
         return next(self.parameters()).device
 
     @abstractmethod
-    def forward(self, images: Tensor) -> Tensor:
-        """Predictions of images: scores whose softmax over dimension 1 are probabilities, or metres."""
+    def forward(self, images: Any) -> Any:
+        """Predictions of images: scores whose softmax over dimension 1 are probabilities, metres, or boxes."""
 
     def extra_repr(self) -> str:
         what = f"{len(self.classes)} classes" if self.classes else "metres"
@@ -132,6 +139,41 @@ class DensePredictor(Predictor):
         return [prediction * std + mean for prediction in made]
 
 
+class BoxPredictor(Predictor):
+    """Images -> for each a dict of `boxes` N 4 (x0, y0, x1, y1 in pixels), `labels`, `scores`, as torchvision has them.
+
+    Labels count from 0, as `classes` do. Where masks were learned, `masks` are N H W. Without gradients.
+    """
+
+    def __init__(self, head: KeptHead, encoder: FeatureExtractor):
+        super().__init__(head, encoder)
+        settings, own = head.settings, check_windowed(encoder)
+        assert own is not None
+        side, grid = settings["side"], settings["side"] // own.patch
+        sizes: dict[str, Any] = {n: tuple(v) if isinstance(v, list) else v for n, v in settings["heads"].items()}
+        positions = (grid, grid) if settings["relative"] else None
+        trunk = own.windowed(settings["window"], whole_blocks(own.depth), settings["positions"], positions)
+        self.view = DetectionView((side, side))
+        self.modality = Modality("rgb", encoder.channels, *encoder.statistics)
+        self.model = Detector(trunk, Heads(**sizes), len(head.classes), settings["masks"], 0, not head.trains_encoder)
+        _fill(self.model, head)
+
+    def forward(self, images: Shaped[Tensor, "B C H W"]) -> list[dict[str, Tensor]]:
+        coder = optional("faster_coco_eval", NEEDED).mask
+        made = []
+        for one in self.predict([Sample({"rgb": image.cpu()}) for image in images]):
+            found = {"boxes": one.boxes, "labels": one.labels, "scores": one.scores}
+            if one.masks is not None:
+                empty = np.zeros((0, *images.shape[-2:]), np.uint8)
+                found["masks"] = np.stack([coder.decode(mask) for mask in one.masks]) if one.masks else empty
+            made.append({name: torch.from_numpy(value).to(self.device) for name, value in found.items()})
+        return made
+
+    def predict(self, samples: Sequence[Sample], autocast: AbstractContextManager[Any] | None = None) -> list[Found]:
+        """What is found in each sample, in its own pixels."""
+        return detect_whole(self.model, samples, self.view, self.modality, autocast or nullcontext())
+
+
 class _LinearClassifier(nn.Module):
     """The feature of an encoder, and a linear layer."""
 
@@ -192,6 +234,14 @@ _CLASSIFIERS: dict[str, Callable[[KeptHead, FeatureExtractor], nn.Module]] = {
 }
 
 
+_PREDICTORS: dict[Task, Callable[[KeptHead, FeatureExtractor], Predictor]] = {
+    "classes": ClassPredictor,
+    "semseg": DensePredictor,
+    "depth": DensePredictor,
+    "boxes": BoxPredictor,
+}
+
+
 def _fill(model: nn.Module, head: KeptHead) -> None:
     """Load the weights of a head into a model, whose encoder has its own where the head was trained alone."""
     own = {} if head.trains_encoder else {n: t for n, t in model.state_dict().items() if n.startswith("encoder.")}
@@ -201,7 +251,7 @@ def _fill(model: nn.Module, head: KeptHead) -> None:
 def predictor(head: KeptHead, encoder: FeatureExtractor) -> Predictor:
     """The predictor of a kept head, in eval mode, its weights frozen. Raises ValueError where the two do not fit."""
     try:
-        made = (ClassPredictor if head.task == "classes" else DensePredictor)(head, encoder)
+        made = _PREDICTORS[head.task](head, encoder)
     except (KeyError, TypeError, RuntimeError, AssertionError) as error:
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
         raise ValueError(f"the head does not fit the encoder ({reason}); evaluate again with --keep") from error
@@ -214,4 +264,6 @@ def predictor(head: KeptHead, encoder: FeatureExtractor) -> Predictor:
 def _outputs(head: KeptHead) -> int:
     if head.model == "dense":
         return int(head.settings["outputs"])
+    if head.model == "detect":
+        return len(head.classes)  # by which its layers are built
     return len(head.tensors["weight" if head.model == "linear" else "head.weight"])

@@ -161,6 +161,11 @@ class BoxHead(nn.Module):
         return self.cls_score(hidden).float(), deltas
 
 
+def whole_blocks(depth: int) -> tuple[int, ...]:
+    """The blocks, counted from 1, that attend over the whole image: the last of each quarter, all of four or less."""
+    return tuple(sorted({max(1, round(depth * quarter / 4)) for quarter in range(1, 5)}))
+
+
 class Detector(nn.Module):
     """A windowed encoder, its pyramid and its heads: images to losses, or to boxes, classes, scores and masks.
 

@@ -4,29 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
+from dataclasses import asdict
 from typing import Any
 
-import numpy as np
-import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ...data.collate import collate
 from ...data.detection.annotations import DetectionPair, DetectionSet
-from ...data.extras import optional
 from ...data.loader import Loader
 from ...data.sources import Subset
 from ...data.transforms import Sample
 from ...modeling.rng import SampleRng
 from ...modeling.types import Batch, Modality, to_float
 from ..finetuning import EncoderTraining
+from ..kept_heads import KeptHead
 from ..processes import gathered, mine, rank_and_size, shares
 from ..types import Context
 from .average_precision import Found
-from .model import Detector, WindowedEncoder
-from .ops import NEEDED, detection_modules
+from .model import Detector, WindowedEncoder, whole_blocks
 from .presets import DetectionTraining
 from .views import DetectionView, rows_of, truth_of
+from .whole_images import detect_whole
 
 Numbered = tuple[Batch, Int[Tensor, " B"]]
 
@@ -125,33 +123,12 @@ class DetectionTrainer(EncoderTraining[Numbered]):
         return gathered(found)
 
     def _detected(self, samples: Sequence[Sample]) -> list[Found]:
-        wholes = [self.view.whole(sample, (self.modality,)) for sample in samples]
-        keys = torch.zeros(len(samples), dtype=torch.int64)
-        batch = collate([one for one, _ in wholes], keys, (self.modality,), self.view.image_size).on(self.device)
-        with self.context.autocast(self.device):
-            detected = self.model.detect(to_float(batch.maps["rgb"]), [made for _, made in wholes])
-        return [
-            _at_own_size(one, made, sample.size)
-            for one, (_, made), sample in zip(detected, wholes, samples, strict=True)
-        ]
+        return detect_whole(self.model, samples, self.view, self.modality, self.context.autocast(self.device))
 
-
-def _at_own_size(one: dict[str, Tensor], made: tuple[int, int], size: tuple[int, int]) -> Found:
-    """Predictions in a view as those of its image, of which `made` is the size in the view."""
-    scale = torch.tensor([size[1] / made[1], size[0] / made[0]] * 2)
-    boxes = one["boxes"].float().cpu() * scale
-    masks = None
-    if "masks" in one:
-        encoder = optional("faster_coco_eval", NEEDED).mask
-        paste = detection_modules().roi_heads.paste_masks_in_image
-        pasted = [
-            paste(m, b, size)[:, 0] > 0.5 for m, b in zip(one["masks"].cpu().split(16), boxes.split(16), strict=True)
-        ]
-        masks = [encoder.encode(np.asfortranarray(mask.numpy().astype(np.uint8))) for part in pasted for mask in part]
-    labels, scores = one["labels"].cpu().numpy() - 1, one["scores"].float().cpu().numpy()
-    return Found(boxes.numpy(), labels, scores, masks)
-
-
-def whole_blocks(depth: int) -> tuple[int, ...]:
-    """The blocks, counted from 1, that attend over the whole image: the last of each quarter, all of four or less."""
-    return tuple(sorted({max(1, round(depth * quarter / 4)) for quarter in range(1, 5)}))
+    def head(self, positions: str | None, relative: bool, frozen: bool) -> KeptHead:
+        """The trained detector, with its encoder where that has learned."""
+        tensors = {n: t for n, t in self.model.state_dict().items() if not (frozen and n.startswith("encoder."))}
+        own: dict[str, Any] = {"heads": asdict(self.settings.heads), "window": self.settings.window}
+        own |= {"positions": positions, "relative": relative, "side": self.view.image_size[0]}
+        own["masks"], classes = self.has_masks, tuple(self.sets.train.classes)
+        return KeptHead("boxes", "detect", own, tensors, not frozen, classes)

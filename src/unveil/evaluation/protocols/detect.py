@@ -11,10 +11,10 @@ from ..datasets import unreadable_facts
 from ..detection.average_precision import average_precision
 from ..detection.data import DetectionData
 from ..detection.drawing import examples
-from ..detection.model import check_windowed
+from ..detection.model import check_windowed, whole_blocks
 from ..detection.ops import NEEDED, detection_modules
 from ..detection.presets import FEW, DetectionTraining, PresetName, preset
-from ..detection.training import DetectionTrainer, whole_blocks
+from ..detection.training import DetectionTrainer
 from ..types import THIS_RUN, Context, FeatureEncoder, Needs, Score
 
 
@@ -42,6 +42,7 @@ class Detect:
     """
 
     needs: ClassVar[Needs] = "boxes"
+    keeps_head: ClassVar[bool] = True
 
     layout: BoxLayout = "auto"
     preset: PresetName = "auto"
@@ -95,6 +96,8 @@ class Detect:
         )
         trainer.train()
         found = trainer.predictions()
+        if context.keep is not None:
+            context.keep(trainer.head(positions, self.relative_positions, bool(self.frozen)))
         kinds = {"box": "bbox", "mask": "segm"} if sets.has_masks else {"box": "bbox"}
         precisions = {kind: average_precision(sets.test, found, coco) for kind, coco in kinds.items()}
         shown: dict[str, Any] = {
