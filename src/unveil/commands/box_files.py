@@ -33,7 +33,7 @@ class CocoResults:
         """Add what was found in an image of a size (height, width)."""
         images, annotations = self.content["images"], self.content["annotations"]
         images.append({"id": len(images) + 1, "file_name": name, "height": size[0], "width": size[1]})
-        masks: Sequence[Any] = found.masks or [None] * len(found.scores)
+        masks: Sequence[Any] = found.masks if found.masks is not None else [None] * len(found.scores)
         for box, label, score, mask in zip(found.boxes, found.labels, found.scores, masks, strict=True):
             x0, y0, x1, y1 = (round(float(side), 2) for side in box)
             own: dict[str, Any] = {"id": len(annotations) + 1, "image_id": len(images), "category_id": int(label) + 1}
