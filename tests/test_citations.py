@@ -141,7 +141,8 @@ def test_studies_quote_the_published_numbers_and_name_their_tables() -> None:
 
 
 def test_the_page_of_papers_has_the_same_numbers() -> None:
-    rows = [line for line in (ROOT / "docs/papers.md").read_text().splitlines() if line.startswith("|")]
+    pages = [*(ROOT / "docs").glob("paper-*.md"), ROOT / "docs/papers.md"]
+    rows = [line for page in pages for line in page.read_text().splitlines() if line.startswith("|")]
     for name, (table, numbers) in PUBLISHED.items():
         (row,) = [line for line in rows if f"`unveil study {name}`" in line and table and table[-2:] in line] or [""]
         if row:

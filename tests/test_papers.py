@@ -1,4 +1,4 @@
-"""docs/papers.md names what exists: every test, command, study, option and value on the page."""
+"""The pages of the papers name what exists: every test, command, study, option and value on them."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from unveil.recipes.options import DATA, Option, UsageError
 from unveil.recipes.registry import load_recipe, recipe_cards
 from unveil.training.config import PretrainConfig
 
-PAGE = "docs/papers.md"
-TEXT = (ROOT / PAGE).read_text()
+PAGES = tuple(f"docs/{name}.md" for name in ("papers", "paper-cmtmae", "paper-crossmae", "paper-multimae"))
+TEXT = "\n".join((ROOT / page).read_text() for page in PAGES)
 CODE = sorted(set(re.findall(r"`([^`\n]+)`", TEXT)))
 TESTS = [code for code in CODE if "::" in code]
 COMMANDS = [code for code in CODE if code.startswith("unveil ")]
@@ -96,4 +96,4 @@ def test_the_page_has_every_study_recipe_and_preset() -> None:
 
 
 def test_the_rows_of_the_page_are_as_wide_as_their_heads() -> None:
-    assert all(len(row) == len(rows[0]) for rows in tables(PAGE) for row in rows)
+    assert all(len(row) == len(rows[0]) for page in PAGES for rows in tables(page) for row in rows)
