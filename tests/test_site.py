@@ -34,6 +34,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return home
 
 
+@pytest.mark.slow
 def test_commands_of_how_tos_run(home: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("HOME", str(home))
     monkeypatch.chdir(home)
@@ -89,9 +90,8 @@ def test_every_page_has_its_place_on_the_site():
 def test_every_public_name_is_in_the_reference():
     text = (ROOT / "docs/reference.md").read_text()
     objects = [getattr(unveil, name) for name in unveil.__all__ if name != "__version__"]
-    modules = [line.removeprefix("::: ") for line in text.splitlines() if line.startswith(":::")]
-    for thing in objects:
-        assert any(m.startswith(thing.__module__) and m.endswith(f".{thing.__name__}") for m in modules), thing
+    listed = {line.rpartition(".")[2] for line in text.splitlines() if line.startswith(":::")}
+    assert {thing.__name__ for thing in objects} <= listed
 
 
 def test_it_builds_strictly(tmp_path: Path):
