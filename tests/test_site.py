@@ -22,7 +22,7 @@ from unveil.modeling.encoder import SIZES
 HOW_TO = "docs/how-to.md"
 
 
-class Understood(Exception):
+class Understood(BaseException):
     """The flags of a command were read."""
 
 
