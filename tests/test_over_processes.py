@@ -15,6 +15,7 @@ import pytest
 from test_pack import contents
 from tiny_runs import Place, listing, write_images
 from unveil.cli import main
+from unveil.cli.command import COMMANDS
 from unveil.data.aligned_folders import open_images
 from unveil.data.loader import Loader
 from unveil.data.transforms import CenterView
@@ -123,3 +124,12 @@ def test_processes_that_pack_end_together(place: Place, tmp_path: Path):
     status, _, err = in_tasks(tmp_path, 3, "pack", "many", "--out", "packed", "--max-broken", "1")
     assert status == {0}, err
     assert before < {path.name for path in (tmp_path / "packed").glob("*.tar")}
+
+
+def test_of_several_processes_rank_zero_alone_runs_what_has_no_shares(monkeypatch: pytest.MonkeyPatch, capsys):
+    for name, value in {"WORLD_SIZE": "2", "RANK": "1", "MASTER_ADDR": "localhost", "MASTER_PORT": "1"}.items():
+        monkeypatch.setenv(name, value)
+    shared = {"demo", "pretrain", "evaluate", "study", "embed", "pack"}
+    for command in COMMANDS.keys() - shared:
+        assert main([command, "nowhere"]) == 0, command
+    assert not capsys.readouterr().out

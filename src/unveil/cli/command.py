@@ -14,7 +14,10 @@ from .foreign_flags import refuse_foreign
 Function = Callable[..., Any]
 Code = Callable[["Command", list[str]], str | int]
 # Of several that `torchrun` has started rank zero alone runs these.
-_OF_ONE_PROCESS = {"report", "export", "look", "replay", "analyze", "inspect", "recipes", "bench", "doctor"}
+_OF_ONE_PROCESS = {
+    *("report", "export", "import", "predict", "look", "replay", "analyze", "inspect", "submit", "scenes", "recipes"),
+    *("bench", "doctor"),
+}
 
 
 class HelpAsked(Exception):  # noqa: N818  it is no error
