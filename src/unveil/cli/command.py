@@ -13,11 +13,8 @@ from .foreign_flags import refuse_foreign
 
 Function = Callable[..., Any]
 Code = Callable[["Command", list[str]], str | int]
-# Of several that `torchrun` has started rank zero alone runs these.
-_OF_ONE_PROCESS = {
-    *("report", "export", "import", "predict", "look", "replay", "analyze", "inspect", "submit", "scenes", "recipes"),
-    *("bench", "doctor"),
-}
+# Of several processes that `torchrun` has started each takes part in these; rank zero alone runs the others.
+_OF_SEVERAL_PROCESSES = {"demo", "pretrain", "evaluate", "study", "embed", "pack"}
 
 
 class HelpAsked(Exception):  # noqa: N818  it is no error
@@ -39,7 +36,7 @@ class Command:
 
     def run(self, words: list[str]) -> int:
         """Run the command and return its exit code."""
-        if self.name in _OF_ONE_PROCESS and not is_rank_zero():
+        if self.name not in _OF_SEVERAL_PROCESSES and not is_rank_zero():
             return 0
         done = self.code(self, words)
         if isinstance(done, int):
