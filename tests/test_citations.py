@@ -53,6 +53,7 @@ PAPERS = {
     "2204.01678": Paper(("MultiMAE",), "Bachmann", "MultiMAE: Multi-modal Multi-task Masked Autoencoders"),
     "2208.06049": Paper(("MILAN",), "Hou", "MILAN: Masked Image Pretraining on Language Assisted Representation"),
     "2210.10615": Paper(("MaskDistill",), "Peng"),
+    "2203.16527": Paper(("ViTDet", "Li et al."), "Li"),
     "2212.06138": Paper(("FT-CLIP",), "Dong"),
     "2303.11331": Paper(("EVA-02",), "Fang"),
     "2304.05919": Paper(("HPM",), "Wang", "Hard Patches Mining for Masked Image Modeling"),

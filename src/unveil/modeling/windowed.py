@@ -23,7 +23,7 @@ Pads = tuple[int, int, int, int]
 class RelativePositions(nn.Module):
     """What is added to the attention of two tokens by the distance of their rows and of their columns, from 0 on.
 
-    Each distance has a vector that is multiplied by the query (Li et al., 2021, arXiv 2112.01526, equation 4). `grid`
+    Each distance has a vector that is multiplied by the query (MViTv2, equation 4). `grid`
     is that of the tokens that attend to one another.
     """
 
