@@ -261,7 +261,7 @@ def test_the_page_in_a_browser(explorer: Explorer, tmp_path: Path):
         changed(lambda: page.click("#gallery button:nth-child(2)"))
         changed(lambda: page.click("#masked .mask >> nth=0", position={"x": 8, "y": 8}))
         assert page.input_value("#method") == "drawn"
-        page.wait_for_function("document.querySelectorAll('#masked .stale').length === 0")
+        page.wait_for_function("() => document.querySelectorAll('#masked .stale').length === 0")
         page.focus("#masked .mask")
         changed(lambda: page.keyboard.press("Space"))
         changed(lambda: page.fill("#hidden", "6"))
