@@ -19,7 +19,6 @@ FEWER = {
     "SCENES, SIZE, MINUTES = 200, 64, 8": "SCENES, SIZE, MINUTES = 20, 32, 0.002",
 }
 FEWER |= {"MINUTES = 8": "MINUTES = 0.002", "size=64": "size=32"}
-NEEDS = {"photographs.ipynb": "sklearn", "rgbd.ipynb": "matplotlib"}
 
 
 def cells(name: str) -> list[dict[str, Any]]:
@@ -35,11 +34,11 @@ def shown(last: object) -> str:
     return repr(last)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NOTEBOOKS)
 def test_every_cell_runs(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
-    pytest.importorskip(NEEDS[name])
     monkeypatch.chdir(tmp_path)
     for size, (dim, _, heads) in SIZES.items():
         monkeypatch.setitem(SIZES, size, (dim, 2, heads))

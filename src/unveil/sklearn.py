@@ -19,6 +19,7 @@ from .commands.load import load
 from .data.image_transform import ImageTransform, Picture
 from .modeling.normalizer import Normalize
 from .modeling.types import Combine, Pool
+from .recipes.run import Run
 
 Pictures = Sequence[Picture] | np.ndarray | torch.Tensor
 
@@ -37,7 +38,7 @@ class Encoder(TransformerMixin, BaseEstimator):
 
     def __init__(
         self,
-        run: str | Path,
+        run: str | Path | Run,
         *,
         pool: Pool = "mean",
         layer: Sequence[int] = (),
