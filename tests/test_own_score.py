@@ -108,7 +108,9 @@ def closed(tokens: Tensor) -> Tensor:
     return tokens[..., 0] * LEVEL
 
 
-@pytest.mark.parametrize("given", [lambda tokens: tokens, Uniform(), closed, torch.norm], ids=str)
+@pytest.mark.parametrize(
+    "given", [lambda tokens: tokens, Uniform(), closed, torch.norm], ids=lambda given: type(given).__name__
+)
 def test_a_function_that_cannot_stand_alone_is_refused(given: Callable[..., Any]):
     with pytest.raises(ValueError, match=r"give a file, masking='my_mask\.py:centre'|or a file, masking"):
         text_of(given)

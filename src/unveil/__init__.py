@@ -4,10 +4,12 @@ pretrain    train a ViT on images without labels; returns a Run
 Run         a stored run: reconstruct, guidance, neighbours, curves, model, encoder, held_out
 load        the encoder of a run or of public weights, an nn.Module from images to features
 evaluate    measure frozen features, fine-tuning, segmentation, ... on labelled data, beside baselines
+predict     classes, masks, depth or boxes of any images, by a head that `evaluate(keep=True)` has kept
 embed       the features of images, as a file
 inspect     what images hold, before training on them
 report      a page on runs; look: a picture of masks and predictions; analyze_*: measures of attention and blocks
-export      the encoder for timm, transformers, ONNX; pack: images as shards; replay: a step that went wrong
+export      the encoder for timm, transformers, ONNX; import_checkpoint: public weights as a run
+pack        images as shards; replay: a step that went wrong
 Callback    what `pretrain(callbacks=[...])` calls; bench, demo, scenes: this machine, the
             whole way in minutes, rendered images as files
 

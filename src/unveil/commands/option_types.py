@@ -171,6 +171,7 @@ class PretrainOptions(RecipeOptions, total=False):
     )
     tensorboard: bool
     trust: bool
+    checkpoint_format: Literal["safetensors", "dcp"]
 
 
 class ProtocolOptions(TypedDict, total=False):
@@ -233,8 +234,19 @@ class ProtocolOptions(TypedDict, total=False):
     cross_modal: bool
     by_place: bool
     cascade: bool
-    positions: Literal["auto", "interpolate", "extrapolate"]
+    positions: Literal["auto", "interpolate", "extrapolate", "both"]
     relative_positions: bool
     window: int | None
+    split: str | None
+    late: Literal["ignore", "give"]
+    context: int
+    radius: int
+    neighbours: int
+    temperature: float
+    short_side: int
+    stride: int | None
+    stretch: bool
+    soft_labels: bool
+    save_masks: str | None
     predict: Sequence[str] | str
     to: Sequence[str] | str
