@@ -13,6 +13,7 @@ from typing import Any
 
 from ...data.columns import Columns, split_columns, with_columns
 from ...data.dense_layouts import open_dense
+from ...data.detection.layouts import open_detection
 from ...data.video_folders import open_videos
 from ...modeling.public_vits import is_public_vit
 from ...modeling.teachers.frozen import RANDOM
@@ -22,12 +23,26 @@ from ...runs.atomic import make_folder, write_json
 from ...runs.console import duration, log, user_path
 from ...runs.lock import hold
 from ..bench.estimate import MFU, hours_on
-from ..scenes import parse, render_scenes
+from ..scenes import SceneSource, parse, render_scenes
+from ..scenes.coco import write_coco
 from ..scenes.videos import write_videos
 from .aggregate import as_text, gather, headlines, read_outcome, remarks, write
 from .cost_estimate import estimate_costs, fit_epochs, store_epochs, with_epochs, with_minutes
 from .design import ScaleName, Setting, Study
-from .jobs import Job, expand, images_of, is_scenes, labels_pixels, measures_videos, scenes_folder, slug, videos_of
+from .jobs import (
+    BOXES,
+    LABELLED_PIXELS,
+    VIDEOS,
+    Job,
+    boxes_of,
+    expand,
+    images_of,
+    is_scenes,
+    measures_on,
+    scenes_folder,
+    slug,
+    videos_of,
+)
 from .registry import check, load_study
 from .schedule import Schedule, read_marker, write_jobs
 
@@ -47,6 +62,7 @@ def study(
     test_data: tuple[str, ...] = (),
     dense: tuple[str, ...] = (),
     videos: tuple[str, ...] = (),
+    boxes: tuple[str, ...] = (),
     image_column: str | None = None,
     label_column: str | None = None,
     teacher: str | None = None,
@@ -72,6 +88,7 @@ def study(
     test_data: images to test on: PATH or SETTING=PATH
     dense: images with a label per pixel, for studies that measure segmentation: PATH or SETTING=PATH
     videos: videos in the layout of DAVIS, for studies that measure video segmentation: PATH or SETTING=PATH
+    boxes: images with boxes, such as COCO, for studies that measure detection: PATH or SETTING=PATH
     image_column: the column of Parquet files that holds the images, where there are several
     label_column: the column of Parquet files that holds the classes, whatever its name
     teacher: the teacher of all arms that set none: a file, a folder, a run, a name on the hub
@@ -93,7 +110,8 @@ def study(
             raise ValueError(f"--{flag} {number}: a whole number, 1 or more, is needed")
     chosen = with_overrides(chosen, at, teacher=teacher, init_from=init_from, arms=arms, seeds=seeds, limit=limit)
     check(chosen, at)
-    chosen = with_data(chosen, at, data=data, labelled=labelled, test_data=test_data, dense=dense, videos=videos)
+    own = {"data": data, "labelled": labelled, "test_data": test_data, "dense": dense}
+    chosen = with_data(chosen, at, **own, videos=videos, boxes=boxes)
     chosen = naming_columns(chosen, at, image_column, label_column)
     title = Path(name).stem
     folder = user_path(out) if out else Path("runs") / f"study-{slug(title)}-{at}"
@@ -106,6 +124,7 @@ def study(
     check_weights(chosen, at)
     check_labelled_pixels(chosen, at)
     check_videos(chosen, at)
+    check_boxes(chosen, at)
     expand(chosen, at, folder)  # raises its errors before anything is written
     _begin(folder, title, at)
     if epochs:
@@ -184,7 +203,7 @@ def check_weights(study: Study, at: ScaleName) -> None:
 
 def check_labelled_pixels(study: Study, at: ScaleName) -> None:
     """Raise ValueError for a setting that has no images with a label per pixel where the study measures on them."""
-    for setting in study.scales[at].settings if labels_pixels(study.scales[at]) else ():
+    for setting in study.scales[at].settings if measures_on(study.scales[at], LABELLED_PIXELS) else ():
         address = setting.dense or images_of(setting)
         try:
             if not is_scenes(address):
@@ -196,19 +215,31 @@ def check_labelled_pixels(study: Study, at: ScaleName) -> None:
 
 def check_videos(study: Study, at: ScaleName) -> None:
     """Raise ValueError for a setting without videos where the study measures on them."""
-    for setting in study.scales[at].settings if measures_videos(study.scales[at]) else ():
+    for setting in study.scales[at].settings if measures_on(study.scales[at], VIDEOS) else ():
         if setting.videos is None:
             raise ValueError(f"the study measures videos with masks; give --videos {setting.name}=DAVIS")
         if not is_scenes(setting.videos):
             open_videos(setting.videos)
 
 
+def check_boxes(study: Study, at: ScaleName) -> None:
+    """Raise ValueError for a setting that has no images with boxes where the study measures on them."""
+    for setting in study.scales[at].settings if measures_on(study.scales[at], BOXES) else ():
+        address = setting.boxes or images_of(setting)
+        try:
+            if not is_scenes(address):
+                open_detection(address)
+        except (ValueError, FileNotFoundError) as error:
+            hint = f"give --boxes {setting.name}=FOLDER, such as COCO"
+            raise ValueError(f"the study measures images with boxes: {error}; {hint}") from error
+
+
 def with_data(study: Study, scale: ScaleName, **given: Sequence[str]) -> Study:
     """The study with the user's own images: each word is PATH, for the only or the first setting, or SETTING=PATH.
 
-    The keywords are fields of a setting: data, labelled, test_data, dense, videos. Settings without images are left out
-    where others have some, with a message; a setting named after its scenes is renamed after the images that replace
-    them. Raises ValueError for an unknown setting.
+    The keywords are fields of a setting: data, labelled, test_data, dense, videos, boxes. Settings without images are
+    left out where others have some, with a message; a setting named after its scenes is renamed after the images that
+    replace them. Raises ValueError for an unknown setting.
     """
     at = study.scales[scale]
     settings = {setting.name: setting for setting in at.settings}
@@ -271,15 +302,22 @@ def _begin(folder: Path, title: str, at: ScaleName) -> None:
 
 def render_settings(study: Study, at: ScaleName, folder: Path) -> None:
     """Render the scenes that runs read, once."""
-    if measures_videos(study.scales[at]):
-        for setting in study.scales[at].settings:
-            if setting.videos is not None and is_scenes(setting.videos):
-                rendered = partial(write_videos, parse(setting.videos), FRAMES)
-                _render_once(Path(videos_of(setting, folder)), folder, rendered)
-    settings, is_dense = study.scales[at].settings, labels_pixels(study.scales[at])
+    for setting in study.scales[at].settings:
+        if measures_on(study.scales[at], VIDEOS) and setting.videos is not None and is_scenes(setting.videos):
+            rendered = partial(write_videos, parse(setting.videos), FRAMES)
+            _render_once(Path(videos_of(setting, folder)), folder, rendered)
+        boxes = setting.boxes or setting.data
+        if measures_on(study.scales[at], BOXES) and boxes is not None and is_scenes(boxes):
+            _render_once(Path(boxes_of(setting, folder)), folder, partial(_write_boxes, parse(boxes)))
+    settings, is_dense = study.scales[at].settings, measures_on(study.scales[at], LABELLED_PIXELS)
     addresses = [a for s in settings for a in (s.data, s.labelled, s.test_data, s.dense if is_dense else None)]
     for address in dict.fromkeys(a for a in addresses if a is not None and is_scenes(a)):
         _render_once(scenes_folder(address, folder), folder, partial(render_scenes, parse(address)))
+
+
+def _write_boxes(scenes: SceneSource, place: Path) -> None:
+    """Scenes with boxes and masks, and a fourth as many of the next seed to test on."""
+    write_coco(scenes, replace(scenes, count=max(1, len(scenes) // 4), seed=scenes.seed + 1), place)
 
 
 def _render_once(place: Path, folder: Path, render: Callable[[Path], None]) -> None:

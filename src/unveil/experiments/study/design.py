@@ -50,7 +50,8 @@ class Setting:
     `data` is trained on; None leaves it to `--data`. `labelled` and `test_data` are for evaluation, by default the
     same images. `dense` are images with a label per pixel, for segmentation and depth, by default those trained on,
     `videos` those with masks of objects, for video segmentation: a folder, or scenes, which are rendered.
-    `images` is the number of images, for an estimate where the data are not on this machine.
+    `boxes` those with boxes, for detection. `images` is the number of images, for an estimate where the data are not on
+    this machine.
     """
 
     name: str
@@ -61,6 +62,7 @@ class Setting:
     images: int | None = None
     dense: str | None = None
     videos: str | None = None
+    boxes: str | None = None
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,7 @@ _NAMES_IN_DIGEST = {new: old for old, new in OLD_NAMES.items()}  # so that folde
 SAVE_MINUTES = 2.0
 LABELLED_PIXELS: Data = "images with a label per pixel"
 VIDEOS: Data = "videos with masks of objects"
+BOXES: Data = "images with boxes"
 VALIDATIONS = 10  # of a run, at equal epochs of all arms: not as often as the machine has time for
 
 
@@ -160,6 +161,8 @@ def _evaluation_data(setting: Setting, folder: Path, multimodal: bool, kind: Dat
     data, test = images_of(setting), setting.test_data
     if kind == VIDEOS:
         return {"data": videos_of(setting, folder), "test_data": None}
+    if kind == BOXES:
+        return {"data": boxes_of(setting, folder), "test_data": None}
     if kind == LABELLED_PIXELS:
         data, test, multimodal = setting.dense or data, None if setting.dense else test, True
     elif kind == "samples for a run's decoders":
@@ -169,20 +172,21 @@ def _evaluation_data(setting: Setting, folder: Path, multimodal: bool, kind: Dat
     return {"data": place(data, folder, multimodal), "test_data": test and place(test, folder, multimodal)}
 
 
-def labels_pixels(at: Scale) -> bool:
-    """Whether a scale has protocols on images with a label per pixel."""
-    return any(data_for([name]) == LABELLED_PIXELS for name in (*at.protocols, *at.along))
-
-
-def measures_videos(at: Scale) -> bool:
-    """Whether a scale has protocols on videos with masks of objects."""
-    return any(data_for([name]) == VIDEOS for name in (*at.protocols, *at.along))
+def measures_on(at: Scale, kind: Data) -> bool:
+    """Whether a scale has protocols on data of a kind, such as images with a label per pixel."""
+    return any(data_for([name]) == kind for name in (*at.protocols, *at.along))
 
 
 def videos_of(setting: Setting, folder: Path) -> str:
     """The folder of a setting's videos; those of scenes are rendered into the study's."""
     address = setting.videos or ""
     return str(folder / "videos" / slug(address.partition(":")[2])) if is_scenes(address) else address
+
+
+def boxes_of(setting: Setting, folder: Path) -> str:
+    """The folder of a setting's images with boxes; those of scenes are rendered into the study's."""
+    address = setting.boxes or images_of(setting)
+    return str(folder / "boxes" / (slug(address.partition(":")[2]) or "default")) if is_scenes(address) else address
 
 
 def place(address: str, folder: Path, multimodal: bool = False) -> str:
