@@ -40,7 +40,7 @@ crossmae_coco = Study(
         published={"detect": {"preset": "vitdet", "relative_positions": True}},
     ),
     note="Table 2, ViTDet on COCO with ViT-B and ViT-L: box AP of MAE 51.2 and 54.6, of CrossMAE 52.1 and 54.9; mask AP"
-    " 45.5 and 48.6, 46.3 and 48.8. Boxes are those of rendered scenes or of what --boxes names; as published COCO.",
+    " 45.5 and 48.6, 46.3 and 48.8; boxes are those of rendered scenes or of what --boxes names, as published of COCO.",
 )
 
 crossmae_decoder_attention = Study(
