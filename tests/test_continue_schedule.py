@@ -83,7 +83,7 @@ def test_the_optimiser_of_a_continued_run_goes_on_with_its_moments(first, tmp_pa
         f"the optimiser's moments of {len(counts)} of {len(counts)} parameters go on" in said.out + said.err
     ) == before
 
-    weights = str(next(run.glob("checkpoints/*/model.safetensors")))
+    weights = str(next(Path(run).glob("checkpoints/*/model.safetensors")))
     third = unveil.pretrain(
         recipe,
         data=images,
@@ -186,7 +186,7 @@ def test_what_does_not_go_together(first, options: dict, message: str):
 
 def test_the_length_of_the_first_training_is_given_where_it_is_not_known(first, tmp_path: Path):
     run, images, recipe = first
-    weights = next(run.glob("checkpoints/*/model.safetensors"))
+    weights = next(Path(run).glob("checkpoints/*/model.safetensors"))
     words = {"init_from": str(weights), "continue_schedule": "tail", "out": str(tmp_path / "run"), **QUICK}
     with pytest.raises(ValueError, match=r"is not known; give its epochs with --init-epoch, such as 1600"):
         unveil.pretrain(recipe, data=images, **words)

@@ -164,6 +164,7 @@ def test_a_folder_end_to_end(folder, tmp_path):
     }
     content = asdict(results[0])
     outcomes = {subject: own["accuracy"] for subject, own in content.pop("outcomes").items()}
+    assert content.pop("shown") == {}, "pictures are of some protocols alone"
     assert written == json.loads(json.dumps(content))
     kept = read_outcomes(tmp_path / "run", "knn")
     assert {subject: own["accuracy"].tolist() for subject, own in kept.items()} == outcomes

@@ -96,7 +96,7 @@ def test_images_outside_0_to_1_are_warned_of_once(encoder: FeatureExtractor, cha
 
 def test_the_page_runs(run: Path, monkeypatch: pytest.MonkeyPatch):
     """In order; what needs a package that is not there is left out."""
-    monkeypatch.chdir(run.parents[1])
+    monkeypatch.chdir(Path(run).parents[1])
     weights = {"norm.weight": torch.ones(4, 2).T}
     torch.save({"model": weights, "args": argparse.Namespace(epochs=3)}, "checkpoint.pth")
     names: dict = {}

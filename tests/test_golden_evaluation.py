@@ -25,13 +25,14 @@ import torch
 import ten_images
 import unveil
 from test_golden_curves import machine, one_thread
+from test_vos import write as write_video
 from tiny_runs import write_images
 from unveil.modeling.encoder import SIZES
 from unveil.recipes.run import Run
 
 OLD = Path(__file__).parent / "old_runs"
 GOLDEN = Path(__file__).parent / "golden"
-LATER = ("patches", "detect")  # measurements in evaluation-<name>.json
+LATER = ("patches", "detect", "vos")  # measurements in evaluation-<name>.json
 SCENES = {"data": "scenes:count=16,seed=2", "test_data": "scenes:count=6,seed=3"}
 FEW = {"epochs": 2, "batch_size": 4}
 MEASURED: dict[str, tuple[str, dict[str, Any]]] = {
@@ -52,6 +53,7 @@ MEASURED: dict[str, tuple[str, dict[str, Any]]] = {
     "depth": ("mae", {"protocol": ("depth",), **SCENES, **FEW, "head": "dpt", "frozen": False}),
     "patches": ("multimae", {"protocol": ("patches",), **SCENES, "inputs": ("rgb", "depth"), "train_patches": 60}),
     "detect": ("mae", {"protocol": ("detect",), "data": "coco", "epochs": 1, "limit": 4, "window": 2}),
+    "vos": ("mae", {"protocol": ("vos",), "data": "davis"}),
     "decoders": ("multimae", {"protocol": ("reconstruct", "heldout"), "data": "scenes:count=30,seed=5", "limit": 4}),
 }
 
@@ -76,6 +78,7 @@ def prepare(folder: Path) -> None:
     shutil.copytree(OLD, folder, dirs_exist_ok=True)
     write_images(folder / "images")
     ten_images.write(folder / "coco")
+    write_video(folder / "davis")
     os.chdir(folder)
 
 

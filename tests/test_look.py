@@ -124,7 +124,7 @@ class TestTheReport:
     def test_the_watcher_leaves_what_the_report_shows(self, made: Path):
         page = unveil.report([made / "cmtmae"]).read_text()
         for word in (
-            *("Guidance", "teacher", "blend", "drawn as", "gumbel", "Attention and masks"),
+            *("Guidance", "teacher", "blend", "gumbel hides", "Attention and masks"),
             *("this model predicts features, not pixels", "1 - cos of predicted and true features"),
         ):
             assert word in page

@@ -50,7 +50,7 @@ class Callback:
     ...     def on_step(self, event):
     ...         print(event.step, "of", event.steps, sorted(event.metrics)[:3])
     >>> options = dict(size="nano", image_size=16, patch=4, epochs=0.5, batch_size=8, device="cpu")
-    >>> run = unveil.pretrain("mae", data="images", out="runs/told", callbacks=[Losses()], **options)
+    >>> run = unveil.pretrain("mae", data="images", out="runs/losses", callbacks=[Losses()], **options)
     1 of 2 ['data_wait', 'epoch', 'grad_norm']
     2 of 2 ['data_wait', 'epoch', 'grad_norm']
     optimisation: early. ...
