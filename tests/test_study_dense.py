@@ -12,7 +12,7 @@ from PIL import Image
 
 from unveil.experiments.study import Arm, Scale, Setting, Study
 from unveil.experiments.study.aggregate import read_outcome
-from unveil.experiments.study.command import check_labelled_pixels, render_settings, with_data, with_overrides
+from unveil.experiments.study.command import check_maps, render_settings, with_data, with_overrides
 from unveil.experiments.study.jobs import Job, expand
 from unveil.experiments.study.registry import load_study
 from unveil.experiments.study.worker import perform
@@ -98,8 +98,8 @@ def test_images_without_labels_of_pixels_are_an_error_before_training(tmp_path: 
     arms = (Arm("a", "mae"), Arm("b", "crossmae"))
     at = Scale((Setting("x", str(tmp_path)),), protocols={"segment": {}}, options={"epochs": 1})
     with pytest.raises(ValueError, match=r"label per pixel: .*no known layout.*--dense x=FOLDER"):
-        check_labelled_pixels(Study("?", arms, "a", {"cpu": at}), "cpu")
+        check_maps(Study("?", arms, "a", {"cpu": at}), "cpu")
     fine = Scale((Setting("x", str(tmp_path), dense=str(street(tmp_path / "street"))),), protocols={"segment": {}})
-    check_labelled_pixels(Study("?", arms, "a", {"cpu": fine}), "cpu")
+    check_maps(Study("?", arms, "a", {"cpu": fine}), "cpu")
     unasked = Scale((Setting("x", str(tmp_path)),), protocols={"knn": {}})
-    check_labelled_pixels(Study("?", arms, "a", {"cpu": unasked}), "cpu")
+    check_maps(Study("?", arms, "a", {"cpu": unasked}), "cpu")

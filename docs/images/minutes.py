@@ -28,7 +28,7 @@ def drawn() -> str:
             else:
                 lines.append(Line(name, (0.0, end), (own[0][1], own[0][1]), colour, is_dashed=True))
         charts.append((f"{protocol}: accuracy, %", lines))
-    return chart_file(charts, x_label="minutes of training")
+    return chart_file(charts, x_label="minutes of steps")
 
 
 if __name__ == "__main__":

@@ -219,7 +219,7 @@ class Run(StoredRun):
         model, first = subject.model, next(m for m in subject.modalities if m.role != "output")
         if first.kind == "categorical":
             raise ValueError(f"{self} reads {first.name} first, class ids, which are not compared as images are")
-        source = self.train_images() if among is None else self._open(among) if isinstance(among, str) else among
+        source = self.train_images() if among is None else self.open_data(among) if isinstance(among, str) else among
         others = load_samples(source, subject.modalities, model.encoder.image_size, _SEARCHED)
         if not len(others):
             raise ValueError(f"no image of {source.address} can be read; see `unveil inspect`")

@@ -288,9 +288,9 @@ class Run:
         if data is None and self.imported:
             raise ValueError(f"{self.path} was imported, so it has no images of its own; give --data")
         address = self.config.data.address if data is None else data
-        given = self._open(address) if isinstance(address, str) else address
+        given = self.open_data(address) if isinstance(address, str) else address
         own = given if data is None or names_digest(given) == self.config.data.names else self._own_data()
-        source = self._open(address, extra_maps) if extra_maps and isinstance(address, str) else given
+        source = self.open_data(address, extra_maps) if extra_maps and isinstance(address, str) else given
         is_trained = self._known_by_path(source, own)
         if own is not given and (known := self._trained_images()) is not None:  # copies of them at another address
             is_trained = [by_path or copy for by_path, copy in zip(is_trained, shared(source, known), strict=True)]
@@ -328,7 +328,7 @@ class Run:
         if self.imported:
             return None
         try:
-            return self._open(self.config.data.address)
+            return self.open_data(self.config.data.address)
         except (OSError, ValueError):
             return None
 
@@ -346,7 +346,7 @@ class Run:
         trained = frozenset(locations(split[0]))
         return [location in trained for location in locations(source)]
 
-    def _open(self, address: str, extra_maps: tuple[Declared, ...] = ()) -> Source:
+    def open_data(self, address: str, extra_maps: tuple[Declared, ...] = ()) -> Source:
         """The samples at an address as the run reads them, with extra maps."""
         extra = tuple(d for d in extra_maps if d.name not in {own.name for own in self.declared})
         if not self.declared and not extra:

@@ -68,7 +68,7 @@ def open_gallery(explored: Sequence[Explored], data: str | None) -> Gallery:
             assert data is not None
             source: Source = open_images(data)
         else:
-            source = widest.run.held_out() if data is None else widest.run._open(data)
+            source = widest.run.held_out() if data is None else widest.run.open_data(data)
     except (OSError, ValueError) as error:
         if data is not None:
             raise

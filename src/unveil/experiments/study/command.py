@@ -15,6 +15,7 @@ from ...data.columns import Columns, split_columns, with_columns
 from ...data.dense_layouts import open_dense
 from ...data.detection.layouts import open_detection
 from ...data.video_folders import open_videos
+from ...evaluation.registry import Data
 from ...modeling.public_vits import is_public_vit
 from ...modeling.teachers.frozen import RANDOM
 from ...recipes.options import accept_python_values
@@ -122,9 +123,8 @@ def study(
     if dry_run:
         return None
     check_weights(chosen, at)
-    check_labelled_pixels(chosen, at)
+    check_maps(chosen, at)
     check_videos(chosen, at)
-    check_boxes(chosen, at)
     expand(chosen, at, folder)  # raises its errors before anything is written
     _begin(folder, title, at)
     if epochs:
@@ -201,16 +201,21 @@ def check_weights(study: Study, at: ScaleName) -> None:
         raise FileNotFoundError(f"the arms start from {address}, which is not here; give its --init-from FILE")
 
 
-def check_labelled_pixels(study: Study, at: ScaleName) -> None:
-    """Raise ValueError for a setting that has no images with a label per pixel where the study measures on them."""
-    for setting in study.scales[at].settings if measures_on(study.scales[at], LABELLED_PIXELS) else ():
-        address = setting.dense or images_of(setting)
-        try:
-            if not is_scenes(address):
-                open_dense(address)
-        except (ValueError, FileNotFoundError) as error:
-            hint = f"give --dense {setting.name}=FOLDER, such as ADE20K or CamVid"
-            raise ValueError(f"the study measures images with a label per pixel: {error}; {hint}") from error
+def check_maps(study: Study, at: ScaleName) -> None:
+    """Raise ValueError for a setting that lacks the images with labels per pixel, or boxes, that the study measures."""
+    readers: dict[Data, tuple[str, Callable[[str], object], str]] = {
+        LABELLED_PIXELS: ("dense", open_dense, "ADE20K or CamVid"),
+        BOXES: ("boxes", open_detection, "COCO"),
+    }
+    for kind, (name, opened, example) in readers.items():
+        for setting in study.scales[at].settings if measures_on(study.scales[at], kind) else ():
+            address = getattr(setting, name) or images_of(setting)
+            try:
+                if not is_scenes(address):
+                    opened(address)
+            except (ValueError, FileNotFoundError) as error:
+                hint = f"give --{name} {setting.name}=FOLDER, such as {example}"
+                raise ValueError(f"the study measures {kind}: {error}; {hint}") from error
 
 
 def check_videos(study: Study, at: ScaleName) -> None:
@@ -220,18 +225,6 @@ def check_videos(study: Study, at: ScaleName) -> None:
             raise ValueError(f"the study measures videos with masks; give --videos {setting.name}=DAVIS")
         if not is_scenes(setting.videos):
             open_videos(setting.videos)
-
-
-def check_boxes(study: Study, at: ScaleName) -> None:
-    """Raise ValueError for a setting that has no images with boxes where the study measures on them."""
-    for setting in study.scales[at].settings if measures_on(study.scales[at], BOXES) else ():
-        address = setting.boxes or images_of(setting)
-        try:
-            if not is_scenes(address):
-                open_detection(address)
-        except (ValueError, FileNotFoundError) as error:
-            hint = f"give --boxes {setting.name}=FOLDER, such as COCO"
-            raise ValueError(f"the study measures images with boxes: {error}; {hint}") from error
 
 
 def with_data(study: Study, scale: ScaleName, **given: Sequence[str]) -> Study:
