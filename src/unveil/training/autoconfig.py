@@ -20,7 +20,7 @@ from ..recipes.registry import defaults_of
 
 MINUTES = {"cpu": 10.0, "mps": 30.0, "cuda": 120.0}  # of training when the user gives neither epochs nor minutes
 MAX_EPOCHS = 800  # as long as the papers train
-UPDATES = 6000  # that a run should have: below it, batches of half the size learn more from the same images
+UPDATES = 10_000  # that a run should have: below it, batches of half the size learn more from the same images
 FEWEST_UPDATES = 1000  # that a run keeps where larger batches, being faster, show it more images
 MIN_BATCH, MAX_BATCH = 16, 4096
 SMALL_VIT_MINUTES = 30.0  # of training on a CPU up to which a ViT nano learns more; docs/results.md has the comparison
