@@ -178,6 +178,14 @@ def test_what_keeps_a_run_from_its_cores_is_named():
     assert "4.0 GB were swapped" in swapped
 
 
+def test_the_first_pass_over_images_that_stay_in_memory_says_nothing_of_later_ones():
+    for budget, limit in ((600.0, 60.0), (30.0, 3.0), (None, 60.0)):
+        pace = Pace(Plan(1.0, budget), False, quiet)
+        assert not pace.tells(limit - 1, is_first_pass=True)
+        assert pace.tells(limit + 1, is_first_pass=True)
+        assert pace.tells(0.0, is_first_pass=False)
+
+
 def test_compiling_waiting_and_validating_are_named():
     clock = Clock(1.0)
     pace = Pace(Plan(1.0), True, quiet, clock.monotonic)

@@ -166,6 +166,11 @@ class Loader:
         """Full batches in an epoch; a source smaller than one batch is one batch."""
         return len(self.source) // self.batch_size
 
+    @property
+    def is_first_pass(self) -> bool:
+        """Whether most samples are still read and decoded, which later epochs take from memory."""
+        return self._num_tried < 0.9 * len(self.source) / self.num_shards and self._cache_left > 0
+
     def order(self, epoch: int) -> Int[Tensor, " N"]:
         """The sample of each view of this epoch, in order: a permutation, or its part with each sample `repeats` times.
 

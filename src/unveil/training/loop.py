@@ -268,11 +268,12 @@ class Loop:
         """Change the schedule where its end would miss the time that the run was given; rank zero decides for all."""
         schedule = self.schedule
         left = schedule.total - step
-        fit = self.pace.fitting(self.seconds, schedule.planned[-1] - step, left) if left else None
+        tells = self.pace.tells(self.seconds, self.loader.is_first_pass)
+        fit = self.pace.fitting(self.seconds, schedule.planned[-1] - step, left) if left and tells else None
         if fit := self.group.agree(fit or 0):
             schedule.change(step, index, fit)
             self.val_every = max(1, round(self.planned_val_every / schedule.stride))
-        if text := self.pace.warning(schedule.planned[-1], schedule.total):
+        if tells and (text := self.pace.warning(schedule.planned[-1], schedule.total)):
             progress.log(text)
 
     def _batches(self, step: int, stage: int) -> Iterator[Batch]:

@@ -19,6 +19,7 @@ from ..runs.load import LoadMeter
 WINDOW = 20  # updates whose mean time is that of the coming ones
 AHEAD, LATE_SECONDS = 0.1, 5.0  # a schedule is changed where it would miss its end by both, as a share and in seconds
 SLOW, SLOW_SECONDS = 2.0, 10.0  # times the planned time, for so many seconds at least, is worth a message
+PATIENCE, PATIENCE_SECONDS = 0.1, 60.0  # share of the time, or seconds without one, of reading anew: it says nothing yet
 WAITS, PAUSES = 0.3, 0.3  # shares of the time, of waiting for data and of validation, from which they are causes
 
 
@@ -127,6 +128,13 @@ class Pace:
         """The time of an update: the mean without the longest, which may have waited for something once."""
         times = sorted(self.updates)
         return mean(times[:-1] if len(times) > 3 else times)
+
+    def tells(self, elapsed: float, is_first_pass: bool) -> bool:
+        """Whether the updates so far say how long the coming ones take: not while images are read for the first time,
+        where memory will serve them, unless that takes long.
+        """
+        budget = self.plan.budget if self.plan else None
+        return not is_first_pass or elapsed > (PATIENCE_SECONDS if budget is None else PATIENCE * budget)
 
     def fitting(self, elapsed: float, planned_left: int, steps_left: int) -> int | None:
         """How many more updates fit in the budget, at most those that were planned; None where the schedule may stay.
