@@ -19,7 +19,7 @@ from ..runs.load import LoadMeter
 WINDOW = 20  # updates whose mean time is that of the coming ones
 AHEAD, LATE_SECONDS = 0.1, 5.0  # a schedule is changed where it would miss its end by both, as a share and in seconds
 SLOW, SLOW_SECONDS = 2.0, 10.0  # times the planned time, for so many seconds at least, is worth a message
-PATIENCE, PATIENCE_SECONDS = 0.1, 60.0  # share of the time, or seconds without one, of reading anew: it says nothing yet
+PATIENCE, PATIENCE_SECONDS = 0.1, 60.0  # share of the time, or seconds without one, in which reading anew says little
 WAITS, PAUSES = 0.3, 0.3  # shares of the time, of waiting for data and of validation, from which they are causes
 
 
