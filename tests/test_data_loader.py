@@ -20,7 +20,8 @@ from PIL import Image
 
 from unveil.data import encoded
 from unveil.data.decode import Unreadable, decode
-from unveil.data.loader import Loader, TooManyBroken, prefetch
+from unveil.data.loader import Loader, TooManyBroken
+from unveil.data.prefetch import prefetch
 from unveil.data.sources import open_source
 from unveil.data.transforms import CenterView, Sample, View, center_view
 from unveil.modeling.rng import sample_keys

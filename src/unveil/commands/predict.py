@@ -18,8 +18,9 @@ from ..data.aligned_folders import aligned_modalities, open_images, open_samples
 from ..data.columns import with_columns
 from ..data.decode import Unreadable
 from ..data.inspection import inspect_samples
-from ..data.loader import Loader, prefetch
+from ..data.loader import Loader
 from ..data.modality_config import BUILT_IN, Declared
+from ..data.prefetch import prefetch
 from ..data.sources import Source, Subset, images_of, presence, sampler, spread
 from ..data.transforms import CenterView, Sample
 from ..evaluation.predictors import BoxPredictor, ClassPredictor, DensePredictor

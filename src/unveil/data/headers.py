@@ -24,7 +24,7 @@ from .decode import Header, Unreadable, read_header
 from .file_ends import Ends
 from .file_names import Names, as_array
 from .identity import ends_of, identity
-from .loader import prefetch
+from .prefetch import prefetch
 from .sources import EncodedSource, Source, origin, spread
 
 T = TypeVar("T")

@@ -13,7 +13,7 @@ from jaxtyping import UInt64
 from .decode import Unreadable
 from .file_ends import Ends
 from .file_names import as_array
-from .loader import prefetch
+from .prefetch import prefetch
 from .sources import Samples, Source, Subset, origin, spread
 from .splits import locations
 

@@ -21,8 +21,8 @@ from .decode import Unreadable
 from .headers import Headers, look_at_rendered, mean_std, moments, pixel_moments, read_headers, to_check
 from .identity import UNKNOWN
 from .listing import counted
-from .loader import prefetch
 from .modality_config import Declared
+from .prefetch import prefetch
 from .read_map import Map
 from .sources import EncodedSource, SampleSource, Source, origin, presence, spread
 from .transforms import as_sample

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from concurrent.futures import Future
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import count
-from typing import Protocol, TypeVar, cast
+from typing import Protocol, cast
 
 import psutil
 import torch
@@ -20,11 +19,12 @@ from torch import Tensor
 from ..modeling.rng import SampleRng, mix, sample_keys
 from ..modeling.types import Batch, Modality
 from ..runs.console import quoted
-from ..runs.hardware import num_cores, reading_threads
+from ..runs.hardware import num_cores
 from .collate import StepMemory, collate, join
 from .decode import Unreadable
 from .device_views import Crop, collate_crops, crops_of, join_crops
 from .encoded import EncodedPicture, reduction
+from .prefetch import prefetch
 from .sources import Samples, Source, coverage, encoded_images_of, images_of, origin, sampler
 from .transforms import Keys, Sample, View
 
@@ -34,26 +34,6 @@ _BATCHES_AHEAD = 2
 _REPLACEMENTS_TRIED = 32
 _TRIED_BEFORE_STOPPING = 20
 _CACHE_BYTES = 2 << 30
-
-T = TypeVar("T")
-
-
-def prefetch(jobs: Iterable[Callable[[], T]], ahead: int, workers: int | None = None) -> Generator[T]:
-    """The results of jobs in order; threads work on at most `ahead` jobs beyond the one that the consumer waits for.
-
-    The threads end with the generator: at its end, when it is closed, and on any error.
-    """
-    pool = reading_threads(workers)
-    pending: deque[Future[T]] = deque()
-    try:
-        for job in jobs:
-            pending.append(pool.submit(job))
-            if len(pending) > ahead:
-                yield pending.popleft().result()
-        while pending:
-            yield pending.popleft().result()
-    finally:  # what has not begun is dropped
-        pool.shutdown(wait=True, cancel_futures=True)
 
 
 class ViewPolicy(Protocol):

@@ -19,8 +19,8 @@ import torch.distributed as dist
 from ..runs.hardware import num_cores
 from ..runs.team import Team, team
 from .decode import Unreadable
-from .loader import prefetch
 from .pack_members import Encoding, PackedSample, packed
+from .prefetch import prefetch
 from .sources import Source
 
 _BLOCK = 32  # samples

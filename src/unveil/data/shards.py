@@ -25,7 +25,7 @@ from .columns import LABEL_NAMES, Columns, number_classes, split_columns
 from .decode import EXTENSIONS, Unreadable
 from .file_names import Names
 from .listing import PACK_INDEX, PACK_WORK, counted, folder_labels, is_remote, refuse_splits
-from .loader import prefetch
+from .prefetch import prefetch
 from .shard_files import LocalPlace, Place, ShardFile, expand_braces, place_of
 from .shard_table import TABLE, Members, ShardTable, from_bytes, sha256, tabulate, to_bytes
 from .source_bases import LabelledImages

@@ -20,8 +20,8 @@ from ..runs.cache import cached, store
 from ..runs.console import user_path
 from .aligned_folders import AlignedSource, open_samples
 from .decode import Unreadable
-from .loader import prefetch
 from .modality_config import RGB, Declared
+from .prefetch import prefetch
 from .rasters import Raster, open_raster
 from .read_map import Map
 from .source_bases import DeclaredSamples

@@ -19,7 +19,7 @@ from ...data import augment
 from ...data.decode import Unreadable
 from ...data.dense_dataset import DensePair, DenseSet, LabelEncoding
 from ...data.dense_layouts import StorageOptions, numbered, open_dense
-from ...data.loader import prefetch
+from ...data.prefetch import prefetch
 from ...data.read_map import Map
 from ...data.sources import Source, Subset
 from ...data.transforms import Cut, Keys, Sample, resize_known, view_of

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ...data.decode import Unreadable
 from ...data.label_palette import VOID
-from ...data.loader import prefetch
+from ...data.prefetch import prefetch
 from ...data.transforms import resize_nearest
 from ...data.video_folders import Video
 from .frames import FrameFeatures, working_size
