@@ -1,4 +1,4 @@
-"""`unveil bench data` and `unveil bench evaluate`: what they time and print, however long it took."""
+"""`unveil bench data`, `evaluate` and `videos`: what they time and print, however long it took."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ import torch
 from PIL import Image
 
 from unveil.cli import main
-from unveil.experiments.bench import bench_data, bench_evaluate, data_speed, evaluation_speed
+from unveil.experiments.bench import bench_data, bench_evaluate, bench_videos, data_speed, evaluation_speed
 from unveil.experiments.bench.data_speed import pillow_pass, random_box
 from unveil.experiments.bench.evaluation_speed import RandomImages, random_features
+from unveil.experiments.bench.video_speed import MovingNoise
 from unveil.modeling.encoder import vit
 from unveil.modeling.image_encoder import ImageEncoder
 
@@ -134,6 +135,30 @@ class TestEvaluate:
         means = torch.stack([data.train[data.train_labels == k].mean(0) for k in (0, 1)])
         guessed = torch.cdist(data.test, means).argmin(dim=1)
         assert (guessed == data.test_labels).float().mean() > 0.9
+
+
+class TestVideos:
+    def test_the_encoder_and_all_else_are_timed_apart(self, capsys):
+        words = ["--patch", "8", "--image-size", "16", "--frame-size", "48", "80", "--objects", "2", "--frames", "3"]
+        assert main(["bench", "videos", *words, "--device", "cpu", "--json"]) == 0
+        results = json.loads(capsys.readouterr().out)
+        assert results["grid"] == [6, 10]
+        for name in ("features_seconds", "propagation_seconds"):
+            assert len(results[name]) == 3
+            assert min(results[name]) > 0
+
+    def test_its_frames_move_and_only_the_first_has_a_mask_of_all_objects(self):
+        video = MovingNoise("noise", (Path("frame"),) * 2, (None,) * 2, (4, 28), objects=3)
+        first, second = video.frame(0), video.frame(1)
+        assert torch.equal(second[..., 8:], first[..., :-8])
+        assert video.mask(1) is None
+        stripes = np.repeat([0, 1, 0, 2, 0, 3, 0], 4)
+        assert np.array_equal(video.mask(0), np.tile(stripes, (4, 1)))
+
+    @pytest.mark.parametrize("options", [{"frame_size": (48,)}, {"objects": 101}, {"frames": 0}])
+    def test_what_cannot_be_timed_is_refused(self, options):
+        with pytest.raises(ValueError, match=next(iter(options))):
+            bench_videos(**options)
 
 
 @pytest.mark.parametrize("words", [["data"], ["data", "a", "b"], ["evaluate", "a", "b"], ["photos"]])

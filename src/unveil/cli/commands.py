@@ -332,15 +332,16 @@ def _recipes(self: Command, words: list[str]) -> str:
     return f"unveil pretrain {next(iter(cards))} --help"
 
 
-@command("[data DATA | evaluate [RUN] | estimate]", "unveil bench --preset cifar --profile")
+@command("[data DATA | evaluate [RUN] | videos [RUN] | estimate]", "unveil bench --preset cifar --profile")
 def _bench(self: Command, words: list[str]) -> str | int:
-    """the time and memory of a training step here or, by formula, on a GPU; of reading data; of an evaluation"""
+    """the time and memory of a training step here or, by formula, on a GPU; of reading data, an evaluation, a video"""
     from ..experiments import bench
 
     kinds: dict[str, tuple[Function, tuple[str, ...], str]] = {
-        "": (bench.bench, (), "bench times a training step, or data DATA, evaluate [RUN], estimate"),
+        "": (bench.bench, (), "bench times a training step, or data DATA, evaluate [RUN], videos [RUN], estimate"),
         "data": (bench.bench_data, ("data",), "bench data needs one DATA"),
         "evaluate": (bench.bench_evaluate, ("run",), "bench evaluate takes one RUN, or none"),
+        "videos": (bench.bench_videos, ("run",), "bench videos takes one RUN, or none"),
         "estimate": (bench.bench_estimate, (), "bench estimate takes flags alone"),
     }
     kind = words[0] if words and words[0] in kinds else ""
