@@ -119,12 +119,13 @@ def test_boxes_out_of_the_image_or_without_an_area_are_cut_or_left_out_and_count
     more = [[-10, 5, 20, 10], [60, 5, 20, 10], [5, 5, 0, 10], [5, 5, -4, 10], [40, 30, 100, 100]]
     labels["annotations"] += [{**box, "id": 50 + n, "bbox": one} for n, one in enumerate(more)]
     labels["annotations"].append({**box, "id": 90, "segmentation": [[1, 2, 3, 4]]})
+    labels["annotations"].append({**box, "id": 91, "segmentation": ten_images.polygon(60, 2, 5, 5)})
     own = read(tmp_path, labels)
     assert own.counts == {
         "boxes cut to their image": 2,
         "boxes outside their image": 1,
         "boxes without an area": 2,
-        "masks without a pixel": 1,
+        "masks without a pixel": 2,
         "polygons of less than three corners": 1,
     }
     assert own.objects[0].boxes.tolist() == [[2, 3, 14, 13], [0, 5, 10, 15], [40, 30, 48, 40]]
@@ -138,6 +139,7 @@ WRONG = {
     "category": (lambda c: change(c["annotations"][0], category_id=99), "1 of 12 annotations name categories"),
     "image": (lambda c: change(c["annotations"][0], image_id=99), "1 of 12 annotations are of images that are not"),
     "box": (lambda c: change(c["annotations"][2], bbox=[1, 2, 3]), "bbox of annotation 2 is 4 finite numbers"),
+    "text number": (lambda c: change(c["annotations"][2], category_id="3"), "is a whole number; got the text 3"),
     "words": (lambda c: change(c["annotations"][2], bbox=["a", 2, 3, 4]), "bbox of annotation 2 is 4 finite"),
     "infinite": (lambda c: change(c["annotations"][2], bbox=[1, 2, 3, float("inf")]), "finite numbers"),
     "runs": (lambda c: c["annotations"][7]["segmentation"]["counts"].pop(), "do not add up to 48 x 40 pixels"),
@@ -173,6 +175,19 @@ def test_missing_images_are_named_and_most_of_them_missing_is_an_error(tmp_path:
         (tmp_path / f"{name:02}.png").unlink()
     with pytest.raises(ValueError, match=r"6 of its 10 images are not there, e.g. 04.png; they are looked for in"):
         read(tmp_path, labels)
+
+
+def test_crowds_may_be_told_by_true_and_false_and_an_image_that_is_listed_twice_is_counted(tmp_path: Path):
+    labels = ten_images.content()
+    ten_images.draw(tmp_path, labels)
+    before = read(tmp_path, labels)
+    for one in labels["annotations"]:
+        one["iscrowd"] = bool(one["iscrowd"])
+    own = read(tmp_path, labels)
+    assert [one.crowd.tolist() for one in own.objects] == [one.crowd.tolist() for one in before.objects]
+    assert own.counts == {}
+    labels["images"][1]["file_name"] = "00.png"
+    assert read(tmp_path, labels).counts == {"images listed twice, with objects of their own": 1}
 
 
 def test_an_image_of_another_size_than_its_annotations_tell_is_unreadable(tmp_path: Path):
@@ -253,6 +268,25 @@ def test_yolo_texts_of_boxes_and_polygons_are_read(tmp_path: Path):
             open_detection(str(tmp_path))
 
 
+def test_yolo_texts_without_their_images_or_a_split_without_texts_are_told(tmp_path: Path):
+    for split in ("train", "val"):
+        ten_images.draw(tmp_path / "images" / split, ten_images.content(3))
+        (tmp_path / "labels" / split).mkdir(parents=True)
+        for name in ("00", "07"):
+            (tmp_path / "labels" / split / f"{name}.txt").write_text("1 0.5 0.5 0.25 0.5\n")
+        (tmp_path / "labels" / split / "classes.txt").write_text("ball\nblock\n")
+    sets = open_detection(str(tmp_path))
+    assert (sets.train.missing, sets.train.classes, sets.train.counts) == (("07",), ("ball", "block"), {})
+    for text in (tmp_path / "labels/train").glob("0*"):
+        text.write_text("1 20 20 10 10\n")  # pixels in place of shares
+    with pytest.raises(ValueError, match="to train on has an object; left out or changed were 1 boxes outside"):
+        open_detection(str(tmp_path))
+    for text in (tmp_path / "labels/train").glob("0*"):
+        text.unlink()
+    with pytest.raises(ValueError, match="train has 0 texts, of which none has the name of one of the 3 images"):
+        open_detection(str(tmp_path))
+
+
 XML = (
     "<annotation><size><width>48</width><height>40</height></size><object><name>{}</name><difficult>{}</difficult>"
     "<bndbox><xmin>3</xmin><ymin>4</ymin><xmax>14</xmax><ymax>13</ymax></bndbox></object></annotation>"
@@ -273,6 +307,10 @@ def test_pascal_voc_is_read_with_its_splits_and_difficult_objects(tmp_path: Path
     assert sets.train.objects[0].boxes.tolist() == [[2, 3, 14, 13]]
     assert [one.crowd.tolist() for one in sets.train.objects] == [[False], [False], [True]]
     assert sets.test.objects[0].labels.tolist() == [1]
+    (tmp_path / "ImageSets/Main/train.txt").write_text("00\n01\n02\n05\n")
+    (tmp_path / "Annotations/02.xml").unlink()
+    sets = open_detection(str(tmp_path))
+    assert (len(sets.train), sets.train.missing, sets.train.counts) == (2, ("05",), {"images without an XML": 1})
     for wrong, why in (
         ("<a/>", "an <annotation> of Pascal VOC is needed"),
         ("<annotation>", "is no XML"),

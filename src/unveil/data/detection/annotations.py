@@ -208,7 +208,7 @@ def whole_number(value: object, what: str, least: int = 0, most: int = 1 << 62) 
         or not math.isfinite(value)
         or value != int(value)
     ):
-        raise ValueError(f"{what} is a whole number; got {quoted(str(value)[:60])}")
+        raise ValueError(f"{what} is a whole number; got {shown(value)}")
     if not least <= value <= most:
         raise ValueError(f"{what} is a number from {least:,} to {most:,}; got {value}")
     return int(value)
@@ -220,4 +220,9 @@ def finite(values: object, count: int, what: str) -> list[float]:
         is_number = [isinstance(v, (int, float)) and not isinstance(v, bool) and abs(v) < 1e9 for v in values]
         if all(is_number):
             return [float(value) for value in values]
-    raise ValueError(f"{what} is {count} finite numbers; got {quoted(str(values)[:60])}")
+    raise ValueError(f"{what} is {count} finite numbers; got {shown(values)}")
+
+
+def shown(value: object) -> str:
+    """A value of a file for a message, cut to 60 letters; of a text that it is one."""
+    return f"the text {quoted(value[:60])}" if isinstance(value, str) else quoted(str(value)[:60])

@@ -16,7 +16,7 @@ from numpy import ndarray
 from ...runs.console import quoted
 from ..decode import Unreadable
 from ..regular_files import path_in, read_bytes
-from .annotations import MOST_SIDE, Annotation, Counts, DetectionSet, finite, objects_of, whole_number
+from .annotations import MOST_SIDE, Annotation, Counts, DetectionSet, finite, objects_of, shown, whole_number
 from .files import LEAST_THERE, present, size_of
 from .masks import InstanceMask, Polygons, run_lengths
 
@@ -121,6 +121,8 @@ def _set(
             f" in {places}: put the images there, or name their folder in file_name"
         )
     counts, files, sizes, objects = Counts(), [], [], []
+    if twice := len(file_of) - len(set(file_of.values())):
+        counts.of["images listed twice, with objects of their own"] = twice
     for number, entry in image_of.items():
         if file_of[number] not in there:
             continue
@@ -147,7 +149,7 @@ def _numbered(entries: Sequence[Entry], what: str) -> dict[int, Entry]:
 def _file_name(entry: Entry, number: int) -> str:
     name = entry.get("file_name")
     if not isinstance(name, str) or not name or "\0" in name:
-        raise ValueError(f"image {number} has no file_name; got {quoted(str(name)[:60])}")
+        raise ValueError(f"image {number} has no file_name; got {shown(name)}")
     return name
 
 
@@ -163,7 +165,8 @@ def _annotation(
 ) -> Annotation | None:
     """An object; None, counted, where it has a mask of which no pixel or corner is left."""
     x, y, width, height = finite(entry.get("bbox"), 4, f"bbox of annotation {place}")
-    crowd = whole_number(entry.get("iscrowd", 0), f"iscrowd of annotation {place}", 0, 1) == 1
+    told = entry.get("iscrowd", 0)
+    crowd = told if isinstance(told, bool) else whole_number(told, f"iscrowd of annotation {place}", 0, 1) == 1
     area = math.nan
     if entry.get("area") is not None:
         (area,) = finite([entry["area"]], 1, f"area of annotation {place}")
@@ -209,7 +212,8 @@ def segmentation(given: Any, size: tuple[int, int], what: str, counts: Counts) -
             counts.of["polygons of less than three corners"] += 1
             continue
         rings.append(_corners(corners))
-    if not rings:
+    inside = [(ring.max(0) > 0).all() and (ring.min(0) < (size[1], size[0])).all() for ring in rings]
+    if not any(inside):
         counts.of["masks without a pixel"] += 1
         return None
     return Polygons(tuple(rings))
@@ -222,7 +226,7 @@ def _corners(numbers: Sequence[float]) -> Float64[ndarray, "P 2"]:
 def _listed(entry: Entry, name: str, count: int, what: str) -> list[Any]:
     value = entry.get(name)
     if not isinstance(value, list) or len(value) != count:
-        raise ValueError(f"{name} of {what} is a list of {count} numbers; got {quoted(str(value)[:60])}")
+        raise ValueError(f"{name} of {what} is a list of {count} numbers; got {shown(value)}")
     return value
 
 

@@ -17,6 +17,7 @@ from .files import pictures_in
 from .labels import text_of, voc_set, yolo_config, yolo_set
 
 BoxLayout = Literal["auto", "coco", "yolo", "voc"]
+_CLASSES = "classes.txt"  # the names of classes, a line each: beside images/ and labels/, or in labels/
 _HELD_OUT = 5  # one in so many, where there is no test set
 _NEEDED = (
     "COCO's annotations/instances_*.json beside folders of images, or one JSON beside images/; YOLO's labels/ beside"
@@ -46,7 +47,8 @@ def open_detection(data: str, test_data: str | None = None, layout: BoxLayout = 
         pair = DetectionPair(train, _same_classes(train, test), False)
     for what, own in (("train on", pair.train), ("test on", pair.test)):
         if not any((~one.crowd).any() for one in own.objects):
-            raise ValueError(f"none of the {len(own)} images of {own.address} to {what} has an object")
+            left = "".join(f"; left out or changed were {n:,} {kind}" for kind, n in own.counts.items())
+            raise ValueError(f"none of the {len(own)} images of {own.address} to {what} has an object{left}")
     return pair
 
 
@@ -135,7 +137,8 @@ def _yolo(root: Path, address: str) -> dict[str, DetectionSet]:
             classes, _ = yolo_config(root / name)
             break
     else:
-        named = [root / name for name in ("classes.txt", "obj.names") if (root / name).is_file()]
+        places = [root / _CLASSES, root / "obj.names", *sorted((root / "labels").rglob(_CLASSES))]
+        named = [place for place in places if place.is_file()]
         classes = tuple(filter(None, map(str.strip, text_of(named[0]).splitlines()))) if named else ()
     folders: dict[str, tuple[Path, Path]] = {}
     for split, words in listing.SPLITS.items():
@@ -146,16 +149,24 @@ def _yolo(root: Path, address: str) -> dict[str, DetectionSet]:
     if not folders and (root / "images").is_dir() and (root / "labels").is_dir():
         folders["train"] = root / "images", root / "labels"
     sets = {}
+    there = {
+        labels: {file for file in labels.rglob("*.txt") if file.name != _CLASSES} for _, labels in folders.values()
+    }
+    if not any(there.values()):
+        return {}  # pictures of labels, not texts
     for split, (images, labels) in folders.items():
         names = pictures_in(images)
         texts = [labels / name.rsplit(".", 1)[0] for name in names]
         texts = [text.with_name(f"{text.name}.txt") for text in texts]
-        if not any(text.is_file() for text in texts):
-            if any(labels.rglob("*.txt")):
-                raise ValueError(f"no text of {labels} has the name of an image of {images}; both need the same names")
-            continue  # pictures of labels, not texts
-        pairs = [(name, text if text.is_file() else None) for name, text in zip(names, texts, strict=True)]
-        sets[split] = yolo_set(address if len(folders) == 1 else f"{address} ({split})", images, pairs, classes)
+        if there[labels].isdisjoint(texts):
+            raise ValueError(
+                f"{labels} has {len(there[labels])} texts, of which none has the name of one of the {len(names)} images"
+                f" of {images}; both need the same names"
+            )
+        pairs = [(name, text if text in there[labels] else None) for name, text in zip(names, texts, strict=True)]
+        missing = [f"{text.relative_to(labels).with_suffix('')}" for text in sorted(there[labels].difference(texts))]
+        own = yolo_set(address if len(folders) == 1 else f"{address} ({split})", images, pairs, classes)
+        sets[split] = replace(own, missing=(*own.missing, *missing))
     if len({own.classes for own in sets.values()}) > 1 and not classes:  # not named: the most that any text holds
         most = max((own.classes for own in sets.values()), key=len)
         sets = {split: replace(own, classes=most) for split, own in sets.items()}
@@ -189,13 +200,17 @@ def _voc_sets(places: Mapping[str, tuple[Path, Path, list[str] | None]], address
     classes: tuple[str, ...] = ()
     for split, (images, xml, names) in places.items():
         by_stem = {name.rsplit(".", 1)[0]: name for name in pictures_in(images)}
-        stems = sorted(by_stem) if names is None else names
-        pairs = [(by_stem[stem], xml / f"{stem}.xml") for stem in stems if stem in by_stem]
-        pairs = [(name, file) for name, file in pairs if file.is_file()]
+        told = {file.relative_to(xml).with_suffix("").as_posix() for file in xml.rglob("*.xml")}
+        stems = sorted(by_stem.keys() | told) if names is None else names
+        pairs = [(by_stem[stem], xml / f"{stem}.xml") for stem in stems if stem in by_stem and stem in told]
         if not pairs:
             raise ValueError(f"no XML of {xml} has the name of an image of {images}; both need the same names")
         place = address if len(places) == 1 else f"{address} ({split})"
-        sets[split] = voc_set(place, images, pairs, classes)
+        own = voc_set(place, images, pairs, classes)
+        if unlabelled := sum(stem in by_stem and stem not in told for stem in stems):
+            own = replace(own, counts={**own.counts, "images without an XML": unlabelled})
+        missing = tuple(stem for stem in stems if stem not in by_stem)
+        sets[split] = replace(own, missing=(*own.missing, *missing))
         classes = classes or sets[split].classes
     return sets
 

@@ -40,13 +40,13 @@ class MovingNoise(Video):
     seed: int = 0
 
     def frame(self, number: int, channels: int = 3) -> Shaped[Tensor, "C H W"]:
-        """The pixels of a frame."""
+        """The random pixels of the first frame, moved by 8 a frame."""
         rng = torch.Generator().manual_seed(self.seed)
         pixels = torch.randint(256, (channels, *self.size), generator=rng, dtype=torch.uint8)
         return pixels.roll(_STEP * number, dims=2)
 
     def mask(self, number: int) -> UInt8[np.ndarray, "H W"] | None:
-        """The mask of the first frame; the others have none, so nothing is measured but time."""
+        """The mask of the first frame; others have none, so nothing but time is measured."""
         if number:
             return None
         columns = np.arange(self.size[1]) * (2 * self.objects + 1) // self.size[1]  # stripes: none, 1, none, 2, ...
