@@ -23,6 +23,16 @@ from unveil.reporting.pictures import (
     write_probes,
 )
 
+NAMES = ("dog", "кот", "鳥", "قطة", "बिल्ली")  # of classes, in several scripts
+_SHOWN = {
+    "classes": {
+        "count": [2000, 2000, 2000, 2000, 2000],
+        "right": [1500, 900, 800, 610, 500],
+        "confused": [[1, 0, 700], [2, 0, 500], [3, 1, 400], [4, 0, 350], [0, 1, 210]],
+        "names": list(NAMES),
+    }
+}
+
 
 def fake_images(count: int, size: tuple[int, int] = (64, 64), seed: int = 0) -> list[np.ndarray]:
     """Soft blobs of colour on a gradient."""
@@ -123,6 +133,7 @@ def fake_run(
             "card": "Frozen mean features, 50,000 training and 10,000 test images.",
             "seconds": 31.2,
             "date": "2026-03-01T10:19:00",
+            **({"shown": _SHOWN} if protocol == "knn" else {}),
         }
         (folder / "eval" / f"{protocol}.json").write_text(json.dumps(evaluation))
     (folder / "broken.json").write_text(json.dumps({"IMG_0042.jpg": "truncated after 1,024 bytes"}))

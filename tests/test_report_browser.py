@@ -6,14 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from browser import CHROMIUM, FLAGS, needs_chromium, screens, violations
 from report_fakes import fake_images, fake_run
 from unveil.reporting.page import write_report
-
-CHROMIUM = Path("/usr/bin/chromium")
-FLAGS = [
-    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-    "--disable-component-update", "--disable-sync",
-]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -21,7 +16,7 @@ def run_a(tmp_path_factory) -> Path:
     return fake_run(tmp_path_factory.mktemp("runs") / "a")
 
 
-@pytest.mark.skipif(not CHROMIUM.exists(), reason=f"no browser at {CHROMIUM}")
+@needs_chromium
 def test_in_a_real_browser(run_a, tmp_path):
     playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
     b = fake_run(tmp_path / "b", seed=1, epochs=6, recipe="mae")
@@ -48,7 +43,7 @@ def test_in_a_real_browser(run_a, tmp_path):
         browser.close()
 
 
-@pytest.mark.skipif(not CHROMIUM.exists(), reason=f"no browser at {CHROMIUM}")
+@needs_chromium
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_the_first_screen(run_a, tmp_path, scheme):
     """At 1400 x 900: a sentence for each run, measures with whiskers, six triptychs, a slider over training."""
@@ -86,4 +81,20 @@ def test_the_first_screen(run_a, tmp_path, scheme):
                 assert name in page.locator(".overview .slider output").inner_text()
             assert said == []
             page.close()
+        browser.close()
+
+
+@needs_chromium
+@pytest.mark.parametrize(("width", "scheme"), screens())
+def test_nothing_that_axe_finds_wrong(run_a, tmp_path, width, scheme):
+    """Contrast, names of controls, alternatives of pictures, structure: with every part of the page open."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    b = fake_run(tmp_path / "b", seed=1, epochs=2, recipe="mae", images=fake_images(1, (16, 16)), grid=(2, 2))
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=str(CHROMIUM), args=FLAGS)
+        page = browser.new_page(viewport={"width": width, "height": 900}, offline=True, color_scheme=scheme)
+        page.goto(write_report([run_a, b], tmp_path / "page.html").as_uri())
+        page.evaluate("document.querySelectorAll('details').forEach(one => { one.open = true; })")
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+        assert violations(page) == []
         browser.close()

@@ -12,11 +12,12 @@ from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Float, Int
-from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
+from PIL import Image, ImageDraw, PngImagePlugin
 from torch import Tensor
 
 from ..data.decode import EXTENSIONS
 from ..modeling.types import to_float
+from ..reporting.lettering import lettered
 from ..reporting.pictures import Picture, class_colours, class_picture, scalar_picture, viewable
 from ..runs.atomic import make_folder, replacing
 from ..runs.regular_files import stays_below
@@ -161,11 +162,12 @@ def _captioned(pictures: Sequence[Picture], lines: Sequence[tuple[str, tuple[int
     for place, picture in enumerate(pictures):
         way = Image.Resampling.NEAREST if scale > 1 else Image.Resampling.BOX
         sheet.paste(Image.fromarray(picture).resize(size, way), (place * size[0], 0))
-    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(14)
+    draw = ImageDraw.Draw(sheet)
     for row, (text, colour) in enumerate(lines):
         y = size[1] + left // 2 + row * line
         if colour is not None:
             draw.rectangle((left, y + 3, left + 12, y + 15), fill=colour)
+        text, font = lettered(text, 14)
         draw.text((left + 18 * (colour is not None), y), text, fill="black", font=font)
     return sheet
 

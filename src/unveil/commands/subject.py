@@ -73,6 +73,12 @@ def chunks(batch: Batch) -> list[Batch]:
     return batch.split(_BATCH)
 
 
+def print_conclusions(content: Mapping[str, Any]) -> None:
+    """Print the sentences at the end of an analysis, a paragraph each."""
+    for sentence in content["conclusions"]:
+        print(f"\n{sentence}")
+
+
 def write_analysis(run: Path, name: str, content: Mapping[str, Any]) -> None:
     """Write `analysis/<name>.json` in a run folder."""
     make_folder(run / "analysis")

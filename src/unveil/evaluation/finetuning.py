@@ -23,6 +23,7 @@ from ..data.transforms import CenterView, View
 from ..modeling.optim import layer_groups, learning_rate
 from ..modeling.rng import SampleRng
 from ..modeling.types import Batch
+from .by_class import of_scores
 from .datasets import ImageSplit
 from .fit import FitCheckpoint, fit
 from .results import Key
@@ -329,5 +330,5 @@ class FineTuner(EncoderTraining[tuple[Batch, Int[Tensor, " B"], Mix]]):
                 rows.append(numbers)
         logits, labels = torch.cat(scores), torch.tensor(test.numbers)[torch.cat(rows)].to(self.device)
         loss = F.cross_entropy(logits, labels).item()
-        self.hits = hits(logits, labels)
+        self.hits, self.by_class = hits(logits, labels), of_scores(logits, labels)
         return accuracies(logits, labels) | {"cross_entropy": loss}, tuple(loader.unreadable)

@@ -104,10 +104,17 @@ def run_protocols(
                 date=datetime.now(UTC).isoformat(timespec="seconds"),
                 details=score.details,
                 outcomes=outcomes,
-                shown=score.shown,
+                shown=_named(score.shown, data),
             )
         )
     return results
+
+
+def _named(shown: Mapping[str, Any], data: Any) -> Mapping[str, Any]:
+    """What is shown, with the names of the classes where the data are labelled images."""
+    if not isinstance(data, ImageSplit) or "classes" not in shown:
+        return shown
+    return {**shown, "classes": {**shown["classes"], "names": list(data.class_names)}}
 
 
 def _features(data: ImageSplit, model: Any, context: Context, known: MeasuredBaseline | None) -> FeatureSplit:

@@ -35,6 +35,16 @@ def estimate(values: Sequence[float]) -> Estimate:
     return Estimate(fmean(values), t_quantile(len(values) - 1) * stdev(values) / math.sqrt(len(values)), len(values))
 
 
+def jackknife(without: Sequence[float]) -> float:
+    """Half of the 95 % interval of a statistic, from its values without one group of samples each (two or more).
+
+    The delete-a-group jackknife, for groups of one size (Kott, 2001), with Student's t.
+    """
+    groups, mean = len(without), fmean(without)
+    variance = (groups - 1) / groups * sum((value - mean) ** 2 for value in without)
+    return t_quantile(groups - 1) * math.sqrt(variance)
+
+
 def compare(values: Mapping[int, float], baseline: Mapping[int, float]) -> Comparison | None:
     """The paired comparison of values by seed; None where no seed is in both."""
     seeds = sorted(values.keys() & baseline.keys())

@@ -85,7 +85,31 @@ def _attention_tables(run: RunRecord) -> list[Markup | None]:
     measured = {name: title for name, title in METRICS.items() if any(name in point for point in points)}
     rows = [[title, *(_statistic(name, number(p.get(name))) for p in points)] for name, title in measured.items()]
     head = ["", *(f"epoch {brief(number(point.get('epoch')))}" for point in points)]
-    return [html_table(head, rows) if rows else None, *map(_decoder_attention, mappings(analysis.get("decoders")))]
+    decoders = map(_decoder_attention, mappings(analysis.get("decoders")))
+    return [_concluded(analysis), html_table(head, rows) if rows else None, _by_checkpoint(points), *decoders]
+
+
+def _concluded(analysis: Mapping[str, Any]) -> Markup | None:
+    """The sentences at the end of an analysis, first; none in files of older versions."""
+    sentences = [str(sentence) for sentence in _list(analysis.get("conclusions"))]
+    return tag("p", " ".join(sentences), class_="concluded") if sentences else None
+
+
+def _by_checkpoint(points: Sequence[Mapping[str, Any]]) -> Markup | None:
+    """Curves of the attention over the checkpoints, where there are several."""
+    if len(points) < 2:
+        return None
+    epochs = [number(point.get("epoch")) for point in points]
+
+    def chart(title: str, note: str, *names: str) -> Markup | None:
+        lines = [Line(SHORT[n], epochs, [number(p.get(n)) for p in points], i) for i, n in enumerate(names)]
+        return line_chart(title, lines, note=note)
+
+    charts = [
+        chart("Normalised entropy at checkpoints", "1: uniform", "student_evenness", "teacher_evenness"),
+        chart("Masks at checkpoints", "shares", "hidden_attention", "hidden_tokens"),
+    ]
+    return charts_of(charts) if any(charts) else None
 
 
 def _statistic(name: str, value: float) -> str:
@@ -136,7 +160,8 @@ def _cheaper(run: RunRecord) -> list[Markup | None]:
         lines.append(Line(name, [number(way.get("cost")) for way in chosen], gains, i))
     title = "Masks in common with full guidance"
     chart = line_chart(title, lines, x_label="cost of a step", note="beyond chance", from_zero=True)
-    return [html_table([*head, *(f"{name}, beyond chance" for name in maps)], rows), charts_of([chart])]
+    table = html_table([*head, *(f"{name}, beyond chance" for name in maps)], rows)
+    return [_concluded(run.analyses["masks"]), charts_of([chart]), table]
 
 
 def _overlaps(way: Mapping[str, Any], maps: Sequence[str]) -> list[str]:
@@ -160,7 +185,7 @@ def _all_layers(run: RunRecord) -> list[Markup | None]:
     return [element for analysis in analyses for element in _layers(analysis)]
 
 
-def _layers(analysis: Mapping[str, Any]) -> list[Markup]:
+def _layers(analysis: Mapping[str, Any]) -> list[Markup | None]:
     names = [str(name) for name in _list(analysis.get("runs"))]
     matrix = [[number(v) for v in row] for row in _list(analysis.get("cka")) if isinstance(row, list)]
     if len(names) != 2 or not matrix:
@@ -178,6 +203,7 @@ def _layers(analysis: Mapping[str, Any]) -> list[Markup]:
     charts = [chart("rankme", "RankMe by layer", "dimensions in use")]
     charts += [chart("distance", "Attention distance by layer", "pixels")]
     return [
+        _concluded(analysis),
         remark(f"Down {names[0]}, across {names[1]}; {brief(number(analysis.get('images')))} images."),
         html_table(["", *map(str, range(1, len(matrix[0]) + 1))], rows, class_="cka"),
         charts_of(charts),
@@ -200,7 +226,8 @@ def block_by_block(runs: Runs) -> Markup | None:
 def _decoders(run: RunRecord) -> list[Markup | None]:
     decoders = mappings(run.analyses.get("blocks", {}).get("decoders"))
     drawn = picture(run.path / "analysis" / "blocks.png", "reconstructions, block by block", WIDE)
-    return [tag("div", drawn, class_="looks whole"), *map(_blocks, decoders)] if decoders else []
+    concluded = _concluded(run.analyses.get("blocks", {}))
+    return [concluded, tag("div", drawn, class_="looks whole"), *map(_blocks, decoders)] if decoders else []
 
 
 def _blocks(decoder: Mapping[str, Any]) -> Markup:
@@ -219,11 +246,11 @@ def _blocks(decoder: Mapping[str, Any]) -> Markup:
     return tag("div", remark(f"Decoder {decoder.get('decoder', '')}."), *tables)
 
 
-def shaded(value: float, shade: float) -> Markup:
+def shaded(value: float, shade: float, form: str = ".2f") -> Markup:
     """A number on a ground whose colour shows its height: `shade` from 0 to 1."""
     if not math.isfinite(value):
         return tag("span", "–")
     red, green, blue = scalar_colours(np.array([shade]))[0].tolist()
     linear = (np.array([red, green, blue]) / 255) ** 2.2
     ink = "#000" if linear @ [0.2126, 0.7152, 0.0722] > _EVEN else "#fff"
-    return tag("span", f"{value:.2f}", class_="cell", style=f"background:rgb({red} {green} {blue});color:{ink}")
+    return tag("span", f"{value:{form}}", class_="cell", style=f"background:rgb({red} {green} {blue});color:{ink}")

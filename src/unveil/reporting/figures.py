@@ -8,8 +8,9 @@ from itertools import chain
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
+from .lettering import lettered
 from .pictures import NO_TRUTH, Picture, Ramp, class_colours
 
 WIDTH = 1280
@@ -134,7 +135,8 @@ class _Canvas:
             while text and _wide(text + "…", size) > most:
                 text = text[:-1]
             text += "…"
-        self.draw.text((x, y), text, fill=colour, font=_font(size))
+        text, font = lettered(text, size)
+        self.draw.text((x, y), text, fill=colour, font=font)
 
     def add_block(self, block: PanelBlock, y: int, side: int, height: int) -> int:
         """The title of a block and its panels; returns where the next block begins."""
@@ -213,12 +215,9 @@ def _width_of(key: Key) -> int:
     return name + sum(_wide(n) + 30 for n in key.names)
 
 
-def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    return ImageFont.load_default(size)  # comes with Pillow: the picture is the same on every machine
-
-
 def _wide(text: str, size: int = 13) -> int:
-    return round(_font(size).getlength(text))
+    text, font = lettered(text, size)
+    return round(font.getlength(text))
 
 
 def _wrapped(text: str, most: int) -> list[str]:

@@ -57,7 +57,7 @@ def html_table(head: Sequence[object], rows: Iterable[Sequence[object]], **attri
 
     A cell of a folded table has the head of its column beside it.
     """
-    header = tag("tr", *(tag("th", h, scope="col") for h in head))
+    header = tag("tr", *(tag("th", h, scope="col") if h else tag("td") for h in head))
     labels = [html.unescape(_TAGS.sub("", str(h))) for h in head]
 
     def cells(row: Sequence[object]) -> Iterable[Markup]:

@@ -14,6 +14,7 @@ from pathlib import Path
 from ..runs.atomic import make_folder, write_text
 from ..runs.console import user_path
 from .analyses import attention_over_time, attention_tables, block_by_block, cheaper_guidance, layers
+from .by_class import classes
 from .clips import segmented_videos
 from .detections import detections
 from .embeddings import data_map, data_oddities, patch_features
@@ -38,8 +39,8 @@ from .style import LIVE, LOGO, SCRIPT, STYLE
 SECTIONS: tuple[Callable[[Runs], Markup | None], ...] = (
     health, overview, key_figures, beside_baselines, other_masks, more_looks, across_modalities, attention_maps,
     patch_features, nearest_neighbours, data_map, data_oddities, guidance, over_training, curves, label_free,
-    comparison, evaluations, detections, segmented_videos, attention_over_time, attention_tables, cheaper_guidance,
-    layers, block_by_block, what_was_run, broken_files, environment,
+    comparison, evaluations, classes, detections, segmented_videos, attention_over_time, attention_tables,
+    cheaper_guidance, layers, block_by_block, what_was_run, broken_files, environment,
 )  # fmt: skip
 
 

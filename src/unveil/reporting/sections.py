@@ -123,7 +123,8 @@ def key_figures(runs: Runs) -> Markup | None:
         beside = "" if math.isnan(untrained) else f"untrained {percent(untrained)}"
         tiles.append((f"{evaluation.name} accuracy", percent(evaluation.accuracy()), beside))
     cells = [tag("div", tag("dt", a), tag("dd", b, tag("small", beside))) for a, b, beside in tiles if b != "–"]
-    return tag("section", *cells, class_="tiles", aria_label="Key figures") if cells else None
+    label = "Key figures"
+    return tag("section", tag("dl", *cells, class_="tiles"), aria_label=label) if cells else None
 
 
 def what_was_run(runs: Runs) -> Markup:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from ...data.aligned_folders import aligned_modalities
@@ -9,6 +10,7 @@ from ...data.columns import with_columns
 from ...data.modality_config import declare
 from ...data.sources import SampleSource, Source, origin
 from ...evaluation.analysis.attention import DecoderAttention, attention_metrics, decoder_attention, foreground_share
+from ...evaluation.analysis.conclusions import of_attention
 from ...modeling.masked_model import MaskedModel
 from ...modeling.types import Batch, Modality
 from ...recipes.options import accept_python_values
@@ -17,7 +19,7 @@ from ...reporting.analyses import METRICS
 from ...runs.console import log, table
 from ...runs.folder import check_writable
 from ...runs.hardware import choose_device
-from ..subject import Subject, chunks, write_analysis
+from ..subject import Subject, chunks, print_conclusions, write_analysis
 
 BACKGROUND = {  # names of classes that fill a scene; all others are foreground
     *("sky", "floor", "wall", "ground", "ceiling", "road", "pavement", "sidewalk", "building", "tree", "vegetation"),
@@ -76,12 +78,14 @@ def analyze_attention(
         decoders = decoder_attention(model, chunks(batch)[0])
     if batch is None:
         raise ValueError(f"{stored.path} has no checkpoint yet")
+    one_by_one = [metrics for metrics, _ in _metrics(model, batch.split(1), label_map, things)]
     content = {
         "data": address,
         "samples": len(batch),
         "checkpoints": checkpoints,
         "weights": identity,
         "decoders": [d.to_dict() for d in decoders],
+        "conclusions": of_attention(one_by_one),
     }
     write_analysis(stored.path, "attention", content)
     print(f"{stored.name}: attention on {len(batch)} samples of {samples.address}, means over samples")
@@ -97,20 +101,29 @@ def analyze_attention(
         rows += [["sum over blocks", *d.summed, None], ["the same, uniform attention", d.even, d.even, None]]
         rows += [["mean over blocks and heads", *d.mean, d.mass_on_visible]]
         print(table([["", "to visible", "to masked", "share on visible"], *rows]))
+    print_conclusions(content)
     return content
 
 
 def _mean_metrics(model: MaskedModel, batch: Batch, labels: Modality | None, things: list[int]) -> dict[str, float]:
     """The metrics of one checkpoint, means over the samples that have them."""
     values: dict[str, list[tuple[float, int]]] = {}
-    for chunk in chunks(batch):
-        foreground = None if labels is None else foreground_share(chunk, labels, things, model.encoder.patch)
-        for name, value in attention_metrics(model, chunk, model.encode_decode(chunk), foreground).items():
-            values.setdefault(name, []).append((value, len(chunk)))
+    for metrics, count in _metrics(model, chunks(batch), labels, things):
+        for name, value in metrics.items():
+            values.setdefault(name, []).append((value, count))
     return {
         name: sum(value * count for value, count in pairs) / sum(count for _, count in pairs)
         for name, pairs in values.items()
     }
+
+
+def _metrics(
+    model: MaskedModel, parts: Sequence[Batch], labels: Modality | None, things: list[int]
+) -> Iterator[tuple[dict[str, float], int]]:
+    """The metrics of each part of a batch, and the number of its samples."""
+    for part in parts:
+        foreground = None if labels is None else foreground_share(part, labels, things, model.encoder.patch)
+        yield attention_metrics(model, part, model.encode_decode(part), foreground), len(part)
 
 
 def _foreground(samples: Source, foreground: tuple[str, ...]) -> tuple[Modality | None, list[int]]:

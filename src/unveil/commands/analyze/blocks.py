@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ...data.columns import with_columns
 from ...evaluation.analysis.attention import hidden_tokens
+from ...evaluation.analysis.conclusions import of_blocks
 from ...evaluation.analysis.decoder_blocks import (
     BlockContribution,
     DecoderContributions,
@@ -31,7 +32,7 @@ from ...reporting.pictures import Picture, hide_patches, png
 from ...runs.atomic import write_bytes
 from ...runs.console import table
 from ...runs.folder import check_writable
-from ..subject import Subject, chunks, write_analysis
+from ..subject import Subject, chunks, print_conclusions, write_analysis
 
 _NOTE = (
     "First row: the prediction after each block of the decoder. Second row: what each block adds, grey for nothing. The"
@@ -81,12 +82,15 @@ def analyze_blocks(
         )
     weights = [len(chunk) for chunk in chunks(batch)]
     decoders = [_mean(of_chunks, weights) for of_chunks in zip(*parts, strict=True)]
+    alone = zip(*(decoder_contributions(subject.model, sample) for sample in batch.split(1)), strict=True)
+    errors = [torch.tensor([[part.error for part in one.parts] for one in of_samples]) for of_samples in alone]
     content = {
         "data": subject.samples.address,
         "samples": len(views),
         "epoch": subject.epoch,
         "weights": stored.checkpoint().identity,
         "decoders": [asdict(d) for d in decoders],
+        "conclusions": [s for d, own in zip(decoders, errors, strict=True) for s in of_blocks(d.decoder, own)],
     }
     write_analysis(stored.path, "blocks", content)
     picture = stored.path / "analysis" / "blocks.png"
@@ -98,6 +102,7 @@ def analyze_blocks(
         if d.reads:
             print("\nshare of each encoder map (0: the embedded patches) in the input of each block")
             print(table([["", *d.maps], *([_name(k), *row] for k, row in enumerate(d.reads, start=1))]))
+    print_conclusions(content)
     print(picture)
     return content
 

@@ -10,6 +10,7 @@ from ...data.columns import with_columns
 from ...data.loader import Loader
 from ...data.sources import Source, Subset, spread
 from ...data.transforms import CenterView
+from ...evaluation.analysis.conclusions import of_layers
 from ...evaluation.analysis.layer_features import LayerFeatures, cka_matrix, layer_features
 from ...modeling.image_encoder import ImageEncoder
 from ...modeling.public_vits import PublicViT, is_public_vit
@@ -18,7 +19,7 @@ from ...recipes.run import Run
 from ...runs.console import table
 from ...runs.folder import check_writable
 from ..load import load_plain, weights_of
-from ..subject import write_analysis
+from ..subject import print_conclusions, write_analysis
 
 
 @accept_python_values
@@ -66,6 +67,7 @@ def analyze_features(
         "layers": [
             [{"rankme": x.rankme, "distance": x.distance, "heads": x.distances} for x in layers] for layers in (a, b)
         ],
+        "conclusions": of_layers(names, a, b),
     }
     write_analysis(folder, f"features-{names[1]}", content)
     print(f"linear CKA of the layers of {names[0]} (rows) and {names[1]} (columns) on {content['images']} images")
@@ -74,6 +76,7 @@ def analyze_features(
         rows = [[k, x.rankme, x.distance, min(x.distances), max(x.distances)] for k, x in enumerate(layers, start=1)]
         print(f"\n{name}: RankMe (effective dimensions) and mean attention distance in pixels")
         print(table([["layer", "RankMe", "distance", "nearest head", "farthest head"], *rows]))
+    print_conclusions(content)
     return content
 
 

@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from ...data.columns import with_columns
+from ...evaluation.analysis.conclusions import of_masks
 from ...evaluation.analysis.mask_overlap import MaskOverlap, guided_mask, mask_overlaps
 from ...modeling.encoder import Encoder
 from ...modeling.masked_model import MaskedModel, Objective, Teacher, mean_loss
@@ -26,7 +27,7 @@ from ...recipes.options import accept_python_values
 from ...recipes.run import Run
 from ...runs.console import table
 from ...runs.folder import check_writable
-from ..subject import Subject, chunks, write_analysis
+from ..subject import Subject, chunks, print_conclusions, write_analysis
 
 _LAYERS = 6  # at most so many earlier layers are tried, evenly spread
 EVERY = {2: "every 2nd step", 4: "every 4th step", 8: "every 8th step"}  # guided there, random in between
@@ -93,7 +94,8 @@ def analyze_masks(
     _check(subject.model, stored.path)
     check_writable(stored.path)
     views, batch = subject.load(limit)
-    ways = list(_compare(subject.model, batch))
+    hidden: dict[str, list[Tensor]] = {}
+    ways = list(_compare(subject.model, batch, hidden))
     visible = subject.model.masker.visible
     content = {
         "data": subject.samples.address,
@@ -102,6 +104,7 @@ def analyze_masks(
         "weights": {} if untrained else stored.checkpoint().identity,
         "visible": visible,
         "ways": ways,
+        "conclusions": of_masks(ways, {name: torch.cat(both) for name, both in hidden.items()}, FAITHFUL, RANDOM),
     }
     write_analysis(stored.path, "masks", content)
     modalities = [name for name in ways[0]["overlap"] if name != "all"]
@@ -119,6 +122,7 @@ def analyze_masks(
         "in common, Jaccard: with the faithful masks, those of the last layer's attention\n"
         f"above chance{' (also by modality)' if several else ''}: hidden in common, 0 for random masks, 1 for faithful"
     )
+    print_conclusions(content)
     return content
 
 
@@ -141,15 +145,20 @@ def guidance_of(model: MaskedModel) -> list[Guidance]:
 
 
 @torch.no_grad()
-def _compare(model: MaskedModel, batch: Batch) -> Iterator[dict[str, Any]]:
-    """Each way with its cost and the overlap of its masks with the faithful ones, as JSON holds it."""
+def _compare(model: MaskedModel, batch: Batch, hidden: dict[str, list[Tensor]]) -> Iterator[dict[str, Any]]:
+    """Each way with its cost and the overlap of its masks with the faithful ones, as JSON holds it.
+
+    `hidden` gets, of each way that is measured, the tokens of each sample that it and the faithful one hide.
+    """
     ways = guidance_of(model)
     overlaps: dict[str, dict[str, MaskOverlap]] = {way.name: {} for way in ways}
     for chunk in chunks(batch):
         tokens = model.encoder.embed(chunk)
         observed = {way.name: way.teacher.observe(chunk, tokens, model.encoder) for way in ways}
         masks = {name: guided_mask(model, chunk, tokens, observation) for name, observation in observed.items()}
+        there = torch.ones_like(masks[FAITHFUL]) if tokens.missing is None else ~tokens.missing
         for name, mask in masks.items():
+            hidden.setdefault(name, []).append((mask & masks[FAITHFUL] & there).sum(1).double().cpu())
             sums = overlaps[name]
             for modality, overlap in mask_overlaps(masks[FAITHFUL], mask, tokens).items():
                 sums[modality] = sums[modality] + overlap if modality in sums else overlap
@@ -160,6 +169,10 @@ def _compare(model: MaskedModel, batch: Batch) -> Iterator[dict[str, Any]]:
         if isinstance(way.teacher, PredictedAttention):  # and a whole pass in every n-th step
             share = 1 / way.teacher.teacher.every
             cost += share * guidance[0]
+            hidden[way.name] = [
+                both * (1 - share) + whole * share
+                for both, whole in zip(hidden[way.name], hidden[FAITHFUL], strict=True)
+            ]
             overlaps[way.name] = {
                 m: overlap * (1 - share) + overlaps[FAITHFUL][m] * share for m, overlap in overlaps[way.name].items()
             }

@@ -14,6 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from ...modeling.optim import parameter_groups, warmup_cosine
+from ..by_class import of_scores
 from ..datasets import ImageSplit
 from ..fit import fit
 from ..kept_heads import KeptHead
@@ -105,6 +106,7 @@ class Attentive:
         return Score(
             metrics=accuracies(scores, split.test_labels),
             outcomes={"accuracy": hits(scores, split.test_labels)},
+            shown=of_scores(scores, split.test_labels),
             settings={
                 "head": "BatchNorm1d(affine=False), cross-attention with one query, Linear",
                 "heads": heads,

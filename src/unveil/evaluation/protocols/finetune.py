@@ -111,6 +111,7 @@ class Finetune:
             card=_card(name, settings, loader.batch_size, pool),
             trains_encoder=True,
             outcomes={"accuracy": tuner.hits},
+            shown=tuner.by_class,
         )
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..by_class import of_scores
 from ..types import Context, FeatureEncoder, FeatureSplit, Needs, Score, accuracies, hits
 
 K = 20
@@ -34,6 +35,7 @@ class Knn:
         k = min(K, len(data.train))
         return Score(
             outcomes={"accuracy": hits(votes_by_k[ks.index(k)], data.test_labels)},
+            shown=of_scores(votes_by_k[ks.index(k)], data.test_labels),
             metrics=by_k[k] | {f"accuracy_k{other}": metrics["accuracy"] for other, metrics in by_k.items()},
             settings={
                 "k": k,

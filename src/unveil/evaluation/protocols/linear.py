@@ -17,6 +17,7 @@ from torch.optim import Optimizer
 from ...data.loader import Loader
 from ...data.transforms import View
 from ...modeling.optim import warmup_cosine
+from ..by_class import of_scores
 from ..datasets import ImageSplit, LabelledImages, stratified_split, unreadable_facts
 from ..features import extract
 from ..fit import FitCheckpoint, fit
@@ -117,6 +118,7 @@ class Linear:
         return Score(
             metrics=accuracies(scores, labels),
             outcomes={"accuracy": hits(scores, labels)},
+            shown=of_scores(scores, labels),
             settings={
                 "head": "BatchNorm1d(affine=False, eps=1e-6), Linear",
                 "optimizer": "LARS(momentum=0.9, weight_decay=0, trust=0.001)",

@@ -10,6 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..by_class import of_scores
 from ..datasets import stratified_split
 from ..kept_heads import linear_head
 from ..types import Context, FeatureEncoder, FeatureSplit, Needs, Score, accuracies, hits
@@ -41,6 +42,7 @@ class LinearLBFGS:
         return Score(
             metrics=accuracies(scores, data.test_labels),
             outcomes={"accuracy": hits(scores, data.test_labels)},
+            shown=of_scores(scores, data.test_labels),
             settings={
                 "penalty": penalty,
                 "penalties_tried": {f"{tried:g}": accuracy for tried, accuracy in validated.items()},

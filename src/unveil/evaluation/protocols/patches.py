@@ -107,6 +107,7 @@ class Patches:
                 f" over images, whose patches are not independent. {score.card}"
             ),
             outcomes={"accuracy": shares.tolist()},
+            shown={"classes": {**score.shown["classes"], "names": list(names), "unit": "patches"}},
         )
 
 

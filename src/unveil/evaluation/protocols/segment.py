@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
 from ...modeling.types import Modality
+from ..by_class import of_counts
 from ..dense.data import DenseData, class_counts
 from ..dense.metrics import Confusion
 from ..dense.presets import PROBE, SMALL, DensePreset, DenseTraining
@@ -95,7 +96,8 @@ class Segment(DenseOptions):
             notes=("", " Mean IoU is over classes that occur; pixels without a class do not count."),
             baselines={f"majority class ({names[most_frequent]})": majority.metrics()},
         )
-        return replace(score, details={"iou": {name: iou for name, iou in ious.items() if not math.isnan(iou)}})
+        iou_of = {name: iou for name, iou in ious.items() if not math.isnan(iou)}
+        return replace(score, details={"iou": iou_of}, shown=of_counts(confusion.counts, names=names, unit="pixels"))
 
 
 def classes_loss(
