@@ -120,13 +120,13 @@ def _study(self: Command, words: list[str]) -> str:
             raise UsageError(f"study needs a study:\n{listed}", f"for example {self.example}")
         raise HelpAsked(f"{self.help(groups)}\n\nstudies:\n{listed}")
     (name,), given = self.read(words, groups)
-    return _after_study(words, study(name, **given))
+    return _after_study(words, study(name, **given), is_dry=bool(given.get("dry_run")))
 
 
-def _after_study(words: Sequence[str], folder: Path | None) -> str:
-    """The report on the first runs of the study; after a dry run the study itself."""
+def _after_study(words: Sequence[str], folder: Path | None, is_dry: bool = True) -> str:
+    """The report on the first runs of the study; after a dry run the study itself, after `--on slurm` its jobs."""
     if folder is None:
-        return shlex.join(["unveil", "study", *drop(words)])
+        return shlex.join(["unveil", "study", *drop(words)]) if is_dry else "squeue --me"
     return shlex.join(["unveil", "report", *map(str, sorted((folder / "runs").iterdir())[:4])])
 
 
@@ -178,7 +178,10 @@ def _embed(self: Command, words: list[str]) -> str:
     from ..commands.embed import embed
 
     (run,), given = self.read(words, flags(embed, "run"))
-    return _after_embed(embed(run, **given))
+    features = embed(run, **given)
+    if given.get("dry_run"):
+        return shlex.join(["unveil", "embed", *drop(words)])
+    return "squeue --me" if str(given.get("on")).startswith("slurm") else _after_embed(features)
 
 
 def _after_embed(features: Path) -> str:

@@ -62,6 +62,10 @@ class Unreadable(ValueError):  # noqa: N818, the field says that an image is unr
         return f"{quoted(self.name)}: {quoted(self.reason)}"
 
 
+class NoneReadable(ValueError):  # noqa: N818
+    """Not one of some images can be decoded."""
+
+
 @dataclass(frozen=True)
 class Header:
     """What the header of an image holds; `size` is (height, width) as it will be delivered."""

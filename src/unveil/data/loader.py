@@ -21,7 +21,7 @@ from ..modeling.types import Batch, Modality
 from ..runs.console import quoted
 from ..runs.hardware import num_cores
 from .collate import StepMemory, collate, join
-from .decode import Unreadable
+from .decode import NoneReadable, Unreadable
 from .device_views import Crop, collate_crops, crops_of, join_crops
 from .encoded import EncodedPicture, reduction
 from .prefetch import prefetch
@@ -360,7 +360,7 @@ class Loader:
         if len(self.unreadable) == len(self.source):
             what = f"{len(self.source)} {self._what}"
             first = ": ".join(map(quoted, next(iter(self.unreadable.items()))))
-            raise ValueError(f"none of the {what} of {self.source.address} can be read; {first}")
+            raise NoneReadable(f"none of the {what} of {self.source.address} can be read; {first}")
 
     def _too_many_broken(self) -> bool:
         assert self.max_broken is not None

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import shlex
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -22,7 +20,7 @@ from ...recipes.options import accept_python_values
 from ...reporting.study import value_of, write_study_report
 from ...runs.atomic import make_folder, write_json
 from ...runs.console import duration, log, user_path
-from ...runs.lock import hold
+from ...runs.executors import Local, Work, each_once, executor
 from ..bench.estimate import MFU, hours_on
 from ..scenes import SceneSource, parse, render_scenes
 from ..scenes.coco import write_coco
@@ -74,9 +72,10 @@ def study(
     limit: int | None = None,
     jobs: int | None = None,
     device: str = "auto",
+    on: str = "local",
     dry_run: bool = False,
 ) -> Path | None:
-    """Answer a question by runs over seeds; returns the folder of the study, None for a dry run.
+    """Answer a question by runs over seeds; returns its folder, None for a dry run and where others do the work.
 
     The same command continues a study that was stopped, on this machine or on several that share the folder: each
     takes runs that no other process has. A finished study is measured again only where its settings changed.
@@ -98,11 +97,15 @@ def study(
     seeds: the number of seeds, in place of the scale's own
     minutes: training time of every run, in place of the scale's epochs; each arm's are fitted to it once
     limit: evaluate on at most this many images of each source
-    jobs: processes at a time; by default one for each GPU, or one
+    jobs: processes at a time; by default one for each GPU, or one; of slurm one for each run, of ray as many as have
+        room
     device: cpu, cuda, mps; auto takes the best
-    dry_run: list the runs and the cost of training, and stop
+    on: where the runs are made: local, slurm (an array of jobs) or ray, or with options,
+        slurm:partition=gpu,time=12:00:00,gpus_per_node=1 or ray:address=HOST:6379,gpus=1
+    dry_run: list the runs and the cost of training, or with on the script and its tasks, and stop
     """
     given = dict(locals())
+    where = executor(on)
     chosen = load_study(name)
     first: ScaleName = "cpu" if "cpu" in chosen.scales else next(iter(chosen.scales))
     at = first if scale is None else scale
@@ -116,7 +119,15 @@ def study(
     chosen = naming_columns(chosen, at, image_column, label_column)
     title = Path(name).stem
     folder = user_path(out) if out else Path("runs") / f"study-{slug(title)}-{at}"
+    again = {k: v for k, v in given.items() if k != "name" and v not in ("auto", "local")}
+    again |= {"scale": at, "out": str(folder)}
     chosen = with_minutes(chosen, at, minutes)
+    if not isinstance(where, Local):  # each process runs this command in this folder
+        work = Work(study, "study", name, again | {"on": None, "jobs": None, "dry_run": False})
+        where.start(work, len(expand(chosen, at, folder)), jobs, dry_run)
+        if dry_run or not where.is_awaited:
+            return None
+        jobs = None  # the runs are there: what is left is the table
     epochs = {} if chosen.scales[at].minutes is None else fit_epochs(chosen, at, folder, device)
     chosen = with_epochs(chosen, epochs)
     print(_plan(chosen, at, title, device))
@@ -138,7 +149,7 @@ def study(
     try:
         schedule.run(lambda job: _first_metrics(job, folder))
     except KeyboardInterrupt:
-        log(f"the study is continued by: {_command_line(**given | {'scale': at, 'out': folder})}")
+        log(f"the study is continued by: {Work(study, 'study', name, again)}")
         raise
     outcome = {"study": title, **gather(chosen, at, expanded, folder, schedule.failed)}
     outcome["remarks"] = remarks(outcome)
@@ -315,11 +326,8 @@ def _write_boxes(scenes: SceneSource, place: Path) -> None:
 
 def _render_once(place: Path, folder: Path, render: Callable[[Path], None]) -> None:
     make_folder(place.parent)
-    while not place.exists():  # another process may be rendering them
-        with hold(folder / "locks" / f"{place.parent.name}-{place.name}") as other:
-            if other is None and not place.exists():
-                render(place)
-        time.sleep(0.0 if place.exists() else 1.0)
+    name = f"{place.parent.name}-{place.name}"
+    each_once([name], folder / "locks", lambda _: place.exists(), lambda _: render(place))
 
 
 def _first_metrics(job: Job, folder: Path) -> str:
@@ -344,11 +352,3 @@ def _plan(study: Study, at: ScaleName, title: str, device: str) -> str:
     times = " or ".join(f"{duration(3600 * hours_on(gpu, flops))} on one {gpu}" for gpu in ("A100", "H100"))
     on_gpu = f"by formula, at {MFU:.0%} of its peak (a small ViT reaches less), training takes {times}"
     return "\n".join([f"{title}, scale {at}: {study.question}", *lines, total, on_gpu])
-
-
-def _command_line(name: str, **given: Any) -> str:
-    words = ["unveil", "study", name]
-    for flag, value in given.items():
-        if value not in (None, (), False, "auto"):
-            words += [f"--{flag.replace('_', '-')}", *map(str, value if isinstance(value, tuple) else [value])]
-    return shlex.join(words)
