@@ -48,7 +48,7 @@ class Parts:
         return [f"part-{number:06}" for number in range(-(-self.total // self.size))]
 
     def rows(self, name: str) -> range:
-        """The images of a part."""
+        """The numbers of the images of a part."""
         start = self.size * int(name.removeprefix("part-"))
         return range(start, min(self.total, start + self.size))
 
