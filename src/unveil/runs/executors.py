@@ -43,12 +43,12 @@ class Work:
 
     @property
     def given(self) -> dict[str, Any]:
-        """The options that are passed on."""
+        """The options that are passed on, by their names."""
         return {name: value for name, value in self.options.items() if value not in (None, (), False)}
 
     @property
     def words(self) -> list[str]:
-        """The words of the command after `unveil`."""
+        """The words of the command after `unveil`, as a shell splits them."""
         words = [self.verb, self.subject]
         for name, value in self.given.items():
             values = () if value is True else value if isinstance(value, tuple) else (value,)
@@ -99,7 +99,7 @@ def executor(on: str) -> Executor:
 
 @dataclass(frozen=True)
 class Local:
-    """Processes on this machine."""
+    """Processes on this machine; a single one is the process that asks."""
 
     is_awaited = True
 
