@@ -6,6 +6,7 @@ import base64
 import importlib.util
 import io
 import json
+import shutil
 import subprocess
 import sys
 from contextlib import closing
@@ -15,8 +16,10 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 
 import ten_images
+from unveil.cli import main
 from unveil.data.detection.layouts import open_detection
 from unveil.evaluation import fit
 from unveil.evaluation.detection.data import DetectionData
@@ -96,10 +99,10 @@ def test_the_protocol_measures_boxes_and_masks_and_says_all(coco: Path, thin: No
 
 @pytest.mark.slow
 def test_ten_images_are_learned(coco: Path):
-    options = Detect(epochs=60, batch_size=5, lr=4e-3, layer_decay=1.0, window=4)
+    options = Detect(epochs=60, batch_size=2, lr=2e-3, layer_decay=1.0, window=4)
     score = options.run(tiny(), DetectionData(str(coco)), FLOAT32)
     assert score is not None
-    assert min(score.metrics["box_ap50"], score.metrics["mask_ap50"]) > 0.3
+    assert min(score.metrics["box_ap50"], score.metrics["mask_ap50"]) > 0.5
 
 
 def test_boxes_alone_are_measured_where_not_every_object_has_a_mask(tmp_path: Path, thin: None):
@@ -199,37 +202,24 @@ def test_annotations_and_images_that_are_left_out_are_told(tmp_path: Path, thin:
     assert facts == [5, 5, 1, 1]
 
 
-RANKS = """
-import sys
-import torch
-import torch.distributed as dist
-sys.path.insert(0, sys.argv[3])
-from pathlib import Path
-from unveil.evaluation.detection.ops import detection_modules
-import test_detect
-
-rank, size = int(sys.argv[1]), int(sys.argv[2])
-if size > 1:
-    dist.init_process_group("gloo", init_method=f"file://{sys.argv[5]}/store", rank=rank, world_size=size)
-torch.set_num_threads(1)
-own = test_detect.trainer(Path(sys.argv[4]))
-own.train()
-found = own.predictions()
-if rank == 0:
-    boxes = {number: one.boxes for number, one in found.items()}
-    torch.save((test_detect.weights(own), boxes), f"{sys.argv[5]}/{size}.pt")
-"""
-
-
 @pytest.mark.slow
-def test_two_processes_agree_with_one(coco: Path, tmp_path: Path):
-    here = str(Path(__file__).parent)
-    for size in (1, 2):
-        words = [[sys.executable, "-c", RANKS, str(r), str(size), here, str(coco), str(tmp_path)] for r in range(size)]
-        processes = [subprocess.Popen(one) for one in words]
-        assert [process.wait(600) for process in processes] == [0] * size
-    (one, found), (two, found_by_two) = (torch.load(tmp_path / f"{n}.pt", weights_only=False) for n in (1, 2))
+def test_two_processes_of_torchrun_agree_with_one(coco: Path, tmp_path: Path):
+    """One that cuts its batches alike: else sums are rounded otherwise, which AdamW enlarges."""
+    run = tmp_path / "one"
+    words = ["--data", str(coco / "train2017"), "--size", "nano", "--patch", "8", "--image-size", "32", "--epochs", "1"]
+    assert main(["pretrain", "mae", *words, "--batch-size", "5", "--device", "cpu", "--out", str(run)]) == 0
+    shutil.copytree(run, tmp_path / "two")
+    several = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    words = ["--protocol", "detect", "--data", str(coco), "--epochs", "3", "--batch-size", "4", "--micro-batch", "2"]
+    words += ["--precision", "float32", "--no-baselines", "--keep", "--device", "cpu"]
+    for name, launcher in (("one", []), ("two", several)):
+        command = [sys.executable, *launcher, "-m", "unveil", "evaluate", str(tmp_path / name), *words]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+        assert done.returncode == 0, done.stderr
+    one, two = (load_file(tmp_path / name / "heads/detect.safetensors") for name in ("one", "two"))
+    assert one.keys() == two.keys()
     for name, tensor in one.items():
-        if not name.endswith("qkv.bias"):  # of which those of keys have no gradient but rounding, which AdamW enlarges
-            torch.testing.assert_close(two[name], tensor, atol=1e-5, rtol=0, msg=name)
-    assert sorted(found) == sorted(found_by_two) == list(range(10))
+        torch.testing.assert_close(two[name], tensor, atol=1e-5, rtol=0, msg=name)
+    scores = [json.loads((tmp_path / name / "eval/detect.json").read_text()) for name in ("one", "two")]
+    assert scores[0]["metrics"] == pytest.approx(scores[1]["metrics"], abs=1e-5)
+    assert scores[0]["settings"]["test_images"] == scores[1]["settings"]["test_images"] == 10

@@ -225,6 +225,41 @@ def test_average_precision_is_that_worked_out_by_hand(tmp_path):
 
 
 @needs_coco
+@pytest.mark.parametrize("kind", ["bbox", "segm"])
+def test_ten_images_have_the_average_precision_that_the_file_itself_has(tmp_path, kind):
+    """Read by the evaluator from the JSON: polygons, run lengths, crowds, and an image without objects."""
+    import faster_coco_eval
+
+    root = ten_images.write(tmp_path / "coco")
+    test = open_detection(str(root)).test
+    rng = np.random.default_rng(0)
+    found, results = {}, []
+    for n, one in enumerate(test.objects):
+        boxes = np.repeat(one.boxes, 2, 0) + rng.normal(0, 1, (2 * len(one), 4))
+        labels = np.where(rng.random(2 * len(one)) < 0.8, np.repeat(one.labels, 2), 0)
+        scores = rng.random(2 * len(one))
+        masks = []
+        for box, label, score in zip(boxes, labels, scores, strict=True):
+            x0, y0, x1, y1 = box.round().clip(0, [48, 40, 48, 40]).astype(int).tolist()
+            pixels = np.zeros((40, 48), np.uint8, order="F")
+            pixels[y0:y1, x0:x1] = 1
+            masks.append(faster_coco_eval.mask.encode(pixels))
+            entry = {"image_id": 10 + n, "category_id": (3, 7)[label], "score": score}
+            shape = {"bbox": [box[0], box[1], box[2] - box[0], box[3] - box[1]]}
+            results.append(entry | (shape if kind == "bbox" else {"segmentation": masks[-1]}))
+        found[n] = Found(boxes, labels, scores, masks)
+    own = average_precision(test, found, kind)
+    truth = faster_coco_eval.COCO(str(root / "annotations/instances_val2017.json"))
+    evaluation = faster_coco_eval.COCOeval_faster(truth, truth.loadRes(results), kind)
+    evaluation.evaluate()
+    evaluation.accumulate()
+    evaluation.summarize()
+    assert 0.1 < own.metrics["ap"] < 0.95
+    names = ("ap", "ap50", "ap75", "ap_small")
+    assert [own.metrics[name] for name in names] == pytest.approx(evaluation.stats[:4].tolist(), abs=1e-9)
+
+
+@needs_coco
 def test_a_prediction_in_a_crowd_is_neither_right_nor_wrong(tmp_path):
     test = open_detection(str(ten_images.write(tmp_path / "coco"))).test
     truths = {n: Found(one.boxes[~one.crowd], one.labels[~one.crowd], np.ones(int((~one.crowd).sum())), None)

@@ -41,7 +41,6 @@ from ..runs.hardware import choose_device, choose_precision
 from ..runs.launcher import is_rank_zero
 from ..runs.run_config import Precision
 from ..runs.threads import use_threads
-from ..training.distributed import process_group
 from .load import load_plain, weights_of
 from .option_types import ProtocolOptions
 from .over_processes import over_processes
@@ -82,7 +81,15 @@ def _does(names: Sequence[str]) -> str:
     return "does" if len(names) == 1 else "do"
 
 
-@over_processes(list[Result])
+def _trains_together(*args: object, protocol: str | Sequence[str] = (), **kwargs: object) -> bool:
+    """Whether every process runs the command: detectors are trained by all, each with its share of a batch."""
+    try:
+        return data_for((protocol,) if isinstance(protocol, str) else protocol) == "images with boxes"
+    except ValueError:  # which rank zero will say
+        return False
+
+
+@over_processes(list[Result], _trains_together)
 @accept_python_values
 def evaluate(
     run: str,
@@ -260,7 +267,6 @@ def evaluate(
                 encoders[UNTRAINED] = untrained.to(encoder.device)
             images: DenseData | DetectionData | VideoData | ImageSplit
             if kind == "images with boxes":
-                computing.enter_context(process_group())
                 images = DetectionData(data, test_data, lambda test: check_test(test.as_source()))
             elif kind == "images with a label per pixel":
                 images = DenseData(data, test_data, check_test)

@@ -141,10 +141,12 @@ def _card(run: Run, encoder: ImageEncoder, at_epoch: float | None, load: str, li
 
 
 def _classifier(run: Run, head: str) -> ClassPredictor:
-    """A kept head of classes with its encoder. Raises ValueError for a head of pixels, which reads windows."""
+    """A kept head of classes with its encoder. Raises ValueError for one of pixels or of boxes."""
     model = load_predictor(run, head, "cpu", run.trust)
     if not isinstance(model, ClassPredictor):
-        raise ValueError(f"--head {head} predicts every pixel, by windows of an image; heads of classes are exported")
+        raise ValueError(
+            f"--head {head} is of pixels or boxes; heads of classes are exported, unveil predict applies it"
+        )
     return model
 
 

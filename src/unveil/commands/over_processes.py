@@ -12,10 +12,13 @@ R = TypeVar("R")
 _PATIENCE = timedelta(days=7)  # the others wait while rank zero solves probes or trains
 
 
-def over_processes(others: Callable[[], R]) -> Callable[[Callable[P, R]], Callable[P, R]]:
+def over_processes(
+    others: Callable[[], R], together: Callable[..., bool] = lambda *args, **kwargs: False
+) -> Callable[[Callable[P, R]], Callable[P, R]]:
     """A function of one process that leads the others where there are several; these return what `others` does.
 
     Rank zero alone opens files, decides, prints and writes. Raises RankZeroFailed in the others where it has failed.
+    Where `together` is true of the arguments all processes run the function: it trains, and shares each batch itself.
     """
 
     def decorate(function: Callable[P, R]) -> Callable[P, R]:
@@ -30,7 +33,7 @@ def over_processes(others: Callable[[], R]) -> Callable[[Callable[P, R]], Callab
             if dist.is_initialized():  # within another command
                 return function(*args, **kwargs)
             with process_group(patience=_PATIENCE) as group:
-                if group.size == 1:
+                if group.size == 1 or together(*args, **kwargs):
                     return function(*args, **kwargs)
                 if group.is_rank_zero:
                     with leading():
