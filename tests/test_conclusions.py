@@ -53,6 +53,8 @@ def test_the_block_that_lowers_the_loss_most():
     (sentence,) = of_blocks("pixels", errors)
     assert "block 2 of 3 lowers the loss most, by 0.4" in sentence
     assert sentence.endswith("Of block 3 these samples show no gain.")
+    (none,) = of_blocks("pixels", errors[:, [3, 2]] - 1)
+    assert "of no block that it lowers the loss" in none
 
 
 def test_the_cheaper_way_that_is_nearest():

@@ -7,6 +7,7 @@ import json
 import shutil
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import torch
 from PIL import Image
 
 import unveil.commands.explore.images as images_module
+from browser import CHROMIUM, FLAGS, needs_chromium, screens, violations
 from tiny_runs import Place, write_images, write_recipe
 from unveil.cli import main
 from unveil.commands.explore import _opened
@@ -22,8 +24,6 @@ from unveil.commands.explore.app import Explorer
 from unveil.commands.explore.masks import METHODS, on_grid
 from unveil.commands.explore.worker import Superseded, Worker
 from unveil.reporting.server import Answer, Request, Server
-
-CHROMIUM = Path("/usr/bin/chromium")
 
 
 @pytest.fixture(scope="module")
@@ -232,21 +232,19 @@ def test_runs_of_strangers_and_runs_without_weights(
     assert "explorer http://127.0.0.1:" in capsys.readouterr().out
 
 
-@pytest.mark.skipif(not CHROMIUM.exists(), reason="Chromium is not installed")
+@needs_chromium
 def test_the_page_in_a_browser(explorer: Explorer, tmp_path: Path):
     """An image is chosen, a mask drawn, a slider moved, a picture uploaded: the pictures change, without an error."""
     playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
     (tmp_path / "mine.png").write_bytes(png_bytes())
     (tmp_path / "broken.png").write_bytes(png_bytes()[:-40])
-    server = Server(explorer)
-    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
-    with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=str(CHROMIUM), args=["--no-sandbox"])
+    with playwright.sync_playwright() as driver, served(explorer) as url:
+        browser = driver.chromium.launch(executable_path=str(CHROMIUM), args=FLAGS)
         page = browser.new_page(viewport={"width": 390, "height": 800})
         complaints: list[str] = []
         page.on("pageerror", lambda error: complaints.append(str(error)))
         page.on("console", lambda m: complaints.append(m.text) if m.type == "error" else None)
-        page.goto(server.url)
+        page.goto(url)
         shown = "#masked .run-result:first-child img[alt^=Prediction]"
         page.wait_for_selector(shown)
 
@@ -277,5 +275,69 @@ def test_the_page_in_a_browser(explorer: Explorer, tmp_path: Path):
         page.wait_for_selector("#error:not([hidden])")
         assert "broken.png" in page.inner_text("#error")
         browser.close()
+
+
+@contextmanager
+def served(explorer: Explorer) -> Iterator[str]:
+    """The address at which a page is served."""
+    server = Server(explorer)
+    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+    yield server.url
     server.shutdown()
     server.server_close()
+
+
+@needs_chromium
+def test_the_page_says_what_is_not_there(place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A stranger's run, one that has no weights yet, pictures that are too large or none: each is told in place."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    monkeypatch.setattr(images_module, "MAX_PIXELS", 1000)
+    for name, content in (("large.png", png_bytes()), ("text.png", b"no picture"), ("small.png", png_bytes((20, 20)))):
+        (tmp_path / name).write_bytes(content)
+    young, stranger = tmp_path / "young", tmp_path / "stranger"
+    for run in (young, stranger):
+        shutil.copytree(place.run, run)
+    shutil.rmtree(young / "checkpoints")
+    with (stranger / "recipe.py").open("a") as recipe:
+        recipe.write("\n# of somebody else, seen in a browser\n")
+    explorer = _opened([str(young), str(stranger)], (), place.data, 5, "cpu", False)
+    with playwright.sync_playwright() as driver, served(explorer) as url:
+        browser = driver.chromium.launch(executable_path=str(CHROMIUM), args=FLAGS)
+        page = browser.new_page(viewport={"width": 1400, "height": 900})
+        page.goto(url)
+        page.wait_for_selector("#masked .note")
+        assert "--trust" in page.inner_text("#masked .note")
+        assert page.locator("#masked img[alt^=Prediction]").count() == 0
+        page.focus("#tab-mask")
+        page.keyboard.press("ArrowRight")
+        page.wait_for_selector("#view-attention .heads img")
+        page.click("#tab-mask")
+        for name, said in (("large.png", "make it smaller"), ("text.png", "not an image"), ("small.png", "")):
+            page.set_input_files("#file", str(tmp_path / name))
+            page.wait_for_function("is => document.querySelector('#error').hidden === !is", arg=bool(said))
+            assert said in page.inner_text("#error")
+        page.select_option("#runs select", label="young")
+        page.wait_for_selector("#masked [role=alert]")
+        assert "checkpoint" in page.inner_text("#masked [role=alert]")
+        shutil.copytree(place.run / "checkpoints", young / "checkpoints")
+        page.click("text=Look for newer weights")
+        page.wait_for_selector("#masked img[alt^=Prediction]")
+        browser.close()
+    explorer.close()
+
+
+@needs_chromium
+@pytest.mark.parametrize(("width", "scheme"), screens())
+def test_nothing_that_axe_finds_wrong(explorer: Explorer, width: int, scheme: str):
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    with playwright.sync_playwright() as driver, served(explorer) as url:
+        browser = driver.chromium.launch(executable_path=str(CHROMIUM), args=FLAGS)
+        page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
+        page.goto(url)
+        made = {"mask": "img[alt^=Prediction]", "attention": ".heads img", "features": "img", "neighbours": "img"}
+        for view, shown in made.items():
+            page.click(f"#tab-{view}")
+            page.wait_for_selector(f"#view-{view} {shown}")
+            assert page.evaluate("document.documentElement.scrollWidth") <= width
+            assert violations(page) == []
+        browser.close()

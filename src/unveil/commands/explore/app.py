@@ -77,7 +77,7 @@ class Explorer:
         self.images = Images(self._gallery())
         self.indexer = Indexer(self.images, worker, most)
         self.device, self.trust, self.session = device, trust, secrets.token_hex(4)
-        self._passes: OrderedDict[tuple[str, str], Unmasked] = OrderedDict()
+        self._passes: OrderedDict[tuple[str, bool, str], Unmasked] = OrderedDict()
         self._lock = Lock()  # of opening models again
         self._assets = {f"/{name}": _asset(name) for name in ("page.css", "page.js")}
         self._page = _asset("page.html")
@@ -133,7 +133,7 @@ class Explorer:
         return answer
 
     def _unmasked(self, explored: Explored, chosen: Chosen) -> Unmasked:
-        key = explored.identity, chosen.id
+        key = explored.identity, explored.model is not None, chosen.id  # an encoder alone has no tokens to mask
         if key not in self._passes:
             self._passes[key] = read_unmasked(explored, batch_of(chosen, explored))
             while len(self._passes) > _KEPT:

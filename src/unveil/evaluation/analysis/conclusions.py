@@ -64,10 +64,11 @@ def of_blocks(decoder: str, errors: Float[Tensor, "N K"]) -> list[str]:
     best = max(range(len(gains)), key=lambda k: gains[k].mean)
     idle = [str(k + 1) for k, gain in enumerate(gains) if _sign(gain) <= 0]
     first, last = float(errors[:, 0].mean()), float(errors[:, -1].mean())
-    sentence = (
-        f"Decoder {decoder}: block {best + 1} of {len(gains)} lowers the loss most, by {_number(gains[best])}; all"
-        f" together take it from {first:.3f} to {last:.3f}."
-    )
+    whole = f"all together take it from {first:.3f} to {last:.3f}."
+    if _sign(gains[best]) <= 0:
+        return [f"Decoder {decoder}: these samples show of no block that it lowers the loss; {whole}"]
+    sentence = f"Decoder {decoder}: block {best + 1} of {len(gains)} lowers the loss most, by {_number(gains[best])};"
+    sentence += f" {whole}"
     if idle:
         sentence += f" Of block{'s' * (len(idle) > 1)} {', '.join(idle)} these samples show no gain."
     return [sentence]
