@@ -42,7 +42,8 @@ class TestOneList:
         for option in options_in(PretrainConfig, skip=("recipe_options",)):
             assert option.meaning, option.name
             assert f"    {option.name}: {option.meaning[:20]}" in str(unveil.pretrain.__doc__)
-            assert flags[option.name] == option
+            assert replace(flags[option.name], kind=option.kind) == option
+            assert flags[option.name].choices == option.choices
 
     def test_the_help_of_python_names_every_option(self, capsys: pytest.CaptureFixture[str]):
         help(unveil.pretrain)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import doctest
 import inspect
 import re
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +15,8 @@ import unveil
 import unveil.data
 from test_readme import blocks
 from tiny_runs import write_images
+from unveil.modeling.image_encoder import FeatureExtractor
+from unveil.sklearn import Encoder
 
 TRAIN = {"size": "nano", "image_size": 16, "patch": 4, "epochs": 0.5, "batch_size": 8, "device": "cpu"}
 
@@ -38,17 +41,31 @@ def test_the_page_runs(capsys: pytest.CaptureFixture[str]):
     assert "torch.Size([2, 3, 16, 16]) tensor(0.7500)" in capsys.readouterr().out
 
 
-def examples() -> dict[str, str]:
-    """The docstrings of the public names that have an example, and of the methods of a run."""
-    run = {f"Run.{name}": getattr(unveil.Run, name) for name in ("reconstruct", "guidance", "neighbours", "curves")}
+METHODS = {
+    unveil.Run: (
+        "checkpoints", "curves", "encoder", "guidance", "held_out", "model", "neighbours", "reconstruct",
+    ),
+    FeatureExtractor: ("attention", "features", "intermediate_features", "patch_features", "preprocess_config"),
+}  # fmt: skip
+SLOW = {"bench", "demo"}  # which time a machine
+
+
+def documented() -> dict[str, object]:
+    """The public names, and the methods that a notebook begins with."""
     public = {name: getattr(unveil, name) for name in unveil.__all__ if name != "__version__"}
-    documented = {**public, **run, "data.open": unveil.data.open}
-    return {name: text for name, of in documented.items() if ">>>" in (text := inspect.getdoc(of) or "")}
+    methods = {f"{of.__name__}.{name}": getattr(of, name) for of, names in METHODS.items() for name in names}
+    return {**public, **methods, "data.open": unveil.data.open, "sklearn.Encoder": Encoder}
 
 
-@pytest.mark.parametrize("name", examples())
-def test_an_example_shows_what_is_returned(name: str, capsys: pytest.CaptureFixture[str]):
-    test = doctest.DocTestParser().get_doctest(examples()[name], {}, name, None, 0)
-    assert test.examples
-    failed = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS).run(test, out=(said := list[str]()).append)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow if name in SLOW else ()) for name in sorted(documented())]
+)
+def test_an_example_shows_what_is_returned(name: str, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    for folder in ("images", "runs"):
+        shutil.copytree(home / folder, tmp_path / folder)
+    monkeypatch.chdir(tmp_path)
+    test = doctest.DocTestParser().get_doctest(inspect.getdoc(documented()[name]) or "", {}, name, None, 0)
+    assert test.examples, f"unveil.{name} has no example in its docstring"
+    flags = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
+    failed = doctest.DocTestRunner(optionflags=flags).run(test, out=(said := list[str]()).append)
     assert not failed.failed, re.sub(r"\n+", "\n", "".join(said))

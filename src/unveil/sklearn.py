@@ -34,6 +34,16 @@ class Encoder(TransformerMixin, BaseEstimator):
 
     X is a list of paths, Pillow images or arrays of any sizes, or one array N x H x W (x C) or tensor N x C x H x W.
     `fit` learns nothing: it loads the encoder. Raises what `unveil.load` and its encoder's `transform` raise.
+
+    >>> from pathlib import Path
+    >>> from sklearn.linear_model import LogisticRegression
+    >>> from sklearn.pipeline import make_pipeline
+    >>> from unveil.sklearn import Encoder
+    >>> paths = sorted(Path("images").rglob("*.png"))
+    >>> classes = [path.parent.name for path in paths]
+    >>> pipeline = make_pipeline(Encoder("runs/a", pool="both"), LogisticRegression(max_iter=500)).fit(paths, classes)
+    >>> pipeline.predict(paths[:2]).shape
+    (2,)
     """
 
     def __init__(

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict
+from os import PathLike
 from pathlib import Path
 
 import numpy as np
 
 from ..data.aligned_folders import open_images
 from ..data.columns import GIVEN, with_columns
+from ..data.given_types import Data
 from ..data.identity import digest, identities
 from ..data.sources import Source, Subset, spread
 from ..data.splits import names_digest
@@ -20,7 +23,8 @@ from ..evaluation.features import extract
 from ..evaluation.normalizers import FittedOn
 from ..modeling.normalizer import Normalize
 from ..modeling.types import Combine, Pool
-from ..recipes.options import accept_python_values
+from ..recipes.options import accept_python_values, as_text, as_tuple
+from ..recipes.run import Run
 from ..runs.console import quoted, user_path
 from ..runs.executors import Executor, Work, executor
 from ..runs.folder import check_writable
@@ -34,17 +38,17 @@ _LOOKED_AT = 64  # images whose content says whether parts are of these images
 @over_processes(Path)
 @accept_python_values
 def embed(
-    run: str,
+    run: str | PathLike[str] | Run,
     *,
-    data: str,
+    data: Data,
     image_column: str | None = None,
     label_column: str | None = None,
     tile: int | None = None,
     tile_overlap: int = 0,
     tile_valid: float = MIN_VALID,
-    out: str = "features.npz",
+    out: str | PathLike[str] = "features.npz",
     pool: Pool | Auto = "mean",
-    layer: tuple[int | Auto, ...] = (),
+    layer: int | Auto | Sequence[int | Auto] = (),
     combine: Combine = "concat",
     normalize: Normalize | Auto = "none",
     limit: int | None = None,
@@ -60,6 +64,7 @@ def embed(
 
     `weights` is JSON that says which were used: a checksum, and of a run step and epoch.
 
+    run: a run folder, or an `unveil.Run`; a public ViT's weights, or its name on the hub
     data: images in a folder, a Parquet file, shards, or scenes; of folders of rgb, depth, ... the first that it reads
     image_column: the column of a Parquet file that holds the images, where there are several
     label_column: the column of a Parquet file that holds the classes, whatever its name
@@ -82,7 +87,15 @@ def embed(
     jobs: with on: the number of processes; by default one, of slurm one for each part, of ray as many as have room
     part_size: with on: images of a part, rounded up to whole batches
     dry_run: with on: print what would be started, and compute nothing
+
+    >>> import numpy as np
+    >>> import unveil
+    >>> file = unveil.embed("runs/a", data="images", out="features.npz")
+    features.npz: 40 features of 128 numbers
+    >>> np.load(file)["features"].shape
+    (40, 128)
     """
+    run, data, out, layer = as_text(run), as_text(data), as_text(out), as_tuple(layer)
     given = {name: value for name, value in locals().items() if name not in ("run", "on", "jobs", "dry_run")}
     where = _executor(on, data, jobs, part_size, dry_run)
     path = user_path(out)

@@ -6,12 +6,14 @@ import functools
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
+from os import PathLike
 from pathlib import Path
 from typing import Any, Unpack
 
 import torch
 
 from ..data.columns import with_columns
+from ..data.given_types import Data
 from ..data.kept_views import KeptViews
 from ..data.modality_config import BUILT_IN, Declared
 from ..data.sources import Source
@@ -32,7 +34,7 @@ from ..modeling.image_encoder import ImageEncoder
 from ..modeling.normalizer import Normalize
 from ..modeling.public_vits import PublicViT, describe, is_public_vit, untrained_vit
 from ..modeling.types import Combine, Modality, Pool
-from ..recipes.options import accept_python_values
+from ..recipes.options import accept_python_values, as_text, as_tuple
 from ..recipes.run import Run, SavedWeights
 from ..reporting.lamps import features, lamps
 from ..reporting.run_record import read_evaluations, read_run
@@ -92,19 +94,19 @@ def _trains_together(*args: object, protocol: str | Sequence[str] = (), **kwargs
 @over_processes(list[Result], _trains_together)
 @accept_python_values
 def evaluate(
-    run: str,
+    run: str | PathLike[str] | Run,
     *,
-    data: str,
-    test_data: str | None = None,
+    data: Data,
+    test_data: Data | None = None,
     image_column: str | None = None,
     label_column: str | None = None,
     group_by: str | None = None,
-    protocol: tuple[str, ...] = ("linear", "knn", "knn-whitened"),
+    protocol: str | Sequence[str] = ("linear", "knn", "knn-whitened"),
     pool: Pool | Auto | None = None,
-    layer: tuple[int | Auto, ...] = (),
+    layer: int | Auto | Sequence[int | Auto] = (),
     combine: Combine = "concat",
     normalize: Normalize | Auto = "none",
-    inputs: tuple[str, ...] = (),
+    inputs: str | Sequence[str] = (),
     baselines: bool = True,
     cache: bool = True,
     limit: int | None = None,
@@ -124,6 +126,7 @@ def evaluate(
     Those of a public ViT (a weight file, a folder, a name on the hub) are kept in `runs/<its name>/eval/`.
     Further arguments are options of the protocols: each goes to every chosen protocol that has it.
 
+    run: a run folder, or an `unveil.Run`; a public ViT's weights, or its name on the hub
     data: labelled images: folders of classes, or of train and val; Parquet files or shards with labels; scenes; of a
         folder of rgb, depth, ... the first that the run reads; for segment and depth such a folder, a well-known
         layout of one, or as --modalities declares; for detect images with boxes as COCO, YOLO or Pascal VOC have them;
@@ -168,8 +171,9 @@ def evaluate(
     >>> sorted(result.baselines), 0 <= result.metrics["accuracy"] <= 1
     (['pixels', 'untrained'], True)
     """
-    data = with_columns(data, image_column, label_column)
-    test_data = None if test_data is None else with_columns(test_data, image_column, label_column)
+    run, protocol, layer, inputs = as_text(run), as_tuple(protocol), as_tuple(layer), as_tuple(inputs)
+    data = with_columns(as_text(data), image_column, label_column)
+    test_data = None if test_data is None else with_columns(as_text(test_data), image_column, label_column)
     kind = data_for(protocol)
     of_protocols: dict[str, object] = {**options}
     if inputs and kind != "labelled images":

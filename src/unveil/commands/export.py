@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from os import PathLike
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,7 +24,7 @@ from ..modeling.public_vits.layouts import (
     transformers_weights,
     vit_mae,
 )
-from ..recipes.options import accept_python_values
+from ..recipes.options import accept_python_values, as_text
 from ..recipes.registry import paper_of
 from ..recipes.run import Run
 from ..reporting.model_card import model_card
@@ -53,10 +54,10 @@ class _Layout:
 
 @accept_python_values
 def export(
-    run: str,
+    run: str | PathLike[str] | Run,
     *,
     to: Format = "timm",
-    out: str | None = None,
+    out: str | PathLike[str] | None = None,
     decoder: bool = False,
     head: str | None = None,
     at_epoch: float | None = None,
@@ -85,7 +86,12 @@ def export(
         where you have not run it before
 
     Raises ValueError for an encoder that the format has no place for, and where the folder holds files.
+
+    >>> import unveil
+    >>> folder = unveil.export("runs/a", to="timm", out="exported", licence="apache-2.0")
+    exported: README.md, config.json, model.safetensors
     """
+    run, out = as_text(run), as_text(out)
     layout = _LAYOUTS[to]
     missing = [name for name in layout.needs if importlib.util.find_spec(name) is None]
     if missing:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
+from os import PathLike
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,7 +25,7 @@ from ..modeling.public_vits import (
     summarise,
 )
 from ..recipes.imported import Imported, has_decoder, own_encoder, with_decoder
-from ..recipes.options import accept_python_values
+from ..recipes.options import accept_python_values, as_text, as_tuple
 from ..recipes.recipe import ENCODER
 from ..reporting.run_files import mapping
 from ..runs.atomic import make_folder
@@ -41,12 +42,12 @@ _HEADS = {"multimae": 8, "mae": 16}  # of decoders, by their papers
 
 @accept_python_values
 def import_checkpoint(
-    checkpoint: str,
+    checkpoint: str | PathLike[str],
     *,
-    out: str,
-    mean: tuple[float, ...] = (),
-    std: tuple[float, ...] = (),
-    image_size: tuple[int, ...] = (),
+    out: str | PathLike[str],
+    mean: float | Sequence[float] = (),
+    std: float | Sequence[float] = (),
+    image_size: int | Sequence[int] = (),
     heads: int | None = None,
     activation: Activation | None = None,
     decoder_heads: int | None = None,
@@ -81,7 +82,15 @@ def import_checkpoint(
 
     Raises ValueError for what is no ViT of these, for tensors that are left over, and where a file does not say enough;
     FileNotFoundError and OSError as `unveil.load`.
+
+    >>> import unveil
+    >>> folder = unveil.export("runs/a", to="transformers", out="published")  # or weights that others have published
+    published: README.md, config.json, model.safetensors, preprocessor_config.json
+    >>> unveil.Run(unveil.import_checkpoint(folder, out="runs/imported"))
+    <Run runs/imported: an encoder of published>
     """
+    checkpoint, out = as_text(checkpoint), as_text(out)
+    mean, std, image_size = as_tuple(mean), as_tuple(std), as_tuple(image_size)
     folder = user_path(out)
     if folder.exists() and any(folder.iterdir()) and not (overwrite and (folder / "run.json").exists()):
         raise ValueError(f"{folder} holds files; give another --out, or --overwrite to replace a run")

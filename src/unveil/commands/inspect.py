@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from ..data.given_types import Data
 from ..data.tiling import MIN_VALID, with_tiles
-from ..recipes.options import accept_python_values
+from ..recipes.options import accept_python_values, as_text, as_tuple
 from ..runs.run_config import Check
 
 if TYPE_CHECKING:  # so that --help does not wait for torch
@@ -14,14 +16,14 @@ if TYPE_CHECKING:  # so that --help does not wait for torch
 
 @accept_python_values
 def inspect(
-    data: str,
+    data: Data,
     *,
     image_column: str | None = None,
     label_column: str | None = None,
     tile: int | None = None,
     tile_overlap: int = 0,
     tile_valid: float = MIN_VALID,
-    modalities: tuple[str, ...] = (),
+    modalities: str | Sequence[str] = (),
     limit: int | None = None,
     check: Check = "auto",
 ) -> Inspection | AlignedInspection:
@@ -41,6 +43,11 @@ def inspect(
     check: whose headers are read: all, a sample of 100,000, or none but those of images that are decoded; auto takes
         all up to 100,000 files and a sample of more; of aligned maps, whose class ids are read where their number is
         not declared: auto takes all
+
+    >>> import unveil
+    >>> found = unveil.inspect("images")
+    >>> found.count, found.median, found.classes
+    (40, (32, 32), {'even': 20, 'odd': 20})
     """
     from ..data.aligned_folders import aligned_modalities, open_samples
     from ..data.columns import with_columns
@@ -48,8 +55,8 @@ def inspect(
     from ..data.modality_config import declare
     from ..data.sources import SampleSource, open_source
 
-    data = with_tiles(with_columns(data, image_column, label_column), tile, tile_overlap, tile_valid)
-    declared = declare(modalities) or aligned_modalities(data)
+    data = with_tiles(with_columns(as_text(data), image_column, label_column), tile, tile_overlap, tile_valid)
+    declared = declare(as_tuple(modalities)) or aligned_modalities(data)
     if declared:
         return inspect_samples(open_samples(data, declared), limit, check)
     source = open_source(data)

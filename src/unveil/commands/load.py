@@ -74,6 +74,12 @@ def load(
 
     With `head`, the name of a protocol whose head `evaluate --keep` has kept, it is a `Predictor`: images to scores of
     classes, or to a prediction for every pixel.
+
+    >>> import torch
+    >>> import unveil
+    >>> encoder = unveil.load("runs/a", device="cpu")
+    >>> encoder(torch.rand(2, 3, 16, 16)).shape
+    torch.Size([2, 128])
     """
     if head is not None:
         if (pool, layer, combine, normalize, at_epoch) != ("mean", (), "concat", "none", None):

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from os import PathLike
 from pathlib import Path
 from typing import Any, Unpack
 
 from ..data.columns import with_columns
+from ..data.given_types import Data
 from ..data.sources import Subset, spread
 from ..evaluation.visualize.panels import MapPictures, draw_samples, map_renderers, predicts_norm_pix, sample_pictures
 from ..modeling.rng import seed_stage
-from ..recipes.options import accept_python_values
+from ..recipes.options import accept_python_values, as_text, as_tuple
 from ..recipes.registry import build_recipe, load_recipe
 from ..recipes.run import Run
 from ..reporting.pictures import Picture, png
@@ -31,14 +33,14 @@ _INSPECTED = 64  # samples that decide which modalities and sizes an untrained r
 
 @accept_python_values
 def look(
-    run: str | None = None,
+    run: str | PathLike[str] | Run | None = None,
     *,
     recipe: str | None = None,
-    data: str | None = None,
+    data: Data | None = None,
     image_column: str | None = None,
-    modalities: tuple[str, ...] = (),
+    modalities: str | Sequence[str] = (),
     samples: int = 4,
-    out: str | None = None,
+    out: str | PathLike[str] | None = None,
     device: str = "auto",
     seed: int = 0,
     trust: bool = False,
@@ -58,8 +60,13 @@ def look(
     device: cpu, cuda, mps; auto takes the best
     seed: of a recipe's initialisation
     trust: execute the run's own recipe file where you have not run it before, for its masks and predictions
+
+    >>> import unveil
+    >>> picture = unveil.look("runs/a", samples=2)
+    runs/a/look.png
     """
-    data = with_columns(data, image_column)
+    run, out, modalities = as_text(run), as_text(out), as_tuple(modalities)
+    data = with_columns(as_text(data), image_column)
     if (run is None) == (recipe is None):
         raise ValueError("look needs a run folder or --recipe, and not both")
     if samples < 1:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from os import PathLike
 from typing import Any, Literal, TypedDict
 
-from ..data.given_items import Data
+from ..data.given_types import Data
 
 
 class RecipeOptions(TypedDict, total=False):

@@ -4,24 +4,27 @@ from __future__ import annotations
 
 import re
 import time
+from collections.abc import Sequence
+from os import PathLike
 from pathlib import Path
 
-from ..recipes.options import accept_python_values
+from ..data.given_types import Data
+from ..recipes.options import accept_python_values, as_text, as_tuple
 from .over_processes import over_processes
 
 
 @over_processes(Path)
 @accept_python_values
 def pack(
-    data: str,
+    data: Data,
     *,
-    out: str,
+    out: str | PathLike[str],
     short_side: int | None = 256,
     quality: int = 90,
     lossless: bool = False,
     shard_size: str = "256MB",
     shuffle: int | None = None,
-    modalities: tuple[str, ...] = (),
+    modalities: str | Sequence[str] = (),
     image_column: str | None = None,
     label_column: str | None = None,
     max_broken: float = 0.05,
@@ -43,6 +46,12 @@ def pack(
     label_column: the column of a Parquet file, or the member of shards, that holds the classes
     max_broken: the share of images that may be unreadable; they are left out and listed in broken.json
     workers: threads that read, resize and write; by default one per core
+
+    >>> import unveil
+    >>> shards = unveil.pack("images", out="shards")
+    shards: 40 samples in 1 shard of ...
+    >>> len(unveil.data.open(shards))
+    40
     """
     from ..data.aligned_folders import aligned_modalities, open_samples  # so that --help does not wait for torch
     from ..data.columns import with_columns
@@ -54,6 +63,7 @@ def pack(
     from ..runs.console import duration, log, quoted, user_path
     from ..runs.folder import check_apart
 
+    data, out, modalities = as_text(data), as_text(out), as_tuple(modalities)
     if short_side is not None and short_side < 1:
         raise ValueError(f"--short-side {short_side} is no number of pixels; give 1 or more, or none")
     if not 1 <= quality <= 100:

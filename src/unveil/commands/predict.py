@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from functools import partial
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from torch import Tensor
 from ..data.aligned_folders import aligned_modalities, open_images, open_samples
 from ..data.columns import with_columns
 from ..data.decode import Unreadable
+from ..data.given_types import Data
 from ..data.inspection import inspect_samples
 from ..data.loader import Loader
 from ..data.modality_config import BUILT_IN, Declared
@@ -25,7 +27,7 @@ from ..data.sources import Source, Subset, images_of, presence, sampler, spread
 from ..data.transforms import CenterView, Sample
 from ..evaluation.predictors import BoxPredictor, ClassPredictor, DensePredictor
 from ..modeling.public_vits import is_public_vit
-from ..recipes.options import accept_python_values
+from ..recipes.options import accept_python_values, as_text
 from ..recipes.run import Run
 from ..runs.atomic import make_folder, write_json
 from ..runs.console import Progress, plural, quoted, user_path
@@ -55,11 +57,11 @@ _INSPECTED = 64
 
 @accept_python_values
 def predict(
-    run: str,
+    run: str | PathLike[str] | Run,
     *,
-    data: str,
+    data: Data,
     head: str | None = None,
-    out: str = "predictions",
+    out: str | PathLike[str] = "predictions",
     format: Format = "csv",
     top: int | None = None,
     draw: bool = False,
@@ -94,10 +96,19 @@ def predict(
     trust: execute the recipe file of a run whose encoder is of classes of its own, where you have not run it before
 
     Raises ValueError where no such head is kept, and for a folder that holds files.
+
+    >>> import unveil
+    >>> (result,) = unveil.evaluate("runs/a", data="images", protocol="linear-lbfgs", keep=True)
+    protocol ...
+    >>> folder = unveil.predict("runs/a", data="images", top=1)
+    predictions: classes of 40 images
+    >>> (folder / "predictions.csv").read_text().splitlines()[0]
+    'name,label 1,probability 1'
     """
     for name, value in (("top", top), ("batch_size", batch_size), ("limit", limit)):
         if value is not None and value < 1:
             raise ValueError(f"--{name.replace('_', '-')} is at least 1; got {value}")
+    run, out, data = as_text(run), as_text(out), as_text(data)
     stored = None if is_public_vit(run) else Run.open(run, trust)
     model = load_predictor(stored or run, head, device)
     folder = user_path(out)

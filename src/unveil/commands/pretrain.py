@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from itertools import count
 from os import PathLike
 from pathlib import Path
-from typing import Unpack, overload
+from typing import Unpack, get_type_hints, overload
 
 from ..data.columns import split_columns
 from ..data.identity import identities, stored_identities
@@ -52,7 +52,7 @@ from ..training.loop import Loop, stop_on_signal
 from ..training.monitor import ValidationMonitor
 from ..training.setup import TrainingSetup, set_up_new, set_up_resumed
 from ..training.trackers import TRACKERS, check_trackers
-from .option_types import PretrainOptions, RecipeOptions
+from .option_types import PretrainOptions
 from .run import Run
 
 
@@ -101,7 +101,7 @@ def pretrain(
 
 
 # The options are those of PretrainConfig and of the recipes, listed there; completion reads them here.
-pretrain.__dict__["__signature__"] = signature(RecipeOptions.__annotations__)
+pretrain.__dict__["__signature__"] = signature(get_type_hints(PretrainOptions))
 pretrain.__doc__ = f"{pretrain.__doc__}\n{str(PretrainConfig.__doc__).partition(chr(10) * 2)[2]}"
 
 

@@ -13,11 +13,12 @@ from typing import Any, cast
 
 import torch
 
+from ..data.given_types import Data
 from ..data.splits import names_digest
 from ..data.upload import uploaded
 from ..modeling.rng import seed_stage, step_key
 from ..modeling.types import Batch
-from ..recipes.options import accept_python_values
+from ..recipes.options import accept_python_values, as_text
 from ..recipes.registry import check_named
 from ..recipes.run import Run
 from ..runs.checkpoint import Checkpoint, read, restore_optimizer
@@ -64,7 +65,7 @@ class Replay:
 def replay(
     run: str | Path | Run,
     *,
-    data: str | None = None,
+    data: Data | None = None,
     device: str = "auto",
     precision: Precision = "float32",
     trust: bool = False,
@@ -78,6 +79,11 @@ def replay(
     device: cpu, cuda, cuda:1, mps; auto takes the best
     precision: of the arithmetic: float32, or bf16
     trust: execute the run's own recipe file where you have not run it before
+
+    >>> import unveil
+    >>> unveil.replay("runs/a")
+    Traceback (most recent call last):
+    ValueError: runs/a has recorded no step: no update was refused, and training never went back
     """
     stored = run if isinstance(run, Run) else Run.open(run, trust)
     folder = replay_folder(stored.path)
@@ -88,7 +94,7 @@ def replay(
     file = stored.path / OWN_RECIPE
     if file.exists():
         check_named(str(file), stored.path, stored.trust)
-    given = {"config": str(stored.path / "config.yaml"), **({"data": data} if data else {})}
+    given = {"config": str(stored.path / "config.yaml"), **({"data": as_text(data)} if data else {})}
     config = PretrainConfig.resolve(str(file) if file.exists() else None, given)
     trainer = _trainer(stored, recorded, str(choose_device(device)), precision)
     batch, images = _batch(stored, config, state, trainer)

@@ -77,6 +77,8 @@ class Run(StoredRun):
         return hash(self.path)
 
     def __repr__(self) -> str:
+        if self.imported:  # which has not trained here
+            return super().__repr__()
         return f"{super().__repr__()[:-1]}. {headline(lamps(read_run(self.path))).sentence[:-1]}>"
 
     def _repr_html_(self) -> str:

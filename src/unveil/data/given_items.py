@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from jaxtyping import Shaped, UInt64
@@ -20,6 +19,7 @@ from ..modeling.types import RGB
 from ..runs.console import user_path
 from .columns import number_classes
 from .decode import Unreadable, to_channels
+from .given_types import Items
 from .image_transform import Picture, pixels_of_picture
 from .modality_config import Declared
 from .picture_arrays import array_of
@@ -28,16 +28,6 @@ from .source_bases import DeclaredSamples
 from .sources import spread
 
 _IMAGES, LABELS = ("image", "img", "images", "pixel_values"), ("label", "labels", "target", "class")
-
-
-class Items(Protocol):
-    """What is read by number: a list, an array, a map-style torch Dataset."""
-
-    def __len__(self) -> int: ...
-    def __getitem__(self, index: int, /) -> Any: ...
-
-
-Data = str | os.PathLike[str] | Items | Mapping[str, Items]  # an address, or what `address_of` takes
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,9 @@ from torch import Tensor
 
 from ..data.sources import Source, Subset, spread
 from ..data.transforms import View
-from ..modeling.image_encoder import FeatureExtractor, combined, resolve_layers
+from ..modeling.image_encoder import FeatureExtractor
 from ..modeling.normalizer import Normalize, Normalizer
+from ..modeling.pooling import combined, resolve_layers
 from ..modeling.types import PARTS, Combine, Pool
 from ..runs.atomic import make_folder, write_json
 from .features import rankme

@@ -6,12 +6,13 @@ import json
 import shutil
 import time
 from collections.abc import Mapping
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ..recipes.options import accept_python_values
+from ..recipes.options import accept_python_values, as_text
 from ..reporting.page import write_report
 from ..runs.atomic import write_json, write_text
 from ..runs.console import duration, log, table, user_path
@@ -85,7 +86,7 @@ CROSS: dict[str, Any] = {"decoder": "cross", "blend": "linear", "predicted": 0.2
 
 @accept_python_values
 def demo(
-    out: str = "runs/demo",
+    out: str | PathLike[str] = "runs/demo",
     *,
     minutes: float | None = None,
     scenes: int | None = None,
@@ -105,6 +106,10 @@ def demo(
     all: the ladder of MAE, CrossMAE, CMT-MAE and guided MultiMAE instead, each with one core where there is no GPU
     check: train for the same number of images on every machine, and fail (exit status 1) unless the linear probe is
         above raw pixels and the untrained encoder
+
+    >>> import unveil
+    >>> page = unveil.demo("runs/demo", minutes=0.02, scenes=64)  # far too little: leave both out
+                                   this run  beside ...
     """
     began = time.monotonic()
     if scenes is not None and scenes < MIN_SCENES:
@@ -113,7 +118,7 @@ def demo(
         raise ValueError(f"--minutes {minutes:g} leaves no time to train; give more than 0")
     if all and check:
         raise ValueError("--check measures the demo, not the ladder of --all; give one of the two")
-    folder = user_path(out)
+    folder = user_path(as_text(out))
     begin(folder, {"minutes": minutes, "scenes": scenes, "seed": seed, "all": all, "check": check})
     try:
         report, findings = (_ladder if all else _demo)(folder, minutes, scenes, seed, check, began)

@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +21,7 @@ from ..runs.console import user_path
 from .encoder import Encoder
 from .layers import EPS, Block, ResizePositions, Rotation
 from .normalizer import Normalizer
+from .pooling import combined, pool_tokens, resolve_layers
 from .types import DEPTH, PARTS, RGB, Batch, Combine, FeatureSpec, Modality, Observation, Pool, to_float
 
 Query = Literal["cls", "mean", "all"]
@@ -117,6 +118,11 @@ class FeatureExtractor(nn.Module, ABC):
         """What `transform` does and how the encoder normalises its result, in timm's names; for other code to repeat.
 
         `crop_pct` is of pictures whose short side exceeds 96 pixels; of smaller ones nothing is cut.
+
+        >>> import unveil
+        >>> encoder = unveil.load("runs/a", device="cpu")
+        >>> encoder.preprocess_config["input_size"], encoder.transform("images/even/000.png").shape
+        ((3, 16, 16), torch.Size([3, 16, 16]))
         """
         mean, std = self.statistics
         size = (self.channels, *self.image_size)
@@ -146,11 +152,20 @@ class FeatureExtractor(nn.Module, ABC):
         """The class token, the mean of the patch tokens, or both side by side, of float images in [0, 1].
 
         By default as the encoder's own `pool` says; a call of the encoder is the same, of images that it checks.
+
+        >>> import torch, unveil
+        >>> unveil.load("runs/a", device="cpu").features(torch.rand(2, 3, 16, 16), "both").shape
+        torch.Size([2, 256])
         """
         return self.features_of(_batch(images, self.modalities[0]), pool or self.pool)
 
     def patch_features(self, images: Tensor, layer: int = -1) -> Float[Tensor, "B D h w"]:
-        """The features of each patch in block `layer`, in their places: h = H / patch, w = W / patch."""
+        """The features of each patch in block `layer`, in their places: h = H / patch, w = W / patch.
+
+        >>> import torch, unveil
+        >>> unveil.load("runs/a", device="cpu").patch_features(torch.rand(2, 3, 16, 24)).shape
+        torch.Size([2, 128, 4, 6])
+        """
         return self.intermediate_features(images, (layer,))[0]
 
     def intermediate_features(self, images: Tensor, layers: Sequence[int] = ()) -> list[Float[Tensor, "B D h w"]]:
@@ -158,6 +173,11 @@ class FeatureExtractor(nn.Module, ABC):
 
         Blocks are counted from 1, or from the end (-1). The last has the final norm; those before it are normalised
         without parameters, token by token. Raises ValueError for a block that there is not.
+
+        >>> import torch, unveil
+        >>> maps = unveil.load("runs/a", device="cpu").intermediate_features(torch.rand(2, 3, 16, 16), (1, -1))
+        >>> [tuple(one.shape) for one in maps]
+        [(2, 128, 4, 4), (2, 128, 4, 4)]
         """
         blocks = resolve_layers(layers or range(1, self.depth + 1), self.depth)
         batch = _batch(self.as_float(images), self.modalities[0])
@@ -174,6 +194,10 @@ class FeatureExtractor(nn.Module, ABC):
 
         Blocks are counted from 1, or from the end (-1). Raises ValueError for a block that there is not, and for cls
         where there is none.
+
+        >>> import torch, unveil
+        >>> unveil.load("runs/a", device="cpu").attention(torch.rand(2, 3, 16, 16)).shape
+        torch.Size([2, 4, 4, 4])
         """
         (block,) = resolve_layers((layer,), self.depth)
         query = query or ("cls" if self.has_class_token else "mean")
@@ -249,6 +273,10 @@ class FeatureExtractor(nn.Module, ABC):
     def branches(self) -> Sequence[Sequence[nn.Module]]:
         """Of each block, the modules whose outputs are added to its input."""
         return [(block.ls1, block.ls2) for block in self.blocks]
+
+    if TYPE_CHECKING:  # torch types the call of a module as Any
+
+        def __call__(self, images: Tensor) -> Tensor: ...
 
     def forward(self, images: Tensor) -> Float[Tensor, "B F"]:
         return self.features(self.as_float(images))
@@ -351,34 +379,6 @@ def pooled(encoder: Encoder, images: Float[Tensor, "B C H W"], pool: Pool) -> Fl
     batch = _batch(images, encoder.modalities[0])
     chunks = batch.split(images_at_once(batch, encoder.modalities, encoder.patch))
     return torch.cat([pool_tokens(*readouts(encoder, chunk, (encoder.depth,))[0], pool) for chunk in chunks])
-
-
-def pool_tokens(cls: Float[Tensor, "B D"], patches: Float[Tensor, "B N D"], pool: Pool) -> Float[Tensor, "B F"]:
-    """The class token, and the mean and the standard deviation of the patch tokens, side by side as the pool says."""
-    make = {"cls": lambda: cls, "mean": lambda: patches.mean(dim=1), "std": lambda: patches.std(dim=1, correction=0)}
-    parts: list[Tensor] = [make[part]() for part in PARTS[pool]]
-    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
-
-
-def combined(features: Sequence[Float[Tensor, "B F"]], combine: Combine) -> Float[Tensor, "B G"]:
-    """Features of several blocks side by side, or their mean."""
-    if len(features) == 1:
-        return features[0]
-    return torch.cat(list(features), dim=1) if combine == "concat" else torch.stack(list(features)).mean(dim=0)
-
-
-def resolve_layers(layers: Sequence[int], depth: int) -> tuple[int, ...]:
-    """Blocks counted from 1, of numbers that may count from the end (-1 is the last); the last of no numbers.
-
-    Raises ValueError for one that there is not, or that is named twice.
-    """
-    blocks = tuple(layer + depth + 1 if layer < 0 else layer for layer in layers) or (depth,)
-    if min(blocks) < 1 or max(blocks) > depth or len(set(blocks)) < len(blocks):
-        raise ValueError(
-            f"--layer names blocks of 1 to {depth}, or -{depth} to -1 from the end, each once; got"
-            f" {' '.join(map(str, layers))}"
-        )
-    return blocks
 
 
 def images_at_once(batch: Batch, modalities: Sequence[Modality], patch: int) -> int:

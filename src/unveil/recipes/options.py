@@ -18,13 +18,14 @@ import typing
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, is_dataclass
 from pathlib import Path
-from typing import Any, Literal, ParamSpec, TypeVar, get_args, get_origin
+from typing import Any, Literal, ParamSpec, TypeVar, get_args, get_origin, overload
 
 from ..runs.console import log, suggest
 from ..runs.run_config import OLD_VALUES
 
 P = ParamSpec("P")
 R = TypeVar("R")
+T = TypeVar("T")
 REQUIRED = inspect.Parameter.empty
 _DATA_OPTIONS = ("data", "test_data")  # which take an address, or in Python the data themselves
 DATA = ("modality", "modalities")  # arguments of a recipe that come from the data, not from the user
@@ -45,6 +46,11 @@ def is_own_score(word: str) -> bool:
 def _is_score(kind: Any) -> bool:
     """Whether a kind is that of scores of tokens, known by its name: importing it imports torch."""
     return getattr(kind, "__name__", "") == "TokenScore"
+
+
+def _is_text(kind: Any) -> bool:
+    """Whether values of a kind can be read from text; others, such as a run or a Dataset, are given in Python alone."""
+    return kind is bool or kind in _SCALARS or get_origin(kind) is Literal
 
 
 class UsageError(ValueError):
@@ -76,12 +82,18 @@ class Option:
     @property
     def takes_many(self) -> bool:
         """Whether all words up to the next flag are its values."""
-        return any(get_origin(k) is tuple for k in alternatives(self.kind))
+        return any(get_origin(k) in (tuple, Sequence) for k in alternatives(self.kind))
+
+    @property
+    def is_one_or_several(self) -> bool:
+        """Whether its function gets a tuple, also of one value: `str | Sequence[str]`."""
+        return any(get_origin(k) is Sequence for k in alternatives(self.kind))
 
     @property
     def _members(self) -> list[Any]:
         """The kinds that one value may have: those of its union, and of the union in its tuple."""
-        kinds = [a for k in alternatives(self.kind) for a in (get_args(k) if get_origin(k) is tuple else (k,))]
+        every = alternatives(self.kind)
+        kinds = [a for k in every for a in (get_args(k) if get_origin(k) in (tuple, Sequence) else (k,))]
         return [member for kind in kinds if kind is not ... for member in alternatives(kind)]
 
     @property
@@ -92,9 +104,7 @@ class Option:
     @property
     def is_parsable(self) -> bool:
         """Whether its values can be read from text."""
-        members = [k for k in self._members if k is not types.NoneType and not _is_score(k)]
-        known = (k is bool or k in _SCALARS or get_origin(k) is Literal for k in members)
-        return self.is_switch or (bool(members) and all(known))
+        return self.is_switch or any(map(_is_text, self._members))
 
     @property
     def choices(self) -> list[str]:
@@ -118,8 +128,8 @@ class Option:
         is_none = len(words) == 1 and words[0].lower() == "none" and words[0] not in self.choices
         if is_none and types.NoneType in alternatives(self.kind):
             return None
-        for kind in alternatives(self.kind):
-            if get_origin(kind) is tuple:
+        for kind in sorted(alternatives(self.kind), key=lambda k: get_origin(k) is not Sequence):
+            if get_origin(kind) in (tuple, Sequence):
                 inner, *rest = get_args(kind)
                 if rest and rest[0] is not ... and len(words) != 1 + len(rest):
                     raise UsageError(f"{self.flag} takes {1 + len(rest)} values, got {len(words)}")
@@ -154,6 +164,8 @@ class Option:
 
             return text_of(value)
         plain = _address_of(value) if self.name in _DATA_OPTIONS else _plain(value)
+        if self.is_one_or_several and plain is not None and not isinstance(plain, tuple):
+            plain = (plain,)
         if not self.is_parsable or self._fits(self.kind, plain):
             return self.current(plain, warn=True)
         if isinstance(plain, float) and plain.is_integer() and self._fits(self.kind, int(plain)):
@@ -169,7 +181,7 @@ class Option:
         )
 
     def _fits(self, kind: Any, value: Any) -> bool:
-        if get_origin(kind) is tuple:
+        if get_origin(kind) in (tuple, Sequence):
             inner, *rest = get_args(kind)
             several = isinstance(value, tuple) and (not rest or rest[0] is ... or len(value) == 1 + len(rest))
             return several and all(self._fits(inner, one) for one in value)
@@ -177,6 +189,8 @@ class Option:
             return any(self._fits(one, value) for one in alternatives(kind))
         if get_origin(kind) is Literal:
             return not isinstance(value, tuple)
+        if kind is not types.NoneType and not _is_text(kind):
+            return False
         if kind is float:
             return isinstance(value, (int, float)) and not isinstance(value, bool)
         return isinstance(value, str if kind is Path else kind) and (kind is bool or not isinstance(value, bool))
@@ -286,6 +300,22 @@ def _address_of(value: Any) -> Any:
         return address_of(value)
     except TypeError as error:
         raise UsageError(str(error)) from error
+
+
+@overload
+def as_text(value: None) -> None: ...
+@overload
+def as_text(value: object) -> str: ...
+def as_text(value: object) -> str | None:
+    """An address that `accept_python_values` has put into text, for type checkers."""
+    assert value is None or isinstance(value, str)
+    return value
+
+
+def as_tuple(values: T | Sequence[T]) -> tuple[T, ...]:
+    """One value or several that `accept_python_values` has put into a tuple, for type checkers."""
+    assert isinstance(values, tuple)
+    return values
 
 
 def accept_python_values(function: Callable[P, R]) -> Callable[P, R]:

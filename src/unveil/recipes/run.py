@@ -85,7 +85,8 @@ class Run:
     def __repr__(self) -> str:
         c, newest = self.config, max(weights_by_step(self.path), default=None)
         if self.imported:
-            return f"<Run {self.path}: {c.recipe} of {self.imported['source']}>"
+            kind = "an encoder" if c.recipe == ENCODER else c.recipe
+            return f"<Run {self.path}: {kind} of {self.imported['source']}>"
         done = f"step {newest}" if newest is not None else "no checkpoint"
         epochs = "" if c.epochs is None else f", {c.epochs:g} epoch{'s' * (c.epochs != 1)}"
         images = f"{c.data.count:,} images of {c.data.address} ({c.data.held_out:,} held out)"
@@ -156,7 +157,12 @@ class Run:
         return dict(sorted(states.items()))
 
     def checkpoints(self) -> list[SavedWeights]:
-        """All weights of the run, the oldest first; a warning says where a `state.json` is damaged."""
+        """All weights of the run, the oldest first; a warning says where a `state.json` is damaged.
+
+        >>> import unveil
+        >>> [weights.step for weights in unveil.Run("runs/a").checkpoints()]
+        [2]
+        """
         return [
             SavedWeights(step, state.get("kept_at", state["epoch"]), state["stage"], folder)
             for step, (folder, state) in self._states.items()
@@ -191,6 +197,10 @@ class Run:
 
         `epoch` picks weights as `checkpoint` does. With `trained=False` it is the model as it was before training, by
         default of the last stage. Raises ValueError where the weights belong to another stage, and as `recipe`.
+
+        >>> import unveil
+        >>> unveil.Run("runs/a").model().masker.visible
+        0.25
         """
         saved = self.checkpoint(epoch) if trained else None
         recipe = self.recipe()
@@ -215,6 +225,10 @@ class Run:
         It is built as `run.json` describes it, without the recipe, except of an encoder of classes of the user's own,
         which nothing else can build. The untrained one is initialised as the library's encoders are. An imported one
         that the library has no module for is a PublicViT.
+
+        >>> import unveil
+        >>> unveil.Run("runs/a").encoder("both").depth
+        6
         """
         made: ImageEncoder | PublicViT
         if "beside" in self.imported:
@@ -275,7 +289,12 @@ class Run:
         return self.split()[0]
 
     def held_out(self, data: str | Source | None = None, extra_maps: tuple[Declared, ...] = ()) -> Source:
-        """The samples at an address, or of a source, that the run was not trained on; by default of its own data."""
+        """The samples at an address, or of a source, that the run was not trained on; by default of its own data.
+
+        >>> import unveil
+        >>> len(unveil.Run("runs/a").held_out()), len(unveil.Run("runs/a").train_images())
+        (2, 38)
+        """
         return self.split(data, extra_maps)[1]
 
     def split(self, data: str | Source | None = None, extra_maps: tuple[Declared, ...] = ()) -> tuple[Source, Source]:

@@ -61,6 +61,11 @@ def write_report(
     summary: what the page says first, before the verdicts on the runs; by default these, and the main measures
 
     FileNotFoundError or ValueError where a folder is missing or is no run.
+
+    >>> import unveil
+    >>> page = unveil.report("runs/a")
+    >>> str(page), page.read_text().startswith("<!doctype html>")
+    ('runs/a/report.html', True)
     """
     given = [os.fspath(run) for run in ([runs] if isinstance(runs, (str, os.PathLike)) else runs)]
     first, folders = _folders(given)

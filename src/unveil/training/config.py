@@ -238,14 +238,21 @@ OPTION_NAMES = tuple(_OPTIONS)
 _NOT_IN_FILES = ("config", "save_config", "trust")
 
 
-def signature(of_recipes: Mapping[str, Any]) -> inspect.Signature:
-    """The signature of `unveil.pretrain`: the options, then those of all recipes, whose defaults differ (`...`)."""
-    kinds = get_type_hints(PretrainConfig)
+def signature(taken: Mapping[str, Any]) -> inspect.Signature:
+    """The signature of `unveil.pretrain`: the options, then those of all recipes, whose defaults differ (`...`).
+
+    `taken` are the types that Python may give, of all of them.
+    """
+    kinds = get_type_hints(PretrainConfig) | dict(taken)
     known = inspect.signature(PretrainConfig).parameters
     own = [known[name].replace(annotation=kinds[name]) for name in OPTION_NAMES]
     own.insert(1, inspect.Parameter("callbacks", inspect.Parameter.KEYWORD_ONLY, default=(), annotation=Sequence))
     kind = inspect.Parameter.KEYWORD_ONLY
-    rest = [inspect.Parameter(name, kind, default=..., annotation=type_) for name, type_ in of_recipes.items()]
+    rest = [
+        inspect.Parameter(name, kind, default=..., annotation=type_)
+        for name, type_ in taken.items()
+        if name not in known
+    ]
     return inspect.Signature([*own, *rest])
 
 

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from os import PathLike
 from typing import Any
 
 from ...data.aligned_folders import aligned_modalities
 from ...data.columns import with_columns
+from ...data.given_types import Data
 from ...data.modality_config import declare
 from ...data.sources import SampleSource, Source, origin
 from ...evaluation.analysis.attention import DecoderAttention, attention_metrics, decoder_attention, foreground_share
 from ...evaluation.analysis.conclusions import of_attention
 from ...modeling.masked_model import MaskedModel
 from ...modeling.types import Batch, Modality
-from ...recipes.options import accept_python_values
+from ...recipes.options import accept_python_values, as_text, as_tuple
 from ...recipes.run import Run
 from ...reporting.analyses import METRICS
 from ...runs.console import log, table
@@ -29,12 +31,12 @@ BACKGROUND = {  # names of classes that fill a scene; all others are foreground
 
 @accept_python_values
 def analyze_attention(
-    run: str,
+    run: str | PathLike[str] | Run,
     *,
-    data: str | None = None,
+    data: Data | None = None,
     image_column: str | None = None,
     labels: str | None = None,
-    foreground: tuple[str, ...] = (),
+    foreground: str | Sequence[str] = (),
     limit: int = 128,
     device: str = "auto",
     trust: bool = False,
@@ -53,14 +55,20 @@ def analyze_attention(
     limit: use at most so many samples, evenly spread
     device: cpu, cuda, mps; auto takes the best
     trust: execute the run's own recipe file where you have not run it before: this needs its whole model
+
+    >>> import unveil
+    >>> measured = unveil.analyze_attention("runs/a")
+    a: attention on 2 samples of images (2 of 40), means over samples ...
+    >>> measured["checkpoints"][-1]["hidden_tokens"]
+    0.75
     """
-    stored, where = Run.open(run, trust), choose_device(device)
-    data = with_columns(data, image_column)
+    stored, where = Run.open(as_text(run), trust), choose_device(device)
+    data = with_columns(as_text(data), image_column)
     address = data or stored.config.data.address
     has_labels = address.startswith("scenes") or any(d.name == "semseg" for d in aligned_modalities(address))
     check_writable(stored.path)
     samples = stored.held_out(data, declare((labels or "semseg",)) if labels or has_labels else ())
-    label_map, things = _foreground(samples, foreground)
+    label_map, things = _foreground(samples, as_tuple(foreground))
     modalities = tuple(dict.fromkeys([*stored.modalities, *([label_map] if label_map else [])]))
     checkpoints: list[dict[str, Any]] = []
     decoders: list[DecoderAttention] = []

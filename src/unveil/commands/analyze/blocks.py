@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict
 from itertools import pairwise
+from os import PathLike
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ...data.columns import with_columns
+from ...data.given_types import Data
 from ...evaluation.analysis.attention import hidden_tokens
 from ...evaluation.analysis.conclusions import of_blocks
 from ...evaluation.analysis.decoder_blocks import (
@@ -25,7 +27,7 @@ from ...evaluation.visualize.panels import MapRenderer, map_renderers
 from ...evaluation.visualize.reconstructions import reconstruct_map
 from ...modeling.targets import Pixels
 from ...modeling.types import Batch
-from ...recipes.options import accept_python_values
+from ...recipes.options import accept_python_values, as_text
 from ...recipes.run import Run
 from ...reporting.figures import Panel, PanelBlock, draw_sheet
 from ...reporting.pictures import Picture, hide_patches, png
@@ -46,9 +48,9 @@ _NORM_PIX = (
 
 @accept_python_values
 def analyze_blocks(
-    run: str,
+    run: str | PathLike[str] | Run,
     *,
-    data: str | None = None,
+    data: Data | None = None,
     image_column: str | None = None,
     limit: int = 128,
     samples: int = 3,
@@ -68,11 +70,17 @@ def analyze_blocks(
     samples: how many the picture shows
     device: cpu, cuda, mps; auto takes the best
     trust: execute the run's own recipe file where you have not run it before: this needs its whole model
+
+    >>> import unveil
+    >>> measured = unveil.analyze_blocks("runs/a", samples=1)
+    a, epoch 0.5, decoder pixels: contributions to the prediction of hidden patches ...
+    >>> len(measured["decoders"][0]["parts"])  # the mask tokens and two blocks
+    3
     """
     if limit < 1 or samples < 1:
         raise ValueError(f"--limit and --samples are 1 or more; got {limit} and {samples}")
-    stored = Run.open(run, trust)
-    subject = Subject.of_run(stored, with_columns(data, image_column), device)
+    stored = Run.open(as_text(run), trust)
+    subject = Subject.of_run(stored, with_columns(as_text(data), image_column), device)
     check_writable(stored.path)
     views, batch = subject.load(limit)
     parts = [decoder_contributions(subject.model, chunk) for chunk in chunks(batch)]

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
 from ...data.aligned_folders import open_images
 from ...data.columns import with_columns
+from ...data.given_types import Data
 from ...data.loader import Loader
 from ...data.sources import Source, Subset, spread
 from ...data.transforms import CenterView
@@ -14,7 +16,7 @@ from ...evaluation.analysis.conclusions import of_layers
 from ...evaluation.analysis.layer_features import LayerFeatures, cka_matrix, layer_features
 from ...modeling.image_encoder import ImageEncoder
 from ...modeling.public_vits import PublicViT, is_public_vit
-from ...recipes.options import accept_python_values
+from ...recipes.options import accept_python_values, as_text
 from ...recipes.run import Run
 from ...runs.console import table
 from ...runs.folder import check_writable
@@ -24,10 +26,10 @@ from ..subject import print_conclusions, write_analysis
 
 @accept_python_values
 def analyze_features(
-    run_a: str,
-    run_b: str,
+    run_a: str | PathLike[str] | Run,
+    run_b: str | PathLike[str] | Run,
     *,
-    data: str | None = None,
+    data: Data | None = None,
     image_column: str | None = None,
     limit: int = 256,
     device: str = "auto",
@@ -43,8 +45,15 @@ def analyze_features(
     limit: use at most so many images, evenly spread
     device: cpu, cuda, mps; auto takes the best
     trust: execute the recipe file of a run whose encoder is of classes of its own, where you have not run it before
+
+    >>> import unveil
+    >>> measured = unveil.analyze_features("runs/a", "runs/a")
+    linear CKA of the layers of a (rows) and a (columns) on ... images ...
+    >>> len(measured["cka"])
+    6
     """
-    data = with_columns(data, image_column)
+    run_a, run_b = as_text(run_a), as_text(run_b)
+    data = with_columns(as_text(data), image_column)
     first = None if is_public_vit(run_a) else Run.open(run_a, trust)
     if first is None and data is None:
         raise ValueError(f"{run_a} is not a run with images of its own; give --data")

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import reduce
 from operator import add
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from ...data.columns import with_columns
+from ...data.given_types import Data
 from ...evaluation.analysis.conclusions import of_masks
 from ...evaluation.analysis.mask_overlap import MaskOverlap, guided_mask, mask_overlaps
 from ...modeling.encoder import Encoder
@@ -23,7 +25,7 @@ from ...modeling.masking import ByModality, DirichletBudget, Masker, Uniform
 from ...modeling.targets import Classes, Pixels
 from ...modeling.teachers import DistilledAttention, EMATeacher, LowResolutionTeacher, OnlineTeacher
 from ...modeling.types import Batch, FeatureSpec, Observation, Tokens
-from ...recipes.options import accept_python_values
+from ...recipes.options import accept_python_values, as_text
 from ...recipes.run import Run
 from ...runs.console import table
 from ...runs.folder import check_writable
@@ -63,9 +65,9 @@ class NullTeacher(nn.Module):
 
 @accept_python_values
 def analyze_masks(
-    run: str,
+    run: str | PathLike[str] | Run,
     *,
-    data: str | None = None,
+    data: Data | None = None,
     image_column: str | None = None,
     untrained: bool = False,
     limit: int = 128,
@@ -86,11 +88,17 @@ def analyze_masks(
     limit: use at most so many samples, evenly spread
     device: cpu, cuda, mps; auto takes the best
     trust: execute the run's own recipe file where you have not run it before: this needs its whole model
+
+    >>> import unveil
+    >>> measured = unveil.analyze_masks("runs/a", limit=2)
+    a, epoch 0.5: masks of 2 samples, 75% of the tokens hidden ...
+    >>> [way["name"] for way in measured["ways"]][:2]
+    ['faithful', 'layer 1']
     """
     if limit < 1:
         raise ValueError(f"--limit is 1 or more; got {limit}")
-    stored = Run.open(run, trust)
-    subject = Subject.of_run(stored, with_columns(data, image_column), device, trained=not untrained)
+    stored = Run.open(as_text(run), trust)
+    subject = Subject.of_run(stored, with_columns(as_text(data), image_column), device, trained=not untrained)
     _check(subject.model, stored.path)
     check_writable(stored.path)
     views, batch = subject.load(limit)

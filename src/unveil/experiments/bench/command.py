@@ -6,15 +6,17 @@ from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
 from functools import partial
+from os import PathLike
 from typing import Any, Literal
 
 import torch
 
+from ...data.given_types import Data
 from ...data.loader import Loader
 from ...data.sources import Source, open_source
 from ...data.transforms import View
 from ...modeling.optim import OptimizerName
-from ...recipes.options import accept_python_values
+from ...recipes.options import accept_python_values, as_text, as_tuple
 from ...runs.console import Progress, log
 from ...runs.hardware import has_native_bf16, memory_total
 from .chosen import choose_settings, mode_of
@@ -42,20 +44,20 @@ def bench(
     preset: Literal["base", "cifar"] | None = None,
     size: str | None = None,
     patch: int | None = None,
-    image_size: tuple[int, ...] = (),
+    image_size: int | Sequence[int] = (),
     batch_size: int | None = None,
     optimizer: OptimizerName = "adamw",
-    contenders: tuple[str, ...] = ("mae", "transformers", "cross-attention", "partial", "inter-block"),
+    contenders: str | Sequence[str] = ("mae", "transformers", "cross-attention", "partial", "inter-block"),
     precision: Literal["both", "float32", "bf16", "auto"] = "both",
     rounds: int | None = None,
     memory: bool = True,
     compile: bool = False,
     profile: bool = False,
-    data: str | None = None,
+    data: Data | None = None,
     device: str = "auto",
     threads: int | None = None,
     seed: int = 0,
-    out: str | None = None,
+    out: str | PathLike[str] | None = None,
     json: bool = False,
 ) -> dict[str, Any]:
     """Time a training step, forward, backward, update and averages; returns and prints the results.
@@ -84,16 +86,22 @@ def bench(
     seed: of weights, images and masks
     out: a JSON file for every raw time, the machine and the versions
     json: print the same JSON instead of the table
+
+    >>> import unveil
+    >>> small = dict(size="nano", patch=8, image_size=16, batch_size=2, rounds=1, memory=False)
+    >>> result = unveil.bench(contenders="mae", precision="float32", **small)
+    unveil.bench(...) ...
     """
-    measurement = Measurement(device, threads, out, json)
+    contenders = as_tuple(contenders)
+    measurement = Measurement(device, threads, as_text(out), json)
     chosen = measurement.device
     rounds = (10 if chosen.type == "cpu" else 30) if rounds is None else rounds
     need_positive(rounds=rounds)
     check_names(tuple(split_names(contenders, ())))
     if data is not None and not profile:
         raise ValueError("--data is for --profile, which shows the time that steps wait for it; give both, or neither")
-    source = None if data is None else open_source(data)
-    given = {"size": size, "patch": patch, "image_size": tuple(image_size), "batch_size": batch_size}
+    source = None if data is None else open_source(as_text(data))
+    given = {"size": size, "patch": patch, "image_size": as_tuple(image_size), "batch_size": batch_size}
     work = replace(work_of(preset, given, seed, chosen), optimizer=optimizer)
     modes, skipped = _modes(precision, chosen, compile)
     of_name = split_names(contenders, modes)

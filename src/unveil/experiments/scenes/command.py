@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from os import PathLike
 from pathlib import Path
 from typing import Literal
 
-from ...recipes.options import accept_python_values
+from ...recipes.options import accept_python_values, as_text
 from ...runs.console import log, user_path
 from .coco import write_coco
 from .source import SceneSource, render_scenes
@@ -18,7 +19,7 @@ PICTURES: dict[Layout, str] = {"folders": "train/rgb", "coco": "train", "davis":
 @accept_python_values
 def scenes(
     *,
-    out: str,
+    out: str | PathLike[str],
     layout: Layout = "folders",
     count: int | None = None,
     held_out: int | None = None,
@@ -38,7 +39,13 @@ def scenes(
     frames: of a video, 3 or more
     size: side of the pictures in pixels, 32 to 224; of a video the height
     seed: of the scenes
+
+    >>> import unveil
+    >>> folder = unveil.scenes(out="scenes", count=2, held_out=1, size=32)
+    >>> sorted(path.name for path in (folder / "train").iterdir())
+    ['depth', 'rgb', 'semseg']
     """
+    out = as_text(out)
     folder = user_path(out)
     if folder.exists():
         raise ValueError(f"{out} is there already; give a new folder by --out")
