@@ -31,6 +31,7 @@ ACCUMULATING: dict[str, Any] = {"micro_batch": 7}  # the last of a batch is smal
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     **CURVES,
     "simmim": ("simmim", {**CURVES["simmim"][1], "image_size": (32,)}),  # it hides squares of 2 x 2 patches
+    "unveil": ("unveil", {**CURVES["unveil"][1], "image_size": (32,)}),  # it shows 15 % of the patches
     "mae, accumulating": ("mae", {**CURVES["mae"][1], **ACCUMULATING}),
     "mae, muon": ("mae", {**CURVES["mae"][1], "optimizer": "muon"}),
     "mae, bf16": ("mae", {**CURVES["mae"][1], "precision": "bf16"}),

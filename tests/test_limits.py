@@ -17,8 +17,8 @@ import pytest
 import torch
 from PIL import Image, ImageFile
 
-from unveil.data import headers, limits, picture_arrays
-from unveil.data.decode import Unreadable, decode, read_header
+from unveil.data import headers, limits, picture_arrays, strips
+from unveil.data.decode import Unreadable, decode, read_header, to_channels
 from unveil.data.headers import moments
 from unveil.data.modality_config import BUILT_IN, RGB
 from unveil.data.rasters import open_raster
@@ -184,3 +184,22 @@ def test_large_images_come_in_strips_with_the_same_numbers(monkeypatch: pytest.M
     monkeypatch.setattr(headers, "_STRIP", 50)
     assert np.allclose(moments(pixels), whole, rtol=1e-12)
     assert np.allclose(moments(pixels.flatten(1)), whole, rtol=1e-12)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "RGBA", "P", "1", "LA"])
+def test_large_files_are_measured_in_strips_with_the_same_numbers(mode: str, monkeypatch: pytest.MonkeyPatch):
+    """A second array of their pixels is not made."""
+    monkeypatch.setattr(strips, "LARGE", 100)
+    file = io.BytesIO()
+    Image.fromarray(rng.integers(0, 256, (37, 21, 3), np.uint8)).convert(mode).save(file, "PNG")
+    data = file.getvalue()
+    for channels in (3, 1):
+        lines = strips.in_strips(data, "a.png", channels, 50)
+        assert lines is not None
+        parts = [*lines]
+        assert len(parts) == 19  # of two lines
+        assert torch.equal(torch.cat(parts, 1), to_channels(decode(data), channels))
+    broken = strips.in_strips(data[:-30], "a.png", 3, 50)
+    assert broken is not None
+    with pytest.raises(Unreadable, match=r"a\.png: the file is truncated"):
+        next(broken)

@@ -40,7 +40,7 @@ logging.getLogger("PIL.TiffImagePlugin").setLevel(logging.CRITICAL)  # its line 
 LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, as JPEG and Pillow weigh red, green and blue
 
 _LARGE = 1 << 26  # pixels, beyond which an image is decoded by one thread at a time, for it takes gigabytes
-_alone = Lock()
+alone = Lock()
 
 # Tags of EXIF and TIFF.
 _WIDTH, _HEIGHT, _BITS_PER_SAMPLE, _ORIENTATION, _SAMPLES_PER_PIXEL = 0x0100, 0x0101, 0x0102, 0x0112, 0x0115
@@ -141,7 +141,7 @@ def _decode(data: bytes, reduction: int = 1) -> Tensor:
     if data[:6] == NPY:
         return torch.from_numpy(in_range(picture_array(data)))
     image = _open(data)
-    with _alone if math.prod(image.size) > _LARGE else nullcontext():
+    with alone if math.prod(image.size) > _LARGE else nullcontext():
         return _decode_opened(image, data)
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import io
+import math
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
 from dataclasses import astuple, dataclass, replace
 from functools import partial
@@ -25,7 +26,8 @@ from .file_ends import Ends
 from .file_names import Names, as_array
 from .identity import ends_of, identity
 from .prefetch import prefetch
-from .sources import EncodedSource, Source, origin, spread
+from .sources import EncodedSource, Samples, Source, origin, spread
+from .strips import in_strips
 
 T = TypeVar("T")
 SAMPLED = 100_000  # headers that are read of more files than that, unless all are asked for
@@ -167,8 +169,13 @@ def moments(image: Tensor) -> Float64[np.ndarray, "2 C"]:
     """The mean of an image and of its squares, per channel, in double precision."""
     count = image[0].numel()
     lines = max(1, _STRIP * image.shape[1] // max(1, count))
-    sums = torch.zeros(2, len(image), dtype=torch.float64)
-    for some in image.split(lines, dim=1):  # a photograph in double precision takes eight times its memory
+    return _sums(image.split(lines, dim=1), len(image), count)
+
+
+def _sums(strips: Iterable[Tensor], channels: int, count: int) -> Float64[np.ndarray, "2 C"]:
+    """The same of the strips of an image of so many pixels, for in double precision it takes eight times its memory."""
+    sums = torch.zeros(2, channels, dtype=torch.float64)
+    for some in strips:
         strip = some.flatten(1)
         share, values = strip.shape[1] / count, to_float(strip).double()
         sums += torch.stack([values.mean(1), values.square().mean(1)]) * share
@@ -176,7 +183,12 @@ def moments(image: Tensor) -> Float64[np.ndarray, "2 C"]:
 
 
 def _moments_of(source: Source, index: int) -> Float64[np.ndarray, "2 C"] | str:
+    whole, numbers = origin(source)
     try:
+        if isinstance(whole, EncodedSource) and not isinstance(whole, Samples):
+            data, name = whole.encoded(numbers[index]), whole.name(numbers[index])
+            if (strips := in_strips(data, name, whole.channels, _STRIP // 8)) is not None:
+                return _sums(strips, whole.channels, math.prod(read_header(data, name).size))
         return moments(source.image(index))
     except Unreadable as error:
         return error.reason
