@@ -6,6 +6,7 @@ import json
 import math
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -221,3 +222,6 @@ def test_a_run_without_a_curve_is_told_how_to_measure_one(tmp_path):
     run = fake_run(tmp_path / "poor", accuracy=0.2)
     advice = lamps(read_run(run))[1].advice
     assert f"`unveil evaluate {run} --data DATA --protocol knn linear --over-training` tells how long" in advice
+    vos = Evaluation("vos", "videos", {"jf_mean": 0.2}, {"untrained": {"jf_mean": 0.3}}, "card")
+    advice = lamps(replace(read_run(run), evaluations=[vos]))[1].advice
+    assert f"`unveil evaluate {run} --data LABELLED_IMAGES --over-training` tells how long" in advice

@@ -48,6 +48,8 @@ def test_curves_and_pictures_of_what_is_there_and_what_was_found_are_drawn():
     scores = str(evaluations([Run({})]))
     assert "40" in scores
     assert "box AP of each class" in scores
+    assert "box ap" not in scores
+    assert 'class="pairs"' in text, "the true ones on the left, those found on the right, as it says"
 
 
 @pytest.mark.parametrize(

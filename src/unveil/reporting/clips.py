@@ -38,7 +38,7 @@ def segmented_videos(runs: Runs) -> Markup | None:
 
     explained = (
         "Left the masks that were carried on from the first frame, right the true ones; the videos with the lowest, the"
-        " median and the highest J&F."
+        " median and the highest J&F. The first picture of each plays, the others are some of its frames."
     )
     return by_run("Videos", runs, content, explained)
 

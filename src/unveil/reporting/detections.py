@@ -52,11 +52,11 @@ def _gallery(run: RunRecord, shown: Mapping[str, Any], is_named: bool) -> Markup
         pairs = [pair for one in entries if one.get("kind") == kind if (pair := _pair(one)) is not None]
         if pairs:
             title = f"{run.name}: {heading}" if is_named else heading.capitalize()
-            blocks += [tag("h3", title), tag("div", *pairs, class_="strip")]
+            blocks += [tag("h3", title), tag("div", *pairs, class_="pairs")]
     if not blocks:
         return None
     note = "The F1 score of an image counts objects found at an overlap of one half; the worst are those of the lowest."
-    return tag("div", *blocks, remark(note))
+    return tag("div", *blocks, remark(note), class_="looks")
 
 
 def _pair(one: Mapping[str, Any]) -> Markup | None:

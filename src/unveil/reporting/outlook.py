@@ -92,5 +92,8 @@ def _is_same(one: Evaluation, other: Evaluation) -> bool:
 
 def _how_to_measure(run: RunRecord) -> str:
     protocols = " ".join(dict.fromkeys(e.protocol for e in run.evaluations if "accuracy" in e.metrics))
-    command = f"unveil evaluate {shlex.quote(str(run.path))} --data DATA --protocol {protocols} --over-training"
+    measured = (
+        f"DATA --protocol {protocols}" if protocols else "LABELLED_IMAGES"
+    )  # others than accuracies have no curve
+    command = f"unveil evaluate {shlex.quote(str(run.path))} --data {measured} --over-training"
     return f"`{command}` tells how long this machine would take, from the weights that the run kept."

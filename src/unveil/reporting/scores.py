@@ -18,6 +18,10 @@ SHARES = (  # metrics that are shares of 1
     *("accuracy", "top", "miou", "pixel_accuracy", "mean_accuracy", "delta", "box_ap", "mask_ap", "jf_", "j_", "f_"),
 )
 _OF_EACH = {"iou": "class", "box_ap": "class", "mask_ap": "class", "jf": "video"}  # what shares are the means of
+_WORDS = {  # of metrics, which are not written as they are spoken
+    **{"ap": "AP", "ap50": "AP50", "ap75": "AP75", "miou": "mIoU", "psnr": "PSNR", "rmse": "RMSE"},
+    **{"jf": "J&F", "j": "J", "f": "F"},
+}
 _NAMES = {"iou": "IoU", "box_ap": "box AP", "mask_ap": "mask AP", "jf": "J&F"}
 
 Results = Sequence[tuple[int, RunRecord, Evaluation]]  # of a protocol: the run's index, the run, its evaluation
@@ -59,7 +63,9 @@ def _protocol(runs: Runs, protocol: str, data: str) -> Markup:
     results = [(i, run, e) for i, run in enumerate(runs) for e in run.evaluations if (e.protocol, e.data) == key]
     metrics = list(dict.fromkeys(name for _, _, e in results for name in e.metrics))
     drawn = [
-        bars(metric.replace("_", " "), metric, results) for metric in metrics if not metric.startswith("plus_minus")
+        bars(" ".join(_WORDS.get(word, word) for word in metric.split("_")), metric, results)
+        for metric in metrics
+        if not metric.startswith("plus_minus")
     ]
     blocks = drawn[:SHOWN]
     if more := drawn[SHOWN:]:
