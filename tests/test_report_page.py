@@ -33,6 +33,17 @@ def small_run(folder: Path) -> Path:
     return fake_run(folder, epochs=2, steps_per_epoch=12, images=fake_images(1, (8, 8)), grid=(2, 2), picture_epochs=1)
 
 
+def test_a_page_on_many_runs_stays_small(tmp_path, monkeypatch):
+    runs = [small_run(tmp_path / name) for name in "abcde"]
+    whole = write_report(runs, tmp_path / "whole.html").read_text()
+    monkeypatch.setattr("unveil.reporting.page.MOST_BYTES", len(whole.encode()) // 2)
+    page = write_report(runs, tmp_path / "small.html").read_text()
+    assert len(page) < len(whole)
+    assert re.findall(r"Below are pictures of the first (\d) runs", page) in (["2"], ["3"], ["4"])
+    assert page.count('class="verdict') == whole.count('class="verdict') == 5
+    assert "Below are pictures of" not in whole
+
+
 class Reader(HTMLParser):
     """Collects tags with their attributes, and the visible text."""
 

@@ -139,8 +139,8 @@ def cheaper_guidance(runs: Runs) -> Markup | None:
     """The results of `unveil analyze masks`: the cost of each kind of guidance and its overlap with full guidance."""
     explained = (
         "Full guidance: the attention of the last layer, from a whole forward pass. Each cheaper one is compared with"
-        " it on the same samples, budgets and random numbers. Cost: time of a step relative to one with random masks."
-        " Beyond chance: 0 for random masks, 1 for those of full guidance."
+        " it on the same samples, budgets and random numbers. Cost: operations of a training step, as a multiple of one"
+        " with random masks. Beyond chance: 0 for random masks, 1 for those of full guidance."
     )
     return by_run("Cheaper guidance", runs, _cheaper, explained)
 

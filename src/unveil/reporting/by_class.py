@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .analyses import shaded
-from .markup import Markup, figure, html_table, percent, remark, tag
+from .markup import Markup, html_table, percent, remark, tag
 from .run_files import mapping, number
 from .run_record import Evaluation, RunRecord, protocol_name
 from .sections import Runs, by_run
@@ -60,7 +60,7 @@ def _drawn(evaluation: Evaluation, read: Classes) -> list[Markup | None]:
         most = max(others, key=lambda other: others[other], default=None)
         taken = "–" if most is None else f"{read.names[most]}, {percent(others[most] / read.count[k])}"
         interval = "–" if read.unit else "{} to {}".format(*(percent(v) for v in wilson(read.right[k], read.count[k])))
-        rows.append([read.names[k], figure(read.count[k], 5), percent(shares[k]), interval, taken])
+        rows.append([read.names[k], f"{read.count[k]:,}", percent(shares[k]), interval, taken])
     head = ["class", f"test {read.unit or 'images'}", "right", "95 % interval", "mostly taken for"]
     more = remark(f"The worst {_MOST_ROWS} of {len(order)} classes.") if len(order) > _MOST_ROWS else None
     return [heading, tag("p", _sentence(read, shares, order)), _matrix(read), html_table(head, rows), more]

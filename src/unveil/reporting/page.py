@@ -27,7 +27,7 @@ from .galleries import (
     other_masks,
 )
 from .live import live_application, serve
-from .markup import Markup, counted, fragment, tag
+from .markup import Markup, counted, fragment, remark, tag
 from .overview import Summary, more_looks, overview, summarised
 from .run_files import is_run, runs_below
 from .run_record import read_run
@@ -42,6 +42,12 @@ SECTIONS: tuple[Callable[[Runs], Markup | None], ...] = (
     comparison, evaluations, classes, detections, segmented_videos, attention_over_time, attention_tables,
     cheaper_guidance, layers, block_by_block, what_was_run, broken_files, environment,
 )  # fmt: skip
+
+PICTURED = (  # sections with pictures of each run, of which a page on many runs shows those of the first ones
+    other_masks, more_looks, across_modalities, attention_maps, patch_features, nearest_neighbours, data_map,
+    data_oddities, block_by_block,
+)  # fmt: skip
+MOST_BYTES = 5_000_000  # of a page, where fewer runs with pictures make it smaller
 
 
 def write_report(
@@ -94,8 +100,23 @@ def _composed(folders: Sequence[Path], first: Path, summary: Summary | None, is_
             health,
             *(s for s in SECTIONS if s not in (health, overview)),
         )
-    main = [section(records) for section in sections]
+    main = _within(records, sections)
     return document("unveil report", title, title, under, *main, is_live=is_live)
+
+
+def _within(runs: Runs, sections: Sequence[Callable[[Runs], Markup | None]]) -> list[Markup | None]:
+    """The sections in their order; those with pictures of fewer runs where the page would be too large."""
+    main = [section(runs) for section in sections]
+    pictured = [place for place, section in enumerate(sections) if section in PICTURED]
+    for most in range(len(runs) - 1, 1, -1):
+        if sum(len(one.encode()) for one in main if one) <= MOST_BYTES:
+            break
+        for place in pictured:
+            main[place] = sections[place](runs[:most])
+        names = ", ".join(run.name for run in runs[most:])
+        note = remark(f"Below are pictures of the first {most} runs, so that this page stays small; not of {names}.")
+        main[pictured[0]] = fragment([note, *([main[pictured[0]]] if main[pictured[0]] else [])])
+    return main
 
 
 def _folders(runs: Sequence[str | Path]) -> tuple[Path, list[Path]]:
