@@ -111,7 +111,7 @@ def place(tmp_path: Path) -> Place:
 
 @pytest.fixture(scope="session")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """The run that was never stopped, made once for each set of dials."""
+    """The run that was never stopped, made once for each set of options."""
     made: dict[tuple[str, ...], Path] = {}
 
     def make(*words: str) -> Path:

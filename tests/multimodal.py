@@ -23,11 +23,11 @@ SHAPE = {"size": "tiny", "patch": 8, "image_size": (32,), "decoder_dim": 16, "de
 GUIDED = multimae_attention.recipe
 
 
-def build(recipe=multimae.recipe, modalities: tuple[Modality, ...] = ALL, **dials: Any) -> MaskedModel:
+def build(recipe=multimae.recipe, modalities: tuple[Modality, ...] = ALL, **options: Any) -> MaskedModel:
     torch.manual_seed(0)
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(SIZES, "tiny", (24, 2, 2))
-        return build_recipe(recipe, modalities, {**SHAPE, "visible": 0.25, **dials}).stages[0].build()
+        return build_recipe(recipe, modalities, {**SHAPE, "visible": 0.25, **options}).stages[0].build()
 
 
 def batch(count: int = 4, progress: float = 0.5, **said: Mapping[str, Tensor]) -> Batch:
@@ -47,6 +47,6 @@ def flags(*present: int) -> Tensor:
 LACKING = {"depth": flags(1, 0, 1, 0), "semseg": flags(1, 1, 0, 0)}
 
 
-def name(dials: dict) -> str:
+def name(options: dict) -> str:
     """Dials as a test is called."""
-    return "-".join(map(str, dials.values()))
+    return "-".join(map(str, options.values()))

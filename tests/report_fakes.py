@@ -69,10 +69,17 @@ def fake_run(
     metadata = {
         "unveil": "0.1.0",
         "recipe": "crossmae",
-        "dials": {"size": "tiny", "patch": 4, "visible": 0.25, "predicted": 0.25, "epochs": epochs, "batch_size": 256},
+        "options": {
+            "size": "tiny",
+            "patch": 4,
+            "visible": 0.25,
+            "predicted": 0.25,
+            "epochs": epochs,
+            "batch_size": 256,
+        },
         "changes": [
-            {"dial": "batch_size", "paper": 4096, "used": 256, "why": "1,800 images give 7 steps an epoch at 256"},
-            {"dial": "epochs", "paper": 800, "used": epochs, "why": "fits 15 minutes on this machine"},
+            {"option": "batch_size", "paper": 4096, "used": 256, "why": "1,800 images give 7 steps an epoch at 256"},
+            {"option": "epochs", "paper": 800, "used": epochs, "why": "fits 15 minutes on this machine"},
         ],
         "data": {"address": "~/photos", "count": 2000, "held_out": 200, "image_size": [64, 64], "channels": 3},
         "settings": {"device": "cpu", "precision": "bf16", "micro_batch": 64, "accumulation": 4, "workers": 2},

@@ -23,10 +23,12 @@ from unveil.modeling.masking import Masker, Uniform
 ALL = {"visible": 0.25, "predicted": 0.25}
 
 
-@pytest.mark.parametrize("dials", [{"decoder": "cross", "blend": "linear"}, {"decoder": "cross"}, {"decoder": "self"}])
+@pytest.mark.parametrize(
+    "options", [{"decoder": "cross", "blend": "linear"}, {"decoder": "cross"}, {"decoder": "self"}]
+)
 @torch.no_grad()
-def test_parts_sum_to_the_prediction(dials: dict[str, str]):
-    model, on = build(**ALL, **dials), batch(3)
+def test_parts_sum_to_the_prediction(options: dict[str, str]):
+    model, on = build(**ALL, **options), batch(3)
     output, contributions = decompose(model, on)
     objective = next(iter(model.objectives))
     whole = objective.head(output.decoded["pixels"])

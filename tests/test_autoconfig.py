@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tiny import DIALS
+from tiny import OPTIONS
 from unveil.data.loader import Loader
 from unveil.data.transforms import View
 from unveil.modeling.encoder import SIZES
@@ -58,7 +58,7 @@ def loader(seconds: float, cache_bytes: int = 0) -> Loader:
 @pytest.fixture
 def recipe(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(SIZES, "tiny", (24, 1, 2))
-    return build_recipe(mim.recipe, (), {**DIALS, "decoder_depth": 1})
+    return build_recipe(mim.recipe, (), {**OPTIONS, "decoder_depth": 1})
 
 
 class TestTimeWithData:
@@ -113,20 +113,20 @@ class TestFitSchedule:
         assert self.auto().options["epochs"] == 6.0
 
     def test_few_views_have_small_batches_and_a_rate_that_fits_them(self):
-        dials = self.auto().options
-        assert dials["batch_size"] == MIN_BATCH
-        assert dials["lr_scale"] == "none"
-        assert 0 < dials["lr"] * dials["batch_size"] / 256 <= 1e-3
+        options = self.auto().options
+        assert options["batch_size"] == MIN_BATCH
+        assert options["lr_scale"] == "none"
+        assert 0 < options["lr"] * options["batch_size"] / 256 <= 1e-3
 
     def test_what_was_given_stays(self):
-        dials = self.auto(epochs=3.0, batch_size=64, lr=1e-4).options
-        assert (dials["epochs"], dials["batch_size"], dials["lr"]) == (3.0, 64, 1e-4)
+        options = self.auto(epochs=3.0, batch_size=64, lr=1e-4).options
+        assert (options["epochs"], options["batch_size"], options["lr"]) == (3.0, 64, 1e-4)
 
     def test_a_batch_that_was_measured_to_be_faster_is_taken(self):
         auto = AutoConfig(mim.recipe, {})
         configure_schedule(auto, num_train=1000, image_seconds=0.01, minutes=1.0, fast_batch=64)
         assert auto.options["batch_size"] == 64
-        assert "100 a second" in next(c.why for c in auto.changes if c.dial == "batch_size")
+        assert "100 a second" in next(c.why for c in auto.changes if c.option == "batch_size")
 
     def test_larger_batches_leave_enough_updates_and_are_tried_where_nothing_is_given(self):
         assert largest_batch(AutoConfig(mim.recipe, {}), 64_000, 50_000) == 64
@@ -150,7 +150,7 @@ class TestFitSchedule:
     )
     def test_in_a_short_run_an_average_follows_closely(self, given, fits):
         auto = self.auto(**given)
-        assert (auto.options["momentum"] < 0.996) == fits == ("momentum" in {c.dial for c in auto.changes})
+        assert (auto.options["momentum"] < 0.996) == fits == ("momentum" in {c.option for c in auto.changes})
         updates = auto.options["epochs"] * 1000 / auto.options["batch_size"]
         if fits:
             assert 1 / (1 - auto.options["momentum"]) <= 0.051 * updates
@@ -162,7 +162,7 @@ class TestFitSchedule:
     def test_a_student_as_it_is_has_no_momentum_to_fit(self, student, fits):
         auto = AutoConfig(cmtmae.recipe, {"student": student})
         configure_schedule(auto, num_train=1000, image_seconds=0.01, minutes=1.0)
-        assert ("momentum" in {c.dial for c in auto.changes}) == fits
+        assert ("momentum" in {c.option for c in auto.changes}) == fits
 
 
 @pytest.mark.parametrize(

@@ -70,9 +70,11 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Calls:
         save_every: float | None = None,
         seed: int = 0,
         precision: Literal["auto", "float32", "bf16"] = "auto",
-        **dials: object,
+        **options: object,
     ) -> Path:
-        calls.append(((recipe,), {k: v for k, v in locals().items() if k not in ("recipe", "dials", "calls")} | dials))
+        calls.append(
+            ((recipe,), {k: v for k, v in locals().items() if k not in ("recipe", "options", "calls")} | options)
+        )
         return Path(out or "runs/made")
 
     def evaluate(run: str, *, data: str, protocol: tuple[str, ...] = ("knn", "linear"), seed: int = 0) -> None:

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tiny import DIALS, batch, check_options, modality
+from tiny import OPTIONS, batch, check_options, modality
 from tiny_runs import write_images
 from unveil.data.loader import Loader
 from unveil.data.sources import open_source
@@ -68,10 +68,10 @@ CHOICES: list[dict[str, Any]] = [
 ]
 
 
-def make(recipe: Any = cmtmae, **dials: Any) -> Recipe:
+def make(recipe: Any = cmtmae, **options: Any) -> Recipe:
     """A recipe on an encoder of two blocks that is 24 wide."""
     known = defaults_of(recipe.recipe)
-    given = {**DIALS, "visible": 0.5, "teacher": "random", "modality": modality(3), **dials}
+    given = {**OPTIONS, "visible": 0.5, "teacher": "random", "modality": modality(3), **options}
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(SIZES, "tiny", (24, 2, 2))
         return build_recipe(
@@ -79,12 +79,12 @@ def make(recipe: Any = cmtmae, **dials: Any) -> Recipe:
         )
 
 
-def build(recipe: Any = cmtmae, stage: int = -1, **dials: Any) -> MaskedModel:
-    return make(recipe, **dials).stages[stage].build()
+def build(recipe: Any = cmtmae, stage: int = -1, **options: Any) -> MaskedModel:
+    return make(recipe, **options).stages[stage].build()
 
 
-def name(dials: Any) -> str:
-    return "-".join(map(str, dials.values())) if isinstance(dials, dict) else str(dials)
+def name(options: Any) -> str:
+    return "-".join(map(str, options.values())) if isinstance(options, dict) else str(options)
 
 
 def untrained(model: MaskedModel) -> list[str]:
@@ -94,9 +94,9 @@ def untrained(model: MaskedModel) -> list[str]:
 
 
 class TestEveryChoice:
-    @pytest.mark.parametrize("dials", CHOICES, ids=name)
-    def test_a_step_of_each_stage_trains_every_parameter(self, dials: dict):
-        for stage in make(**dials).stages:
+    @pytest.mark.parametrize("options", CHOICES, ids=name)
+    def test_a_step_of_each_stage_trains_every_parameter(self, options: dict):
+        for stage in make(**options).stages:
             model = stage.build()
             loss = mean_loss(model(batch()))
             loss.backward()
@@ -105,19 +105,19 @@ class TestEveryChoice:
 
     @pytest.mark.parametrize("name", RELATIVES)
     def test_and_of_each_relative(self, name: str):
-        recipe, dials = RELATIVES[name]
-        model = build(recipe, **dials)
+        recipe, options = RELATIVES[name]
+        model = build(recipe, **options)
         mean_loss(model(batch())).backward()
         assert not untrained(model)
 
     @pytest.mark.parametrize(
-        ("recipe", "dials"),
-        [*((cmtmae, dials) for dials in LADDER.values()), *RELATIVES.values()],
+        ("recipe", "options"),
+        [*((cmtmae, options) for options in LADDER.values()), *RELATIVES.values()],
         ids=[*LADDER, *RELATIVES],
     )
-    def test_a_short_run_learns(self, recipe: Any, dials: dict):
+    def test_a_short_run_learns(self, recipe: Any, options: dict):
         """On fresh masks, the loss falls to well below where it was."""
-        made = make(recipe, **dials)
+        made = make(recipe, **options)
         trainer = Trainer(made.stages[-1].build(), replace(made.optim, clip=None), CPU)
         on = batch(8)
         losses = []
@@ -145,8 +145,8 @@ class TestCompiled:
     CASES = (
         {},
         *(
-            pytest.param(dials, marks=pytest.mark.slow)
-            for dials in (
+            pytest.param(options, marks=pytest.mark.slow)
+            for options in (
                 {"fusion": "learned", "draw": "hint", "map_norm": "rank"},
                 {"decoder": "cross", "blend": "linear", "predicted": 0.25, "student": "online"},
                 {"positions": "all", "hog": 1.0, "query": "all", "map_clip": 0.9, "fusion": "mean-rank"},
@@ -155,15 +155,15 @@ class TestCompiled:
         ),
     )
 
-    @pytest.mark.parametrize("dials", CASES, ids=name)
-    def test_stage_two_is_one_graph(self, dials: dict):
-        self.compare(build(decoder_depth=1, **dials))
+    @pytest.mark.parametrize("options", CASES, ids=name)
+    def test_stage_two_is_one_graph(self, options: dict):
+        self.compare(build(decoder_depth=1, **options))
 
     @pytest.mark.slow
     @pytest.mark.parametrize("name", RELATIVES)
     def test_the_relatives_are_one_graph(self, name: str):
-        recipe, dials = RELATIVES[name]
-        self.compare(build(recipe, **dials))
+        recipe, options = RELATIVES[name]
+        self.compare(build(recipe, **options))
 
     def compare(self, model: MaskedModel) -> None:
         on = replace(batch(), progress=torch.tensor(0.5))
@@ -181,8 +181,8 @@ class TestWhoGuides:
         assert set(build(student_weight=1.0).teachers) == {"student"}
 
     def test_only_what_is_asked_for_is_computed(self):
-        def readings(**dials: Any) -> dict[str, tuple[Any, int]]:
-            teachers = build(**dials).teachers
+        def readings(**options: Any) -> dict[str, tuple[Any, int]]:
+            teachers = build(**options).teachers
             return {who: (t.spec.attention, t.spec.features) for who, t in teachers.items()}  # type: ignore[attr-defined]
 
         assert readings() == {"teacher": ("cls", 1), "student": ("cls", 1)}
@@ -239,7 +239,7 @@ class TestWhoGuides:
         assert torch.equal(head(other, 1), head(one, 0))
 
     @pytest.mark.parametrize(
-        ("dials", "message"),
+        ("options", "message"),
         [
             ({"student_weight": 1.2}, "student_weight is the student's share, from 0 to 1; got 1.2"),
             ({"alpha": -0.1}, "student_weight .* got -0.1"),
@@ -252,9 +252,9 @@ class TestWhoGuides:
         ],
         ids=name,
     )
-    def test_an_illegal_choice_gets_one_clear_error(self, dials: dict, message: str):
+    def test_an_illegal_choice_gets_one_clear_error(self, options: dict, message: str):
         with pytest.raises(ValueError, match=message):
-            make(**dials)
+            make(**options)
 
 
 SHORT = {"image_size": (16,), "epochs": 4.0, "stage1_epochs": 2.0, "batch_size": 5, "warmup_epochs": 1.0, "lr": 0.05}
@@ -265,11 +265,11 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_images(tmp_path_factory.mktemp("images"), 10)
 
 
-def loop_of(run: Path, images: Path, recipe: Any = cmtmae, **dials: Any) -> Loop:
-    """A run of 8 steps, of which each stage has 4 unless dials say otherwise."""
+def loop_of(run: Path, images: Path, recipe: Any = cmtmae, **options: Any) -> Loop:
+    """A run of 8 steps, of which each stage has 4 unless options say otherwise."""
     run.mkdir(exist_ok=True)
     seed_stage(0, -1)
-    made = make(recipe, **{**SHORT, **dials})
+    made = make(recipe, **{**SHORT, **options})
     loader = Loader(open_source(images), made.view, made.optim.batch_size, seed=0, workers=1)
     return Loop(RunFolder(run), made, loader, CPU, 0, lambda *_: None, {})
 
@@ -278,7 +278,7 @@ def train(loop: Loop) -> dict[str, Tensor]:
     return loop.train(threading.Event(), lambda model: None).state_dict()
 
 
-def stopped_at(run: Path, images: Path, step: int, **dials: Any) -> None:
+def stopped_at(run: Path, images: Path, step: int, **options: Any) -> None:
     """A run that is asked to stop in the middle of a step."""
     stop, update, count = threading.Event(), Trainer.update, 0
 
@@ -292,7 +292,7 @@ def stopped_at(run: Path, images: Path, step: int, **dials: Any) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Trainer, "update", counted)
         with pytest.raises(KeyboardInterrupt):
-            loop_of(run, images, **dials).train(stop, lambda model: None)
+            loop_of(run, images, **options).train(stop, lambda model: None)
 
 
 def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
@@ -330,8 +330,8 @@ class TestStages:
         assert not same(train(loop_of(tmp_path / "both", images)), alone)
 
     def test_the_lengths_of_the_stages(self):
-        def lengths(**dials: Any) -> list[float]:
-            return [stage.epochs for stage in make(**dials).stages]
+        def lengths(**options: Any) -> list[float]:
+            return [stage.epochs for stage in make(**options).stages]
 
         assert lengths() == [100, 700]
         assert lengths(epochs=16.0) == [2, 14]

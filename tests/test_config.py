@@ -59,7 +59,7 @@ class TestFiles:
         again = place.path / "again"
         assert main(["pretrain", "--config", str(place.run / "config.yaml"), "--out", str(again)]) == 0
         one, other = facts(place.run), facts(again)
-        for entry in ("recipe", "dials", "data", "optim", "schedule", "seed", "settings"):
+        for entry in ("recipe", "options", "data", "optim", "schedule", "seed", "settings"):
             assert one[entry] == other[entry], entry
         assert weights(again) == weights(place.run)
         assert other["changes"] == []
@@ -80,7 +80,7 @@ class TestFiles:
         assert options.keys() == defaults_of(load_recipe(place.recipe)).keys()
         assert config.val_every is not None
         assert unveil.pretrain(config=str(saved), out=str(place.run)) == place.run
-        stored = facts(place.run)["dials"]
+        stored = facts(place.run)["options"]
         assert stored == {n: list(v) if isinstance(v, tuple) else v for n, v in options.items()}
 
     def test_what_is_written_is_read_back(self, tmp_path: Path):
@@ -154,7 +154,7 @@ class TestOldSpellings:
         run = unveil.pretrain("mae", **{**given, "out": str(place.run)}, flip="d4", save_every=2.0)
         stored = facts(run)
         settings = {{n: o for o, n in OLD_NAMES.items()}.get(name, name): v for name, v in stored["settings"].items()}
-        for entry in ("asked", "dials"):
+        for entry in ("given", "options"):
             stored[entry]["flip"] = "turns"
         (run / "run.json").write_text(json.dumps({**stored, "settings": settings, "status": "stopped"}))
         assert unveil.pretrain("mae", **{**given, "out": str(place.run)}, flip="d4", save_every=2.0) == run

@@ -94,8 +94,8 @@ def test_declared_maps_of_any_name(land: Path):
     assert sample.valid["semseg"][0, :3, 0].tolist() == [False, False, True]  # type: ignore[index]
     there = sample.valid["semseg"]
     assert torch.equal((sample.maps["thermal"] > 25)[there], (sample.maps["semseg"] == 1)[there])
-    dials = {"modalities": (str(land / "land.toml"),), "epochs": 2}
-    result = on_dense(tiny(THERMAL), ["segment"], str(land / "land"), options=dials)[0]
+    options = {"modalities": (str(land / "land.toml"),), "epochs": 2}
+    result = on_dense(tiny(THERMAL), ["segment"], str(land / "land"), options=options)[0]
     assert result.settings["inputs"] == ["thermal"]
     assert set(result.details["iou"]) <= {"field", "wood", "water"}
 

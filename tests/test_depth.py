@@ -89,9 +89,9 @@ def test_berhu_is_l1_below_a_fifth_of_the_largest_error():
 
 
 def test_depth_is_learned_and_the_same_call_gives_the_same_numbers(ramps):
-    dials = {"epochs": 30, "batch_size": 6, "lr": 2e-2, "loss": "l1"}
-    (result,) = on_dense(tiny(), ["depth"], str(ramps), options=dials)
-    (again,) = on_dense(tiny(), ["depth"], str(ramps), options=dials)
+    options = {"epochs": 30, "batch_size": 6, "lr": 2e-2, "loss": "l1"}
+    (result,) = on_dense(tiny(), ["depth"], str(ramps), options=options)
+    (again,) = on_dense(tiny(), ["depth"], str(ramps), options=options)
     assert result.metrics == again.metrics
     assert result.metrics["rmse"] < result.baselines["training mean"]["rmse"]
     assert result.settings["test_images"] == 3
@@ -104,8 +104,8 @@ def test_depth_is_learned_and_the_same_call_gives_the_same_numbers(ramps):
 
 @pytest.mark.parametrize("head", ["dpt", "convnext"])
 def test_other_heads_run_from_scratch_and_fine_tuned(ramps, head):
-    dials = {"head": head, "frozen": False, "epochs": 1, "batch_size": 6}
-    (result,) = on_dense(tiny(), ["depth"], str(ramps), options=dials, baselines={"untrained": tiny(1)})
+    options = {"head": head, "frozen": False, "epochs": 1, "batch_size": 6}
+    (result,) = on_dense(tiny(), ["depth"], str(ramps), options=options, baselines={"untrained": tiny(1)})
     assert set(result.baselines) == {"training mean", "from scratch"}
     assert all(math.isfinite(value) for value in result.metrics.values())
 

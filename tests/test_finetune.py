@@ -278,14 +278,14 @@ def test_results_have_training_from_scratch_beside_them_and_no_pixels(colours):
 
 
 def test_a_stopped_evaluation_goes_on_after_what_it_has_measured(colours, tmp_path):
-    def measured(tell, **dials):
+    def measured(tell, **options):
         cache = ResultCache(tmp_path / "unfinished")
         return cache, on_images(
             tiny(),
             ["finetune"],
             open_source(colours),
             baselines={"untrained": tiny(7)},
-            options={**OPTIONS, "epochs": 2, **dials},
+            options={**OPTIONS, "epochs": 2, **options},
             progress=tell,
             cache=cache,
         )
@@ -342,7 +342,7 @@ def test_an_option_has_one_type_in_all_protocols():
 
 
 @pytest.mark.parametrize(
-    ("names", "dials", "message"),
+    ("names", "options", "message"),
     [
         (
             ["knn"],
@@ -353,13 +353,13 @@ def test_an_option_has_one_type_in_all_protocols():
         (["finetun"], {}, "did you mean finetune"),
     ],
 )
-def test_an_option_that_no_chosen_protocol_has_is_refused(names, dials, message):
+def test_an_option_that_no_chosen_protocol_has_is_refused(names, options, message):
     with pytest.raises(ValueError, match=message):
-        choose(names, dials)
+        choose(names, options)
 
 
 @pytest.mark.parametrize(
-    ("dials", "message"),
+    ("options", "message"),
     [
         ({"epochs": 0}, "at least 1; got 0"),
         ({"drop_path": 1.5}, "drop_path is a share from 0 to 1; got 1.5"),
@@ -369,9 +369,9 @@ def test_an_option_that_no_chosen_protocol_has_is_refused(names, dials, message)
         ({"lr": 1e30}, "diverged in epoch 1 .*lower --lr"),
     ],
 )
-def test_dials_that_make_no_sense_are_refused(colours, dials, message):
+def test_dials_that_make_no_sense_are_refused(colours, options, message):
     with pytest.raises(ValueError, match=message):
-        finetuned(colours, **{"epochs": 2, **dials})
+        finetuned(colours, **{"epochs": 2, **options})
 
 
 def test_bad_data_is_refused(colours, tmp_path):

@@ -39,11 +39,11 @@ measured({protocol!r}, Path({place!r}), True)
 def measured(protocol: str, place: Path, is_kept: bool, progress=lambda what, done, total: None) -> Result:
     cache = ResultCache(place / "unfinished") if is_kept else ResultCache()
     if protocol == "finetune":
-        dials = {"epochs": EPOCHS, "batch_size": 8, "ema": 0.9, "mixup": 0.8, "drop_path": 0.2}
+        options = {"epochs": EPOCHS, "batch_size": 8, "ema": 0.9, "mixup": 0.8, "drop_path": 0.2}
         images = open_source(place / "images")
-        return on_images(tiny(), ["finetune"], images, pool="mean", options=dials, cache=cache, progress=progress)[0]
-    dials = {"epochs": EPOCHS, "batch_size": 4, "frozen": protocol == "frozen", "head": "upernet"}
-    return on_dense(tiny(), ["segment"], str(place / "bars"), options=dials, cache=cache, progress=progress)[0]
+        return on_images(tiny(), ["finetune"], images, pool="mean", options=options, cache=cache, progress=progress)[0]
+    options = {"epochs": EPOCHS, "batch_size": 4, "frozen": protocol == "frozen", "head": "upernet"}
+    return on_dense(tiny(), ["segment"], str(place / "bars"), options=options, cache=cache, progress=progress)[0]
 
 
 @pytest.fixture
@@ -110,9 +110,9 @@ def test_what_was_done_counts_for_the_same_training_only(place: Path, monkeypatc
         measured("segment", place, True, stop)
     assert len(list((place / "unfinished").iterdir())) == 1
     cache = ResultCache(place / "unfinished")
-    dials = {"epochs": EPOCHS, "batch_size": 4, "frozen": False, "head": "upernet"}
+    options = {"epochs": EPOCHS, "batch_size": 4, "frozen": False, "head": "upernet"}
     calls: list[tuple[str, int, int]] = []
-    for given in ({**dials, "lr": 1e-3}, dials):
+    for given in ({**options, "lr": 1e-3}, options):
         calls.append(("begins", 0, 0))
         on_dense(
             tiny(), ["segment"], str(place / "bars"), options=given, cache=cache, progress=lambda *it: calls.append(it)
@@ -131,8 +131,8 @@ def test_a_damaged_file_is_told_and_costs_the_time_it_would_have_saved(place: Pa
     (file,) = (place / "unfinished").iterdir()
     file.write_bytes(file.read_bytes()[:100])
     notes: list[str] = []
-    dials = {"epochs": EPOCHS, "batch_size": 4, "head": "upernet"}
+    options = {"epochs": EPOCHS, "batch_size": 4, "head": "upernet"}
     cache = ResultCache(place / "unfinished")
-    (result,) = on_dense(tiny(), ["segment"], str(place / "bars"), options=dials, cache=cache, note=notes.append)
+    (result,) = on_dense(tiny(), ["segment"], str(place / "bars"), options=options, cache=cache, note=notes.append)
     assert result.metrics == whole.metrics
     assert "is damaged" in notes[0]

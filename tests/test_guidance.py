@@ -65,16 +65,16 @@ class TestMaps:
         assert torch.equal(cut, torch.full((1, 11), 0.01))
 
     @pytest.mark.parametrize(
-        ("dials", "message"),
+        ("options", "message"),
         [
             ({"heads": (0, 7)}, "the teacher has 3 heads, numbered from 0; got 0, 7"),
             ({"heads": ()}, "one at least"),
             ({"clip": 0.0}, "above 0 and at most 1; got 0.0"),
         ],
     )
-    def test_what_no_map_can_be(self, dials: dict, message: str):
+    def test_what_no_map_can_be(self, options: dict, message: str):
         with pytest.raises(ValueError, match=message):
-            TeacherAttention("teacher", **dials)(observed(torch.rand(1, 3, 12)))
+            TeacherAttention("teacher", **options)(observed(torch.rand(1, 3, 12)))
 
     def test_a_teacher_that_sees_other_tokens_is_refused(self):
         with pytest.raises(ValueError, match="the attention map has 12 tokens and the student 20"):
@@ -253,8 +253,8 @@ RECIPES: dict[str, tuple[Any, dict[str, Any]]] = {
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_hidden_pixels_change_no_latent_when_the_mask_is_held(name: str):
-    recipe, dials = RECIPES[name]
-    model, on = build_of(recipe, **dials).eval(), batch()
+    recipe, options = RECIPES[name]
+    model, on = build_of(recipe, **options).eval(), batch()
     held = replace(model.masker, score=Given(torch.rand(3, 24)))
     before = model.encode_decode(on, held)
     hidden = torch.ones(3, 24, dtype=torch.bool).scatter(1, before.mask.visible, False).nonzero()[:, 1].view(3, -1)

@@ -233,7 +233,7 @@ def test_a_fault_that_stays_ends_with_its_place_the_good_weights_and_a_command(
     assert facts(place.run)["status"] == "failed"
     (command,) = [line.removeprefix("try: ") for line in error.splitlines() if line.startswith("try: ")]
     assert main(shlex.split(command)[1:]) == 0
-    assert facts(place.path / "run-2")["asked"]["lr"] == pytest.approx(0.05 / 8, rel=0.02)
+    assert facts(place.path / "run-2")["given"]["lr"] == pytest.approx(0.05 / 8, rel=0.02)
 
 
 def test_images_that_are_not_finite_are_named(place: Place, monkeypatch: pytest.MonkeyPatch, capsys):

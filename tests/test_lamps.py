@@ -64,7 +64,9 @@ def test_a_verdict_of_each_kind(how, state, evaluations, level, words):
 
 
 def test_the_words_hold_the_numbers_the_errors_and_what_is_missing():
-    poor = run(evaluations=[measured(0.356)], info={"status": "finished", "seconds": 120, "dials": {"batch_size": 64}})
+    poor = run(
+        evaluations=[measured(0.356)], info={"status": "finished", "seconds": 120, "options": {"batch_size": 64}}
+    )
     lamp = lamps(poor)[1]
     # 1.96 sqrt(0.356 x 0.644 / 10,000) = 0.94 points
     assert lamp.sentence == "Linear probe 35.6 ± 0.9 % (raw pixels 41.0 %, untrained 37.8 %)."

@@ -40,7 +40,7 @@ def test_it_goes_on_at_its_last_step_with_a_longer_schedule(run: unveil.Run):
     assert rates[0][6:] == pytest.approx(rates[1][6:])
     now = facts(run.path)
     assert now["status"] == "finished"
-    assert now["asked"]["epochs"] == 4.0
+    assert now["given"]["epochs"] == 4.0
     assert now["extended"] == [{"step": 6, "epochs": [2.0, 4.0]}]
     assert longer.config.epochs == 4.0
     assert "epochs: 4.0" in (run / "config.yaml").read_text()

@@ -164,8 +164,8 @@ def test_the_sections_in_a_browser(made: Path, width: int):
 
 @pytest.mark.parametrize("name", RELATIVES)
 def test_every_relative_can_be_looked_at(name: str):
-    recipe, dials = RELATIVES[name]
-    model, on = built(recipe, **dials).eval(), batch(2)
+    recipe, options = RELATIVES[name]
+    model, on = built(recipe, **options).eval(), batch(2)
     modality = model.encoder.modalities[0]
     views = map_renderers([modality], SceneSource(), on)
     for ((one,),) in zip(sample_pictures(model, on, ["a", "b"], [modality], views), strict=True):
@@ -215,9 +215,11 @@ class TestAnswers:
 
     def test_so_it_does_in_each_of_several_modalities_that_ask_for_all(self, monkeypatch: pytest.MonkeyPatch):
         monkeypatch.setitem(SIZES, "tiny", (24, 2, 2))
-        dials = {"size": "tiny", "patch": 4, "image_size": (16,), "decoder_dim": 16, "decoder_depth": 1}
+        options = {"size": "tiny", "patch": 4, "image_size": (16,), "decoder_dim": 16, "decoder_depth": 1}
         model = (
-            build_recipe(multimae.recipe, (RGB, DEPTH), {"visible": 0.5, "decoder_heads": 2, **dials}).stages[0].build()
+            build_recipe(multimae.recipe, (RGB, DEPTH), {"visible": 0.5, "decoder_heads": 2, **options})
+            .stages[0]
+            .build()
         )
         maps = {"rgb": torch.rand(2, 3, 16, 16), "depth": 1 + torch.rand(2, 1, 16, 16)}
         on = Batch(maps, batch(2).key, torch.ones(()))
@@ -242,9 +244,9 @@ class TestAnswers:
 
 
 class TestDistances:
-    @pytest.mark.parametrize(("recipe", "dials"), [(cmtmae, {}), (cmtmae, {"positions": "all"}), (maskfeat, {})])
-    def test_they_are_those_of_what_is_asked(self, recipe, dials):
-        model, on = built(recipe, **dials).eval(), batch(2)
+    @pytest.mark.parametrize(("recipe", "options"), [(cmtmae, {}), (cmtmae, {"positions": "all"}), (maskfeat, {})])
+    def test_they_are_those_of_what_is_asked(self, recipe, options):
+        model, on = built(recipe, **options).eval(), batch(2)
         with torch.no_grad():
             output = model.encode_decode(on)
             (apart,) = feature_distances(model, on, output).values()
@@ -254,11 +256,11 @@ class TestDistances:
         cosine = (guess * truth).sum(-1) / guess.norm(dim=-1) / truth.norm(dim=-1)
         torch.testing.assert_close(apart.gather(1, cells), 1 - cosine, rtol=1e-4, atol=1e-5)
         is_hidden = hidden_tokens(output.mask.visible, 24)
-        assert (apart.isnan() == (~is_hidden if not dials else torch.zeros_like(is_hidden))).all()
+        assert (apart.isnan() == (~is_hidden if not options else torch.zeros_like(is_hidden))).all()
 
     def test_none_where_there_are_pixels_to_be_seen(self):
-        for dials in ({"targets": "pixels"}, {"pixels": 0.1}):
-            model, on = built(cmtmae, **dials).eval(), batch(2)
+        for options in ({"targets": "pixels"}, {"pixels": 0.1}):
+            model, on = built(cmtmae, **options).eval(), batch(2)
             assert feature_distances(model, on, model.encode_decode(on)) == {}
 
 

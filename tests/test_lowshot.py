@@ -111,16 +111,16 @@ def test_what_a_set_cannot_give_is_left_out_and_said():
 
 
 @pytest.mark.parametrize(
-    ("dials", "message"),
+    ("options", "message"),
     [
         ({"shots": ("1%",)}, "none of 1% can be drawn from 90 training images: 6 are needed"),
         ({"shots": ("many",)}, "such as 1% or 500 or 10k; got 'many'"),
         ({"draws": 0}, "at least 1, and 2 for an interval; got 0"),
     ],
 )
-def test_bad_shots_are_refused(dials, message):
+def test_bad_shots_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
-        small()(**{"shots": ("20%",), **dials})
+        small()(**{"shots": ("20%",), **options})
 
 
 def test_a_row_per_shot_with_its_interval():

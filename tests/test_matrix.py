@@ -68,11 +68,11 @@ def chosen(cells: list[Any]) -> list[Any]:
     return parameters
 
 
-def model_of(masks: str, target: str, decoder: str, hide: str, count: int, **dials: Any) -> MaskedModel:
+def model_of(masks: str, target: str, decoder: str, hide: str, count: int, **options: Any) -> MaskedModel:
     teacher = TEACHER if target in ("teacher", "collaborative") else {}
     own = {"masking": masks} if masks in PATTERNS else GUIDES[masks]
     recipe = multimae.recipe if masks in PATTERNS else GUIDED
-    return build(recipe, ALL[:count], target=target, decoder=decoder, hide=hide, **{**teacher, **own, **dials})
+    return build(recipe, ALL[:count], target=target, decoder=decoder, hide=hide, **{**teacher, **own, **options})
 
 
 def one_step(model: MaskedModel, on: Batch) -> None:
@@ -114,7 +114,7 @@ def test_every_illegal_cell_says_which_option_to_change() -> None:
 
 
 @pytest.mark.parametrize(
-    ("dials", "message"),
+    ("options", "message"),
     [
         ({"target": "teacher"}, "target=teacher needs --teacher"),
         ({"target": "collaborative"}, "target=collaborative needs --teacher"),
@@ -126,9 +126,9 @@ def test_every_illegal_cell_says_which_option_to_change() -> None:
         ({"decoder": "self"}, "decoder must be one of task, cross, cross-self, linear; got 'self'"),
     ],
 )
-def test_what_does_not_go_together_is_one_clear_error(dials: dict[str, Any], message: str) -> None:
+def test_what_does_not_go_together_is_one_clear_error(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        build(**dials)
+        build(**options)
 
 
 def test_a_linear_decoder_of_a_map_that_is_not_read_names_the_decoder_to_use() -> None:

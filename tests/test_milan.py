@@ -76,12 +76,12 @@ def test_a_random_teacher_is_all_that_the_control_needs(name: str, monkeypatch: 
     monkeypatch.setitem(SIZES, "tiny", (24, 2, 2))
     load = load_recipe(name)
     modalities = default_modalities(load) or (RGB,)
-    dials: dict[str, Any] = {"patch": 8, "image_size": (32,), "decoder_dim": 16, "decoder_depth": 1}
+    options: dict[str, Any] = {"patch": 8, "image_size": (32,), "decoder_dim": 16, "decoder_depth": 1}
     if "decoder_heads" in defaults_of(load):
-        dials["decoder_heads"] = 2
+        options["decoder_heads"] = 2
     if name == "multimae":  # whose masks no teacher guides
-        dials["target"] = "teacher"
-    made = build_recipe(load, modalities, {**dials, "teacher": "random"})
+        options["target"] = "teacher"
+    made = build_recipe(load, modalities, {**options, "teacher": "random"})
     maps = {"rgb": torch.rand(2, 3, 32, 32), "depth": torch.rand(2, 1, 32, 32)}
     maps["semseg"] = torch.randint(133, (2, 1, 8, 8))
     given = {m.name: maps[m.name] for m in modalities}

@@ -54,17 +54,17 @@ GUIDES = [
 
 @pytest.mark.parametrize("lacks", [{}, LACKING], ids=["whole", "lacking"])
 @pytest.mark.parametrize(
-    ("recipe", "dials"),
+    ("recipe", "options"),
     [*((multimae.recipe, d) for d in VARIANTS), *((GUIDED, d) for d in GUIDES)],
     ids=lambda x: name(x) if isinstance(x, dict) else x.__module__.rpartition("_")[2],
 )
-def test_every_variant_trains_every_parameter(recipe, dials: dict, lacks: dict):
+def test_every_variant_trains_every_parameter(recipe, options: dict, lacks: dict):
     present = {n: known.repeat(3) for n, known in lacks.items()}
-    model, on = build(recipe, **{"visible": 0.15, **dials}), batch(12, present=present)
+    model, on = build(recipe, **{"visible": 0.15, **options}), batch(12, present=present)
     loss = mean_loss(model(on))
     loss.backward()
     assert loss.isfinite()
-    is_shared = dials.get("budget") == "joint"  # a joint ranking may show nothing of a modality
+    is_shared = options.get("budget") == "joint"  # a joint ranking may show nothing of a modality
     trained = {
         n: p
         for n, p in model.named_parameters()
@@ -82,12 +82,12 @@ def test_every_variant_trains_every_parameter(recipe, dials: dict, lacks: dict):
 
 
 @pytest.mark.parametrize(
-    "dials",
+    "options",
     [
         {"guide_heads": "random", "draw": "noisy", "guide_every": 3},
         *(
-            pytest.param(dials, marks=pytest.mark.slow)
-            for dials in (
+            pytest.param(options, marks=pytest.mark.slow)
+            for options in (
                 {"guide": "error", "budget": "adaptive"},
                 {"guide_scale": "half", "decoder": "cross", "blend": "linear", "predicted": 0.25, "tasks": "uniform"},
                 {"query": "all", "student": "momentum", "budget": "joint"},
@@ -96,17 +96,17 @@ def test_every_variant_trains_every_parameter(recipe, dials: dict, lacks: dict):
     ],
     ids=name,
 )
-def test_a_step_is_one_graph(dials: dict):
+def test_a_step_is_one_graph(options: dict):
     """And a guide that looks in every third step makes two of them, no third."""
-    modalities = ALL if "guide" in dials else (RGB, SEMANTICS)  # tracing takes a second a decoder
-    model, on = build(GUIDED, modalities, extra_norm_pix=False, **dials), batch(present=LACKING)
+    modalities = ALL if "guide" in options else (RGB, SEMANTICS)  # tracing takes a second a decoder
+    model, on = build(GUIDED, modalities, extra_norm_pix=False, **options), batch(present=LACKING)
     torch._dynamo.reset()
     counted = CompileCounter()
     step = torch.compile(lambda batch: mean_loss(model(batch)), fullgraph=True, backend=counted)
     for number in range(5):
         model.before_step(number, 0.5)
         assert step(on).item() == pytest.approx(mean_loss(model(on)).item(), rel=1e-5)
-    assert counted.frame_count == (2 if "guide_every" in dials else 1)
+    assert counted.frame_count == (2 if "guide_every" in options else 1)
 
 
 # Numbers of the paper
@@ -201,7 +201,7 @@ def test_an_output_alone_is_predicted_and_never_read(decoder: str):
 
 
 @pytest.mark.parametrize(
-    ("dials", "message"),
+    ("options", "message"),
     [
         ({"blend": "linear"}, "no place in decoder=task"),
         ({"concentration": (1.0, 2.0)}, "one for each of rgb, depth, semseg; got 2"),
@@ -218,18 +218,18 @@ def test_an_output_alone_is_predicted_and_never_read(decoder: str):
         ({"recipe": GUIDED, "guide_every": 0}, "every 1 or more steps"),
         ({"recipe": GUIDED, "layer": 7}, "an encoder of 2 blocks has layers from -2 to 1"),
     ],
-    ids=lambda x: x if isinstance(x, str) else "dials",
+    ids=lambda x: x if isinstance(x, str) else "options",
 )
-def test_an_illegal_choice_gets_one_clear_error(dials: dict, message: str):
+def test_an_illegal_choice_gets_one_clear_error(options: dict, message: str):
     with pytest.raises(ValueError, match=message):
-        build(**dials)(batch())
+        build(**options)(batch())
 
 
 # The trainer
 
 
-def gradients(micro_batch: int, recipe, on: Batch, **dials: Any) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    model = build(recipe, **dials)
+def gradients(micro_batch: int, recipe, on: Batch, **options: Any) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    model = build(recipe, **options)
     settings = Settings("cpu", "fp32", micro_batch, False, 10, 1)
     trainer = Trainer(model, Optim(), settings)
     collected: dict[str, Tensor] = {}
@@ -239,22 +239,22 @@ def gradients(micro_batch: int, recipe, on: Batch, **dials: Any) -> tuple[dict[s
 
 
 @pytest.mark.parametrize(
-    ("recipe", "dials"),
+    ("recipe", "options"),
     [
         (multimae.recipe, {}), (GUIDED, {}), (multimae.recipe, {"weighting": "uncertainty"}),
         (multimae.recipe, {"decoder": "cross", "blend": "linear", "predicted": 0.25}),
     ],
     ids=lambda x: name(x) if isinstance(x, dict) else x.__module__.rpartition("_")[2],
 )  # fmt: skip
-def test_micro_batches_change_nothing(recipe, dials: dict):
+def test_micro_batches_change_nothing(recipe, options: dict):
     """One or four: the same losses and the same gradients, though each has other samples that count."""
     present = {"depth": flags(1, 0, 0, 0, 1, 1, 1, 0), "semseg": flags(1, 1, 0, 1, 0, 0, 1, 1)}
     valid = torch.ones(8, 1, 8, 8, dtype=torch.bool)
     valid[3] = False
     on = batch(8, present=present, valid={"semseg": valid})
-    whole, losses = gradients(8, recipe, on, visible=0.15, **dials)
+    whole, losses = gradients(8, recipe, on, visible=0.15, **options)
     for size in (2, 3):
-        parts, others = gradients(size, recipe, on, visible=0.15, **dials)
+        parts, others = gradients(size, recipe, on, visible=0.15, **options)
         for key, value in losses.items():
             assert others[key].item() == pytest.approx(value.item(), rel=1e-5)
         for key, gradient in whole.items():

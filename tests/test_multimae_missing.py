@@ -16,12 +16,12 @@ from unveil.training.trainer import Settings, Trainer
 
 
 @pytest.mark.parametrize("which", ["rgb", "depth", "semseg"])
-@pytest.mark.parametrize("dials", [{}, {"decoder": "cross", "blend": "linear"}], ids=name)
-def test_nothing_hidden_leaks(which: str, dials: dict):
+@pytest.mark.parametrize("options", [{}, {"decoder": "cross", "blend": "linear"}], ids=name)
+def test_nothing_hidden_leaks(which: str, options: dict):
     """Other numbers at hidden tokens change no latent and no guess. For depth they come after standardisation, whose
     statistics may read hidden pixels."""
     depth = Modality("depth", 1, (2.0,), (1.0,))
-    model, on = build(modalities=(RGB, depth, SEMANTICS), **dials), batch()
+    model, on = build(modalities=(RGB, depth, SEMANTICS), **options), batch()
     before = model.encode_decode(on)
     layout = before.latents.tokens.layout
     is_visible = torch.zeros(4, layout.num_tokens, dtype=torch.bool).scatter(1, before.mask.visible, True)
@@ -41,10 +41,10 @@ def test_nothing_hidden_leaks(which: str, dials: dict):
     assert not torch.equal(before.latents.final, everything.latents.final), "what is visible is read"
 
 
-@pytest.mark.parametrize("dials", [{}, {"query": "mean"}, {"query": "all"}, {"guide_scale": "half"}], ids=name)
-def test_a_missing_modality_is_read_by_nobody(dials: dict):
+@pytest.mark.parametrize("options", [{}, {"query": "mean"}, {"query": "all"}, {"guide_scale": "half"}], ids=name)
+def test_a_missing_modality_is_read_by_nobody(options: dict):
     """Whatever stands in its map: same look, same mask, same loss, and no sample counts that lacks it."""
-    model, on = build(GUIDED, visible=0.15, **dials), batch(present=LACKING)
+    model, on = build(GUIDED, visible=0.15, **options), batch(present=LACKING)
     there = {n: LACKING.get(n, flags(1, 1, 1, 1))[:, None, None, None] for n in on.maps}
     other = {n: torch.where(there[n], m, batch(count=8).maps[n][4:]) for n, m in on.maps.items()}
     changed = replace(on, maps=other)

@@ -252,7 +252,7 @@ def test_a_continued_run_keeps_its_optimizer(tmp_path: Path, capsys: pytest.Capt
     assert json.loads((first / "run.json").read_text())["optim"]["optimizer"] == "muon"
     again = {"init_from": str(first), "continue_schedule": "tail"}
     second = unveil.pretrain(recipe, out=str(tmp_path / "second"), **again, **quick)
-    assert json.loads((second / "run.json").read_text())["dials"]["optimizer"] == "muon"
+    assert json.loads((second / "run.json").read_text())["options"]["optimizer"] == "muon"
     assert {n.rpartition(":")[2] for n in read_latest(second)[0].optimizer} > {"momentum_buffer", "exp_avg"}
     count = len({n.partition(":")[0] for n in read_latest(second)[0].optimizer})
     assert f"the optimiser's moments of {count} of {count} parameters go on\n" in capsys.readouterr().err

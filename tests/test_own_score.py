@@ -125,7 +125,7 @@ def test_a_run_keeps_its_score_and_executes_it_by_consent(
     with pytest.raises(KeyboardInterrupt):
         unveil.pretrain("mim", **options)
     assert (out / "masking.py").read_text() == FILE
-    assert facts(out)["asked"]["masking"] == f"{mask}:centre"
+    assert facts(out)["given"]["masking"] == f"{mask}:centre"
     Path(mask).write_text(FILE + "\n# another\n")
     with pytest.raises(ValueError, match="has changed since"):
         unveil.pretrain("mim", **options)
@@ -156,7 +156,7 @@ def test_a_function_is_kept_by_its_source(tmp_path: Path):
         return tokens.norm(dim=-1)
 
     run = unveil.pretrain("mim", masking=longest, **options)
-    assert facts(run.path)["asked"]["masking"] == "python:longest"
+    assert facts(run.path)["given"]["masking"] == "python:longest"
     assert "def longest(tokens)" in (run / "masking.py").read_text()
     assert run.reconstruct().hidden["rgb"].sum() == 12
     with pytest.raises(ValueError, match=r"annotations out|import or write what it needs"):

@@ -40,11 +40,11 @@ def quiet(*_: object) -> LoadMeter:
     return LoadMeter(lambda: Counters(0.0, 0.0, 0.0, 0.0, 0.0, 0.0), 2)
 
 
-def loop_of(tmp_path: Path, clock: Clock, plan: Plan | None, monkeypatch: pytest.MonkeyPatch, **dials) -> Loop:
+def loop_of(tmp_path: Path, clock: Clock, plan: Plan | None, monkeypatch: pytest.MonkeyPatch, **options) -> Loop:
     """A loop whose updates take the clock's time, and nothing of this machine's."""
     monkeypatch.setattr(loop_module, "time", clock)
     monkeypatch.setattr(loop_module, "Pace", lambda plan, compiled: Pace(plan, compiled, quiet, clock.monotonic))
-    recipe = build(tmp_path, **{"epochs": 20, "warmup_epochs": 2, **dials})
+    recipe = build(tmp_path, **{"epochs": 20, "warmup_epochs": 2, **options})
     loader = Loader(open_source(str(write_images(tmp_path / "images"))), recipe.view, 10, 0, workers=1)
     (tmp_path / "run").mkdir(exist_ok=True)
     loop = Loop(

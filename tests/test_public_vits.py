@@ -76,11 +76,13 @@ def table(grid: tuple[int, int], dim: int) -> Tensor:
     return torch.cat([torch.zeros(1, dim), sincos_positions(grid, dim)])[None]
 
 
-@pytest.mark.parametrize("dials", [{}, CROSS, {**CROSS, "decoder": "cross-self"}], ids=["mae", "crossmae", "ablation"])
+@pytest.mark.parametrize(
+    "options", [{}, CROSS, {**CROSS, "decoder": "cross-self"}], ids=["mae", "crossmae", "ablation"]
+)
 @pytest.mark.parametrize("wrapper", [None, "model"])
-def test_public_weights_load_under_our_names(dials: dict, wrapper: str | None, tmp_path: Path):
+def test_public_weights_load_under_our_names(options: dict, wrapper: str | None, tmp_path: Path):
     """All keys, and the model that they make: as the public repositories save them, with their arguments."""
-    theirs, fresh = build(image_size=(16, 16), **dials), build(image_size=(16, 16), **dials)
+    theirs, fresh = build(image_size=(16, 16), **options), build(image_size=(16, 16), **options)
     state = public_names(theirs)
     content = {wrapper: state, "epoch": 3, "args": argparse.Namespace(mask_ratio=0.75)} if wrapper else state
     torch.save(content, tmp_path / "checkpoint.pth")

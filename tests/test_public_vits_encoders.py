@@ -42,13 +42,13 @@ def folder_of(path: Path, state: dict[str, Tensor]) -> Path:
 # Families that our own encoder can be, too
 
 
-@pytest.mark.parametrize("dials", [{}, CROSS], ids=["mae", "crossmae"])
-def test_mae_and_crossmae_give_our_own_encoder_s_features(dials: dict, tmp_path: Path):
-    model = build(image_size=(16, 16), **dials)
+@pytest.mark.parametrize("options", [{}, CROSS], ids=["mae", "crossmae"])
+def test_mae_and_crossmae_give_our_own_encoder_s_features(options: dict, tmp_path: Path):
+    model = build(image_size=(16, 16), **options)
     theirs = load_encoder(folder_of(tmp_path / "mae", public_names(model)))
     theirs.mean.fill_(0.4)
     theirs.std.fill_(0.3)
-    assert theirs.config.final_norm == ("none" if dials else "all"), "CrossMAE has no final norm"
+    assert theirs.config.final_norm == ("none" if options else "all"), "CrossMAE has no final norm"
     images = torch.rand(2, 3, 16, 16)
     with torch.no_grad():
         close(theirs.features(images, "both"), pooled(model.encoder, images, "both"))
@@ -61,7 +61,7 @@ def test_our_own_runs(size: tuple[int, int], tmp_path: Path):
     encoder = Encoder([modality], (16,), 4, 24, 2, 2)
     facts = {
         "modality": {"name": "rgb", "channels": 5, "mean": modality.mean, "std": modality.std},
-        "dials": {"image_size": [16]},
+        "options": {"image_size": [16]},
         "model": {"heads": 2},
     }
     run = tmp_path / "run"

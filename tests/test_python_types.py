@@ -69,7 +69,7 @@ def test_a_value_of_another_type_is_one_error(kind: Any, value: Any, message: st
 def test_public_functions_take_what_python_gives(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     images = write_images(tmp_path / "images", 24)
     run = unveil.pretrain("mae", data=images, out=tmp_path / "a", image_size=32, **{**SMALL, "epochs": np.int64(1)})
-    assert facts(run)["dials"]["image_size"] == [32]
+    assert facts(run)["options"]["image_size"] == [32]
     again = unveil.pretrain("mae", data=images, out=tmp_path / "b", init_from=run, image_size=[32], **SMALL)
     scenes = "scenes:count=24,size=32"
     (result,) = unveil.evaluate(

@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from tiny import DIALS, batch, build, check_options
+from tiny import OPTIONS, batch, build, check_options
 from unveil.modeling.encoder import SIZES
 from unveil.modeling.masked_model import mean_loss
 from unveil.modeling.types import Layout
@@ -59,17 +59,17 @@ EVERY_WORD_ONCE = [  # one cell of each pair of hide and decoder, and what else 
     {"target": "hog"},
 ]
 COMPILED = EVERY_WORD_ONCE + [
-    pytest.param(dials, marks=pytest.mark.slow) for dials in MATRIX + OTHER_WORDS if dials not in EVERY_WORD_ONCE
+    pytest.param(options, marks=pytest.mark.slow) for options in MATRIX + OTHER_WORDS if options not in EVERY_WORD_ONCE
 ]
 
 
-def name(dials: dict) -> str:
-    return "-".join(map(str, dials.values()))
+def name(options: dict) -> str:
+    return "-".join(map(str, options.values()))
 
 
-@pytest.mark.parametrize("dials", MATRIX + OTHER_WORDS, ids=name)
-def test_every_legal_cell_trains_every_parameter(dials: dict):
-    model = build(visible=0.5, **dials)
+@pytest.mark.parametrize("options", MATRIX + OTHER_WORDS, ids=name)
+def test_every_legal_cell_trains_every_parameter(options: dict):
+    model = build(visible=0.5, **options)
     loss = mean_loss(model(batch()))
     loss.backward()
     assert loss.isfinite()
@@ -77,13 +77,13 @@ def test_every_legal_cell_trains_every_parameter(dials: dict):
     assert not [n for n, gradient in trained if gradient is None or not gradient.abs().sum() > 0]
 
 
-@pytest.mark.parametrize("dials", COMPILED, ids=name)
-def test_every_legal_cell_compiles_to_one_graph(dials: dict):
+@pytest.mark.parametrize("options", COMPILED, ids=name)
+def test_every_legal_cell_compiles_to_one_graph(options: dict):
     """No graph break, and the same loss as without compilation. Each word in one cell at least; all cells with --slow.
 
     Tracing takes a second a cell, so the models are a block deep and the compiler behind the trace is the slow test's.
     """
-    model, on = build(depth=2 if "maps" in dials else 1, visible=0.5, **{"decoder_depth": 1, **dials}), batch()
+    model, on = build(depth=2 if "maps" in options else 1, visible=0.5, **{"decoder_depth": 1, **options}), batch()
     torch._dynamo.reset()
     step = torch.compile(lambda batch: mean_loss(model(batch)), fullgraph=True, backend="eager")
     assert step(on).item() == pytest.approx(mean_loss(model(on)).item(), rel=1e-5)
@@ -91,11 +91,11 @@ def test_every_legal_cell_compiles_to_one_graph(dials: dict):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "dials", [{"masking": "block", "decoder": "cross", "blend": "linear", "predicted": 0.25}, MATRIX[6]], ids=name
+    "options", [{"masking": "block", "decoder": "cross", "blend": "linear", "predicted": 0.25}, MATRIX[6]], ids=name
 )
-def test_the_compiled_step_is_the_plain_one(dials: dict):
+def test_the_compiled_step_is_the_plain_one(options: dict):
     """Through the real compiler: same masks, same loss, same gradients."""
-    model, on = build(visible=0.5, **dials), batch()
+    model, on = build(visible=0.5, **options), batch()
     torch._dynamo.reset()
     mean_loss(model(on)).backward()
     plain = {n: p.grad.clone() for n, p in model.named_parameters()}
@@ -109,7 +109,7 @@ def test_the_compiled_step_is_the_plain_one(dials: dict):
 
 
 @pytest.mark.parametrize(
-    ("dials", "message"),
+    ("options", "message"),
     [
         ({"hide": "drop", "decoder": "linear"}, "it needs --hide blank"),
         ({"hide": "blank", "decoder": "linear", "blend": "linear"}, "no place in decoder=linear"),
@@ -154,9 +154,9 @@ def test_the_compiled_step_is_the_plain_one(dials: dict):
     ],
     ids=lambda x: name(x) if isinstance(x, dict) else "",
 )
-def test_an_illegal_choice_gets_one_clear_error(dials: dict, message: str):
+def test_an_illegal_choice_gets_one_clear_error(options: dict, message: str):
     with pytest.raises(ValueError, match=message):
-        build(**dials).encode_decode(batch())
+        build(**options).encode_decode(batch())
 
 
 # The papers' numbers
@@ -166,10 +166,10 @@ def layout(grid: tuple[int, int]) -> Layout:
     return Layout({"rgb": slice(0, grid[0] * grid[1])}, grid)
 
 
-def sizes(recipe, **dials) -> tuple[int, int]:
+def sizes(recipe, **options) -> tuple[int, int]:
     """Trained parameters of the encoder and of the rest, without making a single number."""
     with torch.device("meta"):
-        model = build_recipe(recipe, (), dials).stages[0].build()
+        model = build_recipe(recipe, (), options).stages[0].build()
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     encoder = sum(p.numel() for p in model.encoder.parameters() if p.requires_grad)
     return encoder, trained - encoder
@@ -179,7 +179,7 @@ NARROW = {"decoder_dim": 256, "decoder_heads": 8}  # as CrossMAE pairs it with t
 
 
 @pytest.mark.parametrize(
-    ("dials", "mae_sizes", "cross_sizes"),
+    ("options", "mae_sizes", "cross_sizes"),
     [
         ({"size": "small", **NARROW}, (21_590_016, 6_614_784), (21_589_248, 10_471_068)),
         ({"size": "base"}, (85_647_360, 26_008_320), (85_645_824, 41_388_444)),
@@ -188,9 +188,9 @@ NARROW = {"decoder_dim": 256, "decoder_heads": 8}  # as CrossMAE pairs it with t
     ],
     ids=lambda x: x["size"] if isinstance(x, dict) else "",
 )
-def test_the_papers_parameter_counts(dials: dict, mae_sizes: tuple[int, int], cross_sizes: tuple[int, int]):
-    assert sizes(mae.recipe, **dials) == mae_sizes
-    assert sizes(crossmae.recipe, **dials) == cross_sizes
+def test_the_papers_parameter_counts(options: dict, mae_sizes: tuple[int, int], cross_sizes: tuple[int, int]):
+    assert sizes(mae.recipe, **options) == mae_sizes
+    assert sizes(crossmae.recipe, **options) == cross_sizes
 
 
 def test_a_norm_is_trained_only_where_it_is_read():
@@ -200,7 +200,7 @@ def test_a_norm_is_trained_only_where_it_is_read():
 
 
 @pytest.mark.parametrize(
-    ("recipe", "dials", "expected"),
+    ("recipe", "options", "expected"),
     [
         (mae.recipe, {}, (49, 147)),
         (mae.recipe, {"visible": 0.35}, (68, 128)),
@@ -210,9 +210,9 @@ def test_a_norm_is_trained_only_where_it_is_read():
         (simmim.recipe, {}, (76, 120)),
     ],
 )
-def test_the_papers_token_counts(recipe, dials: dict, expected: tuple[int, int]):
+def test_the_papers_token_counts(recipe, options: dict, expected: tuple[int, int]):
     with torch.device("meta"):
-        built = build_recipe(recipe, (), dials)
+        built = build_recipe(recipe, (), options)
         model = built.stages[0].build()
     assert model.masker.counts(layout(built.encoder.grid)) == expected
 
@@ -253,9 +253,9 @@ def test_a_paper_is_a_choice_of_words(paper, words: dict):
     shape = {"size": "tiny", "patch": 16, "image_size": (64,)}
     on = batch(size=(64, 64))
     losses = []
-    for recipe, dials in ((paper.recipe, {}), (mim.recipe, words)):
+    for recipe, options in ((paper.recipe, {}), (mim.recipe, words)):
         torch.manual_seed(0)
-        losses.append(mean_loss(build_recipe(recipe, (), {**shape, **dials}).stages[0].build()(on)))
+        losses.append(mean_loss(build_recipe(recipe, (), {**shape, **options}).stages[0].build()(on)))
     assert losses[0] == losses[1]
 
 
@@ -276,8 +276,8 @@ def test_data2vec_is_the_mean_of_the_last_blocks_of_the_student_s_average():
 
 
 def test_maskdistill_is_the_normalised_features_of_a_frozen_teacher():
-    dials = {"target": "maskdistill", "teacher": "random", "masking": "block", "hide": "blank", "decoder": "linear"}
-    model, on = build(visible=0.6, **dials), batch()
+    options = {"target": "maskdistill", "teacher": "random", "masking": "block", "hide": "blank", "decoder": "linear"}
+    model, on = build(visible=0.6, **options), batch()
     output, teacher = model.encode_decode(on), model.teachers["teacher"].encoder
     features = teacher.vit(teacher.normalised(on.maps["rgb"]))[:, 1:]
     hidden = output.queries["features"].ids[..., None].expand(-1, -1, 24)
@@ -300,10 +300,10 @@ def test_instance_normalised_blocks_have_no_mean_and_unit_spread_in_every_channe
 )
 def test_data2vec_and_maskdistill_hide_as_many_patches_as_their_papers(target: str, visible: float, expected: tuple):
     with torch.device("meta"):
-        dials = {"target": target, "visible": visible, "masking": "block", "hide": "blank", "decoder": "linear"}
+        options = {"target": target, "visible": visible, "masking": "block", "hide": "blank", "decoder": "linear"}
         if target == "maskdistill":
-            dials["teacher"] = "random"
-        built = build_recipe(mim.recipe, (), dials)
+            options["teacher"] = "random"
+        built = build_recipe(mim.recipe, (), options)
         model = built.stages[0].build()
     assert model.masker.counts(layout(built.encoder.grid)) == expected
     assert model.objectives[0].loss.keywords == {"beta": 2.0 if target == "data2vec" else 1.0}
@@ -323,13 +323,13 @@ def test_dials_mean_the_same_in_every_recipe():
     for recipe in (mae, crossmae, mim):
         for option in options_of(recipe.recipe):
             meanings.setdefault(option.name, set()).add(option.meaning)
-    different = {dial for dial, lines in meanings.items() if len(lines) > 1}
+    different = {option for option, lines in meanings.items() if len(lines) > 1}
     assert different <= {"predicted", "blend"}, "whose default and whose decoders differ"
 
 
 def test_a_recipe_s_epochs_are_its_stages_together():
     with torch.device("meta"):
-        built = build_recipe(mim.recipe, (), {**DIALS, "epochs": 3})
+        built = build_recipe(mim.recipe, (), {**OPTIONS, "epochs": 3})
     stage = built.stages[0]
     both = Recipe(built.encoder, (stage, Stage(stage.build, 1.5)), built.optim, built.view)
     assert both.epochs == 4.5
@@ -337,7 +337,7 @@ def test_a_recipe_s_epochs_are_its_stages_together():
 
 
 def test_the_cells_that_are_always_compiled_hold_every_word():
-    said = {(dial, word) for dials in EVERY_WORD_ONCE for dial, word in dials.items()}
+    said = {(option, word) for options in EVERY_WORD_ONCE for option, word in options.items()}
     assert {("masking", s) for s in (*SCORES, "attention")} | {
         ("target", t) for t in (*TARGETS, "hog", "features")
     } <= said

@@ -32,7 +32,7 @@ def falling(n: int = 100, start: float = 1.0, end: float = 0.4, speed: float = 8
 
 def run(losses=None, *, info=None, **parts) -> RunRecord:
     parts.setdefault("steps", log(falling() if losses is None else losses))
-    return RunRecord(Path("a"), "a", info or {"status": "finished", "dials": {"epochs": 10}}, **parts)
+    return RunRecord(Path("a"), "a", info or {"status": "finished", "options": {"epochs": 10}}, **parts)
 
 
 def only(verdict: list, level: str):
@@ -69,7 +69,7 @@ def test_too_short_to_tell():
 
 
 def test_a_run_that_was_shortened_to_end_at_its_time_says_so():
-    info = {"status": "finished", "dials": {"epochs": 10}}
+    info = {"status": "finished", "options": {"epochs": 10}}
     short = run(info={**info, "updates": {"made": 500, "planned": 1200, "epochs": 10}})
     assert "500 of 1,200 planned updates" in only(judge(short), "note").sentence
     assert optimisation(short).state == "healthy"
@@ -85,7 +85,7 @@ def test_a_run_that_was_shortened_to_end_at_its_time_says_so():
     ],
 )
 def test_a_run_that_did_not_finish(status, level, words, state):
-    info = {"status": status, "error": "out of <memory>", "dials": {"epochs": 20}}
+    info = {"status": status, "error": "out of <memory>", "options": {"epochs": 20}}
     assert words in only(judge(run(info=info)), level).sentence
     assert (optimisation(run(info=info)).state, optimisation(run(info=info)).level) == (state, level)
 
@@ -189,10 +189,10 @@ GUIDED = {"size": "tiny", "patch": 4, "visible": 0.25, "epochs": 30, "student_we
 
 
 class TestGuided:
-    """The published ways in which training with teachers fails, each with the dial that mends it."""
+    """The published ways in which training with teachers fails, each with the option that mends it."""
 
-    def judged(self, folder: Path, accuracy: float = 0.5, others: Sequence[Path] = (), **dials: object) -> str:
-        run = fake_run(folder, recipe="cmtmae", dials={**GUIDED, **dials}, accuracy=accuracy, picture_epochs=1)
+    def judged(self, folder: Path, accuracy: float = 0.5, others: Sequence[Path] = (), **options: object) -> str:
+        run = fake_run(folder, recipe="cmtmae", options={**GUIDED, **options}, accuracy=accuracy, picture_epochs=1)
         return " ".join(f"{v.sentence} {v.advice}" for v in judge(read_run(run), [read_run(o) for o in others]))
 
     def test_a_low_loss_with_poor_features(self, tmp_path):
@@ -217,7 +217,7 @@ class TestGuided:
         assert "rose to 60.0" in result.sentence
         assert "--student-weight to about 0.3" in result.advice
         stored = json.loads((run / "run.json").read_text())
-        stored["dials"]["alpha"] = 0.3
+        stored["options"]["alpha"] = 0.3
         (run / "run.json").write_text(json.dumps(stored))
         assert not [v for v in judge(read_run(run)) if "Unstable" in v.sentence], (
             "alpha is what counts where it is given"

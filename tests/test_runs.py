@@ -84,7 +84,7 @@ class TestIntents:
             (tmp_path / "inspection.json").touch()
         assert not is_continuation(tmp_path, CHOSEN, overwrite=False)
 
-    @pytest.mark.parametrize("text", ['{"asked": {', "[]", "\x00"])
+    @pytest.mark.parametrize("text", ['{"given": {', "[]", "\x00"])
     def test_a_damaged_description_is_named(self, tmp_path: Path, text: str):
         (tmp_path / "run.json").write_text(text)
         with pytest.raises(ValueError, match=r"run.json is damaged"):

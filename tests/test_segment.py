@@ -80,9 +80,9 @@ def test_void_pixels_do_not_teach():
 
 @pytest.mark.parametrize("frozen", [True, False])
 def test_bars_are_found_and_the_same_call_gives_the_same_numbers(red_bars, frozen):
-    dials = {"frozen": frozen, "epochs": 12 if frozen else 4, "batch_size": 4, "lr": 2e-2 if frozen else 3e-3}
-    (result,) = on_dense(tiny(), ["segment"], str(red_bars), options=dials, baselines={"untrained": tiny(seed=1)})
-    (again,) = on_dense(tiny(), ["segment"], str(red_bars), options=dials)
+    options = {"frozen": frozen, "epochs": 12 if frozen else 4, "batch_size": 4, "lr": 2e-2 if frozen else 3e-3}
+    (result,) = on_dense(tiny(), ["segment"], str(red_bars), options=options, baselines={"untrained": tiny(seed=1)})
+    (again,) = on_dense(tiny(), ["segment"], str(red_bars), options=options)
     assert result.metrics == again.metrics
     assert result.metrics["miou"] > 0.6 > result.baselines["majority class (class 0)"]["miou"]
     assert ("from scratch" in result.baselines) == (not frozen)
@@ -117,10 +117,10 @@ def test_the_iou_of_each_class_is_told_and_on_the_page(tmp_path):
 
 def test_depth_and_pictures_are_read_together(red_bars):
     encoder = tiny(RGB, DEPTH)
-    dials = {"inputs": ("depth", "rgb"), "epochs": 3, "batch_size": 4}
-    (result,) = on_dense(encoder, ["segment"], str(red_bars), options=dials)
+    options = {"inputs": ("depth", "rgb"), "epochs": 3, "batch_size": 4}
+    (result,) = on_dense(encoder, ["segment"], str(red_bars), options=options)
     assert result.settings["inputs"] == ["rgb", "depth"]
-    (alone,) = on_dense(encoder, ["segment"], str(red_bars), options={**dials, "inputs": ("depth",)})
+    (alone,) = on_dense(encoder, ["segment"], str(red_bars), options={**options, "inputs": ("depth",)})
     assert alone.metrics != result.metrics
     there = ["rgb", "semseg"]
     with pytest.raises(ValueError, match="reads rgb, depth, not 'thermal'"):
@@ -135,8 +135,8 @@ def test_depth_and_pictures_are_read_together(red_bars):
 def test_maps_of_a_stride_are_read_too(red_bars):
     """MultiMAE's semantics have a pixel for each 4 x 4 of the picture."""
     coarse = Modality("semseg", 1, (0.0,), (1.0,), kind="categorical", num_classes=2, stride=4)
-    dials = {"inputs": ("rgb", "semseg"), "epochs": 2, "batch_size": 4}
-    (result,) = on_dense(tiny(RGB, coarse), ["depth"], str(red_bars), options=dials)
+    options = {"inputs": ("rgb", "semseg"), "epochs": 2, "batch_size": 4}
+    (result,) = on_dense(tiny(RGB, coarse), ["depth"], str(red_bars), options=options)
     assert result.settings["inputs"] == ["rgb", "semseg"]
     assert np.isfinite(list(result.metrics.values())).all()
 
@@ -144,12 +144,12 @@ def test_maps_of_a_stride_are_read_too(red_bars):
 @pytest.mark.parametrize("num_prefix", [0, 5])
 def test_public_vits_are_measured_too(red_bars, num_prefix):
     config = ViTConfig(width=16, depth=4, heads=2, patch=4, hidden=32, grid=(4, 4), num_prefix=num_prefix)
-    dials = {"head": "upernet", "frozen": False, "epochs": 1, "batch_size": 4, "image_size": 24}
-    (result,) = on_dense(untrained_vit(config, seed=0), ["segment"], str(red_bars), options=dials)
+    options = {"head": "upernet", "frozen": False, "epochs": 1, "batch_size": 4, "image_size": 24}
+    (result,) = on_dense(untrained_vit(config, seed=0), ["segment"], str(red_bars), options=options)
     assert result.settings["image_size"] == [24, 24], "another size than it was trained at"
     assert result.settings["layer_decay"] == 0.75
     with pytest.raises(ValueError, match=r"patch|divide"):
-        on_dense(untrained_vit(config, seed=0), ["segment"], str(red_bars), options={**dials, "image_size": 18})
+        on_dense(untrained_vit(config, seed=0), ["segment"], str(red_bars), options={**options, "image_size": 18})
 
 
 def test_broken_files_are_left_out_and_named(red_bars, tmp_path):

@@ -20,7 +20,7 @@ from unveil.modeling.encoder import vit
 from unveil.modeling.image_encoder import ImageEncoder
 from unveil.training.trainer import Settings
 
-DIALS = {
+OPTIONS = {
     **{"size": "nano", "patch": 8, "image_size": (32,), "epochs": 1, "batch_size": 16},
     **{"decoder_dim": 32, "decoder_depth": 1, "decoder_heads": 2},
 }
@@ -28,7 +28,7 @@ STUDY = Study(
     "?",
     (Arm("MAE", "mae"), Arm("taught", "cmtmae", {"teacher": "random"})),
     "MAE",
-    {"cpu": Scale((Setting("scenes", "scenes:count=100,size=32"),), (0, 1), {}, DIALS, minutes=2.0)},
+    {"cpu": Scale((Setting("scenes", "scenes:count=100,size=32"),), (0, 1), {}, OPTIONS, minutes=2.0)},
 )
 
 
@@ -136,6 +136,6 @@ def test_the_ladder_with_a_teacher_of_ones_own(tmp_path: Path, monkeypatch: pyte
     runs = {json.loads(p.read_text())["arm"]: p.stem for p in (tmp_path / "s/jobs").iterdir()}
     facts = {arm: json.loads((tmp_path / "s/runs" / name / "run.json").read_text()) for arm, name in runs.items()}
     assert set(facts) == set(stored["epochs"]) == set(chosen)
-    assert {arm: f["dials"]["epochs"] for arm, f in facts.items()} == stored["epochs"]
-    assert [facts[arm]["dials"]["teacher"] for arm in chosen] == [str(file), "random"]
+    assert {arm: f["options"]["epochs"] for arm, f in facts.items()} == stored["epochs"]
+    assert [facts[arm]["options"]["teacher"] for arm in chosen] == [str(file), "random"]
     assert all(f["status"] == "finished" for f in facts.values())

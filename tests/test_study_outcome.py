@@ -82,7 +82,7 @@ def test_tables_page_and_pictures_say_what_the_runs_carry(tmp_path: Path):
     assert [(r["arm"], r["says"]) for r in rows] == [("<a>", "the baseline"), ("b", "higher")]
     outcome = {
         **{"study": "s", "question": "q?", "note": "", "scale": "cpu", "baseline": "<a>", "seeds": [0, 1, 2]},
-        **{"settings": [{"name": "scenes"}], "arms": [{"name": "b", "recipe": "mae", "dials": {}}], "runs": runs},
+        **{"settings": [{"name": "scenes"}], "arms": [{"name": "b", "recipe": "mae", "options": {}}], "runs": runs},
         **{"rows": rows, "references": [], "times": [], "along": []},
     }
     outcome["remarks"] = remarks(outcome)

@@ -35,9 +35,9 @@ from unveil.training.trainer import Settings, Trainer, Update
 CPU = Settings("cpu", "float32", micro_batch=64, compile=False, save_minutes=10, val_every=100)
 
 
-def build(tmp_path: Path, **dials: Any) -> Recipe:
+def build(tmp_path: Path, **options: Any) -> Recipe:
     seed_stage(0, -1)
-    return load_recipe(write_recipe(tmp_path))(**dials)
+    return load_recipe(write_recipe(tmp_path))(**options)
 
 
 def trainer_of(recipe: Recipe, settings: Settings = CPU, teachers: Callable[[Any], dict] | None = None) -> Trainer:

@@ -108,7 +108,7 @@ NEEDY: dict[str, Callable[..., int]] = {  # verbs that need the recipe
 def as_a_built_in(run: Path) -> None:
     """The metadata of a stopped run of MAE, that keeps its own recipe file."""
     content = facts(run)
-    content |= {"recipe": "mae", "status": "stopped", "asked": {**content["asked"], "recipe": "mae"}}
+    content |= {"recipe": "mae", "status": "stopped", "given": {**content["given"], "recipe": "mae"}}
     (run / "run.json").write_text(json.dumps(content))
 
 

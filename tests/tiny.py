@@ -20,18 +20,25 @@ from unveil.modeling.types import Batch, Modality
 from unveil.recipes import mim
 from unveil.recipes.registry import build_recipe, options_of
 
-DIALS = {"size": "tiny", "patch": 4, "image_size": (16, 24), "decoder_dim": 16, "decoder_depth": 2, "decoder_heads": 2}
+OPTIONS = {
+    "size": "tiny",
+    "patch": 4,
+    "image_size": (16, 24),
+    "decoder_dim": 16,
+    "decoder_depth": 2,
+    "decoder_heads": 2,
+}
 
 
 def modality(channels: int) -> Modality:
     return Modality("rgb", channels, (0.4,) * channels, (0.3,) * channels)
 
 
-def build(depth: int = 2, channels: int = 3, **dials: Any) -> MaskedModel:
-    """The model of the recipe `mim` with these dials, on an encoder of two heads that is 24 wide."""
+def build(depth: int = 2, channels: int = 3, **options: Any) -> MaskedModel:
+    """The model of the recipe `mim` with these options, on an encoder of two heads that is 24 wide."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(SIZES, "tiny", (24, depth, 2))
-        return build_recipe(mim.recipe, [modality(channels)], {**DIALS, **dials}).stages[0].build()
+        return build_recipe(mim.recipe, [modality(channels)], {**OPTIONS, **options}).stages[0].build()
 
 
 def batch(count: int = 3, channels: int = 3, size: tuple[int, int] = (16, 24), epoch: int = 0) -> Batch:
@@ -40,11 +47,11 @@ def batch(count: int = 3, channels: int = 3, size: tuple[int, int] = (16, 24), e
     return Batch({"rgb": images}, sample_keys(0, epoch, range(count)), torch.zeros(()))
 
 
-def build_of(recipe: ModuleType, stage: int = -1, **dials: Any) -> MaskedModel:
+def build_of(recipe: ModuleType, stage: int = -1, **options: Any) -> MaskedModel:
     """The model of a stage of any recipe of images, the last by default, with half of the tokens visible."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(SIZES, "tiny", (24, 2, 2))
-        return build_recipe(recipe.recipe, (), {**DIALS, "visible": 0.5, **dials}).stages[stage].build()
+        return build_recipe(recipe.recipe, (), {**OPTIONS, "visible": 0.5, **options}).stages[stage].build()
 
 
 def maps(seed: int = 0, count: int = 4, num_tokens: int = 12) -> tuple[Tensor, Tensor]:

@@ -195,7 +195,7 @@ def _answer(name: str, values: Sequence[str], convert: Mapping[str, Convert]) ->
 
 
 def _in_recipe(words: list[str], why: str, ours: dict[str, Option]) -> Answer:
-    """The answer as far as this command has the dial: not at all, by default already, or as given."""
+    """The answer as far as this command has the option: not at all, by default already, or as given."""
     accepted: list[str] = []
     for word, values in split(words, list(ours.values())):
         flag = ours.get(flag_name(word))

@@ -225,8 +225,8 @@ def _write(
         "unveil": __version__,
         "recipe": own.recipe if own else ENCODER,
         "status": "imported",
-        "asked": {},
-        "dials": {name: json_like(value) for name, value in (own.options if own else {}).items()},
+        "given": {},
+        "options": {name: json_like(value) for name, value in (own.options if own else {}).items()},
         "modality": asdict(first),
         **({"modalities": [asdict(d) for d in own.declared]} if own and own.declared else {}),
         "data": {
@@ -246,7 +246,7 @@ def _write(
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "last_checkpoint": 0,
     }
-    header = {name: metadata[name] for name in ("unveil", "recipe", "dials", "modality", "model")}
+    header = {name: metadata[name] for name in ("unveil", "recipe", "options", "modality", "model")}
     state = {"stage": 0, "epoch": 0.0, "seconds": 0.0, "run": metadata}
     weights = own.weights if own else files.state
     write(run.path, "checkpoints", 0, weights, {}, state, {"unveil": json.dumps(header)} if own else {})

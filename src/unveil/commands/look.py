@@ -44,7 +44,7 @@ def look(
     device: str = "auto",
     seed: int = 0,
     trust: bool = False,
-    **dials: Unpack[RecipeOptions],
+    **options: Unpack[RecipeOptions],
 ) -> Path:
     """Draw the attention, the mask and the prediction of a model on a few samples; returns the picture's path.
 
@@ -71,8 +71,8 @@ def look(
         raise ValueError("look needs a run folder or --recipe, and not both")
     if samples < 1:
         raise ValueError(f"--samples {samples}: 1 or more are needed")
-    if run is not None and (dials or modalities):
-        given = ", ".join(f"--{name.replace('_', '-')}" for name in (*dials, *(["modalities"] if modalities else [])))
+    if run is not None and (options or modalities):
+        given = ", ".join(f"--{name.replace('_', '-')}" for name in (*options, *(["modalities"] if modalities else [])))
         raise ValueError(f"a run has its options and modalities already; leave {given} out, or give --recipe")
     default = user_path(run) / "look.png" if run else Path(f"look-{Path(recipe or '').stem}.png")
     path = user_path(out) if out else default
@@ -82,7 +82,7 @@ def look(
         subject = _of_run(Run.open(run or "", trust), data, device)
     else:
         log(f"drawing {recipe}, untrained ...")
-        subject = _untrained(recipe, data or "scenes", modalities, dials, device, seed)
+        subject = _untrained(recipe, data or "scenes", modalities, options, device, seed)
     check_writable(path.parent)
     picture = draw(subject, samples)
     make_folder(path.parent)
@@ -114,7 +114,7 @@ def _untrained(
     auto = AutoConfig(load, options)
     configure_shape(auto, inspection, len(source), where)
     for change in auto.changes:
-        log(f"  {change.dial}: {change.used}  (paper: {change.paper}; {change.why})")
+        log(f"  {change.option}: {change.used}  (paper: {change.paper}; {change.why})")
     seed_stage(seed, -1)
     built = build_recipe(load, own, auto.options)
     seed_stage(seed, len(built.stages) - 1)

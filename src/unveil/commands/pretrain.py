@@ -248,7 +248,7 @@ def _train(
     try:
         run.update_metadata(status="running", error=None, command=command, settings=setup.metadata["settings"])
         own = [*callbacks, *(TRACKERS[name]() for name in config.trackers)] if group.is_rank_zero else []
-        listener = run.listener = Callbacks(own, run.path, setup.metadata["dials"])
+        listener = run.listener = Callbacks(own, run.path, setup.metadata["options"])
         shard, device = (group.rank, group.size), setup.settings.device
         loader = make_loader(setup.train, recipe, setup.modalities, config, device, shard)
         monitor = ValidationMonitor(run, setup.train, setup.held_out, setup.modalities, recipe.view.image_size)
@@ -258,7 +258,7 @@ def _train(
                 monitor(model, epoch, step)
                 listener.validated(model)
 
-        header = {k: setup.metadata[k] for k in ("unveil", "recipe", "dials", "modality", "model")}
+        header = {k: setup.metadata[k] for k in ("unveil", "recipe", "options", "modality", "model")}
         loop = Loop(
             run,
             recipe,

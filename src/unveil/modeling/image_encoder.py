@@ -354,8 +354,8 @@ class ImageEncoder(FeatureExtractor):
         if path.suffix != ".safetensors":
             raise ValueError(f"an encoder is saved to a .safetensors file; got {file}")
         model = {"heads": self.encoder.blocks[0].attn.heads}
-        dials = {"image_size": self.image_size, "resize_positions": self.resize_positions}
-        metadata = {"modality": asdict(self.modalities[0]), "dials": dials, "model": model}
+        options = {"image_size": self.image_size, "resize_positions": self.resize_positions}
+        metadata = {"modality": asdict(self.modalities[0]), "options": options, "model": model}
         state = {f"encoder.{name}": tensor for name, tensor in self.encoder.state_dict().items()}
         write_weights(path, state, {"unveil": json.dumps(metadata)})
 

@@ -223,7 +223,7 @@ def make_budget(
         if unknown := [name for name in names if name not in known]:
             raise ValueError(f"an adaptive budget follows losses, and {', '.join(unknown)} has none: it is no output")
         followed = {name: name for name in names}
-        dials = (options.harder_gets, options.budget_temperature, options.budget_floor)
-        return AdaptiveBudget(guide, followed, concentration[0], *dials)
+        shares = (options.harder_gets, options.budget_temperature, options.budget_floor)
+        return AdaptiveBudget(guide, followed, concentration[0], *shares)
     each = dict(zip(names, list(concentration) * (len(names) // len(concentration)), strict=True))
     return DirichletBudget(guide, each, options.tasks)

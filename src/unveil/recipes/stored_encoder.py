@@ -91,7 +91,7 @@ class StoredEncoder:
                 content["model"]["heads"],
                 "norm.weight" in weights,
                 tables[0].shape[1] if tables else _CLASS_DIM,
-                content.get("dials", {}).get("resize_positions", "interpolate"),
+                content.get("options", {}).get("resize_positions", "interpolate"),
             )
             return own if own.fits(weights) else None
         except (KeyError, IndexError, TypeError, ValueError):

@@ -118,7 +118,7 @@ def _missing(run: RunRecord, how: Lamp, groups: Sequence[Sequence[Comparison]]) 
             "failed": "Missing: a run that comes to its end.",
         }.get(how.state, "Missing: a stable optimisation.")
     made = run.steps[-1].step if run.steps else 0
-    views = run.number("dials", "batch_size") * made
+    views = run.number("options", "batch_size") * made
     facts = [counted(made, "update")] + ([f"{views:,.0f} views"] if views > 0 else [])
     these = f"these are {' of '.join(facts)} in {duration(run.seconds)}"
     return f"Missing: updates, most often; {these}. {outlook(run, groups)}"

@@ -66,7 +66,7 @@ def is_long_enough(run: RunRecord) -> bool:
 def failed(run: RunRecord) -> Verdict | None:
     """The run ended with an error, was stopped or killed, or is still going."""
     status = run.text("status")
-    where = f"at epoch {brief(run.epochs_done)} of {brief(run.number('dials', 'epochs'))}"
+    where = f"at epoch {brief(run.epochs_done)} of {brief(run.number('options', 'epochs'))}"
     if status == "failed":
         return Verdict("problem", f"The run failed {where}: {run.text('error') or 'no error was noted'}.")
     if status == "stopped":

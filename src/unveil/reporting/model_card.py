@@ -31,7 +31,7 @@ def model_card(
     trained = [
         f"Recipe `{recipe}` of unveil {run.text('unveil')}{length}{of}.",
         "",
-        *_lines(f"{name}: {value}" for name, value in run.mapping("dials").items() if value not in (None, "", [])),
+        *_lines(f"{name}: {value}" for name, value in run.mapping("options").items() if value not in (None, "", [])),
     ]
     scores = [f"- {numbers(group)}{_blocks(e)}" for e in in_order(_own(run, weights)) if (group := comparisons(e))]
     missing = "Nothing was measured. `unveil evaluate` compares features with raw pixels and the untrained encoder."

@@ -146,7 +146,7 @@ def _under(runs: Runs) -> str:
     if len(runs) > 1:
         return f"{len(runs)} runs compared"
     run = runs[0]
-    recipe = " ".join(filter(None, (run.text("recipe") or "a run", run.text("dials", "size"))))
+    recipe = " ".join(filter(None, (run.text("recipe") or "a run", run.text("options", "size"))))
     data, when = run.text("data", "address"), run.text("started")[:16].replace("T", " ")
     epochs = counted(run.epochs_done, "epoch") if run.steps else ""
     return " · ".join(filter(None, (recipe + (f" on {data}" if data else ""), epochs, when)))

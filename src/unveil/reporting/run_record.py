@@ -16,6 +16,7 @@ from zipfile import BadZipFile
 import numpy as np
 
 from ..runs.lock import status_of
+from ..runs.run_config import current_entries
 from .journal import Signals, Step, numbers, read_metrics
 from .outcomes import read_outcomes
 from .run_files import NAN, is_run, mapping, mappings, number, picture_in, read_json
@@ -181,7 +182,7 @@ def read_run(
     _check_run_folder(folder)
     remarks: list[str] = []
     steps, signals, events = read_metrics(folder / "metrics.jsonl", remarks)
-    content = mapping(read_json(folder / "run.json", remarks, needed=True) if info is None else info)
+    content = current_entries(mapping(read_json(folder / "run.json", remarks, needed=True) if info is None else info))
     newest, evaluations = _newest_weights(folder, content, weights or {}), read_evaluations(folder / "eval", remarks)
     others = [e for e in evaluations if not e.is_of(newest)]
     remarks += [

@@ -285,7 +285,7 @@ def _one_run(run: RunRecord, place: int, runs: Runs) -> Markup:
 
 def _epochs(run: RunRecord) -> str:
     """The epochs trained, and the whole number of them where training has not come to its end."""
-    done, planned = run.epochs_done, run.number("dials", "epochs")
+    done, planned = run.epochs_done, run.number("options", "epochs")
     if not run.steps:
         return ""
     return f"{brief(done)} of {brief(planned)}" if done < 0.995 * planned else brief(done)
@@ -311,14 +311,14 @@ def _changes(run: RunRecord) -> Markup | None:
         return None
     if not changes:
         return tag("p", "All options are the paper's.")
-    rows = [[shown(change.get(key)) for key in ("dial", "paper", "used", "why")] for change in mappings(changes)]
+    rows = [[shown(change.get(key)) for key in ("option", "paper", "used", "why")] for change in mappings(changes)]
     summary = f"{counted(len(rows), 'option')} changed from the paper to fit this data and machine"
     return tag("details", tag("summary", summary),
                html_table(["option", "paper", "here", "reason"], rows, class_="words"), open=True)  # fmt: skip
 
 
 def _options(run: RunRecord) -> Markup | None:
-    options = _description_list((str(k), shown(v)) for k, v in run.mapping("dials").items())
+    options = _description_list((str(k), shown(v)) for k, v in run.mapping("options").items())
     return tag("details", tag("summary", "All options"), options) if options else None
 
 

@@ -22,12 +22,12 @@ def comparison(runs: Runs) -> Markup | None:
     """A table of several runs, the best value of each measure in bold where the runs compare."""
     if len(runs) < 2:
         return None
-    having = Counter(str(k) for run in runs for k in run.mapping("dials"))  # what one alone has compares with nothing
-    dials = sorted(dial for dial, count in having.items() if count > 1 and dial not in ("size", "epochs"))
-    differing = [dial for dial in dials if len({run.text("dials", dial) for run in runs}) > 1]
+    having = Counter(str(k) for run in runs for k in run.mapping("options"))  # what one alone has compares with nothing
+    options = sorted(option for option, count in having.items() if count > 1 and option not in ("size", "epochs"))
+    differing = [option for option in options if len({run.text("options", option) for run in runs}) > 1]
     words = [(name, [run.text(*keys) for run in runs]) for name, keys in _FACTS.items()]
     words = [(name, values) for name, values in words if name in _ALWAYS or len(set(values)) > 1]
-    words += [(d, [shown(run.fact("dials", d)) for run in runs]) for d in differing]
+    words += [(d, [shown(run.fact("options", d)) for run in runs]) for d in differing]
     columns: list[tuple[str, list[object]]] = [(name, [v or "–" for v in own]) for name, own in words if any(own)]
     why_losses, why_features = losses_differ(runs), data_differ(runs)
     nothing = [math.nan] * len(runs)
@@ -59,7 +59,7 @@ def comparison(runs: Runs) -> Markup | None:
 
 _FACTS: dict[str, tuple[str, ...]] = {
     "recipe": ("recipe",),
-    "size": ("dials", "size"),
+    "size": ("options", "size"),
     "data": ("data", "address"),
     "images": ("data", "count"),
     "image size": ("data", "image_size"),
@@ -78,7 +78,7 @@ def data_differ(runs: Runs) -> list[str]:
 def losses_differ(runs: Runs) -> list[str]:
     """Why the losses of runs do not compare: their data, what is predicted, or how much of an image is hidden."""
     facts: dict[str, set[object]] = {
-        "target": {(run.text("model", "norm_pix"), run.text("dials", "target"), _losses(run)) for run in runs},
+        "target": {(run.text("model", "norm_pix"), run.text("options", "target"), _losses(run)) for run in runs},
         "share hidden": {_share_hidden(run) for run in runs},
     }
     return [*data_differ(runs), *(name for name, values in facts.items() if len(values) > 1)]
@@ -108,7 +108,7 @@ def _listed(words: Sequence[str]) -> str:
 
 def _share_hidden(run: RunRecord) -> str:
     visible, tokens = run.number("model", "num_visible"), run.number("model", "num_tokens")
-    return f"{visible / tokens:.3f}" if tokens > 0 else run.text("dials", "visible")
+    return f"{visible / tokens:.3f}" if tokens > 0 else run.text("options", "visible")
 
 
 def _scores(runs: Runs) -> list[Measure]:

@@ -12,6 +12,7 @@ from typing import Any
 
 from ..runs.atomic import make_folder, write_text
 from ..runs.console import duration, user_path
+from ..runs.run_config import current_entries
 from .charts import Line, line_chart
 from .markup import Markup, counted, figure, html_table, percent, tag
 from .page import document
@@ -171,7 +172,11 @@ def _curves(outcome: Mapping[str, Any]) -> Markup | None:
 
 def _arms(outcome: Mapping[str, Any]) -> Markup:
     rows = [
-        (arm["name"], arm["recipe"], ", ".join(f"{name} {value}" for name, value in arm["dials"].items()))
+        (
+            arm["name"],
+            arm["recipe"],
+            ", ".join(f"{name} {value}" for name, value in current_entries(arm)["options"].items()),
+        )
         for arm in outcome["arms"]
     ]
     return section("Arms", html_table(("arm", "recipe", "options"), rows, class_="words"))

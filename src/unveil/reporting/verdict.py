@@ -128,8 +128,8 @@ def unreadable_files(run: RunRecord) -> Verdict | None:
 
 def _student_weight(run: RunRecord) -> float:
     """The student's share in masks and targets; NaN for a run without such an option."""
-    alpha = run.number("dials", "alpha")
-    return run.number("dials", "student_weight") if math.isnan(alpha) else alpha
+    alpha = run.number("options", "alpha")
+    return run.number("options", "student_weight") if math.isnan(alpha) else alpha
 
 
 def easy_targets(run: RunRecord) -> Verdict | None:
@@ -155,7 +155,7 @@ def easy_targets(run: RunRecord) -> Verdict | None:
 def unstable_weight(run: RunRecord) -> Verdict | None:
     """Unstable training with a student weight near 0 or 1."""
     weight = _student_weight(run)
-    is_all_teacher = run.text("dials", "masking") == run.text("dials", "targets") == "teacher"
+    is_all_teacher = run.text("options", "masking") == run.text("options", "targets") == "teacher"
     if math.isnan(weight) or _NEAR < weight < 1 - _NEAR or is_all_teacher or not is_long_enough(run):
         return None
     if not (signs := _unrest(run)):
@@ -192,7 +192,7 @@ def no_gain(run: RunRecord, others: Sequence[RunRecord]) -> Verdict | None:
     plain = [
         (other.name, other_knn.accuracy())
         for other in others
-        if other.text("recipe") == "mae" and other.text("dials", "size") == run.text("dials", "size")
+        if other.text("recipe") == "mae" and other.text("options", "size") == run.text("options", "size")
         if (other_knn := _knn(other)) is not None and other_knn.data == knn.data
     ]
     name, best = max(plain, key=lambda p: p[1], default=("", math.nan))
@@ -202,7 +202,7 @@ def no_gain(run: RunRecord, others: Sequence[RunRecord]) -> Verdict | None:
         "warning",
         f"No gain over an MAE of the same size: {percent(knn.accuracy())} k-NN accuracy, {percent(best)} of {name}. One"
         " run of each is no evidence for a small difference.",
-        _OWN_GUIDE if run.text("dials", "guide_warmup") and not run.text("dials", "teacher") else _WITH_TEACHER,
+        _OWN_GUIDE if run.text("options", "guide_warmup") and not run.text("options", "teacher") else _WITH_TEACHER,
     )
 
 

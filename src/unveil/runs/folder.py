@@ -21,7 +21,7 @@ from .checkpoint_state import WEIGHTS_FOLDER, folders, lost, read_state
 from .console import log, printable, user_path
 from .lock import RUN_LOCK, hold
 from .regular_files import read_text
-from .run_config import current_options, read_metadata
+from .run_config import current_entries, current_options, read_metadata
 
 OWN_RECIPE = "recipe.py"  # the user's own recipe file, as it was when the run began
 OWN_SCORE = "masking.py"  # the source of a score of his own, likewise
@@ -286,7 +286,7 @@ def stored_metadata(path: Path) -> dict[str, Any]:
         return read_metadata(path)
     for folder in reversed(folders(path)):
         with suppress(ValueError):
-            return dict(read_state(folder).get("run", {}))
+            return current_entries(read_state(folder).get("run", {}))
     return {}
 
 
@@ -333,8 +333,8 @@ def is_continuation(path: Path, fingerprint: Mapping[str, Any], overwrite: bool)
         if has_trained(path):
             raise ValueError(f"{path} holds a run whose run.json is gone{_remains(path)}")
         return False  # a run that was killed before it began
-    resolved = {k: v for k, v in metadata.get("dials", {}).items() if k in fingerprint}  # given now, set by us then
-    before, now = current_options({**resolved, **metadata.get("asked", {})}), current_options(fingerprint)
+    resolved = {k: v for k, v in metadata.get("options", {}).items() if k in fingerprint}  # given now, set by us then
+    before, now = current_options({**resolved, **metadata.get("given", {})}), current_options(fingerprint)
     differs = sorted(k for k in {*before, *now} if before.get(k) != now.get(k))
     is_finished = metadata.get("status") == "finished"
     if differs and not is_finished and not has_trained(path):

@@ -21,6 +21,7 @@ CheckpointFormat = Literal["safetensors", "dcp"]
 Check = Literal["auto", "all", "sample", "none"]  # whose headers are read
 
 OLD_NAMES = {"signals_every": "val_every", "keep_every": "save_every", "init_bands": "init_channels"}
+OLD_ENTRIES = {"dials": "options", "asked": "given", "dial": "option"}  # of a `run.json`
 OLD_VALUES = {"flip": {"turns": "d4"}}
 
 _NUMBER = (int, float)
@@ -29,7 +30,7 @@ _TYPES: Mapping[str, tuple[type, ...]] = {  # of the entries of `run.json` that 
     **dict.fromkeys(("seed", "data.count", "data.channels", "data.held_out", "modality.channels"), (int,)),
     **dict.fromkeys(("settings.micro_batch", "settings.adaptive_threads"), (int,)),
     **dict.fromkeys(
-        ("asked", "dials", "modality", "data", "model", "settings", "plan", "updates", "teachers"), (dict,)
+        ("given", "options", "modality", "data", "model", "settings", "plan", "updates", "teachers"), (dict,)
     ),
     **dict.fromkeys(("modalities", "model.stages", "returns", "extended"), (list,)),
     **dict.fromkeys(("modality.mean", "modality.std"), (list, type(None))),
@@ -115,7 +116,7 @@ class RunConfig:
     @classmethod
     def parse(cls, metadata: Mapping[str, Any]) -> RunConfig:
         """The configuration in the content of a `run.json`. Raises KeyError with the first entry that is missing."""
-        given, data, optim = metadata["asked"], metadata["data"], metadata.get("optim")
+        given, data, optim = metadata["given"], metadata["data"], metadata.get("optim")
         split = {name: given[name] for name in ("held_out_share", "group_by") if name in given}
         return cls(
             recipe=metadata["recipe"],
@@ -125,7 +126,7 @@ class RunConfig:
                 held_out_last=given.get("held_out") == "last",
                 **split,
             ),
-            options={name: tuple(v) if isinstance(v, list) else v for name, v in metadata["dials"].items()},
+            options={name: tuple(v) if isinstance(v, list) else v for name, v in metadata["options"].items()},
             modalities=tuple(metadata.get("modalities", ())),
             image=metadata["modality"],
             schedule=optim
@@ -148,6 +149,7 @@ def read_metadata(run: Path) -> dict[str, Any]:
         raise ValueError(f"{run / 'run.json'} is damaged ({error}); give another --out, or --overwrite") from error
     if not isinstance(metadata, dict):
         raise ValueError(f"{run / 'run.json'} is damaged (it is no JSON object); give another --out, or --overwrite")
+    metadata = current_entries(metadata)
     for name, kinds in _TYPES.items():
         value: Any = metadata
         for key in name.split("."):
@@ -157,6 +159,14 @@ def read_metadata(run: Path) -> dict[str, Any]:
             complaint = f"{name} is {json.dumps(value)[:40]}, and {needed} is needed"
             raise ValueError(f"{run / 'run.json'} is damaged ({complaint}); give another --out, or --overwrite")
     return metadata
+
+
+def current_entries(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """The content of a `run.json`, or of what a checkpoint holds of it, with the names of this release."""
+    content = {OLD_ENTRIES.get(name, name): value for name, value in metadata.items()}
+    if isinstance(changes := content.get("changes"), list):
+        content["changes"] = [current_entries(c) if isinstance(c, dict) else c for c in changes]
+    return content
 
 
 def current_names(values: Mapping[str, Any], warn: bool = False) -> dict[str, Any]:

@@ -42,7 +42,7 @@ _IMAGE_SIZES = ((40, 32, 4), (96, 64, 8), (160, 128, 16), (math.inf, 224, 16))  
 class Change:
     """An option that was set automatically, as `run.json` stores it."""
 
-    dial: str
+    option: str
     paper: Any
     used: Any
     why: str
@@ -65,7 +65,7 @@ class AutoConfig:
     def set(self, option: str, value: Any, why: str) -> None:
         """Set an option that the recipe has and the user did not give."""
         if option in self.defaults and option not in self.given and self.options[option] != value:
-            self.changes = [c for c in self.changes if c.dial != option]
+            self.changes = [c for c in self.changes if c.option != option]
             self.options[option] = value
             if value != self.defaults[option]:
                 self.changes.append(Change(option, self.defaults[option], value, why))

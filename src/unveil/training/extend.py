@@ -25,7 +25,7 @@ def extend(run: RunFolder, asked: Mapping[str, Any], refused: LongerError) -> No
     """
     stored, state = run.metadata, read_state(folders(run.path)[-1])
     stages, done, seconds = stored["model"]["stages"], float(state["epoch"]), float(stored.get("seconds", 0.0))
-    if len(stages) != 1 or "epochs" not in stored["dials"]:
+    if len(stages) != 1 or "epochs" not in stored["options"]:
         raise LongerError(f"{refused}. It cannot be made longer in place, for it has several stages") from refused
     epochs, minutes = asked.get("epochs"), asked.get("minutes")
     if epochs is None and minutes is not None and seconds > 0:
@@ -35,7 +35,7 @@ def extend(run: RunFolder, asked: Mapping[str, Any], refused: LongerError) -> No
         raise LongerError(f"{refused}. To go on in place, {trained}") from refused
     epochs = float(f"{epochs:.4g}")
     entry = {"step": stored["last_checkpoint"], "epochs": [done, epochs]}
-    kept = {name: value for name, value in stored["asked"].items() if name not in LENGTH}
+    kept = {name: value for name, value in stored["given"].items() if name not in LENGTH}
     budget = None if asked.get("epochs") is not None or minutes is None else 60.0 * minutes
     log(f"note: {run.path} was finished after {done:.4g} epochs; it goes on to {epochs:.4g}")
     file = run.path / "config.yaml"
@@ -43,7 +43,7 @@ def extend(run: RunFolder, asked: Mapping[str, Any], refused: LongerError) -> No
         write_text(file, re.sub(r"(?m)^epochs: .*$", f"epochs: {epochs}", read_text(file)))
     run.update_metadata(
         asked={**kept, **{name: asked[name] for name in LENGTH if name in asked}},
-        dials={**stored["dials"], "epochs": epochs},
+        options={**stored["options"], "epochs": epochs},
         model={**stored["model"], "stages": [{**stages[0], "epochs": epochs}]},
         plan={**(stored.get("plan") or {}), "budget": budget} if stored.get("plan") else stored.get("plan"),
         updates={},

@@ -46,8 +46,8 @@ def run_metadata(
     return {
         "unveil": __version__,
         "recipe": config.name,
-        "asked": config.fingerprint,
-        "dials": {name: json_like(value) for name, value in auto.options.items()},
+        "given": config.fingerprint,
+        "options": {name: json_like(value) for name, value in auto.options.items()},
         "modality": asdict(first),
         **({"modalities": [asdict(d) for d in source.declared]} if isinstance(source, SampleSource) else {}),
         "changes": [asdict(change) for change in auto.changes],

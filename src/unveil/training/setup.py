@@ -377,8 +377,8 @@ def check_repeats(batch: int, repeats: int) -> None:
 def _log_plan(metadata: Mapping[str, Any], recipe: Recipe, num_train: int, image_seconds: float) -> None:
     for change in metadata["changes"]:
         used, paper = (" ".join(map(str, v)) if isinstance(v, tuple) else v for v in (change["used"], change["paper"]))
-        flag = "--" + change["dial"].replace("_", "-")
-        as_typed = f"{change['dial']}={change['used']!r}" if in_notebook() else f"{flag} {used}"
+        flag = "--" + change["option"].replace("_", "-")
+        as_typed = f"{change['option']}={change['used']!r}" if in_notebook() else f"{flag} {used}"
         log(f"  {as_typed}  (paper: {paper}; {change['why']})")
     settings = metadata["settings"]
     processes, times = settings["processes"], settings["accumulation"]

@@ -56,7 +56,7 @@ def gather(
         "seeds": list(at.seeds),
         "settings": [{"name": s.name, "data": s.data, "labelled": s.labelled or s.data} for s in at.settings],
         "arms": [
-            {"name": arm.name, "recipe": arm.recipe, "dials": {n: str(v) for n, v in arm.options.items()}}
+            {"name": arm.name, "recipe": arm.recipe, "options": {n: str(v) for n, v in arm.options.items()}}
             for arm in study.arms_at(scale)
         ],
         "runs": runs,

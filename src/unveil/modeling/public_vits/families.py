@@ -65,7 +65,7 @@ def read_unveil(files: WeightFiles) -> Recognised | None:
     projection, channels = f"{_ADAPTER}{modality['name']}.proj", modality["channels"]
     weight = files.state[f"{projection}.weight"]
     patch = math.isqrt(weight.shape[1] // channels)
-    size = run.get("dials", {}).get("image_size", (224,))
+    size = run.get("options", {}).get("image_size", (224,))
     state = {
         "patch_embed.proj.weight": weight.unflatten(1, (patch, patch, channels)).permute(0, 3, 1, 2),
         "patch_embed.proj.bias": files.state[f"{projection}.bias"],
@@ -74,7 +74,7 @@ def read_unveil(files: WeightFiles) -> Recognised | None:
     vit = {n: tensor for n, tensor in files.state.items() if n.startswith(("encoder.blocks.", "encoder.norm."))}
     state |= rename(vit, ((r"^encoder\.", ""), (r"\.mlp\.0\.", ".mlp.fc1."), (r"\.mlp\.2\.", ".mlp.fc2.")))
     options = {"heads": run.get("model", {}).get("heads"), "positions": "sincos"}
-    options["resize_positions"] = run.get("dials", {}).get("resize_positions", "interpolate")
+    options["resize_positions"] = run.get("options", {}).get("resize_positions", "interpolate")
     statistics = {"mean": tuple(modality["mean"]), "std": tuple(modality["std"])}
     return UNVEIL, state, {**options, **statistics, "grid": (size[0] // patch, size[-1] // patch)}
 

@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from ...runs.checkpoint import read, read_newest_weights
 from ...runs.checkpoint_state import check_beside
 from ...runs.console import log, quoted, user_path
-from ...runs.folder import read_metadata
 from ...runs.regular_files import read_text, stays_below
+from ...runs.run_config import current_entries, read_metadata
 from .pickles import load_pickle
 from .torchscript import read_script
 
@@ -87,7 +87,7 @@ def find_weights(address: str | Path) -> WeightFiles:
         return files_of_run(str(path), weights.model, metadata)
     if (path / "model").is_dir():
         stored = read(path)
-        return files_of_run(str(address), stored.model, stored.state.get("run", {}))
+        return files_of_run(str(address), stored.model, current_entries(stored.state.get("run", {})))
     if path.is_dir():
         return _of_folder(path, str(address))
     if is_hub_name(address):
@@ -145,7 +145,7 @@ def _run_metadata(path: Path) -> dict[str, Any]:
         return {}
     with safe_open(path, "pt") as file:
         metadata = (file.metadata() or {}).get("unveil")
-    return {"unveil": json.loads(metadata)} if metadata else {}
+    return {"unveil": current_entries(json.loads(metadata))} if metadata else {}
 
 
 def _download(name: str) -> Path:
