@@ -341,11 +341,11 @@ def test_spread_keeps_the_ends():
 
 
 def test_the_package_imports_no_torch():
-    rooms = sorted(Path(sys.modules["unveil.reporting"].__path__[0]).glob("*.py"))
-    imported = {name for room in rooms for name in re.findall(r"^\s*(?:from|import) ([\w.]+)", room.read_text(), re.M)}
+    files = sorted(Path(sys.modules["unveil.reporting"].__path__[0]).glob("*.py"))
+    imported = {name for file in files for name in re.findall(r"^\s*(?:from|import) ([\w.]+)", file.read_text(), re.M)}
     ours = {name for name in imported if name.startswith(".")}
-        allowed = {f"..runs.{name}" for name in ("atomic", "console", "lock", "run_config")}
-        assert {name for name in ours if name.startswith("..")} <= allowed
+    allowed = {f"..runs.{name}" for name in ("atomic", "console", "lock", "run_config")}
+    assert {name for name in ours if name.startswith("..")} <= allowed
     assert {name.split(".")[0] for name in imported - ours} <= {*sys.stdlib_module_names, "numpy", "jaxtyping", "PIL"}
 
 
