@@ -155,6 +155,23 @@ def test_a_part_is_done_once_by_threads_that_share_it(tmp_path: Path):
     assert sorted(done) == [*"abcdef"]
 
 
+def test_a_part_that_appears_late_is_made_again(tmp_path: Path):
+    """As on a network drive, whose other hosts see a file only after a while."""
+    written: dict[str, float] = {}
+    made: list[str] = []
+
+    def write(part: str) -> None:
+        made.append(part)
+        written.setdefault(part, time.monotonic())
+
+    def is_seen(part: str) -> bool:
+        return part in written and time.monotonic() - written[part] > 0.3
+
+    each_once("ab", tmp_path, is_seen, write)
+    assert all(map(is_seen, "ab"))
+    assert len(made) > 2
+
+
 def test_an_array_of_slurm_embeds_with_a_task_for_each_part(
     slurm: Path,
     run: Path,

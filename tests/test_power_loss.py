@@ -11,7 +11,7 @@ import os
 import random
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import chdir, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -290,8 +290,22 @@ def studied(scene: Scene, disk: Path, promises: dict[str, Any], capsys: pytest.C
     ]
 
 
-# How many states are opened after which command, unless the proof is run (STATES); none of a study, which takes long.
-OPENED: list[tuple[str, Check, int]] = [
+WRITING = {  # commands that write files of a finished run
+    "export": "export disk/run --to safetensors --out disk/files --overwrite",
+    "embed": "embed disk/run --data images --out disk/files/f.npz --batch-size 4 --on local --part-size 4",
+}
+
+
+def rewritten(scene: Scene, disk: Path, promises: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
+    """The same command makes the same files of what is left of them, where it asks for that with --overwrite."""
+    files = [file for file in scene.whole.rglob("files/*") if file.suffix in (".safetensors", ".npz")]
+    words = WRITING["embed" if files[0].suffix == ".npz" else "export"].replace("disk/", f"{disk}/")
+    with chdir(scene.place.path):
+        opened(scene, disk, {"begun": True}, capsys, *words.split())
+    assert all((disk / f.relative_to(scene.whole)).read_bytes() == f.read_bytes() for f in files)
+
+
+OPENED: list[tuple[str, Check, int]] = [  # with the number of states where the proof is not run (STATES)
     ("train", kept_checkpoints, 50),
     ("train", load, 10),
     ("train", report, 10),
@@ -300,6 +314,8 @@ OPENED: list[tuple[str, Check, int]] = [
     ("evaluate", results, 12),
     ("evaluate", measured_again, 1),
     ("pack", packed, 8),
+    ("export", rewritten, 0),
+    ("embed", rewritten, 0),
     ("study", studied, 0),
 ]
 
@@ -313,6 +329,8 @@ def scenes(place: Place) -> Callable[[str], Scene]:
         if name not in made:
             if name == "evaluate":
                 made[name] = evaluation(place, scene("train").whole)
+            elif name in WRITING:
+                made[name] = recorded(place, lambda: main(WRITING[name].split()), scene("train").whole)
             else:
                 made[name] = {"train": train, "pack": pack, "study": study}[name](place)
         return made[name]
@@ -323,7 +341,7 @@ def scenes(place: Place) -> Callable[[str], Scene]:
 IDS = [f"{command}-{check.__name__}" for command, check, _ in OPENED]
 
 
-@pytest.mark.parametrize(("command", "check", "count"), OPENED[:-1], ids=IDS[:-1])
+@pytest.mark.parametrize(("command", "check", "count"), OPENED[:-3], ids=IDS[:-3])
 def test_what_a_power_loss_leaves_is_whole(scenes, command: str, check: Check, count: int, capsys):
     assert not (wrong := faults(scenes(command), count, check, capsys)), "\n".join(wrong)
 
