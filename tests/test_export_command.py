@@ -74,6 +74,58 @@ def test_timm_gives_the_same_features(run: Path, tmp_path: Path):
     assert model.pretrained_cfg["mean"] == pytest.approx(encoder.statistics[0])
 
 
+def at_another_size(run: Path, to: str, out: Path) -> tuple[Path, Tensor, Tensor, Tensor]:
+    """An export for images that are larger than in training; such images, also normalised; the features of `load`."""
+    encoder, _, _ = sample(run)
+    folder = unveil.export(run, to=to, image_size=(24, 40), out=out)
+    images = torch.rand(2, 3, 24, 40)
+    mean, std = (torch.tensor(values)[:, None, None] for values in encoder.statistics)
+    return folder, images, (images - mean) / std, encoder(images)
+
+
+def test_timm_at_another_size(run: Path, tmp_path: Path):
+    timm = pytest.importorskip("timm", reason="timm needs torchvision, which has no build for every torch")
+    folder, _, normalised, features = at_another_size(run, "timm", tmp_path / "out")
+    model = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+    torch.testing.assert_close(model(normalised), features, rtol=0, atol=1e-5)
+
+
+def test_onnxruntime_at_another_size(run: Path, tmp_path: Path):
+    for name in ("onnx", "onnxscript", "onnxruntime"):
+        pytest.importorskip(name, reason="it is in no extra of the tests")
+    import onnxruntime
+
+    folder, images, _, features = at_another_size(run, "onnx", tmp_path / "out")
+    session = onnxruntime.InferenceSession(str(folder / "encoder.onnx"))
+    for count in (1, 2):  # the batch is free
+        (theirs,) = session.run(None, {"images": images[:count].numpy()})
+        torch.testing.assert_close(torch.from_numpy(theirs), features[:count], rtol=0, atol=1e-4)
+
+
+def test_transformers_and_torch_at_another_size(run: Path, tmp_path: Path):
+    transformers = pytest.importorskip("transformers")
+    folder, _, normalised, features = at_another_size(run, "transformers", tmp_path / "a")
+    model = transformers.ViTModel.from_pretrained(folder, add_pooling_layer=False)
+    theirs = model(normalised).last_hidden_state[:, 1:].mean(dim=1)
+    torch.testing.assert_close(theirs, features, rtol=0, atol=1e-5)
+    folder, images, _, features = at_another_size(run, "torch", tmp_path / "b")
+    program = torch.export.load(folder / "encoder.pt2").module()
+    torch.testing.assert_close(program(images), features, rtol=0, atol=1e-5)
+    with pytest.raises(ValueError, match="--image-size is of the encoder alone"):
+        unveil.export(run, to="safetensors", image_size=32, out=tmp_path / "c")
+    with pytest.raises(ValueError, match="a patch of 4 does not divide an image of 30 x 30"):
+        unveil.export(run, image_size=30, out=tmp_path / "c")
+
+
+@pytest.mark.slow
+def test_a_compiled_encoder_has_a_free_batch(run: Path):
+    encoder, images, _ = sample(run)
+    compiled = torch.compile(encoder, dynamic=True)
+    for count in (3, 2, 5, 9):
+        more = torch.cat([images] * 3)[:count]
+        torch.testing.assert_close(compiled(more), encoder(more), rtol=1e-5, atol=1e-5)
+
+
 def test_the_files_for_timm_have_its_names_and_shapes(run: Path, tmp_path: Path):
     folder = unveil.export(run, to="timm", out=tmp_path / "out")
     state, config = load_file(folder / "model.safetensors"), json.loads((folder / "config.json").read_text())

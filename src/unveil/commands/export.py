@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -24,7 +24,7 @@ from ..modeling.public_vits.layouts import (
     transformers_weights,
     vit_mae,
 )
-from ..recipes.options import accept_python_values, as_text
+from ..recipes.options import accept_python_values, as_text, as_tuple
 from ..recipes.registry import paper_of
 from ..recipes.run import Run
 from ..reporting.model_card import model_card
@@ -60,6 +60,7 @@ def export(
     out: str | PathLike[str] | None = None,
     decoder: bool = False,
     head: str | None = None,
+    image_size: int | Sequence[int] = (),
     at_epoch: float | None = None,
     licence: str | None = None,
     push: str | None = None,
@@ -78,6 +79,8 @@ def export(
     out: the folder to write; by default export-<format> in the run folder
     decoder: with transformers, the whole autoencoder as ViTMAEForPreTraining; of recipe mae
     head: the protocol whose head to export too, such as finetune or linear, that `evaluate --keep` has kept
+    image_size: height and width in pixels of the images that the exported encoder reads, or one number; by default
+        those of training
     at_epoch: the weights that the run saved then (`pretrain --save-every`), in place of the newest
     licence: of these weights, for the card, such as apache-2.0; none is guessed
     push: upload the folder to the Hugging Face Hub as OWNER/NAME, which needs `huggingface-cli login`
@@ -91,7 +94,7 @@ def export(
     >>> folder = unveil.export("runs/a", to="timm", out="exported", licence="apache-2.0")
     exported: README.md, config.json, model.safetensors
     """
-    run, out = as_text(run), as_text(out)
+    run, out, image_size = as_text(run), as_text(out), as_tuple(image_size)
     layout = _LAYOUTS[to]
     missing = [name for name in layout.needs if importlib.util.find_spec(name) is None]
     if missing:
@@ -102,12 +105,17 @@ def export(
         raise ValueError("--decoder is for --to transformers, whose ViTMAEForPreTraining has one")
     if head is not None and (decoder or at_epoch is not None or to == "safetensors"):
         raise ValueError("--head goes with --to timm, transformers, onnx or torch, and says its weights itself")
+    if image_size and (decoder or head is not None or to == "safetensors"):
+        raise ValueError("--image-size is of the encoder alone, in another format than safetensors, which has any size")
     stored = Run.open(run, trust)
     folder = user_path(out) if out is not None else stored.path / f"export-{to}"
     if folder.exists() and any(folder.iterdir()) and not overwrite:
         raise ValueError(f"{folder} holds files; give another --out, or --overwrite to replace those of an export")
     classifier = None if head is None else _classifier(stored, head)
     encoder = stored.own_encoder(at_epoch)
+    if image_size:
+        encoder.encoder.set_image_size(image_size)
+        encoder.image_size = encoder.encoder.image_size
     if to in ("timm", "transformers"):
         check_layout(encoder.encoder)
     autoencoder = vit_mae(stored.model(epoch=at_epoch)) if decoder else None

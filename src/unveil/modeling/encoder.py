@@ -132,6 +132,14 @@ class Encoder(nn.Module):
         """Height and width in pixels of the images it was built for; others that the patch divides work too."""
         return self.grid[0] * self.patch, self.grid[1] * self.patch
 
+    def set_image_size(self, image_size: Sequence[int]) -> None:
+        """Make it one of images of another size: the positions that this size gets become its table.
+
+        Raises ValueError where the patch does not divide the size.
+        """
+        self.grid = token_grid(image_size, self.patch)
+        self.positions.table, self.positions.grid = self.positions(self.grid), self.grid
+
     def layout(self, batch: Batch) -> Layout:
         """The layout of a batch's tokens. Raises ValueError without a modality of the encoder, or for several sizes."""
         given = [m for m in self.modalities if m.name in batch.maps]
