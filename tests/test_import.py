@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 import unveil
 from formulas import weights
 from public_models import MODELS, close, transformers
+from public_models import SIZES as PUBLIC
 from test_parity import CASES, build_multimae
 from test_public_vits import public_names, table
 from tiny_runs import write_images
@@ -162,6 +163,22 @@ class TestOtherViTs:
             unveil.evaluate(out, data=images, protocol=("reconstruct",), device="cpu")
         with pytest.raises(ValueError, match="none of the library's"):
             unveil.export(out, to="timm", out=str(tmp_path / "exported"))
+
+    def test_training_goes_on_from_learned_positions_where_that_is_asked(
+        self, tmp_path: Path, images: str, monkeypatch: pytest.MonkeyPatch
+    ):
+        monkeypatch.setitem(SIZES, "nano", (48, 3, 4))
+        config = transformers.ViTConfig(**PUBLIC, intermediate_size=4 * 48)
+        transformers.ViTModel(config, add_pooling_layer=False).save_pretrained(tmp_path / "theirs")
+        run = unveil.import_checkpoint(tmp_path / "theirs", out=tmp_path / "run", usual=True)
+        options = {**SHORT, **DECODER, "patch": 8, "image_size": 32, "data": images, "out": tmp_path / "on"}
+        with pytest.raises(
+            ValueError, match=r"has learned positions, .* --allow-missing starts from its other weights"
+        ):
+            unveil.pretrain("mae", init_from=run, **options)
+        on = unveil.pretrain("mae", init_from=run, allow_missing=True, **options | {"lr": 0.0})
+        learned = load_file(tmp_path / "theirs" / "model.safetensors")["encoder.layer.2.output.dense.weight"]
+        close(Run.open(on).model().state_dict()["encoder.blocks.2.mlp.2.weight"], learned)
 
     def test_lightly_s_autoencoder_keeps_its_decoder(self, tmp_path: Path):
         """A Lightning module with lightly's MaskedVisionTransformerTIMM and MAEDecoderTIMM."""

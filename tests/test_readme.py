@@ -207,3 +207,11 @@ def test_pictures_are_small():
     pictures = [p for p in (ROOT / "docs" / "images").iterdir() if p.suffix in (".png", ".jpg")]
     assert pictures
     assert all(p.stat().st_size < 300_000 for p in pictures)
+
+
+def test_the_badges_say_what_the_project_says():
+    made = runpy.run_path(str(ROOT / "docs" / "images" / "badges.py"))
+    for name, parts in made["texts"]().items():
+        assert (ROOT / "docs" / "images" / f"badge-{name}.svg").read_text() == made["badge"](*parts)
+        assert f"![{parts[0]}: {parts[1]}](docs/images/badge-{name}.svg)" in (ROOT / "README.md").read_text()
+    assert (ROOT / "src" / "unveil" / "py.typed").is_file()

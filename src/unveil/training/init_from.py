@@ -103,6 +103,9 @@ def configure_initial(auto: AutoConfig, initial: Initial, modality: Modality) ->
     return TOKENS_A_SIDE * side * modality.stride
 
 
+_LEARNED = "pos_embed"  # a table of positions that are not sines and cosines, which `to_own_names` leaves out
+
+
 def adapt_weights(initial: Initial, recipe: Recipe, config: PretrainConfig) -> Initial:
     """The weights under our names, and the moments of those that fit; logs which do.
 
@@ -119,7 +122,13 @@ def adapt_weights(initial: Initial, recipe: Recipe, config: PretrainConfig) -> I
         raise ValueError(
             "--init-from: no weights fit this encoder; give a checkpoint of the same size, or another --size"
         )
-    if (lacking := _lacking(weights, report)) and not config.allow_missing:
+    lacking = _lacking(weights, report)
+    if lacking == {"left over": [_LEARNED]} and not config.allow_missing:
+        raise ValueError(
+            "--init-from: this checkpoint has learned positions, and the encoders of recipes read sine and cosine ones;"
+            " --allow-missing starts from its other weights, which get used to these in the first epochs"
+        )
+    if lacking and not config.allow_missing:
         listed = "; ".join(f"{len(names)} {why}: {summarise(names)}" for why, names in lacking.items())
         raise ValueError(
             f"--init-from: this checkpoint does not load whole: {listed}; give the options that it was trained with"
