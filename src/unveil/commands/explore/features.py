@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from PIL import Image
 from torch import Tensor
 
@@ -39,7 +39,7 @@ def similarity(features: Float[Tensor, "N D"], patch: int) -> Float[Tensor, " N"
     return unit @ unit[patch]
 
 
-def overlay(image: Picture, values: Float[Tensor, "h w"], small: bool = False) -> Picture:
+def overlay(image: Picture, values: Float[Tensor, "h w"], small: bool = False) -> UInt8[np.ndarray, "R C 3"]:
     """A map in colours over the image; a small one for a table of many."""
     if small and max(image.shape[:2]) > _SIDE:
         step = -(-max(image.shape[:2]) // _SIDE)
