@@ -20,6 +20,7 @@ from crash_journal import watching
 from test_golden_curves import CURVES, SHARED
 from tiny_runs import Killed, facts, journal, write_images, write_recipe
 from unveil.cli import main
+from unveil.training import loop
 
 KILLS = int(os.environ.get("UNVEIL_KILLS", 10))  # of each of the variants in the proof: over 200 together
 CHANGES = {"write", "fsync", "os.rename", "os.remove", "os.mkdir"}
@@ -122,6 +123,19 @@ def test_a_killed_run_ends_with_the_same_bits(trained: Callable[[str], Trained])
     rng = random.Random(0)
     for number in range(3):
         trained("own").kill(number, rng)
+
+
+def test_a_line_of_several_updates_has_those_before_a_kill(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """With a line of metrics for every three updates, and a checkpoint after each."""
+    monkeypatch.setattr(loop, "LINES", 4)
+    own = Trained(tmp_path, "own", write_images(tmp_path / "images", 42))
+    assert [row["step"] for row in own.expected["rows"]][:2] == [3, 6]
+    for number, last in enumerate(range(own.operations // 5, own.operations * 4 // 5, own.operations // 5)):
+        run = tmp_path / f"killed-{number}"
+        with watching(Machine(run, last).meet), pytest.raises(Killed):
+            own.run(run)
+        own.run(run)
+        assert result(run) == own.expected
 
 
 @pytest.mark.slow

@@ -117,6 +117,8 @@ class Loop:
         self.pace = Pace(plan, settings.compile)
         self.seconds = 0.0  # of training, over all sessions
         self.disk_rule = ""
+        self.window = MetricsWindow(0.0)
+        self.before_line: list[dict[str, Any]] = []  # updates of a checkpoint since its last log line
 
     def train(
         self,
@@ -136,6 +138,7 @@ class Loop:
             step, first = resume.state["step"], resume.state["stage"]
             self.seconds = resume.state["seconds"]
             self.schedule.restore(resume.state.get("schedule", {}))
+            self.before_line = resume.state.get("window", [])
         self.seconds += self.ladder.restore(resume.state if resume else {})
         before: Trainer | None = None
         for index in range(first, len(self.starts)):
@@ -197,7 +200,8 @@ class Loop:
         progress = Progress()
         saved = time.monotonic()
         began = saved - self.seconds  # as if the stages and sessions before had been just now
-        window = MetricsWindow(self.loader.wait_seconds)
+        window = self.window = MetricsWindow(self.loader.wait_seconds, self.before_line)
+        self.before_line = []
         self.pace.start_stage(self.loader.wait_seconds)
         for batch in self._batches(step, index):
             lr, share = self._at(index, step)
@@ -214,8 +218,8 @@ class Loop:
             if step % self.log_every == 0 or step == schedule.ends[index] or stops:
                 self._log(window, progress, step, lr)
                 self.seconds = time.monotonic() - began
-                self.pace.add(len(window.updates), self.loader.wait_seconds)
-                window = MetricsWindow(self.loader.wait_seconds)
+                self.pace.add(len(window.updates) - window.num_before, self.loader.wait_seconds)
+                window = self.window = MetricsWindow(self.loader.wait_seconds)
                 self._keep_time(index, step, progress)
             is_last = step == schedule.ends[index] or bool(stops)
             is_due = is_last or step % self.log_every == 0 or step % MAX_SKIPPED == 0
@@ -341,6 +345,8 @@ class Loop:
         epoch = step / self.loader.steps_per_epoch
         state: dict[str, Any] = {"stage": index, "epoch": epoch, "seconds": self.seconds}
         state["run"] = self.run.metadata  # so that a run.json that is lost can be restored
+        if self.window.updates:
+            state["window"] = self.window.state
         if changed := self.schedule.state:
             state["schedule"] = changed
         self.run.sync_metrics()

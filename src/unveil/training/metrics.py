@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -21,16 +21,40 @@ _NAMED = 100  # skipped steps whose images are listed in nonfinite.json
 
 
 class MetricsWindow:
-    """The updates since the last log line, on the device until the line is made. `waited`: seconds for data by then."""
+    """The updates since the last log line, on the device until the line is made. `waited`: seconds for data by then.
 
-    def __init__(self, waited: float):
-        self.updates: list[Update] = []
+    `state` is that of a checkpoint which was saved between two lines: the line has the losses of all its updates.
+    """
+
+    def __init__(self, waited: float, state: Sequence[Mapping[str, Any]] = ()):
+        self.updates = [
+            Update(
+                {name: torch.tensor(x) for name, x in u["losses"].items()},
+                *map(torch.tensor, (u["norm"], u["skipped"])),
+            )
+            for u in state
+        ]
+        self.num_before = len(self.updates)  # made by a process that has ended
         self.images = 0
         self.began, self.waited = time.monotonic(), waited
 
     def add(self, update: Update, images: int) -> None:
+        if self.updates[: self.num_before] and update.norm.device != self.updates[0].norm.device:
+            self.updates = [u.on(update.norm.device) for u in self.updates]
         self.updates.append(update)
         self.images += images
+
+    @property
+    def state(self) -> list[dict[str, Any]]:
+        """What goes into a checkpoint, as JSON holds it; it waits for the device."""
+        return [
+            {
+                "losses": {name: float(x) for name, x in u.losses.items()},
+                "norm": float(u.norm),
+                "skipped": bool(u.skipped),
+            }
+            for u in self.updates
+        ]
 
     @contextmanager
     def paused(self) -> Iterator[None]:

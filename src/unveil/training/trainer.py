@@ -47,6 +47,11 @@ class Update:
     norm: Float[Tensor, ""]
     skipped: Bool[Tensor, ""]
 
+    def on(self, device: torch.device) -> Update:
+        """The same on a device."""
+        losses = {name: loss.to(device) for name, loss in self.losses.items()}
+        return Update(losses, self.norm.to(device), self.skipped.to(device))
+
 
 class Trainer:
     """Updates a model, and skips non-finite updates: then weights, moments and averages stay as they were.
