@@ -48,7 +48,7 @@ class Update:
     skipped: Bool[Tensor, ""]
 
     def on(self, device: torch.device) -> Update:
-        """The same on a device."""
+        """A copy whose losses and norm lie on a device."""
         losses = {name: loss.to(device) for name, loss in self.losses.items()}
         return Update(losses, self.norm.to(device), self.skipped.to(device))
 
