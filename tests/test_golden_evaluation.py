@@ -90,6 +90,27 @@ def names(content: Any) -> Any:
     return {key: names(value) for key, value in content.items()} if isinstance(content, dict) else None
 
 
+def numbers(content: Any, place: str = "") -> dict[str, float]:
+    """All fractions in a result, by their places."""
+    if isinstance(content, float):
+        return {place: content}
+    inside = content.items() if isinstance(content, dict) else enumerate(content) if isinstance(content, list) else ()
+    return {name: number for key, part in inside for name, number in numbers(part, f"{place}/{key}").items()}
+
+
+def others(content: Any) -> Any:
+    """The result with all fractions alike."""
+    if isinstance(content, dict):
+        return {key: others(part) for key, part in content.items()}
+    return (
+        [others(part) for part in content]
+        if isinstance(content, list)
+        else 0.0
+        if isinstance(content, float)
+        else content
+    )
+
+
 @pytest.mark.parametrize("name", MEASURED)
 def test_results_are_the_golden_ones(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if name == "detect" and not (find_spec("torchvision") and find_spec("faster_coco_eval")):
@@ -99,8 +120,11 @@ def test_results_are_the_golden_ones(name: str, tmp_path: Path, monkeypatch: pyt
     prepare(tmp_path)
     golden = json.loads(file_of(name).read_text())
     results, expected = measured(name), golden["results"][name]
-    if golden["machine"] == machine():
-        assert results == expected
+    if (
+        golden["machine"] == machine()
+    ):  # of another generation under the same name, scenes are rendered with 1e-8 between
+        assert numbers(results) == pytest.approx(numbers(expected), rel=1e-5, abs=1e-7)
+        assert others(results) == others(expected)
     assert [names(result) for result in results] == [names(result) for result in expected]
     run, options = MEASURED[name]
     newest = Run.open(run).checkpoint().state["step"]
