@@ -1,4 +1,4 @@
-"""The README's picture, from the pictures that runs leave: python docs/images/reconstructions.py RUN [RUN ...]."""
+"""Held-out images of runs and what they predict: python docs/images/reconstructions.py RUN [RUN ...]."""
 
 from __future__ import annotations
 
