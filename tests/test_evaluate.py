@@ -160,11 +160,11 @@ def test_a_folder_end_to_end(folder, tmp_path):
     assert set(written) == {
         "weights",
         *("protocol", "data", "test_data", "pool", "metrics", "baselines", "settings", "card", "seconds", "date"),
-        "details",
+        *("details", "shown"),
     }
     content = asdict(results[0])
     outcomes = {subject: own["accuracy"] for subject, own in content.pop("outcomes").items()}
-    assert content.pop("shown") == {}, "pictures are of some protocols alone"
+    assert set(content["shown"]) == {"classes"}, "pictures are of some protocols alone"
     assert written == json.loads(json.dumps(content))
     kept = read_outcomes(tmp_path / "run", "knn")
     assert {subject: own["accuracy"].tolist() for subject, own in kept.items()} == outcomes

@@ -127,7 +127,9 @@ def test_twenty_updates_are_the_golden_ones(name: str, tmp_path: Path) -> None:
     golden = json.loads(GOLDEN.read_text())
     result, expected = curve(name, tmp_path), golden["curves"][name]
     assert len(result) == len(expected) == UPDATES
-    if golden["machine"] == machine():
+    # Several generations of a processor have one name, and render scenes with 1e-8 between them: these are not compared
+    # to the bit.
+    if golden["machine"] == machine() and not CURVES[name][1].get("data", "").startswith("scenes"):
         assert result == expected
     for one, other in zip(result, expected, strict=True):
         assert one["losses"] == pytest.approx(other["losses"], rel=1e-3)

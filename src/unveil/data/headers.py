@@ -21,7 +21,7 @@ from ..runs.cache import cached, store
 from ..runs.hardware import num_cores
 from ..runs.run_config import Check
 from .cut_files import check_whole, may_be_cut
-from .decode import Header, Unreadable, read_header
+from .decode import Header, Unreadable, decode, read_header, to_channels
 from .file_ends import Ends
 from .file_names import Names, as_array
 from .identity import ends_of, identity
@@ -189,6 +189,7 @@ def _moments_of(source: Source, index: int) -> Float64[np.ndarray, "2 C"] | str:
             data, name = whole.encoded(numbers[index]), whole.name(numbers[index])
             if (strips := in_strips(data, name, whole.channels, _STRIP // 8)) is not None:
                 return _sums(strips, whole.channels, math.prod(read_header(data, name).size))
+            return moments(to_channels(decode(data, name), whole.channels, name))  # the file is read once
         return moments(source.image(index))
     except Unreadable as error:
         return error.reason

@@ -42,7 +42,7 @@ def extend(run: RunFolder, asked: Mapping[str, Any], refused: LongerError) -> No
     if file.is_file():
         write_text(file, re.sub(r"(?m)^epochs: .*$", f"epochs: {epochs}", read_text(file)))
     run.update_metadata(
-        asked={**kept, **{name: asked[name] for name in LENGTH if name in asked}},
+        given={**kept, **{name: asked[name] for name in LENGTH if name in asked}},
         options={**stored["options"], "epochs": epochs},
         model={**stored["model"], "stages": [{**stages[0], "epochs": epochs}]},
         plan={**(stored.get("plan") or {}), "budget": budget} if stored.get("plan") else stored.get("plan"),
