@@ -25,7 +25,7 @@ from unveil.cli import main
 from unveil.commands import embed_parts
 from unveil.commands.embed import embed
 from unveil.commands.embed_parts import Parts, merge, write_features
-from unveil.runs.executors import each_once, executor
+from unveil.runs.executors import Work, each_once, executor
 
 DATA = "images"
 slurm, study_place = test_submit.slurm, test_study.place  # fixtures
@@ -300,3 +300,13 @@ def test_two_workers_of_ray_make_the_table_of_a_study(two_workers: None, study_p
     here, there = (json.loads((study_place / name / "results.json").read_text())["rows"] for name in ("here", "there"))
     assert there == here
     assert main([*command, "--out", "there", "--on", "ray", "--data", "nowhere"]) == 2
+
+
+def test_processes_get_every_option_that_is_not_at_its_default():
+    """Whatever its value: a folder may be called local, and off is no default of what is on."""
+
+    def verb(subject: str, *, data: str = "", device: str = "auto", baselines: bool = True, seed: int = 1) -> None: ...
+
+    work = Work(verb, "verb", "a", {"data": "local", "device": "auto", "baselines": False, "seed": 0})
+    assert work.given == {"data": "local", "baselines": False, "seed": 0}
+    assert work.words == ["verb", "a", "--data", "local", "--no-baselines", "--seed", "0"]

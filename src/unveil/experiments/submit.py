@@ -56,7 +56,7 @@ def submit(
     if tasks_per_node is None:
         given["tasks_per_node"] = max(1, gpus_per_node) if command[0] in SEVERAL else 1
     given["name"] = name or f"unveil-{command[0]}"
-    job = SlurmJob(command, **given)
+    job = SlurmJob(command=command, **given)
     if dry_run:
         print(job.script, end="")
     else:

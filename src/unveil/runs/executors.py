@@ -17,13 +17,14 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields
 from importlib import import_module
+from inspect import signature
 from pathlib import Path
 from typing import Any, Protocol
 
 from .console import log, suggest
 from .launcher import place
 from .lock import hold
-from .slurm import SlurmJob
+from .slurm import SlurmJob, SlurmOptions
 
 _WAIT_FOR_OTHERS = 2.0  # seconds between two looks at what other processes have done
 _RETRIES = 3  # of a worker of Ray that is lost
@@ -33,7 +34,7 @@ _RETRIES = 3  # of a worker of Ray that is lost
 class Work:
     """What each process runs: a function with these options, which is the command `unveil VERB SUBJECT --...`.
 
-    Options that are None, False or empty are left out.
+    Options at their defaults are left out.
     """
 
     function: Callable[..., object]
@@ -44,15 +45,16 @@ class Work:
     @property
     def given(self) -> dict[str, Any]:
         """The options that are passed on, by their names."""
-        return {name: value for name, value in self.options.items() if value not in (None, (), False)}
+        defaults = {name: p.default for name, p in signature(self.function).parameters.items()}
+        return {name: value for name, value in self.options.items() if value != defaults[name]}
 
     @property
     def words(self) -> list[str]:
         """The words of the command after `unveil`, as a shell splits them."""
         words = [self.verb, self.subject]
         for name, value in self.given.items():
-            values = () if value is True else value if isinstance(value, tuple) else (value,)
-            words += [f"--{name.replace('_', '-')}", *map(str, values)]
+            values = () if isinstance(value, bool) else value if isinstance(value, tuple) else (value,)
+            words += [f"--{'no-' * (value is False)}{name.replace('_', '-')}", *map(str, values)]
         return words
 
     def __str__(self) -> str:
@@ -112,24 +114,15 @@ class Local:
 
 
 @dataclass(frozen=True)
-class Slurm:
+class Slurm(SlurmOptions):
     """An array of jobs of Slurm, each of one process on one machine; the options are those of `unveil submit`."""
-
-    gpus_per_node: int = 0
-    cpus_per_task: int | None = None
-    time: str | None = None
-    partition: str | None = None
-    account: str | None = None
-    qos: str | None = None
-    constraint: str | None = None
-    signal_seconds: int = 120
-    folder: str = "slurm"
 
     is_awaited = False
 
     def start(self, work: Work, parts: int, jobs: int | None, dry_run: bool = False) -> None:
         given = {field.name: getattr(self, field.name) for field in fields(self)}
-        job = SlurmJob(tuple(work.words), f"unveil-{work.verb}", array=min(parts, jobs or parts), **given)
+        array = min(parts, jobs or parts)
+        job = SlurmJob(command=tuple(work.words), name=f"unveil-{work.verb}", array=array, **given)
         if dry_run:
             print(job.script, end="")
         else:

@@ -16,8 +16,23 @@ _RESTARTS = 20  # of a job that a lost process or a signal has ended
 _OWN_WORDS = ("cpus_per_task", "time", "partition", "account", "qos", "constraint")  # passed on as they are
 
 
-@dataclass(frozen=True)
-class SlurmJob:
+@dataclass(frozen=True, kw_only=True)
+class SlurmOptions:
+    """What a job of Slurm is given, by the names of its own options; `folder` takes its script and output."""
+
+    gpus_per_node: int = 0
+    cpus_per_task: int | None = None
+    time: str | None = None
+    partition: str | None = None
+    account: str | None = None
+    qos: str | None = None
+    constraint: str | None = None
+    signal_seconds: int = 120
+    folder: str = "slurm"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SlurmJob(SlurmOptions):
     """A command of unveil (the words after `unveil`) as a job of Slurm; the fields are the options of `unveil submit`.
 
     Raises ValueError for numbers and times that Slurm would refuse.
@@ -27,16 +42,7 @@ class SlurmJob:
     name: str
     nodes: int = 1
     tasks_per_node: int = 1
-    gpus_per_node: int = 0
-    cpus_per_task: int | None = None
-    time: str | None = None
-    partition: str | None = None
-    account: str | None = None
-    qos: str | None = None
-    constraint: str | None = None
     array: int | None = None
-    signal_seconds: int = 120
-    folder: str = "slurm"
 
     def __post_init__(self) -> None:
         for option in ("nodes", "array", "tasks_per_node", "cpus_per_task"):

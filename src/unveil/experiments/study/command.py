@@ -119,11 +119,10 @@ def study(
     chosen = naming_columns(chosen, at, image_column, label_column)
     title = Path(name).stem
     folder = user_path(out) if out else Path("runs") / f"study-{slug(title)}-{at}"
-    again = {k: v for k, v in given.items() if k != "name" and v not in ("auto", "local")}
-    again |= {"scale": at, "out": str(folder)}
+    again = {k: v for k, v in given.items() if k != "name"} | {"scale": at, "out": str(folder)}
     chosen = with_minutes(chosen, at, minutes)
     if not isinstance(where, Local):  # each process runs this command in this folder
-        work = Work(study, "study", name, again | {"on": None, "jobs": None, "dry_run": False})
+        work = Work(study, "study", name, again | {"on": "local", "jobs": None, "dry_run": False})
         where.start(work, len(expand(chosen, at, folder)), jobs, dry_run)
         if dry_run or not where.is_awaited:
             return None
