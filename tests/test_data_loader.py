@@ -373,3 +373,13 @@ def test_a_repeated_jpeg_is_decoded_once_and_seen_differently(tmp_path, monkeypa
     assert sorted(decoded) == sorted({(f"{i}.jpg", 8) for i in loader.order(0).tolist()})
     mirrored = [made.maps["rgb"][i : i + 3] for i in (0, 3)]
     assert any(not torch.equal(one[0], one[1]) or not torch.equal(one[1], one[2]) for one in mirrored)
+
+
+@pytest.mark.parametrize("cache_bytes", [0, 1 << 20])
+def test_the_first_pass_ends_where_memory_serves_what_was_read(cache_bytes: int):
+    loader = Loader(Numbers(24), View((8, 8)), 8, cache_bytes=cache_bytes)
+    told = []
+    for epoch in range(2):
+        told.append(loader.is_first_pass)
+        list(loader.batches(epoch))
+    assert told == [cache_bytes > 0, False]

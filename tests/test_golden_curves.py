@@ -121,16 +121,19 @@ def curve(name: str, folder: Path) -> list[dict[str, Any]]:
     return [{"losses": line["losses"], "grad_norm": line["grad_norm"]} for line in steps]
 
 
+def approx_lines(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{name: pytest.approx(value, rel=1e-4) for name, value in line.items()} for line in lines]
+
+
 @pytest.mark.usefixtures("as_in_training")
 @pytest.mark.parametrize("name", CURVES)
 def test_twenty_updates_are_the_golden_ones(name: str, tmp_path: Path) -> None:
     golden = json.loads(GOLDEN.read_text())
     result, expected = curve(name, tmp_path), golden["curves"][name]
     assert len(result) == len(expected) == UPDATES
-    # Several generations of a processor have one name, and render scenes with 1e-8 between them: these are not compared
-    # to the bit.
-    if golden["machine"] == machine() and not CURVES[name][1].get("data", "").startswith("scenes"):
-        assert result == expected
+    if golden["machine"] == machine():  # generations of one name render scenes with 1e-8 between them, and no more
+        is_rendered = CURVES[name][1].get("data", "").startswith("scenes")
+        assert result == (approx_lines(expected) if is_rendered else expected)
     for one, other in zip(result, expected, strict=True):
         assert one["losses"] == pytest.approx(other["losses"], rel=1e-3)
         assert one["grad_norm"] == pytest.approx(other["grad_norm"], rel=1e-2)
