@@ -58,6 +58,15 @@ class TestProgress:
         progress.close()
         assert capsys.readouterr().err.splitlines() == ["step 1", "step 3  35 s left", "step 10"]
 
+    def test_the_time_left_is_that_of_the_last_minute(self, capsys: pytest.CaptureFixture[str], clock):
+        progress = Progress()
+        for step in range(8):
+            progress.update(f"step {step}", step, 100)
+            clock.now += 120 if step == 0 else 10  # the first step is compiled
+        said = capsys.readouterr().err.splitlines()
+        assert said[1] == "step 1  3.3 h left"
+        assert said[-1] == "step 7  16 min left"
+
     def test_a_quiet_task_that_is_short_prints_nothing(self, capsys: pytest.CaptureFixture[str], clock):
         progress = Progress(quiet=20)
         for task in ("a", "b"):

@@ -112,3 +112,14 @@ def test_charts_in_a_file_of_their_own_are_side_by_side_with_one_key_a_name():
     assert words == ["linear, %", "k-NN, %", "mae", "pixels"]
     with pytest.raises(ValueError, match="the chart 'none' has no values"):
         chart_file([("none", [Line("a", (1.0,), (math.nan,))])])
+
+
+def test_a_chart_in_a_file_can_have_a_logarithmic_horizontal_axis():
+    points = (1.0, 10.0, 100.0)
+    root = ElementTree.fromstring(chart_file([("accuracy", [Line("a", points, (1, 2, 3))])], is_log_x=True))
+    name = "{http://www.w3.org/2000/svg}"
+    across = [float(dot.attrib["cx"]) for dot in root.iter(f"{name}circle")]
+    assert across[1] - across[0] == pytest.approx(across[2] - across[1], abs=0.2)
+    assert {"1", "10", "100"} <= {element.text for element in root.iter(f"{name}text")}
+    with pytest.raises(ValueError, match="'accuracy' has values of x that are not above 0"):
+        chart_file([("accuracy", [Line("a", (0.0, 1.0), (1, 2))])], is_log_x=True)

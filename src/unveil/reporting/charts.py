@@ -84,19 +84,24 @@ def line_chart(
     return tag("figure", caption, legend, *pictures, class_="chart")
 
 
-def chart_file(charts: Sequence[tuple[str, Sequence[Line]]], *, x_label: str = "epoch") -> str:
+def chart_file(
+    charts: Sequence[tuple[str, Sequence[Line]]], *, x_label: str = "epoch", is_log_x: bool = False
+) -> str:
     """An SVG for a page or a paper: charts side by side, each with its title, and below them the keys of all lines.
 
-    Raises ValueError for a chart without a finite value.
+    With `is_log_x` the horizontal axis is logarithmic: values of x must be above 0.
+    Raises ValueError for a chart without a finite value, and for values of x that such an axis cannot show.
     """
     marks: list[Markup] = []
     for place, (title, lines) in enumerate(charts):
         drawn = [(line, *_finite(line, False)) for line in lines]
+        if is_log_x and any((x <= 0).any() for _, x, _ in drawn):
+            raise ValueError(f"the chart {title!r} has values of x that are not above 0, for a logarithmic axis")
         if not any(len(x) for _, x, _ in drawn):
             raise ValueError(f"the chart {title!r} has no values")
         box = {"x": WIDTH * place, "y": _HEAD, "width": WIDTH, "height": HEIGHT}
         marks.append(tag("text", title, class_="title", x=WIDTH * place + LEFT, y=23))
-        marks.append(_svg(title, [d for d in drawn if len(d[1])], x_label, False, False, **box))
+        marks.append(_svg(title, [d for d in drawn if len(d[1])], x_label, False, False, is_log_x, **box))
     keys = {line.name: line for _, lines in charts for line in lines}
     width, height = WIDTH * len(charts) + 8, _HEAD + HEIGHT + _KEYS
     step = (width - LEFT) / len(keys)
@@ -171,11 +176,12 @@ def _svg(
     x_label: str,
     is_log: bool,
     from_zero: bool,
+    is_log_x: bool = False,
     **place: float,
 ) -> Markup:
     all_x, all_y = (np.concatenate([d[i] for d in drawn]) for i in (1, 2))
     x_low, x_high = float(all_x.min()), float(all_x.max())
-    across = Axis(x_low, x_high if x_high > x_low else x_low + 1, LEFT, RIGHT)
+    across = Axis(x_low, x_high if x_high > x_low else x_low + 1, LEFT, RIGHT, is_log_x)
     up = Axis(*_range(all_y, is_log, from_zero), BOTTOM, TOP, is_log)
     ranges = "; ".join(f"{line.name} from {figure(y[0])} to {figure(y[-1])}" for line, _, y in drawn)
     return tag(
@@ -196,7 +202,7 @@ def _svg(
 
 def _axes(across: Axis, up: Axis, x_label: str) -> list[Markup]:
     y_ticks = log_ticks(up.low, up.high) if up.is_log else nice_ticks(up.low, up.high)
-    x_ticks = nice_ticks(across.low, across.high, 6)
+    x_ticks = log_ticks(across.low, across.high) if across.is_log else nice_ticks(across.low, across.high, 6)
     elements = []
     for value, y in zip(y_ticks, up(np.array(y_ticks)), strict=True):
         elements.append(tag("line", class_="grid", x1=LEFT, x2=RIGHT, y1=f"{y:.1f}", y2=f"{y:.1f}"))

@@ -10,6 +10,7 @@ import signal
 import sys
 import time
 import unicodedata
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, TextIO
@@ -18,6 +19,7 @@ from .launcher import is_rank_zero
 
 _PLAIN_SECONDS = 10.0  # between two lines where there is no terminal
 _TERMINAL_SECONDS, _NOTEBOOK_SECONDS, _NOTEBOOK_COLUMNS = 0.2, 0.5, 120
+_RATE_SECONDS = 60.0  # the time left is told from the progress of the last minute, since first steps are often slow
 _REORDERING = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"  # what follows is shown in another order
 _CODES = re.compile(f"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029{_REORDERING}]")  # all but tabs and ends of lines
 
@@ -190,22 +192,24 @@ class Progress:
         if self.is_rewritten:
             self.interval = _TERMINAL_SECONDS if self.is_terminal else _NOTEBOOK_SECONDS
         self.task: str | None = None
-        self.start = self.due = 0.0
-        self.first, self.is_shown, self.width = 0.0, False, 0
+        self.due, self.is_shown, self.width = 0.0, False, 0
+        self.marks: deque[tuple[float, float]] = deque()  # times of lines, and what was done by then
 
     def update(self, text: str, done: float, total: float, task: str = "") -> None:
         """Show `text` and the time left when a line is due; the last one of a task always is."""
         now, text = time.monotonic(), harmless(text).replace("\n", " ")
         if task != self.task:
             self.close()
-            self.task, self.start, self.due = task, now, now + self.quiet
-            self.first, self.is_shown = done, False
+            self.task, self.due, self.is_shown = task, now + self.quiet, False
+            self.marks = deque([(now, done)])
         if now < self.due and (done < total or not self.is_shown):
             return
         self.due, self.is_shown = now + self.interval, True
-        left = ""
-        if self.first < done < total:
-            left = f"  {duration((now - self.start) / (done - self.first) * (total - done))} left"
+        while len(self.marks) > 1 and self.marks[1][0] <= now - _RATE_SECONDS:
+            self.marks.popleft()
+        start, first = self.marks[0]
+        self.marks.append((now, done))
+        left = f"  {duration((now - start) / (done - first) * (total - done))} left" if first < done < total else ""
         if not self.is_rewritten:
             log(text + left)
             return
