@@ -128,6 +128,15 @@ class TestFitSchedule:
         assert auto.options["batch_size"] == 64
         assert "100 a second" in next(c.why for c in auto.changes if c.option == "batch_size")
 
+    @pytest.mark.parametrize(("num_train", "batch"), [(28, 28), (40, 20), (100, 16), (10, 10), (1000, 16)])
+    def test_batches_of_few_images_leave_as_few_out_of_an_epoch_as_they_can(self, num_train, batch):
+        auto = AutoConfig(mim.recipe, {})
+        configure_schedule(auto, num_train=num_train, image_seconds=0.1, minutes=1.0)
+        assert auto.options["batch_size"] == batch
+        updates = round(auto.options["epochs"] * (num_train // batch))
+        why = next(c.why for c in auto.changes if c.option == "batch_size")
+        assert why.startswith(f"{updates * batch:,} images in {updates:,} updates")
+
     def test_larger_batches_leave_enough_updates_and_are_tried_where_nothing_is_given(self):
         assert largest_batch(AutoConfig(mim.recipe, {}), 64_000, 50_000) == 64
         assert largest_batch(AutoConfig(mim.recipe, {}), 64_000, 50) == 50

@@ -17,12 +17,14 @@ from ..data.inspection import AlignedInspection, Inspection
 from ..modeling.encoder import SIZES
 from ..recipes.recipe import Recipe
 from ..recipes.registry import defaults_of
+from ..runs.console import duration
 
 MINUTES = {"cpu": 10.0, "mps": 30.0, "cuda": 120.0}  # of training when the user gives neither epochs nor minutes
 MAX_EPOCHS = 800  # as long as the papers train
 UPDATES = 10_000  # that a run should have: below it, batches of half the size learn more from the same images
 FEWEST_UPDATES = 1000  # that a run keeps where larger batches, being faster, show it more images
 MIN_BATCH, MAX_BATCH = 16, 4096
+FEW_BATCHES = 8  # in an epoch, below which all have the size that leaves the fewest images out
 SMALL_VIT_MINUTES = 30.0  # of training on a CPU up to which a ViT nano learns more; docs/results.md has the comparison
 SHORT_RUN_LR = 1e-3  # peak of a tiny ViT at batches of 32 and more, less below; docs/results.md has the sweep
 EMA_SHARE = 0.05  # of a run's updates: the longest time constant of an average of the student
@@ -110,7 +112,7 @@ def configure_shape(
     if auto.options.get("mask_unit") and auto.options["mask_unit"] % max(1, auto.options.get("patch", 1)) == 0:
         auto.set("mask_unit", 2 * auto.options["patch"], "two patches, as in the paper")
     if device.type != "cuda" and budget is not None and budget <= 60 * SMALL_VIT_MINUTES:
-        auto.set("size", "nano", f"it learns more than a larger ViT in {budget / 60:g} minutes without a GPU")
+        auto.set("size", "nano", f"it learns more than a larger ViT in {duration(budget)} without a GPU")
     elif device.type != "cuda":
         auto.set("size", "tiny", "a CPU trains a tiny ViT in hours; --size base needs a GPU")
     elif num_train < 20_000:
@@ -157,14 +159,18 @@ def configure_schedule(
     """
     epochs = min(MAX_EPOCHS, minutes * 60 / max(1e-9, num_train * image_seconds))
     epochs = round(epochs) if epochs >= 10 else max(0.01, round(epochs, 2))
-    auto.set("epochs", epochs, f"fits {minutes:g} minutes on this machine; change it with --epochs or --minutes")
+    auto.set("epochs", epochs, f"fits {duration(60 * minutes)} on this machine; change it with --epochs or --minutes")
     length = auto.options.get("epochs", epochs)
     images = length * num_train
     paper = auto.defaults.get("batch_size", MAX_BATCH)
     batch = 2 ** round(math.log2(max(1.0, images / UPDATES)))
     batch = max(1, min(max(MIN_BATCH, batch, fast_batch), paper, num_train))
     speed = f", {1 / image_seconds:,.0f} a second" if batch == fast_batch else ""
-    auto.set("batch_size", batch, f"{images:,.0f} images in {images // batch:,.0f} updates{speed}")
+    per_epoch = num_train // batch
+    if per_epoch < FEW_BATCHES:  # what an epoch has beyond its last whole batch is left out of it
+        batch = min(num_train // per_epoch, paper)
+    updates = max(1, round(length * (num_train // batch)))
+    auto.set("batch_size", batch, f"{updates * batch:,} images in {updates:,} updates{speed}")
     if length < SHORT_RUN and auto.defaults.get("crop_scale", 1.0) < SHORT_RUN_CROP:
         auto.set("crop_scale", SHORT_RUN_CROP, f"small crops need more than {SHORT_RUN} epochs")
     share = 0.05 if length >= 100 else 0.1
