@@ -84,9 +84,7 @@ def line_chart(
     return tag("figure", caption, legend, *pictures, class_="chart")
 
 
-def chart_file(
-    charts: Sequence[tuple[str, Sequence[Line]]], *, x_label: str = "epoch", is_log_x: bool = False
-) -> str:
+def chart_file(charts: Sequence[tuple[str, Sequence[Line]]], *, x_label: str = "epoch", is_log_x: bool = False) -> str:
     """An SVG for a page or a paper: charts side by side, each with its title, and below them the keys of all lines.
 
     With `is_log_x` the horizontal axis is logarithmic: values of x must be above 0.
