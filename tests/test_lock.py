@@ -116,6 +116,58 @@ def test_an_owner_on_another_machine_is_dead_once_it_gives_no_sign_of_life(tmp_p
     raise AssertionError("its owner gave no sign of life")
 
 
+@pytest.mark.parametrize("locks", ["of each machine", "none"])
+def test_a_lock_is_not_taken_from_a_living_owner_on_another_machine(tmp_path: Path, monkeypatch, locks: str):
+    """On a drive whose locks other machines do not see: its file tells that it lives, has let go, or is silent."""
+    path, owner = tmp_path / "a", tmp_path / "a.owner"
+    path.touch()
+    if locks == "none":
+        monkeypatch.setattr(locking.FileLock, "acquire", fail)
+    monkeypatch.setattr(locking, "_PULSE", 0.02)
+    line = OWNER.format(12, "elsewhere", "2026-01-01T00:00:00+00:00")
+    owner.write_text(line)
+    with hold(path) as other:
+        assert str(other).startswith(line)
+    assert str(holder(path)).startswith(line)
+    beat = threading.Timer(0.1, os.utime, (owner,))
+    beat.start()
+    with hold(path, waits=True) as other:
+        assert "a sign of life" in str(other)
+    beat.join()
+    assert owner.read_text() == line
+    monkeypatch.setattr(locking, "_DEAD", 0.2)
+    with hold(path, waits=True) as other:
+        assert other is None, "it was silent"
+        assert f"process {os.getpid()} on " in owner.read_text()
+    assert owner.read_text().endswith(", ended")
+    owner.write_text(f"{line}, ended")
+    monkeypatch.setattr(locking, "_DEAD", 600.0)
+    assert holder(path) is None
+    assert is_dead(path)
+    with hold(path) as other:
+        assert other is None, "it has let go"
+
+
+def test_without_locks_the_file_of_the_owner_is_one(tmp_path: Path, monkeypatch):
+    (tmp_path / "a").touch()
+    monkeypatch.setattr(locking.FileLock, "acquire", fail)
+    with hold(tmp_path / "a") as first, hold(tmp_path / "a") as second:
+        assert first is None
+        assert str(second) == holder(tmp_path / "a") == (tmp_path / "a.owner").read_text()
+    assert holder(tmp_path / "a") is None
+
+
+def test_the_file_of_the_owner_is_no_way_out_of_the_folder(tmp_path: Path):
+    (tmp_path / "mine").write_text("mine")
+    (tmp_path / "a.owner").symlink_to(tmp_path / "mine")
+    with hold(tmp_path / "a") as other:
+        assert other is None
+    assert (tmp_path / "mine").read_text() == "mine"
+    (tmp_path / "a.owner").unlink()
+    os.mkfifo(tmp_path / "a.owner")
+    assert not is_dead(tmp_path / "a"), "it is not waited for"
+
+
 def test_asking_for_the_holder_makes_no_file(tmp_path: Path):
     assert holder(tmp_path / "a") is None
     assert list(tmp_path.iterdir()) == []

@@ -49,6 +49,27 @@ def test_run_json_that_is_gone_is_restored_from_the_checkpoint(
     assert {k for k in before if before[k] != after[k]} <= {"status", "seconds", "last_checkpoint", "error"}
 
 
+def test_training_does_not_go_on_through_links(stopped: Place, capsys: pytest.CaptureFixture[str]):
+    """A stranger's run could write elsewhere; with --overwrite links are removed, not what they lead to."""
+    (stopped.run / "heads").mkdir()
+    for name in ("checkpoints", "replay", "metrics.jsonl", "pictures"):
+        theirs, path = stopped.path / f"their-{name}", stopped.run / name
+        path.rename(theirs) if path.exists() else theirs.mkdir()
+        path.symlink_to(theirs)
+        assert stopped.pretrain(*TRAIN) == 2
+        assert f"{name} is a link that leads out of {stopped.run}" in capsys.readouterr().err
+        if name != "pictures":
+            path.unlink()
+            theirs.rename(path)
+    (stopped.run / "checkpoints").rename(stopped.path / "elsewhere")
+    (stopped.run / "checkpoints").symlink_to(stopped.path / "elsewhere")
+    before = trained(stopped.path / "elsewhere")
+    assert stopped.pretrain(*TRAIN, "--overwrite") == 0
+    assert trained(stopped.path / "elsewhere") == before
+    assert not any((stopped.run / name).is_symlink() for name in ("checkpoints", "pictures"))
+    assert not (stopped.run / "heads").exists(), "of the run that was replaced"
+
+
 def test_run_json_that_is_gone_and_stored_nowhere_stops(stopped: Place, capsys: pytest.CaptureFixture[str]):
     (stopped.run / "run.json").unlink()
     shutil.rmtree(stopped.run / "checkpoints")

@@ -120,7 +120,9 @@ def import_checkpoint(
         )
     check_writable(folder)
     make_folder(folder, exist_ok=True)
-    _write(RunFolder(folder), files, encoder, own, {"licence": licence or _licence(files), "source": source})
+    run = RunFolder(folder)
+    with run.lock():
+        _write(run, files, encoder, own, {"licence": licence or _licence(files), "source": source})
     return folder
 
 

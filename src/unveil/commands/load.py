@@ -109,8 +109,8 @@ def load_predictor(address: str | Path | Run, head: str | None, device: str = "a
         there, of = weights_of(encoder, stored, at_epoch)["checksum"], kept.facts.get("weights", {}).get("checksum")
         if there != of:
             raise ValueError(
-                f"the head {kept.facts.get('protocol')} was trained on other weights of {address} ({of}, now {there});"
-                " evaluate again with --keep"
+                f"the head {kept.facts.get('protocol')} was trained on other weights of"
+                f" {stored.path if stored else address} ({of}, now {there}); evaluate again with --keep"
             )
     return predictor(kept, encoder).to(choose_device(device))
 

@@ -28,6 +28,7 @@ from ..runs.console import Diverged, is_rank_zero, log, user_path
 from ..runs.folder import (
     OWN_RECIPE,
     OWN_SCORE,
+    TRAINED,
     TRAINED_IMAGES,
     FinishedError,
     LongerError,
@@ -39,6 +40,7 @@ from ..runs.folder import (
     has_trained,
     is_continuation,
 )
+from ..runs.regular_files import check_links
 from ..runs.threads import use_threads
 from ..runs.trust import remember
 from ..training.callbacks import Callbacks
@@ -166,6 +168,8 @@ def _open(config: PretrainConfig, processes: int, stack: ExitStack) -> tuple[Run
         return RunFolder(folder), None
     if continues:
         run = RunFolder(folder)
+        if not config.trust:
+            check_links(folder, TRAINED)
         stack.enter_context(run.lock())
         run.restore_metadata()
         finish_return(run)

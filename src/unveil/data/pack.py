@@ -73,7 +73,7 @@ def write_pack(
     _check_folder(folder, made_from)
     try:
         make_folder(folder)
-        with hold(folder / f"{PACK_WORK}.lock") as owner:
+        with hold(folder / f"{PACK_WORK}.lock", waits=True) as owner:
             if owner is not None:
                 raise ValueError(f"{owner} is writing the pack {folder}; wait for it, or give another --out")
             return _write(source, folder, options, made_from, max_broken, workers)

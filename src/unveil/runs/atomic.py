@@ -18,6 +18,7 @@ def replacing(path: Path) -> Iterator[Path]:
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
+        temporary.unlink(missing_ok=True)  # should a stranger have put a link there
         yield temporary
         sync(temporary)
         temporary.replace(path)

@@ -17,7 +17,7 @@ from jaxtyping import UInt64
 
 from .atomic import sync, write_json, write_text
 from .checkpoint import remove_partial_files
-from .checkpoint_state import WEIGHTS_FOLDER, folders, lost, read_state
+from .checkpoint_state import REPLAY_FOLDER, WEIGHTS_FOLDER, folders, lost, read_state
 from .console import log, printable, user_path
 from .lock import RUN_LOCK, hold
 from .regular_files import read_text
@@ -26,6 +26,15 @@ from .run_config import current_entries, current_options, read_metadata
 OWN_RECIPE = "recipe.py"  # the user's own recipe file, as it was when the run began
 OWN_SCORE = "masking.py"  # the source of a score of his own, likewise
 TRAINED_IMAGES = "trained_images.u64"  # an identity of 8 bytes for each image that the run is trained on
+TRAINED = (  # what training writes to without replacing it as a whole
+    "checkpoints",
+    WEIGHTS_FOLDER,
+    REPLAY_FOLDER,
+    "metrics.jsonl",
+    "pictures",
+    "tensorboard",
+    "wandb",
+)
 RESULTS = ("analysis", "eval", "features", "heads", "outcomes")  # folders that commands on a stored run write
 _RUN_FILES = (  # what a run writes, and all that --overwrite removes; run.json first: without it the rest is no run
     *("run.json", "metrics.jsonl", "broken.json", "nonfinite.json", "inspection.json", OWN_RECIPE),
@@ -38,6 +47,7 @@ _RUN_FILES = (  # what a run writes, and all that --overwrite removes; run.json 
         "pictures",
         "eval",
         "features",
+        "heads",
         "outcomes",
         "analysis",
         "look.png",
@@ -175,7 +185,10 @@ class RunFolder:
         self._written = None
         for name in _RUN_FILES:
             path = self.path / name
-            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
 
     def remove_partial_files(self) -> None:
         remove_partial_files(self.path)
@@ -185,7 +198,7 @@ class RunFolder:
     @contextmanager
     def lock(self) -> Iterator[None]:
         """Keep other processes out of the folder. Raises ValueError, naming it, when one trains in it."""
-        with hold(self.path / RUN_LOCK) as other:
+        with hold(self.path / RUN_LOCK, waits=True) as other:
             if other:
                 raise ValueError(
                     f"another process ({other}) is training in {self.path}; wait for it, or give another --out"

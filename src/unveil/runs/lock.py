@@ -1,8 +1,9 @@
 """Locks between processes, of one machine or of several that share a folder.
 
-The operating system frees the lock of a process that ends, however it ends. On network drives that needs a file system
-with locks, such as NFS 4 or Lustre mounted with `flock`. Beside the lock lies a file that names its owner: process,
-host and start, and the time of its last sign of life.
+The operating system frees the lock of a process that ends, however it ends. Not every network drive has locks that
+hold from one machine to another. So beside the lock lies a file that names its owner: process, host and start, whether
+it has let go of the lock, and the time of its last sign of life. The lock of an owner on another machine is free when
+it has let go of it, or has given no sign of life for ten minutes.
 """
 
 from __future__ import annotations
@@ -21,19 +22,23 @@ from typing import Any
 import psutil
 from filelock import FileLock, Timeout
 
-from .console import log
+from .console import duration, log, quoted
+from .regular_files import read_text
 
 RUN_LOCK = ".lock"  # of a run folder, by the process that trains in it
 _PULSE, _DEAD = 60.0, 600.0  # seconds between two signs of life, and without one
 _PATIENCE = 0.2  # seconds: `holder` has a free lock for a moment while it tests it
+_ENDED = ", ended"  # at the end of the line of an owner that has let go of its lock
+_LINE = re.compile(rf"process (\d+) on (.*?)(?:, since (.*?))?({_ENDED})?")
 
 
 @contextmanager
-def hold(path: Path) -> Iterator[str | None]:
+def hold(path: Path, waits: bool = False) -> Iterator[str | None]:
     """Hold a lock file if it is free: None, else the process that holds it, such as `process 12 on host`.
 
     The file stays: were it removed, one process could lock the old file and another the new one. Where the file
-    system has no locks, a message says so and the lock counts as held.
+    system has no locks, a message says so, and the file of the owner is the lock. An owner on another machine that has
+    not let go of it may live: with `waits` it is waited until it gives a sign of life, or is taken for dead.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(path)
@@ -46,12 +51,19 @@ def hold(path: Path) -> Iterator[str | None]:
         log(f"note: {path} cannot be locked ({error}); make sure that no other process works in {path.parent}")
     ended = threading.Event()
     try:
+        if other := _living_owner(path, lock.is_locked, waits):
+            yield other
+            return
         # beside the lock, since Windows refuses to read a locked file
-        _owner(path).write_text(f"process {os.getpid()} on {_host()}, since {_begun(os.getpid())}")
+        _write_owner(path, f"process {os.getpid()} on {_host()}, since {_begun(os.getpid())}")
         threading.Thread(target=_beat, args=(_owner(path), ended), name="unveil-lock", daemon=True).start()
-        yield None
+        try:
+            yield None
+        finally:
+            ended.set()
+            with suppress(OSError):  # a folder that is moved or full
+                _write_owner(path, f"{_name(path)}{_ENDED}")
     finally:
-        ended.set()
         lock.release()
 
 
@@ -61,11 +73,55 @@ def holder(path: Path) -> str | None:
         return None
     try:
         with FileLock(path).acquire(blocking=False):
-            return None
+            return _living_owner(path, True)
     except Timeout:
         return _name(path)
     except OSError:  # a file system without locks
+        return _living_owner(path, False)
+
+
+def _living_owner(path: Path, has_locks: bool, waits: bool = False) -> str | None:
+    """The owner of a lock that is free as far as this machine sees, where it may live all the same.
+
+    That is one on another machine whose locks are not seen here, or any where the file system has no locks.
+    """
+    name = _name(path)
+    known = _LINE.fullmatch(name)
+    if known is None or known[4] or (known[2] == _host() and has_locks):
         return None
+    if known[2] == _host():
+        return name if known[3] and _begun(int(known[1])) == known[3] else None
+    if not known[3]:  # of a release that gave no signs of life
+        return None
+    first, silent = _touched(_owner(path)), max(0.0, _now(path) - _touched(_owner(path)))
+    if silent < _DEAD and waits:
+        log(f"waiting, at most {duration(_DEAD - silent)}, for a sign of life of {name}: it has not let go of {path}")
+    while silent < _DEAD:
+        if not waits or _touched(_owner(path)) != first:
+            return f"{name}, which has given a sign of life in the last ten minutes"
+        time.sleep(_PULSE / 20)
+        silent += _PULSE / 20
+    return None
+
+
+def _now(path: Path) -> float:
+    """The time by the clock of the file system, which another machine may set: that of a touched lock file."""
+    with suppress(OSError):
+        _touch(path)
+        return path.lstat().st_mtime
+    return time.time()
+
+
+def _touch(path: Path) -> None:
+    """Set the time of a file, not of what a link in its place leads to, where the system can."""
+    os.utime(path, follow_symlinks=os.utime not in os.supports_follow_symlinks)
+
+
+def _touched(path: Path) -> float:
+    """When a file was touched last; never for one that is gone."""
+    with suppress(OSError):
+        return path.lstat().st_mtime
+    return 0.0
 
 
 def is_dead(path: Path) -> bool:
@@ -75,7 +131,7 @@ def is_dead(path: Path) -> bool:
     From another machine, whose locks it may not see, one is taken for dead that has not touched its file for ten
     minutes.
     """
-    if not path.exists() or not (known := re.fullmatch(r"process (\d+) on (.*?)(?:, since (.*))?", _name(path))):
+    if not path.exists() or not (known := _LINE.fullmatch(_name(path))):
         return False
     try:
         with FileLock(path).acquire(blocking=False):
@@ -84,10 +140,12 @@ def is_dead(path: Path) -> bool:
         return False
     except OSError:
         has_locks = False
-    process, host, begun = known.groups()
+    process, host, begun, ended = known.groups()
+    if ended:
+        return True
     if host == _host():
         return has_locks or (begun is not None and _begun(int(process)) != begun)
-    return begun is not None and time.time() - _owner(path).stat().st_mtime > _DEAD
+    return begun is not None and time.time() - _touched(_owner(path)) > _DEAD
 
 
 def status_of(run: Path, metadata: Mapping[str, Any]) -> str:
@@ -100,7 +158,7 @@ def _beat(owner: Path, ended: threading.Event) -> None:
     """Touch the file of the owner of a lock now and then, so that other machines see that it lives."""
     while not ended.wait(_PULSE):
         with suppress(OSError):  # a folder that is moved or full is found by those who work in it
-            os.utime(owner)
+            _touch(owner)
 
 
 def _host() -> str:
@@ -119,8 +177,18 @@ def _owner(path: Path) -> Path:
     return path.with_name(f"{path.name}.owner")
 
 
+def _write_owner(path: Path, line: str) -> None:
+    """Replace the file of the owner as a whole; a link in its place is removed, not followed."""
+    temporary = path.with_name(f".{path.name}.owner.{os.getpid()}.{threading.get_ident()}.part")
+    try:
+        temporary.write_text(line)
+        temporary.replace(_owner(path))
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
 def _name(path: Path) -> str:
-    with suppress(OSError):
-        if name := _owner(path).read_text():
-            return name
+    with suppress(OSError, UnicodeDecodeError):
+        if name := read_text(_owner(path))[:300]:
+            return quoted(name)
     return "a process that has just begun"

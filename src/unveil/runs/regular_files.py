@@ -60,11 +60,11 @@ def leads_out(path: Path, folder: Path) -> bool:
 
 
 def check_links(folder: Path, inside: Collection[str]) -> None:
-    """Raise ValueError where a folder below these, which is written, is a link that leads out of the folder."""
+    """Raise ValueError where one of these, or a folder below, is a link that leads out of the folder and is written."""
     below = (Path(place, entry) for name in inside for place, own, _ in os.walk(folder / name) for entry in own)
     for path in (*(folder / name for name in inside), *below):
-        if path.is_symlink() and path.is_dir() and leads_out(path, folder):
+        if path.is_symlink() and leads_out(path, folder):
             raise ValueError(
-                f"{path} is a link that leads out of {folder}, where results would be written; put a folder in its"
-                " place, or give --trust (in Python trust=True)"
+                f"{path} is a link that leads out of {folder}, where results would be written; put what it leads to in"
+                " its place, or give --trust (in Python trust=True)"
             )
