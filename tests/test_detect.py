@@ -7,8 +7,10 @@ import importlib.util
 import io
 import json
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -202,13 +204,55 @@ def test_annotations_and_images_that_are_left_out_are_told(tmp_path: Path, thin:
     assert facts == [5, 5, 1, 1]
 
 
+def pretrained(coco: Path, run: Path) -> Path:
+    words = ["--data", str(coco / "train2017"), "--size", "nano", "--patch", "8", "--image-size", "32", "--epochs", "1"]
+    assert main(["pretrain", "mae", *words, "--batch-size", "5", "--device", "cpu", "--out", str(run)]) == 0
+    return run
+
+
+EVERY_EPOCH = "import sys; from unveil.cli import main; from unveil.evaluation import fit; fit.SAVE_EVERY = 0.0; "
+
+
+@pytest.mark.slow
+def test_a_killed_command_goes_on_to_the_same_bits(coco: Path, tmp_path: Path):
+    """In the training of the run by SIGKILL, then in that from scratch by SIGINT."""
+    run = pretrained(coco, tmp_path / "through")
+    shutil.copytree(run, tmp_path / "stopped")
+    words = ["--protocol", "detect", "--data", str(coco), "--epochs", "4", "--batch-size", "4", "--keep"]
+    words += ["--drop-path", "0.2", "--ema", "0.9", "--precision", "float32", "--device", "cpu"]
+    assert main(["evaluate", str(run), *words]) == 0
+    assert not (run / "eval" / "unfinished").exists()
+    code = f"{EVERY_EPOCH} raise SystemExit(main(sys.argv[1:]))"
+    command = [sys.executable, "-c", code, "evaluate", str(tmp_path / "stopped"), *words]
+    unfinished = tmp_path / "stopped" / "eval" / "unfinished"
+    seen: set[str] = set()
+    for number, status in ((signal.SIGKILL, -signal.SIGKILL), (signal.SIGINT, 130)):
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+            for _ in range(6000):  # until a training that was not seen before has stored an epoch
+                there = {file.name for file in unfinished.glob("*.safetensors")} - seen
+                if there or process.poll() is not None:
+                    break
+                time.sleep(0.05)
+            process.send_signal(number)
+            printed, _ = process.communicate(timeout=300)
+        assert process.returncode == status, printed
+        seen |= there
+    assert "what was measured is kept: the same command goes on from here" in printed
+    assert len(seen) == 2, "each subject has a training of its own"
+    assert main(["evaluate", str(tmp_path / "stopped"), *words]) == 0
+    heads = [(tmp_path / name / "heads/detect.safetensors").read_bytes() for name in ("through", "stopped")]
+    assert heads[0] == heads[1]
+    scores = [json.loads((tmp_path / name / "eval/detect.json").read_text()) for name in ("through", "stopped")]
+    for entry in ("metrics", "baselines", "details"):
+        assert scores[0][entry] == scores[1][entry]
+    assert set(scores[0]["baselines"]) == {"from scratch"}
+
+
 @pytest.mark.slow
 def test_two_processes_of_torchrun_agree_with_one(coco: Path, tmp_path: Path):
     """One that cuts its batches alike: else sums are rounded otherwise, which AdamW enlarges."""
-    run = tmp_path / "one"
-    words = ["--data", str(coco / "train2017"), "--size", "nano", "--patch", "8", "--image-size", "32", "--epochs", "1"]
-    assert main(["pretrain", "mae", *words, "--batch-size", "5", "--device", "cpu", "--out", str(run)]) == 0
-    shutil.copytree(run, tmp_path / "two")
+    pretrained(coco, tmp_path / "one")
+    shutil.copytree(tmp_path / "one", tmp_path / "two")
     several = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     words = ["--protocol", "detect", "--data", str(coco), "--epochs", "3", "--batch-size", "4", "--micro-batch", "2"]
     words += ["--precision", "float32", "--no-baselines", "--keep", "--device", "cpu"]

@@ -97,5 +97,31 @@ def test_a_program_of_torch_goes_from_images_to_scores(run: Path, tmp_path: Path
     program = torch.export.load(folder / "encoder.pt2").module()
     torch.testing.assert_close(program(images), model(images), rtol=0, atol=1e-5)
     assert json.loads((folder / "preprocess.json").read_text())["classes"] == ["even", "odd"]
-    with pytest.raises(ValueError, match="--head goes with --to timm, transformers, onnx or torch"):
-        unveil.export(run, to="safetensors", head="finetune", out=tmp_path / "none")
+    with pytest.raises(ValueError, match="--head says its weights itself: leave --decoder and --at-epoch out"):
+        unveil.export(run, to="torch", head="finetune", at_epoch=0.2, out=tmp_path / "none")
+
+
+@pytest.mark.parametrize("head", ["linear-lbfgs", "finetune"])
+def test_a_folder_of_safetensors_is_the_same_module(run: Path, tmp_path: Path, head: str, capsys):
+    folder = unveil.export(run, to="safetensors", head=head, out=tmp_path / "out")
+    model, images, _ = given(run, head)
+    again = unveil.load(folder, head=head, device="cpu")
+    assert torch.equal(again(images), model(images))
+    assert torch.equal(again.transform(torch.zeros(3, 20, 30)), model.transform(torch.zeros(3, 20, 30)))
+    config = json.loads((folder / "config.json").read_text())
+    assert (config["task"], config["classes"], config["image_size"]) == ("classes", ["even", "odd"], [16, 16])
+    assert str(tmp_path.parent) not in json.dumps(config), "where the data lie is nobody's business"
+    assert f'unveil.load("FOLDER", head="{head}")' in (folder / "README.md").read_text()
+    images = sorted((run.parent / "images" / "odd").glob("*.png"))[:2]
+    for file in images:
+        (tmp_path / "two" / file.name).parent.mkdir(exist_ok=True)
+        (tmp_path / "two" / file.name).write_bytes(file.read_bytes())
+    out = unveil.predict(folder, data=str(tmp_path / "two"), out=str(tmp_path / "predicted"), device="cpu")
+    assert json.loads((out / "predictions.json").read_text())["classes"] == ["even", "odd"]
+    with pytest.raises(ValueError, match=f"holds the head {head}, not 'segment'"):
+        unveil.load(folder, head="segment")
+    with pytest.raises(ValueError, match="is an exported head, which `unveil predict`"):
+        unveil.load(folder)
+    (folder / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes()[:1000])
+    with pytest.raises(ValueError, match=r"holds no whole head .* export it again"):
+        unveil.load(folder, head=head)

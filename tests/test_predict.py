@@ -18,6 +18,7 @@ from unveil.cli import main
 from unveil.commands.prediction_files import FileNames, depth_unit, write_mask
 from unveil.data.dense_layouts import open_dense
 from unveil.data.sources import open_source
+from unveil.data.transforms import Sample
 from unveil.evaluation.kept_heads import read_head
 from unveil.evaluation.outcomes import read_outcomes
 
@@ -126,6 +127,56 @@ def test_a_module_predicts_pixels_of_images_of_any_size(place: SimpleNamespace):
         model(maps["rgb"])
     assert unveil.load(place.run, head="depth", device="cpu")(maps["rgb"]).shape == (2, 1, 40, 56)
     assert "segment" in repr(model).splitlines()[0] or "by segment" in repr(model)
+
+
+@pytest.mark.parametrize("head", ["segment", "depth"])
+def test_exported_programs_and_files_predict_the_same_pixels(place: SimpleNamespace, tmp_path: Path, head: str):
+    model = unveil.load(place.run, head=head, device="cpu")
+    maps = {"rgb": torch.rand(2, 3, 32, 32), "depth": 3 * torch.rand(2, 1, 32, 32)}
+    maps["depth"][0, :, :7] = 0  # no depth is known there
+    given = tuple(maps[m.name] for m in model.inputs)
+    expected = model(maps)
+    program = torch.export.load(unveil.export(place.run, to="torch", head=head, out=tmp_path / "a") / "encoder.pt2")
+    torch.testing.assert_close(program.module()(*given), expected, rtol=0, atol=1e-5)
+    torch.testing.assert_close(program.module()(*(x[:1] for x in given)), expected[:1], rtol=0, atol=1e-5)
+    folder = unveil.export(place.run, to="safetensors", head=head, out=tmp_path / "b")
+    assert torch.equal(unveil.load(folder, head=head, device="cpu")(maps), expected)
+    facts = [json.loads((tmp_path / name).read_text()) for name in ("a/preprocess.json", "b/config.json")]
+    wanted = {"classes": list(model.classes)} if head == "segment" else {"unit": "metres"}
+    assert all(one.items() >= wanted.items() for one in facts)
+    card = (folder / "README.md").read_text()
+    assert "- unit: metres" in card or "18 classes, in the order of its outputs: sky," in card
+    with pytest.raises(
+        ValueError, match=rf"--head {head} is of .*which goes with --to onnx or torch or safetensors, and"
+    ):
+        unveil.export(place.run, head=head, out=tmp_path / "c")
+    assert not (tmp_path / "c").exists()
+
+
+def test_onnxruntime_predicts_the_same_pixels(place: SimpleNamespace, tmp_path: Path):
+    for name in ("onnx", "onnxscript", "onnxruntime"):
+        pytest.importorskip(name, reason="it is in no extra of the tests")
+    import onnxruntime
+
+    for head in ("segment", "depth"):
+        model = unveil.load(place.run, head=head, device="cpu")
+        maps = {"rgb": torch.rand(3, 3, 32, 32), "depth": torch.rand(3, 1, 32, 32)}
+        folder = unveil.export(place.run, to="onnx", head=head, out=tmp_path / head)
+        session = onnxruntime.InferenceSession(str(folder / "encoder.onnx"))
+        names = [each.name for each in session.get_inputs()]
+        for count in (1, 3):  # the batch is free
+            feed = {name: maps["rgb" if name == "images" else name][:count].numpy() for name in names}
+            (theirs,) = session.run(["metres" if head == "depth" else "scores"], feed)
+            own = model({name: values[:count] for name, values in maps.items()})
+            torch.testing.assert_close(torch.from_numpy(theirs), own, rtol=0, atol=1e-4)
+
+
+def test_a_depth_of_0_is_none_in_python_too(place: SimpleNamespace):
+    model = unveil.load(place.run, head="segment", device="cpu")
+    maps = {"rgb": torch.rand(1, 3, 40, 40), "depth": 1 + torch.rand(1, 1, 40, 40)}
+    maps["depth"][:, :, :20] = 0
+    sample = Sample({n: x[0] for n, x in maps.items()}, {"depth": maps["depth"][0] > 0})  # as files are read
+    torch.testing.assert_close(model(maps)[0], model.predict([sample])[0], rtol=0, atol=0)
 
 
 def test_the_command_writes_lines_of_json_and_leaves_out_what_it_cannot_read(

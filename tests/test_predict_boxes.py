@@ -42,6 +42,13 @@ def test_boxes_are_those_that_the_evaluation_judged(tmp_path: Path, frozen: bool
     assert len(one["boxes"]) == len(one["masks"]) == len(found[0].scores)
     torch.testing.assert_close(one["boxes"], torch.from_numpy(found[0].boxes))
 
+    exported = unveil.export(run, to="safetensors", head="detect", out=tmp_path / "exported")
+    (again,) = unveil.load(exported, head="detect", device="cpu")(image)
+    assert all(torch.equal(again[name], one[name]) for name in one)
+    assert "- 2 classes, in the order of its outputs: ball, block" in (exported / "README.md").read_text()
+    with pytest.raises(ValueError, match="--head detect is of boxes and masks, which goes with --to safetensors, and"):
+        unveil.export(run, to="onnx", head="detect", out=tmp_path / "none")
+
     folder = next(path for path in coco.iterdir() if path.is_dir() and path.name != "annotations")
     out = unveil.predict(run, data=str(folder), out=str(tmp_path / "out"), draw=True, device="cpu", precision="float32")
     content = json.loads((out / "boxes.json").read_text())

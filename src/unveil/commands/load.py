@@ -20,6 +20,7 @@ from ..modeling.types import Combine, Pool
 from ..recipes.run import Run
 from ..runs.console import log
 from ..runs.hardware import choose_device
+from .head_files import is_head_folder, read_head_folder
 
 
 @overload
@@ -73,7 +74,7 @@ def load(
     those that `evaluate` or `embed` kept. What is `auto` is chosen on the same images, as `settle` says.
 
     With `head`, the name of a protocol whose head `evaluate --keep` has kept, it is a `Predictor`: images to scores of
-    classes, or to a prediction for every pixel.
+    classes, to a prediction for every pixel, or to boxes; the address may be what `unveil export --head` has written.
 
     >>> import torch
     >>> import unveil
@@ -95,8 +96,11 @@ def load(
 def load_predictor(address: str | Path | Run, head: str | None, device: str = "auto", trust: bool = False) -> Predictor:
     """The encoder of a run, or a public ViT, with a head that was kept; of no name the only one.
 
-    Raises ValueError as `read_head`, and where a head without an encoder of its own was trained on other weights.
+    The address of an exported head is its folder. Raises ValueError as `read_head`, and where a head without an encoder
+    of its own was trained on other weights.
     """
+    if not isinstance(address, Run) and is_head_folder(address):
+        return read_head_folder(address, head).to(choose_device(device))
     run = address if isinstance(address, Run) or is_public_vit(address) else Run.open(address, trust)
     stored = run if isinstance(run, Run) else None
     kept = read_head(folder_of(address, stored), head)
@@ -120,6 +124,8 @@ def load_plain(
 ) -> tuple[ImageEncoder | PublicViT, Run | None]:
     """As `load`, reading the mean of the last block, and the run, where it is one."""
     encoder: ImageEncoder | PublicViT
+    if not isinstance(address, Run) and is_head_folder(address):
+        raise ValueError(f"{address} is an exported head, which `unveil predict` and unveil.load(..., head=NAME) read")
     if isinstance(address, Run) or not is_public_vit(address):
         run = address if isinstance(address, Run) else Run.open(address, trust)
         encoder = run.encoder("mean", at_epoch)

@@ -16,8 +16,9 @@ from ..data.extras import optional
 from ..data.transforms import Sample
 from ..modeling.image_encoder import FeatureExtractor, ImageEncoder
 from ..modeling.normalizer import Normalizer
+from ..modeling.patches import known_pixels
 from ..modeling.public_vits.classifier_layouts import LinearClassifier
-from ..modeling.types import Modality
+from ..modeling.types import DEPTH, Batch, Modality
 from .dense.data import DenseView
 from .dense.model import DenseModel, check_dense
 from .dense.windows import predict_windows
@@ -48,6 +49,7 @@ class Predictor(nn.Module):
         self.task: Task = head.task
         self.classes, self.facts = head.classes, dict(head.facts)
         self.image_size, self.channels = encoder.image_size, encoder.channels
+        self.view_size = encoder.image_size  # of what the model itself reads
         self.transform: Callable[[Any], Tensor] | None = encoder.transform
         self.inputs: tuple[Modality, ...] = encoder.modalities[:1]
 
@@ -59,6 +61,17 @@ class Predictor(nn.Module):
     @abstractmethod
     def forward(self, images: Any) -> Any:
         """Predictions of images: scores whose softmax over dimension 1 are probabilities, metres, or boxes."""
+
+    @abstractmethod
+    def program(self) -> nn.Module:
+        """What `torch.export` and ONNX can write of it: a module of tensors alone, for images of `view_size`.
+
+        Raises ValueError where there is none.
+        """
+
+    def example(self) -> tuple[Tensor, ...]:
+        """Two images, one tensor for each map that is read, as `program` takes them."""
+        return (torch.rand(2, self.channels, *self.view_size),)
 
     def extra_repr(self) -> str:
         what = f"{len(self.classes)} classes" if self.classes else "metres"
@@ -75,6 +88,10 @@ class ClassPredictor(Predictor):
     def forward(self, images: Tensor) -> Float[Tensor, "B K"]:
         scores: Tensor = self.model(images)
         return scores
+
+    def program(self) -> nn.Module:
+        """The module itself, of tensors already. Takes images as `forward` does."""
+        return self
 
     def linear(self) -> LinearClassifier:
         """What it is where it is linear in one token of the last block, for the layouts of other projects.
@@ -112,11 +129,12 @@ class DensePredictor(Predictor):
         known = {m.name: m for m in encoder.modalities}
         self.inputs = tuple(known[name] for name in settings["inputs"])
         height, width = settings["image_size"]
-        self.view = DenseView((height, width), fit=settings["fit"])
+        self.view_size = height, width
+        self.view = DenseView(self.view_size, fit=settings["fit"])
         self.metres = (settings["mean"], settings["std"]) if head.task == "depth" else None
         self.stored = (settings.get("first", 0), settings.get("void"))  # of class ids in files
         outputs, blocks = settings["outputs"], settings["blocks"]
-        self.model = DenseModel(own, self.inputs, settings["head"], outputs, not head.trains_encoder, 0, blocks)
+        self.model = DenseModel(own, self.inputs, settings["head"], outputs, frozen=False, seed=0, blocks=blocks)
         _fill(self.model, head)
 
     def forward(self, images: Tensor | Mapping[str, Tensor]) -> Float[Tensor, "B K H W"]:
@@ -125,8 +143,28 @@ class DensePredictor(Predictor):
             raise ValueError(
                 f"this head reads {', '.join(m.name for m in self.inputs)}; {', '.join(missing)} is missing"
             )
-        samples = [Sample(dict(zip(maps, own, strict=True))) for own in zip(*maps.values(), strict=True)]
+        valid = {m.name: known_pixels(maps[m.name], m) for m in self.inputs if _is_measured(m)}
+        samples = [
+            Sample(
+                {m.name: maps[m.name][row].cpu() for m in self.inputs},
+                {name: known[row].cpu() for name, known in valid.items()},
+            )
+            for row in range(len(maps[self.inputs[0].name]))
+        ]
         return torch.stack(self.predict(samples)).to(self.device)
+
+    def program(self) -> nn.Module:
+        """The prediction of images of the view's own size, which are one window; with gradients."""
+        return _DenseProgram(self.model, self.metres).eval()
+
+    def example(self) -> tuple[Tensor, ...]:
+        size = self.view_size
+        return tuple(
+            torch.randint(0, m.num_classes, (2, 1, *size))
+            if m.kind == "categorical"
+            else torch.rand(2, m.channels, *size)
+            for m in self.inputs
+        )
 
     def predict(
         self, samples: Sequence[Sample], autocast: AbstractContextManager[Any] | None = None
@@ -137,6 +175,29 @@ class DensePredictor(Predictor):
             return made
         mean, std = self.metres
         return [prediction * std + mean for prediction in made]
+
+
+def _is_measured(modality: Modality) -> bool:
+    """Whether a map has pixels without a value: of class ids, and of depth, of which 0 is none."""
+    return modality.kind == "categorical" or modality.name == DEPTH.name
+
+
+class _DenseProgram(nn.Module):
+    """A dense model as a function of its maps, at the size of its view: scores of classes, or metres."""
+
+    def __init__(self, model: DenseModel, metres: tuple[float, float] | None):
+        super().__init__()
+        self.model, self.metres = model, metres
+
+    def forward(self, *maps: Tensor) -> Float[Tensor, "B K H W"]:
+        own, valid = dict[str, Tensor](), dict[str, Tensor]()
+        for m, values in zip(self.model.inputs, maps, strict=True):
+            first = m.stride // 2
+            own[m.name] = values[:, :, first :: m.stride, first :: m.stride] if m.stride > 1 else values
+            valid[m.name] = known_pixels(own[m.name], m)
+        key = torch.zeros(maps[0].shape[0], dtype=torch.int64, device=maps[0].device)
+        prediction: Tensor = self.model(Batch(own, key, torch.zeros((), device=key.device), valid))
+        return prediction if self.metres is None else prediction * self.metres[1] + self.metres[0]
 
 
 class BoxPredictor(Predictor):
@@ -153,7 +214,8 @@ class BoxPredictor(Predictor):
         sizes: dict[str, Any] = {n: tuple(v) if isinstance(v, list) else v for n, v in settings["heads"].items()}
         positions = (grid, grid) if settings["relative"] else None
         trunk = own.windowed(settings["window"], whole_blocks(own.depth), settings["positions"], positions)
-        self.view = DetectionView((side, side))
+        self.view_size = side, side
+        self.view = DetectionView(self.view_size)
         self.modality = Modality("rgb", encoder.channels, *encoder.statistics)
         self.model = Detector(trunk, Heads(**sizes), len(head.classes), settings["masks"], 0, not head.trains_encoder)
         _fill(self.model, head)
@@ -172,6 +234,10 @@ class BoxPredictor(Predictor):
     def predict(self, samples: Sequence[Sample], autocast: AbstractContextManager[Any] | None = None) -> list[Found]:
         """What is found in each sample, in its own pixels."""
         return detect_whole(self.model, samples, self.view, self.modality, autocast or nullcontext())
+
+    def program(self) -> nn.Module:
+        """There is none: how many proposals and boxes there are depends on the image."""
+        raise ValueError("a head of boxes is no program of tensors: how many boxes it finds depends on the image")
 
 
 class _LinearClassifier(nn.Module):

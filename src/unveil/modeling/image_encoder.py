@@ -21,8 +21,9 @@ from ..runs.console import user_path
 from .encoder import Encoder
 from .layers import EPS, Block, ResizePositions, Rotation
 from .normalizer import Normalizer
+from .patches import known_pixels
 from .pooling import combined, pool_tokens, resolve_layers
-from .types import DEPTH, PARTS, RGB, Batch, Combine, FeatureSpec, Modality, Observation, Pool, to_float
+from .types import PARTS, RGB, Batch, Combine, FeatureSpec, Modality, Observation, Pool, to_float
 
 Query = Literal["cls", "mean", "all"]
 Readouts = tuple[Float[Tensor, "B D"], Float[Tensor, "B N D"]]
@@ -392,7 +393,5 @@ def images_at_once(batch: Batch, modalities: Sequence[Modality], patch: int) -> 
 
 def _batch(images: Float[Tensor, "B C H W"], modality: Modality) -> Batch:
     key = torch.zeros(images.shape[0], dtype=torch.int64, device=images.device)
-    valid = images.isfinite().all(dim=1, keepdim=True)
-    if modality.name == DEPTH.name:  # as files of depth are read
-        valid = valid & (images > 0).all(dim=1, keepdim=True)
+    valid = known_pixels(images, modality)
     return Batch({modality.name: images}, key, torch.ones((), device=images.device), {modality.name: valid})

@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
 from .constants import constant
-from .types import Batch, Modality
+from .types import DEPTH, Batch, Modality
 
 ROBUST_EPS = 1e-6
 
@@ -43,6 +43,14 @@ def validity(batch: Batch, modality: Modality) -> Bool[Tensor, "B 1 H W"]:
     if modality.name in batch.present:
         valid = valid & batch.present[modality.name][:, None, None, None]
     return valid
+
+
+def known_pixels(images: Shaped[Tensor, "B C H W"], modality: Modality) -> Bool[Tensor, "B 1 H W"]:
+    """Where maps that come as tensors hold a value, as files of them are read: finite, above 0 of depth, a class."""
+    if modality.kind == "categorical":
+        return (images >= 0) & (images < modality.num_classes)
+    valid = images.isfinite().all(dim=1, keepdim=True)
+    return valid & (images > 0).all(dim=1, keepdim=True) if modality.name == DEPTH.name else valid
 
 
 def statistics(

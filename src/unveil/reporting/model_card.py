@@ -16,11 +16,13 @@ def model_card(
     shape: Mapping[str, object],
     paper: str,
     licence: str | None,
+    head: Mapping[str, object] | None = None,
 ) -> str:
     """A README.md with the hub's header, of these `weights` of a run: their step, epoch and checksum.
 
-    `load` is Python that loads the files, `shape` describes the encoder, and `paper` is that of the recipe, empty where
-    it has none. Scores are those of these weights alone. Where nothing is known, that is said: no licence is guessed.
+    `load` is Python that loads the files, `shape` describes the encoder, `head` the head on it where there is one, and
+    `paper` is that of the recipe, empty where it has none. Scores are those of these weights alone. Where nothing is
+    known, that is said: no licence is guessed.
     """
     recipe = run.text("recipe")
     header = [f"license: {licence}"] * bool(licence)
@@ -43,6 +45,11 @@ def model_card(
         "Licence": f"{licence}." if licence else "None was given: ask whoever made these weights.",
         "Citation": f"Of the recipe: {paper}" if paper else "The recipe names no paper.",
     }
+    if head:
+        sections = {
+            "Load": sections.pop("Load"),
+            "Head": "\n".join(_lines(f"{n}: {v}" for n, v in head.items())),
+        } | sections
     body = "\n\n".join(f"## {name}\n\n{text}" for name, text in sections.items())
     return "\n".join(["---", *header, "---", "", f"# {run.name}", "", body, ""])
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Protocol, cast, runtime_checkable
 
 import torch
@@ -121,7 +122,7 @@ class DenseModel(nn.Module):
         read = Batch(maps, batch.key, batch.progress, valid)
         first = self.inputs[0]
         size = tuple(side * first.stride for side in maps[first.name].shape[-2:])
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.is_frozen):
+        with torch.no_grad() if self.is_frozen else nullcontext():
             outputs = self.encoder.tokens(read, self.blocks)
         rows = size[0] // self.encoder.patch
         grids = [
