@@ -73,11 +73,13 @@ def test_codes_keep_the_cosines_of_patches():
 def test_the_patches_of_an_encoder():
     model, on = build_of(mae).eval(), batch(2)
     originals = [np.zeros((16, 24, 3), np.uint8)] * 2
-    one, other = patch_images(model.encoder, on, "rgb", ["a", "b"], originals)
+    one, other = patch_images(model.encoder, on, on, "rgb", ["a", "b"], originals)
     assert one.codes.shape == (24, 16)
     assert one.principal.shape == (16, 24, 3)
     assert one.heads.shape == (2 * 66 - 2, 2 * 66 - 2, 3), "two blocks of two heads"
     assert (one.codes != other.codes).any()
+    (typical,) = patch_images(model.encoder, on[:1], on[:1], "rgb", ["a"], originals[:1])
+    assert not typical.codes.any(), "of the features nothing is left that only the place has made"
     attention = attention_by_head(model.encoder, on, "rgb")
     assert attention.shape == (2, 2, 2, 24)
     peaked = np.full((1, 2, 24), 0.01)

@@ -15,6 +15,7 @@ from report_fakes import fake_images, fake_run
 from unveil.reporting.frames import epoch_name, evenly_spaced
 from unveil.reporting.journal import read_metrics
 from unveil.reporting.live import live_application
+from unveil.reporting.markup import count, prose
 from unveil.reporting.page import write_report
 from unveil.reporting.run_record import ProbeEpoch, read_run
 from unveil.reporting.server import Request
@@ -366,3 +367,20 @@ def test_of_a_very_long_log_some_steps_are_read_and_none_that_was_gone_back_behi
     assert steps == [s for s in whole[0] if s.step in {step.step for step in steps}]
     assert {s.loss for s in steps if s.step > 400} == {2.0}
     assert [v.step for v in validations] == [300, 900]
+
+
+def test_flags_and_commands_in_sentences_are_code():
+    said = prose("Give more --minutes, or `unveil x <a> --data D`; or --clip 1.")
+    assert said == (
+        'Give more <code class="flag">--minutes</code>, or <code>unveil x &lt;a&gt; <span class="flag">--data</span> D'
+        '</code>; or <code class="flag">--clip 1</code>.'
+    )
+
+
+def test_numbers_and_settings_are_said_as_a_person_would(tmp_path):
+    assert [count(n) for n in (242_000, 1_234_000, 86_100_000, 9_999)] == ["242 k", "1.23 M", "86.1 M", "9,999"]
+    page = write_report(fake_run(tmp_path / "a", epochs=2)).read_text()
+    environment = page[page.index('id="environment"') :]
+    assert "2026-03-01 10:02<" in environment
+    assert "batch size" not in environment, "it stands among the options"
+    assert "were not measured on labelled images" not in page

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from .frames import SIDE
-from .markup import Markup, figure, percent, picture, tag
+from .markup import Markup, figure, percent, picture, remark, tag
 from .pictures import class_colours
 from .run_files import mapping, mappings, number, picture_in, read_json
 from .run_record import RunRecord
@@ -104,7 +104,10 @@ def patch_features(runs: Runs) -> Markup | None:
 
     def content(run: RunRecord) -> list[Markup | None]:
         blocks: list[Markup | None] = []
-        for one in mappings(read_json(run.path / "pictures" / "patches.json", [])):
+        entries = mappings(read_json(run.path / "pictures" / "patches.json", []))
+        if entries and not all(one.get("less_place") for one in entries):
+            blocks.append(remark("In this run the features keep what their place adds, which is most of the colours."))
+        for one in entries:
             if (codes := _codes(one)) is None:
                 continue
             rows, columns = (int(number(v)) for v in one["grid"])
@@ -125,14 +128,17 @@ def patch_features(runs: Runs) -> Markup | None:
                     data_width=int(number(one["width"])), data_grid=f"{rows} {columns}"),
                 tag("figcaption", "click a patch: bright patches have similar features"),
             )  # fmt: skip
-            principal = tag("figure", cells["principal"], tag("figcaption", "features as colours (PCA)"))
+            principal = tag(
+                "figure", cells["principal"], tag("figcaption", "features as colours: first three principal components")
+            )
             heads = tag("figure", cells["heads"], tag("figcaption", "attention: a row a block, a column a head"))
             blocks += [tag("p", name, class_="metric"), tag("div", clicked, principal, heads, class_="patches")]
-        return blocks
+        return blocks if len(blocks) > 1 else []
 
     explained = (
-        "Of whole images. Colours are the first three principal components of the patches' features, of all images"
-        " together: patches of one colour are alike to the encoder."
+        "Of whole images; from each feature is subtracted what training images have at that place on average. Colours"
+        " are the first three principal components over all images shown: patches of one colour are alike to the"
+        " encoder."
     )
     return by_run("Patches", runs, content, explained)
 

@@ -111,7 +111,7 @@ def beside_baselines(runs: Runs) -> Markup | None:
     explained = (
         "Interpolated: every hidden pixel is the mean of the visible ones, weighted by their inverse squared distance"
         " (of classes the nearest one), without any model. The error is the root mean square over hidden pixels, as a"
-        " share of the range of values (of classes: the share of wrong pixels)."
+        " share of the range of values (of classes: the share of wrong pixels). Lines go round the hidden patches."
     )
     return by_run("Predictions beside a baseline", runs, content, explained, is_open=len(runs) == 1)
 
@@ -198,7 +198,8 @@ def _neighbour_row(row: NeighbourRow, place: int, most: int) -> Markup:
             same = near.label is not None and near.label == query.label
             distance = figure(near.distance, 2) if has_distance and not math.isnan(near.distance) else ""
             alike = f"+{near.alike} alike" if near.alike else ""
-            caption = " ".join(filter(None, (distance, near.label, "✓" if same else "", alike)))
+            caption = " ".join(filter(None, (distance, near.label, alike)))
+            caption += "\N{NO-BREAK SPACE}✓" if same else ""
             drawn.append(_cell(near.image, caption or words, f"query {place + 1}, {words}", "same" if same else None))
         return drawn
 

@@ -16,6 +16,7 @@ from ..runs.console import harmless, plural
 
 _MOST_PIXELS = 1 << 25
 _TAGS = re.compile(r"<[^>]*>")
+_COMMAND, _FLAG = re.compile(r"(`[^`]+`)"), re.compile(r"((?<![\w-])--[a-z][a-z-]*[a-z](?: \d[\d.]*\b)?)")
 _VOID = frozenset({"img", "meta", "input", "br"})
 
 
@@ -45,6 +46,16 @@ def _escaped(value: object) -> str:
 def fragment(children: Iterable[object]) -> Markup:
     """Children one after another, escaped unless they are Markup; None is left out."""
     return Markup("".join(c if isinstance(c, Markup) else _escaped(c) for c in children if c is not None))
+
+
+def prose(text: str) -> Markup:
+    """A sentence whose commands, in backquotes, and flags are set as code: a flag is never broken at its hyphens."""
+
+    def flags(text: str, name: str) -> Markup:
+        return fragment(tag(name, p, class_="flag") if i % 2 else p for i, p in enumerate(_FLAG.split(text)))
+
+    parts = enumerate(_COMMAND.split(text))
+    return fragment(tag("code", flags(p.strip("`"), "span")) if i % 2 else flags(p, "code") for i, p in parts)
 
 
 def remark(text: object) -> Markup:
@@ -92,10 +103,10 @@ def percent(share: float) -> str:
 
 def count(value: float) -> str:
     """A large count, rounded: 86.1 M."""
-    for size, unit in ((1e9, " G"), (1e6, " M"), (1e4, " k")):
+    for size, scale, unit in ((1e9, 1e9, "G"), (1e6, 1e6, "M"), (1e4, 1e3, "k")):
         if abs(value) >= size:
-            return f"{value / (size if unit != ' k' else 1e3):.1f}{unit}"
-    return figure(value, 5)
+            return f"{brief(float(f'{value / scale:.3g}'))} {unit}"
+    return brief(value)
 
 
 def counted(value: float, noun: str) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
@@ -74,16 +73,13 @@ def _shown(runs: Runs, one: Shown) -> Markup | None:
 
 def _screen(measures: Sequence[Markup], looks: Markup | None) -> Markup:
     label = "Features and looks"
-    return tag("section", tag("div", *measures, class_="measures"), looks, class_="overview", aria_label=label)
+    left = tag("div", *measures, class_="measures") if measures else None
+    return tag("section", left, looks, class_="overview", aria_label=label)
 
 
 def overview(runs: Runs) -> Markup | None:
-    """Three measures with their baselines, and six triptychs: hidden, predicted, original."""
-    measures = [bars(title, metric, results) for title, metric, results in _measures(runs)]
-    if not measures:
-        command = f"unveil evaluate {shlex.quote(str(runs[0].path))} --data LABELLED_IMAGES"
-        measures = [remark(f"The features were not measured on labelled images: {command}")]
-    return _screen(measures, _looks(runs))
+    """Three measures with their baselines, where features were measured, and six triptychs."""
+    return _screen([bars(title, metric, results) for title, metric, results in _measures(runs)], _looks(runs))
 
 
 Measure = tuple[str, str, list[tuple[int, RunRecord, Evaluation]]]  # its title, its metric, and the results of the runs

@@ -152,6 +152,11 @@ def _under(runs: Runs) -> str:
     return " · ".join(filter(None, (recipe + (f" on {data}" if data else ""), epochs, when)))
 
 
+SHORT = {  # titles of sections that are too long for the bar, by anchor
+    "predictions-beside-a-baseline": "Predictions", "one-image-under-several-masks": "Masks",
+    "nearest-neighbours": "Neighbours", "map-of-the-images": "Map", "near-duplicates-and-outliers": "Duplicates",
+    "signals-that-need-no-labels": "Signals",
+}  # fmt: skip
 _TITLED = re.compile(r'<section[^>]* id="([a-z0-9-]+)" data-title="([^"]+)"')
 
 
@@ -160,7 +165,7 @@ def _navigation(main: Sequence[object]) -> Markup | None:
     titled = [match for one in main if isinstance(one, Markup) for match in _TITLED.findall(one)]
     if len(titled) < 3:
         return None
-    links = [tag("a", Markup(title), href=f"#{anchor}") for anchor, title in titled]
+    links = [tag("a", Markup(SHORT.get(anchor, title)), href=f"#{anchor}") for anchor, title in titled]
     return tag("nav", tag("a", "Verdict", href="#verdict"), *links, aria_label="Sections")
 
 

@@ -72,7 +72,7 @@ class NearRow:
 class PatchImage:
     """An image, its patches' features as colours, the attention of all heads, and `codes` N K of its patches (int8).
 
-    Products of codes over 127 squared are about the cosines of features.
+    Products of codes over 127 squared are about the cosines of features, less the average features of their places.
     """
 
     name: str
@@ -159,6 +159,7 @@ def write_patches(run_dir: str | Path, images: Sequence[PatchImage]) -> None:
             write_bytes(folder / f"patches{i}-{name}.png", png(picture))
         one: dict[str, Any] = {name: f"patches{i}-{name}.png" for name in files}
         one |= {"name": image.name, "grid": list(image.grid), "width": image.codes.shape[1]}
+        one["less_place"] = True  # runs of earlier versions show features with what their place adds
         described.append({**one, "codes": base64.b64encode(image.codes.tobytes()).decode()})
     write_json(folder / "patches.json", described)
 

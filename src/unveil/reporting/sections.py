@@ -8,13 +8,14 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Iterable, Sequence
+from datetime import datetime
 from typing import Any
 
 from ..runs.console import duration
 from .charts import NUM_COLOURS, Line, line_chart
 from .journal import Signals, Step
 from .lamps import headline, lamps
-from .markup import Markup, brief, count, counted, figure, html_table, percent, remark, tag
+from .markup import Markup, brief, count, counted, figure, html_table, percent, prose, remark, tag
 from .run_files import mappings, number
 from .run_record import RunRecord
 from .verdict import judge
@@ -94,7 +95,7 @@ def health(runs: Runs) -> Markup:
         lines += [(v.level, v.level, v.sentence, v.advice) for v in others if v.sentence not in said]
         findings = []
         for level, name, sentence, advice in lines:
-            text = tag("span", sentence, " ", tag("em", advice) if advice else None)
+            text = tag("span", prose(sentence), " ", tag("em", prose(advice)) if advice else None)
             findings.append(tag("li", tag("span", name, class_=f"level {level}"), text))
         label = run_label(run, place, runs)
         lights = [tag("i", class_=f"lamp {lamp.level}", title=str(lamp)) for lamp in both]
@@ -222,16 +223,29 @@ def broken_files(runs: Runs) -> Markup | None:
 
 
 def environment(runs: Runs) -> Markup | None:
-    """Versions, machine and settings: what is needed to repeat the run."""
+    """Versions, machine and settings: what is needed to repeat the run, but for its options, which stand above."""
 
     def content(run: RunRecord) -> list[Markup | None]:
-        keys = {"unveil": "unveil", "commit": "git", "started": "started", "finished": "finished"}
-        pairs = [(name, run.text(key)) for name, key in keys.items()]
+        pairs = [("unveil", run.text("unveil")), ("commit", run.text("git"))]
+        pairs += [(name, _moment(run.text(name))) for name in ("started", "finished")]
+        options, seen = run.mapping("options"), set[str]()
         for group in ("versions", "settings", "optim"):
-            pairs += [(_option_name(str(k)), shown(v)) for k, v in run.mapping(group).items()]
+            for key, value in run.mapping(group).items():
+                if str(key) not in seen and (key not in options or options[key] != value):
+                    pairs.append((_option_name(str(key)), shown(value)))
+                    seen.add(str(key))
         return [_description_list(pairs)]
 
     return by_run("Environment", runs, content)
+
+
+def _moment(stamp: str) -> str:
+    """A time of ISO 8601 to the minute: 2026-01-31 09:30 UTC."""
+    try:
+        moment = datetime.fromisoformat(stamp)
+    except ValueError:
+        return stamp
+    return f"{moment:%Y-%m-%d %H:%M} {moment.tzname() or ''}".strip()
 
 
 OPTION_NAMES = {  # of options whose key alone is not clear
@@ -268,7 +282,7 @@ def _one_run(run: RunRecord, place: int, runs: Runs) -> Markup:
         "images": images,
         "image size": f"{size}, {run.text('data', 'channels') or '?'} channels" if size else "",
         "parameters": ", ".join(model),
-        "a step": _steps(run),
+        "training": _steps(run),
         "tokens": ", ".join(tokens),
         "epochs": _epochs(run),
         "time": duration(run.seconds) if math.isfinite(run.seconds) else "",
@@ -297,7 +311,7 @@ def _steps(run: RunRecord) -> str:
     lines = []
     for stage in stages:
         trained, guides, flops = (number(stage.get(key)) for key in ("trained", "guides", "flops"))
-        facts = [f"{count(trained)} trained"] if math.isfinite(trained) else []
+        facts = [f"{count(trained)} parameters trained"] if math.isfinite(trained) else []
         facts += [f"{count(guides)} of teachers"] if guides > 0 else []
         facts += [f"{flops / 1e9:.3g} GFLOPs per image"] if math.isfinite(flops) else []
         which = f"{counted(number(stage.get('epochs')), 'epoch')}: " if len(stages) > 1 else ""
@@ -326,6 +340,8 @@ def shown(value: object) -> str:
     """A value of run.json as text: short numbers, lists with spaces, a dash for null."""
     if isinstance(value, float):
         return brief(value)
+    if isinstance(value, bool):
+        return "yes" if value else "no"
     return " ".join(shown(v) for v in value) if isinstance(value, list) else "–" if value is None else str(value)
 
 

@@ -144,8 +144,9 @@ class ValidationMonitor:
         write_map(self.run.path, embedded.method, images, embedded.duplicates, embedded.outliers)
         shown = self.probes.views[:PATCH_IMAGES]
         originals = [self._view(shown, i) for i in range(len(shown))]
-        batch, names = shown.on(model.encoder.prefix.device), self.probes.names[: len(shown)]
-        write_patches(self.run.path, patch_images(model.encoder, batch, self.first.name, names, originals))
+        names, where = self.probes.names[: len(shown)], model.encoder.prefix.device
+        batch, typical = shown.on(where), others.views[:_BATCH].on(where)
+        write_patches(self.run.path, patch_images(model.encoder, batch, typical, self.first.name, names, originals))
 
     def _samples(self, source: Source, count: int) -> SampleViews:
         return load_samples(source, self.modalities, self.size, count)

@@ -23,14 +23,15 @@ _CELL, _GAP = 64, 2  # pixels of an attention map on the sheet of all heads
 
 @torch.no_grad()
 def patch_images(
-    encoder: Encoder, batch: Batch, modality: str, names: Sequence[str], originals: Sequence[Picture]
+    encoder: Encoder, batch: Batch, others: Batch, modality: str, names: Sequence[str], originals: Sequence[Picture]
 ) -> list[PatchImage]:
-    """The pictures of each image of a batch, from features of whole images; the encoder is in eval mode."""
-    tokens = encoder.embed(batch)
-    span, grid = tokens.layout.spans[modality], tokens.layout.grid
-    features = encoder.observe(tokens, FeatureSpec(attention=None)).features
-    assert features is not None
-    patches = features[:, span].float().cpu()
+    """The pictures of each image of a batch, from features of whole images; the encoder is in eval mode.
+
+    From features is subtracted what `others` have at the same place on average: the place is most of what differs
+    between patches, and would be all that the first principal components show.
+    """
+    grid = encoder.embed(batch[:1]).layout.grid
+    patches = _features(encoder, batch, modality) - _features(encoder, others, modality).mean(dim=0)
     painted, codes = principal_colours(patches), compressed(patches)
     heads = attention_by_head(encoder, batch, modality).cpu().numpy()
     return [
@@ -39,6 +40,13 @@ def patch_images(
         )
         for name, original, paint, code, maps in zip(names, originals, painted, codes, heads, strict=True)
     ]
+
+
+def _features(encoder: Encoder, batch: Batch, modality: str) -> Float[Tensor, "B N D"]:
+    tokens = encoder.embed(batch)
+    features = encoder.observe(tokens, FeatureSpec(attention=None)).features
+    assert features is not None
+    return features[:, tokens.layout.spans[modality]].float().cpu()
 
 
 def principal_colours(patches: Float[Tensor, "B N D"]) -> UInt8[np.ndarray, "B N 3"]:
