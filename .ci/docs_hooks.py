@@ -1,5 +1,6 @@
-"""The pages of the site that lie beside docs: README.md, CONTRIBUTING.md and SECURITY.md, with their links."""
+"""The pages of the site that lie beside docs: README.md, CONTRIBUTING.md and SECURITY.md, with their links; names."""
 
+import re
 from pathlib import Path
 
 from mkdocs.structure.files import File
@@ -22,3 +23,15 @@ def on_page_markdown(markdown, page, config, files):
     for name in BESIDE:
         markdown = markdown.replace(f"](../{name}", f"]({name}")
     return markdown
+
+
+def on_post_page(output, page, config):
+    """The theme's search dialog has no name that a screen reader could say."""
+    return output.replace(
+        'data-md-component="search" role="dialog"', 'data-md-component="search" role="dialog" aria-label="Search"'
+    )
+
+
+def on_page_content(html, page, config, files):
+    """The corner of a table is no heading of a column."""
+    return re.sub(r"<th( [^>]*)?></th>", r"<td\1></td>", html)

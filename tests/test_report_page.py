@@ -384,3 +384,15 @@ def test_numbers_and_settings_are_said_as_a_person_would(tmp_path):
     assert "2026-03-01 10:02<" in environment
     assert "batch size" not in environment, "it stands among the options"
     assert "were not measured on labelled images" not in page
+
+
+def test_losses_of_different_targets_are_not_compared_and_runs_have_names(tmp_path):
+    a, b = fake_run(tmp_path / "a", epochs=2), fake_run(tmp_path / "b", seed=1, epochs=2)
+    assert "does not compare" not in write_report([a, b]).read_text()
+    (b / "run.json").write_text((b / "run.json").read_text().replace("~/photos", "~/other"))
+    for file in (b / "eval").iterdir():
+        file.unlink()
+    page = write_report([a, b]).read_text()
+    assert "The runs differ in data: how high their losses are does not compare." in page
+    assert '<span class="who">a</span>' in page
+    assert '<span class="who">trained</span>' not in page

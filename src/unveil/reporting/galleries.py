@@ -111,7 +111,7 @@ def beside_baselines(runs: Runs) -> Markup | None:
     explained = (
         "Interpolated: every hidden pixel is the mean of the visible ones, weighted by their inverse squared distance"
         " (of classes the nearest one), without any model. The error is the root mean square over hidden pixels, as a"
-        " share of the range of values (of classes: the share of wrong pixels). Lines go round the hidden patches."
+        " share of the range of values (of classes: the share of wrong pixels). Lines border what is hidden."
     )
     return by_run("Predictions beside a baseline", runs, content, explained, is_open=len(runs) == 1)
 

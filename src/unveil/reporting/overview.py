@@ -79,7 +79,8 @@ def _screen(measures: Sequence[Markup], looks: Markup | None) -> Markup:
 
 def overview(runs: Runs) -> Markup | None:
     """Three measures with their baselines, where features were measured, and six triptychs."""
-    return _screen([bars(title, metric, results) for title, metric, results in _measures(runs)], _looks(runs))
+    measures = [bars(title, metric, results, is_named=len(runs) > 1) for title, metric, results in _measures(runs)]
+    return _screen(measures, _looks(runs))
 
 
 Measure = tuple[str, str, list[tuple[int, RunRecord, Evaluation]]]  # its title, its metric, and the results of the runs

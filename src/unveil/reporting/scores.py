@@ -63,7 +63,7 @@ def _protocol(runs: Runs, protocol: str, data: str) -> Markup:
     results = [(i, run, e) for i, run in enumerate(runs) for e in run.evaluations if (e.protocol, e.data) == key]
     metrics = list(dict.fromkeys(name for _, _, e in results for name in e.metrics))
     drawn = [
-        bars(" ".join(_WORDS.get(word, word) for word in metric.split("_")), metric, results)
+        bars(" ".join(_WORDS.get(word, word) for word in metric.split("_")), metric, results, is_named=len(runs) > 1)
         for metric in metrics
         if not metric.startswith("plus_minus")
     ]
@@ -87,9 +87,11 @@ def _details(what: str, results: Results) -> Markup:
     return tag("details", tag("summary", title), html_table(head, rows))
 
 
-def bars(title: str, metric: str, results: Results, baselines: Sequence[str] | None = None) -> Markup:
+def bars(
+    title: str, metric: str, results: Results, baselines: Sequence[str] | None = None, is_named: bool = False
+) -> Markup:
     """One bar per baseline (all, or those named), shared by the runs that agree on it, then one per run; with 95 %
-    intervals where known."""
+    intervals where known. One run alone is called by its name where it `is_named`."""
     rows: dict[str, tuple[float, float, str]] = {}
     for _, run, evaluation in results:
         for name, values in evaluation.baselines.items():
@@ -101,7 +103,7 @@ def bars(title: str, metric: str, results: Results, baselines: Sequence[str] | N
             known_as = SHORT.get(name, name)
             rows[known_as if agreed else f"{known_as}, as {run.name}"] = (value, half, "base")
     for place, run, evaluation in results:
-        name = run.name if len(results) > 1 else "trained"
+        name = run.name if len(results) > 1 or is_named else "trained"
         half = half_interval(error_of(evaluation, metric))
         rows[name] = (evaluation.metrics.get(metric, math.nan), half, f"s{place % NUM_COLOURS}")
     known = [v for v, _, _ in rows.values() if math.isfinite(v)]

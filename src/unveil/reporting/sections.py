@@ -13,6 +13,7 @@ from typing import Any
 
 from ..runs.console import duration
 from .charts import NUM_COLOURS, Line, line_chart
+from .comparable import listed, losses_differ
 from .journal import Signals, Step
 from .lamps import headline, lamps
 from .markup import Markup, brief, count, counted, figure, html_table, percent, prose, remark, tag
@@ -165,6 +166,8 @@ def curves(runs: Runs) -> Markup | None:
         _continued(runs),
     ]  # fmt: skip
     explained = "Thin: every logged step. Thick: a moving average. Point at a chart to read its values."
+    if why := losses_differ(runs):
+        explained += f" The runs differ in {listed(why)}: how high their losses are does not compare."
     if not any(first) and not any(others):
         return None
     shown, more = [c for c in first if c][:MOST_CHARTS], [c for c in first if c][MOST_CHARTS:]
@@ -200,7 +203,9 @@ def label_free(runs: Runs) -> Markup | None:
     charts = [
         line_chart("Held-out loss", lines(lambda s: s.heldout_loss), x_label=axis, note="on held-out images"),
         line_chart("RankMe", lines(lambda s: s.rankme), x_label=axis, note="dimensions that the features use"),
-        line_chart("Feature spread", lines(lambda s: s.feature_std), x_label=axis, note="std", from_zero=True),
+        line_chart(
+            "Feature spread", lines(lambda s: s.feature_std), x_label=axis, note="standard deviation", from_zero=True
+        ),
     ]
     explained = (
         "Measured on held-out images during training. RankMe is the effective number of dimensions of the features: "

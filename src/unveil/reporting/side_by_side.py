@@ -8,9 +8,10 @@ from collections.abc import Callable, Sequence
 
 from ..runs.console import duration
 from .charts import NUM_COLOURS
+from .comparable import FACTS, data_differ, listed, losses_differ
 from .comparisons import error_of, half_interval, main_metrics, title_of
 from .markup import Markup, brief, figure, html_table, percent, tag
-from .run_record import Evaluation, RunRecord
+from .run_record import Evaluation
 from .sections import Runs, section, shown
 
 WIDE = 4  # runs up to which each is a column; of more each is a row
@@ -25,7 +26,7 @@ def comparison(runs: Runs) -> Markup | None:
     having = Counter(str(k) for run in runs for k in run.mapping("options"))  # what one alone has compares with nothing
     options = sorted(option for option, count in having.items() if count > 1 and option not in ("size", "epochs"))
     differing = [option for option in options if len({run.text("options", option) for run in runs}) > 1]
-    words = [(name, [run.text(*keys) for run in runs]) for name, keys in _FACTS.items()]
+    words = [(name, [run.text(*keys) for run in runs]) for name, keys in FACTS.items()]
     words = [(name, values) for name, values in words if name in _ALWAYS or len(set(values)) > 1]
     words += [(d, [shown(run.fact("options", d)) for run in runs]) for d in differing]
     columns: list[tuple[str, list[object]]] = [(name, [v or "–" for v in own]) for name, own in words if any(own)]
@@ -57,58 +58,19 @@ def comparison(runs: Runs) -> Markup | None:
     return section("Side by side", table, explained=explained, folds=True, is_open=is_long)
 
 
-_FACTS: dict[str, tuple[str, ...]] = {
-    "recipe": ("recipe",),
-    "size": ("options", "size"),
-    "data": ("data", "address"),
-    "images": ("data", "count"),
-    "image size": ("data", "image_size"),
-    "channels": ("data", "channels"),
-    "status": ("status",),
-}
 _ALWAYS = ("recipe", "size", "status")
-
-
-def data_differ(runs: Runs) -> list[str]:
-    """In what of their data the runs differ: address, number of images, size or channels of an image."""
-    names = ("data", "images", "image size", "channels")
-    return [name for name in names if len({run.text(*_FACTS[name]) for run in runs}) > 1]
-
-
-def losses_differ(runs: Runs) -> list[str]:
-    """Why the losses of runs do not compare: their data, what is predicted, or how much of an image is hidden."""
-    facts: dict[str, set[object]] = {
-        "target": {(run.text("model", "norm_pix"), run.text("options", "target"), _losses(run)) for run in runs},
-        "share hidden": {_share_hidden(run) for run in runs},
-    }
-    return [*data_differ(runs), *(name for name, values in facts.items() if len(values) > 1)]
-
-
-def _losses(run: RunRecord) -> tuple[str, ...]:
-    """The names of a run's losses, where there are several: one alone is named as its recipe likes."""
-    names = sorted({name for s in run.steps[:1] for name in s.losses})
-    return tuple(names) if len(names) > 1 else ()
 
 
 def _said(why_losses: Sequence[str], why_features: Sequence[str]) -> str:
     """What compares and why other things do not, in sentences."""
     if not why_losses:
         return "All runs share data, target and share hidden, so their losses compare."
-    sentence = f"The runs differ in {_listed(why_losses)}, so their losses do not compare, and none is bold."
+    sentence = f"The runs differ in {listed(why_losses)}, so their losses do not compare, and none is bold."
     if why_features:
         sentence += (
             " Nor do speed and RankMe. Accuracies stand in one column only where protocol and test images agree."
         )
     return sentence
-
-
-def _listed(words: Sequence[str]) -> str:
-    return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
-
-
-def _share_hidden(run: RunRecord) -> str:
-    visible, tokens = run.number("model", "num_visible"), run.number("model", "num_tokens")
-    return f"{visible / tokens:.3f}" if tokens > 0 else run.text("options", "visible")
 
 
 def _scores(runs: Runs) -> list[Measure]:

@@ -73,7 +73,8 @@ def open_gallery(explored: Sequence[Explored], data: str | None) -> Gallery:
         if data is not None:
             raise
         log(f"note: the images of {widest.name} are not shown: {error}")
-        return Gallery(None, widest.declared, first, f"The images of the run are not there: {error}. Upload one.")
+        note = f"The images of the run are not there: {error}. Upload one, or give --data."
+        return Gallery(None, widest.declared, first, note)
     return Gallery(source, widest.declared, first)
 
 
