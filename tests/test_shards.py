@@ -179,6 +179,14 @@ def test_what_leads_out_of_a_tar_is_passed_over(tmp_path: Path):
     assert "3 link or device in a tar" in str(unveil.inspect(str(path)))
 
 
+def negative_size() -> bytes:
+    """A tar whose second header leads back to itself."""
+    header = bytearray(tarfile.TarInfo("a.jpg").tobuf(tarfile.USTAR_FORMAT))
+    header[124:136], header[148:156] = tarfile.itn(-512, 12, tarfile.GNU_FORMAT), b" " * 8  # type: ignore[attr-defined]
+    header[148:155] = b"%06o\0" % sum(header)
+    return tarfile.TarInfo("b.jpg").tobuf() + bytes(header) + bytes(1024)
+
+
 def test_damaged_tars_are_one_error(tmp_path: Path):
     whole = write_tar(tmp_path / "a.tar", {f"{i}.jpg": picture(i) for i in range(5)}).read_bytes()
     path = tmp_path / "b.tar"
@@ -186,6 +194,7 @@ def test_damaged_tars_are_one_error(tmp_path: Path):
         (whole[:3000], "is cut off after 3,000 bytes: copy it again"),
         (b"\x1f\x8b" + whole[2:], "is no tar file, or is damaged at byte 0 .*unpack it to a plain"),
         (whole[:512] + b"x" * 512, "cut off"),
+        (negative_size(), "is damaged at byte 512: a size of -512 bytes"),
         (b"", "no files in the shards"),
     ):
         path.write_bytes(content)

@@ -44,6 +44,8 @@ def members(read_at: ReadAt, length: int, name: str, others: Counter[str]) -> It
             way = "unpack it to a plain .tar" if is_packed else "copy it again, or leave it out"
             raise ValueError(f"{name} is no tar file, or is damaged at byte {position:,} ({error}): {way}") from error
         start, size = position + _BLOCK, info.size
+        if size < 0:  # base 256 has a sign, and positions would go back for ever
+            raise ValueError(f"{name} is damaged at byte {position:,}: a size of {size:,} bytes")
         if is_extension := info.type in _EXTENSIONS:
             if size > _LONGEST_HEADER:
                 raise ValueError(f"{name} has a header of {size:,} bytes at byte {position:,}: it is damaged")
