@@ -28,8 +28,9 @@ from unveil.runs.checkpoint import read_latest
 from unveil.runs.folder import RunFolder
 from unveil.training.health import MAX_SKIPPED
 from unveil.training.ladder import WentBack
-from unveil.training.loop import Loop, stop_on_signal
+from unveil.training.loop import Loop
 from unveil.training.metrics import MetricsWindow, progress_text
+from unveil.training.stopping import stop_on_signal
 from unveil.training.trainer import Settings, Trainer, Update
 
 CPU = Settings("cpu", "float32", micro_batch=64, compile=False, save_minutes=10, val_every=100)

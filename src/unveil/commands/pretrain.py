@@ -50,9 +50,10 @@ from ..training.distributed import Group, process_group
 from ..training.extend import extend
 from ..training.init_from import schedule_metadata
 from ..training.ladder import HALVINGS, WentBack, finish_return, log_returns
-from ..training.loop import Loop, stop_on_signal
+from ..training.loop import Loop
 from ..training.monitor import ValidationMonitor
 from ..training.setup import TrainingSetup, set_up_new, set_up_resumed
+from ..training.stopping import stop_on_signal
 from ..training.trackers import TRACKERS, check_trackers
 from .option_types import PretrainOptions
 from .run import Run

@@ -12,6 +12,7 @@ import time
 import unicodedata
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -63,9 +64,10 @@ def exit_status(stopped: KeyboardInterrupt) -> int:
 
 
 def log(text: str) -> None:
-    """A message on stderr, from rank 0 only; results go to stdout."""
+    """A message on stderr, from rank 0 only; results go to stdout. Nothing fails because nobody can read it."""
     if is_rank_zero():
-        print(one_message(text), file=sys.stderr, flush=True)
+        with suppress(OSError):
+            print(one_message(text), file=sys.stderr, flush=True)
 
 
 def harmless(text: str) -> str:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import replace
 from itertools import accumulate
 from typing import Any, cast
@@ -24,7 +23,7 @@ from ..modeling.types import Batch
 from ..recipes.recipe import Recipe
 from ..runs import checkpoint
 from ..runs.checkpoint import Checkpoint
-from ..runs.console import Progress, Stopped, is_rank_zero, log
+from ..runs.console import Progress, Stopped, log
 from ..runs.folder import RunFolder
 from ..runs.hardware import memory_used
 from ..runs.threads import AdaptiveThreads
@@ -39,51 +38,9 @@ LINES = 1000  # of metrics that a run writes, about
 # Shares of a run whose weights stay, for `evaluate --over-training`: forecasts are made from before the rate falls.
 SAVED = (1 / 16, 1 / 8, 1 / 4, 3 / 8, 1 / 2)
 FEWEST_STEPS, MOST_SAVED = 100, 160 << 20  # of a run for that, and bytes of all these weights
-STOPPING = tuple(
-    getattr(signal, n) for n in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, n)
-)  # signals after which a run saves and ends
 LOG_EVERY = 10  # steps at least where a device works beside the host, which waits for it to read a loss
 
 Validate = Callable[[MaskedModel, float, int], None]  # model, epoch, step
-
-
-class Stop(threading.Event):
-    """An event that says which signal has set it."""
-
-    number = 0
-
-    def by(self, number: int) -> None:
-        """Set the event by a signal, of which the first counts."""
-        self.number = self.number or number
-        self.set()
-
-
-@contextmanager
-def stop_on_signal(group: Group = SINGLE_PROCESS) -> Iterator[Stop]:
-    """An event that Ctrl-C, SIGTERM and SIGUSR1 set, to stop after the current step; a second Ctrl-C stops at once.
-
-    (A second SIGTERM does not: `torchrun` sends one to processes that have already had the terminal's Ctrl-C.) SIGUSR1
-    is what Slurm sends before a limit of time, where `sbatch --signal` asks for it.
-    """
-    stop = Stop()
-    if threading.current_thread() is not threading.main_thread():
-        yield stop
-        return
-
-    def request_stop(number: int, frame: Any) -> None:
-        if stop.is_set() and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        if not stop.is_set() and is_rank_zero() and not group.is_ending:
-            # not print: the signal may have come in the middle of one, and buffers do not take a second
-            os.write(2, b"\nstopping after this step; once more to stop at once\n")
-        stop.by(number)
-
-    before = {number: signal.signal(number, request_stop) for number in STOPPING}
-    try:
-        yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 class Loop:
