@@ -210,7 +210,14 @@ def pretrained(coco: Path, run: Path) -> Path:
     return run
 
 
-EVERY_EPOCH = "import sys; from unveil.cli import main; from unveil.evaluation import fit; fit.SAVE_EVERY = 0.0; "
+EVERY_EPOCH = """
+import signal, sys
+from unveil.cli import main
+from unveil.evaluation import fit
+signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell's background job ignores
+fit.SAVE_EVERY = 0.0
+raise SystemExit(main(sys.argv[1:]))
+"""
 
 
 @pytest.mark.slow
@@ -222,8 +229,7 @@ def test_a_killed_command_goes_on_to_the_same_bits(coco: Path, tmp_path: Path):
     words += ["--drop-path", "0.2", "--ema", "0.9", "--precision", "float32", "--device", "cpu"]
     assert main(["evaluate", str(run), *words]) == 0
     assert not (run / "eval" / "unfinished").exists()
-    code = f"{EVERY_EPOCH} raise SystemExit(main(sys.argv[1:]))"
-    command = [sys.executable, "-c", code, "evaluate", str(tmp_path / "stopped"), *words]
+    command = [sys.executable, "-c", EVERY_EPOCH, "evaluate", str(tmp_path / "stopped"), *words]
     unfinished = tmp_path / "stopped" / "eval" / "unfinished"
     seen: set[str] = set()
     for number, status in ((signal.SIGKILL, -signal.SIGKILL), (signal.SIGINT, 130)):

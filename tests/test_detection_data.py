@@ -287,6 +287,43 @@ def test_yolo_texts_without_their_images_or_a_split_without_texts_are_told(tmp_p
         open_detection(str(tmp_path))
 
 
+def test_yolo_splits_are_told_by_names_that_begin_so_by_data_yaml_or_by_lists(tmp_path: Path):
+    for split, count in (("train2017", 4), ("val2017", 2)):
+        ten_images.draw(tmp_path / "images" / split, ten_images.content(count))
+        (tmp_path / "labels" / split).mkdir(parents=True)
+        for number in range(count):
+            (tmp_path / "labels" / split / f"{number:02}.txt").write_text("0 0.5 0.5 0.25 0.5\n")
+
+    def lengths(told: str) -> tuple[int, int, bool]:
+        (tmp_path / "data.yaml").write_text(f"names: [ball]\n{told}")
+        sets = open_detection(str(tmp_path))
+        return len(sets.train), len(sets.test), sets.is_held_out
+
+    assert lengths("") == lengths("train: ../datasets/some/images/train2017\nval: images/val2017\n") == (4, 2, False)
+    assert lengths("train: images/val2017\nvalid: images/train2017\n") == (2, 4, False)
+    (tmp_path / "train.txt").write_text("./images/train2017/00.png\nimages/val2017/01.png\n\n/x/images/gone/7.png\n")
+    (tmp_path / "val.txt").write_text("images/train2017/02.png\n")
+    assert lengths("train: train.txt\nval: val.txt\n") == (2, 1, False)
+    (tmp_path / "images/val2017").rename(tmp_path / "images/trainextra")
+    (tmp_path / "labels/val2017").rename(tmp_path / "labels/trainextra")
+    assert lengths("train: images/train2017\nval: images/train2017\n") == (3, 1, True), "no test set of its own"
+    with pytest.raises(ValueError, match=r"several folders of train, images/train2017 and images/trainextra; say by"):
+        lengths("")
+    with pytest.raises(ValueError, match=r"data\.yaml names several places for train"):
+        lengths("train: [images/train2017, images/trainextra]\n")
+
+
+def test_of_yolo_poses_the_box_is_read_and_no_polygon(tmp_path: Path):
+    ten_images.draw(tmp_path / "images", ten_images.content(3))
+    (tmp_path / "labels").mkdir()
+    for number in range(3):
+        (tmp_path / "labels" / f"{number:02}.txt").write_text("0 0.5 0.5 0.25 0.5 0.4 0.4 2 0.6 0.6 2\n")
+    (tmp_path / "data.yaml").write_text("names: [ball]\nkpt_shape: [2, 3]\n")
+    train = open_detection(str(tmp_path)).train
+    assert (train.objects[0].boxes.tolist(), train.objects[0].masks) == ([[18, 10, 30, 30]], (None,))
+    assert train.counts == {"poses, of which the box alone is read": 3}
+
+
 XML = (
     "<annotation><size><width>48</width><height>40</height></size><object><name>{}</name><difficult>{}</difficult>"
     "<bndbox><xmin>3</xmin><ymin>4</ymin><xmax>14</xmax><ymax>13</ymax></bndbox></object></annotation>"

@@ -125,6 +125,10 @@ def test_a_module_predicts_pixels_of_images_of_any_size(place: SimpleNamespace):
     assert model(maps).shape == (2, len(model.classes), 40, 56)
     with pytest.raises(ValueError, match="this head reads rgb, depth; depth is missing"):
         model(maps["rgb"])
+    with pytest.raises(ValueError, match=r"rgb is B x 3 x H x W; got \(3, 40, 56\)"):
+        model({**maps, "rgb": maps["rgb"][0]})
+    with pytest.raises(ValueError, match=r"one number and size; got \(2, 20, 56\), \(2, 40, 56\)"):
+        model({**maps, "depth": maps["depth"][:, :, :20]})
     assert unveil.load(place.run, head="depth", device="cpu")(maps["rgb"]).shape == (2, 1, 40, 56)
     assert "segment" in repr(model).splitlines()[0] or "by segment" in repr(model)
 
@@ -200,6 +204,12 @@ def test_the_command_writes_lines_of_json_and_leaves_out_what_it_cannot_read(
     assert "holds files; give another --out, or --overwrite" in capsys.readouterr().err
     assert main([*words, "--overwrite", "--top", "99"]) == 2
     assert "--top 99 is more than the 10 classes" in capsys.readouterr().err
+    assert main([*words, "--overwrite", "--head", "depth", "--top", "2"]) == 2
+    assert "--top and --format are of tables of classes, and this head predicts depth" in capsys.readouterr().err
+    for file in folder.rglob("*.[jp][pn]g"):
+        file.write_bytes(b"no image")
+    assert main([*words, "--overwrite", "--device", "cpu"]) != 0
+    assert "none of the 4 images" in capsys.readouterr().err
 
 
 def test_keep_is_a_flag_of_the_command(place: SimpleNamespace, capsys: pytest.CaptureFixture[str]):

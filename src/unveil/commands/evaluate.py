@@ -209,7 +209,7 @@ def evaluate(
         of = {"protocol": name, "data": data, "weights": weights, "at_epoch": at_epoch}
         classes = images.class_names if isinstance(images, ImageSplit) else ()
         file = head.of(classes, of).write(folder, name)
-        note(f"the head is kept in {file}; unveil predict {folder} --head {name} --data FOLDER")
+        note(f"the head is kept in {file}; unveil predict {stored.path if stored else run} --head {name} --data FOLDER")
 
     is_plain = not layer and normalize == "none" and pool != "auto"
     _check_reading(kind, protocols, is_plain)

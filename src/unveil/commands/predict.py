@@ -111,6 +111,10 @@ def predict(
     run, out, data = as_text(run), as_text(out), as_text(data)
     stored = None if is_public_vit(run) else Run.open(run, trust)
     model = load_predictor(stored or run, head, device)
+    if model.task != "classes" and (top is not None or format != "csv"):
+        raise ValueError(
+            f"--top and --format are of tables of classes, and this head predicts {model.task}; leave them out"
+        )
     folder = user_path(out)
     if folder.exists() and any(folder.iterdir()) and not overwrite:
         raise ValueError(f"{folder} holds files; give another --out, or --overwrite to replace earlier predictions")
@@ -133,6 +137,8 @@ def predict(
             content = _write_maps(model, source, folder, draw, precision, line)
     finally:
         line.close()
+    if not content["images"]:
+        raise ValueError(f"none of the {len(source)} images of {source.address} can be read")
     write_json(folder / _SUMMARY, content)
     for name in content["unreadable"][:10]:
         print(f"left out, unreadable: {quoted(name)}", file=sys.stderr)
@@ -212,8 +218,6 @@ def _write_maps(
         cut += _write_map(model, prediction, folder, partial(files, name), unit, sample.maps[first] if draw else None)
         done += 1
         line.update(f"predicting: {done:,} of {len(source):,} images", done, len(source))
-    if not done:
-        raise ValueError(f"none of the {len(source)} images of {source.address} can be read")
     return summary(model.facts, unreadable, done, **more, **({"pixels_out_of_range": cut} if unit else {}))
 
 

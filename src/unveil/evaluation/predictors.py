@@ -143,6 +143,9 @@ class DensePredictor(Predictor):
             raise ValueError(
                 f"this head reads {', '.join(m.name for m in self.inputs)}; {', '.join(missing)} is missing"
             )
+        sizes = {_checked(maps[m.name], m) for m in self.inputs}
+        if len(sizes) > 1:
+            raise ValueError(f"maps of one call have one number and size; got {', '.join(map(str, sorted(sizes)))}")
         valid = {m.name: known_pixels(maps[m.name], m) for m in self.inputs if _is_measured(m)}
         samples = [
             Sample(
@@ -175,6 +178,15 @@ class DensePredictor(Predictor):
             return made
         mean, std = self.metres
         return [prediction * std + mean for prediction in made]
+
+
+def _checked(images: object, modality: Modality) -> tuple[int, int, int]:
+    """The number, height and width of images. Raises ValueError for what is no tensor B C H W."""
+    channels = 1 if modality.kind == "categorical" else modality.channels
+    if not isinstance(images, Tensor) or images.ndim != 4 or images.shape[1] != channels:
+        given = tuple(images.shape) if isinstance(images, Tensor) else f"a {type(images).__name__}"
+        raise ValueError(f"{modality.name} is B x {channels} x H x W; got {given}")
+    return len(images), images.shape[-2], images.shape[-1]
 
 
 def _is_measured(modality: Modality) -> bool:
@@ -222,6 +234,7 @@ class BoxPredictor(Predictor):
 
     def forward(self, images: Shaped[Tensor, "B C H W"]) -> list[dict[str, Tensor]]:
         coder = optional("faster_coco_eval", NEEDED).mask
+        _checked(images, self.modality)
         made = []
         for one in self.predict([Sample({"rgb": image.cpu()}) for image in images]):
             found = {"boxes": one.boxes, "labels": one.labels, "scores": one.scores}

@@ -33,13 +33,18 @@ def text_of(file: Path) -> str:
 
 
 def yolo_set(
-    address: str, root: Path, pairs: Sequence[tuple[str, Path | None]], classes: tuple[str, ...]
+    address: str,
+    root: Path,
+    pairs: Sequence[tuple[str, Path | None]],
+    classes: tuple[str, ...],
+    has_keypoints: bool = False,
 ) -> DetectionSet:
     """Images, paths below `root`, each with its text of lines `class x y width height` or `class x y x y x y ...`.
 
-    Numbers are shares of the image's sides. An image without a text, or with an empty one, has no objects; one that
-    cannot be read is left out as missing. Without names, classes are as many as the texts hold. Raises ValueError, with
-    file and line, for what is no such line or no such class.
+    Numbers are shares of the image's sides. Where a line `has_keypoints`, what follows its box is left out, counted.
+    An image without a text, or with an empty one, has no objects; one that cannot be read is left out as missing.
+    Without names, classes are as many as the texts hold. Raises ValueError, with file and line, for what is no such
+    line or no such class.
     """
     counts, missing = Counts(), []
     files, sizes, given = [], [], []
@@ -50,7 +55,10 @@ def yolo_set(
             missing.append(name)
             continue
         lines = [] if labels is None else text_of(labels).splitlines()
-        made = [_yolo(line.split(), size, f"{labels}, line {n}") for n, line in enumerate(lines, 1) if line.strip()]
+        words = [(line.split(), f"{labels}, line {n}") for n, line in enumerate(lines, 1) if line.strip()]
+        if has_keypoints:
+            counts.of["poses, of which the box alone is read"] += sum(len(own) > 5 for own, _ in words)
+        made = [_yolo(own[:5] if has_keypoints else own, size, where) for own, where in words]
         files.append(name)
         sizes.append(size)
         given.append(made)

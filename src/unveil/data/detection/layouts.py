@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -130,47 +130,104 @@ def _beside(file: Path) -> list[Path]:
 
 
 def _yolo(root: Path, address: str) -> dict[str, DetectionSet]:
-    """`images/` and `labels/`, each with folders of splits or without; or both in a folder of each split."""
-    classes: tuple[str, ...] = ()
-    for name in ("data.yaml", "dataset.yaml", "data.yml"):
-        if (root / name).is_file():
-            classes, _ = yolo_config(root / name)
-            break
-    else:
-        places = [root / _CLASSES, root / "obj.names", *sorted((root / "labels").rglob(_CLASSES))]
-        named = [place for place in places if place.is_file()]
-        classes = tuple(filter(None, map(str.strip, text_of(named[0]).splitlines()))) if named else ()
-    folders: dict[str, tuple[Path, Path]] = {}
+    """`images/` and `labels/`, each with folders of splits or without; or both in a folder of each split.
+
+    A `data.yaml` may say which images are of which split: a folder, or a text that lists them.
+    """
+    classes, told = _yolo_names(root)
+    places = _told_places(root, told)
     for split, words in listing.SPLITS.items():
         for word in words:
-            for one, other in ((f"images/{word}", f"labels/{word}"), (f"{word}/images", f"{word}/labels")):
-                if (root / one).is_dir() and (root / other).is_dir():
-                    folders.setdefault(split, (root / one, root / other))
-    if not folders and (root / "images").is_dir() and (root / "labels").is_dir():
-        folders["train"] = root / "images", root / "labels"
+            one, other = root / word / "images", root / word / "labels"
+            if one.is_dir() and other.is_dir():
+                places.setdefault(split, (one, other, None))
+    for split, folder in _split_folders(root, address, {images for images, *_ in places.values()}).items():
+        places.setdefault(split, (root / "images" / folder, root / "labels" / folder, None))
+    if not places and (root / "images").is_dir() and (root / "labels").is_dir():
+        places["train"] = root / "images", root / "labels", None
     sets = {}
     there = {
-        labels: {file for file in labels.rglob("*.txt") if file.name != _CLASSES} for _, labels in folders.values()
+        labels: {file for file in labels.rglob("*.txt") if file.name != _CLASSES} for _, labels, _ in places.values()
     }
     if not any(there.values()):
         return {}  # pictures of labels, not texts
-    for split, (images, labels) in folders.items():
+    for split, (images, labels, chosen) in places.items():
         names = pictures_in(images)
-        texts = [labels / name.rsplit(".", 1)[0] for name in names]
-        texts = [text.with_name(f"{text.name}.txt") for text in texts]
-        if there[labels].isdisjoint(texts):
+        own_texts = there[labels]
+        if chosen is not None:
+            names = [name for name in names if name in chosen]
+            own_texts = {labels / f"{name.rpartition('.')[0]}.txt" for name in chosen} & own_texts
+        texts = [labels / f"{name.rpartition('.')[0]}.txt" for name in names]
+        if own_texts.isdisjoint(texts):
             raise ValueError(
-                f"{labels} has {len(there[labels])} texts, of which none has the name of one of the {len(names)} images"
+                f"{labels} has {len(own_texts)} texts, of which none has the name of one of the {len(names)} images"
                 f" of {images}; both need the same names"
             )
-        pairs = [(name, text if text in there[labels] else None) for name, text in zip(names, texts, strict=True)]
-        missing = [f"{text.relative_to(labels).with_suffix('')}" for text in sorted(there[labels].difference(texts))]
-        own = yolo_set(address if len(folders) == 1 else f"{address} ({split})", images, pairs, classes)
+        pairs = [(name, text if text in own_texts else None) for name, text in zip(names, texts, strict=True)]
+        missing = [f"{text.relative_to(labels).with_suffix('')}" for text in sorted(own_texts.difference(texts))]
+        own = yolo_set(
+            address if len(places) == 1 else f"{address} ({split})", images, pairs, classes, "kpt_shape" in told
+        )
         sets[split] = replace(own, missing=(*own.missing, *missing))
     if len({own.classes for own in sets.values()}) > 1 and not classes:  # not named: the most that any text holds
         most = max((own.classes for own in sets.values()), key=len)
         sets = {split: replace(own, classes=most) for split, own in sets.items()}
     return sets
+
+
+def _yolo_names(root: Path) -> tuple[tuple[str, ...], Mapping[str, Any]]:
+    """The names of classes, and what else a `data.yaml` tells; both may be empty."""
+    for name in ("data.yaml", "dataset.yaml", "data.yml"):
+        if (root / name).is_file():
+            return yolo_config(root / name)
+    places = [root / _CLASSES, root / "obj.names", *sorted((root / "labels").rglob(_CLASSES))]
+    named = [place for place in places if place.is_file()]
+    return tuple(filter(None, map(str.strip, text_of(named[0]).splitlines()))) if named else (), {}
+
+
+_YoloPlace = tuple[Path, Path, frozenset[str] | None]  # folders of images and of texts, and which images, if not all
+
+
+def _told_places(root: Path, told: Mapping[str, Any]) -> dict[str, _YoloPlace]:
+    """Where a `data.yaml` says that the images of each split are: of the path that it names, the end that is there.
+
+    A validation set that is the training set is left out. Raises ValueError for several folders of a split.
+    """
+    places: dict[str, _YoloPlace] = {}
+    for split, words in listing.SPLITS.items():
+        entry = next((told[word] for word in words if told.get(word)), None)
+        entry = entry[0] if isinstance(entry, list) and len(entry) == 1 else entry
+        if isinstance(entry, list):
+            raise ValueError(f"data.yaml names several places for {split}; put their images into one folder")
+        parts = [part for part in str(entry or "").replace("\\", "/").split("/") if part not in ("", ".", "..")]
+        ends = (root.joinpath(*parts[k:]) for k in range(len(parts)))
+        place = next((end for end in ends if end.exists()), root)
+        if place.suffix == ".txt":
+            lines = (line.strip().replace("\\", "/") for line in text_of(place).splitlines())
+            listed = frozenset(f"/{line}".rpartition("/images/")[2] for line in lines if line)
+            made = root / "images", root / "labels", listed
+        else:
+            above, slash, below = f"/{place.relative_to(root).as_posix()}".rpartition("/images")
+            made = place, root / above.strip("/") / "labels" / below.strip("/") if slash else place, None
+        if made[0].is_dir() and made[1].is_dir() and made[0] != made[1] and made not in places.values():
+            places[split] = made
+    return places if "train" in places else {}
+
+
+def _split_folders(root: Path, address: str, known: Collection[Path]) -> dict[str, str]:
+    """The folders of `images/` that are named as a split, such as train2017, and are in `labels/` too."""
+    found: dict[str, str] = {}
+    for folder in sorted((root / "images").iterdir()) if (root / "images").is_dir() else ():
+        split = next((s for s, words in listing.SPLITS.items() if folder.name.lower().startswith(words)), None)
+        if split is None or folder in known or not (root / "labels" / folder.name).is_dir():
+            continue
+        if split in found:
+            raise ValueError(
+                f"{address} has several folders of {split}, images/{found[split]} and images/{folder.name}; say by"
+                f" `{split}: images/{folder.name}` in data.yaml which one is meant"
+            )
+        found[split] = folder.name
+    return found
 
 
 def _voc(root: Path, address: str) -> dict[str, DetectionSet]:
