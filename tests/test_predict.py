@@ -195,6 +195,7 @@ def test_the_command_writes_lines_of_json_and_leaves_out_what_it_cannot_read(
     assert main([*words, "--format", "jsonl", "--top", "2", "--draw", "--device", "cpu"]) == 0
     printed = capsys.readouterr()
     assert "left out, unreadable: broken.png" in printed.err
+    assert printed.out.splitlines()[-1] == f"next: unveil export {place.run} --to safetensors --head linear"
     lines = [json.loads(line) for line in (tmp_path / "out" / "predictions.jsonl").read_text().splitlines()]
     assert [line["name"] for line in lines] == ["a/one.jpg", "a/one.png", 'two, with "quotes".png']
     assert all(len(line["probabilities"]) == 2 and line["label"] in line["probabilities"] for line in lines)

@@ -5,13 +5,14 @@ A public function is imported when it is used: `unveil --help` never waits for t
 
 from __future__ import annotations
 
+import json
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
 from ..recipes.options import DATA, UsageError, spell
 from ..recipes.registry import check_named, load_recipe, recipe_cards
-from ..runs.console import is_rank_zero
+from ..runs.console import is_rank_zero, user_path
 from ..training.config import PretrainConfig, read_mapping
 from .command import COMMANDS, Command, Function, HelpAsked, asks_help, command, flags, say_next
 from .flags import columns, flag_name, flags_of, is_flag, split
@@ -195,8 +196,11 @@ def _predict(self: Command, words: list[str]) -> str:
     from ..commands.predict import predict
 
     (run,), given = self.read(words, flags(predict, "run"))
-    predict(run, **given)
-    return shlex.join(["unveil", "export", run])
+    folder = predict(run, **given)
+    if not (user_path(run) / "run.json").exists():  # an export, or public weights
+        return shlex.join(["ls", str(folder)])
+    head = json.loads((folder / "predictions.json").read_text(encoding="utf-8"))["head"]["protocol"]
+    return shlex.join(["unveil", "export", run, "--to", "safetensors", "--head", head])
 
 
 @command("RUN", "unveil look runs/a")

@@ -164,6 +164,10 @@ def _encoder(run: Run, to: Format, at_epoch: float | None, head: KeptHead | None
     """The encoder to export. Raises ValueError for one that the format has no place for."""
     if head is not None and to in ("onnx", "torch", "safetensors"):  # which take a head with any encoder
         return run.encoder("mean", at_epoch)
+    if head is not None and not isinstance(run.encoder("mean", at_epoch), ImageEncoder):
+        raise ValueError(
+            f"{run.path} is an encoder of another project, whose heads go with --to onnx, torch or safetensors"
+        )
     encoder = run.own_encoder(at_epoch)
     if to in ("timm", "transformers"):
         check_layout(encoder.encoder)

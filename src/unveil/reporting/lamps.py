@@ -78,7 +78,8 @@ def features(evaluations: Sequence[Evaluation], run: RunRecord | None = None, ho
     """
     each = [comparison for evaluation in in_order(evaluations) for comparison in comparisons(evaluation)]
     if not each:
-        command = "" if run is None else f"`unveil evaluate {shlex.quote(str(run.path))} --data LABELLED_IMAGES` "
+        named = "ENCODER" if run is None else shlex.quote(str(run.path))
+        command = f"`unveil evaluate {named} --data LABELLED_IMAGES` "
         state = "measured without baselines" if any(e.accuracy() >= 0 for e in evaluations) else "not measured"
         return Lamp("features", state, "note", "", f"{command}compares them with raw pixels and the untrained encoder.")
     groups = [list(group) for _, group in groupby(each, key=lambda c: c.title)]
