@@ -37,7 +37,7 @@ def clip_plain_gelu() -> Any:
 
 
 def dinov2(**options: Any) -> Any:
-    return shaken(transformers.Dinov2Model(transformers.Dinov2Config(**DINOV2, **EAGER, **options)))
+    return shaken(transformers.Dinov2Model(transformers.Dinov2Config(**{**DINOV2, **EAGER, **options})))
 
 
 def dinov2_giant() -> Any:

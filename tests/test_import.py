@@ -19,6 +19,7 @@ from test_parity import CASES, build_multimae
 from test_public_vits import public_names, table
 from tiny_runs import write_images
 from unveil.cli import main
+from unveil.commands.explore import _opened
 from unveil.modeling.encoder import SIZES
 from unveil.modeling.layers import sincos_positions
 from unveil.modeling.masked_model import MaskedModel
@@ -26,6 +27,7 @@ from unveil.modeling.public_vits import load_encoder, load_weights, to_own_names
 from unveil.modeling.types import Batch, Queries
 from unveil.recipes.registry import build_recipe, load_recipe
 from unveil.recipes.run import Run
+from unveil.reporting.server import Request
 
 SHORT = {"device": "cpu", "epochs": 0.2, "batch_size": 8, "image_size": (16,), "patch": 4, "size": "nano", "lr": 0.01}
 DECODER = {"decoder_dim": 16, "decoder_depth": 2, "decoder_heads": 2}
@@ -158,13 +160,21 @@ class TestOtherViTs:
         results = unveil.evaluate(out, data=images, protocol=("knn",), device="cpu", normalize="standardize")
         assert {"pixels", "untrained"} <= set(results[0].baselines)
         unveil.embed(out, data=images, out=str(tmp_path / "f.npz"), device="cpu")
-        assert "k-NN" in Path(unveil.report((out,), out=str(tmp_path / "r.html"))).read_text()
+        page = Path(unveil.report((out,), out=str(tmp_path / "r.html"))).read_text()
+        assert "k-NN" in page
+        assert "These weights were imported; nothing is known of their training." in page
+        unveil.look(out, data=images, samples=2, out=str(tmp_path / "look.png"), device="cpu")
+        assert (tmp_path / "look.png").stat().st_size > 1000
+        explorer = _opened([out], (), images, 4, "cpu", False)
+        answer = explorer(Request("GET", "/state", {}))
+        assert json.loads(answer.body)["runs"][0]["grid"] == [4, 4]
+        explorer.close()
         with pytest.raises(ValueError, match=r"without a decoder; `unveil pretrain mae --init-from"):
             unveil.evaluate(out, data=images, protocol=("reconstruct",), device="cpu")
         with pytest.raises(ValueError, match="none of the library's"):
             unveil.export(out, to="timm", out=str(tmp_path / "exported"))
 
-    def test_training_goes_on_from_learned_positions_where_that_is_asked(
+    def test_training_goes_on_from_learned_positions(
         self, tmp_path: Path, images: str, monkeypatch: pytest.MonkeyPatch
     ):
         monkeypatch.setitem(SIZES, "nano", (48, 3, 4))
@@ -172,13 +182,13 @@ class TestOtherViTs:
         transformers.ViTModel(config, add_pooling_layer=False).save_pretrained(tmp_path / "theirs")
         run = unveil.import_checkpoint(tmp_path / "theirs", out=tmp_path / "run", usual=True)
         options = {**SHORT, **DECODER, "patch": 8, "image_size": 32, "data": images, "out": tmp_path / "on"}
-        with pytest.raises(
-            ValueError, match=r"has learned positions, .* --allow-missing starts from its other weights"
-        ):
-            unveil.pretrain("mae", init_from=run, **options)
-        on = unveil.pretrain("mae", init_from=run, allow_missing=True, **options | {"lr": 0.0})
-        learned = load_file(tmp_path / "theirs" / "model.safetensors")["encoder.layer.2.output.dense.weight"]
-        close(Run.open(on).model().state_dict()["encoder.blocks.2.mlp.2.weight"], learned)
+        on = unveil.pretrain("mae", init_from=run, **options | {"lr": 0.0})
+        learned = load_file(tmp_path / "theirs" / "model.safetensors")
+        state = Run.open(on).model().state_dict()
+        close(state["encoder.blocks.2.mlp.2.weight"], learned["encoder.layer.2.output.dense.weight"])
+        table = learned["embeddings.position_embeddings"][0, 1:].unflatten(0, (4, 4))
+        assert torch.equal(state["encoder.positions.table"], table)
+        assert Run.open(on).encoder().statistics == ((0.5,) * 3, (0.5,) * 3)
 
     def test_lightly_s_autoencoder_keeps_its_decoder(self, tmp_path: Path):
         """A Lightning module with lightly's MaskedVisionTransformerTIMM and MAEDecoderTIMM."""

@@ -119,7 +119,7 @@ def test_the_compiled_step_is_the_plain_one(options: dict):
         ({"visible": 1.7}, "between 0 and 1; got 1.7"),
         ({"visible": 0.5, "predicted": 0.6}, "at most the hidden share"),
         ({"visible": 0.01}, "leaves 0 to read"),
-        ({"size": "giant"}, "one of nano, tiny, small, base, large, huge; got 'giant'"),
+        ({"size": "titan"}, "one of nano, tiny, small, base, large, huge, giant; got 'titan'"),
         ({"patch": 5}, "does not divide an image of 16 x 24"),
         ({"decoder_heads": 3}, "3 heads do not divide a width of 16"),
         ({"decoder_dim": 18, "decoder_heads": 3}, "a width that 4 divides; got 18"),

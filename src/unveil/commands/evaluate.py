@@ -8,20 +8,23 @@ from contextlib import ExitStack
 from dataclasses import replace
 from os import PathLike
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Unpack
 
 import torch
+from torch import nn
 
 from ..data.columns import with_columns
 from ..data.given_types import Data
 from ..data.kept_views import KeptViews
 from ..data.modality_config import BUILT_IN, Declared
 from ..data.sources import Source
-from ..evaluation.choice import CARD, Auto, alike, settle, take
+from ..evaluation.choice import CARD, Auto, Reading, alike, settle, take
 from ..evaluation.datasets import ImageSplit, open_sets
 from ..evaluation.dense.data import DenseData
 from ..evaluation.detection.data import DetectionData
 from ..evaluation.features import RawPixels
+from ..evaluation.given_module import check_module, check_reading, module_encoder, reading_of, untrained_like
 from ..evaluation.kept_heads import KeptHead
 from ..evaluation.normalizers import FittedOn
 from ..evaluation.reconstructors import open_reconstructors
@@ -94,7 +97,7 @@ def _trains_together(*args: object, protocol: str | Sequence[str] = (), **kwargs
 @over_processes(list[Result], _trains_together)
 @accept_python_values
 def evaluate(
-    run: str | PathLike[str] | Run,
+    run: str | PathLike[str] | Run | nn.Module,
     *,
     data: Data,
     test_data: Data | None = None,
@@ -123,10 +126,12 @@ def evaluate(
 ) -> list[Result]:
     """Measure a run, or a public ViT, on labelled images; the results are printed and kept in the run's `eval/`.
 
-    Those of a public ViT (a weight file, a folder, a name on the hub) are kept in `runs/<its name>/eval/`.
+    Those of a public ViT (a weight file, a folder, a name on the hub) are kept in `runs/<its name>/eval/`, those of a
+    module, which is in memory alone, are returned.
     Further arguments are options of the protocols: each goes to every chosen protocol that has it.
 
-    run: a run folder, or an `unveil.Run`; a public ViT's weights, or its name on the hub
+    run: a run folder, or an `unveil.Run`; a public ViT's weights, or its name on the hub; in Python also a module, of
+        `unveil.load` or of other code: images in [0, 1] to features, with the attribute image_size
     data: labelled images: folders of classes, or of train and val; Parquet files or shards with labels; scenes; of a
         folder of rgb, depth, ... the first that the run reads; for segment and depth such a folder, a well-known
         layout of one, or as --modalities declares; for detect images with boxes as COCO, YOLO or Pascal VOC have them;
@@ -171,7 +176,9 @@ def evaluate(
     >>> sorted(result.baselines), 0 <= result.metrics["accuracy"] <= 1
     (['pixels', 'untrained'], True)
     """
-    run, protocol, layer, inputs = as_text(run), as_tuple(protocol), as_tuple(layer), as_tuple(inputs)
+    protocol, layer, inputs = as_tuple(protocol), as_tuple(layer), as_tuple(inputs)
+    module = run if isinstance(run, nn.Module) else None
+    run = type(module).__name__ if module is not None else as_text(run)
     data = with_columns(as_text(data), image_column, label_column)
     test_data = None if test_data is None else with_columns(as_text(test_data), image_column, label_column)
     kind = data_for(protocol)
@@ -185,10 +192,15 @@ def evaluate(
         _check_keeping(protocols, inputs if kind == "labelled images" else ())
     if over_training and (others := [name for name, own in protocols.items() if own.needs != "features"]):
         raise ValueError(f"--over-training measures frozen features (knn, linear, ...), not {', '.join(others)}")
-    stored = None if is_public_vit(run) else Run.open(run, trust)
+    stored = None if module is not None or is_public_vit(run) else Run.open(run, trust)
     if over_training and (stored is None or at_epoch is not None):
         raise ValueError("--over-training measures all weights of a run; give a run, and no --at-epoch")
-    folder = stored.path if stored else Path("runs", Path(run).stem)
+    computing = ExitStack()
+    if module is not None:
+        check_module(kind, bool(inputs) or bool(keep) or at_epoch is not None)
+        folder = Path(computing.enter_context(TemporaryDirectory(prefix="unveil-module-")))
+    else:
+        folder = stored.path if stored else Path("runs", Path(run).stem)
     line, results_so_far = Progress(quiet=20.0), ResultCache(folder / "eval" / "unfinished")
 
     def progress(task: str, done: int, total: int) -> None:
@@ -219,7 +231,6 @@ def evaluate(
     on = choose_device(device)
     if kind != "samples for a run's decoders" and precision == "auto" and choose_precision(precision, on) == "bf16":
         log("encoders compute in bf16; --precision float32 takes longer, and features agree within rounding")
-    computing = ExitStack()
     try:
         computing.enter_context(use_threads(threads))
         is_fixed = on.type != "cpu" or threads is not None or precision == "float32"
@@ -253,7 +264,13 @@ def evaluate(
             weights = stored.checkpoint(at_epoch).identity
             results = run_protocols(protocols, models, samples, context)
         else:
-            encoder, _ = load_plain(stored or run, device, at_epoch)
+            encoder: Any
+            if module is not None:
+                encoder = computing.enter_context(module_encoder(module, on))
+                is_plain = is_plain and pool is None
+                check_reading(encoder, is_plain)
+            else:
+                encoder, _ = load_plain(stored or run, device, at_epoch)
             weights = weights_of(encoder, stored, at_epoch)
             encoders: dict[str, FeatureEncoder] = {THIS_RUN: encoder}
             chosen = _inputs(encoder, stored, inputs) if kind == "labelled images" and inputs else ()
@@ -267,8 +284,8 @@ def evaluate(
                 pixels = Modality("rgb", encoder.channels, *encoder.statistics)
                 if not chosen or chosen[0].name == encoder.modalities[0].name:
                     encoders["pixels"] = RawPixels(pixels, encoder.image_size, encoder.device, encoder.patch)
-                untrained = stored.encoder(read, trained=False) if stored else untrained_vit(describe(run), 0, read)
-                encoders[UNTRAINED] = untrained.to(encoder.device)
+                untrained = _untrained(encoder, stored, run, read)
+                encoders |= {} if untrained is None else {UNTRAINED: untrained.to(encoder.device)}
             images: DenseData | DetectionData | VideoData | ImageSplit
             if kind == "images with boxes":
                 images = DetectionData(data, test_data, lambda test: check_test(test.as_source()))
@@ -294,8 +311,12 @@ def evaluate(
                     KeptViews() if baselines else None,
                 )
                 request = (read if pool is None else pool, layer, combine, normalize)
-                reading = settle(encoder, fitted_on, folder, *request, note, on_these)
-                take(encoder, reading, fitted_on, folder, on_these)
+                if module is not None and is_plain:
+                    reading = reading_of(encoder)  # which it keeps
+                    context = replace(context, pool_is_chosen=reading != Reading())
+                else:
+                    reading = settle(encoder, fitted_on, folder, *request, note, on_these)
+                    take(encoder, reading, fitted_on, folder, on_these)
                 context = replace(context, pool=reading.pool)
                 encoders |= {n: alike(e, reading, fitted_on) for n, e in encoders.items() if n != THIS_RUN}
             results = run_protocols(protocols, encoders, images, context, cache, keep_head if keep is True else None)
@@ -315,6 +336,9 @@ def evaluate(
         line.close()
     if not is_rank_zero():
         return results
+    if module is not None:
+        print("\n\n".join(filter(None, (table(results), details_table(results)))))
+        return results
     if stored and data != stored.config.data.address:  # else the card's data are the run's
         results = [replace(r, card=" ".join(filter(None, (r.card, *overlaps.values())))) for r in results]
     given = {"pool": pool, "layer": layer, "normalize": normalize}
@@ -329,6 +353,13 @@ def evaluate(
     said = "" if at_epoch is not None else _verdict(folder, stored, weights)
     print("\n\n".join(filter(None, (table(results), details_table(results), said))))
     return results
+
+
+def _untrained(encoder: Any, stored: Run | None, run: str, pool: Pool) -> Any:
+    """The encoder with first weights; None where nobody knows these."""
+    if stored:
+        return stored.encoder(pool, trained=False)
+    return untrained_vit(describe(run), 0, pool) if is_public_vit(run) else untrained_like(encoder, pool)
 
 
 def _over_training(

@@ -170,7 +170,7 @@ def _encoder(run: Run, to: Format, at_epoch: float | None, head: KeptHead | None
         )
     encoder = run.own_encoder(at_epoch)
     if to in ("timm", "transformers"):
-        check_layout(encoder.encoder)
+        check_layout(encoder.encoder, to)
     return encoder
 
 

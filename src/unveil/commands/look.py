@@ -8,15 +8,20 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, Unpack
 
+import torch
+
 from ..data.columns import with_columns
 from ..data.given_types import Data
 from ..data.sources import Subset, spread
 from ..evaluation.visualize.panels import MapPictures, draw_samples, map_renderers, predicts_norm_pix, sample_pictures
+from ..evaluation.visualize.samples import load_samples
+from ..modeling.patches import validity
 from ..modeling.rng import seed_stage
 from ..recipes.options import accept_python_values, as_text, as_tuple
+from ..recipes.recipe import ENCODER
 from ..recipes.registry import build_recipe, load_recipe
 from ..recipes.run import Run
-from ..reporting.pictures import Picture, png
+from ..reporting.pictures import Picture, attention_overlay, png
 from ..runs.atomic import make_folder, write_bytes
 from ..runs.console import log, user_path
 from ..runs.folder import check_writable
@@ -78,13 +83,14 @@ def look(
     path = user_path(out) if out else default
     if path.suffix != ".png":
         raise ValueError(f"--out {out} is not a .png file; give a name that ends in .png")
-    if recipe is None:
-        subject = _of_run(Run.open(run or "", trust), data, device)
-    else:
-        log(f"drawing {recipe}, untrained ...")
-        subject = _untrained(recipe, data or "scenes", modalities, options, device, seed)
     check_writable(path.parent)
-    picture = draw(subject, samples)
+    if recipe is not None:
+        log(f"drawing {recipe}, untrained ...")
+        picture = draw(_untrained(recipe, data or "scenes", modalities, options, device, seed), samples)
+    elif (stored := Run.open(run or "", trust)).config.recipe == ENCODER:
+        picture = draw_encoder(stored, data, device, samples)
+    else:
+        picture = draw(_of_run(stored, data, device), samples)
     make_folder(path.parent)
     write_bytes(path, png(picture))
     print(path)
@@ -130,6 +136,32 @@ def draw(subject: Subject, samples: int) -> Picture:
         pictures = [[replace(one, hidden=None) for one in sample] for sample in pictures]
     notes = [*filter(None, (r.note for r in renderers.values())), *notes_on(subject, pictures[0])]
     return draw_samples(subject.title, pictures, renderers, notes)
+
+
+def draw_encoder(run: Run, data: str | None, device: str, samples: int) -> Picture:
+    """The attention of an imported encoder, which has no masks and predictions. Raises ValueError as `draw` does."""
+    encoder = run.encoder().to(choose_device(device)).eval()
+    modality, source = encoder.modalities[0], run.held_out(data)
+    views = load_samples(source, (modality,), encoder.image_size, samples)
+    if not len(views):
+        raise ValueError(f"no sample of {source.address} can be read; see `unveil inspect`")
+    batch = views.views.on(encoder.device)
+    with torch.no_grad():
+        attention = encoder.attention(batch.marked(modality.name)).mean(dim=1).float().cpu().numpy()  # B h w
+    renderers = map_renderers((modality,), source, batch)
+    render, valid = renderers[modality.name], validity(batch, modality)
+    pictures = []
+    for i, name in enumerate(views.names):
+        original = render(batch.maps[modality.name][i], valid[i])
+        overlay = attention_overlay(original, attention[i])
+        pictures.append([MapPictures(name, modality.name, original, overlay, shares={"own": 0.0})])
+    of = "class token" if encoder.has_class_token else "mean of the patches"
+    note = (
+        f"The attention of the {of} in the last block, the mean of its heads. The encoder was imported without a"
+        " decoder: nothing is hidden or predicted."
+    )
+    notes = [*filter(None, (r.note for r in renderers.values())), note]
+    return draw_samples(run.name, pictures, renderers, notes)
 
 
 def notes_on(subject: Subject, first: list[MapPictures]) -> list[str]:

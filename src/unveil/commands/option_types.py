@@ -29,6 +29,10 @@ class RecipeOptions(TypedDict, total=False):
     clip: float | None
     crop_scale: float
     resize_positions: Literal["interpolate", "extrapolate"]
+    encoder_positions: Literal["sincos", "learned", "fixed"]
+    registers: int
+    layer_scale: float | None
+    mlp: Literal["gelu", "swiglu"]
     flip: Literal["none", "h", "hv", "d4"]
     masking: (
         Literal[

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -11,8 +12,8 @@ from torch import Tensor, nn
 
 from .layers import (
     Block,
+    Gated,
     Keys,
-    Positions,
     ResizePositions,
     by_name,
     check_spec,
@@ -24,8 +25,10 @@ from .layers import (
     token,
 )
 from .patches import normalised, patchify, validity
+from .position_table import PositionKind, PositionTable, make_positions
 from .types import RGB, Batch, FeatureSpec, Latents, Layout, Modality, Observation, Tokens
 
+MlpKind = Literal["gelu", "swiglu"]
 FEATURE_SPEC = FeatureSpec()
 
 SIZES = {  # width, depth, heads
@@ -35,6 +38,7 @@ SIZES = {  # width, depth, heads
     "base": (768, 12, 12),
     "large": (1024, 24, 16),
     "huge": (1280, 32, 16),
+    "giant": (1536, 40, 24),  # DINOv2's
 }
 
 
@@ -92,14 +96,21 @@ def adapter(modality: Modality, patch: int, dim: int, class_dim: int) -> nn.Modu
     return PatchAdapter(modality, patch, dim)
 
 
+def mlp_width(kind: MlpKind, dim: int) -> int:
+    """The width inside an MLP: four times that of its input, of SwiGLU two thirds of it, a multiple of 8 (DINOv2)."""
+    return 4 * dim if kind == "gelu" else (4 * dim * 2 // 3 + 7) // 8 * 8
+
+
 class Encoder(nn.Module):
     """A ViT: prefix tokens, pre-norm blocks, a final norm where the paper has one (CrossMAE and MultiMAE have none).
 
     `modalities` of role `output` are not read. `image_size` is in pixels, one number or height and width; `patch` is a
     side in pixels; `dim`, `depth` and `heads` are width, blocks and attention heads; `class_dim` is the width of a
-    class's vector (MultiMAE: 64); `resize_positions` says how another grid gets its positions. `embed` gives tokens
-    B N D, `forward` latents B K D, K = R prefix tokens + V tokens. Raises ValueError without a modality to read, for a
-    patch that does not divide the image, or heads that do not divide the width.
+    class's vector (MultiMAE: 64); `resize_positions` says how another grid gets its positions. Public ViTs have more:
+    a table of `positions` that is learned or fixed, so many `registers` after the class token, a `layer_scale` with its
+    first value, gated MLPs (`mlp`). `embed` gives tokens B N D, `forward` latents B K D, K = R prefix + V other tokens.
+    Raises ValueError without a modality to read, for a patch that does not divide the image, heads that do not divide
+    the width, or parts that there are not.
     """
 
     def __init__(
@@ -113,17 +124,26 @@ class Encoder(nn.Module):
         final_norm: bool = True,
         class_dim: int = 64,
         resize_positions: ResizePositions = "interpolate",
+        positions: PositionKind = "sincos",
+        registers: int = 0,
+        layer_scale: float | None = None,
+        mlp: MlpKind = "gelu",
     ):
         super().__init__()
+        if registers < 0 or mlp not in ("gelu", "swiglu"):
+            raise ValueError(f"registers are 0 or more, an mlp is gelu or swiglu; got {registers} and {mlp!r}")
+        self.layer_scale, self.mlp = layer_scale, mlp
         self.dim, self.depth, self.patch = dim, depth, patch
         self.modalities = tuple(m for m in modalities if m.role != "output")
         if not self.modalities:
             raise ValueError("an encoder needs a modality to read; all that are given are outputs")
         self.grid = token_grid(image_size, patch)
         self.adapters = by_name({m.name: adapter(m, patch, dim, class_dim) for m in self.modalities})
-        self.prefix = token(1, dim)
-        self.positions = Positions(self.grid, dim, resize_positions)
-        self.blocks = in_order(Block(dim, heads) for _ in range(depth))
+        self.prefix = token(1 + registers, dim)
+        self.positions = make_positions(positions, self.grid, dim, resize_positions)
+        activation = Gated(nn.SiLU()) if mlp == "swiglu" else None
+        shape = (dim, heads, mlp_width(mlp, dim), activation, layer_scale)
+        self.blocks = in_order(Block(*shape) for _ in range(depth))
         self.norm = norm(dim) if final_norm else nn.Identity()
         self.apply(initialise)
 
@@ -138,7 +158,10 @@ class Encoder(nn.Module):
         Raises ValueError where the patch does not divide the size.
         """
         self.grid = token_grid(image_size, self.patch)
-        self.positions.table, self.positions.grid = self.positions(self.grid), self.grid
+        if isinstance(self.positions, PositionTable):
+            self.positions.set_grid(self.grid)
+        else:
+            self.positions.table, self.positions.grid = self.positions(self.grid), self.grid
 
     def layout(self, batch: Batch) -> Layout:
         """The layout of a batch's tokens. Raises ValueError without a modality of the encoder, or for several sizes."""
@@ -222,9 +245,11 @@ def vit(
     modalities: Sequence[Modality] = (RGB,),
     final_norm: bool = True,
     resize_positions: ResizePositions = "interpolate",
+    **parts: Any,
 ) -> Encoder:
-    """A ViT of a standard size (nano, tiny, small, base, large, huge) that reads the given modalities."""
+    """A ViT of a standard size (nano to giant) that reads the given modalities; `parts` as `Encoder` takes them."""
     if size not in SIZES:
         raise ValueError(f"size must be one of {', '.join(SIZES)}; got {size!r}")
     dim, depth, heads = SIZES[size]
-    return Encoder(modalities, image_size, patch, dim, depth, heads, final_norm, resize_positions=resize_positions)
+    parts = {"resize_positions": resize_positions, **parts}
+    return Encoder(modalities, image_size, patch, dim, depth, heads, final_norm, **parts)

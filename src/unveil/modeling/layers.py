@@ -208,11 +208,11 @@ class Mlp(nn.Sequential):
 
 
 class LayerScale(nn.Module):
-    """A learned factor for each channel of a residual branch (CaiT, arXiv 2103.17239)."""
+    """A learned factor for each channel of a residual branch, the same at first (CaiT, arXiv 2103.17239)."""
 
-    def __init__(self, dim: int):
+    def __init__(self, dim: int, first: float = 1.0):
         super().__init__()
-        self.gamma = nn.Parameter(torch.ones(dim))
+        self.gamma = nn.Parameter(torch.full((dim,), first))
 
     def forward(self, x: Float[Tensor, "B N D"]) -> Float[Tensor, "B N D"]:
         return x * self.gamma
@@ -227,16 +227,16 @@ class Block(nn.Module):
         heads: int,
         hidden: int | None = None,
         activation: nn.Module | None = None,
-        layer_scale: bool = False,
+        layer_scale: float | None = None,
         eps: float = EPS,
     ):
         super().__init__()
         self.norm1 = norm(dim, eps)
         self.attn = Attention(dim, heads)
-        self.ls1 = LayerScale(dim) if layer_scale else nn.Identity()
+        self.ls1 = nn.Identity() if layer_scale is None else LayerScale(dim, layer_scale)
         self.norm2 = norm(dim, eps)
         self.mlp = Mlp(dim, hidden or 4 * dim, activation)
-        self.ls2 = LayerScale(dim) if layer_scale else nn.Identity()
+        self.ls2 = nn.Identity() if layer_scale is None else LayerScale(dim, layer_scale)
 
     def forward(
         self, x: Float[Tensor, "B N D"], keys: Keys = None, last: int | None = None, rotation: Rotation = None

@@ -18,6 +18,7 @@ from .encoder import Encoder
 from .layers import Positions, by_name, in_order, initialise, token
 from .losses import Loss, l2
 from .masking import Masker
+from .position_table import PositionTable
 from .targets import Target
 from .types import Batch, Latents, Mask, Observation, Observations, Queries, Tokens, take
 
@@ -56,21 +57,27 @@ def drop(tokens: Tokens, mask: Mask) -> Tokens:
 
 
 class Blank(nn.Module):
-    """Hide tokens by a learned mask token in their places (SimMIM, arXiv 2111.09886, section 3.2), one a modality."""
+    """Hide tokens by a learned mask token in their places (SimMIM, arXiv 2111.09886, section 3.2), one a modality.
+
+    Places are those of the encoder.
+    """
 
     def __init__(self, encoder: Encoder):
         super().__init__()
         self.modalities = [m.name for m in encoder.modalities]
         several = (len(self.modalities),) if len(self.modalities) > 1 else ()
         self.mask_token = token(*several, encoder.dim)
-        self.positions = Positions(encoder.grid, encoder.dim)
+        is_table = isinstance(encoder.positions, PositionTable)
+        self.positions = None if is_table else Positions(encoder.grid, encoder.dim)
+        self.of_encoder = (encoder.positions,)  # in a tuple, so that a table is saved only where it is trained
 
     def forward(self, tokens: Tokens, mask: Mask) -> Tokens:
         mask_token: Tensor = self.mask_token
         if len(self.modalities) > 1:
             own = torch.stack([mask_token[self.modalities.index(name)] for name in tokens.layout.spans])
             mask_token = own[tokens.ids // tokens.layout.num_cells]
-        blank = mask_token + self.positions(tokens.layout.grid)[tokens.cells]
+        positions = (self.positions or self.of_encoder[0])(tokens.layout.grid)
+        blank = mask_token + positions[tokens.cells]
         visible = torch.zeros_like(tokens.ids, dtype=torch.bool).scatter(1, mask.visible, True)
         values = torch.where(visible[..., None], tokens.values, blank.to(tokens.values.dtype))
         return replace(tokens, values=values, missing=None)  # missing tokens are blank, and a blank may be read

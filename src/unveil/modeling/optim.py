@@ -105,14 +105,15 @@ def layer_groups(model: nn.Module, encoder: Layers, decay: float, weight_decay: 
     """Parameter groups for fine-tuning: the rate of layer k is scaled by decay ** (depth + 1 - k) (Clark et al., 2020).
 
     `encoder` is the model's part of that name; what else the model has is after the last block. Vectors do not decay,
-    nor do tokens and tables of positions, whose first dimension is 1 (the public MAE code frees them here).
+    nor do tokens and tables of positions (the public MAE code frees them here).
     """
     groups: dict[tuple[int, bool], dict] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             inner = name.removeprefix("encoder.")
             layer = encoder.layer_of(inner) if inner != name else encoder.depth + 1
-            is_free = parameter.ndim == 1 or len(parameter) == 1
+            is_place = name.rpartition(".")[2] in ("prefix", "table")
+            is_free = parameter.ndim == 1 or len(parameter) == 1 or is_place
             fresh = {"params": [], "weight_decay": 0.0 if is_free else weight_decay}
             group = groups.setdefault((layer, is_free), fresh | {"scale": decay ** (encoder.depth + 1 - layer)})
             group["params"].append(parameter)

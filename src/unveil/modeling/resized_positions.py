@@ -8,6 +8,7 @@ from typing import get_args
 
 from .image_encoder import FeatureExtractor, ImageEncoder
 from .layers import ResizePositions
+from .position_table import PositionTable
 from .public_vits import PublicViT
 
 
@@ -16,6 +17,8 @@ def position_choices(encoder: FeatureExtractor) -> tuple[ResizePositions, ...]:
 
     Waves can be extrapolated, also those in a table, as MAE's files hold; what was learned can only be interpolated.
     """
+    if isinstance(encoder, ImageEncoder) and isinstance(encoder.encoder.positions, PositionTable):
+        return ("interpolate",)
     if not isinstance(encoder, PublicViT):
         return get_args(ResizePositions)
     if encoder.config.positions == "rotary":

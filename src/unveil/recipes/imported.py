@@ -15,7 +15,8 @@ from ..modeling.encoder import SIZES
 from ..modeling.layers import EPS
 from ..modeling.masked_model import MaskedModel
 from ..modeling.public_vits import BESIDE, StateDict, ViTConfig, WeightFiles, load_weights, summarise, to_own_names
-from ..modeling.types import RGB, Modality
+from ..modeling.types import RGB
+from .public_encoder import described
 from .recipe import ENCODER, Recipe
 from .registry import build_recipe, defaults_of, load_recipe
 from .stored_encoder import StoredEncoder
@@ -59,20 +60,9 @@ def own_encoder(files: WeightFiles, config: ViTConfig, vit: Mapping[str, Tensor]
     has_more = config.is_gated or config.has_pre_norm or config.has_layer_scale or config.projection
     if not is_plain or has_more or config.num_prefix != 1 or config.positions == "rotary":
         return None
-    image = Modality(_image_name(files), config.channels, config.mean, config.std)
-    state = to_own_names(files.state, image.name)
+    encoder = described(config, _image_name(files), has_table=False)
+    state = to_own_names(files.state, encoder.modalities[0].name)
     own = {n.removeprefix("encoder."): tensor for n, tensor in state.items() if n.startswith("encoder.")}
-    encoder = StoredEncoder(
-        (image, *config.also),
-        (config.grid[0] * config.patch, config.grid[1] * config.patch),
-        config.patch,
-        config.width,
-        config.depth,
-        config.heads,
-        config.final_norm == "all",
-        config.class_width,
-        config.resize_positions,
-    )
     own = {name: own[name] for name in encoder.empty().state_dict() if name in own}
     if not encoder.fits(own) or "pos_embed" in state:
         return None

@@ -43,6 +43,11 @@ def is_own_score(word: str) -> bool:
     return re.fullmatch(rf"(?s)(?:.+\.py|{OWN_SCORE_GIVEN}):[A-Za-z_]\w*", word) is not None
 
 
+def _is_module(kind: Any) -> bool:
+    """Whether a kind is that of torch's modules, known by its name: importing it imports torch."""
+    return getattr(kind, "__module__", "") == "torch.nn.modules.module" and getattr(kind, "__name__", "") == "Module"
+
+
 def _is_score(kind: Any) -> bool:
     """Whether a kind is that of scores of tokens, known by its name: importing it imports torch."""
     return getattr(kind, "__name__", "") == "TokenScore"
@@ -190,7 +195,7 @@ class Option:
         if get_origin(kind) is Literal:
             return not isinstance(value, tuple)
         if kind is not types.NoneType and not _is_text(kind):
-            return False
+            return _is_module(kind) and isinstance(value, kind)
         if kind is float:
             return isinstance(value, (int, float)) and not isinstance(value, bool)
         return isinstance(value, str if kind is Path else kind) and (kind is bool or not isinstance(value, bool))

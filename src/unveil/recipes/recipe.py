@@ -11,12 +11,13 @@ from typing import Literal, ParamSpec, TypeVar, cast
 import torch
 
 from ..data.transforms import Flip, View
-from ..modeling.encoder import Encoder, vit
+from ..modeling.encoder import Encoder, MlpKind, vit
 from ..modeling.layers import ResizePositions
 from ..modeling.losses import LOSSES, Loss, smooth_l1
 from ..modeling.masked_model import MaskedModel
 from ..modeling.masking import Masker
 from ..modeling.optim import Optim, OptimizerName
+from ..modeling.position_table import PositionKind
 from ..modeling.types import Modality
 from .options import check_choices as check_choices  # for recipe files, which import it from here
 
@@ -75,7 +76,7 @@ class Recipe:
 class Hyperparameters:
     """Model size, schedule, optimiser and augmentation. The defaults are MAE's (arXiv 2111.06377, table 8).
 
-    size: width and depth of the ViT: nano, tiny, small, base, large, huge
+    size: width and depth of the ViT: nano, tiny, small, base, large, huge, giant
     patch: side of a patch in pixels
     image_size: side of a training view in pixels, or its height and width
     epochs: passes over the data
@@ -90,6 +91,11 @@ class Hyperparameters:
     crop_scale: smallest share of the image's area that a view shows
     resize_positions: what images of another size than the training's get for positions: those of the training,
         interpolated (MAE, MultiMAE), or the same waves further on (extrapolate)
+    encoder_positions: sincos, which are computed (MAE); learned, a table that trains (ViT, DINOv2); or fixed, a table
+        that stays as --init-from has it
+    registers: number of tokens beside the class token (DINOv2)
+    layer_scale: first value of a learned factor of each channel of a residual branch (DINOv2: 1e-5); none: no factor
+    mlp: gelu, four times as wide as its input; or swiglu, gated (DINOv2's giant)
     flip: none, h, hv, or d4 (flips and quarter turns: satellite, microscopy)
     """
 
@@ -106,11 +112,17 @@ class Hyperparameters:
     clip: float | None = None
     crop_scale: float = 0.2
     resize_positions: ResizePositions = "interpolate"
+    encoder_positions: PositionKind = "sincos"
+    registers: int = 0
+    layer_scale: float | None = None
+    mlp: MlpKind = "gelu"
     flip: Flip = "h"
 
     def vit(self, *modalities: Modality, final_norm: bool = True) -> Encoder:
         """A new ViT of this size, patch and image size that reads the given modalities."""
-        return vit(self.size, self.patch, self.image_size, modalities, final_norm, self.resize_positions)
+        parts = {"registers": self.registers, "layer_scale": self.layer_scale, "mlp": self.mlp}
+        parts |= {"resize_positions": self.resize_positions, "positions": self.encoder_positions}
+        return vit(self.size, self.patch, self.image_size, modalities, final_norm, **parts)
 
     def optim(self, betas: tuple[float, float] = (0.9, 0.95), lr_factor: float = 1.0) -> Optim:
         """The optimizer, with `betas` of AdamW, a linear warm-up and a cosine decay."""

@@ -239,7 +239,7 @@ class Run:
             made.transform = ImageTransform(made.modalities[0], made.image_size)
             return made
         own = self._encoder_weights(epoch) if trained else {}
-        described = self._described
+        described = self.described
         if described is not None and trained and not described.fits(own):
             raise ValueError(f"{self.path}: its weights are not of the encoder that its run.json describes")
         if described is None:
@@ -268,7 +268,7 @@ class Run:
         return {n.removeprefix("encoder."): tensor for n, tensor in weights.items() if n.startswith("encoder.")}
 
     @cached_property
-    def _described(self) -> StoredEncoder | None:
+    def described(self) -> StoredEncoder | None:
         """The encoder as data; None where the recipe has to build it.
 
         An older run does not describe its encoder. That of the user's own recipe is then told from its weights, unless

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from ..data.limits import check_size
 from ..data.modality_config import modality_from
-from ..modeling.encoder import ClassAdapter, Encoder
+from ..modeling.encoder import ClassAdapter, Encoder, MlpKind
 from ..modeling.layers import Positions, ResizePositions, sincos_positions
+from ..modeling.position_table import PositionKind, position_kind
 from ..modeling.types import Modality
 
 _MOST = {"patch": 1 << 14, "dim": 1 << 16, "depth": 1 << 10, "heads": 1 << 12, "class_dim": 1 << 14}
@@ -32,6 +33,10 @@ class StoredEncoder:
     final_norm: bool = True
     class_dim: int = _CLASS_DIM
     resize_positions: ResizePositions = "interpolate"
+    positions: PositionKind = "sincos"
+    registers: int = 0
+    layer_scale: float | None = None
+    mlp: MlpKind = "gelu"
 
     def __post_init__(self) -> None:
         sizes = {name: getattr(self, name) for name in _MOST} | {"image_size": max(self.image_size, default=0)}
@@ -39,8 +44,11 @@ class StoredEncoder:
             if not isinstance(value, int) or not 1 <= value <= _MOST.get(name, value):
                 raise ValueError(f"an encoder whose {name} is {value!r} is not built")
         check_size(self.image_size[0], self.image_size[-1])
-        if self.resize_positions not in get_args(ResizePositions):
-            raise ValueError(f"an encoder whose resize_positions is {self.resize_positions!r} is not built")
+        if not isinstance(self.registers, int) or not 0 <= self.registers <= _MOST["heads"]:
+            raise ValueError(f"an encoder whose registers are {self.registers!r} is not built")
+        for name, kinds in (("resize_positions", ResizePositions), ("positions", PositionKind), ("mlp", MlpKind)):
+            if getattr(self, name) not in get_args(kinds):
+                raise ValueError(f"an encoder whose {name} is {getattr(self, name)!r} is not built")
 
     @classmethod
     def read(cls, stored: Mapping[str, Any]) -> StoredEncoder:
@@ -66,6 +74,10 @@ class StoredEncoder:
             not isinstance(encoder.norm, nn.Identity),
             adapters[0].classes.embedding_dim if adapters else _CLASS_DIM,
             encoder.positions.resize,
+            position_kind(encoder.positions),
+            len(encoder.prefix) - 1,
+            encoder.layer_scale,
+            encoder.mlp,
         )
         return own if _is_same(encoder, own.empty()) else None
 

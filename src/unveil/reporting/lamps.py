@@ -56,7 +56,13 @@ def headline(both: Iterable[Lamp]) -> Lamp:
 
 
 def optimisation(run: RunRecord) -> Lamp:
-    """Healthy, early (too few steps, or a loss that still falls), or what warns: unstable, over-fitting, failed."""
+    """Healthy, early (too few steps, or a loss that still falls), or what warns: unstable, over-fitting, failed.
+
+    Of imported weights it says that they were trained elsewhere.
+    """
+    if is_imported(run):
+        sentence = "These weights were imported; nothing is known of their training."
+        return Lamp("optimisation", "elsewhere", "note", sentence)
     results = [(check, verdict) for check in OPTIMISATION if (verdict := check(run))]
     results.sort(key=lambda result: LEVELS.index(result[1].level))
     for check, verdict in results:
@@ -94,6 +100,11 @@ def features(evaluations: Sequence[Evaluation], run: RunRecord | None = None, ho
     )
 
 
+def is_imported(run: RunRecord) -> bool:
+    """Whether `unveil import` made the folder, and nothing was trained in it."""
+    return run.text("status") == "imported"
+
+
 def _level(each: Sequence[Comparison]) -> str:
     if all(c.side > 0 for c in each):
         return "ok" if {c.baseline for c in each if c.has_error}.issuperset(FEATURE_BASELINES) else "note"
@@ -118,6 +129,11 @@ def _missing(run: RunRecord, how: Lamp, groups: Sequence[Sequence[Comparison]]) 
             "over-fitting": "Missing: images, for the run over-fits.",
             "failed": "Missing: a run that comes to its end.",
         }.get(how.state, "Missing: a stable optimisation.")
+    if is_imported(run):
+        return (
+            f"`unveil pretrain mae --data YOUR_IMAGES --init-from {shlex.quote(str(run.path))}` trains these weights on"
+            " images of your own."
+        )
     made = run.steps[-1].step if run.steps else 0
     views = run.number("options", "batch_size") * made
     facts = [counted(made, "update")] + ([f"{views:,.0f} views"] if views > 0 else [])

@@ -1,182 +1,22 @@
-"""What a run takes over from an earlier training (`--init-from`): its weights, and its learning-rate schedule."""
+"""The learning-rate schedule that a run takes over from an earlier training (`--init-from`)."""
 
 from __future__ import annotations
 
-import math
-import re
 from bisect import bisect_right
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from itertools import accumulate
 from typing import Any
 
-import torch
-
-from ..modeling.encoder import SIZES
-from ..modeling.optim import make_optimizer
-from ..modeling.public_vits import (
-    BESIDE,
-    KeyReport,
-    StateDict,
-    find_weights,
-    is_public_vit,
-    load_weights,
-    numbered,
-    read_weights,
-    rename,
-    summarise,
-    to_own_names,
-    with_channels,
-)
-from ..modeling.types import Modality
 from ..recipes.recipe import Recipe
 from ..recipes.run import Run
-from ..runs.checkpoint import fitting_moments
 from ..runs.console import log, user_path
 from .autoconfig import AutoConfig
 from .config import Continue, PretrainConfig
 
-TOKENS_A_SIDE = 8  # of an image, at least, where the patch is that of given weights
 RAISED = 10.0  # the factor of --continue-schedule x10
 _BARS = "▁▂▃▄▅▆▇█"
 _COLUMNS, _WHOLE = 40, 200  # points of a run's schedule, and of the whole training that it continues
-
-
-@dataclass(frozen=True)
-class Initial:
-    """What a run starts from: weights, and where it goes on with a schedule of a run of ours, that optimiser's moments,
-    as a checkpoint has both."""
-
-    weights: StateDict
-    moments: StateDict = field(default_factory=dict)
-
-
-def read_initial(config: PretrainConfig) -> Initial | None:
-    """The tensors of `--init-from`: a run, a weight file or a folder with one, or a name on the hub.
-
-    A run's objectives are named, as another run may number them in another order (`load_weights`).
-    """
-    if config.init_from is None:
-        return None
-    path = user_path(config.init_from)
-    if is_public_vit(config.init_from):
-        return Initial(find_weights(config.init_from).state)
-    if not path.is_dir():
-        return Initial(read_weights(path))
-    run = Run.open(path, config.trust)
-    saved = run.checkpoint()
-    moments = {} if config.continue_schedule == "restart" else saved.optimizer
-    if not any(name.startswith("objectives.1.") for name in saved.model):
-        return Initial(saved.model, moments)
-    names = [
-        (rf"^objectives\.{i}\.", f"objectives.{name}.".replace("\\", r"\\"))
-        for i, name in enumerate(_objectives(run, saved.state["stage"]))
-    ]
-    return Initial(rename(saved.model, names), rename(moments, names))
-
-
-def _objectives(run: Run, stage: int) -> list[str]:
-    """The names of a stage's objectives: as `run.json` has them, or, of an older run, as its recipe says."""
-    stages = run.config.content.get("model", {}).get("stages", ())
-    if stage < len(stages) and "objectives" in stages[stage]:
-        return list(map(str, stages[stage]["objectives"]))
-    with torch.device("meta"):
-        return [objective.name for objective in run.recipe().stages[stage].build().objectives]
-
-
-def configure_initial(auto: AutoConfig, initial: Initial, modality: Modality) -> int:
-    """Set the size and the patch of the encoder whose weights these are, where they show them and none are given.
-
-    Returns the least side of an image in pixels that gives enough tokens; 0 where the patch stays open.
-    """
-    state = to_own_names(initial.weights, modality.name)
-    blocks = {int(block[1]) for name in state if (block := re.match(r"encoder\.blocks\.(\d+)\.", name))}
-    norm = state.get("encoder.blocks.0.norm1.weight")
-    for size, (dim, depth, _) in SIZES.items():
-        if norm is not None and (len(norm), len(blocks)) == (dim, depth):
-            auto.fix("size", size, "that of --init-from")
-    projection = state.get(f"encoder.adapters.{modality.name}.proj.weight")
-    side = math.isqrt(projection.shape[1] // modality.channels) if projection is not None else 0
-    if projection is None or side * side * modality.channels != projection.shape[1] or "patch" in auto.given:
-        return 0
-    auto.fix("patch", side * modality.stride, "that of --init-from")
-    return TOKENS_A_SIDE * side * modality.stride
-
-
-_LEARNED = "pos_embed"  # a table of positions that are not sines and cosines, which `to_own_names` leaves out
-
-
-def adapt_weights(initial: Initial, recipe: Recipe, config: PretrainConfig) -> Initial:
-    """The weights under our names, and the moments of those that fit; logs which do.
-
-    Raises ValueError when the encoder takes none, or a part of what should be whole and `--allow-missing` is not given.
-    """
-    first, weights = recipe.encoder.modalities[0], initial.weights
-    state = to_own_names(weights, first.name)
-    if config.init_channels:
-        state = with_channels(state, first.name, first.channels, first.side(recipe.encoder.patch), config.init_channels)
-    model = recipe.stages[0].build()
-    report = load_weights(model, state)
-    log(str(report))
-    if not any(name.startswith("encoder.blocks.") for name in report.loaded):
-        raise ValueError(
-            "--init-from: no weights fit this encoder; give a checkpoint of the same size, or another --size"
-        )
-    lacking = _lacking(weights, report)
-    if lacking == {"left over": [_LEARNED]} and not config.allow_missing:
-        raise ValueError(
-            "--init-from: this checkpoint has learned positions, and the encoders of recipes read sine and cosine ones;"
-            " --allow-missing starts from its other weights, which get used to these in the first epochs"
-        )
-    if lacking and not config.allow_missing:
-        listed = "; ".join(f"{len(names)} {why}: {summarise(names)}" for why, names in lacking.items())
-        raise ValueError(
-            f"--init-from: this checkpoint does not load whole: {listed}; give the options that it was trained with"
-            " (--size, --patch, decoder, modalities; --init-channels for other channels), or --allow-missing to go on"
-            " without these tensors"
-        )
-    moments = fitting_moments(model, make_optimizer(model, recipe.optim), numbered(model, initial.moments))
-    if config.continue_schedule != "restart":
-        count = len({name.partition(":")[0] for name in moments})
-        of = sum(parameter.requires_grad for parameter in model.parameters())
-        fresh = "" if count == of else f"; those of the other {of - count} start fresh"
-        of_whom = f"  the optimiser's moments of {count} of {of} parameters go on{fresh}"
-        log(of_whom if count else "  the optimiser's moments start fresh")
-    return Initial(state, moments)
-
-
-def _lacking(weights: StateDict, report: KeyReport) -> dict[str, list[str]]:
-    """What the checkpoint and the model should share and do not, by the reason.
-
-    That is the encoder, except that methods differ in its final norm and in the modalities that it reads, and, where
-    the checkpoint is one of the same method, the decoders and heads: their tensors then have the same names up to
-    numbers.
-    """
-
-    def kinds(names: Iterable[str]) -> set[str]:
-        return {re.sub(r"\.\d+\.", ".", name) for name in names if name.startswith("decoders.")}
-
-    fitting = (*report.loaded, *report.reshaped)
-    ours, theirs = kinds((*fitting, *report.missing)), kinds((*fitting, *report.unexpected))
-    is_same_method = bool(theirs) and ours == theirs
-    blocks = re.compile(r"encoder\.(?!norm\.|adapters\.)")
-
-    def counts(name: str) -> bool:
-        return is_same_method or blocks.match(name) is not None
-
-    is_own = "encoder.prefix" in weights  # what else such weights hold belongs to its masking or its teacher
-    lacking = {
-        "missing": [name for name in report.missing if counts(name)],
-        "of another shape": [name for name in report.reshaped if name.startswith("encoder.") or is_same_method],
-        "left over": [
-            name
-            for name in report.unexpected
-            if blocks.match(name)
-            or not (is_own or BESIDE.match(name) or name.startswith("encoder."))
-            or (is_same_method and name.startswith(("encoder.", "decoders.", "objectives.")))
-        ],
-    }
-    return {why: names for why, names in lacking.items() if names}
 
 
 @dataclass(frozen=True)

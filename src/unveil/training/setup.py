@@ -53,17 +53,21 @@ from .data_setup import (
 )
 from .extend import without_old_schedule
 from .init_from import (
-    Initial,
     PreviousTraining,
-    adapt_weights,
     check_rate,
     check_schedule,
-    configure_initial,
     keep_schedule,
     previous_training,
-    read_initial,
     resume_schedule,
     schedule_lines,
+)
+from .initial_weights import (
+    Initial,
+    adapt_weights,
+    configure_initial,
+    configure_positions,
+    read_initial,
+    with_statistics,
 )
 from .pace import Plan
 from .run_metadata import layout_of, model_metadata, read_settings, run_metadata, settings_metadata, stage_lines
@@ -229,12 +233,14 @@ class _Draft:
         earlier: _Draft | None = None,
     ):
         self.config, self.function, self.device, self.num_train = config, function, device, num_train
-        self.modalities = modalities_of(source, inspection)
+        self.modalities = with_statistics(modalities_of(source, inspection), initial, inspection)
         self.auto = AutoConfig(function, config.recipe_options, config.paper)
         check_rate(self.auto, previous)
         if not config.paper:
             least = configure_initial(self.auto, initial, self.modalities[0]) if initial else 0
             configure_shape(self.auto, inspection, num_train, device, self.budget, least)
+            if initial is not None:
+                configure_positions(self.auto, initial)
         configure_size(self.auto)
         if previous is not None:
             keep_schedule(self.auto, previous)

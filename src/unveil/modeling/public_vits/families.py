@@ -14,6 +14,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from ..position_table import TABLE
 from ..types import IMAGENET_MEAN, IMAGENET_STD
 from .parameter_names import MLP, OPENAI, TRANSFORMERS, fuse, other_inputs, rename
 from .vit import Activation, ViTConfig
@@ -74,6 +75,11 @@ def read_unveil(files: WeightFiles) -> Recognised | None:
     vit = {n: tensor for n, tensor in files.state.items() if n.startswith(("encoder.blocks.", "encoder.norm."))}
     state |= rename(vit, ((r"^encoder\.", ""), (r"\.mlp\.0\.", ".mlp.fc1."), (r"\.mlp\.2\.", ".mlp.fc2.")))
     options = {"heads": run.get("model", {}).get("heads"), "positions": "sincos"}
+    if TABLE in files.state:
+        state["pos_embed"] = files.state[TABLE].flatten(0, 1)
+        options["positions"] = "table"
+        size = [side * patch for side in files.state[TABLE].shape[:2]]
+    options["activation"] = "silu" if _is_gated(state) else "gelu"
     options["resize_positions"] = run.get("options", {}).get("resize_positions", "interpolate")
     statistics = {"mean": tuple(modality["mean"]), "std": tuple(modality["std"])}
     return UNVEIL, state, {**options, **statistics, "grid": (size[0] // patch, size[-1] // patch)}
@@ -314,6 +320,9 @@ def _one_mlp(state: StateDict) -> StateDict:
 
 def _tokens(state: Mapping[str, Tensor], grid: tuple[int, int] | None, width: int) -> tuple[Tensor, Tensor | None]:
     """Class, distillation and register tokens with their places added, R D; and the table of patches, h w D."""
+    names = ("cls_token", "dist_token", *_REGISTERS, "pos_embed")
+    if wrong := [name for name in names if name in state and state[name].shape[-1] != width]:
+        raise ValueError(f"its {', '.join(wrong)} have another width than its patches, {width}")
     firsts = [state[name].reshape(-1, width) for name in ("cls_token", "dist_token") if name in state]
     registers = [state[name].reshape(-1, width) for name in _REGISTERS if name in state]
     prefix = torch.cat([*firsts, *registers, torch.zeros(0, width)]).float()

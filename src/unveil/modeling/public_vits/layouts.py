@@ -30,11 +30,17 @@ _BLOCK = (  # of timm's names -> transformers' (ViT, ViTMAE), inside a block
 )
 
 
-def check_layout(encoder: Encoder) -> Modality:
-    """The modality of an encoder that both projects know: of one map of pixels, normalised by fixed statistics.
+def check_layout(encoder: Encoder, to: str = "timm") -> Modality:
+    """The modality of an encoder that a project knows: of one map of pixels, normalised by fixed statistics.
 
-    Raises ValueError for any other.
+    Raises ValueError for any other, and for parts that the project has no place for.
     """
+    has = {"registers": len(encoder.prefix) > 1, "layer scale": encoder.layer_scale is not None}
+    parts = [part for part, is_there in has.items() if is_there] if to == "transformers" else []
+    if parts := parts + ["SwiGLU"] * (encoder.mlp == "swiglu"):
+        where = "transformers' ViTModel" if to == "transformers" else "timm's config.json"
+        other = "" if encoder.mlp == "swiglu" else "timm, "
+        raise ValueError(f"{where} has no place for {' and '.join(parts)}; use --to {other}torch, onnx or safetensors")
     names = ", ".join(m.name for m in encoder.modalities)
     if len(encoder.modalities) > 1 or encoder.modalities[0].kind == "categorical":
         raise ValueError(f"this encoder reads {names}, ViTs of timm and transformers one image; use --to safetensors")
@@ -57,13 +63,15 @@ def timm_weights(encoder: Encoder) -> StateDict:
     side = modality.side(encoder.patch)
     projection = own[f"adapters.{modality.name}.proj.weight"].unflatten(1, (side, side, -1)).permute(0, 3, 1, 2)
     state = {
-        "cls_token": own["prefix"][None],
-        "pos_embed": _with_class_token(encoder.positions(encoder.grid), 1),
+        "cls_token": own["prefix"][None, :1],
+        "pos_embed": _with_class_token(encoder.positions(encoder.grid).detach(), len(own["prefix"])),
         "patch_embed.proj.weight": projection.contiguous(),
         "patch_embed.proj.bias": own[f"adapters.{modality.name}.proj.bias"],
         "norm.weight": own.get("norm.weight", torch.ones(encoder.dim)),
         "norm.bias": own.get("norm.bias", torch.zeros(encoder.dim)),
     }
+    if len(own["prefix"]) > 1:
+        state["reg_token"] = own["prefix"][None, 1:]
     blocks = {n.replace("mlp.0.", "mlp.fc1.").replace("mlp.2.", "mlp.fc2."): t for n, t in own.items()}
     return state | {name: tensor for name, tensor in blocks.items() if name.startswith("blocks.")}
 
@@ -73,6 +81,10 @@ def timm_config(encoder: Encoder, licence: str | None) -> dict[str, Any]:
     modality = check_layout(encoder)
     shape = {"img_size": list(encoder.image_size), "patch_size": encoder.patch, "in_chans": modality.channels}
     sizes = {"embed_dim": encoder.dim, "depth": encoder.depth, "num_heads": encoder.blocks[0].attn.heads}
+    if len(encoder.prefix) > 1:
+        sizes["reg_tokens"] = len(encoder.prefix) - 1
+    if encoder.layer_scale is not None:
+        sizes["init_values"] = encoder.layer_scale
     read = {"num_classes": 0, "global_pool": "avg", "fc_norm": False}
     pretrained = {
         "input_size": [modality.channels, *encoder.image_size],
@@ -108,7 +120,7 @@ def transformers_weights(encoder: Encoder) -> StateDict:
 
 def transformers_config(encoder: Encoder) -> dict[str, Any]:
     """The `config.json` of transformers' `ViTModel`; images are normalised outside of it."""
-    modality = check_layout(encoder)
+    modality = check_layout(encoder, "transformers")
     height, width = encoder.image_size
     return {
         "architectures": ["ViTModel"],

@@ -124,7 +124,8 @@ class ViT(nn.Module):
         activation = ACTIVATIONS[config.activation]()
         if config.is_gated:
             activation = Gated(activation)
-        shape = (config.width, config.heads, config.hidden, activation, config.has_layer_scale, config.eps)
+        layer_scale = 1.0 if config.has_layer_scale else None
+        shape = (config.width, config.heads, config.hidden, activation, layer_scale, config.eps)
         self.blocks = in_order(Block(*shape) for _ in range(config.depth))
         self.norm = nn.Identity() if config.final_norm == "none" else norm(config.width, config.eps)
         if config.projection:
