@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from report_fakes import NAMES, fake_run
-from unveil.evaluation.by_class import MOST_PAIRS, of_counts, of_scores
+from unveil.evaluation.by_class import MOST_PAIRS, of_counts, of_draws, of_scores
 from unveil.evaluation.types import accuracies, hits
 from unveil.reporting.by_class import read_classes, wilson
 from unveil.reporting.page import write_report
@@ -73,3 +73,21 @@ def test_what_does_not_agree_with_itself_is_left_out(changed: dict):
     assert read.confused == {0: {1: 2}}
     assert read.names == ["0", "1", "2"]
     assert read_classes({"classes": {**sound, **changed}}) is None
+
+
+def test_draws_are_added_up_and_shown_by_number_of_labels(tmp_path: Path):
+    first, second = torch.tensor([[2, 1], [0, 3]]), torch.tensor([[1, 2], [1, 2]])
+    added = of_draws([of_counts(first), of_counts(second)])
+    assert added["classes"] == {
+        "count": [6, 6], "right": [3, 5], "confused": [[0, 1, 3], [1, 0, 1]], "unit": "images over 2 draws",
+    }  # fmt: skip
+    assert of_draws([of_counts(first), {}]) == {}
+    run = fake_run(tmp_path / "run", epochs=1)
+    file = run / "eval" / "knn.json"
+    result = json.loads(file.read_text())
+    added["classes"]["names"] = ["left", "right"]
+    parts = {"1%": added, "10%": 5}
+    (run / "eval" / "lowshot.json").write_text(json.dumps({**result, "protocol": "lowshot", "shown": {"parts": parts}}))
+    page = write_report([run]).read_text()
+    assert "<h3>few labels, 1%" in page
+    assert "test images over 2 draws" in page

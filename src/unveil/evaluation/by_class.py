@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -47,3 +48,18 @@ def of_counts(
     if names:
         content["names"] = list(names)
     return {"classes": content | ({"unit": unit} if unit else {})}
+
+
+def of_draws(shown: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The results by class of several measurements on the same test samples, added up; {} where one has none."""
+    if not shown or not all("classes" in one for one in shown):
+        return {}
+    each = [one["classes"] for one in shown]
+    pairs: Counter[tuple[int, int]] = Counter()
+    for one in each:
+        pairs.update({(true, taken): number for true, taken, number in one["confused"]})
+    content: dict[str, Any] = {
+        key: [sum(values) for values in zip(*(one[key] for one in each), strict=True)] for key in ("count", "right")
+    }
+    content["confused"] = [[true, taken, number] for (true, taken), number in pairs.most_common(MOST_PAIRS)]
+    return {"classes": content | ({"unit": f"images over {len(each)} draws"} if len(each) > 1 else {})}

@@ -111,10 +111,15 @@ def run_protocols(
 
 
 def _named(shown: Mapping[str, Any], data: Any) -> Mapping[str, Any]:
-    """What is shown, with the names of the classes where the data are labelled images."""
-    if not isinstance(data, ImageSplit) or "classes" not in shown:
+    """What is shown, and each of its parts, with the names of the classes where the data are labelled images."""
+    if not isinstance(data, ImageSplit):
         return shown
-    return {**shown, "classes": {**shown["classes"], "names": list(data.class_names)}}
+    named = dict(shown)
+    if "classes" in shown:
+        named["classes"] = {"names": list(data.class_names), **shown["classes"]}
+    if "parts" in shown:
+        named["parts"] = {name: _named(part, data) for name, part in shown["parts"].items()}
+    return named
 
 
 def _features(data: ImageSplit, model: Any, context: Context, known: MeasuredBaseline | None) -> FeatureSplit:

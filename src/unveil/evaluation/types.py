@@ -32,7 +32,8 @@ class Score:
     `baselines` are the metrics of predictors that need no encoder, such as the most frequent class, and `details` what
     a metric is a mean of, such as the IoU of each class. `outcomes` are, for some metrics, the numbers of the test
     samples that the metric is the mean of (of several draws a list each), so that subjects can be compared in pairs.
-    `shown` is what the report draws beside the numbers, as JSON: pictures, curves.
+    `shown` is what the report draws beside the numbers, as JSON: pictures, curves, results by class (`classes`), or
+    those of each number of labels or data set (`parts`).
     """
 
     metrics: dict[str, float]

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .analyses import shaded
+from .comparisons import title_of
 from .markup import Markup, html_table, percent, remark, tag
 from .run_files import mapping, number
 from .run_record import Evaluation, RunRecord, protocol_name
@@ -39,21 +40,28 @@ def classes(runs: Runs) -> Markup | None:
     """Of each protocol that classifies, the classes from the worst to the best, and the confusion matrix."""
     explained = (
         "Of each class how many of its test samples were right, the worst first, with the 95 % interval (Wilson) and"
-        " what the class was mostly taken for. Samples of segmentation and of patches are not independent: they have no"
-        " interval. In the matrix a row is a true class and a column what it was taken for, in per cent of the row."
+        " what the class was mostly taken for. Samples of segmentation, of patches and of several draws are not"
+        " independent: they have no interval. In the matrix a row is a true class and a column what it was taken for, in per cent of the row."
     )
     return by_run("Classes", runs, _of_run, explained)
 
 
 def _of_run(run: RunRecord) -> list[Markup | None]:
-    found = [(e, read) for e in run.evaluations if (read := read_classes(e.shown)) is not None]
-    return [block for evaluation, read in found for block in _drawn(evaluation, read)]
+    blocks: list[Markup | None] = []
+    for evaluation in run.evaluations:
+        parts = mapping(evaluation.shown.get("parts"))
+        each = {protocol_name(evaluation.protocol): evaluation.shown}
+        each |= {title_of(evaluation.protocol, f"accuracy_{name}"): mapping(part) for name, part in parts.items()}
+        for title, shown in each.items():
+            if (read := read_classes(shown)) is not None:
+                blocks += _drawn(title, evaluation, read)
+    return blocks
 
 
-def _drawn(evaluation: Evaluation, read: Classes) -> list[Markup | None]:
+def _drawn(title: str, evaluation: Evaluation, read: Classes) -> list[Markup | None]:
     shares = {k: read.right[k] / read.count[k] for k in read.known}
     order = sorted(read.known, key=lambda k: (shares[k], read.names[k]))
-    heading = tag("h3", protocol_name(evaluation.protocol), tag("span", f" on {evaluation.data}", class_="aside"))
+    heading = tag("h3", title, tag("span", f" on {evaluation.data}", class_="aside"))
     rows = []
     for k in order[:_MOST_ROWS]:
         others = read.confused.get(k, {})

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from ..by_class import of_draws
 from ..datasets import ImageSplit
 from ..registry import Repeated, find_protocol
 from ..run import run_cached
@@ -53,18 +54,21 @@ class Lowshot(Repeated):
         counts = self._possible(labels, context)
         metrics: dict[str, float] = {}
         outcomes: dict[str, list[Any]] = {}
+        parts: dict[str, Any] = {}
         score: Score | None = None
         for shot, count in counts.items():
-            accuracies = []
+            accuracies, shown = [], []
             for draw in range(self.draws):
                 few = data.subset(stratified_draw(labels, count, context.seed * 1000 + draw))
                 score = run_cached(name, protocol, subject, few, replace(context, seed=context.seed + draw))
                 if score is None:
                     return None
                 accuracies.append(score.metrics["accuracy"])
+                shown.append(score.shown)
                 if "accuracy" in score.outcomes:
                     outcomes.setdefault(f"accuracy_{shot}", []).append(score.outcomes["accuracy"])
             interval = estimate(accuracies)
+            parts |= {shot: by_class} if (by_class := of_draws(shown)) else {}
             metrics[f"accuracy_{shot}"] = interval.mean
             if interval.half is not None:
                 metrics[f"plus_minus_{shot}"] = interval.half
@@ -85,6 +89,7 @@ class Lowshot(Repeated):
             ),
             trains_encoder=score.trains_encoder,
             outcomes=outcomes,
+            shown={"parts": parts} if parts else {},
         )
 
     def _possible(self, labels: Int[Tensor, " N"], context: Context) -> dict[str, int]:

@@ -36,6 +36,7 @@ class Transfer(Repeated):
         splits = {_name(address, self.to): _open(address, subject, context.seed) for address in self.to}
         metrics: dict[str, float] = {}
         settings: dict[str, object] = {}
+        parts: dict[str, object] = {}
         score: Score | None = None
         for name, split in splits.items():
             own = replace(context, subject=f"{context.subject} on {name}")
@@ -44,6 +45,8 @@ class Transfer(Repeated):
             if score is None:
                 return None
             metrics[f"accuracy_{name}"] = score.metrics["accuracy"]
+            if "classes" in score.shown:
+                parts[name] = {"classes": {**score.shown["classes"], "names": list(split.class_names)}}
             settings[name] = {"train_images": len(split.train), "test_images": len(split.test), **score.settings}
         assert score is not None
         return Score(
@@ -51,6 +54,7 @@ class Transfer(Repeated):
             settings={"by": self.by, "sets": settings},
             card=f"{self.by} on each of {', '.join(splits)}, and the mean of their accuracies. On {name}: {score.card}",
             trains_encoder=score.trains_encoder,
+            shown={"parts": parts} if parts else {},
         )
 
 
