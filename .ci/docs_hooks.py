@@ -27,9 +27,13 @@ def on_page_markdown(markdown, page, config, files):
 
 def on_post_page(output, page, config):
     """The theme's search dialog has no name that a screen reader could say."""
-    return output.replace(
-        'data-md-component="search" role="dialog"', 'data-md-component="search" role="dialog" aria-label="Search"'
-    )
+    return on_post_template(output, page.file.src_uri, config)
+
+
+def on_post_template(output, template_name, config):
+    """The same of the page that stands for one that is not there."""
+    unnamed = 'data-md-component="search" role="dialog"'
+    return output.replace(unnamed, f'{unnamed} aria-label="Search"')
 
 
 def on_page_content(html, page, config, files):

@@ -199,6 +199,20 @@ def test_an_image_is_its_own_nearest_neighbour(home: Path):
     assert run.neighbours(k=2, among="images").similarity.shape == (2, 2)
     with pytest.raises(ValueError, match="1 or more; got 0"):
         run.neighbours(k=0)
+    few = run.neighbours("images", k=3, among="images", count=1)
+    assert repr(few) == f"<Neighbours of {few.names[0]}: indices 1 x 3; similarity 1 x 3>"
+
+
+def test_images_that_cannot_be_read_are_said_with_the_reason(home: Path):
+    run = unveil.Run("mae")
+    with pytest.raises(ValueError, match=r"no sample of the images given can be read; .*nowhere.png"):
+        run.reconstruct("nowhere.png")
+    with pytest.raises(ValueError, match=r"no sample of the images given can be read; .*\[0, 1\]"):
+        run.reconstruct(np.full((16, 16, 3), 200.0, np.float32))
+    with pytest.raises(ValueError, match=r"channels first, or 3 grey images; give array.transpose\(1, 2, 0\)"):
+        run.reconstruct(np.zeros((3, 16, 16), np.uint8))
+    with pytest.raises(ValueError, match=r"has no labels, .* give \(images, labels\)"):
+        unveil.evaluate(run, data=np.zeros((8, 16, 16, 3), np.uint8), protocol="knn", baselines=False)
 
 
 def test_figures_need_matplotlib(home: Path):

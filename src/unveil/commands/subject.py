@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from ..data.sources import Source
-from ..evaluation.visualize.samples import SampleViews, load_samples
+from ..evaluation.visualize.samples import SampleViews, first_reason, load_samples
 from ..modeling.masked_model import MaskedModel
 from ..modeling.masking import Masker, Uniform
 from ..modeling.types import Batch, Modality
@@ -64,7 +64,8 @@ class Subject:
         """At most `count` samples, evenly spread, and the batch of them. Raises ValueError where none can be read."""
         samples = load_samples(self.samples, self.modalities, self.model.encoder.image_size, count)
         if not len(samples):
-            raise ValueError(f"no sample of {self.samples.address} can be read; see `unveil inspect`")
+            why = first_reason(self.samples, self.modalities)
+            raise ValueError(f"no sample of {self.samples.address} can be read; {why}")
         return samples, samples.views.on(self.device)
 
 

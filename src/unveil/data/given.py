@@ -96,6 +96,11 @@ def pictures_given(pictures: object, declared: tuple[Declared, ...], channels: i
         if unknown := [name for name in maps if name not in {d.name for d in declared} | ({"rgb"} - {*inputs})]:
             raise ValueError(f"there is no modality {unknown[0]!r} to give; there are {', '.join(inputs) or 'rgb'}")
     else:
+        if isinstance(pictures, np.ndarray) and pictures.ndim == 3 and pictures.shape[0] == 3 < pictures.shape[2] - 1:
+            raise ValueError(
+                f"an array of the shape {pictures.shape} may be an image with its channels first, or 3 grey images;"
+                " give array.transpose(1, 2, 0), or list(array)"
+            )
         maps = {inputs[0] if declared else "": _several(pictures)}
     given = _of_mapping(maps)
     missing = {d.name: [None] * len(given) for d in declared if d.name not in maps}

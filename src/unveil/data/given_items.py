@@ -92,6 +92,11 @@ class GivenImages:
     def classes(self) -> list[str] | None:
         return self._labelled[1]
 
+    @property
+    def unlabelled(self) -> str:
+        """How such data get labels."""
+        return "give (images, labels), or a Dataset whose items are (image, label) or have `image` and `label`"
+
 
 @dataclass(frozen=True)
 class GivenSamples(DeclaredSamples):

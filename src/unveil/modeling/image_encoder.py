@@ -285,7 +285,8 @@ class FeatureExtractor(nn.Module, ABC):
     def as_float(self, images: Tensor) -> Float[Tensor, "B C H W"]:
         """Checked images in [0, 1], on the encoder's device and in its type. Raises ValueError for another shape."""
         if not isinstance(images, Tensor) or images.ndim != 4 or images.shape[1] != self.channels:
-            given = tuple(images.shape) if isinstance(images, Tensor) else f"a {type(images).__name__}"
+            way = "encoder.transform(image)[None] makes one of a picture, an array or a path"
+            given = tuple(images.shape) if isinstance(images, Tensor) else f"a {type(images).__name__}; {way}"
             raise ValueError(f"images are B x {self.channels} x H x W in [0, 1]; got {given}")
         if images.dtype != torch.uint8 and not is_traced():
             self._warn_of_range(images)

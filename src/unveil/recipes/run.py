@@ -88,7 +88,7 @@ class Run:
             kind = "an encoder" if c.recipe == ENCODER else c.recipe
             return f"<Run {self.path}: {kind} of {self.imported['source']}>"
         done = f"step {newest}" if newest is not None else "no checkpoint"
-        epochs = "" if c.epochs is None else f", {c.epochs:g} epoch{'s' * (c.epochs != 1)}"
+        epochs = "" if c.epochs is None else f", {c.epochs:.4g} epoch{'s' * (c.epochs != 1)}"
         images = f"{c.data.count:,} images of {c.data.address} ({c.data.held_out:,} held out)"
         headline = "".join(f", {name}={c.options[name]}" for name in _HEADLINE if c.options.get(name) is not None)
         return f"<Run {self.path}: {c.recipe}, {c.status} at {done}{epochs}, {images}{headline}>"

@@ -41,7 +41,8 @@ def classes(runs: Runs) -> Markup | None:
     explained = (
         "Of each class how many of its test samples were right, the worst first, with the 95 % interval (Wilson) and"
         " what the class was mostly taken for. Samples of segmentation, of patches and of several draws are not"
-        " independent: they have no interval. In the matrix a row is a true class and a column what it was taken for, in per cent of the row."
+        " independent: they have no interval. In the matrix a row is a true class and a column what it was taken for,"
+        " in per cent of the row."
     )
     return by_run("Classes", runs, _of_run, explained)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING
 
 from jaxtyping import Bool, Float, Int
@@ -21,7 +21,7 @@ _INCHES = 1.7  # of a picture's side in a figure
 _NEEDED = "figures are drawn by matplotlib: pip install 'unveil[figures]'; .image() needs nothing"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Drawn:
     """A result that can be looked at; a notebook shows its picture. `names` are those of the samples, in their order.
 
@@ -67,8 +67,20 @@ class Drawn:
     def __len__(self) -> int:
         return len(self.names)
 
+    def __repr__(self) -> str:
+        facts = {f.name: _shape(getattr(self, f.name)) for f in fields(self) if f.name not in ("names", "sheet")}
+        words = "; ".join(f"{name} {shape}" for name, shape in facts.items() if shape)
+        return f"<{type(self).__name__} of {', '.join(self.names[:4])}{', ...' * (len(self) > 4)}: {words}>"
 
-@dataclass(frozen=True)
+
+def _shape(value: object) -> str:
+    """The shapes of tensors, by name: rgb 4 x 3 x 32 x 32; nothing of anything else."""
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name} {_shape(one)}" for name, one in value.items())
+    return " x ".join(map(str, value.shape)) if isinstance(value, Tensor) else ""
+
+
+@dataclass(frozen=True, repr=False)
 class Reconstruction(Drawn):
     """Predictions of hidden patches, by modality.
 
@@ -83,7 +95,7 @@ class Reconstruction(Drawn):
     hidden: Mapping[str, Bool[Tensor, "B h w"]]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Guidance(Drawn):
     """What guides the masks of a run, by modality.
 
@@ -102,7 +114,7 @@ class Guidance(Drawn):
     masks: Mapping[str, Bool[Tensor, "B h w"]]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Neighbours(Drawn):
     """The nearest images by the cosine of features, the nearest first.
 

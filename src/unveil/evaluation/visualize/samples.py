@@ -45,6 +45,15 @@ def load_samples(source: Source, modalities: Sequence[Modality], size: tuple[int
     return SampleViews([source.name(i) for i in places], places, replace(batch, progress=torch.ones(())))
 
 
+def first_reason(source: Source, modalities: Sequence[Modality]) -> str:
+    """Why the first sample of a source cannot be read, or where to look for it."""
+    try:
+        sampler(source, next(m for m in modalities if m.role != "output").name)(0)
+    except Unreadable as error:
+        return str(error)
+    return "see `unveil inspect`"
+
+
 def centred(sample: Sample, size: tuple[int, int], modalities: Sequence[Modality], is_plain: bool) -> Sample:
     """The centre view of a sample, `size` (height, width) large; a plain one is an image without unknown pixels."""
     if is_plain:  # by the resize that evaluations use, to the bit
