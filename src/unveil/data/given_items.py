@@ -94,7 +94,7 @@ class GivenImages:
 
     @property
     def unlabelled(self) -> str:
-        """How such data get labels."""
+        """What to give so that such data have labels, for a message."""
         return "give (images, labels), or a Dataset whose items are (image, label) or have `image` and `label`"
 
 
