@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 import unveil
 from tiny_runs import STEPS, TRAIN, facts, journal, listing, weights, write_images, write_recipe
 from unveil.cli import main
+from unveil.commands.explore.models import open_explored
 from unveil.experiments.study import worker
 from unveil.modeling.public_vits import read_weights
 from unveil.modeling.public_vits.weight_files import find_weights
@@ -137,7 +138,12 @@ def init_from(run: Path, home: Path) -> None:
     assert main([*words, "--init-from", str(run)]) == 0
 
 
-VERBS = [embed, evaluate, heldout, load, find, look, blocks, attention, features, init_from]
+def explore(run: Path, home: Path) -> None:
+    explored = open_explored(str(run), "cpu")
+    assert any("not the newest weights" in note for note in explored.notes) == (explored.epoch != 3)
+
+
+VERBS = [embed, evaluate, heldout, load, find, look, blocks, attention, features, init_from, explore]
 
 
 @pytest.mark.parametrize("verb", VERBS, ids=lambda verb: verb.__name__)

@@ -18,6 +18,7 @@ import torch
 import unveil
 from tiny_runs import RECIPE, Place, facts, write_images
 from unveil.cli import main
+from unveil.commands.explore.models import open_explored
 from unveil.modeling.encoder import vit
 from unveil.recipes.registry import build_recipe, default_modalities, load_recipe, recipe_cards
 from unveil.recipes.stored_encoder import StoredEncoder, encoder_metadata
@@ -90,6 +91,7 @@ FREE: dict[str, Callable[[str], Any]] = {  # verbs that need the encoder alone
     "bench": lambda d: main(["bench", "evaluate", "run", "--images", "4", "--protocol", "knn", "--train-images", "9"]),
     "images": lambda d: len(unveil.Run.open("run").held_out()) == 0,
     "names": lambda d: repr(unveil.Run.open("run")) == "",
+    "explore": lambda d: open_explored("run", "cpu").model is not None,
     "init": lambda d: main(
         ["pretrain", str(own(Path("own.py"))), "--data", d, "--init-from", "run", "--out", "new", *FEW]
     ),

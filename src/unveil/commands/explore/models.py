@@ -18,7 +18,7 @@ from ...modeling.masking import Masker
 from ...modeling.public_vits import is_public_vit, load_encoder
 from ...modeling.types import Batch, Layout, Modality, Observations, Tokens
 from ...recipes.run import Run
-from ...runs.checkpoint_state import weights_by_step
+from ...runs.checkpoint_state import lost, weights_by_step
 from ...runs.hardware import choose_device
 from ...runs.trust import UntrustedCodeError
 
@@ -84,7 +84,8 @@ def open_explored(address: str, device: str = "auto", trust: bool = False) -> Ex
     else:
         encoder, modalities, note, own = ImageEncoder(model.encoder), run.modalities, "", model
     step = max(weights_by_step(run.path), default=0)
-    notes = (note,) if note else ()
+    older = [f"These are not the newest weights: {reason}." for reason in lost(run.path)]
+    notes = tuple(filter(None, (note, *older)))
     return Explored(run.name, encoder, modalities, identity, own, run.declared, run, step, float(state["epoch"]), notes)
 
 
