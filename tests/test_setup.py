@@ -42,10 +42,11 @@ def test_every_requirement_is_pinned_within_its_range():
     lines = (ROOT / "constraints.txt").read_text().splitlines()
     pins = dict(line.split("==") for line in lines if line and not line.startswith("#"))
     extras = project["optional-dependencies"]
-    for text in (*project["dependencies"], *extras["test"], *extras["dev"]):
+    del extras["trackio"]  # needs an older Pillow
+    for text in (*project["dependencies"], *(text for extra in extras.values() for text in extra)):
         wanted = Requirement(text)
         if wanted.name != "unveil":
-            assert wanted.specifier.contains(pins[wanted.name.lower()]), text
+            assert wanted.specifier.contains(pins[wanted.name.lower().replace("_", "-")]), text
 
 
 class TestGo:
