@@ -87,7 +87,11 @@ def test_draws_are_added_up_and_shown_by_number_of_labels(tmp_path: Path):
     result = json.loads(file.read_text())
     added["classes"]["names"] = ["left", "right"]
     parts = {"1%": added, "10%": 5}
+    result["metrics"] = {"accuracy_1%": 0.5, "a": 1, "b": 1, "mean_class_accuracy": 0.272}
     (run / "eval" / "lowshot.json").write_text(json.dumps({**result, "protocol": "lowshot", "shown": {"parts": parts}}))
     page = write_report([run]).read_text()
     assert "<h3>few labels, 1%" in page
+    assert "<h3>few labels<" in page
+    assert "1 more measure<" in page
+    assert "27.2 %" in page, "a share of the classes' accuracies"
     assert "test images over 2 draws" in page

@@ -11,7 +11,7 @@ from .analyses import shaded
 from .comparisons import title_of
 from .markup import Markup, html_table, percent, remark, tag
 from .run_files import mapping, number
-from .run_record import Evaluation, RunRecord, protocol_name
+from .run_record import Evaluation, RunRecord
 from .sections import Runs, by_run
 
 _Z = 1.96  # of a 95 % interval
@@ -51,7 +51,7 @@ def _of_run(run: RunRecord) -> list[Markup | None]:
     blocks: list[Markup | None] = []
     for evaluation in run.evaluations:
         parts = mapping(evaluation.shown.get("parts"))
-        each = {protocol_name(evaluation.protocol): evaluation.shown}
+        each = {title_of(evaluation.protocol): evaluation.shown}
         each |= {title_of(evaluation.protocol, f"accuracy_{name}"): mapping(part) for name, part in parts.items()}
         for title, shown in each.items():
             if (read := read_classes(shown)) is not None:

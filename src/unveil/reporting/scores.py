@@ -6,16 +6,17 @@ import math
 from collections.abc import Sequence
 
 from .charts import NUM_COLOURS, Line, line_chart
-from .comparisons import SHORT, error_of, half_interval
+from .comparisons import SHORT, error_of, half_interval, title_of
 from .forecast import FURTHEST, LEVEL, fit
-from .markup import Markup, figure, html_table, percent, remark, tag
+from .markup import Markup, counted, figure, html_table, percent, remark, tag
 from .outlook import all_curves, before_decay
-from .run_record import Evaluation, RunRecord, protocol_name
+from .run_record import Evaluation, RunRecord
 from .sections import Runs, chart_section, section
 
 SHOWN = 3  # measures of a protocol that are seen at once
 SHARES = (  # metrics that are shares of 1
-    *("accuracy", "top", "miou", "pixel_accuracy", "mean_accuracy", "delta", "box_ap", "mask_ap", "jf_", "j_", "f_"),
+    *("accuracy", "top", "miou", "pixel_accuracy", "mean_accuracy", "mean_class_accuracy", "most_frequent_class"),
+    *("delta", "box_ap", "mask_ap", "jf_", "j_", "f_"),
 )
 _OF_EACH = {"iou": "class", "box_ap": "class", "mask_ap": "class", "jf": "video"}  # what shares are the means of
 _WORDS = {  # of metrics, which are not written as they are spoken
@@ -69,10 +70,10 @@ def _protocol(runs: Runs, protocol: str, data: str) -> Markup:
     ]
     blocks = drawn[:SHOWN]
     if more := drawn[SHOWN:]:
-        blocks.append(tag("details", tag("summary", f"{len(more)} more measures"), *more))
+        blocks.append(tag("details", tag("summary", counted(len(more), "more measure")), *more))
     blocks += [_details(what, results) for what in dict.fromkeys(w for _, _, e in results for w in e.details)]
     card = next((e.card for _, _, e in results if e.card), "")
-    heading = tag("h3", protocol_name(protocol), tag("span", f" on {data}" if data else "", class_="aside"))
+    heading = tag("h3", title_of(protocol), tag("span", f" on {data}" if data else "", class_="aside"))
     return tag("article", heading, *blocks, remark(card) if card else None, class_="protocol")
 
 

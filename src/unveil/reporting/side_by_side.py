@@ -28,6 +28,7 @@ def comparison(runs: Runs) -> Markup | None:
     differing = [option for option in options if len({run.text("options", option) for run in runs}) > 1]
     words = [(name, [run.text(*keys) for run in runs]) for name, keys in FACTS.items()]
     words = [(name, values) for name, values in words if name in _ALWAYS or len(set(values)) > 1]
+    words = [(n, [f"{int(v):,}" if n == "images" and v.isdecimal() else v for v in values]) for n, values in words]
     words += [(d, [shown(run.fact("options", d)) for run in runs]) for d in differing]
     columns: list[tuple[str, list[object]]] = [(name, [v or "–" for v in own]) for name, own in words if any(own)]
     why_losses, why_features = losses_differ(runs), data_differ(runs)
@@ -35,7 +36,7 @@ def comparison(runs: Runs) -> Markup | None:
     less, more = None if why_losses else min, None if why_features else max
     measures: list[Measure] = [
         ("epochs", [run.epochs_done for run in runs], nothing, None, brief),
-        ("time", [run.seconds for run in runs], nothing, min, duration),
+        ("time", [run.seconds for run in runs], nothing, None, duration),
         ("images/s", [run.images_per_second for run in runs], nothing, more, figure),
         ("final loss", [run.final_loss for run in runs], nothing, less, figure),
         ("held-out loss", [run.last_signals.heldout_loss for run in runs], nothing, less, figure),
