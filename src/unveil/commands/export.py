@@ -116,9 +116,6 @@ def export(
     """
     run, out, image_size = as_text(run), as_text(out), as_tuple(image_size)
     layout = _LAYOUTS[to]
-    missing = [name for name in layout.needs if importlib.util.find_spec(name) is None]
-    if missing:
-        raise ValueError(f"--to {to} needs {' and '.join(missing)}: pip install 'unveil[{to}]'")
     if push is not None and importlib.util.find_spec("huggingface_hub") is None:
         raise ValueError("--push needs huggingface_hub: pip install 'unveil[hub]'")
     if decoder and to != "transformers":
@@ -135,6 +132,9 @@ def export(
     at_epoch = at_epoch if kept is None else kept.facts.get("at_epoch")
     if kept is not None:
         _check_head(str(head), kept, to)
+    missing = [name for name in layout.needs if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ValueError(f"--to {to} needs {' and '.join(missing)}: pip install 'unveil[{to}]'")
     encoder = _encoder(stored, to, at_epoch, kept)
     model = None if kept is None else load_predictor(stored, head, "cpu", trust)
     if image_size:

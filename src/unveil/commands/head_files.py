@@ -57,7 +57,7 @@ def write_head(run: Run, head: KeptHead, model: Predictor, folder: Path) -> None
         described, own = {"public": run.imported["beside"]}, run.checkpoint(head.facts.get("at_epoch")).model
     weights |= {_ENCODER + name: tensor for name, tensor in own.items()}
     facts = {**head.facts, "data": str(head.facts.get("data", "")).rstrip("/").rpartition("/")[2]}
-    content = {"task": head.task, "model": head.model, "settings": head.settings, "facts": facts}
+    content: dict[str, Any] = {"task": head.task, "model": head.model, "settings": head.settings, "facts": facts}
     content |= {"trains_encoder": head.trains_encoder, "classes": list(head.classes), "encoder": described}
     size = {"image_size": list(model.view_size), "inputs": [m.name for m in model.inputs]}
     write_weights(folder / WEIGHTS, {n: t.detach().cpu().contiguous() for n, t in weights.items()}, {"format": "pt"})

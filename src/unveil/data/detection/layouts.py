@@ -202,6 +202,7 @@ def _told_places(root: Path, told: Mapping[str, Any]) -> dict[str, _YoloPlace]:
         parts = [part for part in str(entry or "").replace("\\", "/").split("/") if part not in ("", ".", "..")]
         ends = (root.joinpath(*parts[k:]) for k in range(len(parts)))
         place = next((end for end in ends if end.exists()), root)
+        made: _YoloPlace
         if place.suffix == ".txt":
             lines = (line.strip().replace("\\", "/") for line in text_of(place).splitlines())
             listed = frozenset(f"/{line}".rpartition("/images/")[2] for line in lines if line)
