@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from unveil.data.splits import groups_of, hold_out
+from unveil.evaluation.datasets import open_sets
 
 
 class Named:
@@ -64,3 +68,16 @@ def test_the_last_part_in_the_order_of_time():
 def test_groups_that_are_none(group_by: str, message: str):
     with pytest.raises(ValueError, match=message):
         hold_out(Named(["a/1", "b/2"]), 0.5, 0, group_by=group_by)
+
+
+def test_groups_that_are_the_classes_are_refused(tmp_path: Path):
+    """Patients lie below classes: level 1 would hold whole classes out, level 2 holds patients out."""
+    for number in range(24):
+        folder = tmp_path / f"class{number % 3}" / f"patient{number // 3}"
+        folder.mkdir(parents=True)
+        Image.new("RGB", (8, 8), (number, 0, 0)).save(folder / "scan.png")
+    with pytest.raises(ValueError, match=r"--group-by 1 holds whole classes .* such as 2 for the patients"):
+        open_sets(str(tmp_path), None, 3, "1")
+    train, test = open_sets(str(tmp_path), None, 3, "2")
+    assert test is not None
+    assert len(train) + len(test) == 24

@@ -170,7 +170,7 @@ def open_sets(
     A folder that holds train and val (or validation, or test) is both, as folders, as ImageNet and Places are laid out,
     or as Parquet files. Of aligned folders the `inputs` are read, by default the first of the `declared` ones, or rgb.
     With `group_by` a fifth is held out by whole groups, as `hold_out` makes them. Raises ValueError for groups where
-    there are test images already.
+    there are test images already, and for groups that are the classes.
     """
     if test_data is None:
         splits = split_addresses(data)
@@ -190,7 +190,13 @@ def open_sets(
         return source, test_source
     if test_source is not None:
         raise ValueError(f"--group-by holds groups of {data} out; with test images of their own, leave it away")
-    return hold_out(source, TEST_SHARE, seed, group_by=group_by)
+    train, test = hold_out(source, TEST_SHARE, seed, group_by=group_by)
+    if train.labels is not None and test.labels is not None and not set(train.labels) & set(test.labels):
+        raise ValueError(
+            f"--group-by {group_by} holds whole classes of {data} out, so that none that is tested was learned; give"
+            " groups that lie in several classes, such as 2 for the patients in class/patient/image.png"
+        )
+    return train, test
 
 
 def check_labels(source: Source, least: int = 2) -> list[int]:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache, partial
-from typing import Literal, ParamSpec, TypeVar, cast
+from typing import Any, Literal, ParamSpec, TypeVar, cast
 
 import torch
 
@@ -120,7 +120,7 @@ class Hyperparameters:
 
     def vit(self, *modalities: Modality, final_norm: bool = True) -> Encoder:
         """A new ViT of this size, patch and image size that reads the given modalities."""
-        parts = {"registers": self.registers, "layer_scale": self.layer_scale, "mlp": self.mlp}
+        parts: dict[str, Any] = {"registers": self.registers, "layer_scale": self.layer_scale, "mlp": self.mlp}
         parts |= {"resize_positions": self.resize_positions, "positions": self.encoder_positions}
         return vit(self.size, self.patch, self.image_size, modalities, final_norm, **parts)
 

@@ -80,7 +80,11 @@ def timm_config(encoder: Encoder, licence: str | None) -> dict[str, Any]:
     """The `config.json` that `timm.create_model("local-dir:...", pretrained=True)` and a hub name read."""
     modality = check_layout(encoder)
     shape = {"img_size": list(encoder.image_size), "patch_size": encoder.patch, "in_chans": modality.channels}
-    sizes = {"embed_dim": encoder.dim, "depth": encoder.depth, "num_heads": encoder.blocks[0].attn.heads}
+    sizes: dict[str, Any] = {
+        "embed_dim": encoder.dim,
+        "depth": encoder.depth,
+        "num_heads": encoder.blocks[0].attn.heads,
+    }
     if len(encoder.prefix) > 1:
         sizes["reg_tokens"] = len(encoder.prefix) - 1
     if encoder.layer_scale is not None:
