@@ -64,6 +64,7 @@ def test_a_notebook_shows_verdict_curve_and_three_reconstructions(home: Path):
     assert html.count("<figure") == 1 + 2  # the curve, and the two images that are held out
     assert html.count("data:image/png;base64,") == 6
     assert "http" not in html
+    assert "img{width:96px;height:auto;" in html, "small images are enlarged in both directions"
 
 
 def test_a_run_still_training_or_without_images_shows_what_there_is(home: Path, tmp_path: Path):
