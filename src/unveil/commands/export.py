@@ -213,7 +213,7 @@ def _card(
 def _head_facts(model: Predictor) -> dict[str, object]:
     """What the card says of a head."""
     height, width = model.view_size
-    facts = {
+    facts: dict[str, object] = {
         "trained by": f"`unveil evaluate --protocol {model.facts.get('protocol')}`",
         "predicts": _KINDS[model.task],
     }
