@@ -38,11 +38,11 @@ def use_threads(threads: int | None = None) -> Iterator[None]:
 class AdaptiveThreads:
     """Computes steps with all threads, or with one while other programs keep the cores busy.
 
-     The threads of an operation wait for the last of them. Where another program has its core, that takes a time slice
-     of the system in every operation: a step of a small model then takes ten times as long with two threads as with one
-    . So two steps are computed with the other number of threads from time to time, of which the
-     second is timed, and the faster number is kept. Rounding depends on the number; nothing is tried within the first
-     `TRIAL_SECONDS`, nor where `most`, the number of all threads, is 1 or 0.
+    The threads of an operation wait for the last of them. Where another program has its core, that takes a time slice
+    of the system in every operation: a step of a small model then takes ten times as long with two threads as with
+    one. So two steps are computed with the other number of threads from time to time, of which the second is timed,
+    and the faster number is kept. Rounding depends on the number; nothing is tried within the first
+    `TRIAL_SECONDS`, nor where `most`, the number of all threads, is 1 or 0.
     """
 
     def __init__(self, most: int, now: Callable[[], float] = time.perf_counter):
