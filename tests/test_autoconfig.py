@@ -92,7 +92,7 @@ class TestSize:
         return auto.options["size"]
 
     def test_without_a_gpu_a_short_run_trains_a_small_encoder(self):
-        assert self.size("cpu", 10) == self.size("mps", 30) == "nano"
+        assert self.size("cpu", 10) == self.size("mps", 30) == self.size("cpu", 60) == "nano"
         assert self.size("cpu", 120) == self.size("cpu", None) == "tiny"  # None: the epochs are given
         assert self.size("cuda", 10) == "base"
         assert self.size("cpu", 10, size="small") == "small"
