@@ -24,7 +24,7 @@ MAX_EPOCHS = 800  # as long as the papers train
 UPDATES = 10_000  # that a run should have: below it, batches of half the size learn more from the same images
 FEWEST_UPDATES = 1000  # that a run keeps where larger batches, being faster, show it more images
 MIN_BATCH, MAX_BATCH = 16, 4096
-CPU_BATCH = 128  # at most on a CPU: larger ones make no image faster there, and leave a run fewer updates
+CPU_BATCH = 128  # at most on a CPU, unless measured to be faster: larger ones mostly make no image faster there, and leave a run fewer updates
 FEW_BATCHES = 8  # in an epoch, below which all have the size that leaves the fewest images out
 SMALL_VIT_MINUTES = 60.0  # of training on a CPU up to which a ViT nano is taken; docs/results.md has what it learns
 SHORT_RUN_LR = 1e-3  # peak of a tiny ViT at batches of 32 and more, less below; docs/results.md has the sweep
@@ -157,12 +157,11 @@ def configure_schedule(
     image_seconds: float,
     minutes: float,
     fast_batch: int = 1,
-    most_images: int = MAX_BATCH,
+    device: str = "cpu",
 ) -> None:
     """Set epochs that fit the time, a batch that leaves enough updates, and a learning rate for both.
 
-    `fast_batch` is the one that was measured to be fastest, of those that leave enough updates; without one a batch
-    has at most `most_images`.
+    `fast_batch` is the one that was measured to be fastest, of those that leave enough updates.
     """
     epochs = min(MAX_EPOCHS, minutes * 60 / max(1e-9, num_train * image_seconds))
     epochs = round(epochs) if epochs >= 10 else max(0.01, round(epochs, 2))
@@ -171,7 +170,8 @@ def configure_schedule(
     images = length * num_train
     paper = auto.defaults.get("batch_size", MAX_BATCH)
     batch = 2 ** round(math.log2(max(1.0, images / UPDATES)))
-    batch = max(1, min(max(MIN_BATCH, min(batch, most_images), fast_batch), paper, num_train))
+    most = CPU_BATCH if device == "cpu" else MAX_BATCH
+    batch = max(1, min(max(MIN_BATCH, min(batch, most), fast_batch), paper, num_train))
     speed = f", {1 / image_seconds:,.0f} a second" if batch == fast_batch else ""
     per_epoch = num_train // batch
     if per_epoch < FEW_BATCHES:  # what an epoch has beyond its last whole batch is left out of it

@@ -30,8 +30,6 @@ from ..runs.folder import OWN_RECIPE, OWN_SCORE, check_checkpoints, read_metadat
 from ..runs.hardware import choose_device
 from ..runs.trust import remember
 from .autoconfig import (
-    CPU_BATCH,
-    MAX_BATCH,
     MINUTES,
     AutoConfig,
     configure_schedule,
@@ -312,8 +310,7 @@ class _Draft:
     def set_schedule(self, auto: AutoConfig, image_seconds: float) -> None:
         """Set epochs, batch and rate, unless the paper's are kept."""
         if not self.config.paper:
-            most = CPU_BATCH if self.device.type == "cpu" else MAX_BATCH
-            configure_schedule(auto, self.num_train, image_seconds, self.minutes, self.fast_batch, most)
+            configure_schedule(auto, self.num_train, image_seconds, self.minutes, self.fast_batch, self.device.type)
 
     def measure(self, train: Source, processes: int) -> tuple[Settings, float]:
         """Settings that work on the device, and the seconds that training takes per image, loading included."""
