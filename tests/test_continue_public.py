@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
 import unveil
@@ -131,6 +132,22 @@ def test_what_goes_on_is_trained_saved_and_goes_on_again(tmp_path: Path, images:
     again = unveil.pretrain("crossmae", data=images, init_from=run, out=tmp_path / "b", **options | {"lr": 0.0})
     assert torch.equal(Run.open(again).checkpoint().model[TABLE], Run.open(run).checkpoint().model[TABLE])
     assert Run.open(again).config.options["registers"] == 3
+
+
+def test_grey_images_take_the_patch_of_weights_of_colours(tmp_path: Path):
+    grey = tmp_path / "grey"
+    for path in write_images(tmp_path / "images", 12).rglob("*.png"):
+        grey.mkdir(exist_ok=True)
+        Image.open(path).convert("L").save(grey / path.name)
+    vit().save_pretrained(tmp_path / "theirs")
+    given = {"init_from": tmp_path / "theirs", "init_channels": "mean", "image_size": 32}
+    run = Run.open(unveil.pretrain("mae", data=str(grey), out=tmp_path / "a", **given, **STILL))
+    assert run.config.options["patch"] == 8
+    x, encoder = torch.rand(2, 1, 32, 32), run.encoder()
+    (mean,), (std,) = encoder.statistics
+    model = transformers.ViTModel.from_pretrained(tmp_path / "theirs", add_pooling_layer=False)
+    theirs = features(model, x.expand(-1, 3, -1, -1), ((mean,) * 3, (std,) * 3))
+    torch.testing.assert_close(encoder(x), theirs, rtol=1e-5, atol=1e-5)
 
 
 def test_own_encoders_at_another_size_keep_their_places(tmp_path: Path, images: str):

@@ -132,12 +132,19 @@ def configure_initial(auto: AutoConfig, initial: Initial, modality: Modality) ->
     if encoder is not None:
         for part in ("registers", "layer_scale", "mlp"):
             auto.fix(part, getattr(encoder, part), _OF_WEIGHTS)
+    patch = encoder.patch if encoder is not None else _patch(state, modality)
+    if not patch or "patch" in auto.given:
+        return 0
+    auto.fix("patch", patch, _OF_WEIGHTS)
+    return TOKENS_A_SIDE * patch
+
+
+def _patch(state: StateDict, modality: Modality) -> int:
+    """The patch side in pixels that a projection of patches shows; 0 without one, or for another one."""
     projection = state.get(f"encoder.adapters.{modality.name}.proj.weight")
     side = math.isqrt(projection.shape[1] // modality.channels) if projection is not None else 0
-    if projection is None or side * side * modality.channels != projection.shape[1] or "patch" in auto.given:
-        return 0
-    auto.fix("patch", side * modality.stride, _OF_WEIGHTS)
-    return TOKENS_A_SIDE * side * modality.stride
+    is_square = projection is not None and side * side * modality.channels == projection.shape[1]
+    return side * modality.stride if is_square else 0
 
 
 def configure_positions(auto: AutoConfig, initial: Initial) -> None:
