@@ -66,6 +66,10 @@ class TestProgress:
         said = capsys.readouterr().err.splitlines()
         assert said[1] == "step 1  3.3 h left"
         assert said[-1] == "step 7  16 min left"
+        for step in (0, 10):
+            progress.update(f"step {step} of the next", step, 100)
+            clock.now += 10
+        assert capsys.readouterr().err.splitlines()[-1] == "step 10 of the next  2 min left"
 
     def test_a_quiet_task_that_is_short_prints_nothing(self, capsys: pytest.CaptureFixture[str], clock):
         progress = Progress(quiet=20)

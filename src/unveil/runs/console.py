@@ -207,6 +207,9 @@ class Progress:
         if now < self.due and (done < total or not self.is_shown):
             return
         self.due, self.is_shown = now + self.interval, True
+        if done < self.marks[-1][1]:  # the next of several that are alike
+            self.marks.clear()
+            self.marks.append((now, done))
         while len(self.marks) > 1 and self.marks[1][0] <= now - _RATE_SECONDS:
             self.marks.popleft()
         start, first = self.marks[0]
