@@ -217,6 +217,22 @@ def test_results_of_other_protocols_stay_and_a_failed_write_changes_nothing(tmp_
     assert sorted(p.name for p in (tmp_path / "eval").iterdir()) == ["knn.json", "linear.json"]
 
 
+def test_a_result_on_other_data_is_kept_and_one_that_was_repeated_is_replaced(tmp_path, capsys):
+    result = Result("knn", "a", None, "cls", {"accuracy": 0.5}, {}, {"k": 20}, "", 0.0, "2026-11-29T07:05:55+00:00")
+    write_results(tmp_path, [result])
+    write_results(tmp_path, [replace(result, metrics={"accuracy": 0.6}, date="2026-11-29T08:00:00+00:00")])
+    assert not (tmp_path / "eval" / "earlier").exists()
+    write_results(tmp_path, [replace(result, data="b", metrics={"accuracy": 0.9})])
+    (kept,) = (tmp_path / "eval" / "earlier").iterdir()
+    assert kept.name == "knn-20261129T080000.json"
+    assert json.loads(kept.read_text())["metrics"] == {"accuracy": 0.6}
+    assert json.loads((tmp_path / "eval" / "knn.json").read_text())["data"] == "b"
+    assert "the earlier result of knn on a is kept as eval/earlier/knn-20261129T080000.json" in capsys.readouterr().err
+    (tmp_path / "eval" / "knn.json").write_text("damaged")
+    write_results(tmp_path, [result])
+    assert json.loads((tmp_path / "eval" / "knn.json").read_text())["data"] == "a"
+
+
 def test_the_table_lines_up():
     def result(name: str, own: float, **baselines: float) -> Result:
         metrics = {who: {"accuracy": accuracy} for who, accuracy in baselines.items()}

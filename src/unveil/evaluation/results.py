@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -16,7 +17,10 @@ from torch import nn
 from ..runs import console
 from ..runs.atomic import make_folder, write_json
 from ..runs.launcher import is_rank_zero
+from ..runs.regular_files import read_text
 from .outcomes import write_outcomes
+
+EARLIER = "earlier"  # folder in `eval/`: results that were replaced by those of other data, settings or weights
 
 
 @dataclass(frozen=True)
@@ -51,7 +55,7 @@ def write_results(
     became of each test sample goes to `outcomes/` in the same way.
 
     With `step`, that of the weights, it is among the settings. A file is replaced whole or not at all, others stay as
-    they are.
+    they are; one that says what was measured otherwise (other data, settings or weights) is kept in `earlier/`.
     """
     if step is not None:
         results = [replace(result, settings={**result.settings, "step": step}) for result in results]
@@ -63,9 +67,25 @@ def write_results(
         content = {name: value for name, value in asdict(result).items() if name != "outcomes"}
         if not result.shown:
             del content["shown"]
+        _keep_other(file, content)
         write_json(file, content)
         write_outcomes(Path(run_dir), result.protocol, result.outcomes, place)
     return list(files)
+
+
+def _keep_other(file: Path, content: Mapping[str, Any]) -> None:
+    """Keep the result in a file that another is about to replace, unless both were measured in the same way."""
+    try:
+        before = json.loads(read_text(file))
+        compared = json.loads(json.dumps(content))
+        name = f"{file.stem}-{re.sub('[^0-9T]', '', before['date'][:19])}.json"
+    except (OSError, ValueError, TypeError, KeyError):  # none, or a damaged one
+        return
+    if any(before.get(key) != compared[key] for key in ("data", "test_data", "pool", "settings", "weights")):
+        make_folder(file.parent / EARLIER)
+        write_json(file.parent / EARLIER / name, before)
+        data = console.quoted(str(before.get("data")))
+        console.log(f"note: the earlier result of {file.stem} on {data} is kept as eval/{EARLIER}/{name}")
 
 
 _FORMS = {  # metrics that the table shows, beside accuracies: their label and format
