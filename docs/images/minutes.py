@@ -17,18 +17,19 @@ def drawn() -> str:
     table = re.search(rf"^{re.escape(HEAD)}.*\n(?:\|.*\n)+", text, re.M)
     assert table, f"docs/results.md has no table that begins {HEAD}"
     head, _, *rows = ([cell.strip() for cell in line.split("|")[1:-1]] for line in table[0].splitlines())
-    end = max(float(row[0]) for row in rows if row[0])
+    minutes = [float(row[0]) for row in rows if row[0]]
+    ends = (min(minutes), max(minutes))
     charts = []
     for column, protocol in list(enumerate(head))[4:]:
         lines = []
         for colour, name in enumerate(dict.fromkeys(row[1] for row in rows)):
             own = [(row[0], float(row[column].split()[0])) for row in rows if row[1] == name]
             if own[0][0]:
-                lines.append(Line(name, [float(minutes) for minutes, _ in own], [score for _, score in own], colour))
+                lines.append(Line(name, [float(x) for x, _ in own], [score for _, score in own], colour))
             else:
-                lines.append(Line(name, (0.0, end), (own[0][1], own[0][1]), colour, is_dashed=True))
+                lines.append(Line(name, ends, (own[0][1], own[0][1]), colour, is_dashed=True))
         charts.append((f"{protocol}: accuracy, %", lines))
-    return chart_file(charts, x_label="minutes of steps")
+    return chart_file(charts, x_label="minutes of steps", is_log_x=True)
 
 
 if __name__ == "__main__":
