@@ -55,14 +55,16 @@ def hold(path: Path, waits: bool = False) -> Iterator[str | None]:
             yield other
             return
         # beside the lock, since Windows refuses to read a locked file
-        _write_owner(path, f"process {os.getpid()} on {_host()}, since {_begun(os.getpid())}")
+        line = f"process {os.getpid()} on {_host()}, since {_begun(os.getpid())}"
+        _write_owner(path, line)
         threading.Thread(target=_beat, args=(_owner(path), ended), name="unveil-lock", daemon=True).start()
         try:
             yield None
         finally:
             ended.set()
-            with suppress(OSError):  # a folder that is moved or full
-                _write_owner(path, f"{_name(path)}{_ENDED}")
+            with suppress(OSError):  # a folder that is full
+                if _name(path) == quoted(line):  # not a folder that was moved, or another in its place
+                    _write_owner(path, f"{line}{_ENDED}")
     finally:
         lock.release()
 
