@@ -233,8 +233,10 @@ def _write_head(
     load, output = _LAYOUTS[to].load, "metres" if model.task == "depth" else "scores"
     if to in ("torch", "onnx"):
         names = [m.name for m in model.inputs] if len(model.inputs) > 1 else ["images"]
-        write = _write_program if to == "torch" else _write_onnx
-        write(model.program(), model.example(), folder, names, output)
+        if to == "torch":
+            _write_program(model.program(), model.example(), folder)
+        else:
+            _write_onnx(model.program(), model.example(), folder, names, output)
         size = {"input_size": (model.channels, *model.view_size), "inputs": names}
         write_json(folder / "preprocess.json", encoder.preprocess_config | size | output_of(model))
         given = {"(images)": f"({', '.join(names)})", '"images": images': ", ".join(f'"{n}": {n}' for n in names)}
@@ -286,13 +288,7 @@ def _free(model: nn.Module, maps: Sequence[torch.Tensor]) -> tuple[Any, ...]:
     return (free,) if takes_any else free
 
 
-def _write_program(
-    model: nn.Module,
-    maps: tuple[torch.Tensor, ...],
-    folder: Path,
-    names: Sequence[str] = ("images",),
-    output: str = "features",
-) -> None:
+def _write_program(model: nn.Module, maps: tuple[torch.Tensor, ...], folder: Path) -> None:
     program = torch.export.export(model, maps, dynamic_shapes=_free(model, maps))
     with replacing(folder / "encoder.pt2") as temporary, temporary.open("wb") as file:
         torch.export.save(program, file)
